@@ -1,0 +1,75 @@
+"""The errors of exporting, adopting and loading a step graph.
+
+StepwellError                  code, problem, fix
+├── ManifestError              the description of a model is missing or wrong
+├── ModelLoadError             onnxruntime refuses the graph, or it disagrees with its manifest
+├── RefusedModelError          a model that cannot be stepped, with the layer and the reason
+├── ParityError                the step graph and the original disagree; nothing is written
+├── MissingExtraError          a framework that is needed is not installed
+├── TensorError                an array does not fit its declaration (name, shape or dtype)
+└── ModelTimeoutError          one model run took longer than allowed and was ended
+"""
+
+from __future__ import annotations
+
+
+class StepwellError(Exception):
+    """An error people can meet.
+
+    Attributes:
+        code: Stable machine-readable name, in snake case.
+        problem: What was found and what was expected, with both values.
+        fix: What can be done about it now.
+    """
+
+    code = "internal"
+
+    def __init__(self, problem: str, *, fix: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.fix}" if self.fix else self.problem
+
+
+class ManifestError(StepwellError):
+    """The manifest is missing, is not valid JSON, or contradicts itself."""
+
+    code = "bad_manifest"
+
+
+class ModelLoadError(StepwellError):
+    """A graph cannot be loaded, or does not have what its manifest says."""
+
+    code = "model_unloadable"
+
+
+class RefusedModelError(StepwellError):
+    """A model that cannot be stepped; names the layer or node, and the reason."""
+
+    code = "model_refused"
+
+
+class ParityError(StepwellError):
+    """Step by step and whole sequence differ by more than the tolerance."""
+
+    code = "parity_failed"
+
+
+class MissingExtraError(StepwellError):
+    """A package that this job needs is not installed."""
+
+    code = "missing_extra"
+
+
+class TensorError(StepwellError):
+    """An array's name, shape or dtype is not what the manifest declares."""
+
+    code = "bad_input"
+
+
+class ModelTimeoutError(StepwellError):
+    """One model run was ended because it took longer than `run_timeout_s`."""
+
+    code = "model_timeout"
