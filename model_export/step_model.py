@@ -1,0 +1,427 @@
+"""`StepModel`: a step graph on onnxruntime, as a pure function from rows to rows.
+
+`(inputs, states) -> (outputs, states)` on a batch of rows; it remembers no stream. Every array that goes in or
+comes out has the batch on axis 0, wherever the graph has it. The class that verifies a model at export is the
+class that serves it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError, TensorError
+from model_export.manifest import METADATA_KEY, Array, Manifest, StateSpec, TensorSpec, WindowSpec, sidecar_of
+
+_ORT_TYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16",
+    "tensor(uint8)": "uint8", "tensor(bool)": "bool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StateField:
+    """One state's place in a packed state row.
+
+    Attributes:
+        name: The state input's name; for a window `<input>.context`.
+        dtype: Type in the graph.
+        store_dtype: Type in the packed row.
+        shape: One row, without batch axis.
+        offset: First byte in the packed row.
+        nbytes: Length in the packed row.
+        initial: The initial row, shape `shape`, dtype `dtype`.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    store_dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    initial: Array
+
+
+class StepModel:
+    """One onnxruntime session that runs a step graph.
+
+    Attributes:
+        manifest: What the graph takes, gives and carries.
+        fields: The states in packed order; windows come last.
+        state_bytes: Bytes of one packed state row.
+        fingerprint: 8 bytes that name the graph, its weights and its state schema.
+        batched: Whether rows are run together. Decided by the manifest and by a probe at load: two
+            different rows run together must equal each run alone.
+    """
+
+    def __init__(
+        self,
+        source: Path | bytes,
+        manifest: Manifest | None = None,
+        *,
+        threads: int = 1,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        """Load, check and probe a step graph.
+
+        Args:
+            source: The ONNX file, or its bytes.
+            manifest: Overrides the one in the file and the sidecar.
+            threads: Threads that onnxruntime may use inside one run.
+            providers: onnxruntime execution providers, best first.
+
+        Raises:
+            ManifestError: No manifest, or one that contradicts the graph.
+            ModelLoadError: onnxruntime refuses the graph, or it fails on zeros.
+        """
+        self._where = str(source) if isinstance(source, Path) else "the given bytes"
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            graph = str(source) if isinstance(source, Path) else source
+            self._session = ort.InferenceSession(graph, options, providers=list(providers))
+        except Exception as exc:
+            raise ModelLoadError(
+                f"onnxruntime {ort.__version__} cannot load {self._where}: {str(exc).strip()}.",
+                fix="Export the model again, or check that the file is complete.",
+            ) from exc
+        self.manifest = manifest or self._read_manifest(source)
+        self._run_options = ort.RunOptions()
+        self._inputs = {spec.name: spec for spec in self.manifest.inputs}
+        self._windows = {window.input: window for window in self.manifest.windows}
+        self._constants = {name: spec.array() for name, spec in self.manifest.constants.items()}
+        self._check_against_graph()
+        self.fields = _layout(self.manifest)
+        self.state_bytes = sum(field.nbytes for field in self.fields)
+        self.fingerprint = self._fingerprint(source)
+        self._output_names = [o.name for o in self.manifest.answered]
+        self._fetch = self._output_names + [s.output for s in self.manifest.states]
+        self._initial: bytes = self.pack({f.name: f.initial[None] for f in self.fields}, rows=1)[0].tobytes()
+        no_batch_axis = any(s.batch_axis is None for s in self.manifest.states) or any(
+            s.batch_axis is None for s in self._inputs.values()
+        )
+        self.batched = False
+        self._probe(try_batch=self.manifest.batch.mode == "stack" and not no_batch_axis)
+
+    # ---------------------------------------------------------------- what people call
+
+    @property
+    def initial_state(self) -> bytes:
+        """One packed state row that a new stream starts from."""
+        return self._initial
+
+    def step(
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Consume one timestep of every row.
+
+        Args:
+            inputs: One array per manifest input, shape `(rows, *shape)`, its declared dtype.
+            states: One array per state field, shape `(rows, *shape)`; see `initial_states`.
+
+        Returns:
+            The answered outputs, shape `(rows, *shape)`, and the next states, shaped as `states`.
+
+        Raises:
+            ModelTimeoutError: `terminate` was called during the run.
+            ModelLoadError: onnxruntime failed on these values.
+        """
+        rows = len(next(iter(inputs.values())))
+        if self.batched or rows == 1:
+            return self._run(inputs, states)
+        parts = [
+            self._run({n: a[r : r + 1] for n, a in inputs.items()}, {n: a[r : r + 1] for n, a in states.items()})
+            for r in range(rows)
+        ]
+        return _stack([p[0] for p in parts]), _stack([p[1] for p in parts])
+
+    def chunk(
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Consume T timesteps of every row, in order.
+
+        Args:
+            inputs: One array per manifest input, shape `(rows, T, *shape)`, T >= 1.
+            states: As for `step`.
+
+        Returns:
+            The answered outputs, shape `(rows, T, *shape)`, and the states after the last timestep.
+        """
+        length = next(iter(inputs.values())).shape[1]
+        outputs: list[dict[str, Array]] = []
+        current = dict(states)
+        for t in range(length):
+            out, current = self.step({n: a[:, t] for n, a in inputs.items()}, current)
+            outputs.append(out)
+        return {n: np.stack([o[n] for o in outputs], axis=1) for n in self._output_names}, current
+
+    def initial_states(self, rows: int) -> dict[str, Array]:
+        """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
+        return {f.name: np.repeat(f.initial[None], rows, axis=0) for f in self.fields}
+
+    def pack(self, states: Mapping[str, Array], *, rows: int) -> Array:
+        """Pack states into rows of bytes as the store keeps them.
+
+        Returns:
+            Shape `(rows, state_bytes)` uint8.
+        """
+        packed = np.empty((rows, self.state_bytes), np.uint8)
+        for f in self.fields:
+            flat = np.ascontiguousarray(states[f.name].reshape(rows, -1), dtype=f.store_dtype)
+            packed[:, f.offset : f.offset + f.nbytes] = flat.view(np.uint8).reshape(rows, f.nbytes)
+        return packed
+
+    def unpack(self, packed: Array) -> dict[str, Array]:
+        """Undo `pack`; `packed` has shape `(rows, state_bytes)` uint8."""
+        rows = len(packed)
+        return {
+            f.name: np.ascontiguousarray(packed[:, f.offset : f.offset + f.nbytes])
+            .view(f.store_dtype)
+            .reshape(rows, *f.shape)
+            .astype(f.dtype, copy=False)
+            for f in self.fields
+        }
+
+    def terminate(self) -> None:
+        """End the run that is now going on in another thread; it raises `ModelTimeoutError`."""
+        self._run_options.terminate = True
+
+    # ---------------------------------------------------------------- running
+
+    def _run(
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        feeds: dict[str, Array] = dict(self._constants)
+        joined: dict[str, Array] = {}
+        for name, spec in self._inputs.items():
+            row = inputs[name]
+            if (window := self._windows.get(name)) is not None:
+                row = joined[name] = np.concatenate([states[_context(window)], row], axis=window.axis + 1)
+                feeds[name] = _to_graph(row, row.shape[1:], spec.batch_axis)
+            else:
+                feeds[name] = _to_graph(row, spec.graph_row_shape, spec.batch_axis)
+        for state in self.manifest.states:
+            feeds[state.input] = _to_graph(states[state.input], state.row_shape, state.batch_axis)
+        try:
+            values = self._session.run(self._fetch, feeds, self._run_options)
+        except Exception as exc:
+            if self._run_options.terminate:
+                self._run_options = ort.RunOptions()  # a terminated one stays terminated
+                raise ModelTimeoutError(
+                    "The model run took longer than allowed and was ended.",
+                    fix="Try again; raise `run_timeout_s` if the model is this slow by nature.",
+                ) from exc
+            raise ModelLoadError(
+                f"onnxruntime failed in {self._where}: {str(exc).strip()}.",
+                fix="Check the manifest with `stepwell inspect`, or export the model again.",
+            ) from exc
+        rows = len(next(iter(inputs.values()))) if inputs else 1
+        answered = self.manifest.answered
+        outputs = {
+            spec.name: _from_graph(value, spec.row_shape, spec.batch_axis, rows)
+            for spec, value in zip(answered, values, strict=False)
+        }
+        next_states = {
+            state.input: _from_graph(value, state.row_shape, state.batch_axis, rows)
+            for state, value in zip(self.manifest.states, values[len(answered) :], strict=True)
+        }
+        for name, row in joined.items():
+            window = self._windows[name]
+            length = row.shape[window.axis + 1]
+            next_states[_context(window)] = np.take(row, range(length - window.context, length), axis=window.axis + 1)
+        return outputs, next_states
+
+    # ---------------------------------------------------------------- loading
+
+    def _read_manifest(self, source: Path | bytes) -> Manifest:
+        if isinstance(source, Path) and (sidecar := sidecar_of(source)).is_file():
+            return Manifest.from_json(sidecar.read_bytes(), where=str(sidecar))
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None:
+            raise ManifestError(
+                f"{self._where} has no manifest: expected metadata {METADATA_KEY!r} in the file or a sidecar "
+                "beside it.",
+                fix="Run `stepwell adopt` on a graph that already is stepwise, else `stepwell export`.",
+            )
+        return Manifest.from_json(text, where=self._where)
+
+    def _check_against_graph(self) -> None:
+        """Hold names and dtypes of the manifest against the graph's own (declared shapes may lie)."""
+        takes = {i.name: _ORT_TYPES.get(i.type, i.type) for i in self._session.get_inputs()}
+        gives = {o.name: _ORT_TYPES.get(o.type, o.type) for o in self._session.get_outputs()}
+        told_in = {i.name: i.dtype for i in self.manifest.inputs}
+        told_in |= {s.input: s.dtype for s in self.manifest.states}
+        told_in |= {name: spec.dtype for name, spec in self.manifest.constants.items()}
+        told_out = {o.name: o.dtype for o in self.manifest.outputs} | {s.output: s.dtype for s in self.manifest.states}
+        problems = [f"input {n!r} of the graph is not in the manifest" for n in takes.keys() - told_in.keys()]
+        for told, real, what in ((told_in, takes, "input"), (told_out, gives, "output")):
+            for name, dtype in told.items():
+                if name not in real:
+                    problems.append(f"{what} {name!r} is not in the graph, which has {sorted(real)}")
+                elif real[name] != dtype:
+                    problems.append(f"{what} {name!r} is {dtype} in the manifest and {real[name]} in the graph")
+        if problems:
+            raise ManifestError(
+                f"The manifest of {self._where} does not fit the graph: {'; '.join(sorted(problems))}.",
+                fix="Write it again with `stepwell adopt`, or mend it by hand.",
+            )
+
+    def _fingerprint(self, source: Path | bytes) -> bytes:
+        """Hash the graph, the weights kept outside it, and what the manifest says about states."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(source if isinstance(source, bytes) else source.read_bytes())
+        if isinstance(source, Path):
+            for extra in sorted(source.parent.glob(source.name + "*data")):
+                digest.update(extra.read_bytes())
+        schema = [
+            [f.name, f.dtype.name, f.store_dtype.name, list(f.shape), f.initial.tobytes().hex()] for f in self.fields
+        ]
+        constants = {name: spec.model_dump(mode="json") for name, spec in self.manifest.constants.items()}
+        digest.update(json.dumps([schema, constants], sort_keys=True).encode())
+        return digest.digest()
+
+    def _probe(self, *, try_batch: bool) -> None:
+        """Run two different rows alone and together; run rows together only if that changes nothing.
+
+        A declared symbolic batch axis proves nothing: published models exist that declare one and fail
+        on two rows, and others that declare 1 and take any number.
+        """
+        rng = np.random.default_rng(0)
+        inputs = {s.name: _probe_rows(rng, s) for s in self._inputs.values()}
+        states = self.initial_states(2)
+        alone = [
+            self._run({n: a[r : r + 1] for n, a in inputs.items()}, {n: a[r : r + 1] for n, a in states.items()})
+            for r in range(2)
+        ]
+        self._check_shapes(*alone[0])
+        if not try_batch:
+            return
+        try:
+            together = self._run(inputs, states)
+        except (ModelLoadError, ValueError):
+            return
+        random = {o.name for o in self.manifest.outputs if o.kind == "random"}
+        for part in range(2):
+            want = _stack([alone[0][part], alone[1][part]])
+            for name, value in together[part].items():
+                if name in random:
+                    continue
+                if value.shape != want[name].shape or not np.allclose(
+                    value.astype(np.float64), want[name].astype(np.float64), 1e-4, 1e-5, equal_nan=True
+                ):
+                    return
+        self.batched = True
+
+    def _check_shapes(self, outputs: Mapping[str, Array], states: Mapping[str, Array]) -> None:
+        for name, value in states.items():
+            dtype = next(f.dtype for f in self.fields if f.name == name)
+            if value.dtype != dtype:
+                raise ManifestError(
+                    f"State {name!r} of {self._where} comes back as {value.dtype}; expected {dtype}.",
+                    fix="Mend `dtype` in the manifest.",
+                )
+        for spec in self.manifest.answered:
+            if outputs[spec.name].dtype != np.dtype(spec.dtype):
+                raise ManifestError(
+                    f"Output {spec.name!r} of {self._where} is {outputs[spec.name].dtype}; expected {spec.dtype}.",
+                    fix="Mend `dtype` in the manifest.",
+                )
+
+
+def check_rows(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], *, lead: int = 1) -> None:
+    """Check that arrays fit their declarations.
+
+    Args:
+        inputs: One array per name, with `lead` axes (batch, or batch and time) in front of the row.
+        specs: The declarations.
+        lead: Axes in front of the row.
+
+    Raises:
+        TensorError: A name is missing or unknown, or a shape or dtype differs.
+    """
+    names = [spec.name for spec in specs]
+    if set(inputs) != set(names):
+        raise TensorError(
+            f"Inputs are {sorted(inputs)}; expected {sorted(names)}.", fix="Send exactly the declared inputs."
+        )
+    for spec in specs:
+        found = inputs[spec.name]
+        if found.shape[lead:] != spec.row_shape or found.dtype != np.dtype(spec.dtype):
+            raise TensorError(
+                f"Input {spec.name!r} has row shape {list(found.shape[lead:])} and dtype {found.dtype}; "
+                f"expected {spec.shape} and {spec.dtype}.",
+                fix="Send one row per timestep as the model declares it.",
+            )
+
+
+def _context(window: WindowSpec) -> str:
+    return f"{window.input}.context"
+
+
+def _layout(manifest: Manifest) -> list[StateField]:
+    fields: list[StateField] = []
+    offset = 0
+
+    def add(name: str, spec: StateSpec | None, shape: tuple[int, ...], dtype: str, initial: Array) -> None:
+        nonlocal offset
+        store = np.dtype(spec.store_dtype if spec else dtype)
+        nbytes = math.prod(shape) * store.itemsize
+        fields.append(StateField(name, np.dtype(dtype), store, shape, offset, nbytes, initial))
+        offset += nbytes
+
+    for state in manifest.states:
+        add(state.input, state, state.row_shape, state.dtype, state.initial())
+    for window in manifest.windows:
+        spec = next(i for i in manifest.inputs if i.name == window.input)
+        shape = list(spec.row_shape)
+        shape[window.axis] = window.context
+        initial = np.zeros(shape, spec.dtype) if window.init == "zeros" else window.init.unpack()
+        add(_context(window), None, tuple(shape), spec.dtype, initial)
+    return fields
+
+
+def _to_graph(rows: Array, graph_row: tuple[int, ...], batch_axis: int | None) -> Array:
+    """Bring `(rows, ...)` to the graph's shape: reshape the row, put the batch axis where the graph has it."""
+    if batch_axis is None:
+        return rows.reshape(graph_row)
+    if rows.shape[1:] != graph_row:
+        rows = rows.reshape(len(rows), *graph_row)
+    return rows if batch_axis == 0 else np.ascontiguousarray(np.moveaxis(rows, 0, batch_axis))
+
+
+def _from_graph(value: Array, row: tuple[int, ...], batch_axis: int | None, rows: int) -> Array:
+    if batch_axis is not None and batch_axis > 0 and value.ndim > batch_axis:
+        value = np.moveaxis(value, batch_axis, 0)
+    if value.shape == (rows, *row):
+        return value
+    try:
+        return value.reshape(rows, *row)
+    except ValueError as exc:
+        raise ModelLoadError(
+            f"The graph gave a tensor of shape {list(value.shape)}; expected {rows} rows of {list(row)}.",
+            fix="Mend the shape in the manifest, or adopt the model again.",
+        ) from exc
+
+
+def _stack(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _probe_rows(rng: np.random.Generator, spec: TensorSpec) -> Array:
+    dtype = np.dtype(spec.dtype)
+    shape = (2, *spec.row_shape)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    # 0 and 1 are valid in every vocabulary, class list and flag.
+    return rng.integers(0, 2, shape).astype(dtype)
