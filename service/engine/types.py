@@ -1,0 +1,119 @@
+"""Frozen values that travel between the doors, the engine and the store; no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from model_export.manifest import Array
+from service.errors import ServiceError
+
+Create = Literal["auto", "never", "must"]
+Return = Literal["all", "last", "none"]
+Door = Literal["http", "websocket", "oip"]
+
+
+class StreamKey(NamedTuple):
+    """A stream's full name: whose it is, which model steps it, what it is called."""
+
+    tenant: str
+    model: str
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timestep:
+    """One request to move one stream by one timestep or by a chunk of them.
+
+    Attributes:
+        key: The stream.
+        inputs: One array per model input, `(T, *row)`, its declared dtype, checked and finite.
+        length: T, the number of timesteps; 1 or more.
+        seq: Number of the first timestep, from 1 since creation or reset; None: wherever the stream is.
+        after: The 16 bytes of the `state_id` that the stream must have; None: whichever.
+        create: May a missing stream begin here: `auto`, `never`, or `must` (it has to be missing).
+        idempotency_key: The client's key, 1 to 255 characters, or None.
+        keep: Which predictions are wanted, and kept for a retry: all T, the last, or none.
+        version: The model version that was asked for; None: the live record's, else the default.
+        door: Which way it came, for the metrics.
+    """
+
+    key: StreamKey
+    inputs: Mapping[str, Array]
+    length: int = 1
+    seq: int | None = None
+    after: bytes | None = None
+    create: Create = "auto"
+    idempotency_key: str | None = None
+    keep: Return = "all"
+    version: int | None = None
+    door: Door = "http"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The committed answer to a `Timestep`.
+
+    Attributes:
+        outputs: One array per answered output, `(T', *row)` with T' = T, 1 or 0 as `keep` says.
+        step: The last timestep that was applied.
+        state_id: Names the whole history up to `step`, 16 bytes.
+        replayed: This request had been applied before; this is its first answer.
+        created: This request created the stream.
+    """
+
+    outputs: Mapping[str, Array]
+    step: int
+    state_id: bytes
+    replayed: bool = False
+    created: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """What the store knows about one stream.
+
+    Attributes:
+        version: Model version that wrote the state, or None where it is not loaded here.
+        step: Timesteps since creation or reset.
+        state_id: 16 bytes.
+        created_ms: Milliseconds since the epoch.
+        updated_ms: Milliseconds since the epoch.
+        expires_in_ms: Milliseconds until the stream is forgotten if it stays idle.
+    """
+
+    key: StreamKey
+    version: int | None
+    step: int
+    state_id: bytes
+    created_ms: int
+    updated_ms: int
+    expires_in_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a stream stands after a reset.
+
+    Attributes:
+        step: 0, or the snapshot's.
+        state_id: 16 bytes.
+        replayed: The same reset had been done before and is the stream's newest operation.
+    """
+
+    step: int
+    state_id: bytes
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPage:
+    """One page of a listing: `(stream, step)` pairs, and where to go on, or None at the end."""
+
+    streams: list[tuple[str, int]] = field(default_factory=list)
+    cursor: str | None = None
+
+
+Done = Callable[[Prediction | ServiceError], None]
+"""Called exactly once, on the event loop, when a timestep is answered."""

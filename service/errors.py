@@ -1,0 +1,130 @@
+"""What can go wrong with a request or with the store; codes and words, no HTTP.
+
+StepwellError (model_export.errors)    code, problem, fix
+└── ServiceError                       also applied, retry, step, state_id, expected
+    ├── StoreUnavailableError          the store did not answer, and the commit was surely not sent
+    ├── OutcomeUnknownError            the store did not answer after the commit was sent
+    ├── StoreFullError                 the store is at its memory limit; nothing was written
+    ├── CorruptRecordError             the bytes at the stream's key are no record of ours
+    └── RecordVersionError             a record of another format version
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from model_export.errors import StepwellError
+
+Applied = Literal["no", "yes", "unknown"]
+Retry = Literal["same", "resend_from", "never"]
+
+CODES: dict[str, Retry] = {
+    "bad_json": "never",
+    "bad_request": "never",
+    "unauthenticated": "never",
+    "forbidden": "never",
+    "model_not_found": "never",
+    "stream_not_found": "never",
+    "snapshot_not_found": "never",
+    "not_found": "never",
+    "method_not_allowed": "never",
+    "seq_gap": "resend_from",
+    "seq_passed": "never",
+    "seq_conflict": "never",
+    "state_changed": "never",
+    "stream_exists": "never",
+    "model_changed": "never",
+    "too_large": "never",
+    "bad_input": "never",
+    "non_finite": "never",
+    "non_finite_state": "never",
+    "idempotency_key_reused": "never",
+    "precondition_required": "never",
+    "stream_quota": "same",
+    "rate_limited": "same",
+    "state_corrupt": "never",
+    "internal": "same",
+    "overloaded": "same",
+    "draining": "same",
+    "store_unavailable": "same",
+    "outcome_unknown": "same",
+    "store_full": "same",
+    "not_durable": "same",
+    "model_timeout": "same",
+    "record_version": "same",
+}
+"""Every code on the wire, and what the client may do next with the same request."""
+
+
+class ServiceError(StepwellError):
+    """A request that was refused or whose outcome is not known.
+
+    Attributes:
+        code: One of `CODES`.
+        applied: Whether this request moved the stream. For `seq_passed` "yes" means that the
+            position was applied, by whichever request.
+        retry: What may be done next: send the same again, send again from `expected`, or never.
+        step: The stream's step as the server has it.
+        state_id: The stream's state id as the server has it, 16 bytes.
+        expected: The `seq` that the server would take next.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        problem: str,
+        *,
+        fix: str = "",
+        applied: Applied = "no",
+        step: int | None = None,
+        state_id: bytes | None = None,
+        expected: int | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        super().__init__(problem, fix=fix)
+        self.code = code
+        self.applied: Applied = applied
+        self.retry: Retry = retry or CODES[code]
+        self.step = step
+        self.state_id = state_id
+        self.expected = expected
+
+
+class StoreUnavailableError(ServiceError):
+    """The store did not answer; nothing was applied."""
+
+    def __init__(self, problem: str, **more: Any) -> None:
+        super().__init__("store_unavailable", problem, fix="Send the same request again after a pause.", **more)
+
+
+class OutcomeUnknownError(ServiceError):
+    """The store did not answer after the commit was sent; it may or may not have been applied."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            "outcome_unknown",
+            problem,
+            fix="Send the same request again: with seq, after or Idempotency-Key it is applied at most once.",
+            applied="unknown",
+        )
+
+
+class StoreFullError(ServiceError):
+    """The store refuses to grow; nothing was written."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("store_full", problem, fix="Delete streams or give the store more memory, then retry.")
+
+
+class CorruptRecordError(ServiceError):
+    """The bytes stored for a stream are not a record; they are left as they are."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("state_corrupt", problem, fix="Reset or delete this stream; other streams are not touched.")
+
+
+class RecordVersionError(ServiceError):
+    """A record of a format version that this release cannot read; it is left as it is."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("record_version", problem, fix="Wait until every replica runs the same release.")
