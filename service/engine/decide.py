@@ -1,0 +1,153 @@
+"""Decides what a request does to a stream: apply, replay, or refuse. Pure: no clock, no store.
+
+The whole exactly-once protocol is this table and the compare-and-set in `service/store/commit.lua`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from service.engine.types import Create
+from service.errors import ServiceError
+from service.store.record import KeyEntry, Record
+
+
+class Verdict(Enum):
+    """What to do where nothing is refused."""
+
+    APPLY = "apply"
+    REPLAY = "replay"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A request as far as the decision needs it.
+
+    Attributes:
+        op_id: Names the operation: the same for every retry of it, 16 bytes.
+        digest: Names inputs and preconditions, 16 bytes; an idempotency key belongs to one digest.
+        length: Timesteps; 0 for a reset.
+        seq: Position of the first timestep, or None.
+        after: The chain that the stream must have, or None.
+        create: What a missing stream means.
+        fingerprint: The model that would run, 8 bytes; None where any record will do (reset).
+    """
+
+    op_id: bytes
+    digest: bytes
+    length: int
+    seq: int | None
+    after: bytes | None
+    create: Create
+    fingerprint: bytes | None
+
+
+def decide(record: Record | None, intent: Intent) -> Verdict:
+    """Decide on what the store has.
+
+    Args:
+        record: The stream's record, or None where it is missing.
+        intent: The request.
+
+    Raises:
+        ServiceError: `stream_not_found`, `stream_exists`, `state_changed`, `seq_gap`, `seq_passed`,
+            `seq_conflict` or `model_changed`; always with `applied` and, where there is a stream, its step.
+    """
+    if record is None:
+        _demand_may_create(intent)
+        return Verdict.APPLY
+    if record.op_id == intent.op_id:
+        return Verdict.REPLAY
+    _demand_position(record, intent)
+    if intent.fingerprint is not None and record.fingerprint != intent.fingerprint:
+        raise ServiceError(
+            "model_changed",
+            f"The stream's state was written by model {record.fingerprint.hex()}; this request would run "
+            f"{intent.fingerprint.hex()}.",
+            fix="Leave `version` out to go on with the stream's own version, or reset the stream.",
+            step=record.step,
+            state_id=record.chain,
+        )
+    return Verdict.APPLY
+
+
+def replay_of_key(entry: KeyEntry, intent: Intent) -> KeyEntry:
+    """Return the answer that an idempotency key had given.
+
+    Raises:
+        ServiceError: `idempotency_key_reused`: the key came with another request.
+    """
+    if entry.digest != intent.digest:
+        raise ServiceError(
+            "idempotency_key_reused",
+            f"This Idempotency-Key was used for another request, which brought the stream to step {entry.step}.",
+            fix="Send each new request with a new key; send a retry with the very same body.",
+        )
+    return entry
+
+
+def _demand_may_create(intent: Intent) -> None:
+    if intent.after is not None:
+        why = "`after` names a history, so the stream has to exist"
+    elif intent.seq is not None and intent.seq > 1:
+        why = f"`seq` is {intent.seq}, and a new stream begins with 1"
+    elif intent.create == "never":
+        why = "`create` is `never`"
+    else:
+        return
+    raise ServiceError(
+        "stream_not_found",
+        f"There is no such stream, and none was begun: {why}.",
+        fix="Send its history again from seq 1, or leave these out to begin a new stream.",
+        expected=1 if intent.length else None,
+        retry="resend_from" if intent.seq is not None and intent.seq > 1 else "never",
+    )
+
+
+def _demand_position(record: Record, intent: Intent) -> None:
+    step, seq = record.step, intent.seq
+    facts: dict[str, Any] = {"step": step, "state_id": record.chain}
+    if intent.create == "must":
+        raise ServiceError(
+            "stream_exists",
+            f"The stream exists and stands at step {step}; `create` is `must`.",
+            fix="Use another stream id, or `create: auto`.",
+            **facts,
+        )
+    if intent.length:
+        facts["expected"] = step + 1
+    if intent.after is not None and intent.after != record.chain:
+        behind = seq is not None and step < seq - 1  # the store lost what this client had been told
+        raise ServiceError(
+            "state_changed",
+            f"`after` names another history than the stream's, which stands at step {step}.",
+            fix="Read the stream, then go on from its `step` and `state_id`; if it fell back, send its inputs again.",
+            retry="resend_from" if behind else "never",
+            **facts,
+        )
+    if seq is None or seq == step + 1:
+        return
+    if seq > step + 1:
+        raise ServiceError(
+            "seq_gap",
+            f"`seq` is {seq}; the stream stands at step {step}, so {step + 1} comes next.",
+            fix="Send the missing timesteps from `expected` on, then this one.",
+            **facts,
+        )
+    if record.length and seq == step - record.length + 1:
+        raise ServiceError(
+            "seq_conflict",
+            f"Position {seq} was taken by another request (other inputs, or a chunk of another length); "
+            f"the stream stands at step {step}.",
+            fix="Read the stream, then decide which of the two inputs is right.",
+            **facts,
+        )
+    raise ServiceError(
+        "seq_passed",
+        f"Position {seq} was applied before; the stream stands at step {step}, and that answer is no longer kept.",
+        fix="Treat it as done, and go on from `expected`.",
+        applied="yes",
+        **facts,
+    )

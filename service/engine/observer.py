@@ -1,0 +1,61 @@
+"""What the engine tells about its work; `service/metrics.py` counts it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class EngineObserver(Protocol):
+    """Hears of the engine's work, a call per batch where possible. Seconds are monotonic differences."""
+
+    def applied(self, model: str, door: str, timesteps: int) -> None:
+        """Timesteps were committed."""
+
+    def batch(self, model: str, rows: int, seconds: float) -> None:
+        """A batch was run in `seconds`."""
+
+    def answered(self, model: str, seconds: float) -> None:
+        """A request was answered `seconds` after its receipt."""
+
+    def store(self, op: str, seconds: float) -> None:
+        """A round trip to the store was made."""
+
+    def cache(self, hits: int, misses: int) -> None:
+        """Records were looked for in the worker's memory."""
+
+    def conflicts(self, n: int) -> None:
+        """Commits found another guard than expected."""
+
+    def replays(self, n: int) -> None:
+        """Requests were answered with their first answer."""
+
+    def regressions(self, n: int) -> None:
+        """The store was behind what this worker had seen committed."""
+
+
+class NoObserver:
+    """Hears nothing."""
+
+    def applied(self, model: str, door: str, timesteps: int) -> None:
+        """Ignore it."""
+
+    def batch(self, model: str, rows: int, seconds: float) -> None:
+        """Ignore it."""
+
+    def answered(self, model: str, seconds: float) -> None:
+        """Ignore it."""
+
+    def store(self, op: str, seconds: float) -> None:
+        """Ignore it."""
+
+    def cache(self, hits: int, misses: int) -> None:
+        """Ignore it."""
+
+    def conflicts(self, n: int) -> None:
+        """Ignore it."""
+
+    def replays(self, n: int) -> None:
+        """Ignore it."""
+
+    def regressions(self, n: int) -> None:
+        """Ignore it."""

@@ -1,0 +1,203 @@
+"""One stream as the store keeps it: packed bytes, never pickle.
+
+Little-endian. Bytes 8..63 are the guard: two records with equal guards are the same state of the same history,
+so a commit that finds the guard it expects cannot overwrite anything it has not seen.
+
+    offset size field
+         0    4 magic `SW1\\0`; the third byte is the format version
+         4    4 header length
+         8    8 epoch: random, minted at create, reset and fork          ┐
+        16    8 step: timesteps since then                               │
+        24    4 length: timesteps of the newest operation, 0 for a reset │ guard
+        28    4 flags: kind of the newest operation, had a key           │
+        32   16 op id of the newest operation                            │
+        48   16 chain: hash of the whole history, shown as `state_id`    ┘
+        64    8 model fingerprint
+        72    4 output bytes
+        76    4 state bytes
+        80    4 codec of outputs and state (0: as the manifest's dtypes)
+        84    4 CRC-32 of everything, with this field zero
+        88    8 updated at, milliseconds (information only)
+        96    8 created at, milliseconds (information only)
+       104    . outputs of the newest operation, then state
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+from service.errors import CorruptRecordError, RecordVersionError
+
+MAGIC = b"SW1\0"
+_HEADER = struct.Struct("<4sIQQII16s16s8sIIIIQQ")
+_CRC = struct.Struct("<I")
+_CRC_AT = 84
+HEADER_BYTES = _HEADER.size
+GUARD = slice(8, 64)
+NO_CHAIN = bytes(16)
+HAD_KEY = 0x100
+
+_ENTRY = struct.Struct("<16sQQ16sI")
+
+
+class Kind(IntEnum):
+    """What the newest operation was; the low byte of the flags."""
+
+    STEP = 1
+    RESET = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stream's state with all that is needed to answer a retry of its newest operation.
+
+    Attributes:
+        epoch: Random 64-bit name of this life of the stream.
+        step: Timesteps since creation or reset.
+        length: Timesteps of the newest operation; 0 for a reset.
+        flags: `Kind`, and `HAD_KEY`.
+        op_id: Names the newest operation, 16 bytes.
+        chain: Hash of the whole history, 16 bytes.
+        fingerprint: The step graph that wrote the state, 8 bytes.
+        updated_ms: Milliseconds since the epoch.
+        created_ms: Milliseconds since the epoch.
+        outputs: Kept predictions of the newest operation, packed rows.
+        state: One packed state row.
+    """
+
+    epoch: int
+    step: int
+    length: int
+    flags: int
+    op_id: bytes
+    chain: bytes
+    fingerprint: bytes
+    updated_ms: int
+    created_ms: int
+    outputs: bytes
+    state: bytes
+
+    def encode(self) -> bytes:
+        """Return the bytes for the store."""
+        head = bytearray(
+            _HEADER.pack(
+                MAGIC,
+                HEADER_BYTES,
+                self.epoch,
+                self.step,
+                self.length,
+                self.flags,
+                self.op_id,
+                self.chain,
+                self.fingerprint,
+                len(self.outputs),
+                len(self.state),
+                0,
+                0,
+                self.updated_ms,
+                self.created_ms,
+            )
+        )
+        crc = zlib.crc32(self.state, zlib.crc32(self.outputs, zlib.crc32(head)))
+        _CRC.pack_into(head, _CRC_AT, crc)
+        return b"".join((head, self.outputs, self.state))
+
+    @property
+    def nbytes(self) -> int:
+        """Length of `encode()`."""
+        return HEADER_BYTES + len(self.outputs) + len(self.state)
+
+
+def decode(raw: bytes, *, state_bytes: int | None = None) -> Record:
+    """Read a record, trusting nothing.
+
+    Args:
+        raw: The bytes from the store.
+        state_bytes: What the state must measure, where the model is known.
+
+    Raises:
+        CorruptRecordError: No record of ours, cut short, or a checksum that does not fit.
+        RecordVersionError: A record of another format version.
+    """
+    if len(raw) < HEADER_BYTES or raw[:2] != MAGIC[:2] or raw[3:4] != MAGIC[3:]:
+        raise CorruptRecordError(f"The stored value has {len(raw)} bytes and does not begin as a record does.")
+    if raw[2:3] != MAGIC[2:3]:
+        raise RecordVersionError(f"The record has format version {raw[2:3]!r}; this release reads {MAGIC[2:3]!r}.")
+    (
+        _magic, header, epoch, step, length, flags, op_id, chain, fingerprint,
+        output_bytes, found_state, _codec, crc, updated, created,
+    ) = _HEADER.unpack_from(raw)  # fmt: skip
+    if header != HEADER_BYTES or len(raw) != HEADER_BYTES + output_bytes + found_state:
+        raise CorruptRecordError(
+            f"The record has {len(raw)} bytes; its header says {header} + {output_bytes} + {found_state}."
+        )
+    view = memoryview(raw)
+    if zlib.crc32(view[_CRC_AT + 4 :], zlib.crc32(bytes(4), zlib.crc32(view[:_CRC_AT]))) != crc:
+        raise CorruptRecordError("The record's checksum does not fit its bytes.")
+    if state_bytes is not None and found_state != state_bytes:
+        raise CorruptRecordError(f"The record's state has {found_state} bytes; its model's has {state_bytes}.")
+    body = HEADER_BYTES + output_bytes
+    return Record(
+        epoch, step, length, flags, op_id, chain, fingerprint, updated, created, raw[HEADER_BYTES:body], raw[body:]
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    """What an idempotency key answered: kept beside the record, with a time limit of its own.
+
+    Attributes:
+        digest: The request that used the key, 16 bytes.
+        epoch: Life of the stream in which it was applied.
+        step: The stream's step after it.
+        chain: The stream's chain after it, 16 bytes.
+        length: Timesteps it applied.
+        outputs: Its kept predictions, packed rows.
+    """
+
+    digest: bytes
+    epoch: int
+    step: int
+    chain: bytes
+    length: int
+    outputs: bytes
+
+    def encode(self) -> bytes:
+        """Return the bytes for the store."""
+        return _ENTRY.pack(self.digest, self.epoch, self.step, self.chain, self.length) + self.outputs
+
+    @classmethod
+    def decode(cls, raw: bytes) -> KeyEntry:
+        """Read an entry.
+
+        Raises:
+            CorruptRecordError: Too short to be one.
+        """
+        if len(raw) < _ENTRY.size:
+            raise CorruptRecordError(f"The entry of the idempotency key has {len(raw)} bytes; at least {_ENTRY.size}.")
+        digest, epoch, step, chain, length = _ENTRY.unpack_from(raw)
+        return cls(digest, epoch, step, chain, length, raw[_ENTRY.size :])
+
+
+def digest16(*parts: bytes) -> bytes:
+    """Return BLAKE2b-16 of the parts, each with its length, so that no two lists of parts are alike."""
+    h = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        h.update(len(part).to_bytes(4, "little"))
+        h.update(part)
+    return h.digest()
+
+
+def next_chain(chain: bytes, kind: Kind, op_id: bytes, digest: bytes, fingerprint: bytes) -> bytes:
+    """Return the hash of a history that goes on from `chain` by one operation, 16 bytes.
+
+    The epoch is left out on purpose: a client that sends its inputs again after the store lost them gets the
+    same state ids as the first time.
+    """
+    return hashlib.blake2b(
+        b"".join((chain, kind.to_bytes(1, "little"), op_id, digest, fingerprint)), digest_size=16
+    ).digest()
