@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from model_export.errors import ManifestError
 
@@ -72,6 +72,13 @@ class PackedTensor(_Part):
         if found != expected:
             raise ValueError(f"tensor has {found} bytes; shape {self.s} of {self.d} needs {expected}")
         return self
+
+
+Init = Annotated[
+    Annotated[Literal["zeros"], Tag("text")] | Annotated[PackedTensor, Tag("tensor")],
+    Discriminator(lambda value: "text" if isinstance(value, str) else "tensor"),
+]
+"""What stands before the first timestep."""
 
 
 class TensorSpec(_Part):
@@ -159,7 +166,7 @@ class StateSpec(_Part):
     dtype: DType
     shape: list[Dim]
     batch_axis: Annotated[int, Field(ge=0)] | None = 0
-    init: Literal["zeros"] | PackedTensor = "zeros"
+    init: Init = "zeros"
     store_dtype: DType = ""
 
     @model_validator(mode="before")
@@ -206,6 +213,20 @@ class ConstantSpec(_Part):
     dtype: DType
     value: Any
 
+    @model_validator(mode="after")
+    def _fits_dtype(self) -> ConstantSpec:
+        try:
+            exact = np.asarray(self.value)  # raises where nested lists differ in length
+        except ValueError:
+            exact = np.asarray("")
+        with np.errstate(all="ignore"):
+            fits = exact.dtype.kind in "biuf" and (
+                np.dtype(self.dtype).kind == "f" or np.array_equal(exact.astype(self.dtype), exact)
+            )
+        if not fits:
+            raise ValueError(f"value is {self.value!r}; expected what {self.dtype} can hold: numbers, or lists of them")
+        return self
+
     def array(self) -> Array:
         """Return the constant as the graph takes it."""
         return np.asarray(self.value, self.dtype)
@@ -215,6 +236,7 @@ class WindowSpec(_Part):
     """Past input that a graph wants to see again in front of the new one.
 
     The caller sends the new part alone; Stepwell keeps the last `context` elements and puts them in front.
+    It does so in the graph's own axes, so a windowed input has no `graph_shape`.
 
     Attributes:
         input: The input's name; its `shape` in the manifest is the new part.
@@ -226,7 +248,12 @@ class WindowSpec(_Part):
     input: str
     context: Annotated[int, Field(ge=1)]
     axis: Annotated[int, Field(ge=0)] = 0
-    init: Literal["zeros"] | PackedTensor = "zeros"
+    init: Init = "zeros"
+
+    @property
+    def state_name(self) -> str:
+        """The name under which the past part is carried among the states."""
+        return f"{self.input}.context"
 
 
 class TimeSpec(_Part):
@@ -297,13 +324,29 @@ class Manifest(_Part):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{what} {name!r} is declared {names.count(name)} times; expected once")
+        if not self.inputs:
+            raise ValueError("inputs is empty; expected at least one, for a timestep to be sent in")
+        self._check_windows()
+        return self
+
+    def _check_windows(self) -> None:
         by_name = {i.name: i for i in self.inputs}
         for window in self.windows:
+            what = f"window of {window.input!r}"
             if window.input not in by_name:
-                raise ValueError(f"window of {window.input!r}: no such input; inputs are {sorted(by_name)}")
-            if window.axis >= len(by_name[window.input].shape):
-                raise ValueError(f"window of {window.input!r}: axis {window.axis} is not in its row shape")
-        return self
+                raise ValueError(f"{what}: no such input; inputs are {sorted(by_name)}")
+            spec = by_name[window.input]
+            if [w.input for w in self.windows].count(window.input) > 1:
+                raise ValueError(f"{what} is declared twice; expected once")
+            if window.axis >= len(spec.shape):
+                raise ValueError(f"{what}: axis {window.axis} is not in its row shape {spec.shape}")
+            if spec.graph_shape not in (None, spec.shape):
+                raise ValueError(f"{what}: its input has graph_shape {spec.graph_shape}; expected none")
+            past = [*spec.shape[: window.axis], window.context, *spec.shape[window.axis + 1 :]]
+            if isinstance(window.init, PackedTensor) and (window.init.d, window.init.s) != (spec.dtype, past):
+                raise ValueError(f"{what} has init {window.init.d}{window.init.s}; expected {spec.dtype}{past}")
+            if any(state.input == window.state_name for state in self.states):
+                raise ValueError(f"{what}: a state is named {window.state_name!r} too; that name is the window's")
 
     @property
     def answered(self) -> list[OutputSpec]:
@@ -327,7 +370,7 @@ class Manifest(_Part):
             first = exc.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the document"
             raise ManifestError(
-                f"The manifest in {where} is wrong at {place}: {first['msg']}.",
+                f"The manifest in {where} is wrong at {place}: {first['msg'].removeprefix('Value error, ')}.",
                 fix="Write it again with `stepwell export` or `stepwell adopt`, or mend that key.",
             ) from exc
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError, TensorError
-from model_export.manifest import METADATA_KEY, Array, Manifest, StateSpec, TensorSpec, WindowSpec, sidecar_of
+from model_export.manifest import METADATA_KEY, Array, Manifest, StateSpec, TensorSpec, sidecar_of
 
 _ORT_TYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
@@ -26,6 +26,8 @@ _ORT_TYPES = {
     "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16",
     "tensor(uint8)": "uint8", "tensor(bool)": "bool",
 }  # fmt: skip
+
+_PROBE_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class StepModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised; the log would say it twice
         try:
             graph = str(source) if isinstance(source, Path) else source
             self._session = ort.InferenceSession(graph, options, providers=list(providers))
@@ -97,7 +99,7 @@ class StepModel:
                 fix="Export the model again, or check that the file is complete.",
             ) from exc
         self.manifest = manifest or self._read_manifest(source)
-        self._run_options = ort.RunOptions()
+        self._run_options = _run_options()
         self._inputs = {spec.name: spec for spec in self.manifest.inputs}
         self._windows = {window.input: window for window in self.manifest.windows}
         self._constants = {name: spec.array() for name, spec in self.manifest.constants.items()}
@@ -108,11 +110,8 @@ class StepModel:
         self._output_names = [o.name for o in self.manifest.answered]
         self._fetch = self._output_names + [s.output for s in self.manifest.states]
         self._initial: bytes = self.pack({f.name: f.initial[None] for f in self.fields}, rows=1)[0].tobytes()
-        no_batch_axis = any(s.batch_axis is None for s in self.manifest.states) or any(
-            s.batch_axis is None for s in self._inputs.values()
-        )
         self.batched = False
-        self._probe(try_batch=self.manifest.batch.mode == "stack" and not no_batch_axis)
+        self._probe()
 
     # ---------------------------------------------------------------- what people call
 
@@ -137,14 +136,8 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the run.
             ModelLoadError: onnxruntime failed on these values.
         """
-        rows = len(next(iter(inputs.values())))
-        if self.batched or rows == 1:
-            return self._run(inputs, states)
-        parts = [
-            self._run({n: a[r : r + 1] for n, a in inputs.items()}, {n: a[r : r + 1] for n, a in states.items()})
-            for r in range(rows)
-        ]
-        return _stack([p[0] for p in parts]), _stack([p[1] for p in parts])
+        self._run_options = _run_options()
+        return self._run_rows(inputs, states)
 
     def chunk(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array]
@@ -157,12 +150,17 @@ class StepModel:
 
         Returns:
             The answered outputs, shape `(rows, T, *shape)`, and the states after the last timestep.
+
+        Raises:
+            ModelTimeoutError: `terminate` was called during the chunk.
+            ModelLoadError: onnxruntime failed on these values.
         """
+        self._run_options = _run_options()
         length = next(iter(inputs.values())).shape[1]
         outputs: list[dict[str, Array]] = []
         current = dict(states)
         for t in range(length):
-            out, current = self.step({n: a[:, t] for n, a in inputs.items()}, current)
+            out, current = self._run_rows({n: a[:, t] for n, a in inputs.items()}, current)
             outputs.append(out)
         return {n: np.stack([o[n] for o in outputs], axis=1) for n in self._output_names}, current
 
@@ -173,12 +171,15 @@ class StepModel:
     def pack(self, states: Mapping[str, Array], *, rows: int) -> Array:
         """Pack states into rows of bytes as the store keeps them.
 
+        A value too big for `store_dtype` becomes an infinity, so look for those in what `unpack` gives back.
+
         Returns:
             Shape `(rows, state_bytes)` uint8.
         """
         packed = np.empty((rows, self.state_bytes), np.uint8)
         for f in self.fields:
-            flat = np.ascontiguousarray(states[f.name].reshape(rows, -1), dtype=f.store_dtype)
+            with np.errstate(over="ignore"):
+                flat = np.ascontiguousarray(states[f.name].reshape(rows, -1), dtype=f.store_dtype)
             packed[:, f.offset : f.offset + f.nbytes] = flat.view(np.uint8).reshape(rows, f.nbytes)
         return packed
 
@@ -194,10 +195,24 @@ class StepModel:
         }
 
     def terminate(self) -> None:
-        """End the run that is now going on in another thread; it raises `ModelTimeoutError`."""
+        """End the `step` or `chunk` that now goes on in another thread; it raises `ModelTimeoutError`.
+
+        The next call is not touched: each call has its own switch.
+        """
         self._run_options.terminate = True
 
     # ---------------------------------------------------------------- running
+
+    def _run_rows(
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Run all rows, as many together as the model can take."""
+        rows = len(next(iter(inputs.values())))
+        most = self.manifest.batch.max if self.batched else 1
+        if rows <= most:
+            return self._run(inputs, states)
+        parts = [self._run(_rows(inputs, r, r + most), _rows(states, r, r + most)) for r in range(0, rows, most)]
+        return _stack([p[0] for p in parts]), _stack([p[1] for p in parts])
 
     def _run(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array]
@@ -207,7 +222,7 @@ class StepModel:
         for name, spec in self._inputs.items():
             row = inputs[name]
             if (window := self._windows.get(name)) is not None:
-                row = joined[name] = np.concatenate([states[_context(window)], row], axis=window.axis + 1)
+                row = joined[name] = np.concatenate([states[window.state_name], row], axis=window.axis + 1)
                 feeds[name] = _to_graph(row, row.shape[1:], spec.batch_axis)
             else:
                 feeds[name] = _to_graph(row, spec.graph_row_shape, spec.batch_axis)
@@ -217,7 +232,6 @@ class StepModel:
             values = self._session.run(self._fetch, feeds, self._run_options)
         except Exception as exc:
             if self._run_options.terminate:
-                self._run_options = ort.RunOptions()  # a terminated one stays terminated
                 raise ModelTimeoutError(
                     "The model run took longer than allowed and was ended.",
                     fix="Try again; raise `run_timeout_s` if the model is this slow by nature.",
@@ -226,7 +240,7 @@ class StepModel:
                 f"onnxruntime failed in {self._where}: {str(exc).strip()}.",
                 fix="Check the manifest with `stepwell inspect`, or export the model again.",
             ) from exc
-        rows = len(next(iter(inputs.values()))) if inputs else 1
+        rows = len(next(iter(inputs.values())))
         answered = self.manifest.answered
         outputs = {
             spec.name: _from_graph(value, spec.row_shape, spec.batch_axis, rows)
@@ -239,7 +253,7 @@ class StepModel:
         for name, row in joined.items():
             window = self._windows[name]
             length = row.shape[window.axis + 1]
-            next_states[_context(window)] = np.take(row, range(length - window.context, length), axis=window.axis + 1)
+            next_states[window.state_name] = np.take(row, range(length - window.context, length), axis=window.axis + 1)
         return outputs, next_states
 
     # ---------------------------------------------------------------- loading
@@ -291,39 +305,41 @@ class StepModel:
         digest.update(json.dumps([schema, constants], sort_keys=True).encode())
         return digest.digest()
 
-    def _probe(self, *, try_batch: bool) -> None:
-        """Run two different rows alone and together; run rows together only if that changes nothing.
+    def _probe(self) -> None:
+        """Run two different streams alone and together; run rows together only if that changes nothing.
 
         A declared symbolic batch axis proves nothing: published models exist that declare one and fail
-        on two rows, and others that declare 1 and take any number.
+        on two rows. Several steps, because rows that mix in the state alone are equal at the first.
         """
         rng = np.random.default_rng(0)
-        inputs = {s.name: _probe_rows(rng, s) for s in self._inputs.values()}
-        states = self.initial_states(2)
-        alone = [
-            self._run({n: a[r : r + 1] for n, a in inputs.items()}, {n: a[r : r + 1] for n, a in states.items()})
-            for r in range(2)
-        ]
-        self._check_shapes(*alone[0])
-        if not try_batch:
+        steps = [{s.name: _probe_rows(rng, s) for s in self._inputs.values()} for _ in range(_PROBE_STEPS)]
+        alone = [self._follow([_rows(x, r, r + 1) for x in steps], self.initial_states(1)) for r in range(2)]
+        manifest = self.manifest
+        axes = [spec.batch_axis for spec in (*manifest.inputs, *manifest.answered)]
+        axes += [state.batch_axis for state in manifest.states]
+        if manifest.batch.mode == "single" or manifest.batch.max < 2 or None in axes:
             return
         try:
-            together = self._run(inputs, states)
-        except (ModelLoadError, ValueError):
+            together = self._follow(steps, self.initial_states(2))
+        except ModelLoadError:
             return
-        random = {o.name for o in self.manifest.outputs if o.kind == "random"}
-        for part in range(2):
-            want = _stack([alone[0][part], alone[1][part]])
-            for name, value in together[part].items():
-                if name in random:
-                    continue
-                if value.shape != want[name].shape or not np.allclose(
-                    value.astype(np.float64), want[name].astype(np.float64), 1e-4, 1e-5, equal_nan=True
-                ):
-                    return
-        self.batched = True
+        random = {o.name for o in manifest.outputs if o.kind == "random"}
+        self.batched = all(
+            nearly_equal(both[name], np.concatenate([first[name], second[name]]))
+            for both, first, second in zip(together, alone[0], alone[1], strict=True)
+            for name in both.keys() - random
+        )
 
-    def _check_shapes(self, outputs: Mapping[str, Array], states: Mapping[str, Array]) -> None:
+    def _follow(self, steps: Sequence[Mapping[str, Array]], states: Mapping[str, Array]) -> list[dict[str, Array]]:
+        """Run steps with the states fed back; return each step's outputs and states by name."""
+        seen = []
+        for inputs in steps:
+            outputs, states = self._run(inputs, states)
+            self._check_dtypes(outputs, states)
+            seen.append({**outputs, **{f"state {name}": value for name, value in states.items()}})
+        return seen
+
+    def _check_dtypes(self, outputs: Mapping[str, Array], states: Mapping[str, Array]) -> None:
         for name, value in states.items():
             dtype = next(f.dtype for f in self.fields if f.name == name)
             if value.dtype != dtype:
@@ -365,8 +381,20 @@ def check_rows(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], *, lead
             )
 
 
-def _context(window: WindowSpec) -> str:
-    return f"{window.input}.context"
+def nearly_equal(found: Array, expected: Array) -> bool:
+    """Say whether two arrays differ by no more than rounding; integers and booleans must be equal.
+
+    Running rows together takes other kernels than running one alone, with another order of additions.
+    """
+    if found.shape != expected.shape:
+        return False
+    if found.dtype.kind != "f":
+        return np.array_equal(found, expected)
+    eps = float(np.finfo(found.dtype).eps)
+    wide = np.float64
+    return np.allclose(
+        found.astype(wide), expected.astype(wide), rtol=max(1e-4, 8 * eps), atol=max(1e-5, 8 * eps), equal_nan=True
+    )
 
 
 def _layout(manifest: Manifest) -> list[StateField]:
@@ -387,7 +415,7 @@ def _layout(manifest: Manifest) -> list[StateField]:
         shape = list(spec.row_shape)
         shape[window.axis] = window.context
         initial = np.zeros(shape, spec.dtype) if window.init == "zeros" else window.init.unpack()
-        add(_context(window), None, tuple(shape), spec.dtype, initial)
+        add(window.state_name, None, tuple(shape), spec.dtype, initial)
     return fields
 
 
@@ -412,6 +440,16 @@ def _from_graph(value: Array, row: tuple[int, ...], batch_axis: int | None, rows
             f"The graph gave a tensor of shape {list(value.shape)}; expected {rows} rows of {list(row)}.",
             fix="Mend the shape in the manifest, or adopt the model again.",
         ) from exc
+
+
+def _rows(arrays: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
+    return {name: array[start:stop] for name, array in arrays.items()}
+
+
+def _run_options() -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def _stack(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
