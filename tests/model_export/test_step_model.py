@@ -1,0 +1,475 @@
+"""`StepModel`: rows in, rows out, on graphs of every build."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError, TensorError
+from model_export.manifest import METADATA_KEY, Array, Manifest, PackedTensor, sidecar_of
+from model_export.step_model import StepModel, check_rows, nearly_equal
+from tests import graphs
+
+HONEST: dict[str, Callable[[], graphs.Built]] = {
+    "fold": graphs.fold,
+    "two_inputs": graphs.two_inputs,
+    "latch": graphs.latch,
+    "lstm": graphs.lstm,
+    "total": graphs.total,
+    "batch_axis_1": graphs.batch_axis_1,
+    "time_axis": graphs.time_axis,
+    "scaled": graphs.scaled,
+    "moving_sum": graphs.moving_sum,
+}
+SINGLE: dict[str, Callable[[], graphs.Built]] = {
+    "no_batch_axis": graphs.no_batch_axis,
+    "lying_batch": graphs.lying_batch,
+    "mixing_rows": graphs.mixing_rows,
+}
+
+
+def load(build: Callable[[], graphs.Built], **changes: Any) -> StepModel:
+    graph, manifest = build()
+    return StepModel(graph, manifest.model_copy(update=changes))
+
+
+def sequence(model: StepModel, rows: int, steps: int) -> dict[str, Array]:
+    """Return random inputs of shape `(rows, steps, *shape)`, integers from 0 to 9."""
+    rng = np.random.default_rng(7)
+    return {s.name: rng.integers(0, 2 if s.dtype == "bool" else 10, (rows, steps, *s.shape)).astype(s.dtype)
+            for s in model.manifest.inputs}  # fmt: skip
+
+
+def run_alone(model: StepModel, inputs: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    rows = len(next(iter(inputs.values())))
+    parts = [model.chunk({n: a[r : r + 1] for n, a in inputs.items()}, model.initial_states(1)) for r in range(rows)]
+    return (
+        {n: np.concatenate([p[0][n] for p in parts]) for n in parts[0][0]},
+        {n: np.concatenate([p[1][n] for p in parts]) for n in parts[0][1]},
+    )
+
+
+# -------------------------------------------------------------------- stepping
+
+
+def test_the_fold_equals_its_python_reference_past_the_64_bit_wrap() -> None:
+    model = load(graphs.fold)
+    xs = [3, -5, 0, 2**40, 17, 9, -(2**62), 1]
+
+    outputs, states = model.chunk({"x": np.array(xs, np.int64).reshape(1, -1, 1)}, model.initial_states(1))
+
+    assert outputs["y"].ravel().tolist() == graphs.fold_reference(xs)
+    assert states["h"].tolist() == [[graphs.fold_reference(xs)[-1]]]
+
+
+@pytest.mark.parametrize("build", HONEST.values(), ids=HONEST)
+def test_rows_together_equal_each_row_alone(build: Callable[[], graphs.Built]) -> None:
+    model = load(build)
+    inputs = sequence(model, rows=5, steps=4)
+    together = model.chunk(inputs, model.initial_states(5))
+    alone = run_alone(model, inputs)
+
+    assert model.batched
+    for found, expected in zip(together, alone, strict=True):
+        assert all(nearly_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("build", SINGLE.values(), ids=SINGLE)
+def test_a_graph_that_cannot_run_rows_together_runs_them_one_by_one(build: Callable[[], graphs.Built]) -> None:
+    model = load(build)
+    inputs = sequence(model, rows=3, steps=4)
+    outputs, states = model.chunk(inputs, model.initial_states(3))
+
+    assert not model.batched
+    assert np.array_equal(outputs["y"], np.cumsum(inputs["x"], axis=1))
+    assert np.array_equal(states["s"], inputs["x"].sum(axis=1))
+
+
+def test_rows_that_mix_in_the_state_alone_are_found() -> None:
+    """At the first step all states are equal, so their mean is too; a probe of one step sees nothing."""
+    graph = graphs.graph_from_text("""
+        sly (float[B,1] x, float[B,1] s) => (float[B,1] y, float[B,1] s_next) {
+            mean = ReduceMean <axes = [0], keepdims = 1> (s)
+            s_next = Add (mean, x)
+            y = Identity (s_next)
+        }""")
+    model = StepModel(graph, graphs.total(1)[1])
+
+    assert not model.batched
+
+
+def test_a_fixed_batch_of_one_runs_rows_one_by_one() -> None:
+    graph = graphs.graph_from_text("""
+        fixed (float[1,2] x, float[1,2] s) => (float[1,2] y, float[1,2] s_next) {
+            s_next = Add (s, x)
+            y = Identity (s_next)
+        }""")
+    model = StepModel(graph, graphs.total()[1])
+    outputs, _ = model.step({"x": np.array([[1, 2], [3, 4]], np.float32)}, model.initial_states(2))
+
+    assert not model.batched
+    assert outputs["y"].tolist() == [[1, 2], [3, 4]]
+
+
+def test_mode_single_runs_rows_one_by_one() -> None:
+    assert not load(graphs.total, batch=graphs.total()[1].batch.model_copy(update={"mode": "single"})).batched
+
+
+def test_no_more_rows_than_batch_max_are_run_together() -> None:
+    """Counted by a graph whose output is the number of rows it was given; the probe is told it is random."""
+    graph = graphs.graph_from_text("""
+        rows (float[B,1] x, float[B,1] s) => (int64[B,1] y, float[B,1] s_next) {
+            s_next = Add (s, x)
+            shape = Shape (x)
+            zero = Constant <value = int64[1] {0}> ()
+            rows = Gather (shape, zero)
+            none = Cast <to = 7> (s_next)
+            nothing = Sub (none, none)
+            y = Add (nothing, rows)
+        }""")
+    total = graphs.total(1)[1]
+    y = total.outputs[0].model_copy(update={"dtype": "int64", "kind": "random"})
+    batch = total.batch.model_copy(update={"max": 3})
+    model = StepModel(graph, total.model_copy(update={"outputs": [y], "batch": batch}))
+    outputs, states = model.step({"x": np.arange(8, dtype=np.float32)[:, None]}, model.initial_states(8))
+
+    assert outputs["y"].ravel().tolist() == [3, 3, 3, 3, 3, 3, 2, 2]
+    assert states["s"].ravel().tolist() == list(range(8))
+
+
+def test_a_chunk_equals_its_steps() -> None:
+    model = load(graphs.lstm)
+    inputs = sequence(model, rows=2, steps=6)
+    outputs, final = model.chunk(inputs, model.initial_states(2))
+    states = model.initial_states(2)
+    for t in range(6):
+        step, states = model.step({"x": inputs["x"][:, t]}, states)
+        assert np.array_equal(step["y"], outputs["y"][:, t])
+
+    assert all(np.array_equal(final[name], states[name]) for name in states)
+
+
+def test_the_batch_is_on_axis_0_wherever_the_graph_has_it() -> None:
+    model = load(graphs.batch_axis_1)
+    _, states = model.step({"x": np.array([[1, 2, 3], [4, 5, 6]], np.float32)}, model.initial_states(2))
+
+    assert states["s"].tolist() == [[[1, 2, 3], [2, 4, 6]], [[4, 5, 6], [8, 10, 12]]]
+
+
+def test_a_time_axis_of_one_stays_in_the_graph() -> None:
+    model = load(graphs.time_axis)
+    outputs, _ = model.step({"x": np.ones((3, 2), np.float32)}, model.initial_states(3))
+
+    assert outputs["y"].shape == (3, 2)
+
+
+def test_a_constant_is_fed_by_the_model() -> None:
+    model = load(lambda: graphs.scaled(gain=7))
+    outputs, _ = model.step({"x": np.array([[1, 2]], np.float32)}, model.initial_states(1))
+
+    assert outputs["y"].tolist() == [[7, 14]]
+
+
+def test_a_stream_starts_from_the_manifests_initial_state() -> None:
+    model = load(lambda: graphs.count(start=40))
+    outputs, _ = model.chunk({"x": np.zeros((2, 2, 1), np.float32)}, model.initial_states(2))
+
+    assert outputs["y"].ravel().tolist() == [41, 42, 41, 42]
+    assert model.initial_state == np.int64(40).tobytes()
+
+
+def test_random_outputs_are_answered_and_ignored_ones_left_out() -> None:
+    model = load(graphs.noisy)
+    outputs, _ = model.step({"x": np.zeros((2, 2), np.float32)}, model.initial_states(2))
+
+    assert (sorted(outputs), model.batched) == (["draw", "y"], True)
+
+
+def test_one_graph_output_can_be_answered_and_carried() -> None:
+    graph, manifest = graphs.total()
+    also = manifest.outputs[0].model_copy(update={"name": "s_next"})
+    model = StepModel(graph, manifest.model_copy(update={"outputs": [*manifest.outputs, also]}))
+    outputs, states = model.step({"x": np.ones((1, 2), np.float32)}, model.initial_states(1))
+
+    assert outputs["s_next"].tolist() == states["s"].tolist() == [[1, 1]]
+
+
+def test_half_precision_graphs_may_round_when_rows_run_together() -> None:
+    graph = graphs.graph_from_text(
+        """
+        half (float16[B,64] x, float16[B,64] s) => (float16[B,64] y, float16[B,64] s_next) {
+            mixed = MatMul (x, W)
+            s_next = Add (mixed, s)
+            y = Tanh (s_next)
+        }""",
+        {"W": np.random.default_rng(0).normal(0, 0.1, (64, 64)).astype(np.float16)},
+    )
+    text = graphs.total(64)[1].to_json().replace("float32", "float16")
+
+    assert StepModel(graph, Manifest.from_json(text, where="a test")).batched
+
+
+# -------------------------------------------------------------------- windows
+
+
+def test_a_window_puts_the_last_elements_in_front() -> None:
+    model = load(lambda: graphs.moving_sum(new=2, context=3))
+    outputs, states = model.chunk({"x": np.arange(1, 9, dtype=np.float32).reshape(1, 4, 2)}, model.initial_states(1))
+
+    assert outputs["y"].ravel().tolist() == [1 + 2, 1 + 2 + 3 + 4, 2 + 3 + 4 + 5 + 6, 4 + 5 + 6 + 7 + 8]
+    assert states["x.context"].tolist() == [[6, 7, 8]]
+
+
+def test_a_window_longer_than_the_new_part_reaches_several_steps_back() -> None:
+    model = load(lambda: graphs.moving_sum(new=1, context=4))
+    outputs, _ = model.chunk({"x": np.ones((1, 7, 1), np.float32)}, model.initial_states(1))
+
+    assert outputs["y"].ravel().tolist() == [1, 2, 3, 4, 5, 5, 5]
+
+
+def test_a_window_may_start_from_given_elements() -> None:
+    graph, manifest = graphs.moving_sum(new=2, context=3)
+    init = PackedTensor.pack(np.array([10, 20, 30], np.float32))
+    windows = [manifest.windows[0].model_copy(update={"init": init})]
+    model = StepModel(graph, manifest.model_copy(update={"windows": windows}))
+    outputs, _ = model.step({"x": np.ones((1, 2), np.float32)}, model.initial_states(1))
+
+    assert outputs["y"].tolist() == [[62]]
+
+
+# -------------------------------------------------------------------- packed rows
+
+
+@pytest.mark.parametrize("build", [*HONEST.values(), graphs.no_batch_axis], ids=[*HONEST, "no_batch_axis"])
+def test_packed_states_come_back_bit_for_bit(build: Callable[[], graphs.Built]) -> None:
+    model = load(build)
+    _, states = model.chunk(sequence(model, rows=3, steps=3), model.initial_states(3))
+    packed = model.pack(states, rows=3)
+    back = model.unpack(packed)
+
+    assert packed.shape == (3, model.state_bytes)
+    assert {name: (a.dtype, a.tobytes()) for name, a in back.items()} == {
+        name: (a.dtype, a.tobytes()) for name, a in states.items()
+    }
+
+
+def test_rows_from_a_read_only_buffer_can_be_stepped() -> None:
+    """What the store gives back is such a buffer, at any byte offset."""
+    model = load(graphs.lstm)
+    raw = b"?" + bytes(model.pack(model.initial_states(2), rows=2))
+    packed = np.frombuffer(raw, np.uint8, offset=1).reshape(2, model.state_bytes)
+    outputs, _ = model.step({"x": np.ones((2, 4), np.float32)}, model.unpack(packed))
+
+    assert np.array_equal(outputs["y"][0], outputs["y"][1])
+
+
+def test_a_half_stored_state_takes_half_the_bytes_and_is_rounded() -> None:
+    model = load(graphs.total_half)
+    states = {"s": np.array([[1 / 3, 1e9]], np.float32)}
+    back = model.unpack(model.pack(states, rows=1))["s"]
+
+    assert (model.state_bytes, back.dtype.name) == (4, "float32")
+    assert back.tolist() == [[float(np.float16(1 / 3)), float("inf")]]
+
+
+def test_fields_lie_one_after_another() -> None:
+    model = load(graphs.lstm)
+
+    assert [(f.name, f.offset, f.nbytes) for f in model.fields] == [("h", 0, 32), ("c", 32, 32)]
+
+
+# -------------------------------------------------------------------- loading
+
+
+def test_the_manifest_is_read_from_the_file(tmp_path: Path) -> None:
+    path = graphs.write_model(tmp_path, "pump", graphs.fold)
+
+    assert StepModel(path).manifest == graphs.fold()[1].model_copy(update={"name": "pump"})
+
+
+def test_a_sidecar_wins_over_the_file(tmp_path: Path) -> None:
+    path = graphs.write_model(tmp_path, "pump", graphs.fold)
+    sidecar_of(path).write_text(graphs.fold()[1].model_copy(update={"name": "mine"}).to_json())
+
+    assert StepModel(path).manifest.name == "mine"
+
+
+def test_a_graph_without_manifest_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ManifestError) as caught:
+        StepModel(graphs.fold()[0])
+
+    assert METADATA_KEY in caught.value.problem
+    assert "stepwell adopt" in caught.value.fix
+
+
+def test_a_broken_sidecar_is_named(tmp_path: Path) -> None:
+    path = graphs.write_model(tmp_path, "pump", graphs.fold)
+    sidecar_of(path).write_text("{")
+    with pytest.raises(ManifestError) as caught:
+        StepModel(path)
+
+    assert "pump.onnx.stepwell.json" in caught.value.problem
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", graphs.fold()[0][:100]], ids=["empty", "text", "cut short"])
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError) as caught:
+        StepModel(path)
+
+    assert "broken.onnx" in caught.value.problem
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError):
+        StepModel(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"name": "x"', '"name": "z"', "input 'z' is not in the graph"),
+        ('"name": "x"', '"name": "z"', "input 'x' of the graph is not in the manifest"),
+        ('"out": "h_next"', '"out": "h_last"', "output 'h_last' is not in the graph, which has ['h_next', 'y']"),
+        ("int64", "int32", "input 'h' is int32 in the manifest and int64 in the graph"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_the_graph_is_refused(old: str, new: str, told: str) -> None:
+    graph, manifest = graphs.fold()
+    with pytest.raises(ManifestError) as caught:
+        StepModel(graph, Manifest.from_json(manifest.to_json().replace(old, new), where="a test"))
+
+    assert told in caught.value.problem
+
+
+def test_a_wrong_state_shape_is_refused_at_load() -> None:
+    graph, manifest = graphs.total(2)
+    wrong = manifest.states[0].model_copy(update={"shape": [3]})
+    with pytest.raises(ModelLoadError):
+        StepModel(graph, manifest.model_copy(update={"states": [wrong]}))
+
+
+def test_a_state_that_grows_is_refused_at_load() -> None:
+    """Its shape is right at the first step alone; only feeding it back shows that."""
+    graph = graphs.graph_from_text("""
+        grows (float[B,1] x, float[B,N] s) => (float[B,1] y, float[B,M] s_next) {
+            s_next = Concat <axis = 1> (s, x)
+            y = Identity (x)
+        }""")
+    with pytest.raises(ModelLoadError) as caught:
+        StepModel(graph, graphs.total(1)[1])
+
+    assert "shape [1, 2]; expected 1 rows of [1]" in caught.value.problem
+
+
+def test_the_fingerprint_names_graph_weights_and_states() -> None:
+    graph, manifest = graphs.lstm()
+    same = StepModel(graph, manifest).fingerprint
+    half = [state.model_copy(update={"store_dtype": "float16"}) for state in manifest.states]
+
+    assert len(same) == 8
+    assert StepModel(graph, manifest).fingerprint == same
+    assert StepModel(*graphs.lstm(seed=1)).fingerprint != same
+    assert StepModel(graph, manifest.model_copy(update={"states": half})).fingerprint != same
+
+
+def test_the_fingerprint_follows_the_constants_and_initial_states() -> None:
+    assert load(lambda: graphs.scaled(3)).fingerprint != load(lambda: graphs.scaled(4)).fingerprint
+    assert load(lambda: graphs.count(1)).fingerprint != load(lambda: graphs.count(2)).fingerprint
+
+
+# -------------------------------------------------------------------- time limits and failures
+
+
+def endless(model: StepModel) -> dict[str, Array]:
+    return {s.name: np.full((1, *s.shape), 10**12, s.dtype) for s in model.manifest.inputs}
+
+
+def test_terminate_ends_a_run_in_another_thread() -> None:
+    model = load(graphs.slow)
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            model.step(endless(model), model.initial_states(1))
+        except ModelTimeoutError as exc:
+            caught.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    for _ in range(2000):  # a switch thrown before the run has begun belongs to the call before
+        model.terminate()
+        thread.join(0.01)
+        if not thread.is_alive():
+            break
+
+    assert [type(exc) for exc in caught] == [ModelTimeoutError]
+
+
+def test_a_late_terminate_does_not_end_the_next_call() -> None:
+    model = load(graphs.slow)
+    one = {"x": np.ones((1, 1), np.int64)}
+    model.step(one, model.initial_states(1))
+    model.terminate()
+    outputs, _ = model.step(one, model.initial_states(1))
+
+    assert outputs["y"].tolist() == [[1]]
+
+
+def test_values_that_onnxruntime_refuses_are_told_as_our_own_error() -> None:
+    graph = graphs.graph_from_text(
+        """
+        embed (int64[B] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+            row = Gather <axis = 0> (table, x)
+            s_next = Add (s, row)
+            y = Identity (s_next)
+        }""",
+        {"table": np.eye(2, dtype=np.float32)},
+    )
+    manifest = graphs.total()[1]
+    x = manifest.inputs[0].model_copy(update={"dtype": "int64", "shape": []})
+    model = StepModel(graph, manifest.model_copy(update={"inputs": [x]}))
+    with pytest.raises(ModelLoadError):
+        model.step({"x": np.array([5], np.int64)}, model.initial_states(1))
+
+
+@pytest.mark.parametrize(("in_state", "after"), [(True, [True, True]), (False, [True, False])])
+def test_nan_is_passed_on_as_it_is(in_state: bool, after: list[bool]) -> None:
+    model = load(lambda: graphs.nan_at(3, in_state=in_state))
+    outputs, _ = model.chunk({"x": np.ones((1, 4, 1), np.float32)}, model.initial_states(1))
+
+    assert np.isnan(outputs["y"].ravel()).tolist() == [False, False, *after]
+
+
+def test_onnxruntime_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    load(graphs.lying_batch)
+
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({}, "Inputs are []; expected ['x']"),
+        ({"x": np.zeros((1, 2), np.float32), "z": np.zeros(1)}, "Inputs are ['x', 'z']; expected ['x']"),
+        ({"x": np.zeros((1, 3), np.float32)}, "row shape [3] and dtype float32; expected [2] and float32"),
+        ({"x": np.zeros((1, 2), np.float64)}, "dtype float64; expected [2] and float32"),
+    ],
+)
+def test_rows_that_do_not_fit_are_told_by_name(inputs: dict[str, Array], told: str) -> None:
+    with pytest.raises(TensorError) as caught:
+        check_rows(inputs, graphs.total()[1].inputs)
+
+    assert told in caught.value.problem
+
+
+def test_rows_with_a_time_axis_are_checked_behind_it() -> None:
+    check_rows({"x": np.zeros((4, 9, 2), np.float32)}, graphs.total()[1].inputs, lead=2)
+    with pytest.raises(TensorError):
+        check_rows({"x": np.zeros((4, 9, 3), np.float32)}, graphs.total()[1].inputs, lead=2)
