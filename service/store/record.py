@@ -1,10 +1,10 @@
-"""One stream as the store keeps it: packed bytes, never pickle.
+r"""One stream as the store keeps it: packed bytes, never pickle.
 
 Little-endian. Bytes 8..63 are the guard: two records with equal guards are the same state of the same history,
 so a commit that finds the guard it expects cannot overwrite anything it has not seen.
 
     offset size field
-         0    4 magic `SW1\\0`; the third byte is the format version
+         0    4 magic `SW1\0`; the third byte is the format version
          4    4 header length
          8    8 epoch: random, minted at create, reset and fork          ┐
         16    8 step: timesteps since then                               │
@@ -37,9 +37,10 @@ _HEADER = struct.Struct("<4sIQQII16s16s8sIIIIQQ")
 _CRC = struct.Struct("<I")
 _CRC_AT = 84
 HEADER_BYTES = _HEADER.size
-GUARD = slice(8, 64)
 NO_CHAIN = bytes(16)
 HAD_KEY = 0x100
+
+_GUARD = struct.Struct("<QQII16s16s")
 
 _ENTRY = struct.Struct("<16sQQ16sI")
 
@@ -105,6 +106,11 @@ class Record:
         crc = zlib.crc32(self.state, zlib.crc32(self.outputs, zlib.crc32(head)))
         _CRC.pack_into(head, _CRC_AT, crc)
         return b"".join((head, self.outputs, self.state))
+
+    @property
+    def guard(self) -> bytes:
+        """The 56 bytes that the store compares."""
+        return _GUARD.pack(self.epoch, self.step, self.length, self.flags, self.op_id, self.chain)
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,398 @@
+"""`Engine`: the one door to the streams, whichever transport a request came by."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.engine.batcher import Announce, Batcher, Pending, moved
+from service.engine.cache import StateCache
+from service.engine.decide import Intent, Verdict, decide, replay_of_key
+from service.engine.models import ModelShelf, ServedModel
+from service.engine.observer import EngineObserver, NoObserver
+from service.engine.types import (
+    Done,
+    Position,
+    Prediction,
+    StreamKey,
+    StreamPage,
+    StreamStatus,
+    Timestep,
+)
+from service.errors import CorruptRecordError, ServiceError
+from service.store import keys
+from service.store.record import HAD_KEY, NO_CHAIN, KeyEntry, Kind, Record, decode, digest16, next_chain
+from service.store.redis import Commit, Outcome, StateStore
+
+_WATCHDOG_PERIOD_S = 0.1
+_READY_PING_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How the engine works; the defaults are the settings'.
+
+    Attributes:
+        max_batch_size: Most rows in one run.
+        max_wait_s: Seconds that a timestep may wait for others to join its batch.
+        queue_limit: Timesteps that may wait in all.
+        request_timeout_s: Seconds from receipt to answer.
+        run_timeout_s: Seconds that one model run may take.
+        cache_bytes: Memory for hot records.
+    """
+
+    max_batch_size: int = 256
+    max_wait_s: float = 0.0
+    queue_limit: int = 10_000
+    request_timeout_s: float = 10.0
+    run_timeout_s: float = 5.0
+    cache_bytes: int = 256 * 2**20
+
+
+class Engine:
+    """Moves streams. Remembers nothing that matters: the store has the last word."""
+
+    def __init__(
+        self,
+        store: StateStore,
+        shelf: ModelShelf,
+        options: EngineOptions | None = None,
+        observer: EngineObserver | None = None,
+    ) -> None:
+        """Put the parts together; nothing runs yet.
+
+        Args:
+            store: Where records live.
+            shelf: The models.
+            options: How to work.
+            observer: Counts the work.
+        """
+        self.shelf = shelf
+        self.store = store
+        self.draining = False
+        self._options = options or EngineOptions()
+        self._observer: EngineObserver = observer or NoObserver()
+        self._cache = StateCache(self._options.cache_bytes)
+        self._batchers: dict[ServedModel, Batcher] = {}
+        self._announce: Announce | None = None
+        self._open = 0
+        self._all_answered = asyncio.Event()
+        self._watchdog = Watchdog(self._options.run_timeout_s, lambda: list(self._batchers.values()))
+
+    # ---------------------------------------------------------------- stepping
+
+    def submit(self, timestep: Timestep, done: Done) -> None:
+        """Move a stream, and hand the answer to `done`, exactly once, on the event loop.
+
+        A refusal may come before this returns.
+        """
+        try:
+            batcher = self._batcher(self.shelf.get(timestep.key.model, timestep.version))
+            self._demand_room()
+        except ServiceError as exc:
+            done(exc)
+            return
+        now = asyncio.get_running_loop().time()
+        self._open += 1
+
+        def answered(result: Prediction | ServiceError) -> None:
+            self._open -= 1
+            if not self._open:
+                self._all_answered.set()
+            done(result)
+
+        batcher.put(
+            Pending(
+                timestep,
+                batcher.intent(timestep),
+                answered,
+                now,
+                now + self._options.request_timeout_s,
+                keys.record_key(*timestep.key),
+            )
+        )
+
+    async def advance(self, timestep: Timestep) -> Prediction:
+        """Move a stream and return its prediction, which is committed.
+
+        The step goes on when the caller is cancelled: it is applied or not, never half.
+
+        Raises:
+            ServiceError: It was refused, or its outcome is not known; see `applied`.
+        """
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+
+        def done(result: Prediction | ServiceError) -> None:
+            if future.done():
+                return
+            if isinstance(result, ServiceError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self.submit(timestep, done)
+        return await future
+
+    # ---------------------------------------------------------------- resetting, forgetting
+
+    async def reset(
+        self, key: StreamKey, *, after: bytes | None = None, idempotency_key: str | None = None
+    ) -> Position:
+        """Bring a stream back to its initial state, step 0; a bare reset creates a missing stream.
+
+        Raises:
+            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`, or
+                the store's.
+        """
+        self._demand_room()
+        served = self.shelf.get(key.model)
+        name = keys.record_key(*key)
+        deadline = self._deadline()
+        intent = _reset_intent(after, idempotency_key)
+        entry_name = None if idempotency_key is None else keys.entry_key(name, idempotency_key)
+        while True:
+            found = await self.store.load([name] if entry_name is None else [name, entry_name], deadline=deadline)
+            if entry_name is not None and found[1] is not None:
+                known = replay_of_key(KeyEntry.decode(found[1]), intent)
+                return Position(known.step, known.chain, replayed=True)
+            current, expect = _record_to_replace(found[0], intent)
+            if decide(current, intent) is Verdict.REPLAY and current is not None:
+                return Position(current.step, current.chain, replayed=True)
+            record = _initial_record(served, current, intent, had_key=idempotency_key is not None)
+            entry = KeyEntry(intent.digest, record.epoch, 0, record.chain, 0, b"").encode()
+            [answer] = await self.store.commit(
+                [Commit(name, expect, record.encode(), entry_name, entry)], deadline=deadline
+            )
+            self._cache.drop(key)
+            if answer.outcome in (Outcome.APPLIED, Outcome.SAME):
+                return Position(0, record.chain, replayed=answer.outcome is Outcome.SAME)
+            if answer.outcome is Outcome.FOREIGN:
+                await self.store.delete(name, deadline=deadline)
+            if asyncio.get_running_loop().time() >= deadline:
+                raise ServiceError(
+                    "overloaded", "Others kept moving the stream until the deadline.", fix="Send the reset again."
+                )
+
+    async def reset_all(self, tenant: str, model: str) -> int:
+        """Reset every stream of a model that the tenant has, and return how many."""
+        self.shelf.get(model)
+        cursor: str | None = None
+        seen: set[str] = set()
+        while True:
+            names, cursor = await self.store.page(tenant, model, "", cursor, 500, deadline=self._deadline())
+            fresh = [name for name in names if name not in seen]
+            seen.update(fresh)
+            await asyncio.gather(*(self.reset(StreamKey(tenant, model, name)) for name in fresh))
+            if cursor is None:
+                return len(seen)
+
+    async def delete(self, key: StreamKey) -> None:
+        """Forget a stream; also where there is none."""
+        self.shelf.get(key.model)
+        await self.store.delete(keys.record_key(*key), deadline=self._deadline())
+        self._cache.drop(key)
+
+    # ---------------------------------------------------------------- looking
+
+    async def status(self, key: StreamKey) -> StreamStatus:
+        """Return where a stream stands.
+
+        Raises:
+            ServiceError: `stream_not_found`, `model_not_found`, `state_corrupt`, or the store's.
+        """
+        self.shelf.get(key.model)
+        raw, ttl = await self.store.load_with_ttl(keys.record_key(*key), deadline=self._deadline())
+        if raw is None:
+            raise ServiceError(
+                "stream_not_found", f"There is no stream {key.stream!r} of this model.", fix="Its first step makes it."
+            )
+        record = decode(raw)
+        served = self.shelf.by_fingerprint(key.model, record.fingerprint)
+        return StreamStatus(
+            key,
+            None if served is None else served.version,
+            record.step,
+            record.chain,
+            record.created_ms,
+            record.updated_ms,
+            max(ttl, 0),
+        )
+
+    async def list_streams(
+        self, tenant: str, model: str, *, prefix: str = "", cursor: str | None = None, limit: int = 100
+    ) -> StreamPage:
+        """Return one page of a model's streams with their steps."""
+        self.shelf.get(model)
+        deadline = self._deadline()
+        names, following = await self.store.page(tenant, model, prefix, cursor, limit, deadline=deadline)
+        steps = await self.store.steps([keys.record_key(tenant, model, n) for n in names], deadline=deadline)
+        found = [(name, step) for name, step in zip(names, steps, strict=True) if step is not None]
+        return StreamPage(found, following)
+
+    async def not_ready(self) -> list[str]:
+        """Return why requests cannot be served now; empty when they can."""
+        reasons = []
+        if self.draining:
+            reasons.append("draining: this process is about to end")
+        if not self.shelf.names():
+            reasons.append("no model is loaded")
+        try:
+            await self.store.ping(timeout=_READY_PING_S)
+        except ServiceError as exc:
+            reasons.append(exc.problem)
+        return reasons
+
+    def queue_rows(self) -> dict[str, int]:
+        """Return the timesteps that wait, by model."""
+        rows: dict[str, int] = {}
+        for served, batcher in self._batchers.items():
+            rows[served.name] = rows.get(served.name, 0) + batcher.rows
+        return rows
+
+    def announce_to(self, announce: Announce | None) -> None:
+        """Tell every committed prediction to `announce`, after it was answered; None: tell nobody."""
+        self._announce = announce
+        for batcher in self._batchers.values():
+            batcher.announce = announce
+
+    # ---------------------------------------------------------------- ending
+
+    async def drain(self, timeout: float) -> None:
+        """Refuse new timesteps and wait until those that were taken are answered, at most `timeout` seconds."""
+        self.draining = True
+        self._all_answered.clear()
+        if self._open:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._all_answered.wait()
+            except TimeoutError:
+                pass
+
+    async def close(self) -> None:
+        """Let threads and connections go; `drain` comes first."""
+        self._watchdog.stop()
+        for batcher in self._batchers.values():
+            batcher.close()
+        await self.store.close()
+
+    # ---------------------------------------------------------------- helpers
+
+    def _batcher(self, served: ServedModel) -> Batcher:
+        batcher = self._batchers.get(served)
+        if batcher is None:
+            self._drop_idle()
+            batcher = self._batchers[served] = Batcher(
+                served,
+                self.store,
+                self._cache,
+                self._observer,
+                max_batch=self._options.max_batch_size,
+                max_wait=self._options.max_wait_s,
+                reroute=self._reroute,
+            )
+            batcher.announce = self._announce
+        return batcher
+
+    def _drop_idle(self) -> None:
+        """Let go of replaced models that nobody uses; a stream of theirs brings its batcher back."""
+        for served, batcher in list(self._batchers.items()):
+            if batcher.idle and not self.shelf.serves(served):
+                batcher.close()
+                del self._batchers[served]
+
+    def _reroute(self, pending: Pending, fingerprint: bytes) -> bool:
+        served = self.shelf.by_fingerprint(pending.timestep.key.model, fingerprint)
+        if served is None:
+            return False
+        batcher = self._batcher(served)
+        batcher.put(moved(pending, batcher))
+        return True
+
+    def _demand_room(self) -> None:
+        if self.draining:
+            raise ServiceError(
+                "draining", "This process is about to end and takes nothing new.", fix="Send it to another replica."
+            )
+        waiting = sum(batcher.rows for batcher in self._batchers.values())
+        if waiting >= self._options.queue_limit:
+            raise ServiceError(
+                "overloaded",
+                f"{waiting} timesteps wait already; the limit is {self._options.queue_limit}.",
+                fix="Send the same request again after a pause.",
+            )
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._options.request_timeout_s
+
+
+class Watchdog:
+    """Ends model runs that take too long, from a thread of its own, since a run may hold the event loop."""
+
+    def __init__(self, limit: float, batchers: Callable[[], list[Batcher]]) -> None:
+        """Start watching.
+
+        Args:
+            limit: Seconds that one run may take.
+            batchers: Whose runs to watch.
+        """
+        self._limit = limit
+        self._batchers = batchers
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="model-watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_WATCHDOG_PERIOD_S):
+            now = time.monotonic()
+            for batcher in self._batchers():
+                if batcher.clock.longest(now) > self._limit:
+                    batcher.served.step_model.terminate()
+
+
+def _reset_intent(after: bytes | None, idempotency_key: str | None) -> Intent:
+    digest = digest16(b"reset", after or b"")
+    if idempotency_key is not None:
+        op_id = digest16(b"K", idempotency_key.encode(), digest)
+    elif after is not None:
+        op_id = digest16(b"R", after)
+    else:
+        op_id = secrets.token_bytes(16)
+    return Intent(op_id, digest, 0, None, after, "auto", None)
+
+
+def _record_to_replace(raw: bytes | None, intent: Intent) -> tuple[Record | None, bytes]:
+    """Return the record and its guard. What is no record of ours is replaced too, unless a history is demanded."""
+    if raw is None:
+        return None, b""
+    try:
+        record = decode(raw)
+    except CorruptRecordError:
+        if intent.after is not None:
+            raise
+        return None, raw[8:64]
+    return record, record.guard
+
+
+def _initial_record(served: ServedModel, current: Record | None, intent: Intent, *, had_key: bool) -> Record:
+    now = int(time.time() * 1000)
+    chain = NO_CHAIN if current is None else current.chain
+    return Record(
+        epoch=secrets.randbits(64),
+        step=0,
+        length=0,
+        flags=Kind.RESET | (HAD_KEY if had_key else 0),
+        op_id=intent.op_id,
+        chain=next_chain(chain, Kind.RESET, intent.op_id, intent.digest, served.fingerprint),
+        fingerprint=served.fingerprint,
+        updated_ms=now,
+        created_ms=now if current is None else current.created_ms,
+        outputs=b"",
+        state=served.step_model.initial_state,
+    )

@@ -1,0 +1,188 @@
+"""`ModelShelf`: the models by name and version; finds, loads, swaps and retires them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model_export.errors import StepwellError
+from model_export.manifest import NAME, Manifest
+from model_export.step_model import StepModel
+from service.errors import ServiceError
+
+_RETIRED_KEPT = 4  # replaced models that go on serving the streams they began, per name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedModel:
+    """One version of one model, loaded and probed.
+
+    Attributes:
+        name: As in the path, not as in the manifest.
+        version: From 1; a flat file is version 1.
+        step_model: The session.
+        path: The file it came from.
+        stamp: What the file looked like when it was read; another stamp means another model.
+    """
+
+    name: str
+    version: int
+    step_model: StepModel
+    path: Path
+    stamp: tuple[int, ...]
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the model takes, gives and carries."""
+        return self.step_model.manifest
+
+    @property
+    def fingerprint(self) -> bytes:
+        """8 bytes that name graph, weights and state schema."""
+        return self.step_model.fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a look at the folders changed.
+
+    Attributes:
+        loaded: `name/version` of each model that is new or was read again.
+        failed: Path and reason of each file that could not be served.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+Loader = Callable[[Path], StepModel]
+
+
+class ModelShelf:
+    """Models that can be served; a reload replaces the whole picture at once."""
+
+    def __init__(self, folders: Sequence[Path], load: Loader = StepModel) -> None:
+        """Remember where models lie; `reload` reads them.
+
+        Args:
+            folders: Looked through in this order; the first that has a name wins.
+            load: Makes a `StepModel` of a file.
+        """
+        self._folders = list(folders)
+        self._load = load
+        self._models: dict[str, dict[int, ServedModel]] = {}
+        self._retired: dict[str, list[ServedModel]] = {}
+        self._turn = asyncio.Lock()
+
+    def names(self) -> list[str]:
+        """Return the models' names, sorted."""
+        return sorted(self._models)
+
+    def versions(self, name: str) -> list[int]:
+        """Return a model's versions, ascending; the last is the default."""
+        return sorted(self._models.get(name, ()))
+
+    def get(self, name: str, version: int | None = None) -> ServedModel:
+        """Return a version of a model, by default the highest.
+
+        Raises:
+            ServiceError: `model_not_found`.
+        """
+        versions = self._models.get(name)
+        if not versions:
+            known = ", ".join(self.names()[:20]) or "none"
+            raise ServiceError(
+                "model_not_found",
+                f"There is no model {name[:64]!r}; models are: {known}.",
+                fix="Check the name, or put the file into the models folder and POST /v1/models/reload.",
+            )
+        if version is None:
+            return versions[max(versions)]
+        if version not in versions:
+            raise ServiceError(
+                "model_not_found",
+                f"Model {name!r} has no version {version}; versions are {sorted(versions)}.",
+                fix="Leave `version` out for the highest one.",
+            )
+        return versions[version]
+
+    def by_fingerprint(self, name: str, fingerprint: bytes) -> ServedModel | None:
+        """Return the version that wrote a record, also one that was replaced since."""
+        candidates = [*self._models.get(name, {}).values(), *self._retired.get(name, [])]
+        return next((model for model in candidates if model.fingerprint == fingerprint), None)
+
+    def serves(self, model: ServedModel) -> bool:
+        """Whether this very model is the one served under its name and version."""
+        return self._models.get(model.name, {}).get(model.version) is model
+
+    async def reload(self) -> Reloaded:
+        """Look through the folders again: load what is new or changed, drop what is gone.
+
+        A file that fails leaves the version that was served before in its place.
+        """
+        async with self._turn:
+            return await asyncio.to_thread(self._reload)
+
+    def _reload(self) -> Reloaded:
+        report = Reloaded()
+        found: dict[str, dict[int, ServedModel]] = {}
+        for name, version, path in self._files(report):
+            if version in found.get(name, {}):
+                continue
+            before = self._models.get(name, {}).get(version)
+            stamp = _stamp(path)
+            model = before
+            if before is None or before.stamp != stamp or before.path != path:
+                try:
+                    model = ServedModel(name, version, self._load(path), path, stamp)
+                    report.loaded.append(f"{name}/{version}")
+                except StepwellError as exc:
+                    report.failed.append(f"{path.name}: {exc}")
+            if model is not None:
+                found.setdefault(name, {})[version] = model
+        self._retire(found)
+        self._models = found
+        return report
+
+    def _retire(self, found: dict[str, dict[int, ServedModel]]) -> None:
+        for name, versions in self._models.items():
+            for version, model in versions.items():
+                if found.get(name, {}).get(version) is not model:
+                    self._retired.setdefault(name, []).insert(0, model)
+                    del self._retired[name][_RETIRED_KEPT:]
+
+    def _files(self, report: Reloaded) -> Iterable[tuple[str, int, Path]]:
+        """Find `NAME.onnx` and `NAME/VERSION/model.onnx`."""
+        for folder in self._folders:
+            if not folder.is_dir():
+                report.failed.append(f"{folder.name}: there is no such folder")
+                continue
+            for entry in sorted(folder.iterdir()):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_file() and entry.suffix == ".onnx":
+                    where = [(entry.stem, "1", entry)]
+                elif entry.is_dir():
+                    where = [(entry.name, sub.name, sub / "model.onnx") for sub in sorted(entry.iterdir())]
+                else:
+                    continue
+                for name, version, path in where:
+                    if not path.is_file():
+                        continue
+                    if not NAME.fullmatch(name) or not version.isdecimal() or not 0 < int(version) < 2**31:
+                        report.failed.append(f"{name}/{version}: names are {NAME.pattern}, versions 1, 2, 3 ...")
+                    elif not path.resolve().is_relative_to(folder.resolve()):
+                        report.failed.append(f"{name}/{version}: the file lies outside its models folder")
+                    else:
+                        yield name, int(version), path
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes when a model file, its sidecar or its weights change."""
+    parts: list[int] = []
+    for file in sorted(path.parent.glob(path.name + "*")):
+        stat = file.stat()
+        parts += (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    return tuple(parts)

@@ -1,0 +1,30 @@
+"""What things are called in the store. One stream's keys share a hash tag, so a Cluster keeps them together."""
+
+from __future__ import annotations
+
+from service.store.record import digest16
+
+PREFIX = "swl:1:"
+
+
+def record_key(tenant: str, model: str, stream: str) -> str:
+    """Return the key of a stream's record."""
+    return f"{PREFIX}{{{tenant}/{model}/{stream}}}"
+
+
+def entry_key(record: str, idempotency_key: str) -> str:
+    """Return the key of the entry that remembers what an idempotency key of this stream answered."""
+    return f"{record}:k:{digest16(idempotency_key.encode()).hex()}"
+
+
+def records_pattern(tenant: str, model: str, prefix: str) -> str:
+    """Return the SCAN pattern of a model's records whose stream id begins with `prefix`.
+
+    None of the characters that stream ids may have is special in a pattern.
+    """
+    return f"{PREFIX}{{{tenant}/{model}/{prefix}*}}"
+
+
+def stream_of(record: str) -> str:
+    """Return the stream id in a record's key."""
+    return record[:-1].rsplit("/", 1)[1]

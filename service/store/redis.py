@@ -1,0 +1,307 @@
+"""`StateStore`: streams' records over the Redis protocol; a commit is compare-and-set on the guard."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, Final, Literal
+
+from redis.exceptions import NoScriptError, ResponseError
+
+from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
+from service.store import keys
+from service.store.wire import Argument, NoReplyError, NotSentError, Wire
+
+Durability = Literal["memory", "fsync", "replica"]
+
+_SCRIPT: Final = files("service.store").joinpath("commit.lua").read_text()
+_SHA: Final = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_FIRST_PAUSE_S: Final = 0.01
+_LONGEST_PAUSE_S: Final = 0.25
+# Refusals that pass: the server is loading, failing over, or cannot write for now. Nothing was applied.
+_PASSING: Final = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MISCONF", "NOREPLICAS")
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One record to write.
+
+    Attributes:
+        key: The record's key.
+        expect: The guard that the stored record must have; empty: the stream must be missing.
+        record: The new record's bytes.
+        entry_key: Where to remember the answer of an idempotency key, or None.
+        entry: The entry's bytes.
+    """
+
+    key: str
+    expect: bytes
+    record: bytes
+    entry_key: str | None = None
+    entry: bytes = b""
+
+
+class Outcome(IntEnum):
+    """What became of a commit; the numbers are `commit.lua`'s."""
+
+    CONFLICT = 0
+    APPLIED = 1
+    SAME = 2
+    KEY_KNOWN = 3
+    FOREIGN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The store's answer to one commit.
+
+    Attributes:
+        outcome: What became of it.
+        stored: The stored record (`CONFLICT`, `SAME`; None: the stream is missing) or entry (`KEY_KNOWN`).
+    """
+
+    outcome: Outcome
+    stored: bytes | None = None
+
+
+APPLIED: Final = Committed(Outcome.APPLIED)
+
+
+class StateStore:
+    """Keeps one record per stream.
+
+    Laws, checked on every server by `tests/store/test_laws.py`:
+
+    1. Read your write: after a commit says APPLIED, `load` returns its record.
+    2. No fork: of two different commits that expect the same guard, one says APPLIED.
+    3. Same again: a commit sent twice says SAME the second time, and brings what is stored.
+    4. No second life: after a reset, a commit from the old life says CONFLICT.
+    5. Independence: a refused commit leaves the others of the call alone.
+    6. Idle end: a record outlives its last commit by at least its time to live, then goes.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        stream_ttl_s: float = 7 * 86400,
+        idempotency_ttl_s: float = 600,
+        durability: Durability = "memory",
+        timeout: float = 2.0,
+    ) -> None:
+        """Prepare connections; none is opened yet.
+
+        Args:
+            url: See `Wire`.
+            stream_ttl_s: Seconds that an idle stream lives.
+            idempotency_ttl_s: Seconds that an idempotency key is remembered.
+            durability: `replica` waits for one replica after each commit.
+            timeout: Seconds for one exchange with the store; an exchange is tried again until its deadline.
+        """
+        self._wire = Wire(url, timeout=timeout)
+        self._ttl = int(stream_ttl_s * 1000)
+        self._entry_ttl = int(idempotency_ttl_s * 1000)
+        self._durability = durability
+
+    @property
+    def wire(self) -> Wire:
+        """The connections, for what is not about records."""
+        return self._wire
+
+    async def load(self, names: Sequence[str], *, deadline: float) -> list[bytes | None]:
+        """Return what is stored under each key, None where there is nothing.
+
+        Args:
+            names: Keys of records or entries.
+            deadline: On the running loop's clock.
+
+        Raises:
+            StoreUnavailableError: No answer until the deadline.
+        """
+        reply = await self._until(deadline, ("MGET", *names))
+        return list(reply)
+
+    async def load_with_ttl(self, name: str, *, deadline: float) -> tuple[bytes | None, int]:
+        """Return a record and the milliseconds it will still live if its stream stays idle."""
+        record, ttl = await self._until_all(deadline, ("GET", name), ("PTTL", name))
+        return record, ttl
+
+    async def commit(self, commits: Sequence[Commit], *, deadline: float) -> list[Committed]:
+        """Write each record whose guard still holds; one round trip for all.
+
+        A reply that does not come is asked for again with the identical bytes: whichever of the two is executed
+        first wins, the other finds itself already done.
+
+        Args:
+            commits: At most one per key.
+            deadline: On the running loop's clock.
+
+        Raises:
+            StoreUnavailableError: Nothing was applied.
+            OutcomeUnknownError: Each may or may not have been applied.
+            StoreFullError: The store is at its memory limit; nothing was applied.
+            ServiceError: `not_durable`: applied, but no replica confirmed.
+        """
+        body = self._script_arguments(commits)
+        command: tuple[Argument, ...] = ("EVALSHA", _SHA, *body)
+        more = [("WAIT", 1, int(self._wire.timeout * 1000))] if self._durability == "replica" else []
+        loop, pause, sent = asyncio.get_running_loop(), _FIRST_PAUSE_S, False
+        while True:
+            left = deadline - loop.time()
+            trouble = "the deadline passed"
+            if left > 0:
+                try:
+                    answers, *waited = await self._wire.call(command, *more, timeout=min(left, self._wire.timeout))
+                except NotSentError as exc:
+                    trouble = str(exc)
+                except NoReplyError as exc:
+                    trouble, sent = str(exc), True
+                else:
+                    if isinstance(answers, NoScriptError):
+                        command = ("EVAL", _SCRIPT, *body)
+                        continue
+                    if not isinstance(answers, ResponseError):
+                        if waited and (isinstance(waited[0], ResponseError) or waited[0] < 1):
+                            raise _not_durable()
+                        return [_committed(answer) for answer in answers]
+                    trouble = str(answers)
+                    if not sent and trouble.startswith("OOM"):
+                        raise StoreFullError(f"The store is full: {trouble}")
+                    if not trouble.startswith(_PASSING):
+                        left = 0  # it will say the same again
+            if left <= pause:
+                if sent:
+                    raise OutcomeUnknownError(f"The store did not confirm the step: {trouble}.")
+                raise StoreUnavailableError(f"The store took no step: {trouble}.")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    async def delete(self, name: str, *, deadline: float) -> None:
+        """Forget a stream; also where there is none."""
+        await self._until(deadline, ("DEL", name))
+
+    async def page(
+        self, tenant: str, model: str, prefix: str, cursor: str | None, limit: int, *, deadline: float
+    ) -> tuple[list[str], str | None]:
+        """Return up to `limit` stream ids and the cursor to go on from; None at the end.
+
+        A stream that exists all the while is listed at least once, whatever comes and goes beside it.
+
+        Raises:
+            ServiceError: `bad_request`: the cursor is none of ours.
+        """
+        at, found = _read_cursor(cursor)
+        pattern, count = keys.records_pattern(tenant, model, prefix), max(limit, 100)
+        while len(found) < limit and at != "0":
+            at, batch = await self._scan("0" if at == "start" else at, pattern, count, deadline)
+            found.extend(name for name in batch if name not in found)
+            count = min(2 * count, 10_000) if not batch else max(limit, 100)  # hurry where few keys match
+        rest = found[limit:]
+        done = at == "0" and not rest
+        return found[:limit], None if done else _write_cursor(at, rest)
+
+    async def steps(self, names: Sequence[str], *, deadline: float) -> list[int | None]:
+        """Return the step of each record, None where there is none."""
+        if not names:
+            return []
+        found = await self._until_all(deadline, *(("GETRANGE", name, 16, 23) for name in names))
+        return [int.from_bytes(raw, "little") if isinstance(raw, bytes) and len(raw) == 8 else None for raw in found]
+
+    async def ping(self, *, timeout: float) -> None:
+        """Ask whether the store answers.
+
+        Raises:
+            StoreUnavailableError: It does not.
+        """
+        loop = asyncio.get_running_loop()
+        await self._until(loop.time() + timeout, ("PING",))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._wire.close()
+
+    # ---------------------------------------------------------------- helpers
+
+    def _script_arguments(self, commits: Sequence[Commit]) -> list[Argument]:
+        keyed = [(i, c) for i, c in enumerate(commits, 1) if c.entry_key is not None]
+        arguments: list[Argument] = [len(commits) + len(keyed)]
+        arguments += [c.key for c in commits]
+        arguments += [c.entry_key for _, c in keyed if c.entry_key is not None]
+        arguments += [len(commits), self._ttl, self._entry_ttl]
+        for c in commits:
+            arguments += (c.expect, c.record)
+        for i, c in keyed:
+            arguments += (i, c.entry)
+        return arguments
+
+    async def _scan(self, at: str, pattern: str, count: int, deadline: float) -> tuple[str, list[str]]:
+        cursor, batch = await self._until(deadline, ("SCAN", at, "MATCH", pattern, "COUNT", count))
+        return cursor.decode(), [keys.stream_of(name.decode()) for name in batch]
+
+    async def _until(self, deadline: float, command: Sequence[Argument]) -> Any:
+        return (await self._until_all(deadline, command))[0]
+
+    async def _until_all(self, deadline: float, *commands: Sequence[Argument]) -> list[Any]:
+        """Repeat commands that may safely be repeated until they are answered or the deadline passes."""
+        loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE_S
+        while True:
+            left = deadline - loop.time()
+            trouble = "the deadline passed"
+            if left > 0:
+                try:
+                    replies = await self._wire.call(*commands, timeout=min(left, self._wire.timeout))
+                except (NotSentError, NoReplyError) as exc:
+                    trouble = str(exc)
+                else:
+                    bad = next((reply for reply in replies if isinstance(reply, ResponseError)), None)
+                    if bad is None or str(bad).startswith("WRONGTYPE"):
+                        return replies
+                    trouble = str(bad)
+                    if not trouble.startswith(_PASSING):
+                        left = 0
+            if left <= pause:
+                raise StoreUnavailableError(f"The store did not answer: {trouble}.")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _committed(answer: Any) -> Committed:
+    if answer == 1:
+        return APPLIED
+    stored = answer[1] if len(answer) > 1 else None
+    return Committed(Outcome(answer[0]), stored or None)
+
+
+def _not_durable() -> ServiceError:
+    return ServiceError(
+        "not_durable",
+        "The step is in the primary's memory, but no replica confirmed it in time.",
+        fix="Send the same request again: it is not applied twice, and waits for the replica again.",
+        applied="yes",
+    )
+
+
+def _write_cursor(at: str, rest: list[str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps([at, *rest], separators=(",", ":")).encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None) -> tuple[str, list[str]]:
+    if cursor is None:
+        return "start", []
+    try:
+        at, *rest = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if not (isinstance(at, str) and (at == "start" or at.isdigit()) and all(isinstance(r, str) for r in rest)):
+            raise ValueError(at)
+    except (ValueError, TypeError) as exc:
+        raise ServiceError(
+            "bad_request",
+            f"`cursor` is {cursor[:64]!r}; expected the text that the page before gave.",
+            fix="Leave it out to begin again.",
+        ) from exc
+    return at, rest
