@@ -3,9 +3,11 @@
 StepwellError                  code, problem, fix
 ├── ManifestError              the description of a model is missing or wrong
 ├── ModelLoadError             onnxruntime refuses the graph, or it disagrees with its manifest
+├── UnclearModelError          the graph leaves something open that a person must say
 ├── RefusedModelError          a model that cannot be stepped, with the layer and the reason
 ├── ParityError                the step graph and the original disagree; nothing is written
 ├── MissingExtraError          a framework that is needed is not installed
+├── FileError                  a file cannot be read or written where it was asked for
 ├── TensorError                an array does not fit its declaration (name, shape or dtype)
 └── ModelTimeoutError          one model run took longer than allowed and was ended
 """
@@ -45,6 +47,12 @@ class ModelLoadError(StepwellError):
     code = "model_unloadable"
 
 
+class UnclearModelError(StepwellError):
+    """A graph that leaves something open; a flag of `stepwell adopt` says it."""
+
+    code = "model_unclear"
+
+
 class RefusedModelError(StepwellError):
     """A model that cannot be stepped; names the layer or node, and the reason."""
 
@@ -61,6 +69,12 @@ class MissingExtraError(StepwellError):
     """A package that this job needs is not installed."""
 
     code = "missing_extra"
+
+
+class FileError(StepwellError):
+    """A file is missing, or cannot be read or written."""
+
+    code = "file_unusable"
 
 
 class TensorError(StepwellError):

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError, TensorError
 from model_export.manifest import METADATA_KEY, Array, Manifest, StateSpec, TensorSpec, sidecar_of
 
-_ORT_TYPES = {
+ORT_TYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
     "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16",
@@ -272,8 +272,8 @@ class StepModel:
 
     def _check_against_graph(self) -> None:
         """Hold names and dtypes of the manifest against the graph's own (declared shapes may lie)."""
-        takes = {i.name: _ORT_TYPES.get(i.type, i.type) for i in self._session.get_inputs()}
-        gives = {o.name: _ORT_TYPES.get(o.type, o.type) for o in self._session.get_outputs()}
+        takes = {i.name: ORT_TYPES.get(i.type, i.type) for i in self._session.get_inputs()}
+        gives = {o.name: ORT_TYPES.get(o.type, o.type) for o in self._session.get_outputs()}
         told_in = {i.name: i.dtype for i in self.manifest.inputs}
         told_in |= {s.input: s.dtype for s in self.manifest.states}
         told_in |= {name: spec.dtype for name, spec in self.manifest.constants.items()}

@@ -1,0 +1,339 @@
+"""Describe a graph that already is stepwise: pair its states, find its axes, and prove it by running.
+
+Nothing is believed because it is declared. What cannot be read from the graph is asked for, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from model_export.axes import Declared, Row, find_batch_axes, find_row, without_ones
+from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, UnclearModelError
+from model_export.files import write_whole
+from model_export.manifest import DTYPES, NAME, Array, Manifest, sidecar_of
+from model_export.pairing import Pairing, Tensor, pair_states
+from model_export.prove import prove
+from model_export.random_ops import random_outputs
+from model_export.trial import Graph
+
+_RATES = {"sr", "fs", "rate", "samplerate", "samplingrate"}
+
+Kind = Literal["value", "random", "ignore"]
+_Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a graph does not say by itself, said by a person.
+
+    Attributes:
+        states: State output by state input. With any, no other state is looked for.
+        constants: Value by input.
+        outputs: `value`, `random` or `ignore` by output.
+        windows: Length of the past part by input.
+        shapes: The row that a caller sends (of an output: that is answered), by name.
+    """
+
+    states: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, Kind] = field(default_factory=dict)
+    windows: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What was found.
+
+    Attributes:
+        manifest: The description, proved by running.
+        batched: Whether rows are run together.
+        flags: The flags that say what was found; with them nothing is left to guess.
+        how: How each state's pair was found: `name`, `shape` or `said`.
+        notes: What was assumed, for people to read.
+    """
+
+    manifest: Manifest
+    batched: bool
+    flags: list[str]
+    how: dict[str, str]
+    notes: list[str]
+
+
+def adopt(
+    path: Path, *, name: str | None = None, hints: Hints | None = None, steps: int = 16, replace: bool = False
+) -> Adoption:
+    """Describe a step graph.
+
+    Args:
+        path: The ONNX file; it is read only.
+        name: The model's name; the file's stem by default (the folder's, for `NAME/VERSION/model.onnx`).
+        hints: What the graph does not say.
+        steps: Timesteps of each proof.
+        replace: Describe it even though the file has a manifest inside.
+
+    Raises:
+        UnclearModelError: Something is open; the message names the flag that says it.
+        RefusedModelError: The graph is not stepwise, or chance reaches what must not depend on it.
+        ModelLoadError: onnxruntime cannot load or run it.
+        MissingExtraError: The onnx package is not installed.
+    """
+    hints = hints or Hints()
+    graph = Graph(path)
+    if graph.has_manifest and not replace:
+        raise ManifestError(
+            f"{path} has a manifest inside already; expected a graph without one.",
+            fix="Look at it with `stepwell inspect`; `--replace` describes the graph anew.",
+        )
+    _check_hints(graph, hints)
+    constants = {name: graph.constant(name, value) for name, value in hints.constants.items()}
+    rows = _find_rows(graph, hints)
+    one, two = _try(graph, rows, constants)
+    pairing = _pair(graph, hints, rows, one)
+    notes = list(pairing.notes)
+    axes, together = _find_output_axes(graph, rows, pairing, one, two)
+    kinds = _find_kinds(graph, hints, pairing, axes, notes, together=together)
+    _check_chance(graph, pairing, kinds)
+
+    states = [tensor for tensor in graph.inputs if tensor.name in pairing.states]
+    sent = [tensor for tensor in graph.inputs if tensor.name in rows and tensor not in states]
+    described = {
+        "name": name or _name_of(path),
+        "inputs": [_tensor(tensor, rows[tensor.name]) for tensor in sent],
+        "states": [
+            {
+                "in": tensor.name,
+                "out": pairing.states[tensor.name],
+                "dtype": tensor.dtype,
+                "shape": list(rows[tensor.name].graph),
+                "batch_axis": rows[tensor.name].batch_axis,
+            }
+            for tensor in states
+        ],
+        "outputs": [
+            {**_tensor(o, _output_row(o, one[o.name], axes[o.name], hints.shapes.get(o.name))), "kind": kinds[o.name]}
+            for o in graph.outputs
+            if o.name in kinds
+        ],
+        "constants": {name: {"dtype": value.dtype.name, "value": value.tolist()} for name, value in constants.items()},
+        "windows": [
+            {"input": name, "context": length, "axis": rows[name].window_axis} for name, length in hints.windows.items()
+        ],
+        "batch": {"mode": "stack" if together else "single"},
+    }
+    manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
+    manifest, batched = prove(path, manifest, steps, notes)
+    return Adoption(manifest, batched, _flags(manifest, graph, hints), pairing.how, notes)
+
+
+def write_sidecar(path: Path, manifest: Manifest) -> Path:
+    """Write a manifest beside its model file and return where; the model file is not touched."""
+    sidecar = sidecar_of(path)
+    write_whole(sidecar, (manifest.to_json(indent=1) + "\n").encode())
+    return sidecar
+
+
+# ---------------------------------------------------------------- reading the graph
+
+
+def _check_hints(graph: Graph, hints: Hints) -> None:
+    takes, gives = [t.name for t in graph.inputs], [t.name for t in graph.outputs]
+    for flag, names, known in (
+        ("--state", hints.states.keys(), takes),
+        ("--state", hints.states.values(), gives),
+        ("--constant", hints.constants, takes),
+        ("--window", hints.windows, takes),
+        ("--output", hints.outputs, gives),
+        ("--shape", hints.shapes, takes + gives),
+    ):
+        for name in names:
+            if name not in known:
+                raise UnclearModelError(
+                    f"`{flag}` names {name!r}; the graph has {known}.", fix="Use a name that the graph has."
+                )
+    for name in hints.constants:
+        if name in hints.states or name in hints.windows:
+            raise UnclearModelError(
+                f"{name!r} is said to be a constant and to change.", fix="Leave out one of the two flags."
+            )
+
+
+def _find_rows(graph: Graph, hints: Hints) -> dict[str, Row]:
+    """Return the row of every input that is not a constant."""
+    changing = [tensor for tensor in graph.inputs if tensor.name not in hints.constants]
+    for tensor in changing:
+        if re.sub(r"[^a-z]", "", tensor.name.lower()) in _RATES and tensor.name not in hints.shapes:
+            raise UnclearModelError(
+                f"Input {tensor.name!r} ({tensor.dtype}) looks like a sampling rate, which does not change.",
+                fix=f"Say its value: `--constant {tensor.name}=16000`, or `--shape {tensor.name}=1` if it does change.",
+            )
+    axes = find_batch_axes(changing)
+    return {
+        tensor.name: find_row(
+            tensor,
+            axes[tensor.name],
+            said=hints.shapes.get(tensor.name),
+            context=hints.windows.get(tensor.name),
+        )
+        for tensor in changing
+    }
+
+
+def _try(graph: Graph, rows: Mapping[str, Row], constants: Mapping[str, Array]) -> tuple[_Shapes, _Shapes | None]:
+    """Return the outputs' shapes for one row, and for two rows if the graph takes two."""
+    one = graph.shapes(rows, constants, 1)
+    if any(row.batch_axis is None for row in rows.values()):
+        return one, None
+    try:
+        return one, graph.shapes(rows, constants, 2)
+    except ModelLoadError:
+        return one, None
+
+
+def _pair(graph: Graph, hints: Hints, rows: Mapping[str, Row], shapes: _Shapes) -> Pairing:
+    inputs = [Tensor(t.name, t.dtype, rows[t.name].shape(1)) for t in graph.inputs if t.name in rows]
+    outputs = [Tensor(t.name, t.dtype, shapes[t.name]) for t in graph.outputs]
+    if hints.states:
+        pairing = Pairing(dict(hints.states), dict.fromkeys(hints.states, "said"))
+        for before in inputs:
+            after = next((o for o in outputs if o.name == hints.states.get(before.name)), before)
+            if not before.fits(after):
+                raise UnclearModelError(
+                    f"State {before.name!r} is {before.dtype} {list(before.shape)}, but {after.name!r} is "
+                    f"{after.dtype} {list(after.shape)}; expected the same.",
+                    fix="Name an output that can be fed back.",
+                )
+    else:
+        pairing = pair_states(
+            [i for i in inputs if i.name not in hints.windows],
+            [o for o in outputs if o.name not in hints.outputs],
+            all_may_be_states=bool(hints.windows),
+        )
+    sent = [tensor for tensor in inputs if tensor.name not in pairing.states]
+    if not pairing.states and not hints.windows:
+        raise RefusedModelError(
+            f"No state was found in {graph.path}: inputs {_shown(inputs)}; outputs {_shown(outputs)}.",
+            fix="Name each with `--state IN=OUT`; a graph over whole sequences goes through `stepwell export`.",
+        )
+    if not sent:
+        raise UnclearModelError(
+            f"Every input of {graph.path} is a state; expected one that a caller sends.",
+            fix="Leave out a `--state`.",
+        )
+    for tensor in sent:
+        if not tensor.shape and tensor.name not in hints.shapes:
+            raise UnclearModelError(
+                f"Input {tensor.name!r} ({tensor.dtype}) is a single number; is it the same for every timestep?",
+                fix=f"If so: `--constant {tensor.name}=VALUE`; if not: `--shape {tensor.name}=`.",
+            )
+    return pairing
+
+
+def _find_output_axes(
+    graph: Graph, rows: Mapping[str, Row], pairing: Pairing, one: _Shapes, two: _Shapes | None
+) -> tuple[dict[str, int | None], bool]:
+    """Return each output's batch axis, and whether the graph takes two rows at once."""
+    states = {after: rows[before].batch_axis for before, after in pairing.states.items()}
+    if two is not None:
+        seen = {
+            name: [a for a, pair in enumerate(zip(one[name], two[name], strict=False)) if pair == (1, 2)]
+            for name in one
+        }
+        if all(seen[name] == [axis] for name, axis in states.items()) and all(len(axes) < 2 for axes in seen.values()):
+            return {name: axes[0] if axes else None for name, axes in seen.items()}, True
+    sent = any(rows[t.name].batch_axis is not None for t in graph.inputs if t.name in rows)
+    alone = {name: 0 if sent and shape[:1] == (1,) else None for name, shape in one.items()}
+    return {**alone, **states}, False
+
+
+def _find_kinds(
+    graph: Graph, hints: Hints, pairing: Pairing, axes: Mapping[str, int | None], notes: list[str], *, together: bool
+) -> dict[str, Kind]:
+    """Return what becomes of each output that is described."""
+    carried = set(pairing.states.values())
+    kinds: dict[str, Kind] = {}
+    for output in graph.outputs:
+        name = output.name
+        said = hints.outputs.get(name)
+        if output.dtype not in DTYPES:
+            notes.append(f"output {name} is {output.dtype}, which no stream can be sent: left out")
+        elif said is not None:
+            kinds[name] = said
+        elif name not in carried and together and axes[name] is None:
+            kinds[name] = "ignore"
+            notes.append(f"output {name} is the same for every row: left out; `--output {name}=value` answers it")
+        elif name not in carried:
+            kinds[name] = "value"
+    if all(kind == "ignore" for kind in kinds.values()):
+        kinds |= dict.fromkeys((o.name for o in graph.outputs if o.name in carried), "value")
+        notes.append("no other output is answered, so the next states are the answer too")
+    return kinds
+
+
+def _check_chance(graph: Graph, pairing: Pairing, kinds: Mapping[str, Kind]) -> None:
+    for name, operator in random_outputs(graph.path).items():
+        if name in pairing.states.values():
+            raise RefusedModelError(
+                f"Random operator {operator} reaches state output {name!r}; expected states that follow from the "
+                "inputs alone, for a retry to give the same answer.",
+                fix="Draw the random numbers outside and send them as an input.",
+            )
+        if kinds.get(name) == "value":
+            raise RefusedModelError(
+                f"Random operator {operator} reaches output {name!r}, which is answered as a value.",
+                fix=f"Say that it is drawn at random, or leave it out: `--output {name}=random` or "
+                f"`--output {name}=ignore`.",
+            )
+
+
+# ---------------------------------------------------------------- telling
+
+
+def _tensor(tensor: Declared, row: Row) -> dict[str, Any]:
+    described = {
+        "name": tensor.name, "dtype": tensor.dtype, "shape": list(row.wire), "batch_axis": row.batch_axis
+    }  # fmt: skip
+    if row.window_axis is None and row.graph != row.wire:
+        described["graph_shape"] = list(row.graph)
+    return described
+
+
+def _output_row(tensor: Declared, shape: tuple[int, ...], batch_axis: int | None, said: Sequence[int] | None) -> Row:
+    graph = tuple(length for axis, length in enumerate(shape) if axis != batch_axis)
+    if said is not None and math.prod(said) != math.prod(graph):
+        raise UnclearModelError(
+            f"Shape {list(said)} was given for output {tensor.name!r}, whose row is {list(graph)}.",
+            fix="Give a shape with as many elements.",
+        )
+    return Row(batch_axis, graph, without_ones(graph) if said is None else tuple(said))
+
+
+def _flags(manifest: Manifest, graph: Graph, hints: Hints) -> list[str]:
+    """Return the flags that say everything which was found and is not plain from the declarations."""
+    plain = {tensor.name for tensor in graph.inputs if all(isinstance(dim, int) for dim in tensor.dims[1:])}
+    sized = [i for i in manifest.inputs if i.name not in plain or i.name in hints.shapes]
+    return [
+        *(f"--state {state.input}={state.output}" for state in manifest.states),
+        *(f"--constant {name}={json.dumps(spec.value)}" for name, spec in manifest.constants.items()),
+        *(f"--window {window.input}={window.context}" for window in manifest.windows),
+        *(f"--shape {spec.name}={'x'.join(map(str, spec.shape))}" for spec in sized),
+        *(f"--output {output.name}={output.kind}" for output in manifest.outputs if output.kind != "value"),
+    ]
+
+
+def _name_of(path: Path) -> str:
+    stem = path.parent.parent.name if path.name == "model.onnx" and path.parent.name.isdigit() else path.stem
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:64]
+    if not NAME.fullmatch(name):
+        raise UnclearModelError(f"No name can be made of {path.name!r}.", fix="Give one: `--name NAME`.")
+    return name
+
+
+def _shown(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in tensors)

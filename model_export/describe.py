@@ -1,0 +1,114 @@
+"""Everything that is known about a servable model file, as plain data for people and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from model_export.errors import FileError
+from model_export.manifest import Manifest, sidecar_of
+from model_export.step_model import StepModel
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Load a model and say what it takes, gives, carries and weighs.
+
+    Returns:
+        Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `constants`,
+        `windows` (as in the manifest; states and windows with `bytes`), `bytes_per_stream`, `batch` (`mode`,
+        `max`, and `together`: whether the probe found that rows can be run together), `parity` (None where the
+        model was not verified against anything), `fingerprint` and `graph` (`bytes`, `nodes`, `opset`).
+
+    Raises:
+        FileError: There is no such file.
+        ManifestError: It has no manifest, or one that does not fit.
+        ModelLoadError: onnxruntime cannot load or run it.
+    """
+    if not path.is_file():
+        raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
+    model = StepModel(path)
+    manifest: Manifest = model.manifest
+    parts = manifest.model_dump(mode="json", by_alias=True)
+    sizes = {field.name: field.nbytes for field in model.fields}
+    return {
+        "file": str(path),
+        "manifest_from": "sidecar" if sidecar_of(path).is_file() else "file",
+        "name": manifest.name,
+        "inputs": parts["inputs"],
+        "outputs": parts["outputs"],
+        "states": [{**state, "bytes": sizes[state["in"]]} for state in parts["states"]],
+        "constants": parts["constants"],
+        "windows": [
+            {**part, "bytes": sizes[window.state_name]}
+            for part, window in zip(parts["windows"], manifest.windows, strict=True)
+        ],
+        "bytes_per_stream": model.state_bytes,
+        "batch": {**parts["batch"], "together": model.batched},
+        "parity": parts["verified"],
+        "fingerprint": model.fingerprint.hex(),
+        "graph": graph_size(path),
+    }
+
+
+def graph_size(path: Path) -> dict[str, Any]:
+    """Return a graph's size: `bytes` (weights beside the file included), `nodes` (subgraphs included), `opset` by domain.
+
+    Reads the few protobuf fields it needs by itself, for the service has no onnx package.
+
+    Source: onnx.proto: ModelProto.graph = 7, .opset_import = 8; OperatorSetIdProto.domain = 1, .version = 2;
+    GraphProto.node = 1; NodeProto.attribute = 5; AttributeProto.g = 6, .graphs = 11.
+    """
+    content = memoryview(path.read_bytes())
+    opset: dict[str, int] = {}
+    nodes = 0
+    for number, value in _fields(content):
+        if number == 7 and isinstance(value, memoryview):
+            nodes += _count_nodes(value)
+        elif number == 8 and isinstance(value, memoryview):
+            parts = dict(_fields(value))
+            domain, version = parts.get(1, b""), parts.get(2, 0)
+            if isinstance(version, int):
+                opset[bytes(domain).decode() if not isinstance(domain, int) else ""] = version
+    beside = sum(extra.stat().st_size for extra in path.parent.glob(path.name + "*data"))
+    return {"bytes": len(content) + beside, "nodes": nodes, "opset": opset}
+
+
+def _count_nodes(graph: memoryview) -> int:
+    nodes = [node for number, node in _fields(graph) if number == 1 and isinstance(node, memoryview)]
+    attributes = [
+        part for node in nodes for number, part in _fields(node) if number == 5 and isinstance(part, memoryview)
+    ]
+    subgraphs = [
+        part for attribute in attributes for number, part in _fields(attribute)
+        if number in (6, 11) and isinstance(part, memoryview)
+    ]  # fmt: skip
+    return len(nodes) + sum(_count_nodes(subgraph) for subgraph in subgraphs)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield a protobuf message's fields as number and value; fixed-width ones are passed over."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        key = varint()
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            yield number, varint()
+        elif wire == 2:
+            length = varint()
+            yield number, message[at : at + length]
+            at += length
+        else:
+            at += 8 if wire == 1 else 4

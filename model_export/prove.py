@@ -1,0 +1,79 @@
+"""Prove the description of a step graph by running it; there is no original to compare with but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from model_export.errors import RefusedModelError
+from model_export.manifest import Array, Manifest, Parity
+from model_export.step_model import StepModel, nearly_equal
+
+_ATOL, _RTOL = 1e-5, 1e-4
+
+
+def prove(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple[Manifest, bool]:
+    """Run three different streams, twice together and each alone.
+
+    Args:
+        path: The ONNX file.
+        manifest: The description to prove.
+        steps: Timesteps of each stream, states fed back.
+        notes: What people should read is added here.
+
+    Returns:
+        The manifest with the report and the batch mode that this showed, and whether rows are run together.
+
+    Raises:
+        ManifestError: The description does not fit the graph.
+        ModelLoadError: The graph fails when its states are fed back.
+        RefusedModelError: Two runs on the same values differ.
+    """
+    model = StepModel(path, manifest)
+    rng = np.random.default_rng(1)
+    inputs = {spec.name: _random(rng, spec.dtype, (3, steps, *spec.shape)) for spec in manifest.inputs}
+    together = _answers(model, inputs)
+    again = _answers(model, inputs)
+    for name in together:
+        if not nearly_equal(together[name], again[name]):
+            raise RefusedModelError(
+                f"{name} of {path} differs between two runs on the same values; expected the same.",
+                fix="Declare an output that is random with `--output NAME=random`.",
+            )
+    parts = [_answers(model, {name: value[r : r + 1] for name, value in inputs.items()}) for r in range(3)]
+    alone = {name: np.concatenate([part[name] for part in parts]) for name in together}
+    if not model.batched or not all(nearly_equal(together[name], alone[name]) for name in together):
+        if manifest.batch.mode == "stack":
+            notes.append("rows run together do not equal rows run alone: it runs one row at a time")
+        single = manifest.batch.model_copy(update={"mode": "single"})
+        return manifest.model_copy(update={"batch": single}), False
+    verified = Parity(
+        against="itself: rows alone and together",
+        steps=steps,
+        max_abs=max(_difference(together[name], alone[name]) for name in together),
+        atol=_ATOL,
+        rtol=_RTOL,
+        sequences=["random"],
+    )
+    return manifest.model_copy(update={"verified": verified}), True
+
+
+def _answers(model: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return all outputs that chance does not reach, and the final states."""
+    rows = len(next(iter(inputs.values())))
+    outputs, states = model.chunk(inputs, model.initial_states(rows))
+    sure = {f"Output {o.name!r}": outputs[o.name] for o in model.manifest.answered if o.kind == "value"}
+    return {**sure, **{f"State {name!r}": value for name, value in states.items()}}
+
+
+def _random(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:
+    if np.dtype(dtype).kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def _difference(found: Array, expected: Array) -> float:
+    gap = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    return float(np.nanmax(gap, initial=0.0))
