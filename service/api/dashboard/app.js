@@ -1,0 +1,283 @@
+// The dashboard: what the service is, its live streams, and one of them as it moves. Works for any model.
+
+import { get, getJson, hasKey, setKey, Watch } from "./feed.js";
+import { quantile, read, since } from "./metrics.js";
+import { lineClass, Plot } from "./plot.js";
+import { areProbabilities, bytes, curlLine, mostProbable, number, percent, seriesOf, timesteps } from "./shapes.js";
+import { StreamList, Streams } from "./streams.js";
+
+const CROWD = 100; // with more live streams than this, only the chosen one sends its inputs
+const SPARK_S = 60;
+const $ = (id) => document.getElementById(id);
+const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
+
+const page = {
+  models: null,
+  model: null,
+  streams: new Streams(),
+  chosen: null,
+  picked: false, // whether a person chose the stream
+  paused: false,
+  fresh: false, // whether the chosen stream has news to draw
+  crowded: false,
+  watches: [],
+  perSecond: [0],
+  scrapes: new Map(),
+  looks: 0,
+  skipped: 0, // messages that the service dropped because this page was too slow
+};
+
+const plots = {
+  inputs: new Plot($("inputs-plot"), $("inputs-legend"), "in"),
+  outputs: new Plot($("outputs-plot"), $("outputs-legend"), "out"),
+};
+const streamList = new StreamList({ list: $("stream-list"), filter: $("filter"), note: $("streams-note"), choose: (name) => choose(name, true) });
+
+// ---- state of the service ------------------------------------------------------------------------------------
+
+function showState(kind, words) {
+  $("state").dataset.state = kind;
+  text("state", words);
+}
+
+/** Ask what there is and how it does; every two seconds, so that a new model or a restart shows by itself. */
+async function look() {
+  try {
+    const { models } = await getJson("v1/models");
+    if (JSON.stringify(models) !== JSON.stringify(page.models)) await openService(models);
+  } catch (problem) {
+    if (problem.status === 401 || problem.status === 403) askForKey(problem.status);
+    else showState("down", "The service does not answer");
+    return;
+  }
+  const model = page.model;
+  if (!model) return;
+  await Promise.allSettled([
+    get("readyz").then(({ ok }) => $("state").dataset.state === "waiting" || showState(ok ? "ready" : "down", ok ? "Ready" : "Not ready")),
+    get("metrics").then(async (answer) => showMetrics(answer.ok ? read(await answer.text(), model.name) : null)),
+    page.looks++ % 5 || list(model),
+  ]);
+}
+
+async function list(model) {
+  const found = await getJson(`v1/models/${encodeURIComponent(model.name)}/streams?limit=500`);
+  if (model === page.model) page.streams.list(found);
+}
+
+async function openService(models) {
+  page.models = models;
+  $("key-form").hidden = true;
+  $("main").hidden = false;
+  fillPicker();
+  const { version, durability } = await getJson("v1/info");
+  text("about", [version && `version ${version}`, durability && `durability ${durability}`].filter(Boolean).join(" · "));
+}
+
+function askForKey(status) {
+  page.watches.forEach((one) => one.close());
+  page.models = null; // open it all again once the key fits
+  $("main").hidden = true;
+  showState("down", "Locked");
+  text("key-problem", hasKey() ? (status === 403 ? "This key may not read streams." : "This key is not known.") : "");
+  $("key-form").hidden = false;
+  $("key").focus();
+}
+
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey($("key").value.trim());
+  $("key").value = "";
+  page.models = null;
+  look();
+});
+
+function showMetrics(scrape) {
+  const before = scrape && page.scrapes.get(scrape.process);
+  if (scrape) page.scrapes.set(scrape.process, scrape);
+  const buckets = scrape ? since(scrape.buckets, before?.buckets) : [];
+  const ms = (share) => {
+    const value = quantile(buckets, share) * 1000;
+    return Number.isNaN(value) ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+  };
+  text("latency", ms(0.5));
+  text("latency-note", scrape ? (buckets.at(-1)?.[1] ? `median; 99% within ${ms(0.99)}` : "") : "metrics are not open to this key");
+  text("replays", scrape ? number(scrape.replays) : "–");
+  text("conflicts", scrape ? `never applied twice; ${number(scrape.conflicts)} conflicts settled` : "");
+}
+
+// ---- model and stream ----------------------------------------------------------------------------------------
+
+function fillPicker() {
+  const address = new URLSearchParams(location.hash.slice(1));
+  const before = page.model?.name ?? address.get("model");
+  $("model").replaceChildren(...page.models.map(({ name, version }) => new Option(page.models.length > 1 || version > 1 ? `${name} · ${version}` : name, name)));
+  $("model").disabled = page.models.length < 2;
+  const model = page.models.find(({ name }) => name === before) ?? page.models[0];
+  if (!model) {
+    text("empty-title", "No model is loaded");
+    text("empty-text", "Put an exported model into the model folder and start the service again, or POST /v1/models/reload.");
+    $("curl").hidden = true;
+    $("empty").hidden = false;
+    return showState("ready", "Ready");
+  }
+  $("model").value = model.name;
+  openModel(model, address.get("stream"));
+}
+
+$("model").addEventListener("change", () => openModel(page.models.find(({ name }) => name === $("model").value)));
+
+function openModel(model, stream = null) {
+  page.model = { ...model, outputs: model.outputs.filter(({ kind }) => kind !== "ignore") };
+  page.streams = new Streams();
+  page.perSecond = [0];
+  page.scrapes.clear();
+  $("empty").hidden = true;
+  choose(stream, stream !== null);
+  text("curl-line", curlLine(page.model, document.baseURI, hasKey()));
+  text("model-facts", modelFacts(page.model));
+  watch();
+  list(page.model).catch(() => {}); // `look` tells of a service that does not answer
+}
+
+function modelFacts({ name, inputs, outputs, bytes_per_stream: size, parity }) {
+  const tensor = ({ name, dtype, shape }) => `${name} ${dtype}${shape.length ? ` [${shape.join(", ")}]` : ""}`;
+  return [
+    `${name}: ${inputs.map(tensor).join(", ")} → ${outputs.map(tensor).join(", ")}`,
+    size != null && `${bytes(size)} of state per stream`,
+    parity && `equal to ${parity.against} within ${parity.max_abs.toExponential(1)} over ${parity.steps} steps`,
+  ].filter(Boolean).join("   ·   ");
+}
+
+function choose(name, byPerson) {
+  page.picked = byPerson;
+  if (page.chosen === name) return;
+  page.chosen = name;
+  page.fresh = name !== null;
+  if (byPerson) history.replaceState(null, "", `#${new URLSearchParams({ model: page.model.name, stream: name })}`);
+  if (page.crowded) watch();
+  renderList();
+}
+
+// ---- the live feed -------------------------------------------------------------------------------------------
+
+/** Follow the model; where there are very many streams, follow the chosen one apart, for its inputs. */
+function watch() {
+  page.watches.forEach((one) => one.close());
+  const model = page.model.name;
+  const on = {
+    open: () => showState("ready", "Ready"),
+    lost: (wait) => showState("waiting", `Connection lost; trying again in ${Math.max(1, Math.round(wait))} s`),
+    refused: () => askForKey(401),
+    message(message) {
+      see(message);
+      if (!page.crowded) keep(message);
+    },
+  };
+  page.watches = [new Watch({ model }, !page.crowded, on)];
+  if (!page.crowded || !page.chosen) return;
+  page.watches.push(new Watch({ model, stream: page.chosen }, true, { ...on, open() {}, lost() {}, message: keep }));
+}
+
+function see({ stream, step, outputs, gap }) {
+  page.skipped += gap ?? 0;
+  if (!stream) return;
+  page.perSecond[page.perSecond.length - 1] += page.streams.get(stream).see(step, timesteps(outputs ?? {}, page.model.outputs));
+}
+
+function keep({ stream, step, outputs, inputs }) {
+  if (!stream) return;
+  page.streams.get(stream).keep(step, timesteps(inputs ?? {}, page.model.inputs), timesteps(outputs ?? {}, page.model.outputs));
+  if (stream === page.chosen) page.fresh = true;
+}
+
+// ---- drawing -------------------------------------------------------------------------------------------------
+
+function drawStream() {
+  const stream = page.streams.byName.get(page.chosen);
+  if (!stream || !page.fresh || page.paused) return;
+  page.fresh = false;
+  const { inputs, outputs } = page.model;
+  text("stream-name", stream.name);
+  text("stream-facts", `step ${number(stream.step)}`);
+  drawPlot("inputs", inputs, stream.rows, false);
+  drawPlot("outputs", outputs, stream.rows, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])));
+  const best = mostProbable(stream.outputs, outputs);
+  $("verdict").hidden = !best;
+  if (best) {
+    text("verdict-name", best.name);
+    text("verdict-share", percent(best.share));
+    $("verdict").className = `verdict${outputs.length === 1 ? ` ${lineClass("out", best.index)}` : ""}`;
+  }
+}
+
+function drawPlot(which, specs, rows, shares) {
+  const { series, total } = seriesOf(specs);
+  plots[which].setSeries(series, shares);
+  const lines = series.map(({ tensor, index }) => rows.map((row) => row[which][tensor]?.[index] ?? null));
+  plots[which].draw(rows.map(({ step }) => step), [rows.map(({ at }) => at), ...lines]);
+  text(`${which}-note`, total > series.length ? `the first ${series.length} of ${number(total)}` : "");
+}
+
+function renderList() {
+  const { streams } = page;
+  if (!page.model) return;
+  const live = streams.live;
+  if (!page.picked && !streams.byName.get(page.chosen)?.isLive && live.length) choose(live.sort((a, b) => (a.name < b.name ? -1 : 1))[0].name, false);
+  if (page.crowded !== live.length > CROWD && Math.abs(live.length - CROWD) > CROWD / 5) {
+    page.crowded = live.length > CROWD;
+    watch();
+  }
+  streamList.render(streams, page.model.outputs, page.chosen);
+  const chosen = streams.byName.get(page.chosen);
+  $("view").hidden = !chosen;
+  $("empty").hidden = Boolean(chosen) || streams.byName.size > 0;
+  document.querySelector(".work").classList.toggle("nothing", !$("empty").hidden);
+  text("skipped", page.skipped ? `${number(page.skipped)} messages skipped: the service is faster than this page.` : "");
+  text("live", number(live.length));
+  text("stored", streams.truncated ? `of more than ${number(streams.byName.size)} kept` : `of ${number(streams.byName.size)} kept`);
+  document.title = live.length ? `${live.length} live · Stepwell` : "Stepwell";
+}
+
+function drawRate() {
+  const seconds = page.perSecond;
+  const whole = seconds.slice(0, -1);
+  const lately = whole.slice(-3);
+  if (lately.length) text("rate", number(Math.round(lately.reduce((a, b) => a + b, 0) / lately.length)));
+  const most = Math.max(1, ...whole);
+  const points = whole.map((n, i) => `${(120 * (i + SPARK_S - whole.length)) / (SPARK_S - 1)},${30 - (27 * n) / most}`);
+  $("rate-line").setAttribute("points", points.join(" "));
+  $("rate-area").setAttribute("points", points.length ? `${points.join(" ")} 120,32 ${points[0].split(",")[0]},32` : "");
+  seconds.push(0);
+  if (seconds.length > SPARK_S + 1) seconds.shift();
+}
+
+$("pause").addEventListener("click", () => {
+  page.paused = !page.paused;
+  page.fresh = true;
+  $("pause").setAttribute("aria-pressed", String(page.paused));
+  text("pause", page.paused ? "Resume" : "Pause");
+});
+
+$("filter").addEventListener("input", renderList);
+
+$("curl").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText($("curl-line").textContent);
+    text("curl-hint", "Copied");
+  } catch {
+    getSelection().selectAllChildren($("curl-line")); // no clipboard over plain HTTP from afar: select it instead
+    text("curl-hint", "Selected");
+  }
+  setTimeout(() => text("curl-hint", "Copy"), 2000);
+});
+
+function frame() {
+  drawStream();
+  requestAnimationFrame(frame);
+}
+
+requestAnimationFrame(frame);
+setInterval(() => page.paused || renderList(), 250);
+setInterval(drawRate, 1000);
+setInterval(() => $("key-form").hidden && look(), 2000);
+look();

@@ -1,0 +1,55 @@
+// The few numbers that the page takes from /metrics (Prometheus text).
+
+const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/;
+
+/** Parse to [{name, labels, value}], only names that begin with a prefix. */
+function parse(text, prefixes) {
+  const samples = [];
+  for (const line of text.split("\n")) {
+    if (!prefixes.some((prefix) => line.startsWith(prefix))) continue;
+    const found = LINE.exec(line);
+    if (!found) continue;
+    const labels = Object.fromEntries([...(found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map((m) => [m[1], m[2]]));
+    samples.push({ name: found[1], labels, value: Number(found[3]) });
+  }
+  return samples;
+}
+
+/** What one scrape says of a model: cumulative latency buckets, repeats, conflicts, and which process answered. */
+export function read(text, model) {
+  const samples = parse(text, ["stepwell_step_seconds_bucket", "stepwell_replays_total", "stepwell_conflicts_total", "process_start_time_seconds"]);
+  const sum = (name) => samples.filter((s) => s.name === name).reduce((total, s) => total + s.value, 0);
+  const buckets = new Map();
+  for (const s of samples) {
+    if (s.name !== "stepwell_step_seconds_bucket" || s.labels.model !== model) continue;
+    const le = Number(s.labels.le.replace("+Inf", "Infinity"));
+    buckets.set(le, (buckets.get(le) ?? 0) + s.value);
+  }
+  return {
+    process: sum("process_start_time_seconds"),
+    replays: sum("stepwell_replays_total"),
+    conflicts: sum("stepwell_conflicts_total"),
+    buckets: [...buckets].sort((a, b) => a[0] - b[0]),
+  };
+}
+
+/** Buckets of what happened between two scrapes of the same process; all of the later one where that is not known. */
+export function since(now, before) {
+  if (!before || before.length !== now.length) return now;
+  const delta = now.map(([le, count], i) => [le, count - before[i][1]]);
+  const monotone = delta.every(([, count], i) => count >= (i ? delta[i - 1][1] : 0));
+  return monotone && delta.at(-1)?.[1] > 0 ? delta : now;
+}
+
+/** The value below which a share of a cumulative histogram lies, in seconds; linear inside a bucket. */
+export function quantile(buckets, share) {
+  const total = buckets.at(-1)?.[1] ?? 0;
+  if (!total) return NaN;
+  const rank = share * total;
+  let [low, below] = [0, 0];
+  for (const [le, count] of buckets) {
+    if (count >= rank) return le === Infinity ? low : low + ((le - low) * (rank - below)) / Math.max(count - below, 1e-9);
+    [low, below] = [le, count];
+  }
+  return low;
+}

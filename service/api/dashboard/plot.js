@@ -1,0 +1,148 @@
+// One chart with its legend: lines over the last timesteps of a stream. Drawn by uPlot.
+
+import { number, percent } from "./shapes.js";
+
+export const WINDOW = 300; // timesteps that a chart shows
+const COLOURS = 6; // --in-1 .. --in-6 and --out-1 .. --out-6 in the style sheet; beyond that the lines are dashed
+
+const theme = window.matchMedia("(prefers-color-scheme: dark)");
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** The style class that gives an element the colour of a palette's series `i`. */
+export const lineClass = (palette, i) => `${palette}-${(i % COLOURS) + 1}`;
+
+export class Plot {
+  #chart = null;
+  #buttons = [];
+
+  /**
+   * @param {HTMLElement} place - where the chart goes; it takes that element's size
+   * @param {HTMLElement} legend - list that gets one button for each series, which hides and shows it
+   * @param {"in" | "out"} palette - its colours
+   */
+  constructor(place, legend, palette) {
+    Object.assign(this, { place, legend, palette });
+    new ResizeObserver(() => this.#chart?.setSize(this.#size())).observe(place);
+    theme.addEventListener("change", () => this.#restart());
+  }
+
+  /** Begin anew with other series: [{name}], and whether they are probabilities. */
+  setSeries(series, shares) {
+    const same = shares === this.shares && JSON.stringify(series) === JSON.stringify(this.series);
+    if (same) return;
+    Object.assign(this, { series, shares, hidden: series.map(() => false) });
+    this.#makeLegend();
+    this.#restart();
+  }
+
+  /**
+   * Draw some rows of a stream.
+   *
+   * @param {number[]} steps - the step of each row; null where the line breaks
+   * @param {Array[]} columns - where each row stands on the time axis, then one array for each series
+   */
+  draw(steps, columns) {
+    Object.assign(this, { steps, columns });
+    const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
+    this.#chart.setData(columns, false);
+    this.#chart.setScale("x", { min: first, max: Math.max(last, first + 20) });
+    this.#tell(this.#chart.cursor.idx ?? steps.length - 1);
+  }
+
+  /** Where the time axis has its marks: at round steps. */
+  #marks() {
+    const { steps = [], columns } = this;
+    const most = Math.max(2, this.place.clientWidth / 60);
+    const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((n) => steps.length / n <= most) ?? 1000;
+    return steps.flatMap((step, i) => (step && step % every === 0 ? [columns[0][i]] : []));
+  }
+
+  #stepAt(at) {
+    return number(this.steps[at - this.columns[0][0]]);
+  }
+
+  #size() {
+    return { width: this.place.clientWidth, height: this.place.clientHeight };
+  }
+
+  #restart() {
+    if (!this.series) return;
+    this.#chart?.destroy();
+    const [ink, grid] = [colour("--ink-soft"), colour("--grid")];
+    const font = `11px ${getComputedStyle(document.body).fontFamily}`;
+    const axis = { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 6 };
+    this.#chart = new uPlot(
+      {
+        ...this.#size(),
+        padding: [8, 8, 0, 0],
+        legend: { show: false },
+        cursor: { sync: { key: "stepwell" }, drag: { x: false, y: false }, points: { size: 6 } },
+        scales: { x: { time: false }, y: this.shares ? { range: [0, 1] } : {} },
+        axes: [
+          { ...axis, grid: { show: false }, size: 26, splits: () => this.#marks(), values: (_, marks) => marks.map((at) => this.#stepAt(at)) },
+          { ...axis, size: 46, values: (_, ticks) => ticks.map((v) => (this.shares ? `${Math.round(v * 100)}%` : number(v))) },
+        ],
+        series: [{}, ...this.series.map((_, i) => this.#line(i))],
+        hooks: { setCursor: [(chart) => this.#tell(chart.cursor.idx ?? chart.data[0].length - 1)] },
+      },
+      this.columns ?? [[], ...this.series.map(() => [])],
+      this.place,
+    );
+  }
+
+  #line(i) {
+    const stroke = colour(`--${lineClass(this.palette, i)}`);
+    return {
+      show: !this.hidden[i],
+      stroke,
+      width: this.shares ? 2 : 1.4,
+      fill: this.shares ? `${stroke}1f` : undefined, // the colours are #rrggbb
+      dash: i >= COLOURS ? [5, 3] : undefined,
+      points: { show: false },
+      spanGaps: false,
+    };
+  }
+
+  #makeLegend() {
+    this.#buttons = this.series.map(({ name }, i) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "series";
+      button.setAttribute("aria-pressed", "true");
+      const part = (className, text = "") => {
+        const span = document.createElement("span");
+        span.className = className;
+        span.textContent = text;
+        button.append(span);
+        return span;
+      };
+      part(`swatch ${lineClass(this.palette, i)}${i >= COLOURS ? " dashed" : ""}`);
+      part("series-name", name);
+      const value = part("series-value");
+      const bar = this.shares ? part(`bar ${lineClass(this.palette, i)}`) : null;
+      button.addEventListener("click", () => {
+        this.hidden[i] = !this.hidden[i];
+        button.setAttribute("aria-pressed", String(!this.hidden[i]));
+        this.#chart.setSeries(i + 1, { show: !this.hidden[i] });
+      });
+      return { button, value, bar };
+    });
+    this.legend.replaceChildren(
+      ...this.#buttons.map(({ button }) => {
+        const item = document.createElement("li");
+        item.append(button);
+        return item;
+      }),
+    );
+  }
+
+  /** Put the values of one column into the legend. */
+  #tell(index) {
+    if (!this.columns) return;
+    this.#buttons.forEach(({ value, bar }, i) => {
+      const v = this.columns[i + 1]?.[index];
+      value.textContent = v == null ? "–" : this.shares ? percent(v) : number(v);
+      if (bar) bar.style.setProperty("--share", v ?? 0);
+    });
+  }
+}

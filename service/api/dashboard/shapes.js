@@ -1,0 +1,100 @@
+// What a model's tensors look like: names of their elements, flat values, probabilities, numbers as text.
+
+const MOST_SERIES = 12; // more lines than this cannot be told apart
+
+const size = (shape) => shape.reduce((product, dim) => product * dim, 1);
+
+/** Names of the elements of one row of a tensor: its own `labels` where the manifest has them, else `name 0`, ... */
+function elementNames(spec) {
+  const n = size(spec.shape);
+  if (Array.isArray(spec.labels) && spec.labels.length === n) return spec.labels.map(String);
+  return n === 1 ? [spec.name] : Array.from({ length: n }, (_, i) => `${spec.name} ${i}`);
+}
+
+/** The series to draw for some tensors: [{tensor, index, name}], at most 12; `total` says how many there are. */
+export function seriesOf(specs) {
+  const all = [];
+  let total = 0;
+  for (const spec of specs) {
+    total += size(spec.shape);
+    if (all.length >= MOST_SERIES) continue;
+    elementNames(spec).forEach((name, index) => all.push({ tensor: spec.name, index, name }));
+  }
+  return { series: all.slice(0, MOST_SERIES), total };
+}
+
+/** One message's tensors as rows of timesteps: [{name: flat values}, ...]; a chunk has a leading time axis. */
+export function timesteps(tensors, specs) {
+  const rows = [];
+  for (const spec of specs) {
+    if (!(spec.name in tensors)) continue;
+    const value = tensors[spec.name];
+    const chunk = depth(value) > spec.shape.length;
+    (chunk ? value : [value]).forEach((row, t) => {
+      rows[t] ??= {};
+      rows[t][spec.name] = [row].flat(Infinity).map(Number);
+    });
+  }
+  return rows;
+}
+
+const depth = (value) => (Array.isArray(value) ? 1 + depth(value[0]) : 0);
+
+/** Whether values are at least two probabilities that make 1. */
+export function areProbabilities(values) {
+  if (!values || values.length < 2 || values.some((v) => !(v >= 0 && v <= 1))) return false;
+  return Math.abs(values.reduce((sum, v) => sum + v, 0) - 1) < 1e-3;
+}
+
+/** The most probable class of a row of outputs, {name, index, share}, or null where no output looks like probabilities. */
+export function mostProbable(row, specs) {
+  for (const spec of specs) {
+    const values = row?.[spec.name];
+    if (!areProbabilities(values)) continue;
+    const best = values.indexOf(Math.max(...values));
+    return { name: elementNames(spec)[best], index: best, share: values[best] };
+  }
+  return null;
+}
+
+/** A row of outputs in a few words. */
+export function summary(row, specs) {
+  if (!row) return "";
+  const best = mostProbable(row, specs);
+  if (best) return `${best.name} ${percent(best.share)}`;
+  const values = specs.flatMap((spec) => row[spec.name] ?? []);
+  return values.slice(0, 3).map(number).join("  ") + (values.length > 3 ? " …" : "");
+}
+
+/** The shell line that sends one timestep of zeros to a model. */
+export function curlLine(model, base, withKey) {
+  const inputs = Object.fromEntries(model.inputs.map((spec) => [spec.name, filled(spec.shape, spec.dtype === "bool" ? false : 0)]));
+  const url = new URL(`v1/models/${model.name}/streams/first/step`, base);
+  const lines = [`curl ${url}`, "-H 'content-type: application/json'"];
+  if (withKey) lines.push("-H 'authorization: Bearer YOUR_KEY'");
+  return [...lines, `-d '${JSON.stringify({ inputs })}'`].join(" \\\n  ");
+}
+
+const filled = ([n, ...rest], value) => (n === undefined ? value : Array.from({ length: n }, () => filled(rest, value)));
+
+export const percent = (share) => `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)}%`;
+
+/** A number in at most four significant digits. */
+export function number(value) {
+  if (!Number.isFinite(value)) return "–";
+  if (Number.isInteger(value)) return value.toLocaleString("en");
+  const size = Math.abs(value);
+  if (size >= 1000) return Math.round(value).toLocaleString("en");
+  return size < 0.001 ? value.toExponential(1) : value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
+}
+
+/** Seconds ago in words. */
+export function ago(seconds) {
+  if (seconds < 2) return "now";
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${Math.round(seconds / 3600)} h`;
+}
+
+/** Bytes in words. */
+export const bytes = (n) => (n < 10240 ? `${number(n)} bytes` : `${number(Math.round(n / 1024))} KiB`);
