@@ -12,9 +12,18 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Any, Final, Literal
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 
-from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
+from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
 from service.store import keys
 from service.store.wire import Argument, NoReplyError, NotSentError, Wire
 
@@ -25,7 +34,8 @@ _SHA: Final = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.25
 # Refusals that pass: the server is loading, failing over, or cannot write for now. Nothing was applied.
-_PASSING: Final = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MISCONF", "NOREPLICAS")
+_PASSING: Final = (BusyLoadingError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+_PASSING_WORDS: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,8 @@ class StateStore:
     async def load_with_ttl(self, name: str, *, deadline: float) -> tuple[bytes | None, int]:
         """Return a record and the milliseconds it will still live if its stream stays idle."""
         record, ttl = await self._until_all(deadline, ("GET", name), ("PTTL", name))
+        if isinstance(record, Exception):
+            raise CorruptRecordError("The stream's key holds something that is no record.")
         return record, ttl
 
     async def commit(self, commits: Sequence[Commit], *, deadline: float) -> list[Committed]:
@@ -166,15 +178,15 @@ class StateStore:
                     if isinstance(answers, NoScriptError):
                         command = ("EVAL", _SCRIPT, *body)
                         continue
-                    if not isinstance(answers, ResponseError):
-                        if waited and (isinstance(waited[0], ResponseError) or waited[0] < 1):
+                    if not isinstance(answers, Exception):
+                        if waited and (isinstance(waited[0], Exception) or waited[0] < 1):
                             raise _not_durable()
                         return [_committed(answer) for answer in answers]
                     trouble = str(answers)
-                    if not sent and trouble.startswith("OOM"):
-                        raise StoreFullError(f"The store is full: {trouble}")
-                    if not trouble.startswith(_PASSING):
-                        left = 0  # it will say the same again
+                    if isinstance(answers, OutOfMemoryError) and not sent:
+                        raise StoreFullError(f"The store is full: {trouble}.")
+                    if not _passes(answers):
+                        left = 0
             if left <= pause:
                 if sent:
                     raise OutcomeUnknownError(f"The store did not confirm the step: {trouble}.")
@@ -259,16 +271,23 @@ class StateStore:
                 except (NotSentError, NoReplyError) as exc:
                     trouble = str(exc)
                 else:
-                    bad = next((reply for reply in replies if isinstance(reply, ResponseError)), None)
+                    bad = next((reply for reply in replies if isinstance(reply, Exception)), None)
                     if bad is None or str(bad).startswith("WRONGTYPE"):
                         return replies
                     trouble = str(bad)
-                    if not trouble.startswith(_PASSING):
+                    if not _passes(bad):
                         left = 0
             if left <= pause:
                 raise StoreUnavailableError(f"The store did not answer: {trouble}.")
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _passes(refusal: Exception) -> bool:
+    """Whether a server that refuses now may soon agree; else it will say the same again."""
+    return isinstance(refusal, _PASSING) or (
+        isinstance(refusal, ResponseError) and str(refusal).startswith(_PASSING_WORDS)
+    )
 
 
 def _committed(answer: Any) -> Committed:

@@ -15,8 +15,8 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from model_export.errors import StepwellError
@@ -102,7 +102,7 @@ class Wire:
 async def _reply(connection: Any) -> Any:
     try:
         return await connection.read_response(disable_decoding=True)
-    except ResponseError as exc:
+    except (ResponseError, BusyLoadingError) as exc:  # the latter is a ConnectionError to redis-py, and a reply to us
         return exc
 
 

@@ -1,0 +1,32 @@
+"""Fixtures for every test: a short temporary folder, and a real server of the Redis protocol."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Server, server
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A temporary folder whose path is short enough for a unix socket."""
+    with tempfile.TemporaryDirectory(prefix="sw") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[Server]:
+    """One server for the whole run: for tests that keep to streams of their own."""
+    with tempfile.TemporaryDirectory(prefix="sw") as folder, server(Path(folder)) as one:
+        yield one
+
+
+@pytest.fixture
+def redis_server(short_path: Path) -> Iterator[Server]:
+    """A server of the test's own, which it may kill, fill and flush."""
+    with server(short_path / "redis") as one:
+        yield one

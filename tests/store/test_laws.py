@@ -1,0 +1,252 @@
+"""The store's laws, on every server of the Redis protocol that is here."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
+from service.store.keys import entry_key, record_key
+from service.store.record import KeyEntry, Kind, Record
+from service.store.redis import Commit, Outcome, StateStore
+from tests.servers import Server, server, servers
+
+SOON = 5.0
+
+
+@pytest.fixture(scope="module", params=sorted(servers()))
+def any_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with (
+        tempfile.TemporaryDirectory(prefix="sw") as folder,
+        server(Path(folder), binary=servers()[request.param]) as one,
+    ):
+        yield one
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def a_record(step: int, *, epoch: int = 1, op: str = "", state: bytes = b"s" * 8) -> Record:
+    op_id = (op or f"op{step}").encode().ljust(16)
+    return Record(epoch, step, 1, Kind.STEP, op_id, op_id, b"f" * 8, 0, 0, b"y", state)
+
+
+def write(key: str, record: Record, expect: bytes = b"", entry: str | None = None) -> Commit:
+    if entry is None:
+        return Commit(key, expect, record.encode())
+    answer = KeyEntry(b"d" * 16, record.epoch, record.step, record.chain, 1, record.outputs)
+    return Commit(key, expect, record.encode(), entry_key(key, entry), answer.encode())
+
+
+class Bench:
+    """A store, a fresh stream's key, and a deadline, for one test."""
+
+    def __init__(self, store: StateStore, key: str) -> None:
+        self.store, self.key = store, key
+
+    async def commit(self, *commits: Commit) -> list[Outcome]:
+        return [c.outcome for c in await self.store.commit(commits, deadline=now() + SOON)]
+
+    async def load(self, *names: str) -> list[bytes | None]:
+        return await self.store.load(names or (self.key,), deadline=now() + SOON)
+
+
+@pytest.fixture
+async def bench(any_server: Server, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    store = StateStore(any_server.url)
+    yield Bench(store, record_key("default", "m", request.node.name[:60]))
+    await store.close()
+
+
+async def test_a_commit_is_read_back(bench: Bench) -> None:
+    assert await bench.commit(write(bench.key, a_record(1))) == [Outcome.APPLIED]
+    assert await bench.load() == [a_record(1).encode()]
+
+
+async def test_of_two_commits_on_one_guard_one_is_applied(bench: Bench) -> None:
+    await bench.commit(write(bench.key, a_record(1)))
+    expect = a_record(1).guard
+
+    results = await asyncio.gather(
+        *(bench.commit(write(bench.key, a_record(2, op=f"writer{n}"), expect)) for n in range(20))
+    )
+
+    assert sorted(outcome for [outcome] in results) == [Outcome.CONFLICT] * 19 + [Outcome.APPLIED]
+
+
+async def test_a_commit_sent_twice_is_applied_once(bench: Bench) -> None:
+    commit = write(bench.key, a_record(1))
+
+    assert await bench.commit(commit) == [Outcome.APPLIED]
+    [again] = await bench.store.commit([commit], deadline=now() + SOON)
+    assert (again.outcome, again.stored) == (Outcome.SAME, a_record(1).encode())
+
+
+async def test_a_stream_that_was_reset_refuses_its_old_life(bench: Bench) -> None:
+    await bench.commit(write(bench.key, a_record(1)))
+    await bench.commit(write(bench.key, a_record(1, epoch=2), a_record(1).guard))
+
+    assert await bench.commit(write(bench.key, a_record(2), a_record(1).guard)) == [Outcome.CONFLICT]
+
+
+async def test_a_refusal_leaves_the_others_of_the_call_alone(bench: Bench) -> None:
+    other = bench.key.replace("}", "x}")
+
+    outcomes = await bench.commit(write(bench.key, a_record(2), b"g" * 56), write(other, a_record(1)))
+
+    assert outcomes == [Outcome.CONFLICT, Outcome.APPLIED]
+    assert await bench.load(bench.key, other) == [None, a_record(1).encode()]
+
+
+async def test_a_conflict_brings_the_truth(bench: Bench) -> None:
+    await bench.commit(write(bench.key, a_record(5)))
+
+    [answer] = await bench.store.commit([write(bench.key, a_record(6), b"g" * 56)], deadline=now() + SOON)
+
+    assert answer.stored == a_record(5).encode()
+
+
+async def test_a_missing_stream_is_told_apart_from_an_empty_one(bench: Bench) -> None:
+    [answer] = await bench.store.commit([write(bench.key, a_record(6), b"g" * 56)], deadline=now() + SOON)
+
+    assert (answer.outcome, answer.stored) == (Outcome.CONFLICT, None)
+
+
+async def test_a_known_key_answers_whatever_the_stream_did_since(bench: Bench) -> None:
+    first = a_record(1)
+    await bench.commit(write(bench.key, first, entry="k"))
+    await bench.commit(write(bench.key, a_record(2), first.guard))
+
+    [answer] = await bench.store.commit(
+        [write(bench.key, a_record(3), a_record(2).guard, entry="k")], deadline=now() + SOON
+    )
+
+    assert answer.outcome is Outcome.KEY_KNOWN
+    assert answer.stored is not None
+    assert KeyEntry.decode(answer.stored).step == 1
+    assert await bench.load() == [a_record(2).encode()]
+
+
+async def test_keys_and_records_of_one_batch_are_not_mixed_up(bench: Bench) -> None:
+    names = [bench.key.replace("}", f"{n}}}") for n in range(6)]
+    await bench.commit(write(names[3], a_record(1), entry="k3"))
+
+    outcomes = await bench.commit(
+        *(write(name, a_record(1), entry=f"k{n}" if n % 3 == 0 else None) for n, name in enumerate(names))
+    )
+
+    assert outcomes == [Outcome.APPLIED] * 3 + [Outcome.KEY_KNOWN] + [Outcome.APPLIED] * 2
+    assert None not in await bench.load(*(entry_key(names[n], f"k{n}") for n in (0, 3)))
+
+
+async def test_a_value_of_another_type_is_left_alone(bench: Bench, any_server: Server) -> None:
+    with any_server.client() as client:
+        client.rpush(bench.key, "somebody's list")
+
+    assert await bench.commit(write(bench.key, a_record(1))) == [Outcome.FOREIGN]
+    with any_server.client() as client:
+        assert client.lrange(bench.key, 0, -1) == [b"somebody's list"]
+
+
+async def test_a_flushed_script_is_sent_again(bench: Bench, any_server: Server) -> None:
+    with any_server.client() as client:
+        client.script_flush()
+
+    assert await bench.commit(write(bench.key, a_record(1))) == [Outcome.APPLIED]
+
+
+async def test_an_idle_stream_lives_its_time_and_goes(any_server: Server, bench: Bench) -> None:
+    store = StateStore(any_server.url, stream_ttl_s=0.2)
+    await store.commit([write(bench.key, a_record(1))], deadline=now() + SOON)
+
+    _, ttl = await store.load_with_ttl(bench.key, deadline=now() + SOON)
+    assert 100 < ttl <= 200
+    while await bench.load() != [None]:
+        pass
+    await store.close()
+
+
+async def test_every_stream_is_listed_once_in_full_pages(bench: Bench) -> None:
+    names = {f"listed-{n}" for n in range(250)}
+    await bench.commit(*(write(record_key("default", "pages", name), a_record(3)) for name in names))
+    await bench.commit(write(record_key("default", "pages", "other"), a_record(3)))
+    await bench.commit(write(record_key("tenant", "pages", "listed-x"), a_record(3), entry="k"))
+
+    pages: list[list[str]] = []
+    cursor: str | None = None
+    while True:
+        page, cursor = await bench.store.page("default", "pages", "listed-", cursor, 40, deadline=now() + SOON)
+        pages.append(page)
+        if cursor is None:
+            break
+
+    assert sorted(name for page in pages for name in page) == sorted(names)
+    assert {len(page) for page in pages[:-1]} == {40}
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "W10", "WyJ4Il0", "Ww", "e30"])
+async def test_a_foreign_cursor_is_refused(bench: Bench, cursor: str) -> None:
+    with pytest.raises(ServiceError) as refused:
+        await bench.store.page("default", "m", "", cursor, 10, deadline=now() + SOON)
+
+    assert refused.value.code == "bad_request"
+
+
+async def test_a_full_store_applies_nothing_and_says_so(redis_server: Server) -> None:
+    store = StateStore(redis_server.url)
+    first = a_record(1, state=b"s" * 10_000)
+    await store.commit([write("{a}", first)], deadline=now() + SOON)
+    with redis_server.client() as client:
+        client.config_set("maxmemory", 1)
+
+    with pytest.raises(StoreFullError) as refused:
+        await store.commit([write("{a}", a_record(2), first.guard)], deadline=now() + SOON)
+
+    assert refused.value.applied == "no"
+    assert await store.load(["{a}"], deadline=now() + SOON) == [first.encode()]
+    await store.close()
+
+
+async def test_a_store_that_is_away_is_told_at_the_deadline(redis_server: Server) -> None:
+    store = StateStore(redis_server.url, timeout=0.2)
+    redis_server.kill()
+
+    with pytest.raises(StoreUnavailableError) as refused:
+        await store.commit([write("{a}", a_record(1))], deadline=now() + 0.3)
+
+    assert refused.value.applied == "no"
+    await store.close()
+
+
+async def test_a_store_that_does_not_answer_leaves_the_outcome_unknown(redis_server: Server) -> None:
+    store = StateStore(redis_server.url, timeout=0.2)
+    await store.ping(timeout=SOON)
+    with redis_server.client() as client:
+        client.execute_command("CLIENT", "PAUSE", 10_000, "ALL")
+
+        with pytest.raises(OutcomeUnknownError) as unknown:
+            await store.commit([write("{a}", a_record(1))], deadline=now() + 0.5)
+
+    assert unknown.value.applied == "unknown"
+    await store.close()
+
+
+async def test_a_commit_waits_for_a_store_that_comes_back(short_path: Path) -> None:
+    """The reply of the first try never came; the second try finds its own work done or does it."""
+    one = Server(short_path / "r", "--appendonly", "yes").start()
+    store = StateStore(one.url, timeout=0.5)
+    await store.ping(timeout=SOON)
+    one.kill()
+    waiting = asyncio.create_task(store.commit([write("{a}", a_record(1))], deadline=now() + 10))
+    await asyncio.to_thread(one.start)
+
+    [answer] = await waiting
+
+    assert answer.outcome is Outcome.APPLIED
+    await store.close()
+    one.kill()

@@ -1,0 +1,122 @@
+"""The record's bytes: what is written is read, and nothing else is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import CorruptRecordError, RecordVersionError
+from service.store.record import HEADER_BYTES, KeyEntry, Kind, Record, decode, digest16, next_chain
+
+U64 = st.integers(0, 2**64 - 1)
+U32 = st.integers(0, 2**32 - 1)
+B16 = st.binary(min_size=16, max_size=16)
+RECORDS = st.builds(
+    Record,
+    epoch=U64,
+    step=U64,
+    length=U32,
+    flags=U32,
+    op_id=B16,
+    chain=B16,
+    fingerprint=st.binary(min_size=8, max_size=8),
+    updated_ms=U64,
+    created_ms=U64,
+    outputs=st.binary(max_size=40),
+    state=st.binary(max_size=40),
+)
+
+
+def a_record() -> Record:
+    return Record(7, 3, 1, Kind.STEP, b"o" * 16, b"c" * 16, b"f" * 8, 5, 4, b"out", b"state")
+
+
+@given(RECORDS)
+def test_a_record_survives_the_store(record: Record) -> None:
+    assert decode(record.encode()) == record
+
+
+@given(RECORDS)
+def test_the_guard_is_bytes_8_to_63(record: Record) -> None:
+    """The commit script compares exactly these bytes."""
+    assert record.encode()[8:64] == record.guard
+
+
+def test_each_flipped_bit_is_noticed() -> None:
+    raw = a_record().encode()
+    for position in range(len(raw)):
+        for bit in range(8):
+            broken = bytearray(raw)
+            broken[position] ^= 1 << bit
+            with pytest.raises((CorruptRecordError, RecordVersionError)):
+                decode(bytes(broken))
+
+
+def test_each_cut_is_noticed() -> None:
+    raw = a_record().encode()
+    for length in range(len(raw)):
+        with pytest.raises(CorruptRecordError):
+            decode(raw[:length])
+
+
+@given(st.binary(max_size=300))
+def test_foreign_bytes_are_never_a_record(raw: bytes) -> None:
+    with pytest.raises((CorruptRecordError, RecordVersionError)):
+        decode(raw)
+
+
+def test_another_format_version_is_told_by_name() -> None:
+    raw = bytearray(a_record().encode())
+    raw[2:3] = b"2"
+
+    with pytest.raises(RecordVersionError, match="format version b'2'"):
+        decode(bytes(raw))
+
+
+def test_a_state_of_the_wrong_length_is_refused() -> None:
+    with pytest.raises(CorruptRecordError, match="5 bytes; its model's has 6"):
+        decode(a_record().encode(), state_bytes=6)
+
+
+def test_the_header_has_the_documented_length() -> None:
+    assert HEADER_BYTES == 104
+
+
+@given(st.builds(KeyEntry, digest=B16, epoch=U64, step=U64, chain=B16, length=U32, outputs=st.binary(max_size=40)))
+def test_an_entry_survives_the_store(entry: KeyEntry) -> None:
+    assert KeyEntry.decode(entry.encode()) == entry
+
+
+def test_a_short_entry_is_refused() -> None:
+    with pytest.raises(CorruptRecordError, match="at least 52"):
+        KeyEntry.decode(b"short")
+
+
+@given(st.lists(st.binary(max_size=5), max_size=4), st.lists(st.binary(max_size=5), max_size=4))
+def test_different_parts_have_different_digests(a: list[bytes], b: list[bytes]) -> None:
+    """Also where their concatenations are equal."""
+    assert (digest16(*a) == digest16(*b)) == (a == b)
+
+
+def test_the_chain_tells_apart_every_part_of_a_history() -> None:
+    base = (b"c" * 16, Kind.STEP, b"o" * 16, b"d" * 16, b"f" * 8)
+    others = [
+        (b"C" * 16, *base[1:]),
+        (base[0], Kind.RESET, *base[2:]),
+        (*base[:2], b"O" * 16, *base[3:]),
+        (*base[:3], b"D" * 16, base[4]),
+        (*base[:4], b"F" * 8),
+    ]
+
+    assert next_chain(*base) not in [next_chain(*other) for other in others]
+
+
+def test_the_epoch_is_in_the_guard_but_not_in_the_chain() -> None:
+    """A stream that was lost and sent again has its old state ids, and still cannot be hit by an old commit."""
+    one, two = a_record(), dataclasses.replace(a_record(), epoch=8)
+
+    assert one.guard != two.guard
+    assert one.chain == two.chain
