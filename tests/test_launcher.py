@@ -1,0 +1,217 @@
+"""The launcher `./stepwell` on machines with little on their PATH; no network needed.
+
+What the launcher meets is stood in for by small shell scripts: a `uv` that notes its calls, a `python3` too old.
+The program that it starts is a script as well, which says where it runs and with what.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the launcher is a POSIX shell script")
+
+REPOSITORY = Path(__file__).parents[1]
+
+# All that the launcher calls besides uv and Python; every POSIX system has them.
+POSIX_TOOLS = ("sh", "cat", "cksum", "dirname", "env", "mkdir", "readlink", "rm", "sed", "sort", "tr")
+
+UV = r"""#!/bin/sh
+echo "$*" >>"$UV_LOG"
+for last; do :; done
+case $1 in
+venv) mkdir -p "$last/bin" && ln -s "$(command -v sh)" "$last/bin/python" ;;
+pip)
+  while [ "$1" != --python ]; do shift; done
+  [ ! -e "$UV_LOG.offline" ] || { : >"${2%/*}/half"; exit 1; }
+  printf '#!/bin/sh\necho "$PWD|$STEPWELL_ROOT|$*"\nexit "${PROGRAM_EXIT:-0}"\n' >"${2%/*}/stepwell"
+  chmod +x "${2%/*}/stepwell"
+  ;;
+esac
+"""
+OLD_PYTHON = "#!/bin/sh\nexit 1\n"
+PYTHON_WITHOUT_VENV = "#!/bin/sh\ncase $2 in *ensurepip*) exit 1 ;; esac\n"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A clone and a PATH that holds nothing but POSIX tools and what a test puts there."""
+
+    clone: Path
+    bin: Path
+
+    def put(self, name: str, script: str) -> None:
+        (self.bin / name).write_text(script)
+        (self.bin / name).chmod(0o755)
+
+    def run(
+        self, *arguments: str, launcher: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [launcher or self.clone / "stepwell", *arguments],
+            cwd=self.bin,
+            env={"PATH": str(self.bin), "UV_LOG": str(self.uv_log), **environment},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    @property
+    def uv_log(self) -> Path:
+        return self.bin.parent / "uv.log"
+
+    def installs(self) -> list[str]:
+        """What uv was asked to install, one line for each time."""
+        calls = self.uv_log.read_text().splitlines() if self.uv_log.exists() else []
+        return [call.rpartition(" -e ")[2] for call in calls if call.startswith("pip install")]
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Machine:
+    """A machine without uv and Python; the clone's path has a space in it."""
+    machine = Machine(clone=tmp_path / "my clone", bin=tmp_path / "bin")
+    machine.clone.mkdir()
+    machine.bin.mkdir()
+    for name in ("stepwell", "pyproject.toml"):
+        shutil.copy2(REPOSITORY / name, machine.clone / name)
+    for tool in (*POSIX_TOOLS, "ln", "chmod"):
+        (machine.bin / tool).symlink_to(shutil.which(tool) or pytest.fail(f"{tool} is not on the PATH"))
+    return machine
+
+
+@pytest.fixture
+def machine(bare: Machine) -> Machine:
+    """A machine with uv."""
+    bare.put("uv", UV)
+    return bare
+
+
+def test_without_uv_and_python_one_line_says_what_to_install(bare: Machine) -> None:
+    done = bare.run("demo")
+
+    assert done.returncode == 3
+    assert done.stderr.startswith("stepwell: needs uv, or Python 3.11 to 3.14 with venv. ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_python_that_is_too_old_is_not_used(bare: Machine) -> None:
+    bare.put("python3", OLD_PYTHON)
+
+    assert "needs uv, or Python 3.11 to 3.14 with venv" in bare.run("demo").stderr
+
+
+def test_a_python_without_venv_gets_the_line_that_names_the_package(bare: Machine) -> None:
+    bare.put("python3", PYTHON_WITHOUT_VENV)
+
+    done = bare.run("demo")
+
+    assert done.returncode == 3
+    assert done.stderr == (
+        f"stepwell: found {bare.bin}/python3, but its venv module is missing. "
+        "Debian, Ubuntu: apt install python3-venv\n"
+    )
+
+
+def test_what_is_missing_leaves_nothing_behind(bare: Machine) -> None:
+    bare.run("demo")
+
+    assert sorted(path.name for path in bare.clone.iterdir()) == ["pyproject.toml", "stepwell"]
+
+
+def test_the_program_gets_the_arguments_in_the_folder_of_the_caller(machine: Machine) -> None:
+    done = machine.run("inspect", "a b.onnx")
+
+    assert done.stdout == f"{machine.bin}|{machine.clone}|inspect a b.onnx\n"
+
+
+def test_the_exit_status_is_that_of_the_program(machine: Machine) -> None:
+    assert machine.run("check", PROGRAM_EXIT="7").returncode == 7
+
+
+def test_the_second_run_installs_nothing(machine: Machine) -> None:
+    machine.run("demo")
+    machine.run("demo")
+
+    assert machine.installs() == [str(machine.clone)]
+
+
+def test_the_second_run_says_nothing(machine: Machine) -> None:
+    machine.run("demo")
+
+    assert machine.run("demo").stderr == ""
+
+
+def test_a_changed_project_file_installs_again(machine: Machine) -> None:
+    machine.run("demo")
+    with (machine.clone / "pyproject.toml").open("a") as project:
+        project.write("# changed\n")
+    machine.run("demo")
+
+    assert len(machine.installs()) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "extras", "installed"),
+    [
+        ("serve", "", ""),
+        ("test", "", "[test]"),
+        ("export", "", "[keras]"),
+        ("adopt", "", "[onnx]"),
+        ("export", "torch", "[torch]"),
+        ("test", "dev,torch", "[dev,test,torch]"),
+    ],
+)
+def test_a_command_installs_the_extras_it_needs(machine: Machine, command: str, extras: str, installed: str) -> None:
+    machine.run(command, STEPWELL_EXTRAS=extras)
+
+    assert machine.installs() == [f"{machine.clone}{installed}"]
+
+
+def test_a_command_that_needs_less_keeps_what_is_there(machine: Machine) -> None:
+    machine.run("test")
+    machine.run("demo")
+
+    assert machine.installs() == [f"{machine.clone}[test]"]
+
+
+def test_an_install_that_was_cut_off_begins_again(machine: Machine) -> None:
+    offline = Path(f"{machine.uv_log}.offline")
+    offline.touch()
+    failed = machine.run("demo")
+    assert failed.returncode == 3
+    assert (machine.clone / ".venv/bin/half").exists()
+    offline.unlink()
+
+    assert machine.run("demo").returncode == 0
+    assert not (machine.clone / ".venv/bin/half").exists()
+
+
+def test_an_environment_whose_python_is_gone_is_made_again(machine: Machine) -> None:
+    machine.run("demo")
+    python = machine.clone / ".venv/bin/python"
+    python.unlink()
+    python.symlink_to("python-that-was-upgraded-away")
+
+    assert machine.run("demo").returncode == 0
+
+
+@pytest.mark.parametrize("target", ["stepwell", "."], ids=["link to the launcher", "link to the clone"])
+def test_a_link_leads_to_the_clone(machine: Machine, target: str) -> None:
+    link = machine.bin / "link"
+    link.symlink_to(Path("../my clone") / target)
+
+    done = machine.run("demo", launcher=link if target == "stepwell" else link / "stepwell")
+
+    assert done.stdout == f"{machine.bin}|{machine.clone}|demo\n"
+
+
+def test_stepwell_venv_names_another_place_for_the_environment(machine: Machine) -> None:
+    machine.run("demo", STEPWELL_VENV=str(machine.bin / "elsewhere"))
+
+    assert (machine.bin / "elsewhere/bin/stepwell").exists()
+    assert not (machine.clone / ".venv").exists()
