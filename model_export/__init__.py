@@ -1,1 +1,22 @@
 """Stepwell's exporter: from a trained recurrent model to one verified ONNX step graph."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model_export.manifest import Manifest
+    from model_export.spec import StepSpec
+    from model_export.step_model import StepModel
+
+__all__ = ["Manifest", "StepModel", "StepSpec"]
+
+_HOMES = {"Manifest": "manifest", "StepModel": "step_model", "StepSpec": "spec"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used: a training script that returns a `StepSpec` needs no onnxruntime."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -52,7 +52,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def graph_size(path: Path) -> dict[str, Any]:
-    """Return a graph's size: `bytes` (weights beside the file included), `nodes` (subgraphs included), `opset` by domain.
+    """Return a graph's size: `bytes` (weights beside it included), `nodes` (subgraphs included), `opset` by domain.
 
     Reads the few protobuf fields it needs by itself, for the service has no onnx package.
 

@@ -9,6 +9,21 @@ from pathlib import Path
 from model_export.errors import FileError
 
 
+def check_target(path: Path) -> None:
+    """Look whether a model file can be written, before the work that makes it.
+
+    Raises:
+        FileError: It is a folder, is not named `.onnx`, or its folder is missing or cannot be written to.
+    """
+    if path.suffix != ".onnx":
+        raise FileError(f"{path} is to be written; expected a name that ends in .onnx.", fix=f"Say {path}.onnx.")
+    if path.is_dir():
+        raise FileError(f"{path} is a folder; expected a file.", fix="Give the name of a file in it.")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        found = "cannot be written to" if path.parent.is_dir() else "is not there"
+        raise FileError(f"{path} cannot be written: the folder {path.parent} {found}.", fix=_way_out(path))
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or as it was before.
 

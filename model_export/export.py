@@ -1,0 +1,82 @@
+"""From a SOURCE to one verified step graph in a file: written whole, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from model_export.errors import FileError, UnclearModelError
+from model_export.files import check_target, write_whole
+from model_export.manifest import NAME, sidecar_of
+from model_export.sources import load_source
+from model_export.verify import ATOL, RTOL, ParityReport, Progress, read_user_data
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        name: The model's name in its manifest.
+        nbytes: The file's size.
+        report: How far the step graph is from the original.
+    """
+
+    path: Path
+    name: str
+    nbytes: int
+    report: ParityReport
+
+
+def export_source(
+    source: str,
+    target: Path,
+    *,
+    name: str | None = None,
+    tolerance: float = ATOL,
+    verify: Path | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Export a trained model.
+
+    Args:
+        source: See `model_export.sources.load_source`.
+        target: The ONNX file to write; its folder must be there.
+        name: The model's name; the target's stem by default.
+        tolerance: Largest absolute difference allowed; relative to the original's value ten times that.
+        verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
+        progress: Called as parts are done.
+
+    Raises:
+        FileError: The target cannot be written, or a file is missing.
+        UnclearModelError: No name can be made of the target.
+        RefusedModelError: The model cannot be stepped; names the layer and the reason.
+        ParityError: Step graph and original differ; nothing is written.
+        TensorError: The own sequences do not fit the model.
+        MissingExtraError: A package that this needs is not installed.
+    """
+    name = name or target.stem
+    if not NAME.fullmatch(name):
+        raise UnclearModelError(f"The model's name would be {name!r}; expected {NAME.pattern}.", fix="Give `--name`.")
+    check_target(target)
+    if (sidecar := sidecar_of(target)).exists():
+        raise FileError(
+            f"{sidecar} is there, and would win over the manifest of the file to be written.", fix="Remove it first."
+        )
+    if verify is not None and not verify.is_file():
+        raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
+    model = load_source(source)
+    from model_export.keras import export_model
+
+    content, report = export_model(
+        model,
+        name=name,
+        atol=tolerance,
+        rtol=tolerance * (RTOL / ATOL),
+        user_data=partial(read_user_data, verify) if verify else None,
+        progress=progress,
+    )
+    write_whole(target, content)
+    return Exported(target, name, len(content), report)

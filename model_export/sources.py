@@ -1,0 +1,156 @@
+"""What `stepwell export` is asked to export: a file, or a function that returns a model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from model_export.errors import FileError, MissingExtraError, RefusedModelError, StepwellError
+from model_export.spec import StepSpec
+
+_EXPORTED = (
+    "This version exports Keras models: a .keras or .h5 file, or package.module:callable that returns a keras.Model."
+)
+_NOT_YET = {
+    ".onnx": "an ONNX sequence graph (if it already is stepwise, `stepwell adopt` describes it as it is)",
+    ".pt": "a PyTorch file",
+    ".pth": "a PyTorch file",
+    ".pt2": "a PyTorch program",
+    ".tflite": "a TensorFlow Lite file",
+    ".pb": "a TensorFlow graph",
+    ".safetensors": "a file of weights without a model",
+}
+
+
+def load_source(source: str) -> Any:
+    """Return the Keras model that a SOURCE names.
+
+    Args:
+        source: A `.keras` or `.h5` file, or `package.module:callable`. The current folder and PYTHONPATH are
+            importable; the callable is called without arguments.
+
+    Raises:
+        FileError: There is no such file.
+        ModelLoadError: Keras cannot load the file.
+        RefusedModelError: It is something that this version does not export, or the callable fails.
+        MissingExtraError: Keras, or a backend for it, is not installed.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if suffix in {".keras", ".h5", ".hdf5"}:
+        _check_file(path)
+        choose_keras_backend()
+        from model_export.keras import load_keras
+
+        return load_keras(path)
+    if suffix in _NOT_YET:
+        _check_file(path)
+        raise RefusedModelError(f"{source} is {_NOT_YET[suffix]}; expected a model to walk.", fix=_EXPORTED)
+    module, colon, name = source.partition(":")
+    if colon and module and name and os.sep not in module:
+        return _checked(source, _call(source, module, name))
+    if path.is_dir():
+        raise RefusedModelError(f"{source} is a folder; expected a file or a callable.", fix=_EXPORTED)
+    raise RefusedModelError(f"SOURCE is {source!r}; expected a model file or package.module:callable.", fix=_EXPORTED)
+
+
+def choose_keras_backend() -> None:
+    """Let Keras use a backend that is installed, before it is imported for the first time.
+
+    Keras takes TensorFlow unless told otherwise, and writes that into its settings file even where there is none.
+    KERAS_BACKEND, when set, is left alone, and so is a settings file that names an installed backend.
+
+    Raises:
+        MissingExtraError: Keras, or any backend for it, is not installed.
+    """
+    if "keras" in sys.modules or os.environ.get("KERAS_BACKEND"):
+        return
+    installed = [name for name in ("jax", "torch", "tensorflow") if find_spec(name)]
+    if not installed or not find_spec("keras"):
+        raise MissingExtraError(
+            f"Exporting a Keras model needs {'a backend for Keras' if find_spec('keras') else 'Keras'}, "
+            "which is not installed.",
+            fix="Install it: pip install 'stepwell[keras]'; from a clone: STEPWELL_EXTRAS=keras ./stepwell export ...",
+        )
+    if _configured_backend() not in installed:
+        os.environ["KERAS_BACKEND"] = installed[0]
+
+
+def _configured_backend() -> str | None:
+    home = os.environ.get("KERAS_HOME")
+    settings = (Path(home) if home else Path.home() / ".keras") / "keras.json"
+    try:
+        backend = json.loads(settings.read_text())["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return backend if isinstance(backend, str) else None
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileError(f"{path} is not there; expected a model file.", fix="Check the path.")
+
+
+def _call(source: str, module_name: str, name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)  # a console script has its own folder there, not the caller's
+    with suppress(MissingExtraError):  # whether it needs Keras is the module's affair
+        choose_keras_backend()
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (module_name == exc.name or module_name.startswith(f"{exc.name}.")):
+            raise RefusedModelError(
+                f"There is no module {exc.name!r} for {source!r}; looked in {here} and PYTHONPATH.",
+                fix="Run the command in the folder that has it, or set PYTHONPATH.",
+            ) from exc
+        raise _failed(source, exc) from exc
+    except Exception as exc:
+        raise _failed(source, exc) from exc
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise RefusedModelError(
+                f"{module_name} has no {name!r}, which {source!r} asks for.", fix="Name a function that it has."
+            )
+        found = getattr(found, part)
+    if isinstance(found, StepSpec) or _is_keras_model(found) or not callable(found):
+        return found
+    make: Callable[[], Any] = found
+    try:
+        return make()
+    except StepwellError:
+        raise
+    except Exception as exc:
+        raise _failed(source, exc) from exc
+
+
+def _failed(source: str, exc: Exception) -> RefusedModelError:
+    last = traceback.extract_tb(exc.__traceback__)[-1]
+    return RefusedModelError(
+        f"{source} failed: {type(exc).__name__}: {exc} ({last.filename}, line {last.lineno}).",
+        fix="Mend it there; it must return a model when it is called without arguments.",
+    )
+
+
+def _is_keras_model(found: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and hasattr(keras, "Model") and isinstance(found, keras.Model)
+
+
+def _checked(source: str, found: Any) -> Any:
+    if _is_keras_model(found):
+        return found
+    if isinstance(found, StepSpec):
+        raise RefusedModelError(f"{source} gives a StepSpec, a PyTorch module.", fix=_EXPORTED)
+    raise RefusedModelError(
+        f"{source} gives {type(found).__module__}.{type(found).__qualname__}; expected a keras.Model.", fix=_EXPORTED
+    )
