@@ -1,0 +1,167 @@
+"""Builds a step graph in ONNX, tensor by tensor; knows nothing of Keras."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from model_export.manifest import InputSpec, OutputSpec, StateSpec
+
+OPSET = 20  # the first one with Gelu; onnxruntime runs it since 1.17
+IR_VERSION = 10
+BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor of the step graph, and what the original has in its place.
+
+    Attributes:
+        name: The tensor's name in the graph; its shape there is `(batch, *row)`.
+        row: One row, without batch axis and without time axis.
+        dtype: NumPy name.
+        time: Whether the original carries a time axis (axis 1) here.
+        mask: Tensor of shape `(batch,)` bool: False where this timestep is masked; None: never masked.
+    """
+
+    name: str
+    row: tuple[int, ...]
+    dtype: str = "float32"
+    time: bool = False
+    mask: str | None = None
+
+    @property
+    def rank(self) -> int:
+        """Axes of the original tensor: batch, time if it carries it, and the row."""
+        return 1 + self.time + len(self.row)
+
+    def like(self, name: str, **changes: Any) -> Value:
+        """Return another tensor with the same row, dtype and time axis, without mask."""
+        return replace(self, name=name, **{"mask": None, **changes})
+
+
+class Graph:
+    """A step graph under construction.
+
+    Attributes:
+        inputs: What the caller sends.
+        states: What is carried, in order of emission.
+        outputs: What the caller gets.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: list[InputSpec] = []
+        self.states: list[StateSpec] = []
+        self.outputs: list[OutputSpec] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[tuple[Any, ...], str] = {}
+        self._initializers: list[onnx.TensorProto] = []
+        self._taken: dict[str, int] = {}
+
+    # ---------------------------------------------------------------- the door of the graph
+
+    def input(self, name: str, row: tuple[int, ...], dtype: str, *, time: bool) -> Value:
+        """Declare an input of one timestep."""
+        name = self.unique(name)
+        self.inputs.append(InputSpec(name=name, dtype=dtype, shape=list(row)))
+        return Value(name, row, dtype, time)
+
+    def state(self, name: str, row: tuple[int, ...]) -> StateSpec:
+        """Declare a float32 state that starts from zeros; the emitter owes `next_state` for it."""
+        name = self.unique(name)
+        spec = StateSpec(input=name, output=self.unique(f"{name}_next"), dtype="float32", shape=list(row))
+        self.states.append(spec)
+        return spec
+
+    def next_state(self, state: StateSpec, tensor: str) -> None:
+        """Say which tensor the state becomes."""
+        self._nodes.append(helper.make_node("Identity", [tensor], [state.output]))
+
+    def output(self, name: str, value: Value) -> OutputSpec:
+        """Declare an output; a fresh tensor, so that one value may be output, state and input at once."""
+        spec = OutputSpec(name=self.unique(name), dtype=value.dtype, shape=list(value.row))
+        self._nodes.append(helper.make_node("Identity", [value.name], [spec.name]))
+        self.outputs.append(spec)
+        return spec
+
+    # ---------------------------------------------------------------- inside
+
+    def op(self, kind: str, *inputs: str, at: str = "", **attributes: Any) -> str:
+        """Add a node with one output and return that tensor's name.
+
+        Args:
+            kind: The ONNX operator.
+            inputs: Tensor names.
+            at: Where it comes from, say a layer's name; the tensor is named after it.
+            attributes: The operator's attributes.
+        """
+        return self.split_op(kind, *inputs, at=at, outputs=1, **attributes)[0]
+
+    def split_op(self, kind: str, *inputs: str, outputs: int, at: str = "", **attributes: Any) -> list[str]:
+        """Add a node with several outputs and return their names."""
+        names = [self.unique(f"{at}/{kind}" if at else kind) for _ in range(outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names
+
+    def constant(self, array: Any, dtype: str = "float32", *, at: str = "const") -> str:
+        """Return the name of a constant tensor; equal constants are stored once."""
+        value = np.ascontiguousarray(np.asarray(array, dtype)).reshape(np.shape(array))
+        key = (value.dtype.name, value.shape, hashlib.blake2b(value.tobytes()).digest())
+        if key not in self._constants:
+            self._constants[key] = self.unique(at)
+            self._initializers.append(numpy_helper.from_array(value, self._constants[key]))
+        return self._constants[key]
+
+    def ints(self, values: Sequence[int]) -> str:
+        """Return a constant of axes, shapes or indices: one axis, int64."""
+        return self.constant(list(values), "int64", at="ints")
+
+    def reshape(self, tensor: str, row: Sequence[int], *, at: str = "") -> str:
+        """Give each row another shape."""
+        return self.op("Reshape", tensor, self.ints([-1, *row]), at=at)
+
+    def cast(self, tensor: str, dtype: str, *, at: str = "") -> str:
+        """Change the dtype."""
+        return self.op("Cast", tensor, at=at, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def unique(self, name: str) -> str:
+        """Return `name`, or with a number behind it where it is taken; odd characters become `_`."""
+        clean = re.sub(r"[^A-Za-z0-9._/-]", "_", name)
+        number = self._taken[clean] = self._taken.get(clean, 0) + 1
+        return clean if number == 1 else self.unique(f"{clean}_{number}")
+
+    def proto(self, name: str) -> onnx.ModelProto:
+        """Return the finished model, without nodes that nothing asks for."""
+
+        def declare(tensor: str, dtype: str, row: Sequence[int]) -> onnx.ValueInfoProto:
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+            return helper.make_tensor_value_info(tensor, kind, [BATCH, *row])
+
+        takes = [declare(i.name, i.dtype, i.shape) for i in self.inputs]
+        takes += [declare(s.input, s.dtype, s.shape) for s in self.states]
+        gives = [declare(o.name, o.dtype, o.shape) for o in self.outputs]
+        gives += [declare(s.output, s.dtype, s.shape) for s in self.states]
+        nodes, initializers = self._wanted({value.name for value in gives})
+        graph = helper.make_graph(nodes, name, takes, gives, initializers)
+        return helper.make_model(
+            graph,
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            producer_name="stepwell",
+        )
+
+    def _wanted(self, tensors: set[str]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """Return the nodes and constants that these tensors need, in order."""
+        nodes = []
+        for node in reversed(self._nodes):
+            if tensors.intersection(node.output):
+                nodes.append(node)
+                tensors |= set(node.input)
+        return nodes[::-1], [constant for constant in self._initializers if constant.name in tensors]

@@ -1,0 +1,122 @@
+"""The Keras model itself as the original of a parity check: whole sequences in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from model_export.keras.step import ExportedStep
+from model_export.keras.walk import functional
+from model_export.manifest import Array, Manifest
+from model_export.verify import PrefixAnswers, Sampler
+
+PREFIXES = (1, 2, 3, 17)
+"""Lengths at which an answer for a whole sequence is asked of Keras, besides the full one.
+
+Not every length: each costs a compilation on the JAX backend.
+"""
+
+
+class KerasOriginal:
+    """Runs a Keras model on whole sequences, from zero states, whatever its declared batch and length."""
+
+    def __init__(self, model: Any, exported: ExportedStep) -> None:
+        self._model = model
+        self._exported = exported
+        shapes = [tensor.shape for tensor in functional(model).inputs]
+        self._fits_any_length = all(
+            shape[1] is None for shape, facts in zip(shapes, exported.facts.values(), strict=True) if facts.time
+        )
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
+        """Return each output's answers.
+
+        Args:
+            inputs: One array per input, shape `(batch, T, *shape)`.
+
+        Returns:
+            `(batch, T, *shape)` for an output of every timestep; an output of the whole sequence is asked
+            for some of its beginnings.
+        """
+        length = next(iter(inputs.values())).shape[1]
+        timed = self._exported.timed
+        answers: dict[str, Array | PrefixAnswers] = {}
+        whole = self._run(inputs, length)
+        answers.update({name: array for name, array in whole.items() if timed[name]})
+        if last := [name for name, carries in timed.items() if not carries]:
+            steps = sorted({n for n in PREFIXES if n < length} | {length})
+            runs = [whole if n == length else self._run(inputs, n) for n in steps]
+            for name in last:
+                answers[name] = PrefixAnswers(steps, np.stack([run[name] for run in runs], axis=1))
+        return answers
+
+    def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
+        facts = self._exported.facts
+        feeds = [inputs[name][:, :length] if facts[name].time else inputs[name][:, 0] for name in facts]
+        packed = keras.tree.pack_sequence_as(functional(self._model)._inputs_struct, feeds)
+        with _stateless(self._model):
+            if self._fits_any_length:
+                outputs = self._model.predict_on_batch(packed)
+            else:  # `call` does not hold the length against the declared one
+                outputs = self._model.call(packed, training=False)
+        arrays = [np.asarray(keras.ops.convert_to_numpy(output)) for output in keras.tree.flatten(outputs)]
+        return dict(zip(self._exported.timed, arrays, strict=True))
+
+
+@contextmanager
+def _stateless(model: Any) -> Iterator[None]:
+    """Let stateful layers start from zeros and leave their own state alone.
+
+    A stateful model also has a fixed batch size, and on the JAX backend `predict` never moves its state.
+    """
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "stateful", False) is True]
+    recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
+    compiled, model.predict_function = getattr(model, "predict_function", None), None
+    for layer in recurrent:
+        layer.stateful = False
+    try:
+        yield
+    finally:
+        for layer in recurrent:
+            layer.stateful = True
+        model.predict_function = compiled
+
+
+def samplers(exported: ExportedStep) -> dict[str, Sampler]:
+    """Return what to draw for verification: random data and, for a model with masks, data with masked timesteps."""
+    manifest, facts = exported.manifest, exported.facts
+
+    def random(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
+        return _draw(manifest, exported, rng, (rows, steps))
+
+    def masked(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
+        drawn = _draw(manifest, exported, rng, (rows, steps))
+        at = rng.random((rows, steps)) < 0.3
+        at[:, 0] |= np.arange(rows) % 2 == 0  # some sequences begin masked
+        for name, fact in facts.items():
+            if fact.mask_value is not None:
+                drawn[name][at] = fact.mask_value
+        return drawn
+
+    has_masks = any(fact.mask_value is not None for fact in facts.values())
+    return {"random": random, **({"masked": masked} if has_masks else {})}
+
+
+def _draw(
+    manifest: Manifest, exported: ExportedStep, rng: np.random.Generator, lead: tuple[int, int]
+) -> dict[str, Array]:
+    drawn: dict[str, Array] = {}
+    for spec in manifest.inputs:
+        fact = exported.facts[spec.name]
+        shape = (*lead, *spec.shape)
+        if np.dtype(spec.dtype).kind == "f":
+            drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        else:  # 0 and 1 are valid in every class list and flag
+            drawn[spec.name] = rng.integers(0, fact.vocabulary or 2, shape).astype(spec.dtype)
+        if not fact.time:
+            drawn[spec.name][:] = drawn[spec.name][:, :1]
+    return drawn

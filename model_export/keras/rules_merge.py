@@ -1,0 +1,54 @@
+"""Rules of layers that join several values: sums, products, concatenation."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from model_export.keras.broadcast import broadcast, joined
+from model_export.keras.emit import Value
+from model_export.keras.registry import Call, rule
+
+_ONNX = {
+    "Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Average": "Add", "Maximum": "Max", "Minimum": "Min",
+}  # fmt: skip
+
+
+@rule(*_ONNX, masks=True)
+def merge(call: Call) -> Value:
+    """Element by element, the smaller one broadcast."""
+    values = broadcast(call, call.values)
+    kind = call.kind(_ONNX)
+    total = reduce(lambda left, right: call.op(_ONNX[kind], left, right), [value.name for value in values])
+    if kind == "Average":
+        total = call.op("Div", total, call.constant(len(values), values[0].dtype))
+    return joined(values, total).like(total, mask=_any_unmasked(call))
+
+
+@rule("Concatenate", masks=True)
+def concatenate(call: Call) -> Value:
+    """Side by side along one feature axis."""
+    return concat(call, call.values, call.layer.axis)
+
+
+def concat(call: Call, values: list[Value], axis: int) -> Value:
+    """Join values along an axis of the original."""
+    values = broadcast(call, values)
+    first = values[0]
+    step_axis = call.axis(first, axis)
+    row = list(first.row)
+    row[step_axis - 1] = sum(value.row[step_axis - 1] for value in values)
+    name = call.op("Concat", *(value.name for value in values), axis=step_axis)
+    return first.like(name, row=tuple(row), mask=_any_unmasked(call))
+
+
+def _any_unmasked(call: Call) -> str | None:
+    """Join masks as Keras does: a timestep counts where any of the inputs counts.
+
+    One input without a mask ends the mask: of a sum because Keras says so, of a concatenation because an
+    unmasked input always counts.
+    """
+    masks = [value.mask for value in call.values]
+    present = [mask for mask in masks if mask is not None]
+    if not present or len(present) < len(masks):
+        return None
+    return reduce(lambda left, right: left if left == right else call.op("Or", left, right), present)

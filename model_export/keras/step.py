@@ -1,0 +1,135 @@
+"""`export_keras`: a Keras model as one ONNX step graph and its manifest, not yet verified."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import onnx
+
+from model_export.errors import RefusedModelError
+from model_export.keras.emit import Value
+from model_export.keras.walk import InputFacts, Walk, functional
+from model_export.manifest import DTYPES, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedStep:
+    """A step graph as it comes from the walk.
+
+    Attributes:
+        proto: The ONNX model, without manifest.
+        manifest: What it takes, carries and gives.
+        facts: What the walk learned about each input, in the order of the model's inputs.
+        timed: For each output whether the original gives one answer per timestep; else it gives one per sequence,
+            and the step graph gives at every timestep the one for the timesteps so far.
+    """
+
+    proto: onnx.ModelProto
+    manifest: Manifest
+    facts: dict[str, InputFacts]
+    timed: dict[str, bool]
+
+
+def export_keras(model: Any, *, name: str) -> ExportedStep:
+    """Emit the step graph of a Keras model.
+
+    Args:
+        model: A Sequential or functional model with weights.
+        name: The model's name in its manifest.
+
+    Raises:
+        RefusedModelError: A layer cannot be stepped; the message names it and says why.
+    """
+    function = functional(model)
+    if function is None:
+        raise RefusedModelError(
+            f"Model {model.name!r} ({type(model).__name__}) has no graph of layers to walk: "
+            + ("it is not built yet." if isinstance(model, keras.Sequential) else "its `call` is Python code."),
+            fix="Give it a `keras.Input(...)` first (Sequential), or build it with the functional API.",
+        )
+    walk = Walk()
+    values = [_declare(walk, function, tensor) for tensor in function.inputs]
+    if not any(value.time for value in values):
+        raise RefusedModelError(
+            f"No input of model {model.name!r} has a time axis; found shapes {[t.shape for t in function.inputs]}.",
+            fix="A stepwise model takes (batch, time, features), or (batch, time) of ids.",
+        )
+    results = walk.run(function, values)
+    timed = {}
+    for output_name, value in zip(_output_names(function), results, strict=True):
+        timed[walk.graph.output(output_name, value).name] = value.time
+    graph = walk.graph
+    manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
+    return ExportedStep(graph.proto(name), manifest, walk.facts, timed)
+
+
+def _declare(walk: Walk, function: Any, tensor: Any) -> Value:
+    layer = tensor._keras_history.operation
+    time, ids = _has_time(function, tensor), _only_looked_up(function, tensor)
+    row = tuple(tensor.shape[1 + time :])
+    if None in row or getattr(tensor, "sparse", False) or getattr(layer, "optional", False):
+        raise RefusedModelError(
+            f"Input {layer.name!r} has shape {tuple(tensor.shape)}; expected fixed sizes behind batch and time, "
+            "dense and not optional.",
+            fix="Give every feature axis a size: keras.Input((None, 16)).",
+        )
+    dtype = "int32" if ids else keras.backend.standardize_dtype(tensor.dtype)
+    if dtype not in DTYPES:
+        raise RefusedModelError(
+            f"Input {layer.name!r} has dtype {dtype}; expected one of {', '.join(DTYPES)}.",
+            fix="Move text look-up and other preprocessing in front of the model.",
+        )
+    value = walk.graph.input(plain(layer.name), row, dtype, time=time)
+    walk.facts[value.name] = InputFacts(time=time)
+    return value
+
+
+def _has_time(function: Any, tensor: Any) -> bool:
+    """Whether axis 1 is time: any input of three axes or more, of unknown length, or of ids."""
+    if len(tensor.shape) < 2:
+        return False
+    return len(tensor.shape) > 2 or tensor.shape[1] is None or _only_looked_up(function, tensor)
+
+
+def _only_looked_up(function: Any, tensor: Any) -> bool:
+    """Whether an input is nothing but ids for embeddings: declared as integers then, whatever Keras' default says."""
+    nodes = [node for level in function._nodes_by_depth.values() for node in level]
+    operations = [node.operation for node in nodes if any(tensor is other for other in node.input_tensors)]
+    found = False
+    for operation in operations:
+        inner = functional(operation)
+        if inner is not None and len(inner.inputs) == 1:
+            looked_up = _only_looked_up(inner, inner.inputs[0])
+        else:
+            layer = getattr(operation, "layer", operation)  # inside TimeDistributed
+            looked_up = isinstance(layer, keras.layers.Embedding)
+        if not looked_up and type(operation).__name__ != "NotEqual":  # the embedding's own mask
+            return False
+        found = found or looked_up
+    return found
+
+
+def _output_names(function: Any) -> list[str]:
+    """Return a name for each flat output: its key in a dict of outputs, else its layer's name."""
+    struct = function._outputs_struct
+    if isinstance(struct, dict):
+        return [plain("_".join(map(str, path))) for path, _ in keras.tree.flatten_with_path(struct)]
+    names = []
+    for tensor in function.outputs:
+        history = tensor._keras_history
+        layer, index = history.operation, history.tensor_index
+        part = ""
+        if isinstance(layer, keras.layers.RNN) and index:
+            from model_export.keras.rules_recurrent import state_names
+
+            part = f".last_{state_names(layer.cell)[index - 1][0]}"
+        names.append(plain(f"{layer.name}{part}"))
+    return names
+
+
+def plain(name: str) -> str:
+    """Return a name without characters that are awkward in URLs, shells and JSON paths."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)

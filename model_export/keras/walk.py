@@ -1,0 +1,183 @@
+"""Walks a Keras model's graph of calls, and lets each layer's rule emit its part of the step graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import keras
+
+from model_export.errors import RefusedModelError
+from model_export.keras import rules_conv, rules_layers, rules_merge, rules_ops, rules_recurrent, rules_refused
+from model_export.keras.emit import Graph, Value
+from model_export.keras.registry import Call, find_op_rule, find_rule
+
+RULE_MODULES = (
+    rules_conv,
+    rules_layers,
+    rules_merge,
+    rules_ops,
+    rules_recurrent,
+    rules_refused,
+)  # registered by their import
+
+
+@dataclass(slots=True)
+class InputFacts:
+    """What the walk learns about an input, for drawing data that reaches every branch of the model.
+
+    Attributes:
+        time: Whether the original's input has a time axis.
+        vocabulary: Integers from 0 to below this are looked up in an embedding; None: no lookup.
+        mask_value: The value that marks a masked timestep; None: nothing is masked by it.
+    """
+
+    time: bool
+    vocabulary: int | None = None
+    mask_value: float | None = None
+
+
+@dataclass(slots=True)
+class Walk:
+    """One pass over a model.
+
+    Attributes:
+        graph: The step graph under construction.
+        facts: What is known about each input, by its name in the graph.
+        depth: Nesting of the part that is walked now.
+    """
+
+    graph: Graph = field(default_factory=Graph)
+    facts: dict[str, InputFacts] = field(default_factory=dict)
+
+    def run(self, function: Any, inputs: list[Value], prefix: str = "") -> list[Value]:
+        """Walk a functional model or a traced function.
+
+        Args:
+            function: A functional `keras.Model` or a `keras.Function`.
+            inputs: One value per flat input.
+            prefix: Put in front of each layer's name.
+
+        Returns:
+            One value per flat output.
+        """
+
+        def visit(operation: Any) -> Callable[..., Any]:
+            return partial(self.visit, operation, prefix)
+
+        outputs = function._run_through_graph(inputs, operation_fn=visit)
+        return [v for v in keras.tree.flatten(outputs) if isinstance(v, Value)]
+
+    def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Value]:
+        """Emit one call of a layer, a nested model or an operation."""
+        given = {name: v for name, v in kwargs.items() if v is not None and name not in {"mask", "training"}}
+        call = Call(self, operation, f"{prefix}{operation.name}", args, given, self._mask(args, kwargs))
+        if not isinstance(operation, keras.Layer):
+            rule = find_op_rule(operation)
+            if rule is None:
+                raise call.refuse("there is no rule for it", "Write it with layers or the common `keras.ops`.")
+            return _listed(rule(call))
+        if kwargs.get("training") is True:
+            raise call.refuse(
+                "it was called with training=True, so its answer is random or depends on the other rows of the batch",
+                "Call it without `training`, then save the model again.",
+            )
+        self._check_precision(call)
+        if (function := functional(operation)) is not None:
+            values = [replace(v, mask=call.mask) if call.mask else v for v in _ordered(function, args[0])]
+            return self.run(function, values, f"{call.path}.")
+        found = find_rule(operation)
+        if found is None:
+            results, keeps = self.trace(call, operation.call), operation.supports_masking
+        else:
+            rule, sets_masks = found
+            results, keeps = _listed(rule(call)), operation.supports_masking and not sets_masks
+        return [replace(v, mask=call.mask) if v.time else v for v in results] if keeps else results
+
+    def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:
+        """Run Python code on symbolic tensors and walk the operations that it called.
+
+        Works for every layer, cell and activation that is written with `keras.ops` or other layers.
+
+        Raises:
+            RefusedModelError: The code cannot be run that way, or does something that cannot be stepped.
+        """
+        values: list[Value] = []
+        symbols: list[Any] = []
+
+        def symbol(value: Any) -> Any:
+            if not isinstance(value, Value):
+                return value
+            values.append(value)
+            shape = (None, *([None] if value.time else []), *value.row)
+            symbols.append(keras.KerasTensor(shape, dtype=value.dtype))
+            return symbols[-1]
+
+        if call.mask is not None and getattr(call.layer, "_call_has_mask_arg", False):
+            raise call.refuse("it takes a mask and there is no rule for what it does with it")
+        try:
+            args, kwargs = keras.tree.map_structure(symbol, (call.args, call.kwargs))
+            traced = keras.Function(symbols, function(*args, **kwargs))
+        except Exception as exc:
+            raise call.refuse(
+                f"there is no rule for it, and its code cannot be traced: {type(exc).__name__}: {exc}".rstrip("."),
+                "Write its `call` with `keras.ops`, or register a rule for it in model_export.keras.registry.",
+            ) from exc
+        try:
+            return self.run(traced, values, f"{call.path}/")
+        except RefusedModelError as exc:
+            raise call.refuse(exc.problem.rstrip("."), exc.fix) from exc
+
+    def note_vocabulary(self, value: Value, size: int) -> None:
+        """Remember that an input is looked up in a table of this size."""
+        if value.name in self.facts:
+            facts = self.facts[value.name]
+            facts.vocabulary = min(size, facts.vocabulary or size)
+
+    def note_mask(self, value: Value, mask_value: float) -> None:
+        """Remember what masks a timestep; where it is computed, every input may have to do with it."""
+        for name in [value.name] if value.name in self.facts else list(self.facts):
+            if self.facts[name].time:
+                self.facts[name].mask_value = mask_value
+
+    def _mask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        explicit = kwargs.get("mask")
+        if isinstance(explicit, list | tuple):
+            explicit = next((m for m in explicit if m is not None), None)
+        if isinstance(explicit, Value):
+            if explicit.row != () or not explicit.time:
+                raise RefusedModelError(
+                    f"A mask has row shape {list(explicit.row)}; expected one truth value per timestep.",
+                    fix="Mask whole timesteps.",
+                )
+            return explicit.name
+        first = keras.tree.flatten(args[0])[0] if args else None
+        return first.mask if isinstance(first, Value) else None
+
+    def _check_precision(self, call: Call) -> None:
+        precision = call.layer.compute_dtype
+        if precision in {"float16", "bfloat16", "float64"} or getattr(call.layer, "quantization_mode", None):
+            raise call.refuse(
+                f"it computes in {getattr(call.layer, 'quantization_mode', None) or precision}; expected float32",
+                "Load the weights into the same model built with the dtype policy 'float32'.",
+            )
+
+
+def functional(model: Any) -> Any:
+    """Return what can be walked of a model: itself, a Sequential's functional graph, or None."""
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    return model if isinstance(model, keras.Model) and hasattr(model, "_run_through_graph") else None
+
+
+def _ordered(function: Any, inputs: Any) -> list[Value]:
+    """Return a nested model's inputs in the order of its own."""
+    if isinstance(inputs, dict) and not isinstance(function._inputs_struct, dict):
+        return [inputs[tensor.name] for tensor in function.inputs]
+    return [v for v in keras.tree.flatten(inputs) if isinstance(v, Value)]
+
+
+def _listed(results: Value | list[Value]) -> list[Value]:
+    return results if isinstance(results, list) else [results]
