@@ -1,0 +1,91 @@
+"""One-line arrangements for tests of the engine: workers on one store, and requests to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_export.step_model import StepModel
+from service.engine.engine import Engine, EngineOptions
+from service.engine.models import ModelShelf
+from service.engine.observer import NoObserver
+from service.engine.types import Prediction, StreamKey, Timestep
+from service.errors import ServiceError
+from service.store.redis import StateStore
+from tests.graphs import Built, write_model
+
+FOLD = "fold"
+
+
+class Counts(NoObserver):
+    """Counts what tests ask about."""
+
+    def __init__(self) -> None:
+        self.conflicted = 0
+        self.regressed = 0
+        self.batches: list[int] = []
+
+    def conflicts(self, n: int) -> None:
+        self.conflicted += n
+
+    def regressions(self, n: int) -> None:
+        self.regressed += n
+
+    def batch(self, model: str, rows: int, seconds: float) -> None:
+        self.batches.append(rows)
+
+
+@contextlib.asynccontextmanager
+async def worker(
+    url: str, models: Path, *, options: EngineOptions | None = None, counts: Counts | None = None, **store: Any
+) -> AsyncIterator[Engine]:
+    """A worker's engine with every model of a folder."""
+    shelf = ModelShelf([models], StepModel)
+    report = await shelf.reload()
+    assert not report.failed
+    engine = Engine(StateStore(url, **store), shelf, options, counts)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def models(folder: Path, **builds: Callable[[], Built]) -> Path:
+    """Write models by name."""
+    for name, build in builds.items():
+        write_model(folder, name, build)
+    return folder
+
+
+def step(stream: str, x: int, *, model: str = FOLD, **more: Any) -> Timestep:
+    """One timestep for an integer model with one input `x` of shape [1]."""
+    return chunk(stream, [x], model=model, **more)
+
+
+def chunk(stream: str, xs: Sequence[int], *, model: str = FOLD, **more: Any) -> Timestep:
+    """Timesteps for an integer model with one input `x` of shape [1]."""
+    return Timestep(StreamKey("default", model, stream), {"x": np.array(xs, np.int64)[:, None]}, length=len(xs), **more)
+
+
+def ys(prediction: Prediction) -> list[int]:
+    """The predictions of a model whose output `y` has shape [1]."""
+    return [int(y) for y in prediction.outputs["y"][:, 0]]
+
+
+async def refusal(engine: Engine, timestep: Timestep) -> ServiceError:
+    """The error that a request is refused with."""
+    try:
+        found = await engine.advance(timestep)
+    except ServiceError as exc:
+        return exc
+    raise AssertionError(f"not refused: {found}")
+
+
+async def all_of(*advances: Any) -> list[Any]:
+    """Await all, errors as values."""
+    return await asyncio.gather(*advances, return_exceptions=True)

@@ -1,0 +1,90 @@
+"""The queue's laws, over random comings and goings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from service.engine.batch_queue import BatchQueue
+
+
+@dataclass(frozen=True)
+class Item:
+    queue_key: str
+    length: int
+    number: int
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Puts, takes and releases in any order; a plain list is the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: BatchQueue[Item] = BatchQueue()
+        self.waiting: list[Item] = []
+        self.out: set[str] = set()
+        self.count = 0
+
+    @rule(key=st.sampled_from("abcde"), length=st.sampled_from([1, 1, 1, 4]))
+    def put(self, key: str, length: int) -> None:
+        self.count += 1
+        item = Item(key, length, self.count)
+        self.waiting.append(item)
+        self.queue.put(item)
+
+    @rule(limit=st.integers(1, 4))
+    def take(self, limit: int) -> None:
+        first = {i.queue_key: i for i in reversed(self.waiting) if i.queue_key not in self.out}
+        batch = self.queue.take(limit)
+
+        assert bool(batch) == bool(first), "something may go exactly when a stream waits that is not out"
+        assert len({item.length for item in batch}) <= 1
+        assert len(batch) <= limit
+        for item in batch:
+            assert first[item.queue_key] == item, "one per stream, and its oldest"
+            self.waiting.remove(item)
+            self.out.add(item.queue_key)
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.out)))
+        self.out.discard(key)
+        self.queue.release(key)
+
+    @invariant()
+    def rows_are_those_that_wait(self) -> None:
+        assert self.queue.rows == len(self.waiting)
+
+
+TestQueue = QueueMachine.TestCase
+
+
+def test_streams_that_wait_longest_go_first() -> None:
+    queue: BatchQueue[Item] = BatchQueue()
+    items = [Item(key, 1, number) for number, key in enumerate("abcdef")]
+    for item in items:
+        queue.put(item)
+
+    assert [list(queue.take(4)), list(queue.take(4))] == [items[:4], items[4:]]
+
+
+def test_a_busy_stream_does_not_hold_up_the_others() -> None:
+    queue: BatchQueue[Item] = BatchQueue()
+    for number in range(3):
+        queue.put(Item("busy", 1, number))
+    queue.put(Item("calm", 1, 3))
+    assert [item.queue_key for item in queue.take(1)] == ["busy"]
+    queue.release("busy")
+
+    assert [item.queue_key for item in queue.take(2)] == ["calm", "busy"]
+
+
+def test_a_chunk_is_not_overtaken_for_ever_by_single_steps() -> None:
+    queue: BatchQueue[Item] = BatchQueue()
+    queue.put(Item("chunk", 50, 0))
+    queue.put(Item("step", 1, 1))
+
+    assert [[i.queue_key for i in queue.take(8)], [i.queue_key for i in queue.take(8)]] == [["chunk"], ["step"]]

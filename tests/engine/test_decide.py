@@ -1,0 +1,114 @@
+"""The decision table, all of it: what a request does to a stream that is missing or stands somewhere."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from service.engine.decide import Intent, Verdict, decide, replay_of_key
+from service.engine.types import Create
+from service.errors import CODES, ServiceError
+from service.store.record import KeyEntry, Kind, Record
+
+HERE, ELSEWHERE = b"c" * 16, b"x" * 16
+MODEL, OTHER_MODEL = b"model..1", b"model..2"
+NEWEST, MINE = b"newest-operation", b"this-operation.."
+
+
+def at(step: int, *, length: int = 1, fingerprint: bytes = MODEL) -> Record:
+    return Record(9, step, length, Kind.STEP, NEWEST, HERE, fingerprint, 0, 0, b"", b"")
+
+
+def asks(**parts: Any) -> Intent:
+    defaults: dict[str, Any] = {
+        "op_id": MINE, "digest": b"d" * 16, "length": 1, "seq": None, "after": None, "create": "auto",
+        "fingerprint": MODEL,
+    }  # fmt: skip
+    return Intent(**{**defaults, **parts})
+
+
+def verdict(record: Record | None, intent: Intent) -> str:
+    try:
+        return decide(record, intent).value
+    except ServiceError as exc:
+        return exc.code
+
+
+def expected(record: Record | None, intent: Intent) -> str:
+    """The table of the protocol, written a second time and in another way."""
+    q, r = intent, record
+    if r is None:
+        missing_ok = q.after is None and q.seq in (None, 1) and q.create != "never"
+        return "apply" if missing_ok else "stream_not_found"
+    first_match = [
+        (r.op_id == q.op_id, "replay"),
+        (q.create == "must", "stream_exists"),
+        (q.after not in (None, r.chain), "state_changed"),
+        (q.seq is not None and q.seq > r.step + 1, "seq_gap"),
+        (q.seq is not None and r.length > 0 and q.seq == r.step - r.length + 1, "seq_conflict"),
+        (q.seq is not None and q.seq <= r.step, "seq_passed"),
+        (q.fingerprint not in (None, r.fingerprint), "model_changed"),
+        (True, "apply"),
+    ]
+    return next(code for matches, code in first_match if matches)
+
+
+RECORDS = [None, at(0, length=0), at(1), at(5), at(5, length=3), at(5, fingerprint=OTHER_MODEL)]
+CREATES: tuple[Create, ...] = ("auto", "never", "must")
+
+
+def test_every_row_of_the_table() -> None:
+    """Missing or present, each seq around the step, own or other operation, right or wrong history, each create."""
+    rows = itertools.product(
+        RECORDS, (MINE, NEWEST), (None, 1, 2, 3, 5, 6, 7, 2**53 - 1), (None, HERE, ELSEWHERE), CREATES, (MODEL, None)
+    )
+
+    for record, op_id, seq, after, create, fingerprint in rows:
+        intent = asks(op_id=op_id, seq=seq, after=after, create=create, fingerprint=fingerprint)
+        assert verdict(record, intent) == expected(record, intent), (record, intent)
+
+
+@pytest.mark.parametrize(
+    ("record", "intent", "applied", "facts"),
+    [
+        (None, asks(seq=2), "no", (None, 1, "resend_from")),
+        (None, asks(create="never"), "no", (None, 1, "never")),
+        (at(5), asks(seq=9), "no", (5, 6, "resend_from")),
+        (at(5), asks(seq=2), "yes", (5, 6, "never")),
+        (at(5), asks(seq=5), "no", (5, 6, "never")),
+        (at(5), asks(after=ELSEWHERE), "no", (5, 6, "never")),
+        (at(5), asks(seq=9, after=ELSEWHERE), "no", (5, 6, "resend_from")),
+        (at(5), asks(create="must"), "no", (5, None, "never")),
+    ],
+)
+def test_a_refusal_says_where_the_stream_stands(
+    record: Record | None, intent: Intent, applied: str, facts: tuple[int | None, int | None, str]
+) -> None:
+    with pytest.raises(ServiceError) as refused:
+        decide(record, intent)
+
+    error = refused.value
+    assert (error.applied, (error.step, error.expected, error.retry)) == (applied, facts)
+    assert error.code in CODES
+    assert error.fix
+
+
+def test_a_chunk_is_taken_from_its_first_timestep() -> None:
+    """After a chunk of 3 that ended at step 5, position 3 is the chunk's own; 4 and 5 lie inside it."""
+    assert [verdict(at(5, length=3), asks(seq=seq)) for seq in (2, 3, 4, 5, 6)] == [
+        "seq_passed", "seq_conflict", "seq_passed", "seq_passed", "apply",
+    ]  # fmt: skip
+
+
+def test_a_key_answers_its_own_request_only() -> None:
+    entry = KeyEntry(b"d" * 16, 1, 4, HERE, 1, b"")
+
+    assert replay_of_key(entry, asks()) is entry
+    with pytest.raises(ServiceError, match="used for another request"):
+        replay_of_key(entry, asks(digest=b"e" * 16))
+
+
+def test_the_same_operation_is_a_replay_whatever_else_it_says() -> None:
+    assert decide(at(5), asks(op_id=NEWEST, seq=99, after=ELSEWHERE, create="must")) is Verdict.REPLAY

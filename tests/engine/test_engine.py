@@ -1,0 +1,475 @@
+"""The engine on a real store: exactly once, by whichever worker, in whatever order things go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.engine.engine import EngineOptions
+from service.engine.types import StreamKey, Timestep
+from service.errors import ServiceError
+from service.store.keys import record_key
+from service.store.record import decode
+from tests.engine.bench import FOLD, Counts, all_of, chunk, models, refusal, step, worker, ys
+from tests.graphs import count, fold, fold_reference, lstm, nan_at, slow
+from tests.servers import Server
+
+NO_ID = b"?" * 16
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models(tmp_path, fold=fold)
+
+
+# ---------------------------------------------------------------- stepping
+
+
+async def test_steps_fold_into_the_state(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        answers = [await engine.advance(step("a", x, seq=x)) for x in (1, 2, 3)]
+
+    assert [ys(a) for a in answers] == [[y] for y in fold_reference([1, 2, 3])]
+    assert [(a.step, a.created) for a in answers] == [(1, True), (2, False), (3, False)]
+    assert len({a.state_id for a in answers}) == 3
+
+
+async def test_a_new_stream_begins_at_the_initial_state(tmp_path: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, models(tmp_path, count=lambda: count(start=7))) as engine:
+        key = StreamKey("default", "count", "a")
+        answer = await engine.advance(Timestep(key, {"x": np.zeros((1, 1), np.float32)}))
+
+    assert ys(answer) == [8]
+
+
+async def test_streams_tenants_and_models_are_apart(tmp_path: Path, redis_server: Server) -> None:
+    folder = models(tmp_path, fold=fold, other=lambda: fold(factor=3))
+    async with worker(redis_server.url, folder) as engine:
+        keys = [StreamKey(t, m, s) for t in ("default", "t2") for m in ("fold", "other") for s in ("a", "b")]
+        answers = [await engine.advance(Timestep(key, {"x": np.array([[5]])}, seq=1)) for key in keys]
+
+    assert [a.step for a in answers] == [1] * 8
+
+
+async def test_a_chunk_equals_its_single_steps(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        whole = await engine.advance(chunk("chunk", [4, 5, 6], seq=1))
+        single = [await engine.advance(step("single", x)) for x in (4, 5, 6)]
+
+    assert ys(whole) == [y for a in single for y in ys(a)]
+    assert whole.step == 3
+
+
+async def test_a_chunk_keeps_what_was_asked_for(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        last = await engine.advance(chunk("last", [1, 2, 3], keep="last"))
+        none = await engine.advance(chunk("none", [1, 2, 3], keep="none"))
+        after = await engine.advance(step("none", 4))
+
+    assert ys(last) == fold_reference([1, 2, 3])[-1:]
+    assert (none.outputs, none.step) == ({}, 3)
+    assert ys(after) == fold_reference([1, 2, 3, 4])[-1:]
+
+
+async def test_waiting_streams_are_run_together(tmp_path: Path, redis_server: Server) -> None:
+    counts = Counts()
+    async with worker(redis_server.url, models(tmp_path, fold=fold), counts=counts) as engine:
+        await asyncio.gather(*(engine.advance(step(f"s{n}", n)) for n in range(100)))
+
+    assert sum(counts.batches) == 100
+    assert max(counts.batches) > 10
+
+
+async def test_steps_of_one_stream_keep_their_order_without_seq(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        answers = await asyncio.gather(*(engine.advance(step("a", x)) for x in range(50)))
+
+    assert [y for a in answers for y in ys(a)] == fold_reference(range(50))
+
+
+# ---------------------------------------------------------------- again and again
+
+
+async def test_a_retry_gets_the_first_answer(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        first = await one.advance(step("a", 5, seq=1))
+        again = [await engine.advance(step("a", 5, seq=1)) for engine in (one, two)]
+
+    assert [(ys(a), a.step, a.state_id, a.replayed, a.created) for a in again] == [
+        (ys(first), 1, first.state_id, True, False)
+    ] * 2
+
+
+async def test_parallel_duplicates_on_two_workers_move_once(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        answers = await asyncio.gather(*((one, two)[n % 2].advance(step("a", 5, seq=1)) for n in range(50)))
+        after = await two.advance(step("a", 6, seq=2))
+
+    assert {(tuple(ys(a)), a.step, a.state_id) for a in answers} == {((6,), 1, answers[0].state_id)}
+    assert sum(not a.replayed for a in answers) == 1
+    assert ys(after) == fold_reference([5, 6])[-1:]
+
+
+async def test_many_streams_on_random_workers_with_duplicates_equal_the_fold(
+    folder: Path, redis_server: Server
+) -> None:
+    rng = random.Random(3)
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+
+        async def live(stream: str) -> list[int]:
+            answers = []
+            for seq in range(1, 31):
+                copies = [
+                    rng.choice((one, two)).advance(step(stream, seq, seq=seq)) for _ in range(rng.choice((1, 1, 2)))
+                ]
+                found = await asyncio.gather(*copies)
+                assert len({tuple(ys(a)) for a in found}) == 1
+                answers += ys(found[0])
+            return answers
+
+        lives = await asyncio.gather(*(live(f"s{n}") for n in range(60)))
+
+    assert lives == [fold_reference(range(1, 31))] * 60
+
+
+async def test_a_key_is_answered_once_however_far_the_stream_went(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        first = await one.advance(step("a", 5, idempotency_key="k"))
+        for x in range(20):
+            await two.advance(step("a", x))
+        again = await two.advance(step("a", 5, idempotency_key="k"))
+
+    assert (ys(again), again.step, again.state_id, again.replayed) == (ys(first), 1, first.state_id, True)
+
+
+async def test_a_key_with_another_request_is_refused(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 5, idempotency_key="k"))
+        other_input = await refusal(engine, step("a", 6, idempotency_key="k"))
+        other_place = await refusal(engine, step("a", 5, seq=2, idempotency_key="k"))
+
+    assert {other_input.code, other_place.code} == {"idempotency_key_reused"}
+
+
+async def test_after_is_retried_and_refused_by_history(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        first = await engine.advance(step("a", 1))
+        second = await engine.advance(step("a", 2, after=first.state_id))
+        again = await engine.advance(step("a", 2, after=first.state_id))
+        refused = await refusal(engine, step("a", 3, after=first.state_id))
+
+    assert (again.replayed, again.state_id) == (True, second.state_id)
+    assert (refused.code, refused.step, refused.state_id) == ("state_changed", 2, second.state_id)
+
+
+async def test_a_retry_that_asks_for_more_than_was_kept_is_told_so(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(chunk("a", [1, 2], seq=1, keep="none"))
+        more = await refusal(engine, chunk("a", [1, 2], seq=1))
+        same = await engine.advance(chunk("a", [1, 2], seq=1, keep="none"))
+
+    assert (more.code, more.applied) == ("seq_passed", "yes")
+    assert (same.replayed, same.outputs, same.step) == (True, {}, 2)
+
+
+async def test_a_stale_cache_is_never_believed(folder: Path, redis_server: Server) -> None:
+    """Each worker's cache is behind when its turn comes; no refusal and no replay comes of it."""
+    counts = Counts()
+    async with worker(redis_server.url, folder, counts=counts) as one, worker(redis_server.url, folder) as two:
+        answers = [await (one, two)[x % 2].advance(step("a", x, seq=x + 1)) for x in range(10)]
+
+    assert [y for a in answers for y in ys(a)] == fold_reference(range(10))
+
+
+async def test_a_lost_store_is_noticed_and_never_restarted_silently(folder: Path, redis_server: Server) -> None:
+    counts = Counts()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        first = await engine.advance(step("a", 1, seq=1))
+        with redis_server.client() as client:
+            client.flushall()
+        by_seq = await refusal(engine, step("a", 2, seq=2))
+        by_history = await refusal(engine, step("a", 2, after=first.state_id))
+        again = await engine.advance(step("a", 1, seq=1))
+
+    assert (by_seq.code, by_seq.expected, by_seq.retry) == ("stream_not_found", 1, "resend_from")
+    assert by_history.code == "stream_not_found"
+    assert counts.regressed >= 1
+    assert (again.state_id, again.created) == (first.state_id, True)
+
+
+# ---------------------------------------------------------------- resetting, forgetting, looking
+
+
+async def test_a_reset_brings_back_the_initial_state(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 5))
+        position = await engine.reset(StreamKey("default", FOLD, "a"))
+        after = await engine.advance(step("a", 7, seq=1, after=position.state_id))
+
+    assert position.step == 0
+    assert (ys(after), after.step, after.created) == (fold_reference([7]), 1, False)
+
+
+async def test_a_bare_reset_creates_a_missing_stream(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.reset(StreamKey("default", FOLD, "new"))
+        status = await engine.status(StreamKey("default", FOLD, "new"))
+
+    assert (status.step, status.version) == (0, 1)
+
+
+async def test_a_late_copy_of_a_reset_wipes_nothing(folder: Path, redis_server: Server) -> None:
+    key = StreamKey("default", FOLD, "a")
+    async with worker(redis_server.url, folder) as engine:
+        before = await engine.advance(step("a", 5))
+        first = await engine.reset(key, after=before.state_id)
+        again = await engine.reset(key, after=before.state_id)
+        keyed = await engine.reset(key, idempotency_key="r")
+        await engine.advance(step("a", 6))
+        with pytest.raises(ServiceError) as late:
+            await engine.reset(key, after=before.state_id)
+        keyed_again = await engine.reset(key, idempotency_key="r")
+        status = await engine.status(key)
+
+    assert (again.state_id, again.replayed) == (first.state_id, True)
+    assert late.value.code == "state_changed"
+    assert (keyed_again.state_id, keyed_again.replayed) == (keyed.state_id, True)
+    assert status.step == 1
+
+
+async def test_reset_with_a_history_needs_the_stream(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        with pytest.raises(ServiceError) as refused:
+            await engine.reset(StreamKey("default", FOLD, "none"), after=NO_ID)
+
+    assert refused.value.code == "stream_not_found"
+
+
+async def test_all_streams_of_one_tenant_and_model_are_reset(tmp_path: Path, redis_server: Server) -> None:
+    folder = models(tmp_path, fold=fold, other=fold)
+    async with worker(redis_server.url, folder) as engine:
+        for tenant, model in (("default", "fold"), ("t2", "fold"), ("default", "other")):
+            for n in range(30):
+                await engine.advance(Timestep(StreamKey(tenant, model, f"s{n}"), {"x": np.array([[1]])}))
+        done = await engine.reset_all("default", "fold")
+        steps = [
+            {s for _, s in (await engine.list_streams(tenant, model, limit=100)).streams}
+            for tenant, model in (("default", "fold"), ("t2", "fold"), ("default", "other"))
+        ]
+
+    assert done == 30
+    assert steps == [{0}, {1}, {1}]
+
+
+async def test_a_deleted_stream_is_gone(folder: Path, redis_server: Server) -> None:
+    key = StreamKey("default", FOLD, "a")
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 5))
+        await engine.delete(key)
+        await engine.delete(key)
+        with pytest.raises(ServiceError) as gone:
+            await engine.status(key)
+        again = await engine.advance(step("a", 5))
+
+    assert gone.value.code == "stream_not_found"
+    assert (again.step, again.created) == (1, True)
+
+
+async def test_an_unknown_model_is_refused_by_every_door(folder: Path, redis_server: Server) -> None:
+    key = StreamKey("default", "nope", "a")
+    async with worker(redis_server.url, folder) as engine:
+        errors = await all_of(
+            engine.advance(step("a", 1, model="nope")),
+            engine.reset(key),
+            engine.delete(key),
+            engine.status(key),
+            engine.list_streams("default", "nope"),
+            engine.reset_all("default", "nope"),
+        )
+
+    assert [e.code for e in errors] == ["model_not_found"] * 6
+
+
+# ---------------------------------------------------------------- bad rows fail alone
+
+
+async def test_a_state_that_is_not_finite_is_never_kept(tmp_path: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, models(tmp_path, nan=lambda: nan_at(3))) as engine:
+
+        def one(stream: str, seq: int) -> Timestep:
+            return Timestep(StreamKey("default", "nan", stream), {"x": np.ones((1, 1), np.float32)}, seq=seq)
+
+        for seq in (1, 2):
+            await engine.advance(one("poisoned", seq))
+        await engine.advance(one("healthy", 1))
+        bad, good = await all_of(engine.advance(one("poisoned", 3)), engine.advance(one("healthy", 2)))
+        status = await engine.status(StreamKey("default", "nan", "poisoned"))
+
+    assert (bad.code, bad.applied) == ("non_finite_state", "no")
+    assert good.step == 2
+    assert status.step == 2
+
+
+async def test_an_input_that_the_model_cannot_run_on_fails_alone(tmp_path: Path, redis_server: Server) -> None:
+    from tests.graphs import graph_from_text, manifest_of
+
+    def vocabulary() -> tuple[bytes, object]:
+        graph = graph_from_text(
+            """
+            vocabulary (int64[B,1] x, float[B,1] s) => (float[B,1] y, float[B,1] s_next) {
+                word = Gather (table, x)
+                flat = ReduceSum <keepdims = 0> (word, axis)
+                s_next = Add (s, flat)
+                y = Identity (s_next)
+            }""",
+            {"table": np.arange(4, dtype=np.float32)[:, None], "axis": np.array([1])},
+        )
+        tensor = {"dtype": "float32", "shape": [1]}
+        return graph, manifest_of(
+            name="vocabulary",
+            inputs=[{"name": "x", "dtype": "int64", "shape": [1]}],
+            states=[{"in": "s", "out": "s_next", **tensor}],
+            outputs=[{"name": "y", **tensor}],
+        )
+
+    folder = models(tmp_path, vocabulary=vocabulary)  # type: ignore[arg-type]
+    async with worker(redis_server.url, folder) as engine:
+        words = {"a": 1, "b": 99, "c": 3}
+        found = dict(
+            zip(
+                words,
+                await all_of(*(engine.advance(step(s, x, model="vocabulary")) for s, x in words.items())),
+                strict=True,
+            )
+        )
+
+    assert found["b"].code == "bad_input"
+    assert "99" in found["b"].problem
+    assert [float(found[s].outputs["y"][0, 0]) for s in "ac"] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "foreign"])
+async def test_a_damaged_record_stops_its_own_stream_only(folder: Path, redis_server: Server, damage: str) -> None:
+    name = record_key("default", FOLD, "a")
+    async with worker(redis_server.url, folder) as engine, worker(redis_server.url, folder) as other:
+        for stream in "ab":
+            await engine.advance(step(stream, 5))
+        with redis_server.client() as client:
+            raw = bytearray(client.get(name))
+            if damage == "foreign":
+                client.delete(name)
+                client.rpush(name, "x")
+            else:
+                raw[-1] ^= 1
+                client.set(name, bytes(raw) if damage == "flip" else bytes(raw[:-3]))
+            stored = client.dump(name)
+        bad, good = await all_of(other.advance(step("a", 6)), other.advance(step("b", 6)))
+        with redis_server.client() as client:
+            assert client.dump(name) == stored, "left as it is"
+        position = await other.reset(StreamKey("default", FOLD, "a"))
+        after = await other.advance(step("a", 7))
+
+    assert (bad.code, bad.applied) == ("state_corrupt", "no")
+    assert good.step == 2
+    assert position.step == 0
+    assert ys(after) == fold_reference([7])
+
+
+async def test_a_run_that_never_ends_is_ended(tmp_path: Path, redis_server: Server) -> None:
+    options = EngineOptions(run_timeout_s=0.3)
+    async with worker(redis_server.url, models(tmp_path, slow=slow), options=options) as engine:
+        await engine.advance(step("a", 1, model="slow"))
+        hung = await refusal(engine, step("a", 10**12, model="slow"))
+        after = await engine.advance(step("a", 2, model="slow"))
+
+    assert (hung.code, hung.applied) == ("model_timeout", "no")
+    assert (ys(after), after.step) == ([3], 2)
+
+
+async def test_a_full_queue_refuses_at_once(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder, options=EngineOptions(queue_limit=10)) as engine:
+        found = await all_of(*(engine.advance(step("a", x)) for x in range(30)))
+
+    refused = [f for f in found if isinstance(f, ServiceError)]
+    assert {e.code for e in refused} == {"overloaded"}
+    assert [y for f in found if not isinstance(f, ServiceError) for y in ys(f)] == fold_reference(range(10))
+
+
+# ---------------------------------------------------------------- versions
+
+
+async def test_a_stream_stays_with_the_version_that_began_it(tmp_path: Path, redis_server: Server) -> None:
+    from tests.graphs import write_model
+
+    write_model(tmp_path, "fold", fold, version=1)
+    async with worker(redis_server.url, tmp_path) as engine:
+        await engine.advance(step("old", 5))
+        write_model(tmp_path, "fold", lambda: fold(factor=3), version=2)
+        report = await engine.shelf.reload()
+        old = await engine.advance(step("old", 6, seq=2))
+        new = await engine.advance(step("new", 6))
+        explicit = await refusal(engine, step("old", 7, version=2))
+        versions = [(await engine.status(StreamKey("default", "fold", s))).version for s in ("old", "new")]
+
+    assert report.loaded == ["fold/2"]
+    assert ys(old) == fold_reference([5, 6])[-1:]
+    assert ys(new) == [7]
+    assert (explicit.code, explicit.step) == ("model_changed", 2)
+    assert versions == [1, 2]
+
+
+async def test_a_replaced_file_goes_on_serving_the_streams_it_began(tmp_path: Path, redis_server: Server) -> None:
+    models(tmp_path, fold=fold)
+    async with worker(redis_server.url, tmp_path) as engine:
+        await engine.advance(step("old", 5))
+        models(tmp_path, fold=lambda: fold(factor=3))
+        await engine.shelf.reload()
+        old = await engine.advance(step("old", 6, seq=2))
+    async with worker(redis_server.url, tmp_path) as restarted:
+        lost = await refusal(restarted, step("old", 7, seq=3))
+
+    assert ys(old) == fold_reference([5, 6])[-1:]
+    assert lost.code == "model_changed"
+
+
+# ---------------------------------------------------------------- ending
+
+
+async def test_draining_finishes_what_was_taken_and_refuses_the_rest(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        taken = [asyncio.create_task(engine.advance(step(f"s{n}", n))) for n in range(40)]
+        await asyncio.sleep(0)
+        await engine.drain(5)
+        late = await refusal(engine, step("late", 1))
+        answers = await asyncio.gather(*taken)
+
+    assert [answer.step for answer in answers] == [1] * 40
+    assert late.code == "draining"
+
+
+async def test_a_step_goes_on_when_its_caller_is_gone(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        caller = asyncio.create_task(engine.advance(step("a", 5, seq=1)))
+        await asyncio.sleep(0)
+        caller.cancel()
+        await engine.drain(5)
+        engine.draining = False
+        again = await engine.advance(step("a", 5, seq=1))
+
+    assert again.replayed
+    assert ys(again) == fold_reference([5])
+
+
+async def test_a_packed_record_is_no_larger_than_header_output_and_state(tmp_path: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, models(tmp_path, lstm=lambda: lstm(8, 64))) as engine:
+        await engine.advance(Timestep(StreamKey("default", "lstm", "a"), {"x": np.zeros((1, 8), np.float32)}))
+        model = engine.shelf.get("lstm").step_model
+        with redis_server.client() as client:
+            raw = client.get(record_key("default", "lstm", "a"))
+
+    assert len(raw) == 104 + sum(o.row_bytes for o in model.manifest.answered) + model.state_bytes
+    assert decode(raw, state_bytes=model.state_bytes).step == 1
