@@ -1,0 +1,132 @@
+"""`Settings`: every knob of the service in one place, from flags and `STEPWELL_*`; the flag wins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from model_export.errors import StepwellError
+
+PREFIX = "STEPWELL_"
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+class SettingsError(StepwellError):
+    """A setting has a value that it cannot have."""
+
+    code = "bad_setting"
+
+
+class Settings(BaseSettings):
+    """What a service is told. Durations are seconds, sizes bytes, unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+    models: Annotated[list[Path], NoDecode] = Field(default_factory=lambda: [Path("models")])
+    """Folders with models; in the environment separated as PATH is. The first that has a name wins."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback it takes `api_keys_file`, or `insecure`."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0: a free one."""
+    workers: Count = 1
+    """Processes that serve."""
+    redis: str | None = None
+    """URL of the store: redis://, rediss://, unix:// or redis+sentinel://. Unset: a private server in `data_dir`."""
+    data_dir: Path = Path(".stepwell")
+    """Folder of the embedded store's data; one `serve` owns it."""
+    durability: Literal["memory", "fsync", "replica"] = "memory"
+    """What an answered step survives: a worker's death; also the store's; also a failover to a replica."""
+    stream_ttl_s: Seconds = 7 * 86400
+    """Seconds that an idle stream lives at least; at most 1.25 times as long."""
+    max_batch_size: Count = 256
+    """Most streams in one model run."""
+    max_wait_ms: Annotated[float, Field(ge=0)] = 0
+    """Milliseconds that a timestep may wait for others to join its batch; 0: none."""
+    queue_limit: Count = 10_000
+    """Timesteps that may wait in one worker; more are refused with 503 `overloaded`."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
+    """Memory of one worker for the records of hot streams."""
+    api_keys_file: Path | None = None
+    """JSON file with the keys' hashes, tenants and scopes; read again when it changes. Unset: no keys are asked for."""
+    allowed_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    """Origins besides the service's own whose pages may open a WebSocket; comma-separated in the environment."""
+    request_timeout_s: Seconds = 10
+    """Seconds from a request's receipt to its answer."""
+    run_timeout_s: Seconds = 5
+    """Seconds that one model run may take; a longer one is ended with 503 `model_timeout`."""
+    receive_timeout_s: Seconds = 10
+    """Seconds in which a request's head and body have to arrive."""
+    max_body_bytes: Bytes = 8 * 2**20
+    """Largest request body or WebSocket message; more is 413 `too_large`."""
+    max_chunk_steps: Count = 4096
+    """Most timesteps of one stream in one request."""
+    max_connections: Count = 10_000
+    """Open connections of one worker."""
+    max_websockets: Count = 5_000
+    """Open WebSockets of one worker."""
+    idempotency_ttl_s: Seconds = 600
+    """Seconds that an Idempotency-Key is remembered."""
+    drain_s: Annotated[float, Field(ge=0)] = 10
+    """Seconds that accepted requests get to finish after SIGTERM."""
+    ort_threads: Count = 1
+    """Threads of onnxruntime within one model run."""
+    execution_providers: Annotated[list[str], NoDecode] = Field(default_factory=lambda: ["CPUExecutionProvider"])
+    """onnxruntime execution providers, best first; comma-separated in the environment."""
+    log_format: Literal["text", "json"] = "text"
+    """How log lines are written."""
+    watch_models: bool = False
+    """Look for changed model files each second."""
+    require_preconditions: bool = False
+    """Refuse (428) a reset or delete that carries neither `after` nor an Idempotency-Key."""
+    insecure: bool = False
+    """Listen beyond loopback without keys."""
+    allow_eviction: bool = False
+    """Start on a store that deletes live streams when its memory is short."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _folders(cls, value: Any) -> Any:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("allowed_origins", "execution_providers", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @classmethod
+    def load(cls, **flags: Any) -> Settings:
+        """Read the environment; flags that are given (not None) win.
+
+        Raises:
+            SettingsError: A value is not one that its setting can have.
+        """
+        try:
+            return cls(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else "the settings"
+            raise SettingsError(
+                f"{name} is {first.get('input')!r}: {first['msg']}.",
+                fix=f"Set --{name.replace('_', '-')} or {PREFIX}{name.upper()} to a value it can have.",
+            ) from exc
+
+    def to_env(self) -> dict[str, str]:
+        """Return the environment that makes the same settings in another process."""
+        env: dict[str, str] = {}
+        for name, value in self:
+            if value is None:
+                continue
+            if isinstance(value, list):
+                text = (os.pathsep if name == "models" else ",").join(str(part) for part in value)
+            else:
+                text = str(value).lower() if isinstance(value, bool) else str(value)
+            env[PREFIX + name.upper()] = text
+        return env
