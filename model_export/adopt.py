@@ -54,7 +54,7 @@ class Adoption:
     Attributes:
         manifest: The description, proved by running.
         batched: Whether rows are run together.
-        flags: The flags that say what was found; with them nothing is left to guess.
+        flags: The command line's words that say what was found; with them nothing is left to guess.
         how: How each state's pair was found: `name`, `shape` or `said`.
         notes: What was assumed, for people to read.
     """
@@ -318,13 +318,14 @@ def _flags(manifest: Manifest, graph: Graph, hints: Hints) -> list[str]:
     """Return the flags that say everything which was found and is not plain from the declarations."""
     plain = {tensor.name for tensor in graph.inputs if all(isinstance(dim, int) for dim in tensor.dims[1:])}
     sized = [i for i in manifest.inputs if i.name not in plain or i.name in hints.shapes]
-    return [
-        *(f"--state {state.input}={state.output}" for state in manifest.states),
-        *(f"--constant {name}={json.dumps(spec.value)}" for name, spec in manifest.constants.items()),
-        *(f"--window {window.input}={window.context}" for window in manifest.windows),
-        *(f"--shape {spec.name}={'x'.join(map(str, spec.shape))}" for spec in sized),
-        *(f"--output {output.name}={output.kind}" for output in manifest.outputs if output.kind != "value"),
+    flags = [
+        *(("--state", f"{state.input}={state.output}") for state in manifest.states),
+        *(("--constant", f"{name}={json.dumps(spec.value)}") for name, spec in manifest.constants.items()),
+        *(("--window", f"{window.input}={window.context}") for window in manifest.windows),
+        *(("--shape", f"{spec.name}={'x'.join(map(str, spec.shape))}") for spec in sized),
+        *(("--output", f"{output.name}={output.kind}") for output in manifest.outputs if output.kind != "value"),
     ]
+    return [word for flag in flags for word in flag]
 
 
 def _name_of(path: Path) -> str:

@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from model_export.errors import FileError
-from model_export.manifest import Manifest, sidecar_of
+from model_export.manifest import sidecar_of
 from model_export.step_model import StepModel
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Load a model and say what it takes, gives, carries and weighs.
-
-    Returns:
-        Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `constants`,
-        `windows` (as in the manifest; states and windows with `bytes`), `bytes_per_stream`, `batch` (`mode`,
-        `max`, and `together`: whether the probe found that rows can be run together), `parity` (None where the
-        model was not verified against anything), `fingerprint` and `graph` (`bytes`, `nodes`, `opset`).
+def load(path: Path) -> StepModel:
+    """Load a model from a file.
 
     Raises:
         FileError: There is no such file.
@@ -27,8 +21,19 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
-    model = StepModel(path)
-    manifest: Manifest = model.manifest
+    return StepModel(path)
+
+
+def describe(path: Path, model: StepModel) -> dict[str, Any]:
+    """Say what a loaded model takes, gives, carries and weighs, as plain data.
+
+    Returns:
+        Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `constants`,
+        `windows` (as in the manifest; states and windows with `bytes`), `bytes_per_stream`, `batch` (`mode`,
+        `max`, and `together`: whether the probe found that rows can be run together), `parity` (None where the
+        model was not verified against anything), `fingerprint` and `graph` (`bytes`, `nodes`, `opset`).
+    """
+    manifest = model.manifest
     parts = manifest.model_dump(mode="json", by_alias=True)
     sizes = {field.name: field.nbytes for field in model.fields}
     return {

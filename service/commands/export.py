@@ -1,0 +1,82 @@
+"""`stepwell export`: a trained model to one verified step graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from model_export.export import Exported, export_source
+from model_export.verify import ATOL
+from service.commands.tables import parity_table, parity_words, show, size_words
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A .keras or .h5 file, or package.module:callable returning a model."),
+    ],
+    *,
+    target: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The file to write.")],
+    name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Largest absolute difference; relative to the value ten times that.")
+    ] = ATOL,
+    verify: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Own sequences, (T, ..) or (N, T, ..) by input name.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Export a trained model to one step graph, and prove it equal to the original; else nothing is written."""
+    console = Console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bars:
+        task = bars.add_task("loading the model", total=None)
+
+        def progress(what: str, done: int, parts: int) -> None:
+            bars.update(task, description=what, completed=done, total=parts)
+
+        done = export_source(source, target, name=name, tolerance=tolerance, verify=verify, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(_report(done), indent=2))
+    else:
+        _show(done)
+
+
+def _report(done: Exported) -> dict[str, object]:
+    return {
+        "file": str(done.path),
+        "name": done.name,
+        "bytes": done.nbytes,
+        "parity": done.report.parity.model_dump(mode="json"),
+        "outputs": [dataclasses.asdict(line) for line in done.report.outputs],
+        "max_abs_alone": done.report.max_abs_alone,
+    }
+
+
+def _show(done: Exported) -> None:
+    parity = done.report.parity
+    lines = [
+        (line.name, f"{line.max_abs:.1e}", str(line.at_step), line.sequence, f"{line.compared:,}")
+        for line in done.report.outputs
+    ]
+    show(
+        parity_table(f"{done.name}: step by step against {parity.against}",
+                     ("output", "largest difference", "at timestep", "of", "numbers compared"), lines),
+        f"parity:  {parity_words(parity.model_dump())}",
+        f"alone:   {done.report.max_abs_alone:.1e} largest difference of a row run alone from the same row in a batch",
+        f"written: {done.path} ({size_words(done.nbytes)})",
+    )  # fmt: skip

@@ -1,0 +1,40 @@
+"""`stepwell inspect`: what a servable model takes, gives, carries and weighs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model_export.describe import describe, load
+from service.commands.tables import facts_table, parity_words, show, size_words, tensors_table
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="A model with a manifest, inside or beside it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show a model's inputs, outputs, states, bytes per stream, parity report and graph size."""
+    model = load(file)
+    found = describe(file, model)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    batch, graph = found["batch"], found["graph"]
+    opset = ", ".join(f"{domain} {version}".strip() for domain, version in graph["opset"].items())
+    show(
+        tensors_table(model.manifest),
+        facts_table(
+            "",
+            {
+                "bytes per stream": size_words(found["bytes_per_stream"]),
+                "rows": f"run together, {batch['max']} at most" if batch["together"] else "run one at a time",
+                "parity": parity_words(found["parity"]),
+                "graph": f"{size_words(graph['bytes'])}, {graph['nodes']} nodes, opset {opset}",
+                "fingerprint": found["fingerprint"],
+                "manifest": "inside the file" if found["manifest_from"] == "file" else "beside the file",
+            },
+        ),
+    )

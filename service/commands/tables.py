@@ -1,0 +1,117 @@
+"""What the model commands print: a model's tensors and its parity as tables, and flags of the form NAME=VALUE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from model_export.manifest import Manifest
+
+
+def tensors_table(manifest: Manifest) -> Table:
+    """Return one line for each input, state, output, constant and window of a model."""
+    table = _table(f"{manifest.name}", "", "tensor", "dtype", "one row", "batch axis", "")
+    for given in manifest.inputs:
+        table.add_row("input", given.name, given.dtype, _row(given.shape), _axis(given.batch_axis), _in_graph(given))
+    for window in manifest.windows:
+        note = f"last {window.context} of {window.input}, put in front of the new part along axis {window.axis}"
+        table.add_row("window", window.state_name, "", "", "", note)
+    for state in manifest.states:
+        note = f"-> {state.output}"
+        if state.init != "zeros":
+            note += ", starts from given values"
+        if state.store_dtype != state.dtype:
+            note += f", stored as {state.store_dtype}"
+        table.add_row("state", state.input, state.dtype, _row(state.shape), _axis(state.batch_axis), note)
+    for name, constant in manifest.constants.items():
+        table.add_row("constant", name, constant.dtype, "", "", f"= {constant.value}")
+    for answer in manifest.outputs:
+        note = "; ".join(filter(None, [answer.kind if answer.kind != "value" else "", _in_graph(answer)]))
+        table.add_row("output", answer.name, answer.dtype, _row(answer.shape), _axis(answer.batch_axis), note)
+    return table
+
+
+def facts_table(title: str, facts: Mapping[str, str]) -> Table:
+    """Return a table of two columns, what and how much."""
+    table = _table(title, "", "")
+    table.show_header = False
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
+
+
+def parity_table(title: str, columns: Iterable[str], lines: Iterable[Iterable[str]]) -> Table:
+    """Return one line for each output that was compared."""
+    table = _table(title, *columns)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def parity_words(parity: Mapping[str, Any] | None) -> str:
+    """Say in one line what a model was verified against."""
+    if parity is None:
+        return "not verified against anything"
+    return (
+        f"{parity['max_abs']:.1e} largest difference from {parity['against']} in {parity['steps']} steps "
+        f"({', '.join(parity['sequences'])}); allowed {parity['atol']:g} + {parity['rtol']:g} of the value"
+    )
+
+
+def size_words(count: int) -> str:
+    """Say a number of bytes for people."""
+    size, unit = float(count), "bytes"
+    for bigger in ("KiB", "MiB", "GiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, bigger
+    return f"{count:,} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
+
+
+def show(*parts: Table | str) -> None:
+    """Print tables and lines; names from a model's file are never read as markup."""
+    console = Console(highlight=False, markup=False)
+    for part in parts:
+        # A line stays one line, so that a command in it can be copied.
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def named_values(flag: str, texts: Iterable[str], form: str = "NAME=VALUE") -> dict[str, str]:
+    """Read what was given to a flag that may be repeated.
+
+    Raises:
+        typer.BadParameter: One is not of the form, or a name is given twice (exit code 2).
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{text!r} is not of the form {form}.", param_hint=flag)
+        if name in values:
+            raise typer.BadParameter(f"{name!r} is given twice.", param_hint=flag)
+        values[name] = value
+    return values
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(shape: Iterable[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _axis(axis: int | None) -> str:
+    return "none" if axis is None else str(axis)
+
+
+def _in_graph(spec: Any) -> str:
+    return "" if spec.graph_shape is None else f"{_row(spec.graph_shape)} in the graph"
