@@ -1,0 +1,154 @@
+"""The embedded store: one per folder, gone with its service, its data there again at the next start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from service.store import embedded
+from service.store.embedded import EmbeddedStore, EmbeddedStoreError, find_server
+
+KILLED_SERVICE = """
+import os, signal, sys
+from pathlib import Path
+from service.store.embedded import EmbeddedStore
+store = EmbeddedStore(Path(sys.argv[1]))
+store.start()
+import redis
+redis.Redis.from_url(store.url).set("left", "behind")
+print(store._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def client(store: EmbeddedStore) -> redis.Redis:
+    return redis.Redis.from_url(store.url, socket_timeout=5)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that ended and waits to be noticed does not."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except FileNotFoundError:
+        return False
+
+
+def test_data_is_there_at_the_next_start(short_path: Path) -> None:
+    store = EmbeddedStore(short_path)
+    store.start()
+    with client(store) as c:
+        c.set("k", "v")
+    store.stop()
+    again = EmbeddedStore(short_path)
+    again.start()
+
+    with client(again) as c:
+        assert c.get("k") == b"v"
+    again.stop()
+    assert not again.running
+
+
+def test_it_is_private_and_never_evicts(short_path: Path) -> None:
+    store = EmbeddedStore(short_path)
+    store.start()
+
+    with client(store) as c:
+        config = c.config_get("port", "maxmemory-policy", "appendonly", "appendfsync", "unixsocketperm")
+    assert config == {
+        "port": "0", "maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec",
+        "unixsocketperm": "700",
+    }  # fmt: skip
+    assert store.socket.stat().st_mode & 0o077 == 0
+    store.stop()
+
+
+def test_fsync_is_always_where_that_is_asked_for(short_path: Path) -> None:
+    store = EmbeddedStore(short_path, fsync_always=True)
+    store.start()
+
+    with client(store) as c:
+        assert c.config_get("appendfsync") == {"appendfsync": "always"}
+    store.stop()
+
+
+def test_a_second_service_on_one_folder_is_refused_by_name(short_path: Path) -> None:
+    store = EmbeddedStore(short_path)
+    store.start()
+
+    with pytest.raises(EmbeddedStoreError, match=f"process {os.getpid()}"):
+        EmbeddedStore(short_path).start()
+    assert store.running
+    store.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the store of its service's end on Linux only")
+def test_a_store_ends_with_a_killed_service_and_keeps_its_data(short_path: Path) -> None:
+    service = subprocess.run(
+        [sys.executable, "-c", KILLED_SERVICE, str(short_path)], capture_output=True, text=True, timeout=60
+    )
+    left_behind = int(service.stdout)
+    store = EmbeddedStore(short_path)
+    store.start()
+
+    assert service.returncode == -signal.SIGKILL
+    assert not runs(left_behind)
+    with client(store) as c:
+        assert c.get("left") == b"behind"
+    store.stop()
+
+
+def test_a_store_left_behind_is_ended_before_the_next_one_starts(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a killed service on a system whose kernel tells nobody."""
+    monkeypatch.setattr(embedded, "_end_with_parent", lambda: None)
+    orphan = EmbeddedStore(short_path)
+    orphan.start()
+    assert orphan._lock is not None
+    orphan._lock.close()
+    store = EmbeddedStore(short_path)
+    store.start()
+
+    assert not orphan.running
+    assert store.running
+    store.stop()
+
+
+def test_a_long_folder_name_has_a_socket_elsewhere(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / ("long" * 40))
+    store.start()
+
+    assert len(os.fsencode(store.socket)) < 107
+    assert store.socket.parent.stat().st_mode & 0o077 == 0
+    store.stop()
+
+
+def test_a_server_that_does_not_start_shows_its_log(short_path: Path) -> None:
+    (short_path / "appendonlydir").write_text("in the way")
+
+    with pytest.raises(EmbeddedStoreError, match="did not start"):
+        EmbeddedStore(short_path).start()
+
+
+def test_the_named_server_is_used_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    named = tmp_path / "my-redis"
+    named.touch(mode=0o755)
+    monkeypatch.setenv("STEPWELL_REDIS_SERVER", str(named))
+    assert find_server() == named
+    monkeypatch.setenv("STEPWELL_REDIS_SERVER", str(tmp_path / "nothing"))
+
+    with pytest.raises(EmbeddedStoreError, match="not an executable"):
+        find_server()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(EmbeddedStoreError, match="cannot be used"):
+        EmbeddedStore(tmp_path / "file" / "data").start()
