@@ -1,0 +1,162 @@
+"""The files that deploy Stepwell, checked without a Docker engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
+
+from service.errors import CODES
+from service.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+CONTAINERS = ("proxy", "service", "redis", "export")
+VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
+
+COMPOSE_TEXT = (REPOSITORY / "docker-compose.yml").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load(VARIABLE.sub(r"\2", COMPOSE_TEXT))
+NGINX = (REPOSITORY / "docker/nginx.conf.template").read_text()
+EXAMPLE = dict(
+    line.split("=", 1)
+    for line in (REPOSITORY / ".env.example").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+
+
+def container(name: str) -> dict[str, Any]:
+    """One container of the compose file, with the defaults of its variables."""
+    found: dict[str, Any] = COMPOSE["services"][name]
+    return found
+
+
+def default_of(setting: str) -> Any:
+    return Settings.model_fields[setting].get_default(call_default_factory=True)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_cannot_write_to_its_image(name: str) -> None:
+    assert container(name)["read_only"] is True
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_has_no_capability(name: str) -> None:
+    assert container(name)["cap_drop"] == ["ALL"]
+    assert "cap_add" not in container(name)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_gains_no_privilege(name: str) -> None:
+    assert container(name)["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_our_images_run_as_a_user_without_rights() -> None:
+    dockerfile = (REPOSITORY / "docker/Dockerfile").read_text()
+
+    assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001:10001", "10001:10001"]
+
+
+def test_the_proxy_alone_is_published_and_on_this_machine_only() -> None:
+    published = {name: each["ports"] for name, each in COMPOSE["services"].items() if "ports" in each}
+
+    assert published == {"proxy": ["127.0.0.1:8000:8080"]}
+
+
+def test_the_service_alone_reaches_redis() -> None:
+    on_store = {name for name, each in COMPOSE["services"].items() if "store" in each.get("networks", [])}
+
+    assert on_store == {"redis", "service"}
+    assert COMPOSE["networks"]["store"]["internal"] is True
+
+
+def test_there_are_two_replicas() -> None:
+    assert container("service")["deploy"]["replicas"] == 2
+
+
+def test_models_are_mounted_read_only() -> None:
+    assert container("service")["volumes"] == ["./models:/models:ro"]
+
+
+def test_a_replica_has_longer_to_stop_than_it_takes_to_drain() -> None:
+    assert float(container("service")["stop_grace_period"].removesuffix("s")) > default_of("drain_s") + 5
+
+
+def test_the_proxy_waits_longer_than_the_service_does() -> None:
+    [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", NGINX)
+
+    assert float(seconds) > default_of("request_timeout_s")
+
+
+@pytest.mark.parametrize("line", ["appendonly yes", "appendfsync everysec", "maxmemory-policy noeviction"], ids=str)
+def test_redis_keeps_what_it_was_given(line: str) -> None:
+    assert line in (REPOSITORY / "docker/redis.conf").read_text().splitlines()
+
+
+def test_the_data_of_redis_outlives_its_container() -> None:
+    assert "redis-data:/data" in container("redis")["volumes"]
+    assert "redis-data" in COMPOSE["volumes"]
+
+
+def test_the_service_needs_no_training_framework() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[^\w-]", each)[0] for each in project["dependencies"]}
+
+    assert needed.isdisjoint({"keras", "torch", "jax", "tensorflow", "onnx"})
+
+
+def test_the_example_of_env_names_each_variable_with_its_default() -> None:
+    defaults = dict(VARIABLE.findall(COMPOSE_TEXT))
+
+    assert {name: EXAMPLE.get(name) for name in defaults} == defaults
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLE if name.startswith("STEPWELL_")])
+def test_a_variable_of_the_example_is_a_setting(name: str) -> None:
+    assert name.removeprefix("STEPWELL_").lower() in Settings.model_fields
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLE if not name.startswith("STEPWELL_")])
+def test_a_variable_that_is_no_setting_is_used_by_compose(name: str) -> None:
+    assert f"${{{name}:-" in COMPOSE_TEXT
+
+
+@pytest.mark.parametrize("setting", ["durability", "workers", "stream_ttl_s", "max_body_bytes", "log_format"])
+def test_the_example_shows_the_default_of_a_setting(setting: str) -> None:
+    assert EXAMPLE[f"STEPWELL_{setting.upper()}"] == str(default_of(setting))
+
+
+def answers_of_the_proxy() -> list[dict[str, Any]]:
+    """Each problem that nginx answers by itself, with every outcome filled in."""
+    outcomes = re.findall(r"""^\s+(?:default|"~\[1-9\]")\s+'("code".*)';$""", NGINX, re.MULTILINE)
+    bodies = re.findall(r"return \d+ '(.*)';", NGINX)
+    filled = {body.replace("$outcome", each) for body in bodies for each in outcomes}
+    return [json.loads(each) for each in sorted(filled)]
+
+
+@pytest.mark.parametrize("problem", answers_of_the_proxy(), ids=lambda problem: str(problem["code"]))
+def test_the_proxy_speaks_of_problems_as_the_service_does(problem: dict[str, Any]) -> None:
+    assert problem.keys() == {"type", "title", "status", "detail", "code", "applied", "retry"}
+    assert problem["retry"] == CODES[problem["code"]]
+
+
+def test_the_proxy_never_repeats_a_post_that_was_sent() -> None:
+    """nginx does so only when told by `non_idempotent`; a step without seq and key would move its stream twice."""
+    [rule] = re.findall(r"^\s*proxy_next_upstream (.*);", NGINX, re.MULTILINE)
+
+    assert rule.split() == ["error", "timeout", "http_503"]
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="no docker command to read the compose file with")
+def test_compose_accepts_the_file() -> None:
+    done = subprocess.run(
+        ["docker", "compose", "--profile", "*", "config", "--quiet"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+
+    assert done.stderr == ""
+    assert done.returncode == 0

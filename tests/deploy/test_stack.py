@@ -1,0 +1,218 @@
+"""The stack of docker-compose.yml, run for real: `./stepwell test -m compose` on a machine with Docker.
+
+The tests share one stack and run from top to bottom; each uses streams of its own and leaves the stack whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from tests.deploy.stack import Stack, docker, free_port
+
+pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    one = Stack(project=f"stepwell-test-{os.getpid()}", port=free_port())
+    try:
+        one.up("--build")
+        yield one
+    finally:
+        one.down()
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[httpx.Client]:
+    with stack.client() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def row(stack: Stack) -> list[Any]:
+    """One timestep of the demo's model."""
+    with stack.client() as client:
+        [spec] = client.get("/v1/models/activity").json()["inputs"]
+    row: Any = 0.5
+    for length in reversed(spec["shape"]):
+        row = [row] * length
+    assert isinstance(row, list)
+    return row
+
+
+def send(client: httpx.Client, stream: str, row: list[Any], **more: Any) -> httpx.Response:
+    return client.post(f"/v1/models/activity/streams/{stream}/step", json={"inputs": row, **more})
+
+
+def test_the_stack_is_ready_behind_the_proxy(client: httpx.Client) -> None:
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_fresh_clone_serves_the_model_of_the_demo(client: httpx.Client) -> None:
+    assert "activity" in [model["name"] for model in client.get("/v1/models").json()["models"]]
+
+
+def test_a_step_goes_through_the_proxy(client: httpx.Client, row: list[Any]) -> None:
+    answer = send(client, "first", row, seq=1)
+
+    assert answer.status_code == 200
+    assert answer.json()["step"] == 1
+
+
+def test_replicas_take_turns(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+    before = {replica: stack.requests_taken(replica) for replica in stack.containers()}
+    for seq in range(1, 41):
+        assert send(client, "turns", row, seq=seq).status_code == 200
+
+    taken = {replica: stack.requests_taken(replica) - count for replica, count in before.items()}
+
+    assert len(taken) == 2
+    assert min(taken.values()) >= 5
+
+
+def test_a_stream_goes_on_when_a_replica_is_killed(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+    steps = [send(client, "survivor", row, seq=seq).json()["step"] for seq in range(1, 11)]
+    docker("kill", stack.containers()[0])
+    answers = [send(client, "survivor", row, seq=seq) for seq in range(11, 31)]
+    stack.up()
+
+    assert [answer.status_code for answer in answers] == [200] * 20
+    assert steps + [answer.json()["step"] for answer in answers] == list(range(1, 31))
+
+
+def test_replicas_that_restart_one_by_one_fail_no_step(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+    """A client that sends the same request again when it is told `"retry": "same"` notices nothing."""
+    finished = threading.Event()
+    steps: list[int] = []
+    refused: list[dict[str, Any]] = []
+
+    def keep_stepping() -> None:
+        while not finished.is_set():
+            answer = send(client, "rolling", row, seq=len(steps) + 1)
+            if answer.status_code == 200:
+                steps.append(answer.json()["step"])
+            else:
+                refused.append(answer.json())
+
+    stepping = threading.Thread(target=keep_stepping)
+    stepping.start()
+    try:
+        for replica in stack.containers():
+            docker("restart", replica)
+            stack.up()
+    finally:
+        finished.set()
+        stepping.join()
+
+    assert [problem for problem in refused if problem["retry"] != "same"] == []
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > 50
+
+
+def test_a_third_replica_takes_its_turn_without_a_reload(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+    known = set(stack.containers())
+    stack.up("--scale", "service=3", "--no-recreate")
+    [third] = set(stack.containers()) - known
+    before = stack.requests_taken(third)
+    seq = 0
+    while stack.requests_taken(third) == before:
+        assert seq < 1000, "the proxy never asked the third replica"
+        for _ in range(10):
+            seq += 1
+            assert send(client, "wider", row, seq=seq).status_code == 200
+    stack.up()
+
+    assert len(stack.containers()) == 2
+    assert send(client, "wider", row, seq=seq + 1).status_code == 200
+
+
+def test_a_live_feed_goes_through_the_proxy(stack: Stack, row: list[Any]) -> None:
+    with connect(f"ws://{stack.address}/v1/models/activity/streams/live/feed") as feed:
+        for seq in range(1, 21):
+            feed.send(json.dumps({"inputs": row, "seq": seq}))
+        steps = [json.loads(feed.recv(timeout=20))["step"] for _ in range(20)]
+
+    assert steps == list(range(1, 21))
+
+
+def test_a_feed_goes_on_where_http_stopped(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+    send(client, "both", row, seq=1)
+    with connect(f"ws://{stack.address}/v1/models/activity/streams/both/feed") as feed:
+        feed.send(json.dumps({"inputs": row, "seq": 2}))
+        answer = json.loads(feed.recv(timeout=20))
+
+    assert answer["step"] == 2
+
+
+def test_streams_outlive_a_redis_that_was_killed(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+    send(client, "kept", row, seq=1)
+    docker("kill", *stack.containers("redis"))
+    stack.up()
+
+    assert send(client, "kept", row, seq=2).json()["step"] == 2
+
+
+def test_a_body_that_is_too_large_is_refused_in_the_words_of_the_service(client: httpx.Client) -> None:
+    answer = client.post("/v1/models/activity/streams/large/step", content=b" " * (8 * 2**20 + 1))
+
+    assert answer.status_code == 413
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.json()["code"], answer.json()["applied"]) == ("too_large", "no")
+
+
+def test_without_a_replica_the_answer_says_that_nothing_was_applied(
+    stack: Stack, client: httpx.Client, row: list[Any]
+) -> None:
+    send(client, "alone", row, seq=1)
+    docker("kill", *stack.containers())
+    answer = send(client, "alone", row, seq=2)
+    stack.up()
+
+    assert (answer.status_code, answer.headers.get("retry-after")) == (503, "1")
+    assert (answer.json()["applied"], answer.json()["retry"]) == ("no", "same")
+    assert send(client, "alone", row, seq=2).json()["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["proxy", "service", "redis"])
+def test_no_container_runs_as_root(stack: Stack, name: str) -> None:
+    assert docker("exec", stack.containers(name)[0], "id", "-u") != "0"
+
+
+@pytest.mark.parametrize("name", ["proxy", "service", "redis"])
+def test_no_process_has_a_capability(stack: Stack, name: str) -> None:
+    status = docker("exec", stack.containers(name)[0], "cat", "/proc/1/status")
+
+    assert "CapEff:\t0000000000000000" in status.splitlines()
+
+
+def test_the_image_holds_no_training_framework(stack: Stack) -> None:
+    code = "import importlib.util as u; print([m for m in ('keras', 'torch', 'onnx', 'jax', 'pip') if u.find_spec(m)])"
+
+    assert docker("exec", stack.containers()[0], "/opt/stepwell/bin/python", "-c", code) == "[]"
+
+
+def test_the_image_holds_no_caches(stack: Stack) -> None:
+    found = docker(
+        *("exec", stack.containers()[0], "find", "/root/.cache", "/var/lib/apt/lists", "/build", "/opt/stepwell"),
+        *("-name", ".cache", "-o", "-name", "*_Packages*", "-o", "-name", "*.whl", "-o", "-path", "/build*"),
+    )
+
+    assert found == ""
+
+
+def test_the_exporter_runs_on_mounted_folders(stack: Stack) -> None:
+    assert "FILE.onnx" in stack.compose("run", "--rm", "--build", "export", "--help")
+
+
+def test_down_leaves_nothing(stack: Stack) -> None:
+    stack.down()
+
+    assert stack.everything() == {"containers": [], "networks": [], "volumes": []}
