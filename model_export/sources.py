@@ -44,7 +44,7 @@ def load_source(source: str) -> Any:
         MissingExtraError: Keras, or a backend for it, is not installed.
     """
     path = Path(source)
-    suffix = path.suffix.lower()
+    suffix = path.suffix
     if suffix in {".keras", ".h5", ".hdf5"}:
         _check_file(path)
         choose_keras_backend()
@@ -57,7 +57,7 @@ def load_source(source: str) -> Any:
     module, colon, name = source.partition(":")
     if colon and module and name and os.sep not in module:
         return _checked(source, _call(source, module, name))
-    if path.is_dir():
+    if source and path.is_dir():
         raise RefusedModelError(f"{source} is a folder; expected a file or a callable.", fix=_EXPORTED)
     raise RefusedModelError(f"SOURCE is {source!r}; expected a model file or package.module:callable.", fix=_EXPORTED)
 

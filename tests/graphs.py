@@ -18,10 +18,13 @@ from model_export.manifest import METADATA_KEY, Array, Manifest, PackedTensor
 Built = tuple[bytes, Manifest]
 """An ONNX file without manifest, and the manifest that fits it."""
 
+Build = Callable[[], Built]
+"""Any of the functions below."""
+
 FOLD_FACTOR = 1_000_003
 
 
-def write_model(folder: Path, name: str, build: Callable[[], Built], *, version: int | None = None) -> Path:
+def write_model(folder: Path, name: str, build: Build, *, version: int | None = None) -> Path:
     """Write a servable model file: `folder/NAME.onnx`, or `folder/NAME/VERSION/model.onnx`.
 
     Args:

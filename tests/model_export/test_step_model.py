@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from model_export.manifest import METADATA_KEY, Array, Manifest, PackedTensor, s
 from model_export.step_model import StepModel, check_rows, nearly_equal
 from tests import graphs
 
-HONEST: dict[str, Callable[[], graphs.Built]] = {
+HONEST: dict[str, graphs.Build] = {
     "fold": graphs.fold,
     "two_inputs": graphs.two_inputs,
     "latch": graphs.latch,
@@ -26,14 +25,14 @@ HONEST: dict[str, Callable[[], graphs.Built]] = {
     "scaled": graphs.scaled,
     "moving_sum": graphs.moving_sum,
 }
-SINGLE: dict[str, Callable[[], graphs.Built]] = {
+SINGLE: dict[str, graphs.Build] = {
     "no_batch_axis": graphs.no_batch_axis,
     "lying_batch": graphs.lying_batch,
     "mixing_rows": graphs.mixing_rows,
 }
 
 
-def load(build: Callable[[], graphs.Built], **changes: Any) -> StepModel:
+def load(build: graphs.Build, **changes: Any) -> StepModel:
     graph, manifest = build()
     return StepModel(graph, manifest.model_copy(update=changes))
 
@@ -68,7 +67,7 @@ def test_the_fold_equals_its_python_reference_past_the_64_bit_wrap() -> None:
 
 
 @pytest.mark.parametrize("build", HONEST.values(), ids=HONEST)
-def test_rows_together_equal_each_row_alone(build: Callable[[], graphs.Built]) -> None:
+def test_rows_together_equal_each_row_alone(build: graphs.Build) -> None:
     model = load(build)
     inputs = sequence(model, rows=5, steps=4)
     together = model.chunk(inputs, model.initial_states(5))
@@ -80,7 +79,7 @@ def test_rows_together_equal_each_row_alone(build: Callable[[], graphs.Built]) -
 
 
 @pytest.mark.parametrize("build", SINGLE.values(), ids=SINGLE)
-def test_a_graph_that_cannot_run_rows_together_runs_them_one_by_one(build: Callable[[], graphs.Built]) -> None:
+def test_a_graph_that_cannot_run_rows_together_runs_them_one_by_one(build: graphs.Build) -> None:
     model = load(build)
     inputs = sequence(model, rows=3, steps=4)
     outputs, states = model.chunk(inputs, model.initial_states(3))
@@ -246,7 +245,7 @@ def test_a_window_may_start_from_given_elements() -> None:
 
 
 @pytest.mark.parametrize("build", [*HONEST.values(), graphs.no_batch_axis], ids=[*HONEST, "no_batch_axis"])
-def test_packed_states_come_back_bit_for_bit(build: Callable[[], graphs.Built]) -> None:
+def test_packed_states_come_back_bit_for_bit(build: graphs.Build) -> None:
     model = load(build)
     _, states = model.chunk(sequence(model, rows=3, steps=3), model.initial_states(3))
     packed = model.pack(states, rows=3)

@@ -1,0 +1,66 @@
+"""`stepwell export` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model_export.errors import ParityError, RefusedModelError
+from tests.commands.program import stepwell
+
+keras = pytest.importorskip("keras", reason="Keras is not installed")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small recurrent model in a `.keras` file."""
+    path = tmp_path_factory.mktemp("source") / "small.keras"
+    keras.Sequential([keras.Input((None, 2)), keras.layers.SimpleRNN(3), keras.layers.Dense(1, name="y")]).save(path)
+    return path
+
+
+def test_the_parity_table_is_printed_and_the_file_written(tmp_path: Path, source: Path) -> None:
+    done = stepwell("export", source, "-o", tmp_path / "pump.onnx", "--name", "valve")
+
+    assert done.exit_code == 0
+    assert "valve: step by step against keras" in done.stdout
+    assert "numbers compared" in done.stdout
+    assert f"written: {tmp_path / 'pump.onnx'}" in done.stdout
+    assert (tmp_path / "pump.onnx").is_file()
+
+
+def test_the_report_is_one_json_document(tmp_path: Path, source: Path) -> None:
+    report = json.loads(stepwell("export", source, "-o", tmp_path / "pump.onnx", "--json").stdout)
+
+    assert (report["name"], [line["name"] for line in report["outputs"]]) == ("pump", ["y"])
+    assert report["parity"]["max_abs"] <= 1e-5
+    assert report["bytes"] == (tmp_path / "pump.onnx").stat().st_size
+
+
+def test_without_parity_it_fails_and_writes_nothing(tmp_path: Path, source: Path) -> None:
+    done = stepwell("export", source, "-o", tmp_path / "pump.onnx", "--tolerance", "0")
+
+    assert (done.exit_code, type(done.exception)) == (1, ParityError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_source_fails(tmp_path: Path) -> None:
+    done = stepwell("export", "nothing", "-o", tmp_path / "pump.onnx")
+
+    assert (done.exit_code, type(done.exception)) == (1, RefusedModelError)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export"],
+        ["export", "model.keras"],
+        ["export", "model.keras", "-o", "a.onnx", "--tolerance", "-1"],
+        ["export", "model.keras", "-o", "a.onnx", "--tolerance", "small"],
+        ["export", "model.keras", "-o", "a.onnx", "--colour"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(words: list[str]) -> None:
+    assert stepwell(*words).exit_code == 2

@@ -1,0 +1,70 @@
+"""`stepwell inspect` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from model_export.describe import describe, load
+from model_export.errors import FileError, ManifestError
+from tests import graphs
+from tests.commands.program import stepwell
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (graphs.lstm, ["-> h_next", "64 bytes", "run together, 256 at most", "not verified", "opset 17"]),
+        (graphs.lying_batch, ["run one at a time"]),
+        (graphs.batch_axis_1, ["[2, 3]"]),
+        (graphs.no_batch_axis, ["none"]),
+        (graphs.scaled, ["constant", "= 3"]),
+        (graphs.moving_sum, ["last 3 of x"]),
+        (graphs.time_axis, ["[1, 2] in the graph"]),
+        (graphs.total_half, ["stored as float16"]),
+        (graphs.noisy, ["random", "ignore"]),
+        (lambda: graphs.count(5), ["starts from given values"]),
+    ],
+)
+def test_what_a_model_is_stands_in_the_tables(tmp_path: Path, build: graphs.Build, told: list[str]) -> None:
+    done = stepwell("inspect", graphs.write_model(tmp_path, "pump", build))
+
+    assert done.exit_code == 0
+    assert [words for words in told if words not in done.stdout] == []
+
+
+def test_json_is_the_description(tmp_path: Path) -> None:
+    path = graphs.write_model(tmp_path, "pump", graphs.lstm)
+
+    assert json.loads(stepwell("inspect", path, "--json").stdout) == describe(path, load(path))
+
+
+def test_names_are_never_read_as_markup(tmp_path: Path) -> None:
+    graph, manifest = graphs.total()
+    model = onnx.load_model_from_string(graph)
+    model.graph.output[0].name = model.graph.node[1].output[0] = "[red]y[/red]"
+    renamed = [manifest.outputs[0].model_copy(update={"name": "[red]y[/red]"})]
+    built = model.SerializeToString(), manifest.model_copy(update={"outputs": renamed})
+    path = graphs.write_model(tmp_path, "pump", lambda: built)
+
+    assert "[red]y[/red]" in stepwell("inspect", path).stdout
+
+
+def test_a_missing_file_fails(tmp_path: Path) -> None:
+    done = stepwell("inspect", tmp_path / "none.onnx")
+
+    assert (done.exit_code, type(done.exception)) == (1, FileError)
+
+
+def test_a_graph_without_manifest_fails(tmp_path: Path) -> None:
+    path = tmp_path / "bare.onnx"
+    path.write_bytes(graphs.fold()[0])
+
+    assert type(stepwell("inspect", path).exception) is ManifestError
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    assert stepwell("inspect").exit_code == 2

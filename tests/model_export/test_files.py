@@ -1,0 +1,73 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from model_export.errors import FileError
+from model_export.files import check_target, write_whole
+
+
+def test_a_file_is_written_and_nothing_else_stays(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.onnx", b"new")
+
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.onnx": b"new"}
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"old and longer")
+    with path.open("rb") as reader:  # who has the old file open goes on with the old file
+        write_whole(path, b"new")
+
+        assert reader.read() == b"old and longer"
+    assert path.read_bytes() == b"new"
+
+
+def test_others_may_read_it_as_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_whole(tmp_path / "a.onnx", b"new")
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "a.onnx").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
+    """A folder stands where the file should go: the last move is what fails."""
+    (tmp_path / "a.onnx").mkdir()
+    with pytest.raises(FileError):
+        write_whole(tmp_path / "a.onnx", b"new")
+
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_missing_folder_is_told_with_the_way_to_make_it(tmp_path: Path) -> None:
+    for act in (check_target, lambda path: write_whole(path, b"")):
+        with pytest.raises(FileError) as caught:
+            act(tmp_path / "models" / "a.onnx")
+
+        assert f"mkdir -p {tmp_path / 'models'}" in caught.value.fix
+
+
+def test_a_target_is_named_as_the_model_folder_wants_it(tmp_path: Path) -> None:
+    with pytest.raises(FileError) as caught:
+        check_target(tmp_path / "pump")
+
+    assert "ends in .onnx" in caught.value.problem
+
+
+def test_a_folder_is_no_target(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").mkdir()
+    with pytest.raises(FileError):
+        check_target(tmp_path / "a.onnx")
+
+
+def test_a_sound_target_is_left_alone(tmp_path: Path) -> None:
+    check_target(tmp_path / "a.onnx")
+
+    assert list(tmp_path.iterdir()) == []

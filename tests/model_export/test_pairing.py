@@ -1,0 +1,125 @@
+"""Which state goes with which: by naming habits, by the only shape that fits, or asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_export.errors import UnclearModelError
+from model_export.pairing import Tensor, pair_states, related
+
+
+def tensors(**shapes: tuple[int, ...]) -> list[Tensor]:
+    return [Tensor(name, "float32", shape) for name, shape in shapes.items()]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x", "x_next"),
+        ("x", "x_out"),
+        ("x", "xN"),
+        ("x", "x_n"),
+        ("x", "new_x"),
+        ("x", "next_x"),
+        ("x", "nextX"),
+        ("x_in", "x_out"),
+        ("x_in", "x"),
+        ("in_x", "out_x"),
+        ("state", "stateN"),
+        ("h0", "hn"),
+        ("h_0", "h_n"),
+        ("c0", "cN"),
+        ("prev_h", "cur_h"),
+        ("initial_h", "Y_h"),
+        ("past_k", "present_k"),
+        ("cache_in_0", "cache_out_0"),
+        ("cache_in_12", "cache_out_12"),
+        ("input_3", "output_3"),
+        ("lstm.h", "lstm.h_next"),
+        ("rnn/state_in:0", "rnn/state_out:0"),
+        ("recurrentIn", "recurrentOut"),
+        ("same", "same"),
+    ],
+)
+def test_naming_habits_relate_a_state_to_its_next_value(before: str, after: str) -> None:
+    assert related(before, after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x", "y"),
+        ("input", "output"),
+        ("input_2", "output_3"),
+        ("cache_in_1", "cache_out_10"),
+        ("h", "c_next"),
+        ("input_3", "tf_op_layer_stack_2"),
+        ("h0", "c0"),
+        ("h1", "h2"),
+    ],
+)
+def test_other_names_are_not_related(before: str, after: str) -> None:
+    assert not related(before, after)
+
+
+def test_states_are_paired_by_name_and_the_rest_is_sent_and_answered() -> None:
+    found = pair_states(tensors(x=(1, 4), h0=(1, 8), c0=(1, 8)), tensors(y=(1, 4), cn=(1, 8), hn=(1, 8)))
+
+    assert (found.states, found.how) == ({"h0": "hn", "c0": "cn"}, {"h0": "name", "c0": "name"})
+
+
+def test_names_that_go_together_are_not_paired_where_the_shape_differs() -> None:
+    found = pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(x_out=(1, 2), h_out=(1, 8)))
+
+    assert found.states == {"h": "h_out"}
+
+
+def test_names_that_go_together_are_not_paired_where_the_dtype_differs() -> None:
+    outputs = [Tensor("x_out", "int64", (1, 4)), *tensors(h_out=(1, 8))]
+
+    assert pair_states(tensors(x=(1, 4), h=(1, 8)), outputs).states == {"h": "h_out"}
+
+
+def test_without_a_name_the_only_shape_that_fits_is_taken() -> None:
+    found = pair_states(tensors(a=(1, 4), b=(1, 8)), tensors(c=(1, 2), d=(1, 8)))
+
+    assert (found.states, found.how) == ({"b": "d"}, {"b": "shape"})
+
+
+def test_where_all_could_be_states_what_comes_first_is_sent_and_answered() -> None:
+    found = pair_states(tensors(audio_in=(1, 4), cache_in=(1, 8)), tensors(audio_out=(1, 4), cache_out=(1, 8)))
+
+    assert found.states == {"cache_in": "cache_out"}
+    assert "audio_in and audio_out come first" in found.notes[0]
+
+
+def test_where_all_could_be_states_and_another_input_is_sent_all_are() -> None:
+    found = pair_states(tensors(h=(1, 4)), tensors(h_next=(1, 4)), all_may_be_states=True)
+
+    assert found.states == {"h": "h_next"}
+
+
+def test_where_all_could_be_states_in_another_order_it_is_asked() -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(tensors(a=(1, 4), b=(1, 8)), tensors(c=(1, 8), d=(1, 4)))
+
+    assert "a -> d, b -> c" in caught.value.problem
+
+
+def test_two_states_of_one_shape_without_names_are_asked_for_with_the_likely_answer() -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(tensors(x=(1, 4), a=(1, 8), b=(1, 8)), tensors(y=(1, 2), p=(1, 8), q=(1, 8)))
+
+    assert "'a', 'b' could be followed by 'p', 'q'" in caught.value.problem
+    assert "--state a=p --state b=q" in caught.value.fix
+
+
+def test_two_outputs_with_names_that_go_with_one_state_are_asked_for() -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(h_out=(1, 8), h_next=(1, 8)))
+
+    assert "'h' could be followed by 'h_out', 'h_next'" in caught.value.problem
+
+
+def test_a_lone_input_is_no_state() -> None:
+    assert pair_states(tensors(x=(1, 4)), tensors(x_out=(1, 4))).states == {}

@@ -1,0 +1,177 @@
+"""What a SOURCE may be, and what is said about any other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from model_export.errors import FileError, ModelLoadError, RefusedModelError
+from model_export.sources import load_source
+from tests import graphs
+
+BROKEN = '    raise ValueError("no data today")'
+ZOO = f"""
+import keras
+from model_export import StepSpec
+from model_export.errors import TensorError
+
+def small():
+    return keras.Sequential([keras.Input((None, 2)), keras.layers.SimpleRNN(3), keras.layers.Dense(1)])
+
+class Shelf:
+    small = staticmethod(small)
+
+ready = small()
+
+def spec():
+    return StepSpec("module", inputs={{"x": 0}}, time_axis=1)
+
+def number():
+    return 42
+
+def broken():
+{BROKEN}
+
+def own_error():
+    raise TensorError("found 3, expected 4.", fix="Send 4.")
+
+not_callable = "text"
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The caller's folder, with a module `zoo_of_tests` in it."""
+    (tmp_path / "zoo_of_tests.py").write_text(ZOO)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("zoo_of_tests", None)
+
+
+def refusal(source: str) -> RefusedModelError:
+    with pytest.raises(RefusedModelError) as caught:
+        load_source(source)
+    assert caught.value.code == "model_refused"
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["small", "Shelf.small", "ready"])
+def test_a_callable_or_a_model_in_the_callers_folder_is_found(here: Path, name: str) -> None:
+    assert load_source(f"zoo_of_tests:{name}").output_shape == (None, 1)
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_file_of_keras_is_loaded(here: Path, suffix: str) -> None:
+    model = load_source("zoo_of_tests:small")
+    model.save(here / f"small.{suffix}")
+
+    assert load_source(f"small.{suffix}").count_params() == model.count_params()
+
+
+@pytest.mark.parametrize("name", ["small.keras", "small.h5", "small.onnx"])
+def test_a_missing_file_is_told(here: Path, name: str) -> None:
+    with pytest.raises(FileError) as caught:
+        load_source(name)
+
+    assert name in caught.value.problem
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_file_that_is_no_model_is_told(here: Path, suffix: str) -> None:
+    (here / f"text.{suffix}").write_text("no model")
+    with pytest.raises(ModelLoadError):
+        load_source(f"text.{suffix}")
+
+
+def test_an_onnx_graph_is_refused_with_the_way_for_stepwise_ones(here: Path) -> None:
+    (here / "graph.onnx").write_bytes(graphs.fold()[0])
+    caught = refusal("graph.onnx")
+
+    assert "`stepwell adopt`" in caught.problem
+    assert "This version exports Keras models" in caught.fix
+
+
+@pytest.mark.parametrize("suffix", ["pt", "tflite", "safetensors"])
+def test_another_frameworks_file_is_refused_by_what_it_is(here: Path, suffix: str) -> None:
+    (here / f"model.{suffix}").write_bytes(b"?")
+
+    assert "This version exports Keras models" in refusal(f"model.{suffix}").fix
+
+
+def test_a_step_spec_is_refused_for_now(here: Path) -> None:
+    caught = refusal("zoo_of_tests:spec")
+
+    assert "StepSpec" in caught.problem
+    assert "This version exports Keras models" in caught.fix
+
+
+@pytest.mark.parametrize(("name", "kind"), [("number", "builtins.int"), ("not_callable", "builtins.str")])
+def test_what_is_no_model_is_told_by_its_type(here: Path, name: str, kind: str) -> None:
+    assert f"gives {kind}; expected a keras.Model" in refusal(f"zoo_of_tests:{name}").problem
+
+
+def test_a_callable_that_fails_is_told_with_its_line(here: Path) -> None:
+    problem = refusal("zoo_of_tests:broken").problem
+
+    assert "ValueError: no data today" in problem
+    assert f"zoo_of_tests.py, line {ZOO.splitlines().index(BROKEN) + 1}" in problem
+
+
+def test_an_error_of_our_own_passes_as_it_is(here: Path) -> None:
+    with pytest.raises(Exception, match="found 3, expected 4") as caught:
+        load_source("zoo_of_tests:own_error")
+
+    assert type(caught.value).__name__ == "TensorError"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("no_such_zoo:small", "no module 'no_such_zoo'"),
+        ("no_such_zoo.sub:small", "no module 'no_such_zoo'"),
+        ("zoo_of_tests:large", "zoo_of_tests has no 'large'"),
+        ("zoo_of_tests:Shelf.large", "has no 'Shelf.large'"),
+        ("zoo_of_tests", "expected a model file or package.module:callable"),
+        ("zoo_of_tests:", "expected a model file or package.module:callable"),
+        (":small", "expected a model file or package.module:callable"),
+        (".", "is a folder"),
+        ("", "SOURCE is ''"),
+    ],
+)
+def test_what_cannot_be_found_is_told(here: Path, source: str, told: str) -> None:
+    assert told in refusal(source).problem
+
+
+def test_a_module_that_misses_a_package_is_told_by_that_package(here: Path) -> None:
+    (here / "needs_more.py").write_text("import no_such_package\n")
+
+    assert "No module named 'no_such_package'" in refusal("needs_more:small").problem
+
+
+def backend_chosen(folder: Path, **environment: str) -> str:
+    """Return the backend that Keras takes in a process of its own, with its home in `folder`."""
+    code = (
+        "from model_export.sources import choose_keras_backend as c; c(); import keras; print(keras.backend.backend())"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    environ |= {"KERAS_HOME": str(folder), **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
+    return done.stdout.strip()
+
+
+def test_keras_takes_a_backend_that_is_installed_whatever_its_settings_file_says(tmp_path: Path) -> None:
+    """Keras writes "tensorflow" into that file by itself, also where there is no TensorFlow."""
+    pytest.importorskip("jax", reason="JAX is not installed")
+    (tmp_path / "keras.json").write_text('{"backend": "no_such_backend"}')
+
+    assert backend_chosen(tmp_path) == "jax"
+
+
+def test_a_backend_that_the_user_set_is_left_alone(tmp_path: Path) -> None:
+    assert backend_chosen(tmp_path, KERAS_BACKEND="numpy") == "numpy"

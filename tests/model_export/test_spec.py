@@ -1,0 +1,52 @@
+"""`StepSpec`: one of two forms, and light to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from model_export import Manifest, StepModel, StepSpec
+from model_export.errors import ManifestError
+
+ONE = {"x": [[0.0]]}
+
+
+def test_both_forms_are_taken() -> None:
+    stepwise = StepSpec("module", inputs=ONE, states={"h": [[0.0]]}, output_names=["y"])
+    whole = StepSpec("module", inputs=ONE, time_axis=1)
+
+    assert (stepwise.time_axis, whole.time_axis) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"inputs": {}}, "no inputs"),
+        ({"inputs": ONE}, "neither states nor a time_axis"),
+        ({"inputs": ONE, "states": {"h": 0}, "time_axis": 1}, "both states and a time_axis"),
+    ],
+)
+def test_anything_else_is_refused(parts: dict[str, Any], told: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        StepSpec("module", **parts)
+
+    assert told in caught.value.problem
+
+
+def test_the_package_gives_its_nouns_and_no_others() -> None:
+    import model_export
+
+    assert (Manifest.__name__, StepModel.__name__) == ("Manifest", "StepModel")
+    with pytest.raises(AttributeError):
+        _ = model_export.StepThing
+
+
+def test_a_training_script_imports_no_runtime_with_it() -> None:
+    heavy = "{'onnxruntime', 'keras', 'torch'}"
+    code = f"import sys; from model_export import StepSpec; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
