@@ -1,0 +1,121 @@
+"""Answers as documents of plain values, ready for `formats.encode`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from model_export.manifest import Array, OutputSpec
+from service.wire.bodies import Keep
+from service.wire.formats import JSON, Format
+from service.wire.names import encode_state_id
+
+
+class Answered(Protocol):
+    """A committed step: what `service.engine.types.Prediction` has."""
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """`(T', *row)` per output."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """The last timestep that was applied."""
+        ...
+
+    @property
+    def state_id(self) -> bytes:
+        """16 bytes."""
+        ...
+
+    @property
+    def replayed(self) -> bool:
+        """This is the first answer again."""
+        ...
+
+    @property
+    def created(self) -> bool:
+        """The stream began with it."""
+        ...
+
+
+def step_answer(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> dict[str, Any]:
+    """Return the answer to a step or a chunk; only a whole chunk (`keep` is `all`) has a time axis."""
+    if keep == "none":
+        outputs: dict[str, Any] = {}
+    elif chunk and keep == "all":
+        outputs = {name: tensor(array, form) for name, array in answered.outputs.items()}
+    else:
+        outputs = {name: tensor(array[-1], form) for name, array in answered.outputs.items()}
+    answer = {"outputs": outputs, "step": answered.step, "state_id": encode_state_id(answered.state_id)}
+    if answered.replayed:
+        answer["replayed"] = True
+    if answered.created:
+        answer["created"] = True
+    return answer
+
+
+def bulk_answer(
+    results: Sequence[Answered | None],
+    errors: Mapping[int, Mapping[str, Any]],
+    specs: Sequence[OutputSpec],
+    form: Format,
+    *,
+    length: int,
+    chunk: bool,
+    keep: Keep = "all",
+) -> dict[str, Any]:
+    """Return the answer to columns.
+
+    Args:
+        results: One per stream, None where it failed.
+        errors: The problem document of each that failed, by index.
+        specs: The outputs that the model answers.
+        form: The answer's format: where a row failed, JSON has null, and msgpack zeros (nil in `step`, `state_id`).
+        length: T of the request.
+        chunk: The request had a time axis.
+        keep: Which predictions were asked for.
+    """
+    time = (length,) if chunk and keep == "all" else ()
+    done = [i for i, result in enumerate(results) if result is not None]
+    outputs: dict[str, Any] = {}
+    for spec in specs if keep != "none" else ():
+        column = np.zeros((len(results), *time, *spec.row_shape), spec.dtype)
+        for i in done:
+            rows = results[i].outputs[spec.name]  # type: ignore[union-attr] # `done` has no None
+            column[i] = rows if time else rows[-1]
+        outputs[spec.name] = tensor(column, form)
+        if form is JSON:
+            for i in errors:
+                outputs[spec.name][i] = None
+    answer: dict[str, Any] = {
+        "outputs": outputs,
+        "step": [result and result.step for result in results],
+        "state_id": [result and encode_state_id(result.state_id) for result in results],
+        "errors": {str(i): problem for i, problem in sorted(errors.items())},
+    }
+    if replayed := [i for i, result in enumerate(results) if result is not None and result.replayed]:
+        answer["replayed"] = replayed
+    return answer
+
+
+def named(answer: dict[str, Any], *, stream: str | None, id: msgspec.Raw | None) -> dict[str, Any]:  # noqa: A002 # its name on the wire
+    """Return a feed's answer: its stream and the client's own name for the message in front."""
+    head: dict[str, Any] = {}
+    if stream is not None:
+        head["stream"] = stream
+    if id is not None:
+        head["id"] = id
+    return head | answer
+
+
+def tensor(array: Array, form: Format) -> Any:
+    """Return an array as nested lists, or packed for msgpack."""
+    if form is JSON:
+        return array.tolist()
+    raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return {"d": array.dtype.name, "s": list(array.shape), "b": raw.tobytes()}

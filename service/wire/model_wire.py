@@ -1,0 +1,315 @@
+"""`ModelWire`: reads request bodies for one model, fast where they are sound, exactly where they are not.
+
+The fast way is typed decoders and NumPy. Whatever it does not take, for whichever reason, is read again by the
+slow way, which either takes it or says what is wrong: the slow way alone defines what is a good body. A property
+test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, NoReturn
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from model_export.manifest import Array, Manifest
+from service.errors import ServiceError
+from service.wire import bodies
+from service.wire.bodies import BulkBody, Envelope, FeedMessage, StepBody, check_envelope, refuse
+from service.wire.document import parse, show
+from service.wire.fast import NOT_SOUND, FastInputs, UnsoundError
+from service.wire.formats import JSON, MSGPACK, Format, encode
+from service.wire.names import bad_stream_id, decode_state_id, is_state_id, is_stream_id
+from service.wire.tensors import read_column, read_tensor
+
+_STEP_KEYS = ("seq", "after", "create")
+_STEPS_KEYS = (*_STEP_KEYS, "return")
+
+
+class ModelWire:
+    """Reads bodies for one model.
+
+    Attributes:
+        manifest: What the model takes.
+    """
+
+    def __init__(self, manifest: Manifest, *, max_chunk_steps: int = 4096) -> None:
+        """Prepare for a model.
+
+        Args:
+            manifest: The model's manifest.
+            max_chunk_steps: Timesteps that one body may bring for a stream.
+        """
+        self.manifest = manifest
+        self._max_steps = max_chunk_steps
+        self._specs = {spec.name: spec for spec in manifest.inputs}
+        self._fast = FastInputs(manifest.inputs)
+
+    def step(self, body: bytes, form: Format) -> StepBody:
+        """Read the body of a step: one timestep of one stream.
+
+        Raises:
+            ServiceError: `bad_json`, `bad_request`, `bad_input` or `non_finite`.
+        """
+        try:
+            return self._one(_decode(body, form, bodies.StepEnvelope), body, form, chunk=False)
+        except NOT_SOUND:
+            document = check_envelope(parse(body, form), _STEP_KEYS, needed=("inputs",))
+            return self._one_slowly(document, chunk=False)
+
+    def steps(self, body: bytes, form: Format) -> StepBody:
+        """Read the body of a chunk: T timesteps of one stream.
+
+        Raises:
+            ServiceError: As for `step`, and `too_large`.
+        """
+        try:
+            return self._one(_decode(body, form, bodies.StepsEnvelope), body, form, chunk=True)
+        except NOT_SOUND:
+            document = check_envelope(parse(body, form), _STEPS_KEYS, needed=("inputs",))
+            return self._one_slowly(document, chunk=True)
+
+    def bulk(self, body: bytes, form: Format, *, chunk: bool) -> BulkBody:
+        """Read columns: one timestep, or with `chunk` T of them, of many streams.
+
+        A fault that concerns one row alone is not raised; it stands in the answer's `faults`.
+
+        Raises:
+            ServiceError: As for `steps`.
+        """
+        try:
+            kind = bodies.BulkStepsEnvelope if chunk else bodies.BulkEnvelope
+            return self._many(_decode(body, form, kind), body, form, chunk=chunk)
+        except NOT_SOUND:
+            keys = _STEPS_KEYS if chunk else _STEP_KEYS
+            return self._many_slowly(check_envelope(parse(body, form), keys, needed=("streams", "inputs")), chunk=chunk)
+
+    def feed(self, body: bytes, form: Format, *, many: bool) -> FeedMessage:
+        """Read a message of a feed.
+
+        Args:
+            body: The message.
+            form: Its format.
+            many: The feed is not of one stream, so each message names its stream or streams.
+
+        Raises:
+            ServiceError: As for `steps`.
+        """
+        columns = many and b"streams" in body  # a guess: where it is wrong, the slow way takes the message
+        kind = bodies.FeedColumnsEnvelope if columns else bodies.FeedEnvelope
+        try:
+            envelope = _decode(body, form, kind)
+            chunk = envelope.chunk is True
+            name = None if envelope.id is UNSET else envelope.id
+            if envelope.keep is not UNSET and not chunk:
+                raise UnsoundError
+            if columns:
+                return FeedMessage(self._many(envelope, body, form, chunk=chunk), None, name)
+            if many is (envelope.stream is UNSET):
+                raise UnsoundError
+            stream = envelope.stream if many else None
+            return FeedMessage(self._one(envelope, body, form, chunk=chunk), stream, name)
+        except NOT_SOUND:
+            return self._message_slowly(parse(body, form), form, many=many)
+
+    # ---------------------------------------------------------------- the fast way
+
+    def _one(self, envelope: Any, body: bytes, form: Format, *, chunk: bool) -> StepBody:
+        inputs, colons = self._fast.read(envelope.inputs, form, 1 if chunk else 0)
+        if form is JSON:
+            _demand_single_keys(body, envelope, colons)
+        return StepBody(
+            inputs,
+            self._length(inputs) if chunk else 1,
+            chunk,
+            None if envelope.seq is UNSET else envelope.seq,
+            None if envelope.after is UNSET else _state_id(envelope.after),
+            "auto" if envelope.create is UNSET else envelope.create,
+            envelope.keep if chunk and envelope.keep is not UNSET else "all",
+        )
+
+    def _many(self, envelope: Any, body: bytes, form: Format, *, chunk: bool) -> BulkBody:
+        inputs, colons = self._fast.read(envelope.inputs, form, 2 if chunk else 1)
+        if form is JSON:
+            _demand_single_keys(body, envelope, colons + sum(stream.count(":") for stream in envelope.streams))
+        if any(len(column) != len(envelope.streams) for column in inputs.values()):
+            raise UnsoundError
+        if not chunk:
+            inputs = {name: column[:, None] for name, column in inputs.items()}
+        return _columns(
+            BulkBody(
+                envelope.streams,
+                inputs,
+                self._length(inputs, axis=1),
+                chunk,
+                [] if envelope.seq is UNSET else envelope.seq,
+                [] if envelope.after is UNSET else [after and _state_id(after) for after in envelope.after],
+                "auto" if envelope.create is UNSET else envelope.create,
+                envelope.keep if chunk and envelope.keep is not UNSET else "all",
+            )
+        )
+
+    # ---------------------------------------------------------------- the slow way
+
+    def _one_slowly(self, document: dict[str, Any], *, chunk: bool) -> StepBody:
+        lead = (None,) if chunk else ()
+        inputs = {
+            name: read_tensor(value, self._specs[name], lead, f"Input {name!r}")
+            for name, value in self._named(document["inputs"]).items()
+        }
+        if not chunk:
+            inputs = {name: array[None] for name, array in inputs.items()}
+        return StepBody(
+            inputs,
+            self._length(inputs),
+            chunk,
+            document.get("seq"),
+            decode_state_id(document["after"]) if "after" in document else None,
+            document.get("create", "auto"),
+            document.get("return", "all"),
+        )
+
+    def _many_slowly(self, document: dict[str, Any], *, chunk: bool) -> BulkBody:
+        inputs: dict[str, Array] = {}
+        faults: dict[int, ServiceError] = {}
+        rows = len(document["streams"])
+        for name, value in self._named(document["inputs"]).items():
+            column, wrong = read_column(value, self._specs[name], rows, chunk=chunk, what=f"Input {name!r}")
+            inputs[name] = column if chunk else column[:, None]
+            faults = wrong | faults
+        if rows and len(faults) == rows and all(fault.code == "bad_input" for fault in faults.values()):
+            raise faults[0]
+        afters = [after and decode_state_id(after) for after in document.get("after", [])]
+        return _columns(
+            BulkBody(
+                document["streams"],
+                inputs,
+                self._length(inputs, axis=1),
+                chunk,
+                document.get("seq", []),
+                afters,
+                document.get("create", "auto"),
+                document.get("return", "all"),
+                faults,
+            )
+        )
+
+    def _message_slowly(self, document: Any, form: Format, *, many: bool) -> FeedMessage:
+        columns = many and isinstance(document, dict) and "streams" in document
+        needed = ("streams" if columns else "stream", "inputs") if many else ("inputs",)
+        document = check_envelope(document, (*_STEPS_KEYS, "chunk", "id"), needed=needed)
+        chunk = document.get("chunk", False)
+        if "return" in document and not chunk:
+            refuse(f"`return` is {show(document['return'])} without `chunk`; expected it with `chunk: true` only.")
+        name = Raw(encode(document["id"], form)) if "id" in document else None
+        if columns:
+            return FeedMessage(self._many_slowly(document, chunk=chunk), None, name)
+        return FeedMessage(self._one_slowly(document, chunk=chunk), document.get("stream"), name)
+
+    def _named(self, inputs: Any) -> dict[str, Any]:
+        """Return the value of each declared input; a model with one input also takes its value alone."""
+        only = next(iter(self._specs)) if len(self._specs) == 1 else None
+        packed = isinstance(inputs, dict) and isinstance(inputs.get("b"), bytes) and only not in inputs
+        if only is not None and (packed or not isinstance(inputs, dict)):
+            return {only: inputs}
+        if isinstance(inputs, dict) and inputs.keys() == self._specs.keys():
+            return {name: inputs[name] for name in self._specs}
+        found = f"has {_listed(inputs)}" if isinstance(inputs, dict) else f"is {show(inputs)}"
+        raise ServiceError(
+            "bad_input",
+            f"`inputs` {found}; expected an object with {_listed(self._specs)}.",
+            fix="Send each declared input once, and no other.",
+        )
+
+    # ---------------------------------------------------------------- both
+
+    def _length(self, inputs: dict[str, Array], *, axis: int = 0) -> int:
+        """Return T, which all inputs share."""
+        lengths = {name: array.shape[axis] for name, array in inputs.items()}
+        length: int = next(iter(lengths.values()))
+        if any(other != length for other in lengths.values()):
+            raise ServiceError(
+                "bad_input",
+                f"Inputs have different numbers of timesteps: {lengths}; expected the same for each.",
+                fix="Send one row per timestep in every input.",
+            )
+        if length == 0:
+            raise UnsoundError
+        if length > self._max_steps:
+            raise ServiceError(
+                "too_large",
+                f"The chunk has {length} timesteps; at most {self._max_steps} are taken.",
+                fix="Send it in parts, or raise `max_chunk_steps`.",
+            )
+        return length
+
+
+_DECODERS = {
+    (form, kind): module.Decoder(kind)
+    for form, module in ((JSON, msgspec.json), (MSGPACK, msgspec.msgpack))
+    for kind in (
+        bodies.StepEnvelope,
+        bodies.StepsEnvelope,
+        bodies.BulkEnvelope,
+        bodies.BulkStepsEnvelope,
+        bodies.FeedEnvelope,
+        bodies.FeedColumnsEnvelope,
+    )
+}
+
+
+def _decode(body: bytes, form: Format, kind: type[Envelope]) -> Any:
+    return _DECODERS[form, kind].decode(body)
+
+
+def _demand_single_keys(body: bytes, envelope: Any, colons: int) -> None:
+    """Be sure that no key stands twice, by counting colons: each key brings one, and no number brings any.
+
+    msgspec takes the last of two equal keys without a word. A backslash could write a colon in another way.
+    """
+    for name in envelope.__struct_fields__:
+        value = getattr(envelope, name)
+        if value is not UNSET:
+            colons += 1
+            if name == "stream":
+                colons += value.count(":")
+            elif name == "id":
+                colons += bytes(value).count(b":")
+    if body.count(b":") != colons or b"\\" in body:
+        raise UnsoundError
+
+
+def _state_id(text: str) -> bytes:
+    if not is_state_id(text):
+        raise UnsoundError
+    return decode_state_id(text)
+
+
+def _columns(bulk: BulkBody) -> BulkBody:
+    """Check what makes columns one request, and give each its full length."""
+    count = len(bulk.streams)
+    if count == 0:
+        _refuse_columns("`streams` is empty; expected at least one stream id.")
+    for name, column in (("seq", bulk.seqs), ("after", bulk.afters)):
+        if column and len(column) != count:
+            _refuse_columns(f"`{name}` has {len(column)} entries for {count} streams; expected one for each.")
+    if len(set(bulk.streams)) != count:
+        twice = Counter(bulk.streams).most_common(1)[0]
+        _refuse_columns(f"Stream {show(twice[0])} is named {twice[1]} times; expected each stream once.")
+    bulk.seqs = bulk.seqs or [None] * count
+    bulk.afters = bulk.afters or [None] * count
+    for i, stream in enumerate(bulk.streams):
+        if not is_stream_id(stream):
+            bulk.faults.setdefault(i, bad_stream_id(stream))
+    return bulk
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(show(name) for name in islice(names, 20)) or "no names"
+
+
+def _refuse_columns(problem: str) -> NoReturn:
+    raise ServiceError("bad_input", problem, fix="Send one entry per stream in every column.")

@@ -1,0 +1,815 @@
+"""Bodies become arrays or a refusal that names what is wrong; answers become bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_export.manifest import Manifest
+from service.engine.types import Prediction
+from service.errors import ServiceError
+from service.wire import JSON, MSGPACK, BulkBody, Format, ModelWire, StepBody, decode_state_id, encode_state_id
+from service.wire.answers import bulk_answer, step_answer
+from service.wire.formats import encode, format_of_answer, format_of_body
+from tests.graphs import manifest_of
+
+DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint64", "uint8", "bool")
+STATE_ID = bytes(range(16))
+
+
+def wire(*inputs: tuple[str, str, list[int]], max_chunk_steps: int = 100) -> ModelWire:
+    """Return the wire of a model with these inputs: name, dtype, shape."""
+    return ModelWire(
+        manifest_of(
+            name="m",
+            inputs=[{"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in inputs],
+            outputs=[{"name": "y", "dtype": "float32", "shape": [2]}],
+        ),
+        max_chunk_steps=max_chunk_steps,
+    )
+
+
+ONE = wire(("x", "float32", [4]))
+TWO = wire(("a", "int64", [2]), ("b", "bool", []))
+
+
+def packed(array: np.ndarray[Any, Any], **changed: Any) -> dict[str, Any]:
+    return {"d": array.dtype.name, "s": list(array.shape), "b": array.tobytes()} | changed
+
+
+def body_of(document: Any, form: Format = JSON) -> bytes:
+    return json.dumps(document).encode() if form is JSON else msgspec.msgpack.encode(document)
+
+
+def code_of(read: Callable[[], Any]) -> str:
+    with pytest.raises(ServiceError) as caught:
+        read()
+    assert "NaN" not in str(caught.value)
+    assert "Infinity" not in str(caught.value)
+    assert caught.value.applied == "no"
+    return caught.value.code
+
+
+def detail_of(read: Callable[[], Any]) -> str:
+    with pytest.raises(ServiceError) as caught:
+        read()
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------- what is taken
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_becomes_one_row_of_the_declared_dtype(dtype: str, form: Format) -> None:
+    read = wire(("x", dtype, [3])).step(
+        body_of({"inputs": {"x": [True, False, True] if dtype == "bool" else [1, 0, 3]}}, form), form
+    )
+
+    assert read.inputs["x"].dtype == dtype
+    assert read.inputs["x"].tolist() == [[True, False, True] if dtype == "bool" else [1, 0, 3]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_packed_tensor_becomes_the_same_bytes(dtype: str) -> None:
+    array = np.array([[1, 0], [1, 1], [0, 1]]).astype(dtype)
+
+    read = wire(("x", dtype, [2])).steps(body_of({"inputs": {"x": packed(array)}}, MSGPACK), MSGPACK)
+
+    assert read.length == 3
+    assert read.inputs["x"].dtype == array.dtype
+    assert read.inputs["x"].tobytes() == array.tobytes()
+
+
+def test_a_step_without_options_has_the_defaults() -> None:
+    read = ONE.step(b'{"inputs": {"x": [1, 2, 3, 4]}}', JSON)
+
+    assert (read.length, read.chunk, read.seq, read.after, read.create, read.keep) == (
+        1,
+        False,
+        None,
+        None,
+        "auto",
+        "all",
+    )
+
+
+def test_a_step_carries_its_options() -> None:
+    body = {"inputs": {"x": [1, 2, 3, 4]}, "seq": 2**53 - 1, "after": encode_state_id(STATE_ID), "create": "must"}
+
+    read = ONE.step(body_of(body), JSON)
+
+    assert (read.seq, read.after, read.create) == (2**53 - 1, STATE_ID, "must")
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+def test_a_model_with_one_input_takes_it_alone(form: Format) -> None:
+    assert ONE.step(body_of({"inputs": [1, 2, 3, 4]}, form), form).inputs["x"].tolist() == [[1, 2, 3, 4]]
+
+
+def test_a_model_with_one_input_takes_it_alone_and_packed() -> None:
+    body = body_of({"inputs": packed(np.arange(4, dtype=np.float32))}, MSGPACK)
+
+    assert ONE.step(body, MSGPACK).inputs["x"].tolist() == [[0, 1, 2, 3]]
+
+
+def test_an_input_named_like_a_key_of_a_packed_tensor_is_no_packed_tensor() -> None:
+    body = body_of({"inputs": {"b": packed(np.arange(2, dtype=np.float32))}}, MSGPACK)
+
+    assert wire(("b", "float32", [2])).step(body, MSGPACK).inputs["b"].tolist() == [[0, 1]]
+
+
+def test_a_scalar_row_is_a_bare_number() -> None:
+    read = wire(("x", "int32", [])).step(b'{"inputs": {"x": 7}}', JSON)
+
+    assert read.inputs["x"].tolist() == [7]
+
+
+def test_a_chunk_of_scalars_is_a_list() -> None:
+    read = wire(("x", "int32", [])).steps(b'{"inputs": {"x": [7, 8]}}', JSON)
+
+    assert (read.length, read.inputs["x"].tolist()) == (2, [7, 8])
+
+
+def test_a_chunk_says_which_predictions_are_wanted() -> None:
+    assert ONE.steps(b'{"inputs": [[1, 2, 3, 4]], "return": "none"}', JSON).keep == "none"
+
+
+def test_an_integer_stands_for_a_float_of_the_same_value() -> None:
+    assert ONE.step(b'{"inputs": {"x": [1, -2, 30000000000000000000000, 4e0]}}', JSON).inputs["x"][0, 2] == np.float32(
+        3e22
+    )
+
+
+def test_float64_keeps_every_bit_of_a_json_number() -> None:
+    read = wire(("x", "float64", [1])).step(b'{"inputs": [0.1234567890123456789]}', JSON)
+
+    assert read.inputs["x"][0, 0] == 0.1234567890123456789
+
+
+def test_uint64_keeps_its_largest_number() -> None:
+    assert wire(("x", "uint64", [1])).step(b'{"inputs": [18446744073709551615]}', JSON).inputs["x"].tolist() == [
+        [2**64 - 1]
+    ]
+
+
+def test_finite_values_whose_squares_overflow_are_taken() -> None:
+    assert ONE.step(b'{"inputs": {"x": [3e38, -3e38, 3e38, 3e38]}}', JSON).inputs["x"][0, 0] == np.float32(3e38)
+
+
+def test_an_input_name_may_have_colons() -> None:
+    read = wire(("serving_default_x:0", "float32", [1])).step(
+        b'{"inputs": {"serving_default_x:0": [1]}, "seq": 1}', JSON
+    )
+
+    assert read.inputs["serving_default_x:0"].tolist() == [[1]]
+
+
+def test_an_input_name_may_be_escaped() -> None:
+    assert ONE.step(b'{"inputs": {"\\u0078": [1, 2, 3, 4]}}', JSON).inputs["x"].tolist() == [[1, 2, 3, 4]]
+
+
+def test_an_input_name_that_no_decoder_field_can_have_is_read_all_the_same() -> None:
+    read = wire(('a"\\\n', "float32", [1])).step(body_of({"inputs": {'a"\\\n': [1]}}), JSON)
+
+    assert read.inputs['a"\\\n'].tolist() == [[1]]
+
+
+# ------------------------------------------------------------------- what is refused
+
+BAD_JSON: dict[str, bytes] = {
+    "empty": b"",
+    "not JSON": b"x=1&y=2",
+    "truncated": b'{"inputs": {"x": [1, 2, 3',
+    "trailing": b'{"inputs": {"x": [1, 2, 3, 4]}} {}',
+    "single quotes": b"{'inputs': [1, 2, 3, 4]}",
+    "byte order mark": b'\xef\xbb\xbf{"inputs": [1, 2, 3, 4]}',
+    "UTF-16": '{"inputs": [1, 2, 3, 4]}'.encode("utf-16"),
+    "bad UTF-8 in a key": b'{"inputs": [1, 2, 3, 4], "\xff": 1}',
+    "bad UTF-8 in a text": b'{"inputs": [1, 2, 3, 4], "create": "\xed\xa0\x80"}',
+    "unpaired surrogate": b'{"inputs": [1, 2, 3, 4], "create": "\\ud800"}',
+    "unpaired surrogate in a key": b'{"inputs": [1, 2, 3, 4], "\\udfff": 1}',
+    "NUL": b"\x00",
+    "control character": b'{"inputs": [1, 2, 3, 4], "create": "\x01"}',
+    "leading zero": b'{"inputs": [01, 2, 3, 4]}',
+    "plus sign": b'{"inputs": [+1, 2, 3, 4]}',
+    "hexadecimal": b'{"inputs": [0x1, 2, 3, 4]}',
+    "trailing comma": b'{"inputs": [1, 2, 3, 4,]}',
+    "comment": b'{"inputs": [1, 2, 3, 4] /* all */}',
+    "5,000 digits": b'{"inputs": [1, 2, 3, ' + b"9" * 5000 + b"]}",
+    "33 levels": b'{"inputs": ' + b"[" * 32 + b"]" * 32 + b"}",
+    "100,000 levels of arrays": b"[" * 100_000,
+    "100,000 levels of objects": b'{"a":' * 100_000,
+    "100,000 levels inside": b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "twice inputs": b'{"inputs": [1, 2, 3, 4], "inputs": [1, 2, 3, 4]}',
+    "twice seq": b'{"inputs": [1, 2, 3, 4], "seq": 1, "seq": 1}',
+    "twice an input": b'{"inputs": {"x": [1, 2, 3, 4], "x": [1, 2, 3, 4]}}',
+    "twice an unknown key": b'{"inputs": [1, 2, 3, 4], "a": 1, "a": 1}',
+    "twice, once escaped": b'{"inputs": {"\\u0078": [1, 2, 3, 4], "x": [1, 2, 3, 4]}}',
+}
+
+
+@pytest.mark.parametrize("name", BAD_JSON)
+def test_what_is_not_sound_json_is_bad_json(name: str) -> None:
+    assert code_of(lambda: ONE.step(BAD_JSON[name], JSON)) == "bad_json"
+
+
+def test_two_keys_with_escaped_colons_do_not_pass_as_one() -> None:
+    """Counting colons alone would be fooled: each escape hides one, and the second key brings one."""
+    body = b'{"inputs": {"x\\u003a0": [1], "x\\u003a0": [2]}}'
+
+    assert code_of(lambda: wire(("x:0", "float32", [1])).step(body, JSON)) == "bad_json"
+
+
+def test_a_key_twice_among_very_many_is_found_in_a_blink() -> None:
+    keys = ",".join(f'"k{i}":0' for i in range(50_000))
+
+    assert code_of(lambda: ONE.step(f'{{{keys},"k49999":0}}'.encode(), JSON)) == "bad_json"
+
+
+BAD_REQUEST: dict[str, bytes] = {
+    "null": b"null",
+    "array": b"[1, 2, 3, 4]",
+    "number": b"1",
+    "not finite": b"NaN",
+    "text": b'"inputs"',
+    "no inputs": b'{"seq": 1}',
+    "nothing": b"{}",
+    "unknown key": b'{"inputs": [1, 2, 3, 4], "sequence": 1}',
+    "return on a single step": b'{"inputs": [1, 2, 3, 4], "return": "all"}',
+    **{
+        f"{key} {value}": f'{{"inputs": [1, 2, 3, 4], "{key}": {value}}}'.encode()
+        for key, values in {
+            "seq": ("0", "-1", "1.0", "1e0", "1.5", '"1"', "true", "null", str(2**53), "9" * 400, "[1]", "{}", "NaN"),
+            "after": ('""', '"abc"', "1", "null", f'"{"A" * 21}"', f'"{"A" * 23}"', f'"{"+" * 22}"', f'"{"A" * 22}=="'),
+            "create": ('"Auto"', '"yes"', "true", "null", "1", '["auto"]'),
+        }.items()
+        for value in values
+    },
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUEST)
+def test_a_wrong_envelope_is_a_bad_request(name: str) -> None:
+    assert code_of(lambda: ONE.step(BAD_REQUEST[name], JSON)) == "bad_request"
+
+
+@pytest.mark.parametrize("value", ['"First"', "null", "true", "1", '""'])
+def test_a_wrong_return_is_a_bad_request(value: str) -> None:
+    assert (
+        code_of(lambda: ONE.steps(f'{{"inputs": [[1, 2, 3, 4]], "return": {value}}}'.encode(), JSON)) == "bad_request"
+    )
+
+
+def test_a_wrong_seq_is_told_with_both_values() -> None:
+    assert "`seq` is 0; expected an integer from 1 to 9007199254740991" in detail_of(
+        lambda: ONE.step(b'{"inputs": [1, 2, 3, 4], "seq": 0}', JSON)
+    )
+
+
+BAD_INPUT: dict[str, Any] = {
+    "no name": {},
+    "unknown name": {"z": [1, 2, 3, 4]},
+    "one name too many": {"x": [1, 2, 3, 4], "z": [1]},
+    "too short": {"x": [1, 2, 3]},
+    "too long": {"x": [1, 2, 3, 4, 5]},
+    "empty": {"x": []},
+    "a batch axis": {"x": [[1, 2, 3, 4]]},
+    "a number": {"x": 1},
+    "null": {"x": None},
+    "null inside": {"x": [1, 2, None, 4]},
+    "text": {"x": "1234"},
+    "text inside": {"x": ["1", 2, 3, 4]},
+    "a boolean inside": {"x": [True, 2, 3, 4]},
+    "an object": {"x": {"0": 1}},
+    "an object inside": {"x": [{}, 2, 3, 4]},
+    "a list inside": {"x": [[1], 2, 3, 4]},
+    "alone and too short": [1, 2],
+    "alone and null": None,
+    "alone and text": "abcd",
+}
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_an_input_that_does_not_fit_is_bad_input(name: str, form: Format) -> None:
+    assert code_of(lambda: ONE.step(body_of({"inputs": BAD_INPUT[name]}, form), form)) == "bad_input"
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5, True, "1", None, 2**63, -(2**63) - 1, 10**300])
+def test_an_integer_input_takes_integers_in_range_alone(value: Any) -> None:
+    assert code_of(lambda: wire(("x", "int64", [1])).step(body_of({"inputs": {"x": [value]}}), JSON)) == "bad_input"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("uint8", 256), ("uint8", -1), ("int8", 128), ("uint64", -1), ("uint64", 2**64)]
+)
+def test_an_integer_beyond_the_dtype_is_bad_input(dtype: str, value: int) -> None:
+    assert code_of(lambda: wire(("x", dtype, [1])).step(body_of({"inputs": [value]}), JSON)) == "bad_input"
+
+
+@pytest.mark.parametrize("value", [1, 0, "true", None, 1.0])
+def test_a_boolean_input_takes_booleans_alone(value: Any) -> None:
+    assert code_of(lambda: wire(("x", "bool", [1])).step(body_of({"inputs": [value]}), JSON)) == "bad_input"
+
+
+def test_a_wrong_shape_is_told_with_name_and_both_shapes() -> None:
+    assert "Input 'x' has shape [3]; expected shape [4]" in detail_of(
+        lambda: ONE.step(b'{"inputs": {"x": [1, 2, 3]}}', JSON)
+    )
+
+
+def test_a_wrong_dtype_is_told_with_name_place_and_both_kinds() -> None:
+    assert "Input 'a' at index [1] is 1.0; expected an integer (int64)" in detail_of(
+        lambda: TWO.step(b'{"inputs": {"a": [1, 1.0], "b": true}}', JSON)
+    )
+
+
+def test_wrong_names_are_told_with_both_lists() -> None:
+    assert '`inputs` has "a"; expected an object with "a", "b"' in detail_of(
+        lambda: TWO.step(b'{"inputs": {"a": [1, 1]}}', JSON)
+    )
+
+
+def test_a_ragged_chunk_is_told_with_its_place() -> None:
+    assert "Input 'x' at index [1] has length 3; expected length 4" in detail_of(
+        lambda: ONE.steps(b'{"inputs": [[1, 2, 3, 4], [1, 2, 3]]}', JSON)
+    )
+
+
+NON_FINITE = ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 400, "1e39")
+
+
+@pytest.mark.parametrize("value", NON_FINITE)
+def test_a_value_that_is_not_finite_is_told_with_name_and_index(value: str) -> None:
+    body = f'{{"inputs": {{"x": [1, 2, {value}, 4]}}, "seq": 1}}'.encode()
+
+    assert code_of(lambda: ONE.step(body, JSON)) == "non_finite"
+    assert "Input 'x' at index [2] is not a finite number" in detail_of(lambda: ONE.step(body, JSON))
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999"])
+def test_a_literal_that_is_not_finite_is_non_finite_in_an_integer_input_too(value: str) -> None:
+    assert code_of(lambda: wire(("x", "int64", [1])).step(f'{{"inputs": [{value}]}}'.encode(), JSON)) == "non_finite"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_packed_value_that_is_not_finite_is_told_with_its_index(value: float) -> None:
+    body = body_of({"inputs": {"x": packed(np.array([[1, 2, 3, 4], [1, value, 3, 4]], np.float32))}}, MSGPACK)
+
+    assert code_of(lambda: ONE.steps(body, MSGPACK)) == "non_finite"
+    assert "at index [1, 1]" in detail_of(lambda: ONE.steps(body, MSGPACK))
+
+
+# ------------------------------------------------------------------- chunks
+
+
+@pytest.mark.parametrize("inputs", [[], {"x": []}])
+def test_an_empty_chunk_is_bad_input(inputs: Any) -> None:
+    assert code_of(lambda: ONE.steps(body_of({"inputs": inputs}), JSON)) == "bad_input"
+
+
+def test_an_empty_packed_chunk_is_bad_input() -> None:
+    body = body_of({"inputs": {"x": packed(np.zeros((0, 4), np.float32))}}, MSGPACK)
+
+    assert code_of(lambda: ONE.steps(body, MSGPACK)) == "bad_input"
+
+
+def test_a_chunk_at_the_limit_is_taken() -> None:
+    assert ONE.steps(body_of({"inputs": [[1, 2, 3, 4]] * 100}), JSON).length == 100
+
+
+def test_a_chunk_beyond_the_limit_is_too_large_and_both_numbers_are_told() -> None:
+    body = body_of({"inputs": [[1, 2, 3, 4]] * 101})
+
+    assert code_of(lambda: ONE.steps(body, JSON)) == "too_large"
+    assert "101 timesteps; at most 100" in detail_of(lambda: ONE.steps(body, JSON))
+
+
+def test_inputs_of_different_lengths_are_bad_input() -> None:
+    body = body_of({"inputs": {"a": [[1, 2]] * 3, "b": [True] * 4}})
+
+    assert code_of(lambda: TWO.steps(body, JSON)) == "bad_input"
+    assert "'a': 3" in detail_of(lambda: TWO.steps(body, JSON))
+
+
+# ------------------------------------------------------------------- packed tensors
+
+ROW = np.arange(4, dtype=np.float32)
+BAD_PACKED: dict[str, dict[str, Any]] = {
+    "another dtype": packed(ROW.astype(np.float64)),
+    "a dtype by another name": packed(ROW, d="<f4"),
+    "an unknown dtype": packed(ROW, d="object"),
+    "a dtype that is no text": packed(ROW, d=7),
+    "one byte too few": packed(ROW, b=ROW.tobytes()[:-1]),
+    "one byte too many": packed(ROW, b=ROW.tobytes() + b"\0"),
+    "text for bytes": packed(ROW, b="abcd"),
+    "another shape": packed(ROW.reshape(2, 2)),
+    "a negative shape": packed(ROW, s=[-4]),
+    "a shape that overflows": packed(ROW, s=[2**62, 2**62]),
+    "a huge axis": packed(ROW, s=[2**64 - 1]),
+    "very many axes": packed(ROW, s=[1] * 1000),
+    "a shape of floats": packed(ROW, s=[4.0]),
+    "no shape": {"d": "float32", "b": ROW.tobytes()},
+    "one key too many": packed(ROW, o="C"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PACKED)
+def test_a_packed_tensor_that_does_not_fit_is_bad_input(name: str) -> None:
+    assert code_of(lambda: ONE.step(body_of({"inputs": {"x": BAD_PACKED[name]}}, MSGPACK), MSGPACK)) == "bad_input"
+
+
+def test_a_packed_boolean_has_bytes_of_0_and_1_alone() -> None:
+    body = body_of({"inputs": {"d": "bool", "s": [2], "b": b"\x01\x02"}}, MSGPACK)
+
+    assert code_of(lambda: wire(("x", "bool", [2])).step(body, MSGPACK)) == "bad_input"
+
+
+def test_json_has_no_packed_tensors() -> None:
+    assert (
+        code_of(lambda: ONE.step(body_of({"inputs": {"x": {"d": "float32", "s": [4], "b": "AAAA"}}}), JSON))
+        == "bad_input"
+    )
+
+
+BAD_MSGPACK = {
+    "empty": b"",
+    "never used": b"\xc1",
+    "truncated": msgspec.msgpack.encode({"inputs": [1, 2, 3, 4]})[:-1],
+    "trailing": msgspec.msgpack.encode({"inputs": [1, 2, 3, 4]}) + b"\x00",
+    "bad UTF-8": b"\x81\xa6input\xff\x90",
+    "a promise of 4 billion items": b"\xdd\xff\xff\xff\xff",
+    "100,000 levels": b"\x91" * 100_000,
+    "33 levels": b"\x81\xa6inputs" + b"\x91" * 31 + b"\x90",
+    "a time out of range": b"\xc7\x0c\xff\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff",
+}
+
+
+@pytest.mark.parametrize("name", BAD_MSGPACK)
+def test_what_is_not_sound_msgpack_is_bad_json(name: str) -> None:
+    assert code_of(lambda: ONE.step(BAD_MSGPACK[name], MSGPACK)) == "bad_json"
+
+
+# ------------------------------------------------------------------- columns
+
+
+def bulk(document: Any, *, chunk: bool = False, form: Format = JSON, of: ModelWire = ONE) -> BulkBody:
+    return of.bulk(body_of(document, form), form, chunk=chunk)
+
+
+def columns(**more: Any) -> dict[str, Any]:
+    return {"streams": ["a", "b"], "inputs": {"x": [[1, 2, 3, 4], [5, 6, 7, 8]]}} | more
+
+
+def test_columns_have_a_row_per_stream_and_a_time_axis_of_one() -> None:
+    assert bulk(columns()).inputs["x"].tolist() == [[[1, 2, 3, 4]], [[5, 6, 7, 8]]]
+
+
+def test_columns_of_chunks_have_stream_and_time_axes() -> None:
+    read = bulk({"streams": ["a:1", "b"], "inputs": [[[1, 2, 3, 4]] * 3] * 2, "return": "last"}, chunk=True)
+
+    assert (read.inputs["x"].shape, read.length, read.keep) == ((2, 3, 4), 3, "last")
+
+
+def test_columns_carry_seq_and_after_with_gaps() -> None:
+    read = bulk(columns(seq=[None, 7], after=[encode_state_id(STATE_ID), None]))
+
+    assert (read.seqs, read.afters) == ([None, 7], [STATE_ID, None])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        columns(streams=["a", "a"]),
+        columns(streams=["a"]),
+        columns(streams=["a", "b", "c"]),
+        columns(streams=[], inputs={"x": []}),
+        columns(seq=[1]),
+        columns(after=[None, None, None]),
+        columns(inputs={"x": [[1, 2, 3, 4]]}),
+        columns(inputs={"x": [[1, 2], [1, 2]]}),
+        columns(inputs={"x": 1}),
+        columns(inputs={"z": [[1, 2, 3, 4], [5, 6, 7, 8]]}),
+    ],
+    ids=lambda document: json.dumps(document)[:40],
+)
+def test_columns_that_do_not_belong_together_are_bad_input(document: Any) -> None:
+    assert code_of(lambda: bulk(document)) == "bad_input"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        columns(streams="ab"),
+        columns(streams=["a", 1]),
+        columns(seq=3),
+        columns(seq=[1, "2"]),
+        columns(seq=[0, 1]),
+        columns(after=["x", None]),
+        columns(create=["auto", "auto"]),
+        columns(more=1),
+        {"inputs": {"x": []}},
+        {"streams": ["a"]},
+    ],
+    ids=lambda document: json.dumps(document)[:40],
+)
+def test_a_wrong_envelope_of_columns_is_a_bad_request(document: Any) -> None:
+    assert code_of(lambda: bulk(document)) == "bad_request"
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [([1, 2], "bad_input"), ([1, 2, 3, "4"], "bad_input"), (None, "bad_input"), ([1, 2, 3, math.nan], "non_finite")],
+)
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+def test_a_row_that_does_not_fit_fails_alone(row: Any, code: str, form: Format) -> None:
+    read = bulk(columns(inputs={"x": [row, [5, 6, 7, 8]]}), form=form)
+
+    assert {i: fault.code for i, fault in read.faults.items()} == {0: code}
+    assert read.inputs["x"][1].tolist() == [[5, 6, 7, 8]]
+
+
+def test_a_packed_row_that_is_not_finite_fails_alone() -> None:
+    array = np.array([[1, 2, 3, 4], [1, 2, math.inf, 4]], np.float32)
+
+    read = bulk(columns(inputs={"x": packed(array)}), form=MSGPACK)
+
+    assert {i: fault.code for i, fault in read.faults.items()} == {1: "non_finite"}
+
+
+def test_a_row_of_another_length_fails_alone() -> None:
+    rows = [[[1, 2, 3, 4]] * n for n in (2, 1, 2)]
+
+    read = bulk({"streams": ["a", "b", "c"], "inputs": {"x": rows}}, chunk=True)
+
+    assert (read.length, list(read.faults)) == (2, [1])
+
+
+def test_a_stream_id_that_is_none_fails_alone() -> None:
+    assert {i: f.code for i, f in bulk(columns(streams=["a", "b/c"])).faults.items()} == {1: "bad_request"}
+
+
+# ------------------------------------------------------------------- feeds
+
+
+@pytest.mark.parametrize("name", [7, "x:y", None, [1, {"a": 2}], 1.5, "ü", 'q"\\'])
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+def test_a_message_keeps_its_id_as_given(name: Any, form: Format) -> None:
+    message = ONE.feed(body_of({"inputs": [1, 2, 3, 4], "id": name}, form), form, many=False)
+
+    assert message.id is not None
+    module = msgspec.json if form is JSON else msgspec.msgpack
+    assert module.decode(message.id) == name
+
+
+def test_a_message_names_its_stream() -> None:
+    assert ONE.feed(b'{"stream": "a:b", "inputs": [1, 2, 3, 4], "seq": 1}', JSON, many=True).stream == "a:b"
+
+
+def test_a_message_with_columns_is_a_bulk_body() -> None:
+    assert isinstance(ONE.feed(body_of(columns(id=1)), JSON, many=True).body, BulkBody)
+
+
+def test_a_message_with_chunk_has_a_time_axis() -> None:
+    body = ONE.feed(b'{"inputs": [[1, 2, 3, 4], [1, 2, 3, 4]], "chunk": true, "return": "none"}', JSON, many=False).body
+
+    assert isinstance(body, StepBody)
+    assert (body.length, body.chunk, body.keep) == (2, True, "none")
+
+
+def test_a_stream_called_streams_is_no_column() -> None:
+    assert ONE.feed(b'{"stream": "streams", "inputs": [1, 2, 3, 4]}', JSON, many=True).stream == "streams"
+
+
+@pytest.mark.parametrize(
+    ("many", "document"),
+    [
+        (True, {"inputs": [1, 2, 3, 4]}),
+        (True, {"stream": "a", "streams": ["a"], "inputs": [[1, 2, 3, 4]]}),
+        (True, {"stream": 1, "inputs": [1, 2, 3, 4]}),
+        (False, {"stream": "a", "inputs": [1, 2, 3, 4]}),
+        (False, columns()),
+        (False, {"inputs": [1, 2, 3, 4], "return": "all"}),
+        (False, {"inputs": [1, 2, 3, 4], "chunk": 1}),
+        (False, {"inputs": [1, 2, 3, 4], "seq": [1]}),
+        (True, columns(seq=1)),
+    ],
+    ids=lambda part: json.dumps(part)[:40],
+)
+def test_a_wrong_message_is_a_bad_request(many: bool, document: Any) -> None:
+    assert code_of(lambda: ONE.feed(body_of(document), JSON, many=many)) == "bad_request"
+
+
+# ------------------------------------------------------------------- fast and slow agree
+
+_LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-300, 300),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(["1", "", "a:b"]),
+)
+_VALUES = st.one_of(
+    st.lists(st.floats(width=32), min_size=2, max_size=2),
+    st.lists(st.integers(-200, 300), min_size=2, max_size=2),
+    st.lists(st.booleans(), min_size=2, max_size=2),
+    st.recursive(
+        _LEAVES,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("xyb"), inner),
+        max_leaves=8,
+    ),
+)
+_DOCUMENTS = st.fixed_dictionaries(
+    {"inputs": st.one_of(st.fixed_dictionaries({"x": _VALUES}), _VALUES)},
+    optional={
+        "seq": st.one_of(st.integers(1, 5), _LEAVES),
+        "after": st.one_of(st.just(encode_state_id(STATE_ID)), _LEAVES),
+        "create": st.sampled_from(["auto", "never", "must", "x", 1]),
+        "odd": st.just(1),
+    },
+)
+_WIRES = {dtype: wire(("x", dtype, [2])) for dtype in DTYPES}
+
+
+def outcome(read: Callable[[], StepBody]) -> Any:
+    """Return everything that a reading gives, comparable: the body, or the refusal."""
+    try:
+        body = read()
+    except ServiceError as exc:
+        return exc.code, exc.problem
+    arrays = {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in body.inputs.items()}
+    return arrays, body.length, body.seq, body.after, body.create, body.keep
+
+
+@settings(max_examples=400, deadline=None)
+@given(_DOCUMENTS, st.sampled_from(DTYPES), st.booleans())
+def test_an_escape_that_sends_a_body_the_slow_way_changes_nothing(document: Any, dtype: str, chunk: bool) -> None:
+    """A backslash anywhere sends a body the slow way; the same body without it goes the fast way where it can."""
+    body = json.dumps(document)
+    read = _WIRES[dtype].steps if chunk else _WIRES[dtype].step
+
+    fast = outcome(lambda: read(body.encode(), JSON))
+    slow = outcome(lambda: read(body.replace('"inputs"', '"\\u0069nputs"', 1).encode(), JSON))
+
+    assert fast == slow
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60), st.sampled_from([JSON, MSGPACK]))
+def test_any_bytes_are_a_body_or_a_refusal(body: bytes, form: Format) -> None:
+    outcome(lambda: ONE.step(body, form))
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+def test_a_sound_body_with_any_byte_changed_is_a_body_or_a_refusal(form: Format) -> None:
+    sound = body_of({"inputs": {"x": [1.5, 2, 3, 4]}, "seq": 3, "after": encode_state_id(STATE_ID)}, form)
+    dice = random.Random(1)
+
+    for place in range(len(sound)):
+        for value in (0, 0x22, 0x5C, 0x7F, 0x80, 0xC1, 0xFF, dice.randrange(256)):
+            changed = sound[:place] + bytes([value]) + sound[place + 1 :]
+            assert outcome(lambda changed=changed: ONE.step(changed, form))  # type: ignore[misc] # bound at once
+
+
+def test_a_packed_body_with_any_byte_changed_is_a_body_or_a_refusal() -> None:
+    sound = body_of({"inputs": {"x": packed(ROW)}, "seq": 3}, MSGPACK)
+
+    for place in range(len(sound)):
+        for value in range(0, 256, 5):
+            changed = sound[:place] + bytes([value]) + sound[place + 1 :]
+            assert outcome(lambda changed=changed: ONE.step(changed, MSGPACK))  # type: ignore[misc] # bound at once
+
+
+# ------------------------------------------------------------------- names, formats, answers
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_a_state_id_is_22_characters_and_back(state_id: bytes) -> None:
+    text = encode_state_id(state_id)
+
+    assert len(text) == 22
+    assert decode_state_id(text) == state_id
+
+
+@pytest.mark.parametrize(
+    ("content_type", "form"),
+    [
+        (None, JSON),
+        ("application/json", JSON),
+        ("application/json; charset=utf-8", JSON),
+        ("application/x-www-form-urlencoded", JSON),
+        ("application/msgpack", MSGPACK),
+        ("Application/MsgPack; v=1", MSGPACK),
+        ("application/x-msgpack", MSGPACK),
+        ("application/vnd.msgpack", MSGPACK),
+    ],
+)
+def test_the_content_type_says_the_format_of_the_body(content_type: str | None, form: Format) -> None:
+    assert format_of_body(content_type) is form
+
+
+@pytest.mark.parametrize(
+    ("accept", "body", "form"),
+    [
+        (None, JSON, JSON),
+        (None, MSGPACK, MSGPACK),
+        ("*/*", MSGPACK, MSGPACK),
+        ("application/json", MSGPACK, JSON),
+        ("application/msgpack", JSON, MSGPACK),
+        ("application/json, application/msgpack;q=0.5", JSON, JSON),
+        ("text/html, application/x-msgpack", JSON, MSGPACK),
+        ("text/html", JSON, JSON),
+    ],
+)
+def test_accept_says_the_format_of_the_answer(accept: str | None, body: Format, form: Format) -> None:
+    assert format_of_answer(accept, body) is form
+
+
+def prediction(values: list[list[float]], step: int = 3, **more: Any) -> Prediction:
+    return Prediction({"y": np.array(values, np.float32)}, step, STATE_ID, **more)
+
+
+def test_the_answer_to_a_step_has_no_time_axis_and_no_false_flags() -> None:
+    assert step_answer(prediction([[0.5, 1]]), JSON, chunk=False) == {
+        "outputs": {"y": [0.5, 1.0]},
+        "step": 3,
+        "state_id": encode_state_id(STATE_ID),
+    }
+
+
+@pytest.mark.parametrize(
+    ("keep", "values", "outputs"),
+    [("all", [[1, 2], [3, 4]], {"y": [[1, 2], [3, 4]]}), ("last", [[3, 4]], {"y": [3, 4]}), ("none", [], {})],
+)
+def test_the_answer_to_a_chunk_has_what_was_asked_for(keep: Any, values: Any, outputs: Any) -> None:
+    assert step_answer(prediction(values), JSON, chunk=True, keep=keep)["outputs"] == outputs
+
+
+def test_created_and_replayed_stand_where_they_are_true() -> None:
+    answer = step_answer(prediction([[1, 2]], created=True, replayed=True), JSON, chunk=False)
+
+    assert (answer["created"], answer["replayed"]) == (True, True)
+
+
+def test_float32_answers_come_back_bit_for_bit_from_json() -> None:
+    values = np.frombuffer(struct.pack("<4I", 0x3DCCCCCD, 0x7F7FFFFF, 0x00000001, 0x80000000), np.float32)
+
+    text = encode(step_answer(prediction([values.tolist()]), JSON, chunk=False), JSON)
+
+    assert np.array(json.loads(text)["outputs"]["y"], np.float32).tobytes() == values.tobytes()
+
+
+def test_a_packed_answer_names_dtype_shape_and_bytes() -> None:
+    answer = step_answer(prediction([[1, 2], [3, 4]]), MSGPACK, chunk=True)
+
+    assert answer["outputs"]["y"] == packed(np.array([[1, 2], [3, 4]], np.float32))
+
+
+def column_answer(form: Format, **more: Any) -> dict[str, Any]:
+    specs = Manifest.model_validate(
+        {
+            "inputs": [{"name": "x", "dtype": "float32", "shape": [1]}],
+            "outputs": [{"name": "y", "dtype": "float32", "shape": [2]}],
+        }
+    ).answered
+    arguments: dict[str, Any] = {"length": 1, "chunk": False} | more
+    return bulk_answer(
+        [prediction([[1, 2]]), None, prediction([[5, 6]], replayed=True)],
+        {1: {"code": "seq_gap"}},
+        specs,
+        form,
+        **arguments,
+    )
+
+
+def test_a_failed_row_is_null_in_the_columns_and_stands_in_errors() -> None:
+    assert column_answer(JSON) == {
+        "outputs": {"y": [[1, 2], None, [5, 6]]},
+        "step": [3, None, 3],
+        "state_id": [encode_state_id(STATE_ID), None, encode_state_id(STATE_ID)],
+        "errors": {"1": {"code": "seq_gap"}},
+        "replayed": [2],
+    }
+
+
+def test_a_failed_row_is_zeros_in_msgpack() -> None:
+    answer = column_answer(MSGPACK)
+
+    assert answer["outputs"]["y"] == packed(np.array([[1, 2], [0, 0], [5, 6]], np.float32))
+    assert answer["step"] == [3, None, 3]
+
+
+def test_columns_of_last_predictions_have_no_time_axis() -> None:
+    assert column_answer(JSON, length=7, chunk=True, keep="last")["outputs"] == {"y": [[1, 2], None, [5, 6]]}
