@@ -31,6 +31,7 @@ _START_WITHIN_S = 30.0
 _STOP_WITHIN_S = 30.0
 _LONGEST_SOCKET_PATH = 100  # the kernel allows 107
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
 
 
 class EmbeddedStoreError(StepwellError):
@@ -267,4 +268,4 @@ def _wait_until(fact: Callable[[], bool], within: float) -> bool:
 
 
 def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,5 @@
+"""`python -m service` is the `stepwell` program."""
+
+from service.cli import main
+
+main()

@@ -1,0 +1,81 @@
+"""The `stepwell` program: finds the command, runs it, and turns errors into words and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from model_export.errors import StepwellError
+
+# Each command lives in service/commands/ and is imported only when it is called, so that `--help` is quick and
+# serving never pays for what exporting needs.
+_COMMANDS = {
+    "demo": ("service.commands.demo", "demo", "The main job on real input: recordings replayed as live streams."),
+    "test": ("service.commands.test", "test", "Run all tests of a clone; further arguments go to pytest."),
+    "serve": ("service.commands.serve", "serve", "Serve models over HTTP and WebSocket."),
+    "export": ("service.commands.export", "export", "Export a trained model to one verified step graph."),
+    "adopt": ("service.commands.adopt", "adopt", "Write the manifest for a graph that already is stepwise."),
+    "inspect": ("service.commands.inspect", "inspect", "Show what a model file takes, gives and carries."),
+    "check": ("service.commands.check", "check", "Tell what `serve` would refuse."),
+    "streams": ("service.commands.streams", "streams_app", "Look at and tend live streams."),
+}
+_PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
+_BAD_USAGE = {"bad_setting"}
+_REFUSED_TO_START = {"cannot_start", "embedded_store", "unsafe_store", "bad_store_url"}
+
+
+def make_app(wanted: str | None) -> typer.Typer:
+    """Return the program with the wanted command in full, and the others by name and help alone."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        help="Serve recurrent models on live streams: state in Redis, every timestep applied exactly once.",
+    )
+    app.callback()(_stepwell)
+    for name, (module, attribute, text) in _COMMANDS.items():
+        if name != wanted:
+            app.command(name, help=text)(lambda: None)
+            continue
+        target = getattr(importlib.import_module(module), attribute)
+        if isinstance(target, typer.Typer):
+            app.add_typer(target, name=name, help=text)
+        elif name == "test":
+            app.command(name, context_settings=_PASS_THROUGH, add_help_option=False)(target)
+        else:
+            app.command(name)(target)
+    return app
+
+
+def main() -> None:
+    """Run the program: exit 0 done, 1 failed, 2 wrong usage, 3 refused to start."""
+    if os.getcwd() not in sys.path:  # noqa: PTH109 - as sys.path has it
+        sys.path.append(os.getcwd())  # noqa: PTH109 - `export` may name a module of the caller's
+    wanted = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    try:
+        make_app(wanted)()
+    except StepwellError as exc:
+        typer.echo(f"stepwell: {exc.problem}", err=True)
+        if exc.fix:
+            typer.echo(f"  {exc.fix}", err=True)
+        sys.exit(2 if exc.code in _BAD_USAGE else 3 if exc.code in _REFUSED_TO_START else 1)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stepwell {version('stepwell')}")
+        raise typer.Exit
+
+
+def _stepwell(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,187 @@
+"""`stepwell serve`: checks what it is told, starts the embedded store where none is named, and serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import ipaddress
+import os
+import signal
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from service import logs, server
+from service.server import StartError
+from service.settings import PREFIX, Settings
+from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.facts import StoreFacts, demand_safe, read_facts
+from service.store.redis import StateStore
+from service.supervisor import Supervisor
+from service.workers import CONTROL_ENV
+
+_STORE_WATCH_S = 0.5
+
+
+def serve(**flags: Any) -> None:
+    """Serve models over HTTP and WebSocket; every setting is also STEPWELL_<NAME> in the environment."""
+    raise typer.Exit(run(Settings.load(**flags)))
+
+
+def run(settings: Settings) -> int:
+    """Serve until a signal comes, and return the exit code.
+
+    Raises:
+        StartError: The configuration is unsafe, or the address cannot be had.
+        EmbeddedStoreError: The embedded store cannot be started.
+        UnsafeStoreError: The store cannot keep what is promised, or cannot be reached.
+    """
+    logs.configure(settings.log_format)
+    demand_safe_bind(settings)
+    signal.signal(signal.SIGTERM, _leave)  # so that the store is ended also before uvicorn takes over
+    with contextlib.closing(server.listen(settings)) as sock, store_for(settings) as (found, facts):
+        ready = found.model_copy(update={"port": sock.getsockname()[1]})
+        greet(ready, facts)
+        if ready.workers == 1:
+            return server.run(ready, sock)
+        with tempfile.TemporaryDirectory(prefix="stepwell-") as control:
+            os.environ[CONTROL_ENV] = control
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(Path(control) / "metrics")
+            Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir()
+            return Supervisor(ready, sock).run()
+
+
+def demand_safe_bind(settings: Settings) -> None:
+    """Check that an address beyond this machine is guarded by keys.
+
+    Raises:
+        StartError: It is not.
+    """
+    if settings.api_keys_file is not None or settings.insecure or _is_loopback(settings.host):
+        return
+    raise StartError(
+        f"`host` is {settings.host}, which others can reach, and there is no api_keys_file.",
+        fix="Give --api-keys-file FILE, or listen on 127.0.0.1, or accept it with --insecure.",
+    )
+
+
+@contextlib.contextmanager
+def store_for(settings: Settings) -> Iterator[tuple[Settings, StoreFacts]]:
+    """Give settings that name a store which was found safe; ends the embedded one with the block."""
+    with contextlib.ExitStack() as stack:
+        if settings.redis is None:
+            embedded = EmbeddedStore(settings.data_dir, fsync_always=settings.durability == "fsync")
+            embedded.start()
+            stack.callback(embedded.stop)
+            stack.enter_context(_kept_alive(embedded))
+            settings = settings.model_copy(update={"redis": embedded.url})
+        facts = asyncio.run(_facts(settings))
+        demand_safe(facts, settings.durability, allow_eviction=settings.allow_eviction)
+        yield settings, facts
+
+
+def greet(settings: Settings, facts: StoreFacts) -> None:
+    """Say where the service is."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    kind = "embedded " if settings.redis and settings.redis.startswith("unix://") else ""
+    print(  # noqa: T201 - the one line for people
+        f"Stepwell on http://{host}:{settings.port} (dashboard: /, API: /docs), "
+        f"models from {', '.join(str(folder) for folder in settings.models)}, "
+        f"{kind}store {facts.server}, durability {settings.durability}, workers {settings.workers}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def _kept_alive(embedded: EmbeddedStore) -> Iterator[None]:
+    """Start the store again on its data if it ends by itself (killed for memory, say)."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_STORE_WATCH_S):
+            if not embedded.running:
+                logs.log.error("The embedded store ended by itself; starting it again on its data")
+                with contextlib.suppress(EmbeddedStoreError):
+                    embedded.restart()
+
+    thread = threading.Thread(target=watch, name="store-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+async def _facts(settings: Settings) -> StoreFacts:
+    assert settings.redis is not None
+    store = StateStore(settings.redis)
+    try:
+        return await read_facts(store, patience=settings.request_timeout_s)
+    finally:
+        await store.close()
+
+
+def _leave(_number: int, _frame: types.FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _flag(name: str, annotation: Any, text: str) -> inspect.Parameter:
+    """Make a command-line option of a setting; None says that the flag was not given."""
+    option = f"--{name.replace('_', '-')}"
+    kind = _plain(annotation)
+    declared = f"{option}/--no-{option[2:]}" if kind is bool else option
+    default = (
+        ""
+        if Settings.model_fields[name].is_required()
+        else _shown(Settings.model_fields[name].get_default(call_default_factory=True))
+    )
+    hint = typer.Option(declared, help=f"{text}{default} [{PREFIX}{name.upper()}]", show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, hint]
+    )
+
+
+def _shown(default: Any) -> str:
+    if default is None or default in ([], False):
+        return ""
+    return f" Default: {', '.join(map(str, default)) if isinstance(default, list) else default}."
+
+
+def _plain(annotation: Any) -> Any:
+    """Return the type that typer parses: without None, bounds, and choices (which `Settings` checks itself)."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return _plain(next(part for part in get_args(annotation) if part is not type(None)))
+    if origin is Annotated:
+        return _plain(get_args(annotation)[0])
+    if origin is Literal:
+        return str
+    return annotation
+
+
+def _add_flags() -> None:
+    """Give `serve` a flag for every setting; typer reads them from its signature."""
+    flags = [_flag(name, field.annotation, field.description or "") for name, field in Settings.model_fields.items()]
+    serve.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]  # functions take attributes
+    serve.__annotations__ = {flag.name: flag.annotation for flag in flags} | {"return": None}
+
+
+_add_flags()

@@ -1,0 +1,136 @@
+"""One serving process: uvicorn with our protocols, and an end that finishes what was accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from model_export.errors import StepwellError
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
+    from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+# A load balancer that asks every second or so must see "not ready" before the port is closed.
+_SEEN_NOT_READY_S = 1.0
+_PARENT_WATCH_S = 0.5
+
+
+class StartError(StepwellError):
+    """The service does not start: the configuration is unsafe, or a needed part is not there."""
+
+    code = "cannot_start"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a drain in front of its shutdown.
+
+    On SIGTERM or SIGINT readiness goes false and new timesteps are refused at once, while the port still answers;
+    accepted ones finish, at most `drain_s`; then connections are closed. A second signal ends it without waiting.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, drain_s: float, parent: int | None = None) -> None:
+        """Prepare.
+
+        Args:
+            config: uvicorn's own.
+            drain_s: Most seconds that accepted requests get.
+            parent: Process that this one must not outlive.
+        """
+        super().__init__(config)
+        self._drain_s = drain_s
+        self._parent = parent
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._orphan_watch: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to serve."""
+        self._loop = asyncio.get_running_loop()
+        if self._parent is not None:
+            self._orphan_watch = asyncio.create_task(self._end_with_parent(self._parent))
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the end; uvicorn would raise the signal again afterwards, but ours is a clean exit."""
+        if self._loop is None or self._ending is not None:
+            self.should_exit = self.force_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._begin_end)
+
+    def _begin_end(self) -> None:
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        engine: Engine | None = getattr(getattr(self.config.loaded_app, "state", None), "engine", None)
+        if engine is not None:
+            _log.info("Draining: new requests are refused, accepted ones finish within %g s", self._drain_s)
+            began = asyncio.get_running_loop().time()
+            await engine.drain(self._drain_s)
+            taken = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(max(min(_SEEN_NOT_READY_S, self._drain_s) - taken, 0))
+        self.should_exit = True
+
+    async def _end_with_parent(self, parent: int) -> None:
+        while os.getppid() == parent:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(_PARENT_WATCH_S)
+        _log.warning("The parent process has gone; this worker ends too")
+        self._begin_end()
+
+
+def config(settings: Settings, app: Any) -> uvicorn.Config:
+    """Return uvicorn's configuration for an application."""
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=settings.max_body_bytes,
+        ws_per_message_deflate=False,  # 300 kB a socket, for numbers that hardly compress
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(int(settings.drain_s), 1),
+        backlog=4096,
+    )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Bind the address.
+
+    Raises:
+        StartError: It is taken, or may not be bound.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as exc:
+        sock.close()
+        raise StartError(
+            f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc}.",
+            fix="End what uses the port, or choose another with --port.",
+        ) from exc
+    sock.set_inheritable(True)
+    return sock
+
+
+def run(settings: Settings, sock: socket.socket, *, parent: int | None = None) -> int:
+    """Serve until a signal comes, and return the exit code."""
+    from service.app import create_app
+
+    server = Server(config(settings, create_app(settings)), drain_s=settings.drain_s, parent=parent)
+    server.run(sockets=[sock])
+    return 0 if server.started else 1

@@ -1,0 +1,107 @@
+"""Several serving processes on one socket: started, replaced when one dies, ended together."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from service import server
+from service.server import StartError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+    from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_EARLY_S = 5.0  # a worker that ends sooner has not started
+_EARLY_ENDS = 3
+_LOOK_S = 0.5
+
+
+class Supervisor:
+    """Keeps `settings.workers` processes serving; the kernel spreads connections over them."""
+
+    def __init__(self, settings: Settings, sock: socket.socket) -> None:
+        """Prepare.
+
+        Args:
+            settings: For every worker alike.
+            sock: The bound socket that they share.
+        """
+        self._settings = settings
+        self._sock = sock
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: dict[SpawnProcess, float] = {}
+        self._signals = 0
+        self._early_ends = 0
+
+    def run(self) -> int:
+        """Serve until a signal comes, and return the exit code.
+
+        Raises:
+            StartError: Workers end again and again right after their start.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+        for _ in range(self._settings.workers):
+            self._start()
+        try:
+            while not self._signals:
+                wait([worker.sentinel for worker in self._workers], timeout=_LOOK_S)
+                self._replace_dead()
+        finally:
+            self._end()
+        return 0
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            for worker in self._workers:
+                worker.kill()
+
+    def _start(self) -> None:
+        worker = self._context.Process(target=_work, args=(self._settings, self._sock, os.getpid()))
+        worker.start()
+        self._workers[worker] = time.monotonic()
+
+    def _replace_dead(self) -> None:
+        for worker, began in list(self._workers.items()):
+            if worker.is_alive() or self._signals:
+                continue
+            del self._workers[worker]
+            self._early_ends = self._early_ends + 1 if time.monotonic() - began < _EARLY_S else 0
+            if self._early_ends >= _EARLY_ENDS:
+                raise StartError(
+                    f"Workers ended {_EARLY_ENDS} times within {_EARLY_S:g} s of their start (last exit code "
+                    f"{worker.exitcode}).",
+                    fix="See the lines above for the reason.",
+                )
+            _log.warning("Worker %s ended with %s; starting another", worker.pid, worker.exitcode)
+            self._start()
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.terminate()
+        for worker in self._workers:
+            worker.join(self._settings.drain_s + 10)
+            if worker.is_alive():
+                _log.warning("Worker %s did not end in time", worker.pid)
+                worker.kill()
+                worker.join()
+
+
+def _work(settings: Settings, sock: socket.socket, parent: int) -> None:
+    from service import logs
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    logs.configure(settings.log_format)
+    raise SystemExit(server.run(settings, sock, parent=parent))

@@ -1,0 +1,105 @@
+"""`Workers`: what the processes of one `serve` tell each other through a private folder: "look at the models again"."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from service.engine.models import Reloaded
+
+CONTROL_ENV = "STEPWELL_CONTROL_DIR"
+_LOOK_S = 0.1
+_ALL_WITHIN_S = 60.0
+
+Reload = Callable[[], Awaitable[Reloaded]]
+
+
+class Workers:
+    """Reloads the models in every worker of a `serve`, or in this process where it is the only one."""
+
+    def __init__(self, reload: Reload, folder: Path | None) -> None:
+        """Join.
+
+        Args:
+            reload: Reloads this process' models.
+            folder: The folder that the workers share; None: there are no others.
+        """
+        self._reload = reload
+        self._folder = folder
+        self._seen = 0
+        self._turn = asyncio.Lock()
+        if folder is not None:
+            self._seen = self._generation()
+            self._tell()
+
+    async def reload_everywhere(self) -> Reloaded:
+        """Reload here and in every other worker; returns what changed here when all have it."""
+        if self._folder is None:
+            return await self._reload()
+        with self._numbering():
+            wanted = self._generation() + 1
+            _write(self._folder / "generation", wanted)
+        report = await self._catch_up(wanted)
+        async with asyncio.timeout(_ALL_WITHIN_S):
+            while not all(seen >= wanted for seen in self._others()):  # noqa: ASYNC110 - other processes
+                await asyncio.sleep(_LOOK_S)
+        return report
+
+    async def follow(self) -> None:
+        """Reload whenever another worker asks for it; runs until it is cancelled."""
+        if self._folder is None:
+            return
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            wanted = self._generation()
+            if wanted > self._seen:
+                await self._catch_up(wanted)
+
+    async def _catch_up(self, wanted: int) -> Reloaded:
+        async with self._turn:
+            report = await self._reload()
+            self._seen = max(self._seen, wanted)
+            self._tell()
+            return report
+
+    def _generation(self) -> int:
+        assert self._folder is not None
+        return _read(self._folder / "generation")
+
+    def _tell(self) -> None:
+        assert self._folder is not None
+        _write(self._folder / f"worker-{os.getpid()}", self._seen)
+
+    def _others(self) -> Iterator[int]:
+        assert self._folder is not None
+        for file in self._folder.glob("worker-*"):
+            pid = int(file.name.partition("-")[2])
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                file.unlink(missing_ok=True)
+            else:
+                yield _read(file)
+
+    @contextlib.contextmanager
+    def _numbering(self) -> Iterator[None]:
+        assert self._folder is not None
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _read(file: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(file.read_text())
+    return 0
+
+
+def _write(file: Path, number: int) -> None:
+    partial = file.with_name(f".{file.name}-{os.getpid()}")
+    partial.write_text(str(number))
+    partial.replace(file)
