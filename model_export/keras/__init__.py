@@ -15,7 +15,7 @@ from typing import Any
 
 from model_export.errors import MissingExtraError
 from model_export.manifest import METADATA_KEY, Array, Manifest
-from model_export.verify import ATOL, RTOL, ParityReport, Progress, verify_parity
+from model_export.verify import ATOL, RTOL, STEPS, ParityReport, Progress, verify_parity
 
 UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
 
@@ -74,12 +74,14 @@ def export_model(
         progress("walking the model", 0, 1)
     exported = export_keras(model, name=name)
     data = user_data(exported.manifest) if callable(user_data) else user_data
+    original = KerasOriginal(model, exported)
     report = verify_parity(
-        KerasOriginal(model, exported),
+        original,
         StepModel(exported.proto.SerializeToString(), exported.manifest),
         against=f"keras {keras.__version__} {keras.backend.backend()}",
         samplers=samplers(exported),
         user_data=data,
+        steps=original.only_length or STEPS,
         atol=atol,
         rtol=rtol,
         progress=progress,

@@ -67,6 +67,7 @@ def activate(call: Call, function: Any, value: Value) -> Value:
             raise call.refuse(f"it takes {name} over time: a timestep's row has no axis here")
         return value.like(ACTIVATIONS[name](call, value.name))
     if isinstance(function, keras.Layer):
-        return call.walk.visit(function, f"{call.path}.", value)[0]
+        results: list[Value] = call.walk.visit(function, f"{call.path}.", value)
+        return results[0]
     inner = Call(call.walk, function, call.path, (value,), {})
     return call.walk.trace(inner, function)[0]

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from model_export.errors import TensorError
 from model_export.keras.step import ExportedStep
 from model_export.keras.walk import functional
 from model_export.manifest import Array, Manifest
@@ -22,15 +23,22 @@ Not every length: each costs a compilation on the JAX backend.
 
 
 class KerasOriginal:
-    """Runs a Keras model on whole sequences, from zero states, whatever its declared batch and length."""
+    """Runs a Keras model on whole sequences, from zero states, whatever its declared batch and length.
+
+    Attributes:
+        only_length: The one number of timesteps that the model takes; None: any.
+    """
 
     def __init__(self, model: Any, exported: ExportedStep) -> None:
         self._model = model
         self._exported = exported
+        self._compiled: Any = None
         shapes = [tensor.shape for tensor in functional(model).inputs]
-        self._fits_any_length = all(
-            shape[1] is None for shape, facts in zip(shapes, exported.facts.values(), strict=True) if facts.time
-        )
+        lengths = {shape[1] for shape, facts in zip(shapes, exported.facts.values(), strict=True) if facts.time} - {
+            None
+        }
+        self._length_is_free = not lengths
+        self.only_length = None if self._length_is_free or self._runs_with(3) else int(lengths.pop())
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
         """Return each output's answers.
@@ -41,49 +49,66 @@ class KerasOriginal:
         Returns:
             `(batch, T, *shape)` for an output of every timestep; an output of the whole sequence is asked
             for some of its beginnings.
+
+        Raises:
+            TensorError: The model takes one length only, and it is not this one.
         """
         length = next(iter(inputs.values())).shape[1]
+        if self.only_length not in {None, length}:
+            raise TensorError(
+                f"The sequences have {length} timesteps; expected {self.only_length}, the one length that the "
+                f"model {self._model.name!r} takes.",
+                fix="Send sequences of that length, or build the model with None as its number of timesteps.",
+            )
         timed = self._exported.timed
-        answers: dict[str, Array | PrefixAnswers] = {}
         whole = self._run(inputs, length)
-        answers.update({name: array for name, array in whole.items() if timed[name]})
+        answers: dict[str, Array | PrefixAnswers] = {name: array for name, array in whole.items() if timed[name]}
         if last := [name for name, carries in timed.items() if not carries]:
-            steps = sorted({n for n in PREFIXES if n < length} | {length})
+            steps = sorted({n for n in PREFIXES if n < length and not self.only_length} | {length})
             runs = [whole if n == length else self._run(inputs, n) for n in steps]
             for name in last:
                 answers[name] = PrefixAnswers(steps, np.stack([run[name] for run in runs], axis=1))
         return answers
 
+    def _runs_with(self, length: int) -> bool:
+        specs = self._exported.manifest.inputs
+        try:
+            self._run({spec.name: np.zeros((1, length, *spec.shape), spec.dtype) for spec in specs}, length)
+        except Exception:  # noqa: BLE001  # whatever the reason, this length cannot be asked
+            return False
+        return True
+
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
         facts = self._exported.facts
         feeds = [inputs[name][:, :length] if facts[name].time else inputs[name][:, 0] for name in facts]
         packed = keras.tree.pack_sequence_as(functional(self._model)._inputs_struct, feeds)
-        with _stateless(self._model):
-            if self._fits_any_length:
+        with self._stateless():
+            if self._length_is_free:
                 outputs = self._model.predict_on_batch(packed)
             else:  # `call` does not hold the length against the declared one
                 outputs = self._model.call(packed, training=False)
         arrays = [np.asarray(keras.ops.convert_to_numpy(output)) for output in keras.tree.flatten(outputs)]
         return dict(zip(self._exported.timed, arrays, strict=True))
 
+    @contextmanager
+    def _stateless(self) -> Iterator[None]:
+        """Let stateful layers start from zeros, and leave their own state and the compiled `predict` alone.
 
-@contextmanager
-def _stateless(model: Any) -> Iterator[None]:
-    """Let stateful layers start from zeros and leave their own state alone.
-
-    A stateful model also has a fixed batch size, and on the JAX backend `predict` never moves its state.
-    """
-    layers = [layer for layer in model._flatten_layers() if getattr(layer, "stateful", False) is True]
-    recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
-    compiled, model.predict_function = getattr(model, "predict_function", None), None
-    for layer in recurrent:
-        layer.stateful = False
-    try:
-        yield
-    finally:
-        for layer in recurrent:
-            layer.stateful = True
-        model.predict_function = compiled
+        A stateful model also has a fixed batch size, and on the JAX backend `predict` never moves its state.
+        """
+        model = self._model
+        stateful = [
+            layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful
+        ]
+        theirs, model.predict_function = model.predict_function, self._compiled
+        for layer in stateful:
+            layer.stateful = False
+        try:
+            yield
+        finally:
+            for layer in stateful:
+                layer.stateful = True
+            self._compiled, model.predict_function = model.predict_function, theirs
 
 
 def samplers(exported: ExportedStep) -> dict[str, Sampler]:

@@ -180,5 +180,6 @@ def to_array(values: Any) -> Array:
     """Return a number, a list, a framework's tensor or a Keras variable as a NumPy array."""
     if isinstance(values, np.ndarray | int | float | bool | np.generic | Sequence):
         return np.asarray(values)
-    array: Array = np.asarray(keras.ops.convert_to_numpy(values))
+    tensor = values.value if isinstance(values, keras.Variable) else values
+    array: Array = np.asarray(keras.ops.convert_to_numpy(tensor))
     return array

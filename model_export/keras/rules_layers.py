@@ -1,4 +1,4 @@
-"""Rules of layers that look at one timestep at a time: dense, embedding, normalisation, shapes, masking."""
+"""Rules of layers that look at one timestep at a time: dense, embedding, masking, activations, shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from model_export.keras.activations import activate
 from model_export.keras.emit import Value
 from model_export.keras.registry import Call, rule, to_array
-from model_export.manifest import Array
 
 
 @rule(
@@ -139,72 +138,6 @@ def softmax(call: Call) -> Value:
     if call.mask is not None or len(call.args) > 1:
         raise call.refuse("it takes a mask over its features")
     return x.like(call.op("Softmax", x.name, axis=call.axis(x, axes[0])))
-
-
-# ---------------------------------------------------------------- normalisation
-
-
-@rule("LayerNormalization")
-def layer_normalization(call: Call) -> Value:
-    """Zero mean and unit variance over feature axes, in every timestep by itself."""
-    layer, x = call.layer, call.as_float(call.value)
-    if layer.rms_scaling:
-        raise call.refuse("rms_scaling=True is deprecated", "Use keras.layers.RMSNormalization.")
-    axes = sorted(call.axis(x, axis) for axis in keras.tree.flatten(layer.axis))
-    shape = [x.row[axis - 1] if axis in axes else 1 for axis in range(1, len(x.row) + 1)]
-    at = call.graph.ints(axes)
-    centred = call.op("Sub", x.name, call.op("ReduceMean", x.name, at, keepdims=1))
-    variance = call.op("ReduceMean", call.op("Mul", centred, centred), at, keepdims=1)
-    y = call.op("Div", centred, call.op("Sqrt", call.op("Add", variance, call.constant(layer.epsilon))))
-    if layer.gamma is not None:
-        y = call.op("Mul", y, call.constant(to_array(layer.gamma).reshape(shape)))
-    if layer.beta is not None:
-        y = call.op("Add", y, call.constant(to_array(layer.beta).reshape(shape)))
-    return x.like(y)
-
-
-@rule("BatchNormalization")
-def batch_normalization(call: Call) -> Value:
-    """Scales by the moving statistics of the training."""
-    layer, x = call.layer, call.as_float(call.value)
-    axis = call.axis(x, layer.axis)
-    renorm = bool(getattr(layer, "renorm", False))
-    spread = to_array(layer.moving_stddev) ** 2 if renorm else to_array(layer.moving_variance)
-    scale = 1 / np.sqrt(spread.astype(np.float64) + layer.epsilon)
-    if layer.gamma is not None:
-        scale *= to_array(layer.gamma)
-    shift = -to_array(layer.moving_mean) * scale
-    if layer.beta is not None:
-        shift += to_array(layer.beta)
-    shape = [-1 if i == axis else 1 for i in range(1, len(x.row) + 1)]
-    return _affine(call, x, scale.reshape(shape), shift.reshape(shape))
-
-
-@rule("Rescaling")
-def rescaling(call: Call) -> Value:
-    """Times scale, plus offset."""
-    return _affine(call, call.as_float(call.value), to_array(call.layer.scale), to_array(call.layer.offset))
-
-
-@rule("Normalization")
-def normalization(call: Call) -> Value:
-    """Zero mean and unit variance by statistics that were learned once."""
-    layer, x = call.layer, call.as_float(call.value)
-    mean, variance = to_array(layer.mean), to_array(layer.variance)
-    spread = np.maximum(np.sqrt(variance), keras.config.epsilon())
-    mean, spread = (call.drop_time(_flat_batch(array, x), x) for array in (mean, spread))
-    if layer.invert:
-        return x.like(call.op("Add", call.op("Mul", x.name, call.constant(spread)), call.constant(mean)))
-    return x.like(call.op("Div", call.op("Sub", x.name, call.constant(mean)), call.constant(spread)))
-
-
-def _flat_batch(array: Array, x: Value) -> Array:
-    return array[0] if array.ndim == x.rank else array
-
-
-def _affine(call: Call, x: Value, scale: Array, shift: Array) -> Value:
-    scale, shift = (call.drop_time(array, x) for array in (scale, shift))
-    return x.like(call.op("Add", call.op("Mul", x.name, call.constant(scale)), call.constant(shift)))
 
 
 # ---------------------------------------------------------------- shapes

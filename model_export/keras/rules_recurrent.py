@@ -97,8 +97,7 @@ def run_cell(call: Call, cell: Any, x: Value, states: list[Value]) -> tuple[Valu
         return x, after
     if (known := _cell_rule(cell)) is not None:
         return known(call, cell, x, states)
-    nested = states if keras.tree.is_nested(cell.state_size) else states[0]
-    inner_call = Call(call.walk, cell, f"{call.path}.{cell.name}", (x, nested), {})
+    inner_call = Call(call.walk, cell, f"{call.path}.{cell.name}", (x, states), {})
     y, *rest = call.walk.trace(inner_call, cell.call)
     return y, rest
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,14 +11,24 @@ from typing import Any
 import keras
 
 from model_export.errors import RefusedModelError
-from model_export.keras import rules_conv, rules_layers, rules_merge, rules_ops, rules_recurrent, rules_refused
+from model_export.keras import (
+    rules_conv,
+    rules_layers,
+    rules_merge,
+    rules_norm,
+    rules_ops,
+    rules_recurrent,
+    rules_refused,
+)
 from model_export.keras.emit import Graph, Value
-from model_export.keras.registry import Call, find_op_rule, find_rule
+from model_export.keras.registry import Call, find_op_rule, find_rule, to_array
+from model_export.manifest import Array
 
 RULE_MODULES = (
     rules_conv,
     rules_layers,
     rules_merge,
+    rules_norm,
     rules_ops,
     rules_recurrent,
     rules_refused,
@@ -52,12 +63,12 @@ class Walk:
     graph: Graph = field(default_factory=Graph)
     facts: dict[str, InputFacts] = field(default_factory=dict)
 
-    def run(self, function: Any, inputs: list[Value], prefix: str = "") -> list[Value]:
+    def run(self, function: Any, inputs: list[Any], prefix: str = "") -> list[Value]:
         """Walk a functional model or a traced function.
 
         Args:
             function: A functional `keras.Model` or a `keras.Function`.
-            inputs: One value per flat input.
+            inputs: One value per flat input; in a traced function also arrays, for weights.
             prefix: Put in front of each layer's name.
 
         Returns:
@@ -70,11 +81,13 @@ class Walk:
         outputs = function._run_through_graph(inputs, operation_fn=visit)
         return [v for v in keras.tree.flatten(outputs) if isinstance(v, Value)]
 
-    def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Value]:
-        """Emit one call of a layer, a nested model or an operation."""
+    def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
+        """Emit one call of a layer, a nested model or an operation; an operation on constants is just done."""
         given = {name: v for name, v in kwargs.items() if v is not None and name not in {"mask", "training"}}
         call = Call(self, operation, f"{prefix}{operation.name}", args, given, self._mask(args, kwargs))
         if not isinstance(operation, keras.Layer):
+            if not any(isinstance(v, Value) for v in keras.tree.flatten((args, kwargs))):
+                return [to_array(result) for result in keras.tree.flatten(operation(*args, **kwargs))]
             rule = find_op_rule(operation)
             if rule is None:
                 raise call.refuse("there is no rule for it", "Write it with layers or the common `keras.ops`.")
@@ -104,29 +117,32 @@ class Walk:
         Raises:
             RefusedModelError: The code cannot be run that way, or does something that cannot be stepped.
         """
-        values: list[Value] = []
         symbols: list[Any] = []
+        values: list[Any] = []
 
         def symbol(value: Any) -> Any:
             if not isinstance(value, Value):
                 return value
+            symbols.append(keras.KerasTensor((None, *([None] if value.time else []), *value.row), dtype=value.dtype))
             values.append(value)
-            shape = (None, *([None] if value.time else []), *value.row)
-            symbols.append(keras.KerasTensor(shape, dtype=value.dtype))
             return symbols[-1]
 
         if call.mask is not None and getattr(call.layer, "_call_has_mask_arg", False):
             raise call.refuse("it takes a mask and there is no rule for what it does with it")
         try:
             args, kwargs = keras.tree.map_structure(symbol, (call.args, call.kwargs))
-            traced = keras.Function(symbols, function(*args, **kwargs))
+            with _symbolic_weights(call.layer) as weights:
+                results = function(*args, **kwargs)
+            used = [*symbols, *(tensor for tensor, _ in weights)]
+            traced = keras.Function(used, results)
         except Exception as exc:
+            reason = (str(exc).strip().splitlines() or [""])[0].rstrip(".")
             raise call.refuse(
-                f"there is no rule for it, and its code cannot be traced: {type(exc).__name__}: {exc}".rstrip("."),
+                f"there is no rule for it, and its code cannot be traced: {type(exc).__name__}: {reason}",
                 "Write its `call` with `keras.ops`, or register a rule for it in model_export.keras.registry.",
             ) from exc
         try:
-            return self.run(traced, values, f"{call.path}/")
+            return self.run(traced, [*values, *(array for _, array in weights)], f"{call.path}/")
         except RefusedModelError as exc:
             raise call.refuse(exc.problem.rstrip("."), exc.fix) from exc
 
@@ -170,6 +186,22 @@ def functional(model: Any) -> Any:
     if isinstance(model, keras.Sequential):
         model = model._functional
     return model if isinstance(model, keras.Model) and hasattr(model, "_run_through_graph") else None
+
+
+@contextmanager
+def _symbolic_weights(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
+    """Let a layer's own weights be symbolic tensors while its code is traced.
+
+    `self.gain * x` would go past `keras.ops` otherwise: a variable calls the backend directly.
+    """
+    attributes = vars(layer) if isinstance(layer, keras.Layer) else {}
+    weights = {name: weight for name, weight in attributes.items() if isinstance(weight, keras.Variable)}
+    symbols = {name: keras.KerasTensor(weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
+    attributes.update(symbols)
+    try:
+        yield [(symbols[name], to_array(weight)) for name, weight in weights.items()]
+    finally:
+        attributes.update(weights)
 
 
 def _ordered(function: Any, inputs: Any) -> list[Value]:

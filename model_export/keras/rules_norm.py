@@ -1,0 +1,99 @@
+"""Rules of layers that normalise or scale, in every timestep by itself."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from model_export.keras.emit import Value
+from model_export.keras.registry import Call, rule, to_array
+from model_export.manifest import Array
+
+
+@rule("LayerNormalization")
+def layer_normalization(call: Call) -> Value:
+    """Zero mean and unit variance over feature axes, in every timestep by itself."""
+    layer, x = call.layer, call.as_float(call.value)
+    if layer.rms_scaling:
+        raise call.refuse("rms_scaling=True is deprecated", "Use keras.layers.RMSNormalization.")
+    axes = _feature_axes(call, x)
+    at = call.graph.ints(axes)
+    centred = call.op("Sub", x.name, call.op("ReduceMean", x.name, at, keepdims=1))
+    variance = call.op("ReduceMean", call.op("Mul", centred, centred), at, keepdims=1)
+    y = call.op("Div", centred, call.op("Sqrt", call.op("Add", variance, call.constant(layer.epsilon))))
+    if layer.gamma is not None:
+        y = call.op("Mul", y, call.constant(_along(to_array(layer.gamma), x, axes)))
+    if layer.beta is not None:
+        y = call.op("Add", y, call.constant(_along(to_array(layer.beta), x, axes)))
+    return x.like(y)
+
+
+@rule("BatchNormalization")
+def batch_normalization(call: Call) -> Value:
+    """Scales by the moving statistics of the training."""
+    layer, x = call.layer, call.as_float(call.value)
+    axis = call.axis(x, layer.axis)
+    renorm = bool(getattr(layer, "renorm", False))
+    spread = to_array(layer.moving_stddev) ** 2 if renorm else to_array(layer.moving_variance)
+    scale = 1 / np.sqrt(spread.astype(np.float64) + layer.epsilon)
+    if layer.gamma is not None:
+        scale *= to_array(layer.gamma)
+    shift = -to_array(layer.moving_mean) * scale
+    if layer.beta is not None:
+        shift += to_array(layer.beta)
+    return _affine(call, x, _along(scale, x, [axis]), _along(shift, x, [axis]))
+
+
+@rule("Rescaling")
+def rescaling(call: Call) -> Value:
+    """Times scale, plus offset."""
+    return _affine(call, call.as_float(call.value), to_array(call.layer.scale), to_array(call.layer.offset))
+
+
+@rule("Normalization")
+def normalization(call: Call) -> Value:
+    """Zero mean and unit variance by statistics that were learned once."""
+    layer, x = call.layer, call.as_float(call.value)
+    mean, variance = to_array(layer.mean), to_array(layer.variance)
+    spread = np.maximum(np.sqrt(variance), keras.config.epsilon())
+    mean, spread = (call.drop_time(_flat_batch(array, x), x) for array in (mean, spread))
+    if layer.invert:
+        return x.like(call.op("Add", call.op("Mul", x.name, call.constant(spread)), call.constant(mean)))
+    return x.like(call.op("Div", call.op("Sub", x.name, call.constant(mean)), call.constant(spread)))
+
+
+def _flat_batch(array: Array, x: Value) -> Array:
+    return array[0] if array.ndim == x.rank else array
+
+
+def _affine(call: Call, x: Value, scale: Array, shift: Array) -> Value:
+    scale, shift = (call.drop_time(array, x) for array in (scale, shift))
+    return x.like(call.op("Add", call.op("Mul", x.name, call.constant(scale)), call.constant(shift)))
+
+
+@rule("RMSNormalization")
+def rms_normalization(call: Call) -> Value:
+    """Unit root mean square over feature axes."""
+    layer, x = call.layer, call.as_float(call.value)
+    axes = _feature_axes(call, x)
+    square = call.op("ReduceMean", call.op("Mul", x.name, x.name), call.graph.ints(axes), keepdims=1)
+    y = call.op("Div", x.name, call.op("Sqrt", call.op("Add", square, call.constant(layer.epsilon))))
+    return x.like(call.op("Mul", y, call.constant(_along(to_array(layer.scale), x, axes))))
+
+
+@rule("UnitNormalization")
+def unit_normalization(call: Call) -> Value:
+    """Unit length over feature axes."""
+    x = call.as_float(call.value)
+    axes = call.graph.ints(_feature_axes(call, x))
+    length = call.op("ReduceL2", x.name, axes, keepdims=1)
+    return x.like(call.op("Div", x.name, call.op("Max", length, call.constant(1e-12))))  # 1e-12: Keras' own floor
+
+
+def _feature_axes(call: Call, x: Value) -> list[int]:
+    return sorted(call.axis(x, axis) for axis in keras.tree.flatten(call.layer.axis))
+
+
+def _along(weights: Array, x: Value, axes: list[int]) -> Array:
+    """Return weights of some axes so that they broadcast against the row."""
+    return weights.reshape([dim if i in axes else 1 for i, dim in enumerate(x.row, 1)])
