@@ -1,0 +1,141 @@
+"""`stepwell demo`: the whole product on real input, from a clone, with no server installed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from service.demo.recordings import Recordings
+from service.demo.replay import replay
+from service.demo.report import Report, print_report
+from service.server import StartError
+
+_HOST = "127.0.0.1"
+_PORT = 8000
+_READY_WITHIN_S = 60.0
+
+
+def demo(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Replay for --seconds, print the table, and end.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long --once replays.")] = 20.0,
+    speed: Annotated[float, typer.Option(min=0.01, help="Times as fast as it was recorded.")] = 1.0,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; 8000 or a free one by default.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Serving processes.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Replay real smartwatch recordings as live streams through the service, and check every prediction.
+
+    Starts the service on an embedded store in a temporary folder, and leaves nothing behind. Runs until Ctrl-C;
+    exits 1 when a prediction differs from the original model's by more than the model's tolerance.
+    """
+    console = Console(stderr=True)
+    recordings = Recordings.load()
+    report = Report(streams=len(recordings), atol=0, rtol=0)
+
+    def progress(now: Report) -> None:
+        nonlocal report
+        report = now
+        live.update(_line(now))
+
+    with _service(port or _free_port(), workers) as url:
+        console.print(f"Dashboard: [bold]{url}/[/]   API: {url}/docs" + ("" if once else "   (Ctrl-C ends)"))
+        with Live(console=console, transient=True) as live, contextlib.suppress(KeyboardInterrupt):
+            run = replay(
+                url, seconds=seconds if once else None, speed=speed, on_progress=progress, recordings=recordings
+            )  # fmt: skip
+            report = asyncio.run(run)
+    if as_json:
+        typer.echo(json.dumps(_facts(report), indent=2))
+    else:
+        print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _service(port: int, workers: int) -> Iterator[str]:
+    """Run `stepwell serve` with the demo's model on a store of its own, until the block ends."""
+    url = f"http://{_HOST}:{port}"
+    with tempfile.TemporaryDirectory(prefix="stepwell-demo-") as folder:
+        log = Path(folder) / "serve.log"
+        command = [sys.executable, "-P", "-m", "service", "serve", "--models", str(files("service.demo") / "models")]
+        command += ["--port", str(port), "--workers", str(workers), "--data-dir", str(Path(folder) / "data")]
+        with log.open("wb") as out:
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,  # Ctrl-C is the replay's: the service ends after it
+            )
+        try:
+            asyncio.run(_until_ready(process, url, log))
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
+
+
+async def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        for _ in range(int(_READY_WITHIN_S / 0.05)):
+            if process.poll() is not None:
+                break
+            with contextlib.suppress(httpx.TransportError):
+                if (await http.get("/readyz")).status_code == httpx.codes.OK:
+                    return
+            await asyncio.sleep(0.05)
+    raise StartError(
+        f"The service did not become ready. It said:\n{log.read_text(errors='replace')[-2000:]}",
+        fix="Mend what it says, or try another --port.",
+    )
+
+
+def _free_port() -> int:
+    for port in (_PORT, 0):
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((_HOST, port))
+            found: int = sock.getsockname()[1]
+            return found
+    raise StartError("No free port was found.", fix="Name one with --port.")
+
+
+def _line(report: Report) -> Text:
+    return Text(
+        f"{report.seconds:6.0f} s   {report.streams} streams   {report.steps:,} steps   "
+        f"{report.steps_per_s:,.0f} steps/s   p50 {report.latency_ms(0.5):.1f} ms   "
+        f"max difference {report.max_difference:.1e}"
+    )
+
+
+def _facts(report: Report) -> dict[str, float | int | bool]:
+    return {
+        "streams": report.streams,
+        "steps": report.steps,
+        "seconds": round(report.seconds, 3),
+        "steps_per_s": round(report.steps_per_s, 1),
+        "p50_ms": round(report.latency_ms(0.5), 3),
+        "p99_ms": round(report.latency_ms(0.99), 3),
+        "max_difference": report.max_difference,
+        "atol": report.atol,
+        "rtol": report.rtol,
+        "beyond_tolerance": report.beyond,
+        "ok": report.ok,
+    }
