@@ -1,0 +1,208 @@
+"""`Metrics`: counts what the service does, for Prometheus; labels never carry stream ids."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder that the workers of one `serve` share; prometheus_client reads it when it is imported."""
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""What `render` writes: every Prometheus reads it."""
+
+_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_log = logging.getLogger(__name__)
+
+_M = TypeVar("_M", bound=MetricWrapperBase)
+_Together = Literal["livesum", "livemin", "livemax"]  # how the gauges of several workers become one
+
+
+class Metrics:
+    """Counts in a registry of its own, so that two services in one process do not meet.
+
+    With several workers, `$PROMETHEUS_MULTIPROC_DIR` names a folder that they share: any of them then answers for
+    all. The folder belongs to one start of the service, and one `Metrics` per process counts in it.
+
+    It is the engine's observer (`service.engine.observer.EngineObserver` says what each call means).
+    """
+
+    def __init__(self, version: str) -> None:
+        """Begin at zero.
+
+        Args:
+            version: The program's version, for `stepwell_build_info`.
+        """
+        self._folder = _shared_folder()
+        self._registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"stepwell_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+            return Histogram(f"stepwell_{name}", text, [label], buckets=buckets, registry=registry)
+
+        def gauge(name: str, text: str, workers: _Together, *labels: str) -> Gauge:
+            return Gauge(f"stepwell_{name}", text, labels, multiprocess_mode=workers, registry=registry)
+
+        self._steps = _Labelled(counter("steps_total", "Timesteps applied, by door.", "model", "door"))
+        self._requests = _Labelled(counter("requests_total", "Requests answered, by HTTP status.", "door", "code"))
+        self._step_s = _Labelled(histogram("step_seconds", "Seconds from receipt to answer.", "model"))
+        self._run_s = _Labelled(histogram("model_run_seconds", "Seconds of one model run, a batch.", "model"))
+        self._store_s = _Labelled(histogram("store_seconds", "Seconds of one round trip to the store.", "op"))
+        self._batch_rows = _Labelled(histogram("batch_rows", "Streams in one model run.", "model", _ROWS))
+        self._hits = counter("cache_hits_total", "Records found in a worker's memory.")
+        self._misses = counter("cache_misses_total", "Records that had to be read from the store.")
+        self._conflicts = counter("conflicts_total", "Commits whose guard no longer held.")
+        self._replays = counter("replays_total", "Requests that got their first answer again.")
+        self._refusals = _Labelled(counter("refusals_total", "Requests refused, by problem code.", "code"))
+        self._regressions = counter("store_regressions_total", "Times that the store was behind what it had confirmed.")
+        self._queue_rows = _Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
+        self._watchers = gauge("watchers", "Watchers of committed predictions.", "livesum")
+        self._websockets = gauge("websockets", "Open WebSockets.", "livesum")
+        self._ready = gauge("ready", "1 when every worker can serve, else 0.", "livemin")
+        gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
+        self._read_queue_rows: Callable[[], Mapping[str, int]] = dict
+        self._read_gauges: dict[Gauge, Callable[[], float]] = {}
+
+    def read_from(
+        self,
+        *,
+        queue_rows: Callable[[], Mapping[str, int]],
+        watchers: Callable[[], int],
+        websockets: Callable[[], int],
+        ready: Callable[[], bool],
+    ) -> None:
+        """Say where the gauges' values are read, each time that they are asked for.
+
+        Args:
+            queue_rows: Timesteps that wait, by model.
+            watchers: Watchers that this worker has.
+            websockets: WebSockets that are open in this worker.
+            ready: Whether this worker can serve.
+        """
+        self._read_queue_rows = queue_rows
+        self._read_gauges = {self._watchers: watchers, self._websockets: websockets, self._ready: ready}
+        self.refresh()
+
+    # ---------------------------------------------------------------- what the engine tells
+
+    def applied(self, model: str, door: str, timesteps: int) -> None:
+        """Count timesteps that were committed."""
+        self._steps[model, door].inc(timesteps)
+
+    def batch(self, model: str, rows: int, seconds: float) -> None:
+        """Count a model run."""
+        self._batch_rows[(model,)].observe(rows)
+        self._run_s[(model,)].observe(seconds)
+
+    def answered(self, model: str, seconds: float) -> None:
+        """Count an answer of the engine."""
+        self._step_s[(model,)].observe(seconds)
+
+    def store(self, op: str, seconds: float) -> None:
+        """Count a round trip to the store."""
+        self._store_s[(op,)].observe(seconds)
+
+    def cache(self, hits: int, misses: int) -> None:
+        """Count looks into the worker's memory."""
+        self._hits.inc(hits)
+        self._misses.inc(misses)
+
+    def conflicts(self, n: int) -> None:
+        """Count commits that found another guard."""
+        self._conflicts.inc(n)
+
+    def replays(self, n: int) -> None:
+        """Count requests that got their first answer again."""
+        self._replays.inc(n)
+
+    def regressions(self, n: int) -> None:
+        """Count streams whose steps the store had lost."""
+        self._regressions.inc(n)
+
+    # ---------------------------------------------------------------- what the transports tell
+
+    def request(self, door: str, code: int | str) -> None:
+        """Count a request or message that was answered, whatever the answer; `code` is the HTTP status."""
+        self._requests[door, str(code)].inc()
+
+    def refusal(self, code: str) -> None:
+        """Count a problem that was answered, by its `code` of `service.errors.CODES`."""
+        self._refusals[(code,)].inc()
+
+    # ---------------------------------------------------------------- what Prometheus asks
+
+    def refresh(self) -> None:
+        """Read the gauges; with several workers each calls this every second or so, as only one is asked."""
+        rows = self._read_queue_rows()
+        for model in {*rows, *(model for (model,) in self._queue_rows)}:
+            self._queue_rows[(model,)].set(rows.get(model, 0))
+        for gauge, read in self._read_gauges.items():
+            gauge.set(read())
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the metrics in Prometheus' text format, of all workers, and the content type."""
+        self.refresh()
+        collector: Collector = self._registry
+        if self._folder is not None:
+            _forget_dead_workers(self._folder)
+            collector = MultiProcessCollector(None, str(self._folder))  # type: ignore[no-untyped-call]  # has no types
+        return generate_latest(_WithoutCreated(collector)), CONTENT_TYPE
+
+
+class _Labelled(dict[tuple[str, ...], _M], Generic[_M]):
+    """A metric's children by their labels: `labels()` takes a lock and checks names on each call, a dict does not."""
+
+    def __init__(self, metric: _M) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> _M:
+        child = self[labels] = self._metric.labels(*labels)
+        return child
+
+
+class _WithoutCreated(Collector):
+    """Leaves out the `_created` series, which double the page and which workers that share a folder do not have."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._collector.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
+
+
+def _shared_folder() -> Path | None:
+    """Return the folder of the workers' counts, None where this process counts for itself."""
+    named = os.environ.get(FOLDER_ENV)
+    shares = values.ValueClass is not values.MutexValue  # chosen once, when prometheus_client was imported
+    if named and shares:
+        Path(named).mkdir(parents=True, exist_ok=True)
+        return Path(named)
+    if named:
+        _log.warning("%s was set after prometheus_client was imported: metrics are of this process alone", FOLDER_ENV)
+    return None
+
+
+def _forget_dead_workers(folder: Path) -> None:
+    """Drop the gauges of workers that were killed; their counts stay."""
+    for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*.db")}:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]  # has no types
+        except PermissionError:
+            continue

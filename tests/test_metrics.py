@@ -1,0 +1,287 @@
+"""The metrics have the promised names, count what they are told, and are one page however many workers there are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.engine.engine import Engine
+from service.engine.models import ModelShelf
+from service.metrics import FOLDER_ENV, Metrics
+from service.store.redis import StateStore
+from tests.engine.bench import models, step
+from tests.graphs import fold
+from tests.servers import Server
+
+Labels = frozenset[tuple[str, str]]
+
+PROMISED = {
+    "stepwell_steps_total": ("counter", {"model", "door"}),
+    "stepwell_requests_total": ("counter", {"door", "code"}),
+    "stepwell_step_seconds": ("histogram", {"model"}),
+    "stepwell_model_run_seconds": ("histogram", {"model"}),
+    "stepwell_store_seconds": ("histogram", {"op"}),
+    "stepwell_batch_rows": ("histogram", {"model"}),
+    "stepwell_queue_rows": ("gauge", {"model"}),
+    "stepwell_cache_hits_total": ("counter", set()),
+    "stepwell_cache_misses_total": ("counter", set()),
+    "stepwell_conflicts_total": ("counter", set()),
+    "stepwell_replays_total": ("counter", set()),
+    "stepwell_refusals_total": ("counter", {"code"}),
+    "stepwell_store_regressions_total": ("counter", set()),
+    "stepwell_watchers": ("gauge", set()),
+    "stepwell_websockets": ("gauge", set()),
+    "stepwell_ready": ("gauge", set()),
+    "stepwell_build_info": ("gauge", {"version"}),
+}
+
+
+def told() -> Metrics:
+    """Metrics that were told one of everything."""
+    metrics = Metrics("1.2.3")
+    metrics.read_from(queue_rows=lambda: {"pump": 7}, watchers=lambda: 2, websockets=lambda: 3, ready=lambda: True)
+    metrics.applied("pump", "http", 5)
+    metrics.batch("pump", 4, 0.003)
+    metrics.answered("pump", 0.004)
+    metrics.store("commit", 0.0007)
+    metrics.cache(3, 1)
+    metrics.conflicts(1)
+    metrics.replays(2)
+    metrics.regressions(1)
+    metrics.request("http", 200)
+    metrics.refusal("seq_gap")
+    return metrics
+
+
+def samples(page: bytes) -> dict[tuple[str, Labels], float]:
+    """Every sample of a page by name and labels; one that stands there twice is an error."""
+    found: dict[tuple[str, Labels], float] = {}
+    for family in text_string_to_metric_families(page.decode()):
+        for sample in family.samples:
+            key = sample.name, frozenset(sample.labels.items())
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def value(page: bytes, name: str, **labels: str) -> float:
+    return samples(page)[name, frozenset(labels.items())]
+
+
+def test_the_page_has_the_promised_metrics_and_no_others() -> None:
+    page = told().render()[0].decode()
+    found = {line.split()[2]: line.split()[3] for line in page.splitlines() if line.startswith("# TYPE")}
+
+    assert found == {name: kind for name, (kind, _) in PROMISED.items()}
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_metric_has_the_promised_labels(name: str) -> None:
+    kind, labels = PROMISED[name]
+    suffix = "_count" if kind == "histogram" else ""
+
+    assert [{key for key, _ in at} for n, at in samples(told().render()[0]) if n == name + suffix] == [labels]
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "expected"),
+    [
+        ("steps_total", {"model": "pump", "door": "http"}, 5),
+        ("requests_total", {"door": "http", "code": "200"}, 1),
+        ("refusals_total", {"code": "seq_gap"}, 1),
+        ("step_seconds_sum", {"model": "pump"}, 0.004),
+        ("model_run_seconds_sum", {"model": "pump"}, 0.003),
+        ("store_seconds_sum", {"op": "commit"}, 0.0007),
+        ("batch_rows_sum", {"model": "pump"}, 4),
+        ("cache_hits_total", {}, 3),
+        ("cache_misses_total", {}, 1),
+        ("conflicts_total", {}, 1),
+        ("replays_total", {}, 2),
+        ("store_regressions_total", {}, 1),
+        ("queue_rows", {"model": "pump"}, 7),
+        ("watchers", {}, 2),
+        ("websockets", {}, 3),
+        ("ready", {}, 1),
+        ("build_info", {"version": "1.2.3"}, 1),
+    ],
+)
+def test_what_is_told_is_counted(name: str, labels: dict[str, str], expected: float) -> None:
+    assert value(told().render()[0], f"stepwell_{name}", **labels) == expected
+
+
+def test_a_status_is_one_series_as_number_and_as_text() -> None:
+    metrics = told()
+    metrics.request("http", "200")
+
+    assert value(metrics.render()[0], "stepwell_requests_total", door="http", code="200") == 2
+
+
+def test_a_counter_without_labels_is_there_before_its_first_event() -> None:
+    assert value(Metrics("1").render()[0], "stepwell_conflicts_total") == 0
+
+
+def test_the_content_type_is_the_text_format_that_every_prometheus_reads() -> None:
+    assert Metrics("1").render()[1] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_two_services_in_one_process_count_apart() -> None:
+    here, there = told(), told()
+    here.conflicts(5)
+
+    assert value(there.render()[0], "stepwell_conflicts_total") == 1
+
+
+def test_gauges_are_read_again_for_each_page() -> None:
+    rows = {"pump": 7}
+    metrics = Metrics("1")
+    metrics.read_from(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
+    rows["pump"] = 9
+
+    assert value(metrics.render()[0], "stepwell_queue_rows", model="pump") == 9
+
+
+def test_the_queue_of_a_model_that_went_is_empty() -> None:
+    rows = {"pump": 7}
+    metrics = Metrics("1")
+    metrics.read_from(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
+    del rows["pump"]
+
+    assert value(metrics.render()[0], "stepwell_queue_rows", model="pump") == 0
+
+
+async def test_an_engine_counts_its_steps(tmp_path: Path, shared_redis: Server) -> None:
+    counted = Metrics("1")
+    shelf = ModelShelf([models(tmp_path, fold=fold)])
+    await shelf.reload()
+    engine = Engine(StateStore(shared_redis.url), shelf, observer=counted)
+    for x in range(3):
+        await engine.advance(step("counted", x))
+    await engine.close()
+
+    page = counted.render()[0]
+    assert value(page, "stepwell_steps_total", model="fold", door="http") == 3
+    assert value(page, "stepwell_step_seconds_count", model="fold") == 3
+    assert value(page, "stepwell_store_seconds_count", op="commit") == 3
+
+
+# -------------------------------------------------------------------- several workers
+
+_WORKER = """
+import sys
+from service.metrics import Metrics
+
+metrics = Metrics("1")
+queued, ready = int(sys.argv[1]), sys.argv[2] == "ready"
+metrics.read_from(queue_rows=lambda: {"pump": queued}, watchers=lambda: 1, websockets=lambda: 2, ready=lambda: ready)
+metrics.applied("pump", "http", 5)
+metrics.answered("pump", 0.004)
+metrics.refresh()
+print("counted", flush=True)
+for _ in sys.stdin:
+    sys.stdout.buffer.write(metrics.render()[0].replace(b"\\n", b"\\r") + b"\\n")
+    sys.stdout.flush()
+"""
+
+
+class Worker:
+    """A process that counts in a folder that others count in too."""
+
+    def __init__(self, folder: Path, queued: int = 1, *, ready: bool = True) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(queued), "ready" if ready else "not"],
+            env={FOLDER_ENV: str(folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[1],
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"counted\n"
+
+    def page(self) -> bytes:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().replace(b"\r", b"\n")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "metrics"
+
+
+@pytest.fixture
+def two_workers(folder: Path) -> Iterator[tuple[Worker, Worker]]:
+    first, second = Worker(folder, queued=1), Worker(folder, queued=10, ready=False)
+    yield first, second
+    first.kill()
+    second.kill()
+
+
+def test_any_worker_answers_for_all(two_workers: tuple[Worker, Worker]) -> None:
+    pages = [worker.page() for worker in two_workers]
+
+    assert [value(page, "stepwell_steps_total", model="pump", door="http") for page in pages] == [10, 10]
+
+
+def test_histograms_of_workers_are_added(two_workers: tuple[Worker, Worker]) -> None:
+    assert value(two_workers[0].page(), "stepwell_step_seconds_count", model="pump") == 2
+
+
+def test_queues_of_workers_are_added(two_workers: tuple[Worker, Worker]) -> None:
+    assert value(two_workers[0].page(), "stepwell_queue_rows", model="pump") == 11
+
+
+def test_ready_is_zero_while_one_worker_is_not(two_workers: tuple[Worker, Worker]) -> None:
+    assert value(two_workers[0].page(), "stepwell_ready") == 0
+
+
+def test_the_version_stands_there_once_for_all_workers(two_workers: tuple[Worker, Worker]) -> None:
+    assert value(two_workers[0].page(), "stepwell_build_info", version="1") == 1
+
+
+def test_the_names_with_several_workers_are_the_same(two_workers: tuple[Worker, Worker]) -> None:
+    labelled_by_what_was_not_told = {name for name, (_, labels) in PROMISED.items() if labels} - {
+        "stepwell_steps_total",
+        "stepwell_step_seconds",
+        "stepwell_queue_rows",
+        "stepwell_build_info",
+    }
+    families = {family.name for family in text_string_to_metric_families(two_workers[0].page().decode())}
+
+    assert families == {name.removesuffix("_total") for name in PROMISED.keys() - labelled_by_what_was_not_told}
+
+
+def test_the_counts_of_a_killed_worker_stay(two_workers: tuple[Worker, Worker]) -> None:
+    first, second = two_workers
+    second.kill()
+
+    assert value(first.page(), "stepwell_steps_total", model="pump", door="http") == 10
+
+
+def test_the_gauges_of_a_killed_worker_go(two_workers: tuple[Worker, Worker]) -> None:
+    first, second = two_workers
+    second.kill()
+    page = first.page()
+
+    assert value(page, "stepwell_queue_rows", model="pump") == 1
+    assert value(page, "stepwell_ready") == 1
+
+
+def test_a_folder_that_is_named_too_late_is_told_and_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(FOLDER_ENV, str(folder))
+    Metrics("1")
+
+    assert "metrics are of this process alone" in caplog.text
+    assert not folder.exists()
