@@ -1,0 +1,70 @@
+"""The report counts what it is given and prints it."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from service.demo.report import Report, print_report
+
+
+def report() -> Report:
+    return Report(streams=2, atol=1e-5, rtol=1e-4)
+
+
+def row(*values: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.asarray(values, np.float32)
+
+
+def test_nothing_answered_is_not_ok() -> None:
+    assert not report().ok
+
+
+def test_a_difference_within_the_tolerance_is_ok() -> None:
+    one = report()
+    one.compare(row(0.500001, 0.5), row(0.5, 0.5), latency=0.001)
+
+    assert one.ok
+    assert one.max_difference == pytest.approx(1e-6, rel=0.1)
+
+
+def test_the_largest_difference_stays() -> None:
+    one = report()
+    one.compare(row(0.7), row(0.5), latency=0.001)
+    one.compare(row(0.5), row(0.5), latency=0.001)
+
+    assert one.max_difference == pytest.approx(0.2)
+    assert one.beyond == 1
+
+
+def test_a_prediction_that_is_not_a_number_is_not_ok() -> None:
+    one = report()
+    one.compare(row(math.nan), row(0.5), latency=0.001)
+    one.compare(row(0.5), row(0.5), latency=0.001)
+
+    assert not one.ok
+    assert math.isnan(one.max_difference)
+
+
+def test_latencies_are_quantiles_in_milliseconds() -> None:
+    one = report()
+    for ms in range(1, 102):
+        one.compare(row(0.5), row(0.5), latency=ms / 1000)
+
+    assert one.latency_ms(0.5) == pytest.approx(51)
+    assert one.latency_ms(0.99) == pytest.approx(100)
+
+
+def test_the_table_has_every_number_of_the_contract() -> None:
+    one = report()
+    one.compare(row(0.5), row(0.5), latency=0.002)
+    one.seconds = 0.5
+    out = io.StringIO()
+    print_report(one, console=Console(file=out, width=100))
+
+    for word in ("streams", "steps/s", "p50", "2.00 ms", "p99", "max difference", "tolerance"):
+        assert word in out.getvalue()
