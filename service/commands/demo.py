@@ -85,26 +85,28 @@ def _service(port: int, workers: int) -> Iterator[str]:
                 start_new_session=True,  # Ctrl-C is the replay's: the service ends after it
             )
         try:
-            asyncio.run(_until_ready(process, url, log))
+            if not asyncio.run(_is_ready(process, url)):
+                raise StartError(
+                    f"The service did not become ready. It said:\n{log.read_text(errors='replace')[-2000:]}",
+                    fix="Mend what it says, or try another --port.",
+                )
             yield url
         finally:
             process.terminate()
             process.wait()
 
 
-async def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+async def _is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
+    """Wait until the service can serve; False when it ended or takes too long."""
     async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
         for _ in range(int(_READY_WITHIN_S / 0.05)):
             if process.poll() is not None:
-                break
+                return False
             with contextlib.suppress(httpx.TransportError):
                 if (await http.get("/readyz")).status_code == httpx.codes.OK:
-                    return
+                    return True
             await asyncio.sleep(0.05)
-    raise StartError(
-        f"The service did not become ready. It said:\n{log.read_text(errors='replace')[-2000:]}",
-        fix="Mend what it says, or try another --port.",
-    )
+    return False
 
 
 def _free_port() -> int:
