@@ -1,0 +1,105 @@
+"""The promise over HTTP, on real processes: every step once, whichever process, also when they are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.exactly_once.streams import Campaign, run_streams
+from tests.graphs import fold, write_model
+from tests.processes import Service, service
+from tests.servers import AOF, Server, server
+
+# CI runs a part of it; the whole: STEPWELL_CAMPAIGN=1000x100
+STREAMS, STEPS = (int(part) for part in os.environ.get("STEPWELL_CAMPAIGN", "150x30").split("x"))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_model(tmp_path, "fold", fold)
+    return tmp_path
+
+
+@pytest.fixture
+def redis(short_path: Path) -> Iterator[Server]:
+    with server(short_path / "r", *AOF) as one:
+        yield one
+
+
+async def killing(services: list[Service], rng: random.Random, ended: asyncio.Event) -> int:
+    """Kill a random process every few seconds and start it again, until told that it is enough."""
+    kills = 0
+    while not ended.is_set():
+        try:
+            await asyncio.wait_for(ended.wait(), rng.uniform(1.0, 2.0))
+        except TimeoutError:
+            victim = rng.choice(services)
+            await asyncio.to_thread(victim.kill)
+            kills += 1
+            await asyncio.to_thread(victim.start)
+    return kills
+
+
+async def run_under_kills(services: list[Service], seed: int) -> tuple[Campaign, int]:
+    ended = asyncio.Event()
+    killer = asyncio.create_task(killing(services, random.Random(seed), ended))
+    urls = [one.url for one in services]
+    try:
+        campaign = await run_streams(urls, "fold", streams=STREAMS, steps=STEPS, seed=seed, together=32)
+    finally:
+        ended.set()
+        kills = await killer
+    return campaign, kills
+
+
+@pytest.mark.slow
+async def test_random_routing_and_duplicates_equal_the_fold(models: Path, tmp_path: Path, redis: Server) -> None:
+    with (
+        service(models, tmp_path / "one", "--redis", redis.url) as one,
+        service(models, tmp_path / "two", "--redis", redis.url) as two,
+    ):
+        campaign = await run_streams(
+            [one.url, two.url], "fold", streams=STREAMS, steps=STEPS, seed=1, together=64, twice=0.1
+        )
+
+    assert campaign.wrong == []
+    assert campaign.replayed == campaign.doubled > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_killed_replicas_lose_and_double_nothing(models: Path, tmp_path: Path, redis: Server) -> None:
+    with (
+        service(models, tmp_path / "one", "--redis", redis.url) as one,
+        service(models, tmp_path / "two", "--redis", redis.url) as two,
+    ):
+        campaign, kills = await run_under_kills([one, two], seed=2)
+
+    assert campaign.wrong == []
+    assert kills > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_a_killed_service_goes_on_with_its_embedded_store(models: Path, short_path: Path) -> None:
+    with service(models, short_path / "one") as one:
+        campaign, kills = await run_under_kills([one], seed=3)
+
+    assert campaign.wrong == []
+    assert campaign.retried > 0
+    assert kills > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_several_workers_of_one_service_share_every_stream(models: Path, short_path: Path) -> None:
+    with service(models, short_path / "one", "--workers", "2") as one:
+        campaign = await run_streams([one.url], "fold", streams=STREAMS, steps=STEPS, seed=4, together=64, twice=0.1)
+
+    assert campaign.wrong == []
+    assert campaign.replayed == campaign.doubled > 0

@@ -1,0 +1,85 @@
+"""Real services as processes of their own, which a test may kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+LAUNCH = [sys.executable, "-P", "-m", "service", "serve"]
+
+
+class Service:
+    """A `stepwell serve` on a port of its own; `kill` and `start` as often as a test likes."""
+
+    def __init__(self, models: Path, folder: Path, *flags: str, port: int | None = None) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"serve-{self.port}.log"
+        self._command = [*LAUNCH, "--models", str(models), "--port", str(self.port)]
+        self._command += ["--data-dir", str(folder / "data"), *flags]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    def launch(self) -> None:
+        """Start, without waiting until it can serve."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k == "STEPWELL_REDIS_SERVER"}
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
+
+    def start(self) -> Service:
+        """Start, and wait until it can serve."""
+        self.launch()
+        self.wait_ready()
+        return self
+
+    def wait_ready(self) -> None:
+        with httpx.Client(base_url=self.url, trust_env=False) as http:
+            while True:
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+                with contextlib.suppress(httpx.TransportError):
+                    if http.get("/readyz").status_code == 200:
+                        return
+
+    def kill(self) -> None:
+        """End it as a crash would: nothing is flushed, nobody is told."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        """End it as an operator would, and return its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(60)
+
+
+@contextlib.contextmanager
+def service(models: Path, folder: Path, *flags: str, port: int | None = None) -> Iterator[Service]:
+    """A running service that ends with the block."""
+    one = Service(models, folder, *flags, port=port).start()
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
