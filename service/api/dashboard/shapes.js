@@ -32,7 +32,7 @@ export function timesteps(tensors, specs) {
     const chunk = depth(value) > spec.shape.length;
     (chunk ? value : [value]).forEach((row, t) => {
       rows[t] ??= {};
-      rows[t][spec.name] = [row].flat(Infinity).map(Number);
+      rows[t][spec.name] = [row].flat(Infinity).map((v) => (v === null ? NaN : Number(v)));
     });
   }
   return rows;

@@ -1,0 +1,133 @@
+"""A real Chromium, driven over its DevTools protocol: open a page, ask it, wait for facts in it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from websockets.sync.client import ClientConnection, connect
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0",
+    "--window-size=1360,860", "about:blank",
+)  # fmt: skip
+WAIT_S = 20
+
+
+def chromium() -> str | None:
+    """Where a Chromium is, if there is one."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page:
+    """One tab.
+
+    Attributes:
+        troubles: Uncaught errors, console errors and blocked content, in words.
+        requested: Every address that the page asked for.
+    """
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._calls = 0
+        self.troubles: list[str] = []
+        self.requested: list[str] = []
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._call(f"{domain}.enable")
+
+    def open(self, url: str) -> None:
+        """Go to an address; returns when its scripts run."""
+        self._call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete'")
+
+    def ask(self, script: str) -> Any:
+        """Return the value of an expression; a promise is awaited."""
+        answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise AssertionError(f"{script}: {answer['exceptionDetails']['exception'].get('description')}")
+        return answer["result"].get("value")
+
+    def wait_for(self, fact: str) -> Any:
+        """Return the value of an expression once it is true; looked at in each frame that the page draws."""
+        wait = f"""new Promise((done, fail) => {{
+            const until = performance.now() + {WAIT_S * 1000};
+            const look = () => {{
+                const value = (() => {{ try {{ return {fact}; }} catch {{ return null; }} }})();
+                if (value) done(value);
+                else if (performance.now() > until) fail(new Error('still not so: ' + document.body.innerText));
+                else requestAnimationFrame(look);
+            }};
+            look();
+        }})"""
+        return self.ask(wait)
+
+    def text(self, selector: str) -> str:
+        """Return an element's text as a reader sees it."""
+        return str(self.ask(f"document.querySelector({selector!r}).innerText"))
+
+    def press(self, key: str) -> None:
+        """Press a key where the focus is."""
+        for kind in ("keyDown", "keyUp"):
+            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def type(self, text: str) -> None:
+        """Type into what has the focus."""
+        self._call("Input.insertText", text=text)
+
+    def prefer(self, scheme: str) -> None:
+        """Be in an environment that prefers `light` or `dark`."""
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def picture(self, file: Path) -> None:
+        """Write what is seen as PNG."""
+        file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._calls += 1
+        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": params}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=WAIT_S + 10))
+            if message.get("id") == self._calls:
+                if "error" in message:
+                    raise AssertionError(f"{method}: {message['error']['message']}")
+                return dict(message["result"])
+            self._note(message)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        method, params = event.get("method"), event.get("params", {})
+        if method == "Runtime.exceptionThrown":
+            self.troubles.append(params["exceptionDetails"]["exception"].get("description", "an exception"))
+        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.troubles.append(params["entry"]["text"])
+        elif method == "Runtime.consoleAPICalled" and params["type"] == "error":
+            self.troubles.append(str(params["args"]))
+        elif method == "Network.requestWillBeSent":
+            self.requested.append(params["request"]["url"])
+        elif method == "Network.webSocketCreated":
+            self.requested.append(params["url"])
+
+
+@contextlib.contextmanager
+def browser(binary: str, folder: Path) -> Iterator[Page]:
+    """A tab of a new browser with a profile in `folder`; it ends with the block."""
+    command = [binary, f"--user-data-dir={folder}", *FLAGS]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = next(line for line in process.stderr if "DevTools listening on" in line)
+            port = said.split("://")[1].split("/")[0]
+            with urlopen(f"http://{port}/json") as tabs:
+                address = next(tab for tab in json.load(tabs) if tab["type"] == "page")["webSocketDebuggerUrl"]
+            with connect(address, max_size=None, proxy=None) as socket:
+                yield Page(socket)
+        finally:
+            process.terminate()
+            process.wait(20)

@@ -1,0 +1,41 @@
+"""Fixtures of the page's tests: a browser, and the page's files without a service."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.dashboard.browser import Page, browser, chromium
+
+FILES = Path(__file__).parents[2] / "service" / "api" / "dashboard"
+
+
+@pytest.fixture
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A tab of a browser of the test's own."""
+    binary = chromium()
+    if binary is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with browser(binary, tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def files() -> Iterator[str]:
+    """The address of the page's folder as a plain web server gives it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(FILES))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()

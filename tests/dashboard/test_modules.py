@@ -1,0 +1,187 @@
+"""What the page's modules compute, asked in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.dashboard.browser import Page, browser, chromium
+
+pytestmark = pytest.mark.browser
+Ask = Callable[[str], Any]
+
+VECTOR = "[{name: 'y', shape: [3]}]"
+TWO = "[{name: 'y', shape: [2], labels: ['sit', 'stand']}]"
+
+
+@pytest.fixture(scope="module")
+def ask(files: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """Evaluate an expression with the modules at hand."""
+    binary = chromium()
+    if binary is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with browser(binary, tmp_path_factory.mktemp("profile")) as tab:
+        tab.open(f"{files}/icon.svg")
+        for module in ("shapes", "metrics", "streams"):
+            tab.ask(f"import('/{module}.js').then((found) => {{ globalThis.{module} = found; }})")
+        yield tab.ask
+
+
+def test_a_timestep_becomes_one_row(ask: Ask) -> None:
+    assert ask(f"shapes.timesteps({{y: [1, 2, 3]}}, {VECTOR})") == [{"y": [1, 2, 3]}]
+
+
+def test_a_chunk_becomes_a_row_for_each_timestep(ask: Ask) -> None:
+    assert ask(f"shapes.timesteps({{y: [[1, 2, 3], [4, 5, 6]]}}, {VECTOR})") == [{"y": [1, 2, 3]}, {"y": [4, 5, 6]}]
+
+
+def test_a_scalar_becomes_one_row_and_a_list_of_scalars_many(ask: Ask) -> None:
+    assert ask("shapes.timesteps({y: 7}, [{name: 'y', shape: []}])") == [{"y": [7]}]
+    assert ask("shapes.timesteps({y: [7, 8]}, [{name: 'y', shape: []}])") == [{"y": [7]}, {"y": [8]}]
+
+
+def test_what_is_no_number_stays_none(ask: Ask) -> None:
+    assert ask(f"Number.isNaN(shapes.timesteps({{y: [1, null, 3]}}, {VECTOR})[0].y[1])")
+
+
+def test_a_matrix_is_flattened_in_its_order(ask: Ask) -> None:
+    assert ask("shapes.timesteps({y: [[1, 2], [3, 4]]}, [{name: 'y', shape: [2, 2]}])") == [{"y": [1, 2, 3, 4]}]
+
+
+def test_series_are_named_by_labels_or_by_tensor_and_index(ask: Ask) -> None:
+    assert ask(f"shapes.seriesOf({TWO}).series.map(s => s.name)") == ["sit", "stand"]
+    assert ask(f"shapes.seriesOf({VECTOR}).series.map(s => s.name)") == ["y 0", "y 1", "y 2"]
+    assert ask("shapes.seriesOf([{name: 'y', shape: []}]).series.map(s => s.name)") == ["y"]
+
+
+def test_labels_of_another_length_are_not_used(ask: Ask) -> None:
+    assert ask("shapes.seriesOf([{name: 'y', shape: [2], labels: ['a']}]).series.map(s => s.name)") == ["y 0", "y 1"]
+
+
+def test_at_most_twelve_series_are_drawn_and_the_total_is_told(ask: Ask) -> None:
+    assert ask("(f => [f.series.length, f.total])(shapes.seriesOf([{name: 'x', shape: [500]}]))") == [12, 500]
+
+
+@pytest.mark.parametrize(
+    ("values", "are"),
+    [
+        ("[0.25, 0.75]", True),
+        ("[0.25, 0.7502]", True),
+        ("[0.25, 0.76]", False),
+        ("[1]", False),
+        ("[1.5, -0.5]", False),
+        ("[NaN, 1]", False),
+        ("undefined", False),
+    ],
+)
+def test_probabilities_are_between_0_and_1_and_make_1(ask: Ask, values: str, are: bool) -> None:
+    assert ask(f"shapes.areProbabilities({values})") is are
+
+
+def test_the_most_probable_class_has_its_label_and_share(ask: Ask) -> None:
+    assert ask(f"shapes.mostProbable({{y: [0.1, 0.9]}}, {TWO})") == {"name": "stand", "index": 1, "share": 0.9}
+
+
+def test_values_that_are_no_probabilities_have_no_most_probable_class(ask: Ask) -> None:
+    assert ask(f"shapes.mostProbable({{y: [3, 4]}}, {TWO})") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("0", "0"), ("1234567", "1,234,567"), ("0.12345", "0.123"), ("12.345", "12.35"), ("1e-5", "1.0e-5"), ("NaN", "–")],
+)
+def test_numbers_have_at_most_a_few_digits(ask: Ask, value: str, words: str) -> None:
+    assert ask(f"shapes.number({value})") == words
+
+
+def test_the_curl_line_fits_the_model_s_inputs(ask: Ask) -> None:
+    model = "{name: 'm', inputs: [{name: 'x', shape: [2], dtype: 'float32'}, {name: 'on', shape: [], dtype: 'bool'}]}"
+    line = ask(f"shapes.curlLine({model}, 'http://h:1/base/', true)")
+
+    assert line.startswith("curl http://h:1/base/v1/models/m/streams/first/step")
+    assert """-d '{"inputs":{"x":[0,0],"on":false}}'""" in line
+    assert "authorization: Bearer" in line
+
+
+METRICS = r"""`# TYPE stepwell_step_seconds histogram
+stepwell_step_seconds_bucket{le="0.001",model="m"} 50
+stepwell_step_seconds_bucket{le="0.002",model="m"} 100
+stepwell_step_seconds_bucket{le="+Inf",model="m"} 100
+stepwell_step_seconds_bucket{le="0.001",model="other"} 9
+stepwell_replays_total 4
+stepwell_conflicts_total{x="y"} 2
+process_start_time_seconds 1.7e9
+`"""
+
+
+def test_metrics_of_the_model_are_read(ask: Ask) -> None:
+    assert ask(f"metrics.read({METRICS}, 'm')") == {
+        "process": 1.7e9,
+        "replays": 4,
+        "conflicts": 2,
+        "buckets": [[0.001, 50], [0.002, 100], [None, 100]],  # JSON has no infinity
+    }
+
+
+def test_a_quantile_is_interpolated_in_its_bucket(ask: Ask) -> None:
+    assert ask(f"metrics.quantile(metrics.read({METRICS}, 'm').buckets, 0.75)") == pytest.approx(0.0015)
+
+
+def test_no_answers_have_no_quantile(ask: Ask) -> None:
+    assert ask("Number.isNaN(metrics.quantile([[0.1, 0], [Infinity, 0]], 0.5))")
+
+
+def test_buckets_since_the_last_scrape_are_the_difference(ask: Ask) -> None:
+    assert ask("metrics.since([[1, 5], [2, 9]], [[1, 4], [2, 6]])") == [[1, 1], [2, 3]]
+
+
+def test_buckets_of_another_process_are_taken_whole(ask: Ask) -> None:
+    assert ask("metrics.since([[1, 5], [2, 9]], [[1, 7], [2, 8]])") == [[1, 5], [2, 9]]
+    assert ask("metrics.since([[1, 5], [2, 9]], undefined)") == [[1, 5], [2, 9]]
+
+
+def keep(*messages: str) -> str:
+    takes = "; ".join(f"s.keep({message})" for message in messages)
+    return f"(() => {{ const s = new streams.Streams().get('a'); {takes}; return s.rows.map(r => [r.at, r.step]); }})()"
+
+
+def test_rows_are_kept_in_order_with_their_steps(ask: Ask) -> None:
+    assert ask(keep("1, [], [{}]", "3, [], [{}, {}]")) == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_a_reset_breaks_the_line_and_counts_on(ask: Ask) -> None:
+    assert ask(keep("7, [], [{}]", "1, [], [{}]")) == [[1, 7], [2, None], [3, 1]]
+
+
+def test_lost_messages_break_the_line(ask: Ask) -> None:
+    assert ask(keep("7, [], [{}]", "9, [], [{}]")) == [[1, 7], [2, None], [3, 9]]
+
+
+def test_only_the_window_is_kept(ask: Ask) -> None:
+    rows = ask(keep("1000, [], Array(1000).fill({})"))
+
+    assert [len(rows), rows[0], rows[-1]] == [300, [701, 701], [1000, 1000]]
+
+
+def test_steps_ahead_of_what_was_known_are_counted_also_over_a_gap(ask: Ask) -> None:
+    script = "(s => [s.see(5, [{}]), s.see(9, [{}]), s.see(1, [{}]), s.see(4, [{}, {}, {}])])"
+
+    assert ask(f"{script}(new streams.Streams().get('a'))") == [1, 4, 1, 3]
+
+
+def test_a_stream_that_the_service_does_not_list_any_more_goes(ask: Ask) -> None:
+    script = """(() => { const all = new streams.Streams();
+        all.list({streams: [{stream: 'a', step: 1}, {stream: 'b', step: 2}], cursor: null});
+        all.list({streams: [{stream: 'b', step: 2}], cursor: null});
+        return [...all.byName.keys()]; })()"""
+
+    assert ask(script) == ["b"]
+
+
+def test_the_page_without_a_service_says_so(page: Page, files: str) -> None:
+    page.open(f"{files}/index.html")
+    page.ask("import('/app.js')")  # a plain web server has the folder's files beside the page, not under dashboard/
+
+    assert page.wait_for("/does not answer/.exec(document.getElementById('state').textContent)?.[0]")
