@@ -104,7 +104,7 @@ class _Comparison:
     sequences: list[str] = field(default_factory=list)
 
     def against_original(self, kind: str, want: Mapping[str, PrefixAnswers], got: Mapping[str, Array]) -> None:
-        """Hold one batch against the original's answers.
+        """Hold all sequences of a kind against the original's answers.
 
         Raises:
             ParityError: They differ; says the first timestep and output at which they do.
@@ -125,9 +125,10 @@ class _Comparison:
         if failures:
             step, column, name, bad, found, values = min(failures, key=lambda failure: failure[0])
             row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
+            where = f", element {place}" if place else ""
             want_there, got_there = (float(array[(row, column, *place)]) for array in (values, found))
             raise ParityError(
-                f"Output {name!r} first differs at timestep {step} ({kind} data, row {row}, element {place}): "
+                f"Output {name!r} first differs at timestep {step} ({kind} data, sequence {row + 1}{where}): "
                 f"the original says {want_there:.9g}, the step graph {got_there:.9g}; they differ by "
                 f"{abs(got_there - want_there):.3g}, and {self.tolerance.allowed(want_there):.3g} is allowed.",
                 fix="Nothing was written. A difference far above the tolerance means that the model does something "
@@ -192,18 +193,16 @@ def verify_parity(
         longest = max(longest, length)
         if progress:
             progress(f"{kind}: the original", 0, rows)
-        want = _answers(original(data), judged, rows, length)
+        want = _answers(original({name: array.copy() for name, array in data.items()}), judged, rows, length)
+        parts = []
         for start in range(0, rows, ROWS):
-            part = slice(start, min(start + ROWS, rows))
-            batch = {name: array[part] for name, array in data.items()}
-            got = _stepped(model, batch)
-            comparison.against_original(
-                kind, {n: PrefixAnswers(a.steps, a.values[part]) for n, a in want.items()}, _only(got, judged)
-            )
+            batch = {name: array[start : start + ROWS] for name, array in data.items()}
+            parts.append(_stepped(model, batch))
             if start == 0:
-                comparison.alone(kind, _only(got, judged), _only(_rows_alone(model, batch), judged))
+                comparison.alone(kind, _only(parts[0], judged), _rows_alone(model, batch))
             if progress:
-                progress(f"{kind}: step by step", part.stop, rows)
+                progress(f"{kind}: step by step", min(start + ROWS, rows), rows)
+        comparison.against_original(kind, want, _joined(parts))
     lines = list(comparison.outputs.values())
     parity = Parity(
         against=against,
@@ -267,8 +266,7 @@ def plain_sampler(manifest: Manifest) -> Sampler:
 
 
 def _drawn(sampler: Sampler, seeds: Sequence[int], steps: int) -> dict[str, Array]:
-    batches = [sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds]
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    return _joined([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds])
 
 
 def _answers(
@@ -306,6 +304,10 @@ def _stepped(model: StepModel, batch: Mapping[str, Array]) -> dict[str, Array]:
 def _rows_alone(model: StepModel, batch: Mapping[str, Array]) -> dict[str, Array]:
     rows = len(next(iter(batch.values())))
     parts = [_stepped(model, {name: array[r : r + 1] for name, array in batch.items()}) for r in range(rows)]
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -314,10 +316,14 @@ def _only(outputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array
 
 
 def _difference(found: Array, want: Array) -> Array:
-    """Absolute difference in float64; equal infinities differ by 0, a NaN by NaN."""
-    left, right = found.astype(np.float64), want.astype(np.float64).reshape(found.shape)
+    """Absolute difference in float64; equal infinities differ by 0, a NaN by NaN, unequal integers by 1 at least."""
+    want = want.reshape(found.shape)
+    left, right = found.astype(np.float64), want.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        return np.where(left == right, 0.0, np.abs(left - right))
+        off = np.abs(left - right)
+    if found.dtype.kind in "iu":
+        off = np.maximum(off, 1.0)  # large ones may be one number as floats
+    return np.where(found == want, 0.0, off)
 
 
 def _sequence(array: Array, name: str, row: tuple[int, ...], dtype: str) -> Array:
