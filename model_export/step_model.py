@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +102,7 @@ class StepModel:
                 fix="Export the model again, or check that the file is complete.",
             ) from exc
         self.manifest = manifest or self._read_manifest(source)
-        self._run_options = _run_options()
+        self._calls: dict[int, tuple[ort.RunOptions, float]] = {}
         self._inputs = {spec.name: spec for spec in self.manifest.inputs}
         self._windows = {window.input: window for window in self.manifest.windows}
         self._constants = {name: spec.array() for name, spec in self.manifest.constants.items()}
@@ -136,8 +139,8 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the run.
             ModelLoadError: onnxruntime failed on these values.
         """
-        self._run_options = _run_options()
-        return self._run_rows(inputs, states)
+        with self._call() as switch:
+            return self._run_rows(inputs, states, switch)
 
     def chunk(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array]
@@ -155,13 +158,13 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the chunk.
             ModelLoadError: onnxruntime failed on these values.
         """
-        self._run_options = _run_options()
         length = next(iter(inputs.values())).shape[1]
         outputs: list[dict[str, Array]] = []
         current = dict(states)
-        for t in range(length):
-            out, current = self._run_rows({n: a[:, t] for n, a in inputs.items()}, current)
-            outputs.append(out)
+        with self._call() as switch:
+            for t in range(length):
+                out, current = self._run_rows({n: a[:, t] for n, a in inputs.items()}, current, switch)
+                outputs.append(out)
         return {n: np.stack([o[n] for o in outputs], axis=1) for n in self._output_names}, current
 
     def initial_states(self, rows: int) -> dict[str, Array]:
@@ -194,28 +197,46 @@ class StepModel:
             for f in self.fields
         }
 
-    def terminate(self) -> None:
-        """End the `step` or `chunk` that now goes on in another thread; it raises `ModelTimeoutError`.
+    def terminate(self, *, longer_than: float = 0.0) -> None:
+        """End the `step` and `chunk` calls that go on in other threads; they raise `ModelTimeoutError`.
 
-        The next call is not touched: each call has its own switch.
+        Each call has a switch of its own, so that a late one never ends the next call.
+
+        Args:
+            longer_than: Seconds; calls that began later are left alone.
         """
-        self._run_options.terminate = True
+        now = time.monotonic()
+        for switch, began in list(self._calls.values()):
+            if now - began >= longer_than:
+                switch.terminate = True
 
     # ---------------------------------------------------------------- running
 
+    @contextmanager
+    def _call(self) -> Iterator[ort.RunOptions]:
+        """Keep a switch within reach of `terminate` while one call goes on."""
+        thread, switch = threading.get_ident(), _run_options()
+        self._calls[thread] = switch, time.monotonic()
+        try:
+            yield switch
+        finally:
+            del self._calls[thread]
+
     def _run_rows(
-        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Run all rows, as many together as the model can take."""
         rows = len(next(iter(inputs.values())))
         most = self.manifest.batch.max if self.batched else 1
         if rows <= most:
-            return self._run(inputs, states)
-        parts = [self._run(_rows(inputs, r, r + most), _rows(states, r, r + most)) for r in range(0, rows, most)]
+            return self._run(inputs, states, switch)
+        parts = [
+            self._run(_rows(inputs, r, r + most), _rows(states, r, r + most), switch) for r in range(0, rows, most)
+        ]
         return _stack([p[0] for p in parts]), _stack([p[1] for p in parts])
 
     def _run(
-        self, inputs: Mapping[str, Array], states: Mapping[str, Array]
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         feeds: dict[str, Array] = dict(self._constants)
         joined: dict[str, Array] = {}
@@ -229,9 +250,9 @@ class StepModel:
         for state in self.manifest.states:
             feeds[state.input] = _to_graph(states[state.input], state.row_shape, state.batch_axis)
         try:
-            values = self._session.run(self._fetch, feeds, self._run_options)
+            values = self._session.run(self._fetch, feeds, switch)
         except Exception as exc:
-            if self._run_options.terminate:
+            if switch.terminate:
                 raise ModelTimeoutError(
                     "The model run took longer than allowed and was ended.",
                     fix="Try again; raise `run_timeout_s` if the model is this slow by nature.",
@@ -334,7 +355,7 @@ class StepModel:
         """Run steps with the states fed back; return each step's outputs and states by name."""
         seen = []
         for inputs in steps:
-            outputs, states = self._run(inputs, states)
+            outputs, states = self._run(inputs, states, _run_options())
             self._check_dtypes(outputs, states)
             seen.append({**outputs, **{f"state {name}": value for name, value in states.items()}})
         return seen

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -390,25 +391,51 @@ def endless(model: StepModel) -> dict[str, Array]:
     return {s.name: np.full((1, *s.shape), 10**12, s.dtype) for s in model.manifest.inputs}
 
 
-def test_terminate_ends_a_run_in_another_thread() -> None:
+@pytest.fixture
+def endless_call() -> Iterator[tuple[StepModel, Future[object]]]:
+    """A model, and a call of it in another thread that never ends by itself."""
     model = load(graphs.slow)
-    caught: list[BaseException] = []
+    with ThreadPoolExecutor(1) as threads:
+        call: Future[object] = threads.submit(model.step, endless(model), model.initial_states(1))
+        yield model, call
+        while not call.done():  # terminate finds no call before it has begun
+            model.terminate()
+            wait([call], timeout=0.01)
 
-    def run() -> None:
-        try:
-            model.step(endless(model), model.initial_states(1))
-        except ModelTimeoutError as exc:
-            caught.append(exc)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    for _ in range(2000):  # a switch thrown before the run has begun belongs to the call before
+def is_ended(call: Future[object], end: Callable[[], None]) -> bool:
+    """Call `end` until the other thread's call is over, for some seconds at most."""
+    for _ in range(500):
+        end()
+        if wait([call], timeout=0.01).done:
+            return isinstance(call.exception(), ModelTimeoutError)
+    return False
+
+
+def test_terminate_ends_a_call_in_another_thread(endless_call: tuple[StepModel, Future[object]]) -> None:
+    model, call = endless_call
+
+    assert is_ended(call, model.terminate)
+
+
+def test_a_call_beside_it_does_not_hide_the_one_to_end(endless_call: tuple[StepModel, Future[object]]) -> None:
+    model, call = endless_call
+
+    def run_beside_and_terminate() -> None:
+        model.step({"x": np.ones((1, 1), np.int64)}, model.initial_states(1))
         model.terminate()
-        thread.join(0.01)
-        if not thread.is_alive():
-            break
 
-    assert [type(exc) for exc in caught] == [ModelTimeoutError]
+    assert is_ended(call, run_beside_and_terminate)
+
+
+def test_calls_that_have_not_gone_on_for_so_long_are_left_alone(
+    endless_call: tuple[StepModel, Future[object]],
+) -> None:
+    model, call = endless_call
+
+    assert not wait([call], timeout=0.1).done
+    model.terminate(longer_than=60)
+    assert not wait([call], timeout=0.1).done
 
 
 def test_a_late_terminate_does_not_end_the_next_call() -> None:
