@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Server, server
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # what the extra installs; Keras would ask for TensorFlow
 
 
 @pytest.fixture
