@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from model_export.manifest import Manifest
     from model_export.spec import StepSpec
     from model_export.step_model import StepModel
+
+# onnxruntime's own builds report their use to Microsoft unless this is set before they are loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Manifest", "StepModel", "StepSpec"]
 
