@@ -1,0 +1,63 @@
+"""`stepwell test`: all tests of a clone, run by pytest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import typer
+
+import service
+from model_export.errors import StepwellError
+
+_NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis")
+_EXIT_CODES = {0: 0, 4: 2}  # pytest's: passed, wrong usage; everything else is a failure
+
+
+class NoTestsError(StepwellError):
+    """The tests, or what runs them, are not here."""
+
+    code = "cannot_start"
+
+
+def test(context: typer.Context) -> None:
+    """Run all tests; further arguments go to pytest, which see: `stepwell test --help`."""
+    root = _clone()
+    # The tests are imported from the clone, wherever the caller stands.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
+    command = [sys.executable, "-m", "pytest", "--rootdir", str(root), "-c", str(root / "pyproject.toml")]
+    command += context.args
+    if Path.cwd() != root and not any(_is_path(argument) for argument in context.args):
+        command.append(str(root / "tests"))
+    pytest = subprocess.Popen(command, env=env)  # noqa: S603 - our own command with the caller's own words
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches pytest, which tells how far it got
+    raise typer.Exit(_EXIT_CODES.get(pytest.wait(), 1))
+
+
+def _clone() -> Path:
+    """Return the folder of the clone.
+
+    Raises:
+        NoTestsError: This is an installed package without tests, or the test extra is missing.
+    """
+    root = Path(os.environ.get("STEPWELL_ROOT") or Path(service.__file__).parents[1]).resolve()
+    if not (root / "tests").is_dir() or not (root / "pyproject.toml").is_file():
+        raise NoTestsError(
+            f"There are no tests in {root}; expected a clone with a tests folder.",
+            fix="Clone the repository and run ./stepwell test there.",
+        )
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise NoTestsError(
+            f"The tests need {', '.join(missing)}, which this Python does not have.",
+            fix="Run ./stepwell test, which installs it; or: pip install -e '.[test]'.",
+        )
+    return root
+
+
+def _is_path(argument: str) -> bool:
+    return not argument.startswith("-") and Path(argument.partition("::")[0]).exists()
