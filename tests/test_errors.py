@@ -1,0 +1,27 @@
+"""Every code is documented, and has its row in the one table of answers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from service.api.problems import PROBLEMS
+from service.errors import CODES
+
+DOCS = Path(__file__).parents[1] / "docs" / "errors.md"
+
+
+def test_every_code_has_a_heading_in_the_docs() -> None:
+    assert sorted(re.findall(r"^### (\w+)$", DOCS.read_text(), re.M)) == sorted(CODES)
+
+
+def test_every_code_has_a_status_and_a_title() -> None:
+    assert PROBLEMS.keys() == CODES.keys()
+
+
+def test_the_docs_say_the_status_that_is_answered() -> None:
+    said = dict(re.findall(r"^### (\w+)\n(\d{3})", DOCS.read_text(), re.M))
+
+    assert {code: int(status) for code, status in said.items()} == {
+        code: status for code, (status, _) in PROBLEMS.items()
+    }
