@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import ipaddress
 import os
 import signal
@@ -14,13 +13,14 @@ import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import typer
 
 from service import logs, server
+from service.commands.flags import with_setting_flags
 from service.server import StartError
-from service.settings import PREFIX, Settings
+from service.settings import Settings
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from service.store.facts import StoreFacts, demand_safe, read_facts
 from service.store.redis import StateStore
@@ -30,6 +30,7 @@ from service.workers import CONTROL_ENV
 _STORE_WATCH_S = 0.5
 
 
+@with_setting_flags
 def serve(**flags: Any) -> None:
     """Serve models over HTTP and WebSocket; every setting is also STEPWELL_<NAME> in the environment."""
     raise typer.Exit(run(Settings.load(**flags)))
@@ -141,47 +142,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _flag(name: str, annotation: Any, text: str) -> inspect.Parameter:
-    """Make a command-line option of a setting; None says that the flag was not given."""
-    option = f"--{name.replace('_', '-')}"
-    kind = _plain(annotation)
-    declared = f"{option}/--no-{option[2:]}" if kind is bool else option
-    default = (
-        ""
-        if Settings.model_fields[name].is_required()
-        else _shown(Settings.model_fields[name].get_default(call_default_factory=True))
-    )
-    hint = typer.Option(declared, help=f"{text}{default} [{PREFIX}{name.upper()}]", show_default=False)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, hint]
-    )
-
-
-def _shown(default: Any) -> str:
-    if default is None or default in ([], False):
-        return ""
-    return f" Default: {', '.join(map(str, default)) if isinstance(default, list) else default}."
-
-
-def _plain(annotation: Any) -> Any:
-    """Return the type that typer parses: without None, bounds, and choices (which `Settings` checks itself)."""
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        return _plain(next(part for part in get_args(annotation) if part is not type(None)))
-    if origin is Annotated:
-        return _plain(get_args(annotation)[0])
-    if origin is Literal:
-        return str
-    return annotation
-
-
-def _add_flags() -> None:
-    """Give `serve` a flag for every setting; typer reads them from its signature."""
-    flags = [_flag(name, field.annotation, field.description or "") for name, field in Settings.model_fields.items()]
-    serve.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]  # functions take attributes
-    serve.__annotations__ = {flag.name: flag.annotation for flag in flags} | {"return": None}
-
-
-_add_flags()

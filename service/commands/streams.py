@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from model_export.errors import StepwellError
 from service.commands.tables import facts_table, parity_table, show
 from service.wire.names import is_stream_id
 
-_PAGE = 100
+_PAGE = 1000  # the most that the service gives
 _TIMEOUT_S = 30.0
 
 Url = Annotated[str, typer.Option(envvar="STEPWELL_URL", help="Where the service is.")]
@@ -38,7 +38,7 @@ class StreamsError(StepwellError):
 
 @streams_app.command()
 def ls(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Of this model; of all by default.")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Of this model; of all by default.")] = None,
     *,
     prefix: Annotated[str, typer.Option(help="Only those whose id begins with this.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many; all by default.")] = None,
@@ -78,7 +78,7 @@ def reset(
     """Bring a stream back to its initial state."""
     body = {} if after is None else {"after": after}
     with _Service(url, key) as service:
-        found = service.call("POST", _path(model, stream) + "/reset", json=body)
+        found = service.call("POST", _path(model, stream) + "/reset", json=body, headers=_once())
     typer.echo(json.dumps(found, indent=2) if as_json else f"{stream} is at step {found['step']}")
 
 
@@ -95,7 +95,7 @@ def rm(
     paths = [_path(model, stream) for stream in streams]  # all are checked before the first is gone
     with _Service(url, key) as service:
         for path in paths:
-            service.call("DELETE", path)
+            service.call("DELETE", path, headers=_once())
     typer.echo(json.dumps({"forgotten": streams}, indent=2) if as_json else f"{', '.join(streams)} forgotten")
 
 
@@ -157,6 +157,11 @@ class _Service:
         )
 
 
+def _once() -> dict[str, str]:
+    """Return a header that makes the request one that is done once, also where preconditions are required."""
+    return {"Idempotency-Key": str(uuid.uuid4())}
+
+
 _FIXES = {
     401: "Give a key with --key, or in the environment as STEPWELL_KEY.",
     403: "Use a key that has this scope.",
@@ -172,10 +177,8 @@ def _path(model: str, stream: str) -> str:
 
 
 def _status(found: dict[str, Any]) -> Table:
-    """Return one line a fact; moments as people write them."""
-    facts = {name: str(value) for name, value in found.items()}
+    """Return one line a fact."""
+    facts = {name.replace("_", " "): str(value) for name, value in found.items() if name != "expires_in_s"}
     facts["step"] = f"{found['step']:,}"
-    for name in ("created_at", "updated_at"):
-        if isinstance(found.get(name), int | float):
-            facts[name] = datetime.fromtimestamp(found[name], UTC).isoformat(sep=" ", timespec="seconds")
+    facts["expires in"] = f"{found['expires_in_s']:,.0f} s, unless it is stepped"
     return facts_table("", facts)
