@@ -9,7 +9,8 @@ import numpy as np
 
 from model_export.errors import RefusedModelError
 from model_export.manifest import Array, Manifest, Parity
-from model_export.step_model import StepModel, nearly_equal
+from model_export.probe import nearly_equal, random_rows
+from model_export.step_model import StepModel
 
 _ATOL, _RTOL = 1e-5, 1e-4
 
@@ -33,7 +34,7 @@ def prove(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple
     """
     model = StepModel(path, manifest)
     rng = np.random.default_rng(1)
-    inputs = {spec.name: _random(rng, spec.dtype, (3, steps, *spec.shape)) for spec in manifest.inputs}
+    inputs = {spec.name: random_rows(rng, spec, (3, steps)) for spec in manifest.inputs}
     together = _answers(model, inputs)
     again = _answers(model, inputs)
     for name in together:
@@ -66,12 +67,6 @@ def _answers(model: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
     outputs, states = model.chunk(inputs, model.initial_states(rows))
     sure = {f"Output {o.name!r}": outputs[o.name] for o in model.manifest.answered if o.kind == "value"}
     return {**sure, **{f"State {name!r}": value for name, value in states.items()}}
-
-
-def _random(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:
-    if np.dtype(dtype).kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
 
 
 def _difference(found: Array, expected: Array) -> float:

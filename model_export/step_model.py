@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
-from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError, TensorError
-from model_export.manifest import METADATA_KEY, Array, Manifest, StateSpec, TensorSpec, sidecar_of
+from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError
+from model_export.manifest import METADATA_KEY, Array, Manifest, sidecar_of
+from model_export.probe import rows_are_independent
+from model_export.state_rows import initial_states, lay_out, pack, unpack
 
 ORT_TYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
@@ -30,30 +31,14 @@ ORT_TYPES = {
     "tensor(uint8)": "uint8", "tensor(bool)": "bool",
 }  # fmt: skip
 
-_PROBE_STEPS = 3
 
-
-@dataclass(frozen=True, slots=True)
-class StateField:
-    """One state's place in a packed state row.
-
-    Attributes:
-        name: The state input's name; for a window `<input>.context`.
-        dtype: Type in the graph.
-        store_dtype: Type in the packed row.
-        shape: One row, without batch axis.
-        offset: First byte in the packed row.
-        nbytes: Length in the packed row.
-        initial: The initial row, shape `shape`, dtype `dtype`.
-    """
+class _Place(NamedTuple):
+    """Where a tensor stands: in the graph, and in a row."""
 
     name: str
-    dtype: np.dtype[np.generic]
-    store_dtype: np.dtype[np.generic]
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-    initial: Array
+    row: tuple[int, ...]
+    graph_row: tuple[int, ...]
+    batch_axis: int | None
 
 
 class StepModel:
@@ -103,18 +88,20 @@ class StepModel:
             ) from exc
         self.manifest = manifest or self._read_manifest(source)
         self._calls: dict[int, tuple[ort.RunOptions, float]] = {}
-        self._inputs = {spec.name: spec for spec in self.manifest.inputs}
+        self._inputs = [_Place(i.name, i.row_shape, i.graph_row_shape, i.batch_axis) for i in self.manifest.inputs]
+        self._states = [_Place(s.input, s.row_shape, s.row_shape, s.batch_axis) for s in self.manifest.states]
+        self._outputs = [_Place(o.name, o.row_shape, o.graph_row_shape, o.batch_axis) for o in self.manifest.answered]
         self._windows = {window.input: window for window in self.manifest.windows}
         self._constants = {name: spec.array() for name, spec in self.manifest.constants.items()}
         self._check_against_graph()
-        self.fields = _layout(self.manifest)
+        self.fields = lay_out(self.manifest)
         self.state_bytes = sum(field.nbytes for field in self.fields)
         self.fingerprint = self._fingerprint(source)
-        self._output_names = [o.name for o in self.manifest.answered]
-        self._fetch = self._output_names + [s.output for s in self.manifest.states]
+        self._fetch = [o.name for o in self.manifest.answered] + [s.output for s in self.manifest.states]
         self._initial: bytes = self.pack({f.name: f.initial[None] for f in self.fields}, rows=1)[0].tobytes()
-        self.batched = False
-        self._probe()
+        self.batched = rows_are_independent(
+            self.manifest, self.initial_states, lambda inputs, states: self._run(inputs, states, _run_options())
+        )
 
     # ---------------------------------------------------------------- what people call
 
@@ -165,11 +152,11 @@ class StepModel:
             for t in range(length):
                 out, current = self._run_rows({n: a[:, t] for n, a in inputs.items()}, current, switch)
                 outputs.append(out)
-        return {n: np.stack([o[n] for o in outputs], axis=1) for n in self._output_names}, current
+        return {n: np.stack([o[n] for o in outputs], axis=1) for n in outputs[0]}, current
 
     def initial_states(self, rows: int) -> dict[str, Array]:
         """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
-        return {f.name: np.repeat(f.initial[None], rows, axis=0) for f in self.fields}
+        return initial_states(self.fields, rows)
 
     def pack(self, states: Mapping[str, Array], *, rows: int) -> Array:
         """Pack states into rows of bytes as the store keeps them.
@@ -179,23 +166,11 @@ class StepModel:
         Returns:
             Shape `(rows, state_bytes)` uint8.
         """
-        packed = np.empty((rows, self.state_bytes), np.uint8)
-        for f in self.fields:
-            with np.errstate(over="ignore"):
-                flat = np.ascontiguousarray(states[f.name].reshape(rows, -1), dtype=f.store_dtype)
-            packed[:, f.offset : f.offset + f.nbytes] = flat.view(np.uint8).reshape(rows, f.nbytes)
-        return packed
+        return pack(self.fields, states, rows)
 
     def unpack(self, packed: Array) -> dict[str, Array]:
         """Undo `pack`; `packed` has shape `(rows, state_bytes)` uint8."""
-        rows = len(packed)
-        return {
-            f.name: np.ascontiguousarray(packed[:, f.offset : f.offset + f.nbytes])
-            .view(f.store_dtype)
-            .reshape(rows, *f.shape)
-            .astype(f.dtype, copy=False)
-            for f in self.fields
-        }
+        return unpack(self.fields, packed)
 
     def terminate(self, *, longer_than: float = 0.0) -> None:
         """End the `step` and `chunk` calls that go on in other threads; they raise `ModelTimeoutError`.
@@ -238,17 +213,17 @@ class StepModel:
     def _run(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        feeds: dict[str, Array] = dict(self._constants)
+        rows = len(next(iter(inputs.values())))
+        feeds = dict(self._constants)
         joined: dict[str, Array] = {}
-        for name, spec in self._inputs.items():
-            row = inputs[name]
-            if (window := self._windows.get(name)) is not None:
-                row = joined[name] = np.concatenate([states[window.state_name], row], axis=window.axis + 1)
-                feeds[name] = _to_graph(row, row.shape[1:], spec.batch_axis)
-            else:
-                feeds[name] = _to_graph(row, spec.graph_row_shape, spec.batch_axis)
-        for state in self.manifest.states:
-            feeds[state.input] = _to_graph(states[state.input], state.row_shape, state.batch_axis)
+        for place in self._inputs:
+            row, graph_row = inputs[place.name], place.graph_row
+            if (window := self._windows.get(place.name)) is not None:
+                row = np.concatenate([states[window.state_name], row], axis=window.axis + 1)
+                joined[place.name], graph_row = row, row.shape[1:]
+            feeds[place.name] = _to_graph(row, graph_row, place.batch_axis)
+        for place in self._states:
+            feeds[place.name] = _to_graph(states[place.name], place.graph_row, place.batch_axis)
         try:
             values = self._session.run(self._fetch, feeds, switch)
         except Exception as exc:
@@ -261,16 +236,9 @@ class StepModel:
                 f"onnxruntime failed in {self._where}: {str(exc).strip()}.",
                 fix="Check the manifest with `stepwell inspect`, or export the model again.",
             ) from exc
-        rows = len(next(iter(inputs.values())))
-        answered = self.manifest.answered
-        outputs = {
-            spec.name: _from_graph(value, spec.row_shape, spec.batch_axis, rows)
-            for spec, value in zip(answered, values, strict=False)
-        }
-        next_states = {
-            state.input: _from_graph(value, state.row_shape, state.batch_axis, rows)
-            for state, value in zip(self.manifest.states, values[len(answered) :], strict=True)
-        }
+        count = len(self._outputs)
+        outputs = {p.name: _from_graph(v, p, rows) for p, v in zip(self._outputs, values[:count], strict=True)}
+        next_states = {p.name: _from_graph(v, p, rows) for p, v in zip(self._states, values[count:], strict=True)}
         for name, row in joined.items():
             window = self._windows[name]
             length = row.shape[window.axis + 1]
@@ -326,119 +294,6 @@ class StepModel:
         digest.update(json.dumps([schema, constants], sort_keys=True).encode())
         return digest.digest()
 
-    def _probe(self) -> None:
-        """Run two different streams alone and together; run rows together only if that changes nothing.
-
-        A declared symbolic batch axis proves nothing: published models exist that declare one and fail
-        on two rows. Several steps, because rows that mix in the state alone are equal at the first.
-        """
-        rng = np.random.default_rng(0)
-        steps = [{s.name: _probe_rows(rng, s) for s in self._inputs.values()} for _ in range(_PROBE_STEPS)]
-        alone = [self._follow([_rows(x, r, r + 1) for x in steps], self.initial_states(1)) for r in range(2)]
-        manifest = self.manifest
-        axes = [spec.batch_axis for spec in (*manifest.inputs, *manifest.answered)]
-        axes += [state.batch_axis for state in manifest.states]
-        if manifest.batch.mode == "single" or manifest.batch.max < 2 or None in axes:
-            return
-        try:
-            together = self._follow(steps, self.initial_states(2))
-        except ModelLoadError:
-            return
-        random = {o.name for o in manifest.outputs if o.kind == "random"}
-        self.batched = all(
-            nearly_equal(both[name], np.concatenate([first[name], second[name]]))
-            for both, first, second in zip(together, alone[0], alone[1], strict=True)
-            for name in both.keys() - random
-        )
-
-    def _follow(self, steps: Sequence[Mapping[str, Array]], states: Mapping[str, Array]) -> list[dict[str, Array]]:
-        """Run steps with the states fed back; return each step's outputs and states by name."""
-        seen = []
-        for inputs in steps:
-            outputs, states = self._run(inputs, states, _run_options())
-            self._check_dtypes(outputs, states)
-            seen.append({**outputs, **{f"state {name}": value for name, value in states.items()}})
-        return seen
-
-    def _check_dtypes(self, outputs: Mapping[str, Array], states: Mapping[str, Array]) -> None:
-        for name, value in states.items():
-            dtype = next(f.dtype for f in self.fields if f.name == name)
-            if value.dtype != dtype:
-                raise ManifestError(
-                    f"State {name!r} of {self._where} comes back as {value.dtype}; expected {dtype}.",
-                    fix="Mend `dtype` in the manifest.",
-                )
-        for spec in self.manifest.answered:
-            if outputs[spec.name].dtype != np.dtype(spec.dtype):
-                raise ManifestError(
-                    f"Output {spec.name!r} of {self._where} is {outputs[spec.name].dtype}; expected {spec.dtype}.",
-                    fix="Mend `dtype` in the manifest.",
-                )
-
-
-def check_rows(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], *, lead: int = 1) -> None:
-    """Check that arrays fit their declarations.
-
-    Args:
-        inputs: One array per name, with `lead` axes (batch, or batch and time) in front of the row.
-        specs: The declarations.
-        lead: Axes in front of the row.
-
-    Raises:
-        TensorError: A name is missing or unknown, or a shape or dtype differs.
-    """
-    names = [spec.name for spec in specs]
-    if set(inputs) != set(names):
-        raise TensorError(
-            f"Inputs are {sorted(inputs)}; expected {sorted(names)}.", fix="Send exactly the declared inputs."
-        )
-    for spec in specs:
-        found = inputs[spec.name]
-        if found.shape[lead:] != spec.row_shape or found.dtype != np.dtype(spec.dtype):
-            raise TensorError(
-                f"Input {spec.name!r} has row shape {list(found.shape[lead:])} and dtype {found.dtype}; "
-                f"expected {spec.shape} and {spec.dtype}.",
-                fix="Send one row per timestep as the model declares it.",
-            )
-
-
-def nearly_equal(found: Array, expected: Array) -> bool:
-    """Say whether two arrays differ by no more than rounding; integers and booleans must be equal.
-
-    Running rows together takes other kernels than running one alone, with another order of additions.
-    """
-    if found.shape != expected.shape:
-        return False
-    if found.dtype.kind != "f":
-        return np.array_equal(found, expected)
-    eps = float(np.finfo(found.dtype).eps)
-    wide = np.float64
-    return np.allclose(
-        found.astype(wide), expected.astype(wide), rtol=max(1e-4, 8 * eps), atol=max(1e-5, 8 * eps), equal_nan=True
-    )
-
-
-def _layout(manifest: Manifest) -> list[StateField]:
-    fields: list[StateField] = []
-    offset = 0
-
-    def add(name: str, spec: StateSpec | None, shape: tuple[int, ...], dtype: str, initial: Array) -> None:
-        nonlocal offset
-        store = np.dtype(spec.store_dtype if spec else dtype)
-        nbytes = math.prod(shape) * store.itemsize
-        fields.append(StateField(name, np.dtype(dtype), store, shape, offset, nbytes, initial))
-        offset += nbytes
-
-    for state in manifest.states:
-        add(state.input, state, state.row_shape, state.dtype, state.initial())
-    for window in manifest.windows:
-        spec = next(i for i in manifest.inputs if i.name == window.input)
-        shape = list(spec.row_shape)
-        shape[window.axis] = window.context
-        initial = np.zeros(shape, spec.dtype) if window.init == "zeros" else window.init.unpack()
-        add(window.state_name, None, tuple(shape), spec.dtype, initial)
-    return fields
-
 
 def _to_graph(rows: Array, graph_row: tuple[int, ...], batch_axis: int | None) -> Array:
     """Bring `(rows, ...)` to the graph's shape: reshape the row, put the batch axis where the graph has it."""
@@ -449,16 +304,17 @@ def _to_graph(rows: Array, graph_row: tuple[int, ...], batch_axis: int | None) -
     return rows if batch_axis == 0 else np.ascontiguousarray(np.moveaxis(rows, 0, batch_axis))
 
 
-def _from_graph(value: Array, row: tuple[int, ...], batch_axis: int | None, rows: int) -> Array:
-    if batch_axis is not None and batch_axis > 0 and value.ndim > batch_axis:
-        value = np.moveaxis(value, batch_axis, 0)
-    if value.shape == (rows, *row):
+def _from_graph(value: Array, place: _Place, rows: int) -> Array:
+    if place.batch_axis is not None and 0 < place.batch_axis < value.ndim:
+        value = np.moveaxis(value, place.batch_axis, 0)
+    if value.shape == (rows, *place.row):
         return value
     try:
-        return value.reshape(rows, *row)
+        return value.reshape(rows, *place.row)
     except ValueError as exc:
         raise ModelLoadError(
-            f"The graph gave a tensor of shape {list(value.shape)}; expected {rows} rows of {list(row)}.",
+            f"The graph gave a tensor of shape {list(value.shape)} for {place.name!r}; "
+            f"expected {rows} rows of {list(place.row)}.",
             fix="Mend the shape in the manifest, or adopt the model again.",
         ) from exc
 
@@ -475,12 +331,3 @@ def _run_options() -> ort.RunOptions:
 
 def _stack(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _probe_rows(rng: np.random.Generator, spec: TensorSpec) -> Array:
-    dtype = np.dtype(spec.dtype)
-    shape = (2, *spec.row_shape)
-    if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
-    # 0 and 1 are valid in every vocabulary, class list and flag.
-    return rng.integers(0, 2, shape).astype(dtype)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError, TensorError
+from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from model_export.manifest import METADATA_KEY, Array, Manifest, PackedTensor, sidecar_of
-from model_export.step_model import StepModel, check_rows, nearly_equal
+from model_export.probe import nearly_equal
+from model_export.step_model import StepModel
 from tests import graphs
 
 HONEST: dict[str, graphs.Build] = {
@@ -365,7 +366,7 @@ def test_a_state_that_grows_is_refused_at_load() -> None:
     with pytest.raises(ModelLoadError) as caught:
         StepModel(graph, graphs.total(1)[1])
 
-    assert "shape [1, 2]; expected 1 rows of [1]" in caught.value.problem
+    assert "shape [1, 2] for 's'; expected 1 rows of [1]" in caught.value.problem
 
 
 def test_the_fingerprint_names_graph_weights_and_states() -> None:
@@ -477,25 +478,3 @@ def test_onnxruntime_prints_nothing_of_its_own(capfd: pytest.CaptureFixture[str]
     load(graphs.lying_batch)
 
     assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("inputs", "told"),
-    [
-        ({}, "Inputs are []; expected ['x']"),
-        ({"x": np.zeros((1, 2), np.float32), "z": np.zeros(1)}, "Inputs are ['x', 'z']; expected ['x']"),
-        ({"x": np.zeros((1, 3), np.float32)}, "row shape [3] and dtype float32; expected [2] and float32"),
-        ({"x": np.zeros((1, 2), np.float64)}, "dtype float64; expected [2] and float32"),
-    ],
-)
-def test_rows_that_do_not_fit_are_told_by_name(inputs: dict[str, Array], told: str) -> None:
-    with pytest.raises(TensorError) as caught:
-        check_rows(inputs, graphs.total()[1].inputs)
-
-    assert told in caught.value.problem
-
-
-def test_rows_with_a_time_axis_are_checked_behind_it() -> None:
-    check_rows({"x": np.zeros((4, 9, 2), np.float32)}, graphs.total()[1].inputs, lead=2)
-    with pytest.raises(TensorError):
-        check_rows({"x": np.zeros((4, 9, 3), np.float32)}, graphs.total()[1].inputs, lead=2)
