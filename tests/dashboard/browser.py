@@ -75,8 +75,9 @@ class Page:
 
     def press(self, key: str) -> None:
         """Press a key where the focus is."""
-        for kind in ("keyDown", "keyUp"):
-            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+        text = {"text": "\r", "windowsVirtualKeyCode": 13} if key == "Enter" else {}
+        self._call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **text)
+        self._call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
 
     def type(self, text: str) -> None:
         """Type into what has the focus."""

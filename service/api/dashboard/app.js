@@ -20,7 +20,8 @@ const page = {
   paused: false,
   fresh: false, // whether the chosen stream has news to draw
   crowded: false,
-  watches: [],
+  all: null, // the watch of the whole model
+  one: null, // the watch of the chosen stream, where there are very many
   perSecond: [0],
   scrapes: new Map(),
   looks: 0,
@@ -31,7 +32,12 @@ const plots = {
   inputs: new Plot($("inputs-plot"), $("inputs-legend"), "in"),
   outputs: new Plot($("outputs-plot"), $("outputs-legend"), "out"),
 };
-const streamList = new StreamList({ list: $("stream-list"), filter: $("filter"), note: $("streams-note"), choose: (name) => choose(name, true) });
+const streamList = new StreamList({
+  list: $("stream-list"),
+  filter: $("filter"),
+  note: $("streams-note"),
+  choose: (name) => choose(name, true),
+});
 
 // ---- state of the service ------------------------------------------------------------------------------------
 
@@ -53,7 +59,9 @@ async function look() {
   const model = page.model;
   if (!model) return;
   await Promise.allSettled([
-    get("readyz").then(({ ok }) => $("state").dataset.state === "waiting" || showState(ok ? "ready" : "down", ok ? "Ready" : "Not ready")),
+    get("readyz").then(({ ok }) => {
+      if ($("state").dataset.state !== "waiting") showState(ok ? "ready" : "down", ok ? "Ready" : "Not ready");
+    }),
     get("metrics").then(async (answer) => showMetrics(answer.ok ? read(await answer.text(), model.name) : null)),
     page.looks++ % 5 || list(model),
   ]);
@@ -70,11 +78,12 @@ async function openService(models) {
   $("main").hidden = false;
   fillPicker();
   const { version, durability } = await getJson("v1/info");
-  text("about", [version && `version ${version}`, durability && `durability ${durability}`].filter(Boolean).join(" · "));
+  text("about", `version ${version} · durability ${durability}`);
 }
 
 function askForKey(status) {
-  page.watches.forEach((one) => one.close());
+  page.all?.close();
+  page.one?.close();
   page.models = null; // open it all again once the key fits
   $("main").hidden = true;
   showState("down", "Locked");
@@ -100,7 +109,8 @@ function showMetrics(scrape) {
     return Number.isNaN(value) ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
   };
   text("latency", ms(0.5));
-  text("latency-note", scrape ? (buckets.at(-1)?.[1] ? `median; 99% within ${ms(0.99)}` : "") : "metrics are not open to this key");
+  const answered = buckets.at(-1)?.[1] > 0;
+  text("latency-note", !scrape ? "metrics are not open to this key" : answered ? `median; 99% within ${ms(0.99)}` : "");
   text("replays", scrape ? number(scrape.replays) : "–");
   text("conflicts", scrape ? `never applied twice; ${number(scrape.conflicts)} conflicts settled` : "");
 }
@@ -110,12 +120,13 @@ function showMetrics(scrape) {
 function fillPicker() {
   const address = new URLSearchParams(location.hash.slice(1));
   const before = page.model?.name ?? address.get("model");
-  $("model").replaceChildren(...page.models.map(({ name, version }) => new Option(page.models.length > 1 || version > 1 ? `${name} · ${version}` : name, name)));
+  const title = ({ name, version }) => (version > 1 ? `${name} · ${version}` : name);
+  $("model").replaceChildren(...page.models.map((model) => new Option(title(model), model.name)));
   $("model").disabled = page.models.length < 2;
   const model = page.models.find(({ name }) => name === before) ?? page.models[0];
   if (!model) {
     text("empty-title", "No model is loaded");
-    text("empty-text", "Put an exported model into the model folder and start the service again, or POST /v1/models/reload.");
+    text("empty-text", "Put an exported model into the model folder, then POST /v1/models/reload or start again.");
     $("curl").hidden = true;
     $("empty").hidden = false;
     return showState("ready", "Ready");
@@ -154,17 +165,16 @@ function choose(name, byPerson) {
   page.chosen = name;
   page.fresh = name !== null;
   if (byPerson) history.replaceState(null, "", `#${new URLSearchParams({ model: page.model.name, stream: name })}`);
-  if (page.crowded) watch();
+  watchChosen();
   renderList();
 }
 
 // ---- the live feed -------------------------------------------------------------------------------------------
 
-/** Follow the model; where there are very many streams, follow the chosen one apart, for its inputs. */
+/** Follow the whole model. */
 function watch() {
-  page.watches.forEach((one) => one.close());
-  const model = page.model.name;
-  const on = {
+  page.all?.close();
+  page.all = new Watch({ model: page.model.name }, !page.crowded, {
     open: () => showState("ready", "Ready"),
     lost: (wait) => showState("waiting", `Connection lost; trying again in ${Math.max(1, Math.round(wait))} s`),
     refused: () => askForKey(401),
@@ -172,21 +182,30 @@ function watch() {
       see(message);
       if (!page.crowded) keep(message);
     },
-  };
-  page.watches = [new Watch({ model }, !page.crowded, on)];
+  });
+  watchChosen();
+}
+
+/** Where there are very many streams, follow the chosen one apart, for its inputs. */
+function watchChosen() {
+  page.one?.close();
+  page.one = null;
   if (!page.crowded || !page.chosen) return;
-  page.watches.push(new Watch({ model, stream: page.chosen }, true, { ...on, open() {}, lost() {}, message: keep }));
+  const on = { open() {}, lost() {}, refused() {}, message: keep };
+  page.one = new Watch({ model: page.model.name, stream: page.chosen }, true, on);
 }
 
 function see({ stream, step, outputs, gap }) {
   page.skipped += gap ?? 0;
   if (!stream) return;
-  page.perSecond[page.perSecond.length - 1] += page.streams.get(stream).see(step, timesteps(outputs ?? {}, page.model.outputs));
+  const rows = timesteps(outputs ?? {}, page.model.outputs);
+  page.perSecond[page.perSecond.length - 1] += page.streams.get(stream).see(step, rows);
 }
 
 function keep({ stream, step, outputs, inputs }) {
   if (!stream) return;
-  page.streams.get(stream).keep(step, timesteps(inputs ?? {}, page.model.inputs), timesteps(outputs ?? {}, page.model.outputs));
+  const given = timesteps(inputs ?? {}, page.model.inputs);
+  page.streams.get(stream).keep(step, given, timesteps(outputs ?? {}, page.model.outputs));
   if (stream === page.chosen) page.fresh = true;
 }
 
@@ -198,7 +217,8 @@ function drawStream() {
   page.fresh = false;
   const { inputs, outputs } = page.model;
   text("stream-name", stream.name);
-  text("stream-facts", `step ${number(stream.step)}`);
+  const quiet = stream.rows.length ? "" : ", nothing since this page was opened";
+  text("stream-facts", `step ${number(stream.step)}${quiet}`);
   drawPlot("inputs", inputs, stream.rows, false);
   drawPlot("outputs", outputs, stream.rows, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])));
   const best = mostProbable(stream.outputs, outputs);
@@ -222,19 +242,22 @@ function renderList() {
   const { streams } = page;
   if (!page.model) return;
   const live = streams.live;
-  if (!page.picked && !streams.byName.get(page.chosen)?.isLive && live.length) choose(live.sort((a, b) => (a.name < b.name ? -1 : 1))[0].name, false);
+  const current = streams.byName.get(page.chosen);
+  const lost = page.picked ? streams.isListed && !current : !current?.isLive;
+  const [next] = streamList.sorted(streams);
+  if (lost && next && next.name !== page.chosen) return choose(next.name, false);
   if (page.crowded !== live.length > CROWD && Math.abs(live.length - CROWD) > CROWD / 5) {
     page.crowded = live.length > CROWD;
     watch();
   }
   streamList.render(streams, page.model.outputs, page.chosen);
-  const chosen = streams.byName.get(page.chosen);
-  $("view").hidden = !chosen;
-  $("empty").hidden = Boolean(chosen) || streams.byName.size > 0;
+  $("view").hidden = !current;
+  $("empty").hidden = streams.byName.size > 0;
   document.querySelector(".work").classList.toggle("nothing", !$("empty").hidden);
-  text("skipped", page.skipped ? `${number(page.skipped)} messages skipped: the service is faster than this page.` : "");
+  const { skipped } = page;
+  text("skipped", skipped ? `${number(skipped)} messages skipped: the service is faster than this page.` : "");
   text("live", number(live.length));
-  text("stored", streams.truncated ? `of more than ${number(streams.byName.size)} kept` : `of ${number(streams.byName.size)} kept`);
+  text("stored", `of ${streams.truncated ? "more than " : ""}${number(streams.byName.size)} kept`);
   document.title = live.length ? `${live.length} live · Stepwell` : "Stepwell";
 }
 
@@ -246,7 +269,8 @@ function drawRate() {
   const most = Math.max(1, ...whole);
   const points = whole.map((n, i) => `${(120 * (i + SPARK_S - whole.length)) / (SPARK_S - 1)},${30 - (27 * n) / most}`);
   $("rate-line").setAttribute("points", points.join(" "));
-  $("rate-area").setAttribute("points", points.length ? `${points.join(" ")} 120,32 ${points[0].split(",")[0]},32` : "");
+  const floor = points.length ? ` 120,32 ${points[0].split(",")[0]},32` : "";
+  $("rate-area").setAttribute("points", points.join(" ") + floor);
   seconds.push(0);
   if (seconds.length > SPARK_S + 1) seconds.shift();
 }

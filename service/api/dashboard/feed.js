@@ -32,6 +32,7 @@ export class Watch {
   #timer = 0;
   #wait = FIRST_WAIT_S;
   #closed = false;
+  #locked = false; // whether the service wants another key
 
   /**
    * @param {object} filter - {model, stream?}, as the service's `watch` takes it
@@ -66,14 +67,14 @@ export class Watch {
         this.#wait = FIRST_WAIT_S;
         this.on.open();
       } else if (message.error) {
-        if (message.error.status === 401 || message.error.status === 403) this.on.refused(message.error);
+        this.#locked = message.error.status === 401 || message.error.status === 403;
       } else {
         this.on.message(message);
       }
     };
-    socket.onclose = ({ code }) => {
+    socket.onclose = () => {
       if (this.#closed) return;
-      if (code === 1008) return this.on.refused({ detail: "The service closed the connection: policy." });
+      if (this.#locked) return this.on.refused();
       const wait = this.#wait * (0.75 + Math.random() / 2); // apart, so that pages do not come back all at once
       this.#wait = Math.min(this.#wait * 2, LONGEST_WAIT_S);
       this.on.lost(wait);

@@ -9,15 +9,18 @@ function parse(text, prefixes) {
     if (!prefixes.some((prefix) => line.startsWith(prefix))) continue;
     const found = LINE.exec(line);
     if (!found) continue;
-    const labels = Object.fromEntries([...(found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map((m) => [m[1], m[2]]));
+    const pairs = (found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g);
+    const labels = Object.fromEntries([...pairs].map(([, label, value]) => [label, value]));
     samples.push({ name: found[1], labels, value: Number(found[3]) });
   }
   return samples;
 }
 
+const COUNTS = ["stepwell_replays_total", "stepwell_conflicts_total", "process_start_time_seconds"];
+
 /** What one scrape says of a model: cumulative latency buckets, repeats, conflicts, and which process answered. */
 export function read(text, model) {
-  const samples = parse(text, ["stepwell_step_seconds_bucket", "stepwell_replays_total", "stepwell_conflicts_total", "process_start_time_seconds"]);
+  const samples = parse(text, ["stepwell_step_seconds_bucket", ...COUNTS]);
   const sum = (name) => samples.filter((s) => s.name === name).reduce((total, s) => total + s.value, 0);
   const buckets = new Map();
   for (const s of samples) {
@@ -48,7 +51,8 @@ export function quantile(buckets, share) {
   const rank = share * total;
   let [low, below] = [0, 0];
   for (const [le, count] of buckets) {
-    if (count >= rank) return le === Infinity ? low : low + ((le - low) * (rank - below)) / Math.max(count - below, 1e-9);
+    if (count >= rank && le === Infinity) return low;
+    if (count >= rank) return low + ((le - low) * (rank - below)) / Math.max(count - below, 1e-9);
     [low, below] = [le, count];
   }
   return low;

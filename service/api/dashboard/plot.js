@@ -46,6 +46,7 @@ export class Plot {
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
     this.#chart.setScale("x", { min: first, max: Math.max(last, first + 20) });
+    this.#chart.redraw(true, true); // the marks move with the rows, also where the scales stay
     this.#tell(this.#chart.cursor.idx ?? steps.length - 1);
   }
 
@@ -70,6 +71,7 @@ export class Plot {
     this.#chart?.destroy();
     const [ink, grid] = [colour("--ink-soft"), colour("--grid")];
     const font = `11px ${getComputedStyle(document.body).fontFamily}`;
+    const told = (words) => (_, marks) => marks.map(words);
     const axis = { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 6 };
     this.#chart = new uPlot(
       {
@@ -79,8 +81,12 @@ export class Plot {
         cursor: { sync: { key: "stepwell" }, drag: { x: false, y: false }, points: { size: 6 } },
         scales: { x: { time: false }, y: this.shares ? { range: [0, 1] } : {} },
         axes: [
-          { ...axis, grid: { show: false }, size: 26, splits: () => this.#marks(), values: (_, marks) => marks.map((at) => this.#stepAt(at)) },
-          { ...axis, size: 46, values: (_, ticks) => ticks.map((v) => (this.shares ? `${Math.round(v * 100)}%` : number(v))) },
+          {
+            ...axis, size: 26, grid: { show: false },
+            splits: () => this.#marks(),
+            values: told((at) => this.#stepAt(at)),
+          },
+          { ...axis, size: 46, values: told(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
         ],
         series: [{}, ...this.series.map((_, i) => this.#line(i))],
         hooks: { setCursor: [(chart) => this.#tell(chart.cursor.idx ?? chart.data[0].length - 1)] },

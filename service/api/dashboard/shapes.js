@@ -46,7 +46,7 @@ export function areProbabilities(values) {
   return Math.abs(values.reduce((sum, v) => sum + v, 0) - 1) < 1e-3;
 }
 
-/** The most probable class of a row of outputs, {name, index, share}, or null where no output looks like probabilities. */
+/** The most probable class of a row of outputs, {name, index, share}; null where nothing looks like probabilities. */
 export function mostProbable(row, specs) {
   for (const spec of specs) {
     const values = row?.[spec.name];
@@ -68,14 +68,16 @@ export function summary(row, specs) {
 
 /** The shell line that sends one timestep of zeros to a model. */
 export function curlLine(model, base, withKey) {
-  const inputs = Object.fromEntries(model.inputs.map((spec) => [spec.name, filled(spec.shape, spec.dtype === "bool" ? false : 0)]));
+  const nothing = ({ dtype, shape }) => filled(shape, dtype === "bool" ? false : 0);
+  const inputs = Object.fromEntries(model.inputs.map((spec) => [spec.name, nothing(spec)]));
   const url = new URL(`v1/models/${model.name}/streams/first/step`, base);
   const lines = [`curl ${url}`, "-H 'content-type: application/json'"];
   if (withKey) lines.push("-H 'authorization: Bearer YOUR_KEY'");
   return [...lines, `-d '${JSON.stringify({ inputs })}'`].join(" \\\n  ");
 }
 
-const filled = ([n, ...rest], value) => (n === undefined ? value : Array.from({ length: n }, () => filled(rest, value)));
+const filled = ([n, ...rest], value) =>
+  n === undefined ? value : Array.from({ length: n }, () => filled(rest, value));
 
 export const percent = (share) => `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)}%`;
 

@@ -51,6 +51,7 @@ class Stream {
 export class Streams {
   byName = new Map();
   truncated = false;
+  isListed = false; // whether the service's own list was taken
 
   get live() {
     return [...this.byName.values()].filter((stream) => stream.isLive);
@@ -64,6 +65,7 @@ export class Streams {
   /** Take the service's own list; what it does not know any more goes, unless it was seen just now. */
   list({ streams, cursor }) {
     this.truncated = cursor != null;
+    this.isListed = true;
     for (const { stream, step } of streams) {
       const known = this.get(stream);
       if (!known.isLive) known.step = step;
@@ -89,10 +91,14 @@ export class StreamList {
     list.addEventListener("keydown", (event) => this.#key(event));
   }
 
+  /** All streams in the list's order. */
+  sorted(streams) {
+    return [...streams.byName.values()].sort((a, b) => b.isLive - a.isLive || byName(a.name, b.name));
+  }
+
   render(streams, outputSpecs, chosen) {
     const wanted = this.filter.value.trim().toLowerCase();
-    const found = [...streams.byName.values()].filter(({ name }) => name.toLowerCase().includes(wanted));
-    found.sort((a, b) => b.isLive - a.isLive || byName(a.name, b.name));
+    const found = this.sorted(streams).filter(({ name }) => name.toLowerCase().includes(wanted));
     this.#shown = found.slice(0, MOST_ROWS).map(({ name }) => name);
     const items = found.slice(0, MOST_ROWS).map((stream) => this.#row(stream, outputSpecs, stream.name === chosen));
     const placed = this.list.children;
