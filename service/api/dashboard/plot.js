@@ -46,7 +46,7 @@ export class Plot {
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
     this.#chart.setScale("x", { min: first, max: Math.max(last, first + 20) });
-    this.#chart.redraw(true, true); // the marks move with the rows, also where the scales stay
+    this.#chart.redraw(false, true); // the marks move with the rows, also where the scales stay
     this.#tell(this.#chart.cursor.idx ?? steps.length - 1);
   }
 
