@@ -50,7 +50,7 @@ def accuracy_at(predictions: np.ndarray, labels: np.ndarray, timestep: int) -> f
     return float((predictions[:, timestep - 1].argmax(-1) == labels).mean())
 
 
-def main() -> None:
+def main(model_file: Path = HERE / "model.keras", recordings_file: Path = RECORDINGS) -> None:
     keras.utils.set_random_seed(SEED)
     data = np.load(HERE / "basic_motions.npz")
     x_train, y_train, x_test, y_test = (data[key] for key in ("x_train", "y_train", "x_test", "y_test"))
@@ -63,11 +63,11 @@ def main() -> None:
     model.compile(keras.optimizers.Adam(3e-3, clipnorm=1.0), "sparse_categorical_crossentropy")
     print(f"training on {len(x)} sequences of {timesteps} timesteps ...")
     model.fit(x, every_step, batch_size=40, epochs=30, verbose=0)
-    model.save(HERE / "model.keras")
+    model.save(model_file)
 
     expected = model.predict(x_test, batch_size=len(x_test), verbose=0)
     np.savez_compressed(
-        RECORDINGS,
+        recordings_file,
         x=x_test, labels=y_test, expected=expected,
         channels=data["channels"], classes=data["classes"], rate_hz=data["rate_hz"],
     )  # fmt: skip
@@ -79,7 +79,7 @@ def main() -> None:
             f"{timestep:14d} {accuracy_at(trained, y_train, timestep):25.1%} "
             f"{accuracy_at(expected, y_test, timestep):26.1%}"
         )
-    print(f"\nparameters {model.count_params()}; saved {HERE / 'model.keras'} and {RECORDINGS}")
+    print(f"\nparameters {model.count_params()}; saved {model_file} and {recordings_file}")
 
 
 if __name__ == "__main__":

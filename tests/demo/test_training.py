@@ -1,0 +1,57 @@
+"""The demo's model can be made again by the documented commands."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from service.demo.recordings import Recordings
+
+pytest.importorskip("keras", reason="needs Keras: pip install 'stepwell[keras]'")
+pytestmark = pytest.mark.slow
+EXAMPLE = Path(__file__).parents[2] / "examples" / "activity"
+
+
+def script(name: str) -> ModuleType:
+    """Load a script of the example."""
+    spec = importlib.util.spec_from_file_location(f"activity_{name}", EXAMPLE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the model was trained, exported and labelled."""
+    from model_export.export import export_source
+
+    folder = tmp_path_factory.mktemp("activity")
+    script("train").main(folder / "model.keras", folder / "recordings.npz")
+    export_source(str(folder / "model.keras"), folder / "activity.onnx")
+    script("label").main(folder / "activity.onnx")
+    return folder
+
+
+def test_training_again_knows_the_held_out_activities(folder: Path) -> None:
+    again = Recordings.load(folder / "recordings.npz")
+
+    assert (again.expected[:, -1].argmax(-1) == again.labels).mean() >= 0.9
+
+
+def test_the_held_out_recordings_are_the_committed_ones(folder: Path) -> None:
+    np.testing.assert_array_equal(Recordings.load(folder / "recordings.npz").x, Recordings.load().x)
+
+
+def test_the_exported_model_is_labelled_and_within_its_tolerance(folder: Path) -> None:
+    from model_export.step_model import StepModel
+
+    manifest = StepModel(folder / "activity.onnx").manifest
+    assert (manifest.inputs[0].model_extra or {})["labels"][0] == "accel x"
+    assert manifest.verified is not None
+    assert manifest.verified.max_abs <= 1e-5
