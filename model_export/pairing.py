@@ -90,9 +90,13 @@ def related(before: str, after: str) -> bool:
 
 
 def _stems(name: str, habit: set[str]) -> set[tuple[str, ...]]:
-    """Return the words of a name, and what is left of them without those that say before or after."""
+    """Return the words of a name, and what is left of them without those that say before or after.
+
+    Without one of them, too: the next value of `n` is `n_next`, where each of the words may be meant so.
+    """
     words = tuple(word.lower() for word in _WORD.findall(name))
-    return {words, tuple(word for word in words if word not in habit)} - {()}
+    without_one = {words[:at] + words[at + 1 :] for at, word in enumerate(words) if word in habit}
+    return {words, *without_one, tuple(word for word in words if word not in habit)} - {()}
 
 
 def _by_name(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, str]:

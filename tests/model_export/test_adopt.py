@@ -20,6 +20,7 @@ from model_export.errors import (
     StepwellError,
     UnclearModelError,
 )
+from model_export.manifest import Array
 from model_export.step_model import StepModel
 from tests import graphs
 
@@ -228,6 +229,77 @@ def test_a_window_on_a_fixed_length_leaves_the_rest_as_the_new_part(tmp_path: Pa
     assert (found.manifest.inputs[0].shape, found.manifest.windows[0].context) == ([5], 3)
 
 
+def test_the_batch_axis_of_a_time_first_graph_is_found(tmp_path: Path) -> None:
+    """As PyTorch exports an LSTM: x is [time, batch, features], h and c are [layers, batch, units]."""
+    rng = np.random.default_rng(0)
+    weights: dict[str, Array] = {
+        "W": rng.normal(size=(1, 16, 3)).astype(np.float32),
+        "R": rng.normal(size=(1, 16, 4)).astype(np.float32),
+        "b": rng.normal(size=(1, 32)).astype(np.float32),
+    }
+    graph = graphs.graph_from_text(
+        """g (float[seq_len,batch,3] x, float[1,batch,4] h0, float[1,batch,4] c0)
+            => (float[seq_len,1,batch,4] y, float[1,batch,4] hn, float[1,batch,4] cn) {
+            y, hn, cn = LSTM <hidden_size = 4> (x, W, R, b, , h0, c0)
+        }""",
+        weights,
+    )
+    found = adopt_graph(tmp_path, graph)
+    x, y = found.manifest.inputs[0], found.manifest.outputs[0]
+
+    assert [(state.input, state.output, state.batch_axis) for state in found.manifest.states] == [
+        ("h0", "hn", 1),
+        ("c0", "cn", 1),
+    ]
+    assert (x.shape, x.graph_shape, x.batch_axis) == ([3], [1, 3], 1)
+    assert (y.shape, y.graph_shape, y.batch_axis) == ([4], [1, 1, 4], 2)
+    assert found.batched
+
+
+def test_an_output_that_is_declared_with_one_row_but_takes_more_is_measured(tmp_path: Path) -> None:
+    found = adopt_text(
+        tmp_path,
+        """g (float[B,3] obs, float[B,1,3] recurrent_in) => (float[B,3] action, float[1,1,3] recurrent_out) {
+            axis = Constant <value = int64[1] {1}> ()
+            row = Unsqueeze (obs, axis)
+            recurrent_out = Add (recurrent_in, row)
+            action = Neg (obs)
+        }""",
+    )
+
+    assert found.batched
+
+
+def test_a_leading_time_axis_without_batch_axis_is_one_timestep_long(tmp_path: Path) -> None:
+    found = adopt_text(
+        tmp_path,
+        """g (float[T,3] x, float[1,3] h) => (float[T,3] y, float[1,3] h_next) {
+            h_next = Add (h, x)
+            y = Neg (x)
+        }""",
+    )
+    x = found.manifest.inputs[0]
+
+    assert (x.shape, x.graph_shape, x.batch_axis) == ([3], [1, 3], None)
+    assert not found.batched
+
+
+def test_single_numbers_can_be_sent_and_carried(tmp_path: Path) -> None:
+    found = adopt_text(
+        tmp_path,
+        """g (float x, int64 n, float[3] h) => (float[3] y, int64 n_next, float[3] h_next) {
+            one = Constant <value = int64 {1}> ()
+            n_next = Add (n, one)
+            h_next = Add (h, x)
+            y = Neg (h_next)
+        }""",
+        shapes={"x": []},
+    )
+
+    assert found.manifest.inputs[0].shape == []
+    assert [(state.input, state.shape) for state in found.manifest.states] == [("n", []), ("h", [3])]
+
+
 # -------------------------------------------------------------------- what is asked or refused
 
 
@@ -352,7 +424,9 @@ def test_a_name_that_the_graph_has_not_is_told(tmp_path: Path, hints: dict[str, 
         ({"constants": {"gain": 3, "s": 0}, "states": {"s": "s_next"}}, "'s' is said to be a constant and to change."),
         ({"constants": {"gain": 3}, "shapes": {"x": [3]}}, "Shape [3] was given for 'x', whose row is declared [2]."),
         ({"constants": {"gain": 3}, "shapes": {"y": [3]}}, "Shape [3] was given for output 'y', whose row is [2]."),
+        ({"constants": {"gain": 3}, "shapes": {"x": [1, 3]}}, "Shape [1, 3] was given for 'x'"),
         ({"constants": {"gain": 3}, "windows": {"x": 2}}, "Input 'x' is 2 long and its window 2"),
+        ({"windows": {"gain": 2}}, "Input 'gain' has a row without axes; a window needs one."),
     ],
 )
 def test_what_is_said_must_fit_the_graph(tmp_path: Path, hints: dict[str, Any], told: str) -> None:

@@ -38,6 +38,9 @@ def tensors(**shapes: tuple[int, ...]) -> list[Tensor]:
         ("lstm.h", "lstm.h_next"),
         ("rnn/state_in:0", "rnn/state_out:0"),
         ("recurrentIn", "recurrentOut"),
+        ("n", "n_next"),
+        ("y", "y_out"),
+        ("last", "last_next"),
         ("same", "same"),
     ],
 )

@@ -148,6 +148,14 @@ def test_what_cannot_be_found_is_told(here: Path, source: str, told: str) -> Non
     assert told in refusal(source).problem
 
 
+def test_a_module_that_fails_is_told_with_its_line(here: Path) -> None:
+    (here / "fails_early.py").write_text("\nraise ValueError('too early')\n")
+    problem = refusal("fails_early:small").problem
+
+    assert "ValueError: too early" in problem
+    assert "fails_early.py, line 2" in problem
+
+
 def test_a_module_that_misses_a_package_is_told_by_that_package(here: Path) -> None:
     (here / "needs_more.py").write_text("import no_such_package\n")
 
