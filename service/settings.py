@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from model_export.errors import StepwellError
 
 PREFIX = "STEPWELL_"
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, Field(ge=1)]
 
@@ -30,7 +30,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
     )
 
-    models: Annotated[list[Path], NoDecode] = Field(default_factory=lambda: [Path("models")])
+    models: Annotated[list[Path], NoDecode] = Field(default_factory=lambda: [Path("models")], min_length=1)
     """Folders with models; in the environment separated as PATH is. The first that has a name wins."""
     host: str = "127.0.0.1"
     """Address to listen on. Beyond loopback it takes `api_keys_file`, or `insecure`."""
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     """Seconds that an idle stream lives at least; at most 1.25 times as long."""
     max_batch_size: Count = 256
     """Most streams in one model run."""
-    max_wait_ms: Annotated[float, Field(ge=0)] = 0
+    max_wait_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
     """Milliseconds that a timestep may wait for others to join its batch; 0: none."""
     queue_limit: Count = 10_000
     """Timesteps that may wait in one worker; more are refused with 503 `overloaded`."""
@@ -74,11 +74,13 @@ class Settings(BaseSettings):
     """Open WebSockets of one worker."""
     idempotency_ttl_s: Seconds = 600
     """Seconds that an Idempotency-Key is remembered."""
-    drain_s: Annotated[float, Field(ge=0)] = 10
+    drain_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10
     """Seconds that accepted requests get to finish after SIGTERM."""
     ort_threads: Count = 1
     """Threads of onnxruntime within one model run."""
-    execution_providers: Annotated[list[str], NoDecode] = Field(default_factory=lambda: ["CPUExecutionProvider"])
+    execution_providers: Annotated[list[str], NoDecode] = Field(
+        default_factory=lambda: ["CPUExecutionProvider"], min_length=1
+    )
     """onnxruntime execution providers, best first; comma-separated in the environment."""
     log_format: Literal["text", "json"] = "text"
     """How log lines are written."""

@@ -1,0 +1,180 @@
+"""Settings come from flags and the environment, have the promised defaults, and travel to other processes unchanged."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import PREFIX, Settings, SettingsError
+
+PROMISED: dict[str, Any] = {
+    "models": [Path("models")],
+    "host": "127.0.0.1",
+    "port": 8000,
+    "workers": 1,
+    "redis": None,
+    "data_dir": Path(".stepwell"),
+    "durability": "memory",
+    "stream_ttl_s": 604_800,
+    "max_batch_size": 256,
+    "max_wait_ms": 0,
+    "queue_limit": 10_000,
+    "cache_bytes": 268_435_456,
+    "api_keys_file": None,
+    "allowed_origins": [],
+    "request_timeout_s": 10,
+    "run_timeout_s": 5,
+    "receive_timeout_s": 10,
+    "max_body_bytes": 8_388_608,
+    "max_chunk_steps": 4096,
+    "max_connections": 10_000,
+    "max_websockets": 5000,
+    "idempotency_ttl_s": 600,
+    "drain_s": 10,
+    "ort_threads": 1,
+    "execution_providers": ["CPUExecutionProvider"],
+    "log_format": "text",
+    "watch_models": False,
+    "require_preconditions": False,
+    "insecure": False,
+}
+
+OTHER: dict[str, Any] = {
+    "models": [Path("a"), Path("b")],
+    "host": "::1",
+    "port": 0,
+    "workers": 4,
+    "redis": "redis://host:6379/0",
+    "data_dir": Path("elsewhere"),
+    "durability": "fsync",
+    "stream_ttl_s": 0.5,
+    "max_wait_ms": 2.5,
+    "cache_bytes": 0,
+    "api_keys_file": Path("keys.json"),
+    "allowed_origins": ["https://a.example", "https://b.example"],
+    "drain_s": 0,
+    "execution_providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "log_format": "json",
+    "watch_models": True,
+    "insecure": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+def refusal(**flags: Any) -> SettingsError:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(**flags)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_setting_has_the_promised_default(name: str) -> None:
+    assert getattr(Settings.load(), name) == PROMISED[name]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_setting_says_what_it_is(name: str) -> None:
+    assert Settings.model_fields[name].description
+
+
+def test_the_environment_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPWELL_QUEUE_LIMIT", "7")
+
+    assert Settings.load().queue_limit == 7
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPWELL_PORT", "1")
+
+    assert Settings.load(port=2).port == 2
+
+
+def test_a_flag_that_was_not_given_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPWELL_PORT", "1")
+
+    assert Settings.load(port=None).port == 1
+
+
+def test_a_false_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPWELL_INSECURE", "true")
+
+    assert Settings.load(insecure=False).insecure is False
+
+
+def test_folders_stand_in_the_environment_as_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPWELL_MODELS", os.pathsep.join(["/models", "/opt/demo models"]))
+
+    assert Settings.load().models == [Path("/models"), Path("/opt/demo models")]
+
+
+@pytest.mark.parametrize("name", ["allowed_origins", "execution_providers"])
+def test_a_list_stands_in_the_environment_with_commas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}{name.upper()}", "a, b,,c ")
+
+    assert getattr(Settings.load(), name) == ["a", "b", "c"]
+
+
+def test_other_variables_of_the_prefix_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPWELL_REDIS_SERVER", "/usr/bin/redis-server")
+
+    assert Settings.load().redis is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", -1),
+        ("port", 65_536),
+        ("port", "http"),
+        ("workers", 0),
+        ("stream_ttl_s", 0),
+        ("stream_ttl_s", "nan"),
+        ("max_wait_ms", -1),
+        ("queue_limit", 0),
+        ("cache_bytes", -1),
+        ("max_body_bytes", 0),
+        ("drain_s", -1),
+        ("durability", "disk"),
+        ("log_format", "xml"),
+        ("insecure", "perhaps"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name_and_value(name: str, value: object) -> None:
+    assert refusal(**{name: value}).problem.startswith(f"{name} is {value!r}: ")
+
+
+def test_a_refusal_names_flag_and_variable() -> None:
+    assert "--max-wait-ms or STEPWELL_MAX_WAIT_MS" in refusal(max_wait_ms=-1).fix
+
+
+def test_a_bad_value_in_the_environment_is_refused_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPWELL_PORT", "http")
+
+    assert refusal().problem.startswith("port is 'http': ")
+
+
+def test_a_setting_that_does_not_exist_is_refused() -> None:
+    assert refusal(prot=1).problem.startswith("prot is 1: ")
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings.load().port = 1  # type: ignore[misc]  # that is the test
+
+
+@pytest.mark.parametrize("flags", [{}, OTHER], ids=["defaults", "others"])
+def test_settings_travel_to_another_process_unchanged(flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.load(**flags)
+    for name, value in settings.to_env().items():
+        monkeypatch.setenv(name, value)
+
+    assert Settings.load() == settings
