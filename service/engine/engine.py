@@ -353,7 +353,7 @@ class Watchdog:
             now = time.monotonic()
             for batcher in self._batchers():
                 if batcher.clock.longest(now) > self._limit:
-                    batcher.served.step_model.terminate()
+                    batcher.served.step_model.terminate(longer_than=self._limit)
 
 
 def _reset_intent(after: bytes | None, idempotency_key: str | None) -> Intent:
