@@ -36,7 +36,9 @@ def load_keras(path: Path) -> Any:
     except ModelLoadError:
         raise
     except Exception as exc:
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0].rstrip(".")
+        # Keras puts the cause behind the whole configuration.
+        cause = str(exc).rsplit("Exception encountered: ", 1)[-1].strip()
+        reason = (cause.splitlines() or [type(exc).__name__])[0].rstrip(".")
         raise ModelLoadError(
             f"Keras {keras.__version__} cannot load {path}: {reason}.",
             fix="If it has layers of your own, " + _BUILD_IT[0].lower() + _BUILD_IT[1:],

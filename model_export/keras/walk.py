@@ -123,7 +123,8 @@ class Walk:
         def symbol(value: Any) -> Any:
             if not isinstance(value, Value):
                 return value
-            symbols.append(keras.KerasTensor((None, *([None] if value.time else []), *value.row), dtype=value.dtype))
+            shape = (None, *([None] if value.time else []), *value.row)
+            symbols.append(keras.Input(batch_shape=shape, dtype=value.dtype))
             values.append(value)
             return symbols[-1]
 
@@ -196,7 +197,7 @@ def _symbolic_weights(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
     """
     attributes = vars(layer) if isinstance(layer, keras.Layer) else {}
     weights = {name: weight for name, weight in attributes.items() if isinstance(weight, keras.Variable)}
-    symbols = {name: keras.KerasTensor(weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
+    symbols = {name: keras.Input(batch_shape=weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
     attributes.update(symbols)
     try:
         yield [(symbols[name], to_array(weight)) for name, weight in weights.items()]

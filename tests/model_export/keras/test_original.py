@@ -1,0 +1,125 @@
+"""Keras as the original: from zero states, on any batch and length, leaving the user's model as it was."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from model_export.errors import ParityError, TensorError
+from model_export.keras import export_model
+from model_export.keras.original import KerasOriginal
+from model_export.keras.step import export_keras
+from model_export.verify import PrefixAnswers
+from tests.model_export.keras import zoo
+from tests.model_export.keras.zoo import L
+
+
+def test_the_state_of_a_stateful_model_is_left_as_it_was() -> None:
+    model = zoo.build("stateful_one_step")
+    model(np.ones((1, 1, 4), np.float32))
+    before = [np.asarray(state.value) for state in model.layers[0].states]
+
+    export_model(model, name="m")
+
+    assert model.layers[0].stateful
+    assert all(state.any() for state in before)
+    assert all(np.array_equal(a, b.value) for a, b in zip(before, model.layers[0].states, strict=True))
+
+
+def test_the_step_graph_goes_the_way_of_a_stateful_model_fed_step_by_step() -> None:
+    """What people do with Keras itself: batch size 1, one timestep a call."""
+    from model_export.step_model import StepModel
+
+    model = zoo.build("stateful_one_step")
+    graph, _ = export_model(model, name="m")
+    step = StepModel(graph)
+    x = np.random.default_rng(0).standard_normal((1, 8, 4)).astype(np.float32)
+    model.layers[0].reset_state()
+
+    want = np.stack([np.asarray(model(x[:, t : t + 1])) for t in range(8)], axis=1)
+    got, _ = step.chunk({"x": x}, step.initial_states(1))
+
+    np.testing.assert_allclose(next(iter(got.values())), want, atol=1e-6)
+
+
+def test_an_answer_for_the_whole_sequence_is_asked_for_true_beginnings() -> None:
+    model = zoo.build("lstm_last")
+    original = KerasOriginal(model, export_keras(model, name="m"))
+    x = np.random.default_rng(0).standard_normal((2, 20, 4)).astype(np.float32)
+
+    (answers,) = original({"x": x}).values()
+
+    assert isinstance(answers, PrefixAnswers)
+    assert list(answers.steps) == [1, 2, 3, 17, 20]
+    np.testing.assert_allclose(answers.values[:, 2], model(x[:, :3]), atol=1e-7)
+
+
+def test_a_model_of_one_length_says_so_when_it_gets_another() -> None:
+    model = zoo.build("fixed_reshape")
+    original = KerasOriginal(model, export_keras(model, name="m"))
+
+    with pytest.raises(TensorError, match="have 20 timesteps; expected 12"):
+        original({"x": np.zeros((1, 20, 6), np.float32)})
+
+
+def test_a_model_of_one_length_is_verified_over_that_length() -> None:
+    assert export_model(zoo.build("fixed_reshape"), name="m")[1].parity.steps == 12
+
+
+def test_a_compiled_predict_of_the_users_is_left_alone() -> None:
+    model = zoo.build("simple_relu")
+    model.predict_on_batch(np.zeros((1, 3, 4), np.float32))
+    theirs = model.predict_function
+
+    export_model(model, name="m")
+
+    assert model.predict_function is theirs
+
+
+def test_data_of_the_users_own_is_compared() -> None:
+    data = {"x": np.random.default_rng(0).standard_normal((2, 30, 4)).astype(np.float32) * 50}
+
+    _, report = export_model(zoo.build("simple_relu"), name="m", user_data=data, atol=1e-4)
+
+    assert report.parity.sequences == ["random", "user"]
+
+
+def test_a_tolerance_below_rounding_fails_and_names_the_timestep() -> None:
+    with pytest.raises(ParityError, match=r"Output '\w+' first differs at timestep \d+ \(random data"):
+        export_model(zoo.build("gru_600"), name="m", atol=1e-12, rtol=0)
+
+
+def test_progress_says_what_is_done() -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    export_model(zoo.build("simple_relu"), name="m", progress=lambda *part: seen.append(part))
+
+    assert seen[0][0] == "walking the model"
+    assert seen[-1] == ("random: step by step", 9, 9)
+
+
+def test_the_report_names_keras_its_version_and_backend() -> None:
+    against = export_model(zoo.build("simple_relu"), name="m")[1].parity.against
+
+    assert against == f"keras {keras.__version__} {keras.backend.backend()}"
+
+
+def test_a_static_input_is_the_same_at_every_timestep_of_the_drawn_data() -> None:
+    from model_export.keras.original import samplers
+
+    drawn = samplers(export_keras(zoo.build("static_input"), name="m"))["random"](np.random.default_rng(0), 3, 5)
+
+    assert (drawn["who"] == drawn["who"][:, :1]).all()
+    assert not (drawn["x"] == drawn["x"][:, :1]).all()
+
+
+def test_ids_are_drawn_from_the_smallest_table_they_are_looked_up_in() -> None:
+    from model_export.keras.original import samplers
+
+    ids = keras.Input((None,), name="ids")
+    model = keras.Model(ids, L.Concatenate()([L.Embedding(50, 2)(ids), L.Embedding(7, 2)(ids)]))
+
+    drawn = samplers(export_keras(model, name="m"))["random"](np.random.default_rng(0), 9, 64)
+
+    assert (drawn["ids"].min(), drawn["ids"].max()) == (0, 6)
