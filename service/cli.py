@@ -26,7 +26,7 @@ _COMMANDS = {
 }
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 _BAD_USAGE = {"bad_setting"}
-_REFUSED_TO_START = {"cannot_start", "embedded_store", "unsafe_store", "bad_store_url"}
+_REFUSED_TO_START = {"cannot_start", "embedded_store", "unsafe_store", "bad_store_url", "bad_keys_file"}
 
 
 def make_app(wanted: str | None) -> typer.Typer:

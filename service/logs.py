@@ -25,8 +25,7 @@ def configure(log_format: LogFormat) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    for chatty in ("httpx", "httpcore"):  # a line for each request would be the tests' and the demo's own noise
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and end are told in our own words
 
 
 class TextFormatter(logging.Formatter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the end; uvicorn would raise the signal again afterwards, but ours is a clean exit."""
+        if sig == signal.SIGINT and self._parent is not None:
+            return  # Ctrl-C reaches every process of a terminal; the parent tells this one
         if self._loop is None or self._ending is not None:
             self.should_exit = self.force_exit = True
         else:

@@ -102,6 +102,6 @@ class Supervisor:
 def _work(settings: Settings, sock: socket.socket, parent: int) -> None:
     from service import logs
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn takes over; the parent tells us
     logs.configure(settings.log_format)
     raise SystemExit(server.run(settings, sock, parent=parent))

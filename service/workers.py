@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from service.engine.models import Reloaded
 
 CONTROL_ENV = "STEPWELL_CONTROL_DIR"
+_log = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _ALL_WITHIN_S = 60.0
 
@@ -37,16 +39,22 @@ class Workers:
             self._tell()
 
     async def reload_everywhere(self) -> Reloaded:
-        """Reload here and in every other worker; returns what changed here when all have it."""
+        """Reload here and in every other worker; returns what changed here when all have it.
+
+        A worker that does not answer in time is among the failures.
+        """
         if self._folder is None:
             return await self._reload()
         with self._numbering():
             wanted = self._generation() + 1
             _write(self._folder / "generation", wanted)
         report = await self._catch_up(wanted)
-        async with asyncio.timeout(_ALL_WITHIN_S):
-            while not all(seen >= wanted for seen in self._others()):  # noqa: ASYNC110 - other processes
-                await asyncio.sleep(_LOOK_S)
+        deadline = asyncio.get_running_loop().time() + _ALL_WITHIN_S
+        while late := [pid for pid, seen in self._others() if seen < wanted]:
+            if asyncio.get_running_loop().time() > deadline:
+                report.failed.extend(f"worker {pid}: has not reloaded within {_ALL_WITHIN_S:g} s" for pid in late)
+                break
+            await asyncio.sleep(_LOOK_S)
         return report
 
     async def follow(self) -> None:
@@ -57,7 +65,10 @@ class Workers:
             await asyncio.sleep(_LOOK_S)
             wanted = self._generation()
             if wanted > self._seen:
-                await self._catch_up(wanted)
+                try:
+                    await self._catch_up(wanted)
+                except OSError:  # a folder that cannot be read now may be there the next time
+                    _log.exception("The models cannot be looked at again")
 
     async def _catch_up(self, wanted: int) -> Reloaded:
         async with self._turn:
@@ -74,7 +85,7 @@ class Workers:
         assert self._folder is not None
         _write(self._folder / f"worker-{os.getpid()}", self._seen)
 
-    def _others(self) -> Iterator[int]:
+    def _others(self) -> Iterator[tuple[int, int]]:
         assert self._folder is not None
         for file in self._folder.glob("worker-*"):
             pid = int(file.name.partition("-")[2])
@@ -83,7 +94,7 @@ class Workers:
             except ProcessLookupError:
                 file.unlink(missing_ok=True)
             else:
-                yield _read(file)
+                yield pid, _read(file)
 
     @contextlib.contextmanager
     def _numbering(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from typing import Any
 import typer
 
 from service import logs, server
+from service.api.auth import Keys
 from service.commands.flags import with_setting_flags
 from service.server import StartError
 from service.settings import Settings
@@ -41,12 +42,15 @@ def run(settings: Settings) -> int:
 
     Raises:
         StartError: The configuration is unsafe, or the address cannot be had.
+        KeysFileError: The file of API keys cannot be used.
         EmbeddedStoreError: The embedded store cannot be started.
         UnsafeStoreError: The store cannot keep what is promised, or cannot be reached.
     """
     logs.configure(settings.log_format)
     demand_safe_bind(settings)
-    signal.signal(signal.SIGTERM, _leave)  # so that the store is ended also before uvicorn takes over
+    Keys(settings.api_keys_file)
+    for number in (signal.SIGTERM, signal.SIGINT):  # so that the store is ended also before and after uvicorn
+        signal.signal(number, _leave)
     with contextlib.closing(server.listen(settings)) as sock, store_for(settings) as (found, facts):
         ready = found.model_copy(update={"port": sock.getsockname()[1]})
         greet(ready, facts)
