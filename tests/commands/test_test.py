@@ -1,0 +1,62 @@
+"""`stepwell test` runs pytest on the clone's tests, wherever the caller stands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STEPWELL = [sys.executable, "-P", "-m", "service", "test"]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A small clone with one test that passes and one that fails."""
+    (tmp_path / "clone" / "tests").mkdir(parents=True)
+    (tmp_path / "clone" / "pyproject.toml").write_text('[tool.pytest.ini_options]\ntestpaths = ["tests"]\n')
+    (tmp_path / "clone" / "tests" / "test_one.py").write_text("def test_good(): pass\ndef test_bad(): assert not 1\n")
+    return tmp_path / "clone"
+
+
+def run(clone: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {"STEPWELL_ROOT": str(clone), "PATH": "/nowhere"}
+    return subprocess.run([*STEPWELL, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_a_failing_test_is_exit_code_1(clone: Path) -> None:
+    done = run(clone, "-q", cwd=clone)
+
+    assert done.returncode == 1
+    assert "1 failed, 1 passed" in done.stdout
+
+
+def test_all_tests_run_from_another_folder(clone: Path, tmp_path: Path) -> None:
+    assert "1 failed, 1 passed" in run(clone, "-q", cwd=tmp_path).stdout
+
+
+def test_pytest_s_own_options_reach_it(clone: Path) -> None:
+    done = run(clone, "-q", "-k", "good", "--strict-markers", "-p", "no:cacheprovider", cwd=clone)
+
+    assert done.returncode == 0
+    assert "1 passed, 1 deselected" in done.stdout
+
+
+def test_a_path_means_the_caller_s_folder(clone: Path) -> None:
+    assert "1 passed" in run(clone, "-q", "test_one.py::test_good", cwd=clone / "tests").stdout
+
+
+def test_help_is_pytest_s(clone: Path) -> None:
+    assert "--collect-only" in run(clone, "--help", cwd=clone).stdout
+
+
+def test_wrong_usage_is_exit_code_2(clone: Path) -> None:
+    assert run(clone, "--no-such-option", cwd=clone).returncode == 2
+
+
+def test_a_folder_without_tests_is_exit_code_3(tmp_path: Path) -> None:
+    done = run(tmp_path, cwd=tmp_path)
+
+    assert done.returncode == 3
+    assert "Clone the repository" in done.stderr
