@@ -1,82 +1,224 @@
-"""Log lines are one line each, whatever a client put into them."""
+"""Every event is one line on standard error, and no line holds a key, an input or a foreign line break."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-import sys
+import re
+import warnings
+from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
+import uvicorn
 
-from service.logs import JsonFormatter, TextFormatter, configure
+from service import logs
+from service.logs import LogFormat
 
-FORGED = "stream 'a\r\n2026 ERROR forged\x1b[2J\u2028\x7f'"
+FORMATS: list[LogFormat] = ["text", "json"]
+SECRET = "canary-7f3a"
 
-
-def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
-    trouble = (type(error), error, error.__traceback__) if error is not None else None
-    made = logging.LogRecord("service.engine", logging.WARNING, __file__, 1, message, args, trouble)
-    made.created, made.msecs = 0.0, 7.0
-    return made
+Lines = Callable[[], list[str]]
 
 
-def raised() -> ValueError:
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
+    def read() -> list[str]:
+        return capsys.readouterr().err.splitlines()
+
+    return read
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    """The error with a traceback, as it is logged."""
     try:
-        raise ValueError("two\nlines")
-    except ValueError as exc:
+        raise error from cause
+    except type(error) as exc:
         return exc
 
 
-def test_text_says_when_how_bad_and_where() -> None:
-    line = TextFormatter().format(record("%d rows wait", 3))
+def test_text_says_when_how_bad_where_and_what(lines: Lines) -> None:
+    logs.configure("text")
+    logging.getLogger("service.x").warning("Worker %s ended", 7, extra={"model": "pump", "why": "a b"})
 
-    assert line == "1970-01-01T00:00:00.007Z WARNING service.engine: 3 rows wait"
-
-
-def test_json_has_the_same_facts() -> None:
-    fields = json.loads(JsonFormatter().format(record("%d rows wait", 3)))
-
-    assert fields.pop("process") > 0
-    assert fields == {
-        "time": "1970-01-01T00:00:00.007Z", "level": "warning", "logger": "service.engine", "message": "3 rows wait",
-    }  # fmt: skip
+    assert re.fullmatch(
+        r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z WARNING service\.x: Worker 7 ended model=pump why="a b"', lines()[0]
+    )
 
 
-@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
-def test_what_a_client_sent_cannot_forge_a_line(formatter: logging.Formatter) -> None:
-    line = formatter.format(record("%s", FORGED))
+def test_json_has_the_same_facts(lines: Lines) -> None:
+    logs.configure("json")
+    logging.getLogger("service.x").warning("Worker %s ended", 7, extra={"model": "pump", "steps": 3})
+    found = json.loads(lines()[0])
 
-    assert len(line.splitlines()) == 1
-    assert line.isascii()
-    assert line.isprintable()
-
-
-def test_a_trace_stands_below_its_line_indented() -> None:
-    first, *rest = TextFormatter().format(record("failed", error=raised())).splitlines()
-
-    assert first.endswith("failed")
-    assert rest[0] == "  Traceback (most recent call last):"
-    assert all(line.startswith("  ") for line in rest)
-
-
-def test_a_trace_is_a_field_of_the_json_line() -> None:
-    line = JsonFormatter().format(record("failed", error=raised()))
-
-    assert len(line.splitlines()) == 1
-    assert "ValueError: two\nlines" in json.loads(line)["trace"]
+    assert found.pop("time").endswith("Z")
+    assert found.pop("process") > 0
+    assert found == {
+        "level": "warning",
+        "logger": "service.x",
+        "message": "Worker 7 ended",
+        "model": "pump",
+        "steps": 3,
+    }
 
 
-def test_every_logger_writes_to_standard_error(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = logging.getLogger()
-    monkeypatch.setattr(root, "handlers", list(root.handlers))
-    monkeypatch.setattr(root, "level", root.level)
-    configure("json")
-    configure("json")
-    logging.getLogger("uvicorn.error").warning("told")
+def test_nothing_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("text")
+    logs.log.error("hello")
 
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert [json.loads(line)["message"] for line in err.splitlines()] == ["told"]
-    assert root.handlers[0].stream is sys.stderr  # type: ignore[attr-defined]  # a StreamHandler
+    assert capsys.readouterr().out == ""
+
+
+def test_debug_lines_are_left_out(lines: Lines) -> None:
+    logs.configure("text")
+    logs.log.debug("detail")
+
+    assert lines() == []
+
+
+def test_configured_twice_a_line_is_written_once_in_the_last_format(lines: Lines) -> None:
+    logs.configure("text")
+    logs.configure("json")
+    logs.log.info("once")
+
+    assert [json.loads(line)["message"] for line in lines()] == ["once"]
+
+
+# -------------------------------------------------------------------- one line
+
+BREAKS = {
+    "carriage return and line feed": "a\r\nINFO forged",
+    "line separator": "a\u2028INFO forged",
+    "next line": "a\x85INFO forged",
+    "terminal code": "a\x1b[2J",
+    "right-to-left override": "a\u202eb",
+    "lone surrogate": "a\ud800",
+    "nul": "a\x00b",
+}
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+@pytest.mark.parametrize("stream", BREAKS.values(), ids=BREAKS.keys())
+def test_what_a_client_sent_cannot_forge_a_line(stream: str, log_format: LogFormat, lines: Lines) -> None:
+    logs.configure(log_format)
+    logs.log.warning("Refused %s", stream, extra={"stream": stream})
+    found = lines()
+
+    assert len(found) == 1
+    assert found[0].isprintable()
+
+
+def test_letters_of_other_alphabets_stay_readable_in_text(lines: Lines) -> None:
+    logs.configure("text")
+    logs.log.info("Größe 温度")
+
+    assert lines()[0].endswith("Größe 温度")
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_an_exception_is_one_line_with_its_place_and_its_cause(log_format: LogFormat, lines: Lines) -> None:
+    logs.configure(log_format)
+    logs.log.error("Failed", exc_info=raised(RuntimeError("over\nthere"), OSError("disk full")))
+    found = lines()
+
+    assert len(found) == 1
+    assert re.search(r"RuntimeError: over\\n+there \(tests/test_logs\.py:\d+ raised\) <- OSError: disk full", found[0])
+
+
+def test_an_exception_group_tells_what_is_in_it(lines: Lines) -> None:
+    logs.configure("text")
+    logs.log.error("Failed", exc_info=ExceptionGroup("two", [OSError("disk full"), RuntimeError("no luck")]))
+    found = lines()[0]
+
+    assert "OSError: disk full" in found
+    assert "RuntimeError: no luck" in found
+
+
+def test_a_warning_is_a_line(lines: Lines) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logs.configure("json")
+        warnings.warn("odd\nvalues", UserWarning, stacklevel=1)
+
+    assert [json.loads(line)["logger"] for line in lines()] == ["py.warnings"]
+
+
+# -------------------------------------------------------------------- no secrets
+
+SECRETS: dict[str, Callable[[], None]] = {
+    "a bearer token": lambda: logs.log.info("Headers %s", {"authorization": f"Bearer {SECRET}"}),
+    "a bearer token as bytes": lambda: logs.log.info("Headers %s", [(b"authorization", f"bearer {SECRET}".encode())]),
+    "a WebSocket's first message": lambda: logs.log.info('Message {"auth": "%s"}', SECRET),
+    "the password of a store": lambda: logs.log.info("Store redis://user:%s@host:6379/0", SECRET),
+    "a password in a field": lambda: logs.log.info("Store", extra={"url": f"rediss://:{SECRET}@host"}),
+    "a password in an exception": lambda: logs.log.error(
+        "Lost", exc_info=raised(OSError(f"redis://u:{SECRET}@host: refused"))
+    ),
+    "an input that an exception quotes": lambda: logs.log.error(
+        "Failed", exc_info=raised(RuntimeError("step"), ValueError(f"could not convert {SECRET}"))
+    ),
+    "a name that an exception quotes": lambda: logs.log.error("Failed", exc_info=raised(KeyError(SECRET))),
+}
+
+
+@pytest.mark.parametrize("log_format", FORMATS)
+@pytest.mark.parametrize("write", SECRETS.values(), ids=SECRETS.keys())
+def test_a_line_never_holds(write: Callable[[], None], log_format: LogFormat, lines: Lines) -> None:
+    logs.configure(log_format)
+    write()
+    found = lines()
+
+    assert len(found) == 1
+    assert SECRET not in found[0]
+
+
+def test_what_stands_beside_a_secret_stays(lines: Lines) -> None:
+    logs.configure("text")
+    logs.log.info("Store redis://user:%s@host:6379/0 does not answer", SECRET)
+
+    assert lines()[0].endswith("Store redis://user:***@host:6379/0 does not answer")
+
+
+# -------------------------------------------------------------------- uvicorn
+
+
+async def _broken(scope: dict[str, str], _receive: object, _send: object) -> None:
+    if scope["type"] == "http":
+        raise RuntimeError("broken")
+
+
+async def test_uvicorns_lines_are_ours(lines: Lines) -> None:
+    uvicorn.Config(_broken)  # sets up its own handlers, as its command line does
+    logs.configure("json")
+    server = uvicorn.Server(uvicorn.Config(_broken, port=0, lifespan="off", log_config=None, access_log=False))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - it has no event for that
+        await asyncio.sleep(0)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx.AsyncClient(trust_env=False) as client:
+        await client.get(f"http://127.0.0.1:{port}/")
+    server.should_exit = True
+    await serving
+    found = [json.loads(line) for line in lines()]
+
+    assert [(line["logger"], line["error"].split(" (")[0]) for line in found if "error" in line] == [
+        ("uvicorn", "RuntimeError: broken")
+    ]
+
+
+def test_a_line_for_each_websocket_is_left_out(lines: Lines) -> None:
+    logs.configure("text")
+    logging.getLogger("uvicorn.error").info('%s - "WebSocket %s" [accepted]', "127.0.0.1", "/v1/watch")
+
+    assert lines() == []
