@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import perf_counter
@@ -55,7 +54,6 @@ def check(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")
 
     Takes the settings of `serve`. An embedded store is started for as long as it takes.
     """
-    logging.disable(logging.WARNING)  # what is to be told stands in the report
     found = examine(Settings.load(**flags))
     if as_json:
         typer.echo(json.dumps({**asdict(found), "ok": not found.exit_code}, indent=2))
