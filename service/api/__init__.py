@@ -1,0 +1,1 @@
+"""Transports: translate between the wire and the engine, nothing else."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 
 from model_export.manifest import Array, OutputSpec
@@ -81,16 +80,19 @@ def bulk_answer(
         keep: Which predictions were asked for.
     """
     time = (length,) if chunk and keep == "all" else ()
-    done = [i for i, result in enumerate(results) if result is not None]
     outputs: dict[str, Any] = {}
     for spec in specs if keep != "none" else ():
         column = np.zeros((len(results), *time, *spec.row_shape), spec.dtype)
-        for i in done:
-            rows = results[i].outputs[spec.name]  # type: ignore[union-attr] # `done` has no None
-            column[i] = rows if time else rows[-1]
+        missing = set(range(len(results)))
+        for i, result in enumerate(results):
+            rows = None if result is None else result.outputs.get(spec.name)
+            # A stream that an older version of the model began goes on with that one, whose outputs may be others.
+            if rows is not None and rows.shape[1:] == spec.row_shape:
+                column[i] = rows if time else rows[-1]
+                missing.remove(i)
         outputs[spec.name] = tensor(column, form)
         if form is JSON:
-            for i in errors:
+            for i in missing:
                 outputs[spec.name][i] = None
     answer: dict[str, Any] = {
         "outputs": outputs,
@@ -101,16 +103,6 @@ def bulk_answer(
     if replayed := [i for i, result in enumerate(results) if result is not None and result.replayed]:
         answer["replayed"] = replayed
     return answer
-
-
-def named(answer: dict[str, Any], *, stream: str | None, id: msgspec.Raw | None) -> dict[str, Any]:  # noqa: A002 # its name on the wire
-    """Return a feed's answer: its stream and the client's own name for the message in front."""
-    head: dict[str, Any] = {}
-    if stream is not None:
-        head["stream"] = stream
-    if id is not None:
-        head["id"] = id
-    return head | answer
 
 
 def tensor(array: Array, form: Format) -> Any:

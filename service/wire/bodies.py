@@ -11,8 +11,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from model_export.manifest import Array
 from service.errors import ServiceError
-from service.wire.document import kind, show
-from service.wire.names import SEQ_LIMIT, is_state_id
+from service.wire.document import kind, parse, show
+from service.wire.formats import Format, encode
+from service.wire.names import SEQ_LIMIT, decode_state_id, is_state_id
 
 Create = Literal["auto", "never", "must"]
 Keep = Literal["all", "last", "none"]
@@ -185,7 +186,7 @@ def check_envelope(document: Any, optional: tuple[str, ...], *, needed: tuple[st
         ServiceError: `bad_request`.
     """
     if not isinstance(document, dict):
-        refuse(f"The body is {kind(document)}; expected an object with {' and '.join(needed)}.")
+        refuse(f"The body is {kind(document)}; expected an object{' with ' if needed else ''}{' and '.join(needed)}.")
     for key in document:
         if key not in needed and key not in optional:
             refuse(f"The body has the key {show(key)}; expected {_listed((*needed, *optional))}.")
@@ -197,6 +198,43 @@ def check_envelope(document: Any, optional: tuple[str, ...], *, needed: tuple[st
         if key in checks and not checks[key][0](value):
             refuse(f"`{key}` is {_shown(value)}; expected {checks[key][1]}.")
     return document
+
+
+def read_reset(body: bytes, form: Format) -> tuple[bytes | None, str | None]:
+    """Return `after` and the snapshot's name of a reset's body; the body may be empty.
+
+    Raises:
+        ServiceError: `bad_json` or `bad_request`.
+    """
+    if not body.strip():
+        return None, None
+    document = check_envelope(parse(body, form), ("to", "after"), needed=())
+    to = document.get("to", "initial")
+    snapshot = to.get("snapshot") if isinstance(to, dict) and to.keys() == {"snapshot"} else None
+    if to != "initial" and not isinstance(snapshot, str):
+        refuse(f'`to` is {show(to)}; expected "initial" or {{"snapshot": NAME}}.')
+    return decode_state_id(document["after"]) if "after" in document else None, snapshot
+
+
+def label_for(stream: str | None, name: Raw | None) -> dict[str, Any]:
+    """Return what stands in front of a feed's answer: the stream, and the client's own name of the message."""
+    label: dict[str, Any] = {} if stream is None else {"stream": stream}
+    if name is not None:
+        label["id"] = name
+    return label
+
+
+def label_of(message: bytes, form: Format) -> dict[str, Any]:
+    """Return the label of a message that was refused, as far as it can be made out."""
+    try:
+        document = parse(message, form)
+    except ServiceError:
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    stream = document.get("stream")
+    name = Raw(encode(document["id"], form)) if "id" in document else None
+    return label_for(stream if isinstance(stream, str) else None, name)
 
 
 def refuse(problem: str) -> NoReturn:

@@ -1,0 +1,178 @@
+"""Who calls: API keys by their hashes, each with a tenant and scopes; the file is read again when it changes."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model_export.errors import StepwellError
+from model_export.manifest import NAME
+from service.errors import ServiceError
+
+Scope = Literal["step", "read", "admin", "models", "metrics"]
+SCOPES: frozenset[Scope] = frozenset({"step", "read", "admin", "models", "metrics"})
+
+_log = logging.getLogger(__name__)
+_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+) *")
+
+
+class KeysFileError(StepwellError):
+    """The file of API keys cannot be used."""
+
+    code = "bad_keys_file"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request.
+
+    Attributes:
+        tenant: Whose streams they are.
+        scopes: What may be done.
+        key_id: Which key it was, for people; empty without keys.
+    """
+
+    tenant: str
+    scopes: frozenset[Scope]
+    key_id: str = ""
+
+    def demand(self, scope: Scope) -> None:
+        """Check that this may be done.
+
+        Raises:
+            ServiceError: `forbidden`.
+        """
+        if scope not in self.scopes:
+            raise ServiceError(
+                "forbidden",
+                f"This key has the scopes {', '.join(sorted(self.scopes)) or 'none'}; this needs {scope}.",
+                fix="Use a key with that scope.",
+            )
+
+
+ANYONE = Caller("default", SCOPES)
+"""The caller where no keys are asked for."""
+
+
+class _Key(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    id: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+    tenant: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    scopes: list[Scope]
+
+
+class _KeysFile(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    keys: list[_Key]
+
+
+class Keys:
+    """The API keys in force."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Read the file.
+
+        Args:
+            file: `api_keys_file`; None: everybody may do everything, as tenant `default`.
+
+        Raises:
+            KeysFileError: It cannot be read, or is not what it should be.
+        """
+        self._file = file
+        self._stamp: tuple[int, ...] = ()
+        self._callers: Mapping[str, Caller] = {}
+        self._complaint = ""
+        if file is not None:
+            self._stamp = _stamp(file)
+            self._callers = _read(file)
+
+    @property
+    def asked(self) -> bool:
+        """Whether keys are asked for."""
+        return self._file is not None
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Return who sends an `Authorization` header; without a file it is ignored.
+
+        Raises:
+            ServiceError: `unauthenticated`.
+        """
+        if self._file is None:
+            return ANYONE
+        match = _BEARER.fullmatch(authorization) if authorization is not None else None
+        if match is None:
+            found = "no Authorization header" if authorization is None else "an Authorization header of another form"
+            raise _unauthenticated(f"The request has {found}; expected `Authorization: Bearer KEY`.")
+        return self.caller_of_key(match[1])
+
+    def caller_of_key(self, key: str) -> Caller:
+        """Return whose key it is.
+
+        Raises:
+            ServiceError: `unauthenticated`.
+        """
+        if self._file is None:
+            return ANYONE
+        self._read_again_if_changed(self._file)
+        digest = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+        for known, caller in self._callers.items():
+            if hmac.compare_digest(known, digest):
+                return caller
+        raise _unauthenticated("The key is not one of those in force; expected one of `api_keys_file`.")
+
+    def _read_again_if_changed(self, file: Path) -> None:
+        try:
+            stamp = _stamp(file)
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            self._callers = _read(file)
+        except KeysFileError as exc:
+            if str(exc) != self._complaint:  # told once, not with every request
+                _log.error("The keys read before stay in force: %s", exc)
+            self._complaint = str(exc)
+        else:
+            self._complaint = ""
+            _log.info("Read the API keys again: %d keys", len(self._callers))
+
+
+def _unauthenticated(problem: str) -> ServiceError:
+    return ServiceError("unauthenticated", problem, fix="Send a valid key.")
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    try:
+        stat = file.stat()
+    except OSError as exc:
+        raise KeysFileError(
+            f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
+        ) from exc
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _read(file: Path) -> dict[str, Caller]:
+    try:
+        content = _KeysFile.model_validate_json(file.read_bytes())
+    except OSError as exc:
+        raise KeysFileError(
+            f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
+        ) from exc
+    except ValidationError as exc:
+        first = exc.errors(include_input=False)[0]  # a message never repeats what may be a key
+        place = ".".join(map(str, first["loc"])) or "the document"
+        raise KeysFileError(
+            f"The keys file {file.name} is wrong at {place}: {first['msg']}.",
+            fix='Write {"keys": [{"id": "..", "sha256": "hex of the key", "tenant": "..", "scopes": ["step"]}]}.',
+        ) from exc
+    return {key.sha256.lower(): Caller(key.tenant, frozenset(key.scopes), key.id) for key in content.keys}

@@ -1,0 +1,86 @@
+"""`Context`: what every route needs, made once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from service.api.auth import Caller, Keys, Scope
+from service.engine.engine import Engine
+from service.engine.models import Reloaded, ServedModel
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.wire import ModelWire
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+
+class Context:
+    """What every route needs.
+
+    Attributes:
+        settings: The knobs.
+        keys: The API keys in force.
+        metrics: Counts requests and refusals.
+        engine: Moves streams; there from the start of the application's life to its end.
+        reload: Reloads the models, in every worker; there as long as the engine is.
+        websockets: Open WebSockets of this process.
+        ready: What the last look at readiness found.
+    """
+
+    def __init__(self, settings: Settings, keys: Keys, metrics: Metrics) -> None:
+        """Begin without an engine."""
+        self.settings = settings
+        self.keys = keys
+        self.metrics = metrics
+        self.engine: Engine
+        self.reload: Callable[[], Awaitable[Reloaded]]
+        self.websockets = 0
+        self.ready = False
+        self._wires: dict[tuple[str, int], ModelWire] = {}
+        self._origins = {origin.rstrip("/").lower() for origin in settings.allowed_origins}
+
+    def caller(self, authorization: str | None, scope: Scope) -> Caller:
+        """Return who calls, once it is sure that this is allowed.
+
+        Raises:
+            ServiceError: `unauthenticated` or `forbidden`.
+        """
+        caller = self.keys.caller(authorization)
+        caller.demand(scope)
+        return caller
+
+    def wire(self, served: ServedModel) -> ModelWire:
+        """Return what reads bodies for a model."""
+        wire = self._wires.get((served.name, served.version))
+        if wire is None or wire.manifest is not served.manifest:  # new, or read again from its file
+            wire = ModelWire(served.manifest, max_chunk_steps=self.settings.max_chunk_steps)
+            self._wires[served.name, served.version] = wire
+        return wire
+
+    async def look_if_ready(self) -> list[str]:
+        """Return why requests cannot be served now; empty when they can."""
+        reasons = await self.engine.not_ready()
+        self.ready = not reasons
+        return reasons
+
+    def demand_own_origin(self, origin: str | None, host: str | None) -> None:
+        """Check that a browser's page comes from here, or from where it is allowed to come.
+
+        Only browsers send `Origin`, and they send it truly: without this check any page in the world could move
+        the streams of a service that its reader can reach.
+
+        Raises:
+            ServiceError: `forbidden`.
+        """
+        if origin is None or origin.lower() in self._origins:
+            return
+        if host is not None and urlsplit(origin).netloc.lower() == host.lower():
+            return
+        raise ServiceError(
+            "forbidden",
+            f"The page's origin is {origin[:100]!a}; expected this service's own or one of `allowed_origins`.",
+            fix="Open the page from the service itself, or add its origin to `allowed_origins`.",
+        )

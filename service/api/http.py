@@ -1,0 +1,230 @@
+"""What all HTTP routes share: reading requests, answering, and turning errors into problems."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.api.context import Context
+from service.api.problems import MEDIA_TYPE, problem_body, problem_headers, status_of
+from service.engine.models import ServedModel
+from service.errors import ServiceError
+from service.wire import JSON, Format
+from service.wire.formats import encode, format_of_answer, format_of_body
+
+_DRAIN_S = 1.0
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+_KEY_LIMIT = 255
+
+
+class Answer(Response):
+    """A finished body: no header is computed that is not needed."""
+
+    def __init__(
+        self, body: bytes, media_type: str, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Make an answer.
+
+        Args:
+            body: As it goes out.
+            media_type: As it is said.
+            status: The HTTP status.
+            headers: More headers; names in lower case.
+        """
+        self.status_code = status
+        self.body = body
+        self.background = None
+        self.raw_headers = [
+            (b"content-type", media_type.encode("latin-1")),
+            (b"content-length", str(len(body)).encode()),
+            _NOSNIFF,
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()),
+        ]
+
+
+class ClosingAnswer(Answer):
+    """An answer before the whole body was taken; then the connection closes.
+
+    Closing at once would reset a connection on which input still waits, and the client might never see the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, then take what comes for at most a second, then end."""
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class UnreadBodyError(ServiceError):
+    """A refusal while the rest of the body is still to come, so that the connection cannot be used again."""
+
+
+class DirectRoute(APIRoute):
+    """A declared and documented FastAPI route whose function takes the request itself and answers itself.
+
+    FastAPI's own parsing and validation would cost five times what a step costs; what is taken and what is refused
+    is the wire's affair.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the function around the endpoint: errors become problems, and every answer is counted."""
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+
+        async def handle(request: Request) -> Response:
+            context: Context = request.app.state.context
+            try:
+                demand_plain_path(request.scope)
+                if request.method != "GET" and (origin := request.headers.get("origin")) is not None:
+                    context.demand_own_origin(origin, request.headers.get("host"))
+                response = await endpoint(request)
+            except ClientDisconnect:
+                response = Answer(b"", MEDIA_TYPE, status=499)  # nobody is there to get it
+            except ServiceError as exc:
+                context.metrics.refusal(exc.code)
+                response = problem_response(exc)
+            context.metrics.request("http", response.status_code)
+            return response
+
+        return handle
+
+
+def problem_response(error: ServiceError) -> Response:
+    """Return the answer to a request that failed."""
+    kind = ClosingAnswer if isinstance(error, UnreadBodyError) else Answer
+    return kind(problem_body(error), MEDIA_TYPE, status=status_of(error), headers=problem_headers(error))
+
+
+def demand_plain_path(scope: Scope) -> None:
+    """Refuse an escaped slash: it was decoded before the route was chosen, which may so be another one.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    if b"%2f" in scope.get("raw_path", b"").lower():
+        raise ServiceError(
+            "bad_request",
+            "The path has an escaped slash (%2F); expected names of models and streams without slashes.",
+            fix="Stream ids are 1 to 128 of A-Z a-z 0-9 . _ : @ -.",
+        )
+
+
+def model_of(request: Request, context: Context) -> ServedModel:
+    """Return the model that the path names, in the version that the query asks for.
+
+    Raises:
+        ServiceError: `model_not_found`, or `bad_request` for a version that is no number.
+    """
+    return context.engine.shelf.get(request.path_params["model"], version_of(request))
+
+
+def version_of(request: Request) -> int | None:
+    """Return `?version=`, or None.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    return number_of(request.query_params, "version", 1, 2**31 - 1) if request.scope["query_string"] else None
+
+
+def number_of(query: Mapping[str, str], name: str, least: int, most: int) -> int | None:
+    """Return a number of the query, or None where it is not there.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    text = query.get(name)
+    if text is None:
+        return None
+    if text.isascii() and text.isdecimal() and len(text) <= 10 and least <= int(text) <= most:
+        return int(text)
+    raise ServiceError(
+        "bad_request",
+        f"`{name}` is {text[:40]!a}; expected an integer from {least} to {most}.",
+        fix=f"Leave `{name}` out, or give such a number.",
+    )
+
+
+def idempotency_key_of(request: Request) -> str | None:
+    """Return the `Idempotency-Key`, or None.
+
+    Raises:
+        ServiceError: `bad_request`: it does not have 1 to 255 characters, or there are two.
+    """
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) == 1 and 1 <= len(keys[0]) <= _KEY_LIMIT:
+        return keys[0]
+    found = f"{len(keys)} of them" if len(keys) > 1 else f"{len(keys[0])} characters"
+    raise ServiceError(
+        "bad_request",
+        f"The Idempotency-Key header has {found}; expected one of 1 to {_KEY_LIMIT} characters.",
+        fix="Send one fresh key per request, and the same again with its retries.",
+    )
+
+
+async def body_of(request: Request, context: Context) -> bytes:
+    """Return the request's body.
+
+    Raises:
+        ServiceError: `too_large`, before it is read where its length is told; `bad_request` where it does not come.
+        ClientDisconnect: The client has gone.
+    """
+    limit, within = context.settings.max_body_bytes, context.settings.receive_timeout_s
+    length = request.headers.get("content-length")
+    if length is not None and int(length) > limit:
+        raise _too_large(f"{length} bytes", limit)
+    try:
+        async with asyncio.timeout(within):
+            return await _read(request.receive, limit)
+    except TimeoutError:
+        raise UnreadBodyError(
+            "bad_request", f"The body did not arrive within {within:g} s.", fix="Send the whole body at once."
+        ) from None
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(f"more than {limit} bytes", limit)
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(found: str, limit: int) -> ServiceError:
+    return UnreadBodyError(
+        "too_large",
+        f"The body has {found}; at most {limit} are taken.",
+        fix="Send it in parts, or raise `max_body_bytes`.",
+    )
+
+
+def respond(document: Any, request: Request, body: Format = JSON, *, status: int = 200) -> Response:
+    """Return a document in the format that the request wants."""
+    form = format_of_answer(request.headers.get("accept"), body)
+    return Answer(encode(document, form), form.value, status=status)
+
+
+def format_of(request: Request) -> Format:
+    """Return the format of the request's body."""
+    return format_of_body(request.headers.get("content-type"))

@@ -1,0 +1,172 @@
+"""Routes about the service itself: models, readiness, metrics, documentation, the dashboard's files."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from service.api import openapi
+from service.api.auth import Scope
+from service.api.context import Context
+from service.api.http import Answer, model_of, respond
+from service.api.problems import PROBLEMS, RETRY_AFTER_S
+from service.engine.models import ModelShelf, ServedModel
+from service.errors import CODES
+from service.wire.formats import JSON, encode
+
+DASHBOARD = Path(__file__).parent / "dashboard"
+
+_PAGE_HEADERS = {
+    # Everything the page needs comes from here; 'self' covers the WebSocket too.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Declare the routes."""
+    routes = OpsRoutes(app, context)
+    add = app.add_api_route
+    add("/v1/models", routes.models, methods=["GET"], **openapi.MODELS)
+    add("/v1/models/reload", routes.reload, methods=["POST"], **openapi.RELOAD)
+    add("/v1/models/{model}", routes.model, methods=["GET"], **openapi.MODEL)
+    add("/v1/info", routes.info, methods=["GET"], **openapi.INFO)
+    add("/healthz", routes.healthz, methods=["GET"], **openapi.HEALTHZ)
+    add("/readyz", routes.readyz, methods=["GET"], **openapi.READYZ)
+    add("/healthz", routes.healthz, methods=["HEAD"], include_in_schema=False)
+    add("/readyz", routes.readyz, methods=["HEAD"], include_in_schema=False)
+    add("/metrics", routes.metrics, methods=["GET"], **openapi.METRICS)
+    add("/openapi.json", routes.openapi, methods=["GET"], include_in_schema=False)
+    add("/docs", routes.docs, methods=["GET"], include_in_schema=False)
+    add("/docs/errors", routes.errors, methods=["GET"], include_in_schema=False)
+    add("/", routes.page, methods=["GET"], include_in_schema=False)
+    app.mount("/dashboard", PageFiles(directory=DASHBOARD), name="dashboard")
+
+
+class OpsRoutes:
+    """The routes' functions."""
+
+    def __init__(self, app: FastAPI, context: Context) -> None:
+        self._app = app
+        self._context = context
+
+    async def models(self, request: Request) -> Response:
+        """Describe every model."""
+        self._demand(request, "read")
+        shelf = self._context.engine.shelf
+        return respond({"models": [describe(shelf.get(name), shelf) for name in shelf.names()]}, request)
+
+    async def model(self, request: Request) -> Response:
+        """Describe one model."""
+        self._demand(request, "read")
+        return respond(describe(model_of(request, self._context), self._context.engine.shelf), request)
+
+    async def reload(self, request: Request) -> Response:
+        """Look at the model folders again, in every worker."""
+        self._demand(request, "models")
+        report = await self._context.reload()
+        return respond({"loaded": report.loaded, "failed": report.failed}, request)
+
+    async def info(self, request: Request) -> Response:
+        """Say version, durability and limits."""
+        self._demand(request, "read")
+        settings = self._context.settings
+        limits = (
+            *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "max_websockets"),
+            *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
+        )
+        answer = {
+            "version": self._app.version,
+            "durability": settings.durability,
+            "limits": {name: getattr(settings, name) for name in limits},
+        }
+        return respond(answer, request)
+
+    async def healthz(self, _request: Request) -> Response:
+        """Say that the process is alive."""
+        return Answer(b'{"alive":true}', JSON.value)
+
+    async def readyz(self, _request: Request) -> Response:
+        """Say whether requests can be served now."""
+        reasons = await self._context.look_if_ready()
+        answer = {"ready": not reasons, "reasons": reasons}
+        headers = {"retry-after": str(RETRY_AFTER_S)} if reasons else None
+        return Answer(encode(answer, JSON), JSON.value, status=503 if reasons else 200, headers=headers)
+
+    async def metrics(self, request: Request) -> Response:
+        """Give the metrics in Prometheus' text format."""
+        self._demand(request, "metrics")
+        body, media_type = self._context.metrics.render()
+        return Answer(body, media_type)
+
+    async def openapi(self, request: Request) -> Response:
+        """Give the OpenAPI document."""
+        self._demand(request, "read")
+        return Answer(encode(self._app.openapi(), JSON), JSON.value)
+
+    async def docs(self, _request: Request) -> Response:
+        """Show the API's documentation; its document is asked for by the page."""
+        return get_swagger_ui_html(openapi_url="openapi.json", title="Stepwell")
+
+    async def errors(self, _request: Request) -> Response:
+        """Show what each problem means: where the problems' `type` leads."""
+        return Answer(_errors_page(), "text/html; charset=utf-8", headers=_PAGE_HEADERS)
+
+    async def page(self, _request: Request) -> Response:
+        """Show the dashboard."""
+        return FileResponse(DASHBOARD / "index.html", headers=_PAGE_HEADERS)
+
+    def _demand(self, request: Request, scope: Scope) -> None:
+        self._context.caller(request.headers.get("authorization"), scope)
+
+
+class PageFiles(StaticFiles):
+    """The dashboard's files."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file with the page's headers."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_PAGE_HEADERS)
+        return response
+
+
+def describe(served: ServedModel, shelf: ModelShelf) -> dict[str, Any]:
+    """Return what a caller may know of a model, as plain values."""
+    manifest = served.manifest
+    keys = {"name", "dtype", "shape"}
+    return {
+        "name": served.name,
+        "version": served.version,
+        "versions": shelf.versions(served.name),
+        "inputs": [spec.model_dump(include=keys) for spec in manifest.inputs],
+        "outputs": [spec.model_dump(include={*keys, "kind"}) for spec in manifest.answered],
+        "states": [
+            {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape)}
+            for field in served.step_model.fields
+        ],
+        "bytes_per_stream": served.step_model.state_bytes,
+        "parity": None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
+    }
+
+
+def _errors_page() -> bytes:
+    rows = "".join(
+        f'<tr id="{code}"><td><code>{code}</code><td>{status}<td>{escape(title)}<td>{CODES[code]}'
+        for code, (status, title) in PROBLEMS.items()
+    )
+    head = "<tr><th>code<th>status<th>what happened<th>retry"
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Stepwell: problems</title>"
+        f"<h1>Problems</h1><table>{head}{rows}</table>"
+    ).encode()

@@ -1,0 +1,198 @@
+"""Routes that move and look at streams, one at a time or in columns."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from service.api import openapi
+from service.api.context import Context
+from service.api.http import (
+    Answer,
+    body_of,
+    format_of,
+    idempotency_key_of,
+    model_of,
+    number_of,
+    respond,
+    version_of,
+)
+from service.api.moves import advance_all, columns_answer, timestep_of, timesteps_of
+from service.engine.types import StreamKey
+from service.errors import ServiceError
+from service.wire import check_stream_id, encode_state_id
+from service.wire.answers import step_answer
+from service.wire.bodies import read_reset
+from service.wire.formats import encode, format_of_answer
+from service.wire.names import STREAM_ID
+
+_STREAM = "/v1/models/{model}/streams/{stream}"
+_MODEL = "/v1/models/{model}"
+_PAGE_LIMIT = 1000
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Declare the routes."""
+    routes = StreamRoutes(context)
+    add = app.add_api_route
+    add(f"{_STREAM}/step", routes.step, methods=["POST"], **openapi.STEP)
+    add(f"{_STREAM}/steps", routes.steps, methods=["POST"], **openapi.STEPS)
+    add(f"{_MODEL}/step", routes.bulk_step, methods=["POST"], **openapi.BULK_STEP)
+    add(f"{_MODEL}/steps", routes.bulk_steps, methods=["POST"], **openapi.BULK_STEPS)
+    add(f"{_STREAM}/reset", routes.reset, methods=["POST"], **openapi.RESET)
+    add(f"{_MODEL}/reset", routes.reset_all, methods=["POST"], **openapi.RESET_ALL)
+    add(_STREAM, routes.status, methods=["GET"], **openapi.STATUS)
+    add(_STREAM, routes.delete, methods=["DELETE"], **openapi.DELETE)
+    add(f"{_MODEL}/streams", routes.list_streams, methods=["GET"], **openapi.LIST)
+
+
+class StreamRoutes:
+    """The routes' functions."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def step(self, request: Request) -> Response:
+        """Move one stream by one timestep."""
+        return await self._move(request, chunk=False)
+
+    async def steps(self, request: Request) -> Response:
+        """Move one stream by a chunk of timesteps, all or nothing."""
+        return await self._move(request, chunk=True)
+
+    async def bulk_step(self, request: Request) -> Response:
+        """Move many streams by one timestep each."""
+        return await self._move_many(request, chunk=False)
+
+    async def bulk_steps(self, request: Request) -> Response:
+        """Move many streams by a chunk of timesteps each."""
+        return await self._move_many(request, chunk=True)
+
+    async def reset(self, request: Request) -> Response:
+        """Bring one stream back to its initial state."""
+        key = self._stream(request, self._context.caller(request.headers.get("authorization"), "admin").tenant)
+        form = format_of(request)
+        after, snapshot = read_reset(await body_of(request, self._context), form)
+        idempotency_key = idempotency_key_of(request)
+        if after is None and idempotency_key is None:
+            self._demand_no_precondition("reset")
+        if snapshot is not None:
+            raise ServiceError(
+                "snapshot_not_found", f"The stream has no snapshot {snapshot[:100]!a}.", fix="Reset to `initial`."
+            )
+        position = await self._context.engine.reset(key, after=after, idempotency_key=idempotency_key)
+        answer: dict[str, Any] = {"step": position.step, "state_id": encode_state_id(position.state_id)}
+        if position.replayed:
+            answer["replayed"] = True
+        return respond(answer, request, form)
+
+    async def reset_all(self, request: Request) -> Response:
+        """Bring every stream of a model, as far as they are the caller's, back to its initial state."""
+        caller = self._context.caller(request.headers.get("authorization"), "admin")
+        model = model_of(request, self._context)
+        if idempotency_key_of(request) is None:
+            self._demand_no_precondition("reset")
+        return respond({"reset": await self._context.engine.reset_all(caller.tenant, model.name)}, request)
+
+    async def delete(self, request: Request) -> Response:
+        """Forget one stream."""
+        key = self._stream(request, self._context.caller(request.headers.get("authorization"), "admin").tenant)
+        if idempotency_key_of(request) is None:
+            self._demand_no_precondition("delete")
+        await self._context.engine.delete(key)
+        return Response(status_code=204)
+
+    async def status(self, request: Request) -> Response:
+        """Say where one stream stands."""
+        key = self._stream(request, self._context.caller(request.headers.get("authorization"), "read").tenant)
+        status = await self._context.engine.status(key)
+        answer = {
+            "stream": key.stream,
+            "model": key.model,
+            "version": status.version,
+            "step": status.step,
+            "state_id": encode_state_id(status.state_id),
+            "created_at": _time(status.created_ms),
+            "updated_at": _time(status.updated_ms),
+            "expires_in_s": status.expires_in_ms / 1000,
+        }
+        return respond(answer, request)
+
+    async def list_streams(self, request: Request) -> Response:
+        """List a model's streams, page by page."""
+        caller = self._context.caller(request.headers.get("authorization"), "read")
+        model = model_of(request, self._context)
+        query = request.query_params
+        prefix = query.get("prefix", "")
+        if prefix and not STREAM_ID.fullmatch(prefix):
+            raise ServiceError(
+                "bad_request",
+                f"`prefix` is {prefix[:140]!a}; expected the beginning of a stream id, of A-Z a-z 0-9 . _ : @ -.",
+                fix="Leave `prefix` out to list all.",
+            )
+        page = await self._context.engine.list_streams(
+            caller.tenant,
+            model.name,
+            prefix=prefix,
+            cursor=query.get("cursor") or None,
+            limit=number_of(query, "limit", 1, _PAGE_LIMIT) or 100,
+        )
+        streams = [{"stream": stream, "step": step} for stream, step in page.streams]
+        return respond({"streams": streams, "cursor": page.cursor}, request)
+
+    # ---------------------------------------------------------------- helpers
+
+    def _stream(self, request: Request, tenant: str) -> StreamKey:
+        """Return the stream that the path names, of a model that is there."""
+        model = model_of(request, self._context)
+        return StreamKey(tenant, model.name, check_stream_id(request.path_params["stream"]))
+
+    async def _move(self, request: Request, *, chunk: bool) -> Response:
+        context = self._context
+        caller = context.caller(request.headers.get("authorization"), "step")
+        served = model_of(request, context)
+        key = StreamKey(caller.tenant, served.name, check_stream_id(request.path_params["stream"]))
+        idempotency_key = idempotency_key_of(request)
+        form = format_of(request)
+        body = await body_of(request, context)
+        wire = context.wire(served)
+        step = wire.steps(body, form) if chunk else wire.step(body, form)
+        timestep = timestep_of(step, key, version_of(request), door="http", idempotency_key=idempotency_key)
+        prediction = await context.engine.advance(timestep)
+        answer_form = format_of_answer(request.headers.get("accept"), form)
+        answer = step_answer(prediction, answer_form, chunk=chunk, keep=step.keep)
+        return Answer(encode(answer, answer_form), answer_form.value)
+
+    async def _move_many(self, request: Request, *, chunk: bool) -> Response:
+        context = self._context
+        caller = context.caller(request.headers.get("authorization"), "step")
+        served = model_of(request, context)
+        idempotency_key = idempotency_key_of(request)
+        form = format_of(request)
+        bulk = context.wire(served).bulk(await body_of(request, context), form, chunk=chunk)
+        timesteps = timesteps_of(
+            bulk, caller.tenant, served.name, version_of(request), door="http", idempotency_key=idempotency_key
+        )
+        results = await advance_all(context.engine, timesteps)
+        answer_form = format_of_answer(request.headers.get("accept"), form)
+        answer = columns_answer(bulk, results, served, answer_form)
+        for result in results:
+            if isinstance(result, ServiceError):
+                context.metrics.refusal(result.code)
+        return Answer(encode(answer, answer_form), answer_form.value)
+
+    def _demand_no_precondition(self, what: str) -> None:
+        if self._context.settings.require_preconditions:
+            raise ServiceError(
+                "precondition_required",
+                f"The {what} has neither `after` nor an Idempotency-Key; this service demands one of them.",
+                fix="Send an Idempotency-Key, so that a late copy of this request does no harm.",
+            )
+
+
+def _time(milliseconds: int) -> str:
+    """Return a time as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

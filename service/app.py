@@ -1,0 +1,220 @@
+"""`create_app`: puts the parts together; their life is the application's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.websockets import WebSocketDisconnect
+
+from model_export.errors import StepwellError
+from model_export.step_model import StepModel
+from service.api import feed, openapi, ops, streams, watch
+from service.api.auth import Keys
+from service.api.context import Context
+from service.api.http import DirectRoute, demand_plain_path, problem_response
+from service.engine.engine import Engine, EngineOptions
+from service.engine.models import ModelShelf, Reloaded
+from service.engine.watchers import CONTROL_TOPIC, Watchers
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.settings import Settings
+from service.store.channel import Channel
+from service.store.redis import StateStore
+from service.workers import CONTROL_ENV, Workers
+
+_log = logging.getLogger(__name__)
+_LOOK_S = 1.0  # how often readiness and the gauges are looked at
+
+
+class NoStoreError(StepwellError):
+    """The application is started without a store."""
+
+    code = "no_store"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; the store and the models are opened when it starts.
+
+    Raises:
+        KeysFileError: `api_keys_file` cannot be used.
+    """
+    version = importlib.metadata.version("stepwell")
+    context = Context(settings, Keys(settings.api_keys_file), Metrics(version))
+    app = FastAPI(
+        title="Stepwell",
+        version=version,
+        lifespan=lambda app: _life(app, context),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    app.router.route_class = DirectRoute
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign] # FastAPI's own way to change it
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(WebSocketDisconnect, _gone)
+    app.add_exception_handler(Exception, _unforeseen)
+    ops.add_routes(app, context)
+    streams.add_routes(app, context)
+    feed.add_routes(app, context)
+    return app
+
+
+def build_engine(settings: Settings, metrics: Metrics) -> Engine:
+    """Return an engine over the store that is named; its models are not loaded yet.
+
+    Raises:
+        NoStoreError: None is named: `stepwell serve` starts the embedded one and names it.
+    """
+    if settings.redis is None:
+        raise NoStoreError(
+            "`redis` is not set, and an application by itself starts no store.",
+            fix="Run `stepwell serve`, which starts one, or set STEPWELL_REDIS to a URL.",
+        )
+    store = StateStore(
+        settings.redis,
+        stream_ttl_s=settings.stream_ttl_s,
+        idempotency_ttl_s=settings.idempotency_ttl_s,
+        durability=settings.durability,
+    )
+
+    def load(path: Path) -> StepModel:
+        return StepModel(path, threads=settings.ort_threads, providers=settings.execution_providers)
+
+    options = EngineOptions(
+        max_batch_size=settings.max_batch_size,
+        max_wait_s=settings.max_wait_ms / 1000,
+        queue_limit=settings.queue_limit,
+        request_timeout_s=settings.request_timeout_s,
+        run_timeout_s=settings.run_timeout_s,
+        cache_bytes=settings.cache_bytes,
+    )
+    return Engine(store, ModelShelf(settings.models, load), options, metrics)
+
+
+@contextlib.asynccontextmanager
+async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
+    """Open what requests need, serve, and close it in reverse order."""
+    async with contextlib.AsyncExitStack() as stack:
+        engine = build_engine(context.settings, context.metrics)
+        stack.push_async_callback(engine.close)
+        report = await engine.shelf.reload()
+        _log_failed(report)
+        _log.info("Models: %s", ", ".join(report.loaded) or "none")
+
+        watchers = Watchers(engine)
+        channel = Channel(engine.store.wire, watchers.hear, watchers.gap)
+        stack.push_async_callback(channel.close)
+        await channel.start(CONTROL_TOPIC, watchers.own_topic)
+        stack.push_async_callback(watchers.close)
+        watchers.start(channel)
+        watch.add_routes(app, context, watchers)
+
+        folder = os.environ.get(CONTROL_ENV)
+        workers = Workers(engine.shelf.reload, Path(folder) if folder else None)
+        context.engine, context.reload = engine, workers.reload_everywhere
+        app.state.engine = engine
+        context.metrics.read_from(
+            queue_rows=engine.queue_rows,
+            watchers=lambda: len(watchers),
+            websockets=lambda: context.websockets,
+            ready=lambda: context.ready,
+        )
+        tasks = [asyncio.create_task(workers.follow()), asyncio.create_task(_look(context))]
+        stack.push_async_callback(_cancel, tasks)
+        yield
+        await engine.drain(context.settings.drain_s)
+
+
+async def _look(context: Context) -> None:
+    """Look at readiness and the gauges every second, and at the model folders where that is wished."""
+    known: list[str] = []
+    while True:
+        await context.look_if_ready()
+        context.metrics.refresh()
+        if context.settings.watch_models:
+            report = await context.engine.shelf.reload()
+            if report.failed != known:
+                known = report.failed
+                _log_failed(report)
+        await asyncio.sleep(_LOOK_S)
+
+
+def _log_failed(report: Reloaded) -> None:
+    for failed in report.failed:
+        _log.error("A model cannot be served: %s", failed)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# ------------------------------------------------------------------- what no route answers
+
+
+async def _no_route(request: Request, exc: Exception) -> Response:
+    """Answer where the framework found no route, or none for the method."""
+    assert isinstance(exc, HTTPException)
+    context: Context = request.app.state.context
+    headers = {}
+    path = request.url.path
+    try:
+        demand_plain_path(request.scope)
+        if exc.status_code == 405:
+            headers["allow"] = ", ".join(sorted(_methods(request)))
+            error = ServiceError(
+                "method_not_allowed",
+                f"{request.method} is not for {path[:200]!a}; expected {headers['allow']}.",
+                fix="See /docs for the routes.",
+            )
+        else:
+            error = ServiceError("not_found", f"There is no route {path[:200]!a}.", fix="See /docs for the routes.")
+    except ServiceError as refused:
+        error = refused
+    context.metrics.refusal(error.code)
+    response = problem_response(error)
+    context.metrics.request("http", response.status_code)
+    response.headers.update(headers)
+    return response
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods of every route at this path; the framework knows only the first one's."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return methods
+
+
+async def _gone(_websocket: Any, _exc: Exception) -> None:
+    """A client that has gone is no error."""
+
+
+async def _unforeseen(request: Request, exc: Exception) -> Response:
+    """Answer what nobody foresaw, without its details; the server's log has them."""
+    context: Context = request.app.state.context
+    context.metrics.refusal("internal")
+    context.metrics.request("http", 500)
+    return problem_response(
+        ServiceError(
+            "internal",
+            "Something went wrong that should not have.",
+            fix="Send the same again with seq, after or Idempotency-Key; tell the operator, whose log says more.",
+            applied="unknown",
+        )
+    )
