@@ -25,6 +25,7 @@ Key = Annotated[str | None, typer.Option(envvar="STEPWELL_KEY", help="API key; s
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
 Stream = Annotated[str, typer.Argument(metavar="STREAM", help="The stream's id.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _HERE = "http://127.0.0.1:8000"
 
 streams_app = typer.Typer(no_args_is_help=True)
@@ -70,14 +71,19 @@ def reset(
     model: Model,
     stream: Stream,
     *,
-    after: Annotated[str | None, typer.Option(help="Only if this still is its state_id.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="STATE_ID", help="Only from here; by default from where it stands now.")
+    ] = None,
+    yes: Yes = False,
     url: Url = _HERE,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a stream back to its initial state."""
-    body = {} if after is None else {"after": after}
+    """Bring a stream back to its initial state, unless it is stepped meanwhile."""
     with _Service(url, key) as service:
+        now = service.get(_path(model, stream))
+        _ask(f"{stream} of {model} is at step {now['step']:,}. Bring it back to its initial state?", yes=yes)
+        body = {"after": after or now["state_id"]}
         found = service.call("POST", _path(model, stream) + "/reset", json=body, headers=_once())
     typer.echo(json.dumps(found, indent=2) if as_json else f"{stream} is at step {found['step']}")
 
@@ -87,12 +93,14 @@ def rm(
     model: Model,
     streams: Annotated[list[str], typer.Argument(metavar="STREAM...", help="The streams' ids.")],
     *,
+    yes: Yes = False,
     url: Url = _HERE,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Forget streams; those that were not there are no error."""
     paths = [_path(model, stream) for stream in streams]  # all are checked before the first is gone
+    _ask(f"Forget {', '.join(streams)} of {model}? Their states cannot be had back.", yes=yes)
     with _Service(url, key) as service:
         for path in paths:
             service.call("DELETE", path, headers=_once())
@@ -142,19 +150,32 @@ class _Service:
         """
         try:
             answer = self._http.request(method, path, **more)
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise self._not_there(str(exc) or type(exc).__name__) from exc
+        try:
             body = answer.json() if answer.content else None
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
-            raise StreamsError(
-                f"No Stepwell answers at {self._url}: {exc or type(exc).__name__}.",
-                fix="Start it with `stepwell serve`, or name another with --url.",
-            ) from exc
+        except ValueError as exc:
+            raise self._not_there(f"{answer.status_code} {answer.reason_phrase} came from something else") from exc
         if answer.is_success:
             return body
         problem = body if isinstance(body, dict) else {}
+        code = problem.get("code", answer.reason_phrase)
         raise StreamsError(
-            f"{problem.get('detail', answer.text[:500])} ({answer.status_code} {problem.get('code', '')})",
+            f"{problem.get('detail') or 'The service refused without a reason.'} ({answer.status_code} {code})",
             fix=_FIXES.get(answer.status_code, ""),
         )
+
+    def _not_there(self, found: str) -> StreamsError:
+        return StreamsError(
+            f"No Stepwell answers at {self._url}: {found}.",
+            fix="Start it with `stepwell serve`, or name where it is with --url or STEPWELL_URL.",
+        )
+
+
+def _ask(question: str, *, yes: bool) -> None:
+    """Ask on standard error, so that what is answered can be piped on; end with exit code 1 at a no."""
+    if not yes:
+        typer.confirm(question, abort=True, err=True)
 
 
 def _once() -> dict[str, str]:
@@ -166,6 +187,7 @@ _FIXES = {
     401: "Give a key with --key, or in the environment as STEPWELL_KEY.",
     403: "Use a key that has this scope.",
     404: "See what there is with `stepwell streams ls`.",
+    409: "Look at it again with `stepwell streams show`, then decide.",
     503: "Try again in a moment.",
 }
 
