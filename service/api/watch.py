@@ -15,7 +15,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from model_export.manifest import Array
 from service.api.auth import Caller
 from service.api.context import Context
-from service.api.sockets import SLOW_S, TOO_SLOW, Socket
+from service.api.problems import problem_of
+from service.api.sockets import POLICY, SLOW_S, TOO_SLOW, UNREADABLE, Socket
 from service.engine.watchers import Want, Watcher, Watchers
 from service.errors import ServiceError
 from service.wire import Format, check_stream_id, encode_state_id
@@ -50,7 +51,11 @@ def add_routes(app: FastAPI, context: Context, watchers: Watchers) -> None:
 
 
 async def _serve(socket: Socket, context: Context, watchers: Watchers) -> None:
-    watcher = await _first_message(socket, context)
+    try:
+        watcher = _read(await socket.receive(), socket, context)
+    except ServiceError as exc:
+        await socket.close(UNREADABLE if exc.code == "bad_json" else POLICY, problem_of(exc))
+        return
     await watchers.add(watcher)
     sending = asyncio.create_task(_send(socket, watcher))
     try:
@@ -64,14 +69,14 @@ async def _serve(socket: Socket, context: Context, watchers: Watchers) -> None:
         await watchers.remove(watcher)
 
 
-async def _first_message(socket: Socket, context: Context) -> Watcher:
-    """Take what is to be watched.
+def _read(message: bytes, socket: Socket, context: Context) -> Watcher:
+    """Return who watches what.
 
     Raises:
         ServiceError: `bad_json`, `bad_request` or `model_not_found`.
     """
     try:
-        body = msgspec.convert(parse(await socket.receive(), socket.form), _Watch)
+        body = msgspec.convert(parse(message, socket.form), _Watch)
     except msgspec.ValidationError as exc:
         raise ServiceError(
             "bad_request", f"The message is not what to watch: {exc}.", fix='Send {"watch": [{"model": "m"}]}.'
@@ -90,7 +95,7 @@ async def _send(socket: Socket, watcher: Watcher) -> None:
     try:
         while True:
             lost, events = await watcher.take()
-            messages: list[dict[str, Any]] = [{"gap": lost}] if lost else []
+            messages = [{"gap": lost}] if lost else []
             messages += [_message(event, socket.form, inputs=watcher.inputs) for event in events]
             for message in messages:
                 async with asyncio.timeout(SLOW_S):
