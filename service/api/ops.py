@@ -11,6 +11,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from model_export.manifest import TensorSpec
 from service.api import openapi
 from service.api.auth import Scope
 from service.api.context import Context
@@ -28,10 +29,11 @@ _PAGE_HEADERS = {
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+
+_NOSNIFF = {"x-content-type-options": "nosniff"}
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
@@ -125,7 +127,7 @@ class OpsRoutes:
 
     async def page(self, _request: Request) -> Response:
         """Show the dashboard."""
-        return FileResponse(DASHBOARD / "index.html", headers=_PAGE_HEADERS)
+        return FileResponse(DASHBOARD / "index.html", headers={**_PAGE_HEADERS, **_NOSNIFF})
 
     def _demand(self, request: Request, scope: Scope) -> None:
         self._context.caller(request.headers.get("authorization"), scope)
@@ -137,20 +139,19 @@ class PageFiles(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """Return a file with the page's headers."""
         response = super().file_response(*args, **kwargs)
-        response.headers.update(_PAGE_HEADERS)
+        response.headers.update({**_PAGE_HEADERS, **_NOSNIFF})
         return response
 
 
 def describe(served: ServedModel, shelf: ModelShelf) -> dict[str, Any]:
     """Return what a caller may know of a model, as plain values."""
     manifest = served.manifest
-    keys = {"name", "dtype", "shape"}
     return {
         "name": served.name,
         "version": served.version,
         "versions": shelf.versions(served.name),
-        "inputs": [spec.model_dump(include=keys) for spec in manifest.inputs],
-        "outputs": [spec.model_dump(include={*keys, "kind"}) for spec in manifest.answered],
+        "inputs": [_tensor(spec, "name", "dtype", "shape") for spec in manifest.inputs],
+        "outputs": [_tensor(spec, "name", "dtype", "shape", "kind") for spec in manifest.answered],
         "states": [
             {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape)}
             for field in served.step_model.fields
@@ -158,6 +159,11 @@ def describe(served: ServedModel, shelf: ModelShelf) -> dict[str, Any]:
         "bytes_per_stream": served.step_model.state_bytes,
         "parity": None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
     }
+
+
+def _tensor(spec: TensorSpec, *keys: str) -> dict[str, Any]:
+    """Return some keys of a tensor's spec, and those of the manifest's writer: say, the names of its elements."""
+    return {**spec.model_dump(include=set(keys)), **(spec.model_extra or {})}
 
 
 def _errors_page() -> bytes:
