@@ -128,8 +128,8 @@ class _Service:
         return self.call("GET", path, params=query)
 
     def streams(self, model: str, prefix: str) -> Iterator[dict[str, Any]]:
-        """Give every stream of a model; pages are fetched as they are asked for."""
-        cursor = None
+        """Give every stream of a model once; pages are fetched as they are asked for."""
+        cursor, seen = None, set[str]()  # a store that grows meanwhile may list a stream again
         while True:
             page = self.get(
                 f"/v1/models/{quote(model, safe='')}/streams",
@@ -137,7 +137,10 @@ class _Service:
                 **({"prefix": prefix} if prefix else {}),
                 **({} if cursor is None else {"cursor": cursor}),
             )
-            yield from page["streams"]
+            for one in page["streams"]:
+                if one["stream"] not in seen:
+                    seen.add(one["stream"])
+                    yield one
             cursor = page["cursor"]
             if cursor is None:
                 return
