@@ -78,7 +78,7 @@ def time_distributed(call: Call) -> list[Value]:
     """Runs its layer on each timestep; in the step graph that is the layer itself."""
     x = call.value
     if not x.time:
-        raise call.refuse("its input carries no time axis any more")
+        raise call.refuse("its input carries no time axis")
     results = call.walk.visit(call.layer.layer, f"{call.path}.", replace(x, time=False, mask=None))
     return [replace(value, time=True) for value in results]
 

@@ -37,8 +37,8 @@ _ACTIVATIONS = {
 
 @op_rule("StopGradient", "ConvertToTensor", "Copy")
 def same(call: Call) -> Value:
-    """Operations that change no value."""
-    return call.value
+    """Operations that change no value; like all operations, they drop the mask."""
+    return call.value.like(call.value.name)
 
 
 @op_rule("Cast", "SaturateCast")
@@ -291,7 +291,7 @@ def get_item(call: Call) -> Value:
             x = _slice(call, x, axis, slice(index, index + 1))
             dropped.append(axis)
     row = tuple(dim for axis, dim in enumerate(x.row, 1) if axis not in dropped)
-    return x.like(call.graph.reshape(x.name, row, at=call.path), row=row) if dropped else x
+    return x.like(call.graph.reshape(x.name, row, at=call.path), row=row) if dropped else x.like(x.name)
 
 
 def _slice(call: Call, x: Value, axis: int, part: slice) -> Value:

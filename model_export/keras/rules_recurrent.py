@@ -42,8 +42,9 @@ def _check_layer(call: Call, x: Value) -> None:
     layer = call.layer
     if not x.time:
         raise call.refuse(
-            "its input carries no time axis any more",
-            "Give the recurrent layer before it return_sequences=True.",
+            "its input carries no time axis",
+            "Give the recurrent layer before it return_sequences=True, and the model's input the shape "
+            "(batch, time, features).",
         )
     if len(x.row) != 1:
         raise call.refuse(f"its input has row shape {list(x.row)}; expected one axis of features")

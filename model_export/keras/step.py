@@ -88,28 +88,34 @@ def _declare(walk: Walk, function: Any, tensor: Any) -> Value:
 
 
 def _has_time(function: Any, tensor: Any) -> bool:
-    """Whether axis 1 is time: any input of three axes or more, of unknown length, or of ids."""
-    if len(tensor.shape) < 2:
-        return False
-    return len(tensor.shape) > 2 or tensor.shape[1] is None or _only_looked_up(function, tensor)
+    """Whether axis 1 is time: of three axes or more, of unknown length, of ids, or of numbers made a column each."""
+    if len(tensor.shape) != 2 or tensor.shape[1] is None:
+        return len(tensor.shape) > 1
+    targets: list[Any] = [getattr(user, "target_shape", ()) for user in _users(function, tensor)]
+    columns = all(len(target) == 2 and target[1] in {1, -1} and target[0] != 1 for target in targets)
+    return columns or _only_looked_up(function, tensor)
 
 
 def _only_looked_up(function: Any, tensor: Any) -> bool:
     """Whether an input is nothing but ids for embeddings: declared as integers then, whatever Keras' default says."""
-    nodes = [node for level in function._nodes_by_depth.values() for node in level]
-    operations = [node.operation for node in nodes if any(tensor is other for other in node.input_tensors)]
     found = False
-    for operation in operations:
-        inner = functional(operation)
+    for user in _users(function, tensor):
+        inner = functional(user)
         if inner is not None and len(inner.inputs) == 1:
             looked_up = _only_looked_up(inner, inner.inputs[0])
         else:
-            layer = getattr(operation, "layer", operation)  # inside TimeDistributed
+            layer = getattr(user, "layer", user)  # inside TimeDistributed
             looked_up = isinstance(layer, keras.layers.Embedding)
-        if not looked_up and type(operation).__name__ != "NotEqual":  # the embedding's own mask
+        if not looked_up and type(user).__name__ != "NotEqual":  # the embedding's own mask
             return False
         found = found or looked_up
     return found
+
+
+def _users(function: Any, tensor: Any) -> list[Any]:
+    """Return the layers and operations that take a tensor."""
+    nodes = [node for level in function._nodes_by_depth.values() for node in level]
+    return [node.operation for node in nodes if any(tensor is other for other in node.input_tensors)]
 
 
 def _output_names(function: Any) -> list[str]:

@@ -102,12 +102,12 @@ class Walk:
             values = [replace(v, mask=call.mask) if call.mask else v for v in _ordered(function, args[0])]
             return self.run(function, values, f"{call.path}.")
         found = find_rule(operation)
-        if found is None:
-            results, keeps = self.trace(call, operation.call), operation.supports_masking
-        else:
-            rule, sets_masks = found
-            results, keeps = _listed(rule(call)), operation.supports_masking and not sets_masks
-        return [replace(v, mask=call.mask) if v.time else v for v in results] if keeps else results
+        rule, sets_masks = found or (lambda call: self.trace(call, operation.call), False)
+        results = _listed(rule(call))
+        if sets_masks:
+            return results
+        mask = call.mask if operation.supports_masking else None
+        return [replace(v, mask=mask if v.time else None) for v in results]
 
     def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:
         """Run Python code on symbolic tensors and walk the operations that it called.

@@ -69,10 +69,11 @@ def test_a_model_of_one_length_is_verified_over_that_length() -> None:
 
 def test_a_compiled_predict_of_the_users_is_left_alone() -> None:
     model = zoo.build("simple_relu")
-    model.predict_on_batch(np.zeros((1, 3, 4), np.float32))
+    x = np.zeros((1, 3, 4), np.float32)
+    model.predict_on_batch(x)
     theirs = model.predict_function
 
-    export_model(model, name="m")
+    KerasOriginal(model, export_keras(model, name="m"))({"x": x})
 
     assert model.predict_function is theirs
 
@@ -90,19 +91,14 @@ def test_a_tolerance_below_rounding_fails_and_names_the_timestep() -> None:
         export_model(zoo.build("gru_600"), name="m", atol=1e-12, rtol=0)
 
 
-def test_progress_says_what_is_done() -> None:
+def test_progress_and_report_say_what_was_done_and_against_what() -> None:
     seen: list[tuple[str, int, int]] = []
 
-    export_model(zoo.build("simple_relu"), name="m", progress=lambda *part: seen.append(part))
+    _, report = export_model(zoo.build("simple_relu"), name="m", progress=lambda *part: seen.append(part))
 
-    assert seen[0][0] == "walking the model"
-    assert seen[-1] == ("random: step by step", 9, 9)
-
-
-def test_the_report_names_keras_its_version_and_backend() -> None:
-    against = export_model(zoo.build("simple_relu"), name="m")[1].parity.against
-
-    assert against == f"keras {keras.__version__} {keras.backend.backend()}"
+    assert (seen[0][0], seen[-1]) == ("walking the model", ("random: step by step", 9, 9))
+    assert report.parity.against == f"keras {keras.__version__} {keras.backend.backend()}"
+    assert report.parity.sequences == ["random"], "nothing in it is masked"
 
 
 def test_a_static_input_is_the_same_at_every_timestep_of_the_drawn_data() -> None:

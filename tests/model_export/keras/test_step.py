@@ -35,8 +35,7 @@ def test_the_graph_is_opset_20_and_ir_10_with_a_free_batch_axis_and_no_time_axis
 
 
 def test_states_are_named_after_their_layer() -> None:
-    with zoo.quick_weights():
-        model = zoo.sequence(L.LSTM(3, name="first", **RS), L.GRU(2, name="second"))
+    model = zoo.sequence(L.LSTM(3, name="first", **RS), L.GRU(2, name="second"))
 
     states = export(model).manifest.states
 
@@ -119,8 +118,7 @@ def test_a_row_among_31_others_equals_the_row_alone_bit_for_bit(name: str) -> No
 def test_equal_constants_are_stored_once() -> None:
     x = keras.Input((None, 4))
     dense = L.Dense(64, "relu")
-    with zoo.quick_weights():
-        model = keras.Model(x, L.Add()([dense(x), dense(L.Dense(4)(x))]))
+    model = keras.Model(x, L.Add()([dense(x), dense(L.Dense(4)(x))]))
     zoo.randomise(model)
 
     sizes = [tensor.dims for tensor in export(model).proto.graph.initializer]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import keras
 import numpy as np
@@ -41,6 +39,17 @@ class MinimalCell(keras.Layer):  # type: ignore[misc]  # Keras has no types
     def call(self, x: Any, states: Any, training: bool = False) -> Any:
         h = ops.matmul(x, self.kernel) + 0.5 * ops.tanh(ops.matmul(states[0], self.recurrent_kernel))
         return h, [h]
+
+
+class Doubled(keras.layers.Dense):  # type: ignore[misc]  # Keras has no types
+    """A subclass that computes something else than its parent."""
+
+    def call(self, x: Any) -> Any:
+        return 2 * super().call(x)
+
+
+class Plain(keras.layers.LSTM):  # type: ignore[misc]  # Keras has no types
+    """A subclass that computes as its parent does."""
 
 
 def sequence(*layers: Any, features: int = 4) -> Any:
@@ -135,6 +144,24 @@ def masked_nested() -> Any:
     return of(lambda x: L.GRU(3, return_sequences=True)(inner(L.Masking(-1.0)(x))))
 
 
+def masked_half() -> Any:
+    """One branch is masked, the other is not: a sum and a concatenation of both are not masked any more."""
+    x = keras.Input((None, 4), name="x")
+    a, b = L.SimpleRNN(3, **RS)(L.Masking()(x)), L.SimpleRNN(3, **RS)(x)
+    return keras.Model(x, [L.GRU(2, **RS)(L.Add()([a, b])), L.GRU(2, **RS)(L.Concatenate()([a, b]))])
+
+
+def explicit_mask() -> Any:
+    x, flag = keras.Input((None, 4), name="x"), keras.Input((None,), dtype="bool", name="flag")
+    return keras.Model([x, flag], L.LSTM(3, **RS)(x, mask=flag))
+
+
+def lost_mask(x: Any) -> Any:
+    """Neither a convolution nor an operation hands a mask on."""
+    masked = L.Masking()(x)
+    return [L.GRU(2, **RS)(L.Conv1D(3, 1)(masked)), L.GRU(2, **RS)(ops.stop_gradient(masked))]
+
+
 def normalised(x: Any) -> Any:
     seen = np.random.default_rng(0).normal(3, 2, (50, 4)).astype("float32")
     layer = L.Normalization()
@@ -180,6 +207,15 @@ ZOO: dict[str, Callable[[], Any]] = {
     "masked_stacked_cells": lambda: sequence(L.Masking(2.0), L.RNN(cells(), **RS)),
     "masked_branches": masked_branches,
     "masked_nested": masked_nested,
+    "masked_half": masked_half,
+    "explicit_mask": explicit_mask,
+    "lost_mask": lambda: of(lost_mask),
+    "subclasses": lambda: sequence(Plain(4, **RS), Doubled(3)),
+    "numbers": lambda: keras.Sequential([keras.Input((None,), name="x"), L.Reshape((-1, 1)), L.LSTM(3, **RS)]),
+    "fixed_numbers": lambda: keras.Sequential([keras.Input((9,), name="x"), L.Reshape((9, 1)), L.LSTM(3, **RS)]),
+    "network_of_each_timestep": lambda: sequence(
+        L.TimeDistributed(keras.Sequential([keras.Input((4,)), L.Dense(3, "relu"), L.Dense(2)])), L.GRU(3, **RS)
+    ),
     "cells": lambda: sequence(L.RNN(cells(), **RS)),
     "return_state": lambda: of(L.LSTM(4, return_state=True, name="rnn", **RS)),
     "two_inputs_two_outputs": two_inputs_two_outputs,
@@ -204,28 +240,9 @@ ZOO: dict[str, Callable[[], Any]] = {
 
 def build(name: str) -> Any:
     """Return a model of the zoo with random weights everywhere, biases and statistics included."""
-    with quick_weights():
-        model = ZOO[name]()
+    model = ZOO[name]()
     randomise(model)
     return model
-
-
-@contextmanager
-def quick_weights() -> Iterator[None]:
-    """Start random weights from zeros: Keras' own initialisers compile a second for each model, for nothing here."""
-
-    def zeros(_: Any, shape: Any, dtype: Any = None) -> Any:
-        return np.zeros(shape, dtype or "float32")
-
-    classes = [
-        keras.initializers.Orthogonal,
-        keras.initializers.GlorotUniform.__mro__[1],
-        keras.initializers.RandomUniform,
-    ]
-    with ExitStack() as stack:
-        for cls in classes:
-            stack.enter_context(patch.object(cls, "__call__", zeros))
-        yield
 
 
 def randomise(model: Any) -> None:
