@@ -296,8 +296,8 @@ $("curl").addEventListener("click", async () => {
 });
 
 function frame() {
-  drawStream();
   requestAnimationFrame(frame);
+  drawStream();
 }
 
 requestAnimationFrame(frame);
