@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import socket
+import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from model_export.errors import StepwellError
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
+    from service.engine.models import ModelShelf
     from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -38,17 +41,26 @@ class Server(uvicorn.Server):
     accepted ones finish, at most `drain_s`; then connections are closed. A second signal ends it without waiting.
     """
 
-    def __init__(self, config: uvicorn.Config, *, drain_s: float, parent: int | None = None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        drain_s: float,
+        parent: int | None = None,
+        on_start: Callable[[Engine], None] | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
             config: uvicorn's own.
             drain_s: Most seconds that accepted requests get.
             parent: Process that this one must not outlive.
+            on_start: Called when requests are served.
         """
         super().__init__(config)
         self._drain_s = drain_s
         self._parent = parent
+        self._on_start = on_start
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Task[None] | None = None
         self._orphan_watch: asyncio.Task[None] | None = None
@@ -59,6 +71,8 @@ class Server(uvicorn.Server):
         if self._parent is not None:
             self._orphan_watch = asyncio.create_task(self._end_with_parent(self._parent))
         await super().startup(sockets)
+        if self.started and self._on_start is not None and (engine := self._engine()) is not None:
+            self._on_start(engine)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the end; uvicorn would raise the signal again afterwards, but ours is a clean exit."""
@@ -74,14 +88,17 @@ class Server(uvicorn.Server):
             self._ending = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        engine: Engine | None = getattr(getattr(self.config.loaded_app, "state", None), "engine", None)
-        if engine is not None:
+        if (engine := self._engine()) is not None:
             _log.info("Draining: new requests are refused, accepted ones finish within %g s", self._drain_s)
             began = asyncio.get_running_loop().time()
             await engine.drain(self._drain_s)
             taken = asyncio.get_running_loop().time() - began
             await asyncio.sleep(max(min(_SEEN_NOT_READY_S, self._drain_s) - taken, 0))
         self.should_exit = True
+
+    def _engine(self) -> Engine | None:
+        """Return the application's engine; before its start there is none."""
+        return getattr(getattr(self.config.loaded_app, "state", None), "engine", None)
 
     async def _end_with_parent(self, parent: int) -> None:
         while os.getppid() == parent:  # noqa: ASYNC110 - no event tells of it
@@ -116,7 +133,8 @@ def listen(settings: Settings) -> socket.socket:
         StartError: It is taken, or may not be bound.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named: asyncio sets TCP_NODELAY on no other, and each answer would wait for 40 ms.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((settings.host, settings.port))
@@ -130,10 +148,31 @@ def listen(settings: Settings) -> socket.socket:
     return sock
 
 
-def run(settings: Settings, sock: socket.socket, *, parent: int | None = None) -> int:
-    """Serve until a signal comes, and return the exit code."""
+def run(settings: Settings, sock: socket.socket, *, parent: int | None = None, store: str | None = None) -> int:
+    """Serve until a signal comes, and return the exit code.
+
+    Args:
+        settings: With the store named.
+        sock: The bound socket.
+        parent: Process that this one must not outlive.
+        store: What the store is, for the line that is printed when this process serves; None: print none.
+    """
     from service.app import create_app
 
-    server = Server(config(settings, create_app(settings)), drain_s=settings.drain_s, parent=parent)
+    def greet(engine: Engine) -> None:
+        if store is not None:
+            print(_greeting(settings, engine.shelf, store), file=sys.stderr, flush=True)  # noqa: T201 - for people
+
+    server = Server(config(settings, create_app(settings)), drain_s=settings.drain_s, parent=parent, on_start=greet)
     server.run(sockets=[sock])
     return 0 if server.started else 1
+
+
+def _greeting(settings: Settings, shelf: ModelShelf, store: str) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    models = [f"{name} ({', '.join(f'v{version}' for version in shelf.versions(name))})" for name in shelf.names()]
+    return (
+        f"Stepwell serves {', '.join(models) or 'no model yet'} on {url} (dashboard {url}/ , API {url}/docs ); "
+        f"{store}, durability {settings.durability}, workers {settings.workers}"
+    )

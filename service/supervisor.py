@@ -30,15 +30,17 @@ _LOOK_S = 0.5
 class Supervisor:
     """Keeps `settings.workers` processes serving; the kernel spreads connections over them."""
 
-    def __init__(self, settings: Settings, sock: socket.socket) -> None:
+    def __init__(self, settings: Settings, sock: socket.socket, *, store: str) -> None:
         """Prepare.
 
         Args:
             settings: For every worker alike.
             sock: The bound socket that they share.
+            store: What the store is, for the line that the first worker prints when it serves.
         """
         self._settings = settings
         self._sock = sock
+        self._store: str | None = store
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[SpawnProcess, float] = {}
         self._signals = 0
@@ -69,8 +71,9 @@ class Supervisor:
                 worker.kill()
 
     def _start(self) -> None:
-        worker = self._context.Process(target=_work, args=(self._settings, self._sock, os.getpid()))
+        worker = self._context.Process(target=_work, args=(self._settings, self._sock, os.getpid(), self._store))
         worker.start()
+        self._store = None
         self._workers[worker] = time.monotonic()
 
     def _replace_dead(self) -> None:
@@ -99,9 +102,9 @@ class Supervisor:
                 worker.join()
 
 
-def _work(settings: Settings, sock: socket.socket, parent: int) -> None:
+def _work(settings: Settings, sock: socket.socket, parent: int, store: str | None) -> None:
     from service import logs
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn takes over; the parent tells us
     logs.configure(settings.log_format)
-    raise SystemExit(server.run(settings, sock, parent=parent))
+    raise SystemExit(server.run(settings, sock, parent=parent, store=store))

@@ -7,7 +7,6 @@ import contextlib
 import ipaddress
 import os
 import signal
-import sys
 import tempfile
 import threading
 import types
@@ -53,14 +52,14 @@ def run(settings: Settings) -> int:
         signal.signal(number, _leave)
     with contextlib.closing(server.listen(settings)) as sock, store_for(settings) as (found, facts):
         ready = found.model_copy(update={"port": sock.getsockname()[1]})
-        greet(ready, facts)
+        store = f"{'embedded ' if settings.redis is None else ''}store {facts.server}"
         if ready.workers == 1:
-            return server.run(ready, sock)
+            return server.run(ready, sock, store=store)
         with tempfile.TemporaryDirectory(prefix="stepwell-") as control:
             os.environ[CONTROL_ENV] = control
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(Path(control) / "metrics")
             Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir()
-            return Supervisor(ready, sock).run()
+            return Supervisor(ready, sock, store=store).run()
 
 
 def demand_safe_bind(settings: Settings) -> None:
@@ -90,19 +89,6 @@ def store_for(settings: Settings) -> Iterator[tuple[Settings, StoreFacts]]:
         facts = asyncio.run(_facts(settings))
         demand_safe(facts, settings.durability, allow_eviction=settings.allow_eviction)
         yield settings, facts
-
-
-def greet(settings: Settings, facts: StoreFacts) -> None:
-    """Say where the service is."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    kind = "embedded " if settings.redis and settings.redis.startswith("unix://") else ""
-    print(  # noqa: T201 - the one line for people
-        f"Stepwell on http://{host}:{settings.port} (dashboard: /, API: /docs), "
-        f"models from {', '.join(str(folder) for folder in settings.models)}, "
-        f"{kind}store {facts.server}, durability {settings.durability}, workers {settings.workers}",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 @contextlib.contextmanager

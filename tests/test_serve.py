@@ -1,0 +1,316 @@
+"""`stepwell serve` as a process of its own: how it starts, what it refuses, and how it and its parts end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.graphs import count, fold, fold_reference, write_model
+from tests.processes import LAUNCH, Service, service
+from tests.servers import Server
+
+STEP = "/v1/models/fold/streams/a/step"
+QUICK = ("--drain-s", "0")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_model(tmp_path / "models", "fold", fold)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def outside(shared_redis: Server) -> tuple[str, ...]:
+    """Flags that name a store outside."""
+    return ("--redis", shared_redis.url, *QUICK)
+
+
+def until(fact: Callable[[], bool], within: float = 30) -> bool:
+    """Wait for a fact of another process."""
+    deadline = time.monotonic() + within
+    while not fact():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)  # noqa: TID251 - nothing tells of another process
+    return True
+
+
+def call(one: Service, method: str, path: str, body: Any = None) -> httpx.Response:
+    """Send one request on a connection of its own."""
+    return httpx.request(method, one.url + path, json=body, timeout=20, trust_env=False)
+
+
+def step(one: Service, x: int, **more: Any) -> dict[str, Any]:
+    answer = call(one, "POST", STEP, {"inputs": [x], **more})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def answers(one: Service) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return call(one, "GET", "/readyz").status_code == 200
+    return False
+
+
+def log(one: Service) -> str:
+    return one.log.read_text()
+
+
+def children(pid: int) -> list[int]:
+    """The worker processes of a service."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            text = entry.read_text()
+            words = entry.with_name("cmdline").read_bytes()
+            if int(text.rpartition(")")[2].split()[1]) == pid and b"spawn_main" in words:
+                found.append(int(entry.parent.name))
+    return found
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that ended and waits to be noticed does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    return False
+
+
+def store_pid(one: Service) -> int:
+    return int((one.folder / "data" / "store.pid").read_text())
+
+
+def refused(*words: str, cwd: Path) -> str:
+    """Run a `serve` that does not start, and return what it says."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
+    done = subprocess.run([*LAUNCH, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    return done.stderr
+
+
+# -------------------------------------------------------------------- starting
+
+
+def test_it_says_where_it_is_and_what_it_serves(models: Path, short_path: Path) -> None:
+    with service(models, short_path, *QUICK) as one:
+        [line] = [line for line in log(one).splitlines() if one.url in line]
+
+    assert [
+        words for words in ("fold (v1)", "embedded store", "durability memory", f"{one.url}/docs") if words not in line
+    ] == []
+
+
+def test_a_taken_port_is_refused_in_two_lines(models: Path, shared_redis: Server, tmp_path: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        port = str(sock.getsockname()[1])
+        words = refused("--port", port, "--models", str(models), "--redis", shared_redis.url, cwd=tmp_path)
+
+    assert len(words.splitlines()) == 2
+    assert port in words
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "some.host.example"])
+def test_beyond_this_machine_it_asks_for_keys(host: str, tmp_path: Path) -> None:
+    assert "--api-keys-file" in refused("--host", host, cwd=tmp_path)
+
+
+def test_a_second_one_on_the_same_data_is_refused_by_number(models: Path, short_path: Path) -> None:
+    with service(models, short_path, *QUICK) as one:
+        words = refused("--port", "0", "--data-dir", str(short_path / "data"), cwd=short_path)
+
+        assert str(one.process.pid) in words
+        assert answers(one)
+
+
+@pytest.mark.parametrize("flags", [("--durability", "fsync"), ("--durability", "replica")])
+def test_a_store_that_cannot_keep_the_promise_is_refused(
+    shared_redis: Server, flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert "Durability is" in refused("--port", "0", "--redis", shared_redis.url, *flags, cwd=tmp_path)
+
+
+def test_bad_keys_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text("{}")
+
+    assert "keys.json" in refused("--port", "0", "--api-keys-file", "keys.json", cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_with_an_outside_store_it_writes_nothing_to_its_folder(
+    models: Path, outside: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose root is read-only, with only a temporary folder."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with service(models, tmp_path / "one", *outside, "--workers", "2"):
+        pass
+
+    assert [path.suffix for path in (tmp_path / "one").iterdir()] == [".log"]
+    assert list(temporary.iterdir()) == []
+
+
+# -------------------------------------------------------------------- ending
+
+
+@linux
+@pytest.mark.parametrize(("how", "workers"), [(signal.SIGTERM, "1"), (signal.SIGINT, "1"), (signal.SIGTERM, "2")])
+def test_it_ends_cleanly_and_its_store_with_it(
+    models: Path, short_path: Path, how: signal.Signals, workers: str
+) -> None:
+    with service(models, short_path, "--workers", workers, *QUICK) as one:
+        parts = [store_pid(one), *children(one.process.pid)]
+        one.process.send_signal(how)
+        code = one.process.wait(30)
+
+    assert code == 0
+    assert len(parts) == (1 if workers == "1" else 3)
+    assert [pid for pid in parts if runs(pid)] == []
+    assert "Traceback" not in log(one)
+
+
+def test_a_signal_while_it_starts_ends_it_cleanly(models: Path, short_path: Path) -> None:
+    one = Service(models, short_path, *QUICK)
+    one.launch()
+    assert until((short_path / "data" / "store.pid").exists)
+    pid = store_pid(one)
+
+    assert one.stop() == 0
+    assert not runs(pid)
+    assert "Traceback" not in log(one)
+
+
+@linux
+@pytest.mark.parametrize(("by", "workers"), [("SIGTERM", "1"), ("Ctrl-C", "2")])
+async def test_what_was_accepted_is_answered_and_the_rest_refused(
+    models: Path, redis_server: Server, tmp_path: Path, workers: str, by: str
+) -> None:
+    flags = ("--redis", redis_server.url, "--max-wait-ms", "2000", "--workers", workers)
+    async with contextlib.AsyncExitStack() as stack:
+        one = stack.enter_context(service(models, tmp_path / "one", *flags))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=one.url, timeout=20, trust_env=False))
+        other = await stack.enter_async_context(httpx.AsyncClient(base_url=one.url, timeout=20, trust_env=False))
+        await other.get("/healthz")
+        accepted = asyncio.create_task(http.post(STEP, json={"inputs": [7]}))
+        while not re.search(r'queue_rows\{model="fold"\} 1', (await other.get("/metrics")).text):
+            pass
+        for pid in [one.process.pid, *(children(one.process.pid) if by == "Ctrl-C" else [])]:
+            os.kill(pid, signal.SIGINT if by == "Ctrl-C" else signal.SIGTERM)
+        while (ready := await other.get("/readyz")).status_code == 200:
+            pass
+        refusal = await other.post("/v1/models/fold/streams/b/step", json={"inputs": [1]})
+        answer = await accepted
+        code = await asyncio.to_thread(one.process.wait, 30)
+
+    assert ready.json()["ready"] is False
+    assert (refusal.status_code, refusal.json()["code"], refusal.json()["applied"]) == (503, "draining", "no")
+    assert (answer.status_code, answer.json()["outputs"]["y"]) == (200, fold_reference([7]))
+    assert code == 0
+
+
+async def test_a_feed_is_told_that_the_service_restarts(models: Path, outside: tuple[str, ...], tmp_path: Path) -> None:
+    with service(models, tmp_path / "one", *outside) as one:
+        async with connect(one.url.replace("http", "ws") + "/v1/models/fold/streams/c/feed", proxy=None) as feed:
+            await feed.send('{"inputs": [1]}')
+            await feed.recv()
+            one.process.terminate()
+            with pytest.raises(ConnectionClosed):
+                await feed.recv()
+        code = await asyncio.to_thread(one.process.wait, 30)
+
+    assert feed.close_code == 1012
+    assert code == 0
+
+
+# -------------------------------------------------------------------- parts that die
+
+
+@linux
+def test_a_dead_worker_is_replaced(models: Path, outside: tuple[str, ...], tmp_path: Path) -> None:
+    with service(models, tmp_path / "one", *outside, "--workers", "2") as one:
+        victim, *_ = before = children(one.process.pid)
+        os.kill(victim, signal.SIGKILL)
+
+        assert until(lambda: len(set(children(one.process.pid)) - {victim}) == len(before) == 2)
+        assert until(lambda: answers(one))
+        assert f"Worker {victim} ended" in log(one)
+
+
+@linux
+def test_workers_and_store_end_when_the_service_is_killed(models: Path, short_path: Path) -> None:
+    with service(models, short_path, "--workers", "2", *QUICK) as one:
+        parts = [store_pid(one), *children(one.process.pid)]
+        one.kill()
+
+        assert until(lambda: not any(runs(pid) for pid in parts))
+        one.start()
+        assert step(one, 1)["step"] == 1
+
+
+@linux
+def test_a_store_that_dies_comes_back_with_its_data(models: Path, short_path: Path) -> None:
+    with service(models, short_path, "--workers", "2", *QUICK) as one:
+        first = step(one, 1)
+        os.kill(store_pid(one), signal.SIGKILL)
+        assert until(lambda: "starting it again" in log(one))
+        assert until(lambda: answers(one))
+        second = step(one, 2, seq=2, after=first["state_id"])
+
+    assert second["outputs"]["y"] == fold_reference([1, 2])[1:]
+
+
+def test_streams_are_there_after_a_restart(models: Path, short_path: Path) -> None:
+    with service(models, short_path, *QUICK) as one:
+        first = step(one, 1)
+        one.stop()
+        one.start()
+        second = step(one, 2, seq=2, after=first["state_id"])
+
+    assert second["outputs"]["y"] == fold_reference([1, 2])[1:]
+
+
+# -------------------------------------------------------------------- several workers
+
+
+@pytest.fixture(scope="module")
+def two_workers(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("two")
+    write_model(folder / "models", "fold", fold)
+    flags = ("--redis", shared_redis.url, "--workers", "2", *QUICK)
+    with service(folder / "models", folder / "one", *flags) as one:
+        yield one
+
+
+def test_a_reload_is_answered_when_every_worker_has_it(two_workers: Service) -> None:
+    write_model(two_workers.folder.parent / "models", "later", count)
+    report = call(two_workers, "POST", "/v1/models/reload").json()
+
+    assert report == {"loaded": ["later/1"], "failed": []}
+    assert {call(two_workers, "GET", "/v1/models/later").status_code for _ in range(30)} == {200}
+
+
+def test_any_worker_counts_for_all(two_workers: Service) -> None:
+    for x in range(20):
+        step(two_workers, x)
+    pages = [call(two_workers, "GET", "/metrics").text for _ in range(10)]
+
+    counts = {re.findall(r'^stepwell_steps_total\{door="http",model="fold"\} (\S+)$', page, re.M)[0] for page in pages}
+    assert counts == {"20.0"}
