@@ -1,0 +1,208 @@
+"""The ways in: each takes whole sequences to a running service, timestep by timestep or in pieces, and brings back
+every prediction. A new door is one function here and a line in `DOORS`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+Sequences = npt.NDArray[np.float32]
+Door = Callable[[str, str, Sequences], Awaitable[Sequences]]
+"""From (service URL, model, sequences (N, T, features)) to predictions (N, T, classes)."""
+
+INPUT, OUTPUT = "x", "y"
+MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack"}
+_names = itertools.count()
+
+
+def streams_for(sequences: Sequences) -> list[str]:
+    """Names that no other door has used."""
+    return [f"stream-{next(_names)}" for _ in sequences]
+
+
+def pieces(length: int, size: int) -> Iterator[slice]:
+    """Cut a sequence; the last piece may be shorter."""
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def packed(array: npt.NDArray[Any]) -> dict[str, Any]:
+    return {"d": array.dtype.name, "s": list(array.shape), "b": array.tobytes()}
+
+
+def unpacked(tensor: dict[str, Any]) -> Sequences:
+    return np.frombuffer(tensor["b"], tensor["d"]).reshape(tensor["s"])
+
+
+async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any], *, msgpack: bool = False) -> dict[str, Any]:
+    if msgpack:
+        response = await http.post(path, content=msgspec.msgpack.encode(body), headers=MSGPACK)
+        assert response.status_code == 200, response.content
+        answer: dict[str, Any] = msgspec.msgpack.decode(response.content)
+        return answer
+    response = await http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    document: dict[str, Any] = response.json()
+    return document
+
+
+async def http_steps(url: str, model: str, sequences: Sequences, *, msgpack: bool = False) -> Sequences:
+    """One POST per timestep, all streams at once."""
+
+    async def one(http: httpx.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
+        path = f"/v1/models/{model}/streams/{stream}/step"
+        answers = []
+        for seq, x in enumerate(sequence, 1):
+            inputs = {INPUT: packed(x) if msgpack else x.tolist()}
+            answer = await post(http, path, {"inputs": inputs, "seq": seq}, msgpack=msgpack)
+            assert answer["step"] == seq
+            answers.append(unpacked(answer["outputs"][OUTPUT]) if msgpack else answer["outputs"][OUTPUT])
+        return answers
+
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+        found = [one(http, s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
+        return np.array(await asyncio.gather(*found), np.float32)
+
+
+async def http_steps_msgpack(url: str, model: str, sequences: Sequences) -> Sequences:
+    return await http_steps(url, model, sequences, msgpack=True)
+
+
+async def http_chunks(url: str, model: str, sequences: Sequences) -> Sequences:
+    """Chunks of 7 timesteps, one stream after the other."""
+    found = []
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+        for stream, sequence in zip(streams_for(sequences), sequences, strict=True):
+            rows: list[Any] = []
+            for piece in pieces(len(sequence), 7):
+                body = {"inputs": {INPUT: sequence[piece].tolist()}, "seq": piece.start + 1}
+                answer = await post(http, f"/v1/models/{model}/streams/{stream}/steps", body)
+                rows += answer["outputs"][OUTPUT]
+            found.append(rows)
+    return np.array(found, np.float32)
+
+
+async def bulk_steps(url: str, model: str, sequences: Sequences) -> Sequences:
+    """One POST per timestep for all streams, as columns."""
+    streams, found = streams_for(sequences), []
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+        for t in range(sequences.shape[1]):
+            body = {"streams": streams, "inputs": {INPUT: sequences[:, t].tolist()}, "seq": [t + 1] * len(streams)}
+            answer = await post(http, f"/v1/models/{model}/step", body)
+            assert answer["errors"] == {}
+            found.append(answer["outputs"][OUTPUT])
+    return np.array(found, np.float32).swapaxes(0, 1)
+
+
+async def bulk_chunks_msgpack(url: str, model: str, sequences: Sequences) -> Sequences:
+    """Columns of chunks of 6 timesteps, packed."""
+    streams, found = streams_for(sequences), []
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+        for piece in pieces(sequences.shape[1], 6):
+            inputs = {INPUT: packed(np.ascontiguousarray(sequences[:, piece]))}
+            answer = await post(http, f"/v1/models/{model}/steps", {"streams": streams, "inputs": inputs}, msgpack=True)
+            found.append(unpacked(answer["outputs"][OUTPUT]))
+    return np.concatenate(found, axis=1)
+
+
+class Feed:
+    """A WebSocket in one of the two formats."""
+
+    def __init__(self, socket: ClientConnection, *, msgpack: bool) -> None:
+        self._socket = socket
+        self._msgpack = msgpack
+
+    async def send(self, message: dict[str, Any]) -> None:
+        packer = msgspec.msgpack if self._msgpack else msgspec.json
+        data = packer.encode(message)
+        await self._socket.send(data if self._msgpack else data.decode())
+
+    async def receive(self) -> dict[str, Any]:
+        data = await self._socket.recv()
+        answer: dict[str, Any] = msgspec.msgpack.decode(data) if self._msgpack else msgspec.json.decode(data)  # type: ignore[arg-type]  # bytes where the subprotocol is binary
+        assert "error" not in answer, answer
+        return answer
+
+    def tensor(self, array: Sequences) -> Any:
+        return packed(np.ascontiguousarray(array)) if self._msgpack else array.tolist()
+
+    def array(self, tensor: Any) -> Any:
+        return unpacked(tensor) if self._msgpack else tensor
+
+
+def feed_url(url: str, path: str) -> str:
+    return url.replace("http://", "ws://") + path
+
+
+def subprotocol(msgpack: bool) -> list[Subprotocol]:
+    return [Subprotocol("stepwell.msgpack" if msgpack else "stepwell.json")]
+
+
+async def stream_feed(url: str, model: str, sequences: Sequences, *, msgpack: bool = False) -> Sequences:
+    """A socket per stream; all timesteps are sent before any answer is read."""
+
+    async def one(stream: str, sequence: Sequences) -> list[Any]:
+        path = feed_url(url, f"/v1/models/{model}/streams/{stream}/feed")
+        async with connect(path, subprotocols=subprotocol(msgpack)) as socket:
+            feed = Feed(socket, msgpack=msgpack)
+            for seq, x in enumerate(sequence, 1):
+                await feed.send({"inputs": {INPUT: feed.tensor(x)}, "seq": seq})
+            answers = [await feed.receive() for _ in sequence]
+            assert [answer["step"] for answer in answers] == list(range(1, len(sequence) + 1))
+            return [feed.array(answer["outputs"][OUTPUT]) for answer in answers]
+
+    found = [one(s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
+    return np.array(await asyncio.gather(*found), np.float32)
+
+
+async def stream_feed_msgpack(url: str, model: str, sequences: Sequences) -> Sequences:
+    return await stream_feed(url, model, sequences, msgpack=True)
+
+
+async def model_feed(url: str, model: str, sequences: Sequences) -> Sequences:
+    """One socket for all streams, each message with a stream and an id."""
+    streams = streams_for(sequences)
+    found = np.empty((*sequences.shape[:2], 0), np.float32).tolist()
+    async with connect(feed_url(url, f"/v1/models/{model}/feed"), subprotocols=subprotocol(False)) as socket:
+        feed = Feed(socket, msgpack=False)
+        for t in range(sequences.shape[1]):
+            for n, stream in enumerate(streams):
+                await feed.send({"stream": stream, "inputs": {INPUT: sequences[n, t].tolist()}, "id": [n, t]})
+            for _ in streams:
+                answer = await feed.receive()
+                n, at = answer["id"]
+                assert (answer["stream"], at, answer["step"]) == (streams[n], t, t + 1)
+                found[n][t] = answer["outputs"][OUTPUT]
+    return np.array(found, np.float32)
+
+
+async def model_feed_columns_msgpack(url: str, model: str, sequences: Sequences) -> Sequences:
+    """One socket, columns of all streams in each frame, four timesteps in a frame."""
+    streams, found = streams_for(sequences), []
+    async with connect(feed_url(url, f"/v1/models/{model}/feed"), subprotocols=subprotocol(True)) as socket:
+        feed = Feed(socket, msgpack=True)
+        for piece in pieces(sequences.shape[1], 4):
+            await feed.send({"streams": streams, "inputs": {INPUT: feed.tensor(sequences[:, piece])}, "chunk": True})
+            found.append(unpacked((await feed.receive())["outputs"][OUTPUT]))
+    return np.concatenate(found, axis=1)
+
+
+DOORS: dict[str, Door] = {
+    "HTTP, JSON": http_steps,
+    "HTTP, msgpack": http_steps_msgpack,
+    "HTTP, chunks": http_chunks,
+    "HTTP, columns": bulk_steps,
+    "HTTP, columns of chunks in msgpack": bulk_chunks_msgpack,
+    "WebSocket of a stream, JSON": stream_feed,
+    "WebSocket of a stream, msgpack": stream_feed_msgpack,
+    "WebSocket of a model, JSON": model_feed,
+    "WebSocket of a model, columns of chunks in msgpack": model_feed_columns_msgpack,
+}
