@@ -142,7 +142,8 @@ def where(call: Call) -> Value:
 def filled(call: Call) -> Value:
     """A constant with the shape of a value."""
     x = call.value
-    dtype = keras.backend.standardize_dtype(call.layer.dtype or x.dtype)
+    asked = getattr(call.layer, "dtype", None) or call.kwargs.get("dtype")  # older versions of Keras: in the call
+    dtype = keras.backend.standardize_dtype(asked or x.dtype)
     fill = call.constant(call.kind(["ZerosLike", "OnesLike"]) == "OnesLike", dtype)
     return x.like(call.op("Expand", fill, call.op("Shape", x.name)), dtype=dtype)
 

@@ -57,7 +57,6 @@ class Walk:
     Attributes:
         graph: The step graph under construction.
         facts: What is known about each input, by its name in the graph.
-        depth: Nesting of the part that is walked now.
     """
 
     graph: Graph = field(default_factory=Graph)
@@ -99,7 +98,9 @@ class Walk:
             )
         self._check_precision(call)
         if (function := functional(operation)) is not None:
-            values = [replace(v, mask=call.mask) if call.mask else v for v in _ordered(function, args[0])]
+            values = _ordered(function, args[0])
+            if len(values) == 1:  # it may have got an explicit mask; several inputs carry their own
+                values = [replace(values[0], mask=call.mask)]
             return self.run(function, values, f"{call.path}.")
         found = find_rule(operation)
         rule, sets_masks = found or (lambda call: self.trace(call, operation.call), False)
