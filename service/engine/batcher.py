@@ -193,12 +193,15 @@ class Batcher:
     # ---------------------------------------------------------------- forming batches
 
     def _schedule(self) -> None:
-        if self._flush_due is not None or len(self._tasks) >= _IN_FLIGHT:
+        if len(self._tasks) >= _IN_FLIGHT:
             return
         loop = asyncio.get_running_loop()
-        if self._max_wait and self._queue.rows < self._max_batch:
-            self._flush_due = loop.call_later(self._max_wait, self._flush)
-        else:
+        full = self._queue.rows >= self._max_batch
+        if self._flush_due is None:
+            wait = self._max_wait and not full
+            self._flush_due = loop.call_later(self._max_wait, self._flush) if wait else loop.call_soon(self._flush)
+        elif full and isinstance(self._flush_due, asyncio.TimerHandle):
+            self._flush_due.cancel()
             self._flush_due = loop.call_soon(self._flush)
 
     def _flush(self) -> None:
