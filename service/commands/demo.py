@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +27,7 @@ from service.demo.recordings import Recordings
 from service.demo.replay import replay
 from service.demo.report import Report, print_report
 from service.server import StartError
+from service.store.embedded import end_with_parent
 
 _HOST = "127.0.0.1"
 _PORT = 8000
@@ -44,6 +48,8 @@ def demo(
     Starts the service on an embedded store in a temporary folder, and leaves nothing behind. Runs until Ctrl-C;
     exits 1 when a prediction differs from the original model's by more than the model's tolerance.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too: the service is not left behind
+        signal.signal(number, _leave)
     console = Console(stderr=True)
     recordings = Recordings.load()
     report = Report(streams=len(recordings), atol=0, rtol=0)
@@ -53,9 +59,9 @@ def demo(
         report = now
         live.update(_line(now))
 
-    with _service(port or _free_port(), workers) as url:
+    with contextlib.suppress(KeyboardInterrupt), _service(port or _free_port(), workers) as url:
         console.print(f"Dashboard: [bold]{url}/[/]   API: {url}/docs" + ("" if once else "   (Ctrl-C ends)"))
-        with Live(console=console, transient=True) as live, contextlib.suppress(KeyboardInterrupt):
+        with Live(console=console, transient=True) as live:
             run = replay(
                 url, seconds=seconds if once else None, speed=speed, on_progress=progress, recordings=recordings
             )  # fmt: skip
@@ -64,7 +70,7 @@ def demo(
         typer.echo(json.dumps(_facts(report), indent=2))
     else:
         print_report(report)
-    if not report.ok:
+    if report.beyond or (once and not report.ok):
         raise typer.Exit(1)
 
 
@@ -76,16 +82,20 @@ def _service(port: int, workers: int) -> Iterator[str]:
         log = Path(folder) / "serve.log"
         command = [sys.executable, "-P", "-m", "service", "serve", "--models", str(files("service.demo") / "models")]
         command += ["--port", str(port), "--workers", str(workers), "--data-dir", str(Path(folder) / "data")]
+        # The caller's settings may name a store with real streams.
+        env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k == "STEPWELL_REDIS_SERVER"}
         with log.open("wb") as out:
             process = subprocess.Popen(  # noqa: S603 - our own program
                 command,
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,  # Ctrl-C is the replay's: the service ends after it
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - before any thread
             )
         try:
-            if not asyncio.run(_is_ready(process, url)):
+            if not asyncio.run(_is_ready(process, url, lambda: url in log.read_text(errors="replace"))):
                 raise StartError(
                     f"The service did not become ready. It said:\n{log.read_text(errors='replace')[-2000:]}",
                     fix="Mend what it says, or try another --port.",
@@ -96,17 +106,24 @@ def _service(port: int, workers: int) -> Iterator[str]:
             process.wait()
 
 
-async def _is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
-    """Wait until the service can serve; False when it ended or takes too long."""
+async def _is_ready(process: subprocess.Popen[bytes], url: str, named: Callable[[], bool]) -> bool:
+    """Wait until the service can serve; False when it ended or takes too long.
+
+    It is `named` once its log has the address: until then another program may answer there.
+    """
     async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
         for _ in range(int(_READY_WITHIN_S / 0.05)):
             if process.poll() is not None:
                 return False
             with contextlib.suppress(httpx.TransportError):
-                if (await http.get("/readyz")).status_code == httpx.codes.OK:
+                if named() and (await http.get("/readyz")).status_code == httpx.codes.OK:
                     return True
             await asyncio.sleep(0.05)
     return False
+
+
+def _leave(_number: int, _frame: types.FrameType | None) -> None:
+    raise SystemExit(1)
 
 
 def _free_port() -> int:

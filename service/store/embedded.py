@@ -208,7 +208,7 @@ class EmbeddedStore:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is ours; the store ends after the last answer
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - before any thread
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - before any thread
         )
         self._pid_file.write_text(str(self._process.pid))
         if not _wait_until(lambda: not self.running or _answers(self.url), _START_WITHIN_S) or not self.running:
@@ -267,5 +267,6 @@ def _wait_until(fact: Callable[[], bool], within: float) -> bool:
     return True
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Ask the kernel (Linux) to end this process with the thread that started it; for `preexec_fn`."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -107,7 +107,7 @@ def test_a_store_left_behind_is_ended_before_the_next_one_starts(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a killed service on a system whose kernel tells nobody."""
-    monkeypatch.setattr(embedded, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(embedded, "end_with_parent", lambda: None)
     orphan = EmbeddedStore(short_path)
     orphan.start()
     assert orphan._lock is not None
