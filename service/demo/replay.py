@@ -26,7 +26,7 @@ _JSON = Subprotocol("stepwell.json")
 _ANSWER_WITHIN_S = 15.0
 _PROGRESS_EVERY_S = 1.0
 _LOOK = "Look at the service's log."
-_NEXT_RECORDING = 11  # from one recording of a stream to the next: another activity, and in the end all of them
+_NEXT_RECORDING = 11  # the recordings are sorted by activity: 11 on is another one, and in the end all were played
 
 
 class DemoError(StepwellError):
@@ -100,7 +100,7 @@ class _Stage:
         pause = 1 / (self.recordings.rate_hz * speed)
         due = perf_counter() + pause * number / len(self.recordings)  # the streams take turns
         for turn in itertools.count():
-            recording = (number + turn * _NEXT_RECORDING) % len(self.recordings)
+            recording = (number + turn) * _NEXT_RECORDING % len(self.recordings)
             await _call(self.http, "POST", f"/v1/models/{MODEL}/streams/{stream}/reset")
             for timestep in range(self.recordings.x.shape[1]):
                 await asyncio.sleep(max(0.0, due - perf_counter()))
