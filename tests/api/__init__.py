@@ -1,0 +1,1 @@
+"""The doors, through real sockets: uvicorn, httpx, websockets, a real store, real models."""

@@ -1,0 +1,28 @@
+"""One service for the whole run; tests keep to streams of their own."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.api.running import Service, models, running
+from tests.graphs import fold, latch, lstm, nan_at, slow, total, two_inputs
+from tests.servers import Server
+
+
+@pytest.fixture(scope="session")
+def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A running service with small models of every kind."""
+    folder = models(
+        tmp_path_factory.mktemp("models"), fold, two_inputs, latch, lstm, total, slow, nan_at_3=lambda: nan_at(3)
+    )
+    with running(shared_redis.url, folder, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1) as one:
+        yield one
+
+
+@pytest.fixture
+def stream(request: pytest.FixtureRequest) -> str:
+    """A stream id that no other test has."""
+    return f"t{zlib.crc32(request.node.nodeid.encode()):08x}"

@@ -1,0 +1,99 @@
+"""A running service in a thread of this process: the real application on uvicorn and a TCP port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from websockets.sync.client import ClientConnection, connect
+
+from service import server
+from service.app import create_app
+from service.settings import Settings
+from tests.graphs import Built, write_model
+
+
+class Service:
+    """A running service.
+
+    Attributes:
+        app: The application.
+        http: A client of it.
+    """
+
+    def __init__(self, app: FastAPI, uvicorn_server: uvicorn.Server, port: int) -> None:
+        self.app = app
+        self.port = port
+        self._server = uvicorn_server
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+
+    def path(self, model: str, stream: str, what: str = "") -> str:
+        return f"/v1/models/{model}/streams/{stream}" + (f"/{what}" if what else "")
+
+    def step(self, model: str, stream: str, inputs: Any, **more: Any) -> httpx.Response:
+        return self.http.post(self.path(model, stream, "step"), json={"inputs": inputs, **more})
+
+    def feed(self, model: str, stream: str | None = None, *, query: str = "", **more: Any) -> ClientConnection:
+        path = f"/v1/models/{model}/feed" if stream is None else self.path(model, stream, "feed")
+        url = f"ws://127.0.0.1:{self.port}{path}{query}"
+        feed: ClientConnection = connect(url, compression=None, max_size=None, **more)
+        return feed
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Run a coroutine function on the service's own loop and return its result."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(30)
+
+    def raw(self) -> socket.socket:
+        """Return a bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+
+@contextlib.contextmanager
+def running(redis: str, models: Path, **settings: Any) -> Iterator[Service]:
+    """A service that ends with the block."""
+    chosen = Settings.load(redis=redis, models=[models], port=0, **{"drain_s": 0.0, **settings})
+    app = create_app(chosen)
+    listening = server.listen(chosen)
+    uvicorn_server = uvicorn.Server(server.config(chosen, app))
+    service = Service(app, uvicorn_server, listening.getsockname()[1])
+    started = threading.Event()
+
+    async def serve() -> None:
+        service._loop = asyncio.get_running_loop()
+        serving = asyncio.create_task(uvicorn_server.serve(sockets=[listening]))
+        while not uvicorn_server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.005)
+        started.set()
+        await serving
+
+    def work() -> None:
+        with asyncio.Runner(loop_factory=uvicorn_server.config.get_loop_factory()) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert started.wait(30)
+    assert uvicorn_server.started, "the application did not start; its log says why"
+    try:
+        yield service
+    finally:
+        service.http.close()
+        uvicorn_server.should_exit = True
+        thread.join(30)
+
+
+def models(folder: Path, *builds: Callable[[], Built], **named: Callable[[], Built]) -> Path:
+    """Write models, each under its function's name or the given one, and return the folder."""
+    for name, build in {**{build.__name__: build for build in builds}, **named}.items():
+        write_model(folder, name, build)
+    return folder

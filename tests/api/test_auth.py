@@ -1,0 +1,356 @@
+"""Keys: who may do what, whose streams they see, and what happens when the file changes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from service.api.auth import ANYONE, Keys, KeysFileError
+from service.errors import ServiceError
+from tests.api.running import Service, models, running
+from tests.api.test_streams import code_of
+from tests.graphs import fold
+from tests.servers import Server
+
+ALL = ["step", "read", "admin", "models", "metrics"]
+
+
+def key(name: str, *, tenant: str = "a", scopes: list[str] | None = None) -> dict[str, Any]:
+    return {
+        "id": name,
+        "sha256": sha256(name.encode()).hexdigest(),
+        "tenant": tenant,
+        "scopes": ALL if scopes is None else scopes,
+    }
+
+
+def write(file: Path, *keys: dict[str, Any]) -> Path:
+    """Write a keys file in one move, as an operator's tool does."""
+    partial = file.with_suffix(".new")
+    partial.write_text(json.dumps({"keys": list(keys)}))
+    partial.replace(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def keyed(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with keys: `full` and `other` of two tenants, and one for each scope alone."""
+    folder = tmp_path_factory.mktemp("keyed")
+    file = write(
+        folder / "keys.json",
+        key("full"),
+        key("other", tenant="b"),
+        key("none", scopes=[]),
+        *(key(f"only-{scope}", scopes=[scope]) for scope in ALL),
+    )
+    with running(shared_redis.url, models(folder / "models", fold), api_keys_file=file, receive_timeout_s=1) as one:
+        yield one
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {name}"}
+
+
+def step(service: Service, name: str, stream: str, x: int = 1, **more: Any) -> httpx.Response:
+    body = {"inputs": [x], **more}
+    return service.http.post(service.path("fold", stream, "step"), json=body, headers=bearer(name))
+
+
+# ------------------------------------------------------------------- keys
+
+
+def test_without_a_file_anyone_may_do_anything_as_the_default_tenant() -> None:
+    assert Keys(None).caller("Bearer whatever") is ANYONE
+    assert Keys(None).caller(None).tenant == "default"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        "Basic full",
+        "full",
+        "Bearer full extra",
+        "Bearer FULL",
+        "Bearer f\xfcll",
+    ],
+)
+def test_anything_but_a_key_in_force_is_unauthenticated(tmp_path: Path, header: str | None) -> None:
+    keys = Keys(write(tmp_path / "keys.json", key("full")))
+
+    with pytest.raises(ServiceError) as caught:
+        keys.caller(header)
+
+    assert caught.value.code == "unauthenticated"
+    assert "full" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", ["Bearer full", "bearer full", "BEARER   full "])
+def test_a_key_in_force_is_its_caller(tmp_path: Path, header: str) -> None:
+    caller = Keys(write(tmp_path / "keys.json", key("full", tenant="acme", scopes=["step"]))).caller(header)
+
+    assert (caller.tenant, caller.scopes, caller.key_id) == ("acme", frozenset({"step"}), "full")
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    keys = Keys(write(tmp_path / "keys.json", key("old")))
+    write(tmp_path / "keys.json", key("new"))
+
+    assert keys.caller("Bearer new").key_id == "new"
+    with pytest.raises(ServiceError):
+        keys.caller("Bearer old")
+
+
+def test_a_file_changed_in_place_is_read_again(tmp_path: Path) -> None:
+    """Same length, same inode: only the time tells."""
+    file = write(tmp_path / "keys.json", key("old"))
+    keys = Keys(file)
+    file.write_text(json.dumps({"keys": [key("new")]}))
+    os.utime(file, ns=(1, 1))
+
+    assert keys.caller("Bearer new").key_id == "new"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"keys": [{}]}', None])
+def test_a_file_that_goes_bad_leaves_the_keys_in_force_and_is_logged_once(
+    tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "keys.json", key("old"))
+    keys = Keys(file)
+    file.unlink() if content is None else file.write_text(content)
+
+    with caplog.at_level(logging.ERROR):
+        assert [keys.caller("Bearer old").key_id for _ in range(3)] == ["old"] * 3
+
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sha256": "full"},
+        {"sha256": None},
+        {"tenant": "a/b"},
+        {"tenant": ""},
+        {"scopes": ["all"]},
+        {"scopes": "step"},
+        {"id": 1},
+    ],
+)
+def test_a_wrong_file_at_the_start_is_refused_without_repeating_it(tmp_path: Path, changed: dict[str, Any]) -> None:
+    with pytest.raises(KeysFileError) as caught:
+        Keys(write(tmp_path / "keys.json", {**key("full"), **changed}))
+
+    assert sha256(b"full").hexdigest() not in str(caught.value)
+
+
+def test_a_missing_file_at_the_start_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeysFileError):
+        Keys(tmp_path / "none.json")
+
+
+# ------------------------------------------------------------------- HTTP
+
+ROUTES = {
+    ("POST", "/v1/models/fold/streams/s/step"): "step",
+    ("POST", "/v1/models/fold/streams/s/steps"): "step",
+    ("POST", "/v1/models/fold/step"): "step",
+    ("POST", "/v1/models/fold/steps"): "step",
+    ("GET", "/v1/models/fold/streams/s"): "read",
+    ("GET", "/v1/models/fold/streams"): "read",
+    ("GET", "/v1/models"): "read",
+    ("GET", "/v1/models/fold"): "read",
+    ("GET", "/v1/info"): "read",
+    ("GET", "/openapi.json"): "read",
+    ("POST", "/v1/models/fold/streams/s/reset"): "admin",
+    ("POST", "/v1/models/fold/reset"): "admin",
+    ("DELETE", "/v1/models/fold/streams/s"): "admin",
+    ("POST", "/v1/models/reload"): "models",
+    ("GET", "/metrics"): "metrics",
+}
+
+
+@pytest.mark.parametrize(("route", "scope"), ROUTES.items(), ids=str)
+def test_a_route_takes_its_scope_and_no_other(keyed: Service, route: tuple[str, str], scope: str) -> None:
+    taken = {
+        other: keyed.http.request(*route, headers=bearer(f"only-{other}")).status_code not in (401, 403)
+        for other in ALL
+    }
+
+    assert taken == {other: other == scope for other in ALL}
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_a_route_without_a_key_is_401_and_says_how(keyed: Service, route: tuple[str, str]) -> None:
+    answer = keyed.http.request(*route)
+
+    assert (answer.status_code, code_of(answer)) == (401, "unauthenticated")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_key_in_the_query_is_no_key(keyed: Service) -> None:
+    assert keyed.http.get("/v1/info?key=full&authorization=Bearer%20full").status_code == 401
+
+
+def test_a_missing_scope_is_told(keyed: Service) -> None:
+    answer = keyed.http.get("/v1/info", headers=bearer("only-step"))
+
+    assert (answer.status_code, code_of(answer)) == (403, "forbidden")
+    assert "this needs read" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/dashboard/app.js", "/docs"])
+def test_health_and_pages_need_no_key(keyed: Service, path: str) -> None:
+    assert keyed.http.get(path).status_code == 200
+
+
+def test_an_unknown_model_is_not_told_to_strangers(keyed: Service) -> None:
+    assert keyed.http.get("/v1/models/nope").status_code == 401
+
+
+# ------------------------------------------------------------------- tenants
+
+
+def test_two_tenants_have_streams_of_the_same_name_apart(keyed: Service, stream: str) -> None:
+    step(keyed, "full", stream, 1)
+
+    other = step(keyed, "other", stream, 5).json()
+
+    assert (other["step"], other["created"], other["outputs"]) == (1, True, {"y": [6]})
+
+
+def test_another_tenants_stream_is_as_absent_as_any(keyed: Service, stream: str) -> None:
+    step(keyed, "full", stream)
+    path = keyed.path("fold", stream)
+
+    theirs = keyed.http.get(path, headers=bearer("other"))
+    nobodys = keyed.http.get(keyed.path("fold", f"{stream}x"), headers=bearer("other"))
+
+    assert theirs.json()["detail"].replace(stream, "S") == nobodys.json()["detail"].replace(f"{stream}x", "S")
+    assert step(keyed, "other", stream, create="never").status_code == 404
+    assert keyed.http.get("/v1/models/fold/streams", params={"prefix": stream}, headers=bearer("other")).json() == {
+        "streams": [],
+        "cursor": None,
+    }
+
+
+def test_another_tenants_stream_is_neither_reset_nor_deleted(keyed: Service, stream: str) -> None:
+    step(keyed, "full", stream)
+
+    keyed.http.post(keyed.path("fold", stream, "reset"), headers=bearer("other"))
+    keyed.http.post("/v1/models/fold/reset", headers=bearer("other"))
+    keyed.http.delete(keyed.path("fold", stream), headers=bearer("other"))
+
+    assert keyed.http.get(keyed.path("fold", stream), headers=bearer("full")).json()["step"] == 1
+
+
+# ------------------------------------------------------------------- WebSocket
+
+
+def test_a_feed_takes_the_key_of_its_handshake(keyed: Service, stream: str) -> None:
+    with keyed.feed("fold", stream, additional_headers=bearer("only-step")) as feed:
+        feed.send('{"inputs": [1]}')
+
+        assert json.loads(feed.recv())["step"] == 1
+
+
+@pytest.mark.parametrize(("name", "status"), [("wrong", 401), ("only-read", 403)])
+def test_a_feed_with_a_wrong_key_is_refused_in_the_handshake(keyed: Service, name: str, status: int) -> None:
+    with pytest.raises(InvalidStatus) as caught, keyed.feed("fold", "s", additional_headers=bearer(name)):
+        pass
+
+    assert caught.value.response.status_code == status
+
+
+def test_a_browser_says_its_key_first(keyed: Service, stream: str) -> None:
+    with keyed.feed("fold", stream) as feed:
+        feed.send('{"auth": "other"}')
+        feed.send('{"inputs": [1]}')
+
+        assert json.loads(feed.recv())["step"] == 1
+    assert keyed.http.get(keyed.path("fold", stream), headers=bearer("other")).json()["step"] == 1
+
+
+@pytest.mark.parametrize("first", ['{"auth": "wrong"}', '{"auth": 1}', '{"inputs": [1]}', "", '{"auth": "only-read"}'])
+def test_a_browser_without_a_good_key_is_told_and_closed(keyed: Service, stream: str, first: str) -> None:
+    with keyed.feed("fold", stream) as feed:
+        feed.send(first)
+
+        assert json.loads(feed.recv())["error"]["status"] in (401, 403)
+        with pytest.raises(ConnectionClosed) as closed:
+            feed.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+
+
+def test_a_browser_that_says_nothing_is_closed(keyed: Service) -> None:
+    with keyed.feed("fold", "s") as feed:
+        assert json.loads(feed.recv())["error"]["code"] == "unauthenticated"
+
+
+def test_a_browser_may_introduce_itself_where_nobody_asks(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        feed.send('{"auth": "anything"}')
+        feed.send('{"inputs": [1]}')
+
+        assert json.loads(feed.recv())["step"] == 1
+
+
+def test_a_key_that_is_withdrawn_ends_its_feed(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    file = write(tmp_path / "keys.json", key("full"), key("late"))
+    with (
+        running(shared_redis.url, models(tmp_path / "models", fold), api_keys_file=file) as own,
+        own.feed("fold", stream, additional_headers=bearer("late")) as feed,
+    ):
+        write(file, key("full"))
+        answers: list[dict[str, Any]] = []
+        while not answers or "error" not in answers[-1]:  # looked at once a second
+            feed.send('{"inputs": [1]}')
+            answers.append(json.loads(feed.recv()))
+
+        assert answers[-1]["error"]["code"] == "unauthenticated"
+        with pytest.raises(ConnectionClosed) as closed:
+            feed.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1008
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1.evil.example"]
+)
+def test_a_page_from_elsewhere_opens_no_feed(service: Service, origin: str) -> None:
+    with pytest.raises(InvalidStatus) as caught, service.feed("fold", "s", origin=origin):
+        pass
+
+    assert caught.value.response.status_code == 403
+    assert json.loads(caught.value.response.body)["code"] == "forbidden"
+
+
+def test_the_services_own_page_opens_a_feed(service: Service, stream: str) -> None:
+    with service.feed("fold", stream, origin=f"http://127.0.0.1:{service.port}") as feed:
+        feed.send('{"inputs": [1]}')
+
+        assert json.loads(feed.recv())["step"] == 1
+
+
+def test_an_allowed_origin_opens_a_feed(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    with (
+        running(shared_redis.url, models(tmp_path, fold), allowed_origins=["https://app.example"]) as own,
+        own.feed("fold", stream, origin="https://app.example") as feed,
+    ):
+        feed.send('{"inputs": [1]}')
+
+        assert json.loads(feed.recv())["step"] == 1

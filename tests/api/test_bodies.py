@@ -1,0 +1,189 @@
+"""Bodies that are too large, too slow, or odd: each gets its 4xx, none a 500, and the service goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.api.running import Service
+from tests.api.test_streams import code_of
+from tests.test_wire import BAD_INPUT, BAD_JSON, BAD_MSGPACK, BAD_REQUEST, body_of
+
+LIMIT = 1_000_000
+
+
+def head(service: Service, path: str, *lines: str) -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", f"host: 127.0.0.1:{service.port}", *lines, "", ""]).encode()
+
+
+def answer_on(connection: socket.socket) -> tuple[int, dict[str, str], Any, bool]:
+    """Read one answer: status, headers, document, and whether the connection was closed after it."""
+    file = connection.makefile("rb")
+    status = int(file.readline().split()[1])
+    headers = {}
+    while (line := file.readline().strip()) != b"":
+        name, _, value = line.decode().partition(": ")
+        headers[name.lower()] = value
+    document = json.loads(file.read(int(headers["content-length"])))
+    closed = headers.get("connection") == "close" and file.read(1) == b""
+    return status, headers, document, closed
+
+
+def test_a_body_at_the_limit_is_read(service: Service, stream: str) -> None:
+    body = b'{"inputs": [1]}'.ljust(LIMIT)
+
+    assert service.http.post(service.path("fold", stream, "step"), content=body).status_code == 200
+
+
+def test_a_body_beyond_the_limit_is_too_large_by_its_length_alone(service: Service, stream: str) -> None:
+    """The answer comes although not a byte of the body was sent."""
+    with service.raw() as connection:
+        connection.sendall(head(service, service.path("fold", stream, "step"), f"content-length: {LIMIT + 1}"))
+        began = time.monotonic()
+        status, _, problem, closed = answer_on(connection)
+
+    assert (status, problem["code"], problem["applied"]) == (413, "too_large", "no")
+    assert f"{LIMIT + 1} bytes; at most {LIMIT}" in problem["detail"]
+    assert closed
+    assert time.monotonic() - began < 1.9  # a second of draining, and no more
+
+
+def test_a_body_that_is_sent_whole_all_the_same_does_not_hide_the_answer(service: Service, stream: str) -> None:
+    with service.raw() as connection:
+        connection.sendall(head(service, service.path("fold", stream, "step"), f"content-length: {8 * LIMIT}"))
+        connection.sendall(b" " * (8 * LIMIT))
+        status, _, problem, _ = answer_on(connection)
+
+    assert (status, problem["code"]) == (413, "too_large")
+
+
+def test_a_body_in_parts_is_cut_at_the_limit(service: Service, stream: str) -> None:
+    part = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    with service.raw() as connection:
+        connection.sendall(head(service, service.path("fold", stream, "step"), "transfer-encoding: chunked"))
+        connection.sendall(part * (LIMIT // 65536 + 1))
+        status, _, problem, closed = answer_on(connection)
+
+    assert (status, problem["code"], closed) == (413, "too_large", True)
+
+
+def test_a_body_in_parts_within_the_limit_is_read(service: Service, stream: str) -> None:
+    def parts() -> Any:
+        yield b'{"inputs"'
+        yield b": [1]}"
+
+    assert service.http.post(service.path("fold", stream, "step"), content=parts()).json()["step"] == 1
+
+
+def test_a_client_that_waits_for_100_continue_is_refused_without_it(service: Service, stream: str) -> None:
+    with service.raw() as connection:
+        lines = (f"content-length: {LIMIT + 1}", "expect: 100-continue")
+        connection.sendall(head(service, service.path("fold", stream, "step"), *lines))
+
+        assert answer_on(connection)[0] == 413
+
+
+def test_a_body_that_does_not_come_is_given_up(service: Service, stream: str) -> None:
+    with service.raw() as connection:
+        connection.sendall(head(service, service.path("fold", stream, "step"), "content-length: 15"))
+        connection.sendall(b'{"inputs"')
+        status, _, problem, closed = answer_on(connection)
+
+    assert (status, problem["code"], closed) == (400, "bad_request", True)
+    assert "did not arrive within 1 s" in problem["detail"]
+
+
+def test_a_client_that_goes_in_the_midst_of_its_body_moves_nothing(service: Service, stream: str) -> None:
+    with service.raw() as connection:
+        connection.sendall(head(service, service.path("fold", stream, "step"), "content-length: 15"))
+        connection.sendall(b'{"inputs"')
+
+    assert code_of(service.http.get(service.path("fold", stream))) == "stream_not_found"
+
+
+def test_a_refused_body_leaves_the_connection_usable(service: Service, stream: str) -> None:
+    with service.raw() as connection:
+        for body, expected in ((b"nonsense", 400), (b'{"inputs": [1]}', 200)):
+            line = f"content-length: {len(body)}"
+            connection.sendall(head(service, service.path("fold", stream, "step"), line) + body)
+            assert answer_on(connection)[0] == expected
+
+
+def test_a_body_for_a_model_that_is_not_there_leaves_the_connection_usable(service: Service, stream: str) -> None:
+    with service.raw() as connection:
+        body = b"x" * 300_000
+        connection.sendall(head(service, service.path("nope", stream, "step"), f"content-length: {len(body)}") + body)
+        assert answer_on(connection)[0] == 404
+        line = "content-length: 15"
+        connection.sendall(head(service, service.path("fold", stream, "step"), line) + b'{"inputs": [1]}')
+        assert answer_on(connection)[0] == 200
+
+
+@pytest.mark.parametrize("name", BAD_JSON)
+def test_what_is_not_sound_json_is_400(service: Service, stream: str, name: str) -> None:
+    answer = service.http.post(service.path("total", stream, "step"), content=BAD_JSON[name])
+
+    assert (answer.status_code, code_of(answer), answer.json()["applied"]) == (400, "bad_json", "no")
+
+
+@pytest.mark.parametrize("name", BAD_MSGPACK)
+def test_what_is_not_sound_msgpack_is_400(service: Service, stream: str, name: str) -> None:
+    answer = service.http.post(
+        service.path("total", stream, "step"),
+        content=BAD_MSGPACK[name],
+        headers={"content-type": "application/msgpack"},
+    )
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_json")
+
+
+@pytest.mark.parametrize("name", BAD_REQUEST)
+def test_a_wrong_envelope_is_400(service: Service, stream: str, name: str) -> None:
+    answer = service.http.post(service.path("lstm", stream, "step"), content=BAD_REQUEST[name])
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_a_wrong_input_is_422(service: Service, stream: str, name: str) -> None:
+    answer = service.http.post(service.path("lstm", stream, "step"), content=body_of({"inputs": BAD_INPUT[name]}))
+
+    assert (answer.status_code, code_of(answer)) == (422, "bad_input")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["inputs", "x", "seq", "after", "streams", "create", "return", "to", "é"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    document=_JSON,
+    what=st.sampled_from(["streams/fuzz/step", "streams/fuzz/steps", "step", "steps", "streams/fuzz/reset"]),
+)
+def test_no_document_gets_a_500(service: Service, document: Any, what: str) -> None:
+    answer = service.http.post(f"/v1/models/lstm/{what}", content=json.dumps(document))
+
+    assert answer.status_code in (200, 400, 404, 409, 413, 422)
+
+
+@settings(max_examples=150, deadline=None)
+@given(body=st.binary(max_size=80), msgpack=st.booleans())
+def test_no_bytes_get_a_500(service: Service, body: bytes, msgpack: bool) -> None:
+    headers = {"content-type": "application/msgpack" if msgpack else "application/json"}
+    answer = service.http.post("/v1/models/lstm/streams/fuzz/step", content=body, headers=headers)
+
+    assert answer.status_code in (200, 400, 422)

@@ -1,0 +1,383 @@
+"""Live feeds: answers in order, many at once, in both formats, and every way that a socket ends."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import socket
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
+
+from tests.api.running import Service, running
+from tests.graphs import fold_reference
+from tests.servers import Server
+
+
+def say(feed: ClientConnection, **message: Any) -> None:
+    feed.send(json.dumps(message))
+
+
+def ask(feed: ClientConnection, **message: Any) -> dict[str, Any]:
+    say(feed, **message)
+    return hear(feed)
+
+
+def hear(feed: ClientConnection) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(feed.recv(timeout=30))
+    return answer
+
+
+def close_code(feed: ClientConnection) -> int:
+    """Return the code with which the service closes, after whatever it still says."""
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            feed.recv(timeout=30)
+    assert feed.protocol.close_rcvd is not None
+    return feed.protocol.close_rcvd.code
+
+
+# ------------------------------------------------------------------- one stream
+
+
+def test_a_feed_answers_each_step_as_http_does(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        first, second = (ask(feed, inputs={"x": [x]}, seq=n) for n, x in enumerate([3, 1], 1))
+
+    again = service.step("fold", stream, [1], seq=2).json()
+    assert (first["outputs"]["y"], first["created"]) == (fold_reference([3]), True)
+    assert {**second, "replayed": True} == again
+
+
+def test_a_feed_keeps_the_id_of_each_message(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        assert [ask(feed, inputs=[1], id=name)["id"] for name in (1, "a:b", None, [1, {"x": "é"}])] == [
+            1, "a:b", None, [1, {"x": "é"}],
+        ]  # fmt: skip
+
+
+def test_answers_come_in_the_order_of_their_messages(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        for n in range(1, 1001):
+            say(feed, inputs=[n], seq=n)
+
+        assert [hear(feed)["outputs"]["y"][0] for _ in range(1000)] == fold_reference(range(1, 1001))
+
+
+def test_a_chunk_has_a_time_axis_in_and_out(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        answer = ask(feed, inputs=[[1], [2]], chunk=True)
+
+        assert (answer["outputs"]["y"], answer["step"]) == ([[y] for y in fold_reference([1, 2])], 2)
+        assert ask(feed, inputs=[[3], [4]], chunk=True, **{"return": "none"})["outputs"] == {}
+
+
+def test_a_problem_leaves_the_feed_open(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        gap = ask(feed, inputs=[1], seq=7, id="g")
+        bad = ask(feed, inputs=["1"], id="b")
+        unknown = ask(feed, inputs=[1], id="u", extra=1)
+
+        assert [(p["error"]["code"], p["id"]) for p in (gap, bad, unknown)] == [
+            ("stream_not_found", "g"), ("bad_input", "b"), ("bad_request", "u"),
+        ]  # fmt: skip
+        assert ask(feed, inputs=[1], seq=1)["step"] == 1
+
+
+def test_a_feed_goes_on_over_http_and_back(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        ask(feed, inputs=[1], seq=1)
+        service.step("fold", stream, [2], seq=2)
+
+        assert ask(feed, inputs=[3], seq=3)["outputs"]["y"] == fold_reference([1, 2, 3])[-1:]
+
+
+def test_a_feed_of_one_stream_takes_no_other(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        assert ask(feed, stream="other", inputs=[1])["error"]["code"] == "bad_request"
+
+
+# ------------------------------------------------------------------- many streams
+
+
+def test_one_socket_carries_many_streams(service: Service, stream: str) -> None:
+    with service.feed("fold") as feed:
+        for n in (1, 2, 3):
+            for name in "abc":
+                say(feed, stream=f"{stream}-{name}", inputs=[n], seq=n)
+        answers = [hear(feed) for _ in range(9)]
+
+    assert [answer["stream"] for answer in answers] == [f"{stream}-{name}" for name in "abc"] * 3
+    assert [answer["outputs"]["y"][0] for answer in answers[::3]] == fold_reference([1, 2, 3])
+
+
+def test_columns_on_a_feed_are_answered_as_the_bulk_step(service: Service, stream: str) -> None:
+    with service.feed("fold") as feed:
+        answer = ask(feed, streams=[f"{stream}-a", f"{stream}-b"], inputs=[[1], [2]], seq=[1, 5], id=9)
+
+    assert (answer["id"], answer["outputs"], answer["step"]) == (9, {"y": [[2], None]}, [1, None])
+    assert answer["errors"]["1"]["code"] == "stream_not_found"
+
+
+def test_columns_of_chunks_on_a_feed(service: Service, stream: str) -> None:
+    with service.feed("fold") as feed:
+        answer = ask(feed, streams=[f"{stream}-a"], inputs=[[[1], [2]]], chunk=True, **{"return": "last"})
+
+    assert answer["outputs"] == {"y": [[fold_reference([1, 2])[-1]]]}
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "..", "é", "x" * 129])
+def test_a_stream_id_that_is_none_is_told_and_the_feed_stays_open(service: Service, stream: str, name: str) -> None:
+    with service.feed("fold") as feed:
+        refused = ask(feed, stream=name, inputs=[1], id=1)
+
+        assert (refused["error"]["code"], refused["id"]) == ("bad_request", 1)
+        assert ask(feed, stream=stream, inputs=[1])["step"] == 1
+
+
+def test_a_message_that_names_no_stream_is_a_bad_request(service: Service) -> None:
+    with service.feed("fold") as feed:
+        assert ask(feed, inputs=[1])["error"]["code"] == "bad_request"
+
+
+# ------------------------------------------------------------------- msgpack
+
+
+def test_msgpack_frames_carry_packed_tensors_both_ways(service: Service, stream: str) -> None:
+    x = np.array([[0.5, -1, 2, 0], [1, 1, 1, 1]], np.float32)
+    message = {
+        "streams": [f"{stream}-a", f"{stream}-b"],
+        "inputs": {"x": {"d": "float32", "s": [2, 4], "b": x.tobytes()}},
+    }
+    with service.feed("lstm", subprotocols=["stepwell.msgpack"]) as feed:
+        feed.send(msgspec.msgpack.encode({**message, "id": 1}))
+        data = feed.recv(timeout=30)
+
+    assert isinstance(data, bytes)
+    answer = msgspec.msgpack.decode(data)
+    y = np.frombuffer(answer["outputs"]["y"]["b"], np.float32).reshape(answer["outputs"]["y"]["s"])
+    alone = service.step("lstm", f"{stream}-c", x[1].tolist()).json()["outputs"]["y"]
+    assert (answer["id"], answer["step"]) == (1, [1, 1])
+    assert np.array_equal(y[1], np.array(alone, np.float32))
+
+
+def test_a_problem_on_a_msgpack_feed_is_msgpack(service: Service, stream: str) -> None:
+    with service.feed("fold", stream, subprotocols=["stepwell.msgpack"]) as feed:
+        feed.send(msgspec.msgpack.encode({"inputs": [1.5]}))
+        data = feed.recv(timeout=30)
+
+    assert isinstance(data, bytes)
+    assert msgspec.msgpack.decode(data)["error"]["code"] == "bad_input"
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (None, None),
+        (["stepwell.json"], "stepwell.json"),
+        (["stepwell.msgpack", "stepwell.json"], "stepwell.msgpack"),
+        (["other", "stepwell.json"], "stepwell.json"),
+    ],
+)
+def test_the_first_subprotocol_that_is_known_is_chosen(
+    service: Service, stream: str, offered: Any, chosen: str | None
+) -> None:
+    with service.feed("fold", stream, subprotocols=offered) as feed:
+        assert feed.subprotocol == chosen
+
+
+# ------------------------------------------------------------------- ends
+
+
+@pytest.mark.parametrize(
+    "message", ["", "{", "nonsense", "[1", '{"inputs": [1], "inputs": [1]}', "[" * 100_000, b"\xff\xfe"]
+)
+def test_a_message_that_cannot_be_read_is_told_and_ends_the_feed(service: Service, stream: str, message: Any) -> None:
+    with service.feed("fold", stream) as feed:
+        feed.send(message)
+
+        assert hear(feed)["error"]["code"] == "bad_json"
+        assert close_code(feed) == 1007
+
+
+def test_what_came_before_an_unreadable_message_is_still_answered(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        for n in (1, 2, 3):
+            say(feed, inputs=[n], seq=n)
+        feed.send("{")
+
+        assert [hear(feed).get("step") for _ in range(4)] == [1, 2, 3, None]
+        assert close_code(feed) == 1007
+
+
+def test_a_message_beyond_the_limit_is_too_big(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        feed.send('{"inputs": [1]}'.ljust(1_000_001))
+
+        assert close_code(feed) == 1009
+
+
+@pytest.mark.parametrize(
+    ("model", "stream", "query", "code"),
+    [
+        ("nope", "s", "", "model_not_found"),
+        ("nope", None, "", "model_not_found"),
+        ("fold", "a%20b", "", "bad_request"),
+        ("fold", "s", "?version=0", "bad_request"),
+        ("fold", "s", "?version=9", "model_not_found"),
+    ],
+)
+def test_a_feed_that_cannot_be_is_told_why_and_closed(
+    service: Service, model: str, stream: str | None, query: str, code: str
+) -> None:
+    with service.feed(model, stream, query=query) as feed:
+        assert hear(feed)["error"]["code"] == code
+        assert close_code(feed) == 1008
+
+
+def test_a_client_that_leaves_at_once_leaves_its_steps_applied_or_not(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        ask(feed, inputs=[1], seq=1)
+        for n in range(2, 50):
+            say(feed, inputs=[n], seq=n)
+
+    step = service.http.get(service.path("fold", stream)).json()["step"]
+    assert 1 <= step < 50
+    while step < 49:  # the rest again, as a client would that was cut off
+        step = service.step("fold", stream, [step + 1], seq=step + 1).json()["step"]
+    answer = service.step("fold", stream, [50], seq=50).json()
+    assert answer["outputs"]["y"] == fold_reference(range(1, 51))[-1:]
+
+
+def test_draining_answers_what_was_taken_then_closes_1012(shared_redis: Server, service: Service, stream: str) -> None:
+    folder = service.app.state.context.settings.models[0]
+    with running(shared_redis.url, folder) as own, own.feed("fold", stream) as feed:
+        assert ask(feed, inputs=[1], seq=1)["step"] == 1
+        own.call(lambda: own.app.state.engine.drain(1.0))
+        refused = ask(feed, inputs=[2], seq=2)
+
+        assert (refused["error"]["code"], refused["error"]["applied"]) == ("draining", "no")
+        assert close_code(feed) == 1012
+
+
+def test_an_idle_feed_is_closed_1012_when_the_service_ends(shared_redis: Server, service: Service, stream: str) -> None:
+    folder = service.app.state.context.settings.models[0]
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(running(shared_redis.url, folder))
+        feed = contextlib.ExitStack().enter_context(own.feed("fold", stream))
+        ask(feed, inputs=[1])
+        stack.close()
+
+        assert close_code(feed) == 1012
+
+
+def test_sockets_beyond_the_limit_are_refused(shared_redis: Server, service: Service, stream: str) -> None:
+    folder = service.app.state.context.settings.models[0]
+    with running(shared_redis.url, folder, max_websockets=1) as own:
+        with own.feed("fold", stream) as feed:
+            ask(feed, inputs=[1])
+            with pytest.raises(Exception, match="503"), own.feed("fold", stream):
+                pass
+        while own.app.state.context.websockets:
+            own.http.get("/healthz")
+        with own.feed("fold", stream) as feed:
+            assert ask(feed, inputs=[1])["step"] == 2
+
+
+# ------------------------------------------------------------------- slow readers
+
+
+def bare_feed(service: Service, path: str, *, receive_buffer: int) -> socket.socket:
+    """Open a WebSocket by hand whose answers nobody reads."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    one.settimeout(60)
+    one.connect(("127.0.0.1", service.port))
+    key = base64.b64encode(os.urandom(16)).decode()
+    one.sendall(
+        f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{service.port}\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        f"sec-websocket-key: {key}\r\nsec-websocket-version: 13\r\n\r\n".encode()
+    )
+    assert one.recv(12) == b"HTTP/1.1 101"
+    return one
+
+
+def frame(text: bytes) -> bytes:
+    """Return a masked text frame; the mask is zeros."""
+    length = bytes([0x80 | len(text)]) if len(text) < 126 else b"\xfe" + struct.pack("!H", len(text))
+    return b"\x81" + length + bytes(4) + text
+
+
+def test_a_reader_that_does_not_read_stops_the_reading_and_nothing_grows(service: Service, stream: str) -> None:
+    """Its own sending is held up by TCP, at most 256 answers wait, and other feeds are not touched."""
+    path = f"{service.path('lstm', stream, 'feed')}"
+    chunk = json.dumps({"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60, "chunk": True}).encode()
+    slow = bare_feed(service, path, receive_buffer=4096)
+    slow.settimeout(0.5)
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while True:
+            slow.sendall(frame(chunk))
+            sent += 1
+            assert sent < 20_000
+
+    with service.feed("fold", stream) as other:
+        assert ask(other, inputs=[1])["step"] == 1
+    step = service.http.get(service.path("lstm", stream)).json()["step"]
+    slow.close()
+
+    assert step < 60 * sent
+
+
+GIVEN_UP = b"\x88" + struct.pack("!BH", 2, 1013)
+
+
+async def _task_names() -> set[str]:
+    return {task.get_name() for task in asyncio.all_tasks()}
+
+
+def test_a_reader_that_does_not_read_is_given_up(
+    shared_redis: Server, service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The patience is ten seconds; here it is short, so that the test is."""
+    monkeypatch.setattr("service.api.feed.SLOW_S", 0.2)
+    folder = service.app.state.context.settings.models[0]
+    chunk = json.dumps({"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60, "chunk": True}).encode()
+    with running(shared_redis.url, folder) as own:
+        slow = bare_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
+        slow.settimeout(0.05)
+        frames, sent = memoryview(frame(chunk) * 5_000), 0
+        while "feed-writer" in own.call(_task_names):  # until it is given up
+            with contextlib.suppress(TimeoutError):
+                sent += slow.send(frames[sent : sent + 100_000])
+        slow.settimeout(30)
+        received = bytearray()
+        while not received.endswith(GIVEN_UP) and (data := slow.recv(65536)):
+            received += data
+        slow.close()
+
+        assert received.endswith(GIVEN_UP)
+
+
+def test_many_feeds_at_once_each_keep_their_order(service: Service, stream: str) -> None:
+    import websockets
+
+    async def one(i: int) -> list[int]:
+        uri = f"ws://127.0.0.1:{service.port}{service.path('fold', f'{stream}-{i}', 'feed')}"
+        async with websockets.connect(uri, compression=None) as feed:
+            for n in range(1, 21):
+                await feed.send(json.dumps({"inputs": [n + i], "seq": n}))
+            return [json.loads(await feed.recv())["outputs"]["y"][0] for _ in range(20)]
+
+    async def all_of_them() -> list[list[int]]:
+        return await asyncio.gather(*(one(i) for i in range(30)))
+
+    assert asyncio.run(all_of_them()) == [fold_reference(range(1 + i, 21 + i)) for i in range(30)]

@@ -1,0 +1,238 @@
+"""Routes about the service itself, and what no route answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.api.problems import PROBLEMS
+from service.errors import CODES
+from tests.api.running import Service, models, running
+from tests.api.test_streams import code_of
+from tests.graphs import fold, nan_at, total
+from tests.servers import Server
+
+
+def test_every_code_has_a_row_in_the_one_table() -> None:
+    assert PROBLEMS.keys() == CODES.keys()
+
+
+def test_every_problem_type_leads_to_a_word_about_it(service: Service) -> None:
+    problem = service.http.get("/nope").json()
+    path, _, anchor = problem["type"].partition("#")
+
+    assert f'id="{anchor}"' in service.http.get(path).text
+
+
+def test_a_model_is_described_whole(service: Service) -> None:
+    assert service.http.get("/v1/models/two_inputs").json() == {
+        "name": "two_inputs",
+        "version": 1,
+        "versions": [1],
+        "inputs": [
+            {"name": "a", "dtype": "int64", "shape": [2]},
+            {"name": "b", "dtype": "int32", "shape": []},
+        ],
+        "outputs": [
+            {"name": "total", "dtype": "int64", "shape": [2], "kind": "value"},
+            {"name": "last", "dtype": "int32", "shape": [], "kind": "value"},
+        ],
+        "states": [{"name": "s", "dtype": "int64", "shape": [2]}],
+        "bytes_per_stream": 16,
+        "parity": None,
+    }
+
+
+def test_all_models_are_listed_as_one_is_described(service: Service) -> None:
+    listed = service.http.get("/v1/models").json()["models"]
+
+    assert [model["name"] for model in listed] == sorted(model["name"] for model in listed)
+    assert service.http.get("/v1/models/fold").json() in listed
+
+
+def test_a_reload_finds_new_models_and_tells_which_fail(shared_redis: Server, tmp_path: Path) -> None:
+    folder = models(tmp_path / "models", fold)
+    with running(shared_redis.url, folder) as own:
+        models(folder, total)
+        (folder / "broken.onnx").write_bytes(b"no graph")
+
+        report = own.http.post("/v1/models/reload").json()
+
+        assert report["loaded"] == ["total/1"]
+        assert [failed.split(":")[0] for failed in report["failed"]] == ["broken.onnx"]
+        assert own.step("total", "reloaded", [1.0, 2.0]).status_code == 200
+
+
+def test_a_model_read_again_reads_its_bodies_by_its_new_inputs(shared_redis: Server, tmp_path: Path) -> None:
+    folder = models(tmp_path / "models", m=lambda: total(2))
+    with running(shared_redis.url, folder) as own:
+        assert own.step("m", "before", [1.0, 2.0]).status_code == 200
+        models(folder, m=lambda: total(3))
+        own.http.post("/v1/models/reload")
+
+        assert own.step("m", "after", [1.0, 2.0, 3.0]).json()["outputs"] == {"y": [1.0, 2.0, 3.0]}
+        assert code_of(own.step("m", "other", [1.0, 2.0])) == "bad_input"
+
+
+def test_models_are_watched_where_that_is_wished(shared_redis: Server, tmp_path: Path) -> None:
+    folder = models(tmp_path / "models", fold)
+    with running(shared_redis.url, folder, watch_models=True) as own:
+        models(folder, total)
+
+        while own.http.get("/v1/models/total").status_code != 200:
+            assert own.http.get("/v1/models/total").status_code in (200, 404)
+
+
+def test_info_tells_version_durability_and_limits(service: Service) -> None:
+    info = service.http.get("/v1/info").json()
+
+    assert info["durability"] == "memory"
+    assert info["version"] == service.app.version
+    assert info["limits"]["max_body_bytes"] == 1_000_000
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_healthy_service_is_alive_and_ready(service: Service, path: str, method: str) -> None:
+    assert service.http.request(method, path).status_code == 200
+
+
+def test_a_service_without_models_is_not_ready_and_says_why(shared_redis: Server, tmp_path: Path) -> None:
+    with running(shared_redis.url, tmp_path) as own:
+        answer = own.http.get("/readyz")
+
+        assert answer.status_code == 503
+        assert answer.json()["reasons"] == ["no model is loaded"]
+        assert "retry-after" in answer.headers
+
+
+def test_metrics_count_steps_requests_and_refusals(shared_redis: Server, tmp_path: Path) -> None:
+    with running(shared_redis.url, models(tmp_path, fold, nan_at_3=lambda: nan_at(3))) as own:
+        own.step("fold", "metered", [1])
+        own.step("fold", "metered", [1, 2])
+        own.http.get("/nope")
+
+        text = own.http.get("/metrics").text
+
+        assert 'stepwell_steps_total{door="http",model="fold"} 1.0' in text
+        assert 'stepwell_requests_total{code="422",door="http"} 1.0' in text
+        assert 'stepwell_refusals_total{code="bad_input"} 1.0' in text
+        assert 'stepwell_refusals_total{code="not_found"} 1.0' in text
+        assert "stepwell_ready 1.0" in text
+        assert "metered" not in text
+
+
+# ------------------------------------------------------------------- what no route answers
+
+
+UNKNOWN = (
+    *("/nope", "/v1", "/v1/", "/v1/models/", "/v1//models", "/v1/models/fold/streams/a/nope"),
+    *("/v1/models/fold/streams/a/step/", "/dashboard/nope.js", "/dashboard/../ops.py", "/dashboard/%2e%2e/ops.py"),
+)
+
+
+@pytest.mark.parametrize("path", UNKNOWN)
+def test_an_unknown_route_is_not_found(service: Service, path: str) -> None:
+    answer = service.http.get(path)
+
+    assert (answer.status_code, code_of(answer)) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["peek", "rollout", "fork", "state", "snapshots", "snapshots/a", "events"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+def test_what_is_not_there_yet_is_not_found(service: Service, path: str, method: str) -> None:
+    answer = service.http.request(method, service.path("fold", "a", path))
+
+    assert (answer.status_code, code_of(answer)) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/v1/models/fold/streams/a/step", "POST"),
+        ("PUT", "/v1/models/fold/streams/a", "DELETE, GET"),
+        ("OPTIONS", "/v1/models/fold/streams/a/step", "POST"),
+        ("HEAD", "/v1/models/fold/streams/a/step", "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("DELETE", "/healthz", "GET, HEAD"),
+        ("POST", "/", "GET"),
+        ("PATCH", "/v1/info", "GET"),
+    ],
+)
+def test_a_method_that_a_route_has_not_is_told_with_those_it_has(
+    service: Service, method: str, path: str, allow: str
+) -> None:
+    answer = service.http.request(method, path)
+
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allow
+    assert method == "HEAD" or code_of(answer) == "method_not_allowed"
+
+
+# ------------------------------------------------------------------- pages
+
+
+def test_the_page_may_load_from_here_alone(service: Service) -> None:
+    for path in ("/", "/dashboard/app.js", "/docs/errors"):
+        policy = service.http.get(path).headers["content-security-policy"]
+
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "http" not in policy
+
+
+@pytest.mark.parametrize("path", ["/", "/dashboard/app.js", "/v1/info", "/nope", "/v1/models/fold/streams/none"])
+def test_no_answer_may_be_taken_for_another_type(service: Service, path: str) -> None:
+    assert service.http.get(path).headers.get_list("x-content-type-options") == ["nosniff"]
+
+
+def test_the_document_of_the_api_has_every_route_of_the_contract(service: Service) -> None:
+    paths = service.http.get("/openapi.json").json()["paths"]
+
+    found = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    assert found == {
+        ("POST", "/v1/models/{model}/streams/{stream}/step"),
+        ("POST", "/v1/models/{model}/streams/{stream}/steps"),
+        ("POST", "/v1/models/{model}/streams/{stream}/reset"),
+        ("GET", "/v1/models/{model}/streams/{stream}"),
+        ("DELETE", "/v1/models/{model}/streams/{stream}"),
+        ("POST", "/v1/models/{model}/step"),
+        ("POST", "/v1/models/{model}/steps"),
+        ("POST", "/v1/models/{model}/reset"),
+        ("GET", "/v1/models/{model}/streams"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/{model}"),
+        ("POST", "/v1/models/reload"),
+        ("GET", "/v1/info"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+        ("GET", "/metrics"),
+    }
+
+
+def test_the_document_names_every_path_parameter(service: Service) -> None:
+    for path, methods in service.http.get("/openapi.json").json()["paths"].items():
+        for operation in methods.values():
+            named = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
+            assert named == {part.strip("{}") for part in path.split("/") if part.startswith("{")}
+
+
+def test_the_documentation_shows_that_document(service: Service) -> None:
+    assert "openapi.json" in service.http.get("/docs").text
+
+
+def test_cross_origin_requests_get_no_leave(service: Service) -> None:
+    answer = service.http.get("/v1/models", headers={"origin": "https://evil.example"})
+
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_a_page_from_elsewhere_may_not_change_anything(service: Service, stream: str) -> None:
+    path = service.path("fold", stream, "step")
+
+    evil = service.http.post(path, json={"inputs": [1]}, headers={"origin": "https://evil.example"})
+    own = service.http.post(path, json={"inputs": [1]}, headers={"origin": f"http://127.0.0.1:{service.port}"})
+
+    assert (evil.status_code, code_of(evil)) == (403, "forbidden")
+    assert own.json()["step"] == 1

@@ -1,0 +1,564 @@
+"""HTTP routes that move and look at streams: every answer and every refusal as the contract says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+
+from service.wire import encode_state_id
+from tests.api.running import Service, running
+from tests.graphs import fold_reference
+from tests.servers import Server
+
+MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack"}
+
+
+def code_of(answer: httpx.Response) -> str:
+    """Return a problem's code, after looking at what every problem has."""
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["status"] == answer.status_code
+    assert problem["applied"] in ("no", "yes", "unknown")
+    assert problem["detail"]
+    return str(problem["code"])
+
+
+# ------------------------------------------------------------------- step
+
+
+def test_the_first_step_creates_the_stream_and_says_so(service: Service, stream: str) -> None:
+    answer = service.step("fold", stream, {"x": [5]}).json()
+
+    assert answer == {"outputs": {"y": [6]}, "step": 1, "state_id": answer["state_id"], "created": True}
+    assert len(answer["state_id"]) == 22
+
+
+def test_steps_fold_one_after_the_other(service: Service, stream: str) -> None:
+    answers = [service.step("fold", stream, [x], seq=n).json() for n, x in enumerate([3, 1, 4, 1, 5], 1)]
+
+    assert [answer["outputs"]["y"][0] for answer in answers] == fold_reference([3, 1, 4, 1, 5])
+    assert [answer["step"] for answer in answers] == [1, 2, 3, 4, 5]
+    assert not any("created" in answer or "replayed" in answer for answer in answers[1:])
+
+
+def test_a_step_sent_twice_is_applied_once_and_answered_the_same(service: Service, stream: str) -> None:
+    first = service.step("fold", stream, [7], seq=1).json()
+    again = service.step("fold", stream, [7], seq=1).json()
+
+    assert again.pop("replayed") is True
+    assert {**first, "created": True} == {**again, "created": True}
+    assert service.http.get(service.path("fold", stream)).json()["step"] == 1
+
+
+def test_inputs_of_several_shapes_and_outputs_of_several_dtypes(service: Service, stream: str) -> None:
+    answer = service.step("two_inputs", stream, {"a": [10, 20], "b": 3}).json()
+
+    assert answer["outputs"] == {"total": [13, 23], "last": 3}
+
+
+def test_booleans_go_in_and_come_out(service: Service, stream: str) -> None:
+    service.step("latch", stream, {"x": [True, False]})
+
+    assert service.step("latch", stream, {"x": [False, False]}).json()["outputs"] == {"y": [True, False]}
+
+
+def test_msgpack_gives_the_same_bits_as_json(service: Service, stream: str) -> None:
+    x = np.array([0.1, -2.5, 3.3, 1e-3], np.float32)
+    body = msgspec.msgpack.encode({"inputs": {"x": {"d": "float32", "s": [4], "b": x.tobytes()}}})
+
+    by_json = service.step("lstm", f"{stream}-json", x.tolist()).json()
+    answer = service.http.post(service.path("lstm", f"{stream}-msgpack", "step"), content=body, headers=MSGPACK)
+    packed = msgspec.msgpack.decode(answer.content)["outputs"]["y"]
+
+    assert answer.headers["content-type"] == "application/msgpack"
+    assert (packed["d"], packed["s"]) == ("float32", [2])
+    assert packed["b"] == np.array(by_json["outputs"]["y"], np.float32).tobytes()
+
+
+def test_a_json_body_may_be_answered_in_msgpack(service: Service, stream: str) -> None:
+    answer = service.http.post(
+        service.path("fold", stream, "step"), json={"inputs": [1]}, headers={"accept": "application/msgpack"}
+    )
+
+    assert msgspec.msgpack.decode(answer.content)["step"] == 1
+
+
+def test_a_problem_is_json_whatever_is_accepted(service: Service, stream: str) -> None:
+    answer = service.http.post(service.path("fold", stream, "step"), content=b"\xc1", headers=MSGPACK)
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_json")
+
+
+def test_a_body_with_curls_own_content_type_is_read_as_json(service: Service, stream: str) -> None:
+    answer = service.http.post(
+        service.path("fold", stream, "step"),
+        content='{"inputs": [1]}',
+        headers={"content-type": "application/x-www-form-urlencoded"},
+    )
+
+    assert answer.status_code == 200
+
+
+# ------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "code", "applied", "retry"),
+    [
+        ({"seq": 5}, 409, "seq_gap", "no", "resend_from"),
+        ({"seq": 1}, 409, "seq_passed", "yes", "never"),
+        ({"seq": 3}, 409, "seq_conflict", "no", "never"),
+        ({"after": encode_state_id(bytes(16))}, 409, "state_changed", "no", "never"),
+        ({"create": "must"}, 409, "stream_exists", "no", "never"),
+    ],
+)
+def test_a_step_out_of_place_is_refused_and_told_where_the_stream_stands(
+    service: Service, stream: str, more: Any, status: int, code: str, applied: str, retry: str
+) -> None:
+    for x in (1, 2, 3):
+        last = service.step("fold", stream, [x]).json()
+
+    answer = service.step("fold", stream, [9], **more)
+    problem = answer.json()
+
+    assert (answer.status_code, code_of(answer), problem["applied"], problem["retry"]) == (status, code, applied, retry)
+    assert (problem["step"], problem["state_id"]) == (3, last["state_id"])
+    assert service.http.get(service.path("fold", stream)).json()["step"] == 3
+
+
+@pytest.mark.parametrize("more", [{"seq": 2}, {"after": encode_state_id(bytes(16))}, {"create": "never"}])
+def test_a_missing_stream_is_not_begun_where_it_should_be_there(service: Service, stream: str, more: Any) -> None:
+    answer = service.step("fold", stream, [1], **more)
+
+    assert (answer.status_code, code_of(answer)) == (404, "stream_not_found")
+    assert service.http.get(service.path("fold", stream)).status_code == 404
+
+
+def test_a_key_replays_its_answer_also_after_other_steps(service: Service, stream: str) -> None:
+    headers = {"idempotency-key": "k1"}
+    path = service.path("fold", stream, "step")
+    first = service.http.post(path, json={"inputs": [1]}, headers=headers).json()
+    service.step("fold", stream, [2])
+
+    again = service.http.post(path, json={"inputs": [1]}, headers=headers).json()
+
+    assert (again["replayed"], again["step"], again["outputs"]) == (True, 1, first["outputs"])
+
+
+def test_a_key_with_another_body_is_refused(service: Service, stream: str) -> None:
+    path = service.path("fold", stream, "step")
+    service.http.post(path, json={"inputs": [1]}, headers={"idempotency-key": "k1"})
+
+    answer = service.http.post(path, json={"inputs": [2]}, headers={"idempotency-key": "k1"})
+
+    assert (answer.status_code, code_of(answer)) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("keys", [[""], ["k" * 256], ["a", "b"]])
+def test_a_key_has_1_to_255_characters(service: Service, stream: str, keys: list[str]) -> None:
+    headers = [("idempotency-key", key) for key in keys]
+
+    answer = service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers)
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_request")
+
+
+def test_a_key_of_255_characters_is_taken(service: Service, stream: str) -> None:
+    headers = {"idempotency-key": "k" * 255}
+
+    assert service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers).is_success
+
+
+def test_a_bad_input_names_the_input(service: Service, stream: str) -> None:
+    answer = service.step("two_inputs", stream, {"a": [1, 2, 3], "b": 1})
+
+    assert (answer.status_code, code_of(answer)) == (422, "bad_input")
+    assert "'a'" in answer.json()["detail"]
+
+
+def test_a_value_that_is_not_finite_is_refused_without_being_repeated(service: Service, stream: str) -> None:
+    answer = service.http.post(service.path("lstm", stream, "step"), content='{"inputs": [1, NaN, 1, 1]}')
+
+    assert (answer.status_code, code_of(answer)) == (422, "non_finite")
+    assert "NaN" not in answer.text
+
+
+def test_a_state_that_is_not_finite_is_refused_and_the_stream_stays(service: Service, stream: str) -> None:
+    for _ in (1, 2):
+        service.step("nan_at_3", stream, [1.0])
+
+    answer = service.step("nan_at_3", stream, [1.0])
+
+    assert (answer.status_code, code_of(answer), answer.json()["applied"]) == (422, "non_finite_state", "no")
+    assert service.http.get(service.path("nan_at_3", stream)).json()["step"] == 2
+
+
+@pytest.mark.parametrize("model", ["nope", "a b", "-", "..%2e", "x" * 65, "%C3%BC", "%00", "{model}"])
+@pytest.mark.parametrize("method", ["step", "reset", ""])
+def test_a_model_that_is_not_there_is_told(service: Service, stream: str, model: str, method: str) -> None:
+    path = service.path(model, stream, method)
+
+    answer = service.http.post(path, json={"inputs": [1]}) if method else service.http.get(path)
+
+    assert (answer.status_code, code_of(answer)) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        "%2E%2E%0a",
+        "a%20b",
+        "a%0Ab",
+        "a%0D",
+        "%00",
+        "a%7Bb%7D",
+        "%C3%BC",
+        "a%3Fb",
+        "a%23",
+        "x" * 129,
+        "a%2Fb",
+        "a%2freset",
+    ],
+)
+@pytest.mark.parametrize("method", ["step", "steps", "reset", ""])
+def test_a_stream_id_of_other_characters_is_a_bad_request(service: Service, stream: str, method: str) -> None:
+    path = service.path("fold", stream, method)
+
+    answer = service.http.post(path, json={"inputs": [1]}) if method else service.http.get(path)
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("stream", ["a:b@c-d._", "x" * 128, "...", "%61"])
+def test_a_stream_id_of_all_its_characters_is_taken(service: Service, stream: str) -> None:
+    assert service.step("fold", stream, [1]).status_code == 200
+
+
+def test_an_escaped_stream_id_is_the_same_stream(service: Service, stream: str) -> None:
+    service.step("fold", f"{stream}%3Aa", [1])
+
+    assert service.http.get(service.path("fold", f"{stream}:a")).json()["step"] == 1
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "x", "1.0", "9" * 30, "%C2%B2", ""])
+def test_a_version_is_a_number_from_1(service: Service, stream: str, version: str) -> None:
+    answer = service.http.post(service.path("fold", stream, f"step?version={version}"), json={"inputs": [1]})
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_request")
+
+
+def test_a_version_that_is_not_there_is_not_found(service: Service, stream: str) -> None:
+    answer = service.http.post(service.path("fold", stream, "step?version=2"), json={"inputs": [1]})
+
+    assert (answer.status_code, code_of(answer)) == (404, "model_not_found")
+
+
+# ------------------------------------------------------------------- chunks
+
+
+def test_a_chunk_is_the_same_as_its_steps(service: Service, stream: str) -> None:
+    answer = service.http.post(service.path("fold", stream, "steps"), json={"inputs": {"x": [[3], [1], [4]]}}).json()
+
+    assert answer["outputs"]["y"] == [[y] for y in fold_reference([3, 1, 4])]
+    assert (answer["step"], answer["created"]) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("keep", "outputs"), [("last", {"y": [fold_reference([3, 1, 4])[-1]]}), ("none", {}), ("all", None)]
+)
+def test_a_chunk_answers_what_was_asked_for_also_again(
+    service: Service, stream: str, keep: str, outputs: dict[str, Any] | None
+) -> None:
+    body = {"inputs": [[3], [1], [4]], "return": keep, "seq": 1}
+    expected = outputs if outputs is not None else {"y": [[y] for y in fold_reference([3, 1, 4])]}
+
+    answers = [service.http.post(service.path("fold", stream, "steps"), json=body).json() for _ in range(2)]
+
+    assert [answer["outputs"] for answer in answers] == [expected, expected]
+    assert [answer.get("replayed", False) for answer in answers] == [False, True]
+
+
+def test_a_chunk_is_all_or_nothing(service: Service, stream: str) -> None:
+    answer = service.http.post(service.path("nan_at_3", stream, "steps"), json={"inputs": [[1.0]] * 5})
+
+    assert (answer.status_code, code_of(answer)) == (422, "non_finite_state")
+    assert service.http.get(service.path("nan_at_3", stream)).status_code == 404
+
+
+def test_a_chunk_of_too_many_timesteps_is_too_large(service: Service, stream: str) -> None:
+    answer = service.http.post(service.path("fold", stream, "steps"), json={"inputs": [[1]] * 65})
+
+    assert (answer.status_code, code_of(answer)) == (413, "too_large")
+    assert "65 timesteps; at most 64" in answer.json()["detail"]
+
+
+# ------------------------------------------------------------------- columns
+
+
+def test_columns_move_many_streams_each_on_its_own(service: Service, stream: str) -> None:
+    names = [f"{stream}-{i}" for i in range(3)]
+    service.step("fold", names[1], [100])
+
+    answer = service.http.post("/v1/models/fold/step", json={"streams": names, "inputs": {"x": [[1], [2], [3]]}}).json()
+
+    assert answer["outputs"]["y"] == [[2], [fold_reference([100, 2])[1]], [4]]
+    assert answer["step"] == [1, 2, 1]
+    assert answer["errors"] == {}
+    assert all(len(state_id) == 22 for state_id in answer["state_id"])
+
+
+def test_a_row_that_is_refused_leaves_the_others_done(service: Service, stream: str) -> None:
+    names = [f"{stream}-{i}" for i in range(4)]
+    body = {"streams": names, "inputs": {"x": [[1], [2.5], [3], [4]]}, "seq": [1, 1, 7, None]}
+
+    answer = service.http.post("/v1/models/fold/step", json=body).json()
+
+    assert answer["outputs"]["y"] == [[2], None, None, [5]]
+    assert answer["step"] == [1, None, None, 1]
+    assert {i: problem["code"] for i, problem in answer["errors"].items()} == {
+        "1": "bad_input",
+        "2": "stream_not_found",
+    }
+
+
+def test_columns_sent_again_are_replayed_row_by_row(service: Service, stream: str) -> None:
+    body = {"streams": [f"{stream}-a", f"{stream}-b"], "inputs": [[1], [2]], "seq": [1, 1]}
+    service.step("fold", f"{stream}-b", [2], seq=1)
+
+    first = service.http.post("/v1/models/fold/step", json=body).json()
+    again = service.http.post("/v1/models/fold/step", json=body).json()
+
+    assert first["replayed"] == [1]
+    assert again["replayed"] == [0, 1]
+    assert first["outputs"] == again["outputs"]
+
+
+def test_a_stream_named_twice_fails_the_whole_request(service: Service, stream: str) -> None:
+    answer = service.http.post("/v1/models/fold/step", json={"streams": [stream, stream], "inputs": [[1], [2]]})
+
+    assert (answer.status_code, code_of(answer)) == (422, "bad_input")
+    assert service.http.get(service.path("fold", stream)).status_code == 404
+
+
+def test_columns_of_chunks_have_stream_and_time_axes(service: Service, stream: str) -> None:
+    body = {"streams": [f"{stream}-a", f"{stream}-b"], "inputs": {"x": [[[1], [2]], [[3], [4]]]}}
+
+    answer = service.http.post("/v1/models/fold/steps", json=body).json()
+
+    assert answer["outputs"]["y"] == [[[y] for y in fold_reference(xs)] for xs in ([1, 2], [3, 4])]
+    assert answer["step"] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("keep", "outputs"), [("last", {"y": [[fold_reference([1, 2])[-1]], [fold_reference([3, 4])[-1]]]}), ("none", {})]
+)
+def test_columns_of_chunks_answer_what_was_asked_for(service: Service, stream: str, keep: str, outputs: Any) -> None:
+    body = {"streams": [f"{stream}-a", f"{stream}-b"], "inputs": [[[1], [2]], [[3], [4]]], "return": keep}
+
+    assert service.http.post("/v1/models/fold/steps", json=body).json()["outputs"] == outputs
+
+
+def test_a_failed_row_is_zeros_and_nil_in_msgpack(service: Service, stream: str) -> None:
+    x = np.array([[1, 2, 3, 4], [np.nan, 0, 0, 0]], np.float32)
+    body = {"streams": [f"{stream}-a", f"{stream}-b"], "inputs": {"x": {"d": "float32", "s": [2, 4], "b": x.tobytes()}}}
+
+    answer = service.http.post("/v1/models/lstm/step", content=msgspec.msgpack.encode(body), headers=MSGPACK)
+    document = msgspec.msgpack.decode(answer.content)
+    y = np.frombuffer(document["outputs"]["y"]["b"], np.float32).reshape(document["outputs"]["y"]["s"])
+
+    assert y.shape == (2, 2)
+    assert y[0].any()
+    assert not y[1].any()
+    assert document["step"] == [1, None]
+    assert document["state_id"][1] is None
+    assert document["errors"]["1"]["code"] == "non_finite"
+
+
+# ------------------------------------------------------------------- reset, delete, look
+
+
+def test_a_reset_brings_a_stream_back_to_step_0(service: Service, stream: str) -> None:
+    first = service.step("fold", stream, [1]).json()
+
+    answer = service.http.post(service.path("fold", stream, "reset"))
+    next_ = service.step("fold", stream, [1], seq=1).json()
+
+    assert (answer.status_code, answer.json()["step"]) == (200, 0)
+    assert next_["outputs"] == first["outputs"]
+    assert next_["state_id"] != first["state_id"]
+
+
+def test_a_bare_reset_creates_a_missing_stream_at_step_0(service: Service, stream: str) -> None:
+    service.http.post(service.path("fold", stream, "reset"), json={"to": "initial"})
+
+    assert service.http.get(service.path("fold", stream)).json()["step"] == 0
+
+
+def test_a_reset_after_a_history_demands_it(service: Service, stream: str) -> None:
+    old = service.step("fold", stream, [1]).json()["state_id"]
+    service.step("fold", stream, [2])
+
+    answer = service.http.post(service.path("fold", stream, "reset"), json={"after": old})
+
+    assert (answer.status_code, code_of(answer)) == (409, "state_changed")
+
+
+def test_a_reset_after_the_history_is_done_once(service: Service, stream: str) -> None:
+    state_id = service.step("fold", stream, [1]).json()["state_id"]
+
+    answers = [
+        service.http.post(service.path("fold", stream, "reset"), json={"after": state_id}).json() for _ in range(2)
+    ]
+
+    assert answers[1].pop("replayed") is True
+    assert answers[0] == answers[1]
+
+
+def test_a_reset_with_after_of_a_missing_stream_is_not_found(service: Service, stream: str) -> None:
+    answer = service.http.post(service.path("fold", stream, "reset"), json={"after": encode_state_id(bytes(16))})
+
+    assert (answer.status_code, code_of(answer)) == (404, "stream_not_found")
+
+
+@pytest.mark.parametrize("body", ["[]", '{"to": "start"}', '{"to": {}}', '{"after": 1}', '{"x": 1}', '{"to": null}'])
+def test_a_wrong_reset_is_a_bad_request(service: Service, stream: str, body: str) -> None:
+    answer = service.http.post(service.path("fold", stream, "reset"), content=body)
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_request")
+
+
+def test_a_snapshot_that_is_not_there_is_not_found(service: Service, stream: str) -> None:
+    answer = service.http.post(service.path("fold", stream, "reset"), json={"to": {"snapshot": "monday"}})
+
+    assert (answer.status_code, code_of(answer)) == (404, "snapshot_not_found")
+
+
+def test_a_deleted_stream_is_gone_and_deleting_it_again_is_no_error(service: Service, stream: str) -> None:
+    service.step("fold", stream, [1])
+
+    answers = [service.http.delete(service.path("fold", stream)) for _ in range(2)]
+
+    assert [(answer.status_code, answer.content) for answer in answers] == [(204, b""), (204, b"")]
+    assert code_of(service.http.get(service.path("fold", stream))) == "stream_not_found"
+
+
+def test_a_status_has_all_that_the_contract_says(service: Service, stream: str) -> None:
+    state_id = service.step("fold", stream, [1]).json()["state_id"]
+
+    status = service.http.get(service.path("fold", stream)).json()
+
+    assert set(status) == {
+        "stream", "model", "version", "step", "state_id", "created_at", "updated_at", "expires_in_s",
+    }  # fmt: skip
+    assert (status["stream"], status["model"], status["version"], status["step"]) == (stream, "fold", 1, 1)
+    assert status["state_id"] == state_id
+    assert 0 < status["expires_in_s"] <= 7 * 86400 * 1.25
+
+
+def test_streams_are_listed_by_prefix_page_by_page(service: Service, stream: str) -> None:
+    names = {f"{stream}-{i}" for i in range(7)}
+    for name in names:
+        service.step("fold", name, [1])
+    service.step("fold", "other", [1])
+
+    pages: list[Any] = []
+    cursor = ""
+    while cursor is not None:
+        query: dict[str, str | int] = {"prefix": stream, "limit": 3, "cursor": cursor}
+        pages.append(service.http.get("/v1/models/fold/streams", params=query).json())
+        cursor = pages[-1]["cursor"]
+
+    assert [len(page["streams"]) for page in pages] == [3, 3, 1]
+    assert {entry["stream"] for page in pages for entry in page["streams"]} == names
+    assert {entry["step"] for page in pages for entry in page["streams"]} == {1}
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "prefix=*", "prefix=a%5Bb", "cursor=%21"])
+def test_a_wrong_query_of_a_list_is_a_bad_request(service: Service, query: str) -> None:
+    answer = service.http.get(f"/v1/models/fold/streams?{query}")
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_request")
+
+
+def test_all_streams_of_a_model_are_reset_together(redis_server: Server, service: Service) -> None:
+    folder = service.app.state.context.settings.models[0]
+    with running(redis_server.url, folder) as own:
+        for name in "abc":
+            own.step("fold", name, [1])
+        own.step("total", "d", [1.0, 2.0])
+
+        assert own.http.post("/v1/models/fold/reset").json() == {"reset": 3}
+        assert [own.http.get(own.path("fold", name)).json()["step"] for name in "abc"] == [0, 0, 0]
+        assert own.http.get(own.path("total", "d")).json()["step"] == 1
+
+
+# ------------------------------------------------------------------- settings that change answers
+
+
+def test_preconditions_are_demanded_where_the_setting_says_so(
+    shared_redis: Server, service: Service, stream: str
+) -> None:
+    folder = service.app.state.context.settings.models[0]
+    with running(shared_redis.url, folder, require_preconditions=True) as own:
+        bare = own.http.post(own.path("fold", stream, "reset"))
+        keyed = own.http.post(own.path("fold", stream, "reset"), headers={"idempotency-key": "k"})
+
+        assert (bare.status_code, code_of(bare)) == (428, "precondition_required")
+        assert keyed.status_code == 200
+
+
+def test_a_store_that_is_away_is_503_with_a_time_to_wait(redis_server: Server, service: Service, stream: str) -> None:
+    folder = service.app.state.context.settings.models[0]
+    with running(redis_server.url, folder, request_timeout_s=0.5) as own:
+        redis_server.kill()
+
+        answer = own.step("fold", stream, [1], seq=1)
+
+        assert (answer.status_code, code_of(answer)) == (503, "store_unavailable")
+        assert answer.headers["retry-after"] == "1"
+        assert own.http.get("/readyz").status_code == 503
+        assert own.http.get("/healthz").status_code == 200
+
+
+def test_while_draining_steps_are_refused_and_readiness_is_false(
+    shared_redis: Server, service: Service, stream: str
+) -> None:
+    folder = service.app.state.context.settings.models[0]
+    with running(shared_redis.url, folder) as own:
+        own.call(lambda: own.app.state.engine.drain(1.0))
+
+        answer = own.step("fold", stream, [1])
+
+        assert (answer.status_code, code_of(answer), answer.json()["retry"]) == (503, "draining", "same")
+        assert "retry-after" in answer.headers
+        assert own.http.get("/readyz").json()["ready"] is False
+
+
+def test_the_steps_of_one_stream_sent_at_once_are_each_applied_once(service: Service, stream: str) -> None:
+    async def all_at_once() -> list[int]:
+        async with httpx.AsyncClient(base_url=service.http.base_url, timeout=30) as client:
+            path = service.path("fold", stream, "step")
+            answers = await asyncio.gather(*(client.post(path, json={"inputs": [1]}) for _ in range(50)))
+            return sorted(answer.json()["step"] for answer in answers)
+
+    assert asyncio.run(all_at_once()) == list(range(1, 51))
+
+
+def test_an_error_nobody_foresaw_is_500_without_details(
+    service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one test that breaks a part on purpose: there is no other way to see what nobody foresaw."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(service.app.state.context, "wire", broken)
+    answer = service.step("fold", stream, [1])
+
+    assert (answer.status_code, code_of(answer), answer.json()["applied"]) == (500, "internal", "unknown")
+    assert "secret" not in answer.text
