@@ -1,0 +1,105 @@
+"""A Keras model as a live service for as long as a block lasts: what the examples have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import httpx
+import keras
+import numpy as np
+
+from model_export.export import export_source
+
+ATOL = 1e-5
+"""Largest difference from Keras that an example lets pass."""
+
+_LOOK_EVERY_S = 0.05
+_LOOKS = 1200
+
+
+@contextlib.contextmanager
+def live(model: keras.Model) -> Iterator[httpx.Client]:
+    """Save a model, export it to a verified step graph, and serve that on an embedded store.
+
+    Everything lies in a temporary folder and is gone after the block. On the command line it would be
+
+        stepwell export NAME.keras -o models/NAME.onnx
+        stepwell serve --models models
+
+    Args:
+        model: A trained model; its name is the service's name for it, too.
+
+    Yields:
+        A client whose paths begin at the service's address. An error of the service ends the example in its words.
+    """
+    with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
+        root = Path(folder)
+        (root / "models").mkdir()
+        model.save(root / f"{model.name}.keras")
+        export_source(str(root / f"{model.name}.keras"), root / "models" / f"{model.name}.onnx")
+        hooks = {"response": [_demand_good]}
+        with _served(root) as url, httpx.Client(base_url=url, event_hooks=hooks, timeout=30, trust_env=False) as http:
+            yield http
+
+
+def compare(served: object, expected: np.ndarray) -> None:
+    """Print how far the service's predictions are from Keras' own; ends with exit code 1 where that is too far.
+
+    Args:
+        served: Predictions as the service answered them, of the same shape.
+        expected: What Keras answers for whole sequences, float32.
+    """
+    got = np.asarray(served, np.float32)
+    if got.shape != expected.shape:
+        sys.exit(f"the service answered shape {got.shape}; expected {expected.shape}")
+    difference = float(np.abs(got - expected).max())
+    print(f"largest difference from Keras: {difference:.1e} ({got.size:,} numbers)")
+    if not difference <= ATOL:  # so that NaN fails, too
+        sys.exit(f"expected at most {ATOL:g}")
+
+
+@contextlib.contextmanager
+def _served(root: Path) -> Iterator[str]:
+    """Run `stepwell serve` until the block ends, and give its address once it can serve."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-P", "-m", "service", "serve", "--port", str(port), "--models", str(root / "models")]
+    command += ["--data-dir", str(root / "data"), "--drain-s", "0"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
+    log = root / "serve.log"
+    with log.open("wb") as out:
+        service = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_ready(url, service, log)
+        yield url
+    finally:
+        service.terminate()
+        service.wait()
+
+
+def _wait_ready(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(_LOOKS):
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/readyz", trust_env=False).is_success:
+                return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            service.wait(_LOOK_EVERY_S)
+            break
+    sys.exit(f"the service did not start:\n{log.read_text()}")
+
+
+def _demand_good(answer: httpx.Response) -> None:
+    if not answer.is_success:
+        answer.read()
+        sys.exit(f"{answer.request.method} {answer.request.url.path} was answered {answer.status_code}: {answer.text}")
