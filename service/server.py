@@ -10,13 +10,15 @@ import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from model_export.errors import StepwellError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from service.engine.engine import Engine
     from service.engine.models import ModelShelf
     from service.settings import Settings
@@ -107,11 +109,13 @@ class Server(uvicorn.Server):
         self._begin_end()
 
 
-def config(settings: Settings, app: Any) -> uvicorn.Config:
+def config(settings: Settings, app: FastAPI) -> uvicorn.Config:
     """Return uvicorn's configuration for an application."""
+    from service.connections import connection_class
+
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=connection_class(settings, app.state.context.metrics),
         ws="websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # 300 kB a socket, for numbers that hardly compress

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import resource
 import signal
 import tempfile
 import threading
@@ -28,6 +29,7 @@ from service.supervisor import Supervisor
 from service.workers import CONTROL_ENV
 
 _STORE_WATCH_S = 0.5
+_FILES_BESIDES = 512  # connections to the store, model files, log, libraries
 
 
 @with_setting_flags
@@ -50,6 +52,7 @@ def run(settings: Settings) -> int:
     Keys(settings.api_keys_file)
     for number in (signal.SIGTERM, signal.SIGINT):  # so that the store is ended also before and after uvicorn
         signal.signal(number, _leave)
+    _allow_open_files(settings)
     with contextlib.closing(server.listen(settings)) as sock, store_for(settings) as (found, facts):
         ready = found.model_copy(update={"port": sock.getsockname()[1]})
         store = f"{'embedded ' if settings.redis is None else ''}store {facts.server}"
@@ -119,6 +122,17 @@ async def _facts(settings: Settings) -> StoreFacts:
         return await read_facts(store, patience=settings.request_timeout_s)
     finally:
         await store.close()
+
+
+def _allow_open_files(settings: Settings) -> None:
+    """Raise the limit on open files, often 1024, to what `max_connections` needs, as far as this user may."""
+    needed = settings.max_connections + _FILES_BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if soft < needed > allowed:
+        logs.log.warning("Open files are limited to %d; max_connections needs %d", allowed, needed)
 
 
 def _leave(_number: int, _frame: types.FrameType | None) -> None:
