@@ -66,9 +66,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(WebSocketDisconnect, _gone)
     app.add_exception_handler(Exception, _unforeseen)
-    ops.add_routes(app, context)
-    streams.add_routes(app, context)
+    streams.add_routes(app, context)  # first: routes are tried in their order, and these are asked for most
     feed.add_routes(app, context)
+    ops.add_routes(app, context)
     return app
 
 

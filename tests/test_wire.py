@@ -528,6 +528,16 @@ def test_a_wrong_envelope_of_columns_is_a_bad_request(document: Any) -> None:
     assert code_of(lambda: bulk(document)) == "bad_request"
 
 
+def test_more_streams_than_may_wait_are_too_large() -> None:
+    few = ModelWire(ONE.manifest, max_streams=1)
+
+    assert code_of(lambda: bulk(columns(), of=few)) == "too_large"
+
+
+def test_an_empty_seq_is_as_short_as_any() -> None:
+    assert code_of(lambda: bulk(columns(seq=[]))) == "bad_input"
+
+
 @pytest.mark.parametrize(
     ("row", "code"),
     [([1, 2], "bad_input"), ([1, 2, 3, "4"], "bad_input"), (None, "bad_input"), ([1, 2, 3, math.nan], "non_finite")],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from service.api.auth import Caller, Keys, Scope
 from service.engine.engine import Engine
@@ -56,7 +55,8 @@ class Context:
         """Return what reads bodies for a model."""
         wire = self._wires.get((served.name, served.version))
         if wire is None or wire.manifest is not served.manifest:  # new, or read again from its file
-            wire = ModelWire(served.manifest, max_chunk_steps=self.settings.max_chunk_steps)
+            limits = self.settings
+            wire = ModelWire(served.manifest, max_chunk_steps=limits.max_chunk_steps, max_streams=limits.queue_limit)
             self._wires[served.name, served.version] = wire
         return wire
 
@@ -77,7 +77,7 @@ class Context:
         """
         if origin is None or origin.lower() in self._origins:
             return
-        if host is not None and urlsplit(origin).netloc.lower() == host.lower():
+        if host is not None and origin.partition("://")[2].lower() == host.lower():
             return
         raise ServiceError(
             "forbidden",

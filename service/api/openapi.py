@@ -13,7 +13,8 @@ from service.wire.names import SEQ_LIMIT
 
 Schema = dict[str, Any]
 
-DESCRIPTION = """Recurrent models on live streams: each POST of a timestep moves one stream's hidden state exactly once and returns the
+DESCRIPTION = """\
+Recurrent models on live streams: each POST of a timestep moves one stream's hidden state exactly once and returns the
 prediction. A retry with the same `seq` (or `Idempotency-Key`) gets the first answer again.
 
 Bodies are JSON, or msgpack with `Content-Type: application/msgpack`, where arrays are

@@ -317,7 +317,7 @@ def _read_cursor(cursor: str | None) -> tuple[str, list[str]]:
         at, *rest = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if not (isinstance(at, str) and (at == "start" or at.isdigit()) and all(isinstance(r, str) for r in rest)):
             raise ValueError(at)
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, RecursionError) as exc:
         raise ServiceError(
             "bad_request",
             f"`cursor` is {cursor[:64]!r}; expected the text that the page before gave.",

@@ -36,15 +36,17 @@ class ModelWire:
         manifest: What the model takes.
     """
 
-    def __init__(self, manifest: Manifest, *, max_chunk_steps: int = 4096) -> None:
+    def __init__(self, manifest: Manifest, *, max_chunk_steps: int = 4096, max_streams: int = 10_000) -> None:
         """Prepare for a model.
 
         Args:
             manifest: The model's manifest.
             max_chunk_steps: Timesteps that one body may bring for a stream.
+            max_streams: Streams that one body may name.
         """
         self.manifest = manifest
         self._max_steps = max_chunk_steps
+        self._max_streams = max_streams
         self._specs = {spec.name: spec for spec in manifest.inputs}
         self._fast = FastInputs(manifest.inputs)
 
@@ -139,14 +141,15 @@ class ModelWire:
             raise UnsoundError
         if not chunk:
             inputs = {name: column[:, None] for name, column in inputs.items()}
-        return _columns(
+        nothing = [None] * len(envelope.streams)
+        return self._columns(
             BulkBody(
                 envelope.streams,
                 inputs,
                 self._length(inputs, axis=1),
                 chunk,
-                [] if envelope.seq is UNSET else envelope.seq,
-                [] if envelope.after is UNSET else [after and _state_id(after) for after in envelope.after],
+                nothing if envelope.seq is UNSET else envelope.seq,
+                nothing if envelope.after is UNSET else [after and _state_id(after) for after in envelope.after],
                 "auto" if envelope.create is UNSET else envelope.create,
                 envelope.keep if chunk and envelope.keep is not UNSET else "all",
             )
@@ -182,14 +185,15 @@ class ModelWire:
             faults = wrong | faults
         if rows and len(faults) == rows and all(fault.code == "bad_input" for fault in faults.values()):
             raise faults[0]
-        afters = [after and decode_state_id(after) for after in document.get("after", [])]
-        return _columns(
+        nothing = [None] * rows
+        afters = [after and decode_state_id(after) for after in document.get("after", nothing)]
+        return self._columns(
             BulkBody(
                 document["streams"],
                 inputs,
                 self._length(inputs, axis=1),
                 chunk,
-                document.get("seq", []),
+                document.get("seq", nothing),
                 afters,
                 document.get("create", "auto"),
                 document.get("return", "all"),
@@ -246,6 +250,28 @@ class ModelWire:
             )
         return length
 
+    def _columns(self, bulk: BulkBody) -> BulkBody:
+        """Check what makes columns one request; note the stream ids that are none."""
+        count = len(bulk.streams)
+        if count == 0:
+            _refuse_columns("`streams` is empty; expected at least one stream id.")
+        if count > self._max_streams:
+            raise ServiceError(
+                "too_large",
+                f"The body names {count} streams; at most {self._max_streams} are taken.",
+                fix="Send them in parts, or raise `queue_limit`.",
+            )
+        for name, column in (("seq", bulk.seqs), ("after", bulk.afters)):
+            if len(column) != count:
+                _refuse_columns(f"`{name}` has {len(column)} entries for {count} streams; expected one for each.")
+        if len(set(bulk.streams)) != count:
+            twice = Counter(bulk.streams).most_common(1)[0]
+            _refuse_columns(f"Stream {show(twice[0])} is named {twice[1]} times; expected each stream once.")
+        for i, stream in enumerate(bulk.streams):
+            if not is_stream_id(stream):
+                bulk.faults.setdefault(i, bad_stream_id(stream))
+        return bulk
+
 
 _DECODERS = {
     (form, kind): module.Decoder(kind)
@@ -286,25 +312,6 @@ def _state_id(text: str) -> bytes:
     if not is_state_id(text):
         raise UnsoundError
     return decode_state_id(text)
-
-
-def _columns(bulk: BulkBody) -> BulkBody:
-    """Check what makes columns one request, and give each its full length."""
-    count = len(bulk.streams)
-    if count == 0:
-        _refuse_columns("`streams` is empty; expected at least one stream id.")
-    for name, column in (("seq", bulk.seqs), ("after", bulk.afters)):
-        if column and len(column) != count:
-            _refuse_columns(f"`{name}` has {len(column)} entries for {count} streams; expected one for each.")
-    if len(set(bulk.streams)) != count:
-        twice = Counter(bulk.streams).most_common(1)[0]
-        _refuse_columns(f"Stream {show(twice[0])} is named {twice[1]} times; expected each stream once.")
-    bulk.seqs = bulk.seqs or [None] * count
-    bulk.afters = bulk.afters or [None] * count
-    for i, stream in enumerate(bulk.streams):
-        if not is_stream_id(stream):
-            bulk.faults.setdefault(i, bad_stream_id(stream))
-    return bulk
 
 
 def _listed(names: Iterable[Any]) -> str:

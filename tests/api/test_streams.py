@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any
 
 import httpx
@@ -478,7 +479,14 @@ def test_streams_are_listed_by_prefix_page_by_page(service: Service, stream: str
     assert {entry["step"] for page in pages for entry in page["streams"]} == {1}
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "prefix=*", "prefix=a%5Bb", "cursor=%21"])
+NESTED = base64.urlsafe_b64encode(b"[" * 9000).decode()
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "limit=x", "prefix=*", "prefix=a%5Bb", "cursor=%21", "cursor=%C2%B2", f"cursor={NESTED}"],
+    ids=lambda query: query[:16],
+)
 def test_a_wrong_query_of_a_list_is_a_bad_request(service: Service, query: str) -> None:
     answer = service.http.get(f"/v1/models/fold/streams?{query}")
 
