@@ -66,9 +66,8 @@ def main() -> None:
                 answer = http.post(f"{stream}/step", json={"inputs": {"character": code}}).json()
             probabilities = answer["outputs"]["language"]
             final.append(probabilities)
-            print(
-                f"{text!r}: {LABELS[np.argmax(probabilities)]} ({max(probabilities):.0%}) after {answer['step']} steps"
-            )
+            label = LABELS[np.argmax(probabilities)]
+            print(f"{text!r}: {label} ({max(probabilities):.0%}) after {answer['step']} characters")
 
     compare(final, np.concatenate([model.predict(np.array([encode(text)]), verbose=0) for text in TEXTS]))
 
