@@ -141,7 +141,7 @@ class ModelWire:
             raise UnsoundError
         if not chunk:
             inputs = {name: column[:, None] for name, column in inputs.items()}
-        nothing = [None] * len(envelope.streams)
+        nothing: list[Any] = [None] * len(envelope.streams)
         return self._columns(
             BulkBody(
                 envelope.streams,
@@ -185,7 +185,7 @@ class ModelWire:
             faults = wrong | faults
         if rows and len(faults) == rows and all(fault.code == "bad_input" for fault in faults.values()):
             raise faults[0]
-        nothing = [None] * rows
+        nothing: list[Any] = [None] * rows
         afters = [after and decode_state_id(after) for after in document.get("after", nothing)]
         return self._columns(
             BulkBody(

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from tests.api.running import Service, running
@@ -241,6 +241,14 @@ def test_a_feed_that_cannot_be_is_told_why_and_closed(
     with service.feed(model, stream, query=query) as feed:
         assert hear(feed)["error"]["code"] == code
         assert close_code(feed) == 1008
+
+
+def test_an_escaped_slash_opens_no_feed(service: Service) -> None:
+    """Decoded, this would be the feed of another model's stream."""
+    with pytest.raises(InvalidStatus) as caught, service.feed("fold%2Fstreams%2Fs"):
+        pass
+
+    assert caught.value.response.status_code == 400
 
 
 def test_a_client_that_leaves_at_once_leaves_its_steps_applied_or_not(service: Service, stream: str) -> None:
