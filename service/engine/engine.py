@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from model_export.manifest import Manifest
 from service.engine.batcher import Announce, Batcher, Pending, moved
 from service.engine.cache import StateCache
 from service.engine.decide import Intent, Verdict, decide, replay_of_key
@@ -305,8 +306,9 @@ class Engine:
                 del self._batchers[served]
 
     def _reroute(self, pending: Pending, fingerprint: bytes) -> bool:
+        """Hand a request to the version that began its stream, if that takes the inputs that were sent."""
         served = self.shelf.by_fingerprint(pending.timestep.key.model, fingerprint)
-        if served is None:
+        if served is None or not _takes(served.manifest, pending.timestep):
             return False
         batcher = self._batcher(served)
         batcher.put(moved(pending, batcher))
@@ -354,6 +356,12 @@ class Watchdog:
             for batcher in self._batchers():
                 if batcher.clock.longest(now) > self._limit:
                     batcher.served.step_model.terminate(longer_than=self._limit)
+
+
+def _takes(manifest: Manifest, timestep: Timestep) -> bool:
+    """Whether a model takes a request's inputs, which were checked for another version of it."""
+    found = {name: (array.dtype.name, array.shape[1:]) for name, array in timestep.inputs.items()}
+    return found == {spec.name: (spec.dtype, spec.row_shape) for spec in manifest.inputs}
 
 
 def _reset_intent(after: bytes | None, idempotency_key: str | None) -> Intent:

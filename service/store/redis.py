@@ -26,6 +26,7 @@ from redis.exceptions import (
 from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
 from service.store import keys
 from service.store.wire import Argument, NoReplyError, NotSentError, Wire
+from service.wire import is_stream_id
 
 Durability = Literal["memory", "fsync", "replica"]
 
@@ -314,8 +315,9 @@ def _read_cursor(cursor: str | None) -> tuple[str, list[str]]:
     if cursor is None:
         return "start", []
     try:
-        at, *rest = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if not (isinstance(at, str) and (at == "start" or at.isdigit()) and all(isinstance(r, str) for r in rest)):
+        parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        at, *rest = (str(part) for part in parts)
+        if not (at == "start" or (at.isascii() and at.isdigit())) or not all(is_stream_id(r) for r in rest):
             raise ValueError(at)
     except (ValueError, TypeError, RecursionError) as exc:
         raise ServiceError(

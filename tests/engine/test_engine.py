@@ -422,6 +422,22 @@ async def test_a_stream_stays_with_the_version_that_began_it(tmp_path: Path, red
     assert versions == [1, 2]
 
 
+async def test_a_version_that_takes_other_inputs_is_not_fed_with_the_new_ones(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    from tests.graphs import total, write_model
+
+    write_model(tmp_path, "fold", fold, version=1)
+    async with worker(redis_server.url, tmp_path) as engine:
+        await engine.advance(step("old", 5))
+        write_model(tmp_path, "fold", total, version=2)
+        await engine.shelf.reload()
+        key = StreamKey("default", "fold", "old")
+        refused = await refusal(engine, Timestep(key, {"x": np.ones((1, 2), np.float32)}))
+
+    assert (refused.code, refused.step) == ("model_changed", 1)
+
+
 async def test_a_replaced_file_goes_on_serving_the_streams_it_began(tmp_path: Path, redis_server: Server) -> None:
     models(tmp_path, fold=fold)
     async with worker(redis_server.url, tmp_path) as engine:
