@@ -26,7 +26,7 @@ from redis.exceptions import (
 from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
 from service.store import keys
 from service.store.wire import Argument, NoReplyError, NotSentError, Wire
-from service.wire import is_stream_id
+from service.wire.names import is_stream_id
 
 Durability = Literal["memory", "fsync", "replica"]
 
