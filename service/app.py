@@ -110,6 +110,8 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         engine = build_engine(context.settings, context.metrics)
         stack.push_async_callback(engine.close)
+        folder = os.environ.get(CONTROL_ENV)
+        workers = Workers(engine.shelf.reload, Path(folder) if folder else None)
         report = await engine.shelf.reload()
         _log_failed(report)
         _log.info("Models: %s", ", ".join(report.loaded) or "none")
@@ -122,8 +124,6 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
         watchers.start(channel)
         watch.add_routes(app, context, watchers)
 
-        folder = os.environ.get(CONTROL_ENV)
-        workers = Workers(engine.shelf.reload, Path(folder) if folder else None)
         context.engine, context.reload = engine, workers.reload_everywhere
         app.state.engine = engine
         context.metrics.read_from(

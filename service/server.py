@@ -40,7 +40,8 @@ class Server(uvicorn.Server):
     """uvicorn's server with a drain in front of its shutdown.
 
     On SIGTERM or SIGINT readiness goes false and new timesteps are refused at once, while the port still answers;
-    accepted ones finish, at most `drain_s`; then connections are closed. A second signal ends it without waiting.
+    accepted ones finish, at most `drain_s`; then connections are closed. A second Ctrl-C ends it without waiting; a
+    second SIGTERM does not: `timeout` and some inits send it to the process and again to its group.
     """
 
     def __init__(
@@ -80,10 +81,12 @@ class Server(uvicorn.Server):
         """Begin the end; uvicorn would raise the signal again afterwards, but ours is a clean exit."""
         if sig == signal.SIGINT and self._parent is not None:
             return  # Ctrl-C reaches every process of a terminal; the parent tells this one
-        if self._loop is None or self._ending is not None:
-            self.should_exit = self.force_exit = True
-        else:
+        if self._loop is None:
+            self.should_exit = True
+        elif self._ending is None:
             self._loop.call_soon_threadsafe(self._begin_end)
+        elif sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
 
     def _begin_end(self) -> None:
         if self._ending is None:
@@ -121,6 +124,7 @@ def config(settings: Settings, app: FastAPI) -> uvicorn.Config:
         ws_per_message_deflate=False,  # 300 kB a socket, for numbers that hardly compress
         lifespan="on",
         access_log=False,
+        log_level="warning",  # start and end are told in our own words
         log_config=None,
         proxy_headers=False,
         server_header=False,

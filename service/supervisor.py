@@ -64,11 +64,11 @@ class Supervisor:
             self._end()
         return 0
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
-        if self._signals > 1:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self._signals and number == signal.SIGINT:
             for worker in self._workers:
                 worker.kill()
+        self._signals += 1
 
     def _start(self) -> None:
         worker = self._context.Process(target=_work, args=(self._settings, self._sock, os.getpid(), self._store))

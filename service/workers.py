@@ -24,7 +24,7 @@ class Workers:
     """Reloads the models in every worker of a `serve`, or in this process where it is the only one."""
 
     def __init__(self, reload: Reload, folder: Path | None) -> None:
-        """Join.
+        """Join; before the models are read for the first time, so that a reload meanwhile waits for this process.
 
         Args:
             reload: Reloads this process' models.

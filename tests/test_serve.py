@@ -212,8 +212,8 @@ async def test_what_was_accepted_is_answered_and_the_rest_refused(
         accepted = asyncio.create_task(http.post(STEP, json={"inputs": [7]}))
         while not re.search(r'queue_rows\{model="fold"\} 1', (await other.get("/metrics")).text):
             pass
-        for pid in [one.process.pid, *(children(one.process.pid) if by == "Ctrl-C" else [])]:
-            os.kill(pid, signal.SIGINT if by == "Ctrl-C" else signal.SIGTERM)
+        for pid in [one.process.pid, *(children(one.process.pid) if by == "Ctrl-C" else [one.process.pid])]:
+            os.kill(pid, signal.SIGINT if by == "Ctrl-C" else signal.SIGTERM)  # `timeout` sends SIGTERM twice
         while (ready := await other.get("/readyz")).status_code == 200:
             pass
         refusal = await other.post("/v1/models/fold/streams/b/step", json={"inputs": [1]})

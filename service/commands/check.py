@@ -18,7 +18,7 @@ from model_export.step_model import StepModel
 from service import server
 from service.api.auth import Keys
 from service.commands.flags import with_setting_flags
-from service.commands.serve import demand_safe_bind, store_for
+from service.commands.serve import demand_providers, demand_safe_bind, store_for
 from service.commands.tables import facts_table, parity_table, parity_words, show, size_words
 from service.engine.models import ModelShelf, ServedModel
 from service.settings import Settings
@@ -67,6 +67,8 @@ def examine(settings: Settings) -> Checked:
     found = Checked()
     with _noting(found):
         demand_safe_bind(settings)
+    with _noting(found):
+        demand_providers(settings)
     with _noting(found):
         Keys(settings.api_keys_file)
     with _noting(found):

@@ -49,6 +49,7 @@ def run(settings: Settings) -> int:
     """
     logs.configure(settings.log_format)
     demand_safe_bind(settings)
+    demand_providers(settings)
     Keys(settings.api_keys_file)
     for number in (signal.SIGTERM, signal.SIGINT):  # so that the store is ended also before and after uvicorn
         signal.signal(number, _leave)
@@ -77,6 +78,24 @@ def demand_safe_bind(settings: Settings) -> None:
         f"`host` is {settings.host}, which others can reach, and there is no api_keys_file.",
         fix="Give --api-keys-file FILE, or listen on 127.0.0.1, or accept it with --insecure.",
     )
+
+
+def demand_providers(settings: Settings) -> None:
+    """Check that onnxruntime has the execution providers; by itself it would fall back to the CPU.
+
+    Raises:
+        StartError: It lacks one.
+    """
+    if settings.execution_providers == ["CPUExecutionProvider"]:
+        return
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if missing := [name for name in settings.execution_providers if name not in available]:
+        raise StartError(
+            f"`execution_providers` has {', '.join(missing)}; this onnxruntime has {', '.join(available)}.",
+            fix="Install the onnxruntime package that brings it, or leave it out.",
+        )
 
 
 @contextlib.contextmanager

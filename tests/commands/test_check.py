@@ -69,6 +69,7 @@ def test_the_embedded_store_is_started_and_ended(models: Path, short_path: Path,
     [
         ({"host": "0.0.0.0"}, "no api_keys_file"),
         ({"api_keys_file": Path("nowhere.json")}, "nowhere.json"),
+        ({"execution_providers": ["NoSuchProvider", "CPUExecutionProvider"]}, "NoSuchProvider"),
         ({"durability": "fsync"}, "appendfsync"),
         ({"durability": "replica"}, "no replica"),
         ({"redis": "redis://127.0.0.1:1", "request_timeout_s": 0.1}, "does not serve"),

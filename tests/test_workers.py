@@ -1,0 +1,141 @@
+"""A reload is done when every worker of the service has done it, also one that is just starting, and none that died."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service import workers
+from service.engine.models import Reloaded
+from service.workers import Workers
+
+OTHER = """
+import asyncio, sys
+from pathlib import Path
+from service.engine.models import Reloaded
+from service.workers import Workers
+
+async def reload():
+    print("reloaded", flush=True)
+    return Reloaded()
+
+async def main():
+    other = Workers(reload, Path(sys.argv[1]))
+    print("joined", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    await other.follow()
+
+asyncio.run(main())
+"""
+
+
+class Shelf:
+    """Counts its reloads."""
+
+    def __init__(self) -> None:
+        self.reloads = 0
+        self.reloaded = asyncio.Event()
+
+    async def reload(self) -> Reloaded:
+        self.reloads += 1
+        self.reloaded.set()
+        return Reloaded(loaded=[f"pump/{self.reloads}"])
+
+
+@contextlib.asynccontextmanager
+async def another_process(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker that has joined, and follows once it is sent a line."""
+    pipe = subprocess.PIPE
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", OTHER, str(folder), stdin=pipe, stdout=pipe
+    )  # fmt: skip
+    assert await line(other) == "joined"
+    try:
+        yield other
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            other.kill()
+        await other.wait()
+
+
+async def line(other: asyncio.subprocess.Process) -> str:
+    assert other.stdout is not None
+    return (await other.stdout.readline()).decode().strip()
+
+
+def follow(other: asyncio.subprocess.Process) -> None:
+    assert other.stdin is not None
+    other.stdin.write(b"\n")
+
+
+async def test_a_worker_alone_reloads_itself() -> None:
+    shelf = Shelf()
+
+    assert (await Workers(shelf.reload, None).reload_everywhere()).loaded == ["pump/1"]
+
+
+async def test_a_reload_waits_for_a_worker_that_is_starting(tmp_path: Path) -> None:
+    shelf = Shelf()
+    here = Workers(shelf.reload, tmp_path)
+    async with another_process(tmp_path) as other:
+        reload = asyncio.create_task(here.reload_everywhere())
+        done, _ = await asyncio.wait([reload], timeout=0.5)
+        follow(other)
+
+        assert not done
+        assert (await reload).loaded == ["pump/1"]
+        assert await line(other) == "reloaded"
+
+
+async def test_a_dead_worker_is_not_waited_for(tmp_path: Path) -> None:
+    shelf = Shelf()
+    here = Workers(shelf.reload, tmp_path)
+    async with another_process(tmp_path) as other:
+        other.kill()
+        await other.wait()
+
+        assert (await here.reload_everywhere()).failed == []
+
+
+async def test_a_worker_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_ALL_WITHIN_S", 0.3)
+    here = Workers(Shelf().reload, tmp_path)
+    async with another_process(tmp_path) as other:
+        report = await here.reload_everywhere()
+
+    assert [f"worker {other.pid}" in failed for failed in report.failed] == [True]
+
+
+async def test_reloads_that_meet_are_each_done(tmp_path: Path) -> None:
+    shelf = Shelf()
+    here = Workers(shelf.reload, tmp_path)
+    async with another_process(tmp_path) as other:
+        follow(other)
+        await asyncio.gather(here.reload_everywhere(), here.reload_everywhere())
+
+    assert shelf.reloads == 2
+
+
+async def test_a_folder_that_cannot_be_read_now_is_read_the_next_time(tmp_path: Path) -> None:
+    """The follower survives it, and tells that it is up to date only once it is."""
+    failures = [OSError("gone"), OSError("gone")]
+    shelf = Shelf()
+
+    async def reload() -> Reloaded:
+        if failures:
+            raise failures.pop()
+        return await shelf.reload()
+
+    here = Workers(reload, tmp_path)
+    (tmp_path / "generation").write_text("1")
+    following = asyncio.create_task(here.follow())
+    await shelf.reloaded.wait()
+    following.cancel()
+
+    assert not failures
