@@ -14,6 +14,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from service.engine.observer import EngineObserver
+
 FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder that the workers of one `serve` share; prometheus_client reads it when it is imported."""
 
@@ -28,13 +30,13 @@ _M = TypeVar("_M", bound=MetricWrapperBase)
 _Together = Literal["livesum", "livemin", "livemax"]  # how the gauges of several workers become one
 
 
-class Metrics:
+class Metrics(EngineObserver):
     """Counts in a registry of its own, so that two services in one process do not meet.
 
     With several workers, `$PROMETHEUS_MULTIPROC_DIR` names a folder that they share: any of them then answers for
     all. The folder belongs to one start of the service, and one `Metrics` per process counts in it.
 
-    It is the engine's observer (`service.engine.observer.EngineObserver` says what each call means).
+    As the engine's observer it is told of each batch (`EngineObserver` says what each call means).
     """
 
     def __init__(self, version: str) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from model_export.manifest import Manifest
-from service.engine.batcher import Announce, Batcher, Pending, moved
+from service.engine.batcher import Batcher
 from service.engine.cache import StateCache
 from service.engine.decide import Intent, Verdict, decide, replay_of_key
 from service.engine.models import ModelShelf, ServedModel
-from service.engine.observer import EngineObserver, NoObserver
+from service.engine.observer import EngineObserver
+from service.engine.pending import Pending
+from service.engine.rounds import Announce
 from service.engine.types import (
     Done,
     Position,
@@ -76,7 +78,7 @@ class Engine:
         self.store = store
         self.draining = False
         self._options = options or EngineOptions()
-        self._observer: EngineObserver = observer or NoObserver()
+        self._observer = observer or EngineObserver()
         self._cache = StateCache(self._options.cache_bytes)
         self._batchers: dict[ServedModel, Batcher] = {}
         self._announce: Announce | None = None
@@ -258,7 +260,7 @@ class Engine:
         """Tell every committed prediction to `announce`, after it was answered; None: tell nobody."""
         self._announce = announce
         for batcher in self._batchers.values():
-            batcher.announce = announce
+            batcher.announce_to(announce)
 
     # ---------------------------------------------------------------- ending
 
@@ -295,7 +297,7 @@ class Engine:
                 max_wait=self._options.max_wait_s,
                 reroute=self._reroute,
             )
-            batcher.announce = self._announce
+            batcher.announce_to(self._announce)
         return batcher
 
     def _drop_idle(self) -> None:
@@ -311,7 +313,7 @@ class Engine:
         if served is None or not _takes(served.manifest, pending.timestep):
             return False
         batcher = self._batcher(served)
-        batcher.put(moved(pending, batcher))
+        batcher.put(pending.moved(served.fingerprint))
         return True
 
     def _demand_room(self) -> None:

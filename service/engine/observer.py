@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
 
+class EngineObserver:
+    """Hears of the engine's work, a call per batch where possible, and does nothing; a subclass counts.
 
-class EngineObserver(Protocol):
-    """Hears of the engine's work, a call per batch where possible. Seconds are monotonic differences."""
+    Seconds are monotonic differences.
+    """
 
     def applied(self, model: str, door: str, timesteps: int) -> None:
         """Timesteps were committed."""
@@ -31,31 +32,3 @@ class EngineObserver(Protocol):
 
     def regressions(self, n: int) -> None:
         """The store was behind what this worker had seen committed."""
-
-
-class NoObserver:
-    """Hears nothing."""
-
-    def applied(self, model: str, door: str, timesteps: int) -> None:
-        """Ignore it."""
-
-    def batch(self, model: str, rows: int, seconds: float) -> None:
-        """Ignore it."""
-
-    def answered(self, model: str, seconds: float) -> None:
-        """Ignore it."""
-
-    def store(self, op: str, seconds: float) -> None:
-        """Ignore it."""
-
-    def cache(self, hits: int, misses: int) -> None:
-        """Ignore it."""
-
-    def conflicts(self, n: int) -> None:
-        """Ignore it."""
-
-    def replays(self, n: int) -> None:
-        """Ignore it."""
-
-    def regressions(self, n: int) -> None:
-        """Ignore it."""

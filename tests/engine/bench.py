@@ -13,7 +13,7 @@ import numpy as np
 from model_export.step_model import StepModel
 from service.engine.engine import Engine, EngineOptions
 from service.engine.models import ModelShelf
-from service.engine.observer import NoObserver
+from service.engine.observer import EngineObserver
 from service.engine.types import Prediction, StreamKey, Timestep
 from service.errors import ServiceError
 from service.store.redis import StateStore
@@ -22,7 +22,7 @@ from tests.graphs import Built, write_model
 FOLD = "fold"
 
 
-class Counts(NoObserver):
+class Counts(EngineObserver):
     """Counts what tests ask about."""
 
     def __init__(self) -> None:
