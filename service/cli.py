@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -55,8 +56,9 @@ def make_app(wanted: str | None) -> typer.Typer:
 
 def main() -> None:
     """Run the program: exit 0 done, 1 failed, 2 wrong usage, 3 refused to start."""
-    if os.getcwd() not in sys.path:  # noqa: PTH109 - as sys.path has it
-        sys.path.append(os.getcwd())  # noqa: PTH109 - `export` may name a module of the caller's
+    with contextlib.suppress(FileNotFoundError):  # the folder was removed under the caller
+        if os.getcwd() not in sys.path:  # noqa: PTH109 - as sys.path has it
+            sys.path.append(os.getcwd())  # noqa: PTH109 - `export` may name a module of the caller's
     wanted = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     try:
         make_app(wanted)()

@@ -255,6 +255,20 @@ def test_a_dead_worker_is_replaced(models: Path, outside: tuple[str, ...], tmp_p
 
 
 @linux
+def test_workers_that_die_at_once_again_and_again_end_the_service(
+    models: Path, outside: tuple[str, ...], tmp_path: Path
+) -> None:
+    with service(models, tmp_path / "one", *outside, "--workers", "2") as one:
+        while one.process.poll() is None:
+            for pid in children(one.process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    assert one.process.returncode == 3
+    assert "Workers ended 3 times" in log(one)
+
+
+@linux
 def test_workers_and_store_end_when_the_service_is_killed(models: Path, short_path: Path) -> None:
     with service(models, short_path, "--workers", "2", *QUICK) as one:
         parts = [store_pid(one), *children(one.process.pid)]
