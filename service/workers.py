@@ -9,15 +9,17 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from service.engine.models import Reloaded
+if TYPE_CHECKING:
+    from service.engine.models import Reloaded
 
 CONTROL_ENV = "STEPWELL_CONTROL_DIR"
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _ALL_WITHIN_S = 60.0
 
-Reload = Callable[[], Awaitable[Reloaded]]
+Reload = Callable[[], Awaitable["Reloaded"]]
 
 
 class Workers:
