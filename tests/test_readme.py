@@ -69,10 +69,6 @@ def test_the_websocket_example_prints_three_steps(demo_service: Service) -> None
     assert re.findall(r"'step': (\d)", done.stdout) == ["1", "2", "3"]
 
 
-def test_the_quickstart_is_the_example(demo_service: Service) -> None:
-    assert block("quickstart") == (ROOT / "examples" / "quickstart.py").read_text()
-
-
 def test_every_link_to_a_file_leads_to_one() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
 
