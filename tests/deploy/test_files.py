@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
 
+from service.api.problems import PROBLEMS
 from service.errors import CODES
 from service.settings import Settings
 
@@ -133,7 +134,7 @@ def test_the_example_shows_the_default_of_a_setting(setting: str) -> None:
 
 def answers_of_the_proxy() -> list[dict[str, Any]]:
     """Each problem that nginx answers by itself, with every outcome filled in."""
-    outcomes = re.findall(r"""^\s+(?:default|"~\[1-9\]")\s+'("code".*)';$""", NGINX, re.MULTILINE)
+    outcomes = re.findall(r"""^\s+(?:default|"~\[1-9\]")\s+'("type".*)';$""", NGINX, re.MULTILINE)
     bodies = re.findall(r"return \d+ '(.*)';", NGINX)
     filled = {body.replace("$outcome", each) for body in bodies for each in outcomes}
     return [json.loads(each) for each in sorted(filled)]
@@ -143,6 +144,8 @@ def answers_of_the_proxy() -> list[dict[str, Any]]:
 def test_the_proxy_speaks_of_problems_as_the_service_does(problem: dict[str, Any]) -> None:
     assert problem.keys() == {"type", "title", "status", "detail", "code", "applied", "retry"}
     assert problem["retry"] == CODES[problem["code"]]
+    assert (problem["status"], problem["title"]) == PROBLEMS[problem["code"]]
+    assert problem["type"] == f"/docs/errors#{problem['code']}"
 
 
 def test_the_proxy_never_repeats_a_post_that_was_sent() -> None:
