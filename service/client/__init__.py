@@ -1,0 +1,24 @@
+"""The Python client: live streams as objects, NumPy in and out, every retry safe.
+
+`Client` is for scripts and threads, `AsyncClient` for asyncio; both talk through the same exchanges.
+"""
+
+from __future__ import annotations
+
+from service.client.aio import AsyncClient, AsyncModel, AsyncStream
+from service.client.answers import Answer, ClientError, Status
+from service.client.feed import Feed
+from service.client.sync import Client, Model, Stream
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AsyncModel",
+    "AsyncStream",
+    "Client",
+    "ClientError",
+    "Feed",
+    "Model",
+    "Status",
+    "Stream",
+]

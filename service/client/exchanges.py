@@ -1,0 +1,336 @@
+"""What the client asks and what it makes of the answers; no network, no clock of its own.
+
+An exchange is a generator: it yields an `Ask`, is sent the `Reply` (or `Lost`, where none came), and returns the
+result. `Client`, `AsyncClient` and `Feed` carry the asks, each in its own way. All retries are here, and they are
+safe for one reason: a step carries the stream's next position (`seq`) and the history that its handle has seen
+(`after`), so the service can tell a copy of it from another step.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from model_export.manifest import NAME, Array
+from service.client import replies
+from service.client.answers import Answer, ClientError, Status
+from service.client.replies import Lost, Reply
+from service.client.tensors import Inputs, as_declared, stack
+from service.wire.answers import tensor
+from service.wire.formats import MSGPACK
+from service.wire.names import bad_stream_id, is_stream_id
+
+Returns = Literal["all", "last", "none"]
+T = TypeVar("T")
+
+_ATTEMPT_S = 15.0  # more than the service's own default limit for a request
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 2.0
+
+
+@dataclass(slots=True)
+class Place:
+    """Where one stream stands, as far as this client was told.
+
+    Attributes:
+        stream: Its id.
+        step: Timesteps that it has consumed.
+        state_id: Names its history; None for a stream that is still to begin.
+        known: The two above were told, so the next step follows on them.
+    """
+
+    stream: str
+    step: int = 0
+    state_id: str | None = None
+    known: bool = False
+
+    @classmethod
+    def of(cls, stream: str) -> Place:
+        """Return the place of a stream of which nothing is known.
+
+        Raises:
+            ClientError: `bad_request`: no stream can have this id.
+        """
+        if not is_stream_id(stream):
+            refusal = bad_stream_id(stream)
+            raise ClientError(refusal.code, refusal.problem, fix=refusal.fix)
+        return cls(stream)
+
+    def stand(self, step: int, state_id: str | None) -> None:
+        """Take note of where the stream stands."""
+        self.step, self.state_id, self.known = step, state_id, True
+
+    def arrive(self, answer: Answer) -> Answer:
+        """Stand where an answer says, and return it."""
+        self.stand(answer.step, answer.state_id)
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request to be sent.
+
+    Attributes:
+        method: Of HTTP.
+        path: Below the service's address.
+        document: The body, of plain values and bytes; None: no body.
+        stream: The stream that it moves by a timestep: such an ask can go over a feed as well.
+        key: The `Idempotency-Key`, or None.
+        wait: Seconds to wait before it is sent.
+        timeout: Seconds until its reply is given up.
+    """
+
+    method: str
+    path: str
+    document: Mapping[str, Any] | None = None
+    stream: str | None = None
+    key: str | None = None
+    wait: float = 0.0
+    timeout: float = _ATTEMPT_S
+
+
+Exchange = Generator[Ask, Reply | Lost, T]
+Send = Callable[[Ask], Awaitable[Reply | Lost]]
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long a call goes on sending; its pauses grow, and are random so that many clients do not return at once.
+
+    Attributes:
+        until: The moment of `clock` when the call is given up.
+        clock: Gives the time in seconds.
+        jitter: Gives a number from 0 to 1.
+        turn: Attempts that failed.
+        doubt: One of them may have been applied.
+    """
+
+    until: float
+    clock: Callable[[], float]
+    jitter: Callable[[], float]
+    turn: int = 0
+    doubt: bool = False
+
+    def pause(self, error: ClientError) -> float | None:
+        """Return the seconds to wait before the same is sent again; None: it is not worth another try."""
+        if error.retry != "same":
+            return None
+        longest: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.turn, 10))
+        pause = (error.retry_after or 0.0) + longest * self.jitter()
+        self.turn += 1
+        return pause if self.clock() + pause < self.until else None
+
+    def settle(self, error: ClientError, *, doubt: bool = False) -> ClientError:
+        """Return a last error that tells of all attempts: after a doubtful one, "no" is "unknown"."""
+        if (doubt or self.doubt) and error.applied == "no":
+            error.applied = "unknown"
+        return error
+
+
+class ModelExchanges:
+    """The exchanges about one model and its streams."""
+
+    def __init__(
+        self,
+        model: str,
+        timeout: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            model: The model's name.
+            timeout: Seconds that one call may take, with all its retries.
+            clock: Gives the time in seconds.
+            jitter: Gives a number from 0 to 1.
+
+        Raises:
+            ClientError: `bad_request`: no model can have this name.
+        """
+        if not NAME.fullmatch(model):
+            raise ClientError(
+                "bad_request",
+                f"The model's name is {model[:140]!a}; expected {NAME.pattern}.",
+                fix="Name a model that GET /v1/models lists.",
+            )
+        self.path = f"/v1/models/{model}"
+        self._timeout = timeout
+        self._clock = clock
+        self._jitter = jitter
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+
+    def move(self, place: Place, x: Inputs, returns: Returns | None = None) -> Exchange[Answer]:
+        """Move one stream by a timestep, or by a chunk of them.
+
+        Args:
+            place: The stream; it is moved along when the answer comes.
+            x: Shape `(*row)` per input, for a chunk `(T, *row)`.
+            returns: None for a timestep; for a chunk, the predictions that are wanted.
+        """
+        patience = self._patience()
+        inputs = yield from self._inputs(x, patience)
+        yield from self._find(place, patience)
+        document = {"inputs": _packed(inputs), "seq": place.step + 1}
+        if place.state_id is not None:
+            document["after"] = place.state_id
+        if returns is None:
+            ask = Ask("POST", f"{self._path(place)}/step", document, place.stream)
+        else:
+            ask = Ask("POST", f"{self._path(place)}/steps", document | {"return": returns})
+        reply = yield from self._insist(ask, patience)
+        return place.arrive(replies.read(reply, replies.Moved).answer())
+
+    def move_many(self, places: Sequence[Place], xs: Mapping[str, Inputs]) -> Exchange[dict[str, Answer | ClientError]]:
+        """Move many streams by one timestep each; of those that failed, the ones worth it are sent again.
+
+        Args:
+            places: The streams, each once.
+            xs: What each takes, by stream id.
+        """
+        patience = self._patience()
+        rows: dict[str, dict[str, Array]] = {}
+        for place in places:
+            rows[place.stream] = yield from self._inputs(xs[place.stream], patience)
+            yield from self._find(place, patience)
+        results: dict[str, Answer | ClientError] = {}
+        doubts: set[str] = set()
+        waiting, wait = list(places), 0.0
+        while waiting:
+            document = {
+                "streams": [place.stream for place in waiting],
+                "inputs": _packed(stack([rows[place.stream] for place in waiting])),
+                "seq": [place.step + 1 for place in waiting],
+                "after": [place.state_id for place in waiting],
+            }
+            try:
+                reply = yield from self._insist(Ask("POST", f"{self.path}/step", document, wait=wait), patience)
+                answers = replies.answers_in(reply, len(waiting))
+            except ClientError as error:
+                if not results:
+                    raise
+                return results | {place.stream: error for place in waiting}  # what was answered before is kept
+            again: list[tuple[Place, ClientError]] = []
+            for place, result in zip(waiting, answers, strict=True):
+                if isinstance(result, Answer):
+                    results[place.stream] = place.arrive(result)
+                    continue
+                results[place.stream] = patience.settle(result, doubt=place.stream in doubts)
+                if result.applied != "no":
+                    doubts.add(place.stream)
+                if result.retry == "same":
+                    again.append((place, result))
+            pause = patience.pause(again[0][1]) if again else None
+            if pause is None:
+                break
+            waiting, wait = [place for place, _ in again], pause
+        return results
+
+    def reset(self, place: Place) -> Exchange[Answer]:
+        """Bring a stream back to its initial state, from where it stands."""
+        patience = self._patience()
+        yield from self._find(place, patience)
+        document = {} if place.state_id is None else {"after": place.state_id}
+        ask = Ask("POST", f"{self._path(place)}/reset", document, key=uuid.uuid4().hex)
+        reply = yield from self._insist(ask, patience)
+        return place.arrive(replies.read(reply, replies.Moved).answer())
+
+    def resume(self, place: Place) -> Exchange[int]:
+        """Read where a stream stands, whatever was known, and return its step; 0 where there is no such stream."""
+        place.known = False
+        yield from self._find(place, self._patience())
+        return place.step
+
+    def status(self, place: Place) -> Exchange[Status]:
+        """Read a stream's status; the place stays as it is."""
+        return (yield from self._status(place, self._patience()))
+
+    def delete(self, place: Place) -> Exchange[None]:
+        """Forget a stream."""
+        yield from self._insist(Ask("DELETE", self._path(place), key=uuid.uuid4().hex), self._patience())
+        place.stand(0, None)
+
+    # ---------------------------------------------------------------- parts of exchanges
+
+    def _insist(self, ask: Ask, patience: Patience) -> Exchange[Reply]:
+        """Send until there is an answer other than "the same again", or no time is left.
+
+        Raises:
+            ClientError: The last refusal, or that no answer came.
+        """
+        while True:
+            left = patience.until - patience.clock() - ask.wait
+            got = yield replace(ask, timeout=max(0.001, min(left, _ATTEMPT_S)))
+            error = replies.error_in(got, moves=ask.method != "GET")
+            if error is None:
+                assert isinstance(got, Reply)
+                return got
+            pause = patience.pause(error)
+            if pause is None:
+                raise patience.settle(error)
+            patience.doubt |= error.applied != "no"
+            ask = replace(ask, wait=pause)
+
+    def _find(self, place: Place, patience: Patience) -> Exchange[None]:
+        """Read where a stream stands, unless that is known."""
+        if place.known:
+            return
+        try:
+            status = yield from self._status(place, patience)
+        except ClientError as error:
+            if error.code != "stream_not_found":
+                raise
+            place.stand(0, None)
+        else:
+            place.stand(status.step, status.state_id)
+
+    def _status(self, place: Place, patience: Patience) -> Exchange[Status]:
+        reply = yield from self._insist(Ask("GET", self._path(place)), patience)
+        return replies.read(reply, Status)
+
+    def _inputs(self, x: Inputs, patience: Patience) -> Exchange[dict[str, Array]]:
+        """Return the inputs as arrays of the types that the model declares; these are asked for once."""
+        if not self._dtypes:
+            reply = yield from self._insist(Ask("GET", self.path), patience)
+            described = replies.read(reply, replies.Described)
+            self._dtypes = {one.name: np.dtype(one.dtype) for one in described.inputs}
+        return as_declared(x, self._dtypes)
+
+    def _path(self, place: Place) -> str:
+        return f"{self.path}/streams/{place.stream}"
+
+    def _patience(self) -> Patience:
+        return Patience(self._clock() + self._timeout, self._clock, self._jitter)
+
+
+def carry(exchange: Exchange[T], send: Callable[[Ask], Reply | Lost]) -> T:
+    """Carry an exchange to its end and return its result; `send` never raises for a lost connection."""
+    try:
+        ask = next(exchange)
+        while True:
+            ask = exchange.send(send(ask))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def carry_async(exchange: Exchange[T], send: Send) -> T:
+    """Do what `carry` does, with a `send` to be awaited."""
+    try:
+        ask = next(exchange)
+        while True:
+            ask = exchange.send(await send(ask))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def _packed(inputs: Mapping[str, Array]) -> dict[str, Any]:
+    return {name: tensor(array, MSGPACK) for name, array in inputs.items()}
