@@ -26,6 +26,9 @@ def block(name: str) -> str:
     return found[1]
 
 
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+
+
 @pytest.fixture(scope="module")
 def demo_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     models = Path(str(files("service.demo") / "models"))
@@ -39,7 +42,7 @@ def here(code: str, one: Service) -> str:
     return code.replace(":8000", f":{one.port}")
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@needs_curl
 def test_the_curl_example_answers_the_first_step(demo_service: Service) -> None:
     command = here(block("curl"), demo_service)
 
@@ -50,6 +53,7 @@ def test_the_curl_example_answers_the_first_step(demo_service: Service) -> None:
     assert again["outputs"] == first["outputs"]
 
 
+@needs_curl
 def test_the_answer_that_is_shown_has_the_keys_of_the_real_one(demo_service: Service) -> None:
     shown = json.loads(README.split("```json\n")[1].split("```")[0])
     command = here(block("curl"), demo_service).replace("my-watch", "another-watch")
