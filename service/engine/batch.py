@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,11 +14,26 @@ from service.engine.types import Timestep
 from service.store.record import digest16
 
 
-def intent_of(timestep: Timestep, fingerprint: bytes) -> Intent:
+class UniqueNames:
+    """Names of 16 bytes that nobody else gives out: 8 random ones of its own, then a counter.
+
+    Asking the kernel for 16 random bytes per request would cost as much as running the model for it.
+    """
+
+    def __init__(self) -> None:
+        self._own = secrets.token_bytes(8)
+        self._count = itertools.count()
+
+    def __call__(self) -> bytes:
+        """Return the next name."""
+        return self._own + next(self._count).to_bytes(8, "little")
+
+
+def intent_of(timestep: Timestep, fingerprint: bytes, new_name: Callable[[], bytes]) -> Intent:
     """Name a request so that each retry of it has the same name, by whichever door it comes.
 
     The name is over canonical bytes (name, dtype, shape, values), so a retry in msgpack of a request in JSON is
-    the same request. Without `seq`, `after` and key there is nothing to tell a retry by: the name is random.
+    the same request. Without `seq`, `after` and key there is nothing to tell a retry by: it gets a new name.
     """
     parts = [timestep.length.to_bytes(4, "little")]
     for name in sorted(timestep.inputs):
@@ -34,7 +50,7 @@ def intent_of(timestep: Timestep, fingerprint: bytes) -> Intent:
     elif timestep.after is not None:
         op_id = digest16(b"A", after, digest)
     else:
-        op_id = secrets.token_bytes(16)
+        op_id = new_name()
     return Intent(
         op_id, digest, timestep.length, timestep.seq, timestep.after, timestep.create, fingerprint
     )  # fmt: skip

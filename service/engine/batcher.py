@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from service.engine.batch import intent_of
+from service.engine.batch import UniqueNames, intent_of
 from service.engine.batch_queue import BatchQueue
 from service.engine.decide import Intent
 from service.engine.pending import Pending
@@ -53,6 +53,7 @@ class Batcher:
         self._rounds = Rounds(served, store, cache, observer, runner=self._runner, reroute=reroute)
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_wait = max_wait
+        self._new_name = UniqueNames()
         self._queue: BatchQueue[Pending] = BatchQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due: asyncio.Handle | None = None
@@ -87,7 +88,7 @@ class Batcher:
 
     def intent(self, timestep: Timestep) -> Intent:
         """Name a request for this model."""
-        return intent_of(timestep, self.served.fingerprint)
+        return intent_of(timestep, self.served.fingerprint, self._new_name)
 
     def _schedule(self) -> None:
         if len(self._tasks) >= _IN_FLIGHT:

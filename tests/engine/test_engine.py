@@ -136,6 +136,14 @@ async def test_many_streams_on_random_workers_with_duplicates_equal_the_fold(
     assert lives == [fold_reference(range(1, 31))] * 60
 
 
+async def test_requests_without_a_name_are_never_taken_for_each_other(folder: Path, redis_server: Server) -> None:
+    """Neither those of one worker nor those of two: each is a step of its own, also with equal inputs."""
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        answers = [await engine.advance(step("a", 5)) for engine in (one, two, one, two)]
+
+    assert [(a.step, a.replayed) for a in answers] == [(n, False) for n in (1, 2, 3, 4)]
+
+
 async def test_a_key_is_answered_once_however_far_the_stream_went(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         first = await one.advance(step("a", 5, idempotency_key="k"))
