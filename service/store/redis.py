@@ -163,14 +163,16 @@ class StateStore:
         """
         body = self._script_arguments(commits)
         command: tuple[Argument, ...] = ("EVALSHA", _SHA, *body)
-        more = [("WAIT", 1, int(self._wire.timeout * 1000))] if self._durability == "replica" else []
         loop, pause, sent = asyncio.get_running_loop(), _FIRST_PAUSE_S, False
         while True:
             left = deadline - loop.time()
             trouble = "the deadline passed"
             if left > 0:
+                limit = min(left, self._wire.timeout)
+                # Half of the time, so that "no replica confirmed" is an answer and not a missing one.
+                more = [("WAIT", 1, int(limit * 500))] if self._durability == "replica" else []
                 try:
-                    answers, *waited = await self._wire.call(command, *more, timeout=min(left, self._wire.timeout))
+                    answers, *waited = await self._wire.call(command, *more, timeout=limit)
                 except NotSentError as exc:
                     trouble = str(exc)
                 except NoReplyError as exc:

@@ -212,6 +212,19 @@ async def test_a_full_store_applies_nothing_and_says_so(redis_server: Server) ->
     await store.close()
 
 
+async def test_a_commit_that_no_replica_confirms_is_told_as_applied_but_not_durable(redis_server: Server) -> None:
+    store = StateStore(redis_server.url, durability="replica", timeout=0.4)
+    commit = write("{a}", a_record(1))
+
+    for _ in range(2):  # the retry finds the step done, and asks the replicas again
+        with pytest.raises(ServiceError) as refused:
+            await store.commit([commit], deadline=now() + SOON)
+        assert (refused.value.code, refused.value.applied) == ("not_durable", "yes")
+
+    assert await store.load(["{a}"], deadline=now() + SOON) == [a_record(1).encode()]
+    await store.close()
+
+
 async def test_a_store_that_is_away_is_told_at_the_deadline(redis_server: Server) -> None:
     store = StateStore(redis_server.url, timeout=0.2)
     redis_server.kill()
