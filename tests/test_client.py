@@ -234,6 +234,15 @@ def test_who_begins_a_stream_second_does_not_mix_in(client: Client, stream: str)
     assert (error.code, error.applied) == ("seq_conflict", "no")
 
 
+def test_who_deleted_a_stream_does_not_mix_in_when_another_begins_it(client: Client, stream: str) -> None:
+    handle, other = (client.model("fold").stream(stream) for _ in range(2))
+    handle.step([7])
+    handle.delete()
+    other.step([-3])
+
+    assert error_of(handle.step, [5]).code == "seq_conflict"
+
+
 def test_a_status_does_not_move_the_handle(client: Client, stream: str) -> None:
     """Or who asks for it after a lost answer would send the same timestep as another one."""
     winner, loser = (client.model("fold").stream(stream) for _ in range(2))
@@ -371,6 +380,13 @@ async def test_a_feed_refuses_one_step_and_goes_on(one: Service, stream: str) ->
     assert ys([fine, after]) == fold_reference([7]) * 2
 
 
+async def test_a_step_too_large_for_a_feed_is_refused_and_the_feed_goes_on(one: Service, stream: str) -> None:
+    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+        assert await code_of(feed.step(stream, np.zeros(2**21, np.int64))) == "too_large"
+
+        assert ys([await feed.step(stream, [7])]) == fold_reference([7])
+
+
 async def test_a_feed_and_the_handles_of_its_model_know_the_same(one: Service, stream: str) -> None:
     async with AsyncClient(one.url) as client:
         model = client.model("fold")
@@ -500,7 +516,8 @@ def test_a_reset_whose_answer_was_lost_is_done_once(wire: Wire, stream: str) -> 
 
 
 async def test_a_feed_sends_again_what_lost_its_answer(wire: Wire, stream: str) -> None:
-    async with AsyncClient(wire.url) as client, client.model("fold").feed() as feed:
+    """At once: the time is too short to give up an attempt that is not told of the loss."""
+    async with AsyncClient(wire.url, timeout=10) as client, client.model("fold").feed() as feed:
         await asyncio.gather(*(feed.step(f"{stream}{n}", [7]) for n in range(3)))
         wire.cut_answer()
 
@@ -517,11 +534,30 @@ def test_a_call_that_ran_out_of_time_can_be_made_again(wire: Wire, stream: str) 
         wire.cut_answer()
         wire.close()
 
-        error = error_of(handle.step, [-3])
+        lost, refused = error_of(handle.step, [-3]), error_of(handle.step, [-3])
         wire.open()
         again = handle.step([-3])
 
-    assert (error.code, error.applied, error.retry) == ("no_answer", "unknown", "same")
+    assert (lost.code, lost.applied, lost.retry) == ("no_answer", "unknown", "same")
+    assert (refused.code, refused.applied, refused.retry) == ("no_answer", "no", "same")
+    assert (again.replayed, again.step) == (True, 2)
+
+
+async def test_a_step_on_a_feed_that_ran_out_of_time_can_be_made_again(wire: Wire, stream: str) -> None:
+    async with AsyncClient(wire.url, timeout=1) as client, client.model("fold").feed() as feed:
+        await feed.step(stream, [7])
+        wire.cut_answer()
+        wire.close()
+
+        with pytest.raises(ClientError) as lost:
+            await feed.step(stream, [-3])
+        with pytest.raises(ClientError) as refused:
+            await feed.step(stream, [-3])
+        wire.open()
+        again = await feed.step(stream, [-3])
+
+    assert (lost.value.code, lost.value.applied) == ("no_answer", "unknown")
+    assert (refused.value.code, refused.value.applied) == ("no_answer", "no")
     assert (again.replayed, again.step) == (True, 2)
 
 
@@ -648,6 +684,11 @@ def test_a_pause_beyond_the_time_left_is_not_begun() -> None:
     assert (error.code, error.retry_after) == ("overloaded", 61.0)
 
 
+@pytest.mark.parametrize(("timeout", "attempt"), [(5, 5), (60, 15)])
+def test_an_attempt_leaves_time_for_others(timeout: float, attempt: float) -> None:
+    assert begin(ModelExchanges("m", timeout, clock=lambda: 0.0).status(Place("s"))).timeout == attempt
+
+
 def test_a_retry_is_the_same_request() -> None:
     exchange = exchanges().move(Place("s", 4, "history", known=True), [7])
     first = begin(exchange, DESCRIBED)
@@ -736,17 +777,33 @@ def test_a_model_that_is_not_there_is_told(client: Client, stream: str) -> None:
     assert error_of(client.model, "../secret").code == "bad_request"
 
 
+def test_a_service_that_demands_preconditions_gets_them(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    write_model(tmp_path, "fold", fold)
+    with (
+        running(shared_redis.url, tmp_path, require_preconditions=True) as strict,
+        Client(f"http://127.0.0.1:{strict.port}") as client,
+    ):
+        handle = client.model("fold").stream(stream)
+
+        assert handle.reset().step == 0
+        assert handle.step([7]).step == 1
+        handle.delete()
+        assert handle.step([7]).created
+
+
+def write_keys(file: Path, **scopes: list[str]) -> Path:
+    """Write a keys file in one move; each key is its own name."""
+    keys = [{"id": k, "sha256": sha256(k.encode()).hexdigest(), "tenant": "a", "scopes": scopes[k]} for k in scopes]
+    partial = file.with_suffix(".new")
+    partial.write_text(json.dumps({"keys": keys}))
+    return partial.replace(file)
+
+
 async def test_a_key_opens_the_doors_that_it_has_the_scopes_for(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
     write_model(tmp_path / "models", "fold", fold)
-    keys = tmp_path / "keys.json"
-    scopes = {"full": ["step", "read"], "reader": ["read"]}
-    known = [
-        {"id": name, "sha256": sha256(name.encode()).hexdigest(), "tenant": "a", "scopes": scopes[name]}
-        for name in scopes
-    ]
-    keys.write_text(json.dumps({"keys": known}))
+    keys = write_keys(tmp_path / "keys.json", full=["step", "read"], reader=["read"])
     with running(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
         url = f"http://127.0.0.1:{keyed.port}"
         async with AsyncClient(url, "full") as client, client.model("fold").feed() as feed:
@@ -757,6 +814,27 @@ async def test_a_key_opens_the_doors_that_it_has_the_scopes_for(
             assert await code_of(feed.step(stream, [7])) == "forbidden"
         async with AsyncClient(url) as client:
             assert await code_of(client.model("fold").stream(stream).resume()) == "unauthenticated"
+
+
+async def test_a_feed_whose_key_is_withdrawn_is_told(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    """This refusal names no step, as the service no longer reads what it is sent."""
+    write_model(tmp_path / "models", "fold", fold)
+    keys = write_keys(tmp_path / "keys.json", mine=["step", "read"], other=[])
+    with running(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
+        url = f"http://127.0.0.1:{keyed.port}"
+        async with AsyncClient(url, "mine") as client, client.model("fold").feed() as feed:
+
+            async def go_on() -> None:
+                while True:
+                    await feed.step(stream, [7])
+
+            await feed.step(stream, [7])
+            write_keys(keys, other=[])
+
+            with pytest.raises(ClientError) as caught:
+                await go_on()
+
+    assert (caught.value.code, caught.value.applied) == ("unauthenticated", "no")
 
 
 async def code_of(call: Awaitable[Any]) -> str:

@@ -34,6 +34,7 @@ class AsyncClient:
             ClientError: `bad_url`.
         """
         self._http = httpx.AsyncClient(**http.options(url, key))
+        self._turn = asyncio.Semaphore(http.MOST)  # httpx gets slow where many wait for its connections
         self._timeout = timeout
 
     def model(self, name: str) -> AsyncModel:
@@ -60,11 +61,13 @@ class AsyncClient:
     async def _send(self, ask: Ask) -> Reply | Lost:
         if ask.wait:
             await asyncio.sleep(ask.wait)
+        sent = False
         try:
-            async with asyncio.timeout(ask.timeout):
+            async with asyncio.timeout(ask.timeout), self._turn:
+                sent = True
                 return http.reply(await self._http.request(**http.request(ask)))
         except (httpx.RequestError, TimeoutError) as exc:
-            return http.lost(exc, self._http.base_url)
+            return http.lost(exc, self._http.base_url, sent=sent)
 
 
 class AsyncModel:

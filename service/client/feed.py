@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 import msgspec
@@ -21,6 +21,9 @@ from service.wire.formats import MSGPACK, encode, format_of_body
 
 _PROTOCOL = Subprotocol("stepwell.msgpack")
 _CLOSE_WITHIN_S = 2.0
+_LARGEST = 65536
+"""Bytes of a message. A larger timestep goes over HTTP: were it too large for the service, the feed would be closed
+without a word to whom it concerns."""
 
 Move = Callable[[str, Inputs, Send], Awaitable[Answer]]
 
@@ -70,7 +73,11 @@ class Feed:
         return await self._move(stream, x, self._send)
 
     async def _send(self, ask: Ask) -> Reply | Lost:
-        if ask.stream is None:
+        if ask.stream is None or ask.document is None:
+            return await self._aside(ask)
+        number = next(self._numbers)
+        message = encode({"id": number, "stream": ask.stream, **ask.document}, MSGPACK)
+        if len(message) > _LARGEST:
             return await self._aside(ask)
         if ask.wait:
             await asyncio.sleep(ask.wait)
@@ -79,13 +86,13 @@ class Feed:
             async with asyncio.timeout(ask.timeout):
                 line = await self._open()
                 sent = True
-                return await line.ask(ask)
+                return await line.ask(number, message)
         except InvalidStatus as exc:  # the handshake was refused, by a problem
             response = exc.response
             form = format_of_body(response.headers.get("content-type"))
             return Reply(response.status_code, bytes(response.body), form, seconds(response.headers.get("retry-after")))
         except (OSError, TimeoutError, WebSocketException) as exc:
-            return Lost(lost(exc, self._address.url).why, sent)
+            return lost(exc, self._address.url, sent=sent)
 
     async def _open(self) -> _Line:
         """Return the open connection; made anew where it was lost."""
@@ -108,7 +115,7 @@ class Feed:
                     open_timeout=None,  # the ask's own timeout holds here
                     close_timeout=_CLOSE_WITHIN_S,
                 )
-                self._line = _Line(socket, self._numbers)
+                self._line = _Line(socket)
             return self._line
 
 
@@ -122,15 +129,9 @@ class _Label(msgspec.Struct):
 class _Line:
     """One connection, and the steps that wait for their answers on it."""
 
-    def __init__(self, socket: ClientConnection, numbers: Iterator[int]) -> None:
-        """Take over an open connection.
-
-        Args:
-            socket: The connection.
-            numbers: Gives each message its `id`.
-        """
+    def __init__(self, socket: ClientConnection) -> None:
+        """Take over an open connection."""
         self._socket = socket
-        self._numbers = numbers
         self._waiting: dict[int, asyncio.Future[Reply | Lost]] = {}
         self._reader = asyncio.create_task(self._read(), name="client-feed-reader")
 
@@ -139,14 +140,12 @@ class _Line:
         """The connection was lost or closed."""
         return self._reader.done()
 
-    async def ask(self, ask: Ask) -> Reply | Lost:
-        """Send a step and return its answer, or that the connection was lost."""
-        number = next(self._numbers)
+    async def ask(self, number: int, message: bytes) -> Reply | Lost:
+        """Send a message and return what answers its number, or that the connection was lost."""
         answered: asyncio.Future[Reply | Lost] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answered
         try:
-            message = {"id": number, "stream": ask.stream, **(ask.document or {})}
-            await self._socket.send(encode(message, MSGPACK))
+            await self._socket.send(message)
             return await answered
         finally:
             del self._waiting[number]

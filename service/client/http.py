@@ -13,8 +13,11 @@ from service.client.exchanges import Ask
 from service.client.replies import Lost, Reply, seconds
 from service.wire.formats import MSGPACK, encode, format_of_body
 
+MOST = 32
+"""Connections that a client opens."""
+
 _SCHEMES = {"http": "ws", "https": "wss"}
-_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100)
+_LIMITS = httpx.Limits(max_connections=MOST, max_keepalive_connections=MOST)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
@@ -70,11 +73,10 @@ def reply(response: httpx.Response) -> Reply:
     return Reply(response.status_code, response.content, form, seconds(response.headers.get("retry-after")))
 
 
-def lost(error: Exception, url: object) -> Lost:
+def lost(error: Exception, url: object, *, sent: bool = True) -> Lost:
     """Return what it means that a request failed."""
-    return Lost(
-        f"No answer from {url}: {type(error).__name__} {error}".strip() + ".", not isinstance(error, _NEVER_SENT)
-    )
+    why = f"No answer from {url}: {type(error).__name__} {error}".strip()
+    return Lost(f"{why}.", sent and not isinstance(error, _NEVER_SENT))
 
 
 def _bad_url(url: str) -> ClientError:
