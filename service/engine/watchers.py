@@ -43,8 +43,8 @@ class Messages(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """What the watchers need of the engine."""
+class Announcer(Protocol):
+    """What the watchers need of the engine: it tells what it commits."""
 
     def announce_to(self, announce: Any) -> None:
         """Tell committed predictions to a function, or to nobody."""
@@ -106,7 +106,7 @@ class Watcher:
 class Watchers:
     """All who watch through this worker, and what is watched anywhere."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Announcer) -> None:
         """Begin with nobody.
 
         Args:
