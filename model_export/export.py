@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from model_export.candidate import Candidate, prove
 from model_export.errors import FileError, UnclearModelError
 from model_export.files import check_target, write_whole
 from model_export.manifest import NAME, sidecar_of
@@ -67,12 +69,8 @@ def export_source(
         )
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
-    model = load_source(source)
-    from model_export.keras import export_model
-
-    content, report = export_model(
-        model,
-        name=name,
+    content, report = prove(
+        candidate_of(load_source(source), name=name, progress=progress),
         atol=tolerance,
         rtol=tolerance * (RTOL / ATOL),
         user_data=partial(read_user_data, verify) if verify else None,
@@ -80,3 +78,15 @@ def export_source(
     )
     write_whole(target, content)
     return Exported(target, name, len(content), report)
+
+
+def candidate_of(found: Any, *, name: str, progress: Progress | None = None) -> Candidate:
+    """Hand what a SOURCE gave to the front end that knows it.
+
+    Raises:
+        RefusedModelError: It cannot be stepped.
+        MissingExtraError: A package that this needs is not installed.
+    """
+    from model_export import keras
+
+    return keras.candidate(found, name=name, progress=progress)

@@ -9,17 +9,16 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_export.errors import MissingExtraError
-from model_export.manifest import METADATA_KEY, Array, Manifest
-from model_export.verify import ATOL, RTOL, STEPS, ParityReport, Progress, verify_parity
 
-UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
+if TYPE_CHECKING:
+    from model_export.candidate import Candidate
+    from model_export.verify import ParityReport, Progress
 
-__all__ = ["export_model", "load_keras"]
+__all__ = ["candidate", "export_model", "load_keras"]
 
 
 def load_keras(path: Path) -> Any:
@@ -35,25 +34,47 @@ def load_keras(path: Path) -> Any:
     return load(path)
 
 
-def export_model(
-    model: Any,
-    *,
-    name: str,
-    atol: float = ATOL,
-    rtol: float = RTOL,
-    user_data: UserData | None = None,
-    progress: Progress | None = None,
-) -> tuple[bytes, ParityReport]:
+def candidate(model: Any, *, name: str, progress: Progress | None = None) -> Candidate:
+    """Make a step graph of a Keras model, not yet proven.
+
+    Args:
+        model: A Sequential or functional Keras model with weights.
+        name: The model's name in its manifest.
+        progress: Called as parts are done.
+
+    Raises:
+        MissingExtraError: Keras or onnx is not installed.
+        RefusedModelError: A layer cannot be stepped; names it and says why.
+    """
+    _require()
+    import keras
+
+    from model_export.candidate import Candidate
+    from model_export.keras.original import KerasOriginal, samplers
+    from model_export.keras.step import export_keras
+
+    if progress:
+        progress("walking the model", 0, 1)
+    exported = export_keras(model, name=name)
+    original = KerasOriginal(model, exported)
+    return Candidate(
+        exported.proto,
+        exported.manifest,
+        original,
+        against=f"keras {keras.__version__} {keras.backend.backend()}",
+        samplers=samplers(exported),
+        only_length=original.only_length,
+    )
+
+
+def export_model(model: Any, *, name: str, progress: Progress | None = None, **more: Any) -> tuple[bytes, ParityReport]:
     """Export a Keras model and prove the result; writes nothing.
 
     Args:
         model: A Sequential or functional Keras model with weights.
         name: The model's name in its manifest.
-        atol: Absolute tolerance.
-        rtol: Relative tolerance.
-        user_data: Sequences of the user's own, `{input: (N, T, *shape)}`, or a function of the manifest that
-            reads them.
         progress: Called as parts are done.
+        more: As `model_export.candidate.prove` takes it: `atol`, `rtol`, `user_data`.
 
     Returns:
         The bytes of the ONNX file with its manifest inside, and the parity report.
@@ -63,33 +84,10 @@ def export_model(
         RefusedModelError: A layer cannot be stepped; names it and says why.
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
     """
-    _require()
-    import keras
+    made = candidate(model, name=name, progress=progress)
+    from model_export.candidate import prove
 
-    from model_export.keras.original import KerasOriginal, samplers
-    from model_export.keras.step import export_keras
-    from model_export.step_model import StepModel
-
-    if progress:
-        progress("walking the model", 0, 1)
-    exported = export_keras(model, name=name)
-    data = user_data(exported.manifest) if callable(user_data) else user_data
-    original = KerasOriginal(model, exported)
-    report = verify_parity(
-        original,
-        StepModel(exported.proto.SerializeToString(), exported.manifest),
-        against=f"keras {keras.__version__} {keras.backend.backend()}",
-        samplers=samplers(exported),
-        user_data=data,
-        steps=original.only_length or STEPS,
-        atol=atol,
-        rtol=rtol,
-        progress=progress,
-    )
-    exported.manifest.verified = report.parity
-    entry = exported.proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, exported.manifest.to_json()
-    return exported.proto.SerializeToString(), report
+    return prove(made, progress=progress, **more)
 
 
 def _require() -> None:
