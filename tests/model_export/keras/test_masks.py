@@ -14,14 +14,14 @@ from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.verify import verify_parity
 from tests.model_export.keras import zoo
-from tests.model_export.keras.zoo import RS, L
+from tests.model_export.keras.zoo_parts import RS, L, randomise, sequence
 
 
 def pair() -> tuple[Any, Any]:
     """Return a model with a Masking layer and the same one, same weights, without."""
-    with_mask = zoo.sequence(L.Masking(), L.LSTM(5, **RS))
-    without = zoo.sequence(L.LSTM(5, **RS))
-    zoo.randomise(with_mask)
+    with_mask = sequence(L.Masking(), L.LSTM(5, **RS))
+    without = sequence(L.LSTM(5, **RS))
+    randomise(with_mask)
     without.set_weights(with_mask.get_weights())
     return with_mask, without
 

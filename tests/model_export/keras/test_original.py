@@ -12,7 +12,7 @@ from model_export.keras.original import KerasOriginal
 from model_export.keras.step import export_keras
 from model_export.verify import PrefixAnswers
 from tests.model_export.keras import zoo
-from tests.model_export.keras.zoo import L
+from tests.model_export.keras.zoo_parts import L
 
 
 def test_the_state_of_a_stateful_model_is_left_as_it_was() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from model_export.errors import RefusedModelError
 from model_export.keras.step import export_keras
-from tests.model_export.keras.zoo import RS, L, MinimalCell, of, ops, sequence
+from tests.model_export.keras.zoo_parts import RS, L, MinimalCell, of, ops, sequence
 
 
 class NumpyLayer(keras.Layer):  # type: ignore[misc]  # Keras has no types

@@ -12,7 +12,7 @@ import pytest
 from model_export.keras.step import ExportedStep, export_keras
 from model_export.step_model import StepModel
 from tests.model_export.keras import zoo
-from tests.model_export.keras.zoo import RS, L
+from tests.model_export.keras.zoo_parts import RS, L, randomise, sequence
 
 
 def export(model: Any) -> ExportedStep:
@@ -35,7 +35,7 @@ def test_the_graph_is_opset_20_and_ir_10_with_a_free_batch_axis_and_no_time_axis
 
 
 def test_states_are_named_after_their_layer() -> None:
-    model = zoo.sequence(L.LSTM(3, name="first", **RS), L.GRU(2, name="second"))
+    model = sequence(L.LSTM(3, name="first", **RS), L.GRU(2, name="second"))
 
     states = export(model).manifest.states
 
@@ -119,7 +119,7 @@ def test_equal_constants_are_stored_once() -> None:
     x = keras.Input((None, 4))
     dense = L.Dense(64, "relu")
     model = keras.Model(x, L.Add()([dense(x), dense(L.Dense(4)(x))]))
-    zoo.randomise(model)
+    randomise(model)
 
     sizes = [tensor.dims for tensor in export(model).proto.graph.initializer]
 

@@ -1,0 +1,90 @@
+"""Zoo: masked timesteps, from every source and through everything that hands a mask on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tests.model_export.keras.zoo_parts import RS, L, ZooModel, cells, of, ops, sequence
+
+
+def masked_branches() -> Any:
+    ids = keras.Input((None,), name="ids")
+    a = L.LSTM(4, return_sequences=True)(L.Embedding(6, 3, mask_zero=True)(ids))
+    b = L.GRU(4, return_sequences=True)(L.Embedding(6, 3, mask_zero=True)(ids))
+    return keras.Model(ids, L.LSTM(3)(L.Concatenate()([a, L.Add()([a, b])])))
+
+
+def masked_nested() -> Any:
+    inner = keras.Sequential([keras.Input((None, 4)), L.LSTM(3, return_sequences=True)])
+    return of(lambda x: L.GRU(3, return_sequences=True)(inner(L.Masking(-1.0)(x))))
+
+
+def masked_half() -> Any:
+    """One branch is masked, the other is not: a sum and a concatenation of both are not masked any more."""
+    x = keras.Input((None, 4), name="x")
+    a, b = L.SimpleRNN(3, **RS)(L.Masking()(x)), L.SimpleRNN(3, **RS)(x)
+    return keras.Model(x, [L.GRU(2, **RS)(L.Add()([a, b])), L.GRU(2, **RS)(L.Concatenate()([a, b]))])
+
+
+def explicit_mask() -> Any:
+    x, flag = keras.Input((None, 4), name="x"), keras.Input((None,), dtype="bool", name="flag")
+    return keras.Model([x, flag], L.LSTM(3, **RS)(x, mask=flag))
+
+
+def lost_mask(x: Any) -> Any:
+    """Neither a convolution nor an operation hands a mask on."""
+    masked = L.Masking()(x)
+    return [L.GRU(2, **RS)(L.Conv1D(3, 1)(masked)), L.GRU(2, **RS)(ops.stop_gradient(masked))]
+
+
+ZOO: dict[str, ZooModel] = {
+    "tokens_masked": ZooModel(
+        lambda: keras.Sequential(
+            [keras.Input((None,), name="ids"), L.Embedding(9, 4, mask_zero=True), L.LSTM(5, **RS), L.GRU(4)]
+        ),
+        "Embedding with mask_zero=True, LSTM, GRU",
+        "masked: states kept, answer repeated",
+    ),
+    "masking": ZooModel(
+        lambda: sequence(L.Masking(), L.SimpleRNN(5, **RS), L.Dense(3), L.GRU(4, **RS)),
+        "Masking, SimpleRNN, Dense, GRU",
+        "masked: states kept, answer repeated",
+    ),
+    "masked_zero_output": ZooModel(
+        lambda: sequence(L.Masking(), L.RNN(L.LSTMCell(4), zero_output_for_mask=True, **RS)),
+        "Masking, RNN with zero_output_for_mask=True",
+        "masked: states kept, answer zero",
+    ),
+    "masked_stacked_cells": ZooModel(
+        lambda: sequence(L.Masking(2.0), L.RNN(cells(), **RS)),
+        "Masking, RNN of StackedRNNCells",
+        "masked: the states of every cell kept",
+    ),
+    "masked_branches": ZooModel(
+        masked_branches,
+        "masks through Add and Concatenate",
+        "a timestep counts where any input counts",
+    ),
+    "masked_nested": ZooModel(
+        masked_nested,
+        "Masking in front of a nested model",
+        "the nested model sees the mask",
+    ),
+    "masked_half": ZooModel(
+        masked_half,
+        "one branch masked, one not",
+        "the sum and the concatenation are not masked",
+    ),
+    "explicit_mask": ZooModel(
+        explicit_mask,
+        "a mask as an input: LSTM(x, mask=flag)",
+        "the flag is sent with each timestep",
+    ),
+    "lost_mask": ZooModel(
+        lambda: of(lost_mask),
+        "layers that drop the mask",
+        "as in Keras: layers behind them are not masked",
+    ),
+}

@@ -1,0 +1,98 @@
+"""What the zoo of Keras models is built from: its entry, custom layers, and short ways to write a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+L = keras.layers
+ops = keras.ops
+RS = {"return_sequences": True}
+
+
+@dataclass(frozen=True, slots=True)
+class ZooModel:
+    """One small model that can be stepped.
+
+    Attributes:
+        build: Makes it; its weights are set by `zoo.build`.
+        shows: What it is the example of, for readers: layers and options.
+        how: How it is stepped: which states it has, or why it needs none.
+        tolerance: Absolute tolerance; relative to the original's value ten times that.
+    """
+
+    build: Callable[[], Any]
+    shows: str
+    how: str
+    tolerance: float = 1e-5
+
+
+@keras.saving.register_keras_serializable("tests")
+class InstantNorm(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A custom layer in `keras.ops`: zero mean and unit variance in every timestep, with a learned gain."""
+
+    def build(self, shape: Any) -> None:
+        self.gain = self.add_weight(shape=(shape[-1],), initializer="ones", name="gain")
+
+    def call(self, x: Any) -> Any:
+        centred = x - ops.mean(x, axis=-1, keepdims=True)
+        return self.gain * centred / ops.sqrt(ops.mean(ops.square(centred), axis=-1, keepdims=True) + 1e-7)
+
+
+@keras.saving.register_keras_serializable("tests")
+class MinimalCell(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A custom cell in `keras.ops`, one state."""
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = self.state_size = self.output_size = units
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], self.units), name="kernel")
+        self.recurrent_kernel = self.add_weight(shape=(self.units, self.units), name="recurrent_kernel")
+
+    def call(self, x: Any, states: Any, training: bool = False) -> Any:
+        h = ops.matmul(x, self.kernel) + 0.5 * ops.tanh(ops.matmul(states[0], self.recurrent_kernel))
+        return h, [h]
+
+
+class Doubled(keras.layers.Dense):  # type: ignore[misc]  # Keras has no types
+    """A subclass that computes something else than its parent."""
+
+    def call(self, x: Any) -> Any:
+        return 2 * super().call(x)
+
+
+class Plain(keras.layers.LSTM):  # type: ignore[misc]  # Keras has no types
+    """A subclass that computes as its parent does."""
+
+
+def sequence(*layers: Any, features: int = 4) -> Any:
+    """Return a Sequential model over `(batch, any time, features)`."""
+    return keras.Sequential([keras.Input((None, features), name="x"), *layers])
+
+
+def of(build: Callable[[Any], Any], features: int = 4) -> Any:
+    """Return a functional model of one input `x`."""
+    x = keras.Input((None, features), name="x")
+    return keras.Model(x, build(x))
+
+
+def cells() -> Any:
+    """Return three kinds of cell on top of each other."""
+    return L.StackedRNNCells([L.LSTMCell(5), L.GRUCell(4), L.SimpleRNNCell(3)])
+
+
+def randomise(model: Any) -> None:
+    """Set every weight to random numbers of a trained model's size; variances stay positive."""
+    rng = np.random.default_rng(2)
+    for weight in model.weights:
+        if "seed" in weight.path or "rnn_state" in weight.path or weight.path.startswith("normalization"):
+            continue
+        scale = 0.8 / np.sqrt(max(weight.shape[0], 1)) if len(weight.shape) > 1 else 0.3
+        values = rng.standard_normal(weight.shape) * scale
+        weight.assign(np.abs(values) + 0.3 if "variance" in weight.path else values)

@@ -1,0 +1,107 @@
+"""Zoo: recurrent layers and cells, with every option that changes what a step computes."""
+
+from __future__ import annotations
+
+import keras
+
+from tests.model_export.keras.zoo_parts import RS, Doubled, L, MinimalCell, Plain, ZooModel, cells, of, ops, sequence
+
+ZOO: dict[str, ZooModel] = {
+    "lstm_softmax": ZooModel(
+        lambda: sequence(L.LSTM(8, **RS), L.Dense(3, "softmax")),
+        "LSTM of sequences, Dense softmax",
+        "two states, h and c",
+    ),
+    "lstm_last": ZooModel(
+        lambda: sequence(L.LSTM(8), L.Dense(1, "sigmoid")),
+        "LSTM with return_sequences=False, Dense sigmoid",
+        "the answer for the timesteps so far, at every step",
+    ),
+    "lstm_no_bias": ZooModel(
+        lambda: sequence(L.LSTM(8, use_bias=False, recurrent_activation="hard_sigmoid", **RS)),
+        "LSTM without bias, hard_sigmoid gates",
+        "two states",
+    ),
+    "gru_600": ZooModel(
+        lambda: sequence(L.GRU(600, **RS), L.Dense(2), features=10),
+        "GRU of 600 units, Dense",
+        "one state",
+    ),
+    "gru_reset_before": ZooModel(
+        lambda: sequence(L.GRU(7, reset_after=False, **RS)),
+        "GRU, reset_after=False",
+        "one state",
+    ),
+    "gru_no_bias": ZooModel(
+        lambda: sequence(L.GRU(7, use_bias=False, activation="softsign", **RS)),
+        "GRU without bias, softsign",
+        "one state",
+    ),
+    "gru_reset_before_no_bias": ZooModel(
+        lambda: sequence(L.GRU(7, use_bias=False, reset_after=False, **RS)),
+        "GRU without bias, reset_after=False",
+        "one state",
+    ),
+    "simple_relu": ZooModel(
+        lambda: sequence(L.SimpleRNN(6, activation="relu", **RS), L.TimeDistributed(L.Dense(2))),
+        "SimpleRNN with relu, TimeDistributed(Dense)",
+        "one state",
+    ),
+    "stacked": ZooModel(
+        lambda: sequence(L.LSTM(6, **RS), L.GRU(5, **RS), L.SimpleRNN(4, use_bias=False, **RS)),
+        "LSTM, GRU and SimpleRNN on top of each other",
+        "each layer has its own states",
+    ),
+    "stacked_last": ZooModel(
+        lambda: sequence(L.LSTM(6, **RS), L.GRU(5)),
+        "LSTM and GRU, the last with return_sequences=False",
+        "each layer has its own states",
+    ),
+    "dropout_inside": ZooModel(
+        lambda: sequence(L.LSTM(6, dropout=0.3, recurrent_dropout=0.2, **RS), L.SpatialDropout1D(0.5)),
+        "dropout and recurrent_dropout",
+        "dropout does nothing outside training",
+    ),
+    "stateful_fixed": ZooModel(
+        lambda: keras.Sequential(
+            [keras.Input(batch_shape=(32, 21, 16), name="x"), L.LSTM(6, stateful=True, **RS), L.Dense(16, "softmax")]
+        ),
+        "stateful=True with a fixed batch and length",
+        "from zeros for each stream, any batch",
+    ),
+    "stateful_one_step": ZooModel(
+        lambda: keras.Sequential([keras.Input(batch_shape=(1, 1, 4), name="x"), L.GRU(5, stateful=True), L.Dense(2)]),
+        "stateful=True, batch 1, one timestep a call",
+        "from zeros for each stream, any batch",
+    ),
+    "unrolled": ZooModel(
+        lambda: keras.Sequential([keras.Input((6, 4), name="x"), L.SimpleRNN(5, unroll=True, **RS)]),
+        "SimpleRNN, unroll=True over a fixed length",
+        "one state",
+    ),
+    "cells": ZooModel(
+        lambda: sequence(L.RNN(cells(), **RS)),
+        "RNN of StackedRNNCells",
+        "the states of every cell",
+    ),
+    "return_state": ZooModel(
+        lambda: of(L.LSTM(4, return_state=True, name="rnn", **RS)),
+        "LSTM, return_state=True",
+        "its states are outputs as well",
+    ),
+    "custom_cell": ZooModel(
+        lambda: sequence(L.Masking(), L.RNN(MinimalCell(4), **RS)),
+        "RNN of a custom cell, masked",
+        "its `call` is traced; its states are kept where masked",
+    ),
+    "custom_activation": ZooModel(
+        lambda: sequence(L.LSTM(4, activation=lambda x: ops.tanh(x) * 0.9, **RS)),
+        "LSTM with a Python function as activation",
+        "the function is traced",
+    ),
+    "subclasses": ZooModel(
+        lambda: sequence(Plain(4, **RS), Doubled(3)),
+        "subclasses of LSTM and Dense",
+        "the parent's rule, or traced where `call` differs",
+    ),
+}
