@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from model_export.manifest import METADATA_KEY, Array, Manifest
-from model_export.step_model import StepModel
+from model_export.stored_model import StoredStepModel
 from model_export.verify import ATOL, RTOL, STEPS, Original, ParityReport, Progress, Sampler, verify_parity
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def prove(
     proto, manifest = candidate.proto, candidate.manifest
     report = verify_parity(
         candidate.original,
-        StepModel(proto.SerializeToString(), manifest),
+        StoredStepModel(proto.SerializeToString(), manifest),
         against=candidate.against,
         samplers=candidate.samplers,
         user_data=user_data(manifest) if callable(user_data) else user_data,

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from model_export.export import Exported, export_source
+from model_export.precision import Precision, StoreDType
 from model_export.verify import ATOL
-from service.commands.tables import parity_table, parity_words, show, size_words
+from model_export.weights import Weights
+from service.commands.tables import parity_table, parity_words, saved_lines, show, size_words
 
 
 def export(
@@ -25,8 +27,19 @@ def export(
     target: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The file to write.")],
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, help="Largest absolute difference; relative to the value ten times that.")
-    ] = ATOL,
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Largest absolute difference; relative to the value ten times that. "
+            f"Default: {ATOL:g}, more with --weights or --store-dtype.",
+        ),
+    ] = None,
+    weights: Annotated[
+        Weights | None, typer.Option(help="Store the weights in fewer bits: half the file, or a quarter.")
+    ] = None,
+    store_dtype: Annotated[
+        StoreDType | None, typer.Option(help="Keep float states in the store in this type: half the memory a stream.")
+    ] = None,
     verify: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Own sequences, (T, ..) or (N, T, ..) by input name.")
     ] = None,
@@ -49,7 +62,15 @@ def export(
         def progress(what: str, done: int, parts: int) -> None:
             bars.update(task, description=what, completed=done, total=parts)
 
-        done = export_source(source, target, name=name, tolerance=tolerance, verify=verify, progress=progress)
+        done = export_source(
+            source,
+            target,
+            name=name,
+            tolerance=tolerance,
+            precision=Precision(weights, store_dtype),
+            verify=verify,
+            progress=progress,
+        )
     if as_json:
         typer.echo(json.dumps(_report(done), indent=2))
     else:
@@ -64,6 +85,7 @@ def _report(done: Exported) -> dict[str, object]:
         "parity": done.report.parity.model_dump(mode="json"),
         "outputs": [dataclasses.asdict(line) for line in done.report.outputs],
         "max_abs_alone": done.report.max_abs_alone,
+        "saved": {what: {"before": was, "after": now} for what, (was, now) in done.saved.items()},
     }
 
 
@@ -78,5 +100,6 @@ def _show(done: Exported) -> None:
                      ("output", "largest difference", "at timestep", "of", "numbers compared"), lines),
         f"parity:  {parity_words(parity.model_dump())}",
         f"alone:   {done.report.max_abs_alone:.1e} largest difference of a row run alone from the same row in a batch",
+        *saved_lines(done.saved),
         f"written: {done.path} ({size_words(done.nbytes)})",
     )  # fmt: skip

@@ -63,6 +63,14 @@ def parity_words(parity: Mapping[str, Any] | None) -> str:
     )
 
 
+def saved_lines(saved: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Say what a lower precision made smaller, one line for each."""
+    words = {"file": "file:    ", "bytes_per_stream": "stream:  "}
+    return [
+        f"{words[what]}{size_words(was)} at full precision, {size_words(now)} now" for what, (was, now) in saved.items()
+    ]
+
+
 def size_words(count: int) -> str:
     """Say a number of bytes for people."""
     size, unit = float(count), "bytes"

@@ -1,0 +1,91 @@
+"""`Precision`: fewer bits than the original's, in a step graph's weights and in its stored states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from model_export.candidate import Candidate
+from model_export.errors import RefusedModelError
+from model_export.manifest import Manifest
+from model_export.state_rows import lay_out
+from model_export.verify import ATOL, RTOL
+from model_export.weights import ATOL as WEIGHTS_ATOL
+from model_export.weights import Weights, shrink
+
+StoreDType = Literal["float16"]
+
+STORE_ATOL: dict[StoreDType, float] = {"float16": 5e-3}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What is kept in fewer bits; nothing by default.
+
+    Attributes:
+        weights: Format of the weights in the file.
+        store_dtype: Type of float states in the store.
+    """
+
+    weights: Weights | None = None
+    store_dtype: StoreDType | None = None
+
+    @property
+    def atol(self) -> float:
+        """Default absolute tolerance of the parity check."""
+        weights = WEIGHTS_ATOL[self.weights] if self.weights else ATOL
+        return max(weights, STORE_ATOL[self.store_dtype] if self.store_dtype else ATOL)
+
+    @property
+    def rtol(self) -> float:
+        """Default tolerance relative to the original's value."""
+        return max(self.atol, RTOL)
+
+    def lower(self, candidate: Candidate) -> Candidate:
+        """Return the candidate with fewer bits, still to be held against its original.
+
+        Raises:
+            RefusedModelError: It has no float state to store in fewer bits.
+        """
+        proto, manifest = candidate.proto, candidate.manifest
+        if self.weights:
+            proto = shrink(proto, self.weights)
+            manifest = manifest.model_copy(update={"weights": self.weights})
+        if self.store_dtype:
+            manifest = store_as(manifest, self.store_dtype)
+        return replace(candidate, proto=proto, manifest=manifest)
+
+
+FULL = Precision()
+
+
+def saved(before: Candidate, after: Candidate) -> dict[str, tuple[int, int]]:
+    """Return what became smaller, in bytes before and after: `file`, `bytes_per_stream`."""
+    sizes = {
+        "file": (before.proto.ByteSize(), after.proto.ByteSize()),
+        "bytes_per_stream": (stream_bytes(before.manifest), stream_bytes(after.manifest)),
+    }
+    return {name: (was, now) for name, (was, now) in sizes.items() if now < was}
+
+
+def stream_bytes(manifest: Manifest) -> int:
+    """Return how many bytes the store keeps for each stream's state."""
+    return sum(field.nbytes for field in lay_out(manifest))
+
+
+def store_as(manifest: Manifest, dtype: StoreDType) -> Manifest:
+    """Return the manifest with every wider float state stored in this type.
+
+    Raises:
+        RefusedModelError: There is none.
+    """
+    wide = {s.input for s in manifest.states if np.dtype(s.dtype).kind == "f" and np.dtype(s.dtype).itemsize > 2}
+    if not wide:
+        raise RefusedModelError(
+            f"Model {manifest.name!r} has no state in float32 or float64; expected one to store as {dtype}.",
+            fix="Leave out `--store-dtype`.",
+        )
+    states = [s.model_copy(update={"store_dtype": dtype}) if s.input in wide else s for s in manifest.states]
+    return manifest.model_copy(update={"states": states})

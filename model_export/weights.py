@@ -1,0 +1,119 @@
+"""Weights in fewer bits: a model file of half or a quarter of the size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from model_export.manifest import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+Weights = Literal["fp16", "int8"]
+
+ATOL: dict[Weights, float] = {"fp16": 2e-3, "int8": 1e-1}
+"""Default absolute tolerance of the parity check; docs/exporting.md has what was measured."""
+
+_SMALLEST = 256  # elements; below that the nodes that expand a weight take about the room they save
+_SLICE = 16  # elements that share a scale, at least; a matrix of _SMALLEST elements always has an axis for it
+
+
+def shrink(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
+    """Return a copy whose float32 weights are stored in fewer bits and expanded when the file is loaded.
+
+    `fp16` rounds each weight to float16. `int8` rounds each matrix to int8 with one scale for each slice along the
+    axis that loses least by it; vectors stay as they are. onnxruntime folds the nodes that expand them, so that
+    a step is computed in float32 at the same speed as before, and every row by itself. (Dynamic quantisation has one
+    scale for the activations of a whole batch: what a stream is answered would depend on who is served with it.)
+
+    Weights that a format cannot hold, because they are not finite or too big for float16, stay as they are.
+
+    Args:
+        model: Any model; its weights are the float32 initializers and Constant nodes, subgraphs included.
+        weights: The format.
+    """
+    import onnx
+
+    shrunk = onnx.ModelProto()
+    shrunk.CopyFrom(model)
+    shrunk.ir_version = max(shrunk.ir_version, 4)  # before, every initializer had to be an input as well
+    for graph in _graphs(shrunk.graph):
+        _shrink_graph(graph, weights)
+    return shrunk
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _shrink_graph(graph: Any, weights: Weights) -> None:
+    from onnx import numpy_helper
+
+    _constants_to_initializers(graph)
+    given = {value.name for value in graph.input}  # a caller may give these another value
+    kept, expanding = [], []
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        parts = None
+        if values.dtype == np.float32 and values.size >= _SMALLEST and tensor.name not in given:
+            parts = _half(tensor.name, values) if weights == "fp16" else _int8(tensor.name, values)
+        stored, nodes = parts or ([tensor], [])
+        kept += stored
+        expanding += nodes
+    nodes = [*expanding, *graph.node]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
+
+
+def _constants_to_initializers(graph: Any) -> None:
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        graph.node.remove(node)
+
+
+def _half(name: str, values: Array) -> tuple[list[Any], list[Any]] | None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.isfinite(half).all():
+        return None
+    stored = numpy_helper.from_array(half, f"{name}.float16")
+    return [stored], [helper.make_node("Cast", [stored.name], [name], to=TensorProto.FLOAT)]
+
+
+def _int8(name: str, values: Array) -> tuple[list[Any], list[Any]] | None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    if values.ndim < 2 or not np.isfinite(values).all():
+        return None
+    scales = [_scale(values, axis) for axis in range(values.ndim) if values.size >= _SLICE * values.shape[axis]]
+    scale = min(scales, key=lambda scale: _loss(values, scale))
+    stored = numpy_helper.from_array(np.rint(values / scale).astype(np.int8), f"{name}.int8")
+    factor = numpy_helper.from_array(scale, f"{name}.scale")
+    unscaled = f"{name}.unscaled"
+    return [stored, factor], [
+        helper.make_node("Cast", [stored.name], [unscaled], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [unscaled, factor.name], [name]),
+    ]
+
+
+def _scale(values: Array, axis: int) -> Array:
+    """Return what 1 in int8 stands for, one for each slice along an axis."""
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    largest = np.abs(values).max(axis=others, keepdims=True)
+    return np.where(largest == 0, np.float32(1), largest / np.float32(127)).astype(np.float32)
+
+
+def _loss(values: Array, scale: Array) -> float:
+    return float(np.square(np.rint(values / scale) * scale - values).sum(dtype=np.float64))
