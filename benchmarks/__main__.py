@@ -1,0 +1,171 @@
+"""`python -m benchmarks`: sets up, runs interleaved rounds, checks every answer, prints a table."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import redis
+import typer
+from rich.console import Console
+
+from benchmarks import load, report, workload
+from benchmarks.load import Load, Result
+from benchmarks.peers import Peers, install
+from benchmarks.servers import STEP, Target, http_targets, stepwell_outside, websocket_targets, worker_targets
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+_console = Console(stderr=True)
+
+Folder = Annotated[Path, typer.Option(help="Where the model, the peers and the load generator are kept.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often each is measured, all of them in turn.")]
+Seconds = Annotated[float, typer.Option(help="How long each measurement takes.")]
+Save = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")]
+Only = Annotated[str, typer.Option(help="Leave out targets without this in their name (the first stays).")]
+
+_KEPT = Path(".benchmarks")
+
+
+@app.callback()
+def main() -> None:
+    """Measure what a durable step costs, beside everything it could be compared with."""
+
+
+@app.command()
+def http(
+    *,
+    connections: Annotated[int, typer.Option(help="Keep-alive connections, one stream and one request each.")] = 256,
+    rounds: Rounds = 3,
+    seconds: Seconds = 5.0,
+    peers: Annotated[str, typer.Option(help="Peers to install and compare, by commas.")] = "mosec,triton",
+    only: Only = "",
+    keep: Folder = _KEPT,
+    save: Save = None,
+) -> None:
+    """One timestep per request: FastAPI's empty endpoint, the peers, and Stepwell."""
+    work = workload.make(keep.resolve(), steps=20_000)
+    found = install(keep.resolve(), {p for p in peers.split(",") if p})
+    targets = _chosen(http_targets(work, found, connections=connections), only)
+    lines = _measure(targets, work, rounds=rounds, seconds=seconds)
+    report.show(f"HTTP, {connections} connections, every answer checked", lines)
+    if save:
+        report.save(save, "http", lines, {"connections": connections, "rounds": rounds, "seconds": seconds})
+
+
+@app.command()
+def websocket(
+    *, rounds: Rounds = 3, seconds: Seconds = 5.0, only: Only = "", keep: Folder = _KEPT, save: Save = None
+) -> None:
+    """Many streams over live feeds, in JSON and in msgpack columns."""
+    work = workload.make(keep.resolve(), steps=60_000)
+    lines = _measure(_chosen(websocket_targets(work), only), work, rounds=rounds, seconds=seconds)
+    report.show("WebSocket, every answer checked", lines)
+    _console.print(f"onnxruntime alone, in process, batches of 256: {work.in_process:,.0f} steps per CPU second")
+    for line in lines[1:]:
+        _console.print(f"  {line.name}: {line.rate / work.in_process:.3f} of it")
+    if save:
+        report.save(save, "websocket", lines, {"rounds": rounds, "seconds": seconds, "in_process": work.in_process})
+
+
+@app.command()
+def workers(
+    *, rounds: Rounds = 3, seconds: Seconds = 5.0, only: Only = "", keep: Folder = _KEPT, save: Save = None
+) -> None:
+    """Two workers on one store: a stream always at the same one, or by chance."""
+    work = workload.make(keep.resolve(), steps=20_000)
+    lines = _measure(_chosen(worker_targets(work), only), work, rounds=rounds, seconds=seconds)
+    report.show("HTTP, 256 connections, 1,024 streams, every answer checked", lines)
+    if save:
+        report.save(save, "workers", lines, {"rounds": rounds, "seconds": seconds})
+
+
+@app.command()
+def streams(
+    *,
+    counts: Annotated[str, typer.Option(help="Live streams, by commas.")] = "1000,10000,100000,1000000",
+    rounds: Rounds = 1,
+    seconds: Seconds = 5.0,
+    keep: Folder = _KEPT,
+    save: Save = None,
+) -> None:
+    """From a thousand to a million live streams, stepped in turn; and what each takes in the store."""
+    work = workload.make(keep.resolve(), steps=20_000)
+    start = stepwell_outside(work)
+    targets = [
+        Target(f"{n:,} streams", start, Load(STEP, '"y":[', streams=n)) for n in sorted(map(int, counts.split(",")))
+    ]
+    lines = _measure(targets, work, rounds=rounds, seconds=seconds)
+    report.show("HTTP, 256 connections, outside Redis, every answer checked", lines)
+    if save:
+        report.save(save, "streams", lines, {"rounds": rounds, "seconds": seconds})
+
+
+@app.command()
+def latency(
+    *,
+    rates: Annotated[str, typer.Option(help="Requests per second, by commas.")] = "1000,2500,5000,15000,25000",
+    connections: Annotated[int, typer.Option(help="Keep-alive connections.")] = 256,
+    rounds: Rounds = 3,
+    seconds: Seconds = 5.0,
+    keep: Folder = _KEPT,
+    save: Save = None,
+) -> None:
+    """Requests that are due at fixed times, whatever the server does: how long after that they are answered."""
+    work = workload.make(keep.resolve(), steps=20_000)
+    empty, *others = http_targets(work, Peers(), connections=connections)
+    ours = next(target for target in others if target.name.startswith("Stepwell, embedded"))
+    targets = [
+        replace(target, name=f"{rate:,}/s: {target.name}", load=replace(target.load, rate=float(rate)))
+        for rate in map(int, rates.split(","))
+        for target in (empty, ours)
+    ]
+    lines = _measure(targets, work, rounds=rounds, seconds=seconds)
+    report.show(f"HTTP at fixed rates, {connections} connections; latency from the moment a request was due", lines)
+    if save:
+        report.save(save, "latency", lines, {"rounds": rounds, "seconds": seconds})
+
+
+def _chosen(targets: Sequence[Target], only: str) -> list[Target]:
+    return [target for i, target in enumerate(targets) if i == 0 or only.lower() in target.name.lower()]
+
+
+def _measure(targets: Sequence[Target], work: workload.Workload, *, rounds: int, seconds: float) -> list[report.Line]:
+    """Measure every target once per round, so that what disturbs the machine disturbs all of them."""
+    program = load.build(work.folder)
+    all_rounds: list[dict[str, Result]] = []
+    for number in range(rounds):
+        results = {}
+        for target in targets:
+            with _console.status(f"round {number + 1} of {rounds}: {target.name}"):
+                results[target.name] = _one(program, target, work, seconds)
+        all_rounds.append(results)
+    return report.lines(all_rounds, measure=targets[0].name)
+
+
+def _one(program: Path, target: Target, work: workload.Workload, seconds: float) -> Result:
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        with target.start(folder) as running:
+            before = _used_memory(running.store)
+            result = load.run(
+                program, work, target.load, port=running.port, seconds=seconds, warmup=1.5, cpu=running.cpu
+            )
+            grown = _used_memory(running.store) - before
+            return replace(result, store_bytes=grown / target.load.streams)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _used_memory(store: Path | None) -> int:
+    if store is None:
+        return 0
+    with redis.Redis(unix_socket_path=str(store)) as client:
+        return int(client.info("memory")["used_memory"])
+
+
+if __name__ == "__main__":
+    app()

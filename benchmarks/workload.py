@@ -1,0 +1,110 @@
+"""The model that every server runs, its inputs, and what it has to answer.
+
+LSTM(64) and Dense(1) over 8 features. Stream s of class k = s mod CLASSES takes at step t the row
+(31 k + 17 t) mod ROWS; so the answers of a million streams are known from those of 256.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model_export.manifest import Array
+from model_export.step_model import StepModel
+
+FEATURES = 8
+CLASSES = 256
+ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Files that the load generator and the servers read.
+
+    Attributes:
+        folder: Where they are.
+        steps: Timesteps for which answers are known.
+        in_process: Steps per second of onnxruntime alone, batches of 256, in this process.
+    """
+
+    folder: Path
+    steps: int
+    in_process: float
+
+    @property
+    def models(self) -> Path:
+        """A model folder with `bench.onnx`."""
+        return self.folder / "models"
+
+    @property
+    def model(self) -> Path:
+        """The exported step graph."""
+        return self.models / "bench.onnx"
+
+    @property
+    def keras_model(self) -> Path:
+        """The trained model it was exported from."""
+        return self.folder / "bench.keras"
+
+    @property
+    def rows(self) -> Path:
+        """One row of inputs per line, in JSON."""
+        return self.folder / "rows.txt"
+
+    @property
+    def row_values(self) -> Path:
+        """The same as float32, `(ROWS, FEATURES)`."""
+        return self.folder / "rows.f32"
+
+    @property
+    def expected(self) -> Path:
+        """Predictions as float32, `(CLASSES, steps)`."""
+        return self.folder / "expected.f32"
+
+
+def make(folder: Path, *, steps: int) -> Workload:
+    """Make the model, export it, and compute what it answers over `steps` timesteps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "models").mkdir(exist_ok=True)
+    workload = Workload(folder, steps, 0.0)
+    if not workload.model.exists():
+        _train(workload)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((ROWS, FEATURES)).astype(np.float32).round(4)
+    workload.rows.write_text("".join(json.dumps([float(f"{x:.4f}") for x in row]) + "\n" for row in rows))
+    rows = np.array([json.loads(line) for line in workload.rows.read_text().splitlines()], np.float32)
+    workload.row_values.write_bytes(rows.tobytes())
+    expected, rate = _predict(StepModel(workload.model), rows, steps)
+    workload.expected.write_bytes(expected.tobytes())
+    return Workload(folder, steps, rate)
+
+
+def _train(workload: Workload) -> None:
+    import keras
+
+    from model_export.keras import export_model
+
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((None, FEATURES), name="x"), keras.layers.LSTM(64, name="lstm"), keras.layers.Dense(1, name="y")]
+    )
+    model.save(workload.keras_model)
+    graph, _ = export_model(model, name="bench")
+    workload.model.write_bytes(graph)
+
+
+def _predict(model: StepModel, rows: Array, steps: int) -> tuple[Array, float]:
+    """Return `(CLASSES, steps)` predictions, and the steps per second of computing them."""
+    x, y = model.manifest.inputs[0].name, model.manifest.answered[0].name
+    states = model.initial_states(CLASSES)
+    classes = np.arange(CLASSES)
+    expected = np.empty((CLASSES, steps), np.float32)
+    began = time.process_time()
+    for t in range(steps):
+        outputs, states = model.step({x: rows[(31 * classes + 17 * t) % ROWS]}, states)
+        expected[:, t] = outputs[y][:, 0]
+    return expected, CLASSES * steps / (time.process_time() - began)
