@@ -23,6 +23,7 @@ from service.api import feed, openapi, ops, streams, watch
 from service.api.auth import Keys
 from service.api.context import Context
 from service.api.http import DirectRoute, demand_plain_path, problem_response
+from service.api.problems import unforeseen
 from service.engine.engine import Engine, EngineOptions
 from service.engine.models import ModelShelf, Reloaded
 from service.engine.watchers import CONTROL_TOPIC, Watchers
@@ -210,11 +211,4 @@ async def _unforeseen(request: Request, exc: Exception) -> Response:
     context: Context = request.app.state.context
     context.metrics.refusal("internal")
     context.metrics.request("http", 500)
-    return problem_response(
-        ServiceError(
-            "internal",
-            "Something went wrong that should not have.",
-            fix="Send the same again with seq, after or Idempotency-Key; tell the operator, whose log says more.",
-            applied="unknown",
-        )
-    )
+    return problem_response(unforeseen())

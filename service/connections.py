@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from starlette.responses import Response
@@ -12,8 +13,8 @@ from service.api.http import problem_response
 from service.errors import ServiceError
 
 if TYPE_CHECKING:
+    from service.api.context import Context
     from service.metrics import Metrics
-    from service.settings import Settings
 
 HEAD_LIMIT = 16 * 1024
 """Most bytes of a request's line and headers."""
@@ -35,7 +36,8 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._receive_by: float | None = None  # when what is waited for has to be there
+        self._receive_timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._head_bytes = 0  # at least as many as the head has so far
         self._is_websocket = False
@@ -50,11 +52,12 @@ class Connection(HttpToolsProtocol):
         if count > self.max_connections + _RESERVE:
             transport.abort()
         else:
-            self._await_head()
+            self._await_more()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything."""
-        self._stop_waiting()
+        if self._receive_timer is not None:
+            self._receive_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -67,11 +70,11 @@ class Connection(HttpToolsProtocol):
             if self._head_bytes > HEAD_LIMIT:
                 self._answer_and_close(_too_long())
             else:
-                self._await_head()
+                self._await_more()
             return
         self._head_bytes = 0
         if self._is_idle() and self.timeout_keep_alive_task is None:
-            self._await_head()  # it was no request: empty lines, or the rest of one that was answered already
+            self._await_more()  # it was no request: empty lines, or the rest of one that was answered already
 
     def on_message_begin(self) -> None:
         """See a head begin."""
@@ -133,42 +136,66 @@ class Connection(HttpToolsProtocol):
         """Answer past the application."""
         response = self._answer(refusal)
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
-        lines = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
-        self.transport.write(b"".join(lines) + bytes(response.body))
+        self._send_and_close(message(response.status_code, headers, bytes(response.body)))
+
+    def _send_and_close(self, text: bytes) -> None:
+        self.transport.write(text)
         self.transport.close()
 
     def _is_idle(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
 
-    def _await_head(self) -> None:
-        if self._head_timer is None and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(self.receive_timeout_s, self._came_too_late)
+    def _await_more(self) -> None:
+        """Give what is to come its time, unless something is waited for already.
+
+        The timer is not cancelled when it came: setting one for each request would cost more than reading it. One
+        that fires too early is set again.
+        """
+        if self._receive_by is None and not self.transport.is_closing():
+            self._receive_by = self.loop.time() + self.receive_timeout_s
+            if self._receive_timer is None:
+                self._receive_timer = self.loop.call_later(self.receive_timeout_s, self._look_at_the_time)
 
     def _stop_waiting(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._receive_by = None
+
+    def _look_at_the_time(self) -> None:
+        self._receive_timer = None
+        if self._receive_by is None:
+            return
+        left = self._receive_by - self.loop.time()
+        if left > 0:
+            self._receive_timer = self.loop.call_later(left, self._look_at_the_time)
+            return
+        self._receive_by = None
+        self._came_too_late()
 
     def _came_too_late(self) -> None:
-        self._head_timer = None
         if self._is_idle():
             self.transport.close()
         else:  # the next request is late, this one is to be answered first
-            self._await_head()
+            self._await_more()
 
 
-def connection_class(settings: Settings, metrics: Metrics) -> type[Connection]:
+def message(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """Return a response as it goes out."""
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    return b"%b%b\r\n%b" % (STATUS_LINE[status], lines, body)
+
+
+def connection_class(context: Context) -> type[Connection]:
     """Return the protocol of a service's connections."""
-    return type(
-        "Connection",
-        (Connection,),
-        {
-            "receive_timeout_s": settings.receive_timeout_s,
-            "max_connections": settings.max_connections,
-            "metrics": metrics,
-        },
-    )
+    return type("Connection", (Connection,), bounds(context))
+
+
+def bounds(context: Context) -> dict[str, Any]:
+    """Return what a service's connections have in common, as attributes of their class."""
+    return {
+        "receive_timeout_s": context.settings.receive_timeout_s,
+        "max_connections": context.settings.max_connections,
+        "metrics": context.metrics,
+    }
 
 
 def _too_long() -> ServiceError:

@@ -135,9 +135,9 @@ class Metrics(EngineObserver):
 
     # ---------------------------------------------------------------- what the transports tell
 
-    def request(self, door: str, code: int | str) -> None:
-        """Count a request or message that was answered, whatever the answer; `code` is the HTTP status."""
-        self._requests[door, str(code)].inc()
+    def request(self, door: str, code: int | str, n: int = 1) -> None:
+        """Count requests or messages that were answered, whatever the answer; `code` is the HTTP status."""
+        self._requests[door, str(code)].inc(n)
 
     def refusal(self, code: str) -> None:
         """Count a problem that was answered, by its `code` of `service.errors.CODES`."""

@@ -126,12 +126,18 @@ def _leave_the_start_to_rest() -> None:
 
 
 def config(settings: Settings, app: FastAPI) -> uvicorn.Config:
-    """Return uvicorn's configuration for an application."""
-    from service.connections import connection_class
+    """Return uvicorn's configuration for an application.
 
+    With `STEPWELL_FAST_LANE=off` in the environment, which is for tests and for comparing, every request goes the
+    declared way.
+    """
+    from service.connections import connection_class
+    from service.lane import lane_class
+
+    has_lane = os.environ.get("STEPWELL_FAST_LANE") != "off"
     return uvicorn.Config(
         app,
-        http=connection_class(settings, app.state.context.metrics),
+        http=(lane_class if has_lane else connection_class)(app.state.context),
         ws="websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # 300 kB a socket, for numbers that hardly compress

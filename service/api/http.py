@@ -191,9 +191,14 @@ async def body_of(request: Request, context: Context) -> bytes:
         async with asyncio.timeout(within):
             return await _read(request.receive, limit)
     except TimeoutError:
-        raise UnreadBodyError(
-            "bad_request", f"The body did not arrive within {within:g} s.", fix="Send the whole body at once."
-        ) from None
+        raise body_came_too_late(within) from None
+
+
+def body_came_too_late(within: float) -> UnreadBodyError:
+    """Return the refusal of a request whose body did not come within so many seconds."""
+    return UnreadBodyError(
+        "bad_request", f"The body did not arrive within {within:g} s.", fix="Send the whole body at once."
+    )
 
 
 async def _read(receive: Receive, limit: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,13 +79,6 @@ def submit_all(
 
     for i in waiting:
         engine.submit(results[i], answer(i))
-
-
-async def advance_all(engine: Engine, timesteps: Sequence[Timestep | ServiceError]) -> list[Result]:
-    """Move many streams and return their results in order; no failure touches another."""
-    future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
-    submit_all(engine, timesteps, lambda results: None if future.done() else future.set_result(results))
-    return await future
 
 
 def columns_answer(bulk: BulkBody, results: Sequence[Result], served: ServedModel, form: Format) -> dict[str, Any]:

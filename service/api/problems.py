@@ -88,3 +88,13 @@ def problem_headers(error: ServiceError) -> dict[str, str]:
     if status in (429, 503):
         return {"retry-after": str(RETRY_AFTER_S)}
     return {"www-authenticate": "Bearer"} if status == 401 else {}
+
+
+def unforeseen() -> ServiceError:
+    """Return what is told when something went wrong that nobody foresaw: no details, the server's log has them."""
+    return ServiceError(
+        "internal",
+        "Something went wrong that should not have.",
+        fix="Send the same again with seq, after or Idempotency-Key; tell the operator, whose log says more.",
+        applied="unknown",
+    )

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from service.api import openapi
+from service.api.calls import Call, ColumnsCall, StepCall, answered
 from service.api.context import Context
 from service.api.http import (
     Answer,
@@ -20,13 +21,11 @@ from service.api.http import (
     respond,
     version_of,
 )
-from service.api.moves import advance_all, columns_answer, timestep_of, timesteps_of
 from service.engine.types import StreamKey
 from service.errors import ServiceError
-from service.wire import check_stream_id, encode_state_id
-from service.wire.answers import step_answer
+from service.wire import Format, check_stream_id, encode_state_id
 from service.wire.bodies import read_reset
-from service.wire.formats import encode, format_of_answer
+from service.wire.formats import format_of_answer
 from service.wire.names import STREAM_ID
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
@@ -155,34 +154,23 @@ class StreamRoutes:
         caller = context.caller(request.headers.get("authorization"), "step")
         served = model_of(request, context)
         key = StreamKey(caller.tenant, served.name, check_stream_id(request.path_params["stream"]))
-        idempotency_key = idempotency_key_of(request)
-        form = format_of(request)
-        body = await body_of(request, context)
-        wire = context.wire(served)
-        step = wire.steps(body, form) if chunk else wire.step(body, form)
-        timestep = timestep_of(step, key, version_of(request), door="http", idempotency_key=idempotency_key)
-        prediction = await context.engine.advance(timestep)
-        answer_form = format_of_answer(request.headers.get("accept"), form)
-        answer = step_answer(prediction, answer_form, chunk=chunk, keep=step.keep)
-        return Answer(encode(answer, answer_form), answer_form.value)
+        return await self._answer(StepCall(context, served, key, chunk, *self._how(request)), request)
 
     async def _move_many(self, request: Request, *, chunk: bool) -> Response:
         context = self._context
         caller = context.caller(request.headers.get("authorization"), "step")
         served = model_of(request, context)
+        return await self._answer(ColumnsCall(context, served, caller.tenant, chunk, *self._how(request)), request)
+
+    def _how(self, request: Request) -> tuple[int | None, str | None, Format, Format]:
+        """Return version, idempotency key, the body's format and the answer's."""
         idempotency_key = idempotency_key_of(request)
         form = format_of(request)
-        bulk = context.wire(served).bulk(await body_of(request, context), form, chunk=chunk)
-        timesteps = timesteps_of(
-            bulk, caller.tenant, served.name, version_of(request), door="http", idempotency_key=idempotency_key
-        )
-        results = await advance_all(context.engine, timesteps)
-        answer_form = format_of_answer(request.headers.get("accept"), form)
-        answer = columns_answer(bulk, results, served, answer_form)
-        for result in results:
-            if isinstance(result, ServiceError):
-                context.metrics.refusal(result.code)
-        return Answer(encode(answer, answer_form), answer_form.value)
+        return version_of(request), idempotency_key, form, format_of_answer(request.headers.get("accept"), form)
+
+    async def _answer(self, call: Call, request: Request) -> Response:
+        body = await answered(call, await body_of(request, self._context))
+        return Answer(body, call.answer_form.value)
 
     def _demand_no_precondition(self, what: str) -> None:
         if self._context.settings.require_preconditions:

@@ -1,0 +1,288 @@
+"""`LaneConnection`: a connection whose hot requests take the lane; the answers go out in the order of the requests."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Any, ClassVar, Final
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from service.api.calls import Call
+from service.api.context import Context
+from service.api.http import body_came_too_late
+from service.api.problems import unforeseen
+from service.connections import Connection, bounds
+from service.errors import ServiceError
+from service.lane.lane import Lane, Request
+from service.lane.routes import HOT_ROUTES
+
+_log = logging.getLogger(__name__)
+
+_AHEAD: Final = 64  # requests of one connection that may wait for their answers; beyond that nothing more is read
+_CLOSE: Final = b"\r\nconnection: close\r\n\r\n"
+
+
+class Exchange:
+    """A request of the lane and its answer's place in line."""
+
+    __slots__ = ("_call", "_connection", "text")
+
+    def __init__(self, connection: LaneConnection) -> None:
+        """Begin without an answer."""
+        self.text = b""  # none yet
+        self._connection = connection
+        self._call: Call | None = None
+
+    def begin(self, request: Request, body: bytes) -> None:
+        """Hand a request over to the engine, or answer what is wrong with it."""
+        try:
+            call = self._call = self._connection.lane.call(request)
+            call.begin(body, self.done)
+        except ServiceError as exc:
+            self.refuse(exc)
+        except Exception:  # noqa: BLE001 - one request's fault must not end its connection; it is logged
+            self._fail()
+
+    def done(self, result: Any) -> None:
+        """Take the result, in the midst of a batch: nothing is raised."""
+        assert self._call is not None
+        if isinstance(result, ServiceError):
+            self.refuse(result)
+            return
+        connection, call = self._connection, self._call
+        try:
+            body = call.encode(result)
+        except Exception:  # noqa: BLE001 - nor the batch that it came in
+            self._fail()
+            return
+        self.text = connection.lane.answer(body, call.answer_form, connection.server_state.default_headers)
+        connection.send_in_order(self)
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answer with a problem."""
+        self.text = self._connection.lane.refusal(error, self._connection.server_state.default_headers)
+        self._connection.send_in_order(self)
+
+    def _fail(self) -> None:
+        """Answer what nobody foresaw."""
+        _log.exception("A request failed")
+        if not self.text:
+            self.refuse(unforeseen())
+
+
+class LaneConnection(Connection):
+    """A connection with a lane.
+
+    Whatever the lane has begun is answered before any request that goes uvicorn's way begins; while one of those is
+    answered, all that come go that way, and uvicorn keeps their order.
+    """
+
+    lane: ClassVar[Lane]
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._line: deque[Exchange] = deque()  # the lane's requests without an answer, or behind such
+        self._held = bytearray()  # a request of the lane whose body is not whole yet
+        self._held_needs = 0
+        self._between = True  # uvicorn's parser stands between two requests
+        self._will_flush = False
+        self._ending = False  # close when the line is answered
+        self._is_deaf = False  # what came was no HTTP; the rest is not looked at
+        self._late: ServiceError | None = None
+        self._idle_since = 0.0
+        self._is_plain = not self.access_log and self.limit_concurrency is None and not self.root_path
+
+    # ---------------------------------------------------------------- receiving
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come: hot requests to the engine, the rest to uvicorn."""
+        if self._is_deaf:
+            return
+        if self._held:
+            self._held += data
+            if len(self._held) < self._held_needs:
+                return
+            data = self._let_go()
+        start = 0
+        while start < len(data) and self._is_open():
+            request = self.lane.find(data, start)
+            if request is None:
+                break
+            self._stop_waiting()
+            if request.end > len(data):
+                if self._hold(request, data[start:], request.end - start):
+                    start = len(data)
+                break
+            exchange = Exchange(self)
+            self._line.append(exchange)
+            exchange.begin(request, data[request.body : request.end])
+            start = request.end
+        if start < len(data) and not self._ending:
+            super().data_received(data[start:] if start else data)
+        if self.flow.write_paused or len(self._line) >= _AHEAD:
+            self.flow.pause_reading()
+
+    def on_message_begin(self) -> None:
+        """See a request begin that goes uvicorn's way."""
+        self._between = False
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """See it end."""
+        self._between = True
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go; what was begun goes on, and nobody hears of it."""
+        self._line.clear()
+        if self._held:
+            self.metrics.request("http", 499)  # as the declared route counts it
+        super().connection_lost(exc)
+
+    # ---------------------------------------------------------------- answering
+
+    def send_in_order(self, exchange: Exchange) -> None:
+        """Send an answer, when all before it are sent; those that are ready together go in one write."""
+        line = self._line
+        if not line or line[0] is not exchange or self._will_flush:
+            return
+        if len(line) == 1:
+            self._flush()
+        else:
+            self._will_flush = True
+            self.loop.call_soon(self._flush)
+
+    def on_response_complete(self) -> None:
+        """See uvicorn end an answer."""
+        super().on_response_complete()
+        self._idle_since = self.loop.time()
+        if self.flow.write_paused:
+            self.flow.pause_reading()
+
+    def pause_writing(self) -> None:
+        """Read nothing more from a client that does not read."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        super().resume_writing()
+        self._read_on()
+
+    def shutdown(self) -> None:
+        """Close, when all that was taken is answered."""
+        if self._line or self._held:
+            self._ending = not self.pipeline
+        if self._ending:
+            return
+        super().shutdown()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close when nothing came for long; the timer is not set again with each request."""
+        self.timeout_keep_alive_task = None
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if self._line or self._held or left > 0:
+            self._close_when_idle(max(left, 1.0))
+        elif self.transport.get_write_buffer_size():
+            self.transport.abort()  # it does not read either
+        else:
+            super().timeout_keep_alive_handler()
+
+    # ---------------------------------------------------------------- helpers
+
+    def _is_open(self) -> bool:
+        """Whether the lane may take the next request."""
+        cycle = self.cycle
+        return self._between and self._is_plain and not self._is_beyond and (cycle is None or cycle.response_complete)
+
+    def _hold(self, request: Request, data: bytes, needs: int) -> bool:
+        """Wait for the rest of a request, unless its head is refused already: the declared route says so at once."""
+        try:
+            self.lane.call(request)
+        except ServiceError:
+            return False
+        self._held += data
+        self._held_needs = needs
+        self._await_more()
+        return True
+
+    def _let_go(self) -> bytes:
+        data = bytes(self._held)
+        self._held.clear()
+        self._stop_waiting()
+        return data
+
+    def _came_too_late(self) -> None:
+        if self._held and not self._line:
+            self._late = body_came_too_late(self.receive_timeout_s)
+            super().data_received(self._let_go())
+        else:
+            super()._came_too_late()
+
+    def _refusal(self, path: str) -> ServiceError | None:
+        return self._late or super()._refusal(path)
+
+    def _is_idle(self) -> bool:
+        return not self._line and not self._held and super()._is_idle()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._line:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, app))
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _send_and_close(self, text: bytes) -> None:
+        if not self._line:
+            super()._send_and_close(text)
+            return
+        last = Exchange(self)
+        last.text = text
+        self._line.append(last)
+        self._ending = self._is_deaf = True
+
+    def _flush(self) -> None:
+        """Write the answers that are ready and in order."""
+        self._will_flush = False
+        line, ready = self._line, list[bytes]()
+        while line and line[0].text:
+            ready.append(line.popleft().text)
+        if not ready or self.transport.is_closing():
+            return
+        self.server_state.total_requests += len(ready)
+        is_last = self._ending and not line and not self._held
+        if is_last and _CLOSE not in ready[-1]:
+            ready[-1] = ready[-1].replace(b"\r\n\r\n", _CLOSE, 1)
+        self.transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
+        if is_last:
+            self.transport.close()
+        elif not line:
+            self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
+        """Begin what waited for the end of the line."""
+        if self.pipeline:
+            super()._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._close_when_idle(self.timeout_keep_alive)
+        if self.flow.read_paused:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if not self.flow.write_paused and not self.pipeline and len(self._line) < _AHEAD:
+            self.flow.resume_reading()
+
+    def _close_when_idle(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+
+def lane_class(context: Context) -> type[LaneConnection]:
+    """Return the protocol of a service's connections, with the lane."""
+    return type(
+        "LaneConnection",
+        (LaneConnection,),
+        {**bounds(context), "lane": Lane(context, HOT_ROUTES)},
+    )

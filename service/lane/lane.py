@@ -1,0 +1,121 @@
+"""`Lane`: what all connections of a process share: recognising hot requests, the heads of answers, the counts."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from service.api.calls import Call
+from service.api.context import Context
+from service.api.http import problem_response
+from service.connections import message
+from service.errors import ServiceError
+from service.lane.heads import Fields, Heads
+from service.lane.routes import HotRoute
+from service.wire import Format
+
+_HEAD_LIMIT: Final = 8 * 1024  # longer ones are unusual
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Request(NamedTuple):
+    """A hot request, found in what a connection received.
+
+    Attributes:
+        route: Its route.
+        line: The match of its request line.
+        fields: What its headers say.
+        body: Where its body begins.
+        end: Where it ends, which may be beyond what has come so far.
+    """
+
+    route: HotRoute
+    line: re.Match[bytes]
+    fields: Fields
+    body: int
+    end: int
+
+
+class Lane:
+    """What all connections of a process share."""
+
+    def __init__(self, context: Context, routes: Sequence[HotRoute]) -> None:
+        """Prepare.
+
+        Args:
+            context: What every route needs.
+            routes: The hot ones, those asked for most first.
+        """
+        self.context = context
+        self._routes = routes
+        self._heads = Heads(context.settings.max_body_bytes)
+        self._counts: Counter[int] = Counter()
+        self._beginnings: dict[Format, bytes] = {}
+        self._default_headers: Headers = []
+
+    def find(self, data: bytes, start: int) -> Request | None:
+        """Return the hot request whose head stands at a place, None where none does, or not all of its head."""
+        for route in self._routes:
+            line = route.line.match(data, start)
+            if line is not None:
+                break
+        else:
+            return None
+        at = line.end()
+        end = data.find(b"\r\n\r\n", at - 2, at + _HEAD_LIMIT)
+        read = self._heads.read(data[at : end + 2]) if end >= 0 else None
+        if read is None:
+            return None
+        fields, length = read
+        return Request(route, line, fields, end + 4, end + 4 + length)
+
+    def call(self, request: Request) -> Call:
+        """Return what a request asks for, once it is sure that its head is allowed.
+
+        Raises:
+            ServiceError: It is refused.
+        """
+        fields = request.fields
+        if fields.origin is not None:
+            self.context.demand_own_origin(fields.origin, fields.host)
+        return request.route.call(self.context, request.line, fields)
+
+    def answer(self, body: bytes, form: Format, default_headers: Headers) -> bytes:
+        """Return an answer with status 200, whole."""
+        if default_headers is not self._default_headers:  # uvicorn replaces them each second, for the date
+            self._default_headers = default_headers
+            self._beginnings.clear()
+        beginning = self._beginnings.get(form) or self._beginning(form)
+        self._count(200)
+        return b"%b%d\r\nx-content-type-options: nosniff\r\n\r\n%b" % (beginning, len(body), body)
+
+    def refusal(self, error: ServiceError, default_headers: Headers) -> bytes:
+        """Return the answer to a request that failed, whole."""
+        self.context.metrics.refusal(error.code)
+        response = problem_response(error)
+        self._count(response.status_code)
+        return message(response.status_code, [*default_headers, *response.raw_headers], bytes(response.body))
+
+    # ---------------------------------------------------------------- helpers
+
+    def _beginning(self, form: Format) -> bytes:
+        headers = b"".join(b"%b: %b\r\n" % header for header in self._default_headers)
+        made = b"%b%bcontent-type: %b\r\ncontent-length: " % (STATUS_LINE[200], headers, form.value.encode())
+        self._beginnings[form] = made
+        return made
+
+    def _count(self, status: int) -> None:
+        """Count an answer; the counters are told once for all answers of a turn of the loop."""
+        if not self._counts:
+            asyncio.get_running_loop().call_soon(self._tell_counts)
+        self._counts[status] += 1
+
+    def _tell_counts(self) -> None:
+        for status, n in self._counts.items():
+            self.context.metrics.request("http", status, n)
+        self._counts.clear()
