@@ -13,12 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_export.errors import MissingExtraError
+from model_export.keras.step_rules import register_step_rule
 
 if TYPE_CHECKING:
     from model_export.candidate import Candidate
+    from model_export.keras.emit import Value
+    from model_export.keras.registry import Call
     from model_export.verify import ParityReport, Progress
 
-__all__ = ["candidate", "export_model", "load_keras"]
+__all__ = ["Call", "Value", "candidate", "export_model", "load_keras", "register_step_rule"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a step rule is written with when it is used: a model's module needs no onnx."""
+    homes = {"Call": "registry", "Value": "emit"}
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _require()
+    return getattr(importlib.import_module(f"{__name__}.{homes[name]}"), name)
 
 
 def load_keras(path: Path) -> Any:

@@ -68,10 +68,5 @@ def _value(call: Call, value: Value, like: Value) -> Value:
 
 
 def _constant(call: Call, operand: Any, like: Value) -> Value:
-    array = call.drop_time(to_array(operand), like)
-    if array.ndim == like.rank - like.time:
-        if array.shape[0] != 1:
-            raise call.refuse(f"it has a constant for each of {array.shape[0]} rows of the batch")
-        array = array[0]
-    dtype = "bool" if array.dtype.kind == "b" else like.dtype
-    return Value(call.constant(array, dtype), array.shape, dtype, like.time)
+    array = to_array(operand)
+    return call.constant_beside(like, array, "bool" if array.dtype.kind == "b" else like.dtype)

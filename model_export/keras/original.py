@@ -26,7 +26,7 @@ class KerasOriginal:
     """Runs a Keras model on whole sequences, from zero states, whatever its declared batch and length.
 
     Attributes:
-        only_length: The one number of timesteps that the model takes; None: any.
+        only_length: The one number of timesteps that the model takes, or can be asked for; None: any.
     """
 
     def __init__(self, model: Any, exported: ExportedStep) -> None:
@@ -38,7 +38,8 @@ class KerasOriginal:
             None
         }
         self._length_is_free = not lengths
-        self.only_length = None if self._length_is_free or self._runs_with(3) else int(lengths.pop())
+        self._any_length = self._length_is_free or self._runs_with(3)
+        self.only_length = int(lengths.pop()) if lengths and (exported.bounded or not self._any_length) else None
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
         """Return each output's answers.
@@ -64,7 +65,7 @@ class KerasOriginal:
         whole = self._run(inputs, length)
         answers: dict[str, Array | PrefixAnswers] = {name: array for name, array in whole.items() if timed[name]}
         if last := [name for name, carries in timed.items() if not carries]:
-            steps = sorted({n for n in PREFIXES if n < length and not self.only_length} | {length})
+            steps = sorted({n for n in PREFIXES if n < length and self._any_length} | {length})
             runs = [whole if n == length else self._run(inputs, n) for n in steps]
             for name in last:
                 answers[name] = PrefixAnswers(steps, np.stack([run[name] for run in runs], axis=1))

@@ -1,28 +1,55 @@
 """Which rule steps which layer: a rule turns one call of a layer into nodes of the step graph.
 
-To add a layer, write one function in a `rules_*.py` module:
+To add a layer of Keras, write one function in a `rules_*.py` module:
 
     @rule("Rescaling")
     def rescaling(call: Call) -> Value: ...
+
+People's own layers have `model_export.register_step_rule`, and the same `Call`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from model_export.errors import RefusedModelError
 from model_export.keras.emit import Graph, Value
+from model_export.keras.step_rules import STEP_RULES
 from model_export.manifest import Array
 
-if TYPE_CHECKING:
-    from model_export.keras.walk import Walk
-
 Rule = Callable[["Call"], "Value | list[Value]"]
+POSITION = "stepwell.position"
+
+
+class Walker(Protocol):
+    """What a rule may ask of the walk that met its layer.
+
+    Attributes:
+        graph: The step graph under construction.
+        length: The number of timesteps that the model declares; None: any.
+        bounded: Whether the original's answers depend on that number, so that it can be asked for no more.
+    """
+
+    graph: Graph
+    length: int | None
+    bounded: bool
+
+    def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
+        """Emit one call of a layer, a nested model or an operation."""
+
+    def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:
+        """Run Python code on symbolic tensors and emit the operations that it called."""
+
+    def note_vocabulary(self, value: Value, size: int) -> None:
+        """Remember that an input is looked up in a table of this size."""
+
+    def note_mask(self, value: Value, mask_value: float) -> None:
+        """Remember what masks a timestep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +65,7 @@ class Call:
         mask: Explicit or carried mask, shape `(batch,)` bool; None: never masked.
     """
 
-    walk: Walk
+    walk: Walker
     layer: Any
     path: str
     args: tuple[Any, ...]
@@ -73,13 +100,63 @@ class Call:
         known = set(names)
         return next(name for name in _names(type(self.layer)) if name in known)
 
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+    # ---------------------------------------------------------------- what a rule emits
+
+    def op(self, kind: str, *inputs: str | Value, **attributes: Any) -> str:
         """Add a node named after this layer and return its output tensor."""
-        return self.graph.op(kind, *inputs, at=self.path, **attributes)
+        return self.graph.op(kind, *map(_name, inputs), at=self.path, **attributes)
 
     def constant(self, values: Any, dtype: str = "float32") -> str:
         """Return a constant named after this layer."""
         return self.graph.constant(to_array(values), dtype, at=f"{self.path}/const")
+
+    def state(self, name: str, row: Sequence[int], dtype: str = "float32", init: Array | None = None) -> Value:
+        """Declare a state; the rule owes `next_state` for it.
+
+        Args:
+            name: Its name behind the layer's.
+            row: Its shape without batch axis.
+            dtype: NumPy name.
+            init: The row before the first timestep; None: zeros.
+
+        Returns:
+            What the state is before this timestep, shape `(batch, *row)`.
+        """
+        spec = self.graph.state(f"{self.path}.{name}", tuple(row), dtype, init)
+        return Value(spec.input, spec.row_shape, dtype)
+
+    def next_state(self, state: Value, value: Value | str) -> None:
+        """Say what a state is after this timestep."""
+        spec = next(spec for spec in self.graph.states if spec.input == state.name)
+        self.graph.next_state(spec, _name(value))
+
+    def run(self, function: Any, *values: Value) -> list[Value]:
+        """Run a layer, a model or a function of `keras.ops` on what one timestep has.
+
+        Args:
+            function: It gets tensors `(batch, *row)`, without time axis.
+            values: One for each of its arguments; the first may be a list for a layer that joins values.
+
+        Returns:
+            Its results; they carry a time axis where one of the values does.
+        """
+        time = any(value.time for value in values)
+        step = [replace(value, time=False, mask=None) for value in values]
+        if isinstance(function, keras.Layer):
+            results = self.walk.visit(function, f"{self.path}.", *step)
+        else:
+            inner = Call(self.walk, function, self.path, tuple(step), {})
+            results = self.walk.trace(inner, function)
+        return [replace(result, time=time) for result in results]
+
+    def position(self) -> Value:
+        """Return how many timesteps came before this one, shape `(batch,)` int64: one state for the whole model."""
+        if not any(spec.input == POSITION for spec in self.graph.states):
+            spec = self.graph.state(POSITION, (), "int64")
+            self.graph.next_state(spec, self.graph.op("Add", POSITION, self.constant(1, "int64"), at=POSITION))
+        return Value(POSITION, (), "int64", time=True)
+
+    # ---------------------------------------------------------------- from the original's axes to the step's
 
     def axis(self, value: Value, axis: int) -> int:
         """Return an axis of the original as an axis of the step graph.
@@ -103,21 +180,44 @@ class Call:
             return value
         return value.like(self.graph.cast(value.name, "float32", at=self.path), dtype="float32", mask=value.mask)
 
-    def drop_time(self, array: Array, value: Value) -> Array:
-        """Return a constant that broadcasts against the original, so that it broadcasts against the step's value.
+    def constant_beside(self, value: Value, array: Array, dtype: str = "float32") -> Value:
+        """Return a constant that broadcasts against a value of the original, as it does against the step's.
+
+        One that differs from timestep to timestep is looked up by the position in the stream. Beyond the last
+        timestep that it knows it is NaN, so that such a row fails alone and not its batch.
+
+        Args:
+            value: The value it stands beside.
+            array: It broadcasts against `(batch, time, *row)`, or `(batch, *row)` where there is no time axis.
+            dtype: NumPy name.
 
         Raises:
-            RefusedModelError: It differs from timestep to timestep.
+            RefusedModelError: It has one entry for each row of the batch, or for another number of timesteps
+                than the model declares.
         """
-        if not value.time or array.ndim < value.rank - 1:
-            return array
-        axis = array.ndim - (value.rank - 1)
-        if array.shape[axis] != 1:
+        if array.ndim == value.rank:
+            if array.shape[0] != 1:
+                raise self.refuse(f"it has a constant for each of {array.shape[0]} rows of the batch")
+            array = array[0]
+        steps = array.shape[0] if value.time and array.ndim == value.rank - 1 else 0
+        if steps > 1:
+            return self._of_this_timestep(array, dtype)
+        array = array[0] if steps else array
+        return Value(self.constant(array, dtype), array.shape, dtype, value.time)
+
+    def _of_this_timestep(self, table: Array, dtype: str) -> Value:
+        steps = len(table)
+        if steps != self.walk.length or np.dtype(dtype).kind != "f":
             raise self.refuse(
-                f"it has weights or constants of its own for each of {array.shape[axis]} timesteps",
-                "A stream has no last timestep: share them over time.",
+                f"it has {dtype} weights or constants of its own for each of {steps} timesteps, in a model of "
+                f"{self.walk.length or 'any number of'} timesteps",
+                f"Share them over time, or declare the number of timesteps: keras.Input(({steps}, ...)).",
             )
-        return np.squeeze(array, axis)
+        self.walk.bounded = True
+        known = np.concatenate([table, np.full_like(table[:1], np.nan, dtype)])
+        last = self.constant(steps, "int64")
+        name = self.op("Gather", self.constant(known, dtype), self.op("Min", self.position(), last), axis=0)
+        return Value(name, table.shape[1:], dtype, time=True)
 
 
 _RULES: dict[type, tuple[Rule, bool]] = {}
@@ -159,17 +259,21 @@ def find_rule(layer: Any) -> tuple[Rule, bool] | None:
     A subclass has its parent's rule as long as it computes as the parent does.
     """
     for cls in type(layer).__mro__:
-        if cls in _RULES:
+        if (found := STEP_RULES.get(cls) or _RULES.get(cls)) is not None:
             same = all(
                 getattr(type(layer), name, None) is getattr(cls, name, None) for name in ("call", "compute_mask")
             )
-            return _RULES[cls] if same else None
+            return found if same else None
     return None
 
 
 def find_op_rule(operation: Any) -> Rule | None:
     """Return the rule of an operation, by its class name or that of its parents."""
     return next((_OPS[name] for name in _names(type(operation)) if name in _OPS), None)
+
+
+def _name(tensor: str | Value) -> str:
+    return tensor.name if isinstance(tensor, Value) else tensor
 
 
 def _names(cls: type) -> Iterator[str]:

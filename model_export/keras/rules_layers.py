@@ -118,8 +118,8 @@ def leaky_relu(call: Call) -> Value:
 def prelu(call: Call) -> Value:
     """A line with a learned slope below zero."""
     x = call.as_float(call.value)
-    slope = call.drop_time(to_array(call.layer.alpha), x)
-    return x.like(call.op("PRelu", x.name, call.constant(slope)))
+    slope = call.constant_beside(x, to_array(call.layer.alpha))
+    return x.like(call.op("PRelu", x, slope))
 
 
 @rule("ELU")

@@ -56,19 +56,15 @@ def normalization(call: Call) -> Value:
     layer, x = call.layer, call.as_float(call.value)
     mean, variance = to_array(layer.mean), to_array(layer.variance)
     spread = np.maximum(np.sqrt(variance), keras.config.epsilon())
-    mean, spread = (call.drop_time(_flat_batch(array, x), x) for array in (mean, spread))
+    centre, width = call.constant_beside(x, mean), call.constant_beside(x, spread)
     if layer.invert:
-        return x.like(call.op("Add", call.op("Mul", x.name, call.constant(spread)), call.constant(mean)))
-    return x.like(call.op("Div", call.op("Sub", x.name, call.constant(mean)), call.constant(spread)))
-
-
-def _flat_batch(array: Array, x: Value) -> Array:
-    return array[0] if array.ndim == x.rank else array
+        return x.like(call.op("Add", call.op("Mul", x, width), centre))
+    return x.like(call.op("Div", call.op("Sub", x, centre), width))
 
 
 def _affine(call: Call, x: Value, scale: Array, shift: Array) -> Value:
-    scale, shift = (call.drop_time(array, x) for array in (scale, shift))
-    return x.like(call.op("Add", call.op("Mul", x.name, call.constant(scale)), call.constant(shift)))
+    scaled = call.op("Mul", x, call.constant_beside(x, scale))
+    return x.like(call.op("Add", scaled, call.constant_beside(x, shift)))
 
 
 @rule("RMSNormalization")

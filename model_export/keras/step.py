@@ -25,12 +25,14 @@ class ExportedStep:
         facts: What the walk learned about each input, in the order of the model's inputs.
         timed: For each output whether the original gives one answer per timestep; else it gives one per sequence,
             and the step graph gives at every timestep the one for the timesteps so far.
+        bounded: Whether the original answers for no more timesteps than it declares.
     """
 
     proto: onnx.ModelProto
     manifest: Manifest
     facts: dict[str, InputFacts]
     timed: dict[str, bool]
+    bounded: bool = False
 
 
 def export_keras(model: Any, *, name: str) -> ExportedStep:
@@ -57,13 +59,32 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
             f"No input of model {model.name!r} has a time axis; found shapes {[t.shape for t in function.inputs]}.",
             fix="A stepwise model takes (batch, time, features), or (batch, time) of ids.",
         )
+    walk.length = _length(function, values)
     results = walk.run(function, values)
     timed = {}
     for output_name, value in zip(_output_names(function), results, strict=True):
         timed[walk.graph.output(output_name, value).name] = value.time
     graph = walk.graph
     manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
-    return ExportedStep(graph.proto(name), manifest, walk.facts, timed)
+    proto = graph.proto(name)
+    _check_states(proto, manifest)
+    return ExportedStep(proto, manifest, walk.facts, timed, walk.bounded)
+
+
+def _check_states(proto: onnx.ModelProto, manifest: Manifest) -> None:
+    made = {name for node in proto.graph.node for name in node.output}
+    for state in manifest.states:
+        if state.output not in made:
+            raise RefusedModelError(
+                f"State {state.input!r} is declared by its layer's step rule and never gets a next value.",
+                fix="Let the rule call `next_state` for each state that it declares.",
+            )
+
+
+def _length(function: Any, values: list[Value]) -> int | None:
+    """Return the one number of timesteps that all inputs with a time axis declare; None: any, or several."""
+    lengths = {tensor.shape[1] for tensor, value in zip(function.inputs, values, strict=True) if value.time}
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _declare(walk: Walk, function: Any, tensor: Any) -> Value:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,8 +20,8 @@ from model_export.keras import (
     rules_refused,
 )
 from model_export.keras.emit import Graph, Value
+from model_export.keras.record import record
 from model_export.keras.registry import Call, find_op_rule, find_rule, to_array
-from model_export.manifest import Array
 
 RULE_MODULES = (
     rules_conv,
@@ -57,10 +56,14 @@ class Walk:
     Attributes:
         graph: The step graph under construction.
         facts: What is known about each input, by its name in the graph.
+        length: The number of timesteps that the model declares; None: any.
+        bounded: Whether the original's answers depend on that number, so that it can be asked for no more.
     """
 
     graph: Graph = field(default_factory=Graph)
     facts: dict[str, InputFacts] = field(default_factory=dict)
+    length: int | None = None
+    bounded: bool = False
 
     def run(self, function: Any, inputs: list[Any], prefix: str = "") -> list[Value]:
         """Walk a functional model or a traced function.
@@ -77,8 +80,7 @@ class Walk:
         def visit(operation: Any) -> Callable[..., Any]:
             return partial(self.visit, operation, prefix)
 
-        outputs = function._run_through_graph(inputs, operation_fn=visit)
-        return [v for v in keras.tree.flatten(outputs) if isinstance(v, Value)]
+        return list(keras.tree.flatten(function._run_through_graph(inputs, operation_fn=visit)))
 
     def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
         """Emit one call of a layer, a nested model or an operation; an operation on constants is just done."""
@@ -86,6 +88,8 @@ class Walk:
         call = Call(self, operation, f"{prefix}{operation.name}", args, given, self._mask(args, kwargs))
         if not isinstance(operation, keras.Layer):
             if not any(isinstance(v, Value) for v in keras.tree.flatten((args, kwargs))):
+                if type(operation).__name__ == "BroadcastTo":  # to a batch whose size is open; what meets it broadcasts
+                    return [args[0]]
                 return [to_array(result) for result in keras.tree.flatten(operation(*args, **kwargs))]
             rule = find_op_rule(operation)
             if rule is None:
@@ -105,6 +109,11 @@ class Walk:
         found = find_rule(operation)
         rule, sets_masks = found or (lambda call: self.trace(call, operation.call), False)
         results = _listed(rule(call))
+        if not all(isinstance(result, Value) for result in results):
+            raise call.refuse(
+                f"its step rule returned {results!r}; expected a Value or a list of them",
+                "Name the tensor's row: `return call.value.like(name)`.",
+            )
         if sets_masks:
             return results
         mask = call.mask if operation.supports_masking else None
@@ -118,35 +127,24 @@ class Walk:
         Raises:
             RefusedModelError: The code cannot be run that way, or does something that cannot be stepped.
         """
-        symbols: list[Any] = []
-        values: list[Any] = []
-
-        def symbol(value: Any) -> Any:
-            if not isinstance(value, Value):
-                return value
-            shape = (None, *([None] if value.time else []), *value.row)
-            symbols.append(keras.Input(batch_shape=shape, dtype=value.dtype))
-            values.append(value)
-            return symbols[-1]
-
         if call.mask is not None and getattr(call.layer, "_call_has_mask_arg", False):
             raise call.refuse("it takes a mask and there is no rule for what it does with it")
         try:
-            args, kwargs = keras.tree.map_structure(symbol, (call.args, call.kwargs))
-            with _symbolic_weights(call.layer) as weights:
-                results = function(*args, **kwargs)
-            used = [*symbols, *(tensor for tensor, _ in weights)]
-            traced = keras.Function(used, results)
+            recorded = record(call, function, self.length)
         except Exception as exc:
             reason = (str(exc).strip().splitlines() or [""])[0].rstrip(".")
             raise call.refuse(
                 f"there is no rule for it, and its code cannot be traced: {type(exc).__name__}: {reason}",
-                "Write its `call` with `keras.ops`, or register a rule for it in model_export.keras.registry.",
+                "Write its `call` with `keras.ops`, or write a rule for it: model_export.register_step_rule.",
             ) from exc
         try:
-            return self.run(traced, [*values, *(array for _, array in weights)], f"{call.path}/")
+            results = recorded.replay(lambda traced, inputs: self.run(traced, inputs, f"{call.path}/"))
         except RefusedModelError as exc:
-            raise call.refuse(exc.problem.rstrip("."), exc.fix) from exc
+            rule = f" Or write a step rule for {type(call.layer).__name__}: model_export.register_step_rule."
+            fix = exc.fix + (rule if isinstance(call.layer, keras.Layer) else "")
+            raise call.refuse(exc.problem.rstrip("."), fix) from exc
+        beside = next(v for v in keras.tree.flatten((call.args, call.kwargs)) if isinstance(v, Value))
+        return [v if isinstance(v, Value) else call.constant_beside(beside, v) for v in results]
 
     def note_vocabulary(self, value: Value, size: int) -> None:
         """Remember that an input is looked up in a table of this size."""
@@ -188,22 +186,6 @@ def functional(model: Any) -> Any:
     if isinstance(model, keras.Sequential):
         model = model._functional
     return model if isinstance(model, keras.Model) and hasattr(model, "_run_through_graph") else None
-
-
-@contextmanager
-def _symbolic_weights(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
-    """Let a layer's own weights be symbolic tensors while its code is traced.
-
-    `self.gain * x` would go past `keras.ops` otherwise: a variable calls the backend directly.
-    """
-    attributes = vars(layer) if isinstance(layer, keras.Layer) else {}
-    weights = {name: weight for name, weight in attributes.items() if isinstance(weight, keras.Variable)}
-    symbols = {name: keras.Input(batch_shape=weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
-    attributes.update(symbols)
-    try:
-        yield [(symbols[name], to_array(weight)) for name, weight in weights.items()]
-    finally:
-        attributes.update(weights)
 
 
 def _ordered(function: Any, inputs: Any) -> list[Value]:

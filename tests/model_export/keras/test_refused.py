@@ -31,16 +31,6 @@ class Mixing(keras.Layer):  # type: ignore[misc]  # Keras has no types
         return x - ops.mean(x, axis=1, keepdims=True)
 
 
-class Positions(keras.Layer):  # type: ignore[misc]  # Keras has no types
-    """A custom layer with a weight for each of 6 timesteps."""
-
-    def build(self, shape: Any) -> None:
-        self.table = self.add_weight(shape=(6, shape[-1]), name="table")
-
-    def call(self, x: Any) -> Any:
-        return x + self.table
-
-
 class Subclassed(keras.Model):  # type: ignore[misc]  # Keras has no types
     """A model whose `call` is Python code."""
 
@@ -118,7 +108,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: sequence(L.LSTM(6), L.Reshape((2, 3)), L.TimeDistributed(L.Dense(3), name="odd")),
         "TimeDistributed", "carries no time axis",
     ),
-    "prelu_of_each_timestep": (lambda: fixed(L.PReLU(name="odd")), "PReLU", "each of 6 timesteps"),
     "computed_state": (computed_state, "GRU", "initial state is computed"),
     "stateful_twice": (stateful_twice, "GRU", "stateful and called more than once"),
     "dropout_that_stays_on": (dropout_that_stays_on, "Dropout", "training=True"),
@@ -126,7 +115,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "double_precision": (lambda: sequence(L.Dense(3, dtype="float64", name="odd")), "Dense", "computes in float64"),
     "custom_without_keras_ops": (lambda: of(NumpyLayer(name="odd")), "NumpyLayer", "cannot be traced"),
     "custom_over_time": (lambda: of(Mixing(name="odd")), "Mixing", "(Mean) cannot be stepped: it works along the time"),
-    "custom_positions": (lambda: fixed(Positions(name="odd")), "Positions", "each of 6 timesteps"),
     "mask_of_parts": (
         lambda: keras.Sequential([keras.Input((None, 5)), L.Embedding(4, 2, mask_zero=True, name="odd")]),
         "Embedding", "masks parts of a timestep",

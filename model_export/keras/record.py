@@ -1,0 +1,102 @@
+"""Records what Python code does with `keras.ops` and layers, as a graph that can be walked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from model_export.keras.emit import Value
+from model_export.keras.registry import Call, to_array
+from model_export.manifest import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What some code did, once.
+
+    Attributes:
+        function: From its arguments and weights to its results; None where no result depends on those.
+        inputs: The values and weights that it starts from, in the function's order.
+        results: Its flat results: True for one that the function gives, an array for one that it does not compute.
+    """
+
+    function: Any
+    inputs: list[Any]
+    results: list[Any]
+
+    def replay(self, run: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+        """Return the results, those of the function from `run(function, inputs)`."""
+        computed = iter(run(self.function, self.inputs) if self.function is not None else [])
+        return [next(computed) if result is True else result for result in self.results]
+
+
+def record(call: Call, function: Callable[..., Any], length: int | None) -> Recorded:
+    """Run code on symbolic tensors.
+
+    Args:
+        call: The call with the arguments; the code may use its layer's weights.
+        function: The code.
+        length: The number of timesteps that values with a time axis have; None: open.
+
+    Raises:
+        Exception: What the code raises.
+    """
+    try:
+        return _record(call, function, None, length)
+    except Exception:
+        # Code that makes a tensor of the batch's size cannot do so with an open one.
+        with_one_row = _attempt(lambda: _record(call, function, 1, length))
+        if with_one_row is None:
+            raise
+        return with_one_row
+
+
+def _attempt(make: Callable[[], Recorded]) -> Recorded | None:
+    try:
+        return make()
+    except Exception:  # noqa: BLE001  # the first attempt's reason is the one to tell
+        return None
+
+
+def _record(call: Call, function: Callable[..., Any], batch: int | None, length: int | None) -> Recorded:
+    symbols: list[Any] = []
+    values: list[Any] = []
+
+    def symbol(value: Any) -> Any:
+        if not isinstance(value, Value):
+            return value
+        shape = (batch, *([length] if value.time else []), *value.row)
+        symbols.append(keras.Input(batch_shape=shape, dtype=value.dtype))
+        values.append(value)
+        return symbols[-1]
+
+    args, kwargs = keras.tree.map_structure(symbol, (call.args, call.kwargs))
+    with _symbolic_weights(call.layer) as weights:
+        results = keras.tree.flatten(function(*args, **kwargs))
+    used = [*symbols, *(tensor for tensor, _ in weights)]
+    computed = [result for result in results if keras.backend.is_keras_tensor(result)]
+    return Recorded(
+        keras.Function(used, computed) if computed else None,
+        [*values, *(array for _, array in weights)],
+        [keras.backend.is_keras_tensor(result) or to_array(result) for result in results],
+    )
+
+
+@contextmanager
+def _symbolic_weights(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
+    """Let a layer's own weights be symbolic tensors while its code is traced.
+
+    `self.gain * x` would go past `keras.ops` otherwise: a variable calls the backend directly.
+    """
+    attributes = vars(layer) if isinstance(layer, keras.Layer) else {}
+    weights = {name: weight for name, weight in attributes.items() if isinstance(weight, keras.Variable)}
+    symbols = {name: keras.Input(batch_shape=weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
+    attributes.update(symbols)
+    try:
+        yield [(symbols[name], to_array(weight)) for name, weight in weights.items()]
+    finally:
+        attributes.update(weights)
