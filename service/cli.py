@@ -23,6 +23,7 @@ _COMMANDS = {
     "adopt": ("service.commands.adopt", "adopt", "Write the manifest for a graph that already is stepwise."),
     "inspect": ("service.commands.inspect", "inspect", "Show what a model file takes, gives and carries."),
     "check": ("service.commands.check", "check", "Tell what `serve` would refuse."),
+    "bench": ("service.commands.bench", "bench", "Load on a running service: steps/s, p50, p90, p99, errors."),
     "streams": ("service.commands.streams", "streams_app", "Look at and tend live streams."),
 }
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}

@@ -1,0 +1,127 @@
+"""`stepwell bench` puts a load on a running service; a real one, on a real store."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from model_export.errors import StepwellError
+from service.bench.meter import Meter
+from service.bench.plan import Plan, Stream
+from service.commands.bench import bench
+from tests.graphs import fold, lstm, nan_at, write_model
+from tests.processes import Service, free_port, service
+
+TRANSPORTS = ("http", "websocket", "columns")
+
+app = typer.Typer()
+app.command()(bench)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder with three models, short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="sw") as name:
+        models = Path(name) / "models"
+        write_model(models, "fold", fold)
+        write_model(models, "lstm", lstm)
+        write_model(models, "broken", lambda: nan_at(1))
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path) -> Iterator[Service]:
+    with service(folder / "models", folder / "open", "--drain-s", "0") as one:
+        yield one
+
+
+def run(url: str, *words: str, key: str | None = None) -> Result:
+    """Run `stepwell bench WORDS` for a moment; a `StepwellError` is kept in the result's `exception`."""
+    env = {"COLUMNS": "200", "TERM": "dumb", "STEPWELL_URL": url, "STEPWELL_KEY": key}
+    quick = ("--seconds", "0.3", "--warmup", "0.1", "--streams", "12", "--connections", "3")
+    result = CliRunner().invoke(app, [*words, *quick], env=env)
+    if result.exception is not None and not isinstance(result.exception, SystemExit | StepwellError):
+        raise result.exception
+    return result
+
+
+def measured(url: str, *words: str, key: str | None = None) -> Any:
+    result = run(url, *words, "--json", key=key)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("model", ["lstm", "fold"])
+def test_it_counts_what_was_answered_in_order_of_seq(running: Service, transport: str, model: str) -> None:
+    found = measured(running.url, model, "--transport", transport)
+    assert found["steps"] > 0
+    assert found["errors"] == {}
+    assert 0 < found["p50_ms"] <= found["p90_ms"] <= found["p99_ms"] <= found["max_ms"]
+    assert found["steps_per_s"] == pytest.approx(found["steps"] / found["seconds"])
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_load_of_errors_alone_names_them_and_fails(running: Service, transport: str) -> None:
+    result = run(running.url, "broken", "--transport", transport, "--warmup", "0.3", "--json")
+    assert json.loads(result.stdout)["errors"]["non_finite_state"] > 0
+    assert result.exit_code == 1
+
+
+def test_its_streams_are_forgotten_at_the_end(running: Service) -> None:
+    run(running.url, "fold")
+    assert httpx.get(f"{running.url}/v1/models/fold/streams").json()["streams"] == []
+
+
+def test_a_rate_is_kept_where_the_service_can_keep_it(running: Service) -> None:
+    found = measured(running.url, "fold", "--rate", "100", "--seconds", "1")
+    assert found["requests"] == pytest.approx(100 * found["seconds"], rel=0.2)
+
+
+def test_people_get_a_table(running: Service) -> None:
+    assert "steps/s" in run(running.url, "fold").stdout
+
+
+def test_the_model_has_to_be_named_where_there_are_several(running: Service) -> None:
+    assert "serves 3 models: broken, fold, lstm" in str(run(running.url).exception)
+
+
+def test_no_service_is_said_in_one_line() -> None:
+    assert "No Stepwell answers at" in str(run(f"http://127.0.0.1:{free_port()}", "fold").exception)
+
+
+def test_a_key_is_sent_over_every_transport(folder: Path) -> None:
+    key = "a-key-for-tests"
+    scopes = ["step", "read", "admin"]
+    keys = [{"id": "t", "sha256": sha256(key.encode()).hexdigest(), "tenant": "t", "scopes": scopes}]
+    (folder / "keys.json").write_text(json.dumps({"keys": keys}))
+    flags = ("--api-keys-file", str(folder / "keys.json"), "--drain-s", "0")
+    with service(folder / "models", folder / "guarded", *flags) as guarded:
+        assert "unauthenticated" in str(run(guarded.url, "fold").exception)
+        for transport in TRANSPORTS:
+            assert measured(guarded.url, "fold", "--transport", transport, key=key)["steps"] > 0
+
+
+def test_warming_up_is_not_counted() -> None:
+    meter = Meter()
+    meter.answered(9.0)
+    meter.failed("overloaded")
+    meter.start()
+    meter.answered(0.001)
+    meter.stop()
+    meter.answered(9.0)
+    assert (meter.result()["steps"], meter.result()["max_ms"], meter.result()["errors"]) == (1, 1.0, {})
+
+
+def test_a_body_carries_the_number_of_the_timestep() -> None:
+    plan = Plan.of({"name": "m", "inputs": [{"name": "x", "dtype": "int64", "shape": [2]}]})
+    assert json.loads(plan.body(Stream("s", step=6)))["seq"] == 7
