@@ -139,7 +139,7 @@ def _draw(
     for spec in manifest.inputs:
         fact = exported.facts[spec.name]
         shape = (*lead, *spec.shape)
-        if np.dtype(spec.dtype).kind == "f":
+        if np.dtype(spec.dtype).kind == "f" and fact.vocabulary is None:
             drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
         else:  # 0 and 1 are valid in every class list and flag
             drawn[spec.name] = rng.integers(0, fact.vocabulary or 2, shape).astype(spec.dtype)

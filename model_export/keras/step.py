@@ -109,12 +109,20 @@ def _declare(walk: Walk, function: Any, tensor: Any) -> Value:
 
 
 def _has_time(function: Any, tensor: Any) -> bool:
-    """Whether axis 1 is time: of three axes or more, of unknown length, of ids, or of numbers made a column each."""
+    """Whether axis 1 is time: of three axes or more, of unknown length, of ids, or of numbers made a row each."""
     if len(tensor.shape) != 2 or tensor.shape[1] is None:
         return len(tensor.shape) > 1
     targets: list[Any] = [getattr(user, "target_shape", ()) for user in _users(function, tensor)]
     columns = all(len(target) == 2 and target[1] in {1, -1} and target[0] != 1 for target in targets)
-    return columns or _only_looked_up(function, tensor)
+    return columns or _only_looked_up(function, tensor) or _becomes_rows(function, tensor)
+
+
+def _becomes_rows(function: Any, tensor: Any) -> bool:
+    """Whether layers make a row of features of each number, say an embedding inside a layer of one's own."""
+    nodes = [node for level in function._nodes_by_depth.values() for node in level]
+    users = [n for n in nodes if isinstance(n.operation, keras.Layer) and any(tensor is t for t in n.input_tensors)]
+    shapes = [output.shape for node in users for output in node.outputs]
+    return bool(shapes) and all(len(shape) > 2 and shape[1] == tensor.shape[1] for shape in shapes)
 
 
 def _only_looked_up(function: Any, tensor: Any) -> bool:
