@@ -21,10 +21,6 @@ REFUSED: dict[tuple[str, ...], tuple[str, str]] = {
         "it makes a sequence of timesteps out of one vector",
         "Decode outside the model: feed the answer back as the next input (`rollout`).",
     ),
-    ("Attention", "AdditiveAttention", "MultiHeadAttention", "GroupQueryAttention"): (
-        "it attends over the time axis, so every answer needs all timesteps",
-        _CAUSAL,
-    ),
     ("Conv1DTranspose", "SeparableConv1D", "DepthwiseConv1D"): ("it convolves over the time axis", _CAUSAL),
     ("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"): (
         "convolutional recurrent layers have no rule yet",

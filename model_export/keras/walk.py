@@ -11,6 +11,7 @@ import keras
 
 from model_export.errors import RefusedModelError
 from model_export.keras import (
+    rules_attention,
     rules_conv,
     rules_layers,
     rules_merge,
@@ -24,6 +25,7 @@ from model_export.keras.record import record
 from model_export.keras.registry import Call, find_op_rule, find_rule, to_array
 
 RULE_MODULES = (
+    rules_attention,
     rules_conv,
     rules_layers,
     rules_merge,

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.model_export.keras import zoo_layers, zoo_masks, zoo_models, zoo_recurrent
+from tests.model_export.keras import zoo_attention, zoo_layers, zoo_masks, zoo_models, zoo_recurrent
 from tests.model_export.keras.zoo_parts import ZooModel, randomise
 
-ZOO: dict[str, ZooModel] = {**zoo_recurrent.ZOO, **zoo_masks.ZOO, **zoo_models.ZOO, **zoo_layers.ZOO}
+ZOO: dict[str, ZooModel] = {
+    **zoo_recurrent.ZOO,
+    **zoo_masks.ZOO,
+    **zoo_models.ZOO,
+    **zoo_layers.ZOO,
+    **zoo_attention.ZOO,
+}
 
 
 def build(name: str) -> Any:

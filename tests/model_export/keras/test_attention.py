@@ -1,0 +1,172 @@
+"""Attention over time and positions: what holds after the last declared timestep, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from model_export.errors import RefusedModelError
+from model_export.keras import export_model
+from model_export.keras.step import export_keras
+from model_export.manifest import Array
+from model_export.step_model import StepModel
+from tests.model_export.keras.zoo_attention import BANDED, PositionTable, T, block, causal, over
+from tests.model_export.keras.zoo_parts import RS, L, randomise
+
+HAS_SLIDING = "sliding_window" in L.MultiHeadAttention(1, 1).get_config()
+sliding = pytest.mark.skipif(not HAS_SLIDING, reason="this Keras has no sliding_window")
+
+
+def stepped(model: Any, x: Array) -> Array:
+    """Export a model, verified over what the original takes, and step it through any number of timesteps."""
+    graph, _ = export_model(model, name="m")
+    step = StepModel(graph)
+    answers, _ = step.chunk({step.manifest.inputs[0].name: x}, step.initial_states(len(x)))
+    return next(iter(answers.values()))
+
+
+def noise(steps: int, features: int = 8) -> Array:
+    return np.random.default_rng(5).standard_normal((2, steps, features)).astype(np.float32)
+
+
+@sliding
+def test_after_its_last_declared_timestep_attention_slides() -> None:
+    """It goes on as the same weights with `sliding_window=T`, which Keras can be asked for at any length."""
+    bounded = over(causal(L.MultiHeadAttention(2, 3)))
+    randomise(bounded)
+    endless = over(causal(L.MultiHeadAttention(2, 3, sliding_window=T)), None)
+    endless.set_weights(bounded.get_weights())
+    x = noise(5 * T)
+
+    np.testing.assert_allclose(stepped(bounded, x), endless(x), atol=1e-5)
+
+
+@sliding
+@pytest.mark.parametrize("layer", [lambda: L.MultiHeadAttention(2, 3, sliding_window=5), lambda: L.GroupQueryAttention(
+    3, 2, 1, sliding_window=5)])  # fmt: skip
+def test_a_sliding_window_needs_no_declared_length(layer: Callable[[], Any]) -> None:
+    model = over(causal(layer()), None)
+    randomise(model)
+
+    graph, report = export_model(model, name="m")
+
+    assert report.parity.steps == 64
+    assert StepModel(graph).manifest.states[0].shape[1] == 4, "the timestep itself is not kept twice"
+
+
+def test_a_model_of_few_timesteps_is_verified_over_those() -> None:
+    model = over(block)
+    randomise(model)
+
+    assert export_model(model, name="m")[1].parity.steps == T
+
+
+def test_a_model_of_one_timestep_keeps_nothing() -> None:
+    assert not export_keras(over(causal(L.MultiHeadAttention(2, 3)), 1), name="m").manifest.states
+
+
+def test_after_its_last_position_a_model_answers_nan() -> None:
+    """The service refuses such a row by itself; the other rows of the batch go on."""
+    model = over(lambda x: L.Add()([x, PositionTable()(x)]))
+    randomise(model)
+
+    answers = stepped(model, noise(T + 2))
+
+    assert np.isfinite(answers[:, :T]).all()
+    assert np.isnan(answers[:, T:]).all()
+
+
+def test_all_layers_share_one_position() -> None:
+    model = over(lambda x: block(block(L.Add()([x, PositionTable()(x)]))))
+
+    states = [state.input for state in export_keras(model, name="m").manifest.states]
+
+    assert states.count("stepwell.position") == 1
+
+
+def test_rows_at_different_positions_run_in_one_batch() -> None:
+    model = over(block)
+    randomise(model)
+    step = StepModel(export_model(model, name="m")[0])
+    x = noise(6)
+    _, early = step.chunk({"x": x[:1, :2]}, step.initial_states(1))
+    _, late = step.chunk({"x": x[1:, :5]}, step.initial_states(1))
+
+    both, _ = step.step({"x": x[:, 5]}, {name: np.concatenate([early[name], late[name]]) for name in early})
+    alone, _ = step.step({"x": x[1:, 5]}, late)
+
+    (name,) = both
+    np.testing.assert_array_equal(both[name][1:], alone[name])
+
+
+def masked(x: Any) -> Any:
+    h = L.LSTM(4, **RS)(L.Masking()(x))
+    return L.MultiHeadAttention(2, 2, name="odd")(h, h, use_causal_mask=True)
+
+
+def with_scores(x: Any) -> Any:
+    return L.MultiHeadAttention(2, 2, name="odd")(x, x, use_causal_mask=True, return_attention_scores=True)
+
+
+def two_axes(x: Any) -> Any:
+    h = L.Reshape((-1, 4, 2))(x)
+    return L.MultiHeadAttention(2, 2, name="odd")(h, h, use_causal_mask=True)
+
+
+def parts_over_time(x: Any) -> Any:
+    h = L.Reshape((-1, 4, 2))(x)
+    return L.MultiHeadAttention(2, 2, attention_axes=1, name="odd")(h, h, attention_mask=BANDED)
+
+
+def computed_mask(x: Any) -> Any:
+    return L.MultiHeadAttention(2, 2, name="odd")(x, x, attention_mask=x[..., :1] > 0)
+
+
+def mha(x: Any, **kwargs: Any) -> Any:
+    return L.MultiHeadAttention(2, 2, name="odd")(x, x, **kwargs)
+
+
+AHEAD = np.tril(np.ones((T, T), bool), 1)
+NOTHING = np.tril(np.ones((T, T), bool), -1)
+A_HEAD_EACH = np.ones((1, 2, T, T), bool)
+
+# name: (model of T timesteps, or of any number, words of the reason)
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "not_causal": (lambda: over(mha), "without a causal mask"),
+    "one_head_not_causal": (lambda: over(lambda x: L.Attention(name="odd")([x, x])), "without a causal mask"),
+    "endless": (lambda: over(causal(L.MultiHeadAttention(2, 2, name="odd")), None), "would grow without end"),
+    "looks_ahead": (lambda: over(lambda x: mha(x, attention_mask=AHEAD)), "timestep 1 looks at timestep 2"),
+    "looks_at_nothing": (lambda: over(lambda x: mha(x, attention_mask=NOTHING)), "lets timestep 1 look at nothing"),
+    "a_mask_of_each_head": (lambda: over(lambda x: mha(x, attention_mask=A_HEAD_EACH)), "one for all sequences and"),
+    "masked": (lambda: over(masked), "a mask reaches it"),
+    "with_scores": (lambda: over(with_scores), "also returns its scores"),
+    "two_axes": (lambda: over(two_axes), "several axes at once"),
+    "parts_over_time": (lambda: over(parts_over_time), "attends over time in rows"),
+    "computed_mask": (lambda: over(computed_mask), "computed from what comes in"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_attention_that_cannot_be_stepped_is_refused_by_name(name: str) -> None:
+    build, reason = REFUSED[name]
+    model = build()
+
+    with pytest.raises(RefusedModelError) as caught:
+        export_keras(model, name="m")
+
+    assert caught.value.problem.startswith("Layer 'odd' (")
+    assert reason in caught.value.problem
+    assert caught.value.fix
+
+
+def test_integers_of_each_timestep_are_refused_rather_than_guessed_at_the_end() -> None:
+    """A float can be NaN behind the last timestep that is known; an integer cannot."""
+    ids = keras.Input((T, 2), dtype="int32", name="ids")
+    model = keras.Model(ids, L.Embedding(99, 3)(ids + np.arange(T, dtype=np.int32)[:, None]))
+
+    with pytest.raises(RefusedModelError, match=f"int32 weights or constants of its own for each of {T} timesteps"):
+        export_keras(model, name="m")

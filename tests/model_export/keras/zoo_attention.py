@@ -1,0 +1,187 @@
+"""Zoo: attention over time with a cache, attention inside a timestep, and positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tests.model_export.keras.zoo_parts import RS, L, ZooModel, ops
+
+T = 12
+
+
+class TokenAndPosition(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """Learned positions as many guides write them: an embedding of `arange`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = L.Embedding(9, 8), L.Embedding(T, 8)
+
+    def call(self, ids: Any) -> Any:
+        return self.tokens(ids) + self.positions(ops.arange(0, ops.shape(ids)[-1]))
+
+
+class PositionTable(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """Learned positions as KerasHub gives them: a table of its own, broadcast to the batch."""
+
+    def build(self, shape: Any) -> None:
+        self.table = self.add_weight(shape=(T, shape[-1]), name="table")
+
+    def call(self, x: Any) -> Any:
+        rows, steps, width = ops.shape(x)
+        return ops.broadcast_to(
+            ops.slice(ops.convert_to_tensor(self.table), (0, 0), (steps, width)), (rows, steps, width)
+        )
+
+
+class Sines(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """Positions as sines and cosines, computed from the shape alone."""
+
+    def call(self, x: Any) -> Any:
+        rows, steps, width = ops.shape(x)
+        angles = ops.arange(steps, dtype="float32")[:, None] / 10.0 ** (ops.arange(width, dtype="float32") // 2)
+        even = ops.cast(ops.arange(width) % 2, "float32")
+        return ops.broadcast_to(ops.sin(angles) * (1 - even) + ops.cos(angles) * even, (rows, steps, width))
+
+
+class MaskedBlock(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A decoder block as many guides write it: the causal mask is made by hand, one for each row of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = L.MultiHeadAttention(2, 4)
+        self.norm, self.norm_2 = L.LayerNormalization(), L.LayerNormalization()
+        self.feed = keras.Sequential([L.Dense(16, "relu"), L.Dense(8)])
+
+    def call(self, x: Any) -> Any:
+        rows, steps = ops.shape(x)[:2]
+        mask = ops.arange(steps)[:, None] >= ops.arange(steps)
+        h = self.norm(x + self.attend(x, x, attention_mask=ops.broadcast_to(mask, (rows, steps, steps))))
+        return self.norm_2(h + self.feed(h))
+
+
+def over(build: Any, steps: int | None = T, features: int = 8) -> Any:
+    """Return a model of one input `x` of so many timesteps."""
+    x = keras.Input((steps, features), name="x")
+    return keras.Model(x, build(x))
+
+
+def block(x: Any) -> Any:
+    """Return a decoder block: attention in front of which and behind which is normalised."""
+    y = L.LayerNormalization()(x)
+    x = L.Add()([x, L.MultiHeadAttention(2, 4, dropout=0.1)(y, y, use_causal_mask=True)])
+    y = L.Dense(16, "gelu")(L.LayerNormalization()(x))
+    return L.Add()([x, L.Dense(8)(y)])
+
+
+def decoder(x: Any) -> Any:
+    return L.Dense(3)(L.LayerNormalization()(block(block(x))))
+
+
+def small_gpt() -> Any:
+    ids = keras.Input((T,), dtype="int32", name="ids")
+    return keras.Model(ids, L.Dense(9)(MaskedBlock()(TokenAndPosition()(ids))))
+
+
+def causal(layer: Any, **kwargs: Any) -> Any:
+    return lambda x: layer(x, x, use_causal_mask=True, **kwargs)
+
+
+def self_attention(layer: Any) -> Any:
+    return lambda x: layer([L.Dense(6)(x), L.Dense(5)(x), L.Dense(6)(x)], use_causal_mask=True)
+
+
+def attention_mask(mask: Any) -> Any:
+    return lambda x: L.MultiHeadAttention(2, 3)(x, x, attention_mask=mask)
+
+
+def pooled(x: Any) -> Any:
+    """The last state asks what came before it."""
+    h, last = L.GRU(6, return_state=True, **RS)(x)
+    found = L.AdditiveAttention()([L.Reshape((1, 6))(last), h])
+    return L.Dense(2)(L.Concatenate()([last, L.Flatten()(found)]))
+
+
+def to_memory() -> Any:
+    x, who = keras.Input((None, 8), name="x"), keras.Input((5,), name="who")
+    memory = L.Reshape((3, 4))(L.Dense(12)(who))
+    h = L.MultiHeadAttention(2, 3, output_shape=7)(L.LSTM(6, **RS)(x), memory)
+    return keras.Model([x, who], L.Attention(use_scale=True)([L.Dense(4)(h), memory]))
+
+
+def inside(x: Any) -> Any:
+    """Attention over the parts of each timestep."""
+    parts = L.Reshape((-1, 4, 2))(x)
+    h = L.MultiHeadAttention(2, 3, attention_axes=2)(parts, parts, attention_mask=np.tril(np.ones((4, 4), bool)))
+    h = L.Attention()([h, parts])
+    return L.GRU(3, **RS)(L.Reshape((-1, 8))(h))
+
+
+BANDED = np.tril(np.ones((T, T), bool)) & ~np.tril(np.ones((T, T), bool), -5)
+BLOCKS = np.kron(np.eye(3, dtype=bool), np.ones((4, 4), bool)) & np.tril(np.ones((T, T), bool))
+
+ZOO: dict[str, ZooModel] = {
+    "attention_causal": ZooModel(
+        lambda: over(causal(L.MultiHeadAttention(2, 3))),
+        "MultiHeadAttention with use_causal_mask",
+        "past keys and values, as many as the model has timesteps; the position in the stream",
+    ),
+    "attention_decoder": ZooModel(
+        lambda: over(decoder), "two decoder blocks: attention, LayerNormalization, Dense", "as above, for each block"
+    ),
+    "attention_grouped": ZooModel(
+        lambda: over(causal(L.GroupQueryAttention(3, 4, 2))),
+        "GroupQueryAttention, two heads for each key",
+        "past keys and values of the shared heads",
+    ),
+    "attention_one_head": ZooModel(
+        lambda: over(self_attention(L.Attention(use_scale=True))), "Attention by product", "past keys and values"
+    ),
+    "attention_concat": ZooModel(
+        lambda: over(self_attention(L.Attention(score_mode="concat"))), "Attention by sum", "past keys and values"
+    ),
+    "attention_additive": ZooModel(
+        lambda: over(self_attention(L.AdditiveAttention())), "AdditiveAttention", "past keys and values"
+    ),
+    "attention_banded": ZooModel(
+        lambda: over(attention_mask(BANDED)),
+        "a constant attention_mask that shows the last 5 timesteps",
+        "the past 4 keys and values",
+    ),
+    "attention_blocks": ZooModel(
+        lambda: over(attention_mask(BLOCKS[None])),
+        "a constant attention_mask that differs from timestep to timestep",
+        "past keys and values; the mask's row is looked up by the position in the stream",
+    ),
+    "attention_pooled": ZooModel(
+        lambda: over(pooled), "the last state attends to all timesteps so far", "past keys; the recurrent state"
+    ),
+    "attention_to_memory": ZooModel(
+        to_memory, "attention from timesteps to a static input", "no state: the memory is the same at every timestep"
+    ),
+    "attention_inside": ZooModel(
+        lambda: over(inside, None), "attention over the parts of each timestep", "no state"
+    ),
+    "positions_of_tokens": ZooModel(
+        small_gpt,
+        "a small GPT: custom layers, learned positions, a causal mask made by hand",
+        "past keys and values; the position in the stream, at which the table is looked up",
+    ),
+    "positions_table": ZooModel(
+        lambda: over(lambda x: L.SimpleRNN(3, **RS)(L.Add()([x, PositionTable()(x)]))),
+        "learned positions as KerasHub gives them",
+        "the position in the stream",
+    ),
+    "positions_sines": ZooModel(
+        lambda: over(lambda x: block(x + Sines()(x))),
+        "positions as sines",
+        "the position in the stream",
+    ),
+    "weights_of_each_timestep": ZooModel(
+        lambda: over(lambda x: L.PReLU()(L.GRU(4, **RS)(x))),
+        "PReLU with a slope for each timestep",
+        "the position in the stream",
+    ),
+}  # fmt: skip
