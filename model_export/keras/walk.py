@@ -17,6 +17,7 @@ from model_export.keras import (
     rules_merge,
     rules_norm,
     rules_ops,
+    rules_preprocessing,
     rules_recurrent,
     rules_refused,
 )
@@ -31,6 +32,7 @@ RULE_MODULES = (
     rules_merge,
     rules_norm,
     rules_ops,
+    rules_preprocessing,
     rules_recurrent,
     rules_refused,
 )  # registered by their import

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.model_export.keras import zoo_attention, zoo_layers, zoo_masks, zoo_models, zoo_recurrent
+from tests.model_export.keras import zoo_attention, zoo_layers, zoo_masks, zoo_models, zoo_preprocessing, zoo_recurrent
 from tests.model_export.keras.zoo_parts import ZooModel, randomise
 
 ZOO: dict[str, ZooModel] = {
@@ -13,6 +13,7 @@ ZOO: dict[str, ZooModel] = {
     **zoo_models.ZOO,
     **zoo_layers.ZOO,
     **zoo_attention.ZOO,
+    **zoo_preprocessing.ZOO,
 }
 
 

@@ -1,0 +1,116 @@
+"""Preprocessing layers inside a model: exact at their edges, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from model_export.errors import RefusedModelError
+from model_export.keras import export_model
+from model_export.keras.step import export_keras
+from model_export.manifest import Array
+from model_export.step_model import StepModel
+from tests.model_export.keras.zoo_parts import L
+from tests.model_export.keras.zoo_preprocessing import BOUNDS, over
+
+AUGMENTATION = [
+    L.RandomBrightness(0.3), L.RandomContrast(0.3), L.RandomFlip(), L.RandomRotation(0.3),
+    L.RandomTranslation(0.2, 0.2), L.RandomZoom(0.3), L.Solarization(0.5), L.Equalization(),
+]  # fmt: skip
+
+
+def step(layer: Any, x: Array) -> Array:
+    """Run an exported layer over timesteps without any state: `(T, *row)` to `(T, *row)`."""
+    graph, _ = export_model(over(layer, x.shape[1:], x.dtype.name), name="m")
+    answers, _ = StepModel(graph).step({"x": x}, {})
+    return next(iter(answers.values()))
+
+
+def test_a_number_on_a_bound_falls_where_keras_puts_it() -> None:
+    """Infinities and NaN as well."""
+    x = np.array([[b] for b in (*BOUNDS, -np.inf, np.inf, np.nan, 0.1)], np.float32)
+    layer = L.Discretization(BOUNDS)
+
+    np.testing.assert_array_equal(step(layer, x), layer(x))
+
+
+@pytest.mark.parametrize("mode", ["one_hot", "multi_hot", "count"])
+def test_a_class_outside_the_table_sets_no_place(mode: str) -> None:
+    x = np.array([[1, 1], [0, 7], [-1, 3]], np.int32)
+    layer = L.CategoryEncoding(4, output_mode=mode)
+    wrapped = L.TimeDistributed(layer) if mode != "one_hot" else layer
+
+    np.testing.assert_array_equal(step(wrapped, x), layer(x))
+
+
+@pytest.mark.parametrize("layer", AUGMENTATION, ids=lambda layer: type(layer).__name__)
+def test_augmentation_rests(layer: Any) -> None:
+    x = np.random.default_rng(0).random((5, 6, 6, 3)).astype(np.float32)
+
+    np.testing.assert_array_equal(step(L.TimeDistributed(layer), x), x)
+
+
+class WithoutTensorFlow:
+    """Makes a layer whose constructor wants TensorFlow, without one: only its class counts here."""
+
+    vocabulary_dtype = "int64"
+
+    def __init__(self) -> None:
+        keras.Layer.__init__(self, name="odd")
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape, "int32")
+
+
+class Words(WithoutTensorFlow, L.StringLookup):  # type: ignore[misc]  # Keras has no types
+    """A table of words."""
+
+
+class Numbers(WithoutTensorFlow, L.IntegerLookup):  # type: ignore[misc]  # Keras has no types
+    """A table of numbers."""
+
+
+class Buckets(WithoutTensorFlow, L.Hashing):  # type: ignore[misc]  # Keras has no types
+    """A hash."""
+
+
+class Text(WithoutTensorFlow, L.TextVectorization):  # type: ignore[misc]  # Keras has no types
+    """A tokenizer."""
+
+
+def frame(layer: Any) -> Any:
+    return over(L.TimeDistributed(layer), (6, 6, 3))
+
+
+# name: (model, class, words of the reason)
+REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "words": (lambda: over(Words(), (1,), "int32"), "Words", "lives in TensorFlow"),
+    "numbers": (lambda: over(Numbers(), (1,), "int32"), "Numbers", "lives in TensorFlow"),
+    "hashing": (lambda: over(Buckets(), (1,), "int32"), "Buckets", "lives in TensorFlow"),
+    "text": (lambda: over(Text(), (1,), "int32"), "Text", "lives in TensorFlow"),
+    "resizing": (lambda: frame(L.Resizing(3, 3, name="odd")), "Resizing", "whole images"),
+    "cropping": (lambda: frame(L.CenterCrop(3, 3, name="odd")), "CenterCrop", "whole images"),
+    "contrast": (lambda: frame(L.AutoContrast(name="odd")), "AutoContrast", "whole images"),
+    "many_classes_over_time": (
+        lambda: over(L.CategoryEncoding(4, output_mode="count", name="odd"), (3,), "int32"),
+        "CategoryEncoding",
+        "joins along axis 1, which is time",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_preprocessing_that_cannot_be_stepped_is_refused_by_name(name: str) -> None:
+    build, cls, reason = REFUSED[name]
+    model = build()
+
+    with pytest.raises(RefusedModelError) as caught:
+        export_keras(model, name="m")
+
+    assert f"odd' ({cls}) cannot be stepped: " in caught.value.problem
+    assert reason in caught.value.problem
+    assert caught.value.fix
