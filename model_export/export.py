@@ -13,6 +13,7 @@ from model_export.files import check_target, write_whole
 from model_export.manifest import NAME, sidecar_of
 from model_export.precision import FULL, Precision, saved
 from model_export.sources import load_source
+from model_export.spec import StepSpec
 from model_export.verify import ATOL, RTOL, ParityReport, Progress, read_user_data
 
 
@@ -95,6 +96,10 @@ def candidate_of(found: Any, *, name: str, progress: Progress | None = None) -> 
         RefusedModelError: It cannot be stepped.
         MissingExtraError: A package that this needs is not installed.
     """
+    if isinstance(found, StepSpec):
+        from model_export import torch
+
+        return torch.candidate(found, name=name, progress=progress)
     from model_export import keras
 
     return keras.candidate(found, name=name, progress=progress)

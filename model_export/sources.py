@@ -17,13 +17,14 @@ from model_export.errors import FileError, MissingExtraError, RefusedModelError,
 from model_export.spec import StepSpec
 
 _EXPORTED = (
-    "This version exports Keras models: a .keras or .h5 file, or package.module:callable that returns a keras.Model."
+    "Give a .keras or .h5 file, or package.module:callable that returns a keras.Model or, for PyTorch, a "
+    "model_export.StepSpec."
 )
 _NOT_YET = {
     ".onnx": "an ONNX sequence graph (if it already is stepwise, `stepwell adopt` describes it as it is)",
-    ".pt": "a PyTorch file",
-    ".pth": "a PyTorch file",
-    ".pt2": "a PyTorch program",
+    ".pt": "a file of PyTorch weights, which does not say what the module is",
+    ".pth": "a file of PyTorch weights, which does not say what the module is",
+    ".pt2": "a PyTorch program, traced already",
     ".tflite": "a TensorFlow Lite file",
     ".pb": "a TensorFlow graph",
     ".safetensors": "a file of weights without a model",
@@ -31,7 +32,7 @@ _NOT_YET = {
 
 
 def load_source(source: str) -> Any:
-    """Return the Keras model that a SOURCE names.
+    """Return the Keras model, or the `StepSpec` of a PyTorch module, that a SOURCE names.
 
     Args:
         source: A `.keras` or `.h5` file, or `package.module:callable`. The current folder and PYTHONPATH are
@@ -122,8 +123,10 @@ def _call(source: str, module_name: str, name: str) -> Any:
                 f"{module_name} has no {name!r}, which {source!r} asks for.", fix="Name a function that it has."
             )
         found = getattr(found, part)
-    if isinstance(found, StepSpec) or _is_keras_model(found) or not callable(found):
+    if isinstance(found, StepSpec) or _is_a("keras", "Model", found) or not callable(found):
         return found
+    if _is_a("torch", "nn.Module", found):
+        return found  # calling it would run it
     make: Callable[[], Any] = found
     try:
         return make()
@@ -141,16 +144,24 @@ def _failed(source: str, exc: Exception) -> RefusedModelError:
     )
 
 
-def _is_keras_model(found: Any) -> bool:
-    keras = sys.modules.get("keras")
-    return keras is not None and hasattr(keras, "Model") and isinstance(found, keras.Model)
+def _is_a(package: str, path: str, found: Any) -> bool:
+    """Whether something is of a framework's class; a framework that nothing has imported has made nothing."""
+    kind = sys.modules.get(package)
+    for part in path.split("."):
+        kind = getattr(kind, part, None)
+    return isinstance(kind, type) and isinstance(found, kind)
 
 
 def _checked(source: str, found: Any) -> Any:
-    if _is_keras_model(found):
+    if isinstance(found, StepSpec) or _is_a("keras", "Model", found):
         return found
-    if isinstance(found, StepSpec):
-        raise RefusedModelError(f"{source} gives a StepSpec, a PyTorch module.", fix=_EXPORTED)
+    kind = f"{type(found).__module__}.{type(found).__qualname__}"
+    if _is_a("torch", "nn.Module", found):
+        raise RefusedModelError(
+            f"{source} gives {kind}, a PyTorch module alone; expected it with examples of what it takes.",
+            fix='Return model_export.StepSpec(module, inputs={"x": torch.zeros(2, 10, 16)}, time_axis=1), or with '
+            "states={...} where `forward` takes and returns them.",
+        )
     raise RefusedModelError(
-        f"{source} gives {type(found).__module__}.{type(found).__qualname__}; expected a keras.Model.", fix=_EXPORTED
+        f"{source} gives {kind}; expected a keras.Model or a model_export.StepSpec.", fix=_EXPORTED
     )

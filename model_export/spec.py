@@ -18,10 +18,12 @@ class StepSpec:
     or one over whole sequences: `StepSpec(module, inputs={"x": example (B, T, ..)}, time_axis=1)`.
 
     Attributes:
-        module: The `torch.nn.Module`, on the CPU and in eval mode.
-        inputs: An example by input name, in `forward`'s order; B > 1 is best.
+        module: The `torch.nn.Module`; it is left as it is.
+        inputs: An example by input name, in `forward`'s order. Of a whole-sequence module, inputs without time axis
+            stay the same for a stream.
         states: The initial value by state name, in `forward`'s order; batch 1.
-        time_axis: Where the inputs of a whole-sequence module have their time axis.
+        time_axis: Where the first input of a whole-sequence module has its time axis; the batch axis is 0, or 1
+            where time is 0.
         output_names: Names for the outputs, in order.
     """
 

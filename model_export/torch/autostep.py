@@ -1,0 +1,227 @@
+"""`AutoStep`: a module over whole sequences as one that takes one timestep and its states.
+
+The module itself runs, on sequences of one timestep; its recurrent layers take their state from outside instead of
+beginning anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model_export.errors import RefusedModelError
+from model_export.torch.draw import STEPS_OF_AN_EXAMPLE
+from model_export.torch.layers import StepLayer
+from model_export.torch.recurrent import States, Stepping, Taken, stepping
+from model_export.torch.sequences import ROWS, Sequences
+
+STARTED = "started"
+"""The state that says whether a stream has begun, where the module computes an initial state from its inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of a recurrent layer within a timestep.
+
+    Attributes:
+        path: The layer's path in the module.
+        initial: What each state begins with, shape `(1, *row)`; a row is that of the layer, with an axis in front
+            where the module folds another axis into the layer's batch, and without axes of one layer.
+        inner: Rows as the layer has them.
+        computed: Whether the module computes the initial states from its inputs.
+    """
+
+    path: str
+    initial: dict[str, Tensor]
+    inner: tuple[tuple[int, ...], ...]
+    computed: bool
+
+
+@dataclass(slots=True)
+class _Feed:
+    """The states of one timestep, on their way into the layers and out of them."""
+
+    states: list[Tensor]
+    started: Tensor | None
+    calls: Iterator[_Call]
+    after: list[Tensor] = field(default_factory=list)
+
+
+class AutoStep(nn.Module):
+    """Steps any module whose memory is in `nn.LSTM`, `nn.GRU`, `nn.RNN`, their cells, and `StepLayer`s.
+
+    `forward(*inputs, *states)` takes one timestep `(batch, *row)` of every input, and returns the outputs and the
+    next states. A state is named after its layer: `encoder.lstm.h`.
+
+    Everything else in the module has to treat each timestep by itself. Whether it does is seen when the step graph
+    is compared with the module.
+    """
+
+    def __init__(self, module: Any, *, time_axis: int = 1) -> None:
+        """Wrap a module; it stays as it is.
+
+        Args:
+            module: A module over whole sequences.
+            time_axis: Where its inputs have their time axis; the batch axis is 0, or 1 where time is 0.
+        """
+        super().__init__()
+        self.module = module
+        self._time_axis = time_axis
+        self._whole: Sequences | None = None
+        self._calls: list[_Call] = []
+
+    @classmethod
+    def of(cls, whole: Sequences) -> AutoStep:
+        """Step a module of which it is known already where it has batch and time.
+
+        Raises:
+            RefusedModelError: The module does not take a single timestep.
+        """
+        made = cls(whole.module)
+        made._learn(whole)
+        return made
+
+    def initial_states(self, *timestep: Tensor) -> dict[str, Tensor]:
+        """Return every state's name and what a stream begins with, shape `(1, *row)`.
+
+        Args:
+            timestep: An example of each input, shape `(batch, *row)`; needed once.
+
+        Raises:
+            RefusedModelError: The module cannot be stepped.
+        """
+        if self._whole is None:
+            axes = (0 if self._time_axis else 1, self._time_axis)
+            long = [torch.stack([value] * STEPS_OF_AN_EXAMPLE, 1).movedim((0, 1), axes) for value in timestep]
+            names = [f"input_{at}" for at in range(len(long))]
+            self._learn(Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis))
+        states: dict[str, Tensor] = {}
+        for at, call in enumerate(self._calls):
+            again = [other.path for other in self._calls[:at]].count(call.path)
+            parts = [*filter(None, [call.path]), *([f"call{again + 1}"] if again else [])]
+            states |= {".".join([*parts, kind]): value for kind, value in call.initial.items()}
+        if any(call.computed for call in self._calls):
+            states[STARTED] = torch.zeros(1)
+        return states
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Consume one timestep.
+
+        Args:
+            values: The inputs, then the states in the order of `initial_states`; shape `(batch, *row)` each.
+
+        Returns:
+            The outputs, shape `(batch, *row)`, then the next states.
+        """
+        if self._whole is None:
+            raise RuntimeError("AutoStep needs an example first: call initial_states(*timestep).")
+        count = len(self._whole.inputs)
+        states = list(values[count:])
+        started = states.pop() if any(call.computed for call in self._calls) else None
+        feed = _Feed(states, started, iter(self._calls))
+        outputs = self._run(self._whole, values[:count], partial(_fed, feed))
+        return (*outputs, *feed.after, *([] if started is None else [torch.ones_like(started)]))
+
+    # ---------------------------------------------------------------- within
+
+    def _learn(self, whole: Sequences) -> None:
+        """Find every call of a recurrent layer, by two runs on different numbers."""
+        both: list[list[Taken]] = [[], []]
+        for seed, seen in enumerate(both):
+            timestep = [value[:, 0] for value in whole.draw.tensors(seed, ROWS, 1)]
+            with torch.no_grad():
+                self._run(whole, timestep, partial(_seen, seen))
+        self._whole = whole
+        self._calls = [_call(one, other) for one, other in zip(*both, strict=True)]
+
+    def _run(
+        self, whole: Sequences, timestep: Sequence[Tensor], handle: Callable[[Taken], tuple[Tensor, States]]
+    ) -> list[Tensor]:
+        """Run sequences of one timestep, with `handle` in the place of every recurrent layer over time."""
+        with _patched(self.module, whole.elsewhere, handle):
+            found = whole([value.unsqueeze(1) for value in timestep])
+        return [
+            value if one.time is None else value.select(1, 0) for one, value in zip(whole.outputs, found, strict=True)
+        ]
+
+
+def _seen(seen: list[Taken], taken: Taken) -> tuple[Tensor, States]:
+    """Answer for a layer as it would by itself, and note what it was called with."""
+    seen.append(taken)
+    return taken.how.advance(taken.layer, taken.x, taken.begin())
+
+
+def _fed(feed: _Feed, taken: Taken) -> tuple[Tensor, States]:
+    """Answer for a layer from the states of the stream."""
+    call = next(feed.calls)
+    count = len(call.inner)
+    states, feed.states = feed.states[:count], feed.states[count:]
+    if call.computed and feed.started is not None:
+        states = [
+            torch.where(feed.started.reshape(-1, *[1] * (old.dim() - 1)) > 0, old, new.reshape(-1, *old.shape[1:]))
+            for old, new in zip(states, taken.begin(), strict=True)
+        ]
+    inner = tuple(value.reshape(-1, *row) for value, row in zip(states, call.inner, strict=True))
+    answer, after = taken.how.advance(taken.layer, taken.x, inner)
+    feed.after += [value.reshape(-1, *old.shape[1:]) for value, old in zip(after, states, strict=True)]
+    return answer, after
+
+
+@contextmanager
+def _patched(
+    module: Any, elsewhere: frozenset[str], handle: Callable[[Taken], tuple[Tensor, States]]
+) -> Iterator[None]:
+    """Let `handle` answer for every layer with a state over time; parts of a `StepLayer` are its own affair."""
+    own = [f"{path}." for path, part in module.named_modules() if isinstance(part, StepLayer)]
+    layers = [
+        (path, layer, how)
+        for path, layer in module.named_modules()
+        if (how := stepping(layer)) and path not in elsewhere and not path.startswith(tuple(own))
+    ]
+    for path, layer, how in layers:
+        layer.forward = partial(_answer, handle, how, path, layer)
+    try:
+        yield
+    finally:
+        for _, layer, _ in layers:
+            del layer.forward
+
+
+def _answer(
+    handle: Callable[[Taken], tuple[Tensor, States]], how: Stepping, path: str, layer: Any, *args: Any, **kwargs: Any
+) -> Any:
+    given = how.take(layer, *args, *kwargs.values())  # not by name: torch's own for the first is `input`
+    if given is None:
+        return type(layer).forward(layer, *args, **kwargs)
+    answer, after = handle(Taken(path, layer, how, *given))
+    return how.give(layer, answer, after)
+
+
+def _call(one: Taken, other: Taken) -> _Call:
+    """Describe a call, seen twice with different numbers coming in."""
+    fold = one.rows // ROWS
+    if fold * ROWS != one.rows:
+        raise RefusedModelError(
+            f"{one.path!r} ({type(one.layer).__name__}) runs on {one.rows} rows for {ROWS} streams.",
+            fix="Keep the streams apart: each must have rows of its own.",
+        )
+    begin = one.begin()
+    outer = [value.reshape(ROWS, *_outer(fold, one.layer, value.shape[1:])) for value in begin]
+    fixed = all(map(torch.equal, begin, other.begin())) and all(
+        torch.equal(value, value[:1].expand_as(value)) for value in outer
+    )
+    initial = [value[:1].clone() if fixed else torch.zeros_like(value[:1]) for value in outer]
+    kinds = one.how.initial(one.layer)
+    inner = tuple(tuple(value.shape[1:]) for value in begin)
+    return _Call(one.path, dict(zip(kinds, initial, strict=True)), inner, computed=not fixed)
+
+
+def _outer(fold: int, layer: Any, row: Sequence[int]) -> tuple[int, ...]:
+    one_layer = isinstance(layer, nn.RNNBase) and row[0] == 1
+    return (*([fold] if fold > 1 else []), *(row[1:] if one_layer else row))

@@ -1,0 +1,117 @@
+"""What to feed a module for a comparison: drawn after the examples that the user gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from model_export.errors import RefusedModelError
+from model_export.manifest import Array
+from model_export.torch.outputs import numpy_dtype
+
+STEPS_OF_AN_EXAMPLE = 5
+"""Timesteps of an example that is made of a single one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a module, and where the module wants what in it.
+
+    Attributes:
+        name: Its name in the step graph.
+        row: One timestep of one stream.
+        dtype: NumPy name.
+        rows: The example's timesteps, shape `(timesteps, *row)`.
+        batch: The module's batch axis.
+        time: The module's time axis; None where it has none, or takes one timestep a call.
+        ids: Rows of the embedding table that this input is looked up in; None where it is not.
+    """
+
+    name: str
+    row: tuple[int, ...]
+    dtype: str
+    rows: Array
+    batch: int = 0
+    time: int | None = None
+    ids: int | None = None
+
+    def to_module(self, value: torch.Tensor) -> torch.Tensor:
+        """Bring `(batch, T, *row)` to the module's own axes."""
+        if self.time is None:
+            return value[:, 0].movedim(0, self.batch)
+        return value.movedim((0, 1), (self.batch, self.time))
+
+
+class Draw:
+    """Draws `{input: (rows, steps, *row)}` for a comparison; calls are as `model_export.verify.Sampler` wants them.
+
+    Attributes:
+        constant: Inputs that stay the same for all of a sequence.
+    """
+
+    def __init__(self, inputs: Sequence[Input], *, from_examples: bool = False, constant: Sequence[str] = ()) -> None:
+        """Remember what to draw.
+
+        Args:
+            inputs: The module's inputs.
+            from_examples: Draw the examples' own timesteps, for a module that does not take just any number.
+            constant: Inputs that stay the same for all of a sequence.
+        """
+        self._inputs = inputs
+        self._from_examples = from_examples
+        self._constant = constant
+
+    @property
+    def kind(self) -> str:
+        """How the report calls this data."""
+        return "example" if self._from_examples else "random"
+
+    def __call__(self, rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
+        """Draw sequences."""
+        drawn = {one.name: self._values(one, rng, (rows, steps)) for one in self._inputs}
+        for name in self._constant:
+            drawn[name][:] = drawn[name][:, :1]
+        return drawn
+
+    def tensors(self, seed: int, rows: int, steps: int) -> list[torch.Tensor]:
+        """Draw sequences in the module's order."""
+        return [torch.from_numpy(value) for value in self(np.random.default_rng(seed), rows, steps).values()]
+
+    def _values(self, one: Input, rng: np.random.Generator, lead: tuple[int, int]) -> Array:
+        if self._from_examples:
+            return one.rows[rng.integers(0, len(one.rows), lead)]
+        shape = (*lead, *one.row)
+        if np.dtype(one.dtype).kind == "f":
+            return rng.standard_normal(shape).astype(one.dtype)
+        known = np.unique(one.rows)
+        choices = np.arange(one.ids) if one.ids else known if len(known) > 1 else np.arange(2)
+        return rng.choice(choices, shape).astype(one.dtype)
+
+
+def tensors(examples: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return examples or initial states as tensors on the CPU; arrays and lists are taken too.
+
+    Raises:
+        RefusedModelError: One is no array, or of a dtype that the service has not.
+    """
+    found = {}
+    for name, value in examples.items():
+        try:
+            tensor = torch.as_tensor(value).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as exc:
+            raise RefusedModelError(
+                f"{name!r} is {type(value).__name__}; expected a tensor.", fix="Give an example as a tensor."
+            ) from exc
+        if tensor.dtype == torch.float64 and not isinstance(value, torch.Tensor):
+            tensor = tensor.float()  # what Python and NumPy call a number
+        numpy_dtype(tensor, repr(name))
+        if tensor.dtype == torch.float16:
+            raise RefusedModelError(
+                f"{name!r} is float16; expected float32.", fix="Give `.float()`: the step graph computes in float32."
+            )
+        found[name] = tensor
+    return found

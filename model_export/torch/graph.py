@@ -1,0 +1,146 @@
+"""Torch's ONNX exporters, kept quiet, with what they refuse told in a line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from model_export.errors import RefusedModelError
+from model_export.torch.modules import first_line
+
+OPSET = 18
+"""What torch's exporter writes natively; onnxruntime runs it since 1.14."""
+
+
+def step_graph(
+    module: Any, values: Sequence[Tensor], axes: Sequence[int], names: tuple[Sequence[str], Sequence[str]], *, name: str
+) -> onnx.ModelProto:
+    """Trace a module that takes one timestep and its states.
+
+    Args:
+        module: It takes tensors and returns a tuple of tensors.
+        values: An example of each, of more than one row: one row would be taken for a constant.
+        axes: Where each has its batch axis.
+        names: Of what it takes, and of what it gives.
+        name: The graph's.
+
+    Raises:
+        RefusedModelError: Torch cannot trace it, or cannot say it in ONNX.
+    """
+    batch = torch.export.Dim("batch", max=2**31 - 1)
+    dynamic = tuple({axis: batch} for axis in axes)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(module, tuple(values), dynamic_shapes=(dynamic,), strict=False)
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
+            )
+    except RefusedModelError:
+        raise
+    except Exception as exc:
+        raise _refused(exc) from exc
+    assert exported is not None
+    return _plain(exported.model_proto, name)
+
+
+def sequence_graph(
+    module: Any,
+    values: Sequence[Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+    names: tuple[Sequence[str], Sequence[str]],
+    *,
+    name: str,
+) -> onnx.ModelProto:
+    """Trace a module over whole sequences, with batch and time of any length.
+
+    The older exporter does it: the newer one fixes the number of timesteps without a word.
+
+    Args:
+        module: It takes tensors and returns a tuple of tensors.
+        values: An example of each.
+        axes: By the name of what it takes or gives: which axes are of any length, and what they are called.
+        names: Of what it takes, and of what it gives.
+        name: The graph's.
+
+    Raises:
+        RefusedModelError: Torch cannot say it in ONNX.
+    """
+    file = io.BytesIO()
+    try:
+        with quiet(), torch.no_grad():
+            torch.onnx.export(
+                module, tuple(values), file, dynamo=False, opset_version=OPSET,
+                input_names=names[0], output_names=names[1], dynamic_axes=axes,
+            )  # fmt: skip
+    except RefusedModelError:
+        raise
+    except Exception as exc:
+        raise _refused(exc) from exc
+    return _plain(onnx.load_model_from_string(file.getvalue()), name)
+
+
+class Flat(nn.Module):
+    """A module that returns a tuple of tensors, whatever the one inside returns."""
+
+    def __init__(self, module: Any, flatten: Any) -> None:
+        super().__init__()
+        self.module = module
+        self._flatten = flatten
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Run the module."""
+        return tuple(tensor for _, tensor in self._flatten(self.module(*values)))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch's exporters from talking: what fails is raised."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _refused(exc: Exception) -> RefusedModelError:
+    causes = [exc]
+    while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
+        causes.append(cause)
+    text = " ".join(str(one) for one in causes)
+    if "specialized it to be a constant" in text:
+        return RefusedModelError(
+            "The module fixes the number of rows: it works for the batch size of its example alone.",
+            fix="Take the batch size from the input, x.shape[0], instead of writing a number.",
+        )
+    return RefusedModelError(
+        f"torch {torch.__version__} cannot export the module: {first_line(causes[-1])}.",
+        fix="Write the part that it names with other operations, and try again.",
+    )
+
+
+def _plain(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Take out what says how and where the graph was made: it is larger than a small model."""
+    graph = proto.graph
+    graph.name = name
+    del graph.value_info[:], graph.metadata_props[:], proto.metadata_props[:]
+    proto.doc_string = graph.doc_string = ""
+    parts: list[Any] = [*graph.node, *graph.initializer, *graph.input, *graph.output]
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
+    return proto

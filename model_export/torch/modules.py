@@ -1,0 +1,193 @@
+"""Takes a user's module in hand: a copy on the CPU in eval mode, or a refusal by name."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from model_export.errors import RefusedModelError
+
+HOW_TO_WRITE_IT = """Write one timestep with its state as a module of its own, and give that:
+
+    class Step(torch.nn.Module):
+        def forward(self, x, h):              # x (batch, features), h (batch, 32)
+            h = torch.tanh(self.w(x) + self.u(h))
+            return self.head(h), h            # outputs first, then every next state
+
+    def spec():
+        return StepSpec(Step(), inputs={"x": torch.zeros(2, 16)}, states={"h": torch.zeros(1, 32)})
+"""
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+
+
+def prepared(module: Any) -> Any:
+    """Return a copy of a module, on the CPU and in eval mode; the user's own stays as it is.
+
+    Raises:
+        RefusedModelError: It is no module, or of a kind that cannot be exported (quantised, half precision,
+            TorchScript, without weights).
+    """
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise RefusedModelError(
+            "The module is TorchScript; expected the torch.nn.Module that it was made from.",
+            fix="Build the Python module, load the weights into it, and give that.",
+        )
+    if not isinstance(module, nn.Module):
+        raise RefusedModelError(
+            f"The module is {type(module).__module__}.{type(module).__qualname__}; expected a torch.nn.Module.",
+            fix="Give an instance of your module class.",
+        )
+    for path, part in module.named_modules():
+        if "quantized" in type(part).__module__ or "quantization" in type(part).__module__:
+            raise RefusedModelError(
+                f"{_called(path, part)} is quantised; expected float weights.",
+                fix="Export the module as it was before quantisation.",
+            )
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_meta:
+            raise RefusedModelError(f"{name!r} is on the meta device, without values.", fix="Load the weights first.")
+        if tensor.dtype in {torch.float16, torch.bfloat16}:
+            raise RefusedModelError(
+                f"{name!r} is {str(tensor.dtype).removeprefix('torch.')}; expected float32.",
+                fix="Give `module.float()`: the step graph computes in float32.",
+            )
+        if type(tensor.data) is not torch.Tensor or tensor.is_quantized:
+            raise RefusedModelError(
+                f"{name!r} is a {type(tensor.data).__name__}; expected a plain tensor.",
+                fix="Export the module as it was before quantisation or sharding.",
+            )
+    try:
+        mine: nn.Module = copy.deepcopy(module)
+    except Exception as exc:
+        raise RefusedModelError(
+            f"{type(module).__name__} cannot be copied: {exc}.",
+            fix="Detach the tensors that it keeps as attributes, or give a freshly built module.",
+        ) from exc
+    return mine.cpu().eval().requires_grad_(False)
+
+
+def run(module: Any, values: Any, *, doing: str) -> Any:
+    """Call a module without gradients.
+
+    Raises:
+        RefusedModelError: It fails; says where in the user's code.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of oneDNN, on what it leaves to others
+            return module(*values)
+    except RefusedModelError:
+        raise
+    except Exception as exc:
+        shapes = ", ".join(str(list(value.shape)) for value in values)
+        place = _place(traceback.extract_tb(exc.__traceback__))
+        raise RefusedModelError(
+            f"The module fails {doing} (shapes {shapes}): {first_line(exc)}{place}.",
+            fix="Give examples that it takes, with a batch axis, in the order of `forward`.",
+        ) from exc
+
+
+def check_behaviour(module: Any, call: Callable[[], list[torch.Tensor]]) -> None:
+    """Run a module twice on the same input, and look at what it does besides giving an answer.
+
+    Raises:
+        RefusedModelError: It changes its buffers, keeps something from call to call, draws random numbers, or
+            decides by the values of its input.
+    """
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    def seeded(seed: int) -> list[torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return call()
+
+    first = seeded(0)
+    for name, buffer in module.named_buffers():
+        if name in before and not _same(before[name], buffer):
+            raise RefusedModelError(
+                f"The module changes its buffer {name!r} in `forward`; expected a state that is taken and returned.",
+                fix=HOW_TO_WRITE_IT,
+            )
+    if all(map(_same, first, seeded(1))):
+        return
+    if all(map(_same, seeded(0), seeded(0))):
+        raise RefusedModelError(
+            "The module draws random numbers in eval mode: two runs on the same input differ.",
+            fix="Give the draw as an input; for dropout write F.dropout(x, p, self.training).",
+        )
+    raise RefusedModelError(
+        "The module keeps something from call to call: two runs on the same input differ.", fix=HOW_TO_WRITE_IT
+    )
+
+
+_ASKS_FOR_VALUES = {
+    getattr(torch.Tensor, name)
+    for name in ("__bool__", "__float__", "__int__", "__index__", "__contains__", "item", "tolist", "numpy")
+}
+
+
+class RefuseChoices(TorchFunctionMode):
+    """Refuses Python that asks for the value of a tensor which depends on the input: `if x.sum() > 0`, `.item()`.
+
+    A trace takes one branch and forgets the other, silently.
+    """
+
+    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self._kept = list(inputs)  # a tensor that lives on keeps its id for itself
+        self._from_input = {id(value) for value in inputs}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(id(value) in self._from_input for value in tree_leaves((args, kwargs))):
+            if func in _ASKS_FOR_VALUES:
+                raise RefusedModelError(
+                    f"The module decides by the value of a tensor{_place(traceback.extract_stack())}; "
+                    "expected the same operations for every input.",
+                    fix="Use torch.where(condition, a, b), or torch.clamp, instead of `if`, `float()`, `.item()`.",
+                )
+            found = func(*args, **kwargs)
+            made = [value for value in tree_leaves(found) if isinstance(value, torch.Tensor)]
+            self._kept += made
+            self._from_input |= set(map(id, made))
+            return found
+        return func(*args, **kwargs)
+
+
+def first_line(exc: BaseException) -> str:
+    """Return an error's kind and the first line of what it says."""
+    lines = str(exc).strip().splitlines()
+    return f"{type(exc).__name__}: {lines[0].rstrip('.')}" if lines else type(exc).__name__
+
+
+def _called(path: str, part: Any) -> str:
+    return f"{path!r} ({type(part).__name__})" if path else f"The module ({type(part).__name__})"
+
+
+def _place(frames: Sequence[traceback.FrameSummary]) -> str:
+    """Say the innermost line of the module's own code, if any of it is not torch's."""
+    while frames and frames[-1].filename.startswith(_HERE):
+        frames = frames[:-1]
+    theirs: list[traceback.FrameSummary] = []
+    for frame in frames:
+        if frame.filename.startswith(_HERE):
+            theirs.clear()  # what called us is no part of the module
+        elif not frame.filename.startswith(_TORCH):
+            theirs.append(frame)
+    return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))

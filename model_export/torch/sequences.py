@@ -1,0 +1,292 @@
+"""`Sequences`: a module over whole sequences, with batch and time brought to the front of all it takes and gives.
+
+Where they are in it is found by running it: what changes with the number of sequences is the batch axis, and what
+changes with the number of timesteps is the time axis.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from model_export.errors import RefusedModelError
+from model_export.torch.draw import Draw, Input, tensors
+from model_export.torch.modules import RefuseChoices, check_behaviour, run
+from model_export.torch.outputs import flatten, numpy_dtype
+
+ROWS = 3
+LENGTHS = (11, 13)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output of a module.
+
+    Attributes:
+        path: Where it stands in what the module returns.
+        batch: Its batch axis.
+        time: Its time axis; None: one answer for a whole sequence.
+        folded: Batch and time are one axis, the first.
+    """
+
+    path: str
+    batch: int
+    time: int | None
+    folded: bool = False
+
+    @property
+    def called(self) -> str:
+        """How a message calls it."""
+        return f"Output {self.path!r}" if self.path else "The output"
+
+    def from_module(self, value: torch.Tensor, steps: int) -> torch.Tensor:
+        """Bring an output to `(batch, T, *row)`, or `(batch, *row)` where it has no time."""
+        if self.time is None:
+            return value.movedim(self.batch, 0)
+        if self.folded:
+            lead = (-1, steps) if self.batch == 0 else (steps, -1)
+            value = value.reshape(*lead, *value.shape[1:])
+        return value.movedim((self.batch, self.time), (0, 1))
+
+
+class Sequences:
+    """Runs a module on whole sequences.
+
+    Attributes:
+        module: The module.
+        inputs: What it takes.
+        outputs: What it gives.
+        draw: Sequences that it takes.
+        only_length: The one number of timesteps that it takes; None: any.
+        elsewhere: Paths of recurrent layers that run over another axis than time, say frequency.
+    """
+
+    def __init__(self, module: Any, examples: Mapping[str, Any], time_axis: int) -> None:
+        """Find out by running the module where batch and time are.
+
+        Raises:
+            RefusedModelError: It does not run, takes one number of sequences only, does not give one answer per
+                timestep or sequence, or has a layer that looks ahead.
+        """
+        self.module = module
+        given = tensors(examples)
+        timed, steps = _timed(given, time_axis)
+        ids = self._look(list(given.values()))
+        self.only_length: int | None = None
+        self.draw, self.inputs, shapes, seen = self._settle(given, timed, steps, ids)
+        self.outputs = self._outputs(shapes)
+        self.elsewhere = self._elsewhere(seen)
+        self._check()
+
+    def __call__(self, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run whole sequences.
+
+        Args:
+            sequences: One per input, shape `(batch, T, *row)`.
+
+        Returns:
+            One per output, shape `(batch, T, *row)`, or `(batch, *row)` where there is one answer a sequence.
+        """
+        return self.brought(self.raw(sequences, self.inputs), sequences[0].shape[1])
+
+    def raw(self, sequences: Sequence[torch.Tensor], inputs: Sequence[Input]) -> list[torch.Tensor]:
+        """Run whole sequences, and leave the outputs as the module gives them."""
+        values = [one.to_module(value) for one, value in zip(inputs, sequences, strict=True)]
+        return [tensor for _, tensor in flatten(run(self.module, values, doing="on whole sequences"))]
+
+    def brought(self, values: Sequence[torch.Tensor], steps: int) -> list[torch.Tensor]:
+        """Bring outputs from the module's axes to `(batch, T, *row)`, or `(batch, *row)`."""
+        return [one.from_module(value, steps) for one, value in zip(self.outputs, values, strict=True)]
+
+    # ---------------------------------------------------------------- finding out
+
+    def _look(self, given: list[torch.Tensor]) -> dict[int, int]:
+        """Run the example as it is; return the embedding rows of each input that is looked up."""
+        ids: dict[int, int] = {}
+
+        def see(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = next(iter((*args, *kwargs.values())))
+            for at, one in enumerate(given):
+                if one.numel() == value.numel() and torch.equal(one.flatten().sort()[0], value.flatten().sort()[0]):
+                    ids[at] = layer.num_embeddings
+
+        with _hooked(self.module, nn.Embedding, see), _hooked(self.module, nn.RNNBase, _refuse_packed):
+            run(self.module, given, doing="on its examples")
+        return ids
+
+    def _settle(
+        self, given: Mapping[str, torch.Tensor], timed: Mapping[str, int], steps: int, ids: Mapping[int, int]
+    ) -> tuple[Draw, list[Input], list[list[torch.Size]], list[dict[str, set[tuple[int, int]]]]]:
+        """Run three sequences of two lengths, and two of one; any number of timesteps before the example's own.
+
+        An input whose size is by chance the number of timesteps is tried with a time axis first.
+        """
+        names = list(given)
+        ambiguous = [name for name in names[1:] if name in timed]
+        subsets = [s for n in range(len(ambiguous) + 1) for s in itertools.combinations(ambiguous, n)]
+        first_error: RefusedModelError | None = None
+        for lengths, constant, from_examples in itertools.product((LENGTHS, (steps, steps)), subsets, (False, True)):
+            axes = {name: axis for name, axis in timed.items() if name not in constant}
+            inputs = [
+                _input(name, value, axes.get(name), ids.get(at)) for at, (name, value) in enumerate(given.items())
+            ]
+            draw = Draw(inputs, from_examples=from_examples, constant=[one.name for one in inputs if one.time is None])
+            try:
+                sizes = ((ROWS, lengths[0]), (ROWS, lengths[1]), (2, lengths[0]))
+                runs = [self._watched(draw, inputs, rows, length) for rows, length in sizes]
+            except RefusedModelError as exc:
+                first_error = first_error or exc
+                continue
+            self.only_length = None if lengths is LENGTHS else steps
+            return draw, inputs, [shapes for shapes, _ in runs], [seen for _, seen in runs]
+        assert first_error is not None
+        raise RefusedModelError(
+            f"The module takes its examples, but no {ROWS} sequences drawn like them. {first_error.problem}",
+            fix="Build it for any number of sequences: take the batch size from the input, x.shape[0].",
+        ) from first_error
+
+    def _watched(
+        self, draw: Draw, inputs: Sequence[Input], rows: int, steps: int
+    ) -> tuple[list[torch.Size], dict[str, set[tuple[int, int]]]]:
+        """Return the outputs' shapes, and for each recurrent layer the lengths and batches that it ran over."""
+        seen: dict[str, set[tuple[int, int]]] = defaultdict(set)
+        paths = {id(layer): path for path, layer in self.module.named_modules()}
+
+        def see(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            shape = next(iter((*args, *kwargs.values()))).shape
+            if len(shape) == 3:
+                seen[paths[id(layer)]].add((shape[layer.batch_first], shape[not layer.batch_first]))
+
+        with _hooked(self.module, nn.RNNBase, see):
+            found = self.raw(draw.tensors(0, rows, steps), inputs)
+        return [value.shape for value in found], seen
+
+    def _outputs(self, shapes: list[list[torch.Size]]) -> list[Output]:
+        names = [path for path, _ in flatten(run(self.module, self._example(), doing="on whole sequences"))]
+        return [self._output(name, *three) for name, *three in zip(names, *shapes, strict=True)]
+
+    def _output(self, path: str, one: torch.Size, longer: torch.Size, fewer: torch.Size) -> Output:
+        steps, more = (self.only_length, self.only_length) if self.only_length else LENGTHS
+        what = f"Output {path!r}" if path else "The output"
+        if not len(one) == len(longer) == len(fewer):
+            raise RefusedModelError(f"{what} has a number of axes that changes.", fix="Return one fixed rank.")
+        if (one[:1], longer[:1], fewer[:1]) == ((ROWS * steps,), (ROWS * more,), (2 * steps,)):
+            batch = int(self.inputs[0].batch)
+            return Output(path, batch, 1 - batch, folded=True)
+        batches = [axis for axis in range(len(one)) if one[axis] != fewer[axis]]
+        if len(batches) != 1 or (one[batches[0]], fewer[batches[0]]) != (ROWS, 2):
+            raise RefusedModelError(
+                f"{what} has shape {list(one)} for {ROWS} sequences and {list(fewer)} for 2; expected a batch axis.",
+                fix="Return one answer per sequence; compute losses and means over the batch outside.",
+            )
+        batch = batches[0]
+        if self.only_length:
+            times = [axis for axis in range(len(one)) if axis != batch and one[axis] == steps]
+            own = self.inputs[0].time
+            return Output(path, batch, own if own in times else times[0] if times else None)
+        times = [axis for axis in range(len(one)) if one[axis] != longer[axis]]
+        if times and (len(times) > 1 or (one[times[0]], longer[times[0]]) != (steps, more)):
+            raise RefusedModelError(
+                f"{what} has shape {list(one)} for {steps} timesteps and {list(longer)} for {more}; expected one "
+                "answer per timestep, or one per sequence.",
+                fix="Pad convolutions on the left so that no timestep is lost, and take none together.",
+            )
+        return Output(path, batch, times[0] if times else None)
+
+    def _elsewhere(self, seen: list[dict[str, set[tuple[int, int]]]]) -> frozenset[str]:
+        """Return the recurrent layers whose length is another axis than time.
+
+        Raises:
+            RefusedModelError: A layer runs over time both ways, or over the batch.
+        """
+        one, longer, fewer = seen
+        elsewhere = set()
+        for path, layer in self.module.named_modules():
+            if path not in one:
+                continue
+            what = f"{path!r} ({type(layer).__name__})" if path else type(layer).__name__
+            lengths, more = ({length for length, _ in run[path]} for run in (one, longer))
+            over_time = lengths != more or lengths in ({1}, {self.only_length})
+            if not over_time and lengths == {ROWS} and {length for length, _ in fewer[path]} == {2}:
+                raise RefusedModelError(
+                    f"{what} runs over the batch axis: it has batch_first={layer.batch_first}, and the other is given.",
+                    fix=f"Build it with batch_first={not layer.batch_first}, and train it again.",
+                )
+            if over_time and getattr(layer, "bidirectional", False):
+                raise RefusedModelError(
+                    f"{what} is bidirectional: it needs the timesteps that are still to come.",
+                    fix="Train it with bidirectional=False.",
+                )
+            if not over_time:
+                elsewhere.add(path)
+        return frozenset(elsewhere)
+
+    def _check(self) -> None:
+        values = self._example()
+
+        def call() -> list[torch.Tensor]:
+            return [tensor for _, tensor in flatten(run(self.module, values, doing="on whole sequences"))]
+
+        for at, value in enumerate(call()):
+            numpy_dtype(value, self.outputs[at].called)
+        check_behaviour(self.module, call)
+        with RefuseChoices(values):
+            call()
+
+    def _example(self) -> list[torch.Tensor]:
+        drawn = self.draw.tensors(0, ROWS, self.only_length or LENGTHS[0])
+        return [one.to_module(value) for one, value in zip(self.inputs, drawn, strict=True)]
+
+
+def _timed(given: Mapping[str, torch.Tensor], time_axis: int) -> tuple[dict[str, int], int]:
+    """Return the time axis of each input that seems to have one, and the examples' number of timesteps."""
+    name, first = next(iter(given.items()))
+    if not -first.dim() <= time_axis < first.dim() or first.dim() < 2:
+        raise RefusedModelError(
+            f"Input {name!r} has shape {list(first.shape)} and time_axis {time_axis}; expected a batch axis and that.",
+            fix="Give an example (batch, timesteps, features) and time_axis=1.",
+        )
+    axis = time_axis % first.dim()
+    steps = first.shape[axis]
+    timed = {name: axis}
+    for other, value in list(given.items())[1:]:
+        places = [a for a in (axis, value.dim() - 1, 1, 0) if a < value.dim() and value.shape[a] == steps]
+        places = [a for a in places if a != (0 if axis else 1)]
+        if places:
+            timed[other] = places[0]
+    return timed, steps
+
+
+def _input(name: str, example: torch.Tensor, time: int | None, ids: int | None) -> Input:
+    batch = 1 if time == 0 else 0
+    front = example.movedim(batch, 0) if time is None else example.movedim((batch, time), (0, 1)).flatten(0, 1)
+    blank = Input(name, tuple(front.shape[1:]), numpy_dtype(example, repr(name)), np.asarray(front), batch, time)
+    return replace(blank, ids=ids)
+
+
+@contextmanager
+def _hooked(module: Any, kind: Any, see: Any) -> Iterator[None]:
+    handles = [
+        layer.register_forward_pre_hook(see, with_kwargs=True) for layer in module.modules() if isinstance(layer, kind)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_packed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if isinstance(next(iter((*args, *kwargs.values()))), nn.utils.rnn.PackedSequence):
+        raise RefusedModelError(
+            f"{type(layer).__name__} is given a packed sequence; a stream has no length to pack.",
+            fix="Leave pack_padded_sequence out when the lengths are not given: the answers are the same.",
+        )

@@ -1,0 +1,135 @@
+"""`export_whole`: a module over whole sequences, as a step graph with its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_export.candidate import Candidate
+from model_export.errors import RefusedModelError, TensorError
+from model_export.manifest import Array
+from model_export.torch.autostep import AutoStep
+from model_export.torch.draw import Draw
+from model_export.torch.modules import HOW_TO_WRITE_IT, prepared
+from model_export.torch.sequences import LENGTHS, ROWS, Sequences
+from model_export.torch.step import Step, candidate
+from model_export.verify import PrefixAnswers
+
+PREFIXES = (1, 2, 3, 17)
+"""Lengths at which an answer for a whole sequence is asked of the module, besides the full one."""
+
+_ATOL, _RTOL = 1e-4, 1e-3
+"""How near a stepped module must come to itself to be exported that way; the export's own proof is stricter."""
+
+
+def export_whole(
+    module: Any, inputs: Mapping[str, Any], *, time_axis: int, name: str, output_names: Sequence[str] | None = None
+) -> Candidate:
+    """Make a step graph of a module over whole sequences; not yet proven.
+
+    Args:
+        module: `forward(*inputs)`.
+        inputs: An example by name, in the order of `forward`; one without time axis stays the same for a stream.
+        time_axis: Where the first input has its time axis; the batch axis is 0, or 1 where time is 0.
+        name: The model's name in its manifest.
+        output_names: Names for the outputs, in order.
+
+    Raises:
+        RefusedModelError: The module cannot be stepped; says why.
+    """
+    whole = Sequences(prepared(module), inputs, time_axis)
+    step = _stepped(whole)
+    return candidate(
+        step,
+        lambda names: Whole(whole, names),
+        {whole.draw.kind: whole.draw},
+        name=name,
+        names=output_names,
+        only_length=whole.only_length,
+    )
+
+
+class Whole:
+    """The module itself on whole sequences, as the original of a parity check."""
+
+    def __init__(self, whole: Sequences, names: Sequence[str]) -> None:
+        self._whole = whole
+        self._names = names
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
+        """Return each output's answers for `{input: (batch, T, *row)}`.
+
+        Raises:
+            TensorError: The module takes one length only, and it is not this one.
+        """
+        whole = self._whole
+        values = [torch.from_numpy(np.ascontiguousarray(inputs[one.name])) for one in whole.inputs]
+        length = values[0].shape[1]
+        if whole.only_length not in {None, length}:
+            raise TensorError(
+                f"The sequences have {length} timesteps; expected {whole.only_length}, the one length that the "
+                "module takes.",
+                fix="Send sequences of that length.",
+            )
+        found = whole(values)
+        answers: dict[str, Array | PrefixAnswers] = {
+            name: np.asarray(value)
+            for name, one, value in zip(self._names, whole.outputs, found, strict=True)
+            if one.time is not None
+        }
+        if len(answers) < len(found):
+            steps = sorted({n for n in PREFIXES if n < length and not whole.only_length} | {length})
+            runs = [found if n == length else whole([value[:, :n] for value in values]) for n in steps]
+            for at, (name, one) in enumerate(zip(self._names, whole.outputs, strict=True)):
+                if one.time is None:
+                    answers[name] = PrefixAnswers(steps, np.stack([np.asarray(run[at]) for run in runs], axis=1))
+        return answers
+
+
+def _stepped(whole: Sequences) -> Step:
+    """Step the module with the states of its recurrent layers.
+
+    Raises:
+        RefusedModelError: It takes no single timestep, or answers otherwise than for whole sequences.
+    """
+    module = AutoStep.of(whole)
+    inputs = [replace(one, batch=0, time=None) for one in whole.inputs]
+    taken = {one.name for one in inputs}
+    states = {_free(name, taken): value for name, value in module.initial_states().items()}
+    draw = Draw(
+        inputs,
+        from_examples=whole.draw.kind == "example",
+        constant=[one.name for one in whole.inputs if one.time is None],
+    )
+    step = Step(module, draw, inputs, states, [0] * len(states), [one.path for one in whole.outputs])
+    length = whole.only_length or LENGTHS[0]
+    values = whole.draw.tensors(2, ROWS, length)
+    want = whole(values)
+    now, got = step.initial(ROWS), []
+    for t in range(length):
+        outputs, now = step([*(value[:, t] for value in values), *now])
+        got.append([value for _, value in outputs])
+    for at, (one, expected) in enumerate(zip(whole.outputs, want, strict=True)):
+        found = got[-1][at] if one.time is None else torch.stack([answers[at] for answers in got], dim=1)
+        if not _near(found, expected):
+            raise RefusedModelError(
+                f"{one.called} depends on more of the past than the recurrent layers carry.", fix=HOW_TO_WRITE_IT
+            )
+    return step
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    return bool(torch.allclose(found.double(), expected.double(), rtol=_RTOL, atol=_ATOL, equal_nan=True))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_state"
+    return name

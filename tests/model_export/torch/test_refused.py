@@ -1,0 +1,150 @@
+"""What cannot be stepped is refused by name, with the reason and what to do; and the module stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from model_export import StepSpec
+from model_export.errors import RefusedModelError
+from model_export.torch import candidate
+from tests.model_export.torch.zoo_parts import nn, of, torch, whole
+
+pytestmark = pytest.mark.torch
+
+F = torch.nn.functional
+
+
+def lstm(**more: Any) -> Any:
+    return nn.LSTM(4, 6, **{"batch_first": True, **more})
+
+
+def stepwise(run: Callable[..., Any], *, state: Any = None, **parts: Any) -> StepSpec:
+    """Return a spec of one input `x` (2, 4) and one state `h`, by default (1, 4)."""
+    h = torch.zeros(1, 4) if state is None else state
+    return StepSpec(of(run, **parts), inputs={"x": torch.randn(2, 4)}, states={"h": h})
+
+
+class Keeps(nn.Module):  # type: ignore[name-defined]  # torch is what was imported, or the tests are skipped
+    """Remembers its state by itself, in a buffer or in an attribute."""
+
+    def __init__(self, *, in_buffer: bool) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 4)
+        self.register_buffer("h", torch.zeros(1, 4))
+        self.kept: Any = torch.zeros(1, 4)
+        self.in_buffer = in_buffer
+
+    def forward(self, x: Any) -> Any:
+        before = self.h if self.in_buffer else self.kept
+        h = self.cell(x[:, -1], before[:1].expand(x.shape[0], 4))
+        if self.in_buffer:
+            self.h[:] = h[:1]
+        else:
+            self.kept = h
+        return h
+
+
+def packed(m: Any, x: Any) -> Any:
+    lengths = torch.full((x.shape[0],), x.shape[1])
+    return nn.utils.rnn.pad_packed_sequence(m.lstm(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))[0])[
+        0
+    ]
+
+
+def encoder_decoder(m: Any, x: Any) -> Any:
+    return m.decoder(x, m.encoder(x)[1])[0]
+
+
+def branches(m: Any, x: Any) -> Any:
+    h = m.lstm(x)[0]
+    if h.relu_().sum() > 0:
+        return h
+    return -h
+
+
+def own_recurrence(m: Any, x: Any) -> Any:
+    h, answers = x.new_zeros(x.shape[0], 4), []
+    for timestep in x.unbind(1):
+        h = torch.tanh(m.w(timestep) + m.u(h))
+        answers.append(h)
+    return torch.stack(answers, dim=1)
+
+
+WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
+    "both_ways": (
+        lambda: whole(of(lambda m, x: m.rnn(x)[0], rnn=lstm(bidirectional=True))),
+        "'rnn' (LSTM) is bidirectional",
+    ),
+    "batch_for_time": (
+        lambda: whole(of(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(4, 6))),
+        "'rnn' (LSTM) runs over the batch axis",
+    ),
+    "packed": (lambda: whole(of(packed, lstm=lstm())), "given a packed sequence"),
+    "buffer": (lambda: whole(Keeps(in_buffer=True)), "changes its buffer 'h'"),
+    "attribute": (lambda: whole(Keeps(in_buffer=False)), "keeps something from call to call"),
+    "random": (
+        lambda: whole(of(lambda m, x: F.dropout(m.lstm(x)[0], 0.5), lstm=lstm())),
+        "draws random numbers in eval mode",
+    ),
+    "branches": (lambda: whole(of(branches, lstm=lstm())), "decides by the value of a tensor (test_refused.py, line "),
+    "shorter": (lambda: whole(nn.Conv1d(4, 4, 3), 2, 4, 9, time_axis=2), "expected one answer per timestep"),
+    "no_batch": (lambda: whole(of(lambda m, x: m.lstm(x)[0].mean(0), lstm=lstm())), "expected a batch axis"),
+    "one_batch": (lambda: whole(of(lambda m, x: x + m.p, p=nn.Parameter(torch.ones(2, 1, 4)))), "no 3 sequences"),
+    "fails": (lambda: whole(nn.Linear(5, 2)), "fails on its examples (shapes [2, 7, 4]): RuntimeError"),
+    "text": (lambda: whole(of(lambda m, x: (m.lstm(x)[0], "done"), lstm=lstm())), "returns str at '1'"),
+    "complex": (lambda: whole(of(lambda m, x: torch.fft.fft(x, dim=2), lstm=lstm())), "is complex64"),
+    "time_axis": (lambda: whole(nn.Linear(4, 2), time_axis=3), "shape [2, 7, 4] and time_axis 3"),
+    "encoder_decoder": (
+        lambda: whole(of(encoder_decoder, encoder=lstm(), decoder=nn.LSTM(4, 6, batch_first=True))),
+        "",
+    ),
+    "own_recurrence": (lambda: whole(of(own_recurrence, w=nn.Linear(4, 4), u=nn.Linear(4, 4))), ""),
+    "symmetric": (lambda: whole(nn.Conv1d(4, 4, 3, padding=1), 2, 4, 9, time_axis=2), ""),
+    "over_time": (lambda: whole(of(lambda m, x: m.lstm(x)[0].softmax(1), lstm=lstm())), ""),
+}
+STATES: dict[str, tuple[Callable[[], StepSpec], str]] = {
+    "no_states_back": (lambda: stepwise(lambda m, x, h: x + h), "returns 1 tensors; expected at least one output"),
+    "other_shape": (
+        lambda: stepwise(lambda m, x, h: (x, torch.cat([h, h], -1))),
+        "State 'h' comes back as torch.float32 of [2, 8]",
+    ),
+    "other_dtype": (lambda: stepwise(lambda m, x, h: (x, h.long())), "State 'h' comes back as torch.int64"),
+    "no_row": (lambda: stepwise(lambda m, x, h: (x, h), state=torch.zeros(4)), "expected one row, with a batch axis"),
+    "branches": (
+        lambda: stepwise(lambda m, x, h: (x, h + 1) if h.max() > 3 else (x, h)),
+        "decides by the value of a tensor",
+    ),
+    "mixed_rows": (lambda: stepwise(lambda m, x, h: (x.sum(0, keepdim=True), h)), "expected the batch axis first"),
+    "no_axes": (
+        lambda: StepSpec(of(lambda m, x, h: (x + h, h)), inputs={"x": 1.0}, states={"h": torch.zeros(1, 4)}),
+        "Input 'x' has no axes",
+    ),
+    "names": (
+        lambda: StepSpec(nn.GRUCell(4, 4), inputs={"h": torch.zeros(2, 4)}, states={"h": torch.zeros(1, 4)}),
+        "'h' names both an input and a state",
+    ),
+}
+
+
+def refusal(spec: StepSpec) -> RefusedModelError:
+    with pytest.raises(RefusedModelError) as caught:
+        candidate(spec, name="refused")
+    assert caught.value.fix
+    return caught.value
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_module_over_whole_sequences_is_refused_with_the_reason(name: str) -> None:
+    build, told = WHOLE[name]
+
+    assert told in refusal(build()).problem
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_module_that_takes_its_states_is_refused_with_the_reason(name: str) -> None:
+    build, told = STATES[name]
+
+    assert told in refusal(build()).problem

@@ -1,0 +1,35 @@
+"""Every module of the zoo: exported, and equal to itself on whole sequences."""
+
+from __future__ import annotations
+
+import copy
+
+import onnx
+import pytest
+
+from model_export.candidate import prove
+from model_export.step_model import StepModel
+from model_export.torch import candidate
+from tests.model_export.torch import zoo
+from tests.model_export.torch.zoo_parts import torch
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_a_module_of_the_zoo_equals_itself_step_by_step(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The export itself compares 64 timesteps of nine sequences, and rows in a batch with rows alone."""
+    spec = zoo.build(name)
+    before = copy.deepcopy(spec.module.state_dict())
+    training = spec.module.training
+    graph, report = prove(candidate(spec, name=name))
+
+    model = StepModel(graph)
+    assert report.parity.max_abs <= report.parity.atol == 1e-5
+    assert report.parity.steps == 64
+    assert all(output.compared >= 9 for output in report.outputs)
+    assert model.batched
+    onnx.checker.check_model(onnx.load_model_from_string(graph), full_check=True)
+    assert capfd.readouterr() == ("", ""), "torch's exporter keeps quiet"
+    assert spec.module.training == training, "the user's own module stays as it is"
+    assert all(torch.equal(value, before[key]) for key, value in spec.module.state_dict().items())
