@@ -1,0 +1,228 @@
+"""`step_of`: a sequence graph as one step graph and its manifest, not yet verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+from model_export.errors import RefusedModelError
+from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
+from model_export.sequence.branches import without_known_branches
+from model_export.sequence.door import Door, Doors, find_doors
+from model_export.sequence.facts import Dim, Facts, gather_facts, session
+from model_export.sequence.load import load_graph
+from model_export.sequence.rules_cut import concat, gather, pad, slice_, split
+from model_export.sequence.rules_plain import count_up, pointwise, reshape, squeeze
+from model_export.sequence.rules_recurrent import cumsum, gated, loop, native, scan
+from model_export.sequence.rules_window import convolution, transposed
+from model_export.sequence.walk import Tensor, Walk
+
+RULES: dict[str, Callable[[Walk, onnx.NodeProto], None]] = {
+    "AveragePool": convolution,
+    "CausalConvWithState": native,
+    "Concat": concat,
+    "Conv": convolution,
+    "ConvTranspose": transposed,
+    "CumSum": cumsum,
+    "Expand": reshape,
+    "GRU": gated,
+    "Gather": gather,
+    "LSTM": gated,
+    "LinearAttention": native,
+    "Loop": loop,
+    "LpPool": convolution,
+    "MaxPool": convolution,
+    "Pad": pad,
+    "RNN": gated,
+    "Range": count_up,
+    "Reshape": reshape,
+    "Scan": scan,
+    "Slice": slice_,
+    "Split": split,
+    "Squeeze": squeeze,
+}
+"""Operators that need more than to be emitted as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFacts:
+    """Where an output of the sequence graph has its axes.
+
+    Attributes:
+        time: Axis of the timesteps; None: one answer for the whole sequence.
+        batch: Axis of the rows; None: it has none.
+        extra: How many timesteps longer than the sequence it is.
+        order: How a folded axis holds both: `BT` or `TB`; empty: they have an axis each.
+    """
+
+    time: int | None
+    batch: int | None
+    extra: int = 0
+    order: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """A step graph with what it came from.
+
+    Attributes:
+        proto: The step graph, without manifest.
+        manifest: What it takes, carries and gives.
+        graph: The sequence graph, in its plain form.
+        doors: What the sequence graph takes.
+        outputs: Where its answers have their axes.
+    """
+
+    proto: onnx.ModelProto
+    manifest: Manifest
+    graph: onnx.ModelProto
+    doors: Doors
+    outputs: dict[str, OutputFacts]
+
+
+def step_of(
+    source: Any,
+    *,
+    name: str,
+    time_axes: Mapping[str, int] | None = None,
+    constants: Mapping[str, Array] | None = None,
+) -> SequenceStep:
+    """Make the step graph of a sequence graph.
+
+    Raises:
+        UnclearModelError: No time axis can be found.
+        RefusedModelError: A node cannot be stepped; names it and says why.
+    """
+    graph = load_graph(source, constants or {})
+    doors = find_doors(graph, declared_of(source, graph), time_axes=time_axes or {})
+    graph = without_known_branches(graph, doors)
+    facts = facts_of(graph, doors)
+    walk = Walk(graph, facts)
+    inputs = [_take(walk, door) for door in doors.doors]
+    walk.run(RULES, pointwise)
+    answers, outputs = _give(walk, doors)
+    manifest = Manifest(
+        name=name,
+        inputs=[spec for spec in inputs if spec is not None],
+        states=walk.graph.states,
+        outputs=answers,
+        batch=BatchSpec(mode="single" if doors.only_rows is not None or walk.graph.has_position else "stack"),
+    )
+    return SequenceStep(walk.graph.proto(name, graph), manifest, graph, doors, outputs)
+
+
+def facts_of(graph: onnx.ModelProto, doors: Doors) -> Facts:
+    """Run a graph as its facts need it."""
+    loaded = cache(lambda _steps: session(graph, every_tensor=True))
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    return gather_facts(lambda _steps: loaded(0), doors.feeds, weights, only_rows=doors.only_rows)
+
+
+def declared_of(source: Any, graph: onnx.ModelProto) -> dict[str, list[int | str | None]]:
+    """Return what a model declares of the axes of its inputs."""
+    model = source if isinstance(source, onnx.ModelProto) else onnx.load(str(source), load_external_data=False)
+    wanted = {value.name for value in graph.graph.input}
+    return {
+        value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+        if value.name in wanted
+    }
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
+
+
+def _take(walk: Walk, door: Door) -> InputSpec | None:
+    """Let the walk begin with an input; return its spec where it is asked of the caller."""
+    if door.role != "asked":
+        walk.tensors[door.name] = Tensor("known")
+        return None
+    axes = [axis for axis in range(len(door.sizes)) if axis not in {door.batch, door.time}]
+    if door.time is not None:
+        walk.tensors[door.name] = Tensor("timed", door.name, 0)
+    else:
+        walk.tensors[door.name] = Tensor("fixed", door.name)
+    spec = _spec(
+        InputSpec, door.name, door.dtype, [door.sizes[axis] for axis in axes], batch=door.batch, time=door.time
+    )
+    walk.graph.input(spec)
+    return spec
+
+
+def _spec(kind: Any, name: str, dtype: str, row: list[int], *, batch: int | None, time: int | None) -> Any:
+    """Return the spec of a tensor that has a time axis of length 1 in the graph."""
+    graph_row = list(row)
+    if time is not None:
+        graph_row.insert(time - (batch is not None and batch < time), 1)
+    return kind(
+        name=name, dtype=dtype, shape=row, batch_axis=batch, graph_shape=graph_row if graph_row != row else None
+    )
+
+
+def _give(walk: Walk, doors: Doors) -> tuple[list[OutputSpec], dict[str, OutputFacts]]:
+    """Declare the answers; leave out what a recurrence carries where its initial value was an input too."""
+    answers, outputs = [], {}
+    dropped: list[str] = []
+    bound = [door for door in doors.doors if door.role == "state"]
+    for value in walk.model.graph.output:
+        tensor = walk.tensor(value.name)
+        if tensor.kind not in {"timed", "last"} or not walk.facts.value(value.name).size:
+            continue
+        if tensor.kind == "last" and any(_carries_on(walk, value.name, door) for door in bound):
+            dropped.append(value.name)
+            continue
+        spec, facts = _answer(walk, value.name)
+        answers.append(spec)
+        outputs[value.name] = facts
+    for name in dropped if not answers else []:
+        spec, facts = _answer(walk, name)
+        answers.append(spec)
+        outputs[name] = facts
+    if not answers:
+        raise RefusedModelError(
+            f"No output of the graph depends on the timesteps; its outputs are "
+            f"{[value.name for value in walk.model.graph.output]}.",
+            fix="Export the part of the model that answers the sequence.",
+        )
+    return answers, outputs
+
+
+def _carries_on(walk: Walk, name: str, door: Door) -> bool:
+    dims = walk.facts.dims(name)
+    shape = [3 if dim.has_batch else int(dim.fixed) for dim in dims]
+    return shape == list(door.shape(3, 1)) and walk.dtype(name) == door.dtype
+
+
+def _answer(walk: Walk, name: str) -> tuple[OutputSpec, OutputFacts]:
+    tensor, dims = walk.tensor(name), walk.facts.dims(name)
+    time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
+    if any(dim.has_batch for axis, dim in enumerate(dims) if axis != batch):
+        raise RefusedModelError(f"Output {name!r} has the rows of the batch on two axes.", fix="Give one row a stream.")
+    step = walk.due(name)[0] if tensor.kind == "timed" else tensor.step
+    folded = time is not None and batch == time
+    sizes = [dim.at_one_step()[0] for dim in dims]
+    if batch is not None and dims[batch].at_one_step()[1] != 1:
+        step = walk.graph.op("Reshape", step, walk.graph.ints([-1, *_unfolded(dims, batch, time)]))
+        row = _unfolded(dims, batch, time)
+        spec = OutputSpec(name=name, dtype=walk.dtype(name), shape=row)
+    else:
+        row = [size for axis, size in enumerate(sizes) if axis not in {time, batch}]
+        spec = _spec(OutputSpec, name, walk.dtype(name), row, batch=batch, time=None if folded else time)
+    walk.graph.output(spec, step)
+    extra = walk.facts.surplus(name) if time is not None else 0
+    return spec, OutputFacts(time, batch, extra, walk.facts.order(name) if folded else "")
+
+
+def _unfolded(dims: Sequence[Dim], batch: int, time: int | None) -> list[int]:
+    if batch:
+        raise RefusedModelError("An output holds several values per row folded into an axis that is not its first.")
+    rest = [dim.at_one_step()[0] for axis, dim in enumerate(dims) if axis not in {batch, time}]
+    return [dims[batch].at_one_step()[1], *rest]

@@ -1,0 +1,388 @@
+"""Walks a sequence graph node by node and emits the step graph: the same nodes on one timestep, plus states.
+
+How the time of a tensor is kept: it is `extra` timesteps longer than the sequence, and at step t the step graph
+holds its element t + `offset`. Padding in front raises the offset, a convolution lowers it by what it looks back on,
+cutting off the front lowers it too; the end of a tensor plays no part until an answer is due: that for timestep t
+is element t + extra, so a tensor whose extra is larger than its offset looks ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from model_export.errors import RefusedModelError
+from model_export.manifest import Array
+from model_export.sequence.facts import TOUCHED, Dim, Facts
+from model_export.sequence.graph import StepGraph, plain
+from model_export.sequence.load import attributes, captures, opset_of, rename_captures
+
+Kind = Literal["known", "fixed", "timed", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """What is known of a tensor of the sequence graph.
+
+    Attributes:
+        kind: `known` from the weights and the sizes alone; `fixed`: from inputs without time axis; `timed`: one
+            value per timestep; `last`: one value that is final after the last timestep.
+        step: The tensor in the step graph; empty for a known one, which is emitted when it is used.
+        offset: At step t the step graph holds element t + offset; None: all elements are equal.
+        position: Whether it counts the timesteps, so that it grows without end.
+        blame: The node that made it look ahead.
+    """
+
+    kind: Kind
+    step: str = ""
+    offset: int | None = None
+    position: bool = False
+    blame: str = ""
+
+
+class Walk:
+    """The pass over one sequence graph."""
+
+    def __init__(self, model: onnx.ModelProto, facts: Facts) -> None:
+        self.model = model
+        self.facts = facts
+        self.opset = opset_of(model)
+        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        names = {name for node in model.graph.node for name in (*node.input, *node.output)}
+        names |= {value.name for value in (*model.graph.input, *model.graph.output)} | self.weights.keys()
+        self.graph = StepGraph(sorted(names))
+        self.tensors: dict[str, Tensor] = dict.fromkeys(self.weights, Tensor("known"))
+        self._emitted: dict[str, str] = {}
+        self._windows: dict[tuple[str, int, float], str] = {}
+        self._copies: dict[str, dict[str, str]] = {}
+        self._outputs = {value.name for value in model.graph.output}
+
+    def run(self, rules: dict[str, Callable[[Walk, onnx.NodeProto], None]], default: Any) -> None:
+        """Walk all nodes.
+
+        Raises:
+            RefusedModelError: A node cannot be stepped; names it and says why.
+        """
+        for node in self.model.graph.node:
+            if not self._is_known(node):
+                rules.get(node.op_type, default)(self, node)
+                for name in filter(None, node.output):
+                    self._check_causal(node, name)
+
+    # ---------------------------------------------------------------- what rules ask
+
+    def tensor(self, name: str) -> Tensor:
+        """Return what is known of a tensor."""
+        return self.tensors[name]
+
+    def timed(self, node: onnx.NodeProto, names: Iterable[str] | None = None) -> list[str]:
+        """Return a node's inputs, or those of `names`, with one value per timestep that differ over time."""
+        given = self.uses(node) if names is None else [name for name in names if name]
+        return [n for n in given if self.tensors[n].kind == "timed" and self.tensors[n].offset is not None]
+
+    def uses(self, node: onnx.NodeProto) -> list[str]:
+        """Return the tensors that a node takes, those used in its bodies included."""
+        return [name for name in dict.fromkeys((*node.input, *captures(node))) if name]
+
+    def known(self, name: str) -> Any:
+        """Return the value of a known tensor in every run; None for another."""
+        return self.facts.values(name) if name and self.tensors[name].kind == "known" else None
+
+    def refuse(self, node: onnx.NodeProto, reason: str, fix: str = "") -> RefusedModelError:
+        """Return the error for a node that cannot be stepped."""
+        return RefusedModelError(
+            f"Node {node.name!r} ({node.op_type}) {reason}.",
+            fix=fix or "A step knows the timesteps so far, not the ones to come: train or export a causal model.",
+        )
+
+    # ---------------------------------------------------------------- tensors of the step graph
+
+    def ref(self, name: str, offset: int | None = None, node: onnx.NodeProto | None = None) -> str:
+        """Return the tensor of the step graph for one of the sequence graph.
+
+        Args:
+            name: The tensor of the sequence graph; empty for an input that is left out.
+            offset: The offset at which a timed tensor is wanted; it is delayed where it is ahead.
+            node: Who asks, for the message.
+        """
+        if not name:
+            return ""
+        tensor = self.tensors[name]
+        if tensor.kind == "known":
+            return self._emit_known(name, node)
+        if tensor.kind != "timed" or offset is None or tensor.offset is None:
+            return tensor.step
+        return self.delayed(name, tensor.offset - offset)
+
+    def delayed(self, name: str, steps: int) -> str:
+        """Return a tensor as it was so many timesteps before."""
+        if not steps:
+            return self.tensors[name].step
+        window = self.window(name, steps)
+        return self.graph.op("Gather", window, self.graph.ints([0]), axis=self.facts.time_axis(name))
+
+    def window(self, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
+        """Return a tensor's last `past` timesteps and this one, joined on its time axis.
+
+        Args:
+            name: A timed tensor.
+            past: How many timesteps before this one.
+            fill: What stands before the tensor's first element.
+            label: What the state is named after; the tensor by default.
+        """
+        return self.window_of(self.tensors[name].step, name, past, fill, label)
+
+    def window_of(self, step: str, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
+        """Return the same for another tensor of the step graph that stands for `name`."""
+        if not past:
+            return step
+        if (step, past, fill) not in self._windows:
+            axis, offset = self.facts.time_axis(name), self.tensors[name].offset
+            assert axis is not None
+            assert offset is not None
+            dims = list(self.facts.dims(name))
+            if dims[axis].multiple != 1 or dims[axis].both:
+                raise RefusedModelError(
+                    f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
+                    fix="Export the model with time on an axis of its own.",
+                )
+            dims[axis] = Dim(Fraction(past))
+            init = self._history(name, axis, offset, past, fill)
+            state, spec = self.graph.state(f"{plain(label or name)}.past", dims, self.dtype(name), init)
+            joined = self.graph.op("Concat", state, step, axis=axis)
+            kept = self.graph.ints(list(range(1, past + 1)))
+            self.graph.next_state(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
+            self._windows[step, past, fill] = joined
+        return self._windows[step, past, fill]
+
+    def begun(self, steps: int, dims: Sequence[Dim]) -> str:
+        """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
+        graph = self.graph
+        early = graph.op("Less", graph.count(), graph.ints([steps]))
+        sizes = [dim.at_one_step() for dim in dims]
+        batch = next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
+        if batch is not None and sizes[batch][1] > 1:  # rows folded with another axis: each row's flag, repeated
+            per_row = sizes[batch][1]
+            early = graph.op("Expand", graph.op("Reshape", early, graph.ints([-1, 1])), graph.ints([1, per_row]))
+        shape = [1] * len(dims)
+        if batch is not None:
+            shape[batch] = -1
+        return graph.op("Not", graph.op("Reshape", early, graph.ints(shape)))
+
+    def started(self, tensor: str, name: str, offset: int, fill: Any) -> str:
+        """Return a tensor with `fill` instead of its elements below 0, which the sequence graph does not have."""
+        if offset >= 0:
+            return tensor
+        value = self.graph.constant(np.asarray(fill, self.dtype(name)))
+        return self.graph.op("Where", self.begun(-offset, self.facts.dims(name)), tensor, value)
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's NumPy type."""
+        return str(np.asarray(self.facts.value(name)).dtype.name)
+
+    # ---------------------------------------------------------------- what rules say
+
+    def copy(self, node: onnx.NodeProto, offset: int | None, **changed: str) -> onnx.NodeProto:
+        """Emit a node as it is, on the tensors of the step graph.
+
+        Args:
+            node: The node of the sequence graph.
+            offset: The offset at which it takes its timed inputs.
+            changed: Other inputs by place: `i0`, `i1` and so on.
+        """
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            made.input[place] = changed.get(f"i{place}") or self.ref(name, offset, node)
+        rename_captures(made, {name: self.ref(name, offset, node) for name in captures(node)})
+        for place, name in enumerate(node.output):
+            made.output[place] = self.fresh(name) if name else ""
+        self._copies[node.name] = dict(zip(node.output, made.output, strict=True))
+        self.graph.add_node(made)
+        return made
+
+    def fresh(self, name: str) -> str:
+        """Return the name of a tensor of the step graph: its own, unless an output will have that."""
+        return self.graph.unique(f"step/{name}") if name in self._outputs else name
+
+    def give(self, node: onnx.NodeProto, name: str, step: str, kind: Kind, offset: int | None = None) -> None:
+        """Say what became of an output of a node."""
+        tensor = Tensor(kind, step, offset)
+        if kind == "timed" and offset is not None and self.facts.dims(name):
+            blame = next((self.tensors[n].blame for n in self.uses(node) if self.tensors[n].blame), "")
+            if self.facts.surplus(name) > offset:
+                tensor = replace(tensor, blame=blame or f"{node.name!r} ({node.op_type})")
+        self.tensors[name] = tensor
+
+    def emitted(self, node: onnx.NodeProto, name: str) -> str:
+        """Return the tensor of the step graph that a copied node's output became."""
+        return self._copies[node.name][name]
+
+    def mark_position(self, name: str) -> None:
+        """Say that a tensor counts the timesteps."""
+        self.tensors[name] = replace(self.tensors[name], position=True)
+
+    def due(self, name: str, back: int = 0) -> tuple[str, int]:
+        """Return a timed tensor's answer for this timestep, or that of `back` timesteps before, and its delay.
+
+        Raises:
+            RefusedModelError: That answer needs timesteps to come.
+        """
+        tensor = self.tensors[name]
+        if tensor.offset is None:
+            return tensor.step, 0
+        ahead = self.facts.surplus(name) - back - tensor.offset
+        if ahead > 0:
+            raise RefusedModelError(
+                f"Tensor {name!r} looks {ahead} timestep(s) ahead; node {tensor.blame or 'unknown'} pads or "
+                "shifts it on the right of the time axis.",
+                fix="Pad on the left alone (causal), and train the model that way.",
+            )
+        return self.delayed(name, -ahead), -ahead
+
+    # ---------------------------------------------------------------- private
+
+    def _is_known(self, node: onnx.NodeProto) -> bool:
+        """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""
+        uses = self.uses(node)
+        sizes = node.op_type in {"Shape", "Size"}
+        if not sizes and any(self.tensors[name].kind != "known" for name in uses):
+            return False
+        outputs = [name for name in node.output if name]
+        if any(isinstance(self.facts.value(name), list) for name in outputs):
+            for name in outputs:
+                self.tensors[name] = Tensor("known")
+            return True
+        if not all(self.facts.same_over_time(name) for name in outputs):
+            return False
+        self.tensors.update(dict.fromkeys(outputs, Tensor("known")))
+        return True
+
+    def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:
+        if name not in self._emitted:
+            self._emitted[name] = self._made(name, node)
+        return self._emitted[name]
+
+    def _made(self, name: str, node: onnx.NodeProto | None) -> str:
+        """Emit a known tensor as it is for one timestep."""
+        if name in self.weights:
+            return self.graph.keep(self.weights[name])
+        parts, dims = self.facts.values(name), self.facts.dims(name)
+        if isinstance(parts[0], list):
+            return self._made_sequence(parts[0])
+        for axis, dim in enumerate(dims):
+            if dim.has_time or dim.has_batch:
+                fixed, per_row = dim.at_one_step()
+                parts = [np.take(part, range(fixed or per_row), axis=axis) for part in parts]
+        who = f"Node {node.name!r} ({node.op_type}) uses" if node is not None else "There is"
+        if parts[0].dtype.kind in "iu":
+            fixed_part, row_part, _ = self.facts.affine(parts)
+            value = self.graph.constant(fixed_part.astype(parts[0].dtype), name)
+            if row_part.any():
+                grown = self.graph.op("Mul", self.graph.rows(), self.graph.ints(row_part.reshape(-1)))
+                shaped = self.graph.op("Reshape", grown, self.graph.ints(row_part.shape))
+                value = self.graph.op("Add", value, shaped)
+        elif any(not np.array_equal(part, parts[0], equal_nan=parts[0].dtype.kind == "f") for part in parts[1:]):
+            raise RefusedModelError(
+                f"{who} {name!r}, which depends on the number of timesteps.",
+                fix="A stream has no end: take out what divides by the length, or averages over it.",
+            )
+        else:
+            value = self.graph.constant(parts[0], name)
+        return self._expanded(value, dims)
+
+    def _made_sequence(self, parts: list[Any]) -> str:
+        if not parts:
+            return self.graph.op("SequenceEmpty")
+        return self.graph.op("SequenceConstruct", *(self.graph.constant(part) for part in parts))
+
+    def _expanded(self, value: str, dims: Sequence[Dim]) -> str:
+        """Repeat one row of a known tensor for all rows."""
+        sizes = [dim.at_one_step() for dim in dims]
+        if not any(per_row for _, per_row in sizes):
+            return value
+        return self.graph.op("Expand", value, self.shape(dims))
+
+    def shape(self, dims: Sequence[Dim]) -> str:
+        """Return the shape that a tensor has at one timestep, as a tensor."""
+        sizes = [dim.at_one_step() for dim in dims]
+        fixed = self.graph.ints([fixed for fixed, _ in sizes])
+        if not any(per_row for _, per_row in sizes):
+            return fixed
+        grown = self.graph.op("Mul", self.graph.rows(), self.graph.ints([per_row for _, per_row in sizes]))
+        return self.graph.op("Add", fixed, grown)
+
+    def _history(self, name: str, axis: int, offset: int, past: int, fill: float) -> Array | None:
+        """Return the elements before the first timestep, in the tensor's layout with one row."""
+        if offset <= 0 and not fill:
+            return None
+        known = self.facts.before_start(name, offset - past, past)
+        if known is None:
+            raise RefusedModelError(
+                f"What stands before the first timestep of tensor {name!r} depends on the input.",
+                fix="Pad with a constant.",
+            )
+        if fill and offset < past:
+            place = [slice(None)] * known.ndim
+            place[axis] = slice(0, past - max(offset, 0))
+            known[tuple(place)] = fill
+        return known
+
+    def _check_causal(self, node: onnx.NodeProto, name: str) -> None:
+        """Refuse a node whose answers change before the timestep that was changed."""
+        tensor = self.tensors[name]
+        if tensor.kind != "timed" or tensor.offset is None:
+            return
+        first = self.facts.earliest_change(name)
+        if first is not None and first < TOUCHED + tensor.offset:
+            raise self.refuse(
+                node,
+                f"mixes timesteps: a change at timestep {TOUCHED + 1} changes its answer for "
+                f"timestep {first - tensor.offset + 1}" + _why(node),
+            )
+
+    def initial(self, name: str, node: onnx.NodeProto) -> Array | None:
+        """Return the initial row of a recurrence's state; None: zeros.
+
+        Raises:
+            RefusedModelError: It is not the same for all rows and lengths.
+        """
+        if not name:
+            return None
+        parts = [self.facts.one_row(part, name) for part in self.facts.values(name)]
+        start = parts[0]
+        if any(part is None or not np.array_equal(part, np.asarray(start)) for part in parts):
+            raise self.refuse(node, f"starts from {name!r}, which differs from row to row or with the length")
+        assert start is not None
+        return start
+
+    def attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
+        """Return a node's attributes by name."""
+        return attributes(node)
+
+
+_REASONS = {
+    "Softmax": "it is normalised over the time axis",
+    "LogSoftmax": "it is normalised over the time axis",
+    "Hardmax": "it is normalised over the time axis",
+    "LayerNormalization": "it is normalised over the time axis",
+    "InstanceNormalization": "it is normalised over the time axis",
+    "GroupNormalization": "it is normalised over the time axis",
+    "LpNormalization": "it is normalised over the time axis",
+    "MeanVarianceNormalization": "it is normalised over the time axis",
+    "RMSNormalization": "it is normalised over the time axis",
+    "ReverseSequence": "it turns the sequence round",
+    "MatMul": "it looks ahead, as attention without a causal mask does",
+    "Einsum": "it looks ahead, as attention without a causal mask does",
+    "Attention": "it attends to timesteps to come",
+    "Where": "its mask lets timesteps to come through",
+}
+
+
+def _why(node: onnx.NodeProto) -> str:
+    return f" ({_REASONS[node.op_type]})" if node.op_type in _REASONS else ""
