@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from starlette.responses import Response
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.http import problem_response
@@ -39,14 +40,18 @@ class Connection(HttpToolsProtocol):
         self._receive_by: float | None = None  # when what is waited for has to be there
         self._receive_timer: asyncio.TimerHandle | None = None
         self._in_head = False
+        self._between = True  # the parser stands between two requests
         self._head_bytes = 0  # at least as many as the head has so far
+        self._heads = 0  # begun in what has come, or before and not ended
         self._is_websocket = False
         self._is_beyond = False
         self._too_long: ServiceError | None = None
+        self._last_words: bytes | None = None  # what is said when all is answered, before the end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Count the connection, and wait for its first head."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self._may_read)
         count = len(self.connections)
         self._is_beyond = count > self.max_connections
         if count > self.max_connections + _RESERVE:
@@ -62,11 +67,16 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
+        if self._last_words is not None:
+            return
         self._head_bytes += len(data)
+        self._heads = 0 if self._between else 1
         super().data_received(data)
         if self._is_websocket:
             return
         if self._in_head:
+            if self._heads > 1:  # it began behind others, nobody knows where
+                self._head_bytes = 0
             if self._head_bytes > HEAD_LIMIT:
                 self._answer_and_close(_too_long())
             else:
@@ -79,6 +89,8 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """See a head begin."""
         self._in_head = True
+        self._between = False
+        self._heads += 1
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -89,6 +101,27 @@ class Connection(HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             self._too_long = _too_long() if size > HEAD_LIMIT else None
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """See a request end."""
+        self._between = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """See an answer end."""
+        super().on_response_complete()
+        if self._is_idle():
+            self._say_last_words()
+
+    def pause_writing(self) -> None:
+        """Read nothing more from a client that does not read."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        super().resume_writing()
+        self.flow.resume_reading()
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol, unless there are too many."""
@@ -139,8 +172,20 @@ class Connection(HttpToolsProtocol):
         self._send_and_close(message(response.status_code, headers, bytes(response.body)))
 
     def _send_and_close(self, text: bytes) -> None:
-        self.transport.write(text)
-        self.transport.close()
+        """Send what is no answer of the application, behind those to the requests before."""
+        self._last_words = text
+        is_in_body = not self._in_head and not self._between  # that request gets no other answer
+        if is_in_body or self._is_idle():
+            self._say_last_words()
+
+    def _say_last_words(self) -> None:
+        if self._last_words is not None and not self.transport.is_closing():
+            self.transport.write(self._last_words)
+            self.transport.close()
+
+    def _may_read(self) -> bool:
+        """Whether more is taken from the client: not before what it has sent is begun, and what it is sent is read."""
+        return not self.pipeline and not self.flow.write_paused
 
     def _is_idle(self) -> bool:
         """Whether no request is being answered."""
@@ -176,6 +221,18 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         else:  # the next request is late, this one is to be answered first
             self._await_more()
+
+
+class _Flow(FlowControl):
+    """uvicorn's, which by itself reads on with each answer, however many requests wait already."""
+
+    def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._may_read = may_read
+
+    def resume_reading(self) -> None:
+        if self.read_paused and self._may_read():
+            super().resume_reading()
 
 
 def message(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:

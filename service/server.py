@@ -125,20 +125,22 @@ def _leave_the_start_to_rest() -> None:
     gc.set_threshold(50_000, 50, 100)
 
 
-def config(settings: Settings, app: FastAPI) -> uvicorn.Config:
+def config(settings: Settings, app: FastAPI, *, lane: bool | None = None) -> uvicorn.Config:
     """Return uvicorn's configuration for an application.
 
-    With `STEPWELL_FAST_LANE=off` in the environment, which is for tests and for comparing, every request goes the
-    declared way.
+    Args:
+        settings: The knobs.
+        app: The application.
+        lane: Whether hot requests take the fast lane; None: unless `STEPWELL_FAST_LANE` is `off`. To compare the two.
     """
     from service.connections import connection_class
-    from service.lane import lane_class
+    from service.lane import feed_class, lane_class
 
-    has_lane = os.environ.get("STEPWELL_FAST_LANE") != "off"
+    has_lane = os.environ.get("STEPWELL_FAST_LANE") != "off" if lane is None else lane
     return uvicorn.Config(
         app,
         http=(lane_class if has_lane else connection_class)(app.state.context),
-        ws="websockets-sansio",
+        ws=feed_class(app.state.context) if has_lane else "websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # 300 kB a socket, for numbers that hardly compress
         lifespan="on",

@@ -8,5 +8,6 @@ way, untouched, and gets the very same answer there. `heads` recognises, `routes
 from __future__ import annotations
 
 from service.lane.connection import LaneConnection, lane_class
+from service.lane.feed import FeedProtocol, feed_class
 
-__all__ = ["LaneConnection", "lane_class"]
+__all__ = ["FeedProtocol", "LaneConnection", "feed_class", "lane_class"]

@@ -83,60 +83,50 @@ class LaneConnection(Connection):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._line: deque[Exchange] = deque()  # the lane's requests without an answer, or behind such
-        self._held = bytearray()  # a request of the lane whose body is not whole yet
-        self._held_needs = 0
-        self._between = True  # uvicorn's parser stands between two requests
+        self._held = bytearray()  # the beginning of a request of the lane
+        self._held_needs = 0  # its length, once its head is there
         self._will_flush = False
         self._ending = False  # close when the line is answered
-        self._is_deaf = False  # what came was no HTTP; the rest is not looked at
         self._late: ServiceError | None = None
         self._idle_since = 0.0
-        self._is_plain = not self.access_log and self.limit_concurrency is None and not self.root_path
+        self._is_plain = not self.config.access_log and self.limit_concurrency is None and not self.root_path
 
     # ---------------------------------------------------------------- receiving
 
     def data_received(self, data: bytes) -> None:
         """Take what has come: hot requests to the engine, the rest to uvicorn."""
-        if self._is_deaf:
-            return
         if self._held:
             self._held += data
             if len(self._held) < self._held_needs:
                 return
             data = self._let_go()
-        start = 0
-        while start < len(data) and self._is_open():
+        start, end = 0, len(data)
+        while start < end and self._is_open():
             request = self.lane.find(data, start)
             if request is None:
+                if self.lane.is_part_of_head(data, start):
+                    self._hold(data[start:], 0)
+                    start = end
                 break
             self._stop_waiting()
-            if request.end > len(data):
-                if self._hold(request, data[start:], request.end - start):
-                    start = len(data)
+            if request.end > end:
+                if self._is_allowed(request):
+                    self._hold(data[start:], request.end - start)
+                    start = end
                 break
             exchange = Exchange(self)
             self._line.append(exchange)
             exchange.begin(request, data[request.body : request.end])
             start = request.end
-        if start < len(data) and not self._ending:
+        if start < end and not self._ending:
             super().data_received(data[start:] if start else data)
-        if self.flow.write_paused or len(self._line) >= _AHEAD:
+        if not self._may_read():
             self.flow.pause_reading()
-
-    def on_message_begin(self) -> None:
-        """See a request begin that goes uvicorn's way."""
-        self._between = False
-        super().on_message_begin()
-
-    def on_message_complete(self) -> None:
-        """See it end."""
-        self._between = True
-        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go; what was begun goes on, and nobody hears of it."""
         self._line.clear()
-        if self._held:
+        if self._held_needs:
             self.metrics.request("http", 499)  # as the declared route counts it
         super().connection_lost(exc)
 
@@ -157,22 +147,10 @@ class LaneConnection(Connection):
         """See uvicorn end an answer."""
         super().on_response_complete()
         self._idle_since = self.loop.time()
-        if self.flow.write_paused:
-            self.flow.pause_reading()
-
-    def pause_writing(self) -> None:
-        """Read nothing more from a client that does not read."""
-        super().pause_writing()
-        self.flow.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Go on."""
-        super().resume_writing()
-        self._read_on()
 
     def shutdown(self) -> None:
         """Close, when all that was taken is answered."""
-        if self._line or self._held:
+        if self._line or self._held_needs:
             self._ending = not self.pipeline
         if self._ending:
             return
@@ -182,7 +160,7 @@ class LaneConnection(Connection):
         """Close when nothing came for long; the timer is not set again with each request."""
         self.timeout_keep_alive_task = None
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
-        if self._line or self._held or left > 0:
+        if self._line or self._held_needs or left > 0:
             self._close_when_idle(max(left, 1.0))
         elif self.transport.get_write_buffer_size():
             self.transport.abort()  # it does not read either
@@ -194,27 +172,33 @@ class LaneConnection(Connection):
     def _is_open(self) -> bool:
         """Whether the lane may take the next request."""
         cycle = self.cycle
-        return self._between and self._is_plain and not self._is_beyond and (cycle is None or cycle.response_complete)
+        is_free = self._between and self._last_words is None and (cycle is None or cycle.response_complete)
+        return is_free and self._is_plain and not self._is_beyond
 
-    def _hold(self, request: Request, data: bytes, needs: int) -> bool:
-        """Wait for the rest of a request, unless its head is refused already: the declared route says so at once."""
+    def _is_allowed(self, request: Request) -> bool:
+        """Whether its body may be waited for; where the head is refused, the declared route says so at once."""
         try:
             self.lane.call(request)
         except ServiceError:
             return False
+        return True
+
+    def _hold(self, data: bytes, needs: int) -> None:
+        """Wait for the rest of a request of the lane; `needs` is its length, 0: its head is not whole yet."""
         self._held += data
         self._held_needs = needs
         self._await_more()
-        return True
 
     def _let_go(self) -> bytes:
         data = bytes(self._held)
         self._held.clear()
-        self._stop_waiting()
+        if self._held_needs:  # else its head is still waited for
+            self._stop_waiting()
+        self._held_needs = 0
         return data
 
     def _came_too_late(self) -> None:
-        if self._held and not self._line:
+        if self._held_needs and not self._line:
             self._late = body_came_too_late(self.receive_timeout_s)
             super().data_received(self._let_go())
         else:
@@ -224,7 +208,10 @@ class LaneConnection(Connection):
         return self._late or super()._refusal(path)
 
     def _is_idle(self) -> bool:
-        return not self._line and not self._held and super()._is_idle()
+        return not self._line and not self._held_needs and super()._is_idle()
+
+    def _may_read(self) -> bool:
+        return len(self._line) < _AHEAD and super()._may_read()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self._line:
@@ -232,15 +219,6 @@ class LaneConnection(Connection):
             self.pipeline.appendleft((cycle, app))
         else:
             super()._start_asgi_task(cycle, app)
-
-    def _send_and_close(self, text: bytes) -> None:
-        if not self._line:
-            super()._send_and_close(text)
-            return
-        last = Exchange(self)
-        last.text = text
-        self._line.append(last)
-        self._ending = self._is_deaf = True
 
     def _flush(self) -> None:
         """Write the answers that are ready and in order."""
@@ -251,7 +229,7 @@ class LaneConnection(Connection):
         if not ready or self.transport.is_closing():
             return
         self.server_state.total_requests += len(ready)
-        is_last = self._ending and not line and not self._held
+        is_last = self._ending and not line and not self._held_needs
         if is_last and _CLOSE not in ready[-1]:
             ready[-1] = ready[-1].replace(b"\r\n\r\n", _CLOSE, 1)
         self.transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
@@ -265,15 +243,11 @@ class LaneConnection(Connection):
         if self.pipeline:
             super()._start_asgi_task(*self.pipeline.pop())
             return
+        self._say_last_words()
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._close_when_idle(self.timeout_keep_alive)
-        if self.flow.read_paused:
-            self._read_on()
-
-    def _read_on(self) -> None:
-        if not self.flow.write_paused and not self.pipeline and len(self._line) < _AHEAD:
-            self.flow.resume_reading()
+        self.flow.resume_reading()
 
     def _close_when_idle(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)

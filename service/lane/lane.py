@@ -53,6 +53,7 @@ class Lane:
         """
         self.context = context
         self._routes = routes
+        self._prefixes = {route.prefix for route in routes}
         self._heads = Heads(context.settings.max_body_bytes)
         self._counts: Counter[int] = Counter()
         self._beginnings: dict[Format, bytes] = {}
@@ -73,6 +74,11 @@ class Lane:
             return None
         fields, length = read
         return Request(route, line, fields, end + 4, end + 4 + length)
+
+    def is_part_of_head(self, data: bytes, start: int) -> bool:
+        """Say whether the beginning of a head stands there that may become a hot one."""
+        begins = any(data.startswith(prefix[: len(data) - start], start) for prefix in self._prefixes)
+        return begins and len(data) - start < _HEAD_LIMIT and data.find(b"\r\n\r\n", start) < 0
 
     def call(self, request: Request) -> Call:
         """Return what a request asks for, once it is sure that its head is allowed.

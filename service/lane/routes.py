@@ -20,10 +20,12 @@ class HotRoute(NamedTuple):
     """A route of the lane.
 
     Attributes:
+        prefix: How each of its requests begins.
         line: Matches the whole request line, with its line end; whatever it does not match goes the declared way.
         call: Makes the call, or raises the `ServiceError` that the declared route would answer.
     """
 
+    prefix: bytes
     line: re.Pattern[bytes]
     call: Callable[[Context, re.Match[bytes], Fields], Call]
 
@@ -71,6 +73,6 @@ def _columns(context: Context, line: re.Match[bytes], fields: Fields) -> Columns
 
 
 HOT_ROUTES = (
-    HotRoute(_line(f"{_MODEL}{_STREAM}/(steps?)"), _step),
-    HotRoute(_line(f"{_MODEL}/(steps?)"), _columns),
+    HotRoute(b"POST /v1/models/", _line(f"{_MODEL}{_STREAM}/(steps?)"), _step),
+    HotRoute(b"POST /v1/models/", _line(f"{_MODEL}/(steps?)"), _columns),
 )

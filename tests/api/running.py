@@ -26,11 +26,13 @@ class Service:
 
     Attributes:
         app: The application.
+        lane: Whether the fast lane is on; None: as the environment says.
         http: A client of it.
     """
 
-    def __init__(self, app: FastAPI, uvicorn_server: uvicorn.Server, port: int) -> None:
+    def __init__(self, app: FastAPI, uvicorn_server: uvicorn.Server, port: int, *, lane: bool | None = None) -> None:
         self.app = app
+        self.lane = lane
         self.port = port
         self._server = uvicorn_server
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -53,19 +55,23 @@ class Service:
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work(), self._loop).result(30)
 
+    def connections(self) -> list[Any]:
+        """Return uvicorn's protocols of the open connections."""
+        return list(self._server.server_state.connections)
+
     def raw(self) -> socket.socket:
         """Return a bare connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
 
 @contextlib.contextmanager
-def running(redis: str, models: Path, **settings: Any) -> Iterator[Service]:
-    """A service that ends with the block."""
+def running(redis: str, models: Path, *, lane: bool | None = None, **settings: Any) -> Iterator[Service]:
+    """A service that ends with the block; without `lane` every request goes the declared way."""
     chosen = Settings.load(redis=redis, models=[models], port=0, **{"drain_s": 0.0, **settings})
     app = create_app(chosen)
     listening = server.listen(chosen)
-    uvicorn_server = uvicorn.Server(server.config(chosen, app))
-    service = Service(app, uvicorn_server, listening.getsockname()[1])
+    uvicorn_server = uvicorn.Server(server.config(chosen, app, lane=lane))
+    service = Service(app, uvicorn_server, listening.getsockname()[1], lane=lane)
     started = threading.Event()
 
     async def serve() -> None:

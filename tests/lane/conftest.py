@@ -1,0 +1,59 @@
+"""Two services on stores of their own, one with the lane and one without."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.running import models, running
+from tests.api.test_auth import key, write
+from tests.graphs import fold, lstm, nan_at, two_inputs
+from tests.lane.pair import Pair
+from tests.servers import server
+
+WITHIN_S = 0.5
+MAX_BODY = 100_000
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models(tmp_path_factory.mktemp("models"), fold, two_inputs, lstm, nan_at_3=lambda: nan_at(3))
+
+
+@pytest.fixture(scope="session")
+def pair(folder: Path) -> Iterator[Pair]:
+    """The two, without keys."""
+    with two(folder) as both:
+        yield both
+
+
+@pytest.fixture(scope="session")
+def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """The two, with keys: `full`, `other` of another tenant, and `reader`, which may not step."""
+    keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"])]
+    with two(folder, api_keys_file=write(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as both:
+        yield both
+
+
+@pytest.fixture
+def stream(request: pytest.FixtureRequest) -> str:
+    """A stream id that no other test has."""
+    return f"t{zlib.crc32(request.node.nodeid.encode()):08x}"
+
+
+@contextlib.contextmanager
+def two(folder: Path, **settings: Any) -> Iterator[Pair]:
+    limits = {"receive_timeout_s": WITHIN_S, "max_body_bytes": MAX_BODY, "max_chunk_steps": 64, "queue_limit": 500}
+    with contextlib.ExitStack() as stack:
+        ours = []
+        for lane in (True, False):
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sw")))
+            store = stack.enter_context(server(place))
+            ours.append(stack.enter_context(running(store.url, folder, lane=lane, **limits, **settings)))
+        yield Pair(*ours)

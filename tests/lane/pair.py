@@ -1,0 +1,88 @@
+"""Two services that differ in nothing but the lane, and raw requests to both."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.api.running import Service
+
+LAST = b"GET /v1/nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+"""A request that ends the connection once all before it are answered."""
+
+_DATE = re.compile(rb"\r\ndate: [^\r]*")
+_STATE_ID = re.compile(rb"[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes; no other text of the answers is like it
+
+
+@dataclass
+class Pair:
+    """The same service with the lane and without."""
+
+    fast: Service
+    declared: Service
+
+    def answers(self, *parts: bytes) -> tuple[bytes, bytes]:
+        """Send the parts to both, one after the other, and return what came back until each closed."""
+        return told(self.fast, parts), told(self.declared, parts)
+
+
+def told(service: Service, parts: Iterable[bytes]) -> bytes:
+    """Return all that a service answers to parts of bytes, without what differs from service to service."""
+    with connected(service) as sock:
+        with contextlib.suppress(OSError):  # it may have closed already
+            for part in parts:
+                sock.sendall(part)
+        text = everything(sock)
+    return _STATE_ID.sub(b"STATE", _DATE.sub(b"", text))
+
+
+@contextlib.contextmanager
+def connected(service: Service) -> Iterator[socket.socket]:
+    with service.raw() as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield sock
+
+
+def everything(sock: socket.socket) -> bytes:
+    """Read until the other side closes."""
+    text = b""
+    with contextlib.suppress(ConnectionError):
+        while part := sock.recv(65536):
+            text += part
+    return text
+
+
+def request(
+    body: bytes,
+    path: str = "/v1/models/fold/streams/s/step",
+    *headers: str,
+    method: str = "POST",
+    version: str = "1.1",
+    length: str | None = "",
+) -> bytes:
+    """Return a request; `length` is what Content-Length says, "" the truth, None: no such header."""
+    lines = [f"{method} {path} HTTP/{version}", "Host: x", *headers]
+    if length is not None:
+        lines.append(f"Content-Length: {length or len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def chunked(body: bytes, path: str = "/v1/models/fold/streams/s/step", *headers: str, size: int = 7) -> bytes:
+    """Return a request whose body comes in chunks."""
+    head = request(b"", path, "Transfer-Encoding: chunked", *headers, length=None)
+    pieces = [body[i : i + size] for i in range(0, len(body), size)]
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+def split(data: bytes, places: Sequence[int]) -> list[bytes]:
+    """Return data in parts that end at places."""
+    ends = sorted({place % (len(data) + 1) for place in places} | {len(data)})
+    return [part for start, end in zip([0, *ends], ends, strict=False) if (part := data[start:end])]
+
+
+def statuses(text: bytes) -> list[int]:
+    """Return the statuses of answers, in their order."""
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", text)]

@@ -1,0 +1,271 @@
+"""The lane and the declared route answer byte for byte the same, whatever comes."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.lane.conftest import MAX_BODY
+from tests.lane.pair import LAST, Pair, chunked, request, split, statuses
+
+STEP, STEPS = "/v1/models/fold/streams/s/step", "/v1/models/fold/streams/s/steps"
+BULK, BULK_STEPS = "/v1/models/fold/step", "/v1/models/fold/steps"
+LSTM = "/v1/models/lstm/streams/s/step"
+GOOD = b'{"inputs": {"x": [5]}}'
+PACKED = msgspec.msgpack.encode({"inputs": {"x": {"d": "int64", "s": [1], "b": b"\5" + b"\0" * 7}}})
+COLUMNS = b'{"streams": ["a", "b:c"], "inputs": {"x": [[1], [2]]}}'
+
+RECORDED: dict[str, bytes] = {
+    "a step": request(GOOD),
+    "a step by seq": request(b'{"inputs": [7], "seq": 1}', "/v1/models/fold/streams/by-seq/step"),
+    "the same again": request(b'{"inputs": [7], "seq": 1}', "/v1/models/fold/streams/by-seq/step"),
+    "a gap": request(b'{"inputs": [7], "seq": 9}', "/v1/models/fold/streams/by-seq/step"),
+    "another at that place": request(b'{"inputs": [8], "seq": 1}', "/v1/models/fold/streams/by-seq/step"),
+    "never create": request(b'{"inputs": [8], "create": "never"}', "/v1/models/fold/streams/no/step"),
+    "floats": request(b'{"inputs": {"x": [0.1, -2.5e-3, 1e20, 3]}}', LSTM),
+    "a float too large": request(b'{"inputs": {"x": [0.1, 1e39, 0, 3]}}', LSTM),
+    "a float without end": request(b'{"inputs": {"x": [0.1, 1e999, 0, 3]}}', LSTM),
+    "two inputs": request(b'{"inputs": {"a": [1, 2], "b": 3}}', "/v1/models/two_inputs/streams/s/step"),
+    "one of two inputs": request(b'{"inputs": {"a": [1, 2]}}', "/v1/models/two_inputs/streams/s/step"),
+    "a state that is not finite": request(b'{"inputs": [3]}', "/v1/models/nan_at_3/streams/s/step"),
+    "a chunk": request(b'{"inputs": [[1], [2]], "return": "all"}', STEPS),
+    "the last of a chunk": request(b'{"inputs": [[1], [2]], "return": "last"}', STEPS),
+    "priming": request(b'{"inputs": [[1], [2]], "return": "none"}', STEPS),
+    "a chunk of none": request(b'{"inputs": []}', STEPS),
+    "a chunk too long": request(msgspec.json.encode({"inputs": [[1]] * 65}), STEPS),
+    "columns": request(COLUMNS, BULK),
+    "columns of chunks": request(b'{"streams": ["a", "b"], "inputs": [[[1], [2]], [[3], [4]]]}', BULK_STEPS),
+    "columns with a bad row": request(b'{"streams": ["a", "!"], "inputs": [[1], [2]], "seq": [9, 1]}', BULK),
+    "columns with one stream twice": request(b'{"streams": ["a", "a"], "inputs": [[1], [2]]}', BULK),
+    "columns of none": request(b'{"streams": [], "inputs": []}', BULK),
+    "columns in msgpack": request(msgspec.msgpack.encode({"streams": ["a"], "inputs": [[1]]}), BULK,
+                                  "content-type: application/msgpack"),
+    "msgpack": request(PACKED, STEP, "Content-Type: application/msgpack"),
+    "msgpack for JSON": request(PACKED, STEP, "Content-Type: application/msgpack", "Accept: application/json"),
+    "JSON for msgpack": request(GOOD, STEP, "Accept: text/html, application/x-msgpack;q=1"),
+    "msgpack told as JSON": request(PACKED),
+    "a refusal in msgpack": request(b"\xc1", STEP, "Content-Type: application/msgpack"),
+    "no JSON": request(b"{"),
+    "an empty body": request(b""),
+    "a key twice": request(b'{"inputs": [1], "inputs": [2]}'),
+    "an unknown key": request(b'{"inputs": [1], "nothing": 2}'),
+    "a float for an integer": request(b'{"inputs": [1.5]}'),
+    "text for a number": request(b'{"inputs": ["1"]}'),
+    "a wrong shape": request(b'{"inputs": [1, 2]}'),
+    "an integer too large": request(b'{"inputs": [9223372036854775808]}'),
+    "a lone surrogate": request(b'{"inputs": [1], "after": "\\ud800"}'),
+    "deep nesting": request(b'{"inputs": ' + b"[" * 9999 + b"]" * 9999 + b"}"),
+    "an unknown model": request(GOOD, "/v1/models/none/streams/s/step"),
+    "no name of a model": request(GOOD, "/v1/models/-/streams/s/step"),
+    "no id of a stream": request(GOOD, "/v1/models/fold/streams/a%20b/step"),
+    "a dot as stream": request(GOOD, "/v1/models/fold/streams/./step"),
+    "two dots as stream": request(GOOD, "/v1/models/fold/streams/../step"),
+    "three dots as stream": request(GOOD, "/v1/models/fold/streams/.../step"),
+    "an escaped letter": request(GOOD, "/v1/models/fold/streams/%73/step"),
+    "an escaped slash": request(GOOD, "/v1/models/fold/streams/a%2Fb/step"),
+    "a long id": request(GOOD, f"/v1/models/fold/streams/{'a' * 128}/step"),
+    "an id too long": request(GOOD, f"/v1/models/fold/streams/{'a' * 129}/step"),
+    "a slash at the end": request(GOOD, STEP + "/"),
+    "a fragment": request(GOOD, STEP + "#x"),
+    "the absolute form": request(GOOD, "http://x" + STEP),
+    "a version": request(GOOD, STEP + "?version=1"),
+    "an unknown version": request(GOOD, STEP + "?version=2"),
+    "no version": request(GOOD, STEP + "?version=x"),
+    "version zero": request(GOOD, STEP + "?version=0"),
+    "a version too large": request(GOOD, STEP + "?version=99999999999"),
+    "a version twice": request(GOOD, STEP + "?version=1&version=2"),
+    "another query": request(GOOD, STEP + "?x=1"),
+    "an empty query": request(GOOD, STEP + "?"),
+    "GET": request(b"", STEP, method="GET", length=None),
+    "HEAD": request(b"", STEP, method="HEAD", length=None),
+    "OPTIONS": request(b"", STEP, method="OPTIONS", length=None),
+    "PUT": request(GOOD, method="PUT"),
+    "POST in small letters": request(GOOD, method="post"),
+    "HTTP/1.0": request(GOOD, version="1.0"),
+    "HTTP/1.0, kept": request(GOOD, STEP, "Connection: keep-alive", version="1.0"),
+    "HTTP/2.0": request(GOOD, version="2.0"),
+    "no length": request(b"", length=None),
+    "a negative length": request(b"", length="-1"),
+    "a length with a plus": request(GOOD, length="+22"),
+    "a length with zeros": request(GOOD, length="0000022"),
+    "a length in hexadecimal": request(GOOD, length="0x16"),
+    "a huge length": request(b"", length="99999999999999999999"),
+    "two lengths": request(GOOD, STEP, "content-length: 22"),
+    "two other lengths": request(GOOD, STEP, "content-length: 21"),
+    "a length in another header": request(GOOD, STEP, "x: Content-Length: 3", "x-content-length: 4"),
+    "a length and chunks": request(GOOD, STEP, "transfer-encoding: chunked"),
+    "a body too large": request(b" " * (MAX_BODY + 1)),
+    "the largest body": request(GOOD + b" " * (MAX_BODY - len(GOOD))),
+    "chunks": chunked(GOOD),
+    "chunks too large": chunked(b" " * (MAX_BODY + 1), size=10_000),
+    "a trailer": chunked(GOOD)[:-2] + b"accept: application/msgpack\r\n\r\n",
+    "a key": request(GOOD, "/v1/models/fold/streams/keyed/step", "Idempotency-Key: one"),
+    "the key again": request(GOOD, "/v1/models/fold/streams/keyed/step", "idempotency-key: one"),
+    "the key for another": request(b'{"inputs": [6]}', "/v1/models/fold/streams/keyed/step", "idempotency-key: one"),
+    "an empty key": request(GOOD, STEP, "Idempotency-Key: "),
+    "a long key": request(GOOD, STEP, f"Idempotency-Key: {'k' * 256}"),
+    "two keys": request(GOOD, STEP, "Idempotency-Key: a", "Idempotency-Key: b"),
+    "a key that is not ASCII": request(GOOD, STEP, "Idempotency-Key: \xe9"),
+    "headers in capitals": request(GOOD, STEP, "CONTENT-TYPE: application/json", "ACCEPT: */*"),
+    "the length in capitals": request(b"", STEP, "CONTENT-LENGTH: 22", length=None) + GOOD,
+    "no space after the colon": request(b"", STEP, "Content-Length:22", length=None) + GOOD,
+    "spaces around a value": request(b"", STEP, "Content-Length:  22  ", length=None) + GOOD,
+    "two types": request(GOOD, STEP, "content-type: application/json", "content-type: application/msgpack"),
+    "a folded header": request(GOOD, STEP, "x: a", " b"),
+    "a header without a name": request(GOOD, STEP, ": a"),
+    "a header without a colon": request(GOOD, STEP, "a"),
+    "a header with NUL": request(GOOD, STEP, "a: \0"),
+    "its own origin": request(GOOD, STEP, "Origin: http://x"),
+    "another origin": request(GOOD, STEP, "Origin: http://evil"),
+    "close": request(GOOD, STEP, "Connection: close"),
+    "keep": request(GOOD, STEP, "Connection: Keep-Alive"),
+    "close for a proxy": request(GOOD, STEP, "Proxy-Connection: close"),
+    "an upgrade": request(GOOD, STEP, "Connection: upgrade, close", "Upgrade: h2c"),
+    "expecting to go on": request(GOOD, STEP, "Expect: 100-continue"),
+    "expecting something else": request(GOOD, STEP, "Expect: nothing"),
+    "a long head": request(GOOD, STEP, f"x: {'y' * 9000}"),
+    "a head too long": request(GOOD, STEP, f"x: {'y' * 17000}"),
+    "bare line ends": request(GOOD).replace(b"\r\n", b"\n"),
+    "empty lines before": b"\r\n\r\n" + request(GOOD),
+    "a space before": b" " + request(GOOD),
+    "no HTTP": b"hello\r\n\r\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", RECORDED)
+def test_a_recorded_request_is_answered_the_same(pair: Pair, what: str) -> None:
+    fast, declared = pair.answers(RECORDED[what], LAST)
+
+    assert fast == declared
+    assert fast
+
+
+@pytest.mark.parametrize("authorization", [
+    None, "Bearer full", "bearer  full ", "Bearer other", "Bearer reader", "Bearer wrong", "Bearer", "Basic full", "",
+])  # fmt: skip
+def test_a_key_is_looked_at_the_same(keyed: Pair, authorization: str | None) -> None:
+    headers = [] if authorization is None else [f"Authorization: {authorization}"]
+    parts = [request(GOOD, path, *headers) for path in (STEP, BULK, "/v1/models/none/streams/s/step")]
+    fast, declared = keyed.answers(*parts, LAST)
+
+    assert fast == declared
+    assert len(statuses(fast)) == 4
+
+
+def test_two_authorizations_are_looked_at_the_same(keyed: Pair) -> None:
+    fast, declared = keyed.answers(request(GOOD, STEP, "Authorization: Bearer full", "Authorization: Bearer x"), LAST)
+
+    assert fast == declared
+
+
+@pytest.mark.parametrize("kind", ["whole", "chunks"])
+def test_a_request_may_be_cut_anywhere(pair: Pair, stream: str, kind: str) -> None:
+    path = f"/v1/models/fold/streams/{stream}/step"
+    text = request(GOOD, path) if kind == "whole" else chunked(GOOD, path)
+    for place in range(1, len(text)):
+        fast, declared = pair.answers(text[:place], text[place:], LAST)
+
+        assert fast == declared
+        assert statuses(fast) == [200, 404]
+
+
+def test_a_request_may_come_byte_by_byte(pair: Pair, stream: str) -> None:
+    text = request(GOOD, f"/v1/models/fold/streams/{stream}/step") * 2 + LAST
+    fast, declared = pair.answers(*(text[i : i + 1] for i in range(len(text))))
+
+    assert fast == declared
+    assert statuses(fast) == [200, 200, 404]
+
+
+# ------------------------------------------------------------------- generated
+
+HEADERS = st.lists(
+    st.sampled_from([
+        "Content-Type: application/json", "content-type: application/msgpack", "CONTENT-TYPE: text/plain",
+        "Accept: */*", "accept: application/msgpack", "Accept: application/json;q=0.1, */*",
+        "Idempotency-Key: k1", "idempotency-key: k2", "Idempotency-Key: ", "Origin: http://x", "Origin: null",
+        "User-Agent: x/1", "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "Connection: keep-alive", "connection: Keep-Alive, x", "Cookie: a=b", "X:", "Authorization: Bearer x",
+    ]),
+    max_size=4,
+)  # fmt: skip
+PATHS = st.one_of(
+    st.builds(
+        "/v1/models/{}/streams/{}/{}{}".format,
+        st.sampled_from(["fold", "lstm", "two_inputs", "no", "f%6Fld", ""]),
+        st.sampled_from(["a", "b", "c:d@e-f._", ".", "a%2fb", "a b", "\xe9"]),
+        st.sampled_from(["step", "steps", "step/", "Step", "peek"]),
+        st.sampled_from(["", "", "", "?version=1", "?version=7", "?version=01", "?version=", "?a&version=1"]),
+    ),
+    st.builds("/v1/models/{}/{}".format, st.sampled_from(["fold", "lstm", "no"]), st.sampled_from(["step", "steps"])),
+)
+NUMBERS = st.one_of(
+    st.integers(-(2**70), 2**70),
+    st.integers(0, 9),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=3),
+)
+TENSORS = st.one_of(
+    st.lists(st.integers(0, 9), min_size=1, max_size=1),
+    st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4),
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=1), max_size=3),
+    st.lists(NUMBERS, max_size=5),
+    NUMBERS,
+)
+DOCUMENTS = st.fixed_dictionaries(
+    {"inputs": st.one_of(TENSORS, st.fixed_dictionaries({"x": TENSORS}))},
+    optional={
+        "seq": st.one_of(st.integers(-1, 4), st.lists(st.integers(1, 3), max_size=3)),
+        "after": st.sampled_from(["A" * 22, "x", "é" * 22]),
+        "create": st.sampled_from(["auto", "never", "must", "x"]),
+        "return": st.sampled_from(["all", "last", "none", "x"]),
+        "streams": st.lists(st.sampled_from(["a", "b", "c:d", "!"]), max_size=3),
+        "more": st.none(),
+    },
+)
+BODIES = st.one_of(
+    DOCUMENTS.map(json.dumps).map(str.encode),
+    DOCUMENTS.map(lambda document: json.dumps(document, indent=1, ensure_ascii=False).encode()),
+    st.fixed_dictionaries({"inputs": st.lists(st.integers(0, 9), min_size=1, max_size=1)}).map(msgspec.msgpack.encode),
+    st.sampled_from(
+        [GOOD, GOOD, GOOD, COLUMNS, PACKED, b"", b"null", b"[]", b'{"inputs":', b"\xff", b'{"inputs": NaN}']
+    ),
+)
+SOUND = st.builds(
+    lambda stream, more, x: request(
+        json.dumps({"inputs": [x], **more}).encode(), f"/v1/models/fold/streams/{stream}/step", "User-Agent: x"
+    ),
+    st.sampled_from("abc"),
+    st.one_of(st.just({}), st.fixed_dictionaries({"seq": st.integers(1, 5)})),
+    st.integers(0, 1),
+)
+REQUESTS = st.one_of(
+    SOUND,
+    SOUND,
+    SOUND,
+    st.builds(lambda body, path, headers: request(body, path, *headers), BODIES, PATHS, HEADERS),
+    st.builds(lambda body, path, headers: request(body, path, *headers), BODIES, PATHS, HEADERS),
+    st.builds(lambda body, path, headers: chunked(body, path, *headers), BODIES, PATHS, HEADERS),
+    st.builds(lambda path, method: request(b"", path, method=method), PATHS, st.sampled_from(["GET", "PUT", "HEAD"])),
+    st.sampled_from([
+        request(b"", "/v1/models/fold/streams/a/reset"),
+        request(b"", "/v1/models/fold/streams/a", method="DELETE"),
+        request(b"", "/healthz", method="GET", length=None),
+    ]),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=5), cuts=st.lists(st.integers(0, 2000), max_size=3))
+def test_generated_requests_in_a_row_are_answered_the_same(pair: Pair, requests: list[bytes], cuts: list[int]) -> None:
+    """Pipelined on one connection, cut anywhere, hot ones and others mixed, on streams that they share."""
+    text = b"".join(requests) + LAST
+    fast, declared = pair.answers(*split(text, cuts))
+
+    assert fast == declared
