@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from model_export import drift
+from model_export.compare import Tolerance
+from model_export.errors import ParityError
 from model_export.manifest import METADATA_KEY, Array, Manifest
-from model_export.stored_model import StoredStepModel
-from model_export.verify import ATOL, RTOL, STEPS, Original, ParityReport, Progress, Sampler, verify_parity
+from model_export.original import Original, Progress
+from model_export.report import ParityReport
+from model_export.samples import Sampler, plain_sampler
+from model_export.step_model import StepModel
+from model_export.suspect import Probe, likeliest_layer
+from model_export.verify import ATOL, ROWS, RTOL, STEPS, DifferentAnswerError, verify_parity
 
 if TYPE_CHECKING:
     import onnx
+
+    from model_export.chunk.cells import FusedCell
+    from model_export.chunk.choice import ChunkChoice
 
 UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
 
@@ -27,6 +39,8 @@ class Candidate:
         against: The original and its version, say `keras 3.15.1 jax`.
         samplers: What to draw for the comparison, by the name of its kind; None: random data.
         only_length: The one number of timesteps that the original takes; None: any.
+        cells: Parts of the step graph that one fused operator can do for a whole chunk.
+        probe: What the layers of the original give, to find the one to blame where the answers differ.
     """
 
     proto: onnx.ModelProto
@@ -35,6 +49,8 @@ class Candidate:
     against: str
     samplers: Mapping[str, Sampler] | None = None
     only_length: int | None = None
+    cells: Sequence[FusedCell] = ()
+    probe: Probe | None = None
 
 
 def prove(
@@ -43,6 +59,7 @@ def prove(
     atol: float = ATOL,
     rtol: float = RTOL,
     user_data: UserData | None = None,
+    long_steps: int = drift.STEPS,
     progress: Progress | None = None,
 ) -> tuple[bytes, ParityReport]:
     """Hold a candidate against its original; writes nothing.
@@ -53,6 +70,7 @@ def prove(
         rtol: Relative tolerance.
         user_data: Sequences of the user's own, `{input: (N, T, *shape)}`, or a function of the manifest that
             reads them.
+        long_steps: Timesteps of the long run, fewer where the model is slow.
         progress: Called as parts are done.
 
     Returns:
@@ -61,19 +79,38 @@ def prove(
     Raises:
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
     """
-    proto, manifest = candidate.proto, candidate.manifest
-    report = verify_parity(
-        candidate.original,
-        StoredStepModel(proto.SerializeToString(), manifest),
-        against=candidate.against,
-        samplers=candidate.samplers,
-        user_data=user_data(manifest) if callable(user_data) else user_data,
-        steps=candidate.only_length or STEPS,
-        atol=atol,
-        rtol=rtol,
-        progress=progress,
-    )
+    given = user_data(candidate.manifest) if callable(user_data) else user_data
+    proto, manifest, chunk = _with_chunks(candidate, Tolerance(atol, rtol), progress)
+    try:
+        report = verify_parity(
+            candidate.original,
+            StepModel(proto.SerializeToString(), manifest),
+            against=candidate.against,
+            samplers=candidate.samplers,
+            user_data=given,
+            steps=candidate.only_length or STEPS,
+            long_steps=0 if candidate.only_length else long_steps,
+            atol=atol,
+            rtol=rtol,
+            progress=progress,
+        )
+    except DifferentAnswerError as exc:
+        suspect = likeliest_layer(candidate.probe, candidate.proto, candidate.manifest, exc, Tolerance(atol, rtol))
+        raise ParityError(f"{exc.problem} {suspect}", fix=exc.fix) from exc
     manifest.verified = report.parity
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.to_json()
-    return proto.SerializeToString(), report
+    return proto.SerializeToString(), replace(report, chunk=chunk)
+
+
+def _with_chunks(
+    candidate: Candidate, tolerance: Tolerance, progress: Progress | None
+) -> tuple[onnx.ModelProto, Manifest, ChunkChoice]:
+    """Return the graph to be written: with a time axis, where that is worth having."""
+    from model_export.chunk.choosing import choose_chunk
+
+    if progress:
+        progress("measuring chunks", 0, 1)
+    samplers = candidate.samplers or {"random": plain_sampler(candidate.manifest)}
+    samples = [draw(np.random.default_rng(0), ROWS, STEPS) for draw in samplers.values()]
+    return choose_chunk(candidate.proto, candidate.manifest, candidate.cells, samples, tolerance)

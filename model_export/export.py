@@ -11,10 +11,13 @@ from model_export.candidate import Candidate, prove
 from model_export.errors import FileError, UnclearModelError
 from model_export.files import check_target, write_whole
 from model_export.manifest import NAME, sidecar_of
+from model_export.original import Progress
 from model_export.precision import FULL, Precision, saved
+from model_export.report import ParityReport
+from model_export.samples import read_user_data
 from model_export.sources import load_source
 from model_export.spec import StepSpec
-from model_export.verify import ATOL, RTOL, ParityReport, Progress, read_user_data
+from model_export.verify import ATOL, RTOL
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,19 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
 from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from model_export.manifest import METADATA_KEY, Array, Manifest, sidecar_of
+from model_export.places import Place, chunk_from_graph, chunk_to_graph, from_graph, to_graph
 from model_export.probe import rows_are_independent
+from model_export.session import open_session, run_options
 from model_export.state_rows import initial_states, lay_out, pack, unpack
 
 ORT_TYPES = {
@@ -32,13 +34,14 @@ ORT_TYPES = {
 }  # fmt: skip
 
 
-class _Place(NamedTuple):
-    """Where a tensor stands: in the graph, and in a row."""
+MOST_STEPS = 512
+"""Timesteps in one run; a longer chunk takes several, so that `terminate` is heard and memory stays bounded."""
 
-    name: str
-    row: tuple[int, ...]
-    graph_row: tuple[int, ...]
-    batch_axis: int | None
+MOST_ROWS = 16_384
+"""Rows times timesteps in one run of several timesteps."""
+
+_Outcome = tuple[dict[str, Array], dict[str, Array]]
+_Run = Callable[[Mapping[str, Array], Mapping[str, Array], ort.RunOptions], _Outcome]
 
 
 class StepModel:
@@ -74,36 +77,37 @@ class StepModel:
             ModelLoadError: onnxruntime refuses the graph, or it fails on zeros.
         """
         self._where = str(source) if isinstance(source, Path) else "the given bytes"
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what fails is raised; the log would say it twice
-        try:
-            graph = str(source) if isinstance(source, Path) else source
-            self._session = ort.InferenceSession(graph, options, providers=list(providers))
-        except Exception as exc:
-            raise ModelLoadError(
-                f"onnxruntime {ort.__version__} cannot load {self._where}: {str(exc).strip()}.",
-                fix="Export the model again, or check that the file is complete.",
-            ) from exc
+        self._open = partial(open_session, source, where=self._where, threads=threads, providers=providers)
+        self._session = self._open()
         self.manifest = manifest or self._read_manifest(source)
         self._calls: dict[int, tuple[ort.RunOptions, float]] = {}
-        self._inputs = [_Place(i.name, i.row_shape, i.graph_row_shape, i.batch_axis) for i in self.manifest.inputs]
-        self._states = [_Place(s.input, s.row_shape, s.row_shape, s.batch_axis) for s in self.manifest.states]
-        self._outputs = [_Place(o.name, o.row_shape, o.graph_row_shape, o.batch_axis) for o in self.manifest.answered]
+        self._inputs = [Place(i.name, i.row_shape, i.graph_row_shape, i.batch_axis) for i in self.manifest.inputs]
+        self._states = [Place(s.input, s.row_shape, s.row_shape, s.batch_axis) for s in self.manifest.states]
+        self._outputs = [Place(o.name, o.row_shape, o.graph_row_shape, o.batch_axis) for o in self.manifest.answered]
         self._windows = {window.input: window for window in self.manifest.windows}
         self._constants = {name: spec.array() for name, spec in self.manifest.constants.items()}
         self._check_against_graph()
+        self._chunks: ort.InferenceSession | None = None
+        if self.manifest.time.chunk == "dynamic" and not self._windows:
+            self._split_by_time()
         self.fields = lay_out(self.manifest)
         self.state_bytes = sum(field.nbytes for field in self.fields)
         self.fingerprint = self._fingerprint(source)
         self._fetch = [o.name for o in self.manifest.answered] + [s.output for s in self.manifest.states]
         self._initial: bytes = self.pack({f.name: f.initial[None] for f in self.fields}, rows=1)[0].tobytes()
         self.batched = rows_are_independent(
-            self.manifest, self.initial_states, lambda inputs, states: self._run(inputs, states, _run_options())
+            self.manifest, self.initial_states, lambda inputs, states: self._run(inputs, states, run_options())
         )
+        if self.chunked:
+            zeros = {i.name: np.zeros((1, 2, *i.row_shape), i.dtype) for i in self.manifest.inputs}
+            self.chunk(zeros, self.initial_states(1))
 
     # ---------------------------------------------------------------- what people call
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a chunk is one run; else it is run timestep by timestep."""
+        return self._chunks is not None
 
     @property
     def initial_state(self) -> bytes:
@@ -127,7 +131,7 @@ class StepModel:
             ModelLoadError: onnxruntime failed on these values.
         """
         with self._call() as switch:
-            return self._run_rows(inputs, states, switch)
+            return self._run_rows(self._run, inputs, states, switch)
 
     def chunk(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array]
@@ -145,14 +149,21 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the chunk.
             ModelLoadError: onnxruntime failed on these values.
         """
-        length = next(iter(inputs.values())).shape[1]
+        rows, length = next(iter(inputs.values())).shape[:2]
+        piece = max(1, min(MOST_STEPS, MOST_ROWS // max(rows, 1))) if self.chunked else 1
         outputs: list[dict[str, Array]] = []
         current = dict(states)
         with self._call() as switch:
-            for t in range(length):
-                out, current = self._run_rows({n: a[:, t] for n, a in inputs.items()}, current, switch)
+            for t in range(0, length, piece):
+                if piece == 1:
+                    part = {name: array[:, t] for name, array in inputs.items()}
+                    out, current = self._run_rows(self._run, part, current, switch)
+                else:
+                    part = {name: array[:, t : t + piece] for name, array in inputs.items()}
+                    out, current = self._run_rows(self._run_chunk, part, current, switch)
                 outputs.append(out)
-        return {n: np.stack([o[n] for o in outputs], axis=1) for n in outputs[0]}, current
+        join = np.stack if piece == 1 else np.concatenate
+        return {name: join([out[name] for out in outputs], axis=1) for name in outputs[0]}, current
 
     def initial_states(self, rows: int) -> dict[str, Array]:
         """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
@@ -190,7 +201,7 @@ class StepModel:
     @contextmanager
     def _call(self) -> Iterator[ort.RunOptions]:
         """Keep a switch within reach of `terminate` while one call goes on."""
-        thread, switch = threading.get_ident(), _run_options()
+        thread, switch = threading.get_ident(), run_options()
         self._calls[thread] = switch, time.monotonic()
         try:
             yield switch
@@ -198,16 +209,14 @@ class StepModel:
             del self._calls[thread]
 
     def _run_rows(
-        self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
+        self, run: _Run, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Run all rows, as many together as the model can take."""
         rows = len(next(iter(inputs.values())))
         most = self.manifest.batch.max if self.batched else 1
         if rows <= most:
-            return self._run(inputs, states, switch)
-        parts = [
-            self._run(_rows(inputs, r, r + most), _rows(states, r, r + most), switch) for r in range(0, rows, most)
-        ]
+            return run(inputs, states, switch)
+        parts = [run(_rows(inputs, r, r + most), _rows(states, r, r + most), switch) for r in range(0, rows, most)]
         return _stack([p[0] for p in parts]), _stack([p[1] for p in parts])
 
     def _run(
@@ -221,11 +230,41 @@ class StepModel:
             if (window := self._windows.get(place.name)) is not None:
                 row = np.concatenate([states[window.state_name], row], axis=window.axis + 1)
                 joined[place.name], graph_row = row, row.shape[1:]
-            feeds[place.name] = _to_graph(row, graph_row, place.batch_axis)
+            feeds[place.name] = to_graph(row, graph_row, place.batch_axis)
         for place in self._states:
-            feeds[place.name] = _to_graph(states[place.name], place.graph_row, place.batch_axis)
+            feeds[place.name] = to_graph(states[place.name], place.graph_row, place.batch_axis)
+        values = self._call_session(self._session, feeds, switch)
+        count = len(self._outputs)
+        outputs = {p.name: from_graph(v, p, rows) for p, v in zip(self._outputs, values[:count], strict=True)}
+        next_states = {p.name: from_graph(v, p, rows) for p, v in zip(self._states, values[count:], strict=True)}
+        for name, row in joined.items():
+            window = self._windows[name]
+            length = row.shape[window.axis + 1]
+            next_states[window.state_name] = np.take(row, range(length - window.context, length), axis=window.axis + 1)
+        return outputs, next_states
+
+    def _run_chunk(
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Run `(rows, T, *shape)` inputs in one run of a graph with a time axis."""
+        assert self._chunks is not None
+        rows, length = next(iter(inputs.values())).shape[:2]
+        feeds = dict(self._constants)
+        for place in self._timed_inputs:
+            feeds[place.name] = chunk_to_graph(inputs[place.name], place)
+        for place in self._states:
+            feeds[place.name] = to_graph(states[place.name], place.graph_row, place.batch_axis)
+        values = self._call_session(self._chunks, feeds, switch)
+        count = len(self._outputs)
+        answers = zip(self._outputs, values[:count], strict=True)
+        outputs = {p.name: chunk_from_graph(value, p, rows, length) for p, value in answers}
+        return outputs, {p.name: from_graph(v, p, rows) for p, v in zip(self._states, values[count:], strict=True)}
+
+    def _call_session(
+        self, session: ort.InferenceSession, feeds: Mapping[str, Array], switch: ort.RunOptions
+    ) -> list[Array]:
         try:
-            values = self._session.run(self._fetch, feeds, switch)
+            values: list[Array] = session.run(self._fetch, feeds, switch)
         except Exception as exc:
             if switch.terminate:
                 raise ModelTimeoutError(
@@ -236,16 +275,24 @@ class StepModel:
                 f"onnxruntime failed in {self._where}: {str(exc).strip()}.",
                 fix="Check the manifest with `stepwell inspect`, or export the model again.",
             ) from exc
-        count = len(self._outputs)
-        outputs = {p.name: _from_graph(v, p, rows) for p, v in zip(self._outputs, values[:count], strict=True)}
-        next_states = {p.name: _from_graph(v, p, rows) for p, v in zip(self._states, values[count:], strict=True)}
-        for name, row in joined.items():
-            window = self._windows[name]
-            length = row.shape[window.axis + 1]
-            next_states[window.state_name] = np.take(row, range(length - window.context, length), axis=window.axis + 1)
-        return outputs, next_states
+        return values
 
     # ---------------------------------------------------------------- loading
+
+    def _split_by_time(self) -> None:
+        """Keep the session for chunks, and have another one for single timesteps.
+
+        Told that the time axis has length 1, onnxruntime takes away all that is there for chunks alone. Weights are
+        in memory twice then.
+        """
+        self._chunks = self._session
+        shapes = {given.name: given.shape for given in self._session.get_inputs()}
+        times = {shapes[place.name][(place.batch_axis or 0) + 1] for place in self._inputs}
+        names = [name for name in times if isinstance(name, str)]
+        if names:
+            self._session = self._open(lengths=dict.fromkeys(names, 1))
+        self._timed_inputs = self._inputs
+        self._inputs = [place.with_time() for place in self._inputs]
 
     def _read_manifest(self, source: Path | bytes) -> Manifest:
         if isinstance(source, Path) and (sidecar := sidecar_of(source)).is_file():
@@ -295,38 +342,8 @@ class StepModel:
         return digest.digest()
 
 
-def _to_graph(rows: Array, graph_row: tuple[int, ...], batch_axis: int | None) -> Array:
-    """Bring `(rows, ...)` to the graph's shape: reshape the row, put the batch axis where the graph has it."""
-    if batch_axis is None:
-        return rows.reshape(graph_row)
-    if rows.shape[1:] != graph_row:
-        rows = rows.reshape(len(rows), *graph_row)
-    return rows if batch_axis == 0 else np.ascontiguousarray(np.moveaxis(rows, 0, batch_axis))
-
-
-def _from_graph(value: Array, place: _Place, rows: int) -> Array:
-    if place.batch_axis is not None and 0 < place.batch_axis < value.ndim:
-        value = np.moveaxis(value, place.batch_axis, 0)
-    if value.shape == (rows, *place.row):
-        return value
-    try:
-        return value.reshape(rows, *place.row)
-    except ValueError as exc:
-        raise ModelLoadError(
-            f"The graph gave a tensor of shape {list(value.shape)} for {place.name!r}; "
-            f"expected {rows} rows of {list(place.row)}.",
-            fix="Mend the shape in the manifest, or adopt the model again.",
-        ) from exc
-
-
 def _rows(arrays: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
     return {name: array[start:stop] for name, array in arrays.items()}
-
-
-def _run_options() -> ort.RunOptions:
-    options = ort.RunOptions()
-    options.log_severity_level = 4
-    return options
 
 
 def _stack(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

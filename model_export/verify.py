@@ -2,153 +2,56 @@
 
 What is compared, for each kind of sequence (drawn at random, with masked timesteps, the user's own):
 
-* three rows together, every answer of every timestep, against the original;
+* three rows together, every answer of every timestep, against the original; after every timestep each state is
+  saved and restored in the packed form that the store keeps;
 * the same rows alone, so that a row never depends on its neighbours in a batch;
-* in the middle every state goes through the packed form that the store keeps.
+* the same rows in chunks of several lengths, so that a chunk is the same as its steps;
+
+and one long run, for differences that grow. What could not be compared stands in the report with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from model_export.errors import ParityError, TensorError
-from model_export.manifest import Array, Manifest, Parity
+from model_export import drift
+from model_export.compare import OutputParity, Tolerance, difference, largest
+from model_export.drift import affordable_steps, long_run
+from model_export.errors import ParityError
+from model_export.manifest import Array, Parity
+from model_export.original import Original, PrefixAnswers, Progress, ask
+from model_export.report import ParityReport, Skipped
+from model_export.samples import Sampler, plain_sampler
 from model_export.step_model import StepModel
+from model_export.stepping import Run, Sequences, chunked, joined, only, rows_alone, stepped
+
+__all__ = ["ATOL", "RTOL", "STEPS", "DifferentAnswerError", "Original", "ParityReport", "PrefixAnswers", "Progress",
+           "Sampler", "verify_parity"]  # fmt: skip
 
 ROWS = 3
 STEPS = 64
 SEEDS = (0, 1, 2)
 ATOL = 1e-5
 RTOL = 1e-4
+ODD_LENGTHS = (1, 7, 2, 13)
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixAnswers:
-    """An original's answers for some beginnings of the sequences.
-
-    Attributes:
-        steps: Timesteps that each beginning has, from 1, ascending.
-        values: Shape `(batch, len(steps), *shape)`: the answers after so many timesteps.
-    """
-
-    steps: Sequence[int]
-    values: Array
-
-
-Original = Callable[[Mapping[str, Array]], Mapping[str, Array | PrefixAnswers]]
-"""Whole sequences `{input: (batch, T, *shape)}` to the answer for every prefix `{output: (batch, T, *shape)}`,
-or to the answers for some prefixes."""
-
-Sampler = Callable[[np.random.Generator, int, int], dict[str, Array]]
-"""`(rng, rows, steps)` to `{input: (rows, steps, *shape)}`."""
-
-Progress = Callable[[str, int, int], None]
-"""What is being done, and how many of how many parts are done."""
-
-
-@dataclass(slots=True)
-class OutputParity:
-    """How far one output was off.
+class DifferentAnswerError(ParityError):
+    """The original's answer and the step graph's differ.
 
     Attributes:
-        name: The output.
-        max_abs: Largest absolute difference.
-        at_step: Timestep of that difference, from 1.
-        sequence: Kind of sequence of that difference.
-        compared: Numbers compared.
+        sequence: The sequence, shape `(1, T, *shape)` by input.
+        step: The timestep, from 1.
     """
 
-    name: str
-    max_abs: float = 0.0
-    at_step: int = 1
-    sequence: str = ""
-    compared: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ParityReport:
-    """The result of a verification that passed.
-
-    Attributes:
-        parity: What goes into the manifest.
-        outputs: One line per output, in graph order.
-        max_abs_alone: Largest difference between a row run alone and the same row in a batch; 0: bit for bit equal.
-    """
-
-    parity: Parity
-    outputs: list[OutputParity]
-    max_abs_alone: float
-
-
-class _Tolerance(NamedTuple):
-    atol: float
-    rtol: float
-
-    def allowed(self, want: Any) -> Any:
-        """Largest difference that is allowed from this value or these values, in float64."""
-        return self.atol + self.rtol * np.abs(np.asarray(want, np.float64))
-
-
-@dataclass(slots=True)
-class _Comparison:
-    """Collects the differences of one verification."""
-
-    outputs: dict[str, OutputParity]
-    tolerance: _Tolerance
-    max_abs_alone: float = 0.0
-    sequences: list[str] = field(default_factory=list)
-
-    def against_original(self, kind: str, want: Mapping[str, PrefixAnswers], got: Mapping[str, Array]) -> None:
-        """Hold all sequences of a kind against the original's answers.
-
-        Raises:
-            ParityError: They differ; says the first timestep and output at which they do.
-        """
-        failures = []
-        for name, answers in want.items():
-            found = got[name][:, [step - 1 for step in answers.steps]]
-            off = _difference(found, answers.values)
-            line = self.outputs[name]
-            line.compared += off.size
-            if off.size and not off.max() <= line.max_abs:
-                line.max_abs, line.sequence = float(off.max()), kind
-                line.at_step = answers.steps[int(np.unravel_index(off.argmax(), off.shape)[1])]
-            bad = ~(off <= self.tolerance.allowed(answers.values))
-            if bad.any():
-                column = int(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)).argmax())
-                failures.append((answers.steps[column], column, name, bad, found, answers.values))
-        if failures:
-            step, column, name, bad, found, values = min(failures, key=lambda failure: failure[0])
-            row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
-            where = f", element {place}" if place else ""
-            want_there, got_there = (float(array[(row, column, *place)]) for array in (values, found))
-            raise ParityError(
-                f"Output {name!r} first differs at timestep {step} ({kind} data, sequence {row + 1}{where}): "
-                f"the original says {want_there:.9g}, the step graph {got_there:.9g}; they differ by "
-                f"{abs(got_there - want_there):.3g}, and {self.tolerance.allowed(want_there):.3g} is allowed.",
-                fix="Nothing was written. A difference far above the tolerance means that the model does something "
-                "over time that a step cannot do; one just above it is rounding, and `--tolerance` may be raised.",
-            )
-
-    def alone(self, kind: str, together: Mapping[str, Array], alone: Mapping[str, Array]) -> None:
-        """Hold rows run alone against the same rows run together."""
-        for name, values in together.items():
-            off = _difference(alone[name], values)
-            self.max_abs_alone = max(self.max_abs_alone, float(off.max(initial=0.0)))
-            bad = ~(off <= self.tolerance.allowed(values))
-            if bad.any():
-                row, step, *place = (int(i) for i in np.argwhere(bad)[0])
-                raise ParityError(
-                    f"Output {name!r}{place or ''} at timestep {step + 1} ({kind} data) depends on the other rows of "
-                    f"the batch: {values[(row, step, *place)]:.9g} in a batch of {len(values)}, "
-                    f"{alone[name][(row, step, *place)]:.9g} alone.",
-                    fix="Export without batch-dependent operations, or set `batch.mode` to `single` in the manifest.",
-                )
+    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int) -> None:
+        super().__init__(problem, fix=fix)
+        self.sequence = sequence
+        self.step = step
 
 
 def verify_parity(
@@ -160,6 +63,7 @@ def verify_parity(
     user_data: Mapping[str, Array] | None = None,
     seeds: Sequence[int] = SEEDS,
     steps: int = STEPS,
+    long_steps: int = drift.STEPS,
     atol: float = ATOL,
     rtol: float = RTOL,
     progress: Progress | None = None,
@@ -174,165 +78,201 @@ def verify_parity(
         user_data: One array per input, shape `(N, T, *shape)`; see `read_user_data`.
         seeds: One batch of three rows is drawn for each.
         steps: Timesteps of each drawn sequence.
+        long_steps: Timesteps of the long run, fewer where the model is slow; 0: the original takes no other
+            length than `steps`.
         atol: Absolute tolerance.
         rtol: Tolerance relative to the original's value.
         progress: Called as parts are done.
 
     Raises:
-        ParityError: The first timestep and output that differ, with both values.
+        ParityError: The first timestep and output that differ, with both values; a `DifferentAnswerError` where it
+            is the original's answer that differs.
     """
     samplers = samplers or {"random": plain_sampler(model.manifest)}
-    judged = [output.name for output in model.manifest.answered if output.kind == "value"]
-    comparison = _Comparison({name: OutputParity(name) for name in judged}, _Tolerance(atol, rtol))
+    check = _Check(original, model, Tolerance(atol, rtol), progress or (lambda *_: None))
     kinds = [(kind, _drawn(sampler, seeds, steps)) for kind, sampler in samplers.items()]
     if user_data is not None:
         kinds.append(("user", dict(user_data)))
     longest = 0
     for kind, data in kinds:
-        rows, length = next(iter(data.values())).shape[:2]
-        longest = max(longest, length)
-        if progress:
-            progress(f"{kind}: the original", 0, rows)
-        want = _answers(original({name: array.copy() for name, array in data.items()}), judged, rows, length)
+        check.sequences(kind, data)
+        longest = max(longest, next(iter(data.values())).shape[1])
+    draw = next(iter(samplers.values()))
+    check.long(draw, steps, long_steps)
+    lines = list(check.outputs.values())
+    parity = Parity.model_validate({
+        "against": against, "steps": longest, "max_abs": max((line.max_abs for line in lines), default=0.0),
+        "atol": atol, "rtol": rtol, "sequences": [kind for kind, _ in kinds],
+        "long_steps": check.drift.compared if check.drift else 0,
+    })  # fmt: skip
+    return ParityReport(parity, lines, check.alone, check.chunk, check.lengths, check.saved, check.drift, check.skipped)
+
+
+class _Failure(NamedTuple):
+    """Where an output first differs; `row` counts from 0."""
+
+    step: int
+    output: str
+    row: int
+    place: list[int]
+    want: float
+    found: float
+
+
+@dataclass(slots=True)
+class _Check:
+    """One verification: what it is about, and what it has found so far."""
+
+    original: Original
+    model: StepModel
+    tolerance: Tolerance
+    progress: Progress
+    outputs: dict[str, OutputParity] = field(default_factory=dict)
+    alone: float = 0.0
+    chunk: float = 0.0
+    saved: float = 0.0
+    lengths: list[list[int]] = field(default_factory=list)
+    drift: drift.Drift | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        judged = [output.name for output in self.model.manifest.answered if output.kind == "value"]
+        self.outputs = {name: OutputParity(name) for name in judged}
+        random = [output.name for output in self.model.manifest.answered if output.kind == "random"]
+        if random:
+            self.skipped.append(Skipped(f"outputs {', '.join(random)}", "they are drawn at random"))
+        if not self.model.batched:
+            self.skipped.append(Skipped("rows together", "the model runs one row at a time"))
+        if any(f.store_dtype != f.dtype for f in self.model.fields):
+            why = "states are stored in fewer bits after each chunk, and after each step, so both differ by that"
+            self.skipped.append(Skipped("chunks with stored states", f"{why}; they were compared without storing"))
+
+    def sequences(self, kind: str, data: Sequences) -> None:
+        """Compare all sequences of a kind.
+
+        Raises:
+            ParityError: Something differs.
+        """
+        rows = len(next(iter(data.values())))
+        judged = list(self.outputs)
+        self.progress(f"{kind}: the original", 0, rows)
+        want = ask(self.original, data, judged)
         parts = []
         for start in range(0, rows, ROWS):
             batch = {name: array[start : start + ROWS] for name, array in data.items()}
-            parts.append(_stepped(model, batch))
+            together = stepped(self.model, batch)
+            parts.append(together[0])
             if start == 0:
-                comparison.alone(kind, _only(parts[0], judged), _rows_alone(model, batch))
-            if progress:
-                progress(f"{kind}: step by step", min(start + ROWS, rows), rows)
-        comparison.against_original(kind, want, _joined(parts))
-    lines = list(comparison.outputs.values())
-    parity = Parity(
-        against=against,
-        steps=longest,
-        max_abs=max((line.max_abs for line in lines), default=0.0),
-        atol=atol,
-        rtol=rtol,
-        sequences=[kind for kind, _ in kinds],
+                self._rows_alone(kind, only(together[0], judged), rows_alone(self.model, batch))
+                self._chunks(kind, batch, together)
+            self.progress(f"{kind}: step by step", min(start + ROWS, rows), rows)
+        self._against_original(kind, data, want, joined(parts))
+
+    def long(self, draw: Sampler, steps: int, wanted: int) -> None:
+        """Compare one long run.
+
+        Raises:
+            ParityError: It drifts away.
+        """
+        if not wanted:
+            self.skipped.append(Skipped("long run", f"the original takes {steps} timesteps and no other number"))
+            return
+        self.progress(f"long run of {wanted} timesteps", 0, 1)
+        short = draw(np.random.default_rng(SEEDS[0]), len(SEEDS) * ROWS, steps)
+        length = affordable_steps(self.original, self.model, short, wanted)
+        if not length:
+            why = f"a timestep takes so long that no useful number of them fits into {drift.BUDGET_S:g} s"
+            self.skipped.append(Skipped("long run", why))
+            return
+        if length < wanted:
+            self.skipped.append(Skipped(f"long run beyond {length} timesteps", "the model is slow"))
+        data = draw(np.random.default_rng(SEEDS[-1] + 1), 1, length)
+        self.drift = long_run(self.original, self.model, data, self.outputs, self.tolerance)
+        self.progress(f"long run of {length} timesteps", 1, 1)
+
+    def _against_original(
+        self, kind: str, data: Sequences, want: Mapping[str, PrefixAnswers], got: Mapping[str, Array]
+    ) -> None:
+        """Hold all sequences of a kind against the original's answers.
+
+        Raises:
+            DifferentAnswerError: They differ; says the first timestep and output at which they do.
+        """
+        failures = []
+        for name, answers in want.items():
+            found = got[name][:, [step - 1 for step in answers.steps]]
+            values = answers.values.reshape(found.shape)
+            off = difference(found, values)
+            self.outputs[name].note(kind, answers.steps, off, values, self.tolerance)
+            bad = self.tolerance.beyond(off, values)
+            if bad.any():
+                column = int(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)).argmax())
+                row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
+                want_there, found_there = (float(array[(row, column, *place)]) for array in (values, found))
+                failures.append(_Failure(answers.steps[column], name, row, place, want_there, found_there))
+        if failures:
+            first = min(failures, key=lambda failure: failure.step)
+            where = f", element {first.place}" if first.place else ""
+            raise DifferentAnswerError(
+                f"Output {first.output!r} first differs at timestep {first.step} ({kind} data, sequence "
+                f"{first.row + 1}{where}): the original says {first.want:.9g}, the step graph {first.found:.9g}; they "
+                f"differ by {abs(first.found - first.want):.3g}, and {self.tolerance.allowed(first.want):.3g} is "
+                "allowed.",
+                fix=_way_out(first.want),
+                sequence={key: array[first.row : first.row + 1] for key, array in data.items()},
+                step=first.step,
+            )
+
+    def _rows_alone(self, kind: str, together: Mapping[str, Array], alone: Mapping[str, Array]) -> None:
+        for name, values in together.items():
+            off = difference(alone[name], values)
+            self.alone = max(self.alone, largest(off))
+            bad = self.tolerance.beyond(off, values)
+            if bad.any():
+                row, step, *place = (int(i) for i in np.argwhere(bad)[0])
+                raise ParityError(
+                    f"Output {name!r}{place or ''} at timestep {step + 1} ({kind} data) depends on the other rows of "
+                    f"the batch: {values[(row, step, *place)]:.9g} in a batch of {len(values)}, "
+                    f"{alone[name][(row, step, *place)]:.9g} alone.",
+                    fix="Export without batch-dependent operations, or set `batch.mode` to `single` in the manifest.",
+                )
+
+    def _chunks(self, kind: str, batch: Sequences, saved: Run) -> None:
+        """Hold chunks of the whole length, and of odd lengths, against single steps; see what saving states does."""
+        plain = stepped(self.model, batch, stored=False)
+        for name in self.outputs:
+            self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name])))
+        total = next(iter(batch.values())).shape[1]
+        self.lengths = [[total], list(ODD_LENGTHS)]
+        for lengths in self.lengths:
+            outputs, states = chunked(self.model, batch, lengths)
+            found = {f"Output {name!r}": (outputs[name], plain[0][name]) for name in self.outputs}
+            found |= {f"State {name!r}": (states[name][:, None], plain[1][name][:, None]) for name in states}
+            for what, (of_chunks, of_steps) in found.items():
+                off = difference(of_chunks, of_steps)
+                self.chunk = max(self.chunk, largest(off))
+                bad = self.tolerance.beyond(off, of_steps)
+                if bad.any():
+                    row, step, *place = (int(i) for i in np.argwhere(bad)[0])
+                    raise ParityError(
+                        f"{what} differs between chunks of {lengths} timesteps and single steps ({kind} data, "
+                        f"sequence {row + 1}, timestep {step + 1 if what[0] == 'O' else total}): "
+                        f"{of_chunks[(row, step, *place)]:.9g} and {of_steps[(row, step, *place)]:.9g}.",
+                        fix="Set `time.chunk` to `step` in the manifest; then a chunk is run step by step.",
+                    )
+
+
+def _way_out(value: float) -> str:
+    if not np.isfinite(value):
+        return (
+            "Nothing was written. The original itself gives that, and no stream could be served it; look at its "
+            "weights, and at what it takes."
+        )
+    return (
+        "Nothing was written. A difference far above the tolerance means that the model does something "
+        "over time that a step cannot do; one just above it is rounding, and `--tolerance` may be raised."
     )
-    return ParityReport(parity, lines, comparison.max_abs_alone)
-
-
-def read_user_data(path: Path, manifest: Manifest) -> dict[str, Array]:
-    """Read sequences from an `.npz` file.
-
-    Args:
-        path: One array per input, named as the input, shape `(T, *shape)` or `(N, T, *shape)`.
-        manifest: What the model takes.
-
-    Returns:
-        One array per input, shape `(N, T, *shape)`, in the input's dtype.
-
-    Raises:
-        TensorError: The file cannot be read, or an array is missing or does not fit.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as exc:
-        raise TensorError(f"{path} cannot be read as .npz: {exc}.", fix="Write it with numpy.savez.") from exc
-    names = [spec.name for spec in manifest.inputs]
-    if len(names) == 1 and len(arrays) == 1:
-        arrays = {names[0]: next(iter(arrays.values()))}
-    if set(arrays) != set(names):
-        raise TensorError(
-            f"{path} has arrays {sorted(arrays)}; expected {sorted(names)}.", fix="Name one array after each input."
-        )
-    data = {spec.name: _sequence(arrays[spec.name], spec.name, spec.row_shape, spec.dtype) for spec in manifest.inputs}
-    lengths = {name: array.shape[:2] for name, array in data.items()}
-    if len(set(lengths.values())) != 1 or 0 in next(iter(lengths.values())):
-        raise TensorError(
-            f"The arrays of {path} have these numbers of sequences and timesteps: {lengths}.",
-            fix="Give every input the same number of both, at least 1.",
-        )
-    return data
-
-
-def plain_sampler(manifest: Manifest) -> Sampler:
-    """Return a sampler of normal floats; integers are 0 or 1, which are valid in every vocabulary and flag."""
-
-    def draw(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
-        drawn = {}
-        for spec in manifest.inputs:
-            shape = (rows, steps, *spec.shape)
-            is_float = np.dtype(spec.dtype).kind == "f"
-            values = rng.standard_normal(shape) if is_float else rng.integers(0, 2, shape)
-            drawn[spec.name] = values.astype(spec.dtype)
-        return drawn
-
-    return draw
 
 
 def _drawn(sampler: Sampler, seeds: Sequence[int], steps: int) -> dict[str, Array]:
-    return _joined([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds])
-
-
-def _answers(
-    given: Mapping[str, Array | PrefixAnswers], judged: Sequence[str], rows: int, length: int
-) -> dict[str, PrefixAnswers]:
-    answers = {}
-    for name in judged:
-        if name not in given:
-            raise ParityError(f"The original has no output {name!r}; it gives {sorted(given)}.")
-        found = given[name]
-        answer = found if isinstance(found, PrefixAnswers) else PrefixAnswers(range(1, length + 1), found)
-        if answer.values.shape[:2] != (rows, len(answer.steps)):
-            raise ParityError(
-                f"The original gives output {name!r} for {list(answer.values.shape[:2])} sequences and timesteps; "
-                f"expected {[rows, len(answer.steps)]}.",
-                fix="The original must give one answer for every timestep of every sequence.",
-            )
-        answers[name] = answer
-    return answers
-
-
-def _stepped(model: StepModel, batch: Mapping[str, Array]) -> dict[str, Array]:
-    """Run sequences step by step; in the middle the states go through their packed form, as through the store."""
-    rows, length = next(iter(batch.values())).shape[:2]
-    states = model.initial_states(rows)
-    outputs = []
-    for t in range(length):
-        if t == length // 2 and model.fields:
-            states = model.unpack(model.pack(states, rows=rows))
-        out, states = model.step({name: array[:, t] for name, array in batch.items()}, states)
-        outputs.append(out)
-    return {name: np.stack([out[name] for out in outputs], axis=1) for name in outputs[0]}
-
-
-def _rows_alone(model: StepModel, batch: Mapping[str, Array]) -> dict[str, Array]:
-    rows = len(next(iter(batch.values())))
-    parts = [_stepped(model, {name: array[r : r + 1] for name, array in batch.items()}) for r in range(rows)]
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _only(outputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-    return {name: outputs[name] for name in names}
-
-
-def _difference(found: Array, want: Array) -> Array:
-    """Absolute difference in float64; equal infinities differ by 0, a NaN by NaN, unequal integers by 1 at least."""
-    want = want.reshape(found.shape)
-    left, right = found.astype(np.float64), want.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        off = np.abs(left - right)
-    if found.dtype.kind in "iu":
-        off = np.maximum(off, 1.0)  # large ones may be one number as floats
-    return np.where(found == want, 0.0, off)
-
-
-def _sequence(array: Array, name: str, row: tuple[int, ...], dtype: str) -> Array:
-    if array.ndim == len(row) + 1:
-        array = array[None]
-    if array.ndim != len(row) + 2 or array.shape[2:] != row or not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise TensorError(
-            f"Array {name!r} has shape {list(array.shape)} and dtype {array.dtype}; expected (T, ..) or (N, T, ..) "
-            f"with rows {list(row)} of {dtype}.",
-            fix="Give one row per timestep as the model declares it.",
-        )
-    return array.astype(dtype)
+    return joined([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds])

@@ -1,0 +1,163 @@
+"""A graph with a time axis of any length, made of a step graph: one timestep and a chunk are two branches of it.
+
+The weights stand in front of the branches, so they are there once. Where onnxruntime is told that the axis has
+length 1, it takes the branch away and runs the step graph itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from model_export.chunk.building import Builder, whole
+from model_export.chunk.cells import FusedCell
+from model_export.chunk.emit import LENGTHS, mapped, renamed, tensors, wanted
+from model_export.chunk.reading import NoChunkError, Reading, subgraphs
+from model_export.manifest import Manifest, OutputSpec, TensorSpec
+
+TIME, BATCH = "time", "batch"
+_STEP = "step/"
+_CONDITION = ("chunk/first_row", "chunk/steps", "chunk/one", "chunk/is_step", "chunk/zero")
+
+
+def dynamic_graphs(
+    proto: onnx.ModelProto, manifest: Manifest, cells: Sequence[FusedCell] = ()
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """Return graphs that give the same as the step graph, with a time axis of any length.
+
+    Args:
+        proto: The step graph.
+        manifest: What it takes, carries and gives.
+        cells: Parts of it that one fused operator can do.
+
+    Returns:
+        How chunks are run, and the graph; the way that is likely to be quickest first. None of them is proven.
+
+    Raises:
+        NoChunkError: The step graph is not one that chunks are made of.
+    """
+    reading = Reading(proto, manifest)
+    reason: NoChunkError | None = None
+    found = False
+    for loops in (reading.loops, whole(reading)):
+        builder = Builder(reading, cells, loops=loops)
+        try:
+            branch = _chunk_branch(builder)
+        except NoChunkError as exc:
+            reason = exc
+            continue
+        found = True
+        looped = any(node.op_type == "Scan" for node in branch.node)
+        yield "timestep by timestep inside one run" if looped else "all timesteps at once", _graph(builder, branch)
+    if reason is not None and not found:
+        raise reason
+
+
+def dynamic_manifest(manifest: Manifest) -> Manifest:
+    """Return the manifest of such a graph: a time axis behind the batch axis, then the row as it is on the wire."""
+
+    def plain(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+        return [spec.model_copy(update={"graph_shape": None}) for spec in specs]
+
+    time = manifest.time.model_copy(update={"chunk": "dynamic"})
+    return manifest.model_copy(
+        update={"time": time, "inputs": plain(manifest.inputs), "outputs": plain(manifest.outputs)}
+    )
+
+
+def _graph(builder: Builder, branch: onnx.GraphProto) -> onnx.ModelProto:
+    reading = builder.reading
+    manifest, graph = reading.manifest, reading.model.graph
+    names = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
+    first_row, steps, one, is_step, zero = _CONDITION
+    front = [node for node in graph.node if node.output[0] in reading.fixed] + builder.emitter.front
+    condition = [  # of one row's shape, all of which is known where the number of timesteps is
+        helper.make_node("Gather", [reading.inputs[0], zero], [first_row], axis=0),
+        helper.make_node("Shape", [first_row], [steps], start=0, end=1),
+        helper.make_node("Equal", [steps, one], [is_step]),
+        helper.make_node("If", [is_step], names, then_branch=_step_branch(reading), else_branch=branch),
+    ]
+    constants = [
+        *graph.initializer, *builder.emitter.constants,
+        onnx.numpy_helper.from_array(np.array([1], np.int64), one),
+        onnx.numpy_helper.from_array(np.array(0, np.int64), zero),
+    ]  # fmt: skip
+    nodes = wanted([*front, *condition], names)
+    needed = {name for node in nodes for name in _all_names(node)}
+    states = {state.input for state in manifest.states} | {state.output for state in manifest.states}
+    kept = {value.name: value for value in (*graph.input, *graph.output)}
+    takes = [_timed(spec) for spec in manifest.inputs]
+    takes += [kept[name] for name in kept if name in states | set(manifest.constants) and _is_input(graph, name)]
+    gives = [_timed(spec) for spec in manifest.outputs]
+    gives += [kept[state.output] for state in manifest.states if state.output not in {o.name for o in manifest.outputs}]
+    model = onnx.ModelProto()
+    model.CopyFrom(reading.model)
+    model.graph.CopyFrom(helper.make_graph(nodes, graph.name, takes, gives, [c for c in constants if c.name in needed]))
+    return model
+
+
+def _step_branch(reading: Reading) -> onnx.GraphProto:
+    manifest, graph = reading.manifest, reading.model.graph
+    moving = [node for node in graph.node if node.output[0] not in reading.fixed]
+    names = {name: f"{_STEP}{name}" for node in moving for name in node.output if name}
+    before, behind, gives = [], [], []
+    for given in manifest.inputs:
+        names[given.name] = f"{_STEP}{given.name}"
+        before += _reshape(given.name, names[given.name], given.graph_row_shape, (1, *given.row_shape))
+    for spec in manifest.outputs:
+        gives.append(f"{_STEP}give/{spec.name}")
+        behind += _reshape(names[spec.name], gives[-1], (1, *spec.row_shape), spec.graph_row_shape)
+    for state in manifest.states:
+        gives.append(f"{_STEP}give_state/{state.output}")
+        behind.append(helper.make_node("Identity", [names.get(state.output, state.output)], [gives[-1]]))
+    kinds = _kinds(manifest)
+    nodes = [*before, *(renamed(node, mapped(names)) for node in moving), *behind]
+    return helper.make_graph(nodes, "step", [], tensors(gives, kinds))
+
+
+def _chunk_branch(builder: Builder) -> onnx.GraphProto:
+    """Return the branch.
+
+    Raises:
+        NoChunkError: The loops cannot be run that way.
+    """
+    manifest = builder.reading.manifest
+    outputs, states = builder.build()
+    emitter = builder.emitter
+    gives = [emitter.op("Identity", name) for name in (*outputs, *states)]
+    lengths = helper.make_node("Shape", [manifest.inputs[0].name], [LENGTHS], start=0, end=2)
+    kinds = _kinds(manifest)
+    return helper.make_graph(wanted([lengths, *emitter.nodes], gives), "chunk", [], tensors(gives, kinds))
+
+
+def _reshape(given: str, made: str, to: tuple[int, ...], of: tuple[int, ...]) -> list[onnx.NodeProto]:
+    """Give each row another shape, and a tensor another name."""
+    if to == of:
+        return [helper.make_node("Identity", [given], [made])]
+    shape = helper.make_node("Constant", [], [f"{made}/shape"], value_ints=[-1, *to])
+    return [shape, helper.make_node("Reshape", [given, f"{made}/shape"], [made])]
+
+
+def _kinds(manifest: Manifest) -> list[int]:
+    dtypes = [spec.dtype for spec in manifest.outputs] + [state.dtype for state in manifest.states]
+    return [helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for dtype in dtypes]
+
+
+def _timed(spec: TensorSpec | OutputSpec) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+    return helper.make_tensor_value_info(spec.name, kind, [BATCH, TIME, *spec.shape])
+
+
+def _is_input(graph: onnx.GraphProto, name: str) -> bool:
+    return any(value.name == name for value in graph.input)
+
+
+def _all_names(node: onnx.NodeProto) -> Iterator[str]:
+    yield from node.input
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            yield from _all_names(inner)
+        yield from (output.name for output in graph.output)

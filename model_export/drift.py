@@ -1,0 +1,179 @@
+"""The long run: whether the step graph walks away from the original over many timesteps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from model_export.compare import OutputParity, Tolerance, difference, largest
+from model_export.errors import ParityError
+from model_export.manifest import Array
+from model_export.original import Original, PrefixAnswers, ask
+from model_export.step_model import StepModel
+from model_export.stepping import Sequences, stepped
+
+STEPS = 2000
+"""Timesteps of the long run."""
+
+ENDS = 64
+"""Timesteps at its beginning and at its end whose differences are compared."""
+
+BUDGET_S = 1.0
+"""Seconds that the original, and the step graph, may take each; a slow one gets fewer timesteps."""
+
+_FEWEST = 4 * ENDS
+_NUDGE = 2**-21  # relative; a few units in the last place of float32
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What a long run showed.
+
+    Attributes:
+        steps: Timesteps that were run; `compared` of them were compared.
+        compared: Timesteps until the original's answers stop being finite; all, where they do not.
+        max_abs: Largest difference from the original.
+        at_step: Where, from 1.
+        first: Largest difference in the first timesteps.
+        last: Largest difference in the last timesteps.
+        ends: Timesteps that `first` and `last` are of.
+        note: What people should know besides; empty: nothing.
+    """
+
+    steps: int
+    compared: int
+    max_abs: float
+    at_step: int
+    first: float
+    last: float
+    ends: int
+    note: str = ""
+
+
+def affordable_steps(original: Original, model: StepModel, data: Sequences, wanted: int) -> int:
+    """Return how many timesteps a long run may have, judged by a run on these sequences; 0: too few to say anything."""
+    length = next(iter(data.values())).shape[1]
+    began = time.perf_counter()
+    original({name: array.copy() for name, array in data.items()})
+    of_original = (time.perf_counter() - began) / length
+    one = {name: array[:1] for name, array in data.items()}
+    began = time.perf_counter()
+    stepped(model, one)
+    of_steps = (time.perf_counter() - began) / length
+    steps = min(wanted, int(BUDGET_S / max(of_original, of_steps, 1e-9)))
+    return steps if steps >= min(wanted, _FEWEST) else 0
+
+
+def long_run(
+    original: Original, model: StepModel, data: Sequences, lines: Mapping[str, OutputParity], tolerance: Tolerance
+) -> Drift:
+    """Hold one long sequence against the original.
+
+    Args:
+        original: The model as it was trained.
+        model: The step graph.
+        data: One sequence.
+        lines: The judged outputs; differences are noted in them.
+        tolerance: What is allowed.
+
+    Raises:
+        ParityError: They differ, and not because the model makes much of any rounding.
+    """
+    length = next(iter(data.values())).shape[1]
+    want = ask(original, data, list(lines))
+    got, _ = stepped(model, data)
+    compared = min(_finite_steps(answers, length) for answers in want.values()) if want else length
+    note = "" if compared == length else f"from timestep {compared + 1} on the original's answers are not finite"
+    offs = {name: _cut(answers, got[name], compared) for name, answers in want.items()}
+    bad = {name: _first_bad(steps, off, values, tolerance) for name, (steps, off, values) in offs.items()}
+    failed = {name: step for name, step in bad.items() if step is not None}
+    if failed:
+        name = min(failed, key=lambda output: failed[output])
+        _check_sensitivity(model, data, got[name], name, failed[name], offs[name])
+        note = (
+            f"from timestep {failed[name]} on the difference is beyond the tolerance, and so is what a change of the "
+            "state in its last digits makes: this model makes much of any rounding"
+        )
+        offs = {name: _before(part, failed[name]) for name, part in offs.items()}
+    for name, (steps, off, values) in offs.items():
+        lines[name].note("long", steps, off, values, tolerance)
+    return _summary(offs, length, compared, note)
+
+
+_Off = tuple[Array, Array, Array]
+"""Timesteps; differences and the original's values, `(1, timesteps, *shape)`."""
+
+
+def _finite_steps(answers: PrefixAnswers, length: int) -> int:
+    """Return how many timesteps go before the first answer that is not finite."""
+    values = answers.values
+    if values.dtype.kind != "f":
+        return length
+    finite = np.isfinite(values).all(axis=tuple(i for i in range(values.ndim) if i != 1))
+    return length if finite.all() else answers.steps[int(np.argmin(finite))] - 1
+
+
+def _cut(answers: PrefixAnswers, found: Array, compared: int) -> _Off:
+    steps = np.array([step for step in answers.steps if step <= compared], np.int64)
+    values = answers.values[:, : len(steps)]
+    found = found[:, steps - 1]
+    return steps, difference(found, values), values.reshape(found.shape)
+
+
+def _before(part: _Off, step: int) -> _Off:
+    steps, off, values = part
+    count = int((steps < step).sum())
+    return steps[:count], off[:, :count], values[:, :count]
+
+
+def _first_bad(steps: Array, off: Array, values: Array, tolerance: Tolerance) -> int | None:
+    bad = tolerance.beyond(off, values).any(axis=tuple(i for i in range(off.ndim) if i != 1))
+    return int(steps[int(bad.argmax())]) if bad.any() else None
+
+
+def _check_sensitivity(  # noqa: PLR0917  # one failure, in its parts
+    model: StepModel, data: Sequences, got: Array, name: str, step: int, part: _Off
+) -> None:
+    """Pass where the model's own answers differ as much after a change of the states in their last digits.
+
+    Raises:
+        ParityError: They do not, so that the difference is no matter of rounding.
+    """
+    steps, off, _ = part
+    length = got.shape[1]
+    until = min(length, step + ENDS)
+    head = {key: array[:, :1] for key, array in data.items()}
+    _, states = model.chunk(head, model.initial_states(1))
+    rng, outputs = np.random.default_rng(0), []
+    for t in range(1, until):
+        factor = 1 + _NUDGE * rng.choice([-1, 1])
+        states = {k: (v * factor).astype(v.dtype) if v.dtype.kind == "f" else v for k, v in states.items()}
+        out, states = model.step({key: array[:, t] for key, array in data.items()}, states)
+        outputs.append(out[name])
+    nudged = difference(np.stack(outputs, axis=1), got[:, 1:until])
+    mine = largest(nudged[np.isfinite(nudged)])
+    theirs = largest(off[:, : int((steps <= until).sum())])
+    if not mine >= theirs / 10:
+        found = off[:, int((steps < step).sum())]
+        raise ParityError(
+            f"Output {name!r} drifts away from the original: over {length} timesteps the first difference beyond "
+            f"the tolerance is at timestep {step} ({largest(found):.3g}), after {largest(off[:, :ENDS]):.3g} at most "
+            f"in the first {ENDS}. Changing the states in their last digits makes {mine:.3g}, so it is not rounding.",
+            fix="Nothing was written. Something is lost or added in every timestep; look at what the model counts or "
+            "sums up, and at states that are stored in fewer bits.",
+        )
+
+
+def _summary(offs: Mapping[str, _Off], length: int, compared: int, note: str) -> Drift:
+    ends = min(ENDS, max(1, length // 4))
+    first = last = worst = 0.0
+    at = 1
+    for steps, off, _ in offs.values():
+        first = max(first, largest(off[:, steps <= ends]))
+        last = max(last, largest(off[:, steps > compared - ends]))
+        if largest(off) > worst:
+            worst, at = largest(off), int(steps[int(np.unravel_index(off.argmax(), off.shape)[1])])
+    return Drift(length, compared, worst, at, first, last, ends, note)

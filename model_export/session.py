@@ -1,0 +1,53 @@
+"""Opens an ONNX file in onnxruntime as serving needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from model_export.errors import ModelLoadError
+
+
+def open_session(
+    source: Path | bytes,
+    *,
+    where: str,
+    threads: int,
+    providers: Sequence[str],
+    lengths: Mapping[str, int] | None = None,
+) -> ort.InferenceSession:
+    """Open a graph.
+
+    Args:
+        source: The ONNX file, or its bytes.
+        where: What it was read from, for the message.
+        threads: Threads that onnxruntime may use inside one run.
+        providers: onnxruntime execution providers, best first.
+        lengths: Lengths of axes that the graph leaves open, by symbol; the graph is made simpler for them.
+
+    Raises:
+        ModelLoadError: onnxruntime refuses the graph.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what fails is raised; the log would say it twice
+    for symbol, length in (lengths or {}).items():
+        options.add_free_dimension_override_by_name(symbol, length)
+    try:
+        graph = str(source) if isinstance(source, Path) else source
+        return ort.InferenceSession(graph, options, providers=list(providers))
+    except Exception as exc:
+        raise ModelLoadError(
+            f"onnxruntime {ort.__version__} cannot load {where}: {str(exc).strip()}.",
+            fix="Export the model again, or check that the file is complete.",
+        ) from exc
+
+
+def run_options() -> ort.RunOptions:
+    """Return the options of one run, which can be ended by them."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options

@@ -1,0 +1,65 @@
+"""Runs a step graph over whole sequences in every way that serving does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from model_export.manifest import Array
+from model_export.step_model import StepModel
+
+Sequences = Mapping[str, Array]
+"""One array per input, shape `(rows, T, *shape)`."""
+
+Run = tuple[dict[str, Array], dict[str, Array]]
+"""Answers `{output: (rows, T, *shape)}`, and the states after the last timestep."""
+
+
+def stepped(model: StepModel, data: Sequences, *, stored: bool = True) -> Run:
+    """Run sequences step by step.
+
+    Args:
+        model: The step graph.
+        data: The sequences.
+        stored: Save and restore each state after every timestep, in the packed form that the store keeps.
+    """
+    rows, length = next(iter(data.values())).shape[:2]
+    states = model.initial_states(rows)
+    outputs = []
+    for t in range(length):
+        out, states = model.step({name: array[:, t] for name, array in data.items()}, states)
+        if stored and model.fields:
+            states = model.unpack(model.pack(states, rows=rows))
+        outputs.append(out)
+    return {name: np.stack([out[name] for out in outputs], axis=1) for name in outputs[0]}, states
+
+
+def rows_alone(model: StepModel, data: Sequences) -> dict[str, Array]:
+    """Run each sequence by itself, step by step."""
+    rows = len(next(iter(data.values())))
+    return joined([stepped(model, {name: array[r : r + 1] for name, array in data.items()})[0] for r in range(rows)])
+
+
+def chunked(model: StepModel, data: Sequences, lengths: Sequence[int]) -> Run:
+    """Run sequences in chunks of these lengths, over and over."""
+    rows, total = next(iter(data.values())).shape[:2]
+    states = model.initial_states(rows)
+    outputs: list[dict[str, Array]] = []
+    at = 0
+    while at < total:
+        until = at + lengths[len(outputs) % len(lengths)]
+        out, states = model.chunk({name: array[:, at:until] for name, array in data.items()}, states)
+        outputs.append(out)
+        at = until
+    return {name: np.concatenate([out[name] for out in outputs], axis=1) for name in outputs[0]}, states
+
+
+def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Return sequences that were run one after another as one batch."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def only(outputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    """Return some of the outputs."""
+    return {name: outputs[name] for name in names}
