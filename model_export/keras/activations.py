@@ -29,6 +29,20 @@ def _softplus(call: Call, x: str) -> str:
     return call.op("Softplus", x)
 
 
+def _sparsemax(call: Call, x: str) -> str:
+    """Keras' own formula: the threshold comes of the sum of the sums so far."""
+    last, width = call.constant(-1, "int64"), call.op("Shape", x, start=-1)
+    ordered, _ = call.graph.split_op("TopK", x, width, outputs=2, at=call.path, axis=-1)
+    so_far = call.op("CumSum", ordered, last)
+    place = call.op("CumSum", call.op("Expand", call.constant(1.0), width), call.constant(0, "int64"))
+    beyond = call.op("Div", call.op("Sub", so_far, call.constant(1.0)), place)
+    kept = call.op("Greater", ordered, beyond)
+    count = call.op("ReduceSum", call.graph.cast(kept, "float32", at=call.path), call.graph.ints([-1]))
+    total = call.op("ReduceSum", call.op("Where", kept, so_far, call.constant(0.0)), call.graph.ints([-1]))
+    bound = call.op("Div", call.op("Sub", total, call.constant(1.0)), count)
+    return call.op("Relu", call.op("Sub", x, bound))
+
+
 _HARD_SIGMOID = _op("HardSigmoid", alpha=1 / 6, beta=0.5)
 
 # Names in `keras.activations`. Source: keras.activations and the ONNX operators of the same names.
@@ -54,6 +68,7 @@ ACTIVATIONS: dict[str, Emit] = {
     "leaky_relu": _op("LeakyRelu", alpha=0.2),
     "softmax": _op("Softmax", axis=-1),
     "log_softmax": _op("LogSoftmax", axis=-1),
+    "sparsemax": _sparsemax,
 }
 
 
@@ -63,7 +78,7 @@ def activate(call: Call, function: Any, value: Value) -> Value:
         return value
     name = getattr(function, "__name__", "")
     if name in ACTIVATIONS and getattr(keras.activations, name, None) is function:
-        if not value.row and "softmax" in name:
+        if not value.row and name.endswith("max"):
             raise call.refuse(f"it takes {name} over time: a timestep's row has no axis here")
         return value.like(ACTIVATIONS[name](call, value.name))
     if isinstance(function, keras.Layer):

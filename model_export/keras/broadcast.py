@@ -62,6 +62,12 @@ def _value(call: Call, value: Value, like: Value) -> Value:
                 f"it joins a value with a time axis and one without (row shape {list(value.row)})",
                 "Give the static part as an input of every timestep, or join them behind return_sequences=False.",
             )
+        if not call.graph.is_static(value.name):
+            raise call.refuse(
+                "it joins each timestep with an answer for the whole sequence, which needs timesteps that have not "
+                "come yet",
+                "Join the answer with x[:, -1], or use a recurrent layer over time.",
+            )
         name = call.op("Squeeze", value.name, call.graph.ints([1]))
         return value.like(name, row=value.row[1:], time=True)
     return value

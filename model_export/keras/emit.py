@@ -12,11 +12,26 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from model_export.manifest import InputSpec, OutputSpec, StateSpec
+from model_export.manifest import Array, InputSpec, OutputSpec, PackedTensor, StateSpec
 
 OPSET = 20  # the first one with Gelu; onnxruntime runs it since 1.17
 IR_VERSION = 10
 BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Margin:
+    """Timesteps that the original has beside those of the stream, of padding over time.
+
+    Attributes:
+        front: How many come before the first timestep of the stream.
+        back: How many come after the newest one; nobody may look at them.
+        fill: What each of those in front is, one row.
+    """
+
+    front: int
+    back: int
+    fill: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +44,7 @@ class Value:
         dtype: NumPy name.
         time: Whether the original carries a time axis (axis 1) here.
         mask: Tensor of shape `(batch,)` bool: False where this timestep is masked; None: never masked.
+        margin: Timesteps that the original has in front and behind; None: exactly those of the stream.
     """
 
     name: str
@@ -36,6 +52,7 @@ class Value:
     dtype: str = "float32"
     time: bool = False
     mask: str | None = None
+    margin: Margin | None = None
 
     @property
     def rank(self) -> int:
@@ -43,8 +60,8 @@ class Value:
         return 1 + self.time + len(self.row)
 
     def like(self, name: str, **changes: Any) -> Value:
-        """Return another tensor with the same row, dtype and time axis, without mask."""
-        return replace(self, name=name, **{"mask": None, **changes})
+        """Return another tensor with the same row, dtype and time axis, without mask and margin."""
+        return replace(self, name=name, **{"mask": None, "margin": None, **changes})
 
 
 class Graph:
@@ -64,6 +81,8 @@ class Graph:
         self._constants: dict[tuple[Any, ...], str] = {}
         self._initializers: list[onnx.TensorProto] = []
         self._taken: dict[str, int] = {}
+        self._static: set[str] = set()
+        self._started = ""
 
     # ---------------------------------------------------------------- the door of the graph
 
@@ -71,14 +90,33 @@ class Graph:
         """Declare an input of one timestep."""
         name = self.unique(name)
         self.inputs.append(InputSpec(name=name, dtype=dtype, shape=list(row)))
+        if not time:
+            self._static.add(name)
         return Value(name, row, dtype, time)
 
-    def state(self, name: str, row: tuple[int, ...]) -> StateSpec:
-        """Declare a float32 state that starts from zeros; the emitter owes `next_state` for it."""
+    def state(self, name: str, row: tuple[int, ...], dtype: str = "float32", init: Array | None = None) -> StateSpec:
+        """Declare a state; the emitter owes `next_state` for it.
+
+        Args:
+            name: Its name in the graph; one with a number where it is taken.
+            row: Its shape without batch axis.
+            dtype: NumPy name.
+            init: The row before the first timestep; None: zeros.
+        """
         name = self.unique(name)
-        spec = StateSpec(input=name, output=self.unique(f"{name}_next"), dtype="float32", shape=list(row))
+        spec = StateSpec(input=name, output=self.unique(f"{name}_next"), dtype=dtype, shape=list(row))
+        if init is not None and np.any(init):
+            spec.init = PackedTensor.pack(np.broadcast_to(np.asarray(init, dtype), row))
         self.states.append(spec)
         return spec
+
+    def started(self) -> str:
+        """Return whether a stream is past its first timestep, shape `(batch, 1)` bool."""
+        if not self._started:
+            spec = self.state("started", (1,), "bool")
+            self.next_state(spec, self.op("Expand", self.constant(True, "bool"), self.op("Shape", spec.input)))
+            self._started = spec.input
+        return self._started
 
     def next_state(self, state: StateSpec, tensor: str) -> None:
         """Say which tensor the state becomes."""
@@ -130,6 +168,13 @@ class Graph:
     def cast(self, tensor: str, dtype: str, *, at: str = "") -> str:
         """Change the dtype."""
         return self.op("Cast", tensor, at=at, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def is_static(self, tensor: str) -> bool:
+        """Return whether a tensor is computed from inputs without time axis alone, so that it never changes."""
+        nodes, _ = self._wanted({tensor})
+        used = {tensor}.union(*(node.input for node in nodes))
+        moving = {i.name for i in self.inputs} - self._static | {s.input for s in self.states}
+        return not used & moving
 
     def unique(self, name: str) -> str:
         """Return `name`, or with a number behind it where it is taken; odd characters become `_`."""

@@ -128,6 +128,7 @@ def samplers(exported: ExportedStep) -> dict[str, Sampler]:
         drawn = _draw(manifest, exported, rng, (rows, steps))
         at = rng.random((rows, steps)) < 0.3
         at[:, 0] |= np.arange(rows) % 2 == 0  # some sequences begin masked
+        at[:, 0] &= all(fact.may_begin_masked for fact in facts.values())
         for name, fact in facts.items():
             if fact.mask_value is not None:
                 drawn[name][at] = fact.mask_value
@@ -148,6 +149,8 @@ def _draw(
             drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
         else:  # 0 and 1 are valid in every class list and flag
             drawn[spec.name] = rng.integers(0, fact.vocabulary or 2, shape).astype(spec.dtype)
+            if not fact.may_begin_masked:
+                drawn[spec.name][:, 0] = np.where(drawn[spec.name][:, 0] == fact.mask_value, 1, drawn[spec.name][:, 0])
         if not fact.time:
             drawn[spec.name][:] = drawn[spec.name][:, :1]
     return drawn

@@ -51,6 +51,9 @@ class Walker(Protocol):
     def note_mask(self, value: Value, mask_value: float) -> None:
         """Remember what masks a timestep."""
 
+    def note_first(self) -> None:
+        """Remember that a sequence must not begin masked: its first answer would be NaN."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

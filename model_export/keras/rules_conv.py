@@ -1,134 +1,190 @@
-"""Rules of convolution and pooling: causal over time as a ring of past timesteps, anything inside one timestep."""
+"""Rules of convolutions: causal over time as a window of past timesteps, anything inside one timestep."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from model_export.errors import RefusedModelError
 from model_export.keras.activations import activate
 from model_export.keras.emit import Value
 from model_export.keras.registry import Call, rule, to_array
+from model_export.keras.window import check_over_time, sees_margins, window
+from model_export.manifest import Array
 
 
-@rule("Conv1D")
-def conv1d(call: Call) -> Value:
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a kernel moves over its positions, one number for each axis of them.
+
+    Attributes:
+        sizes: Positions that the kernel covers.
+        strides: Positions from one answer to the next.
+        dilations: Positions between two that the kernel sees.
+        same: Whether the positions are padded so that there is an answer at each.
+    """
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    padding: str
+
+    def pads(self, positions: Sequence[int]) -> list[int]:
+        """Return ONNX' pads: all in front, then all behind."""
+        front, behind = [], []
+        for n, size, stride, dilation in zip(positions, self.sizes, self.strides, self.dilations, strict=True):
+            reach = (size - 1) * dilation + 1
+            whole = max((-(-n // stride) - 1) * stride + reach - n, 0) if self.padding == "same" else 0
+            front.append(whole // 2)
+            behind.append(whole - whole // 2)
+        if self.padding == "causal":
+            front[0] = (self.sizes[0] - 1) * self.dilations[0]
+        return front + behind
+
+    def reach(self, positions: Sequence[int]) -> tuple[int, ...]:
+        """Return how many answers there are along each axis."""
+        pads = self.pads(positions)
+        ends = [n + a + b for n, a, b in zip(positions, pads, pads[len(self.sizes) :], strict=False)]
+        facts = zip(ends, self.sizes, self.strides, self.dilations, strict=True)
+        return tuple((n - (size - 1) * dilation - 1) // stride + 1 for n, size, stride, dilation in facts)
+
+
+def geometry(layer: Any, sizes: tuple[int, ...]) -> Geometry:
+    """Return a layer's geometry; a pooling has no dilation."""
+    dilations = getattr(layer, "dilation_rate", 1)
+    strides, dilations = (
+        tuple(n) if isinstance(n, list | tuple) else (n,) * len(sizes) for n in (layer.strides, dilations)
+    )
+    return Geometry(tuple(sizes), strides, dilations, layer.padding)
+
+
+Slide = Callable[[str, Geometry, Sequence[int]], str]
+"""`(tensor, geometry, pads)` to the tensor of answers; channels first, as ONNX has them."""
+
+
+def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> Value:
+    """Move a kernel over a value's positions; time is one of them where the value carries it.
+
+    Args:
+        call: The layer.
+        x: The value; its row has the positions and the channels.
+        shape: How the kernel moves.
+        channels: Channels of the result.
+        run: Emits the operator.
+
+    Returns:
+        The result, with the margin that it has over time.
+    """
+    if not x.time:
+        return _slide_inside(call, x, shape, channels, run)
+    check_over_time(call, shape.sizes[0], shape.strides[0])
+    seen = window(call, x, (shape.sizes[0] - 1) * shape.dilations[0], causal=shape.padding == "causal")
+    if shape.padding == "causal":  # the window has the padding already
+        shape = Geometry(shape.sizes, shape.strides, shape.dilations, "valid")
+    y = _slide_inside(call, seen, shape, channels, run)
+    row = y.row[1:]
+    return y.like(call.graph.reshape(y.name, row, at=call.path), row=row, time=True, margin=seen.margin)
+
+
+def _slide_inside(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> Value:
+    count = len(shape.sizes)
+    if call.layer.data_format == "channels_first":
+        positions = x.row[1:]
+        return x.like(run(x.name, shape, shape.pads(positions)), row=(channels, *shape.reach(positions)))
+    positions = x.row[:-1]
+    y = run(call.op("Transpose", x.name, perm=[0, count + 1, *range(1, count + 1)]), shape, shape.pads(positions))
+    y = call.op("Transpose", y, perm=[0, *range(2, count + 2), 1])
+    return x.like(y, row=(*shape.reach(positions), channels))
+
+
+def activated(call: Call, y: Value) -> Value:
+    """Apply the layer's activation; the margin over time has been through it already."""
+    return replace(activate(call, call.layer.activation, y), margin=y.margin)
+
+
+def _attributes(shape: Geometry, pads: Sequence[int]) -> dict[str, Any]:
+    return {"strides": list(shape.strides), "dilations": list(shape.dilations), "pads": list(pads)}
+
+
+@rule("Conv1D", "Conv2D", "Conv3D")
+@sees_margins
+def conv(call: Call) -> Value:
     """Over time: causal, with the timesteps it looks back on as a state. Inside a timestep: any."""
     layer, x = call.layer, call.as_float(call.value)
-    if not x.time:
-        return _convolve(call, x)
-    size, dilation = layer.kernel_size[0], layer.dilation_rate[0]
-    if layer.strides[0] != 1:
-        raise call.refuse(
-            f"strides={layer.strides[0]} skips timesteps", "A stream has one answer for each timestep: use strides=1."
-        )
-    if size > 1 and layer.padding != "causal":
-        raise call.refuse(
-            f"padding={layer.padding!r} over the time axis looks at timesteps that have not come yet "
-            f"or shortens the sequence (kernel_size {size})",
-            "Use padding='causal'.",
-        )
-    if len(x.row) != 1 or layer.data_format == "channels_first":
-        raise call.refuse(f"its input has row shape {list(x.row)}; expected one axis of channels, last")
-    taps = _past(call, x, size, dilation)
     kernel = to_array(layer.kernel)
+    shape = geometry(layer, layer.kernel_size)
+    if x.time and len(shape.sizes) == 1 and layer.groups == 1:
+        return activated(call, _dense_over_time(call, x, shape, kernel))
     bias = [call.constant(layer.bias)] if layer.use_bias else []
-    if layer.groups == 1:
-        flat = taps if size == 1 else call.graph.reshape(taps, [size * x.row[0]], at=call.path)
-        y = call.op("Gemm", flat, call.constant(kernel.reshape(-1, layer.filters)), *bias)
-    else:
-        window = call.op("Transpose", call.graph.reshape(taps, [size, x.row[0]], at=call.path), perm=[0, 2, 1])
-        y = call.op("Conv", window, call.constant(kernel.transpose(2, 1, 0)), *bias, group=layer.groups)
-        y = call.op("Squeeze", y, call.graph.ints([2]))
-    return activate(call, layer.activation, x.like(y, row=(layer.filters,)))
+    weights = call.constant(_channels_in_front(kernel))
+
+    def run(name: str, shape: Geometry, pads: Sequence[int]) -> str:
+        return call.op("Conv", name, weights, *bias, group=layer.groups, **_attributes(shape, pads))
+
+    return activated(call, slide(call, x, shape, layer.filters, run))
 
 
-def _past(call: Call, x: Value, size: int, dilation: int) -> str:
-    """Return the timesteps that the kernel sees, shape `(batch, size, channels)`; remember the ones to come back."""
-    back = (size - 1) * dilation
-    if back == 0:
-        return x.name
-    spec = call.graph.state(f"{call.path}.past", (back, x.row[0]))
-    window = call.op("Concat", spec.input, call.op("Unsqueeze", x.name, call.graph.ints([1])), axis=1)
-    ints = call.graph.ints
-    call.graph.next_state(spec, call.op("Slice", window, ints([1]), ints([back + 1]), ints([1])))
-    return window if dilation == 1 else call.op("Gather", window, ints(range(0, back + 1, dilation)), axis=1)
+def _dense_over_time(call: Call, x: Value, shape: Geometry, kernel: Array) -> Value:
+    """One matrix product over the window: quicker than a convolution with one answer."""
+    check_over_time(call, shape.sizes[0], shape.strides[0])
+    size, dilation = shape.sizes[0], shape.dilations[0]
+    seen = window(call, x, (size - 1) * dilation, causal=shape.padding == "causal")
+    taps = seen.name
+    if dilation > 1 and size > 1:
+        taps = call.op("Gather", taps, call.graph.ints(range(0, seen.row[0], dilation)), axis=1)
+    flat = call.graph.reshape(taps, [size * x.row[0]], at=call.path) if size > 1 else x.name
+    bias = [call.constant(call.layer.bias)] if call.layer.use_bias else []
+    y = call.op("Gemm", flat, call.constant(kernel.reshape(-1, kernel.shape[-1])), *bias)
+    return x.like(y, row=(kernel.shape[-1],), margin=seen.margin)
 
 
-@rule("Conv2D", "Conv3D")
-def conv(call: Call) -> Value:
-    """A convolution inside one timestep."""
-    x = call.as_float(call.value)
-    if x.time:
-        raise call.refuse(
-            "it convolves over the time axis",
-            f"Put it into TimeDistributed({type(call.layer).__name__}(...)) to see each timestep alone.",
-        )
-    return _convolve(call, x)
-
-
-@rule(
-    "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D", "AveragePooling2D", "AveragePooling3D",
-)  # fmt: skip
-def pooling(call: Call) -> Value:
-    """Pooling inside one timestep."""
+@rule("DepthwiseConv1D", "DepthwiseConv2D")
+@sees_margins
+def depthwise(call: Call) -> Value:
+    """Each channel by itself."""
     layer, x = call.layer, call.as_float(call.value)
-    if x.time:
-        raise _pools_over_time(call)
-    kind = "MaxPool" if "Max" in type(layer).__name__ else "AveragePool"
-    attributes = {"kernel_shape": list(layer.pool_size), "strides": list(layer.strides), **_padding(layer)}
-    return _channels_first(call, x, lambda name: call.op(kind, name, **attributes))
-
-
-@rule(
-    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D",
-    "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D",
-)  # fmt: skip
-def global_pooling(call: Call) -> Value:
-    """The mean or maximum over all positions inside one timestep."""
-    layer, x = call.layer, call.as_float(call.value)
-    if x.time:
-        raise _pools_over_time(call)
-    if layer.data_format == "channels_first":
-        raise call.refuse("data_format='channels_first' has no rule; expected 'channels_last'")
-    kind = "ReduceMax" if "Max" in type(layer).__name__ else "ReduceMean"
-    axes = call.graph.ints(range(1, len(x.row)))
-    if layer.keepdims:
-        return x.like(call.op(kind, x.name, axes, keepdims=1), row=(*(1 for _ in x.row[:-1]), x.row[-1]))
-    return x.like(call.op(kind, x.name, axes, keepdims=0), row=x.row[-1:])
-
-
-def _pools_over_time(call: Call) -> RefusedModelError:
-    return call.refuse(
-        "it pools over the time axis",
-        "Use a recurrent layer with return_sequences=False: its answer sums up the timesteps so far.",
-    )
-
-
-def _convolve(call: Call, x: Value) -> Value:
-    layer = call.layer
-    kernel = to_array(layer.kernel)
-    spatial = kernel.ndim - 2
-    inputs = [call.constant(kernel.transpose(spatial + 1, spatial, *range(spatial)))]
+    y = _depthwise(call, x, to_array(layer.kernel))
     if layer.use_bias:
-        inputs.append(call.constant(layer.bias))
-    attributes = {
-        "strides": list(layer.strides), "dilations": list(layer.dilation_rate), "group": layer.groups, **_padding(layer)
-    }  # fmt: skip
-    y = _channels_first(call, x, lambda name: call.op("Conv", name, *inputs, **attributes))
-    return activate(call, layer.activation, y)
+        y = _add_bias(call, y, to_array(layer.bias))
+    return activated(call, y)
 
 
-def _padding(layer: Any) -> dict[str, Any]:
-    if layer.padding == "causal":
-        return {"pads": [(layer.kernel_size[0] - 1) * layer.dilation_rate[0], 0]}
-    return {"auto_pad": {"valid": "VALID", "same": "SAME_UPPER"}[layer.padding]}
+@rule("SeparableConv1D", "SeparableConv2D")
+@sees_margins
+def separable(call: Call) -> Value:
+    """Each channel by itself, then a mixture of the channels at each position."""
+    layer, x = call.layer, call.as_float(call.value)
+    y = _depthwise(call, x, to_array(layer.depthwise_kernel))
+    mixing = to_array(layer.pointwise_kernel)
+    if layer.data_format == "channels_first" and not x.time:
+        ones = Geometry(*((1,) * (mixing.ndim - 2),) * 3, padding="valid")
+        weights = call.constant(_channels_in_front(mixing))
+        y = _slide_inside(call, y, ones, layer.filters, lambda name, *_: call.op("Conv", name, weights))
+    else:
+        product = call.op("MatMul", y.name, call.constant(mixing.reshape(mixing.shape[-2:])))
+        y = y.like(product, row=(*y.row[:-1], layer.filters), margin=y.margin)
+    if layer.use_bias:
+        y = _add_bias(call, y, to_array(layer.bias))
+    return activated(call, y)
 
 
-def _channels_first(call: Call, x: Value, run: Any) -> Value:
-    """Run an operator that wants channels in front of the positions; Keras has them last."""
-    if call.layer.data_format == "channels_first":
-        raise call.refuse("data_format='channels_first' has no rule; expected 'channels_last'")
-    axes = len(x.row)
-    name = run(call.op("Transpose", x.name, perm=[0, axes, *range(1, axes)]))
-    row = call.layer.compute_output_shape((None, *x.row))[1:]
-    return x.like(call.op("Transpose", name, perm=[0, *range(2, axes + 1), 1]), row=tuple(row))
+def _depthwise(call: Call, x: Value, kernel: Array) -> Value:
+    *sizes, channels, multiplier = kernel.shape
+    weights = call.constant(_channels_in_front(kernel.reshape(*sizes, 1, channels * multiplier)))
+
+    def run(name: str, shape: Geometry, pads: Sequence[int]) -> str:
+        return call.op("Conv", name, weights, group=channels, **_attributes(shape, pads))
+
+    return slide(call, x, geometry(call.layer, tuple(sizes)), channels * multiplier, run)
+
+
+def _add_bias(call: Call, y: Value, bias: Array) -> Value:
+    if call.layer.data_format == "channels_first" and not y.time:
+        bias = bias.reshape(-1, *(1 for _ in y.row[1:]))
+    return y.like(call.op("Add", y.name, call.constant(bias)), margin=y.margin)
+
+
+def _channels_in_front(kernel: Array) -> Array:
+    """Return `(*sizes, in, out)` as `(out, in, *sizes)`."""
+    spatial = kernel.ndim - 2
+    return kernel.transpose(spatial + 1, spatial, *range(spatial))

@@ -12,6 +12,7 @@ import numpy as np
 from model_export.keras.activations import activate
 from model_export.keras.emit import Value
 from model_export.keras.registry import Call, rule, to_array
+from model_export.keras.window import sees_margins
 
 
 @rule(
@@ -81,6 +82,16 @@ def time_distributed(call: Call) -> list[Value]:
         raise call.refuse("its input carries no time axis")
     results = call.walk.visit(call.layer.layer, f"{call.path}.", replace(x, time=False, mask=None))
     return [replace(value, time=True) for value in results]
+
+
+@rule("Lambda")
+@sees_margins
+def lambda_layer(call: Call) -> list[Value]:
+    """Python code, traced like a custom layer."""
+    layer = call.layer
+    if layer.mask is not None or (call.mask is not None and layer._fn_expects_mask_arg):
+        raise call.refuse("its Python code takes or makes a mask", "Write a layer class with `compute_mask`.")
+    return call.walk.trace(replace(call, mask=None), layer.call)
 
 
 # ---------------------------------------------------------------- activations
@@ -161,7 +172,11 @@ def flatten(call: Call) -> Value:
 @rule("Reshape")
 def reshape(call: Call) -> Value:
     """Another shape of the features; the time axis must stay where and as it is."""
-    x, target = call.value, list(call.layer.target_shape)
+    return reshaped(call, call.value, list(call.layer.target_shape))
+
+
+def reshaped(call: Call, x: Value, target: list[int]) -> Value:
+    """Give the original another shape behind the batch axis; the time axis must stay where and as it is."""
     size = math.prod(x.row)
     if not x.time:
         row = _resolved(target, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 from model_export.keras.broadcast import broadcast, joined
 from model_export.keras.emit import Value
@@ -16,12 +17,19 @@ _ONNX = {
 @rule(*_ONNX, masks=True)
 def merge(call: Call) -> Value:
     """Element by element, the smaller one broadcast."""
-    values = broadcast(call, call.values)
-    kind = call.kind(_ONNX)
+    y = join(call, call.kind(_ONNX), call.values)
+    return y.like(y.name, mask=_any_unmasked(call))
+
+
+def join(call: Call, kind: str, values: list[Value]) -> Value:
+    """Join values element by element, as the merge layer of that name does."""
+    values = broadcast(call, values)
+    if kind == "Average":
+        values = [call.as_float(value) for value in values]
     total = reduce(lambda left, right: call.op(_ONNX[kind], left, right), [value.name for value in values])
     if kind == "Average":
-        total = call.op("Div", total, call.constant(len(values), values[0].dtype))
-    return joined(values, total).like(total, mask=_any_unmasked(call))
+        total = call.op("Div", total, call.constant(len(values)))
+    return joined(values, total)
 
 
 @rule("Concatenate", masks=True)
@@ -30,9 +38,9 @@ def concatenate(call: Call) -> Value:
     return concat(call, call.values, call.layer.axis)
 
 
-def concat(call: Call, values: list[Value], axis: int) -> Value:
-    """Join values along an axis of the original."""
-    values = broadcast(call, values)
+def concat(call: Call, parts: list[Any], axis: int) -> Value:
+    """Join values and constants along an axis of the original."""
+    values = broadcast(call, parts)
     first = values[0]
     step_axis = call.axis(first, axis)
     row = list(first.row)

@@ -1,175 +1,185 @@
-"""Rules of recurrent layers: one step of the cell, decomposed into matrix products.
-
-Decomposed and not the fused LSTM, GRU and RNN operators: every row of a batch then comes out bit for bit as it
-does alone, and small nets run up to twice as fast in batches.
-"""
+"""Rules of recurrent layers: one step of the cell over time, every step at once inside a timestep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
-from model_export.keras.activations import activate
+from model_export.keras.cells import run_cell, state_names
 from model_export.keras.emit import Value
 from model_export.keras.registry import Call, rule, to_array
+from model_export.keras.rules_merge import join
+from model_export.manifest import Array, StateSpec
 
-Cell = Callable[[Call, Any, Value, list[Value]], tuple[Value, list[Value]]]
+LONGEST_INSIDE = 512
+"""Positions inside one timestep that a recurrent layer may run over: each is a cell of its own in the graph."""
 
 
-@rule("LSTM", "GRU", "SimpleRNN", "RNN", masks=True)
+@rule("LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", masks=True)
 def recurrent(call: Call) -> list[Value]:
     """Run the layer's cell once; its states become states of the step graph.
 
     With `return_sequences=False` the result is the answer for the timesteps so far.
     """
     layer, x = call.layer, call.as_float(call.value)
-    _check_layer(call, x)
-    step = Value(x.name, x.row)
-    specs = [call.graph.state(f"{call.path}.{name}", (size,)) for name, size in state_names(layer.cell)]
-    before = [Value(spec.input, (spec.shape[0],)) for spec in specs]
-    y, after = run_cell(call, layer.cell, step, before)
-    if call.mask is not None:
-        y, after = _hold_where_masked(call, layer, y, before, after)
+    start = _initial(layer)
+    if not x.time:
+        return _inside(call, layer, x, start)
+    if layer.go_backwards:
+        raise call.refuse("go_backwards=True reads the sequence from its end", "Train it forwards.")
+    calls = sum(1 for other in call.graph.states if other.input.startswith(f"{call.path}."))
+    if layer.stateful and calls:
+        raise call.refuse("it is stateful and called more than once, so its calls hand their state to each other")
+    specs = [
+        call.graph.state(f"{call.path}.{name}", array.shape, init=array)
+        for name, array in zip(start.names, start.arrays, strict=True)
+    ]
+    before = _before(call, specs)
+    y, after = run_cell(call, layer.cell, Value(x.name, x.row), start.nested(before))
+    # Keras hands a layer the mask of its input only where that is the layer's one tensor.
+    if call.mask is not None and not (_given_states(call) and call.mask == call.value.mask):
+        y, after = _hold_where_masked(call, y, before, after, start)
     for spec, value in zip(specs, after, strict=True):
         call.graph.next_state(spec, value.name)
     result = y.like(y.name, time=layer.return_sequences, mask=call.mask if layer.return_sequences else None)
     return [result, *after] if layer.return_state else [result]
 
 
-def _check_layer(call: Call, x: Value) -> None:
-    layer = call.layer
-    if not x.time:
+@dataclass(frozen=True, slots=True)
+class _Initial:
+    """What a recurrent layer's states are before the first timestep, one row each, in flat order."""
+
+    names: list[str]
+    arrays: list[Array]
+    structure: Any
+
+    def nested(self, values: list[Value]) -> Any:
+        """Return values nested as Keras has the states."""
+        return keras.tree.pack_sequence_as(self.structure, values)
+
+
+def _initial(layer: Any) -> _Initial:
+    structure = layer.get_initial_state(1)
+    cell = layer.cell
+    nested = structure if isinstance(cell, keras.layers.StackedRNNCells) else list(structure)
+    arrays = [to_array(tensor)[0].astype(np.float32) for tensor in keras.tree.flatten(nested)]
+    return _Initial(state_names(cell, nested), arrays, nested)
+
+
+def _before(call: Call, specs: list[StateSpec]) -> list[Value]:
+    """Return the states before this timestep; before the first one they may be computed by the model."""
+    carried = [Value(spec.input, tuple(spec.shape)) for spec in specs]
+    given = _given_states(call)
+    if not given:
+        return carried
+    if [value.row for value in given] != [value.row for value in carried]:
         raise call.refuse(
-            "its input carries no time axis",
-            "Give the recurrent layer before it return_sequences=True, and the model's input the shape "
-            "(batch, time, features).",
+            f"its initial state has rows {[list(v.row) for v in given]}; expected {[list(v.row) for v in carried]}"
         )
-    if len(x.row) != 1:
-        raise call.refuse(f"its input has row shape {list(x.row)}; expected one axis of features")
-    if layer.go_backwards:
-        raise call.refuse("go_backwards=True reads the sequence from its end", "Train it forwards.")
-    if len(call.args) > 1 or "initial_state" in call.kwargs or len(call.values) > 1:
-        raise call.refuse(
-            "its initial state is computed by the model",
-            "Let it start from zeros, or give that tensor to the layer as an input of every timestep.",
-        )
-    calls = sum(1 for other in call.walk.graph.states if other.input.startswith(f"{call.path}."))
-    if layer.stateful and calls:
-        raise call.refuse("it is stateful and called more than once, so its calls hand their state to each other")
+    for value in given:
+        if value.time or not call.graph.is_static(value.name):
+            raise call.refuse(
+                "its initial state is computed from a sequence, which has not ended when the first timestep comes",
+                "Compute it from an input without time axis, or export the two parts as two models.",
+            )
+    started = call.graph.started()
+    chosen = []
+    for old, first in zip(carried, given, strict=True):
+        flag = call.graph.reshape(started, [1] * len(old.row), at=call.path)
+        chosen.append(old.like(call.op("Where", flag, old.name, call.as_float(first).name)))
+    return chosen
+
+
+def _given_states(call: Call) -> list[Value]:
+    more = [call.kwargs.get("initial_state"), call.args[1:2], call.values[1:]]
+    return [value for value in keras.tree.flatten(more) if isinstance(value, Value)]
 
 
 def _hold_where_masked(
-    call: Call, layer: Any, y: Value, before: list[Value], after: list[Value]
+    call: Call, y: Value, before: list[Value], after: list[Value], start: _Initial
 ) -> tuple[Value, list[Value]]:
     """Keep the states and repeat the previous output where the timestep is masked.
 
-    The previous output is the last cell's first state, as Keras itself assumes; zeros before the first one.
+    Keras takes the last cell's first state for the previous output, except in an unrolled layer.
     """
     assert call.mask is not None
+    layer = call.layer
+    if any(len(value.row) != 1 for value in (y, *before)):
+        raise call.refuse(
+            "it has states of several axes and a mask, which Keras itself lines up with the wrong axes", "Mask outside."
+        )
     mask = call.op("Unsqueeze", call.mask, call.graph.ints([1]))
     held = [new.like(call.op("Where", mask, new.name, old.name)) for old, new in zip(before, after, strict=True)]
-    previous = before[0].name
-    if isinstance(layer.cell, keras.layers.StackedRNNCells):
-        previous = before[-len(state_names(layer.cell.cells[-1]))].name
-    if layer.zero_output_for_mask and not layer.unroll:
-        previous = call.constant(0.0)
+    if layer.unroll:
+        spec = call.graph.state(f"{call.path}.output", y.row)
+        result = call.op("Where", mask, y.name, spec.input)
+        call.graph.next_state(spec, result)
+        return y.like(result), held
+    cells = getattr(layer.cell, "cells", None)
+    last = len(keras.tree.flatten(start.structure[-1])) if cells else len(before)
+    previous = call.constant(0.0) if layer.zero_output_for_mask else before[-last].name
     return y.like(call.op("Where", mask, y.name, previous)), held
 
 
-def state_names(cell: Any) -> list[tuple[str, int]]:
-    """Return each state of a cell, as its name behind the layer's and its size."""
-    if isinstance(cell, keras.layers.StackedRNNCells):
-        return [(f"{i}.{name}", size) for i, c in enumerate(cell.cells) for name, size in state_names(c)]
-    sizes = [int(size) for size in keras.tree.flatten(cell.state_size)]
-    names = {1: ["h"], 2: ["h", "c"]}.get(len(sizes)) if _cell_rule(cell) else None
-    return list(zip(names or [f"state{i}" for i in range(len(sizes))], sizes, strict=True))
+# ---------------------------------------------------------------- inside a timestep
 
 
-def run_cell(call: Call, cell: Any, x: Value, states: list[Value]) -> tuple[Value, list[Value]]:
-    """Run one step of a cell: `(output, next states)`."""
-    if isinstance(cell, keras.layers.StackedRNNCells):
-        after: list[Value] = []
-        for inner in cell.cells:
-            count = len(state_names(inner))
-            x, new = run_cell(call, inner, x, states[len(after) : len(after) + count])
-            after += new
-        return x, after
-    if (known := _cell_rule(cell)) is not None:
-        return known(call, cell, x, states)
-    inner_call = Call(call.walk, cell, f"{call.path}.{cell.name}", (x, states), {})
-    y, *rest = call.walk.trace(inner_call, cell.call)
-    return y, rest
+def _inside(call: Call, layer: Any, x: Value, start: _Initial) -> list[Value]:
+    """Run over an axis inside one timestep: every position is there, so any direction will do."""
+    count = x.row[0] if x.row else 0
+    if not len(x.row) > 1 or count > LONGEST_INSIDE:
+        raise call.refuse(
+            f"its input carries no time axis, and row shape {list(x.row)} is none of at most {LONGEST_INSIDE} "
+            "positions with features",
+            "Give the recurrent layer before it return_sequences=True, and the model's input the shape "
+            "(batch, time, features).",
+        )
+    states = [_for_each_row(call, x, array) for array in start.arrays]
+    if given := _given_states(call):
+        states = given
+    outputs = []
+    positions = range(count)[:: -1 if layer.go_backwards else 1]
+    for position in positions:
+        name = call.op("Gather", x.name, call.constant(position, "int64"), axis=1)
+        y, states = run_cell(call, layer.cell, Value(name, x.row[1:]), start.nested(states))
+        outputs.append(y)
+    result = outputs[-1]
+    if layer.return_sequences:
+        rows = [call.op("Unsqueeze", y.name, call.graph.ints([1])) for y in outputs]
+        result = result.like(call.op("Concat", *rows, axis=1), row=(count, *result.row))
+    return [result, *states] if layer.return_state else [result]
 
 
-def _cell_rule(cell: Any) -> Cell | None:
-    for cls, known in CELLS.items():
-        if isinstance(cell, cls) and getattr(type(cell), "call", None) is getattr(cls, "call", None):
-            return known
-    return None
+def _for_each_row(call: Call, x: Value, array: Array) -> Value:
+    shape = call.op("Concat", call.op("Shape", x.name, end=1), call.graph.ints(array.shape), axis=0)
+    return Value(call.op("Expand", call.constant(array), shape), array.shape)
 
 
-def _gemm(call: Call, x: str, kernel: Any, added: str | None = None) -> str:
-    return call.op("Gemm", x, call.constant(kernel), *([added] if added else []))
-
-
-def _gates(call: Call, x: str, count: int) -> list[str]:
-    return call.graph.split_op("Split", x, outputs=count, at=call.path, axis=1, num_outputs=count)
-
-
-def lstm_cell(call: Call, cell: Any, x: Value, states: list[Value]) -> tuple[Value, list[Value]]:
-    """One LSTM step; gates in Keras' order: input, forget, candidate, output."""
-    h, c = states
-    z = _gemm(call, x.name, cell.kernel, call.constant(cell.bias) if cell.use_bias else None)
-    z = _gemm(call, h.name, cell.recurrent_kernel, z)
-    gates = [h.like(gate) for gate in _gates(call, z, 4)]
-    i, f, o = (activate(call, cell.recurrent_activation, gates[k]).name for k in (0, 1, 3))
-    candidate = activate(call, cell.activation, gates[2]).name
-    new_c = c.like(call.op("Add", call.op("Mul", f, c.name), call.op("Mul", i, candidate)))
-    new_h = h.like(call.op("Mul", o, activate(call, cell.activation, new_c).name))
-    return new_h, [new_h, new_c]
-
-
-def gru_cell(call: Call, cell: Any, x: Value, states: list[Value]) -> tuple[Value, list[Value]]:
-    """One GRU step; gates in Keras' order: update, reset, candidate."""
-    h = states[0]
-    units = cell.units
-    bias = to_array(cell.bias) if cell.use_bias else None
-    recurrent_kernel = to_array(cell.recurrent_kernel)
-    input_bias, recurrent_bias = (
-        (None, None) if bias is None else (bias[0], bias[1]) if cell.reset_after else (bias, None)
+@rule("Bidirectional", masks=True)
+def bidirectional(call: Call) -> list[Value]:
+    """Both directions over an axis inside one timestep; over time there is no end to read from."""
+    layer, x = call.layer, call.as_float(call.value)
+    if x.time:
+        raise call.refuse(
+            "it also reads the sequence from its end, and a live stream has none yet",
+            "Train the forward layer alone, or serve the model on whole sequences.",
+        )
+    if _given_states(call):
+        raise call.refuse("its initial state is computed by the model")
+    forwards, backwards = (
+        call.walk.visit(part, f"{call.path}.", x) for part in (layer.forward_layer, layer.backward_layer)
     )
-    x_z, x_r, x_h = _gates(
-        call, _gemm(call, x.name, cell.kernel, None if input_bias is None else call.constant(input_bias)), 3
-    )
-    if cell.reset_after:
-        added = None if recurrent_bias is None else call.constant(recurrent_bias)
-        h_z, h_r, h_h = _gates(call, _gemm(call, h.name, recurrent_kernel, added), 3)
-    else:
-        h_z, h_r = _gates(call, _gemm(call, h.name, recurrent_kernel[:, : 2 * units]), 2)
-    z = activate(call, cell.recurrent_activation, h.like(call.op("Add", x_z, h_z))).name
-    r = activate(call, cell.recurrent_activation, h.like(call.op("Add", x_r, h_r))).name
-    if cell.reset_after:
-        mixed = call.op("Add", x_h, call.op("Mul", r, h_h))
-    else:
-        mixed = _gemm(call, call.op("Mul", r, h.name), recurrent_kernel[:, 2 * units :], x_h)
-    candidate = activate(call, cell.activation, h.like(mixed)).name
-    kept = call.op("Mul", z, h.name)
-    new = h.like(call.op("Add", kept, call.op("Mul", call.op("Sub", call.constant(1.0), z), candidate)))
-    return new, [new]
-
-
-def simple_cell(call: Call, cell: Any, x: Value, states: list[Value]) -> tuple[Value, list[Value]]:
-    """One step of the plain recurrent cell."""
-    h = states[0]
-    z = _gemm(call, x.name, cell.kernel, call.constant(cell.bias) if cell.use_bias else None)
-    new = activate(call, cell.activation, h.like(_gemm(call, h.name, cell.recurrent_kernel, z)))
-    return new, [new]
-
-
-CELLS: dict[type, Cell] = {
-    keras.layers.LSTMCell: lstm_cell,
-    keras.layers.GRUCell: gru_cell,
-    keras.layers.SimpleRNNCell: simple_cell,
-}
+    y, z = forwards[0], backwards[0]
+    if layer.return_sequences:
+        count = y.row[0]
+        z = z.like(call.op("Gather", z.name, call.graph.ints(range(count)[::-1]), axis=1))
+    states = [*forwards[1:], *backwards[1:]]
+    if layer.merge_mode is None:
+        return [y, z, *states]
+    if layer.merge_mode == "concat":
+        row = (*y.row[:-1], y.row[-1] + z.row[-1])
+        return [y.like(call.op("Concat", y.name, z.name, axis=-1), row=row), *states]
+    return [join(call, {"sum": "Add", "ave": "Average", "mul": "Multiply"}[layer.merge_mode], [y, z]), *states]

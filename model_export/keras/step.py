@@ -45,6 +45,25 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     Raises:
         RefusedModelError: A layer cannot be stepped; the message names it and says why.
     """
+    walk = Walk()
+    values = walk_model(walk, model)
+    timed = {walk.graph.output(output, value).name: value.time for output, value in values}
+    graph = walk.graph
+    manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
+    proto = graph.proto(name)
+    _check_states(proto, manifest)
+    return ExportedStep(proto, manifest, walk.facts, timed, walk.bounded)
+
+
+def walk_model(walk: Walk, model: Any) -> list[tuple[str, Value]]:
+    """Declare a model's inputs and walk it.
+
+    Returns:
+        Each output's name and value; names may occur twice.
+
+    Raises:
+        RefusedModelError: A layer cannot be stepped; the message names it and says why.
+    """
     function = functional(model)
     if function is None:
         raise RefusedModelError(
@@ -52,7 +71,6 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
             + ("it is not built yet." if isinstance(model, keras.Sequential) else "its `call` is Python code."),
             fix="Give it a `keras.Input(...)` first (Sequential), or build it with the functional API.",
         )
-    walk = Walk()
     values = [_declare(walk, function, tensor) for tensor in function.inputs]
     if not any(value.time for value in values):
         raise RefusedModelError(
@@ -60,15 +78,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
             fix="A stepwise model takes (batch, time, features), or (batch, time) of ids.",
         )
     walk.length = _length(function, values)
-    results = walk.run(function, values)
-    timed = {}
-    for output_name, value in zip(_output_names(function), results, strict=True):
-        timed[walk.graph.output(output_name, value).name] = value.time
-    graph = walk.graph
-    manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
-    proto = graph.proto(name)
-    _check_states(proto, manifest)
-    return ExportedStep(proto, manifest, walk.facts, timed, walk.bounded)
+    return list(zip(_output_names(function), walk.run(function, values), strict=True))
 
 
 def _check_states(proto: onnx.ModelProto, manifest: Manifest) -> None:
@@ -158,11 +168,15 @@ def _output_names(function: Any) -> list[str]:
         layer, index = history.operation, history.tensor_index
         part = ""
         if isinstance(layer, keras.layers.RNN) and index:
-            from model_export.keras.rules_recurrent import state_names
-
-            part = f".last_{state_names(layer.cell)[index - 1][0]}"
+            part = f".last_{_state_name(layer, index - 1)}"
         names.append(plain(f"{layer.name}{part}"))
     return names
+
+
+def _state_name(layer: Any, index: int) -> str:
+    from model_export.keras.cells import state_names
+
+    return state_names(layer.cell, layer.get_initial_state(1))[index]
 
 
 def plain(name: str) -> str:

@@ -12,29 +12,43 @@ import keras
 from model_export.errors import RefusedModelError
 from model_export.keras import (
     rules_attention,
+    rules_axes,
     rules_conv,
     rules_layers,
     rules_merge,
     rules_norm,
     rules_ops,
+    rules_pad,
+    rules_pool,
     rules_preprocessing,
+    rules_products,
     rules_recurrent,
     rules_refused,
+    rules_resize,
+    rules_shapes,
 )
 from model_export.keras.emit import Graph, Value
+from model_export.keras.margins import apply
 from model_export.keras.record import record
 from model_export.keras.registry import Call, find_op_rule, find_rule, to_array
+from model_export.keras.window import sees_margins
 
 RULE_MODULES = (
     rules_attention,
+    rules_axes,
     rules_conv,
     rules_layers,
     rules_merge,
     rules_norm,
     rules_ops,
+    rules_pad,
+    rules_pool,
     rules_preprocessing,
+    rules_products,
     rules_recurrent,
     rules_refused,
+    rules_resize,
+    rules_shapes,
 )  # registered by their import
 
 
@@ -46,11 +60,13 @@ class InputFacts:
         time: Whether the original's input has a time axis.
         vocabulary: Integers from 0 to below this are looked up in an embedding; None: no lookup.
         mask_value: The value that marks a masked timestep; None: nothing is masked by it.
+        may_begin_masked: Whether the original says a number for a sequence whose first timestep is masked.
     """
 
     time: bool
     vocabulary: int | None = None
     mask_value: float | None = None
+    may_begin_masked: bool = True
 
 
 @dataclass(slots=True)
@@ -98,7 +114,7 @@ class Walk:
             rule = find_op_rule(operation)
             if rule is None:
                 raise call.refuse("there is no rule for it", "Write it with layers or the common `keras.ops`.")
-            return _listed(rule(call))
+            return apply(call, rule)
         if kwargs.get("training") is True:
             raise call.refuse(
                 "it was called with training=True, so its answer is random or depends on the other rows of the batch",
@@ -111,8 +127,8 @@ class Walk:
                 values = [replace(values[0], mask=call.mask)]
             return self.run(function, values, f"{call.path}.")
         found = find_rule(operation)
-        rule, sets_masks = found or (lambda call: self.trace(call, operation.call), False)
-        results = _listed(rule(call))
+        rule, sets_masks = found or (trace_call, False)
+        results = apply(call, rule)
         if not all(isinstance(result, Value) for result in results):
             raise call.refuse(
                 f"its step rule returned {results!r}; expected a Value or a list of them",
@@ -162,6 +178,11 @@ class Walk:
             if self.facts[name].time:
                 self.facts[name].mask_value = mask_value
 
+    def note_first(self) -> None:
+        """Remember that a sequence must not begin masked: its first answer would be NaN."""
+        for facts in self.facts.values():
+            facts.may_begin_masked = False
+
     def _mask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         explicit = kwargs.get("mask")
         if isinstance(explicit, list | tuple):
@@ -199,5 +220,7 @@ def _ordered(function: Any, inputs: Any) -> list[Value]:
     return [v for v in keras.tree.flatten(inputs) if isinstance(v, Value)]
 
 
-def _listed(results: Value | list[Value]) -> list[Value]:
-    return results if isinstance(results, list) else [results]
+@sees_margins
+def trace_call(call: Call) -> list[Value]:
+    """The rule of a layer without one: its code is traced."""
+    return call.walk.trace(call, call.layer.call)

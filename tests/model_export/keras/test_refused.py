@@ -44,9 +44,11 @@ def stateful_twice() -> Any:
     return keras.Model(x, rnn(rnn(x)))
 
 
-def computed_state() -> Any:
-    x, start = keras.Input((None, 3)), keras.Input((4,))
-    return keras.Model([x, start], L.GRU(4, name="odd")(x, initial_state=start))
+def state_of_a_sequence() -> Any:
+    """An encoder and a decoder: the decoder starts when the encoder's sequence has ended."""
+    x, y = keras.Input((None, 3)), keras.Input((None, 4))
+    _, *states = L.LSTM(4, return_state=True)(x)
+    return keras.Model([x, y], L.LSTM(4, name="odd")(y, initial_state=states))
 
 
 def static_beside_timed() -> Any:
@@ -58,6 +60,14 @@ def fixed(*layers: Any, steps: int = 6, features: int = 4) -> Any:
     return keras.Sequential([keras.Input((steps, features)), *layers])
 
 
+def bands(*layers: Any) -> Any:
+    return keras.Sequential([keras.Input((None, 8, 2)), *layers])
+
+
+def frames(*layers: Any) -> Any:
+    return keras.Sequential([keras.Input((None, 8, 8, 1)), *layers])
+
+
 def dropout_that_stays_on() -> Any:
     return of(lambda x: L.Dropout(0.5, name="odd")(L.LSTM(3, **RS)(x), training=True))
 
@@ -66,8 +76,17 @@ def dropout_that_stays_on() -> Any:
 REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "bidirectional": (lambda: sequence(L.Bidirectional(L.LSTM(3, **RS), name="odd")), "Bidirectional", "from its end"),
     "go_backwards": (lambda: sequence(L.LSTM(3, go_backwards=True, name="odd")), "LSTM", "go_backwards"),
-    "global_pooling": (lambda: sequence(L.GlobalAveragePooling1D(name="odd")), "GlobalAveragePooling1D", "pools over"),
-    "max_pooling": (lambda: sequence(L.MaxPooling1D(name="odd")), "MaxPooling1D", "pools over the time axis"),
+    "pooling_strides": (lambda: sequence(L.MaxPooling1D(name="odd")), "MaxPooling1D", "strides=2 skips timesteps"),
+    "pooling_valid": (
+        lambda: sequence(L.AveragePooling1D(3, strides=1, name="odd")), "AveragePooling1D", "0 are padded in front",
+    ),
+    "pooling_same": (
+        lambda: sequence(L.MaxPooling1D(3, strides=1, padding="same", name="odd")), "MaxPooling1D", "padding='same'",
+    ),
+    "global_pooling_channels_first": (
+        lambda: sequence(L.GlobalMaxPooling1D(data_format="channels_first", name="odd")),
+        "GlobalMaxPooling1D", "leaves time",
+    ),
     "flatten": (lambda: fixed(L.Flatten(name="odd")), "Flatten", "flattens the time axis"),
     "softmax": (lambda: sequence(L.Softmax(axis=1, name="odd")), "Softmax", "along the time axis"),
     "layer_norm": (lambda: fixed(L.LayerNormalization(axis=[1, 2], name="odd")), "LayerNormalization", "time axis"),
@@ -78,22 +97,48 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "conv_strides": (
         lambda: sequence(L.Conv1D(3, 3, padding="causal", strides=2, name="odd")), "Conv1D", "strides=2 skips",
     ),
-    "conv_2d": (
-        lambda: keras.Sequential([keras.Input((None, 8, 1)), L.Conv2D(2, (1, 3), name="odd")]),
-        "Conv2D", "over the time axis",
+    "conv_too_little_padding": (
+        lambda: sequence(L.ZeroPadding1D((1, 0)), L.SeparableConv1D(3, 3, name="odd")),
+        "SeparableConv1D", "looks at 3 timesteps, and 1 are padded",
     ),
-    "conv_lstm": (
-        lambda: keras.Sequential([keras.Input((None, 8, 8, 1)), L.ConvLSTM2D(2, 3, name="odd")]),
-        "ConvLSTM2D", "no rule",
+    "conv_2d_same": (
+        lambda: bands(L.Conv2D(2, 3, padding="same", name="odd")), "Conv2D", "padding='same' over the time axis",
     ),
-    "padding_time": (lambda: sequence(L.ZeroPadding1D((2, 0), name="odd")), "ZeroPadding1D", "number of timesteps"),
-    "cropping": (lambda: sequence(L.Cropping1D(1, name="odd")), "Cropping1D", "number of timesteps"),
+    "conv_2d_channels_first": (
+        lambda: keras.Sequential([keras.Input((6, 8, 2)), L.Conv2D(2, 1, data_format="channels_first", name="odd")]),
+        "Conv2D", "puts the channels where time belongs",
+    ),
+    "conv_2d_transpose_strides": (
+        lambda: bands(L.Conv2DTranspose(2, 2, strides=2, name="odd")), "Conv2DTranspose", "strides=2 skips",
+    ),
+    "up_sampling": (lambda: sequence(L.UpSampling1D(name="odd")), "UpSampling1D", "repeats timesteps"),
+    "padded_recurrent": (
+        lambda: sequence(L.ZeroPadding1D((2, 0)), L.GRU(3, name="odd")), "GRU", "2 padded timesteps in front",
+    ),
+    "padded_differently": (
+        lambda: of(lambda x: L.Add(name="odd")([L.ZeroPadding1D((2, 0))(x), L.ZeroPadding1D((1, 1))(x)])),
+        "Add", "2 padded timesteps in front and 0 behind and one with 1 and 1",
+    ),
+    "padded_twice": (
+        lambda: of(lambda x: L.ZeroPadding1D((1, 0), name="odd")(L.Activation("sigmoid")(L.ZeroPadding1D((1, 0))(x)))),
+        "ZeroPadding1D", "padded with something else before",
+    ),
+    "cropping": (lambda: sequence(L.Cropping1D(1, name="odd")), "Cropping1D", "drops 1 timesteps"),
+    "conv_lstm_backwards": (
+        lambda: frames(L.ConvLSTM2D(2, 3, go_backwards=True, name="odd")), "ConvLSTM2D", "go_backwards",
+    ),
+    "dot_over_time": (lambda: of(lambda x: L.Dot(2, name="odd")([x, x])), "Dot", "every timestep with every other"),
+    "einsum_over_time": (
+        lambda: fixed(L.EinsumDense("btf,ts->bsf", (6, 4), name="odd")), "EinsumDense", "over the time axis",
+    ),
     "attention": (lambda: of(lambda x: L.Attention(name="odd")([x, x])), "Attention", "attends over the time axis"),
     "self_attention": (
         lambda: of(lambda x: L.MultiHeadAttention(2, 2, name="odd")(x, x)), "MultiHeadAttention", "attends over",
     ),
     "repeat_vector": (lambda: sequence(L.LSTM(3), L.RepeatVector(5, name="odd")), "RepeatVector", "one vector"),
-    "lambda": (lambda: sequence(L.Lambda(lambda x: x * 2, name="odd")), "Lambda", "Python code"),
+    "lambda_over_time": (
+        lambda: sequence(L.Lambda(lambda x: x[:, ::-1], name="odd")), "Lambda", "(GetItem) cannot be stepped: it picks",
+    ),
     "reshape_time": (lambda: fixed(L.Reshape((3, 8), name="odd")), "Reshape", "mixes timesteps"),
     "reshape_unknown": (lambda: sequence(L.Reshape((-1, 2), name="odd")), "Reshape", "mixes timesteps"),
     "permute_time": (lambda: fixed(L.Permute((2, 1), name="odd")), "Permute", "moves the time axis"),
@@ -102,19 +147,19 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "static_beside_timed": (static_beside_timed, "Add", "one without"),
     "rnn_on_the_last_answer": (
-        lambda: sequence(L.LSTM(6), L.Reshape((2, 3)), L.GRU(3, name="odd")), "GRU", "carries no time axis",
+        lambda: sequence(L.LSTM(600), L.Reshape((600, 1)), L.GRU(3, name="odd")), "GRU", "carries no time axis",
     ),
     "time_distributed_on_the_last_answer": (
         lambda: sequence(L.LSTM(6), L.Reshape((2, 3)), L.TimeDistributed(L.Dense(3), name="odd")),
         "TimeDistributed", "carries no time axis",
     ),
-    "computed_state": (computed_state, "GRU", "initial state is computed"),
+    "state_of_a_sequence": (state_of_a_sequence, "LSTM", "initial state is computed from a sequence"),
     "stateful_twice": (stateful_twice, "GRU", "stateful and called more than once"),
     "dropout_that_stays_on": (dropout_that_stays_on, "Dropout", "training=True"),
     "half_precision": (lambda: sequence(L.LSTM(3, dtype="mixed_float16", name="odd")), "LSTM", "computes in float16"),
     "double_precision": (lambda: sequence(L.Dense(3, dtype="float64", name="odd")), "Dense", "computes in float64"),
     "custom_without_keras_ops": (lambda: of(NumpyLayer(name="odd")), "NumpyLayer", "cannot be traced"),
-    "custom_over_time": (lambda: of(Mixing(name="odd")), "Mixing", "(Mean) cannot be stepped: it works along the time"),
+    "custom_over_time": (lambda: of(Mixing(name="odd")), "Mixing", "(Subtract) cannot be stepped: it joins each"),
     "mask_of_parts": (
         lambda: keras.Sequential([keras.Input((None, 5)), L.Embedding(4, 2, mask_zero=True, name="odd")]),
         "Embedding", "masks parts of a timestep",
@@ -137,13 +182,21 @@ def test_a_layer_that_cannot_be_stepped_is_refused_by_name(name: str) -> None:
 
 # name: (model, class of the operation, words of the reason)
 REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "mean_over_time": (lambda: of(lambda x: x - ops.mean(x, axis=1, keepdims=True)), "Mean", "along the time axis"),
+    "mean_over_time": (lambda: of(lambda x: x - ops.mean(x, axis=1, keepdims=True)), "Subtract", "whole sequence"),
     "max_over_everything": (lambda: of(lambda x: x / ops.max(x)), "Max", "mixes streams"),
     "softmax_over_time": (lambda: of(lambda x: ops.softmax(x, axis=1)), "Softmax", "along the time axis"),
     "first_timestep": (lambda: of(lambda x: x[:, 0]), "GetItem", "only has the newest one"),
     "shifted": (lambda: of(lambda x: x[:, 1:]), "GetItem", "only has the newest one"),
     "one_row": (lambda: of(lambda x: x[0]), "GetItem", "picks rows of the batch"),
-    "cumulative_sum": (lambda: of(lambda x: ops.cumsum(x, axis=1)), "Cumsum", "there is no rule"),
+    "differences": (lambda: of(lambda x: ops.diff(x, axis=1)), "Diff", "there is no rule"),
+    "reversed": (lambda: of(lambda x: ops.flip(x, axis=1)), "Flip", "along the time axis"),
+    "rolled": (lambda: of(lambda x: ops.roll(x, 1, axis=1)), "Roll", "along the time axis"),
+    "sorted": (lambda: of(lambda x: ops.sort(x, axis=1)), "Sort", "along the time axis"),
+    "cut_at_the_end": (lambda: of(lambda x: x[:, :-1]), "GetItem", "drops 1 timesteps"),
+    "every_second": (lambda: of(lambda x: x[:, ::2]), "GetItem", "only has the newest one"),
+    "variance_over_time": (lambda: of(lambda x: ops.var(x, axis=1)), "Var", "along the time axis"),
+    "sum_of_the_batch": (lambda: of(lambda x: ops.einsum("btf->tf", x)), "Einsum", "mixes streams"),
+    "repeated_in_time": (lambda: of(lambda x: ops.repeat(x, 2, axis=1)), "Repeat", "along the time axis"),
     "product_of_values": (lambda: of(lambda x: ops.matmul(x, ops.transpose(x, (0, 2, 1)))), "Transpose", "time axis"),
     "new_axis_in_front": (lambda: of(lambda x: ops.expand_dims(x, 1)), "ExpandDims", "before the features"),
     "concatenated_in_time": (lambda: of(lambda x: ops.concatenate([x, x], axis=1)), "Concatenate", "the time axis"),
