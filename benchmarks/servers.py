@@ -93,7 +93,7 @@ def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[
         )
     return [
         *targets,
-        Target("Stepwell, declared route", stepwell(workload, env={"STEPWELL_FAST_LANE": "0"}), checked),
+        Target("Stepwell, declared route", stepwell(workload, env={"STEPWELL_FAST_LANE": "off"}), checked),
         Target("Stepwell, embedded store", stepwell(workload), checked),
         Target("Stepwell, outside Redis", stepwell_outside(workload), checked),
     ]

@@ -1,4 +1,4 @@
-"""How WebSockets begin and end: origin, key, subprotocol, close codes; shared by the feeds and the watch."""
+"""How WebSockets begin and end under any ASGI server; shared by the feeds and the watch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from service.api.auth import ANYONE, Caller, Scope
+from service.api.auth import Caller, Scope
 from service.api.context import Context
 from service.api.http import demand_plain_path, problem_response
 from service.api.problems import problem_of
+from service.api.visitors import Visitor
 from service.errors import ServiceError
-from service.wire import JSON, MSGPACK, Format
-from service.wire.document import parse
+from service.wire import JSON, Format
 from service.wire.formats import encode
 
 UNREADABLE: Final = 1007
@@ -28,29 +28,27 @@ TOO_SLOW: Final = 1013
 SLOW_S: Final = 10.0
 """Seconds that one send may be blocked before its reader is given up."""
 
-_SUBPROTOCOLS = {"stepwell.json": JSON, "stepwell.msgpack": MSGPACK}
 _CLOSE_WITHIN_S = 5.0
-_CHECK_KEY_EVERY_S = 1.0
 
 
 class Socket:
-    """An accepted WebSocket: one format, one caller.
+    """An accepted WebSocket: one format, one caller."""
 
-    Attributes:
-        form: What its messages are written in.
-        caller: Who it belongs to.
-    """
-
-    def __init__(self, websocket: WebSocket, form: Format, context: Context, scope: Scope) -> None:
+    def __init__(self, websocket: WebSocket, visitor: Visitor, within_s: float) -> None:
         """Take over a socket; use `accepted`."""
-        self.form = form
-        self.caller: Caller = ANYONE
         self._websocket = websocket
-        self._context = context
-        self._scope = scope
-        self._authorization = websocket.headers.get("authorization")
-        self._check_at = 0.0
-        self._begun = False
+        self._visitor = visitor
+        self._within_s = within_s  # that a key which is owed may take
+
+    @property
+    def form(self) -> Format:
+        """What its messages are written in."""
+        return self._visitor.form
+
+    @property
+    def caller(self) -> Caller:
+        """Who it belongs to."""
+        return self._visitor.caller
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -64,24 +62,21 @@ class Socket:
         Raises:
             WebSocketDisconnect: It was refused, or the client has gone.
         """
-        protocol = next((name for name in websocket.scope["subprotocols"] if name in _SUBPROTOCOLS), None)
-        socket = cls(websocket, _SUBPROTOCOLS.get(protocol or "", JSON), context, scope)
-        late = context.keys.asked and socket._authorization is None
+        headers = websocket.headers
+        visitor = Visitor(context, scope, headers.get("authorization"), websocket.scope["subprotocols"])
+        socket = cls(websocket, visitor, context.settings.receive_timeout_s)
         try:
             demand_plain_path(websocket.scope)
-            context.demand_own_origin(websocket.headers.get("origin"), websocket.headers.get("host"))
-            _demand_room(context)
-            if not late:
-                socket._check_key()
+            visitor.demand_entry(headers.get("origin"), headers.get("host"))
         except ServiceError as exc:
             context.metrics.refusal(exc.code)
             await websocket.send_denial_response(problem_response(exc))
             raise WebSocketDisconnect(POLICY) from exc
         context.websockets += 1
         try:
-            await websocket.accept(protocol)
-            if late:
-                await socket._be_introduced()
+            await websocket.accept(visitor.subprotocol)
+            if visitor.owes_key:
+                await socket._take_key()
             yield socket
         except ServiceError as exc:
             context.metrics.refusal(exc.code)
@@ -97,14 +92,9 @@ class Socket:
             ServiceError: `unauthenticated`: the key is no longer in force.
         """
         message = await self._next()
-        if not self._begun:
-            self._begun = True
-            if _key_in(message, self.form) is not None:
-                message = await self._next()  # browsers introduce themselves also where nobody asks
-        now = asyncio.get_running_loop().time()
-        if now >= self._check_at:
-            self._check_at = now + _CHECK_KEY_EVERY_S
-            self._check_key()
+        if self._visitor.introduces_itself(message):
+            message = await self._next()
+        self._visitor.check(asyncio.get_running_loop().time())
         return message
 
     async def send(self, document: Mapping[str, Any]) -> None:
@@ -142,42 +132,10 @@ class Socket:
         data: bytes = received["bytes"] if text is None else text.encode()
         return data
 
-    def _check_key(self) -> None:
-        self.caller = self._context.caller(self._authorization, self._scope)
-
-    async def _be_introduced(self) -> None:
+    async def _take_key(self) -> None:
         """Take the key from the first message."""
-        within = self._context.settings.receive_timeout_s
-        self._begun = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                key = _key_in(await self._next(), self.form)
-                self._authorization = None if key is None else f"Bearer {key}"
-        if self._authorization is None:
-            raise ServiceError(
-                "unauthenticated",
-                'The socket has neither an Authorization header nor {"auth": KEY} as its first message, '
-                f"within {within:g} s.",
-                fix="Send one of them.",
-            )
-        self._check_key()
-
-
-def _key_in(message: bytes, form: Format) -> str | None:
-    """Return the key of `{"auth": KEY}`, or None where the message is another."""
-    if b"auth" not in message[:64]:
-        return None
-    try:
-        document: Any = parse(message, form)
-    except ServiceError:
-        return None
-    key = document.get("auth") if isinstance(document, dict) and len(document) == 1 else None
-    return key if isinstance(key, str) else None
-
-
-def _demand_room(context: Context) -> None:
-    most = context.settings.max_websockets
-    if context.websockets >= most:
-        raise ServiceError(
-            "overloaded", f"{context.websockets} WebSockets are open; at most {most} are.", fix="Try again later."
-        )
+        try:
+            async with asyncio.timeout(self._within_s):
+                self._visitor.introduces_itself(await self._next())
+        except TimeoutError:
+            raise self._visitor.came_without_key() from None

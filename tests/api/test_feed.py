@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import os
 import socket
 import struct
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -17,9 +19,31 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from tests.api.running import Service, running
-from tests.graphs import fold_reference
+from tests.api.running import Service, models, running
+from tests.graphs import fold, fold_reference, lstm
 from tests.servers import Server
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["on the lane", "under any server"])
+def service(
+    request: pytest.FixtureRequest, shared_redis: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A running service whose feeds are carried by the fast lane, or by the application."""
+    folder = models(tmp_path_factory.mktemp("models"), fold, lstm)
+    with running(
+        shared_redis.url, folder, lane=request.param, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1
+    ) as one:
+        yield one
+
+
+@pytest.fixture
+def again(shared_redis: Server, service: Service) -> Again:
+    """Runs another such service, with other settings."""
+    folder = service.app.state.context.settings.models[0]
+    return functools.partial(running, shared_redis.url, folder, lane=service.lane)
+
+
+Again = Callable[..., contextlib.AbstractContextManager[Service]]
 
 
 def say(feed: ClientConnection, **message: Any) -> None:
@@ -265,9 +289,8 @@ def test_a_client_that_leaves_at_once_leaves_its_steps_applied_or_not(service: S
     assert answer["outputs"]["y"] == fold_reference(range(1, 51))[-1:]
 
 
-def test_draining_answers_what_was_taken_then_closes_1012(shared_redis: Server, service: Service, stream: str) -> None:
-    folder = service.app.state.context.settings.models[0]
-    with running(shared_redis.url, folder) as own, own.feed("fold", stream) as feed:
+def test_draining_answers_what_was_taken_then_closes_1012(again: Again, stream: str) -> None:
+    with again() as own, own.feed("fold", stream) as feed:
         assert ask(feed, inputs=[1], seq=1)["step"] == 1
         own.call(lambda: own.app.state.engine.drain(1.0))
         refused = ask(feed, inputs=[2], seq=2)
@@ -276,10 +299,9 @@ def test_draining_answers_what_was_taken_then_closes_1012(shared_redis: Server, 
         assert close_code(feed) == 1012
 
 
-def test_an_idle_feed_is_closed_1012_when_the_service_ends(shared_redis: Server, service: Service, stream: str) -> None:
-    folder = service.app.state.context.settings.models[0]
+def test_an_idle_feed_is_closed_1012_when_the_service_ends(again: Again, stream: str) -> None:
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(running(shared_redis.url, folder))
+        own = stack.enter_context(again())
         feed = contextlib.ExitStack().enter_context(own.feed("fold", stream))
         ask(feed, inputs=[1])
         stack.close()
@@ -287,9 +309,8 @@ def test_an_idle_feed_is_closed_1012_when_the_service_ends(shared_redis: Server,
         assert close_code(feed) == 1012
 
 
-def test_sockets_beyond_the_limit_are_refused(shared_redis: Server, service: Service, stream: str) -> None:
-    folder = service.app.state.context.settings.models[0]
-    with running(shared_redis.url, folder, max_websockets=1) as own:
+def test_sockets_beyond_the_limit_are_refused(again: Again, stream: str) -> None:
+    with again(max_websockets=1) as own:
         with own.feed("fold", stream) as feed:
             ask(feed, inputs=[1])
             with pytest.raises(Exception, match="503"), own.feed("fold", stream):
@@ -298,6 +319,110 @@ def test_sockets_beyond_the_limit_are_refused(shared_redis: Server, service: Ser
             own.http.get("/healthz")
         with own.feed("fold", stream) as feed:
             assert ask(feed, inputs=[1])["step"] == 2
+
+
+# ------------------------------------------------------------------- odd frames
+
+
+def bare_answer(one: socket.socket) -> tuple[int, bytes]:
+    """Read one frame of the service from a bare socket: its first byte and its payload."""
+    file = one.makefile("rb")
+    first, length = file.read(2)
+    size = int.from_bytes(file.read(2)) if length == 126 else length
+    return first, file.read(size)
+
+
+def begun(service: Service, stream: str) -> socket.socket:
+    """Open a feed by hand, its handshake read."""
+    one = bare_feed(service, service.path("fold", stream, "feed"), receive_buffer=65536)
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += one.recv(1)
+    return one
+
+
+def test_a_message_in_fragments_is_one_message(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        feed.send(iter(['{"inputs"', ": [", "", "3]}"]))
+
+        assert hear(feed)["outputs"]["y"] == fold_reference([3])
+        assert ask(feed, inputs=[1])["step"] == 2
+
+
+def test_a_ping_between_fragments_is_answered_and_breaks_nothing(service: Service, stream: str) -> None:
+    one = begun(service, stream)
+    one.sendall(
+        b"\x01\x8a" + bytes(4) + b'{"inputs":' + b"\x89\x82" + bytes(4) + b"hi" + b"\x80\x84" + bytes(4) + b"[3]}"
+    )
+
+    assert bare_answer(one) == (0x8A, b"hi")
+    assert json.loads(bare_answer(one)[1])["outputs"]["y"] == fold_reference([3])
+    one.close()
+
+
+def test_a_message_may_come_byte_by_byte(service: Service, stream: str) -> None:
+    one = begun(service, stream)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in frame(json.dumps({"inputs": [3]}).ljust(200).encode()):
+        one.sendall(bytes([byte]))
+
+    assert json.loads(bare_answer(one)[1])["outputs"]["y"] == fold_reference([3])
+    one.close()
+
+
+def test_a_mask_is_taken_off(service: Service, stream: str) -> None:
+    mask, text = b"\x01\x80\xff\x07", b'{"inputs":[3]}'
+    one = begun(service, stream)
+    one.sendall(b"\x81" + bytes([0x80 | len(text)]) + mask + bytes(c ^ mask[i % 4] for i, c in enumerate(text)))
+
+    assert json.loads(bare_answer(one)[1])["outputs"]["y"] == fold_reference([3])
+    one.close()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"\x81\x02hi",  # not masked
+        b"\xc1\x82" + bytes(4) + b"hi",  # a reserved bit
+        b"\x83\x82" + bytes(4) + b"hi",  # no such kind of frame
+        b"\x80\x82" + bytes(4) + b"hi",  # goes on with what never began
+        b"\x09\x82" + bytes(4) + b"hi",  # a ping in parts
+        b"\x01\x82" + bytes(4) + b"hi" + b"\x81\x82" + bytes(4) + b"hi",  # a message within another
+    ],
+)
+def test_frames_that_are_against_the_protocol_close_1002(service: Service, stream: str, bad: bytes) -> None:
+    one = begun(service, stream)
+    one.sendall(bad)
+    first, payload = bare_answer(one)
+
+    assert (first, payload[:2]) == (0x88, (1002).to_bytes(2))
+    one.close()
+
+
+def test_fragments_that_are_too_much_together_are_too_big(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        with contextlib.suppress(ConnectionClosed):
+            feed.send(iter([" " * 600_000, " " * 600_000]))
+
+        assert close_code(feed) == 1009
+
+
+def test_on_the_lane_a_message_that_is_too_big_is_told_first(service: Service, stream: str) -> None:
+    if not service.lane:
+        pytest.skip("uvicorn closes before an application hears of it")
+    with service.feed("fold", stream) as feed:
+        feed.send('{"inputs": [1]}'.ljust(1_000_001))
+
+        assert hear(feed)["error"]["code"] == "too_large"
+
+
+def test_a_client_that_closes_is_answered_in_kind(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        ask(feed, inputs=[1])
+        feed.close(1000)
+
+    assert feed.protocol.close_rcvd is not None
+    assert feed.protocol.close_rcvd.code == 1000
 
 
 # ------------------------------------------------------------------- slow readers
@@ -352,20 +477,35 @@ async def _task_names() -> set[str]:
     return {task.get_name() for task in asyncio.all_tasks()}
 
 
-def test_a_reader_that_does_not_read_is_given_up(
-    shared_redis: Server, service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The patience is ten seconds; here it is short, so that the test is."""
-    monkeypatch.setattr("service.api.feed.SLOW_S", 0.2)
-    folder = service.app.state.context.settings.models[0]
+def has_given_up(service: Service) -> bool:
+    """Whether the service begins to close its only feed."""
+    if service.lane:
+        return any(getattr(connection, "close_sent", False) for connection in service.connections())
+    return "feed-writer" not in service.call(_task_names)
+
+
+def fill(slow: socket.socket, service: Service) -> None:
+    """Send chunks and read nothing until the service gives up."""
     chunk = json.dumps({"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60, "chunk": True}).encode()
-    with running(shared_redis.url, folder) as own:
+    frames, sent = memoryview(frame(chunk) * 5_000), 0
+    slow.settimeout(0.05)
+    while not has_given_up(service):
+        with contextlib.suppress(TimeoutError):
+            sent += slow.send(frames[sent : sent + 100_000])
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The patience is ten seconds; here it is short, so that the tests are."""
+    for module in ("service.api.feed", "service.lane.feed"):
+        monkeypatch.setattr(f"{module}.SLOW_S", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_reader_that_does_not_read_is_given_up(again: Again, stream: str) -> None:
+    with again() as own:
         slow = bare_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
-        slow.settimeout(0.05)
-        frames, sent = memoryview(frame(chunk) * 5_000), 0
-        while "feed-writer" in own.call(_task_names):  # until it is given up
-            with contextlib.suppress(TimeoutError):
-                sent += slow.send(frames[sent : sent + 100_000])
+        fill(slow, own)
         slow.settimeout(30)
         received = bytearray()
         while not received.endswith(GIVEN_UP) and (data := slow.recv(65536)):
@@ -373,6 +513,21 @@ def test_a_reader_that_does_not_read_is_given_up(
         slow.close()
 
         assert received.endswith(GIVEN_UP)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_reader_that_never_reads_is_cut_off_in_the_end(
+    again: Again, service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not service.lane:
+        pytest.skip("an ASGI application cannot cut a connection")
+    monkeypatch.setattr("service.lane.feed._CLOSE_WITHIN_S", 0.2)
+    with again() as own:
+        slow = bare_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
+        fill(slow, own)
+        while own.app.state.context.websockets:
+            own.http.get("/healthz")
+        slow.close()
 
 
 def test_many_feeds_at_once_each_keep_their_order(service: Service, stream: str) -> None:

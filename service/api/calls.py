@@ -1,0 +1,144 @@
+"""`StepCall`, `ColumnsCall`: requests that move streams, from a head that is understood to the bytes of the answer.
+
+The declared routes and the fast lane differ in how they read a head and write an answer; what lies between is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from service.api.moves import Result, columns_answer, submit_all, timestep_of, timesteps_of
+from service.engine.types import StreamKey
+from service.errors import ServiceError
+from service.wire import BulkBody, Format
+from service.wire.answers import step_answer
+from service.wire.bodies import Keep
+from service.wire.formats import encode
+
+if TYPE_CHECKING:
+    from service.api.context import Context
+    from service.engine.models import ServedModel
+
+
+class Call(Protocol):
+    """A request whose head is understood and allowed; its body is still to be read."""
+
+    def begin(self, body: bytes, done: Callable[[Any], None]) -> None:
+        """Read the body and hand the work over; `done` gets the result, exactly once, maybe before this returns.
+
+        Raises:
+            ServiceError: The body was refused; `done` is not called then.
+        """
+        ...
+
+    def encode(self, result: Any) -> bytes:
+        """Return the body of the answer to a result that is no `ServiceError`."""
+        ...
+
+    @property
+    def answer_form(self) -> Format:
+        """The format of the answer."""
+        ...
+
+
+@dataclass(slots=True)
+class StepCall:
+    """Moves one stream, by one timestep or a chunk of them.
+
+    Attributes:
+        context: What every route needs.
+        served: The model.
+        key: The stream; its id is checked.
+        chunk: The body has a time axis.
+        version: The version that was asked for, or None.
+        idempotency_key: The client's, checked, or None.
+        form: The format of the body.
+        answer_form: The format of the answer.
+    """
+
+    context: Context
+    served: ServedModel
+    key: StreamKey
+    chunk: bool
+    version: int | None
+    idempotency_key: str | None
+    form: Format
+    answer_form: Format
+    _keep: Keep = "all"
+
+    def begin(self, body: bytes, done: Callable[[Result], None]) -> None:
+        """Submit the timestep, or raise what is wrong with the body."""
+        wire = self.context.wire(self.served)
+        step = wire.steps(body, self.form) if self.chunk else wire.step(body, self.form)
+        self._keep = step.keep
+        timestep = timestep_of(step, self.key, self.version, door="http", idempotency_key=self.idempotency_key)
+        self.context.engine.submit(timestep, done)
+
+    def encode(self, result: Any) -> bytes:
+        """Return the answer to a prediction."""
+        form = self.answer_form
+        return encode(step_answer(result, form, chunk=self.chunk, keep=self._keep), form)
+
+
+@dataclass(slots=True)
+class ColumnsCall:
+    """Moves many streams of one model.
+
+    Attributes:
+        context: What every route needs.
+        served: The model.
+        tenant: Whose streams they are.
+        chunk: The rows have a time axis.
+        version: The version that was asked for, or None.
+        idempotency_key: The client's, checked, or None.
+        form: The format of the body.
+        answer_form: The format of the answer.
+    """
+
+    context: Context
+    served: ServedModel
+    tenant: str
+    chunk: bool
+    version: int | None
+    idempotency_key: str | None
+    form: Format
+    answer_form: Format
+    _bulk: BulkBody = field(init=False)
+
+    def begin(self, body: bytes, done: Callable[[list[Result]], None]) -> None:
+        """Submit every timestep, or raise what is wrong with the body."""
+        self._bulk = self.context.wire(self.served).bulk(body, self.form, chunk=self.chunk)
+        timesteps = timesteps_of(
+            self._bulk,
+            self.tenant,
+            self.served.name,
+            self.version,
+            door="http",
+            idempotency_key=self.idempotency_key,
+        )
+        submit_all(self.context.engine, timesteps, done)
+
+    def encode(self, result: Any) -> bytes:
+        """Return the answer in columns, and count the rows that were refused."""
+        document = columns_answer(self._bulk, result, self.served, self.answer_form)
+        for row in result:
+            if isinstance(row, ServiceError):
+                self.context.metrics.refusal(row.code)
+        return encode(document, self.answer_form)
+
+
+async def answered(call: Call, body: bytes) -> bytes:
+    """Do what a call asks and return the body of the answer; the work goes on when the caller is cancelled.
+
+    Raises:
+        ServiceError: It was refused, or its outcome is not known; see `applied`.
+    """
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    call.begin(body, lambda result: None if future.done() else future.set_result(result))
+    result = await future
+    if isinstance(result, ServiceError):
+        raise result
+    return call.encode(result)
