@@ -108,9 +108,11 @@ class Metrics(EngineObserver):
         self._batch_rows[(model,)].observe(rows)
         self._run_s[(model,)].observe(seconds)
 
-    def answered(self, model: str, seconds: float) -> None:
-        """Count an answer of the engine."""
-        self._step_s[(model,)].observe(seconds)
+    def answered(self, model: str, seconds: Sequence[float]) -> None:
+        """Count answers of the engine."""
+        observe = self._step_s[(model,)].observe
+        for each in seconds:
+            observe(each)
 
     def store(self, op: str, seconds: float) -> None:
         """Count a round trip to the store."""

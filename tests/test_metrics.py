@@ -47,7 +47,7 @@ def told() -> Metrics:
     metrics.read_from(queue_rows=lambda: {"pump": 7}, watchers=lambda: 2, websockets=lambda: 3, ready=lambda: True)
     metrics.applied("pump", "http", 5)
     metrics.batch("pump", 4, 0.003)
-    metrics.answered("pump", 0.004)
+    metrics.answered("pump", [0.004])
     metrics.store("commit", 0.0007)
     metrics.cache(3, 1)
     metrics.conflicts(1)
@@ -179,7 +179,7 @@ metrics = Metrics("1")
 queued, ready = int(sys.argv[1]), sys.argv[2] == "ready"
 metrics.read_from(queue_rows=lambda: {"pump": queued}, watchers=lambda: 1, websockets=lambda: 2, ready=lambda: ready)
 metrics.applied("pump", "http", 5)
-metrics.answered("pump", 0.004)
+metrics.answered("pump", [0.004])
 metrics.refresh()
 print("counted", flush=True)
 for _ in sys.stdin:

@@ -15,13 +15,13 @@ class Waiting(Protocol):
     """What a queue item has to tell about itself."""
 
     @property
-    def queue_key(self) -> Hashable:
+    def name(self) -> str:
         """The stream it belongs to."""
         ...
 
     @property
-    def length(self) -> int:
-        """Its timesteps, 1 or more; only items of one length are run together."""
+    def shape(self) -> Hashable:
+        """Only items of one shape are run together."""
         ...
 
 
@@ -35,64 +35,60 @@ class BatchQueue(Generic[ItemT]):
 
     1. Order: items of one stream are taken in the order they were put.
     2. One at a time: a stream that was taken is not taken again before `release`.
-    3. Oldest first: of the streams that may go, the one whose first item came earliest is in the next batch.
-    4. One length: all items of a batch have the same length.
+    3. Longest wait first: of one shape, the streams that may go are taken in the order in which they came to be
+       so; shapes take turns.
+    4. One shape: all items of a batch have the same shape.
     5. Nothing is lost: each item put is taken once.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[Hashable, deque[tuple[int, ItemT]]] = {}  # waiting items of each stream
-        self._ready: dict[int, deque[Hashable]] = {}  # streams that may go, by length of their first item
-        self._out: set[Hashable] = set()
-        self._arrivals = 0
+        self._behind: dict[str, deque[ItemT] | None] = {}  # per stream that is ready or out: items behind that one
+        self._ready: dict[Hashable, deque[ItemT]] = {}  # items that may go, by shape; the next shape first
         self.rows = 0  # items that wait
 
     def put(self, item: ItemT) -> None:
         """Add an item behind all others of its stream."""
-        key = item.queue_key
-        self._arrivals += 1
         self.rows += 1
-        line = self._lines.get(key)
-        if line is None:
-            self._lines[key] = deque([(self._arrivals, item)])
-            if key not in self._out:
-                self._make_ready(key, item)
+        name = item.name
+        if name not in self._behind:
+            self._behind[name] = None
+            self._make_ready(item)
+        elif (line := self._behind[name]) is None:
+            self._behind[name] = deque([item])
         else:
-            line.append((self._arrivals, item))
+            line.append(item)
 
     def take(self, limit: int) -> Sequence[ItemT]:
-        """Take a batch of at most `limit` items; empty when no stream may go.
-
-        The batch has the length of the oldest item that may go. A stream that becomes ready again goes to the
-        end of its line-up, so that one busy stream does not hold up the others.
-        """
+        """Take a batch of at most `limit` items; empty when no stream may go."""
         if not self._ready:
             return []
-        length = min(self._ready, key=lambda n: self._lines[self._ready[n][0]][0][0])
-        ready = self._ready[length]
-        batch: list[ItemT] = []
-        while ready and len(batch) < limit:
-            key = ready.popleft()
-            line = self._lines[key]
-            batch.append(line.popleft()[1])
-            self._out.add(key)
-            if not line:
-                del self._lines[key]
-        if not ready:
-            del self._ready[length]
+        shape = next(iter(self._ready))
+        ready = self._ready.pop(shape)
+        if len(ready) <= limit:
+            batch = list(ready)
+        else:
+            batch = [ready.popleft() for _ in range(limit)]
+            self._ready[shape] = ready  # behind the others: shapes take turns
         self.rows -= len(batch)
         return batch
 
-    def release(self, key: Hashable) -> None:
+    def release(self, name: str) -> None:
         """Let the next item of a stream go: its earlier one is answered."""
-        self._out.discard(key)
-        line = self._lines.get(key)
-        if line is not None:
-            self._make_ready(key, line[0][1])
+        line = self._behind[name]
+        if line is None:
+            del self._behind[name]
+            return
+        item = line.popleft()
+        if not line:
+            self._behind[name] = None
+        self._make_ready(item)
 
     def __bool__(self) -> bool:
         """Whether a batch could be taken now."""
         return bool(self._ready)
 
-    def _make_ready(self, key: Hashable, first: ItemT) -> None:
-        self._ready.setdefault(first.length, deque()).append(key)
+    def _make_ready(self, item: ItemT) -> None:
+        ready = self._ready.get(item.shape)
+        if ready is None:
+            ready = self._ready[item.shape] = deque()
+        ready.append(item)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from service.engine.batch import UniqueNames, intent_of
 from service.engine.batch_queue import BatchQueue
-from service.engine.decide import Intent
+from service.engine.cache import StateCache
+from service.engine.names import RequestNames
 from service.engine.pending import Pending
 from service.engine.rounds import Announce, Reroute, Rounds
 from service.engine.runner import ModelRunner, RunClock
-from service.engine.types import Timestep
+from service.engine.types import Done, Timestep
+from service.store import keys
+from service.store.record_rows import blank_head
 
 if TYPE_CHECKING:
-    from service.engine.cache import StateCache
     from service.engine.models import ServedModel
     from service.engine.observer import EngineObserver
     from service.store.redis import StateStore
@@ -30,30 +31,44 @@ class Batcher:
         self,
         served: ServedModel,
         store: StateStore,
-        cache: StateCache,
         observer: EngineObserver,
         *,
         max_batch: int,
         max_wait: float,
+        timeout: float,
+        cache_bytes: int,
         reroute: Reroute,
+        answered: Callable[[int], None],
     ) -> None:
         """Begin empty.
 
         Args:
             served: The model.
             store: Where records live.
-            cache: The worker's hot records.
             observer: Counts the work.
             max_batch: Most rows in one run.
             max_wait: Seconds that a timestep may wait for others; 0: none.
+            timeout: Seconds from receipt to answer.
+            cache_bytes: Memory for hot records.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
+            answered: Told how many timesteps were answered.
         """
         self.served = served
-        self._runner = ModelRunner(served, observer)
-        self._rounds = Rounds(served, store, cache, observer, runner=self._runner, reroute=reroute)
+        self.cache = StateCache(blank_head(served.fingerprint), served.step_model.initial_state, cache_bytes)
+        self._names = RequestNames(served.manifest)
+        self._runner = ModelRunner(served, self._names.inputs, observer)
+        self._rounds = Rounds(
+            served,
+            store,
+            self.cache,
+            observer,
+            runner=self._runner,
+            timeout=timeout,
+            reroute=reroute,
+            answered=answered,
+        )
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_wait = max_wait
-        self._new_name = UniqueNames()
         self._queue: BatchQueue[Pending] = BatchQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due: asyncio.Handle | None = None
@@ -77,18 +92,22 @@ class Batcher:
         """Tell committed predictions to a function, or to nobody."""
         self._rounds.announce = announce
 
-    def put(self, pending: Pending) -> None:
+    def submit(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""
+        data = self._names.data(timestep)
+        name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep)
+        op_id, keyed = self._names.op_id(timestep, data), timestep.idempotency_key is not None
+        self.put(Pending(timestep, done, received, name, shape, data, op_id, keyed))
+
+    def put(self, pending: Pending) -> None:
+        """Queue a timestep that was named before."""
         self._queue.put(pending)
-        self._schedule()
+        if self._flush_due is None or self._max_wait:
+            self._schedule()
 
     def close(self) -> None:
         """Let the model's thread go."""
         self._runner.close()
-
-    def intent(self, timestep: Timestep) -> Intent:
-        """Name a request for this model."""
-        return intent_of(timestep, self.served.fingerprint, self._new_name)
 
     def _schedule(self) -> None:
         if len(self._tasks) >= _IN_FLIGHT:
@@ -120,4 +139,4 @@ class Batcher:
             await self._rounds.take(batch)
         finally:
             for pending in batch:
-                self._queue.release(pending.queue_key)
+                self._queue.release(pending.name)

@@ -1,45 +1,117 @@
-"""The worker's hot records. It can only save a read: no refusal and no replay is ever decided on it alone."""
+"""The worker's hot records. They can only save a read: no refusal and no replay is ever decided on them alone."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Sequence
 
-from service.engine.types import StreamKey
-from service.store.record import Record
+import numpy as np
 
-_OVERHEAD = 600  # bytes of Python objects around one record: key, two dict slots, fields
+from model_export.manifest import Array
+from service.store.record_rows import HEAD
+
+MISSING = 0  # the slot of streams that are not here; it holds what a new stream begins with
+_OVERHEAD = 260  # bytes of Python objects around one record: its name, a dict entry, two list slots
 
 
 class StateCache:
-    """Records by stream, the least recently used forgotten first, bounded in bytes."""
+    """Hot records of one model, in arrays, bounded in bytes.
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._records: OrderedDict[StreamKey, Record] = OrderedDict()
-        self._bytes = 0
+    When it is full, the next record takes the slot of one that was not asked for since the hand last passed by
+    (CLOCK, nearly the least recently used).
+    """
 
-    def get(self, key: StreamKey) -> Record | None:
-        """Return the record last seen, which may be stale."""
-        record = self._records.get(key)
-        if record is not None:
-            self._records.move_to_end(key)
-        return record
+    def __init__(self, head: Array, state: bytes, limit_bytes: int) -> None:
+        """Begin empty.
 
-    def put(self, key: StreamKey, record: Record) -> None:
-        """Remember what the store was last seen to hold."""
-        self.drop(key)
-        self._records[key] = record
-        self._bytes += record.nbytes + _OVERHEAD
-        while self._bytes > self._limit and self._records:
-            _, oldest = self._records.popitem(last=False)
-            self._bytes -= oldest.nbytes + _OVERHEAD
+        Args:
+            head: The header of a stream that has not begun, `(1,)` of `HEAD`.
+            state: The packed state that it begins with.
+            limit_bytes: Memory for it all. It is taken as records come, not at once.
+        """
+        self._row_bytes = HEAD.itemsize + len(state) + 8 + _OVERHEAD
+        self._heads = head
+        self._states = np.frombuffer(state, np.uint8)[None]
+        self._refreshed = np.full(1, -np.inf)
+        self._forget()
+        self.limit(limit_bytes)
 
-    def drop(self, key: StreamKey) -> None:
+    def limit(self, limit_bytes: int) -> None:
+        """Set another bound. Where more is in use, all is forgotten."""
+        self._slots = 1 + max(limit_bytes // self._row_bytes, 1)
+        if len(self._names) > self._slots:
+            self._forget()
+        used = len(self._names)
+        for table in ("_heads", "_states", "_refreshed"):
+            old = getattr(self, table)
+            new = np.empty((self._slots, *old.shape[1:]), old.dtype)  # the kernel gives the memory when it is written
+            new[:used] = old[:used]
+            setattr(self, table, new)
+
+    def _forget(self) -> None:
+        self._slot_of: dict[str, int] = {}
+        self._names: list[str] = [""]
+        self._free: list[int] = []
+        self._asked_for = bytearray(1)
+        self._hand = 1
+
+    def find(self, name: str) -> int:
+        """Return the slot of a stream's record as last seen, which may be stale; `MISSING` where there is none.
+
+        A slot is good until the next `put`.
+        """
+        slot = self._slot_of.get(name, MISSING)
+        self._asked_for[slot] = 1
+        return slot
+
+    def heads(self, slots: Sequence[int]) -> Array:
+        """Return copies of the headers, `(slots,)` of `HEAD`."""
+        return self._heads[slots]
+
+    def states(self, slots: Sequence[int]) -> Array:
+        """Return copies of the packed states, `(slots, bytes)` uint8."""
+        return self._states[slots]
+
+    def refreshed(self, slots: Sequence[int]) -> Array:
+        """Return when, on the store's clock, each record's expiry was surely set, `(slots,)` float64."""
+        return self._refreshed[slots]
+
+    def put(self, names: Sequence[str], heads: Array, states: Array, refreshed: Array | float) -> None:
+        """Remember what the store now holds; shapes as above."""
+        slots = [self._slot_of.get(name) or self._take(name) for name in names]
+        self._heads[slots] = heads
+        self._states[slots] = states
+        self._refreshed[slots] = refreshed
+
+    def drop(self, name: str) -> None:
         """Forget a stream: on any doubt."""
-        record = self._records.pop(key, None)
-        if record is not None:
-            self._bytes -= record.nbytes + _OVERHEAD
+        slot = self._slot_of.pop(name, MISSING)
+        if slot:
+            self._free.append(slot)
 
     def __len__(self) -> int:
         """Streams remembered."""
-        return len(self._records)
+        return len(self._slot_of)
+
+    def _take(self, name: str) -> int:
+        """Give a slot to a stream."""
+        if self._free:
+            slot = self._free.pop()
+            self._names[slot] = name
+        elif len(self._names) < self._slots:
+            slot = len(self._names)
+            self._names.append(name)
+            self._asked_for.append(0)
+        else:
+            slot = self._coldest()
+            del self._slot_of[self._names[slot]]
+            self._names[slot] = name
+        self._slot_of[name] = slot
+        return slot
+
+    def _coldest(self) -> int:
+        while True:
+            slot = self._hand
+            self._hand = slot + 1 if slot + 1 < self._slots else 1
+            if not self._asked_for[slot]:
+                return slot
+            self._asked_for[slot] = 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from service.engine.types import Create
+from service.engine.types import Create, Timestep
 from service.errors import ServiceError
 from service.store.record import KeyEntry, Record
 
@@ -26,8 +26,7 @@ class Intent:
     """A request as far as the decision needs it.
 
     Attributes:
-        op_id: Names the operation: the same for every retry of it, 16 bytes.
-        digest: Names inputs and preconditions, 16 bytes; an idempotency key belongs to one digest.
+        op_id: Names the operation with its inputs, preconditions and key: the same for every retry of it, 16 bytes.
         length: Timesteps; 0 for a reset.
         seq: Position of the first timestep, or None.
         after: The chain that the stream must have, or None.
@@ -36,7 +35,6 @@ class Intent:
     """
 
     op_id: bytes
-    digest: bytes
     length: int
     seq: int | None
     after: bytes | None
@@ -73,13 +71,33 @@ def decide(record: Record | None, intent: Intent) -> Verdict:
     return Verdict.APPLY
 
 
+def surely_applies(step: int, chain: bytes, ask: Timestep) -> bool:
+    """Whether `decide` says APPLY on a record of the model that would run, whatever else that record holds.
+
+    A request with a key is never sure. Without one, an operation that is named by its position or its history
+    cannot be the record's newest one where that very position or history comes next, and one that is named by
+    neither has a name of its own.
+
+    Args:
+        step: The record's.
+        chain: The record's.
+        ask: The request.
+    """
+    return (
+        (ask.seq is None or ask.seq == step + 1)
+        and (ask.after is None or ask.after == chain)
+        and ask.create != "must"
+        and ask.idempotency_key is None
+    )
+
+
 def replay_of_key(entry: KeyEntry, intent: Intent) -> KeyEntry:
     """Return the answer that an idempotency key had given.
 
     Raises:
         ServiceError: `idempotency_key_reused`: the key came with another request.
     """
-    if entry.digest != intent.digest:
+    if entry.op_id != intent.op_id:
         raise ServiceError(
             "idempotency_key_reused",
             f"This Idempotency-Key was used for another request, which brought the stream to step {entry.step}.",

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from model_export.manifest import Manifest
 from service.engine.batcher import Batcher
-from service.engine.cache import StateCache
 from service.engine.decide import Intent, Verdict, decide, replay_of_key
 from service.engine.models import ModelShelf, ServedModel
 from service.engine.observer import EngineObserver
@@ -28,7 +27,7 @@ from service.engine.types import (
 )
 from service.errors import CorruptRecordError, ServiceError
 from service.store import keys
-from service.store.record import HAD_KEY, NO_CHAIN, KeyEntry, Kind, Record, decode, digest16, next_chain
+from service.store.record import HAD_KEY, NO_CHAIN, KeyEntry, Kind, Record, decode, digest16, next_chains
 from service.store.redis import Commit, Outcome, StateStore
 
 _WATCHDOG_PERIOD_S = 0.1
@@ -79,7 +78,6 @@ class Engine:
         self.draining = False
         self._options = options or EngineOptions()
         self._observer = observer or EngineObserver()
-        self._cache = StateCache(self._options.cache_bytes)
         self._batchers: dict[ServedModel, Batcher] = {}
         self._announce: Announce | None = None
         self._open = 0
@@ -94,30 +92,15 @@ class Engine:
         A refusal may come before this returns.
         """
         try:
-            batcher = self._batcher(self.shelf.get(timestep.key.model, timestep.version))
-            self._demand_room()
+            served = self.shelf.get(timestep.key.model, timestep.version)
+            batcher = self._batchers.get(served) or self._batcher(served)
+            if self.draining or self._open >= self._options.queue_limit:
+                self._demand_room()
         except ServiceError as exc:
             done(exc)
             return
-        now = asyncio.get_running_loop().time()
         self._open += 1
-
-        def answered(result: Prediction | ServiceError) -> None:
-            self._open -= 1
-            if not self._open:
-                self._all_answered.set()
-            done(result)
-
-        batcher.put(
-            Pending(
-                timestep,
-                batcher.intent(timestep),
-                answered,
-                now,
-                now + self._options.request_timeout_s,
-                keys.record_key(*timestep.key),
-            )
-        )
+        batcher.submit(timestep, done, asyncio.get_running_loop().time())
 
     async def advance(self, timestep: Timestep) -> Prediction:
         """Move a stream and return its prediction, which is committed.
@@ -166,11 +149,10 @@ class Engine:
             if decide(current, intent) is Verdict.REPLAY and current is not None:
                 return Position(current.step, current.chain, replayed=True)
             record = _initial_record(served, current, intent, had_key=idempotency_key is not None)
-            entry = KeyEntry(intent.digest, record.epoch, 0, record.chain, 0, b"").encode()
-            [answer] = await self.store.commit(
-                [Commit(name, expect, record.encode(), entry_name, entry)], deadline=deadline
-            )
-            self._cache.drop(key)
+            entry = KeyEntry(intent.op_id, record.epoch, 0, record.chain, 0, b"").encode()
+            commit = Commit(name, expect, record.encode(), entry_name, entry)
+            answer = (await self.store.commit([commit], deadline=deadline))[0]
+            self._forget(key)
             if answer.outcome in (Outcome.APPLIED, Outcome.SAME):
                 return Position(0, record.chain, replayed=answer.outcome is Outcome.SAME)
             if answer.outcome is Outcome.FOREIGN:
@@ -197,7 +179,7 @@ class Engine:
         """Forget a stream; also where there is none."""
         self.shelf.get(key.model)
         await self.store.delete(keys.record_key(*key), deadline=self._deadline())
-        self._cache.drop(key)
+        self._forget(key)
 
     # ---------------------------------------------------------------- looking
 
@@ -288,17 +270,33 @@ class Engine:
         batcher = self._batchers.get(served)
         if batcher is None:
             self._drop_idle()
+            share = self._options.cache_bytes // (len(self._batchers) + 1)
+            for other in self._batchers.values():
+                other.cache.limit(share)
             batcher = self._batchers[served] = Batcher(
                 served,
                 self.store,
-                self._cache,
                 self._observer,
                 max_batch=self._options.max_batch_size,
                 max_wait=self._options.max_wait_s,
+                timeout=self._options.request_timeout_s,
+                cache_bytes=share,
                 reroute=self._reroute,
+                answered=self._count_answered,
             )
             batcher.announce_to(self._announce)
         return batcher
+
+    def _count_answered(self, n: int) -> None:
+        self._open -= n
+        if not self._open:
+            self._all_answered.set()
+
+    def _forget(self, key: StreamKey) -> None:
+        """Drop what is cached of a stream, under whichever version of its model."""
+        name = keys.record_key(*key)
+        for batcher in self._batchers.values():
+            batcher.cache.drop(name)
 
     def _drop_idle(self) -> None:
         """Let go of replaced models that nobody uses; a stream of theirs brings its batcher back."""
@@ -312,8 +310,7 @@ class Engine:
         served = self.shelf.by_fingerprint(pending.timestep.key.model, fingerprint)
         if served is None or not _takes(served.manifest, pending.timestep):
             return False
-        batcher = self._batcher(served)
-        batcher.put(pending.moved(served.fingerprint))
+        self._batcher(served).put(pending.moved())
         return True
 
     def _demand_room(self) -> None:
@@ -367,14 +364,13 @@ def _takes(manifest: Manifest, timestep: Timestep) -> bool:
 
 
 def _reset_intent(after: bytes | None, idempotency_key: str | None) -> Intent:
-    digest = digest16(b"reset", after or b"")
     if idempotency_key is not None:
-        op_id = digest16(b"K", idempotency_key.encode(), digest)
+        op_id = digest16(b"reset", idempotency_key.encode(), after or b"")
     elif after is not None:
         op_id = digest16(b"R", after)
     else:
         op_id = secrets.token_bytes(16)
-    return Intent(op_id, digest, 0, None, after, "auto", None)
+    return Intent(op_id, 0, None, after, "auto", None)
 
 
 def _record_to_replace(raw: bytes | None, intent: Intent) -> tuple[Record | None, bytes]:
@@ -392,14 +388,15 @@ def _record_to_replace(raw: bytes | None, intent: Intent) -> tuple[Record | None
 
 def _initial_record(served: ServedModel, current: Record | None, intent: Intent, *, had_key: bool) -> Record:
     now = int(time.time() * 1000)
-    chain = NO_CHAIN if current is None else current.chain
+    before = NO_CHAIN if current is None else current.chain
+    [chain] = next_chains(before, Kind.RESET, [intent.op_id], served.fingerprint)
     return Record(
         epoch=secrets.randbits(64),
         step=0,
         length=0,
         flags=Kind.RESET | (HAD_KEY if had_key else 0),
         op_id=intent.op_id,
-        chain=next_chain(chain, Kind.RESET, intent.op_id, intent.digest, served.fingerprint),
+        chain=chain,
         fingerprint=served.fingerprint,
         updated_ms=now,
         created_ms=now if current is None else current.created_ms,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class EngineObserver:
     """Hears of the engine's work, a call per batch where possible, and does nothing; a subclass counts.
@@ -15,8 +17,8 @@ class EngineObserver:
     def batch(self, model: str, rows: int, seconds: float) -> None:
         """A batch was run in `seconds`."""
 
-    def answered(self, model: str, seconds: float) -> None:
-        """A request was answered `seconds` after its receipt."""
+    def answered(self, model: str, seconds: Sequence[float]) -> None:
+        """Requests were answered, each so many seconds after its receipt."""
 
     def store(self, op: str, seconds: float) -> None:
         """A round trip to the store was made."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from service.engine.decide import Intent
-from service.engine.types import Done, StreamKey, Timestep
+from service.engine.types import Done, Timestep
 from service.store import keys
 from service.store.record import KeyEntry, Record
 
@@ -16,49 +17,50 @@ class Pending:
 
     Attributes:
         timestep: The request.
-        intent: What the decision needs of it.
         done: Takes the answer.
         received: When it came, on the loop's clock.
-        deadline: When it must be answered, on the loop's clock.
-        record_key: Where the store has the stream.
-        view: The stream's record as last seen; None: missing, or not yet seen.
-        seen: Whether `view` says anything.
+        name: Where the store has the stream.
+        shape: What it has in common with those that it may be run with.
+        data: The bytes of each input, in the order of `RequestNames.inputs`.
+        op_id: Names the operation: the same for every retry of it, 16 bytes.
+        must_read: The cached record is not enough to decide on.
         fresh: `view` came from the store during this request.
-        must_read: The cached record was not enough to decide on.
+        view: With `fresh`, the stream's record; None: the stream is missing.
+        stored: The bytes of `view`.
         entry: The answer that its idempotency key had given, as far as read.
         answered: `done` was called, or another batcher took the request over.
     """
 
     timestep: Timestep
-    intent: Intent
     done: Done
     received: float
-    deadline: float
-    record_key: str
-    view: Record | None = None
-    seen: bool = False
-    fresh: bool = False
+    name: str
+    shape: Hashable
+    data: Sequence[bytes]
+    op_id: bytes
     must_read: bool = False
+    fresh: bool = False
+    view: Record | None = None
+    stored: bytes = b""
     entry: KeyEntry | None = None
     answered: bool = False
-
-    @property
-    def queue_key(self) -> StreamKey:
-        """The stream."""
-        return self.timestep.key
-
-    @property
-    def length(self) -> int:
-        """Timesteps."""
-        return self.timestep.length
 
     @property
     def entry_key(self) -> str | None:
         """Where the store remembers this request's idempotency key."""
         key = self.timestep.idempotency_key
-        return None if key is None else keys.entry_key(self.record_key, key)
+        return None if key is None else keys.entry_key(self.name, key)
 
-    def moved(self, fingerprint: bytes) -> Pending:
+    def intent(self, fingerprint: bytes) -> Intent:
+        """Return what the decision needs of the request."""
+        ask = self.timestep
+        return Intent(self.op_id, ask.length, ask.seq, ask.after, ask.create, fingerprint)
+
+    def seen(self, stored: bytes | None, view: Record | None) -> None:
+        """Take what the store has as the truth."""
+        self.fresh, self.view, self.stored = True, view, stored or b""
+
+    def moved(self) -> Pending:
         """Return the same request for another model version, nothing seen yet."""
-        intent = replace(self.intent, fingerprint=fingerprint)
-        return replace(self, intent=intent, view=None, seen=False, fresh=False)
+        keyed = self.timestep.idempotency_key is not None
+        return replace(self, must_read=keyed, fresh=False, view=None, stored=b"", answered=False)

@@ -1,4 +1,4 @@
-"""`Rounds`: the way of one batch: load, decide, run, commit, answer.
+"""`Rounds`: the way of one batch: look, decide, run, commit, answer.
 
 Rows whose commit found another guard come round again with the record that the store sent back; everything else is
 answered at once.
@@ -13,14 +13,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from model_export.manifest import Array
-from service.engine.batch import pack_outputs, prediction_bytes, unpack_outputs
-from service.engine.decide import Verdict, decide, replay_of_key
+from service.engine.batch import pack_outputs
+from service.engine.decide import Verdict, decide, replay_of_key, surely_applies
 from service.engine.pending import Pending
+from service.engine.replay import replayed
 from service.engine.runner import ModelRunner
-from service.engine.types import Prediction, Timestep
+from service.engine.types import Prediction, Return, Timestep
 from service.errors import ServiceError
-from service.store.record import HAD_KEY, NO_CHAIN, KeyEntry, Kind, Record, decode, next_chain
+from service.store.record import HAD_KEY, KeyEntry, Kind, decode, next_chains
+from service.store.record_rows import encode_rows, guards, heads_of
 from service.store.redis import Commit, Outcome
 
 if TYPE_CHECKING:
@@ -36,7 +40,10 @@ Announce = Callable[["ServedModel", Sequence[tuple[Timestep, Prediction]]], None
 
 
 class Rounds:
-    """Takes batches of one model version from the queue to their answers."""
+    """Takes batches of one model version from the queue to their answers.
+
+    The rows of a batch are of different streams, equally long, and keep the same of their predictions.
+    """
 
     def __init__(
         self,
@@ -46,7 +53,9 @@ class Rounds:
         observer: EngineObserver,
         *,
         runner: ModelRunner,
+        timeout: float,
         reroute: Reroute,
+        answered: Callable[[int], None],
     ) -> None:
         """Put the parts together.
 
@@ -56,7 +65,9 @@ class Rounds:
             cache: The worker's hot records.
             observer: Counts the work.
             runner: Runs the model.
+            timeout: Seconds from receipt to answer.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
+            answered: Told how many rows were answered.
         """
         self.announce: Announce | None = None
         self._served = served
@@ -65,13 +76,16 @@ class Rounds:
         self._cache = cache
         self._observer = observer
         self._runner = runner
+        self._timeout = timeout
         self._reroute = reroute
-        self._output_bytes = prediction_bytes(served.manifest.answered)
+        self._answered = answered
 
     async def take(self, batch: Sequence[Pending]) -> None:
         """Answer every timestep of a batch; never raises."""
         try:
-            await self._advance(batch)
+            rows = batch
+            while rows := self._in_time(rows):
+                rows = await self._round(rows, min([row.received for row in rows]) + self._timeout)
         except ServiceError as exc:
             self._answer_rest(batch, exc)
         except Exception:  # noqa: BLE001 - one batch's fault must not end the worker; it is logged
@@ -82,275 +96,287 @@ class Rounds:
             self._answer_rest(batch, error)
 
     def _answer_rest(self, batch: Sequence[Pending], error: ServiceError) -> None:
-        for pending in batch:
-            if not pending.answered:
+        for row in batch:
+            if not row.answered:
                 if error.applied != "no":
-                    self._cache.drop(pending.queue_key)
-                self._answer(pending, error)
+                    self._cache.drop(row.name)
+                self._answer(row, error)
 
-    async def _advance(self, batch: Sequence[Pending]) -> None:
-        loop = asyncio.get_running_loop()
-        rows = self._in_time(batch, loop.time())
-        while rows:
-            deadline = min(pending.deadline for pending in rows)
-            await self._see(rows, deadline)
-            again: list[Pending] = []
-            run = [pending for pending in rows if self._may_run(pending, again)]
-            if run:
-                again += await self._run_and_commit(run, deadline)
-            rows = self._in_time(again, loop.time())
-
-    def _in_time(self, rows: Sequence[Pending], now: float) -> list[Pending]:
-        late = [pending for pending in rows if pending.deadline <= now]
-        for pending in late:
-            self._answer(
-                pending,
-                ServiceError(
+    def _in_time(self, rows: Sequence[Pending]) -> Sequence[Pending]:
+        if not rows:
+            return rows
+        oldest = asyncio.get_running_loop().time() - self._timeout
+        if min([row.received for row in rows]) > oldest:
+            return rows
+        for row in rows:
+            if row.received <= oldest:
+                error = ServiceError(
                     "overloaded",
                     "The request waited for its turn until its deadline; nothing was applied.",
                     fix="Send the same request again after a pause.",
-                ),
-            )
-        return [pending for pending in rows if pending.deadline > now] if late else list(rows)
-
-    async def _see(self, rows: Sequence[Pending], deadline: float) -> None:
-        """Bring each row a view of its stream: the cached record, else the store's."""
-        unread: list[Pending] = []
-        hits = 0
-        for pending in rows:
-            if pending.seen:
-                continue
-            skip = pending.must_read or pending.timestep.idempotency_key is not None
-            cached = None if skip else self._cache.get(pending.queue_key)
-            if cached is None:
-                unread.append(pending)
-            else:
-                pending.view, pending.seen = cached, True
-                hits += 1
-        self._observer.cache(hits, len(unread))
-        if not unread:
-            return
-        keyed = [pending for pending in unread if pending.entry_key is not None]
-        names = [pending.record_key for pending in unread] + [str(pending.entry_key) for pending in keyed]
-        began = time.perf_counter()
-        found = await self._store.load(names, deadline=deadline)
-        self._observer.store("load", time.perf_counter() - began)
-        for pending, raw in zip(unread, found, strict=False):
-            self._look(pending, raw)
-        for pending, raw in zip(keyed, found[len(unread) :], strict=True):
-            if raw is not None:
-                pending.entry = KeyEntry.decode(raw)
-
-    def _look(self, pending: Pending, raw: bytes | None) -> None:
-        """Take a record from the store as the truth; a bad one answers its row."""
-        pending.seen = pending.fresh = True
-        try:
-            pending.view = None if raw is None else decode(raw)
-        except ServiceError as exc:
-            self._answer(pending, exc)
-
-    def _may_run(self, pending: Pending, again: list[Pending]) -> bool:
-        """Decide a row: True when it is to be run; else it was answered, or joins `again` for a fresh look."""
-        if pending.answered:
-            return False
-        try:
-            if pending.entry is not None:
-                self._replay_key(pending, pending.entry)
-                return False
-            if decide(pending.view, pending.intent) is Verdict.APPLY:
-                return self._fits(pending)
-            if pending.fresh and pending.view is not None:
-                self._replay(pending, pending.view.outputs, pending.view.step, pending.view.chain)
-                return False
-        except ServiceError as exc:
-            if pending.fresh:
-                if exc.code != "model_changed" or not self._reroutable(pending):
-                    self._answer(pending, exc)
-                return False
-        # A cached view never refuses or replays: only the store may say no.
-        pending.view, pending.seen, pending.must_read = None, False, True
-        again.append(pending)
-        return False
-
-    def _fits(self, pending: Pending) -> bool:
-        view = pending.view
-        if view is None or len(view.state) == self._model.state_bytes:
-            return True
-        self._answer(
-            pending,
-            ServiceError(
-                "state_corrupt",
-                f"The stored state has {len(view.state)} bytes; the model's has {self._model.state_bytes}.",
-                fix="Reset or delete this stream.",
-            ),
-        )
-        return False
-
-    def _reroutable(self, pending: Pending) -> bool:
-        """Hand a stream that another version began to that version, unless the request names one."""
-        if pending.timestep.version is not None or pending.view is None:
-            return False
-        pending.answered = self._reroute(pending, pending.view.fingerprint)  # there, in this one's place
-        return pending.answered
-
-    async def _run_and_commit(self, rows: Sequence[Pending], deadline: float) -> list[Pending]:
-        initial = self._model.initial_state
-        ran = await self._runner.run(
-            [pending.timestep for pending in rows],
-            [initial if pending.view is None else pending.view.state for pending in rows],
-        )
-        for row, error in ran.refused.items():
-            self._answer(rows[row], error)
-        rows = [rows[row] for row in ran.rows]
-        if not rows:
-            return []
-        records = self._records(rows, ran.outputs, ran.states)
-        commits = [self._commit_of(pending, record) for pending, record in zip(rows, records, strict=True)]
-        began = time.perf_counter()
-        answers = await self._store.commit(commits, deadline=deadline)
-        self._observer.store("commit", time.perf_counter() - began)
-        again: list[Pending] = []
-        applied: list[tuple[Timestep, Prediction]] = []
-        for row, (pending, record, answer) in enumerate(zip(rows, records, answers, strict=True)):
-            if answer.outcome is Outcome.APPLIED:
-                self._cache.put(pending.queue_key, record)
-                prediction = Prediction(
-                    _kept(pending.timestep, ran.outputs, row), record.step, record.chain, created=pending.view is None
                 )
-                applied.append((pending.timestep, prediction))
-                self._answer(pending, prediction)
-            elif self._conflicted(pending, answer):
-                again.append(pending)
-        self._count(applied)
-        if again:
-            self._observer.conflicts(len(again))
-        if self.announce is not None and applied:
-            self.announce(self._served, applied)
+                self._answer(row, error)
+        return [row for row in rows if not row.answered]
+
+    async def _round(self, rows: Sequence[Pending], deadline: float) -> Sequence[Pending]:
+        """Take rows as far as they get; return those that have to come round again."""
+        slots = await self._look(rows, deadline)
+        heads = self._cache.heads(slots)
+        again: list[Pending] = []
+        run = self._runnable(rows, heads, again)
+        if not run:
+            return again
+        if len(run) < len(rows):
+            rows, slots, heads = [rows[at] for at in run], [slots[at] for at in run], heads[run]
+        states = self._cache.states(slots)
+        refreshed = self._cache.refreshed(slots)
+        self._fill_in(rows, heads, states)
+        ran = await self._runner.run([row.data for row in rows], rows[0].timestep.length, states)
+        if ran.rows is not None:
+            for at, error in ran.refused.items():
+                self._answer(rows[at], error)
+            rows, heads, refreshed = [rows[at] for at in ran.rows], heads[ran.rows], refreshed[ran.rows]
+        if rows:
+            again += await self._commit(rows, heads, ran.outputs, ran.states, refreshed=refreshed, deadline=deadline)
         return again
+
+    # ---------------------------------------------------------------- looking and deciding
+
+    async def _look(self, rows: Sequence[Pending], deadline: float) -> list[int]:
+        """See every row's stream: the cached record, else the store's; return the slots of the cached ones."""
+        misses = 0
+        while True:
+            find = self._cache.find
+            slots = [0 if row.fresh or row.must_read else find(row.name) for row in rows]
+            unread = [row for row, slot in zip(rows, slots, strict=True) if not slot and not row.fresh]
+            if not unread:
+                break
+            misses += len(unread)
+            await self._load(unread, deadline)  # meanwhile other batches may take slots: look again
+        self._observer.cache(len(rows) - misses, misses)
+        return slots
+
+    async def _load(self, rows: Sequence[Pending], deadline: float) -> None:
+        keyed = [row for row in rows if row.timestep.idempotency_key is not None]
+        began = time.perf_counter()
+        found = await self._store.load(
+            [row.name for row in rows] + [str(row.entry_key) for row in keyed], deadline=deadline
+        )
+        self._observer.store("load", time.perf_counter() - began)
+        for row, stored in zip(rows, found, strict=False):
+            try:
+                row.seen(stored, None if stored is None else decode(stored))
+            except ServiceError as exc:  # a bad record stops its own stream only
+                row.seen(None, None)
+                self._answer(row, exc)
+        for row, stored in zip(keyed, found[len(rows) :], strict=True):
+            if stored is not None:
+                row.entry = KeyEntry.decode(stored)
+
+    def _runnable(self, rows: Sequence[Pending], heads: Array, again: list[Pending]) -> list[int]:
+        """Decide every row: return those to run; the others are answered, or join `again` for a fresh look."""
+        run: list[int] = []
+        steps, chains = heads["step"].tolist(), heads["chain"].tobytes()
+        for at, row in enumerate(rows):
+            if row.fresh:
+                if self._may_run(row):
+                    run.append(at)
+            elif surely_applies(steps[at], chains[16 * at : 16 * at + 16], row.timestep):
+                run.append(at)
+            else:  # a cached view never refuses or replays: only the store may say no
+                row.must_read = True
+                again.append(row)
+        return run
+
+    def _may_run(self, row: Pending) -> bool:
+        """Decide on what the store has: True when the row is to be run; else it was answered."""
+        if row.answered:
+            return False
+        view = row.view
+        try:
+            if row.entry is not None:
+                self._replay_key(row, row.entry)
+            elif decide(view, row.intent(self._served.fingerprint)) is Verdict.REPLAY:
+                assert view is not None
+                self._replay(row, view.outputs, view.step, view.chain)
+            elif view is not None and len(view.state) != self._model.state_bytes:
+                raise ServiceError(
+                    "state_corrupt",
+                    f"The stored state has {len(view.state)} bytes; the model's has {self._model.state_bytes}.",
+                    fix="Reset or delete this stream.",
+                )
+            else:
+                return True
+        except ServiceError as exc:
+            if exc.code != "model_changed" or not self._rerouted(row):
+                self._answer(row, exc)
+        return False
+
+    def _rerouted(self, row: Pending) -> bool:
+        """Hand a stream that another version began to that version, unless the request names one."""
+        if row.timestep.version is not None or row.view is None:
+            return False
+        row.answered = self._reroute(row, row.view.fingerprint)  # there, in this one's place
+        return row.answered
+
+    def _fill_in(self, rows: Sequence[Pending], heads: Array, states: Array) -> None:
+        """Write what the store showed over the blank rows; what stays blank is a stream that begins."""
+        seen = [at for at, row in enumerate(rows) if row.view is not None]
+        if seen:
+            heads[seen] = heads_of([rows[at].stored for at in seen])
+            states[seen] = [np.frombuffer(rows[at].view.state, np.uint8) for at in seen]  # type: ignore[union-attr]
+        begin = [at for at, row in enumerate(rows) if row.fresh and row.view is None]
+        if begin:
+            heads["epoch"][begin] = [secrets.randbits(64) for _ in begin]
+            heads["created_ms"][begin] = int(time.time() * 1000)
 
     # ---------------------------------------------------------------- committing
 
-    def _records(
-        self, rows: Sequence[Pending], outputs: Mapping[str, Array], states: Mapping[str, Array]
-    ) -> list[Record]:
-        packed = self._model.pack(states, rows=len(rows)).tobytes()
-        predictions = pack_outputs(self._served.manifest, outputs)
-        size, now = self._model.state_bytes, int(time.time() * 1000)
-        fingerprint = self._served.fingerprint
-        records: list[Record] = []
-        for row, pending in enumerate(rows):
-            view, intent, timestep = pending.view, pending.intent, pending.timestep
-            flags = Kind.STEP | (HAD_KEY if timestep.idempotency_key is not None else 0)
-            chain = NO_CHAIN if view is None else view.chain
-            if timestep.keep == "all":
-                kept = predictions[row].tobytes()
-            else:
-                kept = predictions[row, -1].tobytes() if timestep.keep == "last" else b""
-            records.append(
-                Record(
-                    secrets.randbits(64) if view is None else view.epoch,
-                    intent.length if view is None else view.step + intent.length,
-                    intent.length,
-                    flags,
-                    intent.op_id,
-                    next_chain(chain, Kind.STEP, intent.op_id, intent.digest, fingerprint),
-                    fingerprint,
-                    now,
-                    now if view is None else view.created_ms,
-                    kept,
-                    packed[row * size : (row + 1) * size],
-                )
+    async def _commit(
+        self,
+        rows: Sequence[Pending],
+        heads: Array,
+        outputs: Mapping[str, Array],
+        states: Array,
+        *,
+        refreshed: Array,
+        deadline: float,
+    ) -> list[Pending]:
+        """Write the records that follow on `heads`, answer the rows that were applied, return those that were not."""
+        begun = [row.fresh and row.view is None for row in rows]
+        expect = [b"" if new else guard for new, guard in zip(begun, guards(heads), strict=True)]
+        outputs = _kept(rows[0].timestep.keep, outputs)
+        packed = pack_outputs(self._served.manifest.answered, outputs, len(rows))
+        chains = next_chains(heads["chain"].tobytes(), Kind.STEP, [row.op_id for row in rows], self._served.fingerprint)
+        self._step_on(rows, heads, chains)
+        commits = [
+            Commit(row.name, guard, record)
+            for row, guard, record in zip(rows, expect, encode_rows(heads, packed, states), strict=True)
+        ]
+        for at, row in enumerate(rows):
+            if row.timestep.idempotency_key is not None:
+                commits[at] = _with_entry(commits[at], row, heads[at], packed[at].tobytes())
+        began = time.perf_counter()
+        answers = await self._store.commit(commits, deadline=deadline, refreshed=float(refreshed.min()))
+        self._observer.store("commit", time.perf_counter() - began)
+        others = answers.others
+        if others:
+            done = [at for at in range(len(rows)) if at not in others]
+            again = [rows[at] for at, answer in others.items() if self._conflicted(rows[at], answer, heads[at])]
+            self._observer.conflicts(len(again))
+            rows, heads, states, refreshed = [rows[at] for at in done], heads[done], states[done], refreshed[done]
+            begun, chains = [begun[at] for at in done], [chains[at] for at in done]
+            outputs = {name: array[done] for name, array in outputs.items()}
+        else:
+            again = []
+        if rows:
+            self._cache.put(
+                [row.name for row in rows], heads, states, refreshed if answers.refreshed is None else answers.refreshed
             )
-        return records
+            by_row = _by_row(rows[0].timestep.keep, outputs, len(rows))
+            self._answer_applied(rows, by_row, heads["step"].tolist(), chains, begun)
+        return again
 
-    def _commit_of(self, pending: Pending, record: Record) -> Commit:
-        expect = b"" if pending.view is None else pending.view.guard
-        if pending.timestep.idempotency_key is None:
-            return Commit(pending.record_key, expect, record.encode())
-        entry = KeyEntry(
-            pending.intent.digest, record.epoch, record.step, record.chain, record.length, record.outputs
-        )  # fmt: skip
-        return Commit(pending.record_key, expect, record.encode(), pending.entry_key, entry.encode())
+    def _step_on(self, rows: Sequence[Pending], heads: Array, chains: Sequence[bytes]) -> None:
+        length = rows[0].timestep.length
+        heads["step"] += length
+        heads["length"] = length
+        heads["flags"] = [Kind.STEP if row.timestep.idempotency_key is None else Kind.STEP | HAD_KEY for row in rows]
+        heads["op_id"] = np.frombuffer(b"".join([row.op_id for row in rows]), "V16")
+        heads["chain"] = np.frombuffer(b"".join(chains), "V16")
+        heads["updated_ms"] = int(time.time() * 1000)
 
-    def _conflicted(self, pending: Pending, answer: Committed) -> bool:
+    def _conflicted(self, row: Pending, answer: Committed, head: Array) -> bool:
         """Learn from a commit that was not applied now; True when the row is to be decided again."""
+        self._cache.drop(row.name)
         try:
             if answer.outcome is Outcome.KEY_KNOWN and answer.stored is not None:
-                self._replay_key(pending, KeyEntry.decode(answer.stored))
+                self._replay_key(row, KeyEntry.decode(answer.stored))
                 return False
             if answer.outcome is Outcome.FOREIGN:
                 raise ServiceError(
                     "state_corrupt", "The stream's key holds something that is no record.", fix="Delete this stream."
                 )
             current = None if answer.stored is None else decode(answer.stored)
+            if answer.outcome is Outcome.SAME and current is not None:
+                self._replay(row, current.outputs, current.step, current.chain)
+                return False
         except ServiceError as exc:
-            self._cache.drop(pending.queue_key)
-            self._answer(pending, exc)
+            self._answer(row, exc)
             return False
-        before = pending.view
-        if before is not None and (current is None or (current.epoch == before.epoch and current.step < before.step)):
+        before = int(head["step"]) - row.timestep.length
+        if before and (current is None or (current.epoch == head["epoch"] and current.step < before)):
             self._observer.regressions(1)
-        if current is None:
-            self._cache.drop(pending.queue_key)
-        else:
-            self._cache.put(pending.queue_key, current)
-        if answer.outcome is Outcome.SAME and current is not None:
-            self._replay(pending, current.outputs, current.step, current.chain)
-            return False
-        pending.view, pending.seen, pending.fresh = current, True, True
+        row.seen(answer.stored, current)
         return True
 
     # ---------------------------------------------------------------- answering
 
-    def _replay_key(self, pending: Pending, entry: KeyEntry) -> None:
-        known = replay_of_key(entry, pending.intent)
-        self._replay(pending, known.outputs, known.step, known.chain)
+    def _answer_applied(
+        self,
+        rows: Sequence[Pending],
+        outputs: Sequence[Mapping[str, Array]],
+        steps: Sequence[int],
+        chains: Sequence[bytes],
+        begun: Sequence[bool],
+    ) -> None:
+        model, length = self._served.name, rows[0].timestep.length
+        applied = [
+            (row.timestep, Prediction(values, step, chain, False, new))
+            for row, values, step, chain, new in zip(rows, outputs, steps, chains, begun, strict=True)
+        ]
+        for row, (_, prediction) in zip(rows, applied, strict=True):
+            self._hand_over(row, prediction)
+        self._answered(len(rows))
+        now = asyncio.get_running_loop().time()
+        self._observer.answered(model, [now - row.received for row in rows])
+        doors = [row.timestep.door for row in rows]
+        for door in set(doors):
+            self._observer.applied(model, door, length * doors.count(door))
+        if self.announce is not None:
+            self.announce(self._served, applied)
 
-    def _replay(self, pending: Pending, packed: bytes, step: int, chain: bytes) -> None:
+    def _replay_key(self, row: Pending, entry: KeyEntry) -> None:
+        known = replay_of_key(entry, row.intent(self._served.fingerprint))
+        self._replay(row, known.outputs, known.step, known.chain)
+
+    def _replay(self, row: Pending, packed: bytes, step: int, chain: bytes) -> None:
         """Answer with what is stored, never with a recomputation of it."""
-        timestep = pending.timestep
-        outputs: dict[str, Array] = {}
-        if timestep.keep != "none":
-            rows = timestep.length if timestep.keep == "all" else 1
-            if self._output_bytes and len(packed) < rows * self._output_bytes:
-                self._answer(
-                    pending,
-                    ServiceError(
-                        "seq_passed",
-                        f"These timesteps were applied with fewer predictions kept; the stream stands at step {step}.",
-                        fix="Treat it as done, and go on from `expected`.",
-                        applied="yes",
-                        step=step,
-                        state_id=chain,
-                        expected=step + 1,
-                    ),
-                )
-                return
-            outputs = unpack_outputs(self._served.manifest, packed)
-            if timestep.keep == "last":
-                outputs = {name: array[-1:] for name, array in outputs.items()}
+        prediction = replayed(self._served.manifest, row.timestep, packed, step, chain)
         self._observer.replays(1)
-        self._answer(pending, Prediction(outputs, step, chain, replayed=True))
+        self._answer(row, prediction)
 
-    def _answer(self, pending: Pending, result: Prediction | ServiceError) -> None:
-        if pending.answered:
+    def _answer(self, row: Pending, result: Prediction | ServiceError) -> None:
+        if row.answered:
             return
-        pending.answered = True
-        self._observer.answered(self._served.name, asyncio.get_running_loop().time() - pending.received)
+        self._hand_over(row, result)
+        self._answered(1)
+        self._observer.answered(self._served.name, [asyncio.get_running_loop().time() - row.received])
+
+    def _hand_over(self, row: Pending, result: Prediction | ServiceError) -> None:
+        row.answered = True
         try:
-            pending.done(result)
+            row.done(result)
         except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
             _log.exception("Taking an answer failed")
 
-    def _count(self, applied: Sequence[tuple[Timestep, Prediction]]) -> None:
-        by_door: dict[str, int] = {}
-        for timestep, _ in applied:
-            by_door[timestep.door] = by_door.get(timestep.door, 0) + timestep.length
-        for door, timesteps in by_door.items():
-            self._observer.applied(self._served.name, door, timesteps)
+
+def _with_entry(commit: Commit, row: Pending, head: Array, outputs: bytes) -> Commit:
+    """Return a commit that also remembers what the request's idempotency key was answered."""
+    step, epoch, chain = int(head["step"]), int(head["epoch"]), head["chain"].tobytes()
+    entry = KeyEntry(row.op_id, epoch, step, chain, row.timestep.length, outputs)
+    return commit._replace(entry_key=row.entry_key, entry=entry.encode())
 
 
-def _kept(timestep: Timestep, outputs: Mapping[str, Array], row: int) -> dict[str, Array]:
-    if timestep.keep == "all":
-        return {name: array[row] for name, array in outputs.items()}
-    return {name: array[row, -1:] for name, array in outputs.items()} if timestep.keep == "last" else {}
+def _kept(keep: Return, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return the predictions that are answered, and kept for a retry, `(rows, T', *row)`."""
+    if keep == "all":
+        return outputs
+    return {name: array[:, -1:] if keep == "last" else array[:, :0] for name, array in outputs.items()}
+
+
+def _by_row(keep: Return, outputs: Mapping[str, Array], rows: int) -> list[dict[str, Array]]:
+    """Return each row's predictions by name, `(T', *row)`."""
+    if keep == "none" or not outputs:
+        return [{} for _ in range(rows)]
+    return [dict(zip(outputs, values, strict=True)) for values in zip(*outputs.values(), strict=True)]

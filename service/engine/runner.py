@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_export.errors import ModelLoadError, ModelTimeoutError
-from model_export.manifest import Array
-from service.engine.batch import finite_rows, stack_inputs
-from service.engine.types import Timestep
+from model_export.manifest import Array, TensorSpec
+from service.engine.batch import finite_rows
 from service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -31,16 +30,16 @@ class Ran:
     """What became of a batch.
 
     Attributes:
-        rows: The rows that ran well, as indices into the batch.
-        outputs: One array per answered output, `(len(rows), T, *row)`.
-        states: One array per state, `(len(rows), *row)`.
-        refused: Why each of the other rows did not.
+        outputs: One array per answered output, `(rows that ran well, T, *row)`.
+        states: The packed states after it, `(rows that ran well, bytes)` uint8.
+        rows: Those rows as indices into the batch; None: all.
+        refused: Why each of the other rows did not run well.
     """
 
-    rows: list[int]
     outputs: dict[str, Array]
-    states: dict[str, Array]
-    refused: dict[int, ServiceError]
+    states: Array
+    rows: list[int] | None = None
+    refused: Mapping[int, ServiceError] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -69,97 +68,101 @@ class RunClock:
 class ModelRunner:
     """Runs rows of one model; one bad row fails alone."""
 
-    def __init__(self, served: ServedModel, observer: EngineObserver) -> None:
+    def __init__(self, served: ServedModel, inputs: Sequence[TensorSpec], observer: EngineObserver) -> None:
         """Begin.
 
         Args:
             served: The model.
+            inputs: Its inputs, in the order in which a row brings them.
             observer: Hears of each run.
         """
         self.clock = RunClock()
         self._served = served
         self._model = served.step_model
         self._observer = observer
-        self._narrowed = any(f.store_dtype != f.dtype for f in self._model.fields)
+        self._inputs = inputs
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{served.name}")
 
     def close(self) -> None:
         """Let the thread go."""
         self._thread.shutdown(wait=False)
 
-    async def run(self, timesteps: Sequence[Timestep], states: Sequence[bytes]) -> Ran:
+    async def run(self, data: Sequence[Sequence[bytes]], length: int, states: Array) -> Ran:
         """Run a batch; where onnxruntime refuses it, run its rows alone, so that only the bad ones fail.
 
         Args:
-            timesteps: Of different streams, all of one length.
-            states: Each stream's packed state row.
+            data: Each row's bytes of each input, in the inputs' order.
+            length: T, the timesteps of each row.
+            states: Packed states, `(rows, bytes)` uint8.
 
         Raises:
             ServiceError: `model_timeout`: the run took too long, and nothing came of it.
         """
         try:
-            outputs, after = await self._run(timesteps, states)
+            outputs, after = await self._run(data, length, states)
         except ModelTimeoutError as exc:
             raise ServiceError("model_timeout", exc.problem, fix=exc.fix) from exc
         except ModelLoadError as exc:
-            if len(timesteps) == 1:
-                return Ran([], {}, {}, {0: _unrunnable(exc)})
-            return _joined([await self.run([t], [s]) for t, s in zip(timesteps, states, strict=True)])
-        return self._finite(len(timesteps), outputs, after)
+            if len(data) == 1:
+                return Ran({}, states[:0], [], {0: _unrunnable(exc)})
+            return _joined([await self.run([row], length, states[at : at + 1]) for at, row in enumerate(data)])
+        return self._finite(outputs, after)
 
-    async def _run(
-        self, timesteps: Sequence[Timestep], states: Sequence[bytes]
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        rows, length = len(timesteps), timesteps[0].length
-        inputs = {spec.name: stack_inputs(timesteps, spec.name) for spec in self._served.manifest.inputs}
-        packed = np.frombuffer(b"".join(states), np.uint8).reshape(rows, self._model.state_bytes)
+    async def _run(self, data: Sequence[Sequence[bytes]], length: int, states: Array) -> tuple[dict[str, Array], Array]:
+        rows = len(data)
+        inputs = {
+            spec.name: np.frombuffer(b"".join(column), spec.dtype).reshape(rows, length, *spec.row_shape)
+            for spec, column in zip(self._inputs, zip(*data, strict=True), strict=True)
+        }
         began = time.perf_counter()
         if self.clock.seconds_per_row * rows * length < INLINE_S:
-            result = self._execute(inputs, packed)
+            result = self._execute(inputs, states)
         else:
             loop = asyncio.get_running_loop()
-            result = await loop.run_in_executor(self._thread, self._execute, inputs, packed)
+            result = await loop.run_in_executor(self._thread, self._execute, inputs, states)
         seconds = time.perf_counter() - began
         self.clock.note(rows * length, seconds)
         self._observer.batch(self._served.name, rows, seconds)
         return result
 
-    def _execute(self, inputs: Mapping[str, Array], packed: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _execute(self, inputs: Mapping[str, Array], packed: Array) -> tuple[dict[str, Array], Array]:
         """Run the model on `(rows, T, *row)` inputs; the outputs have the same leading axes. Maybe in a thread."""
+        rows, length = next(iter(inputs.values())).shape[:2]
         states = self._model.unpack(packed)
         thread = threading.get_ident()
         self.clock.running[thread] = time.monotonic()
         try:
-            length = next(iter(inputs.values())).shape[1]
             if length > 1:
-                return self._model.chunk(inputs, states)
-            outputs, states = self._model.step({name: array[:, 0] for name, array in inputs.items()}, states)
-            return {name: array[:, None] for name, array in outputs.items()}, states
+                outputs, states = self._model.chunk(inputs, states)
+            else:
+                outputs, states = self._model.step({name: array[:, 0] for name, array in inputs.items()}, states)
+                outputs = {name: array[:, None] for name, array in outputs.items()}
         finally:
             del self.clock.running[thread]
+        return outputs, self._model.pack(states, rows=rows)
 
-    def _finite(self, rows: int, outputs: dict[str, Array], states: dict[str, Array]) -> Ran:
-        """Refuse the rows in which the model made NaN or infinity."""
-        if self._narrowed:  # a number too big for the store's type becomes an infinity there
-            states = self._model.unpack(self._model.pack(states, rows=rows))
-        good, bad = finite_rows({**{f"output {n}": a for n, a in outputs.items()}, **states})
+    def _finite(self, outputs: dict[str, Array], states: Array) -> Ran:
+        """Refuse the rows in which the model made NaN or infinity; also one too big for the type in the store."""
+        floats = {f"output {name}": array for name, array in outputs.items()} | self._model.unpack(states)
+        good, bad = finite_rows(floats)
         if not bad:
-            return Ran(list(range(rows)), outputs, states, {})
+            return Ran(outputs, states)
         return Ran(
-            [int(row) for row in np.flatnonzero(good)],
             {name: array[good] for name, array in outputs.items()},
-            {name: array[good] for name, array in states.items()},
+            states[good],
+            [int(row) for row in np.flatnonzero(good)],
             {row: _non_finite(name) for row, name in bad.items()},
         )
 
 
 def _joined(alone: Sequence[Ran]) -> Ran:
     """Return rows that were run one by one as one batch."""
-    good = [ran for ran in alone if ran.rows]
+    good = [row for row, ran in enumerate(alone) if not ran.refused]
+    outputs = alone[good[0]].outputs if good else {}
     return Ran(
-        [row for row, ran in enumerate(alone) if ran.rows],
-        {name: np.concatenate([ran.outputs[name] for ran in good]) for name in (good[0].outputs if good else ())},
-        {name: np.concatenate([ran.states[name] for ran in good]) for name in (good[0].states if good else ())},
+        {name: np.concatenate([alone[row].outputs[name] for row in good]) for name in outputs},
+        np.concatenate([ran.states for ran in alone]),
+        good,
         {row: error for row, ran in enumerate(alone) for error in ran.refused.values()},
     )
 

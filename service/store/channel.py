@@ -10,7 +10,8 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from service.store.wire import NoReplyError, NotSentError, Wire
+from service.store.link import NoReplyError, NotSentError
+from service.store.wire import Wire
 
 _log = logging.getLogger(__name__)
 _RECONNECT_S = 0.5

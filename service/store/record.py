@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -157,7 +158,7 @@ class KeyEntry:
     """What an idempotency key answered: kept beside the record, with a time limit of its own.
 
     Attributes:
-        digest: The request that used the key, 16 bytes.
+        op_id: Names the request that used the key, 16 bytes.
         epoch: Life of the stream in which it was applied.
         step: The stream's step after it.
         chain: The stream's chain after it, 16 bytes.
@@ -165,7 +166,7 @@ class KeyEntry:
         outputs: Its kept predictions, packed rows.
     """
 
-    digest: bytes
+    op_id: bytes
     epoch: int
     step: int
     chain: bytes
@@ -174,7 +175,7 @@ class KeyEntry:
 
     def encode(self) -> bytes:
         """Return the bytes for the store."""
-        return _ENTRY.pack(self.digest, self.epoch, self.step, self.chain, self.length) + self.outputs
+        return _ENTRY.pack(self.op_id, self.epoch, self.step, self.chain, self.length) + self.outputs
 
     @classmethod
     def decode(cls, raw: bytes) -> KeyEntry:
@@ -185,8 +186,8 @@ class KeyEntry:
         """
         if len(raw) < _ENTRY.size:
             raise CorruptRecordError(f"The entry of the idempotency key has {len(raw)} bytes; at least {_ENTRY.size}.")
-        digest, epoch, step, chain, length = _ENTRY.unpack_from(raw)
-        return cls(digest, epoch, step, chain, length, raw[_ENTRY.size :])
+        op_id, epoch, step, chain, length = _ENTRY.unpack_from(raw)
+        return cls(op_id, epoch, step, chain, length, raw[_ENTRY.size :])
 
 
 def digest16(*parts: bytes) -> bytes:
@@ -198,12 +199,22 @@ def digest16(*parts: bytes) -> bytes:
     return h.digest()
 
 
-def next_chain(chain: bytes, kind: Kind, op_id: bytes, digest: bytes, fingerprint: bytes) -> bytes:
-    """Return the hash of a history that goes on from `chain` by one operation, 16 bytes.
+def next_chains(chains: bytes, kind: Kind, op_ids: Sequence[bytes], fingerprint: bytes) -> list[bytes]:
+    """Return the hash of each history that goes on by one operation, 16 bytes.
 
-    The epoch is left out on purpose: a client that sends its inputs again after the store lost them gets the
-    same state ids as the first time.
+    The operation's name covers its inputs. The epoch is left out on purpose: a client that sends its inputs again
+    after the store lost them gets the same state ids as the first time.
+
+    Args:
+        chains: The histories so far, 16 bytes each, behind each other.
+        kind: What all the operations are.
+        op_ids: Their names.
+        fingerprint: The model that ran them.
     """
-    return hashlib.blake2b(
-        b"".join((chain, kind.to_bytes(1, "little"), op_id, digest, fingerprint)), digest_size=16
-    ).digest()
+    begun = hashlib.blake2b(kind.to_bytes(1, "little") + fingerprint, digest_size=16)
+    after = []
+    for at, op_id in enumerate(op_ids):
+        h = begun.copy()
+        h.update(chains[16 * at : 16 * at + 16] + op_id)
+        after.append(h.digest())
+    return after

@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, Final, Literal
-
-from redis.exceptions import (
-    BusyLoadingError,
-    ClusterDownError,
-    MasterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
+from typing import Any, Final, Literal, NamedTuple
 
 from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
 from service.store import keys
-from service.store.wire import Argument, NoReplyError, NotSentError, Wire
+from service.store.link import Argument, NoReplyError, NotSentError, RefusalError
+from service.store.wire import Wire
 from service.wire.names import is_stream_id
 
 Durability = Literal["memory", "fsync", "replica"]
@@ -34,13 +26,15 @@ _SCRIPT: Final = files("service.store").joinpath("commit.lua").read_text()
 _SHA: Final = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.25
+_LONGEST_LIFE: Final = 1.25  # of an idle stream, in times to live: so its expiry is not set anew by each step
+_SUSPENDED_TOO: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 # Refusals that pass: the server is loading, failing over, or cannot write for now. Nothing was applied.
-_PASSING: Final = (BusyLoadingError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
-_PASSING_WORDS: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ")
+_PASSING: Final = frozenset(
+    ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MISCONF", "NOREPLICAS")
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """One record to write.
 
     Attributes:
@@ -84,6 +78,24 @@ class Committed:
 APPLIED: Final = Committed(Outcome.APPLIED)
 
 
+@dataclass(frozen=True, slots=True)
+class Commits:
+    """The store's answer to the commits of one call.
+
+    Attributes:
+        others: What became of those that were not applied now, by their place in the call.
+        refreshed: When (see `StateStore.clock`) the records that were applied began to live their time anew; None:
+            they were left to live on as before.
+    """
+
+    others: Mapping[int, Committed]
+    refreshed: float | None
+
+    def __getitem__(self, place: int) -> Committed:
+        """What became of one commit."""
+        return self.others.get(place, APPLIED)
+
+
 class StateStore:
     """Keeps one record per stream.
 
@@ -94,7 +106,7 @@ class StateStore:
     3. Same again: a commit sent twice says SAME the second time, and brings what is stored.
     4. No second life: after a reset, a commit from the old life says CONFLICT.
     5. Independence: a refused commit leaves the others of the call alone.
-    6. Idle end: a record outlives its last commit by at least its time to live, then goes.
+    6. Idle end: a record outlives its last commit by its time to live, at most by 1.25 times that, then goes.
     """
 
     def __init__(
@@ -116,7 +128,7 @@ class StateStore:
             timeout: Seconds for one exchange with the store; an exchange is tried again until its deadline.
         """
         self._wire = Wire(url, timeout=timeout)
-        self._ttl = int(stream_ttl_s * 1000)
+        self._ttl_s = stream_ttl_s
         self._entry_ttl = int(idempotency_ttl_s * 1000)
         self._durability = durability
 
@@ -141,19 +153,28 @@ class StateStore:
     async def load_with_ttl(self, name: str, *, deadline: float) -> tuple[bytes | None, int]:
         """Return a record and the milliseconds it will still live if its stream stays idle."""
         record, ttl = await self._until_all(deadline, ("GET", name), ("PTTL", name))
-        if isinstance(record, Exception):
+        if isinstance(record, RefusalError):
             raise CorruptRecordError("The stream's key holds something that is no record.")
         return record, ttl
 
-    async def commit(self, commits: Sequence[Commit], *, deadline: float) -> list[Committed]:
+    @staticmethod
+    def clock() -> float:
+        """Return the seconds by which `commit` reckons a record's life; they run on while the machine sleeps."""
+        return time.clock_gettime(_SUSPENDED_TOO)
+
+    async def commit(self, commits: Sequence[Commit], *, deadline: float, refreshed: float = -math.inf) -> Commits:
         """Write each record whose guard still holds; one round trip for all.
 
         A reply that does not come is asked for again with the identical bytes: whichever of the two is executed
         first wins, the other finds itself already done.
 
+        A record's expiry is 1.25 times its time to live from when it was set, and is left alone while more than
+        the time to live is left, which is cheaper for the server. It is set anew where that cannot be known.
+
         Args:
             commits: At most one per key.
             deadline: On the running loop's clock.
+            refreshed: A moment on `clock` since when all of the stored records' expiries were set.
 
         Raises:
             StoreUnavailableError: Nothing was applied.
@@ -161,34 +182,38 @@ class StateStore:
             StoreFullError: The store is at its memory limit; nothing was applied.
             ServiceError: `not_durable`: applied, but no replica confirmed.
         """
-        body = self._script_arguments(commits)
-        command: tuple[Argument, ...] = ("EVALSHA", _SHA, *body)
         loop, pause, sent = asyncio.get_running_loop(), _FIRST_PAUSE_S, False
+        began = self.clock()
+        # An answer counts until the deadline, so what it confirms was executed before.
+        keep = began + (deadline - loop.time()) <= refreshed + (_LONGEST_LIFE - 1) * self._ttl_s
+        body = self._script_arguments(commits, keep=keep)
+        command: tuple[Argument, ...] = ("EVALSHA", _SHA, *body)
         while True:
             left = deadline - loop.time()
             trouble = "the deadline passed"
             if left > 0:
                 limit = min(left, self._wire.timeout)
+                waits = self._durability == "replica"
                 # Half of the time, so that "no replica confirmed" is an answer and not a missing one.
-                more = [("WAIT", 1, int(limit * 500))] if self._durability == "replica" else []
+                more = [("WAIT", 1, int(limit * 500))] if waits else []
                 try:
-                    answers, *waited = await self._wire.call(command, *more, timeout=limit)
+                    answers, *waited = await self._wire.call(command, *more, timeout=limit, alone=waits)
                 except NotSentError as exc:
                     trouble = str(exc)
                 except NoReplyError as exc:
                     trouble, sent = str(exc), True
                 else:
-                    if isinstance(answers, NoScriptError):
+                    if not isinstance(answers, RefusalError):
+                        if waited and (isinstance(waited[0], RefusalError) or waited[0] < 1):
+                            raise _not_durable()
+                        return Commits(dict(map(_committed, answers)), None if keep else began)
+                    if answers.code == "NOSCRIPT":
                         command = ("EVAL", _SCRIPT, *body)
                         continue
-                    if not isinstance(answers, Exception):
-                        if waited and (isinstance(waited[0], Exception) or waited[0] < 1):
-                            raise _not_durable()
-                        return [_committed(answer) for answer in answers]
                     trouble = str(answers)
-                    if isinstance(answers, OutOfMemoryError) and not sent:
+                    if answers.code == "OOM" and not sent:
                         raise StoreFullError(f"The store is full: {trouble}.")
-                    if not _passes(answers):
+                    if answers.code not in _PASSING:
                         left = 0
             if left <= pause:
                 if sent:
@@ -243,14 +268,14 @@ class StateStore:
 
     # ---------------------------------------------------------------- helpers
 
-    def _script_arguments(self, commits: Sequence[Commit]) -> list[Argument]:
+    def _script_arguments(self, commits: Sequence[Commit], *, keep: bool) -> list[Argument]:
         keyed = [(i, c) for i, c in enumerate(commits, 1) if c.entry_key is not None]
         arguments: list[Argument] = [len(commits) + len(keyed)]
         arguments += [c.key for c in commits]
         arguments += [c.entry_key for _, c in keyed if c.entry_key is not None]
-        arguments += [len(commits), self._ttl, self._entry_ttl]
-        for c in commits:
-            arguments += (c.expect, c.record)
+        life = int(_LONGEST_LIFE * 1000 * self._ttl_s)
+        arguments += (len(commits), life, self._entry_ttl, int(keep))
+        arguments += [part for c in commits for part in c[1:3]]
         for i, c in keyed:
             arguments += (i, c.entry)
         return arguments
@@ -274,11 +299,11 @@ class StateStore:
                 except (NotSentError, NoReplyError) as exc:
                     trouble = str(exc)
                 else:
-                    bad = next((reply for reply in replies if isinstance(reply, Exception)), None)
-                    if bad is None or str(bad).startswith("WRONGTYPE"):
+                    bad = next((reply for reply in replies if isinstance(reply, RefusalError)), None)
+                    if bad is None or bad.code == "WRONGTYPE":
                         return replies
                     trouble = str(bad)
-                    if not _passes(bad):
+                    if bad.code not in _PASSING:
                         left = 0
             if left <= pause:
                 raise StoreUnavailableError(f"The store did not answer: {trouble}.")
@@ -286,18 +311,10 @@ class StateStore:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _passes(refusal: Exception) -> bool:
-    """Whether a server that refuses now may soon agree; else it will say the same again."""
-    return isinstance(refusal, _PASSING) or (
-        isinstance(refusal, ResponseError) and str(refusal).startswith(_PASSING_WORDS)
-    )
-
-
-def _committed(answer: Any) -> Committed:
-    if answer == 1:
-        return APPLIED
-    stored = answer[1] if len(answer) > 1 else None
-    return Committed(Outcome(answer[0]), stored or None)
+def _committed(answer: Sequence[Any]) -> tuple[int, Committed]:
+    """Read one answer of the script: the commit's place, what became of it, what is stored."""
+    place, outcome, *stored = answer
+    return place - 1, Committed(Outcome(outcome), (stored[0] or None) if stored else None)
 
 
 def _not_durable() -> ServiceError:

@@ -1,7 +1,7 @@
-"""Commands to one server of the Redis protocol, telling apart what was surely not sent from what may have been done.
+"""`Wire`: the way to the primary of one store, telling apart what was surely not sent from what may have been done.
 
-redis-py opens, authenticates and checks the connections (also through Sentinel); the commands of the hot path are
-written and read on them directly, which is several times cheaper than its client object.
+redis-py finds the server, opens the connection and authenticates (also through Sentinel and TLS); then a `Link` takes
+the connection over.
 """
 
 from __future__ import annotations
@@ -15,22 +15,12 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
 from model_export.errors import StepwellError
+from service.store.link import Argument, Link, NotSentError, RefusalError
 
-Argument = str | bytes | int
-_MAX_CONNECTIONS = 64
-
-
-class NotSentError(Exception):
-    """No connection: the command was surely not executed."""
-
-
-class NoReplyError(Exception):
-    """The command was sent and no reply came: it may have been executed."""
+_MAX_CONNECTIONS = 64  # of redis-py's own, for what is not hot
 
 
 class BadStoreUrlError(StepwellError):
@@ -40,7 +30,7 @@ class BadStoreUrlError(StepwellError):
 
 
 class Wire:
-    """A pool of connections to the primary of one store."""
+    """Connections to the primary of one store."""
 
     def __init__(self, url: str, *, timeout: float) -> None:
         """Prepare connections; none is opened yet.
@@ -54,56 +44,78 @@ class Wire:
         """
         self.timeout = timeout
         self._pool = _pool(url, timeout)
+        self._shared: Link | None = None
+        self._idle: list[Link] = []
+        self._opening = asyncio.Lock()
 
     @property
     def client(self) -> Redis:
-        """A redis-py client on the same connections, for everything that is not hot."""
+        """A redis-py client on connections of its own, for everything that is not hot."""
         return Redis(connection_pool=self._pool)
 
-    async def call(self, *commands: Sequence[Argument], timeout: float | None = None) -> list[Any]:
+    async def call(self, *commands: Sequence[Argument], timeout: float | None = None, alone: bool = False) -> list[Any]:
         """Send commands in one write on one connection, and read their replies.
 
         Args:
             commands: Each a command and its arguments.
-            timeout: Seconds for all of them; `self.timeout` if None.
+            timeout: Seconds for all of them, and before that for a connection; `self.timeout` if None.
+            alone: The commands make their connection wait (`WAIT`), so no others may be behind them on it.
 
         Returns:
-            A reply per command; an error reply is returned as an exception object.
+            A reply per command; a refusal is returned as a `RefusalError` object.
 
         Raises:
             NotSentError: No connection could be had in time.
             NoReplyError: A reply is missing; the connection is closed.
         """
         limit = self.timeout if timeout is None else timeout
-        try:
-            async with asyncio.timeout(limit):
-                connection: Any = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py's decorator
-        except (RedisError, OSError, TimeoutError) as exc:
-            raise NotSentError(str(exc) or "no connection in time") from exc
-        healthy = False
-        try:
-            async with asyncio.timeout(limit):
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                replies = [await _reply(connection) for _ in commands]
-            healthy = True
-        except (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError) as exc:
-            raise NoReplyError(str(exc) or "no reply in time") from exc
-        finally:
-            if not healthy:  # a late reply must never be taken for the next command's
-                await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+        link = await (self._own_link(limit) if alone else self._shared_link(limit))
+        replies = await link.call(commands, limit)
+        if any(isinstance(reply, RefusalError) and reply.code == "READONLY" for reply in replies):
+            link.cut("the server is a replica now")  # the next connection finds the primary
+        elif alone:
+            self._idle.append(link)
         return replies
 
     async def close(self) -> None:
         """Close every connection."""
+        for link in [*self._idle, *([self._shared] if self._shared else [])]:
+            link.cut("closed")
         await self._pool.aclose()
 
+    # ---------------------------------------------------------------- connections
 
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except (ResponseError, BusyLoadingError) as exc:  # the latter is a ConnectionError to redis-py, and a reply to us
-        return exc
+    async def _shared_link(self, limit: float) -> Link:
+        if self._shared is not None and self._shared.is_open:
+            return self._shared
+        try:
+            async with asyncio.timeout(limit), self._opening:
+                if self._shared is None or not self._shared.is_open:
+                    self._shared = await self._open()
+                return self._shared
+        except TimeoutError as exc:
+            raise NotSentError("no connection in time") from exc
+
+    async def _own_link(self, limit: float) -> Link:
+        while self._idle:
+            if (link := self._idle.pop()).is_open:
+                return link
+        try:
+            async with asyncio.timeout(limit):
+                return await self._open()
+        except TimeoutError as exc:
+            raise NotSentError("no connection in time") from exc
+
+    async def _open(self) -> Link:
+        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
+        try:
+            await connection.connect()
+        except (RedisError, OSError) as exc:
+            raise NotSentError(str(exc) or "no connection") from exc
+        # From here on the connection is ours, and redis-py's object may go. The writer must stay: it closes its
+        # transport when it is collected.
+        writer, connection._reader, connection._writer = connection._writer, None, None
+        return Link(writer)
 
 
 def _pool(url: str, timeout: float) -> ConnectionPool:
@@ -112,6 +124,7 @@ def _pool(url: str, timeout: float) -> ConnectionPool:
         "socket_timeout": None,  # `call` sets the limit for the whole exchange
         "retry": Retry(NoBackoff(), 0),
         "max_connections": _MAX_CONNECTIONS,
+        "protocol": 2,
     }
     scheme = url.split("://", 1)[0]
     try:

@@ -12,8 +12,8 @@ from service.engine.batch_queue import BatchQueue
 
 @dataclass(frozen=True)
 class Item:
-    queue_key: str
-    length: int
+    name: str
+    shape: int
     number: int
 
 
@@ -27,25 +27,25 @@ class QueueMachine(RuleBasedStateMachine):
         self.out: set[str] = set()
         self.count = 0
 
-    @rule(key=st.sampled_from("abcde"), length=st.sampled_from([1, 1, 1, 4]))
-    def put(self, key: str, length: int) -> None:
+    @rule(key=st.sampled_from("abcde"), shape=st.sampled_from([1, 1, 1, 4]))
+    def put(self, key: str, shape: int) -> None:
         self.count += 1
-        item = Item(key, length, self.count)
+        item = Item(key, shape, self.count)
         self.waiting.append(item)
         self.queue.put(item)
 
     @rule(limit=st.integers(1, 4))
     def take(self, limit: int) -> None:
-        first = {i.queue_key: i for i in reversed(self.waiting) if i.queue_key not in self.out}
+        first = {i.name: i for i in reversed(self.waiting) if i.name not in self.out}
         batch = self.queue.take(limit)
 
         assert bool(batch) == bool(first), "something may go exactly when a stream waits that is not out"
-        assert len({item.length for item in batch}) <= 1
+        assert len({item.shape for item in batch}) <= 1
         assert len(batch) <= limit
         for item in batch:
-            assert first[item.queue_key] == item, "one per stream, and its oldest"
+            assert first[item.name] == item, "one per stream, and its oldest"
             self.waiting.remove(item)
-            self.out.add(item.queue_key)
+            self.out.add(item.name)
 
     @precondition(lambda self: self.out)
     @rule(data=st.data())
@@ -76,15 +76,18 @@ def test_a_busy_stream_does_not_hold_up_the_others() -> None:
     for number in range(3):
         queue.put(Item("busy", 1, number))
     queue.put(Item("calm", 1, 3))
-    assert [item.queue_key for item in queue.take(1)] == ["busy"]
+    assert [item.name for item in queue.take(1)] == ["busy"]
     queue.release("busy")
 
-    assert [item.queue_key for item in queue.take(2)] == ["calm", "busy"]
+    assert [item.name for item in queue.take(2)] == ["calm", "busy"]
 
 
-def test_a_chunk_is_not_overtaken_for_ever_by_single_steps() -> None:
+def test_chunks_and_single_steps_take_turns() -> None:
     queue: BatchQueue[Item] = BatchQueue()
-    queue.put(Item("chunk", 50, 0))
-    queue.put(Item("step", 1, 1))
+    for number in range(4):
+        queue.put(Item(f"step{number}", 1, number))
+    queue.put(Item("chunk", 50, 4))
 
-    assert [[i.queue_key for i in queue.take(8)], [i.queue_key for i in queue.take(8)]] == [["chunk"], ["step"]]
+    batches = [[item.name for item in queue.take(2)] for _ in range(3)]
+
+    assert batches == [["step0", "step1"], ["chunk"], ["step2", "step3"]]

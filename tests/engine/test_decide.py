@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.engine.decide import Intent, Verdict, decide, replay_of_key
-from service.engine.types import Create
+from service.engine.decide import Intent, Verdict, decide, replay_of_key, surely_applies
+from service.engine.types import Create, StreamKey, Timestep
 from service.errors import CODES, ServiceError
 from service.store.record import KeyEntry, Kind, Record
 
@@ -23,8 +23,7 @@ def at(step: int, *, length: int = 1, fingerprint: bytes = MODEL) -> Record:
 
 def asks(**parts: Any) -> Intent:
     defaults: dict[str, Any] = {
-        "op_id": MINE, "digest": b"d" * 16, "length": 1, "seq": None, "after": None, "create": "auto",
-        "fingerprint": MODEL,
+        "op_id": MINE, "length": 1, "seq": None, "after": None, "create": "auto", "fingerprint": MODEL,
     }  # fmt: skip
     return Intent(**{**defaults, **parts})
 
@@ -103,12 +102,31 @@ def test_a_chunk_is_taken_from_its_first_timestep() -> None:
 
 
 def test_a_key_answers_its_own_request_only() -> None:
-    entry = KeyEntry(b"d" * 16, 1, 4, HERE, 1, b"")
+    entry = KeyEntry(MINE, 1, 4, HERE, 1, b"")
 
     assert replay_of_key(entry, asks()) is entry
     with pytest.raises(ServiceError, match="used for another request"):
-        replay_of_key(entry, asks(digest=b"e" * 16))
+        replay_of_key(entry, asks(op_id=NEWEST))
 
 
 def test_the_same_operation_is_a_replay_whatever_else_it_says() -> None:
     assert decide(at(5), asks(op_id=NEWEST, seq=99, after=ELSEWHERE, create="must")) is Verdict.REPLAY
+
+
+def test_what_surely_applies_is_applied() -> None:
+    """On every record of the model whose newest operation is another one."""
+    sure = 0
+    rows = itertools.product(
+        (at(0, length=0), at(1), at(5), at(5, length=3)), (None, 1, 2, 3, 5, 6, 7), (None, HERE, ELSEWHERE), CREATES
+    )
+    for record, seq, after, create in rows:
+        ask = Timestep(StreamKey("t", "m", "s"), {}, seq=seq, after=after, create=create)
+        if surely_applies(record.step, record.chain, ask):
+            sure += 1
+            assert verdict(record, asks(seq=seq, after=after, create=create)) == "apply", (record, ask)
+
+    assert sure > 20
+
+
+def test_a_request_with_a_key_never_surely_applies() -> None:
+    assert not surely_applies(5, HERE, Timestep(StreamKey("t", "m", "s"), {}, seq=6, idempotency_key="k"))

@@ -1,0 +1,76 @@
+"""What requests are called, so that each retry of one has the same name, by whichever door it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from model_export.manifest import Manifest
+from service.engine.types import Timestep
+from service.store.record import digest16
+
+
+class UniqueNames:
+    """Names of 16 bytes that nobody else gives out: 8 random ones of its own, then a counter.
+
+    Asking the kernel for 16 random bytes per request would cost as much as running the model for it.
+    """
+
+    def __init__(self) -> None:
+        self._own = secrets.token_bytes(8)
+        self._count = itertools.count()
+
+    def __call__(self) -> bytes:
+        """Return the next name."""
+        return self._own + next(self._count).to_bytes(8, "little")
+
+
+class RequestNames:
+    """Names the requests to one model.
+
+    A name is a hash over canonical bytes (inputs' names, dtypes, shapes and values; `seq`, `after` and key), so a
+    retry in msgpack of a request in JSON is the same request. Without `seq`, `after` and key there is nothing to
+    tell a retry by: it gets a new name.
+
+    Attributes:
+        inputs: The model's inputs in the order in which their values are hashed.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.inputs = sorted(manifest.inputs, key=lambda spec: spec.name)
+        self._names = [spec.name for spec in self.inputs]
+        self._begun: dict[bytes, Any] = {}  # hash of what all requests of a kind have in common
+        self._new_name = UniqueNames()
+
+    def data(self, timestep: Timestep) -> list[bytes]:
+        """Return the bytes of each input."""
+        arrays = timestep.inputs
+        return [arrays[name].tobytes() for name in self._names]
+
+    def op_id(self, timestep: Timestep, data: Sequence[bytes]) -> bytes:
+        """Return the name of a request with these inputs, 16 bytes."""
+        seq, after, key = timestep.seq, timestep.after, timestep.idempotency_key
+        if key is None and seq is None and after is None:
+            return self._new_name()
+        kind = (b"" if key is None else b"K") + (b"" if seq is None else b"S") + (b"" if after is None else b"A")
+        h = (self._begun.get(kind) or self._begin(kind)).copy()
+        # Where each part ends is known from kind and length: no two requests make the same bytes.
+        parts = [timestep.length.to_bytes(4, "little"), *data]
+        if seq is not None:
+            parts.append(seq.to_bytes(8, "little"))
+        if after is not None:
+            parts.append(after)
+        if key is not None:
+            parts.append(digest16(key.encode()))
+        h.update(b"".join(parts))
+        return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
+
+    def _begin(self, kind: bytes) -> Any:
+        parts = [kind]
+        for spec in self.inputs:
+            parts += (spec.name.encode(), spec.dtype.encode(), repr(spec.row_shape).encode())
+        begun = self._begun[kind] = hashlib.blake2b(digest16(*parts), digest_size=16)
+        return begun

@@ -1,0 +1,40 @@
+"""The answer to a request that had been applied before, from what the store kept of its first answer. Pure."""
+
+from __future__ import annotations
+
+from model_export.manifest import Array, Manifest
+from service.engine.batch import prediction_bytes, unpack_outputs
+from service.engine.types import Prediction, Timestep
+from service.errors import ServiceError
+
+
+def replayed(manifest: Manifest, ask: Timestep, packed: bytes, step: int, chain: bytes) -> Prediction:
+    """Return the first answer to a request again.
+
+    Args:
+        manifest: Of the model that gave it.
+        ask: The request.
+        packed: The predictions that were kept.
+        step: Where the stream stood after it.
+        chain: Its history after it.
+
+    Raises:
+        ServiceError: `seq_passed`: fewer predictions were kept than are asked for now.
+    """
+    if ask.keep == "none":
+        return Prediction({}, step, chain, replayed=True)
+    size = prediction_bytes(manifest.answered)
+    if size and len(packed) < size * (ask.length if ask.keep == "all" else 1):
+        raise ServiceError(
+            "seq_passed",
+            f"These timesteps were applied with fewer predictions kept; the stream stands at step {step}.",
+            fix="Treat it as done, and go on from `expected`.",
+            applied="yes",
+            step=step,
+            state_id=chain,
+            expected=step + 1,
+        )
+    outputs: dict[str, Array] = unpack_outputs(manifest, packed)
+    if ask.keep == "last":
+        outputs = {name: array[-1:] for name, array in outputs.items()}
+    return Prediction(outputs, step, chain, replayed=True)

@@ -1,0 +1,77 @@
+"""Records of many streams at once, in arrays; `record.py` has the layout."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from model_export.manifest import Array
+from service.store.record import HEADER_BYTES, MAGIC
+
+HEAD: Final = np.dtype(
+    [
+        ("magic", "S4"),
+        ("header_bytes", "<u4"),
+        ("epoch", "<u8"),
+        ("step", "<u8"),
+        ("length", "<u4"),
+        ("flags", "<u4"),
+        ("op_id", "V16"),
+        ("chain", "V16"),
+        ("fingerprint", "V8"),
+        ("output_bytes", "<u4"),
+        ("state_bytes", "<u4"),
+        ("codec", "<u4"),
+        ("crc", "<u4"),
+        ("updated_ms", "<u8"),
+        ("created_ms", "<u8"),
+    ]
+)
+"""A record's header, one element of an array of them."""
+
+_GUARD: Final = np.dtype({"names": ["guard"], "formats": ["V56"], "offsets": [8], "itemsize": HEADER_BYTES})
+
+
+def blank_head(fingerprint: bytes) -> Array:
+    """Return the header that a stream has before its first operation, shape `(1,)` of `HEAD`."""
+    head = np.zeros(1, HEAD)
+    head["magic"], head["header_bytes"] = MAGIC, HEADER_BYTES
+    head["fingerprint"] = np.frombuffer(fingerprint, "V8")
+    return head
+
+
+def heads_of(records: Sequence[bytes]) -> Array:
+    """Return the headers of encoded records, shape `(records,)` of `HEAD`."""
+    return np.frombuffer(b"".join([record[:HEADER_BYTES] for record in records]), HEAD)
+
+
+def guards(heads: Array) -> list[bytes]:
+    """Return each header's 56 bytes that the store compares."""
+    return _slices(heads.view(_GUARD)["guard"].tobytes(), 56)
+
+
+def encode_rows(heads: Array, outputs: Array, states: Array) -> list[bytes]:
+    """Return the bytes for the store of every record, as `Record.encode` would.
+
+    Args:
+        heads: Headers, `(rows,)` of `HEAD`; their lengths and checksums need not be right.
+        outputs: Kept predictions, `(rows, bytes)` uint8.
+        states: Packed states, `(rows, bytes)` uint8.
+    """
+    rows, end = len(heads), HEADER_BYTES + outputs.shape[1]
+    table = np.empty((rows, end + states.shape[1]), np.uint8)
+    written: Any = table[:, :HEADER_BYTES].view(HEAD)[:, 0]
+    written[:] = heads
+    written["output_bytes"], written["state_bytes"], written["crc"] = outputs.shape[1], states.shape[1], 0
+    table[:, HEADER_BYTES:end] = outputs
+    table[:, end:] = states
+    width, raw = table.shape[1], memoryview(table.data).cast("B")
+    written["crc"] = [zlib.crc32(raw[at : at + width]) for at in range(0, rows * width, width)]
+    return _slices(table.tobytes(), width)
+
+
+def _slices(raw: bytes, width: int) -> list[bytes]:
+    return [raw[at : at + width] for at in range(0, len(raw), width)]
