@@ -129,6 +129,14 @@ def latency(
         report.save(save, "latency", lines, {"rounds": rounds, "seconds": seconds})
 
 
+@app.command()
+def page() -> None:
+    """Put the results that are saved in docs/benchmarks into docs/performance.md, with plots."""
+    from benchmarks.page import write
+
+    write()
+
+
 def _chosen(targets: Sequence[Target], only: str) -> list[Target]:
     return [target for i, target in enumerate(targets) if i == 0 or only.lower() in target.name.lower()]
 

@@ -1,0 +1,161 @@
+"""The results in the docs: tables and plots made from the saved files, so that no number is typed by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "benchmarks"
+PAGE = DOCS / "performance.md"
+
+Result = Mapping[str, Any]
+
+
+def write(page: Path = PAGE, results: Path = RESULTS) -> None:
+    """Put the saved results into the page, and draw the plots."""
+    page.write_text(filled(page.read_text(), results))
+    draw(results, DOCS / "images")
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """Return the page with each `<!-- NAME -->` block as the saved result has it."""
+    for name, table in _TABLES.items():
+        file = results / f"{name}.json"
+        if file.exists():
+            before, after = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+            kept = re.compile(re.escape(before) + ".*?" + re.escape(after), re.DOTALL)
+            block = before + table(json.loads(file.read_text())) + after
+            text = kept.sub(block.replace("\\", r"\\"), text)
+    return text
+
+
+def draw(results: Path, folder: Path) -> None:
+    """Draw one picture per result that is there, as SVG."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update(
+        {"svg.hashsalt": "stepwell", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    )
+    for name, plot in _PLOTS.items():
+        file = results / f"{name}.json"
+        if file.exists():
+            figure = plot(json.loads(file.read_text()))
+            figure.savefig(folder / f"performance-{name}.svg", bbox_inches="tight", metadata={"Date": None})
+
+
+# ------------------------------------------------------------------- tables
+
+
+def _compared(result: Result) -> str:
+    rows = [
+        (
+            line["name"], f"{line['rate']:,.0f}", f"{line['times_rate']:.2f}", f"{line['cpu_us']:.1f}",
+            f"{line['times_cpu']:.2f}", f"{line['store_us']:.1f}", f"{line['p50_ms']:.2f}", f"{line['p99_ms']:.2f}",
+        )
+        for line in result["lines"]
+    ]  # fmt: skip
+    heads = ("", "steps/s", "times", "CPU us/step", "times less", "of it store", "p50 ms", "p99 ms")
+    return _markdown(heads, rows) + _footnote(result)
+
+
+def _websocket(result: Result) -> str:
+    table = _compared(result).split("\n\n")[0]
+    shares = "; ".join(f"{line['name']}: {line['rate'] / result['in_process']:.3f}" for line in result["lines"][1:])
+    alone = (
+        f"onnxruntime alone, in process, batches of 256: {result['in_process']:,.0f} steps/s. Shares of it: {shares}."
+    )
+    return f"{table}\n\n{alone}{_footnote(result)}"
+
+
+def _streams(result: Result) -> str:
+    first = result["lines"][0]
+    rows = [
+        (
+            line["name"], f"{line['rate']:,.0f}", f"{line['cpu_us']:.1f}", f"{line['cpu_us'] / first['cpu_us']:.2f}",
+            f"{line['store_us']:.1f}", f"{line['store_bytes']:,.0f}",
+        )
+        for line in result["lines"]
+    ]  # fmt: skip
+    heads = ("", "steps/s", "CPU us/step", "times the first", "of it store", "store bytes/stream")
+    return _markdown(heads, rows) + _footnote(result)
+
+
+def _latency(result: Result) -> str:
+    rows = [
+        (line["name"], f"{line['rate']:,.0f}", f"{line['p50_ms']:.2f}", f"{line['p99_ms']:.2f}")
+        for line in result["lines"]
+    ]
+    return _markdown(("due", "answered/s", "p50 ms", "p99 ms"), rows) + _footnote(result)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["--:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))
+
+
+def _footnote(result: Result) -> str:
+    bad = sum(line["errors"] + line["wrong"] for line in result["lines"])
+    versions = ", ".join(
+        f"{name} {value}" for name, value in result["machine"].items() if name not in ("cpu", "system")
+    )
+    return (
+        f"\n\n{result['rounds']} rounds of {result['seconds']:g} s, medians; errors and wrong answers: {bad}. "
+        f"{result['machine']['cpu']}, {versions}."
+    )
+
+
+_TABLES: dict[str, Callable[[Result], str]] = {
+    "http": _compared,
+    "websocket": _websocket,
+    "workers": _compared,
+    "streams": _streams,
+    "latency": _latency,
+}
+
+
+# ------------------------------------------------------------------- plots
+
+
+def _bars(result: Result) -> Any:
+    """Steps per second and CPU per step, one bar a line."""
+    from matplotlib import pyplot as plt
+
+    lines = result["lines"][::-1]
+    figure, sides = plt.subplots(1, 2, figsize=(9, 0.42 * len(lines) + 1), sharey=True)
+    colours = ["#0b7285" if "Stepwell" in line["name"] or "msgpack" in line["name"] else "#adb5bd" for line in lines]
+    names = [line["name"] for line in lines]
+    for side, key, title in zip(sides, ("rate", "cpu_us"), ("steps/s", "CPU microseconds per step"), strict=True):
+        bars = side.barh(names, [line[key] for line in lines], color=colours)
+        side.bar_label(bars, [f" {line[key]:,.0f}" for line in lines], fontsize=8)
+        side.set_title(title, loc="left", fontsize=9)
+        side.set_xticks([])
+        side.spines["bottom"].set_visible(False)
+        side.margins(x=0.18)
+    figure.tight_layout()
+    return figure
+
+
+def _over_rates(result: Result) -> Any:
+    """p50 and p99 over the offered rate."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.2))
+    by_name: dict[str, list[tuple[float, float, float]]] = {}
+    for line in result["lines"]:
+        due, name = line["name"].split("/s: ", 1)
+        by_name.setdefault(name, []).append((float(due.replace(",", "")), line["p50_ms"], line["p99_ms"]))
+    for (name, points), colour in zip(by_name.items(), ("#868e96", "#0b7285"), strict=False):
+        rates, p50, p99 = zip(*points, strict=True)
+        axes.plot(rates, p99, "o-", color=colour, label=f"{name}, p99")
+        axes.plot(rates, p50, "o:", color=colour, label=f"{name}, p50")
+    axes.set(xscale="log", yscale="log", xlabel="requests due per second", ylabel="ms until answered")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+_PLOTS: dict[str, Callable[[Result], Any]] = {"http": _bars, "websocket": _bars, "latency": _over_rates}
