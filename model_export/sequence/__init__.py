@@ -60,4 +60,5 @@ def candidate(
         original or SequenceOriginal(step),
         against=against or f"onnxruntime {onnxruntime.__version__}",
         samplers=samplers or {"random": sampler_of(step)},
+        only_length=step.doors.only_steps if original is None else None,
     )

@@ -38,10 +38,13 @@ def _decided(model: onnx.ModelProto, doors: Doors, conditions: list[str]) -> dic
     """Return the conditions that are the same for all sizes."""
     if not conditions:
         return {}
-    loaded = session(model, every_tensor=True)
     given = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     counts = ROWS if doors.only_rows is None else (doors.only_rows,)
-    runs = [{**given, **run(loaded, doors.feeds(rows, steps, 0))} for rows in counts for steps in LENGTHS]
+    runs = [
+        {**given, **run(session(doors.fitted(model, steps), every_tensor=True), doors.feeds(rows, steps, 0))}
+        for rows in counts
+        for steps in LENGTHS
+    ]
     found = {name: {bool(np.reshape(values[name], ())) for values in runs} for name in conditions}
     return {name: seen.pop() for name, seen in found.items() if len(seen) == 1}
 

@@ -14,6 +14,7 @@ import onnx
 from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import DTYPES, Array
 from model_export.sequence.facts import LENGTHS, ROWS, TOUCHED, run, session
+from model_export.sequence.lengths import with_length
 from model_export.sequence.load import GATED, attributes, captures, subgraphs
 
 _TIME = re.compile(r"time|seq|len|step|frame|^[tTlLsS]$", re.IGNORECASE)
@@ -83,10 +84,18 @@ class Doors:
     Attributes:
         doors: In graph order.
         only_rows: The one number of rows that the graph takes; None: any.
+        only_steps: The one number of timesteps that the graph takes; None: any.
     """
 
     doors: tuple[Door, ...]
     only_rows: int | None = None
+    only_steps: int | None = None
+
+    def fitted(self, proto: Any, steps: int) -> Any:
+        """Return the graph for a number of timesteps: itself, or one with that length in its shapes."""
+        if self.only_steps is None:
+            return proto
+        return with_length(proto, old=self.only_steps, new=steps, rows=self.only_rows or 1)
 
     def feeds(self, rows: int, steps: int, seed: int) -> dict[str, Array]:
         """Return drawn data for every input; seeds that differ by one differ at one timestep alone."""
@@ -130,16 +139,18 @@ def find_doors(
         else:
             choices.append(_readings(name, dtype, dims, time_axes))
     loaded = session(proto, every_tensor=True)
-    best: tuple[float, Doors] | None = None
     problem: ModelLoadError | None = None
-    for any_rows in (True, False):
-        for doors in islice(_combined(choices, declared, any_rows=any_rows), _TRIES):
+    for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
+        best: tuple[float, Doors] | None = None
+        for doors in islice(_combined(choices, declared, any_rows=any_rows, any_steps=any_steps), _TRIES):
+            rows = doors.only_rows or ROWS[0]
             try:
-                values = run(loaded, doors.feeds(doors.only_rows or ROWS[0], LENGTHS[0], 0))
+                fitted = loaded if any_steps else session(doors.fitted(proto, LENGTHS[0]), every_tensor=True)
+                values = run(fitted, doors.feeds(rows, LENGTHS[0], 0))
             except ModelLoadError as exc:
                 problem = problem or exc
                 continue
-            score = 10 * _votes(proto, values, doors.only_rows or ROWS[0]) + _prior(doors, declared)
+            score = 10 * _votes(proto, values, rows) + _prior(doors, declared)
             if best is None or score > best[0]:
                 best = score, doors
         if best:
@@ -188,19 +199,28 @@ def _bound(name: str, dtype: str, dims: list[int | str | None], slot: str) -> li
     return [Door(name, dtype, sizes, batch, None, "state") for batch in (*likely, None, *rest)]
 
 
-def _combined(choices: list[list[Door]], declared: Mapping[str, Any], *, any_rows: bool) -> Iterator[Doors]:
+def _combined(
+    choices: list[list[Door]], declared: Mapping[str, Any], *, any_rows: bool, any_steps: bool
+) -> Iterator[Doors]:
     """Yield readings of all inputs together, the likeliest first: axes that agree, names that agree."""
     ranked = [sorted(options, key=lambda door: -_prior(Doors((door,)), declared))[:8] for options in choices]
     seen: list[tuple[float, Doors]] = []
     for doors in product(*ranked):
         if not any(door.time is not None for door in doors):
             continue
-        rows = None
+        rows = steps = None
+        if not any_steps:
+            lengths = {door.sizes[door.time] for door in doors if door.time is not None}
+            if len(lengths) > 1 or any(
+                not isinstance(declared[d.name][d.time], int) for d in doors if d.time is not None
+            ):
+                continue
+            steps = lengths.pop()
         if not any_rows:
             sizes = {door.sizes[door.batch] for door in doors if door.batch is not None}
             sizes -= {2} if len(sizes) > 1 else set()
             rows = min(sizes, default=1)
-        seen.append((_prior(Doors(doors), declared), Doors(doors, rows)))
+        seen.append((_prior(Doors(doors), declared), Doors(doors, rows, steps)))
     seen.sort(key=lambda pair: -pair[0])
     yield from (doors for _, doors in seen)
 

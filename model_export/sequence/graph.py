@@ -123,11 +123,6 @@ class StepGraph:
             self._count = tensor
         return self._count
 
-    @property
-    def has_position(self) -> bool:
-        """Whether it counts timesteps for one row, so that rows cannot be run together."""
-        return self._position is not None
-
     def position(self) -> str:
         """Return the number of timesteps consumed before this one, shape [1] int64, for a graph of one row."""
         if self._position is None:

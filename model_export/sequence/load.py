@@ -43,6 +43,7 @@ def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
     _replace(plain.graph.input, inputs)
     _name_nodes(plain.graph)
     _replace(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
+    _drop_zero_states(onnx, plain.graph)
     _forget_shapes(plain.graph)
     return plain
 
@@ -158,6 +159,18 @@ def _time_first(onnx: Any, nodes: list[Any]) -> list[Any]:
     return done
 
 
+def _drop_zero_states(onnx: Any, graph: Any) -> None:
+    """Leave out initial states of zeros, which often have the exporter's batch size."""
+    fixed = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+            fixed[node.output[0]] = node.attribute[0].t
+    for node in graph.node:
+        for place in range(5, min(len(node.input), 7)) if node.op_type in GATED else ():
+            if node.input[place] in fixed and not onnx.numpy_helper.to_array(fixed[node.input[place]]).any():
+                node.input[place] = ""
+
+
 def _name_nodes(graph: Any) -> None:
     taken = {node.name for node in graph.node}
     for index, node in enumerate(graph.node):
@@ -183,10 +196,11 @@ def _forget_shapes(graph: Any) -> None:
 
 
 def _forget_shapes_of_body(graph: Any) -> None:
+    """Keep ranks too: onnxruntime wants to know that a Loop's counter is a scalar."""
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
-        if value.type.HasField("tensor_type"):
-            value.type.tensor_type.ClearField("shape")
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            dim.Clear()
     for node in graph.node:
         for body in subgraphs(node):
             _forget_shapes_of_body(body)

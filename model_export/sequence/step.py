@@ -14,7 +14,7 @@ from model_export.errors import RefusedModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.sequence.branches import without_known_branches
 from model_export.sequence.door import Door, Doors, find_doors
-from model_export.sequence.facts import Dim, Facts, gather_facts, session
+from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
 from model_export.sequence.load import load_graph
 from model_export.sequence.rules_cut import concat, gather, pad, slice_, split
 from model_export.sequence.rules_plain import count_up, pointwise, reshape, squeeze
@@ -101,8 +101,13 @@ def step_of(
     graph = load_graph(source, constants or {})
     doors = find_doors(graph, declared_of(source, graph), time_axes=time_axes or {})
     graph = without_known_branches(graph, doors)
-    facts = facts_of(graph, doors)
-    walk = Walk(graph, facts)
+    if doors.only_rows not in {None, 1}:
+        raise RefusedModelError(
+            f"The graph takes {doors.only_rows} rows at once and no other number; a stream is one row.",
+            fix="Export it with a dynamic batch axis, or for one row.",
+        )
+    fitted = doors.fitted(graph, LENGTHS[0])
+    walk = Walk(fitted, facts_of(graph, doors))
     inputs = [_take(walk, door) for door in doors.doors]
     walk.run(RULES, pointwise)
     answers, outputs = _give(walk, doors)
@@ -111,16 +116,32 @@ def step_of(
         inputs=[spec for spec in inputs if spec is not None],
         states=walk.graph.states,
         outputs=answers,
-        batch=BatchSpec(mode="single" if doors.only_rows is not None or walk.graph.has_position else "stack"),
+        batch=BatchSpec(mode="single" if _one_row(walk, doors) else "stack"),
     )
     return SequenceStep(walk.graph.proto(name, graph), manifest, graph, doors, outputs)
 
 
+def _one_row(walk: Walk, doors: Doors) -> bool:
+    """Whether rows cannot be run together."""
+    return (
+        doors.only_rows is not None
+        or any(door.batch is None for door in doors.asked)
+        or any(state.batch_axis is None for state in walk.graph.states)
+    )
+
+
 def facts_of(graph: onnx.ModelProto, doors: Doors) -> Facts:
     """Run a graph as its facts need it."""
-    loaded = cache(lambda _steps: session(graph, every_tensor=True))
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-    return gather_facts(lambda _steps: loaded(0), doors.feeds, weights, only_rows=doors.only_rows)
+
+    @cache
+    def loaded(steps: int) -> Any:
+        return session(doors.fitted(graph, steps), every_tensor=True)
+
+    same = doors.only_steps is None
+    weights = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in doors.fitted(graph, LENGTHS[0]).graph.initializer
+    }
+    return gather_facts(lambda n: loaded(LENGTHS[0] if same else n), doors.feeds, weights, only_rows=doors.only_rows)
 
 
 def declared_of(source: Any, graph: onnx.ModelProto) -> dict[str, list[int | str | None]]:
@@ -179,11 +200,11 @@ def _give(walk: Walk, doors: Doors) -> tuple[list[OutputSpec], dict[str, OutputF
         if tensor.kind == "last" and any(_carries_on(walk, value.name, door) for door in bound):
             dropped.append(value.name)
             continue
-        spec, facts = _answer(walk, value.name)
+        spec, facts = _answer(walk, value.name, doors)
         answers.append(spec)
         outputs[value.name] = facts
     for name in dropped if not answers else []:
-        spec, facts = _answer(walk, name)
+        spec, facts = _answer(walk, name, doors)
         answers.append(spec)
         outputs[name] = facts
     if not answers:
@@ -201,15 +222,17 @@ def _carries_on(walk: Walk, name: str, door: Door) -> bool:
     return shape == list(door.shape(3, 1)) and walk.dtype(name) == door.dtype
 
 
-def _answer(walk: Walk, name: str) -> tuple[OutputSpec, OutputFacts]:
+def _answer(walk: Walk, name: str, doors: Doors) -> tuple[OutputSpec, OutputFacts]:
     tensor, dims = walk.tensor(name), walk.facts.dims(name)
     time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
     if any(dim.has_batch for axis, dim in enumerate(dims) if axis != batch):
         raise RefusedModelError(f"Output {name!r} has the rows of the batch on two axes.", fix="Give one row a stream.")
+    if batch is None and doors.only_rows == 1:
+        batch = _axis_of_one(dims, doors)
     step = walk.due(name)[0] if tensor.kind == "timed" else tensor.step
     folded = time is not None and batch == time
     sizes = [dim.at_one_step()[0] for dim in dims]
-    if batch is not None and dims[batch].at_one_step()[1] != 1:
+    if batch is not None and dims[batch].at_one_step()[1] > 1:
         step = walk.graph.op("Reshape", step, walk.graph.ints([-1, *_unfolded(dims, batch, time)]))
         row = _unfolded(dims, batch, time)
         spec = OutputSpec(name=name, dtype=walk.dtype(name), shape=row)
@@ -219,6 +242,13 @@ def _answer(walk: Walk, name: str) -> tuple[OutputSpec, OutputFacts]:
     walk.graph.output(spec, step)
     extra = walk.facts.surplus(name) if time is not None else 0
     return spec, OutputFacts(time, batch, extra, walk.facts.order(name) if folded else "")
+
+
+def _axis_of_one(dims: Sequence[Dim], doors: Doors) -> int | None:
+    """Return the batch axis of an answer for one row: where the inputs have it, or the first of length 1."""
+    ones = [axis for axis, dim in enumerate(dims) if not dim.has_time and dim.fixed == 1]
+    usual = next((door.batch for door in doors.asked if door.time is not None), None)
+    return usual if usual in ones else next(iter(ones), None)
 
 
 def _unfolded(dims: Sequence[Dim], batch: int, time: int | None) -> list[int]:
