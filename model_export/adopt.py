@@ -9,42 +9,30 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from model_export.axes import Declared, Row, find_batch_axes, find_row, without_ones
+from model_export.dataflow import flow_of
 from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.files import write_whole
-from model_export.manifest import DTYPES, NAME, Array, Manifest, sidecar_of
+from model_export.hints import Hints, Kind, flags_of
+from model_export.initial import StateRow, find_initial
+from model_export.manifest import DTYPES, NAME, Array, Manifest, PackedTensor, sidecar_of
+from model_export.onnx_file import read_model
 from model_export.pairing import Pairing, Tensor, pair_states
 from model_export.prove import prove
 from model_export.random_ops import random_outputs
+from model_export.time_axis import find_chunks
 from model_export.trial import Graph
+
+if TYPE_CHECKING:
+    import onnx
 
 _RATES = {"sr", "fs", "rate", "samplerate", "samplingrate"}
 
-Kind = Literal["value", "random", "ignore"]
 _Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Hints:
-    """What a graph does not say by itself, said by a person.
-
-    Attributes:
-        states: State output by state input. With any, no other state is looked for.
-        constants: Value by input.
-        outputs: `value`, `random` or `ignore` by output.
-        windows: Length of the past part by input.
-        shapes: The row that a caller sends (of an output: that is answered), by name.
-    """
-
-    states: Mapping[str, str] = field(default_factory=dict)
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    outputs: Mapping[str, Kind] = field(default_factory=dict)
-    windows: Mapping[str, int] = field(default_factory=dict)
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +43,7 @@ class Adoption:
         manifest: The description, proved by running.
         batched: Whether rows are run together.
         flags: The command line's words that say what was found; with them nothing is left to guess.
-        how: How each state's pair was found: `name`, `shape` or `said`.
+        how: How each state's pair was found: `name`, `operator`, `shape`, `flow` or `said`.
         notes: What was assumed, for people to read.
     """
 
@@ -91,18 +79,24 @@ def adopt(
             f"{path} has a manifest inside already; expected a graph without one.",
             fix="Look at it with `stepwell inspect`; `--replace` describes the graph anew.",
         )
-    _check_hints(graph, hints)
+    hints.check([tensor.name for tensor in graph.inputs], [tensor.name for tensor in graph.outputs])
+    model = read_model(path)
     constants = {name: graph.constant(name, value) for name, value in hints.constants.items()}
     rows = _find_rows(graph, hints)
     one, two = _try(graph, rows, constants)
-    pairing = _pair(graph, hints, rows, one)
+    pairing = _pair(graph, model, hints, rows, one)
     notes = list(pairing.notes)
     axes, together = _find_output_axes(graph, rows, pairing, one, two)
     kinds = _find_kinds(graph, hints, pairing, axes, notes, together=together)
-    _check_chance(graph, pairing, kinds)
+    _check_chance(model, pairing, kinds)
 
     states = [tensor for tensor in graph.inputs if tensor.name in pairing.states]
     sent = [tensor for tensor in graph.inputs if tensor.name in rows and tensor not in states]
+    windows = {name: (length, rows[name].window_axis) for name, length in hints.windows.items()}
+    starts = [StateRow(tensor.name, tensor.dtype, rows[tensor.name].graph) for tensor in states]
+    starts += [_past(tensor, rows[tensor.name], windows[tensor.name][0]) for tensor in sent if tensor.name in windows]
+    initial = find_initial(starts, hints.initial, {entry.key: entry.value for entry in model.metadata_props}, notes)
+    inits = {name: PackedTensor.pack(value).model_dump() for name, value in initial.items()}
     described = {
         "name": name or _name_of(path),
         "inputs": [_tensor(tensor, rows[tensor.name]) for tensor in sent],
@@ -113,6 +107,7 @@ def adopt(
                 "dtype": tensor.dtype,
                 "shape": list(rows[tensor.name].graph),
                 "batch_axis": rows[tensor.name].batch_axis,
+                "init": inits.get(tensor.name, "zeros"),
             }
             for tensor in states
         ],
@@ -123,13 +118,15 @@ def adopt(
         ],
         "constants": {name: {"dtype": value.dtype.name, "value": value.tolist()} for name, value in constants.items()},
         "windows": [
-            {"input": name, "context": length, "axis": rows[name].window_axis} for name, length in hints.windows.items()
+            {"input": name, "context": length, "axis": axis, "init": inits.get(f"{name}.context", "zeros")}
+            for name, (length, axis) in windows.items()
         ],
         "batch": {"mode": "stack" if together else "single"},
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
     manifest, batched = prove(path, manifest, steps, notes)
-    return Adoption(manifest, batched, _flags(manifest, graph, hints), pairing.how, notes)
+    manifest = find_chunks(path, manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
+    return Adoption(manifest, batched, flags_of(manifest, graph.inputs, hints), pairing.how, notes)
 
 
 def write_sidecar(path: Path, manifest: Manifest) -> Path:
@@ -140,28 +137,6 @@ def write_sidecar(path: Path, manifest: Manifest) -> Path:
 
 
 # ---------------------------------------------------------------- reading the graph
-
-
-def _check_hints(graph: Graph, hints: Hints) -> None:
-    takes, gives = [t.name for t in graph.inputs], [t.name for t in graph.outputs]
-    for flag, names, known in (
-        ("--state", hints.states.keys(), takes),
-        ("--state", hints.states.values(), gives),
-        ("--constant", hints.constants, takes),
-        ("--window", hints.windows, takes),
-        ("--output", hints.outputs, gives),
-        ("--shape", hints.shapes, takes + gives),
-    ):
-        for name in names:
-            if name not in known:
-                raise UnclearModelError(
-                    f"`{flag}` names {name!r}; the graph has {known}.", fix="Use a name that the graph has."
-                )
-    for name in hints.constants:
-        if name in hints.states or name in hints.windows:
-            raise UnclearModelError(
-                f"{name!r} is said to be a constant and to change.", fix="Leave out one of the two flags."
-            )
 
 
 def _find_rows(graph: Graph, hints: Hints) -> dict[str, Row]:
@@ -196,7 +171,7 @@ def _try(graph: Graph, rows: Mapping[str, Row], constants: Mapping[str, Array]) 
         return one, None
 
 
-def _pair(graph: Graph, hints: Hints, rows: Mapping[str, Row], shapes: _Shapes) -> Pairing:
+def _pair(graph: Graph, model: onnx.ModelProto, hints: Hints, rows: Mapping[str, Row], shapes: _Shapes) -> Pairing:
     inputs = [Tensor(t.name, t.dtype, rows[t.name].shape(1)) for t in graph.inputs if t.name in rows]
     outputs = [Tensor(t.name, t.dtype, shapes[t.name]) for t in graph.outputs]
     if hints.states:
@@ -213,6 +188,7 @@ def _pair(graph: Graph, hints: Hints, rows: Mapping[str, Row], shapes: _Shapes) 
         pairing = pair_states(
             [i for i in inputs if i.name not in hints.windows],
             [o for o in outputs if o.name not in hints.outputs],
+            flow=flow_of(model.graph),
             all_may_be_states=bool(hints.windows),
         )
     sent = [tensor for tensor in inputs if tensor.name not in pairing.states]
@@ -276,8 +252,8 @@ def _find_kinds(
     return kinds
 
 
-def _check_chance(graph: Graph, pairing: Pairing, kinds: Mapping[str, Kind]) -> None:
-    for name, operator in random_outputs(graph.path).items():
+def _check_chance(model: onnx.ModelProto, pairing: Pairing, kinds: Mapping[str, Kind]) -> None:
+    for name, operator in random_outputs(model).items():
         if name in pairing.states.values():
             raise RefusedModelError(
                 f"Random operator {operator} reaches state output {name!r}; expected states that follow from the "
@@ -304,6 +280,11 @@ def _tensor(tensor: Declared, row: Row) -> dict[str, Any]:
     return described
 
 
+def _past(tensor: Declared, row: Row, context: int) -> StateRow:
+    shape = tuple(context if axis == row.window_axis else length for axis, length in enumerate(row.graph))
+    return StateRow(f"{tensor.name}.context", tensor.dtype, shape)
+
+
 def _output_row(tensor: Declared, shape: tuple[int, ...], batch_axis: int | None, said: Sequence[int] | None) -> Row:
     graph = tuple(length for axis, length in enumerate(shape) if axis != batch_axis)
     if said is not None and math.prod(said) != math.prod(graph):
@@ -312,20 +293,6 @@ def _output_row(tensor: Declared, shape: tuple[int, ...], batch_axis: int | None
             fix="Give a shape with as many elements.",
         )
     return Row(batch_axis, graph, without_ones(graph) if said is None else tuple(said))
-
-
-def _flags(manifest: Manifest, graph: Graph, hints: Hints) -> list[str]:
-    """Return the flags that say everything which was found and is not plain from the declarations."""
-    plain = {tensor.name for tensor in graph.inputs if all(isinstance(dim, int) for dim in tensor.dims[1:])}
-    sized = [i for i in manifest.inputs if i.name not in plain or i.name in hints.shapes]
-    flags = [
-        *(("--state", f"{state.input}={state.output}") for state in manifest.states),
-        *(("--constant", f"{name}={json.dumps(spec.value)}") for name, spec in manifest.constants.items()),
-        *(("--window", f"{window.input}={window.context}") for window in manifest.windows),
-        *(("--shape", f"{spec.name}={'x'.join(map(str, spec.shape))}") for spec in sized),
-        *(("--output", f"{output.name}={output.kind}") for output in manifest.outputs if output.kind != "value"),
-    ]
-    return [word for flag in flags for word in flag]
 
 
 def _name_of(path: Path) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from model_export.candidate import Candidate
-from model_export.errors import RefusedModelError
+from model_export.errors import ParityError, RefusedModelError
 from model_export.manifest import Manifest
+from model_export.probe import random_rows
 from model_export.state_rows import lay_out
+from model_export.step_model import StepModel
+from model_export.stepping import stepped
 from model_export.verify import ATOL, RTOL
 from model_export.weights import ATOL as WEIGHTS_ATOL
 from model_export.weights import Weights, shrink
@@ -61,6 +65,23 @@ class Precision:
 FULL = Precision()
 
 
+@dataclass(frozen=True, slots=True)
+class StoreEffect:
+    """What a narrower type in the store does to a model.
+
+    Attributes:
+        dtype: The type.
+        saved: Bytes of a stream's state before and after.
+        steps: Timesteps that were compared.
+        max_abs: Largest difference of an answer from what it is with states in full.
+    """
+
+    dtype: StoreDType
+    saved: tuple[int, int]
+    steps: int
+    max_abs: float
+
+
 def saved(before: Candidate, after: Candidate) -> dict[str, tuple[int, int]]:
     """Return what became smaller, in bytes before and after: `file`, `bytes_per_stream`."""
     sizes = {
@@ -89,3 +110,32 @@ def store_as(manifest: Manifest, dtype: StoreDType) -> Manifest:
         )
     states = [s.model_copy(update={"store_dtype": dtype}) if s.input in wide else s for s in manifest.states]
     return manifest.model_copy(update={"states": states})
+
+
+def narrow_store(
+    source: Path | bytes, manifest: Manifest, dtype: StoreDType, *, steps: int = 100
+) -> tuple[Manifest, StoreEffect]:
+    """Let a model's float states be stored in a narrower type, and measure what it does to the answers.
+
+    Raises:
+        RefusedModelError: It has no float state.
+        ParityError: An answer moves by more than is allowed for this type, or a state does not fit into it.
+    """
+    narrow = store_as(manifest, dtype)
+    rng = np.random.default_rng(4)
+    inputs = {spec.name: random_rows(rng, spec, (3, steps)) for spec in manifest.inputs}
+    atol = rtol = STORE_ATOL[dtype]
+    want, _ = stepped(StepModel(source, manifest), inputs, stored=False)
+    got, _ = stepped(StepModel(source, narrow), inputs)
+    largest = 0.0
+    for output in [output.name for output in manifest.answered if output.kind == "value"]:
+        left, right = (answers[output].astype(np.float64) for answers in (want, got))
+        off = np.abs(left - right)
+        if not (off <= atol + rtol * np.abs(left)).all():
+            raise ParityError(
+                f"With states stored as {dtype}, output {output!r} moves by {float(off.max()):.3g} in {steps} "
+                f"timesteps; {atol:g} + {rtol:g} of the value is allowed.",
+                fix="Leave out `--store-dtype`.",
+            )
+        largest = max(largest, float(off.max(initial=0.0)))
+    return narrow, StoreEffect(dtype, (stream_bytes(manifest), stream_bytes(narrow)), steps, largest)

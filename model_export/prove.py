@@ -12,7 +12,7 @@ from model_export.manifest import Array, Manifest, Parity
 from model_export.probe import nearly_equal, random_rows
 from model_export.step_model import StepModel
 
-_ATOL, _RTOL = 1e-5, 1e-4
+ATOL, RTOL = 1e-5, 1e-4
 
 
 def prove(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple[Manifest, bool]:
@@ -54,8 +54,8 @@ def prove(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple
         against="itself: rows alone and together",
         steps=steps,
         max_abs=max(_difference(together[name], alone[name]) for name in together),
-        atol=_ATOL,
-        rtol=_RTOL,
+        atol=ATOL,
+        rtol=RTOL,
         sequences=["random"],
     )
     return manifest.model_copy(update={"verified": verified}), True

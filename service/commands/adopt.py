@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
+import numpy as np
 import typer
 
-from model_export.adopt import Hints, Kind, write_sidecar
+from model_export.adopt import Adoption, write_sidecar
 from model_export.adopt import adopt as adopt_graph
-from service.commands.tables import named_values, parity_words, show, tensors_table
+from model_export.hints import Hints, Kind
+from model_export.manifest import Manifest
+from model_export.precision import StoreDType, StoreEffect, narrow_store
+from model_export.rewrite import Change, check_new_file, rewrite, write_new_file
+from service.commands.tables import named_values, parity_words, show, size_words, tensors_table
 
 
 def adopt(
@@ -37,52 +44,120 @@ def adopt(
         list[str] | None,
         typer.Option(metavar="NAME=LENGTHxLENGTH", help="One row as a caller sends it, or as it is answered."),
     ] = None,
+    init: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STATE=VALUE|FILE.npz",
+            help="What a state starts from: a number for all of it, a JSON list, or arrays by state name.",
+        ),
+    ] = None,
+    store_dtype: Annotated[
+        StoreDType | None, typer.Option(help="Keep float states in the store in this type: half the memory a stream.")
+    ] = None,
+    fold: Annotated[
+        bool, typer.Option("--fold-context", help="Fold the windows into the graph, as states; needs -o.")
+    ] = False,
+    batch: Annotated[
+        bool, typer.Option("--batchify", help="Let a graph made for one row run many together; needs -o.")
+    ] = False,
+    target: Annotated[
+        Path | None, typer.Option("-o", "--write", metavar="NEW.onnx", help="The new file that these two make.")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Describe it though it has a manifest inside.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Write the manifest for a graph that already is stepwise, beside it; the graph itself is not touched."""
     hints = Hints(
         states=named_values("--state", state or [], "IN=OUT"),
-        constants={n: _value(text) for n, text in named_values("--constant", constant or []).items()},
+        constants={n: _value(text, "--constant") for n, text in named_values("--constant", constant or []).items()},
         outputs={n: _kind(text) for n, text in named_values("--output", output or [], "NAME=KIND").items()},
         windows={n: _length(text) for n, text in named_values("--window", window or [], "INPUT=LENGTH").items()},
         shapes={n: _lengths(text) for n, text in named_values("--shape", shape or []).items()},
+        initial=_initial(init or []),
     )
+    wanted: list[tuple[Change, bool]] = [("fold-context", fold), ("batchify", batch)]
+    changes = [change for change, is_wanted in wanted if is_wanted]
+    if bool(changes) != (target is not None):
+        raise typer.BadParameter("is for --fold-context and --batchify, which need it.", param_hint="-o")
+    if target is not None:
+        check_new_file(target, source=file)
     found = adopt_graph(file, name=name, hints=hints, replace=replace)
-    sidecar = write_sidecar(file, found.manifest)
+    source: Path | bytes = file
+    manifest, effect = found.manifest, None
+    if changes:
+        source, manifest = rewrite(file, manifest, changes)
+    if store_dtype:
+        manifest, effect = narrow_store(source, manifest, store_dtype)
+    if target is not None and isinstance(source, bytes):
+        write_new_file(target, source, manifest)
+    written = write_sidecar(file, manifest) if target is None else target
+    words = [str(file), *found.flags, *(word for text in init or [] for word in ("--init", text))]
+    words += [*(f"--{change}" for change in changes), *(["-o", str(target)] if target else [])]
+    words += ["--store-dtype", store_dtype] if store_dtype else []
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "sidecar": str(sidecar),
-                    "manifest": json.loads(found.manifest.to_json()),
-                    "batched": found.batched,
-                    "states_found_by": found.how,
-                    "flags": found.flags,
-                    "notes": found.notes,
-                },
-                indent=2,
-            )
-        )
-        return
-    verified = found.manifest.verified
-    show(
-        tensors_table(found.manifest),
+        typer.echo(json.dumps(_report(found, manifest, effect, written), indent=2))
+    else:
+        _show(found, manifest, effect, written, words)
+
+
+def _report(found: Adoption, manifest: Manifest, effect: StoreEffect | None, written: Path) -> dict[str, object]:
+    return {
+        "written": str(written),
+        "manifest": json.loads(manifest.to_json()),
+        "batched": manifest.batch.mode == "stack",
+        "states_found_by": found.how,
+        "flags": found.flags,
+        "notes": found.notes,
+        "store": dataclasses.asdict(effect) if effect else None,
+    }
+
+
+def _show(found: Adoption, manifest: Manifest, effect: StoreEffect | None, written: Path, words: Sequence[str]) -> None:
+    verified = manifest.verified
+    lines = [
         *(f"note: {note}." for note in found.notes),
         f"proved:  {parity_words(verified.model_dump())}." if verified else "proved:  it runs, and twice the same.",
-        f"rows:    {'run together' if found.batched else 'run one at a time'}",
-        f"same as: stepwell adopt {shlex.join([str(file), *found.flags])}",
-        f"written: {sidecar}",
+        f"rows:    {'run together' if manifest.batch.mode == 'stack' else 'run one at a time'}",
+    ]
+    if manifest.time.chunk == "dynamic":
+        lines.append("chunks:  many timesteps in one run")
+    if effect:
+        was, now = effect.saved
+        lines.append(
+            f"stored:  states as {effect.dtype}: {size_words(now)} a stream, {size_words(was)} before; "
+            f"answers moved by {effect.max_abs:.1e} at most in {effect.steps} steps"
+        )
+    show(
+        tensors_table(manifest),
+        *lines,
+        f"same as: stepwell adopt {shlex.join(words)}",
+        f"written: {written}",
     )
 
 
-def _value(text: str) -> object:
+def _initial(texts: Sequence[str]) -> dict[str, object]:
+    """Read what was given to `--init`: values by state, and files of arrays by state."""
+    files = [text for text in texts if "=" not in text]
+    values: dict[str, object] = {
+        name: _value(text, "--init")
+        for name, text in named_values("--init", [text for text in texts if "=" in text]).items()
+    }
+    for file in files:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                values |= {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, AttributeError) as exc:
+            raise typer.BadParameter(
+                f"{file!r} is neither STATE=VALUE nor an .npz file: {exc}.", param_hint="--init"
+            ) from exc
+    return values
+
+
+def _value(text: str, flag: str) -> object:
     try:
         return json.loads(text)
     except ValueError as exc:
-        raise typer.BadParameter(
-            f"{text!r} is not a JSON number, boolean or list of them.", param_hint="--constant"
-        ) from exc
+        raise typer.BadParameter(f"{text!r} is not a JSON number, boolean or list of them.", param_hint=flag) from exc
 
 
 def _kind(text: str) -> Kind:

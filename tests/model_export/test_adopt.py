@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.adopt import Adoption, Hints, adopt, write_sidecar
+from model_export.adopt import Adoption, adopt, write_sidecar
 from model_export.errors import (
     FileError,
     ManifestError,
@@ -20,6 +20,7 @@ from model_export.errors import (
     StepwellError,
     UnclearModelError,
 )
+from model_export.hints import Hints
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from tests import graphs
@@ -339,8 +340,8 @@ def test_states_that_could_be_swapped_are_asked_for(tmp_path: Path) -> None:
         tmp_path,
         """g (float[B,2] x, float[B,3] a, float[B,3] b) => (float[B,2] y, float[B,3] p, float[B,3] q) {
             y = Neg (x)
-            p = Neg (a)
-            q = Neg (b)
+            p = Add (a, b)
+            q = Sub (a, b)
         }""",
     )
 

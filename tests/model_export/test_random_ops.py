@@ -8,6 +8,7 @@ import pytest
 from onnx import parser
 
 from model_export.errors import ModelLoadError
+from model_export.onnx_file import read_model
 from model_export.random_ops import random_outputs
 from tests import graphs
 
@@ -15,7 +16,7 @@ from tests import graphs
 def reached(tmp_path: Path, text: str) -> dict[str, str]:
     path = tmp_path / "model.onnx"
     path.write_bytes(graphs.graph_from_text(text))
-    return random_outputs(path)
+    return random_outputs(read_model(path))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_chance_inside_a_function_of_the_model_is_found(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
 
-    assert list(random_outputs(path)) == ["y"]
+    assert list(random_outputs(read_model(path))) == ["y"]
 
 
 def test_dropout_counts_where_it_can_be_switched_on(tmp_path: Path) -> None:
@@ -115,4 +116,4 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no model")
     with pytest.raises(ModelLoadError):
-        random_outputs(path)
+        random_outputs(read_model(path))

@@ -1,0 +1,277 @@
+"""Lets many rows run together in a graph that was exported for one.
+
+Exporters write the one row into declared shapes and into the shapes that Reshape is given. Both are rewritten here;
+whether the graph then does the same to every row is for the caller to prove.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+import onnxruntime as ort
+
+from model_export.errors import ModelLoadError, RefusedModelError
+from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
+from model_export.onnx_file import subgraphs
+from model_export.step_model import StepModel
+
+if TYPE_CHECKING:
+    import onnx
+
+Spec = TypeVar("Spec", InputSpec, OutputSpec)
+
+_TRIES = 64  # a graph that can be read in more ways than that is not one for guessing
+
+
+def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
+    """Return a model that runs rows together, and its manifest.
+
+    Where an axis of length 1 may be the batch or not, each is tried, and the first that a probe bears out is taken.
+
+    Args:
+        model: The graph, local functions inlined, weights inside.
+        manifest: Its description as a graph of single rows.
+
+    Raises:
+        RefusedModelError: An input or state has no axis for it, or no rewriting lets two rows run as each alone.
+    """
+    given, why = _given(manifest), ""
+    for axes in islice(_axis_choices(given), _TRIES):
+        opened = _Opened(_declared_open(model, axes), given, axes, manifest)
+        try:
+            for rewritten in islice(opened.rewritten(), _TRIES):
+                described = rewritten.described()
+                if StepModel(rewritten.model.SerializeToString(), described).batched:
+                    return rewritten.model, described
+                why = why or "two rows run together do not equal each alone"
+        except ModelLoadError as exc:
+            why = why or exc.problem
+    raise RefusedModelError(
+        f"{manifest.name} cannot run rows together: {why or 'a Reshape mixes the batch with other axes'}.",
+        fix="Leave out `--batchify`: it runs one row at a time. Or export the model anew with a dynamic batch axis.",
+    )
+
+
+class _Given(NamedTuple):
+    """What a graph input is given for one row: all its axes, a window's past part included."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    axis: int
+    is_windowed: bool
+
+
+def _given(manifest: Manifest) -> dict[str, _Given]:
+    context = {window.input: window for window in manifest.windows}
+    given = {}
+    for name, dtype, row, axis in [
+        *((i.name, i.dtype, i.graph_row_shape, i.batch_axis) for i in manifest.inputs),
+        *((s.input, s.dtype, s.row_shape, s.batch_axis) for s in manifest.states),
+    ]:
+        if axis is None:
+            raise RefusedModelError(
+                f"{name!r} of {manifest.name} has the shape {list(row)}, with no axis of length 1 for a batch.",
+                fix="Leave out `--batchify`: it runs one row at a time.",
+            )
+        lengths = list(row)
+        if name in context:
+            lengths[context[name].axis] += context[name].context
+        given[name] = _Given(dtype, (*lengths[:axis], 1, *lengths[axis:]), axis, name in context)
+    return given
+
+
+def _axis_choices(given: Mapping[str, _Given]) -> Iterator[dict[str, int]]:
+    """Yield batch axes for all inputs and states: those of the manifest, then any other axes of length 1."""
+    options = {
+        name: [tensor.axis, *(a for a, n in enumerate(tensor.shape) if n == 1 and a != tensor.axis)]
+        if not tensor.is_windowed
+        else [tensor.axis]
+        for name, tensor in given.items()
+    }
+    for choice in product(*options.values()):
+        yield dict(zip(options, choice, strict=True))
+
+
+def _declared_open(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.ModelProto:
+    """Return a copy that declares a symbolic batch axis, and nothing about tensors that follow from it."""
+    import onnx
+
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    del opened.graph.value_info[:]
+    for value in opened.graph.input:
+        if value.name in axes:
+            value.type.tensor_type.shape.dim[axes[value.name]].dim_param = "batch"
+    for value in opened.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return opened
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A graph whose inputs declare a batch axis, being rewritten.
+
+    Attributes:
+        model: The graph.
+        given: What its inputs are given for one row.
+        axes: Where their batch axes are.
+        manifest: Its description as a graph of single rows.
+    """
+
+    model: onnx.ModelProto
+    given: Mapping[str, _Given]
+    axes: Mapping[str, int]
+    manifest: Manifest
+
+    def rewritten(self, done: int = 0) -> Iterator[_Opened]:
+        """Yield the ways of rewriting each Reshape from the node `done` on."""
+        import onnx
+        from onnx import numpy_helper
+
+        shapes = _constant_shapes(self.model.graph)
+        for at, node in enumerate(self.model.graph.node):
+            if at < done or node.op_type != "Reshape" or node.input[1] not in shapes:
+                continue
+            part = _upto(self.model, node.input[0])
+            one, two = (self.run(part, rows)[node.input[0]].shape for rows in (1, 2))
+            for target in _targets(shapes[node.input[1]], one, two):
+                choice = onnx.ModelProto()
+                choice.CopyFrom(self.model)
+                name = f"{node.output[0]}.batched_shape"
+                choice.graph.initializer.append(numpy_helper.from_array(np.array(target, np.int64), name))
+                choice.graph.node[at].input[1] = name
+                yield from replace(self, model=choice).rewritten(at + 1)
+            return
+        yield self
+
+    def described(self) -> Manifest:
+        """Return the manifest of the graph as it is now.
+
+        Raises:
+            ModelLoadError: It fails on two rows.
+        """
+        one, two = self.run(self.model, 1), self.run(self.model, 2)
+        inputs = [
+            spec if self.given[spec.name].is_windowed else _placed(spec, self.given[spec.name].shape, axis)
+            for spec in self.manifest.inputs
+            for axis in [self.axes[spec.name]]
+        ]
+        states = [
+            spec.model_copy(update={"batch_axis": axis, "shape": _without(self.given[spec.input].shape, axis)})
+            for spec in self.manifest.states
+            for axis in [self.axes[spec.input]]
+        ]
+        outputs = [
+            _placed(spec, one[spec.name].shape, grown[0] if len(grown) == 1 else None)
+            for spec in self.manifest.outputs
+            for grown in [_grown(one[spec.name].shape, two[spec.name].shape)]
+        ]
+        batch = self.manifest.batch.model_copy(update={"mode": "stack"})
+        return self.manifest.model_copy(
+            update={"inputs": inputs, "states": states, "outputs": outputs, "batch": batch, "verified": None}
+        )
+
+    def run(self, model: onnx.ModelProto, rows: int) -> dict[str, Array]:
+        """Run a model with the same inputs on zeros.
+
+        Raises:
+            ModelLoadError: It fails.
+        """
+        feeds = {name: spec.array() for name, spec in self.manifest.constants.items()}
+        for name, tensor in self.given.items():
+            shape = [rows if axis == self.axes[name] else length for axis, length in enumerate(tensor.shape)]
+            feeds[name] = np.zeros(shape, tensor.dtype)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            names = [value.name for value in session.get_outputs()]
+            return dict(zip(names, session.run(names, feeds), strict=True))
+        except Exception as exc:
+            raise ModelLoadError(f"onnxruntime fails on {rows} rows: {str(exc).strip()}") from exc
+
+
+# ---------------------------------------------------------------- shapes inside the graph
+
+
+def _targets(target: Sequence[int], one: Sequence[int], two: Sequence[int]) -> list[list[int]]:
+    """Return the shapes that a Reshape may be given in place of `target`, the likeliest first.
+
+    Args:
+        target: The shape it is given for one row.
+        one: The shape of its data for one row.
+        two: The same for two rows.
+    """
+    grown = _grown(one, two)
+    if len(grown) != 1:
+        return [list(target)]
+    found = _resolved(target, one)
+    before = math.prod(one[: grown[0]])
+    places = [k for k in range(len(found)) if math.prod(found[:k]) == before]
+    places.sort(key=lambda k: (target[k] > 0, found[k] != 1, k != grown[0]))
+    return [[-1 if axis == k else length for axis, length in enumerate(found)] for k in places]
+
+
+def _resolved(target: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """Return the shape that a Reshape gives."""
+    found = [shape[axis] if length == 0 else length for axis, length in enumerate(target)]
+    if -1 in found:
+        found[found.index(-1)] = math.prod(shape) // -math.prod(found)
+    return found
+
+
+def _grown(one: Sequence[int], two: Sequence[int]) -> list[int]:
+    """Return the axes whose length follows the number of rows."""
+    return [axis for axis, (a, b) in enumerate(zip(one, two, strict=True)) if a != b]
+
+
+def _constant_shapes(graph: Any) -> dict[str, list[int]]:
+    """Return the constants that Reshapes of a graph are given, by name."""
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+    used = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    return {name: numpy_helper.to_array(tensors[name]).tolist() for name in used & tensors.keys()}
+
+
+def _upto(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Return the part of a model that leads to one tensor."""
+    import onnx
+
+    wanted, nodes = {name}, []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            nodes.append(node)
+            wanted.update(node.input, *(_names_in(inner) for inner in subgraphs(node)))
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    del part.graph.node[:], part.graph.output[:]
+    part.graph.node.extend(reversed(nodes))
+    part.graph.output.add().name = name
+    return part
+
+
+def _names_in(graph: Any) -> set[str]:
+    names = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    return names.union(*(_names_in(inner) for node in graph.node for inner in subgraphs(node)))
+
+
+# ---------------------------------------------------------------- telling
+
+
+def _placed(spec: Spec, shape: Sequence[int], axis: int | None) -> Spec:
+    """Return a tensor's description with its batch axis in another place."""
+    row = _without(shape, axis)
+    return spec.model_copy(update={"batch_axis": axis, "graph_shape": None if row == spec.shape else row})
+
+
+def _without(shape: Sequence[int], axis: int | None) -> list[int]:
+    return [length for at, length in enumerate(shape) if at != axis]

@@ -1,0 +1,113 @@
+"""What reaches what in a graph: a walk from marked tensors to all that depends on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from model_export.onnx_file import subgraphs
+
+Marks = frozenset[str]
+
+# States of operators that carry them: output by input. Source: the operators' specifications; the last is ORT's.
+_CARRIED = {
+    "LSTM": {5: 1, 6: 2}, "GRU": {5: 1}, "RNN": {5: 1},
+    "CausalConvWithState": {3: 1}, "LinearAttention": {3: 1},
+    "Attention": {4: 1, 5: 2}, "TensorScatter": {0: 0},
+    "GroupQueryAttention": {3: 1, 4: 2},
+}  # fmt: skip
+_LAYOUT = {
+    "Identity", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Flatten", "Slice", "Split", "Concat", "Gather", "Cast",
+}  # fmt: skip
+
+
+def spread(
+    graph: Any, outside: Mapping[str, Marks], *, own: Callable[[Any], str | None] = lambda node: None
+) -> dict[str, Marks]:
+    """Return the marks that reach each tensor of a graph.
+
+    Nodes are in topological order, so one pass is enough. A node with a subgraph (If, Loop, Scan) is reached as a
+    whole by whatever reaches anything in it.
+
+    Args:
+        graph: The graph.
+        outside: Marks of tensors that the graph is given: its inputs, and what an outer graph has.
+        own: The mark that a node sets by itself.
+    """
+    reached = dict(outside)
+    for node in graph.node:
+        marks: set[str] = {mark for mark in [own(node)] if mark}
+        for name in node.input:
+            marks |= reached.get(name, frozenset())
+        for subgraph in subgraphs(node):
+            inner = spread(subgraph, reached, own=own)
+            used = [name for inside in subgraph.node for name in inside.input]
+            made = [name for inside in subgraph.node for name in inside.output]
+            for name in (*used, *made, *(output.name for output in subgraph.output)):
+                marks |= inner.get(name, frozenset())
+        if marks:
+            reached.update(dict.fromkeys(filter(None, node.output), frozenset(marks)))
+    return reached
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What a graph's nodes say about its states.
+
+    Attributes:
+        reached: For each graph output, the graph inputs that it depends on.
+        carried: For each graph input that an operator takes as a state, the outputs that are, but for their layout,
+            that state's next value. Where states of several layers are packed into one tensor, it is that of all.
+    """
+
+    reached: dict[str, Marks] = field(default_factory=dict)
+    carried: dict[str, list[str]] = field(default_factory=dict)
+
+
+def flow_of(graph: Any) -> Flow:
+    """Follow every input of a graph to the outputs."""
+    reached = spread(graph, {value.name: frozenset([value.name]) for value in graph.input})
+    before, after = _states_in(graph), _states_out(graph)
+    return Flow(
+        {output.name: reached.get(output.name, frozenset()) for output in graph.output},
+        {name: [output for output, found in after.items() if found == slots] for name, slots in before.items()},
+    )
+
+
+def _carried_slots(node: Any) -> dict[int, int]:
+    if node.op_type == "Loop":
+        return {2 + k: k for k in range(len(node.input) - 2)}
+    if node.op_type == "Scan":
+        scanned = next(attribute.i for attribute in node.attribute if attribute.name == "num_scan_inputs")
+        return {k: k for k in range(len(node.input) - scanned)}
+    return _CARRIED.get(node.op_type, {})
+
+
+def _states_in(graph: Any) -> dict[str, Marks]:
+    """Return, for each graph input that becomes the state of an operator by layout alone, whose state it is."""
+    origins = {value.name: frozenset([value.name]) for value in graph.input}
+    found: dict[str, Marks] = {}
+    for at, node in enumerate(graph.node):
+        _pass_layout(node, origins)
+        for before, after in _carried_slots(node).items():
+            if len(node.input) > before and len(node.output) > after:
+                for name in origins.get(node.input[before], ()):
+                    found[name] = found.get(name, frozenset()) | {f"{at}/{after}"}
+    return found
+
+
+def _states_out(graph: Any) -> dict[str, Marks]:
+    """Return, for each graph output that is made of next states by layout alone, whose states they are."""
+    found: dict[str, Marks] = {}
+    for at, node in enumerate(graph.node):
+        _pass_layout(node, found)
+        for after in _carried_slots(node).values():
+            if len(node.output) > after:
+                found[node.output[after]] = frozenset([f"{at}/{after}"])
+    return {output.name: found[output.name] for output in graph.output if output.name in found}
+
+
+def _pass_layout(node: Any, marks: dict[str, Marks]) -> None:
+    if node.op_type in _LAYOUT and (passed := frozenset[str]().union(*(marks.get(name, ()) for name in node.input))):
+        marks.update(dict.fromkeys(node.output, passed))

@@ -1,0 +1,92 @@
+"""Folds past input that the caller would have to keep into the graph, as one more state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model_export.errors import RefusedModelError
+from model_export.manifest import InputSpec, Manifest, StateSpec, WindowSpec
+from model_export.onnx_file import all_graphs
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def fold_context(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
+    """Return a model that keeps its past input itself, and its manifest without windows.
+
+    The input keeps its name and its symbolic lengths, and becomes the new part alone. (A number in place of a symbol
+    is more than the graph's other branches may bear: silero-vad fails to load with it.)
+
+    Args:
+        model: The graph, local functions inlined.
+        manifest: Its description, with at least one window.
+
+    Raises:
+        RefusedModelError: The graph's operators are too old for the nodes that are added.
+    """
+    import onnx
+
+    opset = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)
+    if opset < 10:
+        raise RefusedModelError(
+            f"The graph uses opset {opset}; expected 10 or later, which has a Slice of any length.",
+            fix="Convert it with onnx.version_converter, or leave out `--fold-context`: Stepwell keeps the window.",
+        )
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    inputs = {spec.name: spec for spec in manifest.inputs}
+    past = [_fold(folded.graph, inputs[window.input], window) for window in manifest.windows]
+    return folded, manifest.model_copy(update={"states": [*manifest.states, *past], "windows": []})
+
+
+def _fold(graph: Any, spec: InputSpec, window: WindowSpec) -> StateSpec:
+    """Put the past part in front of an input, and take it from the end of both."""
+    from onnx import helper, numpy_helper
+
+    joined, before, after = f"{spec.name}.joined", window.state_name, f"{window.state_name}_next"
+    _rename(graph, spec.name, joined)
+    batch_axis = spec.batch_axis
+    axis = window.axis + (batch_axis is not None and batch_axis <= window.axis)
+    bounds = {"starts": -window.context, "ends": np.iinfo(np.int64).max, "axes": axis}
+    names = {what: f"{after}.{what}" for what in bounds}
+    graph.initializer.extend(numpy_helper.from_array(np.array([bounds[what]]), name) for what, name in names.items())
+    nodes = [
+        helper.make_node("Concat", [before, spec.name], [joined], axis=axis),
+        *graph.node,
+        helper.make_node("Slice", [joined, *names.values()], [after]),
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+    declared = next(value for value in graph.input if value.name == spec.name)
+    past = graph.input.add()
+    past.CopyFrom(declared)
+    past.name = before
+    past.type.tensor_type.shape.dim[axis].dim_value = window.context
+    length = declared.type.tensor_type.shape.dim[axis]
+    if length.HasField("dim_value"):
+        length.dim_value -= window.context
+    next_past = graph.output.add()
+    next_past.CopyFrom(past)
+    next_past.name = after
+
+    row = list(spec.shape)
+    row[window.axis] = window.context
+    return StateSpec(
+        input=before, output=after, dtype=spec.dtype, shape=row, batch_axis=batch_axis, init=window.init
+    )  # fmt: skip
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    """Let all that uses a tensor use another; ONNX lets no subgraph have a tensor of the same name."""
+    for part in all_graphs(graph):
+        for node in part.node:
+            for at, name in enumerate(node.input):
+                if name == old:
+                    node.input[at] = new
+        for output in part.output if part is not graph else ():
+            if output.name == old:
+                output.name = new

@@ -1,0 +1,54 @@
+"""Reads an ONNX file without running it; the onnx package is imported only here, when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_export.errors import MissingExtraError, ModelLoadError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
+    """Return a file's model, its local functions put in place of their calls.
+
+    Args:
+        path: The ONNX file.
+        weights: Whether to read weights that lie beside the file, too.
+
+    Raises:
+        MissingExtraError: The onnx package is not installed.
+        ModelLoadError: The file is no ONNX model.
+    """
+    try:
+        import onnx
+        import onnx.inliner
+    except ImportError as exc:
+        raise MissingExtraError(
+            "Reading a graph's nodes needs the onnx package, which is not installed.",
+            fix="Install it: pip install 'stepwell[onnx]'.",
+        ) from exc
+    try:
+        model = onnx.load(str(path), load_external_data=weights)
+    except Exception as exc:
+        raise ModelLoadError(f"{path} is not an ONNX model: {exc}.", fix="Give the path of an .onnx file.") from exc
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def subgraphs(node: Any) -> Iterator[Any]:
+    """Yield the graphs in a node's attributes: the branches of an If, the body of a Loop or Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_graphs(graph: Any) -> Iterator[Any]:
+    """Yield a graph and all graphs inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_graphs(inner)
