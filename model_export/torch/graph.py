@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -61,7 +62,8 @@ def sequence_graph(
 ) -> onnx.ModelProto:
     """Trace a module over whole sequences, with batch and time of any length.
 
-    The older exporter does it: the newer one fixes the number of timesteps without a word.
+    The older exporter does it: the newer one fixes the number of timesteps without a word. It gets a copy, for it
+    writes into the weights where it folds a BatchNorm into a convolution.
 
     Args:
         module: It takes tensors and returns a tuple of tensors.
@@ -77,7 +79,7 @@ def sequence_graph(
     try:
         with quiet(), torch.no_grad():
             torch.onnx.export(
-                module, tuple(values), file, dynamo=False, opset_version=OPSET,
+                copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
                 input_names=names[0], output_names=names[1], dynamic_axes=axes,
             )  # fmt: skip
     except RefusedModelError:

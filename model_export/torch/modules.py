@@ -138,19 +138,24 @@ _ASKS_FOR_VALUES = {
 }
 
 
-class RefuseChoices(TorchFunctionMode):
-    """Refuses Python that asks for the value of a tensor which depends on the input: `if x.sum() > 0`, `.item()`.
+class Watch(TorchFunctionMode):
+    """Watches a module run, and refuses Python that asks for the value of a tensor which depends on the input.
 
-    A trace takes one branch and forgets the other, silently.
+    `if x.sum() > 0`, `.item()`: a trace takes one branch and forgets the other, silently.
+
+    Attributes:
+        operations: How many operations were done.
     """
 
     def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
         super().__init__()
+        self.operations = 0
         self._kept = list(inputs)  # a tensor that lives on keeps its id for itself
         self._from_input = {id(value) for value in inputs}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.operations += 1
         if any(id(value) in self._from_input for value in tree_leaves((args, kwargs))):
             if func in _ASKS_FOR_VALUES:
                 raise RefusedModelError(

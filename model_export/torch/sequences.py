@@ -19,7 +19,7 @@ from torch import nn
 
 from model_export.errors import RefusedModelError
 from model_export.torch.draw import Draw, Input, tensors
-from model_export.torch.modules import RefuseChoices, check_behaviour, run
+from model_export.torch.modules import Watch, check_behaviour, run
 from model_export.torch.outputs import flatten, numpy_dtype
 
 ROWS = 3
@@ -66,6 +66,7 @@ class Sequences:
         outputs: What it gives.
         draw: Sequences that it takes.
         only_length: The one number of timesteps that it takes; None: any.
+        loops: Whether the module does more operations for more timesteps: a loop over them in its own code.
         elsewhere: Paths of recurrent layers that run over another axis than time, say frequency.
     """
 
@@ -81,6 +82,7 @@ class Sequences:
         timed, steps = _timed(given, time_axis)
         ids = self._look(list(given.values()))
         self.only_length: int | None = None
+        self.loops = False
         self.draw, self.inputs, shapes, seen = self._settle(given, timed, steps, ids)
         self.outputs = self._outputs(shapes)
         self.elsewhere = self._elsewhere(seen)
@@ -95,16 +97,14 @@ class Sequences:
         Returns:
             One per output, shape `(batch, T, *row)`, or `(batch, *row)` where there is one answer a sequence.
         """
-        return self.brought(self.raw(sequences, self.inputs), sequences[0].shape[1])
+        steps = sequences[0].shape[1]  # the first has a time axis
+        found = self.raw(sequences, self.inputs)
+        return [one.from_module(value, steps) for one, value in zip(self.outputs, found, strict=True)]
 
     def raw(self, sequences: Sequence[torch.Tensor], inputs: Sequence[Input]) -> list[torch.Tensor]:
         """Run whole sequences, and leave the outputs as the module gives them."""
         values = [one.to_module(value) for one, value in zip(inputs, sequences, strict=True)]
         return [tensor for _, tensor in flatten(run(self.module, values, doing="on whole sequences"))]
-
-    def brought(self, values: Sequence[torch.Tensor], steps: int) -> list[torch.Tensor]:
-        """Bring outputs from the module's axes to `(batch, T, *row)`, or `(batch, *row)`."""
-        return [one.from_module(value, steps) for one, value in zip(self.outputs, values, strict=True)]
 
     # ---------------------------------------------------------------- finding out
 
@@ -238,11 +238,15 @@ class Sequences:
         for at, value in enumerate(call()):
             numpy_dtype(value, self.outputs[at].called)
         check_behaviour(self.module, call)
-        with RefuseChoices(values):
+        with Watch(values) as watch:
             call()
+        longer = self._example(self.only_length or LENGTHS[1])
+        with Watch(longer) as other:
+            run(self.module, longer, doing="on whole sequences")
+        self.loops = watch.operations != other.operations
 
-    def _example(self) -> list[torch.Tensor]:
-        drawn = self.draw.tensors(0, ROWS, self.only_length or LENGTHS[0])
+    def _example(self, steps: int | None = None) -> list[torch.Tensor]:
+        drawn = self.draw.tensors(0, ROWS, steps or self.only_length or LENGTHS[0])
         return [one.to_module(value) for one, value in zip(self.inputs, drawn, strict=True)]
 
 

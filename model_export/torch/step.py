@@ -16,7 +16,7 @@ from model_export.manifest import Array, Init, InputSpec, Manifest, OutputSpec, 
 from model_export.torch.autostep import AutoStep
 from model_export.torch.draw import Draw, Input, tensors
 from model_export.torch.graph import Flat, step_graph
-from model_export.torch.modules import RefuseChoices, check_behaviour, prepared, run
+from model_export.torch.modules import Watch, check_behaviour, prepared, run
 from model_export.torch.outputs import flatten, named, numpy_dtype
 from model_export.verify import Original, Sampler
 
@@ -226,7 +226,7 @@ def _check(step: Step) -> None:
         return [*(value for _, value in found), *states]
 
     check_behaviour(step.module, call)
-    with RefuseChoices(values):
+    with Watch(values):
         call()
 
 

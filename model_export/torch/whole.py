@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model_export.candidate import Candidate
-from model_export.errors import RefusedModelError, TensorError
+from model_export.errors import RefusedModelError, StepwellError, TensorError
 from model_export.manifest import Array
 from model_export.torch.autostep import AutoStep
 from model_export.torch.draw import Draw
+from model_export.torch.graph import sequence_graph
 from model_export.torch.modules import HOW_TO_WRITE_IT, prepared
+from model_export.torch.outputs import named
 from model_export.torch.sequences import LENGTHS, ROWS, Sequences
-from model_export.torch.step import Step, candidate
+from model_export.torch.step import AGAINST, Step, candidate
 from model_export.verify import PrefixAnswers
 
 PREFIXES = (1, 2, 3, 17)
@@ -43,11 +45,15 @@ def export_whole(
         RefusedModelError: The module cannot be stepped; says why.
     """
     whole = Sequences(prepared(module), inputs, time_axis)
-    step = _stepped(whole)
+    samplers = {whole.draw.kind: whole.draw}
+    try:
+        step = _stepped(whole)
+    except RefusedModelError as exc:
+        return _by_its_graph(whole, exc, name=name, output_names=output_names)
     return candidate(
         step,
         lambda names: Whole(whole, names),
-        {whole.draw.kind: whole.draw},
+        samplers,
         name=name,
         names=output_names,
         only_length=whole.only_length,
@@ -121,6 +127,64 @@ def _stepped(whole: Sequences) -> Step:
                 f"{one.called} depends on more of the past than the recurrent layers carry.", fix=HOW_TO_WRITE_IT
             )
     return step
+
+
+def _by_its_graph(
+    whole: Sequences, reason: RefusedModelError, *, name: str, output_names: Sequence[str] | None
+) -> Candidate:
+    """Step what is no layer that is known, convolutions and running sums, node by node of the sequence graph.
+
+    Raises:
+        RefusedModelError: That cannot be done either.
+    """
+    from model_export import sequence
+
+    if whole.only_length:
+        raise reason
+    if whole.loops:
+        raise RefusedModelError(
+            "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",
+            fix=HOW_TO_WRITE_IT,
+        )
+    takes = [one.name for one in whole.inputs]
+    gives = named([one.path for one in whole.outputs], output_names, takes)
+    timed = {
+        **{one.name: one.time is not None for one in whole.inputs},
+        **{gives[at]: one.time is not None for at, one in enumerate(whole.outputs)},
+    }
+    axes = {tensor: {0: "batch", 1: "time"} if has_time else {0: "batch"} for tensor, has_time in timed.items()}
+    drawn = whole.draw.tensors(0, ROWS, LENGTHS[0])
+    example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
+    proto = sequence_graph(_Plain(whole), example, axes, (takes, gives), name=name)
+    try:
+        return sequence.candidate(
+            proto,
+            name=name,
+            time_axes={one.name: 1 for one in whole.inputs if one.time is not None},
+            original=Whole(whole, gives),
+            against=AGAINST,
+            samplers={whole.draw.kind: whole.draw},
+        )
+    except StepwellError as exc:
+        raise RefusedModelError(exc.problem, fix=f"{exc.fix} {HOW_TO_WRITE_IT}".strip()) from exc
+
+
+class _Plain(nn.Module):
+    """A module with batch and time in front of all it takes and gives."""
+
+    def __init__(self, whole: Sequences) -> None:
+        super().__init__()
+        self.module = whole.module
+        self._whole = whole
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Run whole sequences; an input without time axis comes without."""
+        whole = self._whole
+        sequences = [
+            value if one.time is not None else value.unsqueeze(1)
+            for one, value in zip(whole.inputs, values, strict=True)
+        ]
+        return tuple(whole(sequences))
 
 
 def _near(found: Tensor, expected: Tensor) -> bool:

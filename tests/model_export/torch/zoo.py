@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from model_export import StepSpec
-from tests.model_export.torch import zoo_auto, zoo_states
+from tests.model_export.torch import zoo_auto, zoo_sequences, zoo_states
 from tests.model_export.torch.zoo_parts import ZooModule, randomise, torch
 
-ZOO: dict[str, ZooModule] = {**zoo_auto.ZOO, **zoo_states.ZOO}
+ZOO: dict[str, ZooModule] = {**zoo_auto.ZOO, **zoo_sequences.ZOO, **zoo_states.ZOO}
 
 
 def build(name: str) -> StepSpec:

@@ -1,0 +1,79 @@
+"""Zoo: modules with memory in what they do over time: convolutions, sums, differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model_export import StepSpec
+from tests.model_export.torch.zoo_parts import ZooModule, nn, of, torch, whole
+
+F = torch.nn.functional
+
+
+def padded() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h = torch.relu(m.norm(m.first(F.pad(x, (2, 0)))))
+        return h + m.second(F.pad(h, (6, 0)))
+
+    parts = {"first": nn.Conv1d(4, 6, 3), "norm": nn.BatchNorm1d(6), "second": nn.Conv1d(6, 6, 4, dilation=2)}
+    return whole(of(run, **parts), 2, 4, 9, time_axis=2)
+
+
+def pad_layers() -> StepSpec:
+    return whole(
+        nn.Sequential(
+            nn.ConstantPad1d((3, 0), 0.5), nn.Conv1d(4, 5, 4), nn.GELU(), nn.ZeroPad1d((1, 0)), nn.Conv1d(5, 3, 2)
+        ),
+        2, 4, 9, time_axis=2,
+    )  # fmt: skip
+
+
+def chomped() -> StepSpec:
+    """The residual block of Bai et al. 2018, "An Empirical Evaluation of Generic Convolutional and ..."."""
+
+    def run(m: Any, x: Any) -> Any:
+        h = torch.relu(m.first(x)[..., :-2])
+        h = torch.relu(m.second(h)[..., :-4].contiguous())
+        return m.head(torch.relu(h + m.match(x)).transpose(1, 2))
+
+    parts = {
+        "first": nn.Conv1d(4, 6, 3, padding=2),
+        "second": nn.Conv1d(6, 6, 3, padding=4, dilation=2),
+        "match": nn.Conv1d(4, 6, 1),
+        "head": nn.Linear(6, 2),
+    }
+    return whole(of(run, **parts), 2, 4, 9, time_axis=2)
+
+
+def with_an_lstm() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h = torch.relu(m.conv(F.pad(x.transpose(1, 2), (2, 0)))).transpose(1, 2)
+        return m.head(m.lstm(h)[0][:, -1])
+
+    parts = {"conv": nn.Conv1d(4, 6, 3), "lstm": nn.LSTM(6, 5, batch_first=True), "head": nn.Linear(5, 2)}
+    return whole(of(run, **parts))
+
+
+def running_mean() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        return m.head(x.cumsum(dim=1) * 0.1)
+
+    return whole(of(run, head=nn.Linear(4, 3)))
+
+
+def differences() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        before = F.pad(x, (0, 0, 1, 0))[:, :-1]
+        return m.gru(torch.cat([x, x - before], dim=-1))[0]
+
+    return whole(of(run, gru=nn.GRU(8, 5, batch_first=True)))
+
+
+ZOO = {
+    "padded": ZooModule(padded, "Conv1d behind F.pad on the left, dilated, BatchNorm1d", "the past of each"),
+    "pad_layers": ZooModule(pad_layers, "ConstantPad1d and ZeroPad1d before Conv1d", "the past of each, padding first"),
+    "chomped": ZooModule(chomped, "Conv1d padded on both sides and cut on the right", "the past of each"),
+    "with_an_lstm": ZooModule(with_an_lstm, "a padded Conv1d, then an LSTM and its last timestep", "the past, h and c"),
+    "running_mean": ZooModule(running_mean, "cumsum over time", "the sum so far"),
+    "differences": ZooModule(differences, "differences of neighbours, then a GRU", "the timestep before, and h"),
+}
