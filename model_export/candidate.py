@@ -41,6 +41,8 @@ class Candidate:
         only_length: The one number of timesteps that the original takes; None: any.
         cells: Parts of the step graph that one fused operator can do for a whole chunk.
         probe: What the layers of the original give, to find the one to blame where the answers differ.
+        rounding: How far the original itself is from exact, where it computes in less than float32; no tolerance
+            is taken to be tighter.
     """
 
     proto: onnx.ModelProto
@@ -51,6 +53,7 @@ class Candidate:
     only_length: int | None = None
     cells: Sequence[FusedCell] = ()
     probe: Probe | None = None
+    rounding: float = 0.0
 
 
 def prove(
@@ -79,6 +82,7 @@ def prove(
     Raises:
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
     """
+    atol, rtol = max(atol, candidate.rounding), max(rtol, candidate.rounding)
     given = user_data(candidate.manifest) if callable(user_data) else user_data
     proto, manifest, chunk = _with_chunks(candidate, Tolerance(atol, rtol), progress)
     try:

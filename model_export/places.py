@@ -80,4 +80,6 @@ def chunk_from_graph(value: Array, place: Place, rows: int, steps: int) -> Array
     at = place.batch_axis
     if at is not None and 0 < at < value.ndim - 1:
         value = np.moveaxis(value, (at, at + 1), (0, 1))
+    if value.shape == (rows, steps, *place.row):
+        return value
     return from_graph(value, place._replace(row=(steps, *place.row), batch_axis=None), rows)

@@ -150,20 +150,18 @@ class StepModel:
             ModelLoadError: onnxruntime failed on these values.
         """
         rows, length = next(iter(inputs.values())).shape[:2]
-        piece = max(1, min(MOST_STEPS, MOST_ROWS // max(rows, 1))) if self.chunked else 1
-        outputs: list[dict[str, Array]] = []
-        current = dict(states)
         with self._call() as switch:
+            if not self.chunked:
+                return self._step_through(inputs, states, switch)
+            piece = max(1, min(MOST_STEPS, MOST_ROWS // max(rows, 1)))
+            if length <= piece:
+                return self._run_rows(self._run_chunk, inputs, states, switch)
+            outputs: list[dict[str, Array]] = []
             for t in range(0, length, piece):
-                if piece == 1:
-                    part = {name: array[:, t] for name, array in inputs.items()}
-                    out, current = self._run_rows(self._run, part, current, switch)
-                else:
-                    part = {name: array[:, t : t + piece] for name, array in inputs.items()}
-                    out, current = self._run_rows(self._run_chunk, part, current, switch)
+                part = {name: array[:, t : t + piece] for name, array in inputs.items()}
+                out, states = self._run_rows(self._run_chunk, part, states, switch)
                 outputs.append(out)
-        join = np.stack if piece == 1 else np.concatenate
-        return {name: join([out[name] for out in outputs], axis=1) for name in outputs[0]}, current
+        return {name: np.concatenate([out[name] for out in outputs], axis=1) for name in outputs[0]}, dict(states)
 
     def initial_states(self, rows: int) -> dict[str, Array]:
         """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
@@ -208,9 +206,19 @@ class StepModel:
         finally:
             del self._calls[thread]
 
+    def _step_through(
+        self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
+    ) -> _Outcome:
+        """Run a chunk timestep by timestep."""
+        outputs: list[dict[str, Array]] = []
+        for t in range(next(iter(inputs.values())).shape[1]):
+            out, states = self._run_rows(self._run, {n: a[:, t] for n, a in inputs.items()}, states, switch)
+            outputs.append(out)
+        return {name: np.stack([out[name] for out in outputs], axis=1) for name in outputs[0]}, dict(states)
+
     def _run_rows(
         self, run: _Run, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    ) -> _Outcome:
         """Run all rows, as many together as the model can take."""
         rows = len(next(iter(inputs.values())))
         most = self.manifest.batch.max if self.batched else 1
@@ -219,9 +227,7 @@ class StepModel:
         parts = [run(_rows(inputs, r, r + most), _rows(states, r, r + most), switch) for r in range(0, rows, most)]
         return _stack([p[0] for p in parts]), _stack([p[1] for p in parts])
 
-    def _run(
-        self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _run(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
         rows = len(next(iter(inputs.values())))
         feeds = dict(self._constants)
         joined: dict[str, Array] = {}
@@ -243,9 +249,7 @@ class StepModel:
             next_states[window.state_name] = np.take(row, range(length - window.context, length), axis=window.axis + 1)
         return outputs, next_states
 
-    def _run_chunk(
-        self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _run_chunk(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
         """Run `(rows, T, *shape)` inputs in one run of a graph with a time axis."""
         assert self._chunks is not None
         rows, length = next(iter(inputs.values())).shape[:2]

@@ -33,7 +33,7 @@ SLOWER_US = 2.0
 QUICKER = 1.25
 """A chunk of one stream has to be this much quicker than its steps, and one of 32 streams no slower."""
 
-_BUDGET_S = 0.12
+_BUDGET_S = 0.05
 
 
 def choose_chunk(

@@ -14,6 +14,7 @@ from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
 from model_export.keras.activations import activate
 from model_export.keras.emit import Value
+from model_export.keras.fused import fused_cells
 from model_export.keras.registry import Call, to_array
 from model_export.keras.rules_conv import Geometry
 
@@ -53,7 +54,10 @@ def run_cell(call: Call, cell: Any, x: Value, states: Any) -> tuple[Value, list[
             after += new
         return x, after
     if (known := _cell_rule(cell)) is not None:
-        return known(call, cell, x, keras.tree.flatten(states))
+        before = keras.tree.flatten(states)
+        y, following = known(call, cell, x, before)
+        call.graph.cells += fused_cells(call, cell, x, before, following)
+        return y, following
     given = list(states) if keras.tree.is_nested(states) else [states]
     inner_call = Call(call.walk, cell, f"{call.path}.{cell.name}", (x, given), {})
     y, *rest = call.walk.trace(inner_call, cell.call)

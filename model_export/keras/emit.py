@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from model_export.chunk.cells import FusedCell
 from model_export.manifest import Array, InputSpec, OutputSpec, PackedTensor, StateSpec
 
 OPSET = 20  # the first one with Gelu; onnxruntime runs it since 1.17
@@ -71,12 +72,14 @@ class Graph:
         inputs: What the caller sends.
         states: What is carried, in order of emission.
         outputs: What the caller gets.
+        cells: Recurrent cells that one operator can run over a whole chunk.
     """
 
     def __init__(self) -> None:
         self.inputs: list[InputSpec] = []
         self.states: list[StateSpec] = []
         self.outputs: list[OutputSpec] = []
+        self.cells: list[FusedCell] = []
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[Any, ...], str] = {}
         self._initializers: list[onnx.TensorProto] = []
