@@ -14,7 +14,7 @@ from service.api.moves import Result, columns_answer, submit_all, timestep_of, t
 from service.engine.types import StreamKey
 from service.errors import ServiceError
 from service.wire import BulkBody, Format
-from service.wire.answers import step_answer
+from service.wire.answers import write_step
 from service.wire.bodies import Keep
 from service.wire.formats import encode
 
@@ -79,8 +79,7 @@ class StepCall:
 
     def encode(self, result: Any) -> bytes:
         """Return the answer to a prediction."""
-        form = self.answer_form
-        return encode(step_answer(result, form, chunk=self.chunk, keep=self._keep), form)
+        return write_step(result, self.answer_form, chunk=self.chunk, keep=self._keep)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,6 @@ from service.lane.routes import HOT_ROUTES
 _log = logging.getLogger(__name__)
 
 _AHEAD: Final = 64  # requests of one connection that may wait for their answers; beyond that nothing more is read
-_CLOSE: Final = b"\r\nconnection: close\r\n\r\n"
 
 
 class Exchange:
@@ -108,19 +107,20 @@ class LaneConnection(Connection):
                     self._hold(data[start:], 0)
                     start = end
                 break
+            _, _, _, body, its_end = request
             self._stop_waiting()
-            if request.end > end:
+            if its_end > end:
                 if self._is_allowed(request):
-                    self._hold(data[start:], request.end - start)
+                    self._hold(data[start:], its_end - start)
                     start = end
                 break
             exchange = Exchange(self)
             self._line.append(exchange)
-            exchange.begin(request, data[request.body : request.end])
-            start = request.end
+            exchange.begin(request, data[body:its_end])
+            start = its_end
         if start < end and not self._ending:
             super().data_received(data[start:] if start else data)
-        if not self._may_read():
+        if self.flow.write_paused or len(self._line) >= _AHEAD:
             self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -138,7 +138,8 @@ class LaneConnection(Connection):
         if not line or line[0] is not exchange or self._will_flush:
             return
         if len(line) == 1:
-            self._flush()
+            line.popleft()
+            self._send([exchange.text])
         else:
             self._will_flush = True
             self.loop.call_soon(self._flush)
@@ -226,16 +227,21 @@ class LaneConnection(Connection):
         line, ready = self._line, list[bytes]()
         while line and line[0].text:
             ready.append(line.popleft().text)
-        if not ready or self.transport.is_closing():
+        if ready:
+            self._send(ready)
+
+    def _send(self, texts: list[bytes]) -> None:
+        transport = self.transport
+        if transport.is_closing():
             return
-        self.server_state.total_requests += len(ready)
-        is_last = self._ending and not line and not self._held_needs
-        if is_last and _CLOSE not in ready[-1]:
-            ready[-1] = ready[-1].replace(b"\r\n\r\n", _CLOSE, 1)
-        self.transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
+        self.server_state.total_requests += len(texts)
+        is_last = self._ending and not self._line and not self._held_needs
         if is_last:
-            self.transport.close()
-        elif not line:
+            texts[-1] = texts[-1].replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+        transport.write(texts[0] if len(texts) == 1 else b"".join(texts))
+        if is_last:
+            transport.close()
+        elif not self._line:
             self._begin_waiting()
 
     def _begin_waiting(self) -> None:
@@ -243,11 +249,13 @@ class LaneConnection(Connection):
         if self.pipeline:
             super()._start_asgi_task(*self.pipeline.pop())
             return
-        self._say_last_words()
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._close_when_idle(self.timeout_keep_alive)
-        self.flow.resume_reading()
+        if self._last_words is not None:
+            self._say_last_words()
+        elif self.flow.read_paused:
+            self.flow.resume_reading()
 
     def _close_when_idle(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -23,22 +23,9 @@ _HEAD_LIMIT: Final = 8 * 1024  # longer ones are unusual
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-class Request(NamedTuple):
-    """A hot request, found in what a connection received.
-
-    Attributes:
-        route: Its route.
-        line: The match of its request line.
-        fields: What its headers say.
-        body: Where its body begins.
-        end: Where it ends, which may be beyond what has come so far.
-    """
-
-    route: HotRoute
-    line: re.Match[bytes]
-    fields: Fields
-    body: int
-    end: int
+Request = tuple[HotRoute, re.Match[bytes], Fields, int, int]
+"""A hot request in what a connection received: its route, the match of its request line, what its headers say, where
+its body begins, and where it ends, which may be beyond what has come so far."""
 
 
 class Lane:
@@ -73,7 +60,7 @@ class Lane:
         if read is None:
             return None
         fields, length = read
-        return Request(route, line, fields, end + 4, end + 4 + length)
+        return route, line, fields, end + 4, end + 4 + length
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
         """Say whether the beginning of a head stands there that may become a hot one."""
@@ -86,10 +73,10 @@ class Lane:
         Raises:
             ServiceError: It is refused.
         """
-        fields = request.fields
+        route, line, fields, _, _ = request
         if fields.origin is not None:
             self.context.demand_own_origin(fields.origin, fields.host)
-        return request.route.call(self.context, request.line, fields)
+        return route.call(self.context, line, fields)
 
     def answer(self, body: bytes, form: Format, default_headers: Headers) -> bytes:
         """Return an answer with status 200, whole."""

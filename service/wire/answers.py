@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from msgspec import Struct
 
 from model_export.manifest import Array, OutputSpec
 from service.wire.bodies import Keep
-from service.wire.formats import JSON, Format
+from service.wire.formats import JSON, Format, encode
 from service.wire.names import encode_state_id
 
 
@@ -40,6 +41,23 @@ class Answered(Protocol):
     def created(self) -> bool:
         """The stream began with it."""
         ...
+
+
+class _StepAnswer(Struct, omit_defaults=True, gc=False):
+    outputs: dict[str, Any]
+    step: int
+    state_id: str
+    replayed: bool = False
+    created: bool = False
+
+
+def write_step(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> bytes:
+    """Return the answer to a step or a chunk, written out: `step_answer` in `form`, made in one go where it is hot."""
+    if form is not JSON or chunk:
+        return encode(step_answer(answered, form, chunk=chunk, keep=keep), form)
+    outputs = {name: array[-1].tolist() for name, array in answered.outputs.items()}
+    state_id = encode_state_id(answered.state_id)
+    return encode(_StepAnswer(outputs, answered.step, state_id, answered.replayed, answered.created), JSON)
 
 
 def step_answer(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> dict[str, Any]:

@@ -6,22 +6,29 @@ It takes sound inputs only and never says what is wrong: whatever it raises, `te
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct
 
 from model_export.manifest import Array, InputSpec
+from service.wire.bodies import StepEnvelope
 from service.wire.formats import JSON, Format
 from service.wire.tensors import is_finite
 
-NOT_SOUND = (ValueError, OverflowError, TypeError, RecursionError)
+NOT_SOUND = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
 """What the fast way raises on a body that is not sound. msgspec's errors and UnicodeDecodeError are ValueErrors,
-and NumPy's of ragged lists; integers out of range are OverflowErrors."""
+and NumPy's of ragged lists; integers out of range are OverflowErrors, and numbers that do not fit struct's errors."""
 
 _LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
+_PACK_CODES = {
+    "float16": "e", "float32": "f", "float64": "d", "bool": "?",
+    "int8": "b", "int16": "h", "int32": "i", "int64": "q",
+    "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q",
+}  # fmt: skip
 
 
 class UnsoundError(ValueError):
@@ -59,9 +66,9 @@ class FastInputs:
         Raises:
             ValueError: And the others of `NOT_SOUND`.
         """
-        decoder, struct = self._decoders.get((form, lead)) or self._decoder(form, lead)
+        decoder, named = self._decoders.get((form, lead)) or self._decoder(form, lead)
         value = decoder.decode(raw)
-        if isinstance(value, struct):
+        if isinstance(value, named):
             # Struct fields in their order are the declared inputs in theirs.
             values, colons = msgspec.structs.astuple(value), self._colons
         else:
@@ -81,13 +88,86 @@ class FastInputs:
         kinds = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, row in self._specs]
         fields = [(f"i{i}", kind if form is JSON else _Packed | kind) for i, kind in enumerate(kinds)]
         names = {f"i{i}": name for i, (name, _, _) in enumerate(self._specs)}
-        struct = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
-        # A model with one input also takes that input alone; packed, it cannot be told from an object by its type,
-        # and goes the slow way.
-        kind: Any = struct if len(kinds) > 1 else struct | kinds[0]
+        kind, inputs = _inputs_type(fields, names)
         module = msgspec.json if form is JSON else msgspec.msgpack
-        self._decoders[form, lead] = made = (module.Decoder(kind), struct)
+        self._decoders[form, lead] = made = (module.Decoder(kind), inputs)
         return made
+
+
+class FastStep:
+    """Reads the whole JSON body of one timestep in one go: what nearly every request is."""
+
+    def __init__(self, specs: Sequence[InputSpec]) -> None:
+        """Prepare for the declared inputs.
+
+        Raises:
+            ValueError: An input has a name that no field of a decoder can have.
+        """
+        fields = [
+            (f"i{i}", _nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape))) for i, spec in enumerate(specs)
+        ]
+        kind, self._struct = _inputs_type(fields, {f"i{i}": spec.name for i, spec in enumerate(specs)})
+        self._names = [spec.name for spec in specs]
+        self._makers = [_maker(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
+        self._colons = sum(1 + spec.name.count(":") for spec in specs)
+        envelope = msgspec.defstruct(
+            "Step", [("inputs", kind)], bases=(StepEnvelope,), forbid_unknown_fields=True, gc=False
+        )
+        self._decode = msgspec.json.Decoder(envelope).decode
+
+    def read(self, body: bytes) -> tuple[dict[str, Array], Any]:
+        """Return one array `(1, *row)` per input, which may be read-only, and the envelope.
+
+        Raises:
+            ValueError: And the others of `NOT_SOUND`.
+        """
+        envelope: Any = self._decode(body)
+        inputs = envelope.inputs
+        colons = 1 + (envelope.seq is not UNSET) + (envelope.after is not UNSET) + (envelope.create is not UNSET)
+        if type(inputs) is not self._struct:
+            [make], [name] = self._makers, self._names
+            arrays = {name: make(inputs)}
+        else:
+            colons += self._colons
+            values = msgspec.structs.astuple(inputs)
+            arrays = {name: make(item) for name, make, item in zip(self._names, self._makers, values, strict=True)}
+        demand_single_keys(body, colons)
+        return arrays, envelope
+
+
+def demand_single_keys(body: bytes, colons: int) -> None:
+    """Be sure that no key stands twice, by counting colons: each key brings one, and no number brings any.
+
+    msgspec takes the last of two equal keys without a word. A backslash could write a colon in another way.
+    """
+    if body.count(b":") != colons or b"\\" in body:
+        raise UnsoundError
+
+
+def _inputs_type(fields: Sequence[tuple[str, Any]], names: Mapping[str, str]) -> tuple[Any, type[Struct]]:
+    """Return the type of `inputs`, and the struct of those that are named.
+
+    A model with one input also takes that input alone; packed, it cannot be told from an object by its type, and goes
+    the slow way.
+    """
+    named = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
+    return (named if len(fields) > 1 else named | fields[0][1]), named
+
+
+def _maker(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], Array]:
+    """Return what makes `(1, *row)` of a decoded row, or raises where it does not fit or is not finite."""
+    code = _PACK_CODES.get(dtype.name)
+    if code is None or len(row) != 1:
+        return lambda item: _checked(_array([item], dtype), (1, *row))
+    shape, pack = (1, *row), struct.Struct(f"={row[0]}{code}").pack
+    # pack refuses what becomes infinite, and JSON has no other numbers that are not finite
+    return lambda item: np.ndarray(shape, dtype, pack(*item))
+
+
+def _checked(array: Array, shape: tuple[int, ...]) -> Array:
+    if array.shape != shape or not is_finite(array):
+        raise UnsoundError
+    return array
 
 
 def _nested(leaf: Any, depth: int) -> Any:

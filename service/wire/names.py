@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
+from binascii import b2a_base64
 
 from service.errors import ServiceError
 
@@ -11,6 +12,7 @@ STREAM_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 SEQ_LIMIT = 2**53
 """`seq` stays below this: what every JSON reader keeps exactly."""
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _STATE_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
@@ -42,7 +44,7 @@ def bad_stream_id(text: str) -> ServiceError:
 
 def encode_state_id(state_id: bytes) -> str:
     """Return 16 bytes as 22 characters of base64url without padding."""
-    return urlsafe_b64encode(state_id)[:22].decode("ascii")
+    return b2a_base64(state_id, newline=False).translate(_URL_SAFE)[:22].decode("ascii")
 
 
 def is_state_id(text: str) -> bool:
