@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ def export_source(
     tolerance: float | None = None,
     precision: Precision = FULL,
     verify: Path | None = None,
+    time_axes: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a trained model.
@@ -59,6 +61,7 @@ def export_source(
             suits the precision.
         precision: What is kept in fewer bits than the original has.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
+        time_axes: The time axis by input of an ONNX file, where running it cannot tell.
         progress: Called as parts are done.
 
     Raises:
@@ -79,7 +82,7 @@ def export_source(
         )
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
-    full = candidate_of(load_source(source), name=name, progress=progress)
+    full = candidate_of(load_source(source), name=name, time_axes=time_axes, progress=progress)
     candidate = precision.lower(full)
     content, report = prove(
         candidate,
@@ -92,13 +95,25 @@ def export_source(
     return Exported(target, name, len(content), report, saved(full, candidate))
 
 
-def candidate_of(found: Any, *, name: str, progress: Progress | None = None) -> Candidate:
+def candidate_of(
+    found: Any, *, name: str, time_axes: Mapping[str, int] | None = None, progress: Progress | None = None
+) -> Candidate:
     """Hand what a SOURCE gave to the front end that knows it.
 
     Raises:
         RefusedModelError: It cannot be stepped.
         MissingExtraError: A package that this needs is not installed.
+        UnclearModelError: Time axes are given for what is no ONNX file.
     """
+    if isinstance(found, Path):
+        from model_export import sequence
+
+        return sequence.candidate(found, name=name, time_axes=time_axes, progress=progress)
+    if time_axes:
+        raise UnclearModelError(
+            f"`--time-axis` is given for {sorted(time_axes)}, but the source is no ONNX file.",
+            fix="Leave it out: Keras models have time on axis 1, a StepSpec has `time_axis`.",
+        )
     if isinstance(found, StepSpec):
         from model_export import torch
 

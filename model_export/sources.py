@@ -17,11 +17,10 @@ from model_export.errors import FileError, MissingExtraError, RefusedModelError,
 from model_export.spec import StepSpec
 
 _EXPORTED = (
-    "Give a .keras or .h5 file, or package.module:callable that returns a keras.Model or, for PyTorch, a "
+    "Give a .keras, .h5 or .onnx file, or package.module:callable that returns a keras.Model or, for PyTorch, a "
     "model_export.StepSpec."
 )
 _NOT_YET = {
-    ".onnx": "an ONNX sequence graph (if it already is stepwise, `stepwell adopt` describes it as it is)",
     ".pt": "a file of PyTorch weights, which does not say what the module is",
     ".pth": "a file of PyTorch weights, which does not say what the module is",
     ".pt2": "a PyTorch program, traced already",
@@ -32,10 +31,10 @@ _NOT_YET = {
 
 
 def load_source(source: str) -> Any:
-    """Return the Keras model, or the `StepSpec` of a PyTorch module, that a SOURCE names.
+    """Return the Keras model, the `StepSpec` of a PyTorch module, or the path of the ONNX file that a SOURCE names.
 
     Args:
-        source: A `.keras` or `.h5` file, or `package.module:callable`. The current folder and PYTHONPATH are
+        source: A `.keras`, `.h5` or `.onnx` file, or `package.module:callable`. The current folder and PYTHONPATH are
             importable; the callable is called without arguments.
 
     Raises:
@@ -52,6 +51,9 @@ def load_source(source: str) -> Any:
         from model_export.keras import load_keras
 
         return load_keras(path)
+    if suffix == ".onnx":
+        _check_file(path)
+        return path
     if suffix in _NOT_YET:
         _check_file(path)
         raise RefusedModelError(f"{source} is {_NOT_YET[suffix]}; expected a model to walk.", fix=_EXPORTED)
@@ -162,6 +164,4 @@ def _checked(source: str, found: Any) -> Any:
             fix='Return model_export.StepSpec(module, inputs={"x": torch.zeros(2, 10, 16)}, time_axis=1), or with '
             "states={...} where `forward` takes and returns them.",
         )
-    raise RefusedModelError(
-        f"{source} gives {kind}; expected a keras.Model or a model_export.StepSpec.", fix=_EXPORTED
-    )
+    raise RefusedModelError(f"{source} gives {kind}; expected a keras.Model or a model_export.StepSpec.", fix=_EXPORTED)

@@ -7,7 +7,8 @@ from typing import Any
 
 from model_export.candidate import Candidate
 from model_export.manifest import Array
-from model_export.verify import Original, Progress, Sampler
+from model_export.original import Original, Progress
+from model_export.samples import Sampler
 
 __all__ = ["candidate"]
 
@@ -60,5 +61,6 @@ def candidate(
         original or SequenceOriginal(step),
         against=against or f"onnxruntime {onnxruntime.__version__}",
         samplers=samplers or {"random": sampler_of(step)},
+        probe=SequenceOriginal(step).activations if original is None else None,
         only_length=step.doors.only_steps if original is None else None,
     )

@@ -159,7 +159,8 @@ def find_doors(
         f"No axis of {sorted(inputs)} can be read as time: declared are "
         f"{ {name: list(dims) for name, dims in declared.items()} }, and the graph runs with no other number of "
         f"timesteps. {problem or ''}".strip(),
-        fix="Export it with a dynamic time axis, or say where it is: `--time-axis INPUT=AXIS`.",
+        fix="Export it with a dynamic time axis, or say where it is: `--time-axis INPUT=AXIS`. A graph that takes one "
+        "timestep and its state already is stepwise: `stepwell adopt` describes it.",
     )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 
 from model_export.errors import ModelLoadError
 from model_export.manifest import Array
+from model_export.original import PrefixAnswers
+from model_export.samples import Sampler, plain_sampler
 from model_export.sequence.facts import run, session
 from model_export.sequence.step import OutputFacts, SequenceStep
-from model_export.verify import PrefixAnswers, Sampler, plain_sampler
+from model_export.suspect import Activation
 
 PREFIXES = (1, 2, 3, 5, 17)
 """Lengths at which an answer for a whole sequence is asked for, besides the full one."""
@@ -51,6 +54,20 @@ class SequenceOriginal:
                 answers[name] = PrefixAnswers(list(runs), np.stack([run[name] for run in runs.values()], axis=1))
         return answers
 
+    def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
+        """Return what the nodes of the graph give for one sequence, in order; see `model_export.suspect`."""
+        watched = onnx.ModelProto()
+        watched.CopyFrom(self._step.graph)
+        have = {value.name for value in watched.graph.output}
+        wanted = [node for node in self._step.watched if node.output not in have]
+        watched.graph.output.extend(onnx.ValueInfoProto(name=node.output) for node in wanted)
+        length = next(iter(inputs.values())).shape[1]
+        values = run(session(watched), self._feeds(inputs, [0], length))
+        return [
+            Activation(node.layer, node.tensor, _rows_first(values[node.output], node.facts, 1))
+            for node in self._step.watched
+        ]
+
     def _beginning(
         self, inputs: Mapping[str, Array], length: int, whole: Mapping[str, Array], names: list[str]
     ) -> dict[str, Array] | None:
@@ -72,6 +89,10 @@ class SequenceOriginal:
         return all(door.batch is not None for door in self._step.doors.asked)
 
     def _run_rows(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:
+        values = run(self._session, self._feeds(inputs, rows, length))
+        return {name: _rows_first(values[name], facts, len(rows)) for name, facts in self._step.outputs.items()}
+
+    def _feeds(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:
         feeds = {}
         for door in self._step.doors.doors:
             fixed = door.fixed(len(rows), length)
@@ -81,16 +102,11 @@ class SequenceOriginal:
             data = inputs[door.name]
             data = data[np.minimum(rows, len(data) - 1)]  # a graph for several rows only: the last one again
             data = data[:, :length] if door.time is not None else data[:, 0]
-            time = None if door.time is None else door.time
             if door.batch is None:
                 data = data[0]
-                data = data if time is None else np.moveaxis(data, 0, time)
-            else:
-                data = np.moveaxis(data, [0, 1], [door.batch, time]) if time is not None else data
-                data = data if time is not None else np.moveaxis(data, 0, door.batch)
-            feeds[door.name] = np.ascontiguousarray(data)
-        values = run(self._session, feeds)
-        return {name: _rows_first(values[name], facts, len(rows)) for name, facts in self._step.outputs.items()}
+            axes = [axis for axis in (door.batch, door.time) if axis is not None]
+            feeds[door.name] = np.ascontiguousarray(np.moveaxis(data, list(range(len(axes))), axes))
+        return feeds
 
 
 def sampler_of(step: SequenceStep) -> Sampler:

@@ -88,23 +88,6 @@ def reshape(walk: Walk, node: onnx.NodeProto) -> None:
     settle(walk, node, offset)
 
 
-def squeeze(walk: Walk, node: onnx.NodeProto) -> None:
-    """Squeeze; without axes it would take the one timestep for an axis of length 1."""
-    if (len(node.input) > 1 and node.input[1]) or walk.attributes(node).get("axes"):
-        pointwise(walk, node)
-        return
-    offset = joint_offset(walk, node)
-    value = walk.facts.value(node.input[0])
-    axes = [axis for axis, size in enumerate(value.shape) if size == 1]
-    made = walk.copy(node, offset)
-    if walk.opset >= 13:
-        del made.input[1:]
-        made.input.append(walk.graph.ints(axes))
-    else:
-        made.attribute.append(onnx.helper.make_attribute("axes", axes))
-    settle(walk, node, offset)
-
-
 def count_up(walk: Walk, node: onnx.NodeProto) -> None:
     """Range over the timesteps: a state that counts them."""
     if any(walk.known(name) is None for name in node.input):

@@ -12,14 +12,14 @@ from onnx import numpy_helper
 
 from model_export.errors import RefusedModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
-from model_export.sequence.branches import without_known_branches
 from model_export.sequence.door import Door, Doors, find_doors
 from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
 from model_export.sequence.load import load_graph
 from model_export.sequence.rules_cut import concat, gather, pad, slice_, split
-from model_export.sequence.rules_plain import count_up, pointwise, reshape, squeeze
+from model_export.sequence.rules_plain import count_up, pointwise, reshape
 from model_export.sequence.rules_recurrent import cumsum, gated, loop, native, scan
 from model_export.sequence.rules_window import convolution, transposed
+from model_export.sequence.sizes import with_squeeze_axes, without_known_branches
 from model_export.sequence.walk import Tensor, Walk
 
 RULES: dict[str, Callable[[Walk, onnx.NodeProto], None]] = {
@@ -44,7 +44,6 @@ RULES: dict[str, Callable[[Walk, onnx.NodeProto], None]] = {
     "Scan": scan,
     "Slice": slice_,
     "Split": split,
-    "Squeeze": squeeze,
 }
 """Operators that need more than to be emitted as they are."""
 
@@ -67,6 +66,23 @@ class OutputFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Watched:
+    """A node whose output stands in the step graph as it does in the sequence graph, timestep by timestep.
+
+    Attributes:
+        layer: The node, for people.
+        output: Its output.
+        tensor: The same in the step graph.
+        facts: Where the output has its axes.
+    """
+
+    layer: str
+    output: str
+    tensor: str
+    facts: OutputFacts
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceStep:
     """A step graph with what it came from.
 
@@ -76,6 +92,7 @@ class SequenceStep:
         graph: The sequence graph, in its plain form.
         doors: What the sequence graph takes.
         outputs: Where its answers have their axes.
+        watched: Nodes to compare where the answers differ, in order.
     """
 
     proto: onnx.ModelProto
@@ -83,6 +100,7 @@ class SequenceStep:
     graph: onnx.ModelProto
     doors: Doors
     outputs: dict[str, OutputFacts]
+    watched: list[Watched]
 
 
 def step_of(
@@ -100,7 +118,7 @@ def step_of(
     """
     graph = load_graph(source, constants or {})
     doors = find_doors(graph, declared_of(source, graph), time_axes=time_axes or {})
-    graph = without_known_branches(graph, doors)
+    graph = with_squeeze_axes(without_known_branches(graph, doors), doors)
     if doors.only_rows not in {None, 1}:
         raise RefusedModelError(
             f"The graph takes {doors.only_rows} rows at once and no other number; a stream is one row.",
@@ -118,7 +136,23 @@ def step_of(
         outputs=answers,
         batch=BatchSpec(mode="single" if _one_row(walk, doors) else "stack"),
     )
-    return SequenceStep(walk.graph.proto(name, graph), manifest, graph, doors, outputs)
+    return SequenceStep(walk.graph.proto(name, graph), manifest, graph, doors, outputs, _watched(walk))
+
+
+def _watched(walk: Walk) -> list[Watched]:
+    """Return the nodes that can be compared: neither ahead nor behind, rows and timesteps on an axis each."""
+    found = []
+    for node in walk.model.graph.node:
+        for name in node.output[:1]:
+            tensor = walk.tensors.get(name)
+            if tensor is None or tensor.kind != "timed" or tensor.offset != 0 or not walk.facts.dims(name):
+                continue
+            time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
+            if time == batch or walk.facts.surplus(name) or walk.facts.dims(name)[time or 0].multiple != 1:
+                continue
+            facts = OutputFacts(time, batch)
+            found.append(Watched(f"{node.name!r} ({node.op_type})", name, tensor.step, facts))
+    return found
 
 
 def _one_row(walk: Walk, doors: Doors) -> bool:
@@ -171,9 +205,8 @@ def _take(walk: Walk, door: Door) -> InputSpec | None:
         walk.tensors[door.name] = Tensor("timed", door.name, 0)
     else:
         walk.tensors[door.name] = Tensor("fixed", door.name)
-    spec = _spec(
-        InputSpec, door.name, door.dtype, [door.sizes[axis] for axis in axes], batch=door.batch, time=door.time
-    )
+    row = [door.sizes[axis] for axis in axes]
+    spec: InputSpec = _spec(InputSpec, door.name, door.dtype, row, batch=door.batch, time=door.time)
     walk.graph.input(spec)
     return spec
 

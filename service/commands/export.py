@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +14,16 @@ from model_export.export import Exported, export_source
 from model_export.precision import Precision, StoreDType
 from model_export.verify import ATOL
 from model_export.weights import Weights
-from service.commands.tables import parity_table, parity_words, saved_lines, show, size_words
+from service.commands.parity import outputs_table, report_lines
+from service.commands.tables import named_values, saved_lines, show, size_words
 
 
 def export(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A .keras or .h5 file, or package.module:callable returning a model."),
+        typer.Argument(
+            metavar="SOURCE", help="A .keras, .h5 or .onnx file, or package.module:callable returning a model."
+        ),
     ],
     *,
     target: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The file to write.")],
@@ -42,6 +44,10 @@ def export(
     ] = None,
     verify: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Own sequences, (T, ..) or (N, T, ..) by input name.")
+    ] = None,
+    time_axis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=AXIS", help="Where an ONNX file has time, if running it cannot tell. Repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -69,6 +75,7 @@ def export(
             tolerance=tolerance,
             precision=Precision(weights, store_dtype),
             verify=verify,
+            time_axes=_axes(time_axis or []),
             progress=progress,
         )
     if as_json:
@@ -77,29 +84,29 @@ def export(
         _show(done)
 
 
+def _axes(given: list[str]) -> dict[str, int]:
+    axes = {}
+    for name, text in named_values("--time-axis", given, "INPUT=AXIS").items():
+        if not text.removeprefix("-").isdecimal():
+            raise typer.BadParameter(f"{name}={text}: an axis is a number, counted from 0.", param_hint="--time-axis")
+        axes[name] = int(text)
+    return axes
+
+
 def _report(done: Exported) -> dict[str, object]:
     return {
         "file": str(done.path),
         "name": done.name,
         "bytes": done.nbytes,
-        "parity": done.report.parity.model_dump(mode="json"),
-        "outputs": [dataclasses.asdict(line) for line in done.report.outputs],
-        "max_abs_alone": done.report.max_abs_alone,
+        **done.report.as_json(),
         "saved": {what: {"before": was, "after": now} for what, (was, now) in done.saved.items()},
     }
 
 
 def _show(done: Exported) -> None:
-    parity = done.report.parity
-    lines = [
-        (line.name, f"{line.max_abs:.1e}", str(line.at_step), line.sequence, f"{line.compared:,}")
-        for line in done.report.outputs
-    ]
     show(
-        parity_table(f"{done.name}: step by step against {parity.against}",
-                     ("output", "largest difference", "at timestep", "of", "numbers compared"), lines),
-        f"parity:  {parity_words(parity.model_dump())}",
-        f"alone:   {done.report.max_abs_alone:.1e} largest difference of a row run alone from the same row in a batch",
+        outputs_table(done.name, done.report),
+        *report_lines(done.report),
         *saved_lines(done.saved),
         f"written: {done.path} ({size_words(done.nbytes)})",
-    )  # fmt: skip
+    )

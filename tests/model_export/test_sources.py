@@ -89,12 +89,10 @@ def test_a_file_that_is_no_model_is_told(here: Path, suffix: str) -> None:
         load_source(f"text.{suffix}")
 
 
-def test_an_onnx_graph_is_refused_with_the_way_for_stepwise_ones(here: Path) -> None:
+def test_an_onnx_file_is_taken_as_it_is(here: Path) -> None:
     (here / "graph.onnx").write_bytes(graphs.fold()[0])
-    caught = refusal("graph.onnx")
 
-    assert "`stepwell adopt`" in caught.problem
-    assert "package.module:callable" in caught.fix
+    assert load_source("graph.onnx") == Path("graph.onnx")
 
 
 @pytest.mark.parametrize("suffix", ["pt", "tflite", "safetensors"])

@@ -1,4 +1,4 @@
-"""Takes out the branches of an `If` whose condition depends on sizes alone, and is the same for all of them."""
+"""Writes into a graph what follows from its sizes: the branch that an `If` takes, the axes that a Squeeze drops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 
 from model_export.sequence.door import Doors
 from model_export.sequence.facts import LENGTHS, ROWS, run, session
-from model_export.sequence.load import captures, rename_captures
+from model_export.sequence.load import captures, opset_of, rename_captures
 
 
 def without_known_branches(model: onnx.ModelProto, doors: Doors) -> onnx.ModelProto:
@@ -21,6 +21,32 @@ def without_known_branches(model: onnx.ModelProto, doors: Doors) -> onnx.ModelPr
         if not taken:
             return model
         model = _inlined(model, taken)
+
+
+def with_squeeze_axes(model: onnx.ModelProto, doors: Doors) -> onnx.ModelProto:
+    """Return the model with axes for each Squeeze without: it would drop the batch of one row, or one timestep."""
+    bare = [node for node in model.graph.node if node.op_type == "Squeeze" and not _axes(node)]
+    if not bare:
+        return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    rows, steps = doors.only_rows or ROWS[0], LENGTHS[0]
+    values = run(session(doors.fitted(model, steps), every_tensor=True), doors.feeds(rows, steps, 0))
+    for node in made.graph.node:
+        if node.op_type != "Squeeze" or _axes(node):
+            continue
+        axes = [axis for axis, size in enumerate(np.shape(values[node.input[0]])) if size == 1]
+        if opset_of(model) < 13:
+            node.attribute.append(onnx.helper.make_attribute("axes", axes))
+        else:
+            del node.input[1:]
+            node.input.append(f"{node.name}/axes")
+            made.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), node.input[1]))
+    return made
+
+
+def _axes(node: onnx.NodeProto) -> bool:
+    return len(node.attribute) > 0 or (len(node.input) > 1 and bool(node.input[1]))
 
 
 def _from_sizes(graph: onnx.GraphProto, doors: Doors) -> set[str]:
