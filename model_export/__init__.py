@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_export.keras import register_step_rule
+    from model_export.keras import register_step_rule, to_step_model
     from model_export.manifest import Manifest
     from model_export.spec import StepSpec
     from model_export.step_model import StepModel
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 # onnxruntime's own builds report their use to Microsoft unless this is set before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["Manifest", "StepModel", "StepSpec", "register_step_rule"]
+__all__ = ["Manifest", "StepModel", "StepSpec", "register_step_rule", "to_step_model"]
 
 _HOMES = {
     "Manifest": "manifest",
     "StepModel": "step_model",
     "StepSpec": "spec",
     "register_step_rule": "keras.step_rules",
+    "to_step_model": "keras",
 }
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from model_export.keras.registry import Call
     from model_export.verify import ParityReport, Progress
 
-__all__ = ["Call", "Value", "candidate", "export_model", "load_keras", "register_step_rule"]
+__all__ = ["Call", "Value", "candidate", "export_model", "load_keras", "register_step_rule", "to_step_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -50,7 +50,7 @@ def candidate(model: Any, *, name: str, progress: Progress | None = None) -> Can
     """Make a step graph of a Keras model, not yet proven.
 
     Args:
-        model: A Sequential or functional Keras model with weights.
+        model: A Keras model with weights.
         name: The model's name in its manifest.
         progress: Called as parts are done.
 
@@ -62,11 +62,14 @@ def candidate(model: Any, *, name: str, progress: Progress | None = None) -> Can
     import keras
 
     from model_export.candidate import Candidate
-    from model_export.keras.original import KerasOriginal, samplers
+    from model_export.keras.layers_probe import layers_probe
+    from model_export.keras.original import KerasOriginal, rounding, samplers
     from model_export.keras.step import export_keras
+    from model_export.keras.subclassed import walkable
 
     if progress:
         progress("walking the model", 0, 1)
+    model = walkable(model)
     exported = export_keras(model, name=name)
     original = KerasOriginal(model, exported)
     return Candidate(
@@ -76,6 +79,9 @@ def candidate(model: Any, *, name: str, progress: Progress | None = None) -> Can
         against=f"keras {keras.__version__} {keras.backend.backend()}",
         samplers=samplers(exported),
         only_length=original.only_length,
+        cells=exported.cells,
+        probe=layers_probe(model, exported, original),
+        rounding=rounding(model),
     )
 
 
@@ -83,10 +89,10 @@ def export_model(model: Any, *, name: str, progress: Progress | None = None, **m
     """Export a Keras model and prove the result; writes nothing.
 
     Args:
-        model: A Sequential or functional Keras model with weights.
+        model: A Keras model with weights.
         name: The model's name in its manifest.
         progress: Called as parts are done.
-        more: As `model_export.candidate.prove` takes it: `atol`, `rtol`, `user_data`.
+        more: As `model_export.candidate.prove` takes it: `atol`, `rtol`, `user_data`, `long_steps`.
 
     Returns:
         The bytes of the ONNX file with its manifest inside, and the parity report.
@@ -100,6 +106,27 @@ def export_model(model: Any, *, name: str, progress: Progress | None = None, **m
     from model_export.candidate import prove
 
     return prove(made, progress=progress, **more)
+
+
+def to_step_model(model: Any) -> Any:
+    """Return a Keras model that does one timestep, for people who want to look at it.
+
+    Args:
+        model: A Sequential or functional model with weights, of recurrent layers, causal convolutions and layers that
+            look at one timestep.
+
+    Returns:
+        A functional `keras.Model` from a dict to a dict: from each input as one timestep `(batch, 1, *row)` and each
+        state by its name, to each output and each next state `NAME_next`. It shares its weights with `model`.
+
+    Raises:
+        MissingExtraError: Keras or onnx is not installed.
+        RefusedModelError: A layer cannot be stepped, or its state has no form in Keras.
+    """
+    _require()
+    from model_export.keras.twin import to_step_model as make
+
+    return make(model)
 
 
 def _require() -> None:

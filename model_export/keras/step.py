@@ -64,13 +64,26 @@ def walk_model(walk: Walk, model: Any) -> list[tuple[str, Value]]:
     Raises:
         RefusedModelError: A layer cannot be stepped; the message names it and says why.
     """
-    function = functional(model)
-    if function is None:
-        raise RefusedModelError(
-            f"Model {model.name!r} ({type(model).__name__}) has no graph of layers to walk: "
-            + ("it is not built yet." if isinstance(model, keras.Sequential) else "its `call` is Python code."),
-            fix="Give it a `keras.Input(...)` first (Sequential), or build it with the functional API.",
-        )
+    walk = Walk()
+    values = walk_model(walk, model)
+    timed = {walk.graph.output(output, value).name: value.time for output, value in values}
+    graph = walk.graph
+    manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
+    proto = graph.proto(name)
+    _check_states(proto, manifest)
+    return ExportedStep(proto, manifest, walk.facts, timed, walk.bounded, graph.cells)
+
+
+def walk_model(walk: Walk, model: Any) -> list[tuple[str, Value]]:
+    """Declare a model's inputs and walk it.
+
+    Returns:
+        Each output's name and value; names may occur twice.
+
+    Raises:
+        RefusedModelError: The model cannot be walked, or a layer cannot be stepped; names it and says why.
+    """
+    function = functional(walkable(model))
     values = [_declare(walk, function, tensor) for tensor in function.inputs]
     if not any(value.time for value in values):
         raise RefusedModelError(
@@ -78,7 +91,8 @@ def walk_model(walk: Walk, model: Any) -> list[tuple[str, Value]]:
             fix="A stepwise model takes (batch, time, features), or (batch, time) of ids.",
         )
     walk.length = _length(function, values)
-    return list(zip(_output_names(function), walk.run(function, values), strict=True))
+    found = zip(_output_names(function), walk.run(function, values), function.outputs, strict=True)
+    return [(output, _as_declared(walk, value, tensor, output)) for output, value, tensor in found]
 
 
 def _check_states(proto: onnx.ModelProto, manifest: Manifest) -> None:
