@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
-_TRIES = 64  # a graph that can be read in more ways than that is not one for guessing
+_TRIES = 64  # dead ends; a graph that can be read in more ways than that is not one for guessing
 
 
 def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
@@ -40,19 +40,22 @@ def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProt
     Raises:
         RefusedModelError: An input or state has no axis for it, or no rewriting lets two rows run as each alone.
     """
-    given, why = _given(manifest), ""
-    for axes in islice(_axis_choices(given), _TRIES):
-        opened = _Opened(_declared_open(model, axes), given, axes, manifest)
-        try:
-            for rewritten in islice(opened.rewritten(), _TRIES):
+    given = _given(manifest)
+    problems: list[str] = []
+    for axes in _axis_choices(given):
+        opened = _Opened(_declared_open(model, axes), given, axes, manifest, problems)
+        for rewritten in opened.rewritten():
+            try:
                 described = rewritten.described()
                 if StepModel(rewritten.model.SerializeToString(), described).batched:
                     return rewritten.model, described
-                why = why or "two rows run together do not equal each alone"
-        except ModelLoadError as exc:
-            why = why or exc.problem
+                problems.append("two rows run together do not equal each alone.")
+            except ModelLoadError as exc:
+                problems.append(exc.problem)
+        if len(problems) >= _TRIES:
+            break
     raise RefusedModelError(
-        f"{manifest.name} cannot run rows together: {why or 'a Reshape mixes the batch with other axes'}.",
+        f"{manifest.name} cannot run rows together: {problems[0]}",
         fix="Leave out `--batchify`: it runs one row at a time. Or export the model anew with a dynamic batch axis.",
     )
 
@@ -121,12 +124,14 @@ class _Opened:
         given: What its inputs are given for one row.
         axes: Where their batch axes are.
         manifest: Its description as a graph of single rows.
+        problems: Why ways that were tried failed; more are added.
     """
 
     model: onnx.ModelProto
     given: Mapping[str, _Given]
     axes: Mapping[str, int]
     manifest: Manifest
+    problems: list[str]
 
     def rewritten(self, done: int = 0) -> Iterator[_Opened]:
         """Yield the ways of rewriting each Reshape from the node `done` on."""
@@ -135,11 +140,20 @@ class _Opened:
 
         shapes = _constant_shapes(self.model.graph)
         for at, node in enumerate(self.model.graph.node):
+            if len(self.problems) >= _TRIES:
+                return
             if at < done or node.op_type != "Reshape" or node.input[1] not in shapes:
                 continue
             part = _upto(self.model, node.input[0])
-            one, two = (self.run(part, rows)[node.input[0]].shape for rows in (1, 2))
-            for target in _targets(shapes[node.input[1]], one, two):
+            try:
+                one, two = (self.run(part, rows)[node.input[0]].shape for rows in (1, 2))
+            except ModelLoadError as exc:
+                self.problems.append(exc.problem)
+                return
+            targets = _targets(shapes[node.input[1]], one, two)
+            if not targets:
+                self.problems.append(f"Reshape {node.name or node.output[0]!r} mixes the rows with another axis.")
+            for target in targets:
                 choice = onnx.ModelProto()
                 choice.CopyFrom(self.model)
                 name = f"{node.output[0]}.batched_shape"
@@ -193,7 +207,7 @@ class _Opened:
             names = [value.name for value in session.get_outputs()]
             return dict(zip(names, session.run(names, feeds), strict=True))
         except Exception as exc:
-            raise ModelLoadError(f"onnxruntime fails on {rows} rows: {str(exc).strip()}") from exc
+            raise ModelLoadError(f"onnxruntime fails on {rows} rows: {str(exc).strip()}.") from exc
 
 
 # ---------------------------------------------------------------- shapes inside the graph
@@ -213,7 +227,7 @@ def _targets(target: Sequence[int], one: Sequence[int], two: Sequence[int]) -> l
     found = _resolved(target, one)
     before = math.prod(one[: grown[0]])
     places = [k for k in range(len(found)) if math.prod(found[:k]) == before]
-    places.sort(key=lambda k: (target[k] > 0, found[k] != 1, k != grown[0]))
+    places.sort(key=lambda k: (found[k] != 1, target[k] > 0, k != grown[0]))
     return [[-1 if axis == k else length for axis, length in enumerate(found)] for k in places]
 
 

@@ -106,7 +106,9 @@ def _fit(state: StateRow, value: Any, what: str) -> Array:
         array = np.asarray("")
     size = math.prod(state.shape)
     numbers = array.dtype.kind in "biuf" and (np.dtype(state.dtype).kind == "f" or array.dtype.kind != "f")
-    if not numbers or array.size not in (1, size) or not np.isfinite(array.astype(state.dtype)).all():
+    with np.errstate(over="ignore"):
+        fits = numbers and array.size in (1, size) and bool(np.isfinite(array.astype(state.dtype)).all())
+    if not fits:
         found = f"{list(array.shape)} of {array.dtype}" if numbers else repr(value)[:60]
         raise UnclearModelError(
             f"{what} is {found}; state {state.name!r} has the row {list(state.shape)} of {state.dtype}.",

@@ -13,7 +13,7 @@ from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, Packed
 from model_export.probe import nearly_equal, random_rows
 from model_export.step_model import StepModel
 
-_STEPS = 7
+_ROWS, _STEPS = 2, 7
 
 
 def find_chunks(path: Path, manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manifest:
@@ -32,7 +32,7 @@ def find_chunks(path: Path, manifest: Manifest, declared: Mapping[str, tuple[Dim
         readings.append(_without_batch(manifest))
     single = StepModel(path, manifest)
     rng = np.random.default_rng(2)
-    inputs = {spec.name: random_rows(rng, spec, (1, _STEPS)) for spec in manifest.inputs}
+    inputs = {spec.name: random_rows(rng, spec, (_ROWS, _STEPS)) for spec in manifest.inputs}
     for reading in readings:
         timed = _timed(reading, declared)
         if timed is not None and _runs_as(timed, path, single, inputs):
@@ -82,13 +82,13 @@ def _timed(manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manif
 
 def _runs_as(manifest: Manifest, path: Path, single: StepModel, inputs: Mapping[str, Array]) -> bool:
     """Say whether a chunk in one run equals the same timesteps one by one."""
-    steps, want = single.initial_states(1), []
+    steps, want = single.initial_states(_ROWS), []
     for t in range(_STEPS):
         answer, steps = single.step({name: value[:, t] for name, value in inputs.items()}, steps)
         want.append(answer)
     try:
         model = StepModel(path, manifest)
-        got, states = model.chunk(inputs, model.initial_states(1))
+        got, states = model.chunk(inputs, model.initial_states(_ROWS))
     except StepwellError:
         return False
     sure = [output.name for output in manifest.answered if output.kind == "value"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from model_export.manifest import Array
+from model_export.onnx_file import all_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -40,17 +40,9 @@ def shrink(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
     shrunk = onnx.ModelProto()
     shrunk.CopyFrom(model)
     shrunk.ir_version = max(shrunk.ir_version, 4)  # before, every initializer had to be an input as well
-    for graph in _graphs(shrunk.graph):
+    for graph in reversed(list(all_graphs(shrunk.graph))):  # the inner ones first: nodes are copied
         _shrink_graph(graph, weights)
     return shrunk
-
-
-def _graphs(graph: Any) -> Iterator[Any]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(inner)
 
 
 def _shrink_graph(graph: Any, weights: Weights) -> None:

@@ -7,11 +7,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model_export.adopt import adopt
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import sidecar_of
+from model_export.step_model import StepModel
 from tests import graphs
 from tests.commands.program import stepwell
 
@@ -113,3 +115,101 @@ def test_the_library_and_the_command_find_the_same(tmp_path: Path) -> None:
     path = bare(tmp_path, graphs.fold)
 
     assert found(path) == json.loads(adopt(path).manifest.to_json())
+
+
+# -------------------------------------------------------------------- initial states, narrower stores, new files
+
+
+def test_initial_states_are_given_as_values_or_as_a_file(tmp_path: Path) -> None:
+    path = bare(tmp_path, graphs.lstm)
+    np.savez(tmp_path / "start.npz", c=np.arange(8, dtype=np.float32))
+    manifest = found(path, "--init", "h=0.5", "--init", str(tmp_path / "start.npz"))
+    states = StepModel(path).initial_states(1)
+
+    assert [state["init"] != "zeros" for state in manifest["states"]] == [True, True]
+    assert states["h"].tolist() == [[0.5] * 8]
+    assert states["c"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_initial_states_stand_in_the_command_line_that_is_told(tmp_path: Path) -> None:
+    done = stepwell("adopt", bare(tmp_path, graphs.lstm), "--init", "h=[1,2,3,4,5,6,7,8]")
+
+    assert "--init 'h=[1,2,3,4,5,6,7,8]'" in done.stdout
+
+
+def test_states_stored_in_half_are_told_with_what_it_does(tmp_path: Path) -> None:
+    path = bare(tmp_path, graphs.lstm)
+    done = stepwell("adopt", path, "--store-dtype", "float16")
+    told = json.loads(stepwell("adopt", path, "--store-dtype", "float16", "--json").stdout)
+
+    assert "stored:  states as float16: 32 bytes a stream, 64 bytes before; answers moved by" in done.stdout
+    assert [state["store_dtype"] for state in told["manifest"]["states"]] == ["float16", "float16"]
+    assert told["store"]["saved"] == [64, 32]
+    assert 0 < told["store"]["max_abs"] < 5e-3
+    assert StepModel(path).state_bytes == 32
+
+
+def test_states_of_integers_cannot_be_stored_in_half(tmp_path: Path) -> None:
+    path = bare(tmp_path, graphs.fold)
+
+    assert type(stepwell("adopt", path, "--store-dtype", "float16").exception) is RefusedModelError
+    assert not sidecar_of(path).exists()
+
+
+def test_a_folded_and_batchified_graph_goes_into_a_new_file(tmp_path: Path) -> None:
+    path, new = bare(tmp_path, graphs.moving_sum), tmp_path / "new.onnx"
+    before = path.read_bytes()
+    done = stepwell("adopt", path, "--window", "x=3", "--shape", "x=2", "--fold-context", "-o", new)
+
+    assert done.exit_code == 0
+    assert "0.0e+00 largest difference from pump.onnx as it was in 100 steps" in done.stdout
+    assert f"--fold-context -o {new}" in done.stdout
+    assert StepModel(new).manifest.windows == []
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["new.onnx", "pump.onnx"]
+
+
+def test_a_graph_made_for_one_row_is_batchified_and_its_states_stored_in_half(tmp_path: Path) -> None:
+    def one_row() -> graphs.Built:
+        return graphs.graph_from_text(
+            """g (float[1,3] x, float[1,3] s) => (float[1,3] y, float[1,3] s_next) {
+                shape = Constant <value = int64[2] {1, 3}> ()
+                row = Reshape (x, shape)
+                half = Constant <value = float[1] {0.5}> ()
+                rest = Mul (s, half)
+                s_next = Add (rest, row)
+                y = Tanh (s_next)
+            }"""
+        ), graphs.total(3)[1]
+
+    path, new = bare(tmp_path, one_row), tmp_path / "new.onnx"
+    words = ["--batchify", "-o", new, "--store-dtype", "float16"]
+    told = json.loads(stepwell("adopt", path, *words, "--json").stdout)
+
+    assert (told["batched"], told["written"]) == (True, str(new))
+    assert (StepModel(new).batched, StepModel(new).state_bytes) == (True, 6)
+
+
+def test_a_refused_rewriting_leaves_no_file(tmp_path: Path) -> None:
+    path, new = bare(tmp_path, graphs.no_batch_axis), tmp_path / "new.onnx"
+
+    assert type(stepwell("adopt", path, "--batchify", "-o", new).exception) is RefusedModelError
+    assert [file.name for file in tmp_path.iterdir()] == ["pump.onnx"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--fold-context"],
+        ["--batchify"],
+        ["-o", "new.onnx"],
+        ["--init", "none.npz"],
+        ["--init", "h=much"],
+        ["--store-dtype", "int8"],
+    ],
+)
+def test_flags_that_need_another_or_a_value_are_wrong_usage(tmp_path: Path, words: list[str]) -> None:
+    path = bare(tmp_path, graphs.lstm)
+
+    assert stepwell("adopt", path, *words).exit_code == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["pump.onnx"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from model_export.dataflow import Flow
 from model_export.errors import UnclearModelError
 from model_export.pairing import Tensor, pair_states, related
 
@@ -126,3 +127,75 @@ def test_two_outputs_with_names_that_go_with_one_state_are_asked_for() -> None:
 
 def test_a_lone_input_is_no_state() -> None:
     assert pair_states(tensors(x=(1, 4)), tensors(x_out=(1, 4))).states == {}
+
+
+# -------------------------------------------------------------------- by what the graph does
+
+
+def flow(**reached: str) -> Flow:
+    """Return which inputs (a letter each) reach which outputs."""
+    return Flow(reached={output: frozenset(inputs) for output, inputs in reached.items()})
+
+
+def test_an_operators_own_state_is_paired_whatever_the_names_are() -> None:
+    carried = Flow(carried={"a": ["q"], "b": ["p"]})
+    found = pair_states(tensors(x=(1, 4), a=(1, 8), b=(1, 8)), tensors(y=(1, 2), p=(1, 8), q=(1, 8)), flow=carried)
+
+    assert (found.states, found.how) == ({"a": "q", "b": "p"}, {"a": "operator", "b": "operator"})
+
+
+def test_an_operators_state_of_another_shape_is_no_pair() -> None:
+    carried = Flow(carried={"a": ["p"]})
+
+    assert pair_states(tensors(x=(1, 4), a=(1, 8)), tensors(p=(1, 1, 8)), flow=carried).states == {}
+
+
+def test_an_operator_decides_between_two_outputs_of_fitting_name() -> None:
+    carried = Flow(carried={"h": ["h_next"]})
+    found = pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(h_out=(1, 8), h_next=(1, 8)), flow=carried)
+
+    assert found.states == {"h": "h_next"}
+
+
+def test_names_win_over_operators() -> None:
+    carried = Flow(carried={"h": ["c_next"]})
+    found = pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(h_next=(1, 8), c_next=(1, 8)), flow=carried)
+
+    assert found.states == {"h": "h_next"}
+
+
+def test_layers_in_a_stack_are_paired_by_what_reaches_what() -> None:
+    """The state of the last layer reaches its own next value alone, that of the one before both, and so on."""
+    found = pair_states(
+        tensors(x=(1, 4), a=(1, 8), b=(1, 8), c=(1, 8)),
+        tensors(y=(1, 2), p=(1, 8), q=(1, 8), r=(1, 8)),
+        flow=flow(y="xabc", p="xab", q="xabc", r="xa"),
+    )
+
+    assert (found.states, set(found.how.values())) == ({"a": "r", "b": "p", "c": "q"}, {"flow"})
+
+
+@pytest.mark.parametrize(
+    "reached",
+    [{"p": "ab", "q": "ab"}, {"p": "a", "q": "a"}, {"p": "", "q": "ab"}, {}],
+    ids=["both reach both", "one reaches none", "one is reached by none", "nothing is known"],
+)
+def test_states_that_the_flow_leaves_open_are_asked_for(reached: dict[str, str]) -> None:
+    with pytest.raises(UnclearModelError):
+        pair_states(tensors(x=(1, 4), a=(1, 8), b=(1, 8)), tensors(y=(1, 2), p=(1, 8), q=(1, 8)), flow=flow(**reached))
+
+
+def test_with_an_output_too_many_the_flow_decides_nothing() -> None:
+    with pytest.raises(UnclearModelError):
+        pair_states(
+            tensors(x=(1, 4), a=(1, 8), b=(1, 8)),
+            tensors(p=(1, 8), q=(1, 8), r=(1, 8)),
+            flow=flow(p="a", q="ab", r="ab"),
+        )
+
+
+def test_an_input_and_an_output_that_look_alike_beside_named_states_are_told() -> None:
+    found = pair_states(tensors(x=(1, 4), h=(1, 8), m=(1, 6)), tensors(y=(1, 4), h_next=(1, 8), k=(1, 6)))
+
+    assert found.states == {"h": "h_next"}
+    assert found.notes[0].startswith("m and k have one shape")
