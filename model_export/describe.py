@@ -30,8 +30,10 @@ def describe(path: Path, model: StepModel) -> dict[str, Any]:
     Returns:
         Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `constants`,
         `windows` (as in the manifest; states and windows with `bytes`), `bytes_per_stream`, `batch` (`mode`,
-        `max`, and `together`: whether the probe found that rows can be run together), `parity` (None where the
-        model was not verified against anything), `fingerprint` and `graph` (`bytes`, `nodes`, `opset`).
+        `max`, and `together`: whether the probe found that rows can be run together), `chunked` (whether many
+        timesteps of a stream are one run), `weights` (`fp16`, `int8`, or None where they are as they were), `parity`
+        (None where the model was not verified against anything), `fingerprint` and `graph` (`bytes`, `nodes`,
+        `opset`).
     """
     manifest = model.manifest
     parts = manifest.model_dump(mode="json", by_alias=True)
@@ -50,6 +52,8 @@ def describe(path: Path, model: StepModel) -> dict[str, Any]:
         ],
         "bytes_per_stream": model.state_bytes,
         "batch": {**parts["batch"], "together": model.batched},
+        "chunked": model.chunked,
+        "weights": parts.get("weights"),
         "parity": parts["verified"],
         "fingerprint": model.fingerprint.hex(),
         "graph": graph_size(path),

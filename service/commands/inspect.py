@@ -31,6 +31,8 @@ def inspect(
             {
                 "bytes per stream": size_words(found["bytes_per_stream"]),
                 "rows": f"run together, {batch['max']} at most" if batch["together"] else "run one at a time",
+                "chunks": "many timesteps in one run" if found["chunked"] else "timestep by timestep",
+                "weights": f"stored as {found['weights']}" if found["weights"] else "as they were",
                 "parity": parity_words(found["parity"]),
                 "graph": f"{size_words(graph['bytes'])}, {graph['nodes']} nodes, opset {opset}",
                 "fingerprint": found["fingerprint"],

@@ -17,7 +17,10 @@ from tests.commands.program import stepwell
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (graphs.lstm, ["-> h_next", "64 bytes", "run together, 256 at most", "not verified", "opset 17"]),
+        (
+            graphs.lstm,
+            ["-> h_next", "64 bytes", "run together, 256 at most", "not verified", "opset 17", "timestep by timestep"],
+        ),
         (graphs.lying_batch, ["run one at a time"]),
         (graphs.batch_axis_1, ["[2, 3]"]),
         (graphs.no_batch_axis, ["none"]),

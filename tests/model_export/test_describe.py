@@ -37,6 +37,21 @@ def test_the_batch_is_what_the_probe_found_and_not_what_is_declared(tmp_path: Pa
     assert describe(path, load(path))["batch"] == {"mode": "stack", "max": 256, "together": False}
 
 
+def test_weights_in_fewer_bits_are_told(tmp_path: Path) -> None:
+    graph, manifest = graphs.lstm()
+    manifest = manifest.model_copy(update={"weights": "int8"})
+    full = graphs.write_model(tmp_path, "full", graphs.lstm)
+    fewer = graphs.write_model(tmp_path, "fewer", lambda: (graph, manifest))
+
+    assert [describe(path, load(path))["weights"] for path in (full, fewer)] == [None, "int8"]
+
+
+def test_whether_many_timesteps_are_one_run_is_told(tmp_path: Path) -> None:
+    path = graphs.write_model(tmp_path, "pump", graphs.lstm)
+
+    assert describe(path, load(path))["chunked"] is False
+
+
 def test_a_window_counts_in_the_bytes_of_a_stream(tmp_path: Path) -> None:
     path = graphs.write_model(tmp_path, "window", graphs.moving_sum)
     found = describe(path, load(path))
