@@ -20,6 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 from model_export.errors import StepwellError
 from model_export.step_model import StepModel
 from service.api import feed, openapi, ops, streams, watch
+from service.api.application import Application
 from service.api.auth import Keys
 from service.api.context import Context
 from service.api.http import DirectRoute, demand_plain_path, problem_response
@@ -44,7 +45,7 @@ class NoStoreError(StepwellError):
     code = "no_store"
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Application:
     """Return the application; the store and the models are opened when it starts.
 
     Raises:
@@ -52,7 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
     """
     version = importlib.metadata.version("stepwell")
     context = Context(settings, Keys(settings.api_keys_file), Metrics(version))
-    app = FastAPI(
+    app = Application(
+        context,
         title="Stepwell",
         version=version,
         lifespan=lambda app: _life(app, context),
@@ -61,7 +63,6 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.state.context = context
     app.router.route_class = DirectRoute
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign] # FastAPI's own way to change it
     app.add_exception_handler(HTTPException, _no_route)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.api.context import Context
+from service.api.hot import KEY_LIMIT
 from service.api.problems import MEDIA_TYPE, problem_body, problem_headers, status_of
 from service.engine.models import ServedModel
 from service.errors import ServiceError
@@ -22,7 +23,6 @@ from service.wire.formats import encode, format_of_answer, format_of_body
 
 _DRAIN_S = 1.0
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
-_KEY_LIMIT = 255
 
 
 class Answer(Response):
@@ -166,12 +166,12 @@ def idempotency_key_of(request: Request) -> str | None:
     keys = request.headers.getlist("idempotency-key")
     if not keys:
         return None
-    if len(keys) == 1 and 1 <= len(keys[0]) <= _KEY_LIMIT:
+    if len(keys) == 1 and 1 <= len(keys[0]) <= KEY_LIMIT:
         return keys[0]
     found = f"{len(keys)} of them" if len(keys) > 1 else f"{len(keys[0])} characters"
     raise ServiceError(
         "bad_request",
-        f"The Idempotency-Key header has {found}; expected one of 1 to {_KEY_LIMIT} characters.",
+        f"The Idempotency-Key header has {found}; expected one of 1 to {KEY_LIMIT} characters.",
         fix="Send one fresh key per request, and the same again with its retries.",
     )
 
@@ -183,13 +183,18 @@ async def body_of(request: Request, context: Context) -> bytes:
         ServiceError: `too_large`, before it is read where its length is told; `bad_request` where it does not come.
         ClientDisconnect: The client has gone.
     """
-    limit, within = context.settings.max_body_bytes, context.settings.receive_timeout_s
     length = request.headers.get("content-length")
-    if length is not None and int(length) > limit:
+    return await read_body(request.receive, None if length is None else int(length), context)
+
+
+async def read_body(receive: Receive, length: int | None, context: Context) -> bytes:
+    """Return a body whose length is told, or not; raises as `body_of` does."""
+    limit, within = context.settings.max_body_bytes, context.settings.receive_timeout_s
+    if length is not None and length > limit:
         raise _too_large(f"{length} bytes", limit)
     try:
         async with asyncio.timeout(within):
-            return await _read(request.receive, limit)
+            return await _read(receive, limit)
     except TimeoutError:
         raise body_came_too_late(within) from None
 

@@ -10,12 +10,12 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.api.calls import Call
 from service.api.context import Context
+from service.api.hot import HOT_ROUTES
 from service.api.http import body_came_too_late
 from service.api.problems import unforeseen
 from service.connections import Connection, bounds
 from service.errors import ServiceError
 from service.lane.lane import Lane, Request
-from service.lane.routes import HOT_ROUTES
 
 _log = logging.getLogger(__name__)
 

@@ -6,44 +6,19 @@ remembered by the block's bytes, with the digits of Content-Length left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 import httptools
 
-from service.wire import Format
-from service.wire.formats import format_of_answer, format_of_body
+from service.api.hot import Fields, fields_of
 
 _LENGTH_NAMES: Final = (b"Content-Length: ", b"content-length: ")
 _LENGTH_DIGITS: Final = 8
 _REMEMBERED: Final = 512  # blocks
 _REMEMBERED_BYTES: Final = 1024  # of one block
-_KEY_LIMIT: Final = 255
-
-_ASKED: Final = (b"authorization", b"idempotency-key", b"origin", b"host", b"content-type", b"accept")
 # These change how a request is read or what happens to its connection.
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
-
-
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """What a head says that matters.
-
-    Attributes:
-        authorization: As sent, or None.
-        idempotency_key: 1 to 255 characters, or None.
-        origin: The browser's page, or None.
-        host: As sent, or None.
-        form: The format of the body.
-        answer_form: The format of the answer.
-    """
-
-    authorization: str | None
-    idempotency_key: str | None
-    origin: str | None
-    host: str | None
-    form: Format
-    answer_form: Format
 
 
 class Heads:
@@ -116,23 +91,8 @@ def _fields(block: bytes) -> Fields | None:
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
     names = [name for name, _ in headers.found]
-    found = dict(headers.found)
-    if not headers.complete or names.count(b"content-length") != 1 or not _UNUSUAL.isdisjoint(names):
+    if not headers.complete or not _UNUSUAL.isdisjoint(names):
         return None
-    if found.get(b"connection", b"keep-alive").lower() != b"keep-alive" or names.count(b"connection") > 1:
-        return None
-    if any(names.count(name) > 1 for name in _ASKED):
-        return None
-    asked = {name: found[name].decode("latin-1") for name in _ASKED if name in found}
-    key = asked.get(b"idempotency-key")
-    if key is not None and not 1 <= len(key) <= _KEY_LIMIT:
-        return None
-    form = format_of_body(asked.get(b"content-type"))
-    return Fields(
-        asked.get(b"authorization"),
-        key,
-        asked.get(b"origin"),
-        asked.get(b"host"),
-        form,
-        format_of_answer(asked.get(b"accept"), form),
-    )
+    connection = [value.lower() for name, value in headers.found if name == b"connection"]
+    fields = fields_of(headers.found) if connection in ([], [b"keep-alive"]) else None
+    return None if fields is None else replace(fields, length=None)  # it is of this request alone

@@ -12,11 +12,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.api.calls import Call
 from service.api.context import Context
+from service.api.hot import VERSION, Fields, HotRoute, call_of
 from service.api.http import problem_response
 from service.connections import message
 from service.errors import ServiceError
-from service.lane.heads import Fields, Heads
-from service.lane.routes import HotRoute
+from service.lane.heads import Heads
 from service.wire import Format
 
 _HEAD_LIMIT: Final = 8 * 1024  # longer ones are unusual
@@ -39,8 +39,8 @@ class Lane:
             routes: The hot ones, those asked for most first.
         """
         self.context = context
-        self._routes = routes
-        self._prefixes = {route.prefix for route in routes}
+        self._routes = [(route, _request_line(route)) for route in routes]
+        self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
         self._heads = Heads(context.settings.max_body_bytes)
         self._counts: Counter[int] = Counter()
         self._beginnings: dict[Format, bytes] = {}
@@ -48,11 +48,12 @@ class Lane:
 
     def find(self, data: bytes, start: int) -> Request | None:
         """Return the hot request whose head stands at a place, None where none does, or not all of its head."""
-        for route in self._routes:
-            line = route.line.match(data, start)
+        line: re.Match[bytes] | None = None
+        for route, pattern in self._routes:  # noqa: B007 - what it ends with is used
+            line = pattern.match(data, start)
             if line is not None:
                 break
-        else:
+        if line is None:
             return None
         at = line.end()
         end = data.find(b"\r\n\r\n", at - 2, at + _HEAD_LIMIT)
@@ -74,9 +75,9 @@ class Lane:
             ServiceError: It is refused.
         """
         route, line, fields, _, _ = request
-        if fields.origin is not None:
-            self.context.demand_own_origin(fields.origin, fields.host)
-        return route.call(self.context, line, fields)
+        *parts, number = line.groups()
+        version = None if number is None else int(number)
+        return call_of(route, self.context, [part.decode() for part in parts], version, fields)
 
     def answer(self, body: bytes, form: Format, default_headers: Headers) -> bytes:
         """Return an answer with status 200, whole."""
@@ -112,3 +113,8 @@ class Lane:
         for status, n in self._counts.items():
             self.context.metrics.request("http", status, n)
         self._counts.clear()
+
+
+def _request_line(route: HotRoute) -> re.Pattern[bytes]:
+    """Return the pattern of a route's whole request line, with its line end."""
+    return re.compile(rf"POST {route.path}(?:\?{VERSION})? HTTP/1\.1\r\n".encode())

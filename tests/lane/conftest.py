@@ -1,4 +1,4 @@
-"""Two services on stores of their own, one with the lane and one without."""
+"""Three services on stores of their own: with the lane, with the short way, with the declared routes alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.api.running import models, running
 from tests.api.test_auth import key, write
 from tests.graphs import fold, lstm, nan_at, two_inputs
-from tests.lane.pair import Pair
+from tests.lane.ways import Ways
 from tests.servers import server
 
 WITHIN_S = 0.5
@@ -27,18 +27,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pair(folder: Path) -> Iterator[Pair]:
-    """The two, without keys."""
-    with two(folder) as both:
-        yield both
+def ways(folder: Path) -> Iterator[Ways]:
+    """All, without keys."""
+    with three(folder) as all_ways:
+        yield all_ways
 
 
 @pytest.fixture(scope="session")
-def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """The two, with keys: `full`, `other` of another tenant, and `reader`, which may not step."""
+def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+    """All, with keys: `full`, `other` of another tenant, and `reader`, which may not step."""
     keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"])]
-    with two(folder, api_keys_file=write(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as both:
-        yield both
+    with three(folder, api_keys_file=write(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as all_ways:
+        yield all_ways
 
 
 @pytest.fixture
@@ -48,12 +48,13 @@ def stream(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.contextmanager
-def two(folder: Path, **settings: Any) -> Iterator[Pair]:
+def three(folder: Path, **settings: Any) -> Iterator[Ways]:
     limits = {"receive_timeout_s": WITHIN_S, "max_body_bytes": MAX_BODY, "max_chunk_steps": 64, "queue_limit": 500}
     with contextlib.ExitStack() as stack:
         ours = []
-        for lane in (True, False):
+        for lane in (True, False, False):
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sw")))
             store = stack.enter_context(server(place))
             ours.append(stack.enter_context(running(store.url, folder, lane=lane, **limits, **settings)))
-        yield Pair(*ours)
+        ours[-1].app.hot_routes.clear()
+        yield Ways(*ours)

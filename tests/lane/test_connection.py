@@ -15,14 +15,14 @@ import pytest
 from tests.api.running import Service
 from tests.graphs import fold_reference
 from tests.lane.conftest import WITHIN_S
-from tests.lane.pair import LAST, Pair, chunked, connected, everything, request, statuses, told
+from tests.lane.ways import LAST, Ways, chunked, connected, everything, request, statuses, told
 
 GOOD = b'{"inputs": [5]}'
 
 
 @pytest.fixture
-def fast(pair: Pair) -> Service:
-    return pair.fast
+def fast(ways: Ways) -> Service:
+    return ways.lane
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def closed_app(fast: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         await send({"type": "http.response.body"})
 
     monkeypatch.setattr(fast.app, "middleware_stack", nothing)
+    monkeypatch.setattr(fast.app, "hot_routes", [])
 
 
 def path(stream: str, what: str = "step") -> str:

@@ -1,4 +1,4 @@
-"""Two services that differ in nothing but the lane, and raw requests to both."""
+"""Services that differ in nothing but the way that requests take in them, and raw requests to all."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ _STATE_ID = re.compile(rb"[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes; no other text o
 
 
 @dataclass
-class Pair:
-    """The same service with the lane and without."""
+class Ways:
+    """The same service three times: with the lane, with the short way through ASGI, with the declared routes alone."""
 
-    fast: Service
+    lane: Service
+    short: Service
     declared: Service
 
-    def answers(self, *parts: bytes) -> tuple[bytes, bytes]:
-        """Send the parts to both, one after the other, and return what came back until each closed."""
-        return told(self.fast, parts), told(self.declared, parts)
+    def answer(self, *parts: bytes) -> bytes:
+        """Send the parts to each, and return what came back until it closed: everywhere the same."""
+        answer = told(self.declared, parts)
+        for name, other in (("short way", told(self.short, parts)), ("lane", told(self.lane, parts))):
+            assert other == answer, f"the {name} answers {other!r}, the declared route {answer!r}, to {parts!r}"
+        return answer
 
 
 def told(service: Service, parts: Iterable[bytes]) -> bytes:

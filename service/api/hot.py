@@ -1,0 +1,128 @@
+"""The table of hot routes, and what their requests' heads say: for the fast lane, and for the short way through ASGI.
+
+A further hot route is a row here: the pattern of its path, and a function that makes a `Call` of a request. The route
+stays declared in FastAPI; a request whose head is in any way unusual is left to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from service.api.calls import Call, ColumnsCall, StepCall
+from service.api.context import Context
+from service.engine.types import StreamKey
+from service.wire import Format
+from service.wire.formats import format_of_answer, format_of_body
+
+VERSION: Final = r"version=([1-9][0-9]{0,8})"
+"""Pattern of the one query that hot requests may have."""
+
+KEY_LIMIT: Final = 255
+"""Characters of an Idempotency-Key."""
+
+_MODEL: Final = r"/v1/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
+_STREAM: Final = r"/streams/(?!\.{1,2}/)([A-Za-z0-9._:@-]{1,128})"
+_ASKED: Final = frozenset({
+    b"authorization", b"idempotency-key", b"origin", b"host", b"content-type", b"accept", b"content-length",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What the headers of a plain request say.
+
+    Attributes:
+        authorization: As sent, or None.
+        idempotency_key: 1 to 255 characters, or None.
+        origin: The browser's page, or None.
+        host: As sent, or None.
+        length: Of the body, in bytes, or None.
+        form: The format of the body.
+        answer_form: The format of the answer.
+    """
+
+    authorization: str | None
+    idempotency_key: str | None
+    origin: str | None
+    host: str | None
+    length: int | None
+    form: Format
+    answer_form: Format
+
+
+def fields_of(headers: Iterable[tuple[bytes, bytes]]) -> Fields | None:
+    """Return what headers say, None where one that matters is said twice or wrongly.
+
+    Args:
+        headers: Names in lower case, and values.
+    """
+    found: dict[bytes, str] = {}
+    for name, value in headers:
+        if name in _ASKED:
+            if name in found:
+                return None
+            found[name] = value.decode("latin-1")
+    key, length = found.get(b"idempotency-key"), found.get(b"content-length")
+    if (key is not None and not 1 <= len(key) <= KEY_LIMIT) or (length is not None and not length.isdecimal()):
+        return None
+    form = format_of_body(found.get(b"content-type"))
+    return Fields(
+        found.get(b"authorization"),
+        key,
+        found.get(b"origin"),
+        found.get(b"host"),
+        None if length is None else int(length),
+        form,
+        format_of_answer(found.get(b"accept"), form),
+    )
+
+
+class HotRoute(NamedTuple):
+    """A hot route; its method is POST.
+
+    Attributes:
+        prefix: How its paths begin.
+        path: The pattern of its paths; whatever it does not match is left to the declared route.
+        call: Makes the call, of what the pattern's groups matched, the version that was asked for, and the headers.
+            Raises the `ServiceError` that the declared route would answer.
+    """
+
+    prefix: str
+    path: str
+    call: Callable[[Context, Sequence[str], int | None, Fields], Call]
+
+
+def call_of(route: HotRoute, context: Context, parts: Sequence[str], version: int | None, fields: Fields) -> Call:
+    """Return what a request asks for, once it is sure that its head is allowed.
+
+    Raises:
+        ServiceError: It is refused.
+    """
+    if fields.origin is not None:
+        context.demand_own_origin(fields.origin, fields.host)
+    return route.call(context, parts, version, fields)
+
+
+def _step(context: Context, parts: Sequence[str], version: int | None, fields: Fields) -> StepCall:
+    model, stream, what = parts
+    tenant = context.caller(fields.authorization, "step").tenant
+    served = context.engine.shelf.get(model, version)
+    key = StreamKey(tenant, served.name, stream)
+    how = (what == "steps", version, fields.idempotency_key, fields.form, fields.answer_form)
+    return StepCall(context, served, key, *how)
+
+
+def _columns(context: Context, parts: Sequence[str], version: int | None, fields: Fields) -> ColumnsCall:
+    model, what = parts
+    tenant = context.caller(fields.authorization, "step").tenant
+    served = context.engine.shelf.get(model, version)
+    how = (what == "steps", version, fields.idempotency_key, fields.form, fields.answer_form)
+    return ColumnsCall(context, served, tenant, *how)
+
+
+HOT_ROUTES: Final = (
+    HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(steps?)", _step),
+    HotRoute("/v1/models/", f"{_MODEL}/(steps?)", _columns),
+)
