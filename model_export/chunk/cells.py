@@ -94,7 +94,7 @@ def emit_operator(builder: Builder, loop: Loop) -> bool:
     timed = emitter.op("Transpose", y, perm=[1, 2, 0, 3])  # (1, rows, T, units)
     after = {}
     if outputs[0]:
-        builder.know(outputs[0], emitter.flat(timed, 1, (1, *builder.facts[outputs[0]].row[1:])))
+        builder.know(outputs[0], emitter.flat(timed, 2, builder.facts[outputs[0]].row))
         after[outputs[0]] = emitter.op("Unsqueeze", last[0], emitter.ints([0]))
     if outputs[1]:
         builder.know(outputs[1], emitter.flat(timed, 1, builder.facts[outputs[1]].row))

@@ -70,7 +70,7 @@ def choose_chunk(
                 refusals.append(ChunkChoice("step", f"{how}: onnxruntime does not run it"))
                 continue
             timings = _measure(step, model)
-            if (why := _not_worth(timings)) is None:
+            if (why := not_worth(timings)) is None:
                 return graph, described, ChunkChoice("dynamic", how, timings)
             refusals.append(ChunkChoice("step", f"{how}: {why}", timings))
     except NoChunkError as exc:
@@ -90,7 +90,8 @@ def _equal(step: StepModel, model: StepModel, sample: Mapping[str, Array], toler
     )
 
 
-def _not_worth(timings: Sequence[Timing]) -> str | None:
+def not_worth(timings: Sequence[Timing]) -> str | None:
+    """Return why a graph with a time axis that took so long is not worth having; None where it is."""
     for t in timings:
         if t.steps == 1 and t.dynamic > t.stepwise * SLOWER + SLOWER_US:
             return f"a single step of {t.rows} streams takes {t.dynamic:.1f} us instead of {t.stepwise:.1f}"

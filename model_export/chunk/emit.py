@@ -15,8 +15,10 @@ from onnx import helper, numpy_helper
 
 from model_export.chunk.reading import Fact, subgraphs, uses
 
-PREFIX = "chunk/"
-LENGTHS = f"{PREFIX}lengths"
+PREFIX = "chunk/of/"
+"""Before the name of a step graph's tensor, of its flat form."""
+
+LENGTHS = "chunk/lengths"
 """Tensor: rows and timesteps, int64[2]."""
 
 
@@ -39,7 +41,7 @@ class Emitter:
     def fresh(self, what: str) -> str:
         """Return a name that is not taken."""
         self._count += 1
-        return f"{PREFIX}{self._count}/{what}"
+        return f"chunk/{self._count}/{what}"
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output and return that tensor's name."""

@@ -20,7 +20,7 @@ from model_export.manifest import Manifest, OutputSpec, TensorSpec
 
 TIME, BATCH = "time", "batch"
 _STEP = "step/"
-_CONDITION = ("chunk/first_row", "chunk/steps", "chunk/one", "chunk/is_step", "chunk/zero")
+_CONDITION = ("time/first_row", "time/steps", "time/one", "time/is_step", "time/zero")
 
 
 def dynamic_graphs(

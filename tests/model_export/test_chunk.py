@@ -1,0 +1,284 @@
+"""Graphs with a time axis: made of step graphs of every build, and equal to their single steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from model_export.chunk.choice import Timing
+from model_export.chunk.choosing import choose_chunk, not_worth
+from model_export.chunk.graph import TIME, dynamic_graphs, dynamic_manifest
+from model_export.chunk.reading import NoChunkError
+from model_export.compare import Tolerance
+from model_export.manifest import Array, Manifest
+from model_export.step_model import StepModel
+from model_export.stepping import chunked, stepped
+from tests import graphs
+
+AT_ONCE, INSIDE = "all timesteps at once", "timestep by timestep inside one run"
+STRICT = Tolerance(1e-5, 1e-5)
+
+
+def stateful(name: str, text: str, state: list[int], weights: dict[str, Array] | None = None) -> graphs.Built:
+    """A graph with one input `x` of [2], one state `s` and one output `y` of [2]."""
+    graph = graphs.graph_from_text(f"{name} (float[B,2] x, float[B,{','.join(map(str, state))}] s) => "
+                                   f"(float[B,2] y, float[B,{','.join(map(str, state))}] s_next) {{{text}}}",
+                                   weights)  # fmt: skip
+    total = graphs.total()[1]
+    states = [total.states[0].model_copy(update={"shape": state})]
+    return graph, total.model_copy(update={"states": states})
+
+
+def ring(dilation: int = 3) -> graphs.Built:
+    """The sum of this timestep, and of those `dilation` and twice `dilation` timesteps ago: a ring buffer."""
+    back = 2 * dilation
+    return stateful(
+        "ring",
+        f"""one = Constant <value = int64[1] {{1}}> ()
+            end = Constant <value = int64[1] {{{back + 1}}}> ()
+            new = Unsqueeze (x, one)
+            window = Concat <axis = 1> (s, new)
+            s_next = Slice (window, one, end, one)
+            at = Constant <value = int64[3] {{0, {dilation}, {back}}}> ()
+            taps = Gather <axis = 1> (window, at)
+            y = ReduceSum <keepdims = 0> (taps, one)""",
+        [back, 2],
+    )
+
+
+def ring_behind() -> graphs.Built:
+    """A ring buffer with channels in front of the timesteps, all of them looked at."""
+    return stateful(
+        "ring_behind",
+        """two = Constant <value = int64[1] {2}> ()
+           one = Constant <value = int64[1] {1}> ()
+           far = Constant <value = int64[1] {1000}> ()
+           new = Unsqueeze (x, two)
+           window = Concat <axis = 2> (s, new)
+           s_next = Slice (window, one, far, two)
+           y = ReduceMax <axes = [2], keepdims = 0> (window)""",
+        [2, 4],
+    )
+
+
+def delay() -> graphs.Built:
+    """This timestep minus the last one."""
+    return stateful("delay", "y = Sub (x, s)\n s_next = Tanh (x)", [2])
+
+
+def lstm_operator() -> graphs.Built:
+    """ONNX's own LSTM on one timestep, batch on axis 1 inside."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(0, 0.5, shape).astype(np.float32)
+               for name, shape in (("W", (1, 12, 2)), ("R", (1, 12, 3)), ("V", (3, 2)))}  # fmt: skip
+    graph = graphs.graph_from_text(
+        """
+        op (float[B,2] x, float[B,3] h, float[B,3] c) => (float[B,2] y, float[B,3] h_next, float[B,3] c_next) {
+            zero = Constant <value = int64[1] {0}> ()
+            both = Constant <value = int64[2] {0, 1}> ()
+            seq = Unsqueeze (x, zero)
+            h0 = Unsqueeze (h, zero)
+            c0 = Unsqueeze (c, zero)
+            all, h1, c1 = LSTM <hidden_size = 3> (seq, W, R, , , h0, c0)
+            h_next = Squeeze (h1, zero)
+            c_next = Squeeze (c1, zero)
+            seen = Squeeze (all, both)
+            y = MatMul (seen, V)
+        }""",
+        weights,
+    )
+    states = [graphs.lstm(2, 3)[1].states[0], graphs.lstm(2, 3)[1].states[1]]
+    return graph, graphs.lstm(2, 3)[1].model_copy(update={"states": states})
+
+
+def two_loops() -> graphs.Built:
+    """A running sum of the answers of a leaky cell, which hangs on nothing behind it."""
+    graph = graphs.graph_from_text("""
+        two (float[B,2] x, float[B,2] s, float[B,2] t) => (float[B,2] y, float[B,2] s_next, float[B,2] t_next) {
+            seen = Tanh (x)
+            sum = Add (s, seen)
+            s_next = Sin (sum)
+            wide = Exp (s_next)
+            t_next = Add (t, wide)
+            late = Add (t, s)
+            y = Sub (late, wide)
+        }""")
+    total = graphs.total()[1]
+    second = total.states[0].model_copy(update={"input": "t", "output": "t_next"})
+    return graph, total.model_copy(update={"states": [total.states[0], second]})
+
+
+GRAPHS = {
+    "fold": (graphs.fold, INSIDE), "count": (graphs.count, INSIDE), "two_inputs": (graphs.two_inputs, INSIDE),
+    "latch": (graphs.latch, INSIDE), "lstm": (graphs.lstm, INSIDE), "total": (graphs.total, INSIDE),
+    "time_axis": (graphs.time_axis, INSIDE), "scaled": (graphs.scaled, INSIDE), "two_loops": (two_loops, INSIDE),
+    "ring": (ring, AT_ONCE), "ring_behind": (ring_behind, AT_ONCE), "delay": (delay, AT_ONCE),
+    "lstm_operator": (lstm_operator, AT_ONCE),
+}  # fmt: skip
+
+
+def ways(build: graphs.Build) -> dict[str, onnx.ModelProto]:
+    graph, manifest = build()
+    return {
+        f"{i} {how}": proto for i, (how, proto) in enumerate(dynamic_graphs(onnx.load_from_string(graph), manifest))
+    }
+
+
+def load(proto: onnx.ModelProto, manifest: Manifest) -> StepModel:
+    return StepModel(proto.SerializeToString(), dynamic_manifest(manifest))
+
+
+def sequence(manifest: Manifest, rows: int, steps: int) -> dict[str, Array]:
+    rng = np.random.default_rng(7)
+    return {s.name: rng.integers(0, 2 if s.dtype == "bool" else 5, (rows, steps, *s.shape)).astype(s.dtype)
+            for s in manifest.inputs}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_chunk_equals_its_steps_however_it_is_run(name: str) -> None:
+    build, first = GRAPHS[name]
+    graph, manifest = build()
+    data = sequence(manifest, 3, 11)
+    want = stepped(StepModel(graph, manifest), data)
+
+    made = ways(build)
+    assert next(iter(made)) == f"0 {first}"
+    for proto in made.values():
+        model = load(proto, manifest)
+        for lengths in ([11], [1, 2, 5]):
+            for found, expected in zip(chunked(model, data, lengths), want, strict=True):
+                assert all(STRICT.holds(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_single_step_is_bit_for_bit_that_of_the_step_graph(name: str) -> None:
+    graph, manifest = GRAPHS[name][0]()
+    data = sequence(manifest, 2, 5)
+    want, states = stepped(StepModel(graph, manifest), data)
+
+    for proto in ways(GRAPHS[name][0]).values():
+        got, after = stepped(load(proto, manifest), data)
+        assert all(np.array_equal(got[key], want[key]) for key in want)
+        assert all(np.array_equal(after[key], states[key]) for key in states)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_graph_is_sound_and_holds_each_weight_once(name: str) -> None:
+    before = onnx.load_from_string(GRAPHS[name][0]()[0])
+    weights = {init.name for init in before.graph.initializer}
+
+    for proto in ways(GRAPHS[name][0]).values():
+        onnx.checker.check_model(proto, full_check=True)
+        inner = [a.g for node in proto.graph.node for a in node.attribute if a.HasField("g")]
+        assert weights <= {init.name for init in proto.graph.initializer}
+        assert not any(branch.initializer for branch in inner)
+
+
+def test_onnxruntime_takes_the_branch_away_for_single_steps(tmp_path: Path) -> None:
+    """What a single step costs is what the step graph costs, but for the axis of length 1."""
+    (proto, *_) = ways(graphs.lstm).values()
+    options = ort.SessionOptions()
+    options.add_free_dimension_override_by_name(TIME, 1)
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    ort.InferenceSession(proto.SerializeToString(), options)
+
+    assert "If" not in {node.op_type for node in onnx.load(tmp_path / "seen.onnx").graph.node}
+
+
+def test_a_dilated_window_is_not_made_whole() -> None:
+    """Only the timesteps that are looked at are gathered, not the 200 between them."""
+    (proto, *_) = ways(lambda: ring(100)).values()
+    model = load(proto, ring(100)[1])
+    data = sequence(model.manifest, 1, 300)
+
+    assert "Gather" not in {node.op_type for node in _chunk_branch(proto).node if "window" in node.input}
+    assert STRICT.holds(chunked(model, data, [300])[0]["y"], stepped(StepModel(*ring(100)), data)[0]["y"])
+
+
+def _chunk_branch(proto: onnx.ModelProto) -> onnx.GraphProto:
+    (choice,) = (node for node in proto.graph.node if node.op_type == "If")
+    return next(a.g for a in choice.attribute if a.name == "else_branch")
+
+
+REFUSED = {
+    "noisy": (graphs.noisy, "it draws random numbers"),
+    "batch_axis_1": (graphs.no_batch_axis, "it runs one row at a time"),
+    "moving_sum": (graphs.moving_sum, "it has host-side windows"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_graph_that_chunks_are_not_made_of_says_why(name: str) -> None:
+    build, why = REFUSED[name]
+    with pytest.raises(NoChunkError, match=why):
+        ways(build)
+
+
+def test_an_old_opset_says_why() -> None:
+    graph, manifest = graphs.total()
+    proto = onnx.load_from_string(graph)
+    proto.opset_import[0].version = 13
+    with pytest.raises(NoChunkError, match="opset is 13"):
+        list(dynamic_graphs(proto, manifest))
+
+
+# -------------------------------------------------------------------- choosing
+
+
+def test_a_graph_that_chunks_are_not_made_of_stays_as_it_is() -> None:
+    graph, manifest = graphs.moving_sum()
+    proto, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, (), [], STRICT)
+
+    assert (choice.chunk, choice.why, choice.gain) == ("step", "it has host-side windows", 1.0)
+    assert (proto.SerializeToString(), described) == (onnx.load_from_string(graph).SerializeToString(), manifest)
+
+
+def test_a_ring_buffer_is_worth_a_time_axis() -> None:
+    graph, manifest = ring()
+    data = sequence(manifest, 3, 20)
+    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, (), [data], STRICT)
+
+    assert (described.time.chunk, choice.chunk, choice.why) == ("dynamic", "dynamic", AT_ONCE)
+    assert choice.gain > 3
+    assert [(timing.rows, timing.steps) for timing in choice.timings] == [(1, 1), (1, 100), (32, 1), (32, 100)]
+
+
+def test_a_chunk_that_differs_from_its_steps_is_not_taken() -> None:
+    """Rows that depend on how many there are: onnxruntime runs it, but a chunk is not its steps."""
+    built = stateful(
+        "counts",
+        """n = Shape <start = 0, end = 1> (x)
+           rows = Cast <to = 1> (n)
+           sum = Add (s, x)
+           s_next = Identity (sum)
+           y = Mul (x, rows)""",
+        [2],
+    )
+    _, described, choice = choose_chunk(
+        onnx.load_from_string(built[0]), built[1], (), [sequence(built[1], 2, 5)], STRICT
+    )
+
+    assert described.time.chunk == choice.chunk
+    assert choice.why != AT_ONCE
+
+
+SLOW_STEP = [Timing(1, 1, 20.0, 23.1), Timing(1, 100, 2000.0, 100.0)]
+SLOW_BATCH = [Timing(1, 1, 20.0, 20.0), Timing(1, 100, 2000.0, 100.0), Timing(32, 100, 3000.0, 3300.0)]
+NO_GAIN = [Timing(1, 1, 200.0, 200.0), Timing(1, 100, 20_000.0, 17_000.0)]
+GOOD = [Timing(1, 1, 20.0, 22.9), Timing(1, 100, 2000.0, 100.0), Timing(32, 1, 40.0, 43.9), Timing(32, 100, 3.0, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("timings", "why"),
+    [(SLOW_STEP, "a single step of 1 streams takes 23.1 us instead of 20.0"),
+     (SLOW_BATCH, "a chunk of 100 timesteps of 32 streams is 0.91 times as quick"),
+     (NO_GAIN, "a chunk of 100 timesteps of 1 streams is 1.18 times as quick"), (GOOD, None)],
+)  # fmt: skip
+def test_chunks_are_taken_where_single_steps_stay_quick_and_chunks_become_so(
+    timings: list[Timing], why: str | None
+) -> None:
+    assert not_worth(timings) == why
