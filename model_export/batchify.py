@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
-_TRIES = 64  # dead ends; a graph that can be read in more ways than that is not one for guessing
+_TRIES = 32  # dead ends; a graph that can be read in more ways than that is not one for guessing
 
 
 def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
@@ -67,37 +67,51 @@ class _Given(NamedTuple):
     shape: tuple[int, ...]
     axis: int
     is_windowed: bool
+    is_state: bool
 
 
 def _given(manifest: Manifest) -> dict[str, _Given]:
     context = {window.input: window for window in manifest.windows}
     given = {}
-    for name, dtype, row, axis in [
-        *((i.name, i.dtype, i.graph_row_shape, i.batch_axis) for i in manifest.inputs),
-        *((s.input, s.dtype, s.row_shape, s.batch_axis) for s in manifest.states),
+    for name, dtype, row, axis, is_state in [
+        *((i.name, i.dtype, i.graph_row_shape, i.batch_axis, False) for i in manifest.inputs),
+        *((s.input, s.dtype, s.row_shape, s.batch_axis, True) for s in manifest.states),
     ]:
         if axis is None:
             raise RefusedModelError(
-                f"{name!r} of {manifest.name} has the shape {list(row)}, with no axis of length 1 for a batch.",
+                f"{name!r} of {manifest.name} has the shape {list(row)} and no batch axis.",
                 fix="Leave out `--batchify`: it runs one row at a time.",
             )
         lengths = list(row)
         if name in context:
             lengths[context[name].axis] += context[name].context
-        given[name] = _Given(dtype, (*lengths[:axis], 1, *lengths[axis:]), axis, name in context)
+        given[name] = _Given(dtype, (*lengths[:axis], 1, *lengths[axis:]), axis, name in context, is_state)
     return given
 
 
-def _axis_choices(given: Mapping[str, _Given]) -> Iterator[dict[str, int]]:
-    """Yield batch axes for all inputs and states: those of the manifest, then any other axes of length 1."""
+def _axis_choices(given: Mapping[str, _Given]) -> list[dict[str, int]]:
+    """Return batch axes for all inputs and states: those of the manifest first, then other axes of length 1.
+
+    States are taken to agree with one another, and inputs as well: each takes its first such axis, or its second, ...
+    """
     options = {
-        name: [tensor.axis, *(a for a, n in enumerate(tensor.shape) if n == 1 and a != tensor.axis)]
-        if not tensor.is_windowed
-        else [tensor.axis]
+        name: [tensor.axis] if tensor.is_windowed else sorted(_ones(tensor.shape), key=lambda a: a != tensor.axis)
         for name, tensor in given.items()
     }
-    for choice in product(*options.values()):
-        yield dict(zip(options, choice, strict=True))
+    most = range(max(len(axes) for axes in options.values()))
+    choices: list[dict[str, int]] = []
+    for of_inputs, of_states in product(most, most):
+        choice = {
+            name: axes[min(of_states if given[name].is_state else of_inputs, len(axes) - 1)]
+            for name, axes in options.items()
+        }
+        if choice not in choices:
+            choices.append(choice)
+    return choices
+
+
+def _ones(shape: Sequence[int]) -> list[int]:
+    return [axis for axis, length in enumerate(shape) if length == 1]
 
 
 def _declared_open(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.ModelProto:

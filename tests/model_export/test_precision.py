@@ -50,7 +50,7 @@ def test_the_tolerance_follows_the_precision(precision: Precision, atol: float, 
 @pytest.mark.parametrize("precision", [Precision("fp16"), Precision("int8"), Precision(store_dtype="float16")])
 def test_the_report_says_by_how_much_the_answers_moved(precision: Precision) -> None:
     lowered = precision.lower(candidate(wide_lstm))
-    _, report = prove(lowered, atol=precision.atol, rtol=precision.rtol)
+    _, report = prove(lowered, atol=precision.atol, rtol=precision.rtol, long_steps=100)
 
     assert 1e-5 < report.parity.max_abs < precision.atol
     assert report.parity.atol == precision.atol
@@ -59,7 +59,7 @@ def test_the_report_says_by_how_much_the_answers_moved(precision: Precision) -> 
 @pytest.mark.parametrize("precision", [Precision("fp16"), Precision("int8"), Precision(store_dtype="float16")])
 def test_full_precision_is_not_claimed(precision: Precision) -> None:
     with pytest.raises(ParityError):
-        prove(precision.lower(candidate(wide_lstm)))
+        prove(precision.lower(candidate(wide_lstm)), long_steps=100)
 
 
 def test_what_became_smaller_is_told_in_bytes() -> None:
@@ -72,7 +72,7 @@ def test_what_became_smaller_is_told_in_bytes() -> None:
 
 
 def test_the_manifest_says_what_the_weights_are_stored_as(tmp_path: Path) -> None:
-    content, _ = prove(Precision("fp16").lower(candidate(wide_lstm)), atol=1e-2)
+    content, _ = prove(Precision("fp16").lower(candidate(wide_lstm)), atol=1e-2, long_steps=100)
     (tmp_path / "m.onnx").write_bytes(content)
 
     assert StepModel(tmp_path / "m.onnx").manifest.model_dump()["weights"] == "fp16"
@@ -145,4 +145,4 @@ def test_a_state_beyond_float16_fails_the_proof() -> None:
         return graph, graphs.total(1)[1]
 
     with pytest.raises(ParityError):
-        prove(Precision(store_dtype="float16").lower(candidate(far)), atol=1.0, rtol=0.1)
+        prove(Precision(store_dtype="float16").lower(candidate(far)), atol=1.0, rtol=0.1, long_steps=100)

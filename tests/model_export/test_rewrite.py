@@ -260,7 +260,7 @@ def test_an_operator_that_fails_on_two_rows_is_named(tmp_path: Path) -> None:
 def test_a_state_without_an_axis_for_rows_is_refused(tmp_path: Path) -> None:
     problem = refusal(tmp_path, graphs.no_batch_axis()[0], "batchify")
 
-    assert problem == "'s' of found has the shape [3], with no axis of length 1 for a batch."
+    assert problem == "'s' of found has the shape [3] and no batch axis."
 
 
 def test_a_graph_that_runs_rows_together_needs_no_rewriting(tmp_path: Path) -> None:
