@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -51,8 +53,8 @@ class Metrics(EngineObserver):
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"stepwell_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, label: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
-            return Histogram(f"stepwell_{name}", text, [label], buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float] = _SECONDS) -> _Histogram:
+            return _Histogram(f"stepwell_{name}", text, [label], buckets=buckets, registry=registry)
 
         def gauge(name: str, text: str, workers: _Together, *labels: str) -> Gauge:
             return Gauge(f"stepwell_{name}", text, labels, multiprocess_mode=workers, registry=registry)
@@ -110,9 +112,7 @@ class Metrics(EngineObserver):
 
     def answered(self, model: str, seconds: Sequence[float]) -> None:
         """Count answers of the engine."""
-        observe = self._step_s[(model,)].observe
-        for each in seconds:
-            observe(each)
+        self._step_s[(model,)].observe_all(seconds)
 
     def store(self, op: str, seconds: float) -> None:
         """Count a round trip to the store."""
@@ -175,6 +175,17 @@ class _Labelled(dict[tuple[str, ...], _M], Generic[_M]):
     def __missing__(self, labels: tuple[str, ...]) -> _M:
         child = self[labels] = self._metric.labels(*labels)
         return child
+
+
+class _Histogram(Histogram):
+    """A histogram that counts many values at once: a value alone costs as much as a part of the step it is about."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """Count values."""
+        self._sum.inc(sum(amounts))
+        bounds = self._upper_bounds
+        for bucket, n in Counts([bisect_left(bounds, amount) for amount in amounts]).items():
+            self._buckets[bucket].inc(n)
 
 
 class _WithoutCreated(Collector):

@@ -58,6 +58,18 @@ def told() -> Metrics:
     return metrics
 
 
+def test_answers_that_are_told_together_are_counted_like_each_alone() -> None:
+    together, alone = Metrics("1"), Metrics("1")
+    seconds = [0.0001, 0.00011, 0.004, 0.2, 0.2, 30.0]
+    together.answered("pump", seconds)
+    for each in seconds:
+        alone.answered("pump", [each])
+
+    assert together.render() == alone.render()
+    assert value(together.render()[0], "stepwell_step_seconds_bucket", model="pump", le="0.0001") == 1
+    assert value(together.render()[0], "stepwell_step_seconds_count", model="pump") == len(seconds)
+
+
 def samples(page: bytes) -> dict[tuple[str, Labels], float]:
     """Every sample of a page by name and labels; one that stands there twice is an error."""
     found: dict[tuple[str, Labels], float] = {}

@@ -10,6 +10,7 @@ from model_export.manifest import Array
 from service.store.record_rows import HEAD
 
 MISSING = 0  # the slot of streams that are not here; it holds what a new stream begins with
+_OPAQUE = np.dtype(f"V{HEAD.itemsize}")  # moved as a whole: NumPy would copy field by field, ten times as long
 _OVERHEAD = 260  # bytes of Python objects around one record: its name, a dict entry, two list slots
 
 
@@ -29,7 +30,7 @@ class StateCache:
             limit_bytes: Memory for it all. It is taken as records come, not at once.
         """
         self._row_bytes = HEAD.itemsize + len(state) + 8 + _OVERHEAD
-        self._heads = head
+        self._heads = head.view(_OPAQUE)
         self._states = np.frombuffer(state, np.uint8)[None]
         self._refreshed = np.full(1, -np.inf)
         self._forget()
@@ -63,22 +64,23 @@ class StateCache:
         self._asked_for[slot] = 1
         return slot
 
-    def heads(self, slots: Sequence[int]) -> Array:
+    def heads(self, slots: Array) -> Array:
         """Return copies of the headers, `(slots,)` of `HEAD`."""
-        return self._heads[slots]
+        return self._heads.take(slots).view(HEAD)
 
-    def states(self, slots: Sequence[int]) -> Array:
+    def states(self, slots: Array) -> Array:
         """Return copies of the packed states, `(slots, bytes)` uint8."""
-        return self._states[slots]
+        return self._states.take(slots, axis=0)
 
-    def refreshed(self, slots: Sequence[int]) -> Array:
+    def refreshed(self, slots: Array) -> Array:
         """Return when, on the store's clock, each record's expiry was surely set, `(slots,)` float64."""
-        return self._refreshed[slots]
+        return self._refreshed.take(slots)
 
     def put(self, names: Sequence[str], heads: Array, states: Array, refreshed: Array | float) -> None:
         """Remember what the store now holds; shapes as above."""
-        slots = [self._slot_of.get(name) or self._take(name) for name in names]
-        self._heads[slots] = heads
+        find = self._slot_of.get
+        slots = np.array([find(name) or self._take(name) for name in names], np.intp)
+        self._heads[slots] = heads.view(_OPAQUE)
         self._states[slots] = states
         self._refreshed[slots] = refreshed
 

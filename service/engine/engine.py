@@ -389,7 +389,7 @@ def _record_to_replace(raw: bytes | None, intent: Intent) -> tuple[Record | None
 def _initial_record(served: ServedModel, current: Record | None, intent: Intent, *, had_key: bool) -> Record:
     now = int(time.time() * 1000)
     before = NO_CHAIN if current is None else current.chain
-    [chain] = next_chains(before, Kind.RESET, [intent.op_id], served.fingerprint)
+    [chain] = next_chains([before], Kind.RESET, [intent.op_id], served.fingerprint)
     return Record(
         epoch=secrets.randbits(64),
         step=0,

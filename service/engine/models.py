@@ -72,7 +72,7 @@ class ModelShelf:
         """
         self._folders = list(folders)
         self._load = load
-        self._models: dict[str, dict[int, ServedModel]] = {}
+        self._models: dict[str, dict[int, ServedModel]] = {}  # versions by name, the default first
         self._retired: dict[str, list[ServedModel]] = {}
         self._turn = asyncio.Lock()
 
@@ -99,7 +99,7 @@ class ModelShelf:
                 fix="Check the name, or put the file into the models folder and POST /v1/models/reload.",
             )
         if version is None:
-            return versions[max(versions)]
+            return next(iter(versions.values()))
         if version not in versions:
             raise ServiceError(
                 "model_not_found",
@@ -143,7 +143,7 @@ class ModelShelf:
             if model is not None:
                 found.setdefault(name, {})[version] = model
         self._retire(found)
-        self._models = found
+        self._models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in found.items()}
         return report
 
     def _retire(self, found: dict[str, dict[int, ServedModel]]) -> None:

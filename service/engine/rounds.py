@@ -127,7 +127,7 @@ class Rounds:
         if not run:
             return again
         if len(run) < len(rows):
-            rows, slots, heads = [rows[at] for at in run], [slots[at] for at in run], heads[run]
+            rows, slots, heads = [rows[at] for at in run], slots[run], heads[run]
         states = self._cache.states(slots)
         refreshed = self._cache.refreshed(slots)
         self._fill_in(rows, heads, states)
@@ -142,7 +142,7 @@ class Rounds:
 
     # ---------------------------------------------------------------- looking and deciding
 
-    async def _look(self, rows: Sequence[Pending], deadline: float) -> list[int]:
+    async def _look(self, rows: Sequence[Pending], deadline: float) -> Array:
         """See every row's stream: the cached record, else the store's; return the slots of the cached ones."""
         misses = 0
         while True:
@@ -154,7 +154,7 @@ class Rounds:
             misses += len(unread)
             await self._load(unread, deadline)  # meanwhile other batches may take slots: look again
         self._observer.cache(len(rows) - misses, misses)
-        return slots
+        return np.array(slots, np.intp)
 
     async def _load(self, rows: Sequence[Pending], deadline: float) -> None:
         keyed = [row for row in rows if row.timestep.idempotency_key is not None]
@@ -176,12 +176,12 @@ class Rounds:
     def _runnable(self, rows: Sequence[Pending], heads: Array, again: list[Pending]) -> list[int]:
         """Decide every row: return those to run; the others are answered, or join `again` for a fresh look."""
         run: list[int] = []
-        steps, chains = heads["step"].tolist(), heads["chain"].tobytes()
+        steps, chains = heads["step"].tolist(), heads["chain"].tolist()
         for at, row in enumerate(rows):
             if row.fresh:
                 if self._may_run(row):
                     run.append(at)
-            elif surely_applies(steps[at], chains[16 * at : 16 * at + 16], row.timestep):
+            elif surely_applies(steps[at], chains[at], row.timestep):
                 run.append(at)
             else:  # a cached view never refuses or replays: only the store may say no
                 row.must_read = True
@@ -247,15 +247,16 @@ class Rounds:
         expect = [b"" if new else guard for new, guard in zip(begun, guards(heads), strict=True)]
         outputs = _kept(rows[0].timestep.keep, outputs)
         packed = pack_outputs(self._served.manifest.answered, outputs, len(rows))
-        chains = next_chains(heads["chain"].tobytes(), Kind.STEP, [row.op_id for row in rows], self._served.fingerprint)
+        chains = next_chains(heads["chain"].tolist(), Kind.STEP, [row.op_id for row in rows], self._served.fingerprint)
         self._step_on(rows, heads, chains)
+        keyed = [at for at, row in enumerate(rows) if row.timestep.idempotency_key is not None]
+        heads["flags"][keyed] |= HAD_KEY
         commits = [
             Commit(row.name, guard, record)
             for row, guard, record in zip(rows, expect, encode_rows(heads, packed, states), strict=True)
         ]
-        for at, row in enumerate(rows):
-            if row.timestep.idempotency_key is not None:
-                commits[at] = _with_entry(commits[at], row, heads[at], packed[at].tobytes())
+        for at in keyed:
+            commits[at] = _with_entry(commits[at], rows[at], heads[at], packed[at].tobytes())
         began = time.perf_counter()
         answers = await self._store.commit(commits, deadline=deadline, refreshed=float(refreshed.min()))
         self._observer.store("commit", time.perf_counter() - began)
@@ -281,7 +282,7 @@ class Rounds:
         length = rows[0].timestep.length
         heads["step"] += length
         heads["length"] = length
-        heads["flags"] = [Kind.STEP if row.timestep.idempotency_key is None else Kind.STEP | HAD_KEY for row in rows]
+        heads["flags"] = Kind.STEP
         heads["op_id"] = np.frombuffer(b"".join([row.op_id for row in rows]), "V16")
         heads["chain"] = np.frombuffer(b"".join(chains), "V16")
         heads["updated_ms"] = int(time.time() * 1000)

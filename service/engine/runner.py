@@ -59,10 +59,12 @@ class RunClock:
         return max((now - began for began in list(self.running.values())), default=0.0)
 
     def note(self, rows: int, seconds: float) -> None:
-        """Learn from a run how long a row takes."""
-        sample = seconds / rows
-        known = self.seconds_per_row
-        self.seconds_per_row = sample if math.isinf(known) else 0.8 * known + 0.2 * sample
+        """Learn from a run how long a row takes, slowly when it was long: the machine may have been busy elsewhere."""
+        sample, known = seconds / rows, self.seconds_per_row
+        if math.isinf(known):
+            self.seconds_per_row = sample
+        else:
+            self.seconds_per_row += (sample - known) * (0.5 if sample < known else 0.05)
 
 
 class ModelRunner:

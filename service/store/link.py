@@ -76,7 +76,8 @@ class Link(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         exchange = _Exchange(len(commands), loop.create_future())
         self._waiting.append(exchange)
-        self._transport.write(b"".join([hiredis.pack_command(cast("Any", command)) for command in commands]))
+        packed = [hiredis.pack_command(cast("Any", command)) for command in commands]
+        self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
         timer = loop.call_later(timeout, self.cut, "no reply in time")
         try:
             await exchange.done

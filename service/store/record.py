@@ -199,22 +199,22 @@ def digest16(*parts: bytes) -> bytes:
     return h.digest()
 
 
-def next_chains(chains: bytes, kind: Kind, op_ids: Sequence[bytes], fingerprint: bytes) -> list[bytes]:
+def next_chains(chains: Sequence[bytes], kind: Kind, op_ids: Sequence[bytes], fingerprint: bytes) -> list[bytes]:
     """Return the hash of each history that goes on by one operation, 16 bytes.
 
     The operation's name covers its inputs. The epoch is left out on purpose: a client that sends its inputs again
     after the store lost them gets the same state ids as the first time.
 
     Args:
-        chains: The histories so far, 16 bytes each, behind each other.
+        chains: The histories so far, 16 bytes each.
         kind: What all the operations are.
         op_ids: Their names.
         fingerprint: The model that ran them.
     """
     begun = hashlib.blake2b(kind.to_bytes(1, "little") + fingerprint, digest_size=16)
     after = []
-    for at, op_id in enumerate(op_ids):
+    for chain, op_id in zip(chains, op_ids, strict=True):
         h = begun.copy()
-        h.update(chains[16 * at : 16 * at + 16] + op_id)
+        h.update(chain + op_id)
         after.append(h.digest())
     return after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -32,6 +32,7 @@ HEAD: Final = np.dtype(
 )
 """A record's header, one element of an array of them."""
 
+_CRC_AT: Final = slice(84, 88)
 _GUARD: Final = np.dtype({"names": ["guard"], "formats": ["V56"], "offsets": [8], "itemsize": HEADER_BYTES})
 
 
@@ -50,7 +51,7 @@ def heads_of(records: Sequence[bytes]) -> Array:
 
 def guards(heads: Array) -> list[bytes]:
     """Return each header's 56 bytes that the store compares."""
-    return _slices(heads.view(_GUARD)["guard"].tobytes(), 56)
+    return heads.view(_GUARD)["guard"].tolist()  # type: ignore[no-any-return]  # of a void type: bytes
 
 
 def encode_rows(heads: Array, outputs: Array, states: Array) -> list[bytes]:
@@ -62,16 +63,12 @@ def encode_rows(heads: Array, outputs: Array, states: Array) -> list[bytes]:
         states: Packed states, `(rows, bytes)` uint8.
     """
     rows, end = len(heads), HEADER_BYTES + outputs.shape[1]
+    heads["output_bytes"], heads["state_bytes"], heads["crc"] = outputs.shape[1], states.shape[1], 0
     table = np.empty((rows, end + states.shape[1]), np.uint8)
-    written: Any = table[:, :HEADER_BYTES].view(HEAD)[:, 0]
-    written[:] = heads
-    written["output_bytes"], written["state_bytes"], written["crc"] = outputs.shape[1], states.shape[1], 0
+    table[:, :HEADER_BYTES] = heads.view(np.uint8).reshape(rows, HEADER_BYTES)
     table[:, HEADER_BYTES:end] = outputs
     table[:, end:] = states
-    width, raw = table.shape[1], memoryview(table.data).cast("B")
-    written["crc"] = [zlib.crc32(raw[at : at + width]) for at in range(0, rows * width, width)]
-    return _slices(table.tobytes(), width)
-
-
-def _slices(raw: bytes, width: int) -> list[bytes]:
-    return [raw[at : at + width] for at in range(0, len(raw), width)]
+    records = table.view(f"V{table.shape[1]}")[:, 0]
+    checksums = np.array([*map(zlib.crc32, records.tolist())], "<u4")
+    table[:, _CRC_AT] = checksums.view(np.uint8).reshape(rows, 4)
+    return records.tolist()  # type: ignore[no-any-return]  # of a void type: bytes

@@ -488,6 +488,25 @@ async def test_a_step_goes_on_when_its_caller_is_gone(folder: Path, redis_server
     assert ys(again) == fold_reference([5])
 
 
+async def test_a_stream_lives_its_time_after_each_step_whoever_made_it(folder: Path, redis_server: Server) -> None:
+    """Two workers in turn, with a time to live of which a quarter passes many times during the test."""
+    options, ttl_s = EngineOptions(request_timeout_s=0.1), 1.0
+    async with (
+        worker(redis_server.url, folder, options=options, stream_ttl_s=ttl_s) as one,
+        worker(redis_server.url, folder, options=options, stream_ttl_s=ttl_s) as two,
+    ):
+        lives = []
+        with redis_server.client() as client:
+            for n in range(60):
+                await (one if n // 10 % 2 else two).advance(step("a", n, seq=n + 1))
+                lives.append((client.pttl(record_key("default", FOLD, "a"))) / 1000)
+                await asyncio.sleep(0.02)
+
+    assert min(lives) > ttl_s - 0.1  # reading it takes a moment
+    assert max(lives) <= ttl_s * 1.25
+    assert sum(life < ttl_s * 1.24 for life in lives) > 10  # left alone most of the time
+
+
 async def test_a_packed_record_is_no_larger_than_header_output_and_state(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, models(tmp_path, lstm=lambda: lstm(8, 64))) as engine:
         await engine.advance(Timestep(StreamKey("default", "lstm", "a"), {"x": np.zeros((1, 8), np.float32)}))

@@ -173,6 +173,27 @@ async def test_an_idle_stream_lives_its_time_and_goes(any_server: Server, bench:
     await store.close()
 
 
+async def test_an_expiry_is_set_anew_only_when_less_than_the_time_to_live_may_be_left(
+    any_server: Server, bench: Bench
+) -> None:
+    """Law 6, with the moment of the last refresh known: after, within and at the edge of a quarter of the time."""
+    store = StateStore(any_server.url, stream_ttl_s=100)
+    first = await store.commit([write(bench.key, a_record(1))], deadline=now() + SOON)
+    assert first.refreshed is not None
+    with any_server.client() as client:
+        lives = []
+        for step, ago in enumerate((0.0, 19.0, 20.0 + 0.1, 26.0), 2):
+            client.pexpire(bench.key, int(125_000 - 1000 * ago))
+            at = store.clock() - ago
+            commit = write(bench.key, a_record(step), a_record(step - 1).guard)
+            done = await store.commit([commit], deadline=now() + SOON, refreshed=at)
+            lives.append((done.refreshed is None, client.pttl(bench.key)))
+    await store.close()
+
+    assert [kept for kept, _ in lives] == [True, True, False, False]
+    assert all(100_000 <= left <= 125_000 for _, left in lives)
+
+
 async def test_every_stream_is_listed_once_in_full_pages(bench: Bench) -> None:
     names = {f"listed-{n}" for n in range(250)}
     await bench.commit(*(write(record_key("default", "pages", name), a_record(3)) for name in names))

@@ -35,7 +35,7 @@ def a_record() -> Record:
 
 
 def after(chain: bytes, kind: Kind, op_id: bytes, fingerprint: bytes) -> bytes:
-    return next_chains(chain, kind, [op_id], fingerprint)[0]
+    return next_chains([chain], kind, [op_id], fingerprint)[0]
 
 
 @given(RECORDS)
@@ -120,7 +120,7 @@ def test_the_chain_tells_apart_every_part_of_a_history() -> None:
 def test_the_chains_of_a_batch_are_those_of_its_rows() -> None:
     chains, op_ids = [bytes([n]) * 16 for n in range(5)], [bytes([n + 9]) * 16 for n in range(5)]
 
-    together = next_chains(b"".join(chains), Kind.STEP, op_ids, b"f" * 8)
+    together = next_chains(chains, Kind.STEP, op_ids, b"f" * 8)
 
     assert together == [after(chain, Kind.STEP, op_id, b"f" * 8) for chain, op_id in zip(chains, op_ids, strict=True)]
 

@@ -1,0 +1,112 @@
+"""The worker's hot records: what is put is found again, within a bound of bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model_export.manifest import Array
+from service.engine.cache import MISSING, StateCache
+from service.store.record_rows import HEAD, blank_head
+
+STATE = b"begin..."
+ROOM = 420  # bytes that one record with such a state takes, about
+
+
+def a_cache(records: int) -> StateCache:
+    return StateCache(blank_head(b"f" * 8), STATE, records * ROOM)
+
+
+def put(cache: StateCache, *names: str, step: int = 1, refreshed: float = 5.0) -> None:
+    heads = np.zeros(len(names), HEAD)
+    heads["step"] = step
+    cache.put(names, heads, np.full((len(names), len(STATE)), step, np.uint8), refreshed)
+
+
+def slots(cache: StateCache, *names: str) -> Array:
+    return np.array([cache.find(name) for name in names])
+
+
+def test_what_was_put_is_found() -> None:
+    cache = a_cache(10)
+    put(cache, "a", "b", step=1, refreshed=3.0)
+    put(cache, "c", step=2, refreshed=4.0)
+
+    at = slots(cache, "c", "a")
+
+    assert cache.heads(at)["step"].tolist() == [2, 1]
+    assert cache.states(at).tolist() == [[2] * 8, [1] * 8]
+    assert cache.refreshed(at).tolist() == [4.0, 3.0]
+
+
+def test_what_was_put_again_is_replaced() -> None:
+    cache = a_cache(10)
+    put(cache, "a", step=1)
+    put(cache, "a", step=2)
+
+    assert (len(cache), cache.heads(slots(cache, "a"))["step"].tolist()) == (1, [2])
+
+
+def test_a_stream_that_is_not_here_looks_like_one_that_begins() -> None:
+    cache = a_cache(10)
+    put(cache, "a")
+
+    at = slots(cache, "b")
+
+    assert at.tolist() == [MISSING]
+    assert cache.heads(at)["step"].tolist() == [0]
+    assert cache.states(at).tobytes() == STATE
+    assert cache.refreshed(at).tolist() == [-np.inf]
+
+
+def test_a_stream_that_was_dropped_is_gone_and_its_slot_is_used_again() -> None:
+    cache = a_cache(2)
+    put(cache, "a", "b")
+    cache.drop("a")
+    cache.drop("never there")
+    put(cache, "c")
+
+    assert [bool(cache.find(name)) for name in "abc"] == [False, True, True]
+
+
+def test_a_full_cache_forgets_a_stream_that_was_not_asked_for() -> None:
+    cache = a_cache(10)
+    names = [f"s{n}" for n in range(100)]
+    for name in names:
+        put(cache, name)
+        cache.find("s0")
+
+    assert 5 < len(cache) < 20
+    assert cache.find("s0")
+    assert not cache.find("s1")
+
+
+def test_a_batch_larger_than_the_cache_leaves_no_wrong_record() -> None:
+    cache = a_cache(1)
+    heads = np.zeros(5, HEAD)
+    heads["step"] = range(1, 6)
+    cache.put("abcde", heads, np.zeros((5, len(STATE)), np.uint8), 1.0)
+
+    assert {n: cache.heads(slots(cache, n))["step"].tolist() for n in "abcde" if cache.find(n)} == {"e": [5]}
+
+
+def test_copies_do_not_change_with_the_cache() -> None:
+    cache = a_cache(10)
+    put(cache, "a", step=1)
+    at = slots(cache, "a")
+    heads, states = cache.heads(at), cache.states(at)
+    put(cache, "a", step=2)
+
+    assert (heads["step"].tolist(), states.max()) == ([1], 1)
+
+
+@pytest.mark.parametrize(("records", "kept"), [(20, True), (5, False)])
+def test_another_bound_keeps_what_fits_it(records: int, kept: bool) -> None:
+    cache = a_cache(10)
+    put(cache, *(f"s{n}" for n in range(8)), step=3)
+    cache.limit(records * ROOM)
+    put(cache, "new", step=4)
+
+    found = cache.heads(slots(cache, "s0", "new"))["step"].tolist()
+
+    assert found == [3 if kept else 0, 4]

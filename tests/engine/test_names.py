@@ -1,0 +1,65 @@
+"""What requests are called: the same for every retry, another for every other request."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from model_export.manifest import Array, Manifest
+from service.engine.names import RequestNames
+from service.engine.types import StreamKey, Timestep
+from tests.graphs import two_inputs
+
+AFTER = b"a" * 16
+
+
+def names() -> RequestNames:
+    return RequestNames(two_inputs()[1])
+
+
+def op_id(by: RequestNames, *, stream: str = "s", a: Any = ((1, 2),), b: Any = (3,), **more: Any) -> bytes:
+    inputs: dict[str, Array] = {"a": np.array(a, np.int64), "b": np.array(b, np.int32)}
+    ask = Timestep(StreamKey("default", "m", stream), inputs, length=len(b), **more)
+    return by.op_id(ask, by.data(ask))
+
+
+def test_a_retry_has_the_same_name_in_every_process() -> None:
+    asks: list[dict[str, Any]] = [{"seq": 4}, {"after": AFTER}, {"seq": 4, "after": AFTER}, {"idempotency_key": "k"}]
+
+    for ask in asks:
+        assert op_id(names(), **ask) == op_id(names(), **ask)
+
+
+def test_the_order_of_inputs_in_the_manifest_does_not_matter() -> None:
+    manifest = two_inputs()[1]
+    turned = Manifest.model_validate({**manifest.model_dump(by_alias=True), "inputs": [*manifest.inputs][::-1]})
+
+    assert op_id(RequestNames(manifest), seq=1) == op_id(RequestNames(turned), seq=1)
+
+
+def test_different_requests_have_different_names() -> None:
+    places: list[dict[str, Any]] = [
+        {"seq": seq, "after": after, "idempotency_key": key}
+        for seq, after, key in itertools.product((None, 1, 2), (None, AFTER, b"b" * 16), (None, "k", "l"))
+        if (seq, after, key) != (None, None, None)
+    ]
+    values: list[dict[str, Any]] = [
+        {},
+        {"a": ((2, 1),)},
+        {"b": (4,)},
+        {"a": ((1, 2), (1, 2)), "b": (3, 3)},
+        {"a": ((1, 2), (3, 1)), "b": (3, 3)},
+    ]
+    by = names()
+
+    found = [op_id(by, **place, **value) for place in places for value in values]
+
+    assert len(set(found)) == len(found)
+
+
+def test_a_request_that_cannot_be_told_from_others_gets_a_name_of_its_own() -> None:
+    by = names()
+
+    assert len({op_id(by), op_id(by), op_id(names())}) == 3

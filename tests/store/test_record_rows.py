@@ -1,0 +1,56 @@
+"""Records of a batch: the same bytes as one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.store.record import Record, decode
+from service.store.record_rows import HEAD, blank_head, encode_rows, guards, heads_of
+from tests.store.test_record import RECORDS
+
+
+def sized(record: Record, n: int) -> Record:
+    """The record with outputs and state of given lengths."""
+    outputs, state = record.outputs.ljust(40)[: n % 17], record.state.ljust(40)[: n % 23]
+    return dataclasses.replace(record, outputs=outputs, state=state)
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400))
+def test_a_batch_is_encoded_as_its_records_are(records: list[Record], n: int) -> None:
+    records = [sized(record, n) for record in records]
+    heads = heads_of([dataclasses.replace(record, outputs=b"", state=b"other").encode() for record in records]).copy()
+
+    found = encode_rows(
+        heads,
+        np.frombuffer(b"".join(r.outputs for r in records), np.uint8).reshape(len(records), n % 17),
+        np.frombuffer(b"".join(r.state for r in records), np.uint8).reshape(len(records), n % 23),
+    )
+
+    assert found == [record.encode() for record in records]
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=5))
+def test_the_guards_of_a_batch_are_those_of_its_records(records: list[Record]) -> None:
+    assert guards(heads_of([record.encode() for record in records])) == [record.guard for record in records]
+
+
+def test_a_header_has_the_layout_of_the_record() -> None:
+    record = Record(1, 2, 3, 4, b"o" * 16, b"c" * 16, b"f" * 8, 5, 6, b"out", b"state")
+    head = heads_of([record.encode()])[0]
+
+    assert HEAD.itemsize == 104
+    assert [head[name].item() for name in ("epoch", "step", "length", "flags", "op_id", "chain", "fingerprint")] == [
+        1, 2, 3, 4, b"o" * 16, b"c" * 16, b"f" * 8,
+    ]  # fmt: skip
+    assert [head[name].item() for name in ("output_bytes", "state_bytes", "updated_ms", "created_ms")] == [3, 5, 5, 6]
+
+
+def test_a_blank_header_is_one_of_a_stream_at_step_0() -> None:
+    [raw] = encode_rows(blank_head(b"f" * 8), np.zeros((1, 0), np.uint8), np.zeros((1, 4), np.uint8))
+    record = decode(raw)
+
+    assert (record.step, record.chain, record.fingerprint, record.state) == (0, bytes(16), b"f" * 8, bytes(4))

@@ -1,0 +1,222 @@
+"""The way to the store: replies in order, and what was surely not sent told apart from what may have been done."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from service.store.link import NoReplyError, NotSentError, RefusalError
+from service.store.wire import BadStoreUrlError, Wire
+from tests.processes import free_port
+from tests.servers import Server, server, servers
+
+
+@asynccontextmanager
+async def wire(url: str, *, timeout: float = 5.0) -> AsyncIterator[Wire]:
+    one = Wire(url, timeout=timeout)
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+async def test_commands_of_many_callers_get_their_own_replies(shared_redis: Server) -> None:
+    async with wire(shared_redis.url) as one:
+        replies = await asyncio.gather(*(one.call(("ECHO", n), ("ECHO", f"{n}!")) for n in range(200)))
+
+    assert replies == [[b"%d" % n, b"%d!" % n] for n in range(200)]
+
+
+async def test_many_callers_share_one_connection(redis_server: Server) -> None:
+    async with wire(redis_server.url) as one:
+        ids = await asyncio.gather(*(one.call(("CLIENT", "ID")) for _ in range(50)))
+
+    assert len({tuple(reply) for reply in ids}) == 1
+
+
+async def test_a_caller_that_asks_to_be_alone_has_a_connection_of_its_own(redis_server: Server) -> None:
+    async with wire(redis_server.url) as one:
+        waiting = asyncio.create_task(one.call(("BLPOP", "nothing", 2), alone=True))
+        others = await asyncio.gather(*(one.call(("PING",)) for _ in range(5)))
+        await one.call(("RPUSH", "nothing", "x"))
+
+        assert others == [[b"PONG"]] * 5
+        assert await waiting == [[b"nothing", b"x"]]
+
+
+async def test_a_refusal_is_a_reply_and_harms_no_other(shared_redis: Server) -> None:
+    async with wire(shared_redis.url) as one:
+        refused, pong = await one.call(("NONSENSE",), ("PING",))
+
+    assert isinstance(refused, RefusalError)
+    assert (refused.code, pong) == ("ERR", b"PONG")
+
+
+async def test_a_large_reply_comes_whole(shared_redis: Server) -> None:
+    big = b"x" * 3_000_000
+    async with wire(shared_redis.url) as one:
+        assert await one.call(("ECHO", big)) == [big]
+
+
+async def test_a_late_reply_is_never_taken_for_the_next_commands(redis_server: Server) -> None:
+    async with wire(redis_server.url, timeout=0.2) as one:
+        await one.call(("PING",))
+        with redis_server.client() as client:
+            client.execute_command("CLIENT", "PAUSE", 400, "ALL")
+            late = await asyncio.gather(*(one.call(("ECHO", n)) for n in range(3)), return_exceptions=True)
+            client.ping()  # answered when the pause is over
+        after = await one.call(("ECHO", "after"))
+
+    assert [type(reply) for reply in late] == [NoReplyError] * 3
+    assert after == [b"after"]
+
+
+async def test_a_caller_that_is_gone_takes_no_ones_reply_with_it(shared_redis: Server) -> None:
+    async with wire(shared_redis.url) as one:
+        await one.call(("PING",))
+        gone = asyncio.create_task(one.call(("ECHO", "gone")))
+        await asyncio.sleep(0)
+        gone.cancel()
+        assert await one.call(("ECHO", "here")) == [b"here"]
+
+
+async def test_a_server_that_is_away_was_surely_not_sent_anything(short_path: Path) -> None:
+    async with wire(f"unix://{short_path}/nobody") as one:
+        with pytest.raises(NotSentError):
+            await one.call(("PING",))
+
+
+async def test_a_connection_that_breaks_may_have_done_the_command(redis_server: Server) -> None:
+    async with wire(redis_server.url) as one:
+        await one.call(("PING",))
+        waiting = asyncio.create_task(one.call(("BLPOP", "nothing", 5)))
+        await asyncio.sleep(0)
+        redis_server.kill()
+        with pytest.raises(NoReplyError):
+            await waiting
+        with pytest.raises(NotSentError):
+            await one.call(("PING",))
+
+
+async def test_a_connection_is_made_anew_when_the_server_is_back(redis_server: Server) -> None:
+    async with wire(redis_server.url) as one:
+        await one.call(("PING",))
+        redis_server.kill()
+        await asyncio.to_thread(redis_server.start)
+        replies = await asyncio.gather(*(one.call(("PING",)) for _ in range(3)), return_exceptions=True)
+        again = await one.call(("PING",))
+
+    assert again == [b"PONG"]
+    assert all(reply == [b"PONG"] or isinstance(reply, NotSentError | NoReplyError) for reply in replies)
+
+
+@pytest.fixture
+def locked_port(short_path: Path) -> Iterator[int]:
+    """The TCP port of a server that wants a password."""
+    port = free_port()
+    with server(short_path / "r", "--port", str(port)) as one, one.client() as client:
+        client.config_set("requirepass", "secret")
+        yield port
+
+
+@pytest.mark.parametrize("account", [":secret", "default:secret"])
+async def test_account_and_database_are_those_of_the_url(locked_port: int, account: str) -> None:
+    async with wire(f"redis://{account}@127.0.0.1:{locked_port}/3") as one:
+        [me] = await one.call(("CLIENT", "INFO"))
+
+    assert b" db=3 " in me
+
+
+async def test_a_wrong_password_is_told(locked_port: int) -> None:
+    async with wire(f"redis://:wrong@127.0.0.1:{locked_port}/0") as one:
+        with pytest.raises(NotSentError, match="password"):
+            await one.call(("PING",))
+
+
+@contextmanager
+def sentinel(folder: Path, primary_port: int) -> Iterator[int]:
+    """The port of a Sentinel that watches a primary by the name `pumps`."""
+    port, conf = free_port(), folder / "sentinel.conf"
+    lines = [
+        f"port {port}",
+        f"dir {folder}",
+        f"logfile {folder}/log",
+        f"sentinel monitor pumps 127.0.0.1 {primary_port} 1",
+    ]
+    conf.write_text("\n".join(lines))
+    with subprocess.Popen([str(next(iter(servers().values()))), str(conf), "--sentinel"]) as process:
+        try:
+            with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.02), 200)) as client:
+                client.ping()
+            yield port
+        finally:
+            process.kill()
+
+
+async def test_sentinel_leads_to_the_primary(short_path: Path) -> None:
+    port = free_port()
+    with server(short_path / "r", "--port", str(port)) as primary, sentinel(short_path, port) as guard:
+        async with wire(f"redis+sentinel://127.0.0.1:{guard}/pumps/2") as one:
+            await one.call(("SET", "here", "x"))
+        with primary.client() as client:
+            assert client.info("keyspace")["db2"]["keys"] == 1
+
+
+def a_certificate(folder: Path) -> ssl.SSLContext:
+    """A server's side of TLS, with a certificate of its own."""
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    command = [*request, "-keyout", "key", "-out", "cert"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert", folder / "key")
+    return context
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here to make a certificate")
+async def test_commands_go_over_tls(short_path: Path, redis_server: Server) -> None:
+    context = a_certificate(short_path)
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to, at = await asyncio.open_unix_connection(redis_server.socket)
+        await asyncio.gather(pour(reader, at), pour(to, writer), return_exceptions=True)
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        async with wire(f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=none") as one:
+            big = b"x" * 500_000
+            replies = await asyncio.gather(*(one.call(("ECHO", big)) for _ in range(5)))
+
+    assert replies == [[big]] * 5
+
+
+async def test_a_primary_that_became_a_replica_is_left(redis_server: Server) -> None:
+    async with wire(redis_server.url) as one:
+        [before] = await one.call(("CLIENT", "ID"))
+        with redis_server.client() as client:
+            client.replicaof("127.0.0.1", 1)
+            [refused] = await one.call(("SET", "x", "y"))
+            [after] = await one.call(("CLIENT", "ID"))
+
+    assert isinstance(refused, RefusalError)
+    assert (refused.code, after != before) == ("READONLY", True)
+
+
+@pytest.mark.parametrize("url", ["http://x", "localhost", "redis+sentinel://host:1", "redis://host:port/0"])
+def test_a_url_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(BadStoreUrlError):
+        Wire(url, timeout=1)
