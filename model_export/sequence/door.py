@@ -150,7 +150,10 @@ def find_doors(
             except ModelLoadError as exc:
                 problem = problem or exc
                 continue
-            score = 10 * _votes(proto, values, rows) + _prior(doors, declared)
+            votes = _votes(proto, values, rows)
+            if votes <= 0 and not time_axes and _is_single(doors, declared):
+                continue
+            score = 10 * votes + _prior(doors, declared)
             if best is None or score > best[0]:
                 best = score, doors
         if best:
@@ -161,6 +164,14 @@ def find_doors(
         f"timesteps. {problem or ''}".strip(),
         fix="Export it with a dynamic time axis, or say where it is: `--time-axis INPUT=AXIS`. A graph that takes one "
         "timestep and its state already is stepwise: `stepwell adopt` describes it.",
+    )
+
+
+def _is_single(doors: Doors, declared: Mapping[str, Sequence[int | str | None]]) -> bool:
+    """Whether what is read as time was declared with one timestep, or without a batch beside more axes."""
+    timed = [door for door in doors.asked if door.time is not None]
+    return any(
+        declared[door.name][door.time or 0] == 1 or (door.batch is None and len(door.sizes) > 2) for door in timed
     )
 
 

@@ -131,6 +131,23 @@ class StepGraph:
             self._position = tensor
         return self._position
 
+    def drop_unused_states(self) -> None:
+        """Forget the states that no output needs, such as those of parts that were refused."""
+        states = {spec.input: spec for spec in self.states}
+        wanted = [value.name for value in self._gives if value.name not in {spec.output for spec in self.states}]
+        kept: set[str] = set()
+        while True:
+            used = {name for node in self._in_order(wanted) for name in (*node.input, *captures(node))}
+            fresh = (used & states.keys()) - kept
+            if not fresh:
+                break
+            kept |= fresh
+            wanted += [states[name].output for name in sorted(fresh)]
+        self.states = [spec for spec in self.states if spec.input in kept]
+        gone = {name for spec in states.values() if spec.input not in kept for name in (spec.input, spec.output)}
+        self._takes = [value for value in self._takes if value.name not in gone]
+        self._gives = [value for value in self._gives if value.name not in gone]
+
     # ---------------------------------------------------------------- inside
 
     def add(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
@@ -196,7 +213,7 @@ class StepGraph:
         """Return the nodes that these tensors need, each behind those that it needs itself."""
         makers = {name: node for node in self._nodes for name in node.output if name}
         done: dict[int, onnx.NodeProto] = {}
-        waiting = [makers[name] for name in reversed(tensors)]
+        waiting = [makers[name] for name in reversed(tensors) if name in makers]
         while waiting:
             node = waiting[-1]
             needs = [makers[name] for name in (*node.input, *captures(node)) if name in makers]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from model_export.errors import RefusedModelError
 from model_export.sequence.rules_plain import pointwise
-from model_export.sequence.walk import Walk
+from model_export.sequence.walk import Tensor, Walk
 
 _END = 2**31 - 1
 
@@ -27,12 +28,14 @@ def pad(walk: Walk, node: onnx.NodeProto) -> None:
     if not left and not right:
         pointwise(walk, node)
         return
-    if attrs.get("mode", "constant") != "constant" and left > 0:
-        raise walk.refuse(
-            node, f"pads {left} timestep(s) in front with values of the sequence ({attrs['mode']})", "Pad with zeros."
-        )
     offset = walk.tensor(name).offset
     assert offset is not None
+    mode = attrs.get("mode", "constant")
+    edge = mode == "edge" and left > 0 and offset == 0
+    if mode != "constant" and left > 0 and not edge:
+        raise walk.refuse(
+            node, f"pads {left} timestep(s) in front with values of the sequence ({mode})", "Pad with zeros."
+        )
     others = list(pads)
     others[axis] = others[axis + rank] = 0
     fill = _fill(walk, node)
@@ -41,7 +44,7 @@ def pad(walk: Walk, node: onnx.NodeProto) -> None:
         step = walk.started(step, name, offset, fill)
     if any(others):
         step = _padded(walk, node, step, others, fill)
-    walk.give(node, out, step, "timed", offset + left)
+    walk.give(node, out, step, "timed", offset + left, edge=edge)
 
 
 def slice_(walk: Walk, node: onnx.NodeProto) -> None:
@@ -72,7 +75,9 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
     back = {size - part[1] for size, part in zip(sizes, parts, strict=True)}
     length = {part[1] - part[0] for part in parts}
     if len(back) > 1 or len(length) > 1:
-        raise _early(walk, node)
+        front = walk.ref(name, 0) if not start and not offset and not rest else ""
+        walk.tensors[node.output[0]] = Tensor("refused", front, error=_early(walk, node))
+        return
     give_last(walk, node, back.pop(), length.pop(), rest)
 
 
@@ -117,6 +122,7 @@ def concat(walk: Walk, node: onnx.NodeProto) -> None:
     if not timed or walk.facts.time_axis(out) != axis:
         pointwise(walk, node)
         return
+    walk.need(*(name for name in node.input[1:]))
     long = [name for name in node.input if walk.facts.dims(name)[axis].has_time]
     if len(long) != 1:
         raise walk.refuse(node, f"puts {len(long)} sequences one behind the other in time")
@@ -125,6 +131,9 @@ def concat(walk: Walk, node: onnx.NodeProto) -> None:
     offset = walk.tensor(long[0]).offset
     assert offset is not None
     step = walk.ref(long[0], offset)
+    if walk.tensor(node.input[0]).kind == "refused":
+        _rejoin(walk, node, step, offset, front)
+        return
     if front and any(walk.tensor(name).kind in {"timed", "last"} for name in node.input[:place]):
         raise walk.refuse(node, "puts a part of the sequence in front of it")
     if front and offset < 0:
@@ -140,6 +149,25 @@ def concat(walk: Walk, node: onnx.NodeProto) -> None:
     walk.give(node, out, step, "timed", offset + front)
 
 
+def _rejoin(walk: Walk, node: onnx.NodeProto, step: str, offset: int, front: int) -> None:
+    """Put the beginning of the sequence in front of what follows from it.
+
+    Either each timestep of the beginning is its own answer and the rest begins behind it, as with differences; or
+    the first is repeated in front of the sequence, as padding with its edge.
+    """
+    out, axis = node.output[0], walk.facts.time_axis(node.output[0])
+    assert axis is not None
+    if offset == -front:
+        begun = walk.begun(front, walk.facts.dims(out))
+        walk.give(node, out, walk.graph.op("Where", begun, step, walk.tensor(node.input[0]).step), "timed", 0)
+        return
+    values = walk.facts.values(out)
+    repeats = all((value.take(range(front), axis) == value.take([front], axis)).all() for value in values)
+    if offset or not repeats:
+        walk.need(node.input[0])
+    walk.give(node, out, step, "timed", front, edge=True)
+
+
 def split(walk: Walk, node: onnx.NodeProto) -> None:
     """Split; over time it cuts the sequence into pieces, which a step cannot."""
     axis = int(walk.attributes(node).get("axis", 0)) % len(walk.facts.dims(node.input[0]))
@@ -148,11 +176,12 @@ def split(walk: Walk, node: onnx.NodeProto) -> None:
     pointwise(walk, node)
 
 
-def _early(walk: Walk, node: onnx.NodeProto) -> Exception:
+def _early(walk: Walk, node: onnx.NodeProto) -> RefusedModelError:
     return walk.refuse(
         node,
         "takes timesteps at fixed places of the sequence, counted from its beginning, for all later ones",
-        "Keep such values as inputs of their own.",
+        "Keep such values as inputs of their own. If the exporter unrolled a loop over time, export with a dynamic "
+        "time axis, or give the module itself to `stepwell export`.",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
-from model_export.errors import RefusedModelError
+from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.sequence.door import Door, Doors, find_doors
 from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
@@ -129,6 +129,12 @@ def step_of(
     inputs = [_take(walk, door) for door in doors.doors]
     walk.run(RULES, pointwise)
     answers, outputs = _give(walk, doors)
+    walk.graph.drop_unused_states()
+    if not walk.graph.states and not time_axes:
+        raise UnclearModelError(
+            f"Nothing is carried from timestep to timestep when {_time_of(doors)} is read as time.",
+            fix="Say where time is: `--time-axis INPUT=AXIS`.",
+        )
     manifest = Manifest(
         name=name,
         inputs=[spec for spec in inputs if spec is not None],
@@ -153,6 +159,10 @@ def _watched(walk: Walk) -> list[Watched]:
             facts = OutputFacts(time, batch)
             found.append(Watched(f"{node.name!r} ({node.op_type})", name, tensor.step, facts))
     return found
+
+
+def _time_of(doors: Doors) -> str:
+    return " and ".join(f"axis {door.time} of {door.name!r}" for door in doors.asked if door.time is not None)
 
 
 def _one_row(walk: Walk, doors: Doors) -> bool:
@@ -223,6 +233,7 @@ def _spec(kind: Any, name: str, dtype: str, row: list[int], *, batch: int | None
 
 def _give(walk: Walk, doors: Doors) -> tuple[list[OutputSpec], dict[str, OutputFacts]]:
     """Declare the answers; leave out what a recurrence carries where its initial value was an input too."""
+    walk.need(*(value.name for value in walk.model.graph.output))
     answers, outputs = [], {}
     dropped: list[str] = []
     bound = [door for door in doors.doors if door.role == "state"]

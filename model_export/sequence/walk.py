@@ -22,7 +22,7 @@ from model_export.sequence.facts import TOUCHED, Dim, Facts
 from model_export.sequence.graph import StepGraph, plain
 from model_export.sequence.load import attributes, captures, opset_of, rename_captures
 
-Kind = Literal["known", "fixed", "timed", "last"]
+Kind = Literal["known", "fixed", "timed", "last", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,14 @@ class Tensor:
 
     Attributes:
         kind: `known` from the weights and the sizes alone; `fixed`: from inputs without time axis; `timed`: one
-            value per timestep; `last`: one value that is final after the last timestep.
+            value per timestep; `last`: one value that is final after the last timestep; `refused`: a step cannot
+            have it, which matters only if something needs it.
         step: The tensor in the step graph; empty for a known one, which is emitted when it is used.
         offset: At step t the step graph holds element t + offset; None: all elements are equal.
         position: Whether it counts the timesteps, so that it grows without end.
         blame: The node that made it look ahead.
+        edge: Whether its elements before the first timestep equal that of the first timestep.
+        error: Why it is refused.
     """
 
     kind: Kind
@@ -43,6 +46,8 @@ class Tensor:
     offset: int | None = None
     position: bool = False
     blame: str = ""
+    edge: bool = False
+    error: RefusedModelError | None = None
 
 
 class Walk:
@@ -63,16 +68,28 @@ class Walk:
         self._outputs = {value.name for value in model.graph.output}
 
     def run(self, rules: dict[str, Callable[[Walk, onnx.NodeProto], None]], default: Any) -> None:
-        """Walk all nodes.
+        """Walk all nodes; what cannot be stepped is refused when it is needed."""
+        for node in self.model.graph.node:
+            if self._is_known(node):
+                continue
+            outputs = [name for name in node.output if name]
+            try:
+                self.need(*(name for name in self.uses(node) if not self._is_front(node, name)))
+                rules.get(node.op_type, default)(self, node)
+                for name in outputs:
+                    self._check_causal(node, name)
+            except RefusedModelError as exc:
+                self.tensors.update(dict.fromkeys(outputs, Tensor("refused", error=exc)))
+
+    def need(self, *names: str) -> None:
+        """Raise the error of the first of these tensors that is refused.
 
         Raises:
-            RefusedModelError: A node cannot be stepped; names it and says why.
+            RefusedModelError: It names the node and says why it cannot be stepped.
         """
-        for node in self.model.graph.node:
-            if not self._is_known(node):
-                rules.get(node.op_type, default)(self, node)
-                for name in filter(None, node.output):
-                    self._check_causal(node, name)
+        for name in names:
+            if (error := self.tensors[name].error) is not None:
+                raise error
 
     # ---------------------------------------------------------------- what rules ask
 
@@ -152,8 +169,11 @@ class Walk:
                     fix="Export the model with time on an axis of its own.",
                 )
             dims[axis] = Dim(Fraction(past))
-            init = self._history(name, axis, offset, past, fill)
+            edge = self.tensors[name].edge
+            init = None if edge else self._history(name, axis, offset, past, fill)
             state, spec = self.graph.state(f"{plain(label or name)}.past", dims, self.dtype(name), init)
+            if edge:
+                state = self.graph.op("Where", self.begun(1, dims), state, step)
             joined = self.graph.op("Concat", state, step, axis=axis)
             kept = self.graph.ints(list(range(1, past + 1)))
             self.graph.next_state(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
@@ -210,9 +230,18 @@ class Walk:
         """Return the name of a tensor of the step graph: its own, unless an output will have that."""
         return self.graph.unique(f"step/{name}") if name in self._outputs else name
 
-    def give(self, node: onnx.NodeProto, name: str, step: str, kind: Kind, offset: int | None = None) -> None:
+    def give(
+        self,
+        node: onnx.NodeProto,
+        name: str,
+        step: str,
+        kind: Kind,
+        offset: int | None = None,
+        *,
+        edge: bool = False,
+    ) -> None:
         """Say what became of an output of a node."""
-        tensor = Tensor(kind, step, offset)
+        tensor = Tensor(kind, step, offset, edge=edge)
         if kind == "timed" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in self.uses(node) if self.tensors[n].blame), "")
             if self.facts.surplus(name) > offset:
@@ -246,6 +275,10 @@ class Walk:
         return self.delayed(name, -ahead), -ahead
 
     # ---------------------------------------------------------------- private
+
+    def _is_front(self, node: onnx.NodeProto, name: str) -> bool:
+        """Whether a tensor is the beginning of the sequence, which may be joined to the rest of it again."""
+        return node.op_type == "Concat" and self.tensors[name].kind == "refused" and bool(self.tensors[name].step)
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
         """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""

@@ -111,7 +111,8 @@ KERAS_LOOP = """
         size = Concat <axis = 0> (rows, five)
         h0 = ConstantOfShape (size)
         unused, last, yt = Loop (most, yes, zero, h0) <body =
-            body (int64 turn, bool go, int64 i, float[b, 5] h) => (bool on, int64 inext, float[b, 5] hn, float[b, 5] yi) {
+            body (int64 turn, bool go, int64 i, float[b, 5] h)
+            => (bool on, int64 inext, float[b, 5] hn, float[b, 5] yi) {
                 xi = Gather <axis = 0> (xt, i)
                 a = MatMul (xi, Wx)
                 b = MatMul (h, Wh)
@@ -135,7 +136,8 @@ SCRIPTED_LOOP = """
         h0 = ConstantOfShape (size)
         empty = SequenceEmpty <dtype = 1> ()
         last, ys = Loop (steps, yes, h0, empty) <body =
-            body (int64 i, bool go, float[b, 5] h, seq(float[b, 5]) l) => (bool on, float[b, 5] hn, seq(float[b, 5]) ln) {
+            body (int64 i, bool go, float[b, 5] h, seq(float[b, 5]) l)
+            => (bool on, float[b, 5] hn, seq(float[b, 5]) ln) {
                 xi = Gather <axis = 1> (x, i)
                 a = MatMul (xi, Wx)
                 b = MatMul (h, Wh)
@@ -315,8 +317,8 @@ ZOO: dict[str, Entry] = {
         "LSTM over time, time first, with its final states as answers", "the operator on one timestep",
     ),
     "lstm_layout_1": Entry(
-        lambda: graph(f"({X}) => (float[batch, time, 1, 5] y) {{ y = LSTM <hidden_size = 5, layout = 1> (x, W, R, B) }}",
-                      **LSTM),
+        lambda: graph(f"({X}) => (float[batch, time, 1, 5] y) "
+                      "{ y = LSTM <hidden_size = 5, layout = 1> (x, W, R, B) }", **LSTM),
         "LSTM with layout 1, which onnxruntime refuses", "layout 0 between transpositions",
     ),
     "lstm_extras": Entry(
@@ -450,6 +452,28 @@ ZOO: dict[str, Entry] = {
                       zero=ints(0), one=ints(1), end=ints(-1), most=ints(2**62), pads=ints(0, 1, 0, 0, 0, 0)),
         "differences, padded in front", "a delay, and the padding at the first timestep",
     ),
+    "delta_behind_first": Entry(
+        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ a = Slice (x, one, most, one) b = Slice (x, zero, end, "
+                      "one) d = Sub (a, b) f = Slice (x, zero, one, one) y = Concat <axis = 1> (f, d) }",
+                      zero=ints(0), one=ints(1), end=ints(-1), most=ints(2**62)),
+        "differences behind the first timestep itself", "a delay; the first timestep is its own answer",
+    ),
+    "edge_padding": Entry(
+        lambda: channels('p = Pad <mode = "edge"> (x, pads) y = Conv (p, W)', pads=ints(0, 0, 2, 0, 0, 0), W=(3, 4, 3)),
+        "padding with the first timestep", "a buffer that begins with it",
+    ),
+    "first_repeated": Entry(
+        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ f = Slice (x, zero, one, one) "
+                      "b = Slice (x, zero, end, one) p = Concat <axis = 1> (f, b) y = Sub (x, p) }",
+                      zero=ints(0), one=ints(1), end=ints(-1)),
+        "differences that begin with zero", "a delay that begins with the first timestep",
+    ),
+    "shape_of_the_first": Entry(
+        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ f = Slice (x, zero, one, one) s = Shape (f) "
+                      "z = ConstantOfShape (s) p = Concat <axis = 1> (z, x) y = Slice (p, zero, end, one) }",
+                      zero=ints(0), one=ints(1), end=ints(-1)),
+        "a part of which only the shape is used", "never computed",
+    ),
     "shifted_in": Entry(
         lambda: graph(f"({X}) => (float[batch, time, 5] y) {{ s = Shape (x) r = Gather (s, zero) "
                       "z = Concat <axis = 0> (r, tail) start = Expand (token, z) p = Concat <axis = 1> (start, x) "
@@ -522,7 +546,8 @@ ZOO: dict[str, Entry] = {
     "all_fixed": Entry(
         lambda: graph("(float[1, 20, 4] x) => (float[1, 20, 5] y) { xt = Transpose <perm = [1, 0, 2]> (x) "
                       "yt = GRU <hidden_size = 5> (xt, W, R, B, , h0) ys = Squeeze (yt, one) "
-                      "y = Transpose <perm = [1, 0, 2]> (ys) }", one=ints(1), h0=np.zeros((1, 1, 5), np.float32), **GRU),
+                      "y = Transpose <perm = [1, 0, 2]> (ys) }",
+                      one=ints(1), h0=np.zeros((1, 1, 5), np.float32), **GRU),
         "batch and length fixed by the exporter", "both free again",
     ),
     "batch_of_one": Entry(
