@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+KEPT = {"STEPWELL_REDIS_SERVER", "STEPWELL_FAST_LANE"}  # of the environment; every other setting is a test's own
 LAUNCH = [sys.executable, "-P", "-m", "service", "serve"]
 
 
@@ -35,7 +36,7 @@ class Service:
 
     def launch(self) -> None:
         """Start, without waiting until it can serve."""
-        env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k == "STEPWELL_REDIS_SERVER"}
+        env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k in KEPT}
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 

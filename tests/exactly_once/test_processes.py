@@ -19,6 +19,12 @@ from tests.servers import AOF, Server, server
 STREAMS, STEPS, KILLS = (int(part) for part in os.environ.get("STEPWELL_CAMPAIGN", "200x30x4").split("x"))
 
 
+@pytest.fixture(params=["on", "off"], ids=["lane", "no lane"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The promise is kept on both ways through the service."""
+    monkeypatch.setenv("STEPWELL_FAST_LANE", request.param)
+
+
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     write_model(tmp_path, "fold", fold)
@@ -50,6 +56,7 @@ async def run_under_kills(services: list[Service], seed: int) -> Campaign:
     return campaign
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.slow
 async def test_random_routing_and_duplicates_equal_the_fold(models: Path, tmp_path: Path, redis: Server) -> None:
     with (
@@ -62,6 +69,7 @@ async def test_random_routing_and_duplicates_equal_the_fold(models: Path, tmp_pa
     assert campaign.replayed == campaign.doubled > 0
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_killed_replicas_lose_and_double_nothing(models: Path, tmp_path: Path, redis: Server) -> None:
