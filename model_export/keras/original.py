@@ -11,16 +11,23 @@ import keras
 import numpy as np
 
 from model_export.errors import TensorError
+from model_export.keras.registry import to_array
 from model_export.keras.step import ExportedStep
 from model_export.keras.walk import functional
 from model_export.manifest import Array, Manifest
 from model_export.verify import PrefixAnswers, Sampler
+
+ROUNDING = {"float16": 5e-3, "bfloat16": 5e-2}
+"""How far a model that computes in these may be from the same one in float32, measured on 64 timesteps."""
 
 PREFIXES = (1, 2, 3, 17)
 """Lengths at which an answer for a whole sequence is asked of Keras, besides the full one.
 
 Not every length: each costs a compilation on the JAX backend.
 """
+
+LONG = 1000
+"""Sequences of this length or more are asked for their end alone."""
 
 
 class KerasOriginal:
@@ -66,7 +73,8 @@ class KerasOriginal:
         whole = self._run(inputs, length)
         answers: dict[str, Array | PrefixAnswers] = {name: array for name, array in whole.items() if timed[name]}
         if last := [name for name, carries in timed.items() if not carries]:
-            steps = sorted({n for n in PREFIXES if n < length and self._any_length} | {length})
+            beginnings = PREFIXES if self._any_length and length < LONG else ()
+            steps = sorted({n for n in beginnings if n < length} | {length})
             runs = [whole if n == length else self._run(inputs, n) for n in steps]
             for name in last:
                 answers[name] = PrefixAnswers(steps, np.stack([run[name] for run in runs], axis=1))
@@ -85,19 +93,23 @@ class KerasOriginal:
         return True
 
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
-        facts = self._exported.facts
-        feeds = [inputs[name][:, :length] if facts[name].time else inputs[name][:, 0] for name in facts]
-        packed = keras.tree.pack_sequence_as(functional(self._model)._inputs_struct, feeds)
-        with self._stateless():
+        packed = self.feeds(inputs, length)
+        with self.stateless():
             if self._length_is_free:
                 outputs = self._model.predict_on_batch(packed)
             else:  # `call` does not hold the length against the declared one
                 outputs = self._model.call(packed, training=False)
-        arrays = [np.asarray(keras.ops.convert_to_numpy(output)) for output in keras.tree.flatten(outputs)]
+        arrays = [to_array(output) for output in keras.tree.flatten(outputs)]
         return dict(zip(self._exported.timed, arrays, strict=True))
 
+    def feeds(self, inputs: Mapping[str, Array], length: int) -> Any:
+        """Return the first timesteps of sequences as the model takes its inputs."""
+        facts = self._exported.facts
+        arrays = [inputs[name][:, :length] if facts[name].time else inputs[name][:, 0] for name in facts]
+        return keras.tree.pack_sequence_as(functional(self._model)._inputs_struct, arrays)
+
     @contextmanager
-    def _stateless(self) -> Iterator[None]:
+    def stateless(self) -> Iterator[None]:
         """Let stateful layers start from zeros, and leave their own state and the compiled `predict` alone.
 
         A stateful model also has a fixed batch size, and on the JAX backend `predict` never moves its state.
@@ -115,6 +127,12 @@ class KerasOriginal:
             for layer in stateful:
                 layer.stateful = True
             self._compiled, model.predict_function = model.predict_function, theirs
+
+
+def rounding(model: Any) -> float:
+    """Return the rounding of the least precise layer; 0 where all compute in float32."""
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    return max((ROUNDING.get(dtype, 0.0) for dtype in dtypes), default=0.0)
 
 
 def samplers(exported: ExportedStep) -> dict[str, Sampler]:
@@ -147,6 +165,8 @@ def _draw(
         shape = (*lead, *spec.shape)
         if np.dtype(spec.dtype).kind == "f" and fact.vocabulary is None:
             drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+            if fact.vocabulary:  # ids that the model takes as floats
+                drawn[spec.name] = rng.integers(0, fact.vocabulary, shape).astype(spec.dtype)
         else:  # 0 and 1 are valid in every class list and flag
             drawn[spec.name] = rng.integers(0, fact.vocabulary or 2, shape).astype(spec.dtype)
             if not fact.may_begin_masked:

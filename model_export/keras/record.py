@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ def record(call: Call, function: Callable[..., Any], length: int | None) -> Reco
         if with_one_row is None:
             raise
         return with_one_row
+
+
+def reason_of(failure: BaseException | None) -> str:
+    """Return what failed, in one line, without what Keras writes around it."""
+    plain = re.sub(r"\x1b\[\d*m", "", str(failure))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Exception encountered when calling")]
+    return f"{type(failure).__name__}: {(said or [''])[0].rstrip('.')}"
 
 
 def _attempt(make: Callable[[], Recorded]) -> Recorded | None:

@@ -289,4 +289,4 @@ def to_array(values: Any) -> Array:
         return np.asarray(values)
     tensor = values.value if isinstance(values, keras.Variable) else values
     array: Array = np.asarray(keras.ops.convert_to_numpy(tensor))
-    return array
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array

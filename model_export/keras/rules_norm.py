@@ -86,6 +86,31 @@ def unit_normalization(call: Call) -> Value:
     return x.like(call.op("Div", x.name, call.op("Max", length, call.constant(1e-12))))  # 1e-12: Keras' own floor
 
 
+@rule("GroupNormalization")
+def group_normalization(call: Call) -> Value:
+    """Zero mean and unit variance over the positions and the channels of each group, inside one timestep."""
+    layer, x = call.layer, call.as_float(call.value)
+    if x.time:
+        raise call.refuse(
+            "it normalises over the time axis as well, so it needs timesteps that have not come yet",
+            "Put it into TimeDistributed(GroupNormalization(...)), or use LayerNormalization.",
+        )
+    axis = call.axis(x, layer.axis)
+    channels = x.row[axis - 1]
+    groups = channels if layer.groups == -1 else layer.groups
+    split = [*x.row[: axis - 1], groups, channels // groups, *x.row[axis:]]
+    axes = call.graph.ints([place for place in range(1, len(split) + 1) if place != axis])
+    grouped = call.graph.reshape(x.name, split, at=call.path)
+    centred = call.op("Sub", grouped, call.op("ReduceMean", grouped, axes, keepdims=1))
+    variance = call.op("ReduceMean", call.op("Mul", centred, centred), axes, keepdims=1)
+    y = call.op("Div", centred, call.op("Sqrt", call.op("Add", variance, call.constant(layer.epsilon))))
+    y = call.graph.reshape(y, x.row, at=call.path)
+    for kind, weights in (("Mul", layer.gamma if layer.scale else None), ("Add", layer.beta if layer.center else None)):
+        if weights is not None:
+            y = call.op(kind, y, call.constant(_along(to_array(weights), x, [axis])))
+    return x.like(y)
+
+
 def _feature_axes(call: Call, x: Value) -> list[int]:
     return sorted(call.axis(x, axis) for axis in keras.tree.flatten(call.layer.axis))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import onnx
 
+from model_export.chunk.cells import FusedCell
 from model_export.errors import RefusedModelError
 from model_export.keras.emit import Value
+from model_export.keras.subclassed import walkable
 from model_export.keras.walk import InputFacts, Walk, functional
 from model_export.manifest import DTYPES, Manifest
 
@@ -26,6 +28,7 @@ class ExportedStep:
         timed: For each output whether the original gives one answer per timestep; else it gives one per sequence,
             and the step graph gives at every timestep the one for the timesteps so far.
         bounded: Whether the original answers for no more timesteps than it declares.
+        cells: Recurrent cells that one operator can run over a whole chunk.
     """
 
     proto: onnx.ModelProto
@@ -33,6 +36,7 @@ class ExportedStep:
     facts: dict[str, InputFacts]
     timed: dict[str, bool]
     bounded: bool = False
+    cells: list[FusedCell] = field(default_factory=list)
 
 
 def export_keras(model: Any, *, name: str) -> ExportedStep:
@@ -43,26 +47,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
         name: The model's name in its manifest.
 
     Raises:
-        RefusedModelError: A layer cannot be stepped; the message names it and says why.
-    """
-    walk = Walk()
-    values = walk_model(walk, model)
-    timed = {walk.graph.output(output, value).name: value.time for output, value in values}
-    graph = walk.graph
-    manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
-    proto = graph.proto(name)
-    _check_states(proto, manifest)
-    return ExportedStep(proto, manifest, walk.facts, timed, walk.bounded)
-
-
-def walk_model(walk: Walk, model: Any) -> list[tuple[str, Value]]:
-    """Declare a model's inputs and walk it.
-
-    Returns:
-        Each output's name and value; names may occur twice.
-
-    Raises:
-        RefusedModelError: A layer cannot be stepped; the message names it and says why.
+        RefusedModelError: The model cannot be walked, or a layer cannot be stepped; names it and says why.
     """
     walk = Walk()
     values = walk_model(walk, model)
@@ -129,7 +114,23 @@ def _declare(walk: Walk, function: Any, tensor: Any) -> Value:
         )
     value = walk.graph.input(plain(layer.name), row, dtype, time=time)
     walk.facts[value.name] = InputFacts(time=time)
+    if dtype in {"float16", "float64"}:  # as declared on the wire; every float is float32 in the graph
+        return value.like(walk.graph.cast(value.name, "float32"), dtype="float32")
     return value
+
+
+def _as_declared(walk: Walk, value: Value, tensor: Any, name: str) -> Value:
+    """Return an output in the dtype that the model declares, where NumPy has it."""
+    if value.margin is not None:
+        raise RefusedModelError(
+            f"Output {name!r} has {value.margin.front} timesteps more in front and {value.margin.back} behind than the "
+            "model's input has.",
+            fix="A stream has one answer for each timestep: crop the padding, or use it up in a convolution.",
+        )
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if value.dtype == dtype or dtype not in {"float16", "float64"}:
+        return value
+    return value.like(walk.graph.cast(value.name, dtype), dtype=dtype)
 
 
 def _has_time(function: Any, tensor: Any) -> bool:

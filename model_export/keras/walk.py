@@ -29,8 +29,9 @@ from model_export.keras import (
 )
 from model_export.keras.emit import Graph, Value
 from model_export.keras.margins import apply
-from model_export.keras.record import record
+from model_export.keras.record import reason_of, record
 from model_export.keras.registry import Call, find_op_rule, find_rule, to_array
+from model_export.keras.replay import can_replay, replay
 from model_export.keras.window import sees_margins
 
 RULE_MODULES = (
@@ -120,7 +121,11 @@ class Walk:
                 "it was called with training=True, so its answer is random or depends on the other rows of the batch",
                 "Call it without `training`, then save the model again.",
             )
-        self._check_precision(call)
+        if getattr(operation, "quantization_mode", None):
+            raise call.refuse(
+                f"its weights are quantized to {operation.quantization_mode}; expected float weights",
+                "Export the model as it was before `quantize`; `--weights int8` makes the file small.",
+            )
         if (function := functional(operation)) is not None:
             values = _ordered(function, args[0])
             if len(values) == 1:  # it may have got an explicit mask; several inputs carry their own
@@ -152,9 +157,8 @@ class Walk:
         try:
             recorded = record(call, function, self.length)
         except Exception as exc:
-            reason = (str(exc).strip().splitlines() or [""])[0].rstrip(".")
             raise call.refuse(
-                f"there is no rule for it, and its code cannot be traced: {type(exc).__name__}: {reason}",
+                f"there is no rule for it, and its code cannot be traced: {reason_of(exc)}",
                 "Write its `call` with `keras.ops`, or write a rule for it: model_export.register_step_rule.",
             ) from exc
         try:
@@ -197,14 +201,6 @@ class Walk:
         first = keras.tree.flatten(args[0])[0] if args else None
         return first.mask if isinstance(first, Value) else None
 
-    def _check_precision(self, call: Call) -> None:
-        precision = call.layer.compute_dtype
-        if precision in {"float16", "bfloat16", "float64"} or getattr(call.layer, "quantization_mode", None):
-            raise call.refuse(
-                f"it computes in {getattr(call.layer, 'quantization_mode', None) or precision}; expected float32",
-                "Load the weights into the same model built with the dtype policy 'float32'.",
-            )
-
 
 def functional(model: Any) -> Any:
     """Return what can be walked of a model: itself, a Sequential's functional graph, or None."""
@@ -222,5 +218,18 @@ def _ordered(function: Any, inputs: Any) -> list[Value]:
 
 @sees_margins
 def trace_call(call: Call) -> list[Value]:
-    """The rule of a layer without one: its code is traced."""
-    return call.walk.trace(call, call.layer.call)
+    """The rule of a layer without one: its code is traced, for one timestep or else for all that there are."""
+    graph = call.graph
+    states, cells = list(graph.states), list(graph.cells)
+    try:
+        return call.walk.trace(call, call.layer.call)
+    except RefusedModelError as refused:
+        if not can_replay(call):
+            raise
+        # What the attempt declared goes, but for what all layers share.
+        shared = [s for s in graph.states if s not in states and not s.input.startswith(f"{call.path}/")]
+        graph.states[:], graph.cells[:] = states + shared, cells
+        try:
+            return replay(call, lambda inner: inner.walk.trace(inner, inner.layer.call))
+        except RefusedModelError:
+            raise refused from None

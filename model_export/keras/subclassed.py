@@ -1,0 +1,87 @@
+"""A subclassed model as one that can be walked: its `call` becomes a layer of a functional model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from model_export.errors import RefusedModelError
+from model_export.keras.record import reason_of
+from model_export.keras.walk import functional
+
+
+def walkable(model: Any) -> Any:
+    """Return the model itself, or a functional model around one whose `call` is Python code.
+
+    Args:
+        model: Any Keras model.
+
+    Raises:
+        RefusedModelError: It is not built, or nothing says what it takes, or its code fails on symbolic tensors.
+    """
+    if functional(model) is not None:
+        return model
+    shapes = None if isinstance(model, keras.Sequential) else getattr(model, "_build_shapes_dict", None)
+    if not isinstance(model, keras.Model) or not shapes:
+        raise RefusedModelError(
+            f"Model {getattr(model, 'name', model)!r} ({type(model).__name__}) has no graph of layers to walk, and "
+            "nothing says what it takes: it is not built yet.",
+            fix="Give it a `keras.Input(...)` first (Sequential), build it with the functional API, or call it once on "
+            "data before it is exported (a subclass of keras.Model).",
+        )
+    failure: Exception | None = None
+    for free in (True, False):  # code may need to know the number of timesteps
+        try:
+            return _wrapped(model, shapes, free=free)
+        except Exception as exc:  # noqa: BLE001  # whatever people's code raises
+            failure = failure or exc
+    raise RefusedModelError(
+        f"Model {model.name!r} ({type(model).__name__}) cannot be called on symbolic tensors of shapes {shapes}: "
+        f"{reason_of(failure)}.",
+        fix="Give its `call` one argument (a tensor, a list or a dict of them) and write it with layers and "
+        "`keras.ops`, or build it with the functional API.",
+    ) from failure
+
+
+def _wrapped(model: Any, shapes: dict[str, Any], *, free: bool) -> Any:
+    """Return a functional model of one call, its time axis free or as long as it was when the model was built."""
+    sequences = any(len(shape) > 2 for _, shape in _named("", shapes))
+
+    def tensor(name: str, shape: tuple[int | None, ...]) -> Any:
+        time = len(shape) > 2 or (len(shape) == 2 and not sequences)  # two axes and no others: ids, or numbers
+        return keras.Input(batch_shape=(None, None, *shape[2:]) if time and free else (None, *shape[1:]), name=name)
+
+    given = {
+        name.removesuffix("_shape"): _tensors(name.removesuffix("_shape"), s, tensor) for name, s in shapes.items()
+    }
+    if len(given) > 1:
+        return keras.Model(given, model(**given), name=model.name)
+    (argument,) = given.values()
+    return keras.Model(argument, model(argument), name=model.name)
+
+
+def _is_shape(struct: Any) -> bool:
+    return isinstance(struct, list | tuple) and all(dim is None or isinstance(dim, int) for dim in struct)
+
+
+def _named(name: str, struct: Any) -> list[tuple[str, tuple[int | None, ...]]]:
+    """Return every shape of a nested structure, with its name."""
+    if _is_shape(struct):
+        return [(name, tuple(struct))]
+    return [pair for key, part in _parts(name, struct) for pair in _named(key, part)]
+
+
+def _tensors(name: str, struct: Any, make: Callable[[str, tuple[int | None, ...]], Any]) -> Any:
+    """Return the same structure with a tensor in place of every shape."""
+    if _is_shape(struct):
+        return make(name, tuple(struct))
+    made = [_tensors(key, part, make) for key, part in _parts(name, struct)]
+    return dict(zip(struct, made, strict=True)) if isinstance(struct, dict) else made
+
+
+def _parts(name: str, struct: Any) -> list[tuple[str, Any]]:
+    if isinstance(struct, dict):
+        return [(str(key), part) for key, part in struct.items()]
+    return [(f"{name}_{number}", part) for number, part in enumerate(struct)]
