@@ -24,8 +24,7 @@ from model_export.hints import Hints
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from tests import graphs
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "models"
+from tests.published import NAMES, published
 
 
 def adopt_built(folder: Path, build: graphs.Build, **hints: Any) -> Adoption:
@@ -480,34 +479,16 @@ def test_a_graph_of_texts_is_refused(tmp_path: Path) -> None:
 # -------------------------------------------------------------------- published models
 
 
-@pytest.mark.parametrize(
-    ("file", "hints", "batched"),
-    [
-        ("dtln/model_1.onnx", Hints(), False),
-        ("dtln/model_2.onnx", Hints(), False),
-        (
-            "silero-vad/silero_vad.onnx",
-            Hints(constants={"sr": 16000}, windows={"input": 64}, shapes={"input": [512]}),
-            True,
-        ),
-    ],
-)
-def test_a_published_model_equals_its_authors_answers_step_by_step(
-    tmp_path: Path, file: str, hints: Hints, batched: bool
-) -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f"the published models are not at {SHARED}")
-    path = tmp_path / Path(file).name
-    shutil.copy(SHARED / file, path)
-    write_sidecar(path, adopt(path, hints=hints).manifest)
-    reference = np.load((SHARED / file).with_suffix(".reference.npz"))
+@pytest.mark.parametrize("name", NAMES)
+def test_a_published_model_equals_its_authors_answers_step_by_step(tmp_path: Path, name: str) -> None:
+    one = published(name)
+    path = tmp_path / one.file.name
+    shutil.copyfile(one.file, path)
+    write_sidecar(path, adopt(path, hints=one.hints).manifest)
     model = StepModel(path)
-    [given], [answered] = model.manifest.inputs, model.manifest.answered
     states = model.initial_states(1)
-    context = sum(window.context for window in model.manifest.windows)
 
-    for x, y in zip(reference[f"x:{given.name}"], reference[f"y:{answered.name}"], strict=True):
-        row = x.reshape(1, -1)[:, context:].reshape(1, *given.shape)
-        outputs, states = model.step({given.name: row}, states)
-        np.testing.assert_allclose(outputs[answered.name].ravel(), y.ravel(), rtol=0, atol=1e-5)
-    assert model.batched is batched
+    for x, y in zip(one.xs, one.ys, strict=True):
+        outputs, states = model.step({one.given: x[None]}, states)
+        np.testing.assert_allclose(outputs[one.answered].ravel(), y, rtol=0, atol=1e-5)
+    assert model.batched is (name == "silero-vad/silero_vad")

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
+from model_export.adopt import adopt
 from model_export.candidate import Candidate, prove
 from model_export.errors import ParityError, RefusedModelError
 from model_export.manifest import Array
 from model_export.precision import FULL, Precision, narrow_store, saved, store_as
 from model_export.step_model import StepModel
+from model_export.stepping import stepped
 from tests import graphs
+from tests.published import NAMES, published
 
 
 def candidate(build: graphs.Build) -> Candidate:
@@ -146,3 +150,26 @@ def test_a_state_beyond_float16_fails_the_proof() -> None:
 
     with pytest.raises(ParityError):
         prove(Precision(store_dtype="float16").lower(candidate(far)), atol=1.0, rtol=0.1, long_steps=100)
+
+
+# -------------------------------------------------------------------- published models on recorded speech
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "precision", [Precision("fp16"), Precision("int8"), Precision(store_dtype="float16")], ids=["fp16", "int8", "store"]
+)
+def test_a_published_model_moves_by_less_than_the_default_tolerance(name: str, precision: Precision) -> None:
+    one = published(name)
+    full = adopt(one.file, hints=one.hints, steps=4).manifest
+
+    def nothing(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        return {}
+
+    lowered = precision.lower(Candidate(onnx.load(str(one.file)), full, nothing, "its authors' answers"))
+    model = StepModel(lowered.proto.SerializeToString(), lowered.manifest)
+    answers, _ = stepped(model, {one.given: one.xs.reshape(1, len(one.xs), *full.inputs[0].shape)})
+    off = np.abs(answers[one.answered].reshape(one.ys.shape) - one.ys)
+
+    assert off.max() > 1e-6
+    assert (off <= precision.atol + precision.rtol * np.abs(one.ys)).all()

@@ -17,9 +17,7 @@ from model_export.manifest import Array, Manifest
 from model_export.rewrite import Change, check_new_file, rewrite, write_new_file
 from model_export.step_model import StepModel
 from tests import graphs
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "models"
-SILERO = Hints(constants={"sr": 16000}, windows={"input": 64}, shapes={"input": [512]})
+from tests.published import published
 
 
 def rewritten(
@@ -43,19 +41,6 @@ def refusal(folder: Path, source: bytes, change: Change, hints: Hints | None = N
         rewritten(folder, source, change, hints)
     assert not (folder / "new.onnx").exists()
     return caught.value.problem
-
-
-def published(name: str) -> Path:
-    if not SHARED.is_dir():
-        pytest.skip(f"the published models are not at {SHARED}")
-    return SHARED / name
-
-
-def reference(path: Path, model: StepModel) -> tuple[list[Array], list[Array]]:
-    """Return the authors' inputs, a window's past part included, and their answers."""
-    arrays = np.load(path.with_suffix(".reference.npz"))
-    [given], [answered] = model.manifest.inputs, model.manifest.answered
-    return list(arrays[f"x:{given.name}"]), list(arrays[f"y:{answered.name}"])
 
 
 # -------------------------------------------------------------------- folding
@@ -147,19 +132,15 @@ def test_operators_too_old_for_the_new_nodes_are_refused() -> None:
 
 
 def test_silero_folded_equals_its_authors_answers_exactly(tmp_path: Path) -> None:
-    path = published("silero-vad/silero_vad.onnx")
-    unfolded, model = rewritten(tmp_path, path, "fold-context", SILERO)
-    xs, ys = reference(path, model)
-    states, kept = model.initial_states(1), unfolded.initial_states(1)
+    one = published("silero-vad/silero_vad")
+    unfolded, model = rewritten(tmp_path, one.file, "fold-context", one.hints)
+    rows = {one.given: one.xs[None]}
+    answers, _ = model.chunk(rows, model.initial_states(1))
+    as_it_was, _ = unfolded.chunk(rows, unfolded.initial_states(1))
 
-    for x, y in zip(xs, ys, strict=True):
-        row = {"input": x.reshape(1, -1)[:, 64:]}
-        answers, states = model.step(row, states)
-        as_it_was, kept = unfolded.step(row, kept)
-        np.testing.assert_array_equal(answers["output"], as_it_was["output"])
-        np.testing.assert_allclose(answers["output"].ravel(), y.ravel(), rtol=0, atol=1e-5)
-    assert len(xs) == 100
-    assert model.batched
+    assert (len(one.xs), model.batched) == (100, True)
+    np.testing.assert_array_equal(answers[one.answered], as_it_was[one.answered])
+    np.testing.assert_allclose(answers[one.answered].reshape(one.ys.shape), one.ys, rtol=0, atol=1e-5)
 
 
 # -------------------------------------------------------------------- batchifying
@@ -270,19 +251,16 @@ def test_a_graph_that_runs_rows_together_needs_no_rewriting(tmp_path: Path) -> N
     assert "runs rows together already" in caught.value.problem
 
 
-@pytest.mark.parametrize("file", ["dtln/model_1.onnx", "dtln/model_2.onnx"])
-def test_dtln_batchified_equals_its_authors_answers_in_every_row(tmp_path: Path, file: str) -> None:
-    path = published(file)
-    _, model = rewritten(tmp_path, path, "batchify")
-    xs, ys = reference(path, model)
-    [given], [answered] = model.manifest.inputs, model.manifest.answered
-    states = model.initial_states(3)
+@pytest.mark.parametrize("name", ["dtln/model_1", "dtln/model_2"])
+def test_dtln_batchified_equals_its_authors_answers_in_every_row(tmp_path: Path, name: str) -> None:
+    one = published(name)
+    _, model = rewritten(tmp_path, one.file, "batchify", one.hints)
+    rows = np.stack([one.xs, np.zeros_like(one.xs), one.xs])
+    answers, _ = model.chunk({one.given: rows}, model.initial_states(3))
+    found = answers[one.answered].reshape(3, *one.ys.shape)
 
-    for x, y in zip(xs, ys, strict=True):
-        rows = np.concatenate([x.reshape(1, -1), np.zeros((1, x.size), x.dtype), x.reshape(1, -1)])
-        answers, states = model.step({given.name: rows}, states)
-        np.testing.assert_allclose(answers[answered.name][[0, 2]], [y.ravel()] * 2, rtol=0, atol=1e-5)
     assert model.batched
+    np.testing.assert_allclose(found[[0, 2]], np.stack([one.ys, one.ys]), rtol=0, atol=1e-5)
 
 
 # -------------------------------------------------------------------- proof and file

@@ -1,0 +1,54 @@
+"""`stepwell export` with `--weights` and `--store-dtype`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model_export.errors import ParityError
+from model_export.step_model import StepModel
+from tests.commands.program import stepwell
+
+keras = pytest.importorskip("keras", reason="Keras is not installed")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    keras.utils.set_random_seed(1)
+    path = tmp_path_factory.mktemp("source") / "small.keras"
+    layers = [keras.Input((None, 8)), keras.layers.GRU(64, return_sequences=True), keras.layers.Dense(1, name="y")]
+    keras.Sequential(layers).save(path)
+    return path
+
+
+def test_what_became_smaller_is_told_beside_by_how_much_the_answers_moved(tmp_path: Path, source: Path) -> None:
+    done = stepwell("export", source, "-o", tmp_path / "m.onnx", "--weights", "fp16", "--store-dtype", "float16")
+
+    assert "allowed 0.005 + 0.005 of the value" in done.stdout
+    assert "file:    " in done.stdout
+    assert "stream:  256 bytes at full precision, 128 bytes now" in done.stdout
+
+
+def test_the_written_model_is_the_smaller_one(tmp_path: Path, source: Path) -> None:
+    words = ["--weights", "int8", "--store-dtype", "float16", "--json"]
+    report = json.loads(stepwell("export", source, "-o", tmp_path / "m.onnx", *words).stdout)
+    model = StepModel(tmp_path / "m.onnx")
+
+    assert report["saved"]["bytes_per_stream"] == {"before": 256, "after": 128}
+    assert report["saved"]["file"]["after"] < report["saved"]["file"]["before"] / 2
+    assert 1e-5 < report["parity"]["max_abs"] < 0.1
+    assert (model.state_bytes, model.manifest.model_dump()["weights"]) == (128, "int8")
+
+
+def test_a_tolerance_that_is_given_wins_and_nothing_is_written_beyond_it(tmp_path: Path, source: Path) -> None:
+    done = stepwell("export", source, "-o", tmp_path / "m.onnx", "--weights", "int8", "--tolerance", "1e-5")
+
+    assert type(done.exception) is ParityError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--weights", "int4"], ["--store-dtype", "int8"]])
+def test_a_format_that_is_not_known_is_wrong_usage(tmp_path: Path, source: Path, words: list[str]) -> None:
+    assert stepwell("export", source, "-o", tmp_path / "m.onnx", *words).exit_code == 2

@@ -1,0 +1,51 @@
+"""Published stepwise models with their authors' own answers on recorded speech, where they lie beside the project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from model_export.hints import Hints
+from model_export.manifest import Array
+
+FOLDER = Path(__file__).resolve().parents[2] / "shared" / "models"
+NAMES = ("dtln/model_1", "dtln/model_2", "silero-vad/silero_vad")
+
+_HINTS = {
+    "silero-vad/silero_vad": Hints(constants={"sr": 16000}, windows={"input": 64}, shapes={"input": [512]}),
+}
+
+
+class Published(NamedTuple):
+    """A model and what its authors' own loop gives.
+
+    Attributes:
+        file: The ONNX file.
+        hints: What it does not say by itself.
+        given: Name of its input.
+        xs: One recording without the part that Stepwell keeps, `(T, size)`.
+        answered: Name of its answer.
+        ys: The authors' answers, `(T, size)`.
+    """
+
+    file: Path
+    hints: Hints
+    given: str
+    xs: Array
+    answered: str
+    ys: Array
+
+
+def published(name: str) -> Published:
+    """Return one of `NAMES`; skips the test where the models are not there."""
+    if not FOLDER.is_dir():
+        pytest.skip("the published models are not beside this project, in ../shared/models")
+    file, hints = (FOLDER / name).with_suffix(".onnx"), _HINTS.get(name, Hints())
+    arrays = dict(np.load(file.with_suffix(".reference.npz")))
+    [given], [answered] = ([key for key in arrays if key.startswith(kind)] for kind in ("x:", "y:"))
+    steps, context = len(arrays[given]), sum(hints.windows.values())
+    xs = np.ascontiguousarray(arrays[given].reshape(steps, -1)[:, context:])
+    return Published(file, hints, given[2:], xs, answered[2:], arrays[answered].reshape(steps, -1))
