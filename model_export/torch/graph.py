@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
-from model_export.torch.modules import first_line
+from model_export.torch.modules import first_line, unfused
 
 OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""
@@ -39,7 +39,7 @@ def step_graph(
     batch = torch.export.Dim("batch", max=2**31 - 1)
     dynamic = tuple({axis: batch} for axis in axes)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), unfused(), torch.no_grad():
             program = torch.export.export(module, tuple(values), dynamic_shapes=(dynamic,), strict=False)
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
@@ -77,7 +77,7 @@ def sequence_graph(
     """
     file = io.BytesIO()
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), unfused(), torch.no_grad():
             torch.onnx.export(
                 copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
                 input_names=names[0], output_names=names[1], dynamic_axes=axes,
@@ -107,6 +107,7 @@ def quiet() -> Iterator[None]:
     """Keep torch's exporters from talking: what fails is raised."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    torch._C._jit_set_onnx_log_enabled(False)
     try:
         with (
             warnings.catch_warnings(),
@@ -117,6 +118,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+        torch._C._jit_set_onnx_log_enabled(True)
 
 
 def _refused(exc: Exception) -> RefusedModelError:

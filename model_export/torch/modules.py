@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def prepared(module: Any) -> Any:
                 fix="Export the module as it was before quantisation.",
             )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_meta:
-            raise RefusedModelError(f"{name!r} is on the meta device, without values.", fix="Load the weights first.")
+        if tensor.is_meta or nn.parameter.is_lazy(tensor):
+            raise RefusedModelError(f"{name!r} has no values yet.", fix="Load the weights first.")
         if tensor.dtype in {torch.float16, torch.bfloat16}:
             raise RefusedModelError(
                 f"{name!r} is {str(tensor.dtype).removeprefix('torch.')}; expected float32.",
@@ -68,8 +69,14 @@ def prepared(module: Any) -> Any:
                 f"{name!r} is a {type(tensor.data).__name__}; expected a plain tensor.",
                 fix="Export the module as it was before quantisation or sharding.",
             )
+    kept = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }  # what weight_norm, say, leaves as an attribute cannot be copied as it is
     try:
-        mine: nn.Module = copy.deepcopy(module)
+        mine: nn.Module = copy.deepcopy(module, kept)
     except Exception as exc:
         raise RefusedModelError(
             f"{type(module).__name__} cannot be copied: {exc}.",
@@ -85,7 +92,7 @@ def run(module: Any, values: Any, *, doing: str) -> Any:
         RefusedModelError: It fails; says where in the user's code.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), unfused(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of oneDNN, on what it leaves to others
             return module(*values)
     except RefusedModelError:
@@ -97,6 +104,17 @@ def run(module: Any, values: Any, *, doing: str) -> Any:
             f"The module fails {doing} (shapes {shapes}): {first_line(exc)}{place}.",
             fix="Give examples that it takes, with a batch axis, in the order of `forward`.",
         ) from exc
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Keep torch from running a whole transformer layer as one operator, which passes its parts by."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def check_behaviour(module: Any, call: Callable[[], list[torch.Tensor]]) -> None:

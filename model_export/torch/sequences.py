@@ -25,6 +25,9 @@ from model_export.torch.outputs import flatten, numpy_dtype
 ROWS = 3
 LENGTHS = (11, 13)
 
+Seen = dict[str, set[tuple[int, int]]]
+"""By the path of a recurrent layer or an attention: the lengths and batches that it ran over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -34,12 +37,14 @@ class Output:
         path: Where it stands in what the module returns.
         batch: Its batch axis.
         time: Its time axis; None: one answer for a whole sequence.
+        rank: Its number of axes.
         folded: Batch and time are one axis, the first.
     """
 
     path: str
     batch: int
     time: int | None
+    rank: int
     folded: bool = False
 
     @property
@@ -79,11 +84,11 @@ class Sequences:
         """
         self.module = module
         given = tensors(examples)
-        timed, steps = _timed(given, time_axis)
+        readings = _readings(given, time_axis)
         ids = self._look(list(given.values()))
         self.only_length: int | None = None
         self.loops = False
-        self.draw, self.inputs, shapes, seen = self._settle(given, timed, steps, ids)
+        self.draw, self.inputs, shapes, seen = self._settle(given, readings, ids)
         self.outputs = self._outputs(shapes)
         self.elsewhere = self._elsewhere(seen)
         self._check()
@@ -97,7 +102,7 @@ class Sequences:
         Returns:
             One per output, shape `(batch, T, *row)`, or `(batch, *row)` where there is one answer a sequence.
         """
-        steps = sequences[0].shape[1]  # the first has a time axis
+        steps = next(value.shape[1] for one, value in zip(self.inputs, sequences, strict=True) if one.time is not None)
         found = self.raw(sequences, self.inputs)
         return [one.from_module(value, steps) for one, value in zip(self.outputs, found, strict=True)]
 
@@ -115,7 +120,7 @@ class Sequences:
         def see(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = next(iter((*args, *kwargs.values())))
             for at, one in enumerate(given):
-                if one.numel() == value.numel() and torch.equal(one.flatten().sort()[0], value.flatten().sort()[0]):
+                if one.numel() == value.numel() and torch.equal(_sorted(one), _sorted(value)):
                     ids[at] = layer.num_embeddings
 
         with _hooked(self.module, nn.Embedding, see), _hooked(self.module, nn.RNNBase, _refuse_packed):
@@ -123,29 +128,28 @@ class Sequences:
         return ids
 
     def _settle(
-        self, given: Mapping[str, torch.Tensor], timed: Mapping[str, int], steps: int, ids: Mapping[int, int]
-    ) -> tuple[Draw, list[Input], list[list[torch.Size]], list[dict[str, set[tuple[int, int]]]]]:
+        self, given: Mapping[str, torch.Tensor], readings: Sequence[Mapping[str, int]], ids: Mapping[int, int]
+    ) -> tuple[Draw, list[Input], list[list[torch.Size]], list[Seen]]:
         """Run three sequences of two lengths, and two of one; any number of timesteps before the example's own.
 
-        An input whose size is by chance the number of timesteps is tried with a time axis first.
+        Returns:
+            What is drawn, the inputs, and for each run the outputs' shapes and what the recurrent layers ran over.
         """
-        names = list(given)
-        ambiguous = [name for name in names[1:] if name in timed]
-        subsets = [s for n in range(len(ambiguous) + 1) for s in itertools.combinations(ambiguous, n)]
         first_error: RefusedModelError | None = None
-        for lengths, constant, from_examples in itertools.product((LENGTHS, (steps, steps)), subsets, (False, True)):
-            axes = {name: axis for name, axis in timed.items() if name not in constant}
+        for any_length, axes, from_examples in itertools.product((True, False), readings, (False, True)):
+            steps = next(given[name].shape[axis] for name, axis in axes.items())
+            short, long = LENGTHS if any_length else (steps, steps)
             inputs = [
                 _input(name, value, axes.get(name), ids.get(at)) for at, (name, value) in enumerate(given.items())
             ]
-            draw = Draw(inputs, from_examples=from_examples, constant=[one.name for one in inputs if one.time is None])
+            still = [one.name for one in inputs if one.time is None]
+            draw = Draw(inputs, from_examples=from_examples, constant=still)
             try:
-                sizes = ((ROWS, lengths[0]), (ROWS, lengths[1]), (2, lengths[0]))
-                runs = [self._watched(draw, inputs, rows, length) for rows, length in sizes]
+                runs = [self._watched(draw, inputs, *size) for size in ((ROWS, short), (ROWS, long), (2, short))]
             except RefusedModelError as exc:
                 first_error = first_error or exc
                 continue
-            self.only_length = None if lengths is LENGTHS else steps
+            self.only_length = None if any_length else steps
             return draw, inputs, [shapes for shapes, _ in runs], [seen for _, seen in runs]
         assert first_error is not None
         raise RefusedModelError(
@@ -153,11 +157,9 @@ class Sequences:
             fix="Build it for any number of sequences: take the batch size from the input, x.shape[0].",
         ) from first_error
 
-    def _watched(
-        self, draw: Draw, inputs: Sequence[Input], rows: int, steps: int
-    ) -> tuple[list[torch.Size], dict[str, set[tuple[int, int]]]]:
-        """Return the outputs' shapes, and for each recurrent layer the lengths and batches that it ran over."""
-        seen: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    def _watched(self, draw: Draw, inputs: Sequence[Input], rows: int, steps: int) -> tuple[list[torch.Size], Seen]:
+        """Return the outputs' shapes, and for each layer over an axis the lengths and batches that it ran over."""
+        seen: Seen = defaultdict(set)
         paths = {id(layer): path for path, layer in self.module.named_modules()}
 
         def see(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -165,7 +167,7 @@ class Sequences:
             if len(shape) == 3:
                 seen[paths[id(layer)]].add((shape[layer.batch_first], shape[not layer.batch_first]))
 
-        with _hooked(self.module, nn.RNNBase, see):
+        with _hooked(self.module, (nn.RNNBase, nn.MultiheadAttention), see):
             found = self.raw(draw.tensors(0, rows, steps), inputs)
         return [value.shape for value in found], seen
 
@@ -179,8 +181,8 @@ class Sequences:
         if not len(one) == len(longer) == len(fewer):
             raise RefusedModelError(f"{what} has a number of axes that changes.", fix="Return one fixed rank.")
         if (one[:1], longer[:1], fewer[:1]) == ((ROWS * steps,), (ROWS * more,), (2 * steps,)):
-            batch = int(self.inputs[0].batch)
-            return Output(path, batch, 1 - batch, folded=True)
+            batch = self._lead.batch
+            return Output(path, batch, 1 - batch, len(one), folded=True)
         batches = [axis for axis in range(len(one)) if one[axis] != fewer[axis]]
         if len(batches) != 1 or (one[batches[0]], fewer[batches[0]]) != (ROWS, 2):
             raise RefusedModelError(
@@ -190,8 +192,8 @@ class Sequences:
         batch = batches[0]
         if self.only_length:
             times = [axis for axis in range(len(one)) if axis != batch and one[axis] == steps]
-            own = self.inputs[0].time
-            return Output(path, batch, own if own in times else times[0] if times else None)
+            own = self._lead.time
+            return Output(path, batch, own if own in times else times[0] if times else None, len(one))
         times = [axis for axis in range(len(one)) if one[axis] != longer[axis]]
         if times and (len(times) > 1 or (one[times[0]], longer[times[0]]) != (steps, more)):
             raise RefusedModelError(
@@ -199,9 +201,14 @@ class Sequences:
                 "answer per timestep, or one per sequence.",
                 fix="Pad convolutions on the left so that no timestep is lost, and take none together.",
             )
-        return Output(path, batch, times[0] if times else None)
+        return Output(path, batch, times[0] if times else None, len(one))
 
-    def _elsewhere(self, seen: list[dict[str, set[tuple[int, int]]]]) -> frozenset[str]:
+    @property
+    def _lead(self) -> Input:
+        """The first input with a time axis."""
+        return next(one for one in self.inputs if one.time is not None)
+
+    def _elsewhere(self, seen: list[Seen]) -> frozenset[str]:
         """Return the recurrent layers whose length is another axis than time.
 
         Raises:
@@ -214,16 +221,22 @@ class Sequences:
                 continue
             what = f"{path!r} ({type(layer).__name__})" if path else type(layer).__name__
             lengths, more = ({length for length, _ in run[path]} for run in (one, longer))
-            over_time = lengths != more or lengths in ({1}, {self.only_length})
+            attends = isinstance(layer, nn.MultiheadAttention)
+            over_time = lengths != more or lengths == {self.only_length} or (lengths == {1} and not attends)
             if not over_time and lengths == {ROWS} and {length for length, _ in fewer[path]} == {2}:
                 raise RefusedModelError(
                     f"{what} runs over the batch axis: it has batch_first={layer.batch_first}, and the other is given.",
                     fix=f"Build it with batch_first={not layer.batch_first}, and train it again.",
                 )
-            if over_time and getattr(layer, "bidirectional", False):
+            if over_time and not attends and layer.bidirectional:
                 raise RefusedModelError(
                     f"{what} is bidirectional: it needs the timesteps that are still to come.",
                     fix="Train it with bidirectional=False.",
+                )
+            if over_time and attends:
+                raise RefusedModelError(
+                    f"{what} attends over time: what it has to remember grows with every timestep.",
+                    fix="Train it with model_export.torch.CachedAttention, which attends to the last timesteps.",
                 )
             if not over_time:
                 elsewhere.add(path)
@@ -235,8 +248,14 @@ class Sequences:
         def call() -> list[torch.Tensor]:
             return [tensor for _, tensor in flatten(run(self.module, values, doing="on whole sequences"))]
 
-        for at, value in enumerate(call()):
-            numpy_dtype(value, self.outputs[at].called)
+        alone = self.raw(self.draw.tensors(0, 1, self.only_length or LENGTHS[0]), self.inputs)
+        for one, value, single in zip(self.outputs, call(), alone, strict=True):
+            numpy_dtype(value, one.called)
+            if single.dim() < one.rank:
+                raise RefusedModelError(
+                    f"{one.called} has shape {list(single.shape)} for one sequence and {list(value.shape)} for {ROWS}.",
+                    fix="Say which axis goes, squeeze(-1): squeeze() alone takes a batch axis of 1 away, too.",
+                )
         check_behaviour(self.module, call)
         with Watch(values) as watch:
             call()
@@ -250,23 +269,44 @@ class Sequences:
         return [one.to_module(value) for one, value in zip(self.inputs, drawn, strict=True)]
 
 
-def _timed(given: Mapping[str, torch.Tensor], time_axis: int) -> tuple[dict[str, int], int]:
-    """Return the time axis of each input that seems to have one, and the examples' number of timesteps."""
-    name, first = next(iter(given.items()))
-    if not -first.dim() <= time_axis < first.dim() or first.dim() < 2:
+def _readings(given: Mapping[str, torch.Tensor], time_axis: int) -> list[dict[str, int]]:
+    """Return what may be the time axis of each input that has one, the likeliest first.
+
+    Inputs with time have it in the size of one of them on the axis that was told, and more axes than those without.
+    Where a size is the number of timesteps by chance, a reading without it comes later.
+    """
+    places = {
+        name: time_axis % value.dim()
+        for name, value in given.items()
+        if value.dim() >= 2 and -value.dim() <= time_axis < value.dim()
+    }
+    if not places:
+        shapes = {name: list(value.shape) for name, value in given.items()}
         raise RefusedModelError(
-            f"Input {name!r} has shape {list(first.shape)} and time_axis {time_axis}; expected a batch axis and that.",
+            f"The inputs have shapes {shapes}, and time_axis is {time_axis}; expected a batch axis and that.",
             fix="Give an example (batch, timesteps, features) and time_axis=1.",
         )
-    axis = time_axis % first.dim()
-    steps = first.shape[axis]
-    timed = {name: axis}
-    for other, value in list(given.items())[1:]:
-        places = [a for a in (axis, value.dim() - 1, 1, 0) if a < value.dim() and value.shape[a] == steps]
-        places = [a for a in places if a != (0 if axis else 1)]
-        if places:
-            timed[other] = places[0]
-    return timed, steps
+    batch = 1 if 0 in places.values() else 0
+    readings = []
+    for steps in dict.fromkeys(given[n].shape[places[n]] for n in sorted(places, key=lambda n: -given[n].dim())):
+        found = {name: _time_axis(value, places.get(name), steps, batch) for name, value in given.items()}
+        timed = {name: axis for name, axis in found.items() if axis is not None}
+        for still in range(len(timed)):
+            readings += [
+                {name: axis for name, axis in timed.items() if name not in left_out}
+                for left_out in itertools.combinations(sorted(timed, key=lambda n: given[n].dim()), still)
+            ]
+    return readings
+
+
+def _time_axis(value: torch.Tensor, told: int | None, steps: int, batch: int) -> int | None:
+    """Return the axis of so many timesteps: the one that was told, else the last or another."""
+    likely = [value.dim() - 1 if told is None else told, value.dim() - 1, 1, 0]
+    return next((a for a in likely if a != batch and a < value.dim() and value.shape[a] == steps), None)
+
+
+def _sorted(value: torch.Tensor) -> torch.Tensor:
+    return value.double().flatten().sort().values
 
 
 def _input(name: str, example: torch.Tensor, time: int | None, ids: int | None) -> Input:

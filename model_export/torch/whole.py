@@ -140,7 +140,10 @@ def _by_its_graph(
     from model_export import sequence
 
     if whole.only_length:
-        raise reason
+        raise RefusedModelError(
+            f"The module takes sequences of {whole.only_length} timesteps alone. {reason.problem}",
+            fix="Build it for any number of timesteps: take it from the input, x.shape[1].",
+        ) from reason
     if whole.loops:
         raise RefusedModelError(
             "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",

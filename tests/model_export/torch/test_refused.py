@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ def stepwise(run: Callable[..., Any], *, state: Any = None, **parts: Any) -> Ste
     return StepSpec(of(run, **parts), inputs={"x": torch.randn(2, 4)}, states={"h": h})
 
 
-class Keeps(nn.Module):  # type: ignore[name-defined]  # torch is what was imported, or the tests are skipped
+class Keeps(nn.Module):
     """Remembers its state by itself, in a buffer or in an attribute."""
 
     def __init__(self, *, in_buffer: bool) -> None:
@@ -56,6 +57,12 @@ def packed(m: Any, x: Any) -> Any:
 
 def encoder_decoder(m: Any, x: Any) -> Any:
     return m.decoder(x, m.encoder(x)[1])[0]
+
+
+def quantised() -> StepSpec:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would have another package used
+        return whole(torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear}))
 
 
 def branches(m: Any, x: Any) -> Any:
@@ -96,14 +103,37 @@ WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "fails": (lambda: whole(nn.Linear(5, 2)), "fails on its examples (shapes [2, 7, 4]): RuntimeError"),
     "text": (lambda: whole(of(lambda m, x: (m.lstm(x)[0], "done"), lstm=lstm())), "returns str at '1'"),
     "complex": (lambda: whole(of(lambda m, x: torch.fft.fft(x, dim=2), lstm=lstm())), "is complex64"),
-    "time_axis": (lambda: whole(nn.Linear(4, 2), time_axis=3), "shape [2, 7, 4] and time_axis 3"),
-    "encoder_decoder": (
-        lambda: whole(of(encoder_decoder, encoder=lstm(), decoder=nn.LSTM(4, 6, batch_first=True))),
-        "",
+    "time_axis": (lambda: whole(nn.Linear(4, 2), time_axis=3), "have shapes {'x': [2, 7, 4]}, and time_axis is 3"),
+    "attention": (
+        lambda: whole(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, 7, 8),
+        "'self_attn' (MultiheadAttention) attends over time",
     ),
-    "own_recurrence": (lambda: whole(of(own_recurrence, w=nn.Linear(4, 4), u=nn.Linear(4, 4))), ""),
-    "symmetric": (lambda: whole(nn.Conv1d(4, 4, 3, padding=1), 2, 4, 9, time_axis=2), ""),
-    "over_time": (lambda: whole(of(lambda m, x: m.lstm(x)[0].softmax(1), lstm=lstm())), ""),
+    "squeezed": (
+        lambda: whole(of(lambda m, x: m.rnn(x)[0].squeeze(), rnn=nn.RNN(4, 1, batch_first=True))),
+        "has shape [11] for one sequence and [3, 11] for 3",
+    ),
+    "one_length": (
+        lambda: whole(of(lambda m, x: m.head(x.flatten(1)), head=nn.Linear(28, 2))),
+        "takes sequences of 7 timesteps alone",
+    ),
+    "lazy": (lambda: whole(nn.LazyLinear(4)), "'weight' has no values yet"),
+    "half": (lambda: whole(lstm().half()), "'weight_ih_l0' is float16"),
+    "meta": (lambda: whole(nn.Linear(4, 4, device="meta")), "'weight' has no values yet"),
+    "script": (lambda: whole(torch.jit.script(nn.Linear(4, 4))), "is TorchScript"),
+    "quantised": (quantised, "'0' (Linear) is quantised"),
+    "function": (lambda: whole(torch.relu), "expected a torch.nn.Module"),
+}
+BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
+    "own_recurrence": (
+        lambda: whole(of(own_recurrence, w=nn.Linear(4, 4), u=nn.Linear(4, 4))),
+        "a loop over the timesteps in its own code",
+    ),
+    "encoder_decoder": (
+        lambda: whole(of(encoder_decoder, encoder=lstm(), decoder=lstm())),
+        "'/module/decoder/LSTM' (LSTM) starts from",
+    ),
+    "symmetric": (lambda: whole(nn.Conv1d(4, 4, 3, padding=1), 2, 4, 9, time_axis=2), "'/module/Conv' (Conv)"),
+    "over_time": (lambda: whole(of(lambda m, x: m.rnn(x)[0].softmax(1), rnn=lstm())), "'/module/Softmax' (Softmax)"),
 }
 STATES: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "no_states_back": (lambda: stepwise(lambda m, x, h: x + h), "returns 1 tensors; expected at least one output"),
@@ -141,6 +171,15 @@ def test_a_module_over_whole_sequences_is_refused_with_the_reason(name: str) -> 
     build, told = WHOLE[name]
 
     assert told in refusal(build()).problem
+
+
+@pytest.mark.parametrize("name", BY_ITS_GRAPH)
+def test_what_no_front_end_can_step_is_refused_with_an_example_of_how_to_write_it(name: str) -> None:
+    build, told = BY_ITS_GRAPH[name]
+    refused = refusal(build())
+
+    assert told in refused.problem
+    assert 'StepSpec(Step(), inputs={"x": ' in refused.fix
 
 
 @pytest.mark.parametrize("name", STATES)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
+import onnx
+
 from model_export import StepSpec
+from model_export.candidate import Candidate
+from model_export.torch import candidate
 from tests.model_export.torch import zoo_auto, zoo_sequences, zoo_states
 from tests.model_export.torch.zoo_parts import ZooModule, randomise, torch
 
@@ -16,3 +23,16 @@ def build(name: str) -> StepSpec:
         spec = ZOO[name].build()
         randomise(spec.module)
     return spec
+
+
+def made(name: str) -> Candidate:
+    """Return the step graph of a module of the zoo; each is traced once in a run of the tests."""
+    traced = _traced(name)
+    graph = onnx.ModelProto()
+    graph.CopyFrom(traced.proto)
+    return replace(traced, proto=graph, manifest=traced.manifest.model_copy(deep=True))
+
+
+@cache
+def _traced(name: str) -> Candidate:
+    return candidate(build(name), name=name)

@@ -1,0 +1,123 @@
+"""A module that takes and returns its states becomes a step graph with its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_export import StepSpec
+from model_export.candidate import Candidate, prove
+from model_export.errors import RefusedModelError
+from model_export.step_model import StepModel
+from model_export.torch import candidate, export_step
+from tests.model_export.torch import zoo
+from tests.model_export.torch.zoo_parts import nn, of, torch
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def made() -> Candidate:
+    """An LSTM of two layers called with its state, `(layers, batch, width)`; c begins with 0.5."""
+    return zoo.made("layer_with_its_state")
+
+
+def test_the_manifest_says_what_it_takes_carries_and_gives(made: Candidate) -> None:
+    manifest = made.manifest
+
+    assert manifest.name == "layer_with_its_state"
+    assert [(i.name, i.shape) for i in manifest.inputs] == [("x", [4])]
+    assert [(s.input, s.output, s.shape, s.batch_axis) for s in manifest.states] == [
+        ("h", "h_next", [2, 8], 1),
+        ("c", "c_next", [2, 8], 1),
+    ]
+    assert [(o.name, o.shape) for o in manifest.outputs] == [("label", [3])]
+
+
+def test_a_state_begins_with_what_was_given(made: Candidate) -> None:
+    h, c = made.manifest.states
+
+    assert h.init == "zeros"
+    assert c.initial().tolist() == np.full((2, 8), 0.5).tolist()
+
+
+def test_the_graph_does_not_tell_where_it_was_made(made: Candidate) -> None:
+    graph = made.proto.SerializeToString()
+
+    assert str(Path(__file__).parent).encode() not in graph
+    assert str(Path(torch.__file__).parent).encode() not in graph
+
+
+def test_the_graph_is_for_runtimes_of_the_last_years(made: Candidate) -> None:
+    assert [(opset.domain, opset.version) for opset in made.proto.opset_import] == [("", 18)]
+    assert made.proto.ir_version <= 10
+
+
+def test_steps_equal_the_module(made: Candidate) -> None:
+    graph, report = prove(made, long_steps=100)
+    model, module = StepModel(graph), zoo.build("layer_with_its_state").module.eval()
+    x = np.random.default_rng(5).standard_normal((4, 6, 4)).astype(np.float32)
+    outputs, _ = model.chunk({"x": x}, model.initial_states(4))
+    with torch.no_grad():
+        y, _ = module.lstm(torch.from_numpy(x).transpose(0, 1), (torch.zeros(2, 4, 8), torch.full((2, 4, 8), 0.5)))
+
+    np.testing.assert_allclose(outputs["label"], module.head(y).transpose(0, 1).detach().numpy(), rtol=0, atol=1e-5)
+    assert report.parity.against.startswith("torch ")
+
+
+def add(m: Any, x: Any, h: Any) -> Any:
+    return {"sum": x + h, "half": (x + h) / 2, "h": x + h}
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["one"], "1 output_names, ['one'], for 2 outputs"),
+        (["y", "y"], "'y' stands for two things"),
+        (["y", "x"], "'x' stands for two things"),
+        (["y", "h_next"], "'h_next' stands for two things"),
+    ],
+)
+def test_output_names_that_do_not_fit_are_told(names: list[str], told: str) -> None:
+    with pytest.raises(RefusedModelError) as caught:
+        export_step(of(add), {"x": torch.zeros(2, 4)}, {"h": torch.zeros(1, 4)}, output_names=names)
+
+    assert told in caught.value.problem
+
+
+def test_examples_may_be_arrays_and_lists() -> None:
+    made = export_step(of(add), {"x": np.zeros((2, 4))}, {"h": [[0.0] * 4]})
+
+    assert [(i.name, i.dtype) for i in made.manifest.inputs] == [("x", "float32")]
+    assert [o.name for o in made.manifest.outputs] == ["sum", "half"]
+
+
+def test_ids_are_drawn_from_the_whole_table() -> None:
+    """An example of zeros would show one row of it."""
+    (sampler,) = (zoo.made("cells_in_a_loop").samplers or {}).values()
+
+    assert set(sampler(np.random.default_rng(0), 3, 64)["ids"].flat) == set(range(11))
+
+
+def test_an_input_without_time_stays_the_same_for_a_sequence() -> None:
+    (sampler,) = (zoo.made("started_by_an_input").samplers or {}).values()
+    drawn = sampler(np.random.default_rng(0), 3, 5)
+
+    assert (drawn["who"] == drawn["who"][:, :1]).all()
+    assert not (drawn["x"] == drawn["x"][:, :1]).all()
+
+
+def test_numbers_that_a_module_does_not_take_are_drawn_from_the_examples() -> None:
+    def run(m: Any, x: Any, h: Any) -> Any:
+        h = h + m.table((x * 10).long())
+        return h, h
+
+    x = torch.tensor([[0.1], [0.4], [0.3]])
+    spec = StepSpec(of(run, table=nn.Embedding(5, 4)), inputs={"x": x}, states={"h": torch.zeros(1, 1, 4)})
+    ((kind, sampler),) = (candidate(spec, name="floats").samplers or {}).items()
+
+    assert kind == "example"
+    assert set(sampler(np.random.default_rng(0), 3, 9)["x"].flat) <= set(x.numpy().flat)
