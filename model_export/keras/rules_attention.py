@@ -12,7 +12,7 @@ import numpy as np
 
 from model_export.keras.emit import Value
 from model_export.keras.past import NEVER, Past, past_of
-from model_export.keras.registry import Call, rule, to_array
+from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.manifest import Array
 
 
@@ -113,6 +113,33 @@ def _project_out(call: Call, query: Value, found: str, dense: Any) -> Value:
     y = _times(call, found, len(query.row), matrix, None if dense.bias is None else to_array(dense.bias).reshape(-1))
     row = (*query.row[:-1], *kernel.shape[2:])
     return query.like(y if kernel.ndim == 3 else call.graph.reshape(y, row, at=call.path), row=row)
+
+
+@op_rule("DotProductAttention")
+def dot_product_attention(call: Call) -> Value:
+    """`ops.dot_product_attention`: several heads, without projections."""
+    given = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
+    if given.get("bias") is not None or getattr(call.layer, "attn_logits_soft_cap", None):
+        raise call.refuse("it has a bias or a soft cap", "Use MultiHeadAttention.")
+    (heads, width), (count, answer) = given["query"].row[-2:], given["value"].row[-2:]
+    flat = {name: _flat_heads(call, given[name]) for name in ("query", "key", "value")}
+    causal = {"use_causal_mask": call.layer.is_causal, "attention_mask": given.get("mask")}
+    asked = _asked(call, {**flat, **causal}, 1)
+    scale = given.get("scale")
+    q = _by_head(call, asked.query.name, asked.queries, (count, heads // count), width)
+    q = call.op("Mul", q, call.constant(1 / math.sqrt(width) if scale is None else scale))
+    k = _kept(call, asked, "keys", asked.key.name, (count, width))
+    v = _kept(call, asked, "values", asked.value.name, (count, answer))
+    scores = call.op("MatMul", q, call.op("Transpose", k, perm=[0, 1, 3, 2]))
+    found = _answer(call, asked, scores, v, heads // count)
+    found = _side_by_side(call, found, asked, (count, heads // count), answer)
+    row = (*asked.query.row[:-1], heads, answer)
+    return asked.query.like(call.graph.reshape(found, row, at=call.path), row=row)
+
+
+def _flat_heads(call: Call, x: Value) -> Value:
+    row = (*x.row[:-2], math.prod(x.row[-2:]))
+    return x.like(call.graph.reshape(x.name, row, at=call.path), row=row)
 
 
 # ---------------------------------------------------------------- one head, without projections

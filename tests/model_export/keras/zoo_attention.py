@@ -62,6 +62,38 @@ class MaskedBlock(keras.Layer):  # type: ignore[misc]  # Keras has no types
         return self.norm_2(h + self.feed(h))
 
 
+class AttentionByHand(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """Attention written with operations on the whole sequence, its heads in front of the timesteps."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parts, self.out = [L.Dense(8) for _ in range(3)], L.Dense(8)
+
+    def call(self, x: Any) -> Any:
+        steps = ops.shape(x)[1]
+        q, k, v = (ops.transpose(ops.reshape(part(x), (-1, steps, 2, 4)), (0, 2, 1, 3)) for part in self.parts)
+        scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))) / 2.0
+        scores = ops.where(ops.tril(ops.ones((steps, steps))) == 0, -1e9, scores)
+        found = ops.transpose(ops.matmul(ops.softmax(scores), v), (0, 2, 1, 3))
+        return self.out(ops.reshape(found, (-1, steps, 8)))
+
+
+class LoopByHand(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A recurrence as a Python loop over the timesteps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = L.Dense(5, "tanh")
+
+    def call(self, x: Any) -> Any:
+        h = ops.zeros_like(x[:, 0, :5])
+        states = []
+        for t in range(x.shape[1]):
+            h = self.cell(ops.concatenate([h, x[:, t]], axis=-1))
+            states.append(h)
+        return ops.stack(states, axis=1)
+
+
 def over(build: Any, steps: int | None = T, features: int = 8) -> Any:
     """Return a model of one input `x` of so many timesteps."""
     x = keras.Input((steps, features), name="x")
@@ -95,6 +127,11 @@ def self_attention(layer: Any) -> Any:
 
 def attention_mask(mask: Any) -> Any:
     return lambda x: L.MultiHeadAttention(2, 3)(x, x, attention_mask=mask)
+
+
+def product(x: Any) -> Any:
+    q, k, v = (L.Reshape((T, 2, 4))(L.Dense(8)(x)) for _ in range(3))
+    return L.Reshape((T, 8))(ops.dot_product_attention(q, k, v, is_causal=True))
 
 
 def pooled(x: Any) -> Any:
@@ -163,6 +200,19 @@ ZOO: dict[str, ZooModel] = {
     ),
     "attention_inside": ZooModel(
         lambda: over(inside, None), "attention over the parts of each timestep", "no state"
+    ),
+    "attention_operation": ZooModel(
+        lambda: over(product), "ops.dot_product_attention between layers", "past keys and values"
+    ),
+    "attention_by_hand": ZooModel(
+        lambda: over(lambda x: L.LayerNormalization()(x + AttentionByHand()(x))),
+        "a custom layer that is causal attention, written with operations on the whole sequence",
+        "the layer's past inputs; it runs over all timesteps again at each",
+    ),
+    "loop_by_hand": ZooModel(
+        lambda: over(lambda x: L.Dense(3)(LoopByHand()(x))),
+        "a custom layer with a Python loop over the timesteps",
+        "the layer's past inputs; it runs over all timesteps again at each",
     ),
     "positions_of_tokens": ZooModel(
         small_gpt,
