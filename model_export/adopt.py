@@ -90,37 +90,12 @@ def adopt(
     kinds = _find_kinds(graph, hints, pairing, axes, notes, together=together)
     _check_chance(model, pairing, kinds)
 
-    states = [tensor for tensor in graph.inputs if tensor.name in pairing.states]
-    sent = [tensor for tensor in graph.inputs if tensor.name in rows and tensor not in states]
-    windows = {name: (length, rows[name].window_axis) for name, length in hints.windows.items()}
-    starts = [StateRow(tensor.name, tensor.dtype, rows[tensor.name].graph) for tensor in states]
-    starts += [_past(tensor, rows[tensor.name], windows[tensor.name][0]) for tensor in sent if tensor.name in windows]
-    initial = find_initial(starts, hints.initial, {entry.key: entry.value for entry in model.metadata_props}, notes)
-    inits = {name: PackedTensor.pack(value).model_dump() for name, value in initial.items()}
+    found = _Found(graph, hints, rows, pairing, one, axes, kinds)
+    initial = find_initial(found.carried(), hints.initial, {e.key: e.value for e in model.metadata_props}, notes)
     described = {
         "name": name or _name_of(path),
-        "inputs": [_tensor(tensor, rows[tensor.name]) for tensor in sent],
-        "states": [
-            {
-                "in": tensor.name,
-                "out": pairing.states[tensor.name],
-                "dtype": tensor.dtype,
-                "shape": list(rows[tensor.name].graph),
-                "batch_axis": rows[tensor.name].batch_axis,
-                "init": inits.get(tensor.name, "zeros"),
-            }
-            for tensor in states
-        ],
-        "outputs": [
-            {**_tensor(o, _output_row(o, one[o.name], axes[o.name], hints.shapes.get(o.name))), "kind": kinds[o.name]}
-            for o in graph.outputs
-            if o.name in kinds
-        ],
+        **found.described({name: PackedTensor.pack(value).model_dump() for name, value in initial.items()}),
         "constants": {name: {"dtype": value.dtype.name, "value": value.tolist()} for name, value in constants.items()},
-        "windows": [
-            {"input": name, "context": length, "axis": axis, "init": inits.get(f"{name}.context", "zeros")}
-            for name, (length, axis) in windows.items()
-        ],
         "batch": {"mode": "stack" if together else "single"},
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
@@ -271,6 +246,76 @@ def _check_chance(model: onnx.ModelProto, pairing: Pairing, kinds: Mapping[str, 
 # ---------------------------------------------------------------- telling
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """All that was read from a graph and tried on it."""
+
+    graph: Graph
+    hints: Hints
+    rows: Mapping[str, Row]
+    pairing: Pairing
+    shapes: _Shapes
+    output_axes: Mapping[str, int | None]
+    kinds: Mapping[str, Kind]
+
+    @property
+    def states(self) -> list[Declared]:
+        return [tensor for tensor in self.graph.inputs if tensor.name in self.pairing.states]
+
+    @property
+    def sent(self) -> list[Declared]:
+        return [t for t in self.graph.inputs if t.name in self.rows and t.name not in self.pairing.states]
+
+    def carried(self) -> list[StateRow]:
+        """Return all that is carried from step to step: the states, and the windows' past parts."""
+        rows = [StateRow(tensor.name, tensor.dtype, self.rows[tensor.name].graph) for tensor in self.states]
+        for tensor in [tensor for tensor in self.sent if tensor.name in self.hints.windows]:
+            past, row = list(self.rows[tensor.name].graph), self.rows[tensor.name]
+            past[row.window_axis or 0] = self.hints.windows[tensor.name]
+            rows.append(StateRow(f"{tensor.name}.context", tensor.dtype, tuple(past)))
+        return rows
+
+    def described(self, initial: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the manifest's tensors, as JSON."""
+        states = [
+            {
+                "in": tensor.name,
+                "out": self.pairing.states[tensor.name],
+                "dtype": tensor.dtype,
+                "shape": list(self.rows[tensor.name].graph),
+                "batch_axis": self.rows[tensor.name].batch_axis,
+                "init": initial.get(tensor.name, "zeros"),
+            }
+            for tensor in self.states
+        ]
+        windows = [
+            {
+                "input": name,
+                "context": length,
+                "axis": self.rows[name].window_axis,
+                "init": initial.get(f"{name}.context", "zeros"),
+            }
+            for name, length in self.hints.windows.items()
+        ]
+        outputs = [
+            {**_tensor(tensor, self._output_row(tensor)), "kind": self.kinds[tensor.name]}
+            for tensor in self.graph.outputs
+            if tensor.name in self.kinds
+        ]
+        inputs = [_tensor(tensor, self.rows[tensor.name]) for tensor in self.sent]
+        return {"inputs": inputs, "states": states, "outputs": outputs, "windows": windows}
+
+    def _output_row(self, tensor: Declared) -> Row:
+        batch_axis, said = self.output_axes[tensor.name], self.hints.shapes.get(tensor.name)
+        graph = tuple(length for axis, length in enumerate(self.shapes[tensor.name]) if axis != batch_axis)
+        if said is not None and math.prod(said) != math.prod(graph):
+            raise UnclearModelError(
+                f"Shape {list(said)} was given for output {tensor.name!r}, whose row is {list(graph)}.",
+                fix="Give a shape with as many elements.",
+            )
+        return Row(batch_axis, graph, without_ones(graph) if said is None else tuple(said))
+
+
 def _tensor(tensor: Declared, row: Row) -> dict[str, Any]:
     described = {
         "name": tensor.name, "dtype": tensor.dtype, "shape": list(row.wire), "batch_axis": row.batch_axis
@@ -278,21 +323,6 @@ def _tensor(tensor: Declared, row: Row) -> dict[str, Any]:
     if row.window_axis is None and row.graph != row.wire:
         described["graph_shape"] = list(row.graph)
     return described
-
-
-def _past(tensor: Declared, row: Row, context: int) -> StateRow:
-    shape = tuple(context if axis == row.window_axis else length for axis, length in enumerate(row.graph))
-    return StateRow(f"{tensor.name}.context", tensor.dtype, shape)
-
-
-def _output_row(tensor: Declared, shape: tuple[int, ...], batch_axis: int | None, said: Sequence[int] | None) -> Row:
-    graph = tuple(length for axis, length in enumerate(shape) if axis != batch_axis)
-    if said is not None and math.prod(said) != math.prod(graph):
-        raise UnclearModelError(
-            f"Shape {list(said)} was given for output {tensor.name!r}, whose row is {list(graph)}.",
-            fix="Give a shape with as many elements.",
-        )
-    return Row(batch_axis, graph, without_ones(graph) if said is None else tuple(said))
 
 
 def _name_of(path: Path) -> str:

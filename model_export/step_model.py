@@ -291,7 +291,7 @@ class StepModel:
         """
         self._chunks = self._session
         shapes = {given.name: given.shape for given in self._session.get_inputs()}
-        times = {shapes[place.name][(place.batch_axis or 0) + 1] for place in self._inputs}
+        times = {shapes[p.name][0 if p.batch_axis is None else p.batch_axis + 1] for p in self._inputs}
         names = [name for name in times if isinstance(name, str)]
         if names:
             self._session = self._open(lengths=dict.fromkeys(names, 1))

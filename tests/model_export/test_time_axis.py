@@ -76,6 +76,26 @@ def test_a_graph_without_batch_axis_takes_chunks_whatever_its_axis_is_called(tmp
     assert_chunk_equals_steps(model, rows=2)
 
 
+def test_single_numbers_along_time_are_a_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "sum.onnx"
+    path.write_bytes(
+        graphs.graph_from_text(
+            """g (float[T] x, float[1] h) => (float[T] y, float[1] h_next) {
+                sums = CumSum (x, axis)
+                y = Add (sums, h)
+                h_next = Slice (y, last, end, first)
+            }""",
+            {"axis": np.array(0), "first": np.array([0]), "last": np.array([-1]), "end": np.array([2**40])},
+        )
+    )
+    write_sidecar(path, adopt(path).manifest)
+    model = StepModel(path)
+    answers, _ = model.chunk({"x": np.array([[[1], [2], [3]]], np.float32)}, model.initial_states(1))
+
+    assert model.chunked
+    assert answers["y"].ravel().tolist() == [1, 3, 6]
+
+
 def test_a_time_axis_behind_the_batch_axis_takes_chunks_of_many_rows(tmp_path: Path) -> None:
     model, manifest = adopted(tmp_path, BATCH_FIRST)
 
