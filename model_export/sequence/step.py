@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,14 +15,16 @@ from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputS
 from model_export.sequence.door import Door, Doors, find_doors
 from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
 from model_export.sequence.load import load_graph
+from model_export.sequence.rules_attention import attention, matmul, on_square
 from model_export.sequence.rules_cut import concat, gather, pad, slice_, split
 from model_export.sequence.rules_plain import count_up, pointwise, reshape
 from model_export.sequence.rules_recurrent import cumsum, gated, loop, native, scan
 from model_export.sequence.rules_window import convolution, transposed
 from model_export.sequence.sizes import with_squeeze_axes, without_known_branches
-from model_export.sequence.walk import Tensor, Walk
+from model_export.sequence.walk import Rule, Tensor, Walk
 
-RULES: dict[str, Callable[[Walk, onnx.NodeProto], None]] = {
+RULES: dict[str, Rule] = {
+    "Attention": attention,
     "AveragePool": convolution,
     "CausalConvWithState": native,
     "Concat": concat,
@@ -31,12 +33,15 @@ RULES: dict[str, Callable[[Walk, onnx.NodeProto], None]] = {
     "CumSum": cumsum,
     "Expand": reshape,
     "GRU": gated,
+    "GroupQueryAttention": attention,
     "Gather": gather,
     "LSTM": gated,
     "LinearAttention": native,
     "Loop": loop,
     "LpPool": convolution,
+    "MatMul": matmul,
     "MaxPool": convolution,
+    "MultiHeadAttention": attention,
     "Pad": pad,
     "RNN": gated,
     "Range": count_up,
@@ -127,7 +132,7 @@ def step_of(
     fitted = doors.fitted(graph, LENGTHS[0])
     walk = Walk(fitted, facts_of(graph, doors))
     inputs = [_take(walk, door) for door in doors.doors]
-    walk.run(RULES, pointwise)
+    walk.run(RULES, pointwise, on_square)
     answers, outputs = _give(walk, doors)
     walk.graph.drop_unused_states()
     if not walk.graph.states and not time_axes:

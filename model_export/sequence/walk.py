@@ -8,7 +8,7 @@ is element t + extra, so a tensor whose extra is larger than its offset looks ah
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from model_export.sequence.facts import TOUCHED, Dim, Facts
 from model_export.sequence.graph import StepGraph, plain
 from model_export.sequence.load import attributes, captures, opset_of, rename_captures
 
-Kind = Literal["known", "fixed", "timed", "last", "refused"]
+Kind = Literal["known", "fixed", "timed", "last", "square", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,15 @@ class Tensor:
 
     Attributes:
         kind: `known` from the weights and the sizes alone; `fixed`: from inputs without time axis; `timed`: one
-            value per timestep; `last`: one value that is final after the last timestep; `refused`: a step cannot
-            have it, which matters only if something needs it.
+            value per timestep; `last`: one value that is final after the last timestep; `square`: a number for
+            every timestep against every other, of which a step has its window; `refused`: a step cannot have it, which
+            matters only if something needs it.
         step: The tensor in the step graph; empty for a known one, which is emitted when it is used.
         offset: At step t the step graph holds element t + offset; None: all elements are equal.
         position: Whether it counts the timesteps, so that it grows without end.
         blame: The node that made it look ahead.
         edge: Whether its elements before the first timestep equal that of the first timestep.
+        window: How many timesteps, the present one included, a square is kept for.
         error: Why it is refused.
     """
 
@@ -47,7 +49,11 @@ class Tensor:
     position: bool = False
     blame: str = ""
     edge: bool = False
+    window: int = 0
     error: RefusedModelError | None = None
+
+
+Rule = Callable[["Walk", onnx.NodeProto], None]
 
 
 class Walk:
@@ -62,18 +68,22 @@ class Walk:
         names |= {value.name for value in (*model.graph.input, *model.graph.output)} | self.weights.keys()
         self.graph = StepGraph(sorted(names))
         self.tensors: dict[str, Tensor] = dict.fromkeys(self.weights, Tensor("known"))
+        self.sized = set(self.weights)
         self._emitted: dict[str, str] = {}
         self._windows: dict[tuple[str, int, float], str] = {}
         self._copies: dict[str, dict[str, str]] = {}
         self._outputs = {value.name for value in model.graph.output}
 
-    def run(self, rules: dict[str, Callable[[Walk, onnx.NodeProto], None]], default: Any) -> None:
+    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed."""
         for node in self.model.graph.node:
             if self._is_known(node):
                 continue
             outputs = [name for name in node.output if name]
             try:
+                if any(self.tensors[name].kind == "square" for name in self.uses(node)):
+                    on_square(self, node)
+                    continue
                 self.need(*(name for name in self.uses(node) if not self._is_front(node, name)))
                 rules.get(node.op_type, default)(self, node)
                 for name in outputs:
@@ -182,17 +192,22 @@ class Walk:
 
     def begun(self, steps: int, dims: Sequence[Dim]) -> str:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
+        early = self.graph.op("Less", self.count(dims), self.graph.ints([steps]))
+        return self.graph.op("Not", early)
+
+    def count(self, dims: Sequence[Dim]) -> str:
+        """Return how many timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
         graph = self.graph
-        early = graph.op("Less", graph.count(), graph.ints([steps]))
+        count = graph.count()
         sizes = [dim.at_one_step() for dim in dims]
         batch = next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
-        if batch is not None and sizes[batch][1] > 1:  # rows folded with another axis: each row's flag, repeated
+        if batch is not None and sizes[batch][1] > 1:  # rows folded with another axis: each row's count, repeated
             per_row = sizes[batch][1]
-            early = graph.op("Expand", graph.op("Reshape", early, graph.ints([-1, 1])), graph.ints([1, per_row]))
+            count = graph.op("Expand", graph.op("Reshape", count, graph.ints([-1, 1])), graph.ints([1, per_row]))
         shape = [1] * len(dims)
         if batch is not None:
             shape[batch] = -1
-        return graph.op("Not", graph.op("Reshape", early, graph.ints(shape)))
+        return graph.op("Reshape", count, graph.ints(shape))
 
     def started(self, tensor: str, name: str, offset: int, fill: Any) -> str:
         """Return a tensor with `fill` instead of its elements below 0, which the sequence graph does not have."""
@@ -284,6 +299,8 @@ class Walk:
         """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""
         uses = self.uses(node)
         sizes = node.op_type in {"Shape", "Size"}
+        if sizes or self.sized.issuperset(uses):
+            self.sized |= set(node.output)
         if not sizes and any(self.tensors[name].kind != "known" for name in uses):
             return False
         outputs = [name for name in node.output if name]
