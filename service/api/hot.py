@@ -109,17 +109,32 @@ def _step(context: Context, parts: Sequence[str], version: int | None, fields: F
     model, stream, what = parts
     tenant = context.caller(fields.authorization, "step").tenant
     served = context.engine.shelf.get(model, version)
-    key = StreamKey(tenant, served.name, stream)
-    how = (what == "steps", version, fields.idempotency_key, fields.form, fields.answer_form)
-    return StepCall(context, served, key, *how)
+    return StepCall(
+        context,
+        served,
+        StreamKey(tenant, served.name, stream),
+        what == "steps",
+        version,
+        fields.idempotency_key,
+        fields.form,
+        fields.answer_form,
+    )
 
 
 def _columns(context: Context, parts: Sequence[str], version: int | None, fields: Fields) -> ColumnsCall:
     model, what = parts
     tenant = context.caller(fields.authorization, "step").tenant
     served = context.engine.shelf.get(model, version)
-    how = (what == "steps", version, fields.idempotency_key, fields.form, fields.answer_form)
-    return ColumnsCall(context, served, tenant, *how)
+    return ColumnsCall(
+        context,
+        served,
+        tenant,
+        what == "steps",
+        version,
+        fields.idempotency_key,
+        fields.form,
+        fields.answer_form,
+    )
 
 
 HOT_ROUTES: Final = (

@@ -107,7 +107,7 @@ class LaneConnection(Connection):
                     self._hold(data[start:], 0)
                     start = end
                 break
-            _, _, _, body, its_end = request
+            _, _, body, its_end = request
             self._stop_waiting()
             if its_end > end:
                 if self._is_allowed(request):

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -20,12 +20,21 @@ from service.lane.heads import Heads
 from service.wire import Format
 
 _HEAD_LIMIT: Final = 8 * 1024  # longer ones are unusual
+_REMEMBERED: Final = 4096  # request lines
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-Request = tuple[HotRoute, re.Match[bytes], Fields, int, int]
-"""A hot request in what a connection received: its route, the match of its request line, what its headers say, where
-its body begins, and where it ends, which may be beyond what has come so far."""
+class Target(NamedTuple):
+    """What a hot request line asks for: the route, what its pattern's groups matched, the version or None."""
+
+    route: HotRoute
+    parts: Sequence[str]
+    version: int | None
+
+
+Request = tuple[Target, Fields, int, int]
+"""A hot request in what a connection received: its target, what its headers say, where its body begins, and where it
+ends, which may be beyond what has come so far."""
 
 
 class Lane:
@@ -41,6 +50,7 @@ class Lane:
         self.context = context
         self._routes = [(route, _request_line(route)) for route in routes]
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
+        self._targets: dict[bytes, Target] = {}  # of request lines: live streams come again and again
         self._heads = Heads(context.settings.max_body_bytes)
         self._counts: Counter[int] = Counter()
         self._beginnings: dict[Format, bytes] = {}
@@ -48,20 +58,18 @@ class Lane:
 
     def find(self, data: bytes, start: int) -> Request | None:
         """Return the hot request whose head stands at a place, None where none does, or not all of its head."""
-        line: re.Match[bytes] | None = None
-        for route, pattern in self._routes:  # noqa: B007 - what it ends with is used
-            line = pattern.match(data, start)
-            if line is not None:
-                break
-        if line is None:
+        end = data.find(b"\r\n", start, start + _HEAD_LIMIT)
+        line = data[start:end]
+        target = self._targets.get(line) or self._target(line)
+        if target is None:
             return None
-        at = line.end()
-        end = data.find(b"\r\n\r\n", at - 2, at + _HEAD_LIMIT)
+        at = end + 2
+        end = data.find(b"\r\n\r\n", end, at + _HEAD_LIMIT)
         read = self._heads.read(data[at : end + 2]) if end >= 0 else None
         if read is None:
             return None
         fields, length = read
-        return route, line, fields, end + 4, end + 4 + length
+        return target, fields, end + 4, end + 4 + length
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
         """Say whether the beginning of a head stands there that may become a hot one."""
@@ -74,10 +82,8 @@ class Lane:
         Raises:
             ServiceError: It is refused.
         """
-        route, line, fields, _, _ = request
-        *parts, number = line.groups()
-        version = None if number is None else int(number)
-        return call_of(route, self.context, [part.decode() for part in parts], version, fields)
+        (route, parts, version), fields, _, _ = request
+        return call_of(route, self.context, parts, version, fields)
 
     def answer(self, body: bytes, form: Format, default_headers: Headers) -> bytes:
         """Return an answer with status 200, whole."""
@@ -96,6 +102,19 @@ class Lane:
         return message(response.status_code, [*default_headers, *response.raw_headers], bytes(response.body))
 
     # ---------------------------------------------------------------- helpers
+
+    def _target(self, line: bytes) -> Target | None:
+        for route, pattern in self._routes:
+            match = pattern.fullmatch(line)
+            if match is not None:
+                *parts, number = match.groups()
+                version = None if number is None else int(number)
+                target = Target(route, [part.decode() for part in parts], version)
+                if len(self._targets) >= _REMEMBERED:
+                    self._targets.clear()
+                self._targets[line] = target
+                return target
+        return None
 
     def _beginning(self, form: Format) -> bytes:
         headers = b"".join(b"%b: %b\r\n" % header for header in self._default_headers)
@@ -116,5 +135,5 @@ class Lane:
 
 
 def _request_line(route: HotRoute) -> re.Pattern[bytes]:
-    """Return the pattern of a route's whole request line, with its line end."""
-    return re.compile(rf"POST {route.path}(?:\?{VERSION})? HTTP/1\.1\r\n".encode())
+    """Return the pattern of a route's whole request line."""
+    return re.compile(rf"POST {route.path}(?:\?{VERSION})? HTTP/1\.1".encode())

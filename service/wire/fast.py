@@ -107,8 +107,7 @@ class FastStep:
             (f"i{i}", _nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape))) for i, spec in enumerate(specs)
         ]
         kind, self._struct = _inputs_type(fields, {f"i{i}": spec.name for i, spec in enumerate(specs)})
-        self._names = [spec.name for spec in specs]
-        self._makers = [_maker(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
+        self._makers = [(spec.name, _maker(np.dtype(spec.dtype), spec.row_shape)) for spec in specs]
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
         envelope = msgspec.defstruct(
             "Step", [("inputs", kind)], bases=(StepEnvelope,), forbid_unknown_fields=True, gc=False
@@ -124,14 +123,14 @@ class FastStep:
         envelope: Any = self._decode(body)
         inputs = envelope.inputs
         colons = 1 + (envelope.seq is not UNSET) + (envelope.after is not UNSET) + (envelope.create is not UNSET)
-        if type(inputs) is not self._struct:
-            [make], [name] = self._makers, self._names
-            arrays = {name: make(inputs)}
-        else:
+        values = (inputs,)
+        if type(inputs) is self._struct:
             colons += self._colons
             values = msgspec.structs.astuple(inputs)
-            arrays = {name: make(item) for name, make, item in zip(self._names, self._makers, values, strict=True)}
         demand_single_keys(body, colons)
+        arrays = {}
+        for (name, make), value in zip(self._makers, values, strict=True):
+            arrays[name] = make(value)
         return arrays, envelope
 
 
