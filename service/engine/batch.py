@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from model_export.manifest import Array, Manifest, OutputSpec
+from service.engine.types import Return
 
 
 def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows: int) -> Array:
@@ -15,7 +15,7 @@ def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows
 
     Args:
         specs: The answered outputs.
-        outputs: One array per answered output, `(rows, T, *row)`.
+        outputs: One array per answered output, `(rows, T, *row)`; or none at all.
         rows: How many.
 
     Returns:
@@ -23,9 +23,9 @@ def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows
     """
     parts = []
     for spec in specs:
-        value = np.ascontiguousarray(outputs[spec.name])
-        length = value.shape[1]
-        parts.append(value.reshape(rows, length, math.prod(spec.row_shape)).view(np.uint8))
+        if (value := outputs.get(spec.name)) is not None:
+            flat = np.ascontiguousarray(value).reshape(rows, value.shape[1], -1)
+            parts.append(flat.view(np.uint8))
     if not parts:
         return np.empty((rows, 0), np.uint8)
     packed = np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
@@ -51,6 +51,11 @@ def prediction_bytes(specs: Sequence[OutputSpec]) -> int:
     return sum(spec.row_bytes for spec in specs)
 
 
+def all_finite(arrays: Sequence[Array]) -> bool:
+    """Whether no array holds NaN or infinity."""
+    return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in arrays)
+
+
 def finite_rows(arrays: Mapping[str, Array]) -> tuple[Array, dict[int, str]]:
     """Tell which rows hold only finite numbers.
 
@@ -61,10 +66,24 @@ def finite_rows(arrays: Mapping[str, Array]) -> tuple[Array, dict[int, str]]:
     good = np.ones(rows, bool)
     bad: dict[int, str] = {}
     for name, array in arrays.items():
-        if array.dtype.kind != "f" or np.isfinite(array).all():
+        if all_finite([array]):
             continue
         fine = np.isfinite(array.reshape(rows, -1)).all(axis=1)
         for row in np.flatnonzero(good & ~fine):
             bad[int(row)] = name
         good &= fine
     return good, bad
+
+
+def kept(keep: Return, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return the predictions that are answered, and kept for a retry, `(rows, T', *row)`; none: no array."""
+    if keep == "all":
+        return outputs
+    return {name: array[:, -1:] for name, array in outputs.items()} if keep == "last" else {}
+
+
+def rows_of(outputs: Mapping[str, Array], rows: int) -> list[dict[str, Array]]:
+    """Return each row's predictions by name, `(T', *row)`."""
+    if not outputs:
+        return [{} for _ in range(rows)]
+    return [dict(zip(outputs, values, strict=True)) for values in zip(*outputs.values(), strict=True)]

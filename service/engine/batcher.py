@@ -96,8 +96,7 @@ class Batcher:
         """Queue a timestep; it goes with the next batch."""
         data = self._names.data(timestep)
         name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep)
-        op_id, keyed = self._names.op_id(timestep, data), timestep.idempotency_key is not None
-        self.put(Pending(timestep, done, received, name, shape, data, op_id, keyed))
+        self.put(Pending(timestep, done, received, name, shape, data, self._names.op_id(timestep, data)))
 
     def put(self, pending: Pending) -> None:
         """Queue a timestep that was named before."""

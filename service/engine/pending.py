@@ -23,7 +23,6 @@ class Pending:
         shape: What it has in common with those that it may be run with.
         data: The bytes of each input, in the order of `RequestNames.inputs`.
         op_id: Names the operation: the same for every retry of it, 16 bytes.
-        must_read: The cached record is not enough to decide on.
         fresh: `view` came from the store during this request.
         view: With `fresh`, the stream's record; None: the stream is missing.
         stored: The bytes of `view`.
@@ -38,7 +37,6 @@ class Pending:
     shape: Hashable
     data: Sequence[bytes]
     op_id: bytes
-    must_read: bool = False
     fresh: bool = False
     view: Record | None = None
     stored: bytes = b""
@@ -62,5 +60,4 @@ class Pending:
 
     def moved(self) -> Pending:
         """Return the same request for another model version, nothing seen yet."""
-        keyed = self.timestep.idempotency_key is not None
-        return replace(self, must_read=keyed, fresh=False, view=None, stored=b"", answered=False)
+        return replace(self, fresh=False, view=None, stored=b"", entry=None, answered=False)

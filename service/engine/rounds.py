@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_export.manifest import Array
-from service.engine.batch import pack_outputs
+from service.engine.batch import kept, pack_outputs, rows_of
+from service.engine.cache import MISSING, StateCache
 from service.engine.decide import Verdict, decide, replay_of_key, surely_applies
 from service.engine.pending import Pending
 from service.engine.replay import replayed
 from service.engine.runner import ModelRunner
-from service.engine.types import Prediction, Return, Timestep
+from service.engine.types import Prediction, Timestep
 from service.errors import ServiceError
 from service.store.record import HAD_KEY, KeyEntry, Kind, decode, next_chains
 from service.store.record_rows import encode_rows, guards, heads_of
 from service.store.redis import Commit, Outcome
 
 if TYPE_CHECKING:
-    from service.engine.cache import StateCache
     from service.engine.models import ServedModel
     from service.engine.observer import EngineObserver
     from service.store.redis import Committed, StateStore
@@ -120,12 +120,10 @@ class Rounds:
 
     async def _round(self, rows: Sequence[Pending], deadline: float) -> Sequence[Pending]:
         """Take rows as far as they get; return those that have to come round again."""
-        slots = await self._look(rows, deadline)
-        heads = self._cache.heads(slots)
-        again: list[Pending] = []
-        run = self._runnable(rows, heads, again)
+        slots, heads = await self._look(rows, deadline)
+        run = [at for at, row in enumerate(rows) if not row.fresh or self._may_run(row)]
         if not run:
-            return again
+            return []
         if len(run) < len(rows):
             rows, slots, heads = [rows[at] for at in run], slots[run], heads[run]
         states = self._cache.states(slots)
@@ -136,25 +134,34 @@ class Rounds:
             for at, error in ran.refused.items():
                 self._answer(rows[at], error)
             rows, heads, refreshed = [rows[at] for at in ran.rows], heads[ran.rows], refreshed[ran.rows]
-        if rows:
-            again += await self._commit(rows, heads, ran.outputs, ran.states, refreshed=refreshed, deadline=deadline)
-        return again
+        if not rows:
+            return []
+        return await self._commit(rows, heads, ran.outputs, ran.states, refreshed=refreshed, deadline=deadline)
 
     # ---------------------------------------------------------------- looking and deciding
 
-    async def _look(self, rows: Sequence[Pending], deadline: float) -> Array:
-        """See every row's stream: the cached record, else the store's; return the slots of the cached ones."""
+    async def _look(self, rows: Sequence[Pending], deadline: float) -> tuple[Array, Array]:
+        """See every row's stream; return slots and headers of the cached ones, which surely apply.
+
+        A cached record that does not surely let its row apply is as good as none: only the store may refuse or
+        replay. So a record that another worker moved on is mostly noticed here, and costs a read, not a conflict.
+        """
         misses = 0
+        find = self._cache.find
         while True:
-            find = self._cache.find
-            slots = [0 if row.fresh or row.must_read else find(row.name) for row in rows]
-            unread = [row for row, slot in zip(rows, slots, strict=True) if not slot and not row.fresh]
+            slots = np.array([MISSING if row.fresh else find(row.name) for row in rows], np.intp)
+            heads = self._cache.heads(slots)
+            cached = zip(rows, slots.tolist(), heads["step"].tolist(), heads["chain"].tolist(), strict=True)
+            unread = [
+                row
+                for row, slot, step, chain in cached
+                if not row.fresh and not (slot and surely_applies(step, chain, row.timestep))
+            ]
             if not unread:
-                break
+                self._observer.cache(len(rows) - misses, misses)
+                return slots, heads
             misses += len(unread)
             await self._load(unread, deadline)  # meanwhile other batches may take slots: look again
-        self._observer.cache(len(rows) - misses, misses)
-        return np.array(slots, np.intp)
 
     async def _load(self, rows: Sequence[Pending], deadline: float) -> None:
         keyed = [row for row in rows if row.timestep.idempotency_key is not None]
@@ -172,21 +179,6 @@ class Rounds:
         for row, stored in zip(keyed, found[len(rows) :], strict=True):
             if stored is not None:
                 row.entry = KeyEntry.decode(stored)
-
-    def _runnable(self, rows: Sequence[Pending], heads: Array, again: list[Pending]) -> list[int]:
-        """Decide every row: return those to run; the others are answered, or join `again` for a fresh look."""
-        run: list[int] = []
-        steps, chains = heads["step"].tolist(), heads["chain"].tolist()
-        for at, row in enumerate(rows):
-            if row.fresh:
-                if self._may_run(row):
-                    run.append(at)
-            elif surely_applies(steps[at], chains[at], row.timestep):
-                run.append(at)
-            else:  # a cached view never refuses or replays: only the store may say no
-                row.must_read = True
-                again.append(row)
-        return run
 
     def _may_run(self, row: Pending) -> bool:
         """Decide on what the store has: True when the row is to be run; else it was answered."""
@@ -245,18 +237,17 @@ class Rounds:
         """Write the records that follow on `heads`, answer the rows that were applied, return those that were not."""
         begun = [row.fresh and row.view is None for row in rows]
         expect = [b"" if new else guard for new, guard in zip(begun, guards(heads), strict=True)]
-        outputs = _kept(rows[0].timestep.keep, outputs)
+        outputs = kept(rows[0].timestep.keep, outputs)
         packed = pack_outputs(self._served.manifest.answered, outputs, len(rows))
         chains = next_chains(heads["chain"].tolist(), Kind.STEP, [row.op_id for row in rows], self._served.fingerprint)
         self._step_on(rows, heads, chains)
-        keyed = [at for at, row in enumerate(rows) if row.timestep.idempotency_key is not None]
-        heads["flags"][keyed] |= HAD_KEY
         commits = [
             Commit(row.name, guard, record)
             for row, guard, record in zip(rows, expect, encode_rows(heads, packed, states), strict=True)
         ]
-        for at in keyed:
-            commits[at] = _with_entry(commits[at], rows[at], heads[at], packed[at].tobytes())
+        for at, row in enumerate(rows):
+            if row.timestep.idempotency_key is not None:
+                commits[at] = _with_entry(commits[at], row, heads[at], packed[at].tobytes())
         began = time.perf_counter()
         answers = await self._store.commit(commits, deadline=deadline, refreshed=float(refreshed.min()))
         self._observer.store("commit", time.perf_counter() - began)
@@ -274,7 +265,7 @@ class Rounds:
             self._cache.put(
                 [row.name for row in rows], heads, states, refreshed if answers.refreshed is None else answers.refreshed
             )
-            by_row = _by_row(rows[0].timestep.keep, outputs, len(rows))
+            by_row = rows_of(outputs, len(rows))
             self._answer_applied(rows, by_row, heads["step"].tolist(), chains, begun)
         return again
 
@@ -283,6 +274,8 @@ class Rounds:
         heads["step"] += length
         heads["length"] = length
         heads["flags"] = Kind.STEP
+        if keyed := [at for at, row in enumerate(rows) if row.timestep.idempotency_key is not None]:
+            heads["flags"][keyed] = Kind.STEP | HAD_KEY
         heads["op_id"] = np.frombuffer(b"".join([row.op_id for row in rows]), "V16")
         heads["chain"] = np.frombuffer(b"".join(chains), "V16")
         heads["updated_ms"] = int(time.time() * 1000)
@@ -367,17 +360,3 @@ def _with_entry(commit: Commit, row: Pending, head: Array, outputs: bytes) -> Co
     step, epoch, chain = int(head["step"]), int(head["epoch"]), head["chain"].tobytes()
     entry = KeyEntry(row.op_id, epoch, step, chain, row.timestep.length, outputs)
     return commit._replace(entry_key=row.entry_key, entry=entry.encode())
-
-
-def _kept(keep: Return, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
-    """Return the predictions that are answered, and kept for a retry, `(rows, T', *row)`."""
-    if keep == "all":
-        return outputs
-    return {name: array[:, -1:] if keep == "last" else array[:, :0] for name, array in outputs.items()}
-
-
-def _by_row(keep: Return, outputs: Mapping[str, Array], rows: int) -> list[dict[str, Array]]:
-    """Return each row's predictions by name, `(T', *row)`."""
-    if keep == "none" or not outputs:
-        return [{} for _ in range(rows)]
-    return [dict(zip(outputs, values, strict=True)) for values in zip(*outputs.values(), strict=True)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from model_export.errors import ModelLoadError, ModelTimeoutError
 from model_export.manifest import Array, TensorSpec
-from service.engine.batch import finite_rows
+from service.engine.batch import all_finite, finite_rows
 from service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class ModelRunner:
         self._model = served.step_model
         self._observer = observer
         self._inputs = inputs
+        stored = {field.store_dtype for field in self._model.fields}
+        # States of one type are looked through as one array.
+        self._one_float = stored.pop() if len(stored) == 1 and next(iter(stored)).kind == "f" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{served.name}")
 
     def close(self) -> None:
@@ -145,8 +148,9 @@ class ModelRunner:
 
     def _finite(self, outputs: dict[str, Array], states: Array) -> Ran:
         """Refuse the rows in which the model made NaN or infinity; also one too big for the type in the store."""
-        floats = {f"output {name}": array for name, array in outputs.items()} | self._model.unpack(states)
-        good, bad = finite_rows(floats)
+        if self._one_float is not None and all_finite([*outputs.values(), states.view(self._one_float)]):
+            return Ran(outputs, states)
+        good, bad = finite_rows({f"output {name}": a for name, a in outputs.items()} | self._model.unpack(states))
         if not bad:
             return Ran(outputs, states)
         return Ran(
