@@ -17,7 +17,7 @@ from model_export.step_model import StepModel
 from model_export.stepping import stepped
 from model_export.verify import ATOL, RTOL
 from model_export.weights import ATOL as WEIGHTS_ATOL
-from model_export.weights import Weights, shrink
+from model_export.weights import SMALLEST, Weights, shrink
 
 StoreDType = Literal["float16"]
 
@@ -51,11 +51,17 @@ class Precision:
         """Return the candidate with fewer bits, still to be held against its original.
 
         Raises:
-            RefusedModelError: It has no float state to store in fewer bits.
+            RefusedModelError: It has nothing to store in fewer bits.
         """
         proto, manifest = candidate.proto, candidate.manifest
         if self.weights:
             proto = shrink(proto, self.weights)
+            if proto.ByteSize() >= candidate.proto.ByteSize():
+                raise RefusedModelError(
+                    f"Model {manifest.name!r} has no float32 weight large enough to be smaller as {self.weights}; "
+                    f"expected one of {SMALLEST} numbers or more.",
+                    fix="Leave out `--weights`.",
+                )
             manifest = manifest.model_copy(update={"weights": self.weights})
         if self.store_dtype:
             manifest = store_as(manifest, self.store_dtype)

@@ -17,8 +17,10 @@ Weights = Literal["fp16", "int8"]
 ATOL: dict[Weights, float] = {"fp16": 5e-3, "int8": 1e-1}
 """Default absolute tolerance of the parity check; docs/exporting.md has what was measured."""
 
-_SMALLEST = 256  # elements; below that the nodes that expand a weight take about the room they save
-_SLICE = 16  # elements that share a scale, at least; a matrix of _SMALLEST elements always has an axis for it
+SMALLEST = 256
+"""Numbers in a weight; below that the nodes that expand it take about the room they save."""
+
+_SLICE = 16  # elements that share a scale, at least; a matrix of SMALLEST elements always has an axis for it
 
 
 def shrink(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
@@ -54,7 +56,7 @@ def _shrink_graph(graph: Any, weights: Weights) -> None:
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
         parts = None
-        if values.dtype == np.float32 and values.size >= _SMALLEST and tensor.name not in given:
+        if values.dtype == np.float32 and values.size >= SMALLEST and tensor.name not in given:
             parts = _half(tensor.name, values) if weights == "fp16" else _int8(tensor.name, values)
         stored, nodes = parts or ([tensor], [])
         kept += stored

@@ -16,6 +16,7 @@ from model_export.manifest import Array
 from model_export.precision import FULL, Precision, narrow_store, saved, store_as
 from model_export.step_model import StepModel
 from model_export.stepping import stepped
+from model_export.weights import Weights
 from tests import graphs
 from tests.published import NAMES, published
 
@@ -80,6 +81,14 @@ def test_the_manifest_says_what_the_weights_are_stored_as(tmp_path: Path) -> Non
     (tmp_path / "m.onnx").write_bytes(content)
 
     assert StepModel(tmp_path / "m.onnx").manifest.model_dump()["weights"] == "fp16"
+
+
+@pytest.mark.parametrize("weights", ["fp16", "int8"])
+def test_a_model_without_large_weights_is_refused(weights: Weights) -> None:
+    with pytest.raises(RefusedModelError) as caught:
+        Precision(weights).lower(candidate(graphs.total))
+
+    assert f"no float32 weight large enough to be smaller as {weights}" in caught.value.problem
 
 
 def test_states_of_integers_keep_their_type() -> None:
