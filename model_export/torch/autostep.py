@@ -7,7 +7,6 @@ beginning anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
 from model_export.torch.draw import STEPS_OF_AN_EXAMPLE
-from model_export.torch.layers import StepLayer
-from model_export.torch.recurrent import States, Stepping, Taken, stepping
+from model_export.torch.recurrent import States, Taken, answering, written_out
 from model_export.torch.sequences import ROWS, Sequences
 
 STARTED = "started"
@@ -144,7 +142,7 @@ class AutoStep(nn.Module):
         self, whole: Sequences, timestep: Sequence[Tensor], handle: Callable[[Taken], tuple[Tensor, States]]
     ) -> list[Tensor]:
         """Run sequences of one timestep, with `handle` in the place of every recurrent layer over time."""
-        with _patched(self.module, whole.elsewhere, handle):
+        with answering(self.module, handle, elsewhere=whole.elsewhere):
             found = whole([value.unsqueeze(1) for value in timestep])
         return [
             value if one.time is None else value.select(1, 0) for one, value in zip(whole.outputs, found, strict=True)
@@ -154,7 +152,7 @@ class AutoStep(nn.Module):
 def _seen(seen: list[Taken], taken: Taken) -> tuple[Tensor, States]:
     """Answer for a layer as it would by itself, and note what it was called with."""
     seen.append(taken)
-    return taken.how.advance(taken.layer, taken.x, taken.begin())
+    return written_out(taken)
 
 
 def _fed(feed: _Feed, taken: Taken) -> tuple[Tensor, States]:
@@ -171,36 +169,6 @@ def _fed(feed: _Feed, taken: Taken) -> tuple[Tensor, States]:
     answer, after = taken.how.advance(taken.layer, taken.x, inner)
     feed.after += [value.reshape(-1, *old.shape[1:]) for value, old in zip(after, states, strict=True)]
     return answer, after
-
-
-@contextmanager
-def _patched(
-    module: Any, elsewhere: frozenset[str], handle: Callable[[Taken], tuple[Tensor, States]]
-) -> Iterator[None]:
-    """Let `handle` answer for every layer with a state over time; parts of a `StepLayer` are its own affair."""
-    own = [f"{path}." for path, part in module.named_modules() if isinstance(part, StepLayer)]
-    layers = [
-        (path, layer, how)
-        for path, layer in module.named_modules()
-        if (how := stepping(layer)) and path not in elsewhere and not path.startswith(tuple(own))
-    ]
-    for path, layer, how in layers:
-        layer.forward = partial(_answer, handle, how, path, layer)
-    try:
-        yield
-    finally:
-        for _, layer, _ in layers:
-            del layer.forward
-
-
-def _answer(
-    handle: Callable[[Taken], tuple[Tensor, States]], how: Stepping, path: str, layer: Any, *args: Any, **kwargs: Any
-) -> Any:
-    given = how.take(layer, *args, *kwargs.values())  # not by name: torch's own for the first is `input`
-    if given is None:
-        return type(layer).forward(layer, *args, **kwargs)
-    answer, after = handle(Taken(path, layer, how, *given))
-    return how.give(layer, answer, after)
 
 
 def _call(one: Taken, other: Taken) -> _Call:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
 from model_export.torch.modules import first_line, unfused
+from model_export.torch.outputs import flatten
+from model_export.torch.recurrent import answering, written_out
 
 OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""
@@ -89,17 +91,17 @@ def sequence_graph(
     return _plain(onnx.load_model_from_string(file.getvalue()), name)
 
 
-class Flat(nn.Module):
-    """A module that returns a tuple of tensors, whatever the one inside returns."""
+class Plain(nn.Module):
+    """A module that returns a tuple of tensors, with its recurrent layers written out."""
 
-    def __init__(self, module: Any, flatten: Any) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
         self.module = module
-        self._flatten = flatten
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Run the module."""
-        return tuple(tensor for _, tensor in self._flatten(self.module(*values)))
+        with answering(self.module, written_out):
+            return tuple(tensor for _, tensor in flatten(self.module(*values)))
 
 
 @contextlib.contextmanager

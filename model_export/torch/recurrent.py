@@ -6,7 +6,10 @@ projections, and rows of a batch come out as they do alone, which is not so with
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -78,7 +81,7 @@ class _Layers:
 
     def take(self, layer: Any, x: Tensor, hx: Any = None) -> tuple[Tensor, States | None] | None:
         axis = int(layer.batch_first)
-        if x.dim() != 3 or x.shape[axis] != 1:
+        if x.dim() != 3 or x.shape[axis] != 1 or layer.bidirectional:
             return None
         given = hx if hx is None or isinstance(hx, tuple | list) else (hx,)
         return x.select(axis, 0), None if given is None else tuple(state.transpose(0, 1) for state in given)
@@ -134,10 +137,54 @@ class _Own:
         return answer.unsqueeze(layer.time_axis)
 
 
+@contextmanager
+def answering(
+    module: Any, handle: Callable[[Taken], tuple[Tensor, States]], *, elsewhere: Collection[str] = ()
+) -> Iterator[None]:
+    """Let `handle` answer for every recurrent layer that is called with one timestep, as `Stepping.advance` does.
+
+    Args:
+        module: Whose layers; parts of a `StepLayer` are its own affair.
+        handle: Returns a layer's answer and next states.
+        elsewhere: Paths of layers that are left alone.
+    """
+    own = tuple(f"{path}." for path, part in module.named_modules() if isinstance(part, StepLayer))
+    layers = [
+        (layer, vars(layer).get("forward"), partial(_answer, handle, how, path, layer))
+        for path, layer in module.named_modules()
+        if (how := stepping(layer)) and path not in elsewhere and not path.startswith(own)
+    ]
+    for layer, _, forward in layers:
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, before, _ in layers:
+            if before is None:
+                del layer.forward
+            else:
+                layer.forward = before
+
+
+def written_out(taken: Taken) -> tuple[Tensor, States]:
+    """Answer for a layer as it would by itself, with the states that the call gives."""
+    return taken.how.advance(taken.layer, taken.x, taken.begin())
+
+
 def stepping(layer: Any) -> Stepping | None:
     """Return how a layer takes a single timestep; None for one that has no state."""
     kinds: list[tuple[type, Stepping]] = [(nn.RNNBase, _Layers()), (nn.RNNCellBase, _Cell()), (StepLayer, _Own())]
     return next((how for kind, how in kinds if isinstance(layer, kind)), None)
+
+
+def _answer(
+    handle: Callable[[Taken], tuple[Tensor, States]], how: Stepping, path: str, layer: Any, *args: Any, **kwargs: Any
+) -> Any:
+    given = how.take(layer, *args, *kwargs.values())  # not by name: torch's own for the first is `input`
+    if given is None:
+        return type(layer).forward(layer, *args, **kwargs)
+    answer, after = handle(Taken(path, layer, how, *given))
+    return how.give(layer, answer, after)
 
 
 def _advance(layer: Any, x: Tensor, states: list[Tensor], weights: list[Tensor]) -> States:

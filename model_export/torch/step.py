@@ -15,7 +15,7 @@ from model_export.errors import RefusedModelError
 from model_export.manifest import Array, Init, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from model_export.torch.autostep import AutoStep
 from model_export.torch.draw import Draw, Input, tensors
-from model_export.torch.graph import Flat, step_graph
+from model_export.torch.graph import Plain, step_graph
 from model_export.torch.modules import Watch, check_behaviour, prepared, run
 from model_export.torch.outputs import flatten, named, numpy_dtype
 from model_export.verify import Original, Sampler
@@ -126,7 +126,7 @@ def candidate(
     next_names = [f"{state}_next" for state in step.states]
     given_names = named(step.paths or [path for path, _ in outputs], names, [*takes, *next_names])
     proto = step_graph(
-        Flat(step.module, flatten),
+        Plain(step.module),
         example,
         [0] * len(step.inputs) + list(step.axes),
         (takes, [*given_names, *next_names]),

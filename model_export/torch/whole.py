@@ -158,7 +158,7 @@ def _by_its_graph(
     axes = {tensor: {0: "batch", 1: "time"} if has_time else {0: "batch"} for tensor, has_time in timed.items()}
     drawn = whole.draw.tensors(0, ROWS, LENGTHS[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
-    proto = sequence_graph(_Plain(whole), example, axes, (takes, gives), name=name)
+    proto = sequence_graph(_Straight(whole), example, axes, (takes, gives), name=name)
     try:
         return sequence.candidate(
             proto,
@@ -172,7 +172,7 @@ def _by_its_graph(
         raise RefusedModelError(exc.problem, fix=f"{exc.fix} {HOW_TO_WRITE_IT}".strip()) from exc
 
 
-class _Plain(nn.Module):
+class _Straight(nn.Module):
     """A module with batch and time in front of all it takes and gives."""
 
     def __init__(self, whole: Sequences) -> None:

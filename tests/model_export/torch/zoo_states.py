@@ -20,6 +20,16 @@ def layer_with_its_state() -> StepSpec:
     return StepSpec(module, inputs={"x": torch.randn(2, 4)}, states=states, output_names=["label"])
 
 
+def projected_with_its_state() -> StepSpec:
+    def run(m: Any, x: Any, h: Any, c: Any) -> Any:
+        y, state = m.lstm(input=x[:, None], hx=(h, c))
+        return y[:, 0], *state
+
+    states = {"h": torch.zeros(2, 1, 5), "c": torch.zeros(2, 1, 8)}
+    module = of(run, lstm=nn.LSTM(4, 8, num_layers=2, proj_size=5, batch_first=True))
+    return StepSpec(module, inputs={"x": torch.randn(2, 4)}, states=states)
+
+
 def cell() -> StepSpec:
     def run(m: Any, x: Any, h: Any) -> Any:
         h = m.gru(x, h)
@@ -61,6 +71,9 @@ def delay() -> StepSpec:
 ZOO = {
     "layer_with_its_state": ZooModule(
         layer_with_its_state, "nn.LSTM called with its state, as (layers, batch, width)", "h and c; the batch on axis 1"
+    ),
+    "projected_with_its_state": ZooModule(
+        projected_with_its_state, "nn.LSTM with projections called with its state", "h and c; the batch on axis 1"
     ),
     "cell": ZooModule(cell, "GRUCell whose state is its answer", "h, which begins with numbers of its own"),
     "ring": ZooModule(ring, "a convolution over a buffer, outputs and next state in a dict", "the buffer"),
