@@ -39,6 +39,7 @@ class Candidate:
         against: The original and its version, say `keras 3.15.1 jax`.
         samplers: What to draw for the comparison, by the name of its kind; None: random data.
         only_length: The one number of timesteps that the original takes; None: any.
+        longest: The most timesteps that the original can be asked for within reason; None: any.
         cells: Parts of the step graph that one fused operator can do for a whole chunk.
         probe: What the layers of the original give, to find the one to blame where the answers differ.
         rounding: How far the original itself is from exact, where it computes in less than float32; no tolerance
@@ -51,6 +52,7 @@ class Candidate:
     against: str
     samplers: Mapping[str, Sampler] | None = None
     only_length: int | None = None
+    longest: int | None = None
     cells: Sequence[FusedCell] = ()
     probe: Probe | None = None
     rounding: float = 0.0
@@ -93,7 +95,7 @@ def prove(
             samplers=candidate.samplers,
             user_data=given,
             steps=candidate.only_length or STEPS,
-            long_steps=0 if candidate.only_length else long_steps,
+            long_steps=0 if candidate.only_length else min(long_steps, candidate.longest or long_steps),
             atol=atol,
             rtol=rtol,
             progress=progress,

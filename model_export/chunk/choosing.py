@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,7 @@ QUICKER = 1.25
 """A chunk of one stream has to be this much quicker than its steps, and one of 32 streams no slower."""
 
 _BUDGET_S = 0.05
+_TRIES = 3
 
 
 def choose_chunk(
@@ -70,6 +72,10 @@ def choose_chunk(
                 refusals.append(ChunkChoice("step", f"{how}: onnxruntime does not run it"))
                 continue
             timings = _measure(step, model)
+            for _ in range(_TRIES - 1):  # other work on the machine makes a call look slow, never quick
+                if not_worth(timings) is not None:
+                    again = _measure(step, model, like=timings)
+                    timings = [_quicker(*pair) for pair in zip(timings, again, strict=True)]
             if (why := not_worth(timings)) is None:
                 return graph, described, ChunkChoice("dynamic", how, timings)
             refusals.append(ChunkChoice("step", f"{how}: {why}", timings))
@@ -101,16 +107,25 @@ def not_worth(timings: Sequence[Timing]) -> str | None:
     return None
 
 
-def _measure(step: StepModel, model: StepModel) -> list[Timing]:
-    return [timing for rows in (ROWS if step.batched else ROWS[:1]) for timing in _measure_rows(step, model, rows)]
+def _quicker(first: Timing, second: Timing) -> Timing:
+    """Return the shorter times of two measurements."""
+    shorter = {name: min(getattr(first, name), getattr(second, name)) for name in ("stepwise", "dynamic")}
+    return replace(first, **shorter)
 
 
-def _measure_rows(step: StepModel, model: StepModel, rows: int) -> list[Timing]:
+def _measure(step: StepModel, model: StepModel, *, like: Sequence[Timing] = ()) -> list[Timing]:
+    """Measure both; chunks are as long as in another measurement."""
+    lengths = {timing.rows: timing.steps for timing in like}
+    rows = ROWS if step.batched else ROWS[:1]
+    return [timing for count in rows for timing in _measure_rows(step, model, count, lengths.get(count))]
+
+
+def _measure_rows(step: StepModel, model: StepModel, rows: int, steps: int | None) -> list[Timing]:
     rng = np.random.default_rng(0)
     states = step.initial_states(rows)
     one = {spec.name: random_rows(rng, spec, (rows,)) for spec in step.manifest.inputs}
     single = _interleaved(lambda: step.step(one, states), lambda: model.step(one, states))
-    steps = int(np.clip(_BUDGET_S * 1e6 / single[0], 8, STEPS))
+    steps = steps or int(np.clip(_BUDGET_S * 1e6 / single[0], 8, STEPS))
     chunk = {spec.name: random_rows(rng, spec, (rows, steps)) for spec in step.manifest.inputs}
     both = _interleaved(lambda: step.chunk(chunk, states), lambda: model.chunk(chunk, states))
     return [Timing(rows, 1, *single), Timing(rows, steps, *both)]

@@ -79,6 +79,7 @@ def candidate(model: Any, *, name: str, progress: Progress | None = None) -> Can
         against=f"keras {keras.__version__} {keras.backend.backend()}",
         samplers=samplers(exported),
         only_length=original.only_length,
+        longest=original.longest,
         cells=exported.cells,
         probe=layers_probe(model, exported, original),
         rounding=rounding(model),

@@ -26,8 +26,12 @@ PREFIXES = (1, 2, 3, 17)
 Not every length: each costs a compilation on the JAX backend.
 """
 
-LONG = 1000
-"""Sequences of this length or more are asked for their end alone."""
+LONG = 200
+"""Sequences of this length or more are asked for their end alone, and run without compiling for their length."""
+
+TIME_DISTRIBUTED = 400
+UNROLLED = 64
+"""The most timesteps of a model with such layers: Keras runs, or compiles, each of them by itself."""
 
 
 class KerasOriginal:
@@ -80,6 +84,14 @@ class KerasOriginal:
                 answers[name] = PrefixAnswers(steps, np.stack([run[name] for run in runs], axis=1))
         return answers
 
+    @property
+    def longest(self) -> int | None:
+        """The most timesteps that can be asked for within reason; None: any."""
+        layers = list(self._model._flatten_layers())
+        if any(getattr(layer, "unroll", False) for layer in layers):
+            return UNROLLED
+        return TIME_DISTRIBUTED if any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers) else None
+
     def _runs_with(self, length: int) -> bool:
         specs = self._exported.manifest.inputs
         before = logging.root.manager.disable
@@ -95,9 +107,9 @@ class KerasOriginal:
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
         packed = self.feeds(inputs, length)
         with self.stateless():
-            if self._length_is_free:
+            if self._length_is_free and length < LONG:
                 outputs = self._model.predict_on_batch(packed)
-            else:  # `call` does not hold the length against the declared one
+            else:  # `call` compiles nothing as a whole, and does not hold the length against the declared one
                 outputs = self._model.call(packed, training=False)
         arrays = [to_array(output) for output in keras.tree.flatten(outputs)]
         return dict(zip(self._exported.timed, arrays, strict=True))

@@ -201,7 +201,8 @@ def test_a_dilated_window_is_not_made_whole() -> None:
 
 def _chunk_branch(proto: onnx.ModelProto) -> onnx.GraphProto:
     (choice,) = (node for node in proto.graph.node if node.op_type == "If")
-    return next(a.g for a in choice.attribute if a.name == "else_branch")
+    branch: onnx.GraphProto = next(a.g for a in choice.attribute if a.name == "else_branch")
+    return branch
 
 
 REFUSED = {

@@ -148,5 +148,5 @@ def test_an_original_of_one_length_has_no_long_run_and_it_is_told(monkeypatch: p
 
     assert set(original.asked) == {12}
     assert [(left.what, left.why) for left in report.skipped] == [
-        ("long run", "the original takes 12 timesteps and no other number")
+        ("long run", "the original was asked for no more than 12 timesteps")
     ]
