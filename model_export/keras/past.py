@@ -44,8 +44,13 @@ class Past:
         call.next_state(past, call.op("Slice", joined, ints([1]), ints([self.span]), ints([2])))
         return joined
 
-    def bias(self, call: Call) -> str:
-        """Return what is added to the scores, shape `(batch, 1, 1, span)`: nothing stands before the first timestep."""
+    def bias(self, call: Call, counts: str | None = None) -> str:
+        """Return what is added to the scores, shape `(batch, 1, 1, span)`: nothing stands before the first timestep.
+
+        Args:
+            call: The layer.
+            counts: Whether this timestep may be looked at, shape `(batch,)` bool; None: always.
+        """
         if self.table is not None:
             beside = Value("", (self.span,), time=True)
             bias = call.constant_beside(beside, np.where(self.table, 0, NEVER)).name
@@ -54,7 +59,17 @@ class Past:
             position = call.op("Unsqueeze", call.position(), call.graph.ints([1]))
             there = call.op("GreaterOrEqual", position, age)
             bias = call.op("Where", there, call.constant(0.0), call.constant(NEVER))
+        if counts is not None:
+            bias = call.op("Add", bias, self._without_masked(call, counts))
         return call.op("Unsqueeze", bias, call.graph.ints([1, 2]))
+
+    def _without_masked(self, call: Call, counts: str) -> str:
+        ints = call.graph.ints
+        past = call.state("counts", (self.span - 1,))
+        now = call.op("Unsqueeze", call.graph.cast(counts, "float32", at=call.path), ints([1]))
+        joined = call.op("Concat", past, now, axis=1)
+        call.next_state(past, call.op("Slice", joined, ints([1]), ints([self.span]), ints([1])))
+        return call.op("Mul", call.op("Sub", joined, call.constant(1.0)), call.constant(-NEVER))
 
 
 def past_of(call: Call, query: Value, key: Value, mask: Array | None, sliding: int | None, *, causal: bool) -> Past:

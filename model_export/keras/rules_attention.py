@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -26,6 +26,7 @@ class _Asked:
         value: What is answered with.
         past: Which timesteps are looked at; None: it attends inside one timestep, or to something static.
         mask: Who may look at whom inside one timestep, shape `(queries, keys)` bool; None: all.
+        counts: Whether this timestep may be looked at, shape `(batch,)` bool; None: always.
     """
 
     query: Value
@@ -33,6 +34,7 @@ class _Asked:
     value: Value
     past: Past | None
     mask: Array | None
+    counts: str | None = None
 
     @property
     def queries(self) -> int:
@@ -53,6 +55,11 @@ def multi_head_attention(call: Call) -> Value:
         raise call.refuse(f"it attends over several axes at once ({list(axes)}); expected one")
     if axes != (1,) and given.get("use_causal_mask"):
         raise call.refuse(f"it attends over axis {axes[0]}, and use_causal_mask=True masks axis 1")
+    if call.mask is not None or any(given.get(f"{name}_mask") is not None for name in ("query", "value", "key")):
+        raise call.refuse(
+            "a mask reaches it, and there a masked timestep looks at the whole sequence",
+            "Leave masking out and send only timesteps that count: a stream has no padding.",
+        )
     asked = _asked(call, given, axes[0])
     to_query, to_key, to_value = layer._query_dense, layer._key_dense, layer._value_dense
     heads, width = to_array(to_key.kernel).shape[1:]
@@ -153,13 +160,30 @@ def attention(call: Call) -> Value:
         raise call.refuse("its inputs have no feature axis")
     query, value, key = inputs[0], inputs[1], inputs[-1]
     asked = _asked(call, {**call.kwargs, "query": query, "value": value, "key": key}, query.rank - 2)
+    asked = replace(asked, counts=_counts(call, query, value))
     q = call.graph.reshape(query.name, [1, asked.queries, query.row[-1]], at=call.path)
     k = v = _kept(call, asked, "keys", key.name, (1, key.row[-1]))
     if value.name != key.name:
         v = _kept(call, asked, "values", value.name, (1, value.row[-1]))
     found = _answer(call, asked, _scores(call, q, k), v)
     row = (*query.row[:-1], value.row[-1])
-    return query.like(call.graph.reshape(found, row, at=call.path), row=row)
+    found = call.graph.reshape(found, row, at=call.path)
+    if query.mask is not None:
+        mask = call.graph.reshape(query.mask, [1 for _ in row], at=call.path)
+        found = call.op("Where", mask, found, call.constant(0.0))
+    return query.like(found, row=row, mask=query.mask)
+
+
+def _counts(call: Call, query: Value, value: Value) -> str | None:
+    """Return whether this timestep may be looked at, from the masks that the inputs carry."""
+    if (call.mask is not None and query.mask is value.mask is None) or (
+        query.time and value.mask not in {None, query.mask}
+    ):
+        raise call.refuse(
+            "its values are masked and its queries are not, so a query that finds no value looks at the whole sequence",
+            "Mask both or neither.",
+        )
+    return value.mask
 
 
 def _scores(call: Call, q: str, k: str) -> str:
@@ -202,11 +226,6 @@ def _asked(call: Call, given: dict[str, Any], axis: int) -> _Asked:
     key = call.as_float(given.get("key", value))
     if given.get("return_attention_scores"):
         raise call.refuse("it also returns its scores, which have a column for each timestep", "Leave the scores out.")
-    if call.mask is not None or any(x.mask is not None for x in (query, key, value)) or _has_masks(given):
-        raise call.refuse(
-            "a mask reaches it, and there a masked timestep looks at the whole sequence",
-            "Leave masking out and send only timesteps that count: a stream has no padding.",
-        )
     mask, causal = given.get("attention_mask"), bool(given.get("use_causal_mask"))
     if isinstance(mask, Value):
         raise call.refuse(
@@ -226,10 +245,6 @@ def _asked(call: Call, given: dict[str, Any], axis: int) -> _Asked:
     return _Asked(query, key, value, None, allowed)
 
 
-def _has_masks(given: dict[str, Any]) -> bool:
-    return any(given.get(name) is not None for name in ("query_mask", "value_mask", "key_mask"))
-
-
 def _pairs(call: Call, mask: Array) -> Array:
     """Return a constant mask as `(queries, keys)` bool."""
     if mask.ndim < 2 or any(size != 1 for size in mask.shape[:-2]):
@@ -244,7 +259,7 @@ def _pairs(call: Call, mask: Array) -> Array:
 def _answer(call: Call, asked: _Asked, scores: str, values: str, groups: int = 1) -> str:
     """Return the values weighed by their scores."""
     if asked.past is not None and asked.past.span > 1:
-        scores = call.op("Add", scores, asked.past.bias(call))
+        scores = call.op("Add", scores, asked.past.bias(call, asked.counts))
     elif asked.mask is not None:
         scores = call.op("Add", scores, call.constant(np.where(np.tile(asked.mask, (groups, 1)), 0, NEVER)))
     return call.op("MatMul", call.op("Softmax", scores, axis=-1), values)

@@ -108,6 +108,11 @@ def masked(x: Any) -> Any:
     return L.MultiHeadAttention(2, 2, name="odd")(h, h, use_causal_mask=True)
 
 
+def half_masked(x: Any) -> Any:
+    h = L.LSTM(8, **RS)(L.Masking()(x))
+    return L.Attention(name="odd")([x, h], use_causal_mask=True)
+
+
 def with_scores(x: Any) -> Any:
     return L.MultiHeadAttention(2, 2, name="odd")(x, x, use_causal_mask=True, return_attention_scores=True)
 
@@ -143,6 +148,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "looks_at_nothing": (lambda: over(lambda x: mha(x, attention_mask=NOTHING)), "lets timestep 1 look at nothing"),
     "a_mask_of_each_head": (lambda: over(lambda x: mha(x, attention_mask=A_HEAD_EACH)), "one for all sequences and"),
     "masked": (lambda: over(masked), "a mask reaches it"),
+    "half_masked": (lambda: over(half_masked), "its values are masked and its queries are not"),
     "with_scores": (lambda: over(with_scores), "also returns its scores"),
     "two_axes": (lambda: over(two_axes), "several axes at once"),
     "parts_over_time": (lambda: over(parts_over_time), "attends over time in rows"),

@@ -141,6 +141,18 @@ def pooled(x: Any) -> Any:
     return L.Dense(2)(L.Concatenate()([last, L.Flatten()(found)]))
 
 
+def masked(x: Any) -> Any:
+    h = L.LSTM(6, **RS)(L.Masking()(x))
+    return L.GRU(3, **RS)(L.Attention()([h, L.Dense(6)(h)], use_causal_mask=True))
+
+
+def pooled_tokens() -> Any:
+    """Masked tokens, all of which the last state asks."""
+    ids = keras.Input((T,), name="ids")
+    h, last = L.GRU(6, return_state=True, **RS)(L.Embedding(5, 4, mask_zero=True)(ids))
+    return keras.Model(ids, L.Dense(2)(L.Flatten()(L.Attention(use_scale=True)([L.Reshape((1, 6))(last), h]))))
+
+
 def to_memory() -> Any:
     x, who = keras.Input((None, 8), name="x"), keras.Input((5,), name="who")
     memory = L.Reshape((3, 4))(L.Dense(12)(who))
@@ -194,6 +206,12 @@ ZOO: dict[str, ZooModel] = {
     ),
     "attention_pooled": ZooModel(
         lambda: over(pooled), "the last state attends to all timesteps so far", "past keys; the recurrent state"
+    ),
+    "attention_masked": ZooModel(
+        lambda: over(masked), "Attention of masked timesteps", "past keys and values, and which of them count"
+    ),
+    "attention_pooled_tokens": ZooModel(
+        pooled_tokens, "the last state attends to masked tokens", "past keys, and which of them count"
     ),
     "attention_to_memory": ZooModel(
         to_memory, "attention from timesteps to a static input", "no state: the memory is the same at every timestep"
