@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -167,7 +168,11 @@ def test_too_many_connections_are_refused_but_for_health(alone: Service) -> None
             sock.sendall(GET + b"\r\n")
             assert answer(sock).startswith("HTTP/1.1 200")
         health, ready = ask(alone, GET + b"\r\n"), ask(alone, GET.replace(b"healthz", b"readyz") + b"\r\n")
-        refused = [ask(alone, GET.replace(b"healthz", b"v1/models") + b"\r\n"), ask(alone, upgrade)]
+        step = (
+            b"POST /v1/models/fold/streams/s/step HTTP/1.1\r\nhost: x\r\ncontent-length: 15\r\n\r\n"
+             b'{"inputs": [1]}'
+        )
+        refused = [ask(alone, GET.replace(b"healthz", b"v1/models") + b"\r\n"), ask(alone, upgrade), ask(alone, step)]
         held[0].sendall(GET.replace(b"healthz", b"v1/models") + b"\r\n")
         kept = answer(held[0])
 
@@ -176,6 +181,26 @@ def test_too_many_connections_are_refused_but_for_health(alone: Service) -> None
         assert told.startswith("HTTP/1.1 503 ")
         assert "retry-after: " in told
         assert '"code":"overloaded"' in told
+
+
+def test_what_is_not_http_is_answered_behind_the_requests_before_it(alone: Service) -> None:
+    told = ask_all(alone, GET + b"\r\n" + GET + b"\r\nnothing\r\n\r\n")
+
+    assert re.findall(r"HTTP/1\.1 (\d+) ", told) == ["200", "200", "400"]
+
+
+def test_many_requests_in_one_go_are_no_long_head(alone: Service) -> None:
+    requests = 2 * HEAD_LIMIT // len(GET)
+    told = ask_all(alone, (GET + b"\r\n") * requests + GET + b"connection: close\r\n\r\n")
+
+    assert told.count("HTTP/1.1 200 OK") == requests + 1
+
+
+def ask_all(one: Service, requests: bytes) -> str:
+    """Return all that comes until the other side closes."""
+    with connection(one) as sock:
+        sock.sendall(requests)
+        return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
 
 def test_refusals_are_counted(alone: Service) -> None:

@@ -6,24 +6,19 @@ hot request with a plain head is answered before it, under any ASGI server; the 
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.api.calls import answered
 from service.api.context import Context
 from service.api.hot import HOT_ROUTES, VERSION, Fields, HotRoute, call_of, fields_of
-from service.api.http import Answer, problem_response, read_body
-from service.api.problems import MEDIA_TYPE, unforeseen
-from service.errors import ServiceError
+from service.api.http import Answer, answer_of, read_body
 
-_log = logging.getLogger(__name__)
 _VERSION = re.compile(VERSION.encode())
 Plain = tuple[HotRoute, Sequence[str], int | None, Fields]
 
@@ -52,22 +47,14 @@ class Application(FastAPI):
         if plain is None:
             await super().__call__(scope, receive, send)
             return
-        context = self._context
-        try:
-            call, fields = call_of(plain[0], context, *plain[1:]), plain[3]
-            body = await answered(call, await read_body(receive, fields.length, context))
-            response: Response = Answer(body, call.answer_form.value)
-        except ClientDisconnect:
-            response = Answer(b"", MEDIA_TYPE, status=499)  # nobody is there to get it
-        except ServiceError as exc:
-            context.metrics.refusal(exc.code)
-            response = problem_response(exc)
-        except Exception as exc:  # noqa: BLE001 - it is logged, and answered as what nobody foresaw
-            _log.error("A request failed", exc_info=exc)
-            context.metrics.refusal("internal")
-            response = problem_response(unforeseen())
-        context.metrics.request("http", response.status_code)
+        response = await answer_of(self._answer(plain, receive), self._context)
         await response(scope, receive, send)
+
+    async def _answer(self, plain: Plain, receive: Receive) -> Response:
+        context, fields = self._context, plain[3]
+        call = call_of(plain[0], context, *plain[1:])
+        body = await answered(call, await read_body(receive, fields.length, context))
+        return Answer(body, call.answer_form.value)
 
     def _plain(self, scope: Scope) -> Plain | None:
         """Return what a plain request of a hot route asks for, None for any other."""

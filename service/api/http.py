@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import Request
@@ -15,12 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.context import Context
 from service.api.hot import KEY_LIMIT
-from service.api.problems import MEDIA_TYPE, problem_body, problem_headers, status_of
+from service.api.problems import MEDIA_TYPE, problem_body, problem_headers, status_of, unforeseen
 from service.engine.models import ServedModel
 from service.errors import ServiceError
 from service.wire import JSON, Format
 from service.wire.formats import encode, format_of_answer, format_of_body
 
+_log = logging.getLogger(__name__)
 _DRAIN_S = 1.0
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
@@ -85,20 +87,33 @@ class DirectRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             context: Context = request.app.state.context
-            try:
-                demand_plain_path(request.scope)
-                if request.method != "GET" and (origin := request.headers.get("origin")) is not None:
-                    context.demand_own_origin(origin, request.headers.get("host"))
-                response = await endpoint(request)
-            except ClientDisconnect:
-                response = Answer(b"", MEDIA_TYPE, status=499)  # nobody is there to get it
-            except ServiceError as exc:
-                context.metrics.refusal(exc.code)
-                response = problem_response(exc)
-            context.metrics.request("http", response.status_code)
-            return response
+            return await answer_of(_checked(request, context, endpoint), context)
 
         return handle
+
+
+async def _checked(request: Request, context: Context, endpoint: Callable[[Request], Awaitable[Response]]) -> Response:
+    demand_plain_path(request.scope)
+    if request.method != "GET" and (origin := request.headers.get("origin")) is not None:
+        context.demand_own_origin(origin, request.headers.get("host"))
+    return await endpoint(request)
+
+
+async def answer_of(work: Awaitable[Response], context: Context) -> Response:
+    """Return the answer that work on a request makes, or the one to what goes wrong in it; it is counted."""
+    try:
+        response = await work
+    except ClientDisconnect:
+        response = Answer(b"", MEDIA_TYPE, status=499)  # nobody is there to get it
+    except ServiceError as exc:
+        context.metrics.refusal(exc.code)
+        response = problem_response(exc)
+    except Exception as exc:  # noqa: BLE001 - it is logged, and answered as what nobody foresaw
+        _log.error("A request failed", exc_info=exc)
+        context.metrics.refusal("internal")
+        response = problem_response(unforeseen())
+    context.metrics.request("http", response.status_code)
+    return response
 
 
 def problem_response(error: ServiceError) -> Response:

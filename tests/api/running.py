@@ -27,6 +27,7 @@ class Service:
     Attributes:
         app: The application.
         lane: Whether the fast lane is on; None: as the environment says.
+        config: uvicorn's, read by each new connection.
         http: A client of it.
     """
 
@@ -36,6 +37,7 @@ class Service:
         self.app = app
         self.lane = lane
         self.port = port
+        self.config = uvicorn_server.config
         self._server = uvicorn_server
         self._loop: asyncio.AbstractEventLoop | None = None
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)

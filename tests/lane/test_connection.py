@@ -7,15 +7,17 @@ import json
 import re
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.running import Service
+from tests.api.running import Service, running
 from tests.graphs import fold_reference
 from tests.lane.conftest import WITHIN_S
 from tests.lane.ways import LAST, Ways, chunked, connected, everything, request, statuses, told
+from tests.servers import Server
 
 GOOD = b'{"inputs": [5]}'
 
@@ -210,6 +212,51 @@ def test_a_client_that_has_gone_leaves_its_step_done(fast: Service, stream: str)
         pass
 
     assert status.json()["step"] == 1
+
+
+def test_an_idle_connection_is_closed_and_a_busy_one_is_kept(
+    fast: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast.config, "timeout_keep_alive", 1)
+    began = time.monotonic()
+    with connected(fast) as sock:
+        while time.monotonic() - began < 1.5:  # longer than an idle one is kept
+            sock.sendall(request(GOOD, path(stream)))
+            assert statuses(sock.recv(65536)) == [200]
+        quiet = time.monotonic()
+        assert sock.recv(65536) == b""
+
+    assert 0.9 < time.monotonic() - quiet < 10
+
+
+def test_the_last_answer_before_the_end_says_so(folder: Path, redis_server: Server) -> None:
+    """A process that ends answers what it has taken, and closes."""
+    with contextlib.ExitStack() as stack:
+        with running(redis_server.url, folder, lane=True, drain_s=5, run_timeout_s=0.5) as one:
+            sock = stack.enter_context(connected(one))
+            sock.sendall(request(b'{"inputs": [1000000000000]}', "/v1/models/slow/streams/s/step"))
+            one.http.get("/healthz")  # came later and is answered: so the step was taken
+        text = everything(sock)
+
+    assert statuses(text) == [503]
+    assert b"\r\nconnection: close\r\n\r\n" in text
+
+
+# ------------------------------------------------------------------- faults of the server's own
+
+
+def test_what_nobody_foresaw_is_answered_and_the_connection_goes_on(
+    fast: Service, stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(fast.app.state.engine, "submit", broken)
+    text = told(fast, [request(GOOD, path(stream)) * 2 + LAST])
+
+    assert statuses(text) == [500, 500, 404]
+    assert text.count(b'"applied":"unknown"') == 2
+    assert "RuntimeError: broken" in caplog.text
 
 
 # ------------------------------------------------------------------- counts

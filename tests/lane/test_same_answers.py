@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -166,6 +167,16 @@ def test_a_request_may_be_cut_anywhere(ways: Ways, stream: str, kind: str) -> No
         answer = ways.answer(text[:place], text[place:], LAST)
 
         assert statuses(answer) == [200, 404]
+
+
+def test_a_fault_of_the_servers_own_is_told_the_same(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    for service in (ways.lane, ways.short, ways.declared):
+        monkeypatch.setattr(service.app.state.engine, "submit", broken)
+
+    assert statuses(ways.answer(request(GOOD) + request(COLUMNS, BULK) + LAST)) == [500, 500, 404]
 
 
 def test_a_request_may_come_byte_by_byte(ways: Ways, stream: str) -> None:
