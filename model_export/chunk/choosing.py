@@ -31,7 +31,7 @@ SLOWER = 1.05
 SLOWER_US = 2.0
 """A single step may take this much longer, as a factor plus microseconds; beyond that chunks stay out."""
 
-QUICKER = 1.25
+QUICKER = 1.5
 """A chunk of one stream has to be this much quicker than its steps, and one of 32 streams no slower."""
 
 _BUDGET_S = 0.05
