@@ -25,6 +25,9 @@ _STATE_SLOTS = {
 _ROUTES = {"Identity", "Slice", "Gather", "Split", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Cast", "Flatten"}
 _TRIES = 48
 
+Declared = Mapping[str, Sequence[int | str | None]]
+"""The declared size of every axis of every input: a number, a name or nothing."""
+
 Role = Literal["asked", "state", "length"]
 
 
@@ -91,6 +94,11 @@ class Doors:
     only_rows: int | None = None
     only_steps: int | None = None
 
+    def honest(self, declared: Declared) -> bool:
+        """Whether the number of rows, where it is fixed in this reading, was declared with a number."""
+        declared_rows = [declared[door.name][door.batch] for door in self.asked if door.batch is not None]
+        return self.only_rows is None or all(isinstance(rows, int) for rows in declared_rows)
+
     def fitted(self, proto: Any, steps: int) -> Any:
         """Return the graph for a number of timesteps: itself, or one with that length in its shapes."""
         if self.only_steps is None:
@@ -109,7 +117,7 @@ class Doors:
 
 def find_doors(
     proto: Any,
-    declared: Mapping[str, Sequence[int | str | None]],
+    declared: Declared,
     *,
     time_axes: Mapping[str, int],
 ) -> Doors:
@@ -138,41 +146,80 @@ def find_doors(
             choices.append(_bound(name, dtype, dims, slot))
         else:
             choices.append(_readings(name, dtype, dims, time_axes))
-    loaded = session(proto, every_tensor=True)
-    problem: ModelLoadError | None = None
+    search = _Search(proto, declared, choices, told=bool(time_axes))
     for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
-        best: tuple[float, Doors] | None = None
-        for doors in islice(_combined(choices, declared, any_rows=any_rows, any_steps=any_steps), _TRIES):
-            rows = doors.only_rows or ROWS[0]
-            try:
-                fitted = loaded if any_steps else session(doors.fitted(proto, LENGTHS[0]), every_tensor=True)
-                values = run(fitted, doors.feeds(rows, LENGTHS[0], 0))
-            except ModelLoadError as exc:
-                problem = problem or exc
-                continue
-            votes = _votes(proto, values, rows)
-            if votes <= 0 and not time_axes and _is_single(doors, declared):
-                continue
-            score = 10 * votes + _prior(doors, declared)
-            if best is None or score > best[0]:
-                best = score, doors
-        if best:
-            return best[1]
+        search.try_all(any_rows=any_rows, any_steps=any_steps)
+        if search.votes > 0:
+            break
+    if search.best is not None:
+        return search.best
     raise UnclearModelError(
         f"No axis of {sorted(inputs)} can be read as time: declared are "
         f"{ {name: list(dims) for name, dims in declared.items()} }, and the graph runs with no other number of "
-        f"timesteps. {problem or ''}".strip(),
+        f"timesteps. {search.problem}".strip(),
         fix="Export it with a dynamic time axis, or say where it is: `--time-axis INPUT=AXIS`. A graph that takes one "
         "timestep and its state already is stepwise: `stepwell adopt` describes it.",
     )
 
 
-def _is_single(doors: Doors, declared: Mapping[str, Sequence[int | str | None]]) -> bool:
+def _is_single(doors: Doors, declared: Declared) -> bool:
     """Whether what is read as time was declared with one timestep, or without a batch beside more axes."""
     timed = [door for door in doors.asked if door.time is not None]
     return any(
         declared[door.name][door.time or 0] == 1 or (door.batch is None and len(door.sizes) > 2) for door in timed
     )
+
+
+class _Search:
+    """The search for the best reading.
+
+    Attributes:
+        best: The best so far.
+        votes: Its votes.
+        problem: What went wrong at first.
+    """
+
+    def __init__(self, proto: Any, declared: Declared, choices: list[list[Door]], *, told: bool) -> None:
+        self._proto = proto
+        self._declared = declared
+        self._choices = choices
+        self._told = told
+        self._score = -np.inf
+        self._loaded = session(proto, every_tensor=True)
+        self.best: Doors | None = None
+        self.votes = 0.0
+        self.problem = ""
+
+    def try_all(self, *, any_rows: bool, any_steps: bool) -> None:
+        """Try the likeliest readings of one kind: free or fixed in rows and timesteps."""
+        readings = _combined(self._choices, self._declared, any_rows=any_rows, any_steps=any_steps)
+        for doors in islice(readings, _TRIES):
+            if self.best is not None and not doors.honest(self._declared):
+                continue  # it was declared free, and it is
+            try:
+                values = self._values(doors)
+            except ModelLoadError as exc:
+                self.problem = self.problem or exc.problem[:200]
+                continue
+            votes = _votes(self._proto, values, doors.only_rows or ROWS[0])
+            if votes <= 0 and not self._told and _is_single(doors, self._declared):
+                continue
+            score = 10 * votes + _prior(doors, self._declared) - 4 * (not any_rows) - 4 * (not any_steps)
+            if score > self._score:
+                self.best, self.votes, self._score = doors, votes, score
+
+    def _values(self, doors: Doors) -> dict[str, Any]:
+        """Run a reading with two sizes and return every tensor of the first.
+
+        Raises:
+            ModelLoadError: It does not run.
+        """
+        runs = []
+        for rows, steps in zip(ROWS, LENGTHS, strict=True):
+            fitted = doors.fitted(self._proto, steps)
+            loaded = self._loaded if fitted is self._proto else session(fitted, every_tensor=True)
+            runs.append(run(loaded, doors.feeds(doors.only_rows or rows, steps, 0)))
+        return runs[0]
 
 
 def _readings(name: str, dtype: str, dims: list[int | str | None], time_axes: Mapping[str, int]) -> list[Door]:
@@ -194,7 +241,7 @@ def _readings(name: str, dtype: str, dims: list[int | str | None], time_axes: Ma
     found = []
     for t in times:
         for b in (*(axis for axis in axes if axis != t), None):
-            if b is None and len(free) > 1:
+            if b is None and (len(free) > 1 or (len(dims) > 2 and dims[0] == 1 and t != 0)):
                 continue
             found.append(Door(name, dtype, sizes, b, t))
     return found
@@ -211,9 +258,7 @@ def _bound(name: str, dtype: str, dims: list[int | str | None], slot: str) -> li
     return [Door(name, dtype, sizes, batch, None, "state") for batch in (*likely, None, *rest)]
 
 
-def _combined(
-    choices: list[list[Door]], declared: Mapping[str, Any], *, any_rows: bool, any_steps: bool
-) -> Iterator[Doors]:
+def _combined(choices: list[list[Door]], declared: Declared, *, any_rows: bool, any_steps: bool) -> Iterator[Doors]:
     """Yield readings of all inputs together, the likeliest first: axes that agree, names that agree."""
     ranked = [sorted(options, key=lambda door: -_prior(Doors((door,)), declared))[:8] for options in choices]
     seen: list[tuple[float, Doors]] = []
@@ -222,12 +267,11 @@ def _combined(
             continue
         rows = steps = None
         if not any_steps:
-            lengths = {door.sizes[door.time] for door in doors if door.time is not None}
-            if len(lengths) > 1 or any(
-                not isinstance(declared[d.name][d.time], int) for d in doors if d.time is not None
-            ):
+            lengths = {declared[door.name][door.time] for door in doors if door.time is not None}
+            length = lengths.pop()
+            if lengths or not isinstance(length, int):
                 continue
-            steps = lengths.pop()
+            steps = length
         if not any_rows:
             sizes = {door.sizes[door.batch] for door in doors if door.batch is not None}
             sizes -= {2} if len(sizes) > 1 else set()
@@ -237,7 +281,7 @@ def _combined(
     yield from (doors for _, doors in seen)
 
 
-def _prior(doors: Doors, declared: Mapping[str, Any]) -> float:
+def _prior(doors: Doors, declared: Declared) -> float:
     """Say how likely a reading is by what is declared."""
     score = 0.0
     roles: dict[str, set[str]] = {}

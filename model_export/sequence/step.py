@@ -154,7 +154,7 @@ def _watched(walk: Walk) -> list[Watched]:
     """Return the nodes that can be compared: neither ahead nor behind, rows and timesteps on an axis each."""
     found = []
     for node in walk.model.graph.node:
-        for name in node.output[:1]:
+        for name in filter(None, node.output):
             tensor = walk.tensors.get(name)
             if tensor is None or tensor.kind != "timed" or tensor.offset != 0 or not walk.facts.dims(name):
                 continue

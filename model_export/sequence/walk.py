@@ -97,7 +97,7 @@ class Walk:
         Raises:
             RefusedModelError: It names the node and says why it cannot be stepped.
         """
-        for name in names:
+        for name in sorted(names, key=self.sized.__contains__):  # a mask is refused for what it masks
             if (error := self.tensors[name].error) is not None:
                 raise error
 

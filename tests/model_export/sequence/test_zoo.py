@@ -1,0 +1,27 @@
+"""Every graph of the zoo: a step graph, and equal to itself on whole sequences."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from model_export.candidate import prove
+from model_export.sequence import candidate
+from model_export.step_model import StepModel
+from tests.model_export.sequence.zoo import ZOO
+
+ONE_ROW = {"positions", "one_dimension", "batch_of_one", "length_in_shapes"}
+"""Graphs whose rows cannot be run together."""
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_graph_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
+    """The proof compares 64 timesteps of nine sequences, rows in a batch with rows alone, chunks with steps."""
+    content, report = prove(candidate(ZOO[name].build(), name=name), long_steps=100)
+
+    model = StepModel(content)
+    assert report.parity.max_abs <= 1e-5
+    assert all(output.compared >= 9 for output in report.outputs)
+    assert model.batched == (name not in ONE_ROW)
+    assert model.manifest.states
+    onnx.checker.check_model(onnx.load_model_from_string(content), full_check=True)
