@@ -63,6 +63,7 @@ class Connection(HttpToolsProtocol):
         """Let go of everything."""
         if self._receive_timer is not None:
             self._receive_timer.cancel()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

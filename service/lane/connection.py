@@ -19,7 +19,7 @@ from service.lane.lane import Lane, Request
 
 _log = logging.getLogger(__name__)
 
-_AHEAD: Final = 64  # requests of one connection that may wait for their answers; beyond that nothing more is read
+_AHEAD: Final = 64  # requests of one connection that may wait for their answers; beyond that nothing more is begun
 
 
 class Exchange:
@@ -82,8 +82,9 @@ class LaneConnection(Connection):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._line: deque[Exchange] = deque()  # the lane's requests without an answer, or behind such
-        self._held = bytearray()  # the beginning of a request of the lane
+        self._held = bytearray()  # the beginning of a request of the lane, or what has to wait
         self._held_needs = 0  # its length, once its head is there
+        self._is_full = False  # more has come than is begun before some of it is answered
         self._will_flush = False
         self._ending = False  # close when the line is answered
         self._late: ServiceError | None = None
@@ -100,7 +101,7 @@ class LaneConnection(Connection):
                 return
             data = self._let_go()
         start, end = 0, len(data)
-        while start < end and self._is_open():
+        while start < end and len(self._line) < _AHEAD and self._is_open():
             request = self.lane.find(data, start)
             if request is None:
                 if self.lane.is_part_of_head(data, start):
@@ -118,7 +119,10 @@ class LaneConnection(Connection):
             self._line.append(exchange)
             exchange.begin(request, data[body:its_end])
             start = its_end
-        if start < end and not self._ending:
+        if start < end and len(self._line) >= _AHEAD:
+            self._held += data[start:]
+            self._is_full = True
+        elif start < end and not self._ending:
             super().data_received(data[start:] if start else data)
         if self.flow.write_paused or len(self._line) >= _AHEAD:
             self.flow.pause_reading()
@@ -254,7 +258,15 @@ class LaneConnection(Connection):
             self._close_when_idle(self.timeout_keep_alive)
         if self._last_words is not None:
             self._say_last_words()
+        elif self._is_full:
+            self._is_full = False
+            self.loop.call_soon(self._go_on)
         elif self.flow.read_paused:
+            self.flow.resume_reading()
+
+    def _go_on(self) -> None:
+        if not self.transport.is_closing():
+            self.data_received(b"")
             self.flow.resume_reading()
 
     def _close_when_idle(self, seconds: float) -> None:

@@ -59,7 +59,7 @@ class Lane:
     def find(self, data: bytes, start: int) -> Request | None:
         """Return the hot request whose head stands at a place, None where none does, or not all of its head."""
         end = data.find(b"\r\n", start, start + _HEAD_LIMIT)
-        line = data[start:end]
+        line = data[start : max(end, start)]
         target = self._targets.get(line) or self._target(line)
         if target is None:
             return None

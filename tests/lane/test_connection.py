@@ -135,6 +135,13 @@ def test_many_pipelined_steps_of_one_stream_fold_in_order(fast: Service, stream:
     assert [int(y) for y in re.findall(rb'"y":\[(-?\d+)\]', text)] == fold_reference(xs)
 
 
+def test_what_one_connection_pipelines_does_not_fill_the_queue(fast: Service, stream: str) -> None:
+    """More steps than may wait in all (the setting is 500) are begun as earlier ones are answered."""
+    text = told(fast, [b"".join(request(GOOD, path(f"{stream}-{n}")) for n in range(1500)) + LAST])
+
+    assert statuses(text) == [200] * 1500 + [404]
+
+
 def test_what_is_not_http_is_answered_behind_the_rest(fast: Service, stream: str) -> None:
     parts = [request(b'{"inputs": [%d]}' % x, path(stream)) for x in range(3)]
 
