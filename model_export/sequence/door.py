@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any, Literal
 
@@ -88,11 +88,13 @@ class Doors:
         doors: In graph order.
         only_rows: The one number of rows that the graph takes; None: any.
         only_steps: The one number of timesteps that the graph takes; None: any.
+        sure: Whether an operator runs over what was read as time.
     """
 
     doors: tuple[Door, ...]
     only_rows: int | None = None
     only_steps: int | None = None
+    sure: bool = False
 
     def honest(self, declared: Declared) -> bool:
         """Whether the number of rows, where it is fixed in this reading, was declared with a number."""
@@ -152,7 +154,7 @@ def find_doors(
         if search.votes > 0:
             break
     if search.best is not None:
-        return search.best
+        return replace(search.best, sure=search.votes > 0 or bool(time_axes))
     raise UnclearModelError(
         f"No axis of {sorted(inputs)} can be read as time: declared are "
         f"{ {name: list(dims) for name, dims in declared.items()} }, and the graph runs with no other number of "

@@ -135,7 +135,7 @@ def step_of(
     walk.run(RULES, pointwise, on_square)
     answers, outputs = _give(walk, doors)
     walk.graph.drop_unused_states()
-    if not walk.graph.states and not time_axes:
+    if not walk.graph.states and not doors.sure:
         raise UnclearModelError(
             f"Nothing is carried from timestep to timestep when {_time_of(doors)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
