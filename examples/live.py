@@ -1,4 +1,4 @@
-"""A Keras model as a live service for as long as a block lasts: what the examples have in common."""
+"""A model as a live service for as long as a block lasts: what the examples have in common."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
+from typing import TYPE_CHECKING
 
 import httpx
-import keras
 import numpy as np
 
+from model_export import StepSpec
 from model_export.export import export_source
 
+if TYPE_CHECKING:
+    import keras
+
 ATOL = 1e-5
-"""Largest difference from Keras that an example lets pass."""
+"""Largest difference from the original that an example lets pass."""
 
 _LOOK_EVERY_S = 0.05
 _LOOKS = 1200
 
 
 @contextlib.contextmanager
-def live(model: keras.Model) -> Iterator[httpx.Client]:
-    """Save a model, export it to a verified step graph, and serve that on an embedded store.
+def live(model: keras.Model | StepSpec, name: str = "") -> Iterator[httpx.Client]:
+    """Export a model to a verified step graph, and serve that on an embedded store.
 
     Everything lies in a temporary folder and is gone after the block. On the command line it would be
 
-        stepwell export NAME.keras -o models/NAME.onnx
+        stepwell export NAME.keras -o models/NAME.onnx       # or package.module:callable
         stepwell serve --models models
 
     Args:
-        model: A trained model; its name is the service's name for it, too.
+        model: A trained Keras model, or a PyTorch module with examples of what it takes.
+        name: The service's name for it; a Keras model has its own.
 
     Yields:
         A client whose paths begin at the service's address. An error of the service ends the example in its words.
@@ -44,25 +47,29 @@ def live(model: keras.Model) -> Iterator[httpx.Client]:
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         root = Path(folder)
         (root / "models").mkdir()
-        model.save(root / f"{model.name}.keras")
-        export_source(str(root / f"{model.name}.keras"), root / "models" / f"{model.name}.onnx")
+        if isinstance(model, StepSpec):
+            export_source(model, root / "models" / f"{name}.onnx")
+        else:  # through the file, as most people would
+            model.save(root / f"{model.name}.keras")
+            export_source(str(root / f"{model.name}.keras"), root / "models" / f"{model.name}.onnx")
         hooks = {"response": [_demand_good]}
         with _served(root) as url, httpx.Client(base_url=url, event_hooks=hooks, timeout=30, trust_env=False) as http:
             yield http
 
 
-def compare(served: object, expected: np.ndarray) -> None:
-    """Print how far the service's predictions are from Keras' own; ends with exit code 1 where that is too far.
+def compare(served: object, expected: np.ndarray, original: str = "Keras") -> None:
+    """Print how far the service's predictions are from the original's; ends with exit code 1 where that is too far.
 
     Args:
         served: Predictions as the service answered them, of the same shape.
-        expected: What Keras answers for whole sequences, float32.
+        expected: What the original answers for whole sequences, float32.
+        original: What it was made with.
     """
     got = np.asarray(served, np.float32)
     if got.shape != expected.shape:
         sys.exit(f"the service answered shape {got.shape}; expected {expected.shape}")
     difference = float(np.abs(got - expected).max())
-    print(f"largest difference from Keras: {difference:.1e} ({got.size:,} numbers)")
+    print(f"largest difference from {original}: {difference:.1e} ({got.size:,} numbers)")
     if not difference <= ATOL:  # so that NaN fails, too
         sys.exit(f"expected at most {ATOL:g}")
 

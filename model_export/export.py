@@ -41,7 +41,7 @@ class Exported:
 
 
 def export_source(
-    source: str,
+    source: Any,
     target: Path,
     *,
     name: str | None = None,
@@ -54,7 +54,7 @@ def export_source(
     """Export a trained model.
 
     Args:
-        source: See `model_export.sources.load_source`.
+        source: A SOURCE as `model_export.sources.load_source` takes it, or a Keras model or `StepSpec` itself.
         target: The ONNX file to write; its folder must be there.
         name: The model's name; the target's stem by default.
         tolerance: Largest absolute difference allowed; relative to the original's value ten times that. None: what

@@ -30,12 +30,12 @@ _NOT_YET = {
 }
 
 
-def load_source(source: str) -> Any:
+def load_source(source: Any) -> Any:
     """Return the Keras model, the `StepSpec` of a PyTorch module, or the path of the ONNX file that a SOURCE names.
 
     Args:
         source: A `.keras`, `.h5` or `.onnx` file, or `package.module:callable`. The current folder and PYTHONPATH are
-            importable; the callable is called without arguments.
+            importable; the callable is called without arguments. A model or a `StepSpec` itself is returned as it is.
 
     Raises:
         FileError: There is no such file.
@@ -43,6 +43,8 @@ def load_source(source: str) -> Any:
         RefusedModelError: It is something that this version does not export, or the callable fails.
         MissingExtraError: Keras, or a backend for it, is not installed.
     """
+    if not isinstance(source, str):
+        return _checked("The caller", source)
     path = Path(source)
     suffix = path.suffix
     if suffix in {".keras", ".h5", ".hdf5"}:

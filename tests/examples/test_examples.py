@@ -1,4 +1,4 @@
-"""Each example runs from any folder, and what the service answers is what Keras says."""
+"""Each example runs from any folder, and what the service answers is what Keras or PyTorch says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ import pytest
 
 from tests.examples.runs import EXAMPLES, run
 
-QUESTIONS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in {"live", "quickstart"})
-LINE = re.compile(r"^largest difference from Keras: (\S+) \(([\d,]+) numbers\)$", re.MULTILINE)
+QUESTIONS = [
+    pytest.param(path.stem, marks=pytest.mark.torch if path.stem.startswith("pytorch_") else ())
+    for path in sorted(EXAMPLES.glob("*.py"))
+    if path.stem not in {"live", "quickstart"}
+]
+LINE = re.compile(r"^largest difference from (?:Keras|PyTorch): (\S+) \(([\d,]+) numbers\)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Ran:
 
 @pytest.fixture(scope="module", params=QUESTIONS)
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    if request.param.startswith("pytorch_") and not find_spec("torch"):
+        pytest.skip("PyTorch is not installed (the extra `torch`)")
     folder = tmp_path_factory.mktemp(request.param)
     return Ran(request.param, folder, run(str(EXAMPLES / f"{request.param}.py"), folder=folder))
 
@@ -40,6 +47,9 @@ NUMBERS = {
     "label_every_timestep": [3 * 10 * 2],
     "large_gru": [60],
     "priming": [20],
+    "pytorch_causal_network": [60],
+    "pytorch_lstm": [3 * 80],
+    "pytorch_own_state": [2 * 40],
     "sentiment_so_far": [2 * 10],
     "text_classification": [3 * 3],
     "text_generation": [120 * 24] * 2,
@@ -53,12 +63,12 @@ def test_an_example_ends_well(ran: Ran) -> None:
 
 
 @pytest.mark.slow
-def test_an_example_compares_every_prediction_with_keras(ran: Ran) -> None:
+def test_an_example_compares_every_prediction_with_the_original(ran: Ran) -> None:
     assert [count for _, count in ran.comparisons] == NUMBERS[ran.name]
 
 
 @pytest.mark.slow
-def test_an_example_agrees_with_keras(ran: Ran) -> None:
+def test_an_example_agrees_with_the_original(ran: Ran) -> None:
     assert max(most for most, _ in ran.comparisons) <= 5e-6
 
 
@@ -68,7 +78,7 @@ def test_an_example_leaves_nothing_in_the_folder_it_is_started_in(ran: Ran) -> N
 
 
 @pytest.mark.parametrize("served", [[0.50002], [float("nan")], [0.5, 0.5]])
-def test_an_example_fails_where_a_prediction_is_not_that_of_keras(served: list[float]) -> None:
+def test_an_example_fails_where_a_prediction_is_not_that_of_the_original(served: list[float]) -> None:
     compare = runpy.run_path(str(EXAMPLES / "live.py"))["compare"]
 
     with pytest.raises(SystemExit, match="expected"):

@@ -88,3 +88,15 @@ def test_a_missing_package_is_told_with_the_extra(monkeypatch: pytest.MonkeyPatc
     assert "onnxscript" in caught.value.problem
     assert "stepwell[torch]" in caught.value.fix
     assert "\n" not in str(caught.value)
+
+
+def test_a_spec_is_exported_from_python_without_a_module_to_name(tmp_path: Path) -> None:
+    spec = whole(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Tanh()))
+    done = export_source(spec, tmp_path / "plain.onnx")
+
+    assert StepModel(done.path).manifest.name == "plain"
+
+
+def test_what_is_no_model_is_told_from_python_too(tmp_path: Path) -> None:
+    with pytest.raises(RefusedModelError, match=r"builtins\.int; expected a keras\.Model or a model_export\.StepSpec"):
+        export_source(42, tmp_path / "plain.onnx")
