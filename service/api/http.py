@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.context import Context
 from service.api.hot import KEY_LIMIT
 from service.api.problems import MEDIA_TYPE, problem_body, problem_headers, status_of, unforeseen
+from service.api.within import within
 from service.engine.models import ServedModel
 from service.errors import ServiceError
 from service.wire import JSON, Format
@@ -204,20 +205,19 @@ async def body_of(request: Request, context: Context) -> bytes:
 
 async def read_body(receive: Receive, length: int | None, context: Context) -> bytes:
     """Return a body whose length is told, or not; raises as `body_of` does."""
-    limit, within = context.settings.max_body_bytes, context.settings.receive_timeout_s
+    limit, seconds = context.settings.max_body_bytes, context.settings.receive_timeout_s
     if length is not None and length > limit:
         raise _too_large(f"{length} bytes", limit)
     try:
-        async with asyncio.timeout(within):
-            return await _read(receive, limit)
+        return await within(seconds, _read(receive, limit))
     except TimeoutError:
-        raise body_came_too_late(within) from None
+        raise body_came_too_late(seconds) from None
 
 
-def body_came_too_late(within: float) -> UnreadBodyError:
+def body_came_too_late(seconds: float) -> UnreadBodyError:
     """Return the refusal of a request whose body did not come within so many seconds."""
     return UnreadBodyError(
-        "bad_request", f"The body did not arrive within {within:g} s.", fix="Send the whole body at once."
+        "bad_request", f"The body did not arrive within {seconds:g} s.", fix="Send the whole body at once."
     )
 
 
