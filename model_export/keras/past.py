@@ -98,17 +98,29 @@ def past_of(call: Call, query: Value, key: Value, mask: Array | None, sliding: i
             "Call it with use_causal_mask=True and train it so.",
         )
     if length is None:
-        raise call.refuse(
-            "it attends to every timestep so far and the model declares no number of timesteps, so its state would "
-            "grow without end",
-            "Declare the number: keras.Input((T, ...)); or give the layer sliding_window=N, where this Keras has it.",
-        )
+        return _endless(call, query, mask, sliding, causal=causal)
     call.walk.bounded = True
     if not query.time:
         if causal or mask is not None or sliding:
             raise call.refuse("its query has no time axis, so a mask over time means something else for each length")
         return Past(length)
-    return _past_of_table(call, _seen(call, length, mask, sliding, causal=causal))
+    return _past_of_table(_seen(call, length, mask, sliding, causal=causal))
+
+
+def _endless(call: Call, query: Value, mask: Array | None, sliding: int | None, *, causal: bool) -> Past:
+    """Return what is looked at for any number of timesteps: so many of the last ones, always.
+
+    A constant mask is one for `record.TRIAL` timesteps here.
+    """
+    if query.time and mask is not None:
+        past = _past_of_table(_seen(call, len(mask), mask, sliding, causal=causal))
+        if past.table is None and past.span < len(mask):
+            return past
+    raise call.refuse(
+        "it attends to every timestep so far and the model declares no number of timesteps, so its state would "
+        "grow without end",
+        "Declare the number: keras.Input((T, ...)); or give the layer sliding_window=N, where this Keras has it.",
+    )
 
 
 def _seen(call: Call, length: int, mask: Array | None, sliding: int | None, *, causal: bool) -> Array:
@@ -137,7 +149,7 @@ def _seen(call: Call, length: int, mask: Array | None, sliding: int | None, *, c
     return seen
 
 
-def _past_of_table(call: Call, seen: Array) -> Past:
+def _past_of_table(seen: Array) -> Past:
     length = len(seen)
     times, others = np.nonzero(seen)
     span = int((times - others).max()) + 1

@@ -14,6 +14,9 @@ from model_export.keras.emit import Value
 from model_export.keras.registry import Call, to_array
 from model_export.manifest import Array
 
+TRIAL = 67
+"""Timesteps of the tensors on which code is tried that cannot run with an open number of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -49,11 +52,11 @@ def record(call: Call, function: Callable[..., Any], length: int | None) -> Reco
     try:
         return _record(call, function, None, length)
     except Exception:
-        # Code that makes a tensor of the batch's size cannot do so with an open one.
-        with_one_row = _attempt(lambda: _record(call, function, 1, length))
-        if with_one_row is None:
+        # Code that makes a tensor of the batch's size, or of the sequence's, cannot do so with an open one.
+        closed = _attempt(lambda: _record(call, function, 1, length or TRIAL))
+        if closed is None:
             raise
-        return with_one_row
+        return closed
 
 
 def reason_of(failure: BaseException | None) -> str:

@@ -62,6 +62,19 @@ class MaskedBlock(keras.Layer):  # type: ignore[misc]  # Keras has no types
         return self.norm_2(h + self.feed(h))
 
 
+class WindowBlock(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """Attention to the last 4 timesteps, whose mask is made for the sequence that comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = L.MultiHeadAttention(2, 4)
+
+    def call(self, x: Any) -> Any:
+        place = ops.arange(ops.shape(x)[1])
+        lag = ops.expand_dims(place, 1) - place
+        return x + self.attend(x, x, attention_mask=ops.logical_and(lag >= 0, lag < 4)[None])
+
+
 class AttentionByHand(keras.Layer):  # type: ignore[misc]  # Keras has no types
     """Attention written with operations on the whole sequence, its heads in front of the timesteps."""
 
@@ -198,6 +211,11 @@ ZOO: dict[str, ZooModel] = {
         lambda: over(attention_mask(BANDED)),
         "a constant attention_mask that shows the last 5 timesteps",
         "the past 4 keys and values",
+    ),
+    "attention_window": ZooModel(
+        lambda: over(WindowBlock(), None),
+        "a custom layer that makes a banded mask for any number of timesteps",
+        "the past 3 keys and values",
     ),
     "attention_blocks": ZooModel(
         lambda: over(attention_mask(BLOCKS[None])),
