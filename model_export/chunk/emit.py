@@ -126,6 +126,14 @@ def tensors(names: Iterable[str], kinds: Iterable[int]) -> list[onnx.ValueInfoPr
     return [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(names, kinds, strict=True)]
 
 
+def ranked(names: Iterable[str], facts: Iterable[Fact]) -> list[onnx.ValueInfoProto]:
+    """Return declarations with the number of axes alone, which onnxruntime wants of a Scan's body."""
+    return [
+        helper.make_tensor_value_info(name, fact.kind, [None] * (len(fact.row) + (fact.axis is not None)))
+        for name, fact in zip(names, facts, strict=True)
+    ]
+
+
 def wanted(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
     """Return the nodes that these outputs need, in order."""
     needed = set(outputs)

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from model_export.chunk.cells import emit_cell, emit_operator
-from model_export.chunk.emit import mapped, renamed, tensors
+from model_export.chunk.emit import mapped, ranked, renamed
 from model_export.chunk.reading import Loop, NoChunkError, uses
 from model_export.chunk.windows import emit_window
 
@@ -64,8 +64,8 @@ def _emit_scan(builder: Builder, loop: Loop) -> None:
     graph = helper.make_graph(
         body,
         place,
-        tensors([names[name] for name in [*loop.states, *sliced]], [facts[n].kind for n in [*loop.states, *sliced]]),
-        tensors(gives, [facts[name].kind for name in [*loop.states, *wanted]]),
+        ranked([names[name] for name in [*loop.states, *sliced]], [facts[name] for name in [*loop.states, *sliced]]),
+        ranked(gives, [facts[name] for name in [*loop.states, *wanted]]),
     )
     ends = [emitter.fresh("end") for _ in loop.states]
     timed = [emitter.fresh("all") for _ in wanted]

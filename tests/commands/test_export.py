@@ -40,6 +40,18 @@ def test_the_report_is_one_json_document(tmp_path: Path, source: Path) -> None:
     assert report["bytes"] == (tmp_path / "pump.onnx").stat().st_size
 
 
+def test_everything_that_was_compared_is_in_both_reports(tmp_path: Path, source: Path) -> None:
+    table = stepwell("export", source, "-o", tmp_path / "pump.onnx").stdout
+    report = json.loads(stepwell("export", source, "-o", tmp_path / "pump.onnx", "--json").stdout)
+
+    lines = ["parity:", "long:", "alone:", "saved:", "chunks:", "speed:", "written:"]
+    assert [line for line in lines if f"\n{line}" not in table] == []
+    assert (report["drift"]["steps"], report["parity"]["long_steps"]) == (2000, 2000)
+    assert report["chunk_lengths"] == [[64], [1, 7, 2, 13]]
+    assert {"max_abs_alone", "max_abs_chunk", "max_abs_saved", "skipped"} <= report.keys()
+    assert {timing["steps"] for timing in report["chunk"]["timings"]} >= {1}
+
+
 def test_without_parity_it_fails_and_writes_nothing(tmp_path: Path, source: Path) -> None:
     done = stepwell("export", source, "-o", tmp_path / "pump.onnx", "--tolerance", "0")
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from model_export.chunk.graph import dynamic_graphs, dynamic_manifest
 from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from model_export.manifest import METADATA_KEY, Array, Manifest, PackedTensor, sidecar_of
 from model_export.probe import nearly_equal
-from model_export.step_model import StepModel
+from model_export.step_model import MOST_ROWS, MOST_STEPS, StepModel
 from tests import graphs
 
 HONEST: dict[str, graphs.Build] = {
@@ -213,6 +215,89 @@ def test_half_precision_graphs_may_round_when_rows_run_together() -> None:
     text = graphs.total(64)[1].to_json().replace("float32", "float16")
 
     assert StepModel(graph, Manifest.from_json(text, where="a test")).batched
+
+
+# -------------------------------------------------------------------- a time axis in the graph
+
+
+def with_time(build: graphs.Build) -> StepModel:
+    """The same model with a time axis of any length in its graph."""
+    graph, manifest = build()
+    (_, proto), *_ = dynamic_graphs(onnx.load_from_string(graph), manifest)
+    return StepModel(proto.SerializeToString(), dynamic_manifest(manifest))
+
+
+def test_a_graph_with_a_time_axis_runs_a_chunk_in_one_run() -> None:
+    assert with_time(graphs.lstm).chunked
+    assert not load(graphs.lstm).chunked
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(1, 1), (3, MOST_STEPS), (2, 2 * MOST_STEPS + 7), (300, 60)])
+def test_a_chunk_of_any_length_and_any_number_of_rows_equals_its_steps(rows: int, steps: int) -> None:
+    """More timesteps than fit into one run take several, and so do more rows than `batch.max`."""
+    model, stepwise = with_time(graphs.fold), load(graphs.fold)
+    inputs = sequence(model, rows, steps)
+    outputs, states = model.chunk(inputs, model.initial_states(rows))
+    want, after = stepwise.chunk(inputs, stepwise.initial_states(rows))
+
+    assert np.array_equal(outputs["y"], want["y"])
+    assert np.array_equal(states["h"], after["h"])
+
+
+def test_no_run_of_a_long_chunk_has_more_rows_times_timesteps_than_allowed() -> None:
+    """Counted by the graph itself: its output is how many timesteps its run has."""
+    graph = graphs.graph_from_text("""
+        lengths (float[B,T,1] x, float[B,1] s) => (int64[B,T,1] y, float[B,1] s_next) {
+            both = Shape <start = 0, end = 2> (x)
+            one = Constant <value = int64[1] {1}> ()
+            shape = Concat <axis = 0> (both, one)
+            steps = Shape <start = 1, end = 2> (x)
+            y = Expand (steps, shape)
+            axes = Constant <value = int64[1] {1}> ()
+            sum = ReduceSum <keepdims = 0> (x, axes)
+            s_next = Add (s, sum)
+        }""")
+    total = graphs.total(1)[1]
+    y = total.outputs[0].model_copy(update={"dtype": "int64"})
+    time = total.time.model_copy(update={"chunk": "dynamic"})
+    model = StepModel(graph, total.model_copy(update={"outputs": [y], "time": time}))
+    outputs, _ = model.chunk({"x": np.ones((200, 100, 1), np.float32)}, model.initial_states(200))
+
+    assert sorted(set(outputs["y"][0].ravel().tolist())) == [100 - MOST_ROWS // 200, MOST_ROWS // 200]
+
+
+def test_a_time_axis_stands_behind_the_batch_axis_wherever_that_is() -> None:
+    graph = graphs.graph_from_text("""
+        wide (float[2,B,T] x, float[B,2] s) => (float[2,B,T] y, float[B,2] s_next) {
+            axes = Constant <value = int64[1] {2}> ()
+            sum = ReduceSum <keepdims = 0> (x, axes)
+            turned = Transpose <perm = [1, 0]> (sum)
+            s_next = Add (s, turned)
+            y = Neg (x)
+        }""")
+    total = graphs.total()[1]
+    axis_1 = {"batch_axis": 1}
+    changed = {
+        "inputs": [total.inputs[0].model_copy(update=axis_1)], "outputs": [total.outputs[0].model_copy(update=axis_1)],
+        "time": total.time.model_copy(update={"chunk": "dynamic"}),
+    }  # fmt: skip
+    model = StepModel(graph, total.model_copy(update=changed))
+    x = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
+    outputs, states = model.chunk({"x": x}, model.initial_states(3))
+    step, _ = model.step({"x": x[:, 0]}, model.initial_states(3))
+
+    assert np.array_equal(outputs["y"], -x)
+    assert np.array_equal(states["s"], x.sum(axis=1))
+    assert np.array_equal(step["y"], -x[:, 0])
+
+
+def test_terminate_ends_a_chunk_in_one_run() -> None:
+    model = with_time(graphs.slow)
+    with ThreadPoolExecutor(1) as threads:
+        data = {"x": np.full((1, 3, 1), 10**12, np.int64)}
+        call: Future[object] = threads.submit(model.chunk, data, model.initial_states(1))
+
+        assert is_ended(call, model.terminate)
 
 
 # -------------------------------------------------------------------- windows
