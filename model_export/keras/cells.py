@@ -15,7 +15,7 @@ from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from model_export.keras.activations import activate
 from model_export.keras.emit import Value
 from model_export.keras.fused import fused_cells
-from model_export.keras.registry import Call, to_array
+from model_export.keras.registry import Call, find_rule, to_array
 from model_export.keras.rules_conv import Geometry
 
 Cell = Callable[[Call, Any, Value, list[Value]], tuple[Value, list[Value]]]
@@ -60,7 +60,9 @@ def run_cell(call: Call, cell: Any, x: Value, states: Any) -> tuple[Value, list[
         return y, following
     given = list(states) if keras.tree.is_nested(states) else [states]
     inner_call = Call(call.walk, cell, f"{call.path}.{cell.name}", (x, given), {})
-    y, *rest = call.walk.trace(inner_call, cell.call)
+    own = find_rule(cell)
+    results = own[0](inner_call) if own else call.walk.trace(inner_call, cell.call)
+    y, *rest = results if isinstance(results, list) else [results]
     return y, rest
 
 

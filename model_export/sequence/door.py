@@ -304,8 +304,10 @@ def _prior(doors: Doors, declared: Declared) -> float:
     score -= 8 * sum(len(found) > 1 for found in roles.values())
     asked = doors.asked
     score -= 2 * len({(door.batch, door.time) for door in asked if door.time is not None})
-    lengths = {door.sizes[door.time] for door in asked if door.time is not None}
-    return score - 2 * len(lengths)
+    lengths = [declared[door.name][door.time] for door in asked if door.time is not None]
+    numbers = {length for length in lengths if isinstance(length, int)}
+    mixed = 0 < len(numbers) and any(not isinstance(length, int) for length in lengths)
+    return score - 2 * len(numbers) - 6 * mixed
 
 
 def _place_prior(door: Door, rank: int, *, floats: bool) -> float:
@@ -392,6 +394,8 @@ def _slot_at(graph: Any, node: Any, place: int, depth: int) -> set[str | None]:
         reached: set[str | None] = set()
         for output in node.output:
             reached |= _slots_of(graph, output, depth + 1)
+        if reached == {"length"} and node.op_type in {"Cast", "Identity"}:
+            return reached
         return {"routed" if slot not in {None, "length"} else None for slot in reached}
     return {None}
 

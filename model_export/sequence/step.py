@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.sequence.door import Door, Doors, find_doors
 from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
-from model_export.sequence.load import load_graph
+from model_export.sequence.load import captures, load_graph
 from model_export.sequence.rules_attention import attention, matmul, on_square
 from model_export.sequence.rules_cut import concat, gather, pad, slice_, split
 from model_export.sequence.rules_plain import count_up, pointwise, reshape
@@ -129,8 +129,10 @@ def step_of(
             f"The graph takes {doors.only_rows} rows at once and no other number; a stream is one row.",
             fix="Export it with a dynamic batch axis, or for one row.",
         )
-    fitted = doors.fitted(graph, LENGTHS[0])
-    walk = Walk(fitted, facts_of(graph, doors))
+    facts = facts_of(graph, doors)
+    if (cached := _with_caches(graph, doors, facts)) != doors:
+        doors, facts = cached, facts_of(graph, cached)
+    walk = Walk(doors.fitted(graph, LENGTHS[0]), facts)
     inputs = [_take(walk, door) for door in doors.doors]
     walk.run(RULES, pointwise, on_square)
     answers, outputs = _give(walk, doors)
@@ -177,6 +179,22 @@ def _one_row(walk: Walk, doors: Doors) -> bool:
         or any(door.batch is None for door in doors.asked)
         or any(state.batch_axis is None for state in walk.graph.states)
     )
+
+
+def _with_caches(graph: onnx.ModelProto, doors: Doors, facts: Facts) -> Doors:
+    """Read inputs that do nothing but stand in front of a sequence as what a step carries over."""
+
+    def is_front(node: onnx.NodeProto, name: str) -> bool:
+        axis = facts.time_axis(node.output[0]) if node.op_type == "Concat" else None
+        place = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        return axis is not None and place % len(facts.dims(node.output[0])) == axis and node.input[0] == name
+
+    def is_cache(door: Door) -> bool:
+        users = [node for node in graph.graph.node if door.name in (*node.input, *captures(node))]
+        return door.role == "asked" and door.time is None and all(is_front(node, door.name) for node in users)
+
+    read = tuple(replace(door, role="state") if is_cache(door) else door for door in doors.doors)
+    return replace(doors, doors=read) if any(door.role == "asked" for door in read) else doors
 
 
 def facts_of(graph: onnx.ModelProto, doors: Doors) -> Facts:

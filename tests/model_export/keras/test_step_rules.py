@@ -114,6 +114,30 @@ def test_a_rule_may_run_other_layers_by_their_rules() -> None:
     assert export_model(of(Gated()), name="m")[1].parity.max_abs < 1e-5
 
 
+def test_a_cell_may_have_a_rule_as_well() -> None:
+    class Decay(keras.Layer):  # type: ignore[misc]  # Keras has no types
+        """Looks at numbers, so it cannot be traced."""
+
+        state_size = output_size = 4
+
+        def call(self, x: Any, states: Any) -> Any:
+            level = states[0] * float(np.asarray(ops.convert_to_numpy(0.5))) + x
+            if isinstance(x, keras.KerasTensor):
+                raise TypeError("no symbols here")
+            return level, [level]
+
+        def compute_output_spec(self, x: Any, states: Any) -> Any:
+            return keras.KerasTensor(x.shape), [keras.KerasTensor(x.shape)]
+
+    @register_step_rule(Decay)
+    def decay(call: Call) -> list[Value]:
+        x, (level,) = call.args
+        (new,) = call.run(lambda level, x: 0.5 * level + x, level, x)
+        return [new, new]
+
+    assert export_model(of(L.RNN(Decay(), return_sequences=True)), name="m")[1].parity.max_abs < 1e-5
+
+
 def test_a_subclass_that_computes_as_its_parent_has_its_parents_rule() -> None:
     register_step_rule(RunningMean)(running_mean)
 
