@@ -66,9 +66,11 @@ def pack(fields: Sequence[StateField], states: Mapping[str, Array], rows: int) -
     """Pack states, shape `(rows, *shape)` each, into `(rows, bytes)` uint8."""
     packed = np.empty((rows, sum(f.nbytes for f in fields)), np.uint8)
     for f in fields:
-        with np.errstate(over="ignore"):
-            flat = np.ascontiguousarray(states[f.name].reshape(rows, -1), dtype=f.store_dtype)
-        packed[:, f.offset : f.offset + f.nbytes] = flat.view(np.uint8).reshape(rows, f.nbytes)
+        flat = states[f.name].reshape(rows, -1)
+        if f.store_dtype != f.dtype:
+            with np.errstate(over="ignore"):
+                flat = flat.astype(f.store_dtype)
+        packed[:, f.offset : f.offset + f.nbytes] = np.ascontiguousarray(flat).view(np.uint8)
     return packed
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import secrets
+import struct
 from collections.abc import Sequence
 from typing import Any
 
 from model_export.manifest import Manifest
 from service.engine.types import Timestep
 from service.store.record import digest16
+
+_PLACE = struct.Struct("<IQ").pack
 
 
 class UniqueNames:
@@ -42,7 +45,7 @@ class RequestNames:
     def __init__(self, manifest: Manifest) -> None:
         self.inputs = sorted(manifest.inputs, key=lambda spec: spec.name)
         self._names = [spec.name for spec in self.inputs]
-        self._begun: dict[bytes, Any] = {}  # hash of what all requests of a kind have in common
+        self._begun: dict[tuple[bool, bool, bool], Any] = {}  # hash of what all requests of a kind have in common
         self._new_name = UniqueNames()
 
     def data(self, timestep: Timestep) -> list[bytes]:
@@ -55,12 +58,10 @@ class RequestNames:
         seq, after, key = timestep.seq, timestep.after, timestep.idempotency_key
         if key is None and seq is None and after is None:
             return self._new_name()
-        kind = (b"" if key is None else b"K") + (b"" if seq is None else b"S") + (b"" if after is None else b"A")
-        h = (self._begun.get(kind) or self._begin(kind)).copy()
-        # Where each part ends is known from kind and length: no two requests make the same bytes.
-        parts = [timestep.length.to_bytes(4, "little"), *data]
-        if seq is not None:
-            parts.append(seq.to_bytes(8, "little"))
+        given = key is not None, seq is not None, after is not None
+        h = (self._begun.get(given) or self._begin(given)).copy()
+        # Where each part ends is known from what is given and from the length: no two requests make the same bytes.
+        parts = [_PLACE(timestep.length, seq or 0), *data]
         if after is not None:
             parts.append(after)
         if key is not None:
@@ -68,9 +69,9 @@ class RequestNames:
         h.update(b"".join(parts))
         return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
 
-    def _begin(self, kind: bytes) -> Any:
-        parts = [kind]
+    def _begin(self, given: tuple[bool, bool, bool]) -> Any:
+        parts = [bytes(given)]
         for spec in self.inputs:
             parts += (spec.name.encode(), spec.dtype.encode(), repr(spec.row_shape).encode())
-        begun = self._begun[kind] = hashlib.blake2b(digest16(*parts), digest_size=16)
+        begun = self._begun[given] = hashlib.blake2b(digest16(*parts), digest_size=16)
         return begun
