@@ -49,8 +49,8 @@ def run_cell(call: Call, cell: Any, x: Value, states: Any) -> tuple[Value, list[
     """
     if isinstance(cell, keras.layers.StackedRNNCells):
         after: list[Value] = []
-        for inner, own in zip(cell.cells, states, strict=True):
-            x, new = run_cell(call, inner, x, own)
+        for inner, its in zip(cell.cells, states, strict=True):
+            x, new = run_cell(call, inner, x, its)
             after += new
         return x, after
     if (known := _cell_rule(cell)) is not None:

@@ -51,7 +51,10 @@ class KerasOriginal:
         }
         self._length_is_free = not lengths
         self._any_length = self._length_is_free or self._runs_with(3)
-        self.only_length = int(lengths.pop()) if lengths and (exported.bounded or not self._any_length) else None
+        # An unrolled layer is run operation by operation: it is not asked for more than it was made for.
+        unrolled = any(getattr(layer, "unroll", False) for layer in model._flatten_layers())
+        fixed = exported.bounded or unrolled or not self._any_length
+        self.only_length = int(lengths.pop()) if lengths and fixed else None
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
         """Return each output's answers.

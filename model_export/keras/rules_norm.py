@@ -17,6 +17,10 @@ def layer_normalization(call: Call) -> Value:
     if layer.rms_scaling:
         raise call.refuse("rms_scaling=True is deprecated", "Use keras.layers.RMSNormalization.")
     axes = _feature_axes(call, x)
+    if axes == list(range(axes[0], len(x.row) + 1)):  # in one operator each row comes out as it does alone
+        scale = np.ones(x.row[axes[0] - 1 :]) if layer.gamma is None else layer.gamma
+        weights = [call.constant(w) for w in (scale, layer.beta) if w is not None]
+        return x.like(call.op("LayerNormalization", x, *weights, axis=axes[0], epsilon=layer.epsilon))
     at = call.graph.ints(axes)
     centred = call.op("Sub", x.name, call.op("ReduceMean", x.name, at, keepdims=1))
     variance = call.op("ReduceMean", call.op("Mul", centred, centred), at, keepdims=1)

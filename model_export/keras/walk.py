@@ -142,7 +142,24 @@ class Walk:
         if sets_masks:
             return results
         mask = call.mask if operation.supports_masking else None
+        if found is None and type(operation).compute_mask is not keras.Layer.compute_mask:
+            mask = self._own_mask(call)
         return [replace(v, mask=mask if v.time else None) for v in results]
+
+    def _own_mask(self, call: Call) -> str | None:
+        """Return the mask that a custom layer's `compute_mask` makes."""
+        previous = Value(call.mask, (), "bool", time=True) if call.mask else None
+        inner = replace(call, args=(call.args[0], previous), kwargs={}, mask=None)
+
+        def compute(inputs: Any, mask: Any) -> Any:
+            made = call.layer.compute_mask(inputs, mask)
+            return [] if made is None else made
+
+        masks = self.trace(inner, compute)
+        if not masks:
+            return None
+        self.note_mask(call.value, 0)
+        return _checked_mask(masks[0]).name
 
     def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:
         """Run Python code on symbolic tensors and walk the operations that it called.
@@ -192,14 +209,18 @@ class Walk:
         if isinstance(explicit, list | tuple):
             explicit = next((m for m in explicit if m is not None), None)
         if isinstance(explicit, Value):
-            if explicit.row != () or not explicit.time:
-                raise RefusedModelError(
-                    f"A mask has row shape {list(explicit.row)}; expected one truth value per timestep.",
-                    fix="Mask whole timesteps.",
-                )
-            return explicit.name
+            return _checked_mask(explicit).name
         first = keras.tree.flatten(args[0])[0] if args else None
         return first.mask if isinstance(first, Value) else None
+
+
+def _checked_mask(mask: Value) -> Value:
+    if mask.row != () or not mask.time:
+        raise RefusedModelError(
+            f"A mask has row shape {list(mask.row)}; expected one truth value per timestep.",
+            fix="Mask whole timesteps.",
+        )
+    return mask
 
 
 def functional(model: Any) -> Any:

@@ -38,6 +38,19 @@ class Subclassed(keras.Model):  # type: ignore[misc]  # Keras has no types
         return x
 
 
+class Looking(keras.Model):  # type: ignore[misc]  # Keras has no types
+    """A model whose Python code looks at a number, which a symbolic tensor has not."""
+
+    def call(self, x: Any) -> Any:
+        return x * float(x[0, 0, 0])
+
+
+def looks_at_numbers() -> Any:
+    model = Looking(name="own")
+    model(np.ones((1, 2, 3), np.float32))
+    return model
+
+
 def stateful_twice() -> Any:
     x = keras.Input(batch_shape=(1, None, 3))
     rnn = L.GRU(3, stateful=True, name="odd", **RS)
@@ -58,6 +71,12 @@ def static_beside_timed() -> Any:
 
 def fixed(*layers: Any, steps: int = 6, features: int = 4) -> Any:
     return keras.Sequential([keras.Input((steps, features)), *layers])
+
+
+def quantized() -> Any:
+    model = sequence(L.Dense(3, name="odd"))
+    model.quantize("int8")
+    return model
 
 
 def bands(*layers: Any) -> Any:
@@ -156,8 +175,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "state_of_a_sequence": (state_of_a_sequence, "LSTM", "initial state is computed from a sequence"),
     "stateful_twice": (stateful_twice, "GRU", "stateful and called more than once"),
     "dropout_that_stays_on": (dropout_that_stays_on, "Dropout", "training=True"),
-    "half_precision": (lambda: sequence(L.LSTM(3, dtype="mixed_float16", name="odd")), "LSTM", "computes in float16"),
-    "double_precision": (lambda: sequence(L.Dense(3, dtype="float64", name="odd")), "Dense", "computes in float64"),
+    "quantized": (quantized, "Dense", "weights are quantized to int8"),
+    "group_norm": (lambda: sequence(L.GroupNormalization(2, name="odd")), "GroupNormalization", "over the time axis"),
     "custom_without_keras_ops": (lambda: of(NumpyLayer(name="odd")), "NumpyLayer", "cannot be traced"),
     "custom_over_time": (lambda: of(Mixing(name="odd")), "Mixing", "(Subtract) cannot be stepped: it joins each"),
     "mask_of_parts": (
@@ -219,8 +238,10 @@ def test_an_operation_over_time_or_batch_is_refused_by_its_class(name: str) -> N
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: Subclassed(name="own"), r"'own' \(Subclassed\) has no graph of layers to walk: its `call` is Python"),
-        (lambda: keras.Sequential([L.LSTM(3)]), r"\(Sequential\) has no graph of layers to walk: it is not built yet"),
+        (lambda: Subclassed(name="own"), r"'own' \(Subclassed\) has no graph .* it is not built yet"),
+        (lambda: keras.Sequential([L.LSTM(3)]), r"\(Sequential\) has no graph .* it is not built yet"),
+        (looks_at_numbers, r"'own' \(Looking\) cannot be called on symbolic tensors .* TypeError: "),
+        (lambda: sequence(L.ZeroPadding1D((2, 0))), "Output .* has 2 timesteps more in front and 0 behind"),
         (lambda: keras.Sequential([keras.Input((4,)), L.Dense(2)]), "No input .* has a time axis"),
         (lambda: of(L.Softmax(), features=None), "expected fixed sizes behind batch and time"),  # type: ignore[arg-type]
         (lambda: keras.Model(s := keras.Input((None, 1), dtype="string"), s), "has dtype string"),

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.model_export.keras import zoo_attention, zoo_layers, zoo_masks, zoo_models, zoo_preprocessing, zoo_recurrent
+from tests.model_export.keras import (
+    zoo_attention,
+    zoo_conv,
+    zoo_layers,
+    zoo_masks,
+    zoo_models,
+    zoo_ops,
+    zoo_precision,
+    zoo_preprocessing,
+    zoo_recurrent,
+)
 from tests.model_export.keras.zoo_parts import ZooModel, randomise
 
 ZOO: dict[str, ZooModel] = {
@@ -12,6 +22,9 @@ ZOO: dict[str, ZooModel] = {
     **zoo_masks.ZOO,
     **zoo_models.ZOO,
     **zoo_layers.ZOO,
+    **zoo_conv.ZOO,
+    **zoo_ops.ZOO,
+    **zoo_precision.ZOO,
     **zoo_attention.ZOO,
     **zoo_preprocessing.ZOO,
 }

@@ -1,4 +1,4 @@
-"""Zoo: layers and operations that see one timestep, and convolutions that look back."""
+"""Zoo: layers that see one timestep: merges, activations, normalisations, shapes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from tests.model_export.keras.zoo_parts import RS, InstantNorm, L, ZooModel, of, ops, sequence
+from tests.model_export.keras.zoo_parts import RS, InstantNorm, L, ZooModel, of, sequence
 
 
 def merges(x: Any) -> Any:
     a, b, c = (L.Dense(3)(x) for _ in range(3))
     parts = [L.Add()([a, b, c]), L.Multiply()([a, b]), L.Average()([a, b, c])]
     return L.Concatenate()([*parts, L.Maximum()([a, b]), L.Minimum()([b, c]), L.LSTM(2, return_sequences=True)(a)])
-
-
-def operations(x: Any) -> Any:
-    h = L.GRU(6, return_sequences=True)(x)
-    gate = ops.sigmoid(h[..., :3]) * ops.tanh(h[..., 3:]) + 0.1
-    norm = gate / ops.sqrt(ops.sum(ops.square(gate), axis=-1, keepdims=True) + 1e-3)
-    picked = ops.where(norm > 0.2, ops.maximum(norm, 0.5), ops.exp(-norm))
-    return ops.concatenate([picked, ops.clip(h, -0.2, 0.2), 1.0 - ops.abs(gate)], axis=-1)
-
-
-def frames() -> Any:
-    x = keras.Input((None, 8, 8, 1), name="frame")
-    h = L.TimeDistributed(L.Conv2D(3, 3, activation="relu", padding="same", strides=2))(x)
-    h = L.TimeDistributed(L.MaxPooling2D(2))(h)
-    return keras.Model(x, L.LSTM(5, return_sequences=True)(L.TimeDistributed(L.Flatten())(h)))
 
 
 def shapes(x: Any) -> Any:
@@ -43,13 +28,6 @@ def activation_layers(x: Any) -> Any:
     return L.SimpleRNN(3, return_sequences=True)(x)
 
 
-def tcn(x: Any) -> Any:
-    for dilation in (1, 2, 4):
-        y = L.Conv1D(6, 3, padding="causal", dilation_rate=dilation, activation="relu")(x)
-        x = L.Add()([y, L.Conv1D(6, 1, use_bias=False)(x)])
-    return L.Conv1D(4, 2, padding="causal", groups=2)(x)
-
-
 def normalised(x: Any) -> Any:
     seen = np.random.default_rng(0).normal(3, 2, (50, 4)).astype("float32")
     layer = L.Normalization()
@@ -58,21 +36,18 @@ def normalised(x: Any) -> Any:
     return L.LSTM(3, return_sequences=True)(L.GaussianNoise(0.5)(L.BatchNormalization()(L.Dropout(0.5)(h))))
 
 
+def every_activation(x: Any) -> Any:
+    names = sorted(fn.__name__ for fn in keras.src.activations.ALL_OBJECTS if fn.__name__ not in {"threshold", "glu"})
+    parts = [L.Activation(name)(x) for name in names]
+    parts += [keras.activations.glu(x), keras.activations.threshold(x, 0.1, -1.0)]
+    return L.Concatenate()(parts)
+
+
 ZOO: dict[str, ZooModel] = {
     "merges": ZooModel(
         lambda: of(merges),
         "Add, Multiply, Average, Maximum, Minimum, Concatenate",
         "no state",
-    ),
-    "operations": ZooModel(
-        lambda: of(operations),
-        "keras.ops in a functional model: arithmetic, where, clip, sums",
-        "no state",
-    ),
-    "last_timestep_by_index": ZooModel(
-        lambda: of(lambda x: L.Dense(2)(L.LSTM(4, **RS)(x)[:, -1, :])),
-        "x[:, -1, :] behind an LSTM",
-        "the answer for the timesteps so far",
     ),
     "activation_layers": ZooModel(
         lambda: of(activation_layers),
@@ -89,16 +64,6 @@ ZOO: dict[str, ZooModel] = {
         "Reshape and Permute of features",
         "time stays in front",
     ),
-    "frames": ZooModel(
-        frames,
-        "TimeDistributed Conv2D, MaxPooling2D, Flatten; LSTM",
-        "run on each frame",
-    ),
-    "tcn": ZooModel(
-        lambda: of(tcn),
-        "dilated causal Conv1D with residuals, groups",
-        "a state of past timesteps for each convolution",
-    ),
     "custom_layer": ZooModel(
         lambda: sequence(InstantNorm(), L.LSTM(4, **RS)),
         "a custom layer in keras.ops",
@@ -107,6 +72,24 @@ ZOO: dict[str, ZooModel] = {
     "norms": ZooModel(
         lambda: sequence(L.UnitNormalization(), L.RMSNormalization(), L.GRU(4, **RS)),
         "UnitNormalization, RMSNormalization",
+        "no state",
+    ),
+    "group_norm_of_frames": ZooModel(
+        lambda: keras.Sequential(
+            [
+                keras.Input((None, 3, 4), name="x"),
+                L.TimeDistributed(L.GroupNormalization(2)),
+                L.TimeDistributed(L.Flatten()),
+                L.SpectralNormalization(L.Dense(3)),
+                L.GRU(2, **RS),
+            ]
+        ),
+        "TimeDistributed(GroupNormalization), SpectralNormalization",
+        "statistics of each timestep by itself",
+    ),
+    "every_activation": ZooModel(
+        lambda: of(every_activation),
+        "every function of keras.activations",
         "no state",
     ),
 }

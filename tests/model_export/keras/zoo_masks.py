@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tests.model_export.keras.zoo_parts import RS, L, ZooModel, cells, of, ops, sequence
+from tests.model_export.keras.zoo_parts import RS, L, MinimalCell, SkipZeros, ZooModel, cells, of, ops, sequence
 
 
 def masked_branches() -> Any:
@@ -37,6 +37,19 @@ def lost_mask(x: Any) -> Any:
     """Neither a convolution nor an operation hands a mask on."""
     masked = L.Masking()(x)
     return [L.GRU(2, **RS)(L.Conv1D(3, 1)(masked)), L.GRU(2, **RS)(ops.stop_gradient(masked))]
+
+
+def masked_start() -> Any:
+    """Keras hands a layer no mask where it gets a computed initial state too, but hands it on to the next one."""
+    x, who = keras.Input((None, 3), name="x"), keras.Input((5,), name="who")
+    h = L.GRU(4, **RS)(L.Masking()(x), initial_state=L.Dense(4)(who))
+    return keras.Model([x, who], L.SimpleRNN(2, **RS)(h))
+
+
+def masked_network() -> Any:
+    x = keras.Input((None, 4), name="x")
+    h = L.TimeDistributed(keras.Sequential([keras.Input((4,)), L.Dense(3, "relu")]))(L.Masking()(x))
+    return keras.Model(x, L.LSTM(3, **RS)(L.Activation("tanh")(L.Dropout(0.1)(h))))
 
 
 ZOO: dict[str, ZooModel] = {
@@ -86,5 +99,44 @@ ZOO: dict[str, ZooModel] = {
         lambda: of(lost_mask),
         "layers that drop the mask",
         "as in Keras: layers behind them are not masked",
+    ),
+    "masked_by_a_custom_layer": ZooModel(
+        lambda: sequence(SkipZeros(), L.GRU(3, **RS)),
+        "a custom layer with its own compute_mask",
+        "`compute_mask` is traced",
+    ),
+    "masked_average": ZooModel(
+        lambda: keras.Sequential(
+            [
+                keras.Input((None,), name="ids"),
+                L.Embedding(7, 3, mask_zero=True),
+                L.GlobalAveragePooling1D(),
+                L.Dense(2),
+            ]
+        ),
+        "Embedding with mask_zero=True, GlobalAveragePooling1D",
+        "the mean of the timesteps that count so far",
+    ),
+    "masked_start": ZooModel(
+        masked_start,
+        "Masking and a computed initial state",
+        "as in Keras, that layer itself is not masked",
+    ),
+    "masked_network": ZooModel(
+        masked_network,
+        "masks through TimeDistributed, Dropout, Activation",
+        "masked: states kept, answer repeated",
+    ),
+    "masked_unrolled": ZooModel(
+        lambda: keras.Sequential(
+            [
+                keras.Input((4, 3), name="x"),
+                L.Masking(),
+                L.RNN(MinimalCell(3), unroll=True, **RS),
+                L.GRU(2, unroll=True),
+            ]
+        ),
+        "Masking, unrolled custom cell and GRU",
+        "the previous answer is a state of its own",
     ),
 }

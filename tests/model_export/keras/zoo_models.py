@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
-from tests.model_export.keras.zoo_parts import RS, L, ZooModel, of, sequence
+from tests.model_export.keras.zoo_parts import RS, L, ZooModel, of, ops, sequence
 
 
 def two_inputs_two_outputs() -> Any:
@@ -36,6 +37,51 @@ def nested() -> Any:
     block = sequence(L.LSTM(5, return_sequences=True, name="rnn"), L.Dense(4, "relu"))
     other = keras.Sequential([keras.Input((None, 4)), L.LSTM(3, return_sequences=True, name="rnn")])
     return of(lambda x: other(block(x)))
+
+
+class OneTensor(keras.Model):  # type: ignore[misc]  # Keras has no types
+    """A subclassed model of one tensor that uses a weight of its own."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rnn, self.dense = L.GRU(3, **RS), L.Dense(2)
+        self.gain = self.add_weight(shape=(2,), name="gain")
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return self.gain * self.dense(self.rnn(x))
+
+
+class DictOfTensors(keras.Model):  # type: ignore[misc]  # Keras has no types
+    """A subclassed model from a dict to a dict, with a static input."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rnn, self.dense = L.LSTM(3, **RS), L.Dense(2)
+
+    def call(self, inputs: Any) -> Any:
+        h = self.dense(self.rnn(inputs["x"]))
+        return {"speed": h * inputs["who"][:, None, :], "newest": h[:, -1]}
+
+
+def built(model: Any, inputs: Any) -> Any:
+    """Return a subclassed model that has been called once."""
+    model(inputs)
+    return model
+
+
+def shared_nested() -> Any:
+    """A nested model on two inputs: each call has its own states; the answers meet in a cosine."""
+    a, b = keras.Input((None, 3), name="a"), keras.Input((None, 3), name="b")
+    twin = keras.Sequential([keras.Input((None, 3)), L.GRU(4, **RS), L.LSTM(3)], name="twin")
+    return keras.Model([a, b], L.Dot(axes=1, normalize=True, name="likeness")([twin(a), twin(b)]))
+
+
+def skip_connections() -> Any:
+    x = keras.Input((None, 4), name="x")
+    h = L.Dense(6, "relu")(x)
+    for _ in range(2):
+        h = L.Add()([h, L.LSTM(6, **RS)(L.LayerNormalization()(h))])
+    return keras.Model(x, L.Dense(1)(h))
 
 
 ZOO: dict[str, ZooModel] = {
@@ -92,5 +138,44 @@ ZOO: dict[str, ZooModel] = {
         ),
         "Reshape of a fixed length, TimeDistributed(Flatten), GRU",
         "verified over that length",
+    ),
+    "subclassed": ZooModel(
+        lambda: built(OneTensor(name="own"), np.zeros((2, 5, 4), np.float32)),
+        "a subclassed keras.Model",
+        "its `call` is traced; it must have been called once",
+    ),
+    "subclassed_dict": ZooModel(
+        lambda: built(
+            DictOfTensors(name="own"), {"x": np.zeros((2, 5, 4), np.float32), "who": np.zeros((2, 2), np.float32)}
+        ),
+        "a subclassed keras.Model from a dict to a dict",
+        "inputs and outputs are named by their keys",
+    ),
+    "subclassed_nested": ZooModel(
+        lambda: of(lambda x: L.SimpleRNN(2, **RS)(OneTensor()(x))),
+        "a subclassed model as a layer",
+        "its `call` is traced",
+    ),
+    "shared_nested": ZooModel(
+        shared_nested,
+        "a nested model called on two inputs, Dot of the answers",
+        "each call has its own states",
+    ),
+    "skip_connections": ZooModel(
+        skip_connections,
+        "LSTM layers with residuals and LayerNormalization",
+        "each layer has its own states",
+    ),
+    "python_function": ZooModel(
+        lambda: sequence(L.Lambda(lambda x: ops.tanh(x) * 2.0 + x[..., ::-1]), L.GRU(3, **RS)),
+        "Lambda",
+        "its function is traced",
+    ),
+    "bytes": ZooModel(
+        lambda: keras.Sequential(
+            [keras.Input((None, 4), name="x", dtype="uint8"), L.Rescaling(1 / 255), L.GRU(3, **RS)]
+        ),
+        "an input of uint8, Rescaling, GRU",
+        "sent as uint8",
     ),
 }

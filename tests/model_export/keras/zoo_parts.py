@@ -23,12 +23,15 @@ class ZooModel:
         shows: What it is the example of, for readers: layers and options.
         how: How it is stepped: which states it has, or why it needs none.
         tolerance: Absolute tolerance; relative to the original's value ten times that.
+        rows_alike: Whether a row in a batch comes out bit for bit as it does alone. Means and sums over features, and
+            products of values, are rounded by onnxruntime in an order that depends on the batch.
     """
 
     build: Callable[[], Any]
     shows: str
     how: str
     tolerance: float = 1e-5
+    rows_alike: bool = True
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -58,6 +61,41 @@ class MinimalCell(keras.Layer):  # type: ignore[misc]  # Keras has no types
     def call(self, x: Any, states: Any, training: bool = False) -> Any:
         h = ops.matmul(x, self.kernel) + 0.5 * ops.tanh(ops.matmul(states[0], self.recurrent_kernel))
         return h, [h]
+
+
+@keras.saving.register_keras_serializable("tests")
+class LeakyPair(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A custom cell with two states of different sizes, one nested in a dict, that does not start from zeros."""
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+        self.state_size = [units, 1]
+        self.output_size = units
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], self.units), name="kernel")
+        self.start = self.add_weight(shape=(self.units,), name="start")
+
+    def get_initial_state(self, batch_size: Any = None) -> Any:
+        fast = ops.broadcast_to(self.start, (batch_size, self.units))
+        return [fast, ops.ones((batch_size, 1))]
+
+    def call(self, x: Any, states: Any) -> Any:
+        fast, slow = states
+        fast = 0.5 * fast + ops.tanh(ops.matmul(x, self.kernel) * slow)
+        return fast, [fast, 0.9 * slow + 0.1 * ops.mean(fast, axis=-1, keepdims=True)]
+
+
+@keras.saving.register_keras_serializable("tests")
+class SkipZeros(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A custom layer that masks by a rule of its own: where the first feature is zero."""
+
+    def call(self, x: Any) -> Any:
+        return x + 1.0
+
+    def compute_mask(self, x: Any, previous: Any = None) -> Any:
+        return ops.not_equal(x[..., 0], 0.0)
 
 
 class Doubled(keras.layers.Dense):  # type: ignore[misc]  # Keras has no types

@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
-from tests.model_export.keras.zoo_parts import RS, Doubled, L, MinimalCell, Plain, ZooModel, cells, of, ops, sequence
+from tests.model_export.keras.zoo_parts import (
+    RS,
+    Doubled,
+    L,
+    LeakyPair,
+    MinimalCell,
+    Plain,
+    ZooModel,
+    cells,
+    of,
+    ops,
+    sequence,
+)
+
+
+def maps(*layers: Any, shape: tuple[int, ...] = (6, 6, 2)) -> Any:
+    """Return a model over `(batch, any time, rows, columns, channels)`."""
+    return keras.Sequential([keras.Input((None, *shape), name="x"), *layers])
+
+
+def conv_lstm_states() -> Any:
+    x = keras.Input((None, 5, 5, 1), name="x")
+    y, h, c = L.ConvLSTM2D(2, 3, padding="same", return_state=True, **RS)(x)
+    return keras.Model(x, [y, h, L.Flatten()(c)])
+
+
+def initial_state() -> Any:
+    x, who = keras.Input((None, 3), name="x"), keras.Input((5,), name="who")
+    start = [L.Dense(4)(who), L.Dense(4, "tanh")(who)]
+    return keras.Model([x, who], L.LSTM(4, **RS)(x, initial_state=start))
+
+
+def initial_states_of_cells() -> Any:
+    x, who = keras.Input((None, 3), name="x"), keras.Input((5,), name="who")
+    h = L.Dense(4)(who)
+    both = L.RNN(L.StackedRNNCells([L.GRUCell(4), L.LSTMCell(4)]), **RS)(x, initial_state=[h, [h, h]])
+    return keras.Model([x, who], L.SimpleRNN(4, **RS)(both, initial_state=h))
+
 
 ZOO: dict[str, ZooModel] = {
     "lstm_softmax": ZooModel(
@@ -103,5 +142,55 @@ ZOO: dict[str, ZooModel] = {
         lambda: sequence(Plain(4, **RS), Doubled(3)),
         "subclasses of LSTM and Dense",
         "the parent's rule, or traced where `call` differs",
+    ),
+    "cell_that_starts_elsewhere": ZooModel(
+        lambda: sequence(L.RNN(LeakyPair(4), **RS)),
+        "RNN of a custom cell with two states and its own get_initial_state",
+        "traced; its initial row is in the manifest",
+    ),
+    "odd_activations": ZooModel(
+        lambda: sequence(L.LSTM(4, activation="gelu", **RS), L.GRU(3, recurrent_activation="sparse_sigmoid", **RS)),
+        "LSTM with gelu, GRU with sparse_sigmoid gates",
+        "any activation of Keras, in the cell",
+    ),
+    "conv_lstm_1d": ZooModel(
+        lambda: maps(L.ConvLSTM1D(3, 3, strides=2, use_bias=False, **RS), shape=(9, 2)),
+        "ConvLSTM1D, padding valid, strides 2 over space",
+        "convolutional cell, two state maps",
+    ),
+    "conv_lstm_2d": ZooModel(
+        lambda: maps(L.ConvLSTM2D(3, 3, padding="same", **RS), L.ConvLSTM2D(2, (2, 3), dilation_rate=2)),
+        "ConvLSTM2D, padding same then dilated, the last with return_sequences=False",
+        "convolutional cells, two state maps each",
+    ),
+    "conv_lstm_2d_states": ZooModel(
+        conv_lstm_states,
+        "ConvLSTM2D, return_state=True",
+        "its state maps are outputs as well",
+    ),
+    "conv_lstm_3d": ZooModel(
+        lambda: maps(L.ConvLSTM3D(2, 2, padding="same", activation="relu", **RS), shape=(3, 4, 3, 1)),
+        "ConvLSTM3D",
+        "convolutional cell, two state maps",
+    ),
+    "initial_state": ZooModel(
+        initial_state,
+        "LSTM with an initial state computed from an input without time axis",
+        "chosen at the first timestep; a flag in the state tells which that is",
+    ),
+    "initial_states_of_cells": ZooModel(
+        initial_states_of_cells,
+        "StackedRNNCells and SimpleRNN with computed initial states",
+        "chosen at the first timestep",
+    ),
+    "recurrent_over_bands": ZooModel(
+        lambda: maps(
+            L.TimeDistributed(L.Bidirectional(L.GRU(3, **RS))),
+            L.TimeDistributed(L.LSTM(4, go_backwards=True)),
+            L.LSTM(3, **RS),
+            shape=(5, 2),
+        ),
+        "TimeDistributed(Bidirectional(GRU)) over an axis inside one timestep",
+        "both directions are run in full at every timestep",
     ),
 }

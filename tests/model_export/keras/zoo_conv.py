@@ -1,0 +1,191 @@
+"""Zoo: convolutions, pooling and padding, over time where they are causal and inside one timestep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tests.model_export.keras.zoo_parts import RS, L, ZooModel, of, ops, sequence
+
+
+def frames() -> Any:
+    x = keras.Input((None, 8, 8, 1), name="frame")
+    h = L.TimeDistributed(L.Conv2D(3, 3, activation="relu", padding="same", strides=2))(x)
+    h = L.TimeDistributed(L.MaxPooling2D(2))(h)
+    return keras.Model(x, L.LSTM(5, return_sequences=True)(L.TimeDistributed(L.Flatten())(h)))
+
+
+def tcn(x: Any) -> Any:
+    for dilation in (1, 2, 4):
+        y = L.Conv1D(6, 3, padding="causal", dilation_rate=dilation, activation="relu")(x)
+        x = L.Add()([y, L.Conv1D(6, 1, use_bias=False)(x)])
+    return L.Conv1D(4, 2, padding="causal", groups=2)(x)
+
+
+def bands(*layers: Any) -> Any:
+    """Return a model over `(batch, any time, 9 bands, 2 channels)`."""
+    return keras.Sequential([keras.Input((None, 9, 2), name="x"), *layers])
+
+
+def encoder_and_decoder() -> Any:
+    """Convolutions over time and frequency with a recurrent middle, as in speech enhancement."""
+    return bands(
+        L.ZeroPadding2D(((1, 0), (0, 0))),
+        L.Conv2D(3, (2, 3), strides=(1, 2)),
+        L.BatchNormalization(),
+        L.ELU(),
+        L.Reshape((-1, 12)),
+        L.GRU(12, **RS),
+        L.Reshape((-1, 4, 3)),
+        L.Conv2DTranspose(1, (2, 3), strides=(1, 2)),
+        L.Cropping2D(((0, 1), (0, 0))),
+    )
+
+
+def padded_once() -> Any:
+    """All the padding in front of the first layer: what the layers behind it make of it is their past."""
+    return sequence(
+        L.ZeroPadding1D((7, 0)),
+        L.Conv1D(4, 2, activation="relu"),
+        L.Conv1D(4, 3, dilation_rate=2, activation="sigmoid"),
+        L.Dropout(0.2),
+        L.Dense(3, "relu"),
+        L.Conv1D(4, 3),
+    )
+
+
+def changes(x: Any) -> Any:
+    """The difference to the timestep before, and the one two timesteps ago."""
+    before = ops.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    older = L.Cropping1D((0, 2))(L.ZeroPadding1D((2, 0))(x))
+    return L.Concatenate()([x - before, older])
+
+
+def in_each_frame() -> Any:
+    layers = [
+        L.Conv2DTranspose(2, 3, strides=2, padding="same"), L.Conv2DTranspose(2, 2, strides=3), L.ZeroPadding2D(1),
+        L.Cropping2D(((2, 1), (0, 1))), L.UpSampling2D(2, interpolation="bilinear"), L.UpSampling2D((1, 2)),
+        L.SeparableConv2D(3, 3, strides=3, padding="same", activation="relu"), L.DepthwiseConv2D(2),
+        L.AveragePooling2D(2, padding="same"), L.GlobalMaxPooling2D(),
+    ]  # fmt: skip
+    return keras.Sequential([keras.Input((None, 3, 3, 2), name="frame"), *map(L.TimeDistributed, layers)])
+
+
+def channels_first() -> Any:
+    first: dict[str, Any] = {"data_format": "channels_first"}
+    layers = [
+        L.Conv2D(4, 3, padding="same", strides=2, **first), L.SeparableConv2D(3, 2, **first),
+        L.MaxPooling2D(2, **first), L.GlobalAveragePooling2D(**first),
+    ]  # fmt: skip
+    return keras.Sequential([keras.Input((None, 2, 9, 9), name="frame"), *map(L.TimeDistributed, layers)])
+
+
+def so_far(x: Any) -> Any:
+    """Statistics over time that answer for the timesteps so far."""
+    return [
+        L.Dense(2)(L.GlobalAveragePooling1D()(x)),
+        L.GlobalMaxPooling1D()(x),
+        ops.min(x, axis=1),
+        ops.mean(x, axis=(1, 2)),
+        ops.cumsum(x, axis=1) * 0.1,
+    ]
+
+
+ZOO: dict[str, ZooModel] = {
+    "frames": ZooModel(
+        frames,
+        "TimeDistributed Conv2D, MaxPooling2D, Flatten; LSTM",
+        "run on each frame",
+    ),
+    "tcn": ZooModel(
+        lambda: of(tcn),
+        "dilated causal Conv1D with residuals, groups",
+        "a state of past timesteps for each convolution",
+    ),
+    "separable": ZooModel(
+        lambda: sequence(
+            L.ZeroPadding1D((4, 0)), L.SeparableConv1D(5, 3, dilation_rate=2, depth_multiplier=2, activation="relu")
+        ),
+        "ZeroPadding1D in front, dilated SeparableConv1D",
+        "a state of past timesteps",
+    ),
+    "depthwise": ZooModel(
+        lambda: sequence(L.ZeroPadding1D((2, 0)), L.BatchNormalization(), L.DepthwiseConv1D(3, depth_multiplier=2)),
+        "ZeroPadding1D, BatchNormalization, DepthwiseConv1D",
+        "a state of past timesteps, which does not start from zeros",
+    ),
+    "padded_once": ZooModel(
+        padded_once,
+        "ZeroPadding1D once in front of several Conv1D with padding valid",
+        "a state of past timesteps for each, which starts from what the layer says to padding",
+    ),
+    "pooled": ZooModel(
+        lambda: sequence(
+            L.ZeroPadding1D((2, 0)),
+            L.MaxPooling1D(3, strides=1),
+            L.ZeroPadding1D((3, 0)),
+            L.AveragePooling1D(4, strides=1),
+        ),
+        "MaxPooling1D and AveragePooling1D over padded time, strides 1",
+        "a state of past timesteps for each",
+    ),
+    "padded_and_cut": ZooModel(
+        lambda: of(lambda x: L.GRU(3, **RS)(L.Conv1D(4, 3)(L.ZeroPadding1D(2)(x))[:, :-2])),
+        "padding on both sides, Conv1D, the end cut off",
+        "a state of past timesteps",
+    ),
+    "time_and_frequency": ZooModel(
+        lambda: bands(
+            L.ZeroPadding2D(((2, 0), (1, 1))),
+            L.Conv2D(3, (3, 3), strides=(1, 2), activation="relu"),
+            L.MaxPooling2D((1, 2)),
+            L.UpSampling2D((1, 2)),
+            L.Conv2D(2, (1, 3), padding="same"),
+        ),
+        "Conv2D over (time, frequency), padded in front; pooling over frequency",
+        "a state of past timesteps",
+    ),
+    "encoder_and_decoder": ZooModel(
+        encoder_and_decoder,
+        "Conv2D, GRU, Conv2DTranspose over (time, frequency), the end cut off",
+        "a state of past timesteps for each convolution",
+    ),
+    "transposed": ZooModel(
+        lambda: sequence(L.Conv1DTranspose(3, 3, activation="relu"), L.Cropping1D((0, 2))),
+        "Conv1DTranspose with padding valid, the end cut off",
+        "a state of past timesteps",
+    ),
+    "changes": ZooModel(
+        lambda: of(changes),
+        "ops.pad and x[:, :-1]: the timestep before",
+        "a delay: past timesteps as a state",
+    ),
+    "so_far": ZooModel(
+        lambda: of(so_far),
+        "GlobalAveragePooling1D, GlobalMaxPooling1D, ops.min, ops.mean, ops.cumsum over time",
+        "the statistic of the timesteps so far as a state",
+    ),
+    "in_each_frame": ZooModel(
+        in_each_frame,
+        "TimeDistributed transposed, separable and depthwise convolution, padding, up-sampling, pooling",
+        "run on each frame",
+    ),
+    "channels_first": ZooModel(
+        channels_first,
+        "convolutions and pooling with channels_first inside TimeDistributed",
+        "run on each frame",
+    ),
+    "frames_in_3d": ZooModel(
+        lambda: keras.Sequential(
+            [
+                keras.Input((None, 4, 4, 4, 1), name="frame"),
+                L.TimeDistributed(L.Conv3D(2, 2)),
+                L.TimeDistributed(L.AveragePooling3D(2, padding="same")),
+                L.TimeDistributed(L.Flatten()),
+            ]
+        ),
+        "TimeDistributed Conv3D and AveragePooling3D",
+        "run on each frame",
+    ),
+}
