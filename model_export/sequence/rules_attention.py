@@ -10,7 +10,8 @@ import onnx
 
 from model_export.manifest import Array
 from model_export.sequence.rules_plain import pointwise
-from model_export.sequence.walk import Tensor, Walk
+from model_export.sequence.tensor import Tensor
+from model_export.sequence.walk import Walk
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Dropout", "IsNaN", "Max", "Min", "Clip"}
 _WHY = "Give it a mask that lets a fixed number of past timesteps through, and train it that way."

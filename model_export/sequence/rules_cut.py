@@ -9,7 +9,8 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.sequence.rules_plain import pointwise
-from model_export.sequence.walk import Tensor, Walk
+from model_export.sequence.tensor import Tensor
+from model_export.sequence.walk import Walk
 
 _END = 2**31 - 1
 

@@ -12,16 +12,18 @@ from onnx import numpy_helper
 
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
-from model_export.sequence.door import Door, Doors, find_doors
+from model_export.sequence.door import Door, Doors
 from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
 from model_export.sequence.load import captures, load_graph
+from model_export.sequence.reading import find_doors
 from model_export.sequence.rules_attention import attention, matmul, on_square
 from model_export.sequence.rules_cut import concat, gather, pad, slice_, split
 from model_export.sequence.rules_plain import count_up, pointwise, reshape
 from model_export.sequence.rules_recurrent import cumsum, gated, loop, native, scan
 from model_export.sequence.rules_window import convolution, transposed
 from model_export.sequence.sizes import with_squeeze_axes, without_known_branches
-from model_export.sequence.walk import Rule, Tensor, Walk
+from model_export.sequence.tensor import Tensor
+from model_export.sequence.walk import Rule, Walk
 
 RULES: dict[str, Rule] = {
     "Attention": attention,
@@ -122,7 +124,16 @@ def step_of(
         RefusedModelError: A node cannot be stepped; names it and says why.
     """
     graph = load_graph(source, constants or {})
-    doors = find_doors(graph, declared_of(source, graph), time_axes=time_axes or {})
+    try:
+        return _step_of(source, graph, name, time_axes or {})
+    except (RefusedModelError, UnclearModelError) as exc:
+        if len(graph.graph.input) > 1:  # perhaps a state among them
+            exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
+        raise
+
+
+def _step_of(source: Any, graph: onnx.ModelProto, name: str, time_axes: Mapping[str, int]) -> SequenceStep:
+    doors = find_doors(graph, declared_of(source, graph), time_axes=time_axes)
     graph = with_squeeze_axes(without_known_branches(graph, doors), doors)
     if doors.only_rows not in {None, 1}:
         raise RefusedModelError(

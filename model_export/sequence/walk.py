@@ -9,9 +9,9 @@ is element t + extra, so a tensor whose extra is larger than its offset looks ah
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,38 +20,9 @@ from model_export.errors import RefusedModelError
 from model_export.manifest import Array
 from model_export.sequence.facts import TOUCHED, Dim, Facts
 from model_export.sequence.graph import StepGraph, plain
+from model_export.sequence.known import emit_known, shape_at_one_step
 from model_export.sequence.load import attributes, captures, opset_of, rename_captures
-
-Kind = Literal["known", "fixed", "timed", "last", "square", "refused"]
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """What is known of a tensor of the sequence graph.
-
-    Attributes:
-        kind: `known` from the weights and the sizes alone; `fixed`: from inputs without time axis; `timed`: one
-            value per timestep; `last`: one value that is final after the last timestep; `square`: a number for
-            every timestep against every other, of which a step has its window; `refused`: a step cannot have it, which
-            matters only if something needs it.
-        step: The tensor in the step graph; empty for a known one, which is emitted when it is used.
-        offset: At step t the step graph holds element t + offset; None: all elements are equal.
-        position: Whether it counts the timesteps, so that it grows without end.
-        blame: The node that made it look ahead.
-        edge: Whether its elements before the first timestep equal that of the first timestep.
-        window: How many timesteps, the present one included, a square is kept for.
-        error: Why it is refused.
-    """
-
-    kind: Kind
-    step: str = ""
-    offset: int | None = None
-    position: bool = False
-    blame: str = ""
-    edge: bool = False
-    window: int = 0
-    error: RefusedModelError | None = None
-
+from model_export.sequence.tensor import Kind, Tensor
 
 Rule = Callable[["Walk", onnx.NodeProto], None]
 
@@ -220,6 +191,10 @@ class Walk:
         """Return a tensor's NumPy type."""
         return str(np.asarray(self.facts.value(name)).dtype.name)
 
+    def shape(self, dims: Sequence[Dim]) -> str:
+        """Return the shape that a tensor has at one timestep, as a tensor."""
+        return shape_at_one_step(self.graph, dims)
+
     # ---------------------------------------------------------------- what rules say
 
     def copy(self, node: onnx.NodeProto, offset: int | None, **changed: str) -> onnx.NodeProto:
@@ -315,57 +290,12 @@ class Walk:
 
     def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:
         if name not in self._emitted:
-            self._emitted[name] = self._made(name, node)
-        return self._emitted[name]
-
-    def _made(self, name: str, node: onnx.NodeProto | None) -> str:
-        """Emit a known tensor as it is for one timestep."""
-        if name in self.weights:
-            return self.graph.keep(self.weights[name])
-        parts, dims = self.facts.values(name), self.facts.dims(name)
-        if isinstance(parts[0], list):
-            return self._made_sequence(parts[0])
-        for axis, dim in enumerate(dims):
-            if dim.has_time or dim.has_batch:
-                fixed, per_row = dim.at_one_step()
-                parts = [np.take(part, range(fixed or per_row), axis=axis) for part in parts]
-        who = f"Node {node.name!r} ({node.op_type}) uses" if node is not None else "There is"
-        if parts[0].dtype.kind in "iu":
-            fixed_part, row_part, _ = self.facts.affine(parts)
-            value = self.graph.constant(fixed_part.astype(parts[0].dtype), name)
-            if row_part.any():
-                grown = self.graph.op("Mul", self.graph.rows(), self.graph.ints(row_part.reshape(-1)))
-                shaped = self.graph.op("Reshape", grown, self.graph.ints(row_part.shape))
-                value = self.graph.op("Add", value, shaped)
-        elif any(not np.array_equal(part, parts[0], equal_nan=parts[0].dtype.kind == "f") for part in parts[1:]):
-            raise RefusedModelError(
-                f"{who} {name!r}, which depends on the number of timesteps.",
-                fix="A stream has no end: take out what divides by the length, or averages over it.",
+            user = f"Node {node.name!r} ({node.op_type}) uses" if node is not None else "An answer is"
+            weight = self.weights.get(name)
+            self._emitted[name] = (
+                emit_known(self.graph, self.facts, name, user) if weight is None else self.graph.keep(weight)
             )
-        else:
-            value = self.graph.constant(parts[0], name)
-        return self._expanded(value, dims)
-
-    def _made_sequence(self, parts: list[Any]) -> str:
-        if not parts:
-            return self.graph.op("SequenceEmpty")
-        return self.graph.op("SequenceConstruct", *(self.graph.constant(part) for part in parts))
-
-    def _expanded(self, value: str, dims: Sequence[Dim]) -> str:
-        """Repeat one row of a known tensor for all rows."""
-        sizes = [dim.at_one_step() for dim in dims]
-        if not any(per_row for _, per_row in sizes):
-            return value
-        return self.graph.op("Expand", value, self.shape(dims))
-
-    def shape(self, dims: Sequence[Dim]) -> str:
-        """Return the shape that a tensor has at one timestep, as a tensor."""
-        sizes = [dim.at_one_step() for dim in dims]
-        fixed = self.graph.ints([fixed for fixed, _ in sizes])
-        if not any(per_row for _, per_row in sizes):
-            return fixed
-        grown = self.graph.op("Mul", self.graph.rows(), self.graph.ints([per_row for _, per_row in sizes]))
-        return self.graph.op("Add", fixed, grown)
+        return self._emitted[name]
 
     def _history(self, name: str, axis: int, offset: int, past: int, fill: float) -> Array | None:
         """Return the elements before the first timestep, in the tensor's layout with one row."""

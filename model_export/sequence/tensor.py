@@ -1,0 +1,38 @@
+"""`Tensor`: what the walk knows of a tensor of the sequence graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model_export.errors import RefusedModelError
+
+Kind = Literal["known", "fixed", "timed", "last", "square", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """What is known of a tensor of the sequence graph.
+
+    Attributes:
+        kind: `known` from the weights and the sizes alone; `fixed`: from inputs without time axis; `timed`: one
+            value per timestep; `last`: one value that is final after the last timestep; `square`: a number for
+            every timestep against every other, of which a step has its window; `refused`: a step cannot have it, which
+            matters only if something needs it.
+        step: The tensor in the step graph; empty for a known one, which is emitted when it is used.
+        offset: At step t the step graph holds element t + offset; None: all elements are equal.
+        position: Whether it counts the timesteps, so that it grows without end.
+        blame: The node that made it look ahead.
+        edge: Whether its elements before the first timestep equal that of the first timestep.
+        window: How many timesteps, the present one included, a square is kept for.
+        error: Why it is refused.
+    """
+
+    kind: Kind
+    step: str = ""
+    offset: int | None = None
+    position: bool = False
+    blame: str = ""
+    edge: bool = False
+    window: int = 0
+    error: RefusedModelError | None = None
