@@ -99,8 +99,8 @@ def test_what_a_recurrence_starts_from_is_a_state_and_its_lengths_are_none_of_th
 
 
 def test_a_graph_that_runs_with_one_size_only_is_told_with_what_went_wrong() -> None:
-    model = graph("(float[time, 4] x) => (float[8] y) { y = Reshape (x, eight) }", eight=ints(8))
+    model = graph("(float[time, 4] x) => (float[12] y) { y = Reshape (x, twelve) }", twelve=ints(12))
 
-    with pytest.raises(UnclearModelError, match="No axis of .* can be read as time.*failed on x") as caught:
+    with pytest.raises(UnclearModelError, match=r"No axis of .* can be read as time.*failed on x") as caught:
         read(model)
     assert "--time-axis" in caught.value.fix
