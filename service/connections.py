@@ -114,13 +114,8 @@ class Connection(HttpToolsProtocol):
         if self._is_idle():
             self._say_last_words()
 
-    def pause_writing(self) -> None:
-        """Read nothing more from a client that does not read."""
-        super().pause_writing()
-        self.flow.pause_reading()
-
     def resume_writing(self) -> None:
-        """Go on."""
+        """Go on, with reading too."""
         super().resume_writing()
         self.flow.resume_reading()
 

@@ -128,6 +128,16 @@ def test_answers_come_in_the_order_of_their_requests(fast: Service, stream: str)
     assert [int(step) for step in re.findall(rb'"step":(\d+)', text)] == [1, 1, 2, 2, 3]
 
 
+def test_a_step_waits_for_a_request_before_it_that_went_the_declared_way(fast: Service, stream: str) -> None:
+    with connected(fast) as sock:
+        sock.sendall(chunked(b'{"inputs": [1000000]}', f"/v1/models/slow/streams/{stream}/step"))
+        fast.http.get("/healthz")  # came later and is answered: so that one was taken
+        sock.sendall(request(b"{", path(stream)) + LAST)
+        text = everything(sock)
+
+    assert statuses(text) == [200, 400, 404]
+
+
 def test_many_pipelined_steps_of_one_stream_fold_in_order(fast: Service, stream: str) -> None:
     xs = list(range(300))
     text = told(fast, [b"".join(request(b'{"inputs": [%d]}' % x, path(stream)) for x in xs) + LAST])

@@ -68,6 +68,7 @@ RECORDED: dict[str, bytes] = {
     "three dots as stream": request(GOOD, "/v1/models/fold/streams/.../step"),
     "an escaped letter": request(GOOD, "/v1/models/fold/streams/%73/step"),
     "an escaped slash": request(GOOD, "/v1/models/fold/streams/a%2Fb/step"),
+    "an escaped slash before a stream": request(GOOD, "/v1/models/fold/streams%2Fs/step"),
     "a long id": request(GOOD, f"/v1/models/fold/streams/{'a' * 128}/step"),
     "an id too long": request(GOOD, f"/v1/models/fold/streams/{'a' * 129}/step"),
     "a slash at the end": request(GOOD, STEP + "/"),
