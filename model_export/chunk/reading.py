@@ -158,9 +158,9 @@ class Reading:
                 masks.append((mask, groups[mask]))
             groups[mask].states.append(name)
         for node in self.model.graph.node:
-            both = self._states_of(uses(node)) & self._reached(node)
+            follows, reaches = self._states_of(uses(node)), self._reached(node)
             for mask, loop in masks:
-                if both & mask:
+                if follows & mask and reaches & mask:  # not of the same state: two may be entangled
                     loop.nodes.append(node)
         return [loop for _, loop in masks]
 
