@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
@@ -81,10 +81,13 @@ class KerasOriginal:
         answers: dict[str, Array | PrefixAnswers] = {name: array for name, array in whole.items() if timed[name]}
         if last := [name for name, carries in timed.items() if not carries]:
             beginnings = PREFIXES if self._any_length and length < LONG else ()
-            steps = sorted({n for n in beginnings if n < length} | {length})
-            runs = [whole if n == length else self._run(inputs, n) for n in steps]
+            runs = {length: whole}
+            for n in beginnings:
+                with suppress(Exception):  # some models take no sequence as short as this
+                    runs |= {n: self._run(inputs, n)} if n < length else {}
+            steps = sorted(runs)
             for name in last:
-                answers[name] = PrefixAnswers(steps, np.stack([run[name] for run in runs], axis=1))
+                answers[name] = PrefixAnswers(steps, np.stack([runs[n][name] for n in steps], axis=1))
         return answers
 
     @property

@@ -117,7 +117,7 @@ def _endless(call: Call, query: Value, mask: Array | None, sliding: int | None, 
         if past.table is None and past.span < len(mask):
             return past
     raise call.refuse(
-        "it attends to every timestep so far and the model declares no number of timesteps, so its state would "
+        "it attends to every timestep so far and the model declares no one number of timesteps, so its state would "
         "grow without end",
         "Declare the number: keras.Input((T, ...)); or give the layer sliding_window=N, where this Keras has it.",
     )

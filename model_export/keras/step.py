@@ -16,6 +16,9 @@ from model_export.keras.subclassed import walkable
 from model_export.keras.walk import InputFacts, Walk, functional
 from model_export.manifest import DTYPES, Manifest
 
+_ELEMENTWISE = {"Rescaling", "Normalization", "Discretization", "Dropout", "GaussianNoise", "Identity", "Cast"}
+"""What numbers may go through on their way to become rows of features."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportedStep:
@@ -143,11 +146,21 @@ def _has_time(function: Any, tensor: Any) -> bool:
 
 
 def _becomes_rows(function: Any, tensor: Any) -> bool:
-    """Whether layers make a row of features of each number, say an embedding inside a layer of one's own."""
+    """Whether each number becomes a row of features, say in an embedding inside a layer of one's own."""
     nodes = [node for level in function._nodes_by_depth.values() for node in level]
-    users = [n for n in nodes if isinstance(n.operation, keras.Layer) and any(tensor is t for t in n.input_tensors)]
-    shapes = [output.shape for node in users for output in node.outputs]
-    return bool(shapes) and all(len(shape) > 2 and shape[1] == tensor.shape[1] for shape in shapes)
+    users = [node for node in nodes if any(tensor is other for other in node.input_tensors)]
+    users = [node for node in users if type(node.operation).__name__ != "NotEqual"]  # an embedding's own mask
+    outputs = [(node.operation, output) for node in users for output in node.outputs]
+    return (
+        tensor.shape[1] > 1
+        and bool(outputs)
+        and all(
+            _becomes_rows(function, output)
+            if type(operation).__name__ in _ELEMENTWISE and len(output.shape) == 2
+            else len(output.shape) > 2 and output.shape[1] == tensor.shape[1]
+            for operation, output in outputs
+        )
+    )
 
 
 def _only_looked_up(function: Any, tensor: Any) -> bool:

@@ -243,7 +243,7 @@ def trace_call(call: Call) -> list[Value]:
     graph = call.graph
     states, cells = list(graph.states), list(graph.cells)
     try:
-        return call.walk.trace(call, call.layer.call)
+        return call.walk.trace(call, _at_inference(call.layer))
     except RefusedModelError as refused:
         if not can_replay(call):
             raise
@@ -251,6 +251,11 @@ def trace_call(call: Call) -> list[Value]:
         shared = [s for s in graph.states if s not in states and not s.input.startswith(f"{call.path}/")]
         graph.states[:], graph.cells[:] = states + shared, cells
         try:
-            return replay(call, lambda inner: inner.walk.trace(inner, inner.layer.call))
+            return replay(call, lambda inner: inner.walk.trace(inner, _at_inference(inner.layer)))
         except RefusedModelError:
             raise refused from None
+
+
+def _at_inference(layer: Any) -> Callable[..., Any]:
+    """Return a layer's code as it runs outside training, whatever it would do if it was not told."""
+    return partial(layer.call, training=False) if layer._call_has_training_arg else layer.call

@@ -47,6 +47,18 @@ def scaled(x: Any) -> Any:
     return L.SimpleRNN(3, **RS)(L.Normalization(mean=mean, variance=back, invert=True)(y))
 
 
+def scaled_numbers() -> Any:
+    """One number for each timestep, scaled before it becomes a row of one feature."""
+    x = keras.Input((9,), name="x")
+    return keras.Model(x, L.LSTM(3, **RS)(L.Reshape((9, 1))(L.Rescaling(2.0)(x))))
+
+
+def one_class_of_each() -> Any:
+    """One class for each timestep; Keras itself takes a sequence of one timestep for something else."""
+    x = keras.Input((None,), dtype="int32", name="x")
+    return keras.Model(x, L.LSTM(3)(L.CategoryEncoding(5, output_mode="one_hot")(x)))
+
+
 def augmented(x: Any) -> Any:
     for layer in (L.RandomFlip(), L.RandomRotation(0.2), L.RandomContrast(0.5), L.RandomTranslation(0.1, 0.1)):
         x = L.TimeDistributed(layer)(x)
@@ -63,6 +75,8 @@ ZOO: dict[str, ZooModel] = {
     "preprocessing_scaled": ZooModel(
         lambda: over(scaled), "Normalization (also inverted), Rescaling by feature", "no state of their own"
     ),
+    "preprocessing_numbers": ZooModel(scaled_numbers, "Rescaling of one number for each timestep", "no state"),
+    "preprocessing_classes": ZooModel(one_class_of_each, "CategoryEncoding of one class for each timestep", "no state"),
     "preprocessing_bins": ZooModel(lambda: over(bins_looked_up), "Discretization in front of Embedding", "no state"),
     "preprocessing_bins_one_hot": ZooModel(
         lambda: over(lambda x: L.GRU(3, **RS)(L.Discretization(BOUNDS, output_mode="one_hot")(x)), (1,)),
