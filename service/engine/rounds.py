@@ -120,14 +120,12 @@ class Rounds:
 
     async def _round(self, rows: Sequence[Pending], deadline: float) -> Sequence[Pending]:
         """Take rows as far as they get; return those that have to come round again."""
-        slots, heads = await self._look(rows, deadline)
+        heads, states, refreshed = await self._look(rows, deadline)
         run = [at for at, row in enumerate(rows) if not row.fresh or self._may_run(row)]
         if not run:
             return []
         if len(run) < len(rows):
-            rows, slots, heads = [rows[at] for at in run], slots[run], heads[run]
-        states = self._cache.states(slots)
-        refreshed = self._cache.refreshed(slots)
+            rows, heads, states, refreshed = [rows[at] for at in run], heads[run], states[run], refreshed[run]
         self._fill_in(rows, heads, states)
         ran = await self._runner.run([row.data for row in rows], rows[0].timestep.length, states)
         if ran.rows is not None:
@@ -140,8 +138,8 @@ class Rounds:
 
     # ---------------------------------------------------------------- looking and deciding
 
-    async def _look(self, rows: Sequence[Pending], deadline: float) -> tuple[Array, Array]:
-        """See every row's stream; return slots and headers of the cached ones, which surely apply.
+    async def _look(self, rows: Sequence[Pending], deadline: float) -> tuple[Array, Array, Array]:
+        """See every row's stream; return headers, states and refreshes of the cached ones, blank ones of the others.
 
         A cached record that does not surely let its row apply is as good as none: only the store may refuse or
         replay. So a record that another worker moved on is mostly noticed here, and costs a read, not a conflict.
@@ -159,7 +157,8 @@ class Rounds:
             ]
             if not unread:
                 self._observer.cache(len(rows) - misses, misses)
-                return slots, heads
+                # All is copied now: what is answered next may bring in a new model, which shares the cache's memory.
+                return heads, self._cache.states(slots), self._cache.refreshed(slots)
             misses += len(unread)
             await self._load(unread, deadline)  # meanwhile other batches may take slots: look again
 
@@ -176,9 +175,11 @@ class Rounds:
             except ServiceError as exc:  # a bad record stops its own stream only
                 row.seen(None, None)
                 self._answer(row, exc)
-        for row, stored in zip(keyed, found[len(rows) :], strict=True):
-            if stored is not None:
-                row.entry = KeyEntry.decode(stored)
+        for row, entry in zip(keyed, found[len(rows) :], strict=True):
+            try:
+                row.entry = None if entry is None else KeyEntry.decode(entry)
+            except ServiceError as exc:
+                self._answer(row, exc)
 
     def _may_run(self, row: Pending) -> bool:
         """Decide on what the store has: True when the row is to be run; else it was answered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from service.engine.engine import EngineOptions
 from service.engine.types import StreamKey, Timestep
 from service.errors import ServiceError
-from service.store.keys import record_key
+from service.store.keys import entry_key, record_key
 from service.store.record import decode
 from tests.engine.bench import FOLD, Counts, all_of, chunk, models, refusal, step, worker, ys
 from tests.graphs import count, fold, fold_reference, lstm, nan_at, slow
@@ -191,6 +192,39 @@ async def test_a_stale_cache_is_never_believed(folder: Path, redis_server: Serve
         answers = [await (one, two)[x % 2].advance(step("a", x, seq=x + 1)) for x in range(10)]
 
     assert [y for a in answers for y in ys(a)] == fold_reference(range(10))
+
+
+async def test_an_answer_that_brings_a_new_model_into_use_leaves_the_batch_its_states(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    """Models share the cache's memory, so the first use of another may empty it while a batch is on its way."""
+    folder, options = models(tmp_path, fold=fold, other=fold), EngineOptions(cache_bytes=12 * 400)
+    async with worker(redis_server.url, folder, options=options) as engine:
+        for n in range(9):
+            await engine.advance(step(f"s{n}", n, seq=1))
+        began = asyncio.Event()
+
+        def use_another(_: object) -> None:
+            engine.submit(step("x", 1, model="other"), lambda _: began.set())
+
+        engine.submit(step("s0", 0, seq=1), use_another)  # a replay, answered before its batch is run
+        answers: list[Any] = [asyncio.get_running_loop().create_future() for _ in range(1, 9)]
+        for n, answer in enumerate(answers, 1):
+            engine.submit(step(f"s{n}", 7, seq=2), answer.set_result)
+        await began.wait()
+        found = [await answer for answer in answers]
+
+    assert [ys(answer) for answer in found] == [fold_reference([n, 7])[-1:] for n in range(1, 9)]
+
+
+async def test_a_damaged_entry_of_a_key_stops_its_own_request_only(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        with redis_server.client() as client:
+            client.set(entry_key(record_key("default", FOLD, "a"), "k"), b"short")
+        bad, good = await all_of(engine.advance(step("a", 1, idempotency_key="k")), engine.advance(step("b", 1)))
+
+    assert (bad.code, bad.applied) == ("state_corrupt", "no")
+    assert ys(good) == fold_reference([1])
 
 
 async def test_a_lost_store_is_noticed_and_never_restarted_silently(folder: Path, redis_server: Server) -> None:
