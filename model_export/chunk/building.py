@@ -53,7 +53,7 @@ class Builder:
         self.loops = reading.loops if loops is None else loops
         self._flat: dict[str, str] = {}
         self._users: dict[str, list[onnx.NodeProto]] = {}
-        for node in reading.model.graph.node:
+        for node in reading.nodes:
             for name in uses(node):
                 self._users.setdefault(name, []).append(node)
 
@@ -142,7 +142,7 @@ class Builder:
             needs += [self.reading.after[state] for state in loop.states if not loop.nodes]
             owner.update(dict.fromkeys(made, len(units)))
             units.append(_Unit(needs, loop=loop))
-        for node in self.reading.model.graph.node:
+        for node in self.reading.nodes:
             if id(node) not in in_loops:
                 owner.update(dict.fromkeys(node.output, len(units)))
                 units.append(_Unit(uses(node), node=node))
@@ -152,5 +152,5 @@ class Builder:
 
 def whole(reading: Reading) -> list[Loop]:
     """Return one loop of everything: each timestep is run as the step graph runs it."""
-    moving = [node for node in reading.model.graph.node if node.output[0] not in reading.fixed]
+    moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
     return [Loop(list(reading.after), moving)]

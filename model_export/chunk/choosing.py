@@ -81,6 +81,8 @@ def choose_chunk(
             refusals.append(ChunkChoice("step", f"{how}: {why}", timings))
     except NoChunkError as exc:
         refusals.append(ChunkChoice("step", str(exc)))
+    except Exception as exc:  # noqa: BLE001  # a graph that is odd in some way is served step by step, not refused
+        refusals.append(ChunkChoice("step", f"making a graph with a time axis failed: {type(exc).__name__}: {exc}"))
     return proto, manifest, refusals[0]
 
 

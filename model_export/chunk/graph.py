@@ -73,7 +73,7 @@ def _graph(builder: Builder, branch: onnx.GraphProto) -> onnx.ModelProto:
     manifest, graph = reading.manifest, reading.model.graph
     names = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
     first_row, steps, one, is_step, zero = _CONDITION
-    front = [node for node in graph.node if node.output[0] in reading.fixed] + builder.emitter.front
+    front = [node for node in reading.nodes if node.output[0] in reading.fixed] + builder.emitter.front
     condition = [  # of one row's shape, all of which is known where the number of timesteps is
         helper.make_node("Gather", [reading.inputs[0], zero], [first_row], axis=0),
         helper.make_node("Shape", [first_row], [steps], start=0, end=1),
@@ -101,7 +101,7 @@ def _graph(builder: Builder, branch: onnx.GraphProto) -> onnx.ModelProto:
 
 def _step_branch(reading: Reading) -> onnx.GraphProto:
     manifest, graph = reading.manifest, reading.model.graph
-    moving = [node for node in graph.node if node.output[0] not in reading.fixed]
+    moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
     names = {name: f"{_STEP}{name}" for node in moving for name in node.output if name}
     before, behind, gives = [], [], []
     for given in manifest.inputs:

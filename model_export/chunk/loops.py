@@ -97,7 +97,7 @@ def _body(builder: Builder, loop: Loop) -> tuple[list[onnx.NodeProto], list[str]
         taken = {name for node in inside.values() for name in uses(node)} - made - reading.fixed
         without = [name for name in taken if builder.facts[name].axis is None]
         if not without:
-            order = [node for node in reading.model.graph.node if id(node) in inside]
+            order = [node for node in reading.nodes if id(node) in inside]
             return order, sorted(taken)
         for name in without:
             if name in others or name not in reading.maker:

@@ -58,6 +58,7 @@ class Reading:
         model: The step graph, functions inlined.
         after: State output by state input.
         inputs: What the caller sends.
+        nodes: In graph order; one object for each, so that nodes can be told apart by identity.
         fixed: Tensors that are the same in every timestep.
         loops: All states, in loops.
         maker: The node that makes each tensor.
@@ -74,8 +75,8 @@ class Reading:
         self.after = {state.input: state.output for state in manifest.states}
         self.inputs = [spec.name for spec in manifest.inputs]
         self._check()
-        graph = self.model.graph
-        self.maker = {name: node for node in graph.node for name in node.output if name}
+        self.nodes = list(self.model.graph.node)
+        self.maker = {name: node for node in self.nodes for name in node.output if name}
         self._follow()
         self.loops = self._find_loops()
         self._facts: dict[str, Fact] = {}
@@ -114,7 +115,7 @@ class Reading:
         graph, states = self.model.graph, list(self.after)
         self.states_in: dict[str, int] = {name: 1 << i for i, name in enumerate(states)}
         moving = set(self.inputs) | set(states)
-        for node in graph.node:
+        for node in self.nodes:
             used = uses(node)
             if moving.intersection(used):
                 moving.update(node.output)
@@ -123,7 +124,7 @@ class Reading:
         self.states_out: dict[str, int] = {}
         for i, name in enumerate(states):
             self.states_out[self.after[name]] = self.states_out.get(self.after[name], 0) | 1 << i
-        for node in reversed(graph.node):
+        for node in reversed(self.nodes):
             mask = self._reached(node)
             for name in uses(node):
                 self.states_out[name] = self.states_out.get(name, 0) | mask
@@ -157,7 +158,7 @@ class Reading:
                 groups[mask] = Loop([])
                 masks.append((mask, groups[mask]))
             groups[mask].states.append(name)
-        for node in self.model.graph.node:
+        for node in self.nodes:
             follows, reaches = self._states_of(uses(node)), self._reached(node)
             for mask, loop in masks:
                 if follows & mask and reaches & mask:  # not of the same state: two may be entangled

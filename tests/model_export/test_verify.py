@@ -10,8 +10,8 @@ import pytest
 
 from model_export.errors import ParityError, TensorError
 from model_export.manifest import Array
-from model_export.step_model import StepModel
 from model_export.samples import plain_sampler, read_user_data
+from model_export.step_model import StepModel
 from model_export.verify import PrefixAnswers, verify_parity
 from tests import graphs
 
