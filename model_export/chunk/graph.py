@@ -100,7 +100,7 @@ def _graph(builder: Builder, branch: onnx.GraphProto) -> onnx.ModelProto:
 
 
 def _step_branch(reading: Reading) -> onnx.GraphProto:
-    manifest, graph = reading.manifest, reading.model.graph
+    manifest = reading.manifest
     moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
     names = {name: f"{_STEP}{name}" for node in moving for name in node.output if name}
     before, behind, gives = [], [], []
