@@ -99,8 +99,8 @@ class Engine:
         except ServiceError as exc:
             done(exc)
             return
-        self._open += 1
         batcher.submit(timestep, done, asyncio.get_running_loop().time())
+        self._open += 1
 
     async def advance(self, timestep: Timestep) -> Prediction:
         """Move a stream and return its prediction, which is committed.
