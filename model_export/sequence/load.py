@@ -43,7 +43,7 @@ def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
     _replace(plain.graph.input, inputs)
     _name_nodes(plain.graph)
     _replace(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
-    _drop_zero_states(onnx, plain.graph)
+    _drop_idle_inputs(onnx, plain.graph)
     _forget_shapes(plain.graph)
     return plain
 
@@ -159,16 +159,21 @@ def _time_first(onnx: Any, nodes: list[Any]) -> list[Any]:
     return done
 
 
-def _drop_zero_states(onnx: Any, graph: Any) -> None:
-    """Leave out initial states of zeros, which often have the exporter's batch size."""
+def _drop_idle_inputs(onnx: Any, graph: Any) -> None:
+    """Leave out initial states of zeros and lengths as declared: they often fix the exporter's batch size."""
+    declared = {dim.dim_value for value in graph.input for dim in value.type.tensor_type.shape.dim}
     fixed = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].HasField("t"):
             fixed[node.output[0]] = node.attribute[0].t
     for node in graph.node:
-        for place in range(5, min(len(node.input), 7)) if node.op_type in GATED else ():
-            if node.input[place] in fixed and not onnx.numpy_helper.to_array(fixed[node.input[place]]).any():
-                node.input[place] = ""
+        for place in range(4, min(len(node.input), 7)) if node.op_type in GATED else ():
+            if node.input[place] in fixed:
+                value = onnx.numpy_helper.to_array(fixed[node.input[place]])
+                idle = (
+                    set(value.tolist()) <= declared and len(set(value.tolist())) == 1 if place == 4 else not value.any()
+                )
+                node.input[place] = "" if idle else node.input[place]
 
 
 def _name_nodes(graph: Any) -> None:

@@ -142,8 +142,6 @@ def _readings(name: str, dtype: str, dims: list[int | str | None], time_axes: Ma
                 f"`--time-axis {name}={time}`: the input has {len(dims)} axes.", fix="Axes are counted from 0."
             )
         times: list[int | None] = [time % len(dims)]
-    elif time_axes:
-        times = [None, *axes]
     else:
         times = [*axes, None]
     found = []

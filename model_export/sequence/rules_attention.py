@@ -25,12 +25,12 @@ def matmul(walk: Walk, node: onnx.NodeProto) -> None:
     if times != [rank - 2, rank - 1] or len(walk.timed(node)) < 2:
         pointwise(walk, node)
         return
-    size = _window(walk, node)
-    offset = min(_offset(walk, name) for name in (queries, keys))
-    if offset:
-        raise walk.refuse(node, "attends over a sequence that was shifted in time")
-    made = walk.copy(node, 0, i1=_windowed(walk, node, keys, size))
-    walk.tensors[node.output[0]] = Tensor("square", made.output[0], 0, window=size)
+    front = _offset(walk, keys)
+    if _offset(walk, queries) or front < 0:
+        raise walk.refuse(node, "attends over a sequence that was shifted in time", _WHY)
+    size = _window(walk, node, front)
+    made = walk.copy(node, 0, i1=walk.window(keys, size - 1))
+    walk.tensors[node.output[0]] = Tensor("square", made.output[0], front, window=size)
 
 
 def on_square(walk: Walk, node: onnx.NodeProto) -> None:
@@ -40,19 +40,20 @@ def on_square(walk: Walk, node: onnx.NodeProto) -> None:
         RefusedModelError: It is no part of attention that is known here.
     """
     squares = [name for name in walk.uses(node) if walk.tensor(name).kind == "square"]
-    size, out = walk.tensor(squares[0]).window, node.output[0]
+    size, front, out = walk.tensor(squares[0]).window, _offset(walk, squares[0]), node.output[0]
     if node.op_type in _ELEMENTWISE and all(_fits(walk, name) for name in walk.uses(node)):
-        rows = {f"i{i}": _row(walk, node, n, size) for i, n in enumerate(node.input) if n and _is_table(walk, n)}
+        tables = [(f"i{i}", name) for i, name in enumerate(node.input) if name and _is_table(walk, name)]
+        rows = {place: _row(walk, node, name, size, front) for place, name in tables}
         step = walk.copy(node, 0, **rows).output[0]
     elif node.op_type == "Softmax" and _axis(walk, node) == len(walk.facts.dims(out)) - 1:
-        step = walk.copy(node, 0, i0=_started(walk, squares[0], size)).output[0]
-    elif node.op_type == "MatMul" and node.input[0] in squares and walk.timed(node, [node.input[1]]):
-        made = walk.copy(node, 0, i1=_windowed(walk, node, node.input[1], size))
+        step = walk.copy(node, 0, i0=_started(walk, squares[0])).output[0]
+    elif node.op_type == "MatMul" and node.input[0] in squares and _offset(walk, node.input[1]) == front:
+        made = walk.copy(node, 0, i1=walk.window(node.input[1], size - 1))
         walk.give(node, out, made.output[0], "timed", 0)
         return
     else:
         raise walk.refuse(node, "compares every timestep with every other in a way without a rule", _WHY)
-    walk.tensors[out] = Tensor("square", step, 0, window=size)
+    walk.tensors[out] = Tensor("square", step, front, window=size)
 
 
 def attention(walk: Walk, node: onnx.NodeProto) -> None:
@@ -62,7 +63,7 @@ def attention(walk: Walk, node: onnx.NodeProto) -> None:
     pointwise(walk, node)
 
 
-def _window(walk: Walk, node: onnx.NodeProto) -> int:
+def _window(walk: Walk, node: onnx.NodeProto, front: int) -> int:
     """Return how many timesteps the attention that begins here looks at, this one included."""
     weights = _softmax_behind(walk, node.output[0])
     if weights is None:
@@ -71,9 +72,10 @@ def _window(walk: Walk, node: onnx.NodeProto) -> int:
     for value in walk.facts.values(weights):
         seen = (value != 0).reshape(-1, *value.shape[-2:]).any(axis=0)
         query, key = np.nonzero(seen)
-        if (key > query).any():
+        ages = query + front - key
+        if (ages < 0).any():
             raise walk.refuse(node, "attends to timesteps to come", _WHY)
-        sizes.add(int((query - key).max()) + 1)
+        sizes.add(int(ages.max()) + 1)
     if len(sizes) > 1:
         raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _WHY)
     return sizes.pop()
@@ -94,13 +96,6 @@ def _softmax_behind(walk: Walk, name: str) -> str | None:
 def _offset(walk: Walk, name: str) -> int:
     offset = walk.tensor(name).offset
     return 0 if offset is None else offset
-
-
-def _windowed(walk: Walk, node: onnx.NodeProto, name: str, size: int) -> str:
-    """Return the last timesteps of keys or values."""
-    if _offset(walk, name):
-        raise walk.refuse(node, "attends over a sequence that was shifted in time")
-    return walk.window(name, size - 1)
 
 
 def _axis(walk: Walk, node: onnx.NodeProto) -> int:
@@ -126,30 +121,34 @@ def _time(walk: Walk, name: str) -> bool:
     return walk.facts.time_axis(name) is not None
 
 
-def _row(walk: Walk, node: onnx.NodeProto, name: str, size: int) -> str:
+def _row(walk: Walk, node: onnx.NodeProto, name: str, size: int, front: int) -> str:
     """Return a table's row for one timestep: its window, the same for all timesteps."""
-    rows = {_band(walk, node, value, size).tobytes() for value in walk.facts.values(name)}
-    row = _band(walk, node, walk.facts.value(name), size)
-    if len(rows) > 1:
-        raise walk.refuse(node, f"uses {name!r}, which depends on the number of timesteps", _WHY)
-    return walk.graph.constant(row)
+    bands = [_band(value, size, front) for value in walk.facts.values(name)]
+    first = bands[0]
+    if first is None or any(band is None or not np.array_equal(band, first) for band in bands):
+        raise walk.refuse(node, f"uses {name!r}, which depends on the position in the sequence", _WHY)
+    return walk.graph.constant(first)
 
 
-def _band(walk: Walk, node: onnx.NodeProto, table: Array, size: int) -> Array:
-    """Return the last row's window of a table, which every other row must have too."""
-    steps = table.shape[-1]
-    last = table[..., -1:, steps - size :]
+def _band(table: Array, size: int, front: int) -> Array | None:
+    """Return the window of a table's last row; None where another row has another."""
+    steps = table.shape[-2]
+    last = np.ascontiguousarray(table[..., -1:, steps + front - size : steps + front])
     for step in range(steps):
-        there = min(size, step + 1)
-        if not np.array_equal(table[..., step : step + 1, step + 1 - there : step + 1], last[..., size - there :]):
-            raise walk.refuse(node, "masks or weighs timesteps by their position in the sequence", _WHY)
-    return np.ascontiguousarray(last)
+        end = step + front + 1
+        there = min(size, end)
+        if not np.array_equal(table[..., step : step + 1, end - there : end], last[..., size - there :]):
+            return None
+    return last
 
 
-def _started(walk: Walk, name: str, size: int) -> str:
-    """Return scores with the lowest number for the timesteps before the first one."""
-    graph, dtype = walk.graph, walk.dtype(name)
-    ages = graph.ints(list(range(size - 1, -1, -1)))
+def _started(walk: Walk, name: str) -> str:
+    """Return scores with the lowest number for what would stand before the first of the keys."""
+    graph, dtype, square = walk.graph, walk.dtype(name), walk.tensor(name)
+    front = _offset(walk, name)
+    if square.window <= front + 1:
+        return square.step
+    ages = graph.ints([age - front for age in range(square.window - 1, -1, -1)])
     too_early = graph.op("Less", walk.count(walk.facts.dims(name)), ages)
     lowest = graph.constant(np.asarray(np.finfo(dtype).min, dtype))
-    return graph.op("Where", too_early, lowest, walk.tensor(name).step)
+    return graph.op("Where", too_early, lowest, square.step)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from model_export.sequence.facts import Dim
-from model_export.sequence.load import captures
+from model_export.sequence.load import captures, subgraphs
 from model_export.sequence.rules_plain import pointwise
 from model_export.sequence.walk import Walk
 
@@ -101,7 +101,11 @@ def scan(walk: Walk, node: onnx.NodeProto) -> None:
     made = walk.copy(node, offset)
     if old:
         made.input[0] = ""
+    body = next(subgraphs(node))
     for place in range(len(states)):
+        if _unchanged(body, body.input[place].name, body.output[place].name):
+            _give_unchanged(walk, node, node.output[place], made.output[place])
+            continue
         _carry(walk, node, made, place, at=old + place, timed=timed[0], offset=offset)
     for place in range(len(states), len(node.output)):
         if node.output[place]:
@@ -119,9 +123,12 @@ def loop(walk: Walk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, "runs over a sequence that was cut in front")
     made = walk.copy(node, 0)
     carried_inputs = list(node.input[2:])
+    body = next(subgraphs(node))
     for place, given in enumerate(carried_inputs):
         out = node.output[place]
-        if _stays(walk, given, out):
+        if _unchanged(body, body.input[2 + place].name, body.output[1 + place].name):
+            _give_unchanged(walk, node, out, made.output[place])
+        elif _stays(walk, given, out):
             if out:
                 _give_collected(walk, node, out, made.output[place])
         else:
@@ -296,6 +303,19 @@ def _stays(walk: Walk, given: str, out: str) -> bool:
         return True
     grown = walk.facts.affine(walk.facts.values(out))[2] if out else np.array([True])
     return walk.known(given) is not None and bool(grown.all())
+
+
+def _unchanged(body: onnx.GraphProto, given: str, out: str) -> bool:
+    """Whether a loop hands a tensor on as it is, as exporters do with weights."""
+    makers = {node.output[0]: node.input[0] for node in body.node if node.op_type == "Identity"}
+    while out != given and out in makers:
+        out = makers[out]
+    return out == given
+
+
+def _give_unchanged(walk: Walk, node: onnx.NodeProto, name: str, step: str) -> None:
+    if name:
+        walk.give(node, name, step, "fixed")
 
 
 def _give_collected(walk: Walk, node: onnx.NodeProto, name: str, step: str) -> None:

@@ -273,7 +273,7 @@ def _give(walk: Walk, doors: Doors) -> tuple[list[OutputSpec], dict[str, OutputF
     bound = [door for door in doors.doors if door.role == "state"]
     for value in walk.model.graph.output:
         tensor = walk.tensor(value.name)
-        if tensor.kind not in {"timed", "last"} or not walk.facts.value(value.name).size:
+        if tensor.kind not in {"timed", "last", "fixed"} or not walk.facts.value(value.name).size:
             continue
         if tensor.kind == "last" and any(_carries_on(walk, value.name, door) for door in bound):
             dropped.append(value.name)

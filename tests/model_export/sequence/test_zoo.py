@@ -10,7 +10,7 @@ from model_export.sequence import candidate
 from model_export.step_model import StepModel
 from tests.model_export.sequence.zoo import ZOO
 
-ONE_ROW = {"positions", "one_dimension", "batch_of_one", "length_in_shapes"}
+ONE_ROW = {"cumulative_norm", "positions", "one_dimension", "batch_of_one", "length_in_shapes"}
 """Graphs whose rows cannot be run together."""
 
 

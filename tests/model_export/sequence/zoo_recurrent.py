@@ -77,6 +77,37 @@ SCRIPTED_LOOP = """
 """
 
 
+# as PyTorch scripts `ys[:, i] = h`
+FILLING_LOOP = """
+    (float[batch, time, 4] x) => (float[batch, time, 5] y) {
+        shape = Shape (x)
+        steps = Gather <axis = 0> (shape, one)
+        rows = Gather <axis = 0> (shape, zeros)
+        long = Unsqueeze (steps, zeros)
+        size = Concat <axis = 0> (rows, five)
+        all = Concat <axis = 0> (rows, long, five)
+        h0 = ConstantOfShape (size)
+        y0 = ConstantOfShape (all)
+        last, y = Loop (steps, yes, h0, y0) <body =
+            body (int64 i, bool go, float[b, 5] h, float[b, t, 5] ys)
+            => (bool on, float[b, 5] hn, float[b, t, 5] yn) {
+                xi = Gather <axis = 1> (x, i)
+                a = MatMul (xi, Wx)
+                b = MatMul (h, Wh)
+                s = Add (a, b)
+                hn = Tanh (s)
+                at = Unsqueeze (i, zeros)
+                next = Add (at, ones)
+                before = Slice (ys, zeros, at, ones)
+                behind = Slice (ys, next, most, ones)
+                here = Unsqueeze (hn, ones)
+                yn = Concat <axis = 1> (before, here, behind)
+                on = Identity (go)
+            }>
+    }
+"""
+
+
 def stacked_with_states() -> onnx.ModelProto:
     return graph(
         """(float[batch, time, 4] x, float[2, batch, 5] h0, float[2, batch, 5] c0)
@@ -189,6 +220,11 @@ ZOO: dict[str, Entry] = {
                       "{ y = GRU <hidden_size = 5> (x, W, R, B, lens) }", **GRU),
         "sequence_lens", "dropped: a stream has no length",
     ),
+    "lengths_as_declared": Entry(
+        lambda: graph("(float[20, 3, 4] x) => (float[20, 1, 3, 5] y) "
+                      "{ y = GRU <hidden_size = 5> (x, W, R, B, lens) }", lens=np.full(3, 20, np.int32), **GRU),
+        "sequence_lens written into the graph, all of them the declared length", "dropped",
+    ),
     "other_axes": Entry(
         frequency, "a bidirectional GRU over frequency, a GRU over time in each frequency",
         "left alone; one state for all frequencies",
@@ -214,6 +250,21 @@ ZOO: dict[str, Entry] = {
                       f"scan_output_axes = [1], body = {SCAN_BODY}> (h0, x) }}",
                       zero=ints(0), five=ints(5), Wx=(4, 5), Wh=(5, 5)),
         "Scan over another axis than the first", "one turn of it",
+    ),
+    "scan_two_of_each": Entry(
+        lambda: graph("(float[T, N, 4] x, float[T, N, 4] z) => (float[T, N, 4] y, float[T, N, 4] w) { s = Shape (x) "
+                      "r = Slice (s, one, three, zero) h0 = ConstantOfShape (r) "
+                      "a, b, y, w = Scan <num_scan_inputs = 2, body = "
+                      "body (float[n, 4] h, float[n, 4] g, float[n, 4] xi, float[n, 4] zi) "
+                      "=> (float[n, 4] hn, float[n, 4] gn, float[n, 4] o, float[n, 4] p) { k = Mul (h, half) "
+                      "hn = Add (k, xi) q = Mul (g, hn) gn = Add (q, zi) o = Sub (hn, gn) p = Tanh (gn) }> "
+                      "(h0, h0, x, z) }", one=ints(1), three=ints(3), zero=ints(0), half=np.float32(0.5)),
+        "Scan with two states, two inputs and two outputs", "one turn of it",
+    ),
+    "loop_that_fills": Entry(
+        lambda: graph(FILLING_LOOP, zeros=ints(0), ones=ints(1), one=np.int64(1), five=ints(5), most=ints(2**62),
+                      yes=np.array(True), Wx=(4, 5), Wh=(5, 5)),
+        "a loop over time that fills a tensor", "one turn; the tensor has one timestep",
     ),
     "loop_of_keras": Entry(
         lambda: graph(KERAS_LOOP, zero=np.int64(0), one=np.int64(1), ones=ints(1), five=ints(5),

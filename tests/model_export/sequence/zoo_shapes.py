@@ -88,6 +88,54 @@ def everything_per_timestep() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def cumulative_norm() -> onnx.ModelProto:
+    return graph(
+        """(float[batch, 4, time] x) => (float[batch, 4, time] y) {
+            sum = ReduceSum <keepdims = 1> (x, features)
+            sums = CumSum (sum, last)
+            square = Mul (x, x)
+            power = ReduceSum <keepdims = 1> (square, features)
+            powers = CumSum (power, last)
+            shape = Shape (x)
+            steps = Gather <axis = 0> (shape, last)
+            end = Add (steps, one)
+            place = Range (one, end, one)
+            real = Cast <to = 1> (place)
+            count = Mul (real, four)
+            mean = Div (sums, count)
+            mean2 = Div (powers, count)
+            meanmean = Mul (mean, mean)
+            variance = Sub (mean2, meanmean)
+            safe = Add (variance, small)
+            deviation = Sqrt (safe)
+            centred = Sub (x, mean)
+            y = Div (centred, deviation)
+        }""",
+        features=ints(1), last=np.int64(2), one=np.int64(1), four=np.float32(4), small=np.float32(1e-3),
+    )  # fmt: skip
+
+
+def images() -> onnx.ModelProto:
+    return graph(
+        """(float[batch, time, 1, 8, 8] x) => (float[batch, time, 5] y) {
+            folded = Reshape (x, one_by_one)
+            c = Conv <strides = [2, 2]> (folded, V)
+            r = Relu (c)
+            p = GlobalAveragePool (r)
+            q = Flatten (p)
+            shape = Shape (x)
+            both = Slice (shape, zero, two)
+            size = Concat <axis = 0> (both, four)
+            u = Reshape (q, size)
+            t = Transpose <perm = [1, 0, 2]> (u)
+            g = GRU <hidden_size = 5> (t, W, R, B)
+            gs = Squeeze (g, one)
+            y = Transpose <perm = [1, 0, 2]> (gs)
+        }""",
+        one_by_one=ints(-1, 1, 8, 8), V=(4, 1, 3, 3), zero=ints(0), one=ints(1), two=ints(2), four=ints(4), **GRU,
+    )  # fmt: skip
+
+
 ZOO: dict[str, Entry] = {
     "shape_chain": Entry(
         shape_chain, "Shape, Gather, Concat, Reshape: batch and time folded, also in the answer", "shapes for one step",
@@ -115,6 +163,22 @@ ZOO: dict[str, Entry] = {
                       "u = Unsqueeze (e, one) s = Shape (x) w = Expand (u, s) a = Mul (x, w) y = CumSum (a, axis) }",
                       V=(3, 4), one=ints(1), axis=np.int64(1)),
         "an input without time axis, repeated over time", "sent with every timestep",
+    ),
+    "static_output": Entry(
+        lambda: graph(f"({X}, float[batch, 3] who) => (float[batch, time, 4] y, float[batch, 3] z) "
+                      "{ y = CumSum (x, axis) z = Tanh (who) }", axis=np.int64(1)),
+        "an answer that no timestep plays a part in", "given at every timestep",
+    ),
+    "cumulative_norm": Entry(
+        cumulative_norm, "normalisation by the mean and variance so far", "their sums, and a state that counts",
+    ),
+    "double_precision": Entry(
+        lambda: graph("(double[batch, time, 4] x) => (double[batch, time, 4] y) { c = CumSum (x, one) y = Tanh (c) }",
+                      one=np.int64(1)),
+        "float64", "states in float64",
+    ),
+    "per_timestep_images": Entry(
+        images, "a network of each image, batch and time folded, then a GRU", "as it is; h as state",
     ),
     "function": Entry(with_function, "local functions", "inlined"),
     "known_branch": Entry(known_branch, "If whose condition follows from sizes", "the branch that is taken"),

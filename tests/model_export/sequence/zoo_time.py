@@ -50,6 +50,36 @@ def windowed_attention() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def keys_and_values() -> onnx.ModelProto:
+    """Attention that takes past keys, looks at six timesteps before the present one, and gives the last six back."""
+    return graph(
+        f"""({X}, float[batch, 6, 4] past) => (float[batch, time, 4] y, float[batch, 6, 4] present) {{
+            q = MatMul (x, Wq)
+            new = MatMul (x, Wk)
+            k = Concat <axis = 1> (past, new)
+            kt = Transpose <perm = [0, 2, 1]> (k)
+            scores = MatMul (q, kt)
+            shape = Shape (x)
+            steps = Gather <axis = 0> (shape, one)
+            all = Add (steps, six)
+            here = Range (zero, steps, one)
+            there = Range (zero, all, one)
+            rows = Unsqueeze (here, ones)
+            columns = Unsqueeze (there, zeros)
+            ahead = Sub (columns, rows)
+            near = GreaterOrEqual (ahead, zero)
+            past_ = LessOrEqual (ahead, six)
+            seen = And (near, past_)
+            masked = Where (seen, scores, never)
+            p = Softmax <axis = -1> (masked)
+            y = MatMul (p, k)
+            present = Slice (k, last, most, ones)
+        }}""",
+        Wq=(4, 4), Wk=(4, 4), zero=np.int64(0), one=np.int64(1), six=np.int64(6), zeros=ints(0), ones=ints(1),
+        last=ints(-6), most=ints(2**62), never=np.float32(-np.inf),
+    )  # fmt: skip
+
+
 ZOO: dict[str, Entry] = {
     "last_by_state": Entry(
         lambda: graph(f"({X}) => (float[batch, 2] y) {{ xt = Transpose <perm = [1, 0, 2]> (x) "
@@ -168,6 +198,16 @@ ZOO: dict[str, Entry] = {
                       "y = Transpose <perm = [1, 0, 2]> (ys) }",
                       zero=ints(0), one=ints(1), end=ints(-1), tail=ints(1, 4), token=(1, 1, 4), **GRU),
         "a start token in front, the last timestep cut off", "a delay that begins with the token",
+    ),
+    "cached_convolution": Entry(
+        lambda: graph("(float[batch, 4, time] x, float[batch, 4, 2] cache) => (float[batch, 3, time] y, "
+                      "float[batch, 4, 2] next) { p = Concat <axis = 2> (cache, x) y = Conv (p, W) "
+                      "next = Slice (p, last, most, axes) }", W=(3, 4, 3), last=ints(-2), most=ints(2**62),
+                      axes=ints(2)),
+        "a convolution with its past timesteps as input and output", "the buffer",
+    ),
+    "keys_and_values": Entry(
+        keys_and_values, "attention with past keys and values as input and output", "keys and values as states",
     ),
     "windowed_attention": Entry(
         windowed_attention,
