@@ -73,12 +73,13 @@ def choose_chunk(
                 continue
             timings = _measure(step, model)
             for _ in range(_TRIES - 1):  # other work on the machine makes a call look slow, never quick
-                if not_worth(timings) is not None:
+                if not_worth(timings) is not None and not _hopeless(timings):
                     again = _measure(step, model, like=timings)
                     timings = [_quicker(*pair) for pair in zip(timings, again, strict=True)]
             if (why := not_worth(timings)) is None:
                 return graph, described, ChunkChoice("dynamic", how, timings)
             refusals.append(ChunkChoice("step", f"{how}: {why}", timings))
+            break  # the other way has more to run in each timestep
     except NoChunkError as exc:
         refusals.append(ChunkChoice("step", str(exc)))
     except Exception as exc:  # noqa: BLE001  # a graph that is odd in some way is served step by step, not refused
@@ -113,6 +114,11 @@ def _quicker(first: Timing, second: Timing) -> Timing:
     """Return the shorter times of two measurements."""
     shorter = {name: min(getattr(first, name), getattr(second, name)) for name in ("stepwise", "dynamic")}
     return replace(first, **shorter)
+
+
+def _hopeless(timings: Sequence[Timing]) -> bool:
+    """Return whether chunks are so far from being worth it that noise cannot be why."""
+    return any(t.steps > 1 and t.stepwise / t.dynamic < 0.8 * (QUICKER if t.rows == 1 else 1) for t in timings)
 
 
 def _measure(step: StepModel, model: StepModel, *, like: Sequence[Timing] = ()) -> list[Timing]:
