@@ -29,7 +29,7 @@ def step_graph(
     """Trace a module that takes one timestep and its states.
 
     Args:
-        module: It takes tensors and returns a tuple of tensors.
+        module: It takes a tuple of tensors and returns one.
         values: An example of each, of more than one row: one row would be taken for a constant.
         axes: Where each has its batch axis.
         names: Of what it takes, and of what it gives.
@@ -38,11 +38,11 @@ def step_graph(
     Raises:
         RefusedModelError: Torch cannot trace it, or cannot say it in ONNX.
     """
-    batch = torch.export.Dim("batch", max=2**31 - 1)
+    batch = torch.export.Dim("batch")
     dynamic = tuple({axis: batch} for axis in axes)
     try:
         with quiet(), unfused(), torch.no_grad():
-            program = torch.export.export(module, tuple(values), dynamic_shapes=(dynamic,), strict=False)
+            program = torch.export.export(module, (tuple(values),), dynamic_shapes=(dynamic,), strict=False)
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
             )
@@ -92,14 +92,14 @@ def sequence_graph(
 
 
 class Plain(nn.Module):
-    """A module that returns a tuple of tensors, with its recurrent layers written out."""
+    """A module from a tuple of tensors to one, with its recurrent layers written out."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Run the module."""
+    def forward(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Run the module; in one argument, for older exporters stumble over `*values`."""
         with answering(self.module, written_out):
             return tuple(tensor for _, tensor in flatten(self.module(*values)))
 
