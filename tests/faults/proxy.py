@@ -1,0 +1,237 @@
+"""`Proxy`: a faulty way to a server. A TCP port on loopback that delays, holds back, refuses, resets and loses replies.
+
+It runs in a thread of its own, so that it serves tests with and without an event loop, and processes of their own.
+
+    with Proxy(server.socket) as proxy:      # or ("127.0.0.1", 6379)
+        store = StateStore(proxy.url)
+        proxy.delay = 0.2                    # seconds, each way
+        proxy.blackhole = True               # nothing comes through; on False what was held back does
+        proxy.lose_reply(to=b"EVALSHA")      # the server does it, and nobody hears of it
+        proxy.refuse = True                  # no new connections
+        proxy.reset_all()                    # RST to everyone
+        proxy.heal()                         # as at the beginning
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+_LOOK_S = 0.002  # how often a held direction looks whether it may go on
+_PIECE = 65536
+
+
+class Proxy:
+    """Stands between clients and one server; every fault is an attribute or a call, from any thread.
+
+    Attributes:
+        delay: Seconds that every piece of data is late, each way. Pieces do not wait for one another.
+        hold_requests: Whether what clients send is held back, to be delivered late.
+        hold_replies: The same for what the server sends.
+        refuse: Whether new connections are reset at once.
+        lost: Replies that were lost so far.
+    """
+
+    def __init__(self, target: Path | str | tuple[str, int], *, port: int = 0) -> None:
+        """Remember the server; the context opens the port.
+
+        Args:
+            target: A unix socket, or host and port.
+            port: Where to listen; 0: a free port.
+        """
+        self.delay = 0.0
+        self.hold_requests = False
+        self.hold_replies = False
+        self.refuse = False
+        self.lost = 0
+        self.port = port
+        self._target = target
+        self._pattern = b""
+        self._to_lose = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """The URL of a store behind this proxy."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def connections(self) -> int:
+        """Open connections of clients."""
+        return len(self._writers) // 2
+
+    @property
+    def blackhole(self) -> bool:
+        """Whether nothing comes through, either way."""
+        return self.hold_requests and self.hold_replies
+
+    @blackhole.setter
+    def blackhole(self, on: bool) -> None:
+        self.hold_requests = self.hold_replies = on
+
+    def lose_reply(self, *, to: bytes = b"", times: int = 1) -> None:
+        """Reset a connection when the server answers: what was asked is done, and the client cannot know.
+
+        Args:
+            to: What the request must contain; empty: any request.
+            times: How many replies are lost.
+        """
+        self._pattern, self._to_lose = to, times
+
+    def reset_all(self) -> None:
+        """Reset every connection, and return when that is done."""
+
+        def reset() -> None:
+            for writer in list(self._writers):
+                _reset(writer)
+
+        self._call(reset)
+
+    def heal(self) -> None:
+        """End every fault."""
+        self.delay, self.refuse, self.blackhole, self._to_lose = 0.0, False, False, 0
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        self._server = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._serve, "127.0.0.1", self.port), self._loop
+        ).result(10)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    # ---------------------------------------------------------------- in the proxy's own thread
+
+    async def _end(self) -> None:
+        self._server.close()
+        for writer in list(self._writers):
+            _reset(writer)
+        mine = asyncio.current_task()
+        tasks = [task for task in asyncio.all_tasks() if task is not mine]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _call(self, act: Callable[[], object]) -> None:
+        done = threading.Event()
+
+        def run() -> None:
+            act()
+            done.set()
+
+        self._loop.call_soon_threadsafe(run)
+        done.wait(10)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuse:
+            _reset(writer)
+            return
+        try:
+            if isinstance(self._target, tuple):
+                from_server, to_server = await asyncio.open_connection(*self._target)
+            else:
+                from_server, to_server = await asyncio.open_unix_connection(str(self._target))
+        except OSError:
+            _reset(writer)
+            return
+        way = _Way(self, writer, to_server)
+        ends = [asyncio.create_task(way.requests(reader)), asyncio.create_task(way.replies(from_server))]
+        self._writers |= {writer, to_server}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._writers -= {writer, to_server}
+            for end in ends:
+                end.cancel()
+            writer.close()
+            to_server.close()
+
+    def loses_reply_to(self, request: bytes) -> bool:
+        """Whether the reply to a request gets lost; counts it."""
+        if not self._to_lose or self._pattern not in request:
+            return False
+        self._to_lose -= 1
+        return True
+
+
+class _Way:
+    """One client's connection and its counterpart at the server."""
+
+    def __init__(self, proxy: Proxy, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._server = server
+        self._loses_next = False
+
+    async def requests(self, reader: asyncio.StreamReader) -> None:
+        await self._pump(reader, self._server, lambda: self._proxy.hold_requests, self._note)
+
+    async def replies(self, reader: asyncio.StreamReader) -> None:
+        await self._pump(reader, self._client, lambda: self._proxy.hold_replies, self._lose)
+
+    def _note(self, data: bytes) -> bool:
+        self._loses_next = self._loses_next or self._proxy.loses_reply_to(data)
+        return True
+
+    def _lose(self, _data: bytes) -> bool:
+        """Let a reply through, or lose it with its connection."""
+        if not self._loses_next:
+            return True
+        self._proxy.lost += 1
+        _reset(self._client)
+        _reset(self._server)
+        return False
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        held: Callable[[], bool],
+        passes: Callable[[bytes], bool],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(1000)
+
+        async def read() -> None:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(_PIECE):
+                    await waiting.put((loop.time() + self._proxy.delay, data))
+            await waiting.put((0.0, b""))
+
+        reading = asyncio.create_task(read())
+        try:
+            while True:
+                due, data = await waiting.get()
+                while held() or loop.time() < due:  # noqa: ASYNC110 - plain attributes tell, so that any thread sets them
+                    await asyncio.sleep(max(due - loop.time(), _LOOK_S))
+                if not data or not passes(data):
+                    return
+                writer.write(data)
+                await writer.drain()
+        except OSError:  # the other side is gone
+            return
+        finally:
+            reading.cancel()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection as a crash does: the other side gets RST."""
+    sock = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError, AttributeError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
