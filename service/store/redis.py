@@ -22,8 +22,6 @@ from service.wire.names import is_stream_id
 
 Durability = Literal["memory", "fsync", "replica"]
 
-_SCRIPT: Final = files("service.store").joinpath("commit.lua").read_text()
-_SHA: Final = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.25
 _LONGEST_LIFE: Final = 1.25  # of an idle stream, in times to live: so its expiry is not set anew by each step
@@ -32,6 +30,27 @@ _SUSPENDED_TOO: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _PASSING: Final = frozenset(
     ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MISCONF", "NOREPLICAS")
 )
+
+
+class Script(NamedTuple):
+    """A script that the store runs in one go.
+
+    Attributes:
+        text: What it says.
+        sha: The name by which a store that has seen it knows it.
+    """
+
+    text: str
+    sha: str
+
+    @classmethod
+    def of(cls, file: str) -> Script:
+        """Return a script of this package by its file's name."""
+        text = files("service.store").joinpath(file).read_text()
+        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+_COMMIT: Final = Script.of("commit.lua")
 
 
 class Commit(NamedTuple):
@@ -147,7 +166,7 @@ class StateStore:
         Raises:
             StoreUnavailableError: No answer until the deadline.
         """
-        reply = await self._until(deadline, ("MGET", *names))
+        reply = await self.ask(deadline, "MGET", *names)
         return list(reply)
 
     async def load_with_ttl(self, name: str, *, deadline: float) -> tuple[bytes | None, int]:
@@ -182,12 +201,25 @@ class StateStore:
             StoreFullError: The store is at its memory limit; nothing was applied.
             ServiceError: `not_durable`: applied, but no replica confirmed.
         """
-        loop, pause, sent = asyncio.get_running_loop(), _FIRST_PAUSE_S, False
         began = self.clock()
         # An answer counts until the deadline, so what it confirms was executed before.
-        keep = began + (deadline - loop.time()) <= refreshed + (_LONGEST_LIFE - 1) * self._ttl_s
-        body = self._script_arguments(commits, keep=keep)
-        command: tuple[Argument, ...] = ("EVALSHA", _SHA, *body)
+        keep = began + (deadline - asyncio.get_running_loop().time()) <= refreshed + (_LONGEST_LIFE - 1) * self._ttl_s
+        answers = await self.run(_COMMIT, self._script_arguments(commits, keep=keep), deadline=deadline)
+        return Commits(dict(map(_committed, answers)), None if keep else began)
+
+    async def run(self, script: Script, arguments: Sequence[Argument], *, deadline: float) -> Any:
+        """Run a script that may be run twice with the same arguments, and return its answer.
+
+        Args:
+            script: Which.
+            arguments: What stands behind its name: the number of keys, the keys, and the rest.
+            deadline: On the running loop's clock.
+
+        Raises:
+            ServiceError: As for `commit`.
+        """
+        loop, pause, sent = asyncio.get_running_loop(), _FIRST_PAUSE_S, False
+        command: tuple[Argument, ...] = ("EVALSHA", script.sha, *arguments)
         while True:
             left = deadline - loop.time()
             trouble = "the deadline passed"
@@ -197,23 +229,23 @@ class StateStore:
                 # Half of the time, so that "no replica confirmed" is an answer and not a missing one.
                 more = [("WAIT", 1, int(limit * 500))] if waits else []
                 try:
-                    answers, *waited = await self._wire.call(command, *more, timeout=limit, alone=waits)
+                    answer, *waited = await self._wire.call(command, *more, timeout=limit, alone=waits)
                 except NotSentError as exc:
                     trouble = str(exc)
                 except NoReplyError as exc:
                     trouble, sent = str(exc), True
                 else:
-                    if not isinstance(answers, RefusalError):
+                    if not isinstance(answer, RefusalError):
                         if waited and (isinstance(waited[0], RefusalError) or waited[0] < 1):
                             raise _not_durable()
-                        return Commits(dict(map(_committed, answers)), None if keep else began)
-                    if answers.code == "NOSCRIPT":
-                        command = ("EVAL", _SCRIPT, *body)
+                        return answer
+                    if answer.code == "NOSCRIPT":
+                        command = ("EVAL", script.text, *arguments)
                         continue
-                    trouble = str(answers)
-                    if answers.code == "OOM" and not sent:
+                    trouble = str(answer)
+                    if answer.code == "OOM" and not sent:
                         raise StoreFullError(f"The store is full: {trouble}.")
-                    if answers.code not in _PASSING:
+                    if answer.code not in _PASSING:
                         left = 0
             if left <= pause:
                 if sent:
@@ -222,9 +254,17 @@ class StateStore:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    async def delete(self, name: str, *, deadline: float) -> None:
-        """Forget a stream; also where there is none."""
-        await self._until(deadline, ("DEL", name))
+    async def delete(self, *names: str, deadline: float) -> None:
+        """Forget what is stored under keys of one stream; also where there is nothing."""
+        await self.ask(deadline, "DEL", *names)
+
+    async def ask(self, deadline: float, *command: Argument) -> Any:
+        """Return the reply to a command that may safely be repeated.
+
+        Raises:
+            StoreUnavailableError: No answer until the deadline.
+        """
+        return (await self._until_all(deadline, command))[0]
 
     async def page(
         self, tenant: str, model: str, prefix: str, cursor: str | None, limit: int, *, deadline: float
@@ -260,7 +300,7 @@ class StateStore:
             StoreUnavailableError: It does not.
         """
         loop = asyncio.get_running_loop()
-        await self._until(loop.time() + timeout, ("PING",))
+        await self.ask(loop.time() + timeout, "PING")
 
     async def close(self) -> None:
         """Close every connection."""
@@ -281,11 +321,8 @@ class StateStore:
         return arguments
 
     async def _scan(self, at: str, pattern: str, count: int, deadline: float) -> tuple[str, list[str]]:
-        cursor, batch = await self._until(deadline, ("SCAN", at, "MATCH", pattern, "COUNT", count))
+        cursor, batch = await self.ask(deadline, "SCAN", at, "MATCH", pattern, "COUNT", count)
         return cursor.decode(), [keys.stream_of(name.decode()) for name in batch]
-
-    async def _until(self, deadline: float, command: Sequence[Argument]) -> Any:
-        return (await self._until_all(deadline, command))[0]
 
     async def _until_all(self, deadline: float, *commands: Sequence[Argument]) -> list[Any]:
         """Repeat commands that may safely be repeated until they are answered or the deadline passes."""
