@@ -198,7 +198,8 @@ async def _broken(scope: dict[str, str], _receive: object, _send: object) -> Non
         raise RuntimeError("broken")
 
 
-async def test_uvicorns_lines_are_ours(lines: Lines) -> None:
+async def test_uvicorns_lines_are_ours(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "_handlerList", [])  # else it closes all there are, and absl's closes pytest's streams
     uvicorn.Config(_broken)  # sets up its own handlers, as its command line does
     logs.configure("json")
     server = uvicorn.Server(uvicorn.Config(_broken, port=0, lifespan="off", log_config=None, access_log=False))

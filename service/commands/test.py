@@ -14,7 +14,8 @@ import typer
 import service
 from model_export.errors import StepwellError
 
-_NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis")
+_NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
+_SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile")  # tests mostly wait, for servers and for time limits
 _EXIT_CODES = {0: 0, 4: 2}  # pytest's: passed, wrong usage; everything else is a failure
 
 
@@ -25,14 +26,16 @@ class NoTestsError(StepwellError):
 
 
 def test(context: typer.Context) -> None:
-    """Run all tests; further arguments go to pytest, which see: `stepwell test --help`."""
+    """Run all tests, three side by side; further arguments go to pytest, which see: `stepwell test --help`."""
     root = _clone()
     # The tests are imported from the clone, wherever the caller stands.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-m", "pytest", "--rootdir", str(root), "-c", str(root / "pyproject.toml")]
     command += context.args
-    if Path.cwd() != root and not any(_is_path(argument) for argument in context.args):
+    if not any(_is_path(argument) for argument in context.args):
         command.append(str(root / "tests"))
+    if all(argument.startswith("-") for argument in context.args) and "--pdb" not in context.args:
+        command += _SIDE_BY_SIDE  # nothing is selected or set otherwise: it is all tests
     pytest = subprocess.Popen(command, env=env)  # noqa: S603 - our own command with the caller's own words
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches pytest, which tells how far it got
     raise typer.Exit(_EXIT_CODES.get(pytest.wait(), 1))

@@ -36,6 +36,11 @@ def test_all_tests_run_from_another_folder(clone: Path, tmp_path: Path) -> None:
     assert "1 failed, 1 passed" in run(clone, "-q", cwd=tmp_path).stdout
 
 
+def test_all_tests_run_side_by_side_and_selected_ones_do_not(clone: Path) -> None:
+    assert "workers" in run(clone, cwd=clone).stdout
+    assert "workers" not in run(clone, "-k", "good", cwd=clone).stdout
+
+
 def test_pytest_s_own_options_reach_it(clone: Path) -> None:
     done = run(clone, "-q", "-k", "good", "--strict-markers", "-p", "no:cacheprovider", cwd=clone)
 
