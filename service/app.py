@@ -36,6 +36,7 @@ from service.store.redis import StateStore
 from service.workers import CONTROL_ENV, Workers
 
 _log = logging.getLogger(__name__)
+_COUNT_S = 10.0  # how often streams are counted, where their number is limited
 _LOOK_S = 1.0  # how often readiness and the gauges are looked at
 
 
@@ -102,6 +103,8 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         request_timeout_s=settings.request_timeout_s,
         run_timeout_s=settings.run_timeout_s,
         cache_bytes=settings.cache_bytes,
+        tenant_rate=settings.tenant_rate,
+        tenant_max_streams=settings.tenant_max_streams,
     )
     return Engine(store, ModelShelf(settings.models, load), options, metrics)
 
@@ -135,6 +138,8 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
             ready=lambda: context.ready,
         )
         tasks = [asyncio.create_task(workers.follow()), asyncio.create_task(_look(context))]
+        if context.settings.tenant_max_streams is not None:
+            tasks.append(asyncio.create_task(_count_streams(engine)))
         stack.push_async_callback(_cancel, tasks)
         yield
         await engine.drain(context.settings.drain_s)
@@ -152,6 +157,16 @@ async def _look(context: Context) -> None:
                 known = report.failed
                 _log_failed(report)
         await asyncio.sleep(_LOOK_S)
+
+
+async def _count_streams(engine: Engine) -> None:
+    """Count the tenants' streams every now and then; a count may cost the store a twentieth of its time at most."""
+    loop = asyncio.get_running_loop()
+    while True:
+        began = loop.time()
+        with contextlib.suppress(ServiceError):  # the store does not answer: readiness says so
+            await engine.count_streams()
+        await asyncio.sleep(max(_COUNT_S, 20 * (loop.time() - began)))
 
 
 def _log_failed(report: Reloaded) -> None:

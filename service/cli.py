@@ -24,6 +24,7 @@ _COMMANDS = {
     "inspect": ("service.commands.inspect", "inspect", "Show what a model file takes, gives and carries."),
     "check": ("service.commands.check", "check", "Tell what `serve` would refuse."),
     "bench": ("service.commands.bench", "bench", "Load on a running service: steps/s, p50, p90, p99, errors."),
+    "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
     "streams": ("service.commands.streams", "streams_app", "Look at and tend live streams."),
 }
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}

@@ -67,6 +67,7 @@ class ServiceError(StepwellError):
         step: The stream's step as the server has it.
         state_id: The stream's state id as the server has it, 16 bytes.
         expected: The `seq` that the server would take next.
+        retry_after_s: Seconds after which the same request may succeed; None: not known.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ServiceError(StepwellError):
         state_id: bytes | None = None,
         expected: int | None = None,
         retry: Retry | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(problem, fix=fix)
         self.code = code
@@ -88,6 +90,7 @@ class ServiceError(StepwellError):
         self.step = step
         self.state_id = state_id
         self.expected = expected
+        self.retry_after_s = retry_after_s
 
 
 class StoreUnavailableError(ServiceError):

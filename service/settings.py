@@ -72,6 +72,12 @@ class Settings(BaseSettings):
     """Open connections of one worker."""
     max_websockets: Count = 5_000
     """Open WebSockets of one worker."""
+    tenant_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Timesteps a second that a tenant may send to one worker; other requests count as one. Unset: no limit."""
+    tenant_max_websockets: Count | None = None
+    """Open WebSockets of one tenant in one worker. Unset: no limit but `max_websockets`."""
+    tenant_max_streams: Count | None = None
+    """Live streams of one tenant, to what began or went within the last ten seconds or so. Unset: no limit."""
     idempotency_ttl_s: Seconds = 600
     """Seconds that an Idempotency-Key is remembered."""
     drain_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10
@@ -88,6 +94,8 @@ class Settings(BaseSettings):
     """Look for changed model files each second."""
     require_preconditions: bool = False
     """Refuse (428) a reset or delete that carries neither `after` nor an Idempotency-Key."""
+    production: bool = False
+    """Close what only developers need (/docs and /openapi.json), and start only with keys."""
     insecure: bool = False
     """Listen beyond loopback without keys."""
     allow_eviction: bool = False

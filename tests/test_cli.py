@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 STEPWELL = [sys.executable, "-P", "-m", "service"]
-COMMANDS = ("demo", "test", "serve", "export", "adopt", "inspect", "check", "streams")
+COMMANDS = ("demo", "test", "serve", "export", "adopt", "inspect", "check", "keys", "streams")
 
 
 def stepwell(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

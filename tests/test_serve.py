@@ -132,6 +132,11 @@ def test_beyond_this_machine_it_asks_for_keys(host: str, tmp_path: Path) -> None
     assert "--api-keys-file" in refused("--host", host, cwd=tmp_path)
 
 
+def test_in_production_it_asks_for_keys_also_on_this_machine(tmp_path: Path) -> None:
+    assert "--api-keys-file" in refused("--production", cwd=tmp_path)
+    assert "--insecure" in refused("--production", "--insecure", cwd=tmp_path)
+
+
 def test_a_second_one_on_the_same_data_is_refused_by_number(models: Path, short_path: Path) -> None:
     with service(models, short_path, *QUICK) as one:
         words = refused("--port", "0", "--data-dir", str(short_path / "data"), cwd=short_path)

@@ -60,6 +60,10 @@ OTHER: dict[str, Any] = {
     "execution_providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
     "log_format": "json",
     "watch_models": True,
+    "tenant_rate": 12.5,
+    "tenant_max_websockets": 3,
+    "tenant_max_streams": 1000,
+    "production": True,
     "insecure": True,
 }
 

@@ -95,7 +95,7 @@ class Keys:
         self._complaint = ""
         if file is not None:
             self._stamp = _stamp(file)
-            self._callers = _read(file)
+            self._callers = read_keys(file)
 
     @property
     def asked(self) -> bool:
@@ -137,7 +137,7 @@ class Keys:
             if stamp == self._stamp:
                 return
             self._stamp = stamp
-            self._callers = _read(file)
+            self._callers = read_keys(file)
         except KeysFileError as exc:
             if str(exc) != self._complaint:  # told once, not with every request
                 _log.error("The keys read before stay in force: %s", exc)
@@ -161,7 +161,12 @@ def _stamp(file: Path) -> tuple[int, ...]:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _read(file: Path) -> dict[str, Caller]:
+def read_keys(file: Path) -> dict[str, Caller]:
+    """Return whose keys a file holds, by their hashes, in its order.
+
+    Raises:
+        KeysFileError: It cannot be read, or is not what it should be.
+    """
     try:
         content = _KeysFile.model_validate_json(file.read_bytes())
     except OSError as exc:

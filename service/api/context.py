@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from service.api.auth import Caller, Keys, Scope
 from service.engine.engine import Engine
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 
+# What moves streams is counted by its timesteps, in the engine; and who looks at the service may always look.
+_COUNTED: Final[frozenset[Scope]] = frozenset({"read", "admin", "models"})
+
+
 class Context:
     """What every route needs.
 
@@ -26,6 +31,7 @@ class Context:
         engine: Moves streams; there from the start of the application's life to its end.
         reload: Reloads the models, in every worker; there as long as the engine is.
         websockets: Open WebSockets of this process.
+        websockets_of: Those of each tenant.
         ready: What the last look at readiness found.
     """
 
@@ -37,18 +43,22 @@ class Context:
         self.engine: Engine
         self.reload: Callable[[], Awaitable[Reloaded]]
         self.websockets = 0
+        self.websockets_of: Counter[str] = Counter()
         self.ready = False
         self._wires: dict[tuple[str, int], ModelWire] = {}
+        self._counts_requests = settings.tenant_rate is not None
         self._origins = {origin.rstrip("/").lower() for origin in settings.allowed_origins}
 
     def caller(self, authorization: str | None, scope: Scope) -> Caller:
         """Return who calls, once it is sure that this is allowed.
 
         Raises:
-            ServiceError: `unauthenticated` or `forbidden`.
+            ServiceError: `unauthenticated`, `forbidden`, or `rate_limited`.
         """
         caller = self.keys.caller(authorization)
         caller.demand(scope)
+        if self._counts_requests and scope in _COUNTED:
+            self.engine.demand_rate(caller.tenant)
         return caller
 
     def wire(self, served: ServedModel) -> ModelWire:

@@ -115,6 +115,7 @@ RESET = route(
     problems=(
         *STREAM_WRITE,
         *("stream_not_found", "snapshot_not_found", "state_changed", "idempotency_key_reused", "precondition_required"),
+        "stream_quota",
     ),
 )
 RESET_ALL = route(

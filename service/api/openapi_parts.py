@@ -90,7 +90,7 @@ KEY: Schema = {
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     "description": "Every retry with the same key gets the first answer, for `idempotency_ttl_s` seconds.",
 }
-ANY = ("unauthenticated", "forbidden", "internal")
+ANY = ("unauthenticated", "forbidden", "rate_limited", "internal")
 STORE = ("store_unavailable", "overloaded", "draining")
 STREAM_READ = (*ANY, *STORE, "bad_request", "model_not_found")
 STREAM_WRITE = (*STREAM_READ, "bad_json", "too_large", "outcome_unknown", "store_full", "not_durable")
@@ -98,7 +98,7 @@ STEPPING = (
     *STREAM_WRITE,
     *("stream_not_found", "seq_gap", "seq_passed", "seq_conflict", "state_changed", "stream_exists", "model_changed"),
     *("bad_input", "non_finite", "non_finite_state", "idempotency_key_reused", "state_corrupt", "model_timeout"),
-    *("record_version", "stream_quota", "rate_limited"),
+    *("record_version", "stream_quota"),
 )
 ONE = ("model", "stream")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -22,6 +21,7 @@ from service.errors import CODES
 from service.wire.formats import JSON, encode
 
 DASHBOARD = Path(__file__).parent / "dashboard"
+REFERENCE = Path(__file__).parent / "reference"
 
 _PAGE_HEADERS = {
     # Everything the page needs comes from here; 'self' covers the WebSocket too.
@@ -49,8 +49,10 @@ def add_routes(app: FastAPI, context: Context) -> None:
     add("/healthz", routes.healthz, methods=["HEAD"], include_in_schema=False)
     add("/readyz", routes.readyz, methods=["HEAD"], include_in_schema=False)
     add("/metrics", routes.metrics, methods=["GET"], **openapi.METRICS)
-    add("/openapi.json", routes.openapi, methods=["GET"], include_in_schema=False)
-    add("/docs", routes.docs, methods=["GET"], include_in_schema=False)
+    if not context.settings.production:
+        add("/openapi.json", routes.openapi, methods=["GET"], include_in_schema=False)
+        add("/docs", routes.docs, methods=["GET"], include_in_schema=False)
+        app.mount("/reference", PageFiles(directory=REFERENCE), name="reference")
     add("/docs/errors", routes.errors, methods=["GET"], include_in_schema=False)
     add("/", routes.page, methods=["GET"], include_in_schema=False)
     app.mount("/dashboard", PageFiles(directory=DASHBOARD), name="dashboard")
@@ -87,6 +89,7 @@ class OpsRoutes:
         limits = (
             *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "max_websockets"),
             *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
+            *("tenant_rate", "tenant_max_websockets", "tenant_max_streams"),
         )
         answer = {
             "version": self._app.version,
@@ -119,7 +122,7 @@ class OpsRoutes:
 
     async def docs(self, _request: Request) -> Response:
         """Show the API's documentation; its document is asked for by the page."""
-        return get_swagger_ui_html(openapi_url="openapi.json", title="Stepwell")
+        return FileResponse(REFERENCE / "index.html", headers={**_PAGE_HEADERS, **_NOSNIFF})
 
     async def errors(self, _request: Request) -> Response:
         """Show what each problem means: where the problems' `type` leads."""
@@ -134,7 +137,7 @@ class OpsRoutes:
 
 
 class PageFiles(StaticFiles):
-    """The dashboard's files."""
+    """The files of a page."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """Return a file with the page's headers."""

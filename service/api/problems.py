@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -48,7 +49,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
-"""Seconds that a client should wait before it sends the same again."""
+"""Seconds that a client should wait before it sends the same again, where nothing better is known."""
 
 
 def status_of(error: ServiceError) -> int:
@@ -86,7 +87,7 @@ def problem_headers(error: ServiceError) -> dict[str, str]:
     """Return the headers that a problem's status asks for."""
     status = status_of(error)
     if status in (429, 503):
-        return {"retry-after": str(RETRY_AFTER_S)}
+        return {"retry-after": str(max(RETRY_AFTER_S, math.ceil(error.retry_after_s or 0)))}
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 

@@ -72,7 +72,7 @@ class Socket:
             context.metrics.refusal(exc.code)
             await websocket.send_denial_response(problem_response(exc))
             raise WebSocketDisconnect(POLICY) from exc
-        context.websockets += 1
+        visitor.enter()
         try:
             await websocket.accept(visitor.subprotocol)
             if visitor.owes_key:
@@ -82,7 +82,7 @@ class Socket:
             context.metrics.refusal(exc.code)
             await socket.close(UNREADABLE if exc.code == "bad_json" else POLICY, problem_of(exc))
         finally:
-            context.websockets -= 1
+            visitor.leave()
 
     async def receive(self) -> bytes:
         """Return the next message.

@@ -41,6 +41,7 @@ class Visitor:
         self._authorization = authorization
         self._begun = False
         self._check_at = 0.0
+        self._counted_for: str | None = None  # the tenant
 
     @property
     def owes_key(self) -> bool:
@@ -51,7 +52,8 @@ class Visitor:
         """Check all that a handshake tells.
 
         Raises:
-            ServiceError: `forbidden`, `unauthenticated`, or `overloaded`: too many sockets are open.
+            ServiceError: `forbidden`, `unauthenticated`, or too many sockets are open: `overloaded`, or where they
+                are the tenant's `rate_limited`.
         """
         context = self._context
         context.demand_own_origin(origin, host)
@@ -62,12 +64,27 @@ class Visitor:
             )
         if not self.owes_key:
             self._check()
+            self._demand_tenants_room()
+
+    def enter(self) -> None:
+        """Count an accepted socket, until `leave`."""
+        self._context.websockets += 1
+        if not self.owes_key:
+            self._enter_tenant()
+
+    def leave(self) -> None:
+        """Count it no longer."""
+        self._context.websockets -= 1
+        if self._counted_for is not None:
+            self._context.websockets_of[self._counted_for] -= 1
+            self._counted_for = None
 
     def introduces_itself(self, message: bytes) -> bool:
         """Tell whether a message is no more than a key. Browsers send one first, also where nobody asks.
 
         Raises:
-            ServiceError: `unauthenticated`: a key is owed, and this is none, or a wrong one.
+            ServiceError: `unauthenticated`: a key is owed, and this is none, or a wrong one; or what is missing in
+                its scopes or its tenant's room.
         """
         if self._begun:
             return False
@@ -78,6 +95,8 @@ class Visitor:
                 raise self.came_without_key()
             self._authorization = f"Bearer {key}"
             self._check()
+            self._demand_tenants_room()
+            self._enter_tenant()
         return key is not None
 
     def check(self, now: float) -> None:
@@ -105,6 +124,20 @@ class Visitor:
 
     def _check(self) -> None:
         self.caller = self._context.caller(self._authorization, self._scope)
+
+    def _demand_tenants_room(self) -> None:
+        most = self._context.settings.tenant_max_websockets
+        there = self._context.websockets_of[self.caller.tenant] if most is not None else 0
+        if most is not None and there >= most:
+            raise ServiceError(
+                "rate_limited",
+                f"The tenant has {there} open WebSockets in this worker; at most {most} are taken.",
+                fix="Send several streams over one feed, or close others first.",
+            )
+
+    def _enter_tenant(self) -> None:
+        self._counted_for = self.caller.tenant
+        self._context.websockets_of[self._counted_for] += 1
 
 
 def _key_in(message: bytes, form: Format) -> str | None:

@@ -70,8 +70,11 @@ def demand_safe_bind(settings: Settings) -> None:
     """Check that an address beyond this machine is guarded by keys.
 
     Raises:
-        StartError: It is not.
+        StartError: It is not; or `production` is set, and there are no keys.
     """
+    if settings.production and (settings.api_keys_file is None or settings.insecure):
+        found = "is set together with `insecure`" if settings.insecure else "is set, and there is no api_keys_file"
+        raise StartError(f"`production` {found}.", fix="Give --api-keys-file FILE, and leave --insecure out.")
     if settings.api_keys_file is not None or settings.insecure or _is_loopback(settings.host):
         return
     raise StartError(

@@ -10,7 +10,7 @@ from service.engine.batch_queue import BatchQueue
 from service.engine.cache import StateCache
 from service.engine.names import RequestNames
 from service.engine.pending import Pending
-from service.engine.rounds import Announce, Reroute, Rounds
+from service.engine.rounds import Announce, Begins, Reroute, Rounds
 from service.engine.runner import ModelRunner, RunClock
 from service.engine.types import Done, Timestep
 from service.store import keys
@@ -39,6 +39,7 @@ class Batcher:
         cache_bytes: int,
         reroute: Reroute,
         answered: Callable[[int], None],
+        begins: Begins | None = None,
     ) -> None:
         """Begin empty.
 
@@ -52,6 +53,7 @@ class Batcher:
             cache_bytes: Memory for hot records.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
             answered: Told how many timesteps were answered.
+            begins: Lets a tenant begin a stream, or raises; None: everyone may.
         """
         self.served = served
         self.cache = StateCache(blank_head(served.fingerprint), served.step_model.initial_state, cache_bytes)
@@ -66,6 +68,7 @@ class Batcher:
             timeout=timeout,
             reroute=reroute,
             answered=answered,
+            begins=begins,
         )
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_wait = max_wait

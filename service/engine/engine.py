@@ -16,6 +16,7 @@ from service.engine.models import ModelShelf, ServedModel
 from service.engine.observer import EngineObserver
 from service.engine.pending import Pending
 from service.engine.rounds import Announce
+from service.engine.tenants import StreamQuota, TenantRates
 from service.engine.types import (
     Done,
     Position,
@@ -45,6 +46,8 @@ class EngineOptions:
         request_timeout_s: Seconds from receipt to answer.
         run_timeout_s: Seconds that one model run may take.
         cache_bytes: Memory for hot records.
+        tenant_rate: Timesteps a second of one tenant; None: no limit.
+        tenant_max_streams: Live streams of one tenant; None: no limit.
     """
 
     max_batch_size: int = 256
@@ -53,6 +56,8 @@ class EngineOptions:
     request_timeout_s: float = 10.0
     run_timeout_s: float = 5.0
     cache_bytes: int = 256 * 2**20
+    tenant_rate: float | None = None
+    tenant_max_streams: int | None = None
 
 
 class Engine:
@@ -78,6 +83,9 @@ class Engine:
         self.draining = False
         self._options = options or EngineOptions()
         self._observer = observer or EngineObserver()
+        rate, most = self._options.tenant_rate, self._options.tenant_max_streams
+        self._rates = None if rate is None else TenantRates(rate)
+        self._quota = None if most is None else StreamQuota(most)
         self._batchers: dict[ServedModel, Batcher] = {}
         self._announce: Announce | None = None
         self._open = 0
@@ -91,15 +99,18 @@ class Engine:
 
         A refusal may come before this returns.
         """
+        now = asyncio.get_running_loop().time()
         try:
             served = self.shelf.get(timestep.key.model, timestep.version)
             batcher = self._batchers.get(served) or self._batcher(served)
+            if self._rates is not None:
+                self._rates.demand(timestep.key.tenant, timestep.length, now)
             if self.draining or self._open >= self._options.queue_limit:
                 self._demand_room()
         except ServiceError as exc:
             done(exc)
             return
-        batcher.submit(timestep, done, asyncio.get_running_loop().time())
+        batcher.submit(timestep, done, now)
         self._open += 1
 
     async def advance(self, timestep: Timestep) -> Prediction:
@@ -148,6 +159,8 @@ class Engine:
             current, expect = _record_to_replace(found[0], intent)
             if decide(current, intent) is Verdict.REPLAY and current is not None:
                 return Position(current.step, current.chain, replayed=True)
+            if found[0] is None:
+                self.demand_room_for_stream(key.tenant)
             record = _initial_record(served, current, intent, had_key=idempotency_key is not None)
             entry = KeyEntry(intent.op_id, record.epoch, 0, record.chain, 0, b"").encode()
             commit = Commit(name, expect, record.encode(), entry_name, entry)
@@ -179,6 +192,8 @@ class Engine:
         """Forget a stream; also where there is none."""
         self.shelf.get(key.model)
         await self.store.delete(keys.record_key(*key), deadline=self._deadline())
+        if self._quota is not None:
+            self._quota.due = True
         self._forget(key)
 
     # ---------------------------------------------------------------- looking
@@ -244,6 +259,37 @@ class Engine:
         for batcher in self._batchers.values():
             batcher.announce_to(announce)
 
+    # ---------------------------------------------------------------- what a tenant may take
+
+    def demand_rate(self, tenant: str) -> None:
+        """Count a request of a tenant that moves no stream; those that do are counted by their timesteps.
+
+        Raises:
+            ServiceError: `rate_limited`.
+        """
+        if self._rates is not None:
+            self._rates.demand(tenant, 1, asyncio.get_running_loop().time())
+
+    def demand_room_for_stream(self, tenant: str) -> None:
+        """Let a tenant begin one more stream.
+
+        Raises:
+            ServiceError: `stream_quota`.
+        """
+        if self._quota is not None:
+            self._quota.demand(tenant)
+
+    async def count_streams(self) -> None:
+        """Count every tenant's streams in the store, where that is limited and something has changed."""
+        if self._quota is None or not self._quota.due:
+            return
+        self._quota.begin_count()
+        try:
+            self._quota.counted(await self.store.count_by_tenant(deadline=self._deadline))
+        except ServiceError:
+            self._quota.due = True
+            raise
+
     # ---------------------------------------------------------------- ending
 
     async def drain(self, timeout: float) -> None:
@@ -283,6 +329,7 @@ class Engine:
                 cache_bytes=share,
                 reroute=self._reroute,
                 answered=self._count_answered,
+                begins=None if self._quota is None else self._quota.demand,
             )
             batcher.announce_to(self._announce)
         return batcher

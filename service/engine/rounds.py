@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Reroute = Callable[[Pending, bytes], bool]
+Begins = Callable[[str], None]
 Announce = Callable[["ServedModel", Sequence[tuple[Timestep, Prediction]]], None]
 
 
@@ -56,6 +57,7 @@ class Rounds:
         timeout: float,
         reroute: Reroute,
         answered: Callable[[int], None],
+        begins: Begins | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -68,6 +70,7 @@ class Rounds:
             timeout: Seconds from receipt to answer.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
             answered: Told how many rows were answered.
+            begins: Lets a tenant begin a stream, or raises; None: everyone may.
         """
         self.announce: Announce | None = None
         self._served = served
@@ -79,6 +82,7 @@ class Rounds:
         self._timeout = timeout
         self._reroute = reroute
         self._answered = answered
+        self._begins = begins
 
     async def take(self, batch: Sequence[Pending]) -> None:
         """Answer every timestep of a batch; never raises."""
@@ -199,6 +203,8 @@ class Rounds:
                     fix="Reset or delete this stream.",
                 )
             else:
+                if view is None and self._begins is not None:
+                    self._begins(row.timestep.key.tenant)
                 return True
         except ServiceError as exc:
             if exc.code != "model_changed" or not self._rerouted(row):

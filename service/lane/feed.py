@@ -92,7 +92,7 @@ class FeedProtocol(WebSocketsSansIOProtocol):
         self._send_protocol()
         self._visitor = visitor
         self._line = FeedLine(context, visitor.form, model, version, stream=stream, on_ready=self._soon)
-        context.websockets += 1
+        visitor.enter()
         self.start_keepalive()
         if visitor.owes_key:
             self._key_timer = self.loop.call_later(context.settings.receive_timeout_s, self._came_without_key)
@@ -259,7 +259,7 @@ class FeedProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go; what was taken goes on, and nobody hears of it."""
         if self._line is not None:
-            self.context.websockets -= 1
+            self._visitor.leave()
             _stop(self._key_timer)
             _stop(self._slow_timer)
         super().connection_lost(exc)

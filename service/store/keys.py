@@ -6,6 +6,9 @@ from service.store.record import digest16
 
 PREFIX = "swl:1:"
 
+ALL_RECORDS = f"{PREFIX}{{*}}"
+"""The SCAN pattern of every record."""
+
 
 def record_key(tenant: str, model: str, stream: str) -> str:
     """Return the key of a stream's record."""
@@ -23,6 +26,11 @@ def records_pattern(tenant: str, model: str, prefix: str) -> str:
     None of the characters that stream ids may have is special in a pattern.
     """
     return f"{PREFIX}{{{tenant}/{model}/{prefix}*}}"
+
+
+def tenant_of(record: str) -> str:
+    """Return the tenant in a record's key."""
+    return record[len(PREFIX) + 1 :].partition("/")[0]
 
 
 def stream_of(record: str) -> str:

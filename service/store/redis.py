@@ -7,7 +7,8 @@ import base64
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha1
@@ -24,6 +25,7 @@ Durability = Literal["memory", "fsync", "replica"]
 
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.25
+_COUNTED_AT_ONCE: Final = 1000  # keys that one command of a count looks at
 _LONGEST_LIFE: Final = 1.25  # of an idle stream, in times to live: so its expiry is not set anew by each step
 _SUSPENDED_TOO: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 # Refusals that pass: the server is loading, failing over, or cannot write for now. Nothing was applied.
@@ -280,11 +282,24 @@ class StateStore:
         pattern, count = keys.records_pattern(tenant, model, prefix), max(limit, 100)
         while len(found) < limit and at != "0":
             at, batch = await self._scan("0" if at == "start" else at, pattern, count, deadline)
-            found.extend(name for name in batch if name not in found)
+            found.extend(name for name in map(keys.stream_of, batch) if name not in found)
             count = min(2 * count, 10_000) if not batch else max(limit, 100)  # hurry where few keys match
         rest = found[limit:]
         done = at == "0" and not rest
         return found[:limit], None if done else _write_cursor(at, rest)
+
+    async def count_by_tenant(self, *, deadline: Callable[[], float]) -> dict[str, int]:
+        """Return how many streams each tenant has; looks at every key, a page at a time.
+
+        Args:
+            deadline: Gives the time by which the next page has to be there.
+        """
+        at, batch = await self._scan("0", keys.ALL_RECORDS, _COUNTED_AT_ONCE, deadline())
+        counts = Counter(map(keys.tenant_of, batch))
+        while at != "0":
+            at, batch = await self._scan(at, keys.ALL_RECORDS, _COUNTED_AT_ONCE, deadline())
+            counts.update(map(keys.tenant_of, batch))
+        return dict(counts)
 
     async def steps(self, names: Sequence[str], *, deadline: float) -> list[int | None]:
         """Return the step of each record, None where there is none."""
@@ -322,7 +337,7 @@ class StateStore:
 
     async def _scan(self, at: str, pattern: str, count: int, deadline: float) -> tuple[str, list[str]]:
         cursor, batch = await self.ask(deadline, "SCAN", at, "MATCH", pattern, "COUNT", count)
-        return cursor.decode(), [keys.stream_of(name.decode()) for name in batch]
+        return cursor.decode(), [name.decode() for name in batch]
 
     async def _until_all(self, deadline: float, *commands: Sequence[Argument]) -> list[Any]:
         """Repeat commands that may safely be repeated until they are answered or the deadline passes."""

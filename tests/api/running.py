@@ -50,9 +50,22 @@ class Service:
 
     def feed(self, model: str, stream: str | None = None, *, query: str = "", **more: Any) -> ClientConnection:
         path = f"/v1/models/{model}/feed" if stream is None else self.path(model, stream, "feed")
-        url = f"ws://127.0.0.1:{self.port}{path}{query}"
-        feed: ClientConnection = connect(url, compression=None, max_size=None, **more)
-        return feed
+        return self.websocket(path + query, **more)
+
+    def websocket(self, path: str, **more: Any) -> ClientConnection:
+        url = f"ws://127.0.0.1:{self.port}{path}"
+        opened: ClientConnection = connect(url, compression=None, max_size=None, **more)
+        return opened
+
+    def until_sockets(self, n: int) -> None:
+        """Wait until the service has so many open WebSockets."""
+
+        async def look() -> None:
+            async with asyncio.timeout(10):
+                while self.app.state.context.websockets != n:  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(0.005)
+
+        self.call(look)
 
     def call(self, work: Callable[[], Any]) -> Any:
         """Run a coroutine function on the service's own loop and return its result."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -164,38 +165,49 @@ def test_a_missing_file_at_the_start_is_refused(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------- HTTP
 
-ROUTES = {
-    ("POST", "/v1/models/fold/streams/s/step"): "step",
-    ("POST", "/v1/models/fold/streams/s/steps"): "step",
-    ("POST", "/v1/models/fold/step"): "step",
-    ("POST", "/v1/models/fold/steps"): "step",
-    ("GET", "/v1/models/fold/streams/s"): "read",
-    ("GET", "/v1/models/fold/streams"): "read",
-    ("GET", "/v1/models"): "read",
-    ("GET", "/v1/models/fold"): "read",
-    ("GET", "/v1/info"): "read",
-    ("GET", "/openapi.json"): "read",
-    ("POST", "/v1/models/fold/streams/s/reset"): "admin",
-    ("POST", "/v1/models/fold/reset"): "admin",
-    ("DELETE", "/v1/models/fold/streams/s"): "admin",
-    ("POST", "/v1/models/reload"): "models",
-    ("GET", "/metrics"): "metrics",
-}
+DOCS = Path(__file__).parents[2] / "docs" / "security.md"
 
 
-@pytest.mark.parametrize(("route", "scope"), ROUTES.items(), ids=str)
+def documented() -> dict[tuple[str, str], str]:
+    """Return the table of scopes in the docs, by method and path."""
+    table = DOCS.read_text().split("<!-- scopes -->")[1].split("<!-- /scopes -->")[0]
+    return {(method, path): scope for method, path, scope in re.findall(r"\| `(\w+) (\S+)` \| (\w+) \|", table)}
+
+
+def filled(path: str) -> str:
+    return path.replace("{model}", "fold").replace("{stream}", "s").replace("{name}", "n").replace("{version}", "1")
+
+
+SCOPED = {route: scope for route, scope in documented().items() if scope != "none" and route[0] != "WS"}
+SOCKETS = {path: scope for (method, path), scope in documented().items() if method == "WS"}
+OPEN = [path for (_, path), scope in documented().items() if scope == "none"]
+
+
+def test_every_route_is_in_the_documented_table(keyed: Service) -> None:
+    declared = {
+        (method, str(getattr(route, "path", "")))
+        for route in keyed.app.routes
+        for method in (getattr(route, "methods", None) or {"WS"}) - {"HEAD"}
+        if hasattr(route, "endpoint")
+    }
+
+    assert declared == documented().keys()
+
+
+@pytest.mark.parametrize(("route", "scope"), SCOPED.items(), ids=str)
 def test_a_route_takes_its_scope_and_no_other(keyed: Service, route: tuple[str, str], scope: str) -> None:
     taken = {
-        other: keyed.http.request(*route, headers=bearer(f"only-{other}")).status_code not in (401, 403)
+        other: keyed.http.request(route[0], filled(route[1]), headers=bearer(f"only-{other}")).status_code
+        not in (401, 403)
         for other in ALL
     }
 
     assert taken == {other: other == scope for other in ALL}
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=str)
+@pytest.mark.parametrize("route", SCOPED, ids=str)
 def test_a_route_without_a_key_is_401_and_says_how(keyed: Service, route: tuple[str, str]) -> None:
-    answer = keyed.http.request(*route)
+    answer = keyed.http.request(route[0], filled(route[1]))
 
     assert (answer.status_code, code_of(answer)) == (401, "unauthenticated")
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -212,7 +224,7 @@ def test_a_missing_scope_is_told(keyed: Service) -> None:
     assert "this needs read" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/dashboard/app.js", "/docs"])
+@pytest.mark.parametrize("path", [*OPEN, "/dashboard/app.js", "/reference/reference.js"])
 def test_health_and_pages_need_no_key(keyed: Service, path: str) -> None:
     assert keyed.http.get(path).status_code == 200
 
@@ -265,6 +277,19 @@ def test_a_feed_takes_the_key_of_its_handshake(keyed: Service, stream: str) -> N
         feed.send('{"inputs": [1]}')
 
         assert json.loads(feed.recv())["step"] == 1
+
+
+@pytest.mark.parametrize(("path", "scope"), SOCKETS.items())
+def test_a_socket_takes_its_scope_and_no_other(keyed: Service, path: str, scope: str) -> None:
+    taken = {}
+    for other in ALL:
+        try:
+            with keyed.websocket(filled(path), additional_headers=bearer(f"only-{other}")):
+                taken[other] = 101
+        except InvalidStatus as refused:
+            taken[other] = refused.response.status_code
+
+    assert taken == {other: 101 if other == scope else 403 for other in ALL}
 
 
 @pytest.mark.parametrize(("name", "status"), [("wrong", 401), ("only-read", 403)])

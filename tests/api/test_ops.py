@@ -174,7 +174,7 @@ def test_a_method_that_a_route_has_not_is_told_with_those_it_has(
 
 
 def test_the_page_may_load_from_here_alone(service: Service) -> None:
-    for path in ("/", "/dashboard/app.js", "/docs/errors"):
+    for path in ("/", "/dashboard/app.js", "/docs/errors", "/docs", "/reference/reference.js"):
         policy = service.http.get(path).headers["content-security-policy"]
 
         assert "default-src 'none'" in policy
@@ -220,6 +220,17 @@ def test_the_document_names_every_path_parameter(service: Service) -> None:
 
 def test_the_documentation_shows_that_document(service: Service) -> None:
     assert "openapi.json" in service.http.get("/docs").text
+    assert "openapi.json" in service.http.get("/reference/reference.js").text
+
+
+def test_in_production_there_is_no_documentation(shared_redis: Server, tmp_path: Path) -> None:
+    with running(shared_redis.url, models(tmp_path, fold), production=True) as one:
+        closed = {
+            path: one.http.get(path).status_code for path in ("/docs", "/openapi.json", "/reference/reference.js")
+        }
+
+        assert set(closed.values()) == {404}
+        assert one.http.get("/docs/errors").status_code == 200  # where every problem's `type` leads
 
 
 def test_cross_origin_requests_get_no_leave(service: Service) -> None:

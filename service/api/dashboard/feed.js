@@ -10,10 +10,12 @@ export function setKey(text) {
   sessionStorage.setItem("stepwell.key", text);
 }
 
+/** The headers of a request: the key, where there is one. */
+export const headers = () => (key ? { authorization: `Bearer ${key}` } : {});
+
 /** GET a path relative to the page; answers the Response, whatever its status. */
 export function get(path) {
-  const headers = key ? { authorization: `Bearer ${key}` } : {};
-  return fetch(new URL(path, document.baseURI), { headers, cache: "no-store", signal: AbortSignal.timeout(5000) });
+  return fetch(new URL(path, document.baseURI), { headers: headers(), cache: "no-store", signal: AbortSignal.timeout(5000) });
 }
 
 /** GET JSON. Throws an Error with `status` where the service refuses. */

@@ -1,0 +1,155 @@
+// The API's page: what openapi.json says of each route, and a form to send it. Needs nothing from elsewhere.
+
+import { getJson, hasKey, headers, setKey } from "../dashboard/feed.js";
+
+const $ = (id) => document.getElementById(id);
+
+/** Make an element; strings among the parts become text, never markup. */
+function make(tag, properties = {}, ...parts) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...parts);
+  return element;
+}
+
+/** An example of what a schema describes: required fields only, as they are most often sent. */
+function example(schema) {
+  if ("example" in schema) return schema.example;
+  if ("const" in schema) return schema.const;
+  if (schema.enum) return schema.default ?? schema.enum[0];
+  if (schema.anyOf) return example(schema.anyOf[0]);
+  if (schema.type === "object") {
+    return Object.fromEntries((schema.required ?? []).map((name) => [name, example(schema.properties?.[name] ?? {})]));
+  }
+  if (schema.type === "array") return [example(schema.items ?? {})];
+  return schema.type === "integer" ? 1 : "a";
+}
+
+function field(parameter, inputs) {
+  const id = `f${Math.random().toString(36).slice(2)}`;
+  const input = make("input", { id, spellcheck: false, autocomplete: "off", placeholder: parameter.in });
+  if (parameter.required) input.required = true;
+  inputs.set(parameter, input);
+  const parts = [make("label", { htmlFor: id }, make("code", {}, parameter.name)), input];
+  if (parameter.description) parts.push(make("p", { className: "note" }, parameter.description));
+  return parts;
+}
+
+/** The request that a form describes: [path, options of fetch]. */
+function requestOf(method, path, inputs, body) {
+  const query = new URLSearchParams();
+  const sent = headers();
+  for (const [{ name, in: where }, { value }] of inputs) {
+    if (where === "path") path = path.replace(`{${name}}`, encodeURIComponent(value));
+    else if (value && where === "query") query.set(name, value);
+    else if (value) sent[name] = value;
+  }
+  if (body) sent["content-type"] = "application/json";
+  const asked = query.size ? `${path}?${query}` : path;
+  return [asked.replace(/^\//, ""), { method: method.toUpperCase(), headers: sent, body: body?.value }];
+}
+
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+function curlOf([path, { method, headers: sent, body }]) {
+  const shown = { ...sent, ...(sent.authorization && { authorization: "Bearer $STEPWELL_KEY" }) };
+  const words = ["curl", ...(method === "GET" ? [] : ["-X", method]), quoted(new URL(path, document.baseURI).href)];
+  for (const [name, value] of Object.entries(shown)) words.push("-H", name === "authorization" ? `"${name}: ${value}"` : quoted(`${name}: ${value}`));
+  if (body) words.push("-d", quoted(body));
+  return words.join(" ");
+}
+
+async function send(request, out) {
+  out.replaceChildren("...");
+  try {
+    const answer = await fetch(new URL(request[0], document.baseURI), { ...request[1], cache: "no-store" });
+    const text = await answer.text();
+    let shown = text;
+    try {
+      shown = JSON.stringify(JSON.parse(text), null, 1);
+    } catch {
+      // it is no JSON, and shown as it came
+    }
+    out.dataset.good = answer.ok ? "yes" : "no";
+    out.replaceChildren(`${answer.status}\n${shown}`);
+  } catch (problem) {
+    out.dataset.good = "no";
+    out.replaceChildren(String(problem));
+  }
+}
+
+function operation(method, path, { description, parameters = [], requestBody, responses }) {
+  const inputs = new Map();
+  const schema = requestBody?.content["application/json"].schema;
+  const body = schema && make("textarea", { spellcheck: false, value: JSON.stringify(example(schema)) });
+  if (body) body.setAttribute("aria-label", "Body");
+  const out = make("pre", { className: "answer", hidden: true });
+  out.setAttribute("role", "status");
+  const form = make(
+    "form",
+    { className: "body" },
+    make("div", { className: "fields" }, ...parameters.flatMap((one) => field(one, inputs))),
+    ...(body ? [body] : []),
+    make("div", { className: "controls" }, make("button", { type: "submit" }, "Send"), make("button", { type: "button", className: "curl" }, "As curl")),
+    out,
+  );
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    out.hidden = false;
+    send(requestOf(method, path, inputs, body), out);
+  });
+  form.querySelector(".curl").addEventListener("click", () => {
+    out.hidden = false;
+    delete out.dataset.good;
+    out.replaceChildren(curlOf(requestOf(method, path, inputs, body)));
+  });
+  const answers = Object.entries(responses).map(([status, { description: words }]) =>
+    make("tr", {}, make("td", {}, status), make("td", {}, words.replaceAll("`", ""))),
+  );
+  const detail = [make("table", {}, ...answers)];
+  if (schema) detail.push(make("pre", {}, JSON.stringify(schema, null, 1)));
+  return make(
+    "details",
+    {},
+    make("summary", {}, make("span", { className: "method" }, method.toUpperCase()), make("code", {}, path), make("span", { className: "note" }, description ?? "")),
+    form,
+    make("details", { className: "more" }, make("summary", {}, "Answers and fields"), make("div", { className: "body" }, ...detail)),
+  );
+}
+
+function show(document_) {
+  const groups = new Map();
+  for (const [path, methods] of Object.entries(document_.paths)) {
+    for (const [method, one] of Object.entries(methods)) {
+      const tag = one.tags?.[0] ?? "other";
+      groups.set(tag, [...(groups.get(tag) ?? []), operation(method, path, one)]);
+    }
+  }
+  $("about").textContent = `version ${document_.info.version}`;
+  $("main").replaceChildren(
+    ...document_.info.description.replaceAll("`", "").split("\n\n").map((text) => make("p", {}, text.replaceAll("\n", " "))),
+    ...[...groups].flatMap(([tag, all]) => [make("h2", {}, tag), ...all]),
+  );
+}
+
+async function look() {
+  try {
+    show(await getJson("openapi.json"));
+    $("key-form").hidden = true;
+  } catch ({ status, message }) {
+    if (status !== 401 && status !== 403) {
+      $("main").replaceChildren(make("p", {}, `The document cannot be had: ${message}.`));
+      return;
+    }
+    $("key-problem").textContent = hasKey() ? (status === 403 ? "This key may not read." : "This key is not known.") : "";
+    $("key-form").hidden = false;
+    $("key").focus();
+  }
+}
+
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey($("key").value.trim());
+  $("key").value = "";
+  look();
+});
+look();

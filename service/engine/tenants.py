@@ -1,0 +1,106 @@
+"""What one tenant may take of a worker: timesteps a second, and live streams. Does no I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from service.errors import ServiceError
+
+_REMEMBERED = 10_000  # tenants whose buckets are kept; a full bucket need not be
+
+
+class TenantRates:
+    """A token bucket for each tenant: a second's worth may come at once, then as many as the rate allows.
+
+    What is longer than a second's worth is let in by a full bucket, which then owes the rest. Buckets are each
+    worker's own.
+    """
+
+    def __init__(self, rate: float) -> None:
+        """Begin with full buckets.
+
+        Args:
+            rate: Timesteps a second.
+        """
+        self._rate = rate
+        self._most = max(rate, 1.0)
+        self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when that was
+
+    def demand(self, tenant: str, n: int, now: float) -> None:
+        """Take from a tenant's bucket.
+
+        Args:
+            tenant: Whose.
+            n: Timesteps, or 1 for any other request.
+            now: The loop's clock.
+
+        Raises:
+            ServiceError: `rate_limited`; nothing was taken.
+        """
+        left, then = self._buckets.get(tenant, (self._most, now))
+        left = min(self._most, left + (now - then) * self._rate)
+        needed = min(n, self._most)
+        if left < needed:
+            raise ServiceError(
+                "rate_limited",
+                f"The tenant sends more than {self._rate:g} timesteps a second to this worker.",
+                fix="Send the same request again after Retry-After, and fewer at once.",
+                retry_after_s=(needed - left) / self._rate,
+            )
+        if len(self._buckets) >= _REMEMBERED:
+            self._forget_full(now)
+        self._buckets[tenant] = left - n, now
+
+    def _forget_full(self, now: float) -> None:
+        full = [name for name, (left, then) in self._buckets.items() if left + (now - then) * self._rate >= self._most]
+        for name in full:
+            del self._buckets[name]
+
+
+class StreamQuota:
+    """How many streams each tenant has, and whether one more may begin.
+
+    The store is counted every now and then; in between, each worker adds what it lets begin. So the limit holds
+    exactly for one worker and streams that stay, and otherwise to what began or went since the last count.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Begin before the first count, when there is room for everyone.
+
+        Args:
+            most: Streams of one tenant.
+        """
+        self._most = most
+        self._counted: Mapping[str, int] = {}
+        self._begun: Counter[str] = Counter()  # since the last count, or while it went on
+        self._begun_meanwhile: Counter[str] = Counter()
+        self.due = True
+        """Whether something happened since the last count that another one would tell."""
+
+    def demand(self, tenant: str) -> None:
+        """Let one stream begin.
+
+        Raises:
+            ServiceError: `stream_quota`.
+        """
+        self.due = True
+        there = self._counted.get(tenant, 0) + self._begun[tenant]
+        if there >= self._most:
+            raise ServiceError(
+                "stream_quota",
+                f"The tenant has {there} streams; at most {self._most} are taken.",
+                fix="Delete streams, or wait until idle ones have gone.",
+            )
+        self._begun[tenant] += 1
+        self._begun_meanwhile[tenant] += 1
+
+    def begin_count(self) -> None:
+        """Hear that a count of the store begins."""
+        self.due = False
+        self._begun_meanwhile.clear()
+
+    def counted(self, streams: Mapping[str, int]) -> None:
+        """Take the streams by tenant that a count found; what began meanwhile may be among them, and is added."""
+        self._counted = streams
+        self._begun, self._begun_meanwhile = self._begun_meanwhile, Counter()

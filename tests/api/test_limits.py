@@ -1,0 +1,249 @@
+"""Each limit at what is just taken and at one more: of a body, a batch, and of what a tenant may have."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from service.engine.tenants import StreamQuota, TenantRates
+from service.errors import ServiceError
+from tests.api.running import Service, models, running
+from tests.api.test_auth import bearer, key, write
+from tests.api.test_streams import code_of
+from tests.graphs import fold
+from tests.servers import Server, server
+
+RATE = 20
+"""Timesteps a second; tests that use it up take far less than a second for that."""
+
+
+@pytest.fixture(scope="module", params=["lane", "declared"])
+def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with every limit, on a store of its own."""
+    folder = tmp_path_factory.mktemp("limited")
+    keys = write(folder / "keys.json", *(key(name, tenant=name) for name in "abcdefgh"))
+    with (
+        server(folder) as store,
+        running(
+            store.url,
+            models(folder / "models", fold),
+            lane=request.param == "lane",
+            api_keys_file=keys,
+            tenant_rate=RATE,
+            tenant_max_websockets=2,
+            tenant_max_streams=3,
+            max_chunk_steps=8,
+            queue_limit=16,
+            max_body_bytes=4000,
+        ) as one,
+    ):
+        yield one
+
+
+def post(service: Service, tenant: str, path: str, body: Any) -> httpx.Response:
+    return service.http.post(f"/v1/models/fold/{path}", json=body, headers=bearer(tenant))
+
+
+def deep(levels: int) -> bytes:
+    return b'{"inputs": ' + b"[" * (levels - 1) + b"1" + b"]" * (levels - 1) + b"}"
+
+
+# ------------------------------------------------------------------- of one request
+
+
+@pytest.mark.parametrize(("steps", "status"), [(8, 200), (9, 413)])
+def test_a_chunk_has_a_longest_length(limited: Service, steps: int, status: int) -> None:
+    assert post(limited, "a", "streams/chunk/steps", {"inputs": [[1]] * steps}).status_code == status
+
+
+@pytest.mark.parametrize(("streams", "status"), [(16, 200), (17, 413)])
+def test_a_batch_has_a_largest_size(limited: Service, streams: int, status: int) -> None:
+    body = {"streams": [f"s{i}" for i in range(streams)], "inputs": [[1]] * streams}
+
+    assert post(limited, "b", "step", body).status_code == status
+
+
+@pytest.mark.parametrize(("levels", "code"), [(32, "bad_input"), (33, "bad_json")])
+def test_json_has_a_greatest_depth(limited: Service, levels: int, code: str) -> None:
+    answer = limited.http.post("/v1/models/fold/streams/deep/step", content=deep(levels), headers=bearer("c"))
+
+    assert code_of(answer) == code
+
+
+@pytest.mark.parametrize(("size", "status"), [(4000, 200), (4001, 413)])
+def test_a_body_has_a_largest_size(limited: Service, size: int, status: int) -> None:
+    body = b'{"inputs": [1]}'.ljust(size)
+
+    assert (
+        limited.http.post("/v1/models/fold/streams/body/step", content=body, headers=bearer("c")).status_code == status
+    )
+
+
+# ------------------------------------------------------------------- the streams of a tenant
+
+
+def test_a_tenant_has_so_many_streams_and_no_more(limited: Service) -> None:
+    created = [post(limited, "d", f"streams/{name}/step", {"inputs": [1]}) for name in ("s1", "s2", "s3", "s4")]
+
+    assert [answer.status_code for answer in created] == [200, 200, 200, 429]
+    refused = created[-1].json()
+    assert (refused["code"], refused["applied"], refused["retry"]) == ("stream_quota", "no", "same")
+    assert created[-1].headers["retry-after"]
+
+
+def test_streams_that_are_there_go_on_and_a_bare_reset_begins_none_beyond(limited: Service) -> None:
+    for name in ("s1", "s2", "s3"):
+        post(limited, "e", f"streams/{name}/step", {"inputs": [1]})
+
+    assert post(limited, "e", "streams/s1/step", {"inputs": [1]}).json()["step"] == 2
+    assert post(limited, "e", "streams/s1/reset", {}).status_code == 200
+    assert code_of(post(limited, "e", "streams/s9/reset", {})) == "stream_quota"
+    rows = post(limited, "e", "step", {"streams": ["s1", "s9"], "inputs": [[1], [1]]}).json()
+    assert (rows["step"][0], rows["errors"]["1"]["code"]) == (1, "stream_quota")
+
+
+def test_room_is_there_again_once_streams_have_gone(limited: Service) -> None:
+    for name in ("s1", "s2", "s3"):
+        post(limited, "f", f"streams/{name}/step", {"inputs": [1]})
+    limited.http.delete("/v1/models/fold/streams/s1", headers=bearer("f"))
+
+    limited.call(limited.app.state.engine.count_streams)
+
+    assert post(limited, "f", "streams/s4/step", {"inputs": [1]}).status_code == 200
+    assert code_of(post(limited, "f", "streams/s5/step", {"inputs": [1]})) == "stream_quota"
+
+
+def test_a_count_sees_each_tenants_streams_alone(redis_server: Server, tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.json", key("a", tenant="a"), key("b", tenant="b"))
+    folder = models(tmp_path / "models", fold)
+    with running(redis_server.url, folder, api_keys_file=keys, tenant_max_streams=2) as first:
+        for tenant, name in (("a", "s1"), ("a", "s2"), ("b", "s1")):
+            post(first, tenant, f"streams/{name}/step", {"inputs": [1]})
+    with running(redis_server.url, folder, api_keys_file=keys, tenant_max_streams=2) as second:
+        second.call(second.app.state.engine.count_streams)
+
+        assert code_of(post(second, "a", "streams/s3/step", {"inputs": [1]})) == "stream_quota"
+        assert post(second, "b", "streams/s3/step", {"inputs": [1]}).status_code == 200
+
+
+def test_what_begins_while_the_store_is_counted_is_not_forgotten() -> None:
+    quota = StreamQuota(2)
+    quota.begin_count()
+    quota.demand("a")
+    quota.counted({"a": 1})
+
+    with pytest.raises(ServiceError):
+        quota.demand("a")
+
+
+# ------------------------------------------------------------------- the rate of a tenant
+
+
+@pytest.fixture
+def take() -> Callable[..., float]:
+    """Take `n` at `now` from 10 a second; returns the seconds to wait, 0.0 where it was let in."""
+    rates = TenantRates(10)
+
+    def demand(now: float, n: int = 1, tenant: str = "a") -> float:
+        try:
+            rates.demand(tenant, n, now)
+        except ServiceError as exc:
+            return exc.retry_after_s or math.inf
+        return 0.0
+
+    return demand
+
+
+def test_a_seconds_worth_may_come_at_once_and_then_as_the_rate_allows(take: Callable[..., float]) -> None:
+    assert [take(0) for _ in range(10)] == [0] * 10
+    assert take(0) == pytest.approx(0.1)
+    assert take(0.1) == 0
+    assert take(0.1) > 0
+
+
+def test_what_was_refused_costs_nothing(take: Callable[..., float]) -> None:
+    take(0, 10)
+    assert [take(0) > 0 for _ in range(5)] == [True] * 5
+    assert take(0.1) == 0
+
+
+def test_more_than_a_seconds_worth_is_let_in_and_owed(take: Callable[..., float]) -> None:
+    assert take(0, 40) == 0
+    assert take(0) == pytest.approx(3.1)
+    assert take(3.1) == 0
+
+
+def test_one_tenants_haste_is_not_anothers(take: Callable[..., float]) -> None:
+    take(0, 10)
+    assert take(0, tenant="b") == 0
+
+
+def test_beyond_the_rate_is_429_with_retry_after(limited: Service) -> None:
+    answers = [post(limited, "g", "streams/s/step", {"inputs": [1]}) for _ in range(4 * RATE)]
+
+    good = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert len(good) >= RATE
+    assert len(good) + len(refused) == len(answers)
+    assert {(code_of(one), one.json()["applied"], one.headers["retry-after"]) for one in refused} == {
+        ("rate_limited", "no", "1")
+    }
+    assert good[-1].json()["step"] == len(good)
+
+
+def test_requests_that_move_nothing_count_too_but_for_the_metrics(limited: Service) -> None:
+    looks = [limited.http.get("/v1/models", headers=bearer("h")).status_code for _ in range(3 * RATE)]
+
+    assert 429 in looks
+    assert limited.http.get("/metrics", headers=bearer("h")).status_code == 200
+
+
+# ------------------------------------------------------------------- the sockets of a tenant
+
+
+@pytest.mark.parametrize("path", ["/v1/models/fold/feed", "/v1/watch"])
+def test_a_tenant_has_so_many_sockets_and_no_more(limited: Service, path: str) -> None:
+    with (
+        limited.feed("fold", "x", additional_headers=bearer("a")),
+        limited.feed("fold", additional_headers=bearer("a")),
+    ):
+        with pytest.raises(InvalidStatus) as caught, limited.websocket(path, additional_headers=bearer("a")):
+            pass
+        with limited.feed("fold", "x", additional_headers=bearer("b")) as other:
+            other.send('{"inputs": [1]}')
+            other.recv()
+
+    refused = caught.value.response
+    assert refused.status_code == 429
+    assert json.loads(refused.body)["code"] == "rate_limited"
+    assert refused.headers["retry-after"] == "1"
+
+
+def test_a_socket_that_has_gone_makes_room(limited: Service) -> None:
+    for _ in range(4):
+        with limited.feed("fold", "x", additional_headers=bearer("c")):
+            pass
+        limited.until_sockets(0)
+
+    assert limited.app.state.context.websockets_of["c"] == 0
+
+
+def test_a_browser_beyond_the_limit_is_told_after_its_key(limited: Service) -> None:
+    limited.until_sockets(0)
+    with limited.feed("fold", "x") as first, limited.feed("fold", "x") as second, limited.feed("fold", "x") as third:
+        for one in (first, second):
+            one.send('{"auth": "d"}')
+            one.send('{"inputs": 1}')
+            one.recv()
+        third.send('{"auth": "d"}')
+
+        assert json.loads(third.recv())["error"]["code"] == "rate_limited"
+        with pytest.raises(ConnectionClosed):
+            third.recv()
