@@ -72,7 +72,7 @@ def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[
     y = '"y":['
     blind = Load(STEP, None, connections, connections)
     checked = Load(STEP, y, connections, connections)
-    model, keras_model = str(workload.model), str(workload.keras_model)
+    model, keras_model = str(workload.step_graph), str(workload.keras_model)
     targets = [
         Target("FastAPI, empty endpoint", _python("empty.py"), blind),
         Target("uvicorn, raw echo", _python("echo.py"), blind),
@@ -165,7 +165,7 @@ def _mosec(workload: Workload, python: Path) -> Start:
     def start(folder: Path) -> Iterator[Running]:
         port = free_port()
         command = [str(python), str(_TARGETS / "mosec_lstm.py"), "--port", str(port), "--address", "127.0.0.1"]
-        env = {**os.environ, "BENCH_MODEL": str(workload.model)}
+        env = {**os.environ, "BENCH_MODEL": str(workload.step_graph)}
         with _process(command, folder, port, env=env) as running:
             yield running
 
@@ -201,7 +201,7 @@ def _triton(workload: Workload, python: Path) -> Start:
         libraries = [str(home / "nvidia_pytriton.libs"), _libpython(python)]
         env = {
             **os.environ,
-            "BENCH_MODEL": str(workload.model),
+            "BENCH_MODEL": str(workload.step_graph),
             "PATH": f"{python.parent}:{os.environ['PATH']}",
             "LD_LIBRARY_PATH": ":".join(libraries),
             "PYTHONPATH": str(home),
