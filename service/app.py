@@ -19,7 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from model_export.errors import StepwellError
 from model_export.step_model import StepModel
-from service.api import feed, openapi, ops, streams, watch
+from service.api import feed, openapi, operations, ops, streams, watch
 from service.api.application import Application
 from service.api.auth import Keys
 from service.api.context import Context
@@ -71,6 +71,7 @@ def create_app(settings: Settings) -> Application:
     app.add_exception_handler(Exception, _unforeseen)
     streams.add_routes(app, context)  # first: routes are tried in their order, and these are asked for most
     feed.add_routes(app, context)
+    operations.add_routes(app, context)
     ops.add_routes(app, context)
     return app
 
@@ -105,6 +106,8 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         cache_bytes=settings.cache_bytes,
         tenant_rate=settings.tenant_rate,
         tenant_max_streams=settings.tenant_max_streams,
+        snapshot_ttl_s=settings.snapshot_ttl_s,
+        max_snapshots=settings.max_snapshots,
     )
     return Engine(store, ModelShelf(settings.models, load), options, metrics)
 

@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     """What an answered step survives: a worker's death; also the store's; also a failover to a replica."""
     stream_ttl_s: Seconds = 7 * 86400
     """Seconds that an idle stream lives at least; at most 1.25 times as long."""
+    snapshot_ttl_s: Seconds | None = None
+    """Seconds that a stream's snapshots live after the last one was taken or used. Unset: as long as idle streams."""
+    max_snapshots: Count = 16
+    """Most snapshots of one stream."""
     max_batch_size: Count = 256
     """Most streams in one model run."""
     max_wait_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
@@ -93,7 +97,7 @@ class Settings(BaseSettings):
     watch_models: bool = False
     """Look for changed model files each second."""
     require_preconditions: bool = False
-    """Refuse (428) a reset or delete that carries neither `after` nor an Idempotency-Key."""
+    """Refuse (428) what resets, replaces or deletes and carries neither `after` nor an Idempotency-Key."""
     production: bool = False
     """Close what only developers need (/docs and /openapi.json), and start only with keys."""
     insecure: bool = False

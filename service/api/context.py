@@ -61,6 +61,23 @@ class Context:
             self.engine.demand_rate(caller.tenant)
         return caller
 
+    def demand_precondition(self, what: str, *given: object) -> None:
+        """Check that a request which would do harm if it came late and again says what it is about.
+
+        Args:
+            what: The request, for the message.
+            given: `after` and the idempotency key, as far as the request takes them.
+
+        Raises:
+            ServiceError: `precondition_required`, where the setting demands it.
+        """
+        if self.settings.require_preconditions and all(one is None for one in given):
+            raise ServiceError(
+                "precondition_required",
+                f"The {what} has neither `after` nor an Idempotency-Key; this service demands one of them.",
+                fix="Send an Idempotency-Key, so that a late copy of this request does no harm.",
+            )
+
     def wire(self, served: ServedModel) -> ModelWire:
         """Return what reads bodies for a model."""
         wire = self._wires.get((served.name, served.version))

@@ -14,13 +14,15 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.api.auth import Scope as KeyScope
 from service.api.context import Context
 from service.api.hot import KEY_LIMIT
 from service.api.problems import MEDIA_TYPE, problem_body, problem_headers, status_of, unforeseen
 from service.api.within import within
 from service.engine.models import ServedModel
+from service.engine.types import StreamKey
 from service.errors import ServiceError
-from service.wire import JSON, Format
+from service.wire import JSON, Format, check_stream_id
 from service.wire.formats import encode, format_of_answer, format_of_body
 
 _log = logging.getLogger(__name__)
@@ -144,6 +146,24 @@ def model_of(request: Request, context: Context) -> ServedModel:
         ServiceError: `model_not_found`, or `bad_request` for a version that is no number.
     """
     return context.engine.shelf.get(request.path_params["model"], version_of(request))
+
+
+def stream_of(request: Request, context: Context, tenant: str) -> StreamKey:
+    """Return the stream that the path names, of a model that is there.
+
+    Raises:
+        ServiceError: As for `model_of`, and `bad_request` for what is no stream id.
+    """
+    return StreamKey(tenant, model_of(request, context).name, check_stream_id(request.path_params["stream"]))
+
+
+def stream_for(request: Request, context: Context, scope: KeyScope) -> StreamKey:
+    """Return the stream that the path names, once it is sure that the caller may do with it what the scope allows.
+
+    Raises:
+        ServiceError: As for `stream_of`, and `unauthenticated` or `forbidden`.
+    """
+    return stream_of(request, context, context.caller(request.headers.get("authorization"), scope).tenant)
 
 
 def version_of(request: Request) -> int | None:

@@ -109,13 +109,14 @@ BULK_STEPS = route(
 RESET = route(
     "streams",
     path=ONE,
-    parameters=[KEY],
+    parameters=[VERSION, KEY],
     body=_RESET_BODY,
     answer=an_object(["step", "state_id"], step={"type": "integer"}, state_id=STATE_ID, replayed={"const": True}),
     problems=(
         *STREAM_WRITE,
         *("stream_not_found", "snapshot_not_found", "state_changed", "idempotency_key_reused", "precondition_required"),
         "stream_quota",
+        "model_changed",
     ),
 )
 RESET_ALL = route(

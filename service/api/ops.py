@@ -90,13 +90,11 @@ class OpsRoutes:
             *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "max_websockets"),
             *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
             *("tenant_rate", "tenant_max_websockets", "tenant_max_streams"),
+            "max_snapshots",
         )
-        answer = {
-            "version": self._app.version,
-            "durability": settings.durability,
-            "limits": {name: getattr(settings, name) for name in limits},
-        }
-        return respond(answer, request)
+        found = {name: getattr(settings, name) for name in limits}
+        found["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
+        return respond({"version": self._app.version, "durability": settings.durability, "limits": found}, request)
 
     async def healthz(self, _request: Request) -> Response:
         """Say that the process is alive."""

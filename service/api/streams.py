@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
-
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
@@ -19,14 +16,16 @@ from service.api.http import (
     model_of,
     number_of,
     respond,
+    stream_for,
     version_of,
 )
 from service.engine.types import StreamKey
 from service.errors import ServiceError
 from service.wire import Format, check_stream_id, encode_state_id
-from service.wire.bodies import read_reset
+from service.wire.answers import position_answer, time_text
 from service.wire.formats import format_of_answer
 from service.wire.names import STREAM_ID
+from service.wire.operations import read_reset
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
 _MODEL = "/v1/models/{model}"
@@ -71,42 +70,34 @@ class StreamRoutes:
         return await self._move_many(request, chunk=True)
 
     async def reset(self, request: Request) -> Response:
-        """Bring one stream back to its initial state."""
-        key = self._stream(request, self._context.caller(request.headers.get("authorization"), "admin").tenant)
+        """Bring one stream back to its initial state, or to one of its snapshots."""
+        key = stream_for(request, self._context, "admin")
         form = format_of(request)
         after, snapshot = read_reset(await body_of(request, self._context), form)
         idempotency_key = idempotency_key_of(request)
-        if after is None and idempotency_key is None:
-            self._demand_no_precondition("reset")
-        if snapshot is not None:
-            raise ServiceError(
-                "snapshot_not_found", f"The stream has no snapshot {snapshot[:100]!a}.", fix="Reset to `initial`."
-            )
-        position = await self._context.engine.reset(key, after=after, idempotency_key=idempotency_key)
-        answer: dict[str, Any] = {"step": position.step, "state_id": encode_state_id(position.state_id)}
-        if position.replayed:
-            answer["replayed"] = True
-        return respond(answer, request, form)
+        self._context.demand_precondition("reset", after, idempotency_key)
+        position = await self._context.engine.reset(
+            key, snapshot=snapshot, version=version_of(request), after=after, idempotency_key=idempotency_key
+        )
+        return respond(position_answer(position), request, form)
 
     async def reset_all(self, request: Request) -> Response:
         """Bring every stream of a model, as far as they are the caller's, back to its initial state."""
         caller = self._context.caller(request.headers.get("authorization"), "admin")
         model = model_of(request, self._context)
-        if idempotency_key_of(request) is None:
-            self._demand_no_precondition("reset")
+        self._context.demand_precondition("reset", idempotency_key_of(request))
         return respond({"reset": await self._context.engine.reset_all(caller.tenant, model.name)}, request)
 
     async def delete(self, request: Request) -> Response:
         """Forget one stream."""
-        key = self._stream(request, self._context.caller(request.headers.get("authorization"), "admin").tenant)
-        if idempotency_key_of(request) is None:
-            self._demand_no_precondition("delete")
+        key = stream_for(request, self._context, "admin")
+        self._context.demand_precondition("delete", idempotency_key_of(request))
         await self._context.engine.delete(key)
         return Response(status_code=204)
 
     async def status(self, request: Request) -> Response:
         """Say where one stream stands."""
-        key = self._stream(request, self._context.caller(request.headers.get("authorization"), "read").tenant)
+        key = stream_for(request, self._context, "read")
         status = await self._context.engine.status(key)
         answer = {
             "stream": key.stream,
@@ -114,8 +105,8 @@ class StreamRoutes:
             "version": status.version,
             "step": status.step,
             "state_id": encode_state_id(status.state_id),
-            "created_at": _time(status.created_ms),
-            "updated_at": _time(status.updated_ms),
+            "created_at": time_text(status.created_ms),
+            "updated_at": time_text(status.updated_ms),
             "expires_in_s": status.expires_in_ms / 1000,
         }
         return respond(answer, request)
@@ -144,11 +135,6 @@ class StreamRoutes:
 
     # ---------------------------------------------------------------- helpers
 
-    def _stream(self, request: Request, tenant: str) -> StreamKey:
-        """Return the stream that the path names, of a model that is there."""
-        model = model_of(request, self._context)
-        return StreamKey(tenant, model.name, check_stream_id(request.path_params["stream"]))
-
     async def _move(self, request: Request, *, chunk: bool) -> Response:
         context = self._context
         caller = context.caller(request.headers.get("authorization"), "step")
@@ -171,16 +157,3 @@ class StreamRoutes:
     async def _answer(self, call: Call, request: Request) -> Response:
         body = await answered(call, await body_of(request, self._context))
         return Answer(body, call.answer_form.value)
-
-    def _demand_no_precondition(self, what: str) -> None:
-        if self._context.settings.require_preconditions:
-            raise ServiceError(
-                "precondition_required",
-                f"The {what} has neither `after` nor an Idempotency-Key; this service demands one of them.",
-                fix="Send an Idempotency-Key, so that a late copy of this request does no harm.",
-            )
-
-
-def _time(milliseconds: int) -> str:
-    """Return a time as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

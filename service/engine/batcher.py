@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service.engine.batch_queue import BatchQueue
 from service.engine.cache import StateCache
 from service.engine.names import RequestNames
+from service.engine.peeks import Peeks
 from service.engine.pending import Pending
 from service.engine.rounds import Announce, Begins, Reroute, Rounds
 from service.engine.runner import ModelRunner, RunClock
@@ -59,17 +61,9 @@ class Batcher:
         self.cache = StateCache(blank_head(served.fingerprint), served.step_model.initial_state, cache_bytes)
         self._names = RequestNames(served.manifest)
         self._runner = ModelRunner(served, self._names.inputs, observer)
-        self._rounds = Rounds(
-            served,
-            store,
-            self.cache,
-            observer,
-            runner=self._runner,
-            timeout=timeout,
-            reroute=reroute,
-            answered=answered,
-            begins=begins,
-        )
+        common: dict[str, Any] = {"runner": self._runner, "timeout": timeout, "reroute": reroute, "answered": answered}
+        self._rounds = Rounds(served, store, self.cache, observer, **common, begins=begins)
+        self._peeks = Peeks(served, store, self.cache, observer, **common)
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_wait = max_wait
         self._queue: BatchQueue[Pending] = BatchQueue()
@@ -100,6 +94,12 @@ class Batcher:
         data = self._names.data(timestep)
         name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep)
         self.put(Pending(timestep, done, received, name, shape, data, self._names.op_id(timestep, data)))
+
+    def peek(self, timestep: Timestep, done: Done, received: float) -> None:
+        """Queue a look at what a timestep would answer, behind the stream's timesteps that wait here."""
+        data, op_id = self._names.data(timestep), secrets.token_bytes(16)
+        name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep, "peek")
+        self.put(Pending(timestep, done, received, name, shape, data, op_id, peeks=True))
 
     def put(self, pending: Pending) -> None:
         """Queue a timestep that was named before."""
@@ -138,7 +138,7 @@ class Batcher:
 
     async def _process(self, batch: Sequence[Pending]) -> None:
         try:
-            await self._rounds.take(batch)
+            await (self._peeks if batch[0].peeks else self._rounds).take(batch)
         finally:
             for pending in batch:
                 self._queue.release(pending.name)

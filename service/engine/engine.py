@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from model_export.manifest import Manifest
 from service.engine.batcher import Batcher
-from service.engine.decide import Intent, Verdict, decide, replay_of_key
+from service.engine.copies import Copies
 from service.engine.models import ModelShelf, ServedModel
 from service.engine.observer import EngineObserver
+from service.engine.origins import Origins, no_stream
 from service.engine.pending import Pending
+from service.engine.resets import Resets
 from service.engine.rounds import Announce
 from service.engine.tenants import StreamQuota, TenantRates
 from service.engine.types import (
@@ -26,10 +28,11 @@ from service.engine.types import (
     StreamStatus,
     Timestep,
 )
-from service.errors import CorruptRecordError, ServiceError
+from service.errors import ServiceError
 from service.store import keys
-from service.store.record import HAD_KEY, NO_CHAIN, KeyEntry, Kind, Record, decode, digest16, next_chains
-from service.store.redis import Commit, Outcome, StateStore
+from service.store.record import decode
+from service.store.redis import StateStore
+from service.store.snapshots import Snapshots
 
 _WATCHDOG_PERIOD_S = 0.1
 _READY_PING_S = 1.0
@@ -48,6 +51,8 @@ class EngineOptions:
         cache_bytes: Memory for hot records.
         tenant_rate: Timesteps a second of one tenant; None: no limit.
         tenant_max_streams: Live streams of one tenant; None: no limit.
+        snapshot_ttl_s: Seconds that a stream's snapshots live after the last use of one; None: as idle streams do.
+        max_snapshots: Snapshots that a stream may have.
     """
 
     max_batch_size: int = 256
@@ -58,10 +63,20 @@ class EngineOptions:
     cache_bytes: int = 256 * 2**20
     tenant_rate: float | None = None
     tenant_max_streams: int | None = None
+    snapshot_ttl_s: float | None = None
+    max_snapshots: int = 16
 
 
 class Engine:
-    """Moves streams. Remembers nothing that matters: the store has the last word."""
+    """Moves streams. Remembers nothing that matters: the store has the last word.
+
+    Attributes:
+        shelf: The models.
+        store: Where records live.
+        resets: Puts other states in streams' places.
+        copies: Forks streams, keeps snapshots of them, hands out their states.
+        draining: Nothing new is taken.
+    """
 
     def __init__(
         self,
@@ -90,6 +105,15 @@ class Engine:
         self._announce: Announce | None = None
         self._open = 0
         self._all_answered = asyncio.Event()
+        snapshots = Snapshots(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
+        origins = Origins(store, shelf, snapshots)
+        ways: dict[str, Any] = {
+            "begin": self._begin,
+            "begins": self.demand_room_for_stream,
+            "forget": self._forget,
+        }
+        self.resets = Resets(store, shelf, origins, **ways)
+        self.copies = Copies(store, shelf, snapshots, origins, **ways)
         self._watchdog = Watchdog(self._options.run_timeout_s, lambda: list(self._batchers.values()))
 
     # ---------------------------------------------------------------- stepping
@@ -121,59 +145,50 @@ class Engine:
         Raises:
             ServiceError: It was refused, or its outcome is not known; see `applied`.
         """
-        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-
-        def done(result: Prediction | ServiceError) -> None:
-            if future.done():
-                return
-            if isinstance(result, ServiceError):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
+        future, done = _answer()
         self.submit(timestep, done)
+        return await future
+
+    async def peek(self, timestep: Timestep) -> Prediction:
+        """Return what a timestep would be answered; nothing is committed.
+
+        Its `step` is the one that it would reach; its `state_id` is that of the stream as it is, empty where there
+        is none, which is peeked at from the initial state. An idempotency key has no meaning here.
+
+        Raises:
+            ServiceError: As for `advance`.
+        """
+        self._demand_room()
+        batcher = self._batcher(self.shelf.get(timestep.key.model, timestep.version))
+        now = asyncio.get_running_loop().time()
+        if self._rates is not None:
+            self._rates.demand(timestep.key.tenant, timestep.length, now)
+        future, done = _answer()
+        batcher.peek(timestep, done, now)
+        self._open += 1
         return await future
 
     # ---------------------------------------------------------------- resetting, forgetting
 
     async def reset(
-        self, key: StreamKey, *, after: bytes | None = None, idempotency_key: str | None = None
+        self,
+        key: StreamKey,
+        *,
+        snapshot: str | None = None,
+        version: int | None = None,
+        after: bytes | None = None,
+        idempotency_key: str | None = None,
     ) -> Position:
-        """Bring a stream back to its initial state, step 0; a bare reset creates a missing stream.
+        """Bring a stream back to its initial state, or to one of its snapshots; see `Resets`.
 
         Raises:
-            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`, or
-                the store's.
+            ServiceError: It was refused, or its outcome is not known; see `applied`.
         """
-        self._demand_room()
-        served = self.shelf.get(key.model)
-        name = keys.record_key(*key)
-        deadline = self._deadline()
-        intent = _reset_intent(after, idempotency_key)
-        entry_name = None if idempotency_key is None else keys.entry_key(name, idempotency_key)
-        while True:
-            found = await self.store.load([name] if entry_name is None else [name, entry_name], deadline=deadline)
-            if entry_name is not None and found[1] is not None:
-                known = replay_of_key(KeyEntry.decode(found[1]), intent)
-                return Position(known.step, known.chain, replayed=True)
-            current, expect = _record_to_replace(found[0], intent)
-            if decide(current, intent) is Verdict.REPLAY and current is not None:
-                return Position(current.step, current.chain, replayed=True)
-            if found[0] is None:
-                self.demand_room_for_stream(key.tenant)
-            record = _initial_record(served, current, intent, had_key=idempotency_key is not None)
-            entry = KeyEntry(intent.op_id, record.epoch, 0, record.chain, 0, b"").encode()
-            commit = Commit(name, expect, record.encode(), entry_name, entry)
-            answer = (await self.store.commit([commit], deadline=deadline))[0]
-            self._forget(key)
-            if answer.outcome in (Outcome.APPLIED, Outcome.SAME):
-                return Position(0, record.chain, replayed=answer.outcome is Outcome.SAME)
-            if answer.outcome is Outcome.FOREIGN:
-                await self.store.delete(name, deadline=deadline)
-            if asyncio.get_running_loop().time() >= deadline:
-                raise ServiceError(
-                    "overloaded", "Others kept moving the stream until the deadline.", fix="Send the reset again."
-                )
+        if snapshot is None:
+            return await self.resets.to_initial(key, version=version, after=after, idempotency_key=idempotency_key)
+        return await self.resets.to_snapshot(
+            key, snapshot, version=version, after=after, idempotency_key=idempotency_key
+        )
 
     async def reset_all(self, tenant: str, model: str) -> int:
         """Reset every stream of a model that the tenant has, and return how many."""
@@ -189,9 +204,10 @@ class Engine:
                 return len(seen)
 
     async def delete(self, key: StreamKey) -> None:
-        """Forget a stream; also where there is none."""
+        """Forget a stream and its snapshots; also where there is none."""
         self.shelf.get(key.model)
-        await self.store.delete(keys.record_key(*key), deadline=self._deadline())
+        name = keys.record_key(*key)
+        await self.store.delete(name, keys.snapshots_key(name), deadline=self._deadline())
         if self._quota is not None:
             self._quota.due = True
         self._forget(key)
@@ -207,9 +223,7 @@ class Engine:
         self.shelf.get(key.model)
         raw, ttl = await self.store.load_with_ttl(keys.record_key(*key), deadline=self._deadline())
         if raw is None:
-            raise ServiceError(
-                "stream_not_found", f"There is no stream {key.stream!r} of this model.", fix="Its first step makes it."
-            )
+            raise no_stream(key)
         record = decode(raw)
         served = self.shelf.by_fingerprint(key.model, record.fingerprint)
         return StreamStatus(
@@ -373,6 +387,11 @@ class Engine:
                 fix="Send the same request again after a pause.",
             )
 
+    def _begin(self) -> float:
+        """Return the deadline of a request that begins now, if there is room for it."""
+        self._demand_room()
+        return self._deadline()
+
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._options.request_timeout_s
 
@@ -404,49 +423,22 @@ class Watchdog:
                     batcher.served.step_model.terminate(longer_than=self._limit)
 
 
+def _answer() -> tuple[asyncio.Future[Prediction], Done]:
+    """Return an answer to wait for, and what takes it; whoever waits may be cancelled."""
+    future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+
+    def done(result: Prediction | ServiceError) -> None:
+        if future.done():
+            return
+        if isinstance(result, ServiceError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    return future, done
+
+
 def _takes(manifest: Manifest, timestep: Timestep) -> bool:
     """Whether a model takes a request's inputs, which were checked for another version of it."""
     found = {name: (array.dtype.name, array.shape[1:]) for name, array in timestep.inputs.items()}
     return found == {spec.name: (spec.dtype, spec.row_shape) for spec in manifest.inputs}
-
-
-def _reset_intent(after: bytes | None, idempotency_key: str | None) -> Intent:
-    if idempotency_key is not None:
-        op_id = digest16(b"reset", idempotency_key.encode(), after or b"")
-    elif after is not None:
-        op_id = digest16(b"R", after)
-    else:
-        op_id = secrets.token_bytes(16)
-    return Intent(op_id, 0, None, after, "auto", None)
-
-
-def _record_to_replace(raw: bytes | None, intent: Intent) -> tuple[Record | None, bytes]:
-    """Return the record and its guard. What is no record of ours is replaced too, unless a history is demanded."""
-    if raw is None:
-        return None, b""
-    try:
-        record = decode(raw)
-    except CorruptRecordError:
-        if intent.after is not None:
-            raise
-        return None, raw[8:64]
-    return record, record.guard
-
-
-def _initial_record(served: ServedModel, current: Record | None, intent: Intent, *, had_key: bool) -> Record:
-    now = int(time.time() * 1000)
-    before = NO_CHAIN if current is None else current.chain
-    [chain] = next_chains([before], Kind.RESET, [intent.op_id], served.fingerprint)
-    return Record(
-        epoch=secrets.randbits(64),
-        step=0,
-        length=0,
-        flags=Kind.RESET | (HAD_KEY if had_key else 0),
-        op_id=intent.op_id,
-        chain=chain,
-        fingerprint=served.fingerprint,
-        updated_ms=now,
-        created_ms=now if current is None else current.created_ms,
-        outputs=b"",
-        state=served.step_model.initial_state,
-    )

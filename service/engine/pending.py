@@ -23,6 +23,7 @@ class Pending:
         shape: What it has in common with those that it may be run with.
         data: The bytes of each input, in the order of `RequestNames.inputs`.
         op_id: Names the operation: the same for every retry of it, 16 bytes.
+        peeks: It asks for the prediction alone: nothing is to be committed.
         fresh: `view` came from the store during this request.
         view: With `fresh`, the stream's record; None: the stream is missing.
         stored: The bytes of `view`.
@@ -37,6 +38,7 @@ class Pending:
     shape: Hashable
     data: Sequence[bytes]
     op_id: bytes
+    peeks: bool = False
     fresh: bool = False
     view: Record | None = None
     stored: bytes = b""

@@ -92,17 +92,64 @@ class StreamStatus:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a stream stands after a reset.
+    """Where a stream stands after it was put there: reset, forked, or given a state; or where a snapshot stands.
 
     Attributes:
-        step: 0, or the snapshot's.
+        step: 0, or the snapshot's, the other stream's or the given one.
         state_id: 16 bytes.
-        replayed: The same reset had been done before and is the stream's newest operation.
+        replayed: The same had been done before; this is its first answer.
     """
 
     step: int
     state_id: bytes
     replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GivenState:
+    """A state from outside, checked: one row per state of the model, its declared dtype, finite.
+
+    Attributes:
+        states: `*row` by name.
+        step: Timesteps that the stream counts from then on.
+    """
+
+    states: Mapping[str, Array]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What a stream carries.
+
+    Attributes:
+        states: One row per state of the model, `*row` by name.
+        step: Timesteps since creation or reset.
+        fingerprint: The model that wrote it, 8 bytes.
+    """
+
+    states: Mapping[str, Array]
+    step: int
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStatus:
+    """What is known of a snapshot.
+
+    Attributes:
+        name: Its name.
+        version: Model version that wrote the state, or None where it is not loaded here.
+        step: The stream's step then.
+        state_id: The stream's history then, 16 bytes.
+        taken_ms: When it was taken, milliseconds since the epoch.
+    """
+
+    name: str
+    version: int | None
+    step: int
+    state_id: bytes
+    taken_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,11 @@ def entry_key(record: str, idempotency_key: str) -> str:
     return f"{record}:k:{digest16(idempotency_key.encode()).hex()}"
 
 
+def snapshots_key(record: str) -> str:
+    """Return the key of a stream's snapshots."""
+    return f"{record}:s"
+
+
 def records_pattern(tenant: str, model: str, prefix: str) -> str:
     """Return the SCAN pattern of a model's records whose stream id begins with `prefix`.
 

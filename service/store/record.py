@@ -51,6 +51,10 @@ class Kind(IntEnum):
 
     STEP = 1
     RESET = 2
+    FORK = 3
+    REWIND = 4  # a reset to a snapshot
+    PUT_STATE = 5
+    ROLLOUT = 6  # a committed one
 
 
 @dataclass(frozen=True, slots=True)

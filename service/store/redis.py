@@ -149,8 +149,8 @@ class StateStore:
             timeout: Seconds for one exchange with the store; an exchange is tried again until its deadline.
         """
         self._wire = Wire(url, timeout=timeout)
-        self._ttl_s = stream_ttl_s
-        self._entry_ttl = int(idempotency_ttl_s * 1000)
+        self.stream_ttl_s = stream_ttl_s
+        self.idempotency_ttl_s = idempotency_ttl_s
         self._durability = durability
 
     @property
@@ -205,7 +205,10 @@ class StateStore:
         """
         began = self.clock()
         # An answer counts until the deadline, so what it confirms was executed before.
-        keep = began + (deadline - asyncio.get_running_loop().time()) <= refreshed + (_LONGEST_LIFE - 1) * self._ttl_s
+        keep = (
+            began + (deadline - asyncio.get_running_loop().time())
+            <= refreshed + (_LONGEST_LIFE - 1) * self.stream_ttl_s
+        )
         answers = await self.run(_COMMIT, self._script_arguments(commits, keep=keep), deadline=deadline)
         return Commits(dict(map(_committed, answers)), None if keep else began)
 
@@ -328,8 +331,8 @@ class StateStore:
         arguments: list[Argument] = [len(commits) + len(keyed)]
         arguments += [c.key for c in commits]
         arguments += [c.entry_key for _, c in keyed if c.entry_key is not None]
-        life = int(_LONGEST_LIFE * 1000 * self._ttl_s)
-        arguments += (len(commits), life, self._entry_ttl, int(keep))
+        life = int(_LONGEST_LIFE * 1000 * self.stream_ttl_s)
+        arguments += (len(commits), life, int(self.idempotency_ttl_s * 1000), int(keep))
         arguments += [part for c in commits for part in c[1:3]]
         for i, c in keyed:
             arguments += (i, c.entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -121,6 +122,36 @@ def bulk_answer(
     if replayed := [i for i, result in enumerate(results) if result is not None and result.replayed]:
         answer["replayed"] = replayed
     return answer
+
+
+class Stands(Protocol):
+    """Where a stream stands: what `service.engine.types.Position` has."""
+
+    @property
+    def step(self) -> int:
+        """Timesteps that it counts."""
+        ...
+
+    @property
+    def state_id(self) -> bytes:
+        """16 bytes."""
+        ...
+
+    @property
+    def replayed(self) -> bool:
+        """This is the first answer again."""
+        ...
+
+
+def position_answer(position: Stands) -> dict[str, Any]:
+    """Return the answer to what put a stream somewhere."""
+    answer: dict[str, Any] = {"step": position.step, "state_id": encode_state_id(position.state_id)}
+    return {**answer, "replayed": True} if position.replayed else answer
+
+
+def time_text(milliseconds: int) -> str:
+    """Return a time as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def tensor(array: Array, form: Format) -> Any:

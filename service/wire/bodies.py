@@ -13,7 +13,7 @@ from model_export.manifest import Array
 from service.errors import ServiceError
 from service.wire.document import kind, parse, show
 from service.wire.formats import Format, encode
-from service.wire.names import SEQ_LIMIT, decode_state_id, is_state_id
+from service.wire.names import SEQ_LIMIT, is_state_id
 
 Create = Literal["auto", "never", "must"]
 Keep = Literal["all", "last", "none"]
@@ -101,6 +101,12 @@ class StepsEnvelope(StepEnvelope, forbid_unknown_fields=True, gc=False):
     """The body of a chunk."""
 
     keep: Keep | UnsetType = msgspec.field(name="return", default=UNSET)
+
+
+class PeekEnvelope(StepsEnvelope, forbid_unknown_fields=True, gc=False):
+    """The body of a peek."""
+
+    chunk: bool | UnsetType = UNSET
 
 
 class BulkEnvelope(Struct, forbid_unknown_fields=True, gc=False):
@@ -198,22 +204,6 @@ def check_envelope(document: Any, optional: tuple[str, ...], *, needed: tuple[st
         if key in checks and not checks[key][0](value):
             refuse(f"`{key}` is {_shown(value)}; expected {checks[key][1]}.")
     return document
-
-
-def read_reset(body: bytes, form: Format) -> tuple[bytes | None, str | None]:
-    """Return `after` and the snapshot's name of a reset's body; the body may be empty.
-
-    Raises:
-        ServiceError: `bad_json` or `bad_request`.
-    """
-    if not body.strip():
-        return None, None
-    document = check_envelope(parse(body, form), ("to", "after"), needed=())
-    to = document.get("to", "initial")
-    snapshot = to.get("snapshot") if isinstance(to, dict) and to.keys() == {"snapshot"} else None
-    if to != "initial" and not isinstance(snapshot, str):
-        refuse(f'`to` is {show(to)}; expected "initial" or {{"snapshot": NAME}}.')
-    return decode_state_id(document["after"]) if "after" in document else None, snapshot
 
 
 def label_for(stream: str | None, name: Raw | None) -> dict[str, Any]:

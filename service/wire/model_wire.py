@@ -81,6 +81,24 @@ class ModelWire:
             document = check_envelope(parse(body, form), _STEPS_KEYS, needed=("inputs",))
             return self._one_slowly(document, chunk=True)
 
+    def peek(self, body: bytes, form: Format) -> StepBody:
+        """Read the body of a peek: that of a step, or with `chunk` of a chunk.
+
+        Raises:
+            ServiceError: As for `steps`.
+        """
+        try:
+            envelope = _decode(body, form, bodies.PeekEnvelope)
+            chunk = envelope.chunk is True
+            if envelope.keep is not UNSET and not chunk:
+                raise UnsoundError
+            return self._one(envelope, body, form, chunk=chunk)
+        except NOT_SOUND:
+            document = check_envelope(parse(body, form), (*_STEPS_KEYS, "chunk"), needed=("inputs",))
+            chunk = document.get("chunk", False)
+            _demand_chunk(document, chunk=chunk)
+            return self._one_slowly(document, chunk=chunk)
+
     def bulk(self, body: bytes, form: Format, *, chunk: bool) -> BulkBody:
         """Read columns: one timestep, or with `chunk` T of them, of many streams.
 
@@ -210,8 +228,7 @@ class ModelWire:
         needed = ("streams" if columns else "stream", "inputs") if many else ("inputs",)
         document = check_envelope(document, (*_STEPS_KEYS, "chunk", "id"), needed=needed)
         chunk = document.get("chunk", False)
-        if "return" in document and not chunk:
-            refuse(f"`return` is {show(document['return'])} without `chunk`; expected it with `chunk: true` only.")
+        _demand_chunk(document, chunk=chunk)
         name = Raw(encode(document["id"], form)) if "id" in document else None
         if columns:
             return FeedMessage(self._many_slowly(document, chunk=chunk), None, name)
@@ -283,6 +300,7 @@ _DECODERS = {
     for kind in (
         bodies.StepEnvelope,
         bodies.StepsEnvelope,
+        bodies.PeekEnvelope,
         bodies.BulkEnvelope,
         bodies.BulkStepsEnvelope,
         bodies.FeedEnvelope,
@@ -319,6 +337,11 @@ def _step_body(inputs: dict[str, Array], envelope: Any) -> StepBody:
         "auto" if create is UNSET else create,
         "all",
     )
+
+
+def _demand_chunk(document: dict[str, Any], *, chunk: bool) -> None:
+    if "return" in document and not chunk:
+        refuse(f"`return` is {show(document['return'])} without `chunk`; expected it with `chunk: true` only.")
 
 
 def _state_id(text: str) -> bytes:

@@ -1,0 +1,134 @@
+"""What `/docs` and `/openapi.json` say of the routes in `operations.py`."""
+
+from __future__ import annotations
+
+from service.api.openapi_parts import (
+    CREATE,
+    INPUTS,
+    KEY,
+    ONE,
+    RETURN,
+    SEQ,
+    STATE_ID,
+    STEPPING,
+    STREAM,
+    STREAM_READ,
+    STREAM_WRITE,
+    TENSORS,
+    VERSION,
+    Schema,
+    an_object,
+    list_of,
+    nullable,
+    route,
+)
+from service.wire.names import SEQ_LIMIT
+
+_NAME: Schema = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+}
+_STEP: Schema = {"type": "integer", "minimum": 0, "exclusiveMaximum": SEQ_LIMIT}
+_REPLAYED: Schema = {"const": True, "description": "Done before; this is the first answer."}
+_STATES: Schema = {**TENSORS, "description": "One tensor per state of the model.", "example": {"h": [0.1, 0.2]}}
+_FINGERPRINT: Schema = {
+    "type": "string",
+    "pattern": "^[0-9a-fA-F]{16}$",
+    "description": "Names the model that wrote the state. One that is not loaded here is refused, unless `version` "
+    "says which version takes the state over.",
+}
+_SNAPSHOT = an_object(
+    ["name", "version", "step", "state_id", "taken_at"],
+    name=_NAME["schema"],
+    version=nullable({"type": "integer"}),
+    step=_STEP,
+    state_id=STATE_ID,
+    taken_at={"type": "string", "format": "date-time"},
+)
+_READ = (*STREAM_READ, "stream_not_found", "state_corrupt", "record_version")
+_WRITE = (
+    *STREAM_WRITE,
+    *("stream_not_found", "state_changed", "idempotency_key_reused", "state_corrupt", "record_version"),
+)
+
+PEEK = route(
+    "looking ahead",
+    path=ONE,
+    parameters=[VERSION],
+    body=an_object(
+        ["inputs"],
+        inputs=INPUTS,
+        chunk={"type": "boolean", "default": False, "description": "The inputs have a time axis."},
+        seq=SEQ,
+        after=STATE_ID,
+        create=CREATE,
+        return_=RETURN,
+    ),
+    answer=an_object(
+        ["outputs", "step"],
+        outputs=TENSORS,
+        step={"type": "integer", "description": "The step that it would reach."},
+        state_id={**STATE_ID, "description": "The history that was peeked at; left out where the stream is missing."},
+    ),
+    problems=STEPPING,
+)
+FORK = route(
+    "copies",
+    path=ONE,
+    parameters=[VERSION, KEY],
+    body=an_object(
+        ["to"],
+        to={**STREAM, "description": "The stream to begin."},
+        from_={"anyOf": [{"const": "present"}, an_object(["snapshot"], snapshot=_NAME["schema"])]},
+        after=STATE_ID,
+    ),
+    answer=an_object(["stream", "step", "state_id"], stream=STREAM, step=_STEP, state_id=STATE_ID, replayed=_REPLAYED),
+    problems=(*_WRITE, "stream_exists", "snapshot_not_found", "model_changed", "stream_quota"),
+)
+STATE = route(
+    "copies",
+    path=ONE,
+    parameters=[VERSION],
+    answer=an_object(["states", "step", "fingerprint"], states=_STATES, step=_STEP, fingerprint=_FINGERPRINT),
+    problems=(*_READ, "model_changed"),
+)
+PUT_STATE = route(
+    "copies",
+    path=ONE,
+    parameters=[VERSION, KEY],
+    body=an_object(["states"], states=_STATES, step=_STEP, fingerprint=_FINGERPRINT, after=STATE_ID),
+    answer=an_object(["step", "state_id"], step=_STEP, state_id=STATE_ID, replayed=_REPLAYED),
+    problems=(*_WRITE, "bad_input", "non_finite", "model_changed", "precondition_required", "stream_quota"),
+)
+SNAPSHOTS = route("copies", path=ONE, answer=an_object(["snapshots"], snapshots=list_of(_SNAPSHOT)), problems=_READ)
+SNAPSHOT = route(
+    "copies",
+    path=ONE,
+    parameters=[_NAME],
+    answer=an_object(
+        [*_SNAPSHOT["required"], "states", "fingerprint"],
+        **_SNAPSHOT["properties"],
+        states=_STATES,
+        fingerprint=_FINGERPRINT,
+    ),
+    problems=(*_READ, "snapshot_not_found", "model_changed"),
+)
+PUT_SNAPSHOT = route(
+    "copies",
+    path=ONE,
+    parameters=[_NAME, KEY],
+    body=an_object([], after=STATE_ID),
+    answer=an_object(
+        ["name", "step", "state_id"], name=_NAME["schema"], step=_STEP, state_id=STATE_ID, replayed=_REPLAYED
+    ),
+    problems=(*_WRITE, "precondition_required", "stream_quota"),
+)
+DELETE_SNAPSHOT = route(
+    "copies",
+    path=ONE,
+    parameters=[_NAME, KEY],
+    problems=(*STREAM_WRITE, "idempotency_key_reused", "precondition_required"),
+    status=204,
+)

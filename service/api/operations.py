@@ -1,0 +1,160 @@
+"""Routes that look ahead of a stream, branch it, keep copies of it, and hand its state out and in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from service.api import openapi_operations as openapi
+from service.api.context import Context
+from service.api.http import (
+    body_of,
+    format_of,
+    idempotency_key_of,
+    model_of,
+    respond,
+    stream_for,
+    version_of,
+)
+from service.api.moves import timestep_of
+from service.engine.types import GivenState, SnapshotStatus, StreamKey, StreamState
+from service.wire import JSON, Format, encode_state_id
+from service.wire.answers import position_answer, step_answer, tensor, time_text
+from service.wire.formats import format_of_answer
+from service.wire.operations import (
+    check_snapshot_name,
+    read_fork,
+    read_snapshot,
+    read_state,
+    states_of,
+)
+
+_STREAM = "/v1/models/{model}/streams/{stream}"
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Declare the routes."""
+    routes = OperationRoutes(context)
+    add = app.add_api_route
+    add(f"{_STREAM}/peek", routes.peek, methods=["POST"], **openapi.PEEK)
+    add(f"{_STREAM}/fork", routes.fork, methods=["POST"], **openapi.FORK)
+    add(f"{_STREAM}/state", routes.state, methods=["GET"], **openapi.STATE)
+    add(f"{_STREAM}/state", routes.put_state, methods=["PUT"], **openapi.PUT_STATE)
+    add(f"{_STREAM}/snapshots", routes.snapshots, methods=["GET"], **openapi.SNAPSHOTS)
+    add(f"{_STREAM}/snapshots/{{name}}", routes.snapshot, methods=["GET"], **openapi.SNAPSHOT)
+    add(f"{_STREAM}/snapshots/{{name}}", routes.put_snapshot, methods=["PUT"], **openapi.PUT_SNAPSHOT)
+    add(f"{_STREAM}/snapshots/{{name}}", routes.delete_snapshot, methods=["DELETE"], **openapi.DELETE_SNAPSHOT)
+
+
+class OperationRoutes:
+    """The routes' functions."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def peek(self, request: Request) -> Response:
+        """Say what a timestep, or a chunk, would be answered; the stream stays where it is."""
+        context = self._context
+        key = stream_for(request, context, "step")
+        served, form = model_of(request, context), format_of(request)
+        body = context.wire(served).peek(await body_of(request, context), form)
+        found = await context.engine.peek(timestep_of(body, key, version_of(request), door="http"))
+        answer_form = format_of_answer(request.headers.get("accept"), form)
+        answer = step_answer(found, answer_form, chunk=body.chunk, keep=body.keep)
+        if not found.state_id:
+            del answer["state_id"]  # there is no stream yet, so it has no history
+        return respond(answer, request, form)
+
+    # ---------------------------------------------------------------- forks
+
+    async def fork(self, request: Request) -> Response:
+        """Begin another stream with this one's state, or with that of a snapshot of it."""
+        key, form = stream_for(request, self._context, "admin"), format_of(request)
+        body = read_fork(await body_of(request, self._context), form)
+        to = StreamKey(key.tenant, key.model, body.to)
+        position = await self._context.engine.copies.fork(
+            key,
+            to,
+            snapshot=body.snapshot,
+            version=version_of(request),
+            after=body.after,
+            idempotency_key=idempotency_key_of(request),
+        )
+        return respond({"stream": to.stream, **position_answer(position)}, request, form)
+
+    # ---------------------------------------------------------------- states
+
+    async def state(self, request: Request) -> Response:
+        """Give the state of a stream."""
+        state = await self._context.engine.copies.state(
+            stream_for(request, self._context, "read"), version=version_of(request)
+        )
+        return respond(_state_answer(state, _answer_form(request)), request)
+
+    async def put_state(self, request: Request) -> Response:
+        """Put a stream into a state that is given."""
+        key, form, version = stream_for(request, self._context, "admin"), format_of(request), version_of(request)
+        engine, idempotency_key = self._context.engine, idempotency_key_of(request)
+        body = read_state(await body_of(request, self._context), form)
+        self._context.demand_precondition("new state", body.after, idempotency_key)
+        served = engine.copies.taker(key.model, body.fingerprint, version)
+        given = GivenState(states_of(body.states, served.step_model.fields), body.step)
+        position = await engine.resets.to_state(key, served, given, after=body.after, idempotency_key=idempotency_key)
+        return respond(position_answer(position), request, form)
+
+    # ---------------------------------------------------------------- snapshots
+
+    async def snapshots(self, request: Request) -> Response:
+        """List the snapshots of a stream."""
+        found = await self._context.engine.copies.list_snapshots(stream_for(request, self._context, "read"))
+        return respond({"snapshots": [_snapshot_answer(status) for status in found]}, request)
+
+    async def snapshot(self, request: Request) -> Response:
+        """Give a snapshot of a stream, with the state in it."""
+        key, name = stream_for(request, self._context, "read"), check_snapshot_name(request.path_params["name"])
+        status, state = await self._context.engine.copies.snapshot(key, name)
+        answer = {**_snapshot_answer(status), **_state_answer(state, _answer_form(request))}
+        return respond(answer, request)
+
+    async def put_snapshot(self, request: Request) -> Response:
+        """Keep a copy of a stream, as it is now, under a name."""
+        key, name, form = (
+            stream_for(request, self._context, "admin"),
+            check_snapshot_name(request.path_params["name"]),
+            format_of(request),
+        )
+        after, idempotency_key = read_snapshot(await body_of(request, self._context), form), idempotency_key_of(request)
+        self._context.demand_precondition("snapshot", after, idempotency_key)
+        position = await self._context.engine.copies.take_snapshot(
+            key, name, after=after, idempotency_key=idempotency_key
+        )
+        return respond({"name": name, **position_answer(position)}, request, form)
+
+    async def delete_snapshot(self, request: Request) -> Response:
+        """Forget a snapshot."""
+        key, name = stream_for(request, self._context, "admin"), check_snapshot_name(request.path_params["name"])
+        idempotency_key = idempotency_key_of(request)
+        self._context.demand_precondition("deletion", idempotency_key)
+        await self._context.engine.copies.delete_snapshot(key, name, idempotency_key=idempotency_key)
+        return Response(status_code=204)
+
+
+def _answer_form(request: Request) -> Format:
+    return format_of_answer(request.headers.get("accept"), JSON)
+
+
+def _state_answer(state: StreamState, form: Format) -> dict[str, Any]:
+    states = {name: tensor(array, form) for name, array in state.states.items()}
+    return {"states": states, "step": state.step, "fingerprint": state.fingerprint.hex()}
+
+
+def _snapshot_answer(status: SnapshotStatus) -> dict[str, Any]:
+    return {
+        "name": status.name,
+        "version": status.version,
+        "step": status.step,
+        "state_id": encode_state_id(status.state_id),
+        "taken_at": time_text(status.taken_ms),
+    }

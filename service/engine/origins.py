@@ -1,0 +1,176 @@
+"""`Origins`: where the state of a stream can come from, besides its own timesteps: other streams, and snapshots."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+
+from service.engine.batch import prediction_bytes
+from service.engine.models import ModelShelf, ServedModel
+from service.engine.types import StreamKey
+from service.errors import ServiceError
+from service.store import keys
+from service.store.record import HAD_KEY, Kind, Record, decode, digest16, next_chains
+from service.store.redis import StateStore
+from service.store.snapshots import Snapshot, Snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a stream is to hold.
+
+    Attributes:
+        kind: What brought it there.
+        step: Timesteps that it counts.
+        fingerprint: The model that goes on with it, 8 bytes.
+        state: One packed state row.
+        outputs: The last prediction that was kept on the way to that state, packed; empty: none.
+        origin: Names what the state is, where the operation's name does not; its history has to cover that.
+    """
+
+    kind: Kind
+    step: int
+    fingerprint: bytes
+    state: bytes
+    outputs: bytes = b""
+    origin: bytes = b""
+
+    def record(self, op_id: bytes, chain: bytes, *, created_ms: int | None = None, had_key: bool = False) -> Record:
+        """Return the record of a stream that holds it, in a new life.
+
+        Args:
+            op_id: Names the operation, 16 bytes.
+            chain: The history that it continues.
+            created_ms: When the stream was created; None: now.
+            had_key: The request had an idempotency key.
+        """
+        now = int(time.time() * 1000)
+        name = digest16(op_id, self.origin) if self.origin else op_id
+        [after] = next_chains([chain], self.kind, [name], self.fingerprint)
+        return Record(
+            epoch=secrets.randbits(64),
+            step=self.step,
+            length=0,
+            flags=self.kind | (HAD_KEY if had_key else 0),
+            op_id=op_id,
+            chain=after,
+            fingerprint=self.fingerprint,
+            updated_ms=now,
+            created_ms=now if created_ms is None else created_ms,
+            outputs=self.outputs,
+            state=self.state,
+        )
+
+
+class Origins:
+    """Finds streams and snapshots, and says what goes on from them."""
+
+    def __init__(self, store: StateStore, shelf: ModelShelf, snapshots: Snapshots) -> None:
+        """Put the parts together.
+
+        Args:
+            store: Where records live.
+            shelf: The models.
+            snapshots: Where snapshots live.
+        """
+        self._store = store
+        self._shelf = shelf
+        self._snapshots = snapshots
+
+    async def stream(self, key: StreamKey, *, deadline: float) -> Record:
+        """Return a stream's record.
+
+        Raises:
+            ServiceError: `stream_not_found`, `state_corrupt`, `record_version`, or the store's.
+        """
+        [raw] = await self._store.load([keys.record_key(*key)], deadline=deadline)
+        if raw is None:
+            raise no_stream(key)
+        return decode(raw)
+
+    async def snapshot(self, key: StreamKey, name: str, *, deadline: float, use: bool = True) -> Snapshot:
+        """Return a snapshot of a stream.
+
+        Args:
+            key: The stream.
+            name: The snapshot's.
+            deadline: On the running loop's clock.
+            use: A stream goes on from it, so that it lives on.
+
+        Raises:
+            ServiceError: `snapshot_not_found`, `state_corrupt`, `record_version`, or the store's.
+        """
+        found = await self._snapshots.get(keys.record_key(*key), name, deadline=deadline, use=use)
+        if found is None:
+            raise ServiceError(
+                "snapshot_not_found",
+                f"Stream {key.stream!r} has no snapshot {name[:100]!a}.",
+                fix="GET its `snapshots` lists them.",
+            )
+        return found
+
+    def content(self, kind: Kind, model: str, record: Record, version: int | None) -> Content:
+        """Return what a stream holds that goes on from a record.
+
+        Args:
+            kind: What brings it there.
+            model: The model's name.
+            record: Where it goes on from.
+            version: The model version that goes on with it; None: the one that wrote it.
+
+        Raises:
+            ServiceError: `model_not_found`, or `model_changed`: that version does not carry the same states.
+        """
+        fingerprint, outputs = record.fingerprint, self.last_prediction(model, record)
+        if version is not None:
+            wanted = self._shelf.get(model, version)
+            if wanted.fingerprint != fingerprint:
+                _demand_same_states(self._shelf.by_fingerprint(model, fingerprint), wanted, record)
+                fingerprint, outputs = wanted.fingerprint, b""  # another version may answer otherwise
+        return Content(kind, record.step, fingerprint, record.state, outputs, origin=record.chain)
+
+    def last_prediction(self, model: str, record: Record) -> bytes:
+        """Return the bytes of the last prediction that a record keeps, none where none is kept."""
+        served = self._shelf.by_fingerprint(model, record.fingerprint)
+        size = 0 if served is None else prediction_bytes(served.manifest.answered)
+        return record.outputs[-size:] if 0 < size <= len(record.outputs) else b""
+
+
+def no_stream(key: StreamKey) -> ServiceError:
+    """Return the refusal of what needs a stream that is there."""
+    return ServiceError(
+        "stream_not_found", f"There is no stream {key.stream!r} of this model.", fix="Its first step makes it."
+    )
+
+
+def wrong_history(record: Record) -> ServiceError:
+    """Return the refusal of an `after` that is not the stream's."""
+    return ServiceError(
+        "state_changed",
+        f"`after` names another history than the stream's, which stands at step {record.step}.",
+        fix="Read the stream, then go on from its `state_id`.",
+        step=record.step,
+        state_id=record.chain,
+    )
+
+
+def _demand_same_states(own: ServedModel | None, wanted: ServedModel, record: Record) -> None:
+    if own is not None and _states(own) == _states(wanted):
+        return
+    carried = "is not loaded here" if own is None else f"carries {_states(own)}"
+    raise ServiceError(
+        "model_changed",
+        f"The state was written by model {record.fingerprint.hex()}, which {carried}; version {wanted.version} is "
+        f"{wanted.fingerprint.hex()} and carries {_states(wanted)}.",
+        fix="A state goes on only with a version that carries the same states: names, types and shapes.",
+        step=record.step,
+        state_id=record.chain,
+    )
+
+
+def _states(served: ServedModel) -> list[str]:
+    return [
+        f"{field.name}: {field.dtype}{list(field.shape)} stored as {field.store_dtype}"
+        for field in served.step_model.fields
+    ]

@@ -1,0 +1,100 @@
+"""Peeks over HTTP: what a step would answer, and nothing is moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from service.wire import encode_state_id
+from tests.api.running import Service
+from tests.api.test_streams import MSGPACK, code_of
+from tests.graphs import fold_reference
+
+
+def peek(service: Service, model: str, stream: str, **body: Any) -> Any:
+    return service.http.post(service.path(model, stream, "peek"), json=body)
+
+
+def stands(service: Service, stream: str) -> tuple[int, str]:
+    found = service.http.get(service.path("fold", stream)).json()
+    return found["step"], found["state_id"]
+
+
+def test_a_peek_answers_what_the_step_then_answers(service: Service, stream: str) -> None:
+    service.step("fold", stream, [1])
+    before = stands(service, stream)
+    peeks = [peek(service, "fold", stream, inputs=[x]).json() for x in (5, 6, 5)]
+    after = stands(service, stream)
+    stepped = service.step("fold", stream, [5]).json()
+
+    assert before == after
+    assert [p["outputs"]["y"] for p in peeks] == [fold_reference([1, x])[-1:] for x in (5, 6, 5)]
+    assert (stepped["outputs"], stepped["step"]) == (peeks[0]["outputs"], peeks[0]["step"])
+    assert peeks[0]["state_id"] == before[1]
+
+
+def test_a_peek_at_a_chunk_has_a_time_axis(service: Service, stream: str) -> None:
+    service.step("fold", stream, [1])
+    whole = peek(service, "fold", stream, inputs=[[2], [3]], chunk=True).json()
+    last = peek(service, "fold", stream, inputs=[[2], [3]], chunk=True, **{"return": "last"}).json()
+
+    assert whole["outputs"]["y"] == [[y] for y in fold_reference([1, 2, 3])[1:]]
+    assert last["outputs"]["y"] == fold_reference([1, 2, 3])[-1:]
+    assert (whole["step"], last["step"]) == (3, 3)
+
+
+def test_a_missing_stream_is_peeked_at_from_the_initial_state_and_not_begun(service: Service, stream: str) -> None:
+    answer = peek(service, "fold", stream, inputs=[5], seq=1).json()
+
+    assert answer == {"outputs": {"y": [6]}, "step": 1}
+    assert service.http.get(service.path("fold", stream)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "code"),
+    [
+        ({"seq": 4}, 409, "seq_gap"),
+        ({"seq": 1}, 409, "seq_passed"),
+        ({"after": encode_state_id(bytes(16))}, 409, "state_changed"),
+        ({"create": "must"}, 409, "stream_exists"),
+        ({"return": "last"}, 400, "bad_request"),
+        ({"chunk": 1}, 400, "bad_request"),
+        ({"id": 1}, 400, "bad_request"),
+    ],
+)
+def test_a_peek_out_of_place_is_refused_as_the_step_would_be(
+    service: Service, stream: str, more: Any, status: int, code: str
+) -> None:
+    for n in (1, 2):
+        service.step("fold", stream, [n], seq=n)
+    answer = peek(service, "fold", stream, inputs=[3], **more)
+    good = peek(service, "fold", stream, inputs=[3], seq=3, after=stands(service, stream)[1])
+
+    assert (answer.status_code, code_of(answer)) == (status, code)
+    assert good.status_code == 200
+
+
+@pytest.mark.parametrize("more", [{"seq": 2}, {"after": encode_state_id(bytes(16))}, {"create": "never"}])
+def test_a_peek_into_the_midst_of_a_missing_stream_is_not_found(service: Service, stream: str, more: Any) -> None:
+    answer = peek(service, "fold", stream, inputs=[3], **more)
+
+    assert (answer.status_code, code_of(answer)) == (404, "stream_not_found")
+
+
+def test_a_peek_that_makes_no_number_is_refused(service: Service, stream: str) -> None:
+    for _ in range(2):
+        service.step("nan_at_3", stream, [1])
+    answer = peek(service, "nan_at_3", stream, inputs=[1])
+    wrong = peek(service, "fold", stream, inputs=[1.5])
+
+    assert (answer.status_code, code_of(answer)) == (422, "non_finite_state")
+    assert (wrong.status_code, code_of(wrong)) == (422, "bad_input")
+
+
+def test_a_peek_takes_and_answers_msgpack(service: Service, stream: str) -> None:
+    body = msgspec.msgpack.encode({"inputs": {"x": {"d": "int64", "s": [1], "b": b"\5" + b"\0" * 7}}})
+    answer = service.http.post(service.path("fold", stream, "peek"), content=body, headers=MSGPACK)
+
+    assert msgspec.msgpack.decode(answer.content)["outputs"]["y"] == {"d": "int64", "s": [1], "b": b"\6" + b"\0" * 7}
