@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from model_export.contents import demand_harmless, weight_files
 from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from model_export.manifest import METADATA_KEY, Array, Manifest, sidecar_of
 from model_export.places import Place, chunk_from_graph, chunk_to_graph, from_graph, to_graph
@@ -52,6 +53,7 @@ class StepModel:
         fields: The states in packed order; windows come last.
         state_bytes: Bytes of one packed state row.
         fingerprint: 8 bytes that name the graph, its weights and its state schema.
+        weight_files: Files that hold weights of the graph.
         batched: Whether rows are run together. Decided by the manifest and by a probe at load: two
             different rows run together must equal each run alone.
     """
@@ -74,9 +76,12 @@ class StepModel:
 
         Raises:
             ManifestError: No manifest, or one that contradicts the graph.
-            ModelLoadError: onnxruntime refuses the graph, or it fails on zeros.
+            ModelLoadError: The graph has operators or files that are not taken, onnxruntime refuses it, or it fails
+                on zeros.
         """
         self._where = str(source) if isinstance(source, Path) else "the given bytes"
+        contents = demand_harmless(source)
+        self.weight_files = weight_files(source, contents) if isinstance(source, Path) else []
         self._open = partial(open_session, source, where=self._where, threads=threads, providers=providers)
         self._session = self._open()
         self.manifest = manifest or self._read_manifest(source)
@@ -336,7 +341,7 @@ class StepModel:
         digest = hashlib.blake2b(digest_size=8)
         digest.update(source if isinstance(source, bytes) else source.read_bytes())
         if isinstance(source, Path):
-            for extra in sorted(source.parent.glob(source.name + "*data")):
+            for extra in sorted({*source.parent.glob(source.name + "*data"), *self.weight_files}):
                 digest.update(extra.read_bytes())
         schema = [
             [f.name, f.dtype.name, f.store_dtype.name, list(f.shape), f.initial.tobytes().hex()] for f in self.fields

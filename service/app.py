@@ -18,7 +18,7 @@ from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
 from model_export.errors import StepwellError
-from model_export.step_model import StepModel
+from service.admission import Admission
 from service.api import feed, openapi, operations, ops, streams, watch
 from service.api.application import Application
 from service.api.auth import Keys
@@ -33,7 +33,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.store.channel import Channel
 from service.store.redis import StateStore
-from service.workers import CONTROL_ENV, Workers
+from service.workers import ADMITTED_ENV, CONTROL_ENV, Workers
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # how often streams are counted, where their number is limited
@@ -93,10 +93,6 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         idempotency_ttl_s=settings.idempotency_ttl_s,
         durability=settings.durability,
     )
-
-    def load(path: Path) -> StepModel:
-        return StepModel(path, threads=settings.ort_threads, providers=settings.execution_providers)
-
     options = EngineOptions(
         max_batch_size=settings.max_batch_size,
         max_wait_s=settings.max_wait_ms / 1000,
@@ -109,6 +105,8 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         snapshot_ttl_s=settings.snapshot_ttl_s,
         max_snapshots=settings.max_snapshots,
     )
+    folder = os.environ.get(ADMITTED_ENV)
+    load = Admission(settings, Path(folder) if folder else None).load
     return Engine(store, ModelShelf(settings.models, load), options, metrics)
 
 

@@ -94,6 +94,10 @@ class Settings(BaseSettings):
     """onnxruntime execution providers, best first; comma-separated in the environment."""
     log_format: Literal["text", "json"] = "text"
     """How log lines are written."""
+    model_probe_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30
+    """Seconds in which a new model file has to be loaded and run once, in a process of its own; 0: without one."""
+    model_memory_bytes: Bytes = 4 * 2**30
+    """Memory that this may take; a larger file, or one that needs more, is refused."""
     watch_models: bool = False
     """Look for changed model files each second."""
     require_preconditions: bool = False

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from service.engine.models import Reloaded
 
 CONTROL_ENV = "STEPWELL_CONTROL_DIR"
+ADMITTED_ENV = "STEPWELL_ADMITTED_DIR"
+"""Names the folder where the processes of one `serve` remember which model files they may load."""
+
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _ALL_WITHIN_S = 60.0

@@ -37,6 +37,7 @@ class Service:
     def launch(self) -> None:
         """Start, without waiting until it can serve."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k in KEPT}
+        env["STEPWELL_MODEL_PROBE_S"] = "0"  # the tests' own models; tests/test_admission.py is about it
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 

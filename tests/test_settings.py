@@ -65,6 +65,8 @@ OTHER: dict[str, Any] = {
     "tenant_rate": 12.5,
     "tenant_max_websockets": 3,
     "tenant_max_streams": 1000,
+    "model_probe_s": 5,
+    "model_memory_bytes": 2**30,
     "production": True,
     "insecure": True,
 }

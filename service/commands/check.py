@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -14,8 +13,8 @@ import numpy as np
 import typer
 
 from model_export.errors import StepwellError
-from model_export.step_model import StepModel
 from service import server
+from service.admission import Admission
 from service.api.auth import Keys
 from service.commands.flags import with_setting_flags
 from service.commands.serve import demand_providers, demand_safe_bind, store_for
@@ -75,8 +74,7 @@ def examine(settings: Settings) -> Checked:
         server.listen(settings).close()
     with _noting(found), store_for(settings) as (_, facts):
         found.store.update(asdict(facts))
-    load = partial(StepModel, threads=settings.ort_threads, providers=settings.execution_providers)
-    shelf = ModelShelf(settings.models, load)
+    shelf = ModelShelf(settings.models, Admission(settings, None).load)
     found.failed.extend(asyncio.run(shelf.reload()).failed)
     for name in shelf.names():
         for version in shelf.versions(name):

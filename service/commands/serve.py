@@ -26,7 +26,7 @@ from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from service.store.facts import StoreFacts, demand_safe, read_facts
 from service.store.redis import StateStore
 from service.supervisor import Supervisor
-from service.workers import CONTROL_ENV
+from service.workers import ADMITTED_ENV, CONTROL_ENV
 
 _STORE_WATCH_S = 0.5
 _FILES_BESIDES = 512  # connections to the store, model files, log, libraries
@@ -55,6 +55,9 @@ def run(settings: Settings) -> int:
         signal.signal(number, _leave)
     _allow_open_files(settings)
     with contextlib.closing(server.listen(settings)) as sock, store_for(settings) as (found, facts):
+        os.environ.pop(ADMITTED_ENV, None)
+        if settings.redis is None:
+            os.environ[ADMITTED_ENV] = str(settings.data_dir.absolute() / "admitted")
         ready = found.model_copy(update={"port": sock.getsockname()[1]})
         store = f"{'embedded ' if settings.redis is None else ''}store {facts.server}"
         if ready.workers == 1:
@@ -63,6 +66,7 @@ def run(settings: Settings) -> int:
             os.environ[CONTROL_ENV] = control
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(Path(control) / "metrics")
             Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir()
+            os.environ.setdefault(ADMITTED_ENV, str(Path(control) / "admitted"))
             return Supervisor(ready, sock, store=store).run()
 
 

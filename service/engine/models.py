@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model_export.errors import StepwellError
@@ -132,11 +132,13 @@ class ModelShelf:
             if version in found.get(name, {}):
                 continue
             before = self._models.get(name, {}).get(version)
-            stamp = _stamp(path)
+            stamp = _stamp(path, before)
             model = before
             if before is None or before.stamp != stamp or before.path != path:
                 try:
                     model = ServedModel(name, version, self._load(path), path, stamp)
+                    if model.step_model.weight_files:
+                        model = replace(model, stamp=_stamp(path, model))
                     report.loaded.append(f"{name}/{version}")
                 except StepwellError as exc:
                     report.failed.append(f"{path.name}: {exc}")
@@ -179,10 +181,13 @@ class ModelShelf:
                         yield name, int(version), path
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Return what changes when a model file, its sidecar or its weights change."""
+def _stamp(path: Path, known: ServedModel | None) -> tuple[int, ...]:
+    """Return what changes when a model file, its sidecar or its weights, as far as they are known, change."""
     parts: list[int] = []
-    for file in sorted(path.parent.glob(path.name + "*")):
+    files = set(path.parent.glob(path.name + "*"))
+    if known is not None and known.path == path:
+        files.update(file for file in known.step_model.weight_files if file.exists())
+    for file in sorted(files):
         stat = file.stat()
         parts += (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     return tuple(parts)

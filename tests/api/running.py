@@ -84,7 +84,7 @@ class Service:
 @contextlib.contextmanager
 def running(redis: str, models: Path, *, lane: bool | None = None, **settings: Any) -> Iterator[Service]:
     """A service that ends with the block; without `lane` every request goes the declared way."""
-    chosen = Settings.load(redis=redis, models=[models], port=0, **{"drain_s": 0.0, **settings})
+    chosen = Settings.load(redis=redis, models=[models], port=0, **{"drain_s": 0.0, "model_probe_s": 0, **settings})
     app = create_app(chosen)
     listening = server.listen(chosen)
     uvicorn_server = uvicorn.Server(server.config(chosen, app, lane=lane))

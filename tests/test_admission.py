@@ -1,0 +1,139 @@
+"""A model file is loaded by a process of its own first: what crashes it, eats memory or never ends is refused."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from model_export.errors import ManifestError, ModelLoadError
+from model_export.manifest import Manifest
+from service.admission import Admission
+from service.settings import Settings
+from tests.api.running import models, running
+from tests.graphs import Built, fold, graph_from_text, total, write_model
+from tests.servers import Server
+
+
+def admission(folder: Path | None = None, **settings: object) -> Admission:
+    return Admission(Settings.load(**settings), folder)
+
+
+def _manifest() -> Manifest:
+    return total()[1]
+
+
+def endless() -> Built:
+    """A running sum behind a loop of 2**40 rounds."""
+    graph = graph_from_text("""
+        endless (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+            n = Constant <value = int64 {1099511627776}> ()
+            go = Constant <value = bool {1}> ()
+            zero = Sub (x, x)
+            looped = Loop (n, go, zero) <body = b (int64 i, bool c, float[B,2] v) => (bool c_out, float[B,2] v_out) {
+                c_out = Identity (c)
+                v_out = Cos (v)
+            }>
+            both = Add (s, x)
+            s_next = Add (both, looped)
+            y = Identity (s_next)
+        }""")
+    return graph, _manifest()
+
+
+def greedy() -> Built:
+    """A running sum behind 2**35 floats, 128 GiB."""
+    graph = graph_from_text("""
+        greedy (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+            n = Constant <value = int64[1] {34359738368}> ()
+            much = ConstantOfShape (n)
+            axes = Constant <value = int64[1] {0}> ()
+            summed = ReduceSum (much, axes)
+            both = Add (s, x)
+            s_next = Add (both, summed)
+            y = Identity (s_next)
+        }""")
+    return graph, _manifest()
+
+
+def test_a_good_model_is_let_in(tmp_path: Path) -> None:
+    file = write_model(tmp_path, "fold", fold)
+
+    assert admission().load(file).manifest.name == "fold"
+
+
+def test_a_model_that_never_ends_is_given_up(tmp_path: Path) -> None:
+    file = write_model(tmp_path, "endless", endless)
+    began = time.monotonic()
+
+    with pytest.raises(ModelLoadError, match=r"endless\.onnx was not loaded and run once within 2 s"):
+        admission(model_probe_s=2).load(file)
+    assert time.monotonic() - began < 10
+
+
+def test_a_model_that_eats_memory_is_refused_and_this_process_lives(tmp_path: Path) -> None:
+    file = write_model(tmp_path, "greedy", greedy)
+
+    with pytest.raises(ModelLoadError, match="greedy"):
+        admission(model_memory_bytes=2**30).load(file)
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    file = write_model(tmp_path, "fold", fold)
+
+    with pytest.raises(ModelLoadError, match="model_memory_bytes"):
+        admission(model_memory_bytes=100).load(file)
+
+
+def test_what_the_process_found_is_told_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "bare.onnx").write_bytes(total()[0])
+
+    with pytest.raises(ModelLoadError, match="has no manifest"):
+        admission().load(tmp_path / "bare.onnx")
+    with pytest.raises(ManifestError, match="has no manifest"):
+        admission(model_probe_s=0).load(tmp_path / "bare.onnx")
+
+
+def test_a_good_verdict_is_remembered_for_the_next_start(tmp_path: Path) -> None:
+    """The second one has no time for a process, and needs none."""
+    file = write_model(tmp_path / "models", "fold", fold)
+    admission(tmp_path / "verdicts").load(file)
+
+    assert admission(tmp_path / "verdicts", model_probe_s=1e-6).load(file)
+
+
+def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
+    file = write_model(tmp_path / "models", "fold", fold)
+    admission(tmp_path / "verdicts").load(file)
+    write_model(tmp_path / "models", "fold", total)
+
+    with pytest.raises(ModelLoadError, match="was not loaded"):
+        admission(tmp_path / "verdicts", model_probe_s=1e-6).load(file)
+
+
+def test_a_bad_verdict_is_remembered_while_the_process_lives(tmp_path: Path) -> None:
+    (tmp_path / "bare.onnx").write_bytes(total()[0])
+    one = admission(tmp_path / "verdicts")
+    for _ in range(2):
+        with pytest.raises(ModelLoadError):
+            one.load(tmp_path / "bare.onnx")
+
+    assert [path.name for path in (tmp_path / "verdicts").iterdir()] == ["lock"]
+
+
+def test_a_verdict_folder_that_cannot_be_is_done_without(tmp_path: Path) -> None:
+    file = write_model(tmp_path, "fold", fold)
+
+    assert admission(file / "no folder").load(file)
+
+
+def test_a_service_tells_which_model_it_does_not_let_in(shared_redis: Server, tmp_path: Path) -> None:
+    folder = models(tmp_path, fold)
+    with running(shared_redis.url, folder, model_probe_s=20, model_memory_bytes=2**30) as one:
+        write_model(folder, "greedy", greedy)
+        report = one.http.post("/v1/models/reload").json()
+
+        assert report["loaded"] == []
+        assert report["failed"][0].startswith("greedy.onnx: ")
+        assert one.http.get("/v1/models/fold").status_code == 200
