@@ -34,6 +34,7 @@ class Connection(HttpToolsProtocol):
     receive_timeout_s: ClassVar[float]
     max_connections: ClassVar[int]
     metrics: ClassVar[Metrics]
+    context: ClassVar[Context]
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -140,6 +141,9 @@ class Connection(HttpToolsProtocol):
         refusal = self._refusal(cycle.scope["path"])
         if self._is_beyond or refusal is not None:
             cycle.keep_alive = False
+        elif self.context.leaving and cycle.keep_alive:
+            cycle.keep_alive = False
+            app = _saying_so(app)
         if refusal is not None:
             app = self._answer(refusal)
         super()._start_asgi_task(cycle, app)
@@ -248,7 +252,22 @@ def bounds(context: Context) -> dict[str, Any]:
         "receive_timeout_s": context.settings.receive_timeout_s,
         "max_connections": context.settings.max_connections,
         "metrics": context.metrics,
+        "context": context,
     }
+
+
+def _saying_so(app: Any) -> Any:
+    """Return an application whose answers say that the connection ends with them."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        async def send_and_say(event: Any) -> None:
+            if event["type"] == "http.response.start":
+                event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
+            await send(event)
+
+        await app(scope, receive, send_and_say)
+
+    return answer
 
 
 def _too_long() -> ServiceError:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A load balancer that asks every second or so must see "not ready" before the port is closed.
-_SEEN_NOT_READY_S = 1.0
+SEEN_NOT_READY_S = 1.0
+"""Seconds that the port stays open: a load balancer that asks every second or so must see "not ready" before."""
+
 _PARENT_WATCH_S = 0.5
 
 
@@ -40,9 +41,10 @@ class StartError(StepwellError):
 class Server(uvicorn.Server):
     """uvicorn's server with a drain in front of its shutdown.
 
-    On SIGTERM or SIGINT readiness goes false and new timesteps are refused at once, while the port still answers;
-    accepted ones finish, at most `drain_s`; then connections are closed. A second Ctrl-C ends it without waiting; a
-    second SIGTERM does not: `timeout` and some inits send it to the process and again to its group.
+    On SIGTERM or SIGINT readiness goes false, and for a second all is served as before, but each answer asks its client
+    to come back over another connection; then the port is closed, what was accepted is answered, within `drain_s`, and
+    WebSockets are closed. A second Ctrl-C ends it without waiting; a second SIGTERM does not: `timeout` and some inits
+    send it to the process and again to its group.
     """
 
     def __init__(
@@ -95,12 +97,10 @@ class Server(uvicorn.Server):
             self._ending = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        if (engine := self._engine()) is not None:
-            _log.info("Draining: new requests are refused, accepted ones finish within %g s", self._drain_s)
-            began = asyncio.get_running_loop().time()
-            await engine.drain(self._drain_s)
-            taken = asyncio.get_running_loop().time() - began
-            await asyncio.sleep(max(min(_SEEN_NOT_READY_S, self._drain_s) - taken, 0))
+        if self._engine() is not None:
+            _log.info("Draining: no longer ready; what is accepted finishes within %g s", self._drain_s)
+            self.config.loaded_app.state.context.leaving = True
+            await asyncio.sleep(min(SEEN_NOT_READY_S, self._drain_s))
         self.should_exit = True
 
     def _engine(self) -> Engine | None:

@@ -94,6 +94,10 @@ class Supervisor:
     def _end(self) -> None:
         for worker in self._workers:
             worker.terminate()
+        wait(
+            [worker.sentinel for worker in self._workers], timeout=min(server.SEEN_NOT_READY_S, self._settings.drain_s)
+        )
+        self._sock.close()  # with the workers' own: else who connects now would wait for nobody
         for worker in self._workers:
             worker.join(self._settings.drain_s + 10)
             if worker.is_alive():

@@ -33,6 +33,7 @@ class Context:
         websockets: Open WebSockets of this process.
         websockets_of: Those of each tenant.
         ready: What the last look at readiness found.
+        leaving: This process is about to end: it is not ready, and answers ask for other connections.
     """
 
     def __init__(self, settings: Settings, keys: Keys, metrics: Metrics) -> None:
@@ -45,6 +46,7 @@ class Context:
         self.websockets = 0
         self.websockets_of: Counter[str] = Counter()
         self.ready = False
+        self.leaving = False
         self._wires: dict[tuple[str, int], ModelWire] = {}
         self._counts_requests = settings.tenant_rate is not None
         self._origins = {origin.rstrip("/").lower() for origin in settings.allowed_origins}
@@ -90,6 +92,8 @@ class Context:
     async def look_if_ready(self) -> list[str]:
         """Return why requests cannot be served now; empty when they can."""
         reasons = await self.engine.not_ready()
+        if self.leaving:
+            reasons.insert(0, "draining: this process is about to end")
         self.ready = not reasons
         return reasons
 

@@ -251,7 +251,7 @@ class Engine:
         """Return why requests cannot be served now; empty when they can."""
         reasons = []
         if self.draining:
-            reasons.append("draining: this process is about to end")
+            reasons.append("nothing new is taken")
         if not self.shelf.names():
             reasons.append("no model is loaded")
         try:

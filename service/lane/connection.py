@@ -239,7 +239,7 @@ class LaneConnection(Connection):
         if transport.is_closing():
             return
         self.server_state.total_requests += len(texts)
-        is_last = self._ending and not self._line and not self._held_needs
+        is_last = not self._line and (self._ending or self.context.leaving) and self._may_end()
         if is_last:
             texts[-1] = texts[-1].replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
         transport.write(texts[0] if len(texts) == 1 else b"".join(texts))
@@ -247,6 +247,10 @@ class LaneConnection(Connection):
             transport.close()
         elif not self._line:
             self._begin_waiting()
+
+    def _may_end(self) -> bool:
+        """Whether nothing waits that was promised an answer; what is not begun may be sent again elsewhere."""
+        return not self._held_needs if self._ending else not self._held and not self.pipeline
 
     def _begin_waiting(self) -> None:
         """Begin what waited for the end of the line."""

@@ -1,0 +1,87 @@
+"""`Balancer`: hands each new connection to one of several services that are ready. In a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+_LOOK_S = 0.2  # how often readiness is asked for
+_PIECE = 65536
+
+
+class Balancer:
+    """As a load balancer without understanding of HTTP: it looks at `/readyz`, and never sends anything twice."""
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        """Remember the services; the context opens the port."""
+        self.port = 0
+        self._ports = list(ports)
+        self._ready = list(ports)
+        self._turn = itertools.count()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="balancer", daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Balancer:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _open(self) -> None:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._looking = asyncio.create_task(self._look())
+
+    async def _close(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _look(self) -> None:
+        while True:
+            found = await asyncio.gather(*map(self._is_ready, self._ports))
+            self._ready = [port for port, ready in zip(self._ports, found, strict=True) if ready]
+            await asyncio.sleep(_LOOK_S)
+
+    async def _is_ready(self, port: int) -> bool:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(1):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                line = await reader.readline()
+                writer.close()
+                return b" 200 " in line
+        return False
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in self._ports:
+            ready = self._ready or self._ports
+            port = ready[next(self._turn) % len(ready)]
+            with contextlib.suppress(OSError):
+                theirs, ours = await asyncio.open_connection("127.0.0.1", port)
+                await asyncio.gather(_pipe(reader, ours), _pipe(theirs, writer))
+                return
+        writer.transport.abort()
+
+
+async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(_PIECE):
+            sink.write(data)
+            await sink.drain()
+    sink.close()
