@@ -122,12 +122,13 @@ class StoreFullError(ServiceError):
 class CorruptRecordError(ServiceError):
     """The bytes stored for a stream are not a record; they are left as they are."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__("state_corrupt", problem, fix="Reset or delete this stream; other streams are not touched.")
+    def __init__(self, problem: str, **more: Any) -> None:
+        fix = more.pop("fix", "Reset or delete this stream; other streams are not touched.")
+        super().__init__("state_corrupt", problem, fix=fix, **more)
 
 
 class RecordVersionError(ServiceError):
     """A record of a format version that this release cannot read; it is left as it is."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__("record_version", problem, fix="Wait until every replica runs the same release.")
+    def __init__(self, problem: str, **more: Any) -> None:
+        super().__init__("record_version", problem, fix="Wait until every replica runs the same release.", **more)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -19,7 +19,9 @@ LAUNCH = [sys.executable, "-P", "-m", "service", "serve"]
 class Service:
     """A `stepwell serve` on a port of its own; `kill` and `start` as often as a test likes."""
 
-    def __init__(self, models: Path, folder: Path, *flags: str, port: int | None = None) -> None:
+    def __init__(
+        self, models: Path, folder: Path, *flags: str, port: int | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port = port or free_port()
@@ -27,6 +29,7 @@ class Service:
         self.log = folder / f"serve-{self.port}.log"
         self._command = [*LAUNCH, "--models", str(models), "--port", str(self.port)]
         self._command += ["--data-dir", str(folder / "data"), *flags]
+        self._env = env or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,6 +41,7 @@ class Service:
         """Start, without waiting until it can serve."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k in KEPT}
         env["STEPWELL_MODEL_PROBE_S"] = "0"  # the tests' own models; tests/test_admission.py is about it
+        env |= self._env
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 

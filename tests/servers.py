@@ -60,9 +60,14 @@ class Server:
                 client.ping()
                 return self
 
+    def send(self, how: signal.Signals) -> None:
+        """Pause it, say, or let it go on."""
+        assert self._process is not None
+        self._process.send_signal(how)
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(how)
+            self.send(how)
             self._process.wait(20)
 
     def kill(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from model_export.manifest import Array, Manifest
 from service.engine.batch import prediction_bytes, unpack_outputs
 from service.engine.types import Prediction, Timestep
-from service.errors import ServiceError
+from service.errors import CorruptRecordError, ServiceError
 
 
 def replayed(manifest: Manifest, ask: Timestep, packed: bytes, step: int, chain: bytes) -> Prediction:
@@ -19,11 +19,14 @@ def replayed(manifest: Manifest, ask: Timestep, packed: bytes, step: int, chain:
         chain: Its history after it.
 
     Raises:
-        ServiceError: `seq_passed`: fewer predictions were kept than are asked for now.
+        ServiceError: `seq_passed`: fewer predictions were kept than are asked for now. `state_corrupt`: they are
+            none of this model's.
     """
     if ask.keep == "none":
         return Prediction({}, step, chain, replayed=True)
     size = prediction_bytes(manifest.answered)
+    if size and len(packed) % size:
+        raise CorruptRecordError(f"{len(packed)} bytes of predictions are kept; one of this model's has {size}.")
     if size and len(packed) < size * (ask.length if ask.keep == "all" else 1):
         raise ServiceError(
             "seq_passed",

@@ -24,7 +24,7 @@ from service.engine.replay import replayed
 from service.engine.runner import ModelRunner
 from service.engine.types import Prediction, Timestep
 from service.errors import ServiceError
-from service.store.record import HAD_KEY, KeyEntry, Kind, decode, next_chains
+from service.store.record import HAD_KEY, KeyEntry, Kind, Record, decode, next_chains
 from service.store.record_rows import encode_rows, guards, heads_of
 from service.store.redis import Commit, Outcome
 
@@ -195,7 +195,7 @@ class Rounds:
                 self._replay_key(row, row.entry)
             elif decide(view, row.intent(self._served.fingerprint)) is Verdict.REPLAY:
                 assert view is not None
-                self._replay(row, view.outputs, view.step, view.chain)
+                self._replay(row, view)
             elif view is not None and len(view.state) != self._model.state_bytes:
                 raise ServiceError(
                     "state_corrupt",
@@ -300,7 +300,7 @@ class Rounds:
                 )
             current = None if answer.stored is None else decode(answer.stored)
             if answer.outcome is Outcome.SAME and current is not None:
-                self._replay(row, current.outputs, current.step, current.chain)
+                self._replay(row, current)
                 return False
         except ServiceError as exc:
             self._answer(row, exc)
@@ -338,12 +338,16 @@ class Rounds:
             self.announce(self._served, applied)
 
     def _replay_key(self, row: Pending, entry: KeyEntry) -> None:
-        known = replay_of_key(entry, row.intent(self._served.fingerprint))
-        self._replay(row, known.outputs, known.step, known.chain)
+        self._replay(row, replay_of_key(entry, row.intent(self._served.fingerprint)))
 
-    def _replay(self, row: Pending, packed: bytes, step: int, chain: bytes) -> None:
-        """Answer with what is stored, never with a recomputation of it."""
-        prediction = replayed(self._served.manifest, row.timestep, packed, step, chain)
+    def _replay(self, row: Pending, kept: Record | KeyEntry) -> None:
+        """Answer with what is stored, never with a recomputation of it, and read as the version that made it."""
+        of_another = kept.fingerprint != self._served.fingerprint
+        if of_another and self._reroute(row, kept.fingerprint):
+            row.answered = True
+            return
+        packed = b"" if of_another else kept.outputs
+        prediction = replayed(self._served.manifest, row.timestep, packed, kept.step, kept.chain)
         self._observer.replays(1)
         self._answer(row, prediction)
 
@@ -365,5 +369,6 @@ class Rounds:
 def _with_entry(commit: Commit, row: Pending, head: Array, outputs: bytes) -> Commit:
     """Return a commit that also remembers what the request's idempotency key was answered."""
     step, epoch, chain = int(head["step"]), int(head["epoch"]), head["chain"].tobytes()
-    entry = KeyEntry(row.op_id, epoch, step, chain, row.timestep.length, outputs)
+    fingerprint = head["fingerprint"].tobytes()
+    entry = KeyEntry(row.op_id, epoch, step, chain, row.timestep.length, outputs, fingerprint)
     return commit._replace(entry_key=row.entry_key, entry=entry.encode())

@@ -22,8 +22,9 @@ local others = {}
 for i = 1, n do
   local key, expected, record = KEYS[i], ARGV[2 * i + 3], ARGV[2 * i + 4]
   local entry = entry_at[i]
-  local known = entry and call('GET', KEYS[entry])
-  if known then
+  -- an entry of another type is none of ours: it answers nothing, and is replaced
+  local known = entry and pcall('GET', KEYS[entry])
+  if type(known) == 'string' then
     call('PEXPIRE', KEYS[entry], entry_ttl)
     others[#others + 1] = {i, 3, known}
   else

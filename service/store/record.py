@@ -43,7 +43,8 @@ HAD_KEY = 0x100
 
 _GUARD = struct.Struct("<QQII16s16s")
 
-_ENTRY = struct.Struct("<16sQQ16sI")
+_ENTRY_MAGIC = b"SK1\0"
+_ENTRY = struct.Struct("<4sI16sQQ16sI8s")
 
 
 class Kind(IntEnum):
@@ -161,6 +162,8 @@ def decode(raw: bytes, *, state_bytes: int | None = None) -> Record:
 class KeyEntry:
     """What an idempotency key answered: kept beside the record, with a time limit of its own.
 
+    Its bytes begin with `SK1` and a zero, where 1 is the format version, and a CRC-32 of all that follows.
+
     Attributes:
         op_id: Names the request that used the key, 16 bytes.
         epoch: Life of the stream in which it was applied.
@@ -168,6 +171,7 @@ class KeyEntry:
         chain: The stream's chain after it, 16 bytes.
         length: Timesteps it applied.
         outputs: Its kept predictions, packed rows.
+        fingerprint: The step graph that made them, 8 bytes.
     """
 
     op_id: bytes
@@ -176,22 +180,45 @@ class KeyEntry:
     chain: bytes
     length: int
     outputs: bytes
+    fingerprint: bytes = bytes(8)
 
     def encode(self) -> bytes:
         """Return the bytes for the store."""
-        return _ENTRY.pack(self.op_id, self.epoch, self.step, self.chain, self.length) + self.outputs
+        body = self._packed(0)[8:] + self.outputs
+        return self._packed(zlib.crc32(body))[:8] + body
+
+    def _packed(self, crc: int) -> bytes:
+        parts = (self.op_id, self.epoch, self.step, self.chain, self.length, self.fingerprint)
+        return _ENTRY.pack(_ENTRY_MAGIC, crc, *parts)
 
     @classmethod
     def decode(cls, raw: bytes) -> KeyEntry:
-        """Read an entry.
+        """Read an entry, trusting nothing. Where it cannot be read, its request had been applied, or had not.
 
         Raises:
-            CorruptRecordError: Too short to be one.
+            CorruptRecordError: No entry of ours, cut short, or a checksum that does not fit.
+            RecordVersionError: An entry of another format version.
         """
-        if len(raw) < _ENTRY.size:
-            raise CorruptRecordError(f"The entry of the idempotency key has {len(raw)} bytes; at least {_ENTRY.size}.")
-        op_id, epoch, step, chain, length = _ENTRY.unpack_from(raw)
-        return cls(op_id, epoch, step, chain, length, raw[_ENTRY.size :])
+        if len(raw) >= 4 and raw[:4] != _ENTRY_MAGIC and raw[:2] + raw[3:4] == _ENTRY_MAGIC[:2] + _ENTRY_MAGIC[3:]:
+            found, known = raw[2:3], _ENTRY_MAGIC[2:3]
+            raise RecordVersionError(
+                f"The entry of the idempotency key has format version {found!r}; this release reads {known!r}.",
+                applied="unknown",
+            )
+        if len(raw) < _ENTRY.size or raw[:4] != _ENTRY_MAGIC:
+            raise _corrupt_entry(f"has {len(raw)} bytes and does not begin as an entry does")
+        _, crc, op_id, epoch, step, chain, length, fingerprint = _ENTRY.unpack_from(raw)
+        if zlib.crc32(memoryview(raw)[8:]) != crc:
+            raise _corrupt_entry("has a checksum that does not fit its bytes")
+        return cls(op_id, epoch, step, chain, length, raw[_ENTRY.size :], fingerprint)
+
+
+def _corrupt_entry(what: str) -> CorruptRecordError:
+    return CorruptRecordError(
+        f"The entry of the idempotency key {what}.",
+        fix="Read where the stream stands, then go on with a new key.",
+        applied="unknown",
+    )
 
 
 def digest16(*parts: bytes) -> bytes:

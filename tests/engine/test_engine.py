@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from service.engine.engine import EngineOptions
@@ -16,7 +17,7 @@ from service.errors import ServiceError
 from service.store.keys import entry_key, record_key
 from service.store.record import decode
 from tests.engine.bench import FOLD, Counts, all_of, chunk, models, refusal, step, worker, ys
-from tests.graphs import count, fold, fold_reference, lstm, nan_at, slow
+from tests.graphs import Build, Built, count, fold, fold_reference, lstm, nan_at, slow, write_model
 from tests.servers import Server
 
 NO_ID = b"?" * 16
@@ -215,16 +216,6 @@ async def test_an_answer_that_brings_a_new_model_into_use_leaves_the_batch_its_s
         found = [await answer for answer in answers]
 
     assert [ys(answer) for answer in found] == [fold_reference([n, 7])[-1:] for n in range(1, 9)]
-
-
-async def test_a_damaged_entry_of_a_key_stops_its_own_request_only(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
-        with redis_server.client() as client:
-            client.set(entry_key(record_key("default", FOLD, "a"), "k"), b"short")
-        bad, good = await all_of(engine.advance(step("a", 1, idempotency_key="k")), engine.advance(step("b", 1)))
-
-    assert (bad.code, bad.applied) == ("state_corrupt", "no")
-    assert ys(good) == fold_reference([1])
 
 
 async def test_a_lost_store_is_noticed_and_never_restarted_silently(folder: Path, redis_server: Server) -> None:
@@ -462,6 +453,77 @@ async def test_a_stream_stays_with_the_version_that_began_it(tmp_path: Path, red
     assert ys(new) == [7]
     assert (explicit.code, explicit.step) == ("model_changed", 2)
     assert versions == [1, 2]
+
+
+def fold_twice() -> Built:
+    """The fold with its value answered twice."""
+    graph, manifest = fold()
+    model = onnx.load_model_from_string(graph)
+    model.graph.node.append(onnx.helper.make_node("Identity", ["y"], ["z"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.INT64, ["B", 1]))
+    [y] = manifest.outputs
+    both = manifest.model_copy(update={"outputs": [y, y.model_copy(update={"name": "z"})]})
+    return bytes(model.SerializeToString()), both
+
+
+@pytest.mark.parametrize(("before", "after"), [(fold, fold_twice), (fold_twice, fold)], ids=["wider", "narrower"])
+async def test_a_retry_gets_its_first_answer_also_where_a_new_version_answers_otherwise(
+    tmp_path: Path, redis_server: Server, before: Build, after: Build
+) -> None:
+    write_model(tmp_path, "fold", before, version=1)
+    asks = [step("a", 5, seq=1), step("b", 5, idempotency_key="k"), step("c", 5, seq=1, version=1)]
+    async with worker(redis_server.url, tmp_path) as engine:
+        firsts = [await engine.advance(ask) for ask in asks]
+        await engine.advance(step("b", 6))
+        write_model(tmp_path, "fold", after, version=2)
+        await engine.shelf.reload()
+        agains = [await engine.advance(ask) for ask in asks]
+
+    assert [again.replayed for again in agains] == [True] * 3
+    for first, again in zip(firsts, agains, strict=True):
+        assert (ys(again), again.outputs.keys(), again.step) == (ys(first), first.outputs.keys(), 1)
+
+
+async def test_a_retry_whose_version_is_gone_is_told_that_it_was_applied(tmp_path: Path, redis_server: Server) -> None:
+    """Its predictions cannot be read, and are not guessed; where none are asked for it is answered."""
+    path = write_model(tmp_path, "fold", fold_twice)
+    keyed = step("b", 5, idempotency_key="k")
+    primed = chunk("c", [5], seq=1, keep="none")
+    async with worker(redis_server.url, tmp_path) as engine:
+        for ask in (step("a", 5, seq=1), keyed, primed):
+            await engine.advance(ask)
+    path.unlink()
+    write_model(tmp_path, "fold", fold)
+    async with worker(redis_server.url, tmp_path) as engine:
+        refused = [await refusal(engine, ask) for ask in (step("a", 5, seq=1), keyed)]
+        again = await engine.advance(primed)
+
+    assert [(error.code, error.applied, error.step, error.expected) for error in refused] == [
+        ("seq_passed", "yes", 1, 2)
+    ] * 2
+    assert (again.replayed, again.step) == (True, 1)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "foreign"])
+async def test_a_damaged_entry_of_a_key_stops_its_own_request_only(
+    folder: Path, redis_server: Server, damage: str
+) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 5, idempotency_key="k"))
+        name = entry_key(record_key("default", FOLD, "a"), "k")
+        with redis_server.client() as client:
+            raw = bytearray(client.get(name))
+            raw[-1] ^= 1
+            client.set(name, {"flip": bytes(raw), "cut": bytes(raw[:-3]), "foreign": b"short"}[damage])
+        bad, good, same_stream = await all_of(
+            engine.advance(step("a", 5, idempotency_key="k")),
+            engine.advance(step("b", 5, idempotency_key="k")),
+            engine.advance(step("a", 6, idempotency_key="k2")),
+        )
+
+    assert (bad.code, bad.applied) == ("state_corrupt", "unknown")
+    assert good.step == 1
+    assert same_stream.step == 2
 
 
 async def test_a_version_that_takes_other_inputs_is_not_fed_with_the_new_ones(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -20,20 +21,29 @@ class Http:
     def __init__(self) -> None:
         self._idle: dict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {}
 
-    async def request(self, method: str, port: int, path: str, body: object = None) -> tuple[int, Any]:
+    async def request(
+        self,
+        method: str,
+        port: int,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = TIMEOUT_S,
+    ) -> tuple[int, Any]:
         """Send one request and return its status and JSON document.
 
         Raises:
-            NoAnswerError: The connection could not be had, or broke off.
+            NoAnswerError: The connection could not be had, or broke off, or no answer came in time.
         """
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(timeout):
                 pool = self._idle.setdefault(port, [])
                 reader, writer = pool.pop() if pool else await asyncio.open_connection("127.0.0.1", port)
                 try:
                     data = b"" if body is None else msgspec.json.encode(body)
-                    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n"
-                    writer.write(head.encode() + data)
+                    head = [f"{method} {path} HTTP/1.1", "host: localhost", f"content-length: {len(data)}"]
+                    head += [f"{name}: {value}" for name, value in (headers or {}).items()]
+                    writer.write("\r\n".join([*head, "", ""]).encode() + data)
                     answer = await _answer(reader)
                 except BaseException:
                     writer.close()
@@ -52,5 +62,6 @@ class Http:
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
     status, *headers = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-    length = next(int(h.partition(b":")[2]) for h in headers if h.lower().startswith(b"content-length:"))
-    return int(status.split(b" ")[1]), msgspec.json.decode(await reader.readexactly(length))
+    length = next((int(h.partition(b":")[2]) for h in headers if h.lower().startswith(b"content-length:")), 0)
+    body = await reader.readexactly(length)
+    return int(status.split(b" ")[1]), msgspec.json.decode(body) if body else None

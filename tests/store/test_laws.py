@@ -155,6 +155,18 @@ async def test_a_value_of_another_type_is_left_alone(bench: Bench, any_server: S
         assert client.lrange(bench.key, 0, -1) == [b"somebody's list"]
 
 
+async def test_an_entry_of_another_type_stops_no_other_commit(bench: Bench, any_server: Server) -> None:
+    """A script that fails half way has done the half; and its caller would be told that nothing was applied."""
+    other = bench.key.replace("}", "x}")
+    with any_server.client() as client:
+        client.rpush(entry_key(bench.key, "k"), "somebody's list")
+
+    outcomes = await bench.commit(write(other, a_record(1)), write(bench.key, a_record(1), entry="k"))
+
+    assert outcomes == [Outcome.APPLIED] * 2
+    assert None not in await bench.load(other, bench.key, entry_key(bench.key, "k"))
+
+
 async def test_a_flushed_script_is_sent_again(bench: Bench, any_server: Server) -> None:
     with any_server.client() as client:
         client.script_flush()

@@ -14,6 +14,7 @@ from service.store.record import HEADER_BYTES, KeyEntry, Kind, Record, decode, d
 U64 = st.integers(0, 2**64 - 1)
 U32 = st.integers(0, 2**32 - 1)
 B16 = st.binary(min_size=16, max_size=16)
+B8 = st.binary(min_size=8, max_size=8)
 RECORDS = st.builds(
     Record,
     epoch=U64,
@@ -89,14 +90,36 @@ def test_the_header_has_the_documented_length() -> None:
     assert HEADER_BYTES == 104
 
 
-@given(st.builds(KeyEntry, op_id=B16, epoch=U64, step=U64, chain=B16, length=U32, outputs=st.binary(max_size=40)))
+@given(
+    st.builds(
+        KeyEntry, op_id=B16, epoch=U64, step=U64, chain=B16, length=U32, outputs=st.binary(max_size=40), fingerprint=B8
+    )
+)
 def test_an_entry_survives_the_store(entry: KeyEntry) -> None:
     assert KeyEntry.decode(entry.encode()) == entry
 
 
-def test_a_short_entry_is_refused() -> None:
-    with pytest.raises(CorruptRecordError, match="at least 52"):
-        KeyEntry.decode(b"short")
+ENTRY = KeyEntry(b"o" * 16, 1, 2, b"c" * 16, 1, b"outputs", b"f" * 8).encode()
+
+
+def test_each_flipped_bit_of_an_entry_is_noticed() -> None:
+    for bit in range(8 * len(ENTRY)):
+        raw = bytearray(ENTRY)
+        raw[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((CorruptRecordError, RecordVersionError)) as refused:
+            KeyEntry.decode(bytes(raw))
+        assert refused.value.applied == "unknown"
+
+
+def test_each_cut_of_an_entry_is_noticed() -> None:
+    for length in range(len(ENTRY)):
+        with pytest.raises(CorruptRecordError):
+            KeyEntry.decode(ENTRY[:length])
+
+
+def test_an_entry_of_another_format_version_is_told_by_name() -> None:
+    with pytest.raises(RecordVersionError, match="format version b'2'"):
+        KeyEntry.decode(b"SK2\0" + ENTRY[4:])
 
 
 @given(st.lists(st.binary(max_size=5), max_size=4), st.lists(st.binary(max_size=5), max_size=4))

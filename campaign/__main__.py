@@ -1,0 +1,157 @@
+"""`python -m campaign`: break everything that can be broken here, and hold every answer against the fold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from campaign import mutants, result, soak
+from campaign.chaos import Plan, run
+from campaign.fuzz import TARGETS
+from campaign.tally import Tally
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+_console = Console(stderr=True)
+_INTERRUPTED = 130
+
+
+@app.callback()
+def main() -> None:
+    """Hold Stepwell's promises against faults, on this machine: every process that is broken is one that it starts."""
+
+
+@app.command()
+def chaos(
+    *,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long faults come.")] = 10.0,
+    seed: Annotated[int | None, typer.Option(help="Of every choice; a random one by default, and printed.")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Streams played at once.")] = 32,
+    fault_every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults, on average.")] = 2.0,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
+    without: Annotated[
+        str | None, typer.Option(help=f"Break the build first; it has to fail: {' or '.join(mutants.BROKEN)}.")
+    ] = None,
+) -> None:
+    """Kill, pause, delay and cut off two workers and their store while clients step streams by HTTP and WebSocket.
+
+    Exits 0 when no promise was broken, else 1; with --without the other way round.
+    """
+    if without is not None and without not in mutants.BROKEN:
+        raise typer.BadParameter(f"{without!r}; expected {' or '.join(mutants.BROKEN)}", param_hint="--without")
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    plan = Plan(minutes * 60, seed, streams, fault_every_s, stop_when_broken=without is not None)
+    _console.print(f"seed {seed}")
+    tally = Tally()
+    ended_early = not _played(plan, tally, without)
+    found = result.document(plan, tally, lacks=without, ended_early=ended_early)
+    result.show(found, _console)
+    if save is not None:
+        result.save(save, found)
+    if ended_early and not tally.violations:
+        raise typer.Exit(_INTERRUPTED)
+    raise typer.Exit(bool(tally.violations) != (without is not None))
+
+
+@app.command(name="soak")
+def run_soak(
+    *,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 120.0,
+    seed: Annotated[int | None, typer.Option(help="Of every choice; a random one by default, and printed.")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Streams played at once.")] = 32,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
+) -> None:
+    """Let streams come and go; memory, open files and keys must not grow. Linux only."""
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    _console.print(f"seed {seed}")
+    plan, tally, samples = soak.Plan(minutes * 60, seed, streams), Tally(), list[soak.Sample]()
+    with tempfile.TemporaryDirectory(prefix="sw") as place, Progress(console=_console, transient=True) as bar:
+        task = bar.add_task("starting", total=plan.seconds)
+
+        def tell(seconds: float) -> None:
+            bar.update(
+                task, completed=seconds, description=f"{tally.steps:,} steps, {sum(tally.streams.values()):,} streams"
+            )
+
+        try:
+            asyncio.run(soak.run(plan, Path(place), tally, samples, tell))
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+    found = result.soak_document(plan, tally, samples)
+    result.show_soak(found, _console)
+    if save is not None:
+        result.save(save, found)
+    raise typer.Exit(bool(found["grew"] or tally.violations))
+
+
+@app.command(name="fuzz")
+def run_fuzz(
+    target: Annotated[str, typer.Argument(help=f"One of {', '.join(TARGETS)}.")],
+    *,
+    seconds: Annotated[int, typer.Option(min=1, help="How long.")] = 60,
+    corpus: Annotated[Path, typer.Option(help="Where the inputs that led to new places are kept.")] = Path(".fuzz"),
+) -> None:
+    """Feed a reader of foreign bytes by atheris, guided by coverage. Exits 1 where it raises what it should not."""
+    if target not in TARGETS:
+        raise typer.BadParameter(f"{target!r}; expected one of {', '.join(TARGETS)}", param_hint="target")
+    try:
+        import atheris
+    except ImportError:
+        _console.print("atheris is not installed; install it into this environment: .venv/bin/pip install atheris")
+        raise typer.Exit(3) from None
+    place = corpus / target
+    place.mkdir(parents=True, exist_ok=True)
+    atheris.instrument_all()
+    atheris.Setup(
+        ["campaign fuzz", f"-max_total_time={seconds}", f"-artifact_prefix={place}/", str(place)], TARGETS[target]
+    )
+    atheris.Fuzz()
+
+
+@app.command(name="mutants")
+def run_mutants(
+    *,
+    at_once: Annotated[int, typer.Option(min=1, help="How many at a time.")] = 2,
+    machine: Annotated[bool, typer.Option(help="Run the machine of tests/exactly_once alone on each.")] = False,
+) -> None:
+    """Break the protocol, one line at a time, and see that a test fails each time."""
+    tests = ("tests/exactly_once/test_machine.py",) if machine else ()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            alive = mutants.survivors(Path(folder), at_once=at_once, tests=tests)
+    except mutants.MutantError as exc:
+        _console.print(str(exc), markup=False)
+        raise typer.Exit(1) from None
+    for mutant in mutants.MUTANTS:
+        _console.print(f"{'NOT CAUGHT' if mutant.name in alive else 'caught':12}{mutant.name}")
+    raise typer.Exit(bool(alive))
+
+
+def _played(plan: Plan, tally: Tally, without: str | None) -> bool:
+    """Play a plan with a progress bar; False: it was interrupted."""
+    with tempfile.TemporaryDirectory(prefix="sw") as place, Progress(console=_console, transient=True) as bar:
+        folder = Path(place)
+        env = None
+        if without is not None:
+            env = mutants.environment(mutants.broken_copy(mutants.BROKEN[without], folder / "broken"))
+        task = bar.add_task("starting", total=plan.seconds)
+
+        def tell(seconds: float) -> None:
+            words = f"{tally.steps:,} steps, {sum(tally.faults.values())} faults, {len(tally.violations)} violations"
+            bar.update(task, completed=seconds, description=words)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(run(plan, folder, tally, env=env, on_progress=tell))
+            return True
+        return False
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,151 @@
+"""Everything here that reads bytes which others wrote: each reader takes any bytes, or refuses them in its own words.
+
+A target is a function of bytes that raises nothing. The tests feed them by hypothesis; `python -m campaign fuzz NAME`
+feeds one by atheris, guided by coverage, for as long as one likes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from model_export.errors import StepwellError
+from model_export.manifest import Manifest
+from model_export.state_rows import lay_out
+from service.engine.replay import replayed
+from service.engine.types import Return, StreamKey, Timestep
+from service.errors import ServiceError
+from service.lane.frames import frames_of, next_frame
+from service.lane.heads import Heads
+from service.store.record import HEADER_BYTES, MAGIC, KeyEntry, decode
+from service.wire import JSON, MSGPACK, Format, ModelWire, decode_state_id
+from service.wire.bodies import label_of
+from service.wire.names import is_state_id
+from service.wire.operations import read_fork, read_reset, read_snapshot, read_state, states_of
+from tests.graphs import fold, two_inputs
+
+Target = Callable[[bytes], None]
+
+_FOLD = fold()[1]
+_WIRES = [ModelWire(manifest, max_chunk_steps=64) for manifest in (_FOLD, two_inputs()[1])]
+_STATES = lay_out(_FOLD)
+_CRC_AT = 84
+_ASK = Timestep(StreamKey("t", "m", "s"), {"x": np.zeros((1, 1), np.int64)})
+_KEEPS: tuple[Return, ...] = ("all", "last", "none")
+
+
+def record(data: bytes) -> None:
+    """A stream's record."""
+    try:
+        found = decode(data)
+    except ServiceError:
+        return
+    _replay(found.outputs, found.step, found.chain)
+
+
+def sound_record(data: bytes) -> None:
+    """A record whose magic, lengths and checksum are right, whatever else it says."""
+    if len(data) < HEADER_BYTES:
+        return
+    raw = bytearray(data)
+    raw[:8] = MAGIC + struct.pack("<I", HEADER_BYTES)
+    body = len(raw) - HEADER_BYTES
+    outputs = min(int.from_bytes(raw[72:76], "little") % (body + 1), body)
+    raw[72:80] = struct.pack("<II", outputs, body - outputs)
+    raw[_CRC_AT : _CRC_AT + 4] = bytes(4)
+    raw[_CRC_AT : _CRC_AT + 4] = struct.pack("<I", zlib.crc32(raw))
+    found = decode(bytes(raw))
+    _replay(found.outputs, found.step, found.chain)
+
+
+def key_entry(data: bytes) -> None:
+    """The entry of an idempotency key."""
+    try:
+        entry = KeyEntry.decode(data)
+    except ServiceError:
+        return
+    _replay(entry.outputs, entry.step, entry.chain)
+
+
+def body(data: bytes) -> None:
+    """A request's body, in both formats and for every route; the first byte chooses."""
+    if not data:
+        return
+    form = JSON if data[0] & 1 else MSGPACK
+    for wire in _WIRES:
+        _read_body(wire, data[1:], form)
+
+
+def operation(data: bytes) -> None:
+    """The body of a reset, a fork, a snapshot, or a state from outside."""
+    for form in (JSON, MSGPACK):
+        for read in (read_reset, read_fork, read_snapshot):
+            _refusing(lambda form=form, read=read: read(data, form))  # type: ignore[misc]  # mypy infers no defaults
+        _refusing(lambda form=form: states_of(read_state(data, form).states, _STATES))  # type: ignore[misc]  # as above
+
+
+def manifest(data: bytes) -> None:
+    """A manifest."""
+    _refusing(lambda: Manifest.from_json(data, where="somewhere"))
+
+
+def state_id(data: bytes) -> None:
+    """A state id."""
+    text = data.decode("latin-1")
+    if is_state_id(text):
+        assert len(decode_state_id(text)) == 16
+
+
+def head(data: bytes) -> None:
+    """The header lines of a request on the fast lane."""
+    Heads(1000).read(data)
+
+
+def frame(data: bytes) -> None:
+    """WebSocket frames on the fast lane."""
+    at = 0
+    while at < len(data):
+        message, end = next_frame(data, at)
+        assert message is None or at < end <= len(data)
+        if message is None:
+            break
+        frames_of([message], text=bool(data[0] & 1))
+        at = end
+
+
+TARGETS: dict[str, Target] = {
+    "record": record,
+    "sound-record": sound_record,
+    "key-entry": key_entry,
+    "body": body,
+    "operation": operation,
+    "manifest": manifest,
+    "state-id": state_id,
+    "head": head,
+    "frame": frame,
+}
+
+
+def _read_body(wire: ModelWire, data: bytes, form: Format) -> None:
+    _refusing(lambda: wire.step(data, form))
+    _refusing(lambda: wire.steps(data, form))
+    _refusing(lambda: wire.peek(data, form))
+    for flag in (False, True):
+        _refusing(lambda flag=flag: wire.bulk(data, form, chunk=flag))  # type: ignore[misc]  # as above
+        _refusing(lambda flag=flag: wire.feed(data, form, many=flag))  # type: ignore[misc]  # as above
+    label_of(data, form)
+
+
+def _replay(outputs: bytes, step: int, chain: bytes) -> None:
+    """A replay of what a store had kept."""
+    for keep in _KEEPS:
+        _refusing(lambda keep=keep: replayed(_FOLD, _ASK._replace(keep=keep), outputs, step, chain))  # type: ignore[misc]  # as above
+
+
+def _refusing(read: Callable[[], object]) -> None:
+    with contextlib.suppress(StepwellError):
+        read()

@@ -1,0 +1,131 @@
+"""A campaign's result: as a document to keep, and as a table to read."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from campaign import soak
+from campaign.chaos import Plan
+from campaign.tally import Tally
+from tests.servers import servers
+
+_PACKAGES = ("stepwell", "onnxruntime", "numpy", "fastapi", "uvicorn", "redis")
+
+
+def document(plan: Plan, tally: Tally, *, lacks: str | None, ended_early: bool) -> dict[str, Any]:
+    """Return all that is worth keeping; nothing in it tells where it ran."""
+    return {
+        "campaign": "chaos",
+        "on": datetime.now(UTC).date().isoformat(),
+        "seed": plan.seed,
+        "minutes": round(plan.seconds / 60, 2),
+        "ended_early": ended_early,
+        "broken_build": lacks and f"without {lacks}",
+        "versions": _versions(),
+        "streams": {"lives": dict(sorted(tally.streams.items())), "at_once": plan.streams},
+        "steps": tally.steps,
+        "answers": dict(sorted(tally.answers.items())),
+        "faults": dict(sorted(tally.faults.items())),
+        "clients_on_purpose": dict(sorted(tally.tricks.items())),
+        "requests": {
+            "sent_again": tally.asked_again,
+            "outcome_unknown": tally.unknown,
+            "resolved_by_asking_again": tally.resolved,
+            "replayed": tally.replayed,
+        },
+        "answered_within_s": _quantiles(tally.seconds),
+        "violations": tally.by_kind(),
+        "examples": tally.examples(),
+    }
+
+
+def soak_document(plan: soak.Plan, tally: Tally, samples: Sequence[soak.Sample]) -> dict[str, Any]:
+    """Return all of a soak that is worth keeping."""
+    return {
+        "campaign": "soak",
+        "on": datetime.now(UTC).date().isoformat(),
+        "seed": plan.seed,
+        "minutes": round(plan.seconds / 60, 2),
+        "versions": _versions(),
+        "streams": {"lives": dict(sorted(tally.streams.items())), "at_once": plan.streams},
+        "steps": tally.steps,
+        "samples": [{**sample._asdict(), "second": round(sample.second, 1)} for sample in samples],
+        "grew": soak.growth(samples),
+        "violations": tally.by_kind(),
+        "examples": tally.examples(),
+    }
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Write a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print a result."""
+    table = Table(title=f"Chaos, {result['minutes']:g} minutes, seed {result['seed']}", show_header=False)
+    lives, faults, requests = result["streams"]["lives"], result["faults"], result["requests"]
+    within = result["answered_within_s"]
+    table.add_row("steps checked", f"{result['steps']:,}")
+    table.add_row("streams played", f"{sum(lives.values()):,}")
+    table.add_row("faults", f"{sum(faults.values())}: {_listed(faults)}")
+    table.add_row("clients, on purpose", _listed(result["clients_on_purpose"]))
+    table.add_row("answers", _listed(result["answers"]))
+    table.add_row("sent again / replayed", f"{requests['sent_again']:,} / {requests['replayed']:,}")
+    table.add_row("outcome unknown / resolved", f"{requests['outcome_unknown']:,} / "
+                  f"{requests['resolved_by_asking_again']:,}")  # fmt: skip
+    table.add_row("answered within", ", ".join(f"{name} {seconds:.3f} s" for name, seconds in within.items()))
+    table.add_row("violations", _listed(result["violations"]))
+    console.print(table)
+    for example in result["examples"]:
+        console.print(f"  {example}", markup=False, highlight=False)
+
+
+def show_soak(result: dict[str, Any], console: Console) -> None:
+    """Print a soak's result."""
+    table = Table(title=f"Soak, {result['minutes']:g} minutes, seed {result['seed']}, {result['steps']:,} steps")
+    for name in ("second", "workers' memory, MiB", "open files", "keys", "store's values, MiB"):
+        table.add_column(name, justify="right")
+    samples = result["samples"]
+    for at in sorted({0, len(samples) // 3, 2 * len(samples) // 3, len(samples) - 2, len(samples) - 1}):
+        one = samples[at]
+        memory, values = one["memory"] / 2**20, one["store_memory"] / 2**20
+        table.add_row(f"{one['second']:.0f}", f"{memory:.1f}", str(one["files"]), f"{one['keys']:,}", f"{values:.1f}")
+    console.print(table)
+    for line in [*result["grew"], *result["examples"]]:
+        console.print(f"  {line}", markup=False, highlight=False)
+
+
+def _versions() -> dict[str, str]:
+    name, binary = next(iter(servers().items()))
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout
+    number = re.search(r"v=(\S+)", said)
+    return {
+        **{package: version(package) for package in _PACKAGES},
+        "python": platform.python_version(),
+        "store": f"{name}, {number[1]}" if number else name,
+    }
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items())
+
+
+def _quantiles(seconds: list[float]) -> dict[str, float]:
+    if len(seconds) < 2:
+        return {}
+    cuts = statistics.quantiles(seconds, n=100)
+    return {"p50": round(cuts[49], 4), "p99": round(cuts[98], 4), "max": round(max(seconds), 4)}

@@ -1,0 +1,39 @@
+"""A short piece of the campaign, with every kind of fault; and that it fails on builds that are broken on purpose.
+
+The whole: python -m campaign chaos --minutes 10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from campaign import mutants
+from campaign.chaos import Plan, run
+from campaign.faults import FAULTS
+from campaign.tally import Tally
+
+SHORT = Plan(seconds=14, seed=1, streams=24, fault_every_s=0.8)
+
+
+@pytest.mark.slow
+async def test_no_promise_is_broken_while_everything_breaks(short_path: Path) -> None:
+    tally = Tally()
+    await run(SHORT, short_path, tally)
+
+    assert tally.violations == []
+    assert tally.faults.keys() == FAULTS.keys()
+    assert tally.unknown == tally.resolved > 0
+    assert tally.steps > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lacks", mutants.BROKEN)
+async def test_the_campaign_fails_on_a_build_without(lacks: str, short_path: Path) -> None:
+    env = mutants.environment(mutants.broken_copy(mutants.BROKEN[lacks], short_path / "broken"))
+    tally = Tally()
+    await run(dataclasses.replace(SHORT, seconds=30, stop_when_broken=True), short_path, tally, env=env)
+
+    assert tally.violations

@@ -1,0 +1,177 @@
+"""The protocol a second time, in plain Python over a fold: what each request has to be answered."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+from service.engine.types import Create, Return
+from tests.graphs import fold_reference
+
+_unique = itertools.count()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request to one stream.
+
+    Attributes:
+        xs: Inputs, one per timestep; none: a reset.
+        seq: As on the wire.
+        after: As on the wire, 16 bytes.
+        key: The Idempotency-Key.
+        create: As on the wire.
+        keep: Which predictions are wanted.
+        unnamed: Tells requests apart that nothing else names.
+    """
+
+    xs: tuple[int, ...]
+    seq: int | None = None
+    after: bytes | None = None
+    key: str | None = None
+    create: Create = "auto"
+    keep: Return = "all"
+    unnamed: int = field(default_factory=lambda: next(_unique))
+
+    @property
+    def is_named(self) -> bool:
+        """Whether a second copy is known for what it is."""
+        return (self.seq, self.after, self.key) != (None, None, None)
+
+    @property
+    def identity(self) -> Hashable:
+        """The same for two requests that are one operation."""
+        return (self.xs, self.seq, self.after, self.key) if self.is_named else self.unnamed
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answer.
+
+    Attributes:
+        what: `applied`, `replayed`, or the refusal's code.
+        ys: The predictions.
+        step: The stream's.
+        history: In what is expected: the operations that the state id names; None: none is told.
+        expected: The `seq` that comes next; told in refusals.
+        created: The stream began with this.
+        state_id: In what was answered: the state id, or None.
+    """
+
+    what: str
+    ys: tuple[int, ...] = ()
+    step: int | None = None
+    history: tuple[Hashable, ...] | None = None
+    expected: int | None = None
+    created: bool = False
+    state_id: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Life:
+    """A stream that is there.
+
+    Attributes:
+        history: Its operations.
+        value: The fold of its inputs.
+        step: Timesteps since the last reset.
+        length: Timesteps of the newest operation.
+        newest: Identity of the newest operation.
+        kept: Predictions that a retry of it can be given.
+    """
+
+    history: tuple[Hashable, ...] = ()
+    value: int = 0
+    step: int = 0
+    length: int = 0
+    newest: Hashable = None
+    kept: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is remembered of an idempotency key."""
+
+    identity: Hashable
+    kept: tuple[int, ...]
+    step: int
+    history: tuple[Hashable, ...]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream as it has to be; `ask` says how it goes on.
+
+    Attributes:
+        life: None: it is missing.
+        entries: Its idempotency keys.
+    """
+
+    life: Life | None = None
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def ask(self, ask: Ask, state_id: bytes | None) -> tuple[Told, Stream]:
+        """Return the answer to a request, and the stream after it.
+
+        Args:
+            ask: The request.
+            state_id: The stream's, as clients know it.
+        """
+        if ask.key in self.entries:
+            known = self.entries[ask.key]
+            if known.identity != ask.identity:
+                return Told("idempotency_key_reused"), self
+            return _replay(ask, known.kept, known.step, known.history), self
+        life = self.life
+        if life is not None and life.newest == ask.identity:
+            return _replay(ask, life.kept, life.step, life.history), self
+        refused = _missing(ask) if life is None else _misplaced(life, ask, state_id)
+        return (refused, self) if refused else self._apply(ask)
+
+    def _apply(self, ask: Ask) -> tuple[Told, Stream]:
+        before = self.life or Life()
+        if ask.xs:
+            ys = tuple(fold_reference(ask.xs, start=before.value))
+            kept = {"all": ys, "last": ys[-1:], "none": ()}[ask.keep]
+            life = Life(
+                (*before.history, ask.identity), ys[-1], before.step + len(ys), len(ys), ask.identity, kept
+            )  # fmt: skip
+        else:
+            kept = ()
+            life = Life((*before.history, ("reset", ask.identity)), newest=ask.identity)
+        entries = dict(self.entries)
+        if ask.key is not None:
+            entries[ask.key] = Entry(ask.identity, kept, life.step, life.history)
+        created = self.life is None and bool(ask.xs)
+        return Told("applied", kept, life.step, life.history, created=created), replace(
+            self, life=life, entries=entries
+        )
+
+
+def _replay(ask: Ask, kept: tuple[int, ...], step: int, history: tuple[Hashable, ...]) -> Told:
+    wanted = {"all": len(ask.xs), "last": min(len(ask.xs), 1), "none": 0}[ask.keep]
+    if len(kept) < wanted:
+        return Told("seq_passed", (), step, history, step + 1)
+    return Told("replayed", kept[len(kept) - wanted :], step, history)
+
+
+def _missing(ask: Ask) -> Told | None:
+    begins = ask.after is None and ask.seq in (None, 1) and ask.create != "never"
+    return None if begins else Told("stream_not_found", expected=1 if ask.xs else None)
+
+
+def _misplaced(life: Life, ask: Ask, state_id: bytes | None) -> Told | None:
+    def refused(code: str, *, told_next: bool = True) -> Told:
+        return Told(code, (), life.step, life.history, life.step + 1 if told_next and ask.xs else None)
+
+    if ask.create == "must":
+        return refused("stream_exists", told_next=False)
+    if ask.after not in (None, state_id):
+        return refused("state_changed")
+    if ask.seq is None or ask.seq == life.step + 1:
+        return None
+    if ask.seq > life.step + 1:
+        return refused("seq_gap")
+    taken = life.length > 0 and ask.seq == life.step + 1 - life.length
+    return refused("seq_conflict" if taken else "seq_passed")

@@ -1,0 +1,159 @@
+"""Whatever bytes come on a connection, HTTP or WebSocket, it is answered or closed, and nothing fails inside."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.api.running import Service, models, running
+from tests.fuzz.test_readers import nearly
+from tests.graphs import fold
+from tests.lane.ways import chunked, everything, request, statuses
+from tests.servers import Server
+
+FEW = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+STEP = b'{"inputs": [5], "seq": 1}'
+KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
+UPGRADE = (
+    b"GET /v1/models/fold/%b HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n"
+)
+REQUESTS = [
+    request(STEP),
+    request(STEP, "/v1/models/fold/streams/s/step?version=1", "Idempotency-Key: k", "Accept: application/msgpack"),
+    request(b'{"streams": ["a"], "inputs": [[1]]}', "/v1/models/fold/step"),
+    request(b'{"inputs": [[1], [2]], "return": "last"}', "/v1/models/fold/streams/s/steps"),
+    request(b"", "/v1/models/fold/streams/s/reset"),
+    request(b"", "/v1/models/fold/streams?prefix=a&limit=5&cursor=W10", method="GET", length=None),
+    chunked(STEP),
+    UPGRADE % (b"feed", KEY),
+]
+
+
+def frame(message: bytes, first: int = 0x81) -> bytes:
+    """A client's frame, masked with zeros."""
+    length = bytes([0x80 | len(message)]) if len(message) < 126 else b"\xfe" + len(message).to_bytes(2)
+    return bytes([first]) + length + bytes(4) + message
+
+
+FRAMES = [
+    frame(STEP),
+    frame(b'{"stream": "a", "inputs": [1], "id": 1}') * 3,
+    frame(b'{"streams": ["a", "b"], "inputs": [[1], [2]]}'),
+    frame(STEP[:9], 0x01) + frame(b"", 0x89) + frame(STEP[9:], 0x80),
+    frame(STEP + b" " * 200),
+    frame(b"\x03\xe8", 0x88),
+]
+
+
+class Faults(logging.Handler):
+    """Keeps what is logged as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(self.format(record))
+
+
+@pytest.fixture(scope="module")
+def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = models(tmp_path_factory.mktemp("models"), fold)
+    with running(shared_redis.url, folder, lane=True, receive_timeout_s=1, max_body_bytes=100_000) as one:
+        yield one
+
+
+@pytest.fixture
+def faults() -> Iterator[Faults]:
+    handler = Faults()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
+
+
+def told(service: Service, data: bytes, *, opening: bytes = b"") -> bytes:
+    """Return all that comes back when nothing comes after these bytes."""
+    with service.raw() as sock:
+        try:
+            if opening:
+                sock.sendall(opening)
+                while b"\r\n\r\n" not in sock.recv(65536):
+                    pass
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:  # it has closed already
+            return b""
+        return everything(sock)
+
+
+@FEW
+@given(parts=st.lists(st.one_of(nearly(REQUESTS), nearly(REQUESTS), st.binary(max_size=100)), min_size=1, max_size=3))
+def test_any_bytes_of_http_are_answered_or_closed(service: Service, faults: Faults, parts: list[bytes]) -> None:
+    answer = told(service, b"".join(parts))
+
+    assert 500 not in statuses(answer), answer
+    assert faults.seen == []
+
+
+@FEW
+@given(
+    parts=st.lists(st.one_of(nearly(FRAMES), nearly(FRAMES), st.binary(max_size=100)), min_size=1, max_size=3),
+    path=st.sampled_from([b"feed", b"streams/w/feed"]),
+)
+def test_any_bytes_of_a_feed_are_answered_or_closed(
+    service: Service, faults: Faults, parts: list[bytes], path: bytes
+) -> None:
+    answer = told(service, b"".join(parts), opening=UPGRADE % (path, KEY))
+
+    assert b'"internal"' not in answer, answer
+    assert faults.seen == []
+
+
+def test_four_hundred_hostile_bodies_leave_nothing_behind(service: Service, faults: Faults) -> None:
+    """No 500, no memory kept; the service answers right after."""
+    hostile = [
+        b"[" * 100_000,
+        b'{"a":' * 20_000,
+        b'{"inputs": [' + b"9" * 5_000 + b"]}",
+        b'{"inputs": [1e999]}',
+        b'{"inputs": [NaN]}',
+        b'{"inputs": ["\\ud800"]}',
+        b'{"inputs": [1], "inputs": [2]}',
+        b'{"inputs": [1]',
+        b"\xff\xfe\xfd",
+        b"\xdd\xff\xff\xff\xff",
+        b"\x81" * 50_000,
+        b"\xc6\xff\xff\xff\xff",
+        request(STEP),
+        b"",
+    ]
+    kinds = ("application/json", "application/msgpack")
+    paths = ("streams/s/step", "streams/s/steps", "step", "streams/s/reset")
+    asked = [(body, kind, path) for body in hostile for kind in kinds for path in paths]
+    before = resident()
+    answers = [
+        service.http.post(f"/v1/models/fold/{path}", content=body, headers={"content-type": kind}).status_code
+        for body, kind, path in (asked * 4)[:400]
+    ]
+
+    assert {status for status in answers if status >= 500} == set()
+    assert service.step("fold", "after", [1]).status_code == 200
+    assert resident() - before < 50 * 2**20
+    assert faults.seen == []
+
+
+def resident() -> int:
+    """Bytes of memory that this process has in use; the most it ever had, where that cannot be known."""
+    try:
+        return int(Path(f"/proc/{os.getpid()}/statm").read_text().split()[1]) * resource.getpagesize()
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

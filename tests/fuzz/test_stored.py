@@ -1,0 +1,84 @@
+"""Whatever the store holds at a stream's keys, its requests are answered in words, and the others are left in peace."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.engine.types import Prediction
+from service.errors import ServiceError
+from service.store.keys import entry_key, record_key
+from tests.engine.bench import all_of, models, step, worker
+from tests.fuzz.test_readers import nearly
+from tests.graphs import fold
+from tests.servers import Server, server
+
+_names = (f"s{n}" for n in itertools.count())
+FEW = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="sw") as folder, server(Path(folder)) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models(tmp_path_factory.mktemp("models"), fold=fold)
+
+
+@pytest.fixture(scope="module")
+def sound(store: Server, folder: Path) -> tuple[bytes, bytes]:
+    """A record and an entry as a worker writes them."""
+
+    async def write() -> None:
+        async with worker(store.url, folder) as engine:
+            await engine.advance(step("sound", 5, idempotency_key="k"))
+
+    asyncio.run(write())
+    name = record_key("default", "fold", "sound")
+    with store.client() as client:
+        record, entry = client.get(name), client.get(entry_key(name, "k"))
+    assert isinstance(record, bytes)
+    assert isinstance(entry, bytes)
+    return record, entry
+
+
+@FEW
+@given(data=st.data())
+def test_foreign_bytes_stop_their_own_stream_only(
+    store: Server, folder: Path, sound: tuple[bytes, bytes], data: st.DataObject
+) -> None:
+    record = data.draw(st.one_of(st.none(), st.binary(max_size=200), nearly([sound[0]])))
+    entry = data.draw(st.one_of(st.none(), st.binary(max_size=200), nearly([sound[1]])))
+    bad, good = next(_names), next(_names)
+    with store.client() as client:
+        name = record_key("default", "fold", bad)
+        for key, value in ((name, record), (entry_key(name, "k"), entry)):
+            if value is not None:
+                client.set(key, value)
+
+        async def ask() -> tuple[object, object]:
+            async with worker(store.url, folder) as engine:
+                asked = step(bad, 5, idempotency_key="k")
+                told, fine = await all_of(engine.advance(asked), engine.advance(step(good, 5, idempotency_key="k")))
+                return told, fine
+
+        told, fine = asyncio.run(ask())
+        left = client.get(name)
+
+    assert isinstance(fine, Prediction)
+    if isinstance(told, ServiceError):
+        assert told.code in ("state_corrupt", "record_version", "model_changed", "idempotency_key_reused"), told
+        assert told.applied in ("no", "unknown")
+        assert left == record
+    else:
+        assert isinstance(told, Prediction), told
