@@ -32,12 +32,14 @@ from service.errors import ServiceError
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.channel import Channel
+from service.store.facts import SafetyWatch
 from service.store.redis import StateStore
 from service.workers import ADMITTED_ENV, CONTROL_ENV, Workers
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # how often streams are counted, where their number is limited
 _LOOK_S = 1.0  # how often readiness and the gauges are looked at
+_SAFETY_S = 5.0  # how often the store's own settings are
 
 
 class NoStoreError(StepwellError):
@@ -131,15 +133,20 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
         watch.add_routes(app, context, watchers)
 
         context.engine, context.reload = engine, workers.reload_everywhere
+        settings = context.settings
+        context.safety = SafetyWatch(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
+        await context.safety.look()
         app.state.engine = engine
         context.metrics.read_from(
             queue_rows=engine.queue_rows,
             watchers=lambda: len(watchers),
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
+            store_safe=lambda: not context.safety.reasons,
+            durability=settings.durability,
         )
-        tasks = [asyncio.create_task(workers.follow()), asyncio.create_task(_look(context))]
-        if context.settings.tenant_max_streams is not None:
+        tasks = [asyncio.create_task(work) for work in (workers.follow(), _look(context), _look_at_store(context))]
+        if settings.tenant_max_streams is not None:
             tasks.append(asyncio.create_task(_count_streams(engine)))
         stack.push_async_callback(_cancel, tasks)
         yield
@@ -168,6 +175,13 @@ async def _count_streams(engine: Engine) -> None:
         with contextlib.suppress(ServiceError):  # the store does not answer: readiness says so
             await engine.count_streams()
         await asyncio.sleep(max(_COUNT_S, 20 * (loop.time() - began)))
+
+
+async def _look_at_store(context: Context) -> None:
+    """Look every few seconds whether the store's settings still keep what is promised."""
+    while True:
+        await asyncio.sleep(_SAFETY_S)
+        await context.safety.look()
 
 
 def _log_failed(report: Reloaded) -> None:

@@ -75,6 +75,8 @@ class Metrics(EngineObserver):
         self._watchers = gauge("watchers", "Watchers of committed predictions.", "livesum")
         self._websockets = gauge("websockets", "Open WebSockets.", "livesum")
         self._ready = gauge("ready", "1 when every worker can serve, else 0.", "livemin")
+        self._store_safe = gauge("store_safe", "1 when the store's settings keep what is promised, else 0.", "livemin")
+        self._durability = gauge("durability_info", "1 for the durability level in force.", "livemax", "level")
         gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
         self._read_queue_rows: Callable[[], Mapping[str, int]] = dict
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
@@ -86,6 +88,8 @@ class Metrics(EngineObserver):
         watchers: Callable[[], int],
         websockets: Callable[[], int],
         ready: Callable[[], bool],
+        store_safe: Callable[[], bool] = lambda: True,
+        durability: str = "memory",
     ) -> None:
         """Say where the gauges' values are read, each time that they are asked for.
 
@@ -94,9 +98,17 @@ class Metrics(EngineObserver):
             watchers: Watchers that this worker has.
             websockets: WebSockets that are open in this worker.
             ready: Whether this worker can serve.
+            store_safe: Whether the store's settings keep what is promised.
+            durability: The level that is promised.
         """
         self._read_queue_rows = queue_rows
-        self._read_gauges = {self._watchers: watchers, self._websockets: websockets, self._ready: ready}
+        self._read_gauges = {
+            self._watchers: watchers,
+            self._websockets: websockets,
+            self._ready: ready,
+            self._store_safe: store_safe,
+        }
+        self._durability.labels(durability).set(1)
         self.refresh()
 
     # ---------------------------------------------------------------- what the engine tells

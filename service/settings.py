@@ -39,7 +39,8 @@ class Settings(BaseSettings):
     workers: Count = 1
     """Processes that serve."""
     redis: str | None = None
-    """URL of the store: redis://, rediss://, unix:// or redis+sentinel://. Unset: a private server in `data_dir`."""
+    """URL of the store: redis://, unix://, redis+sentinel:// or redis+cluster://, with rediss over TLS. Unset: a
+    private server in `data_dir`."""
     data_dir: Path = Path(".stepwell")
     """Folder of the embedded store's data; one `serve` owns it."""
     durability: Literal["memory", "fsync", "replica"] = "memory"

@@ -37,6 +37,8 @@ PROMISED = {
     "stepwell_watchers": ("gauge", set()),
     "stepwell_websockets": ("gauge", set()),
     "stepwell_ready": ("gauge", set()),
+    "stepwell_store_safe": ("gauge", set()),
+    "stepwell_durability_info": ("gauge", {"level"}),
     "stepwell_build_info": ("gauge", {"version"}),
 }
 
@@ -266,6 +268,7 @@ def test_the_names_with_several_workers_are_the_same(two_workers: tuple[Worker, 
         "stepwell_steps_total",
         "stepwell_step_seconds",
         "stepwell_queue_rows",
+        "stepwell_durability_info",
         "stepwell_build_info",
     }
     families = {family.name for family in text_string_to_metric_families(two_workers[0].page().decode())}

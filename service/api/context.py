@@ -11,6 +11,7 @@ from service.engine.engine import Engine
 from service.engine.models import Reloaded, ServedModel
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.store.facts import SafetyWatch
 from service.wire import ModelWire
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Context:
         metrics: Counts requests and refusals.
         engine: Moves streams; there from the start of the application's life to its end.
         reload: Reloads the models, in every worker; there as long as the engine is.
+        safety: Whether the store's settings keep what is promised; there as long as the engine is.
         websockets: Open WebSockets of this process.
         websockets_of: Those of each tenant.
         ready: What the last look at readiness found.
@@ -43,6 +45,7 @@ class Context:
         self.metrics = metrics
         self.engine: Engine
         self.reload: Callable[[], Awaitable[Reloaded]]
+        self.safety: SafetyWatch
         self.websockets = 0
         self.websockets_of: Counter[str] = Counter()
         self.ready = False
@@ -91,7 +94,7 @@ class Context:
 
     async def look_if_ready(self) -> list[str]:
         """Return why requests cannot be served now; empty when they can."""
-        reasons = await self.engine.not_ready()
+        reasons = [*await self.engine.not_ready(), *self.safety.reasons]
         if self.leaving:
             reasons.insert(0, "draining: this process is about to end")
         self.ready = not reasons

@@ -83,7 +83,7 @@ class OpsRoutes:
         return respond({"loaded": report.loaded, "failed": report.failed}, request)
 
     async def info(self, request: Request) -> Response:
-        """Say version, durability and limits."""
+        """Say version, durability, what the store says of itself, and limits."""
         self._demand(request, "read")
         settings = self._context.settings
         limits = (
@@ -94,7 +94,14 @@ class OpsRoutes:
         )
         found = {name: getattr(settings, name) for name in limits}
         found["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
-        return respond({"version": self._app.version, "durability": settings.durability, "limits": found}, request)
+        safety = self._context.safety
+        answer = {
+            "version": self._app.version,
+            "durability": settings.durability,
+            "store": {**({} if safety.facts is None else safety.facts.shown()), "unsafe": safety.reasons},
+            "limits": found,
+        }
+        return respond(answer, request)
 
     async def healthz(self, _request: Request) -> Response:
         """Say that the process is alive."""

@@ -73,7 +73,7 @@ def examine(settings: Settings) -> Checked:
     with _noting(found):
         server.listen(settings).close()
     with _noting(found), store_for(settings) as (_, facts):
-        found.store.update(asdict(facts))
+        found.store.update(facts.shown())
     shelf = ModelShelf(settings.models, Admission(settings, None).load)
     found.failed.extend(asyncio.run(shelf.reload()).failed)
     for name in shelf.names():

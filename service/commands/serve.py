@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from service.store.facts import StoreFacts, demand_safe, read_facts
 from service.store.redis import StateStore
+from service.store.rights import demand_rights
 from service.supervisor import Supervisor
 from service.workers import ADMITTED_ENV, CONTROL_ENV
 
@@ -115,9 +116,7 @@ def store_for(settings: Settings) -> Iterator[tuple[Settings, StoreFacts]]:
             stack.callback(embedded.stop)
             stack.enter_context(_kept_alive(embedded))
             settings = settings.model_copy(update={"redis": embedded.url})
-        facts = asyncio.run(_facts(settings))
-        demand_safe(facts, settings.durability, allow_eviction=settings.allow_eviction)
-        yield settings, facts
+        yield settings, asyncio.run(_safe_facts(settings))
 
 
 @contextlib.contextmanager
@@ -141,11 +140,19 @@ def _kept_alive(embedded: EmbeddedStore) -> Iterator[None]:
         thread.join()
 
 
-async def _facts(settings: Settings) -> StoreFacts:
+async def _safe_facts(settings: Settings) -> StoreFacts:
+    """Return what the store says of itself, once it is sure that it can be used.
+
+    Raises:
+        UnsafeStoreError: It cannot.
+    """
     assert settings.redis is not None
-    store = StateStore(settings.redis)
+    store = StateStore(settings.redis, durability=settings.durability)
     try:
-        return await read_facts(store, patience=settings.request_timeout_s)
+        facts = await read_facts(store, patience=settings.request_timeout_s)
+        demand_safe(facts, settings.durability, allow_eviction=settings.allow_eviction)
+        await demand_rights(store)
+        return facts
     finally:
         await store.close()
 

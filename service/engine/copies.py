@@ -91,7 +91,9 @@ class Copies:
             names = [keys.record_key(*key), target, *([] if entry_name is None else [entry_name])]
             source, there, *entry = await self._store.load(names, deadline=deadline)
             if entry and entry[0] is not None:
-                return known_position(entry[0], Intent(request, 0, None, after, "auto", None))
+                known = known_position(entry[0], Intent(request, 0, None, after, "auto", None))
+                await self._store.confirm(target, there, entry_name, deadline=deadline)
+                return known
             present = None if source is None else decode(source)
             existing = None if there is None else decode(there)
             if present is None:
@@ -103,6 +105,8 @@ class Copies:
             about = after if after is not None and snapshot is None else record.chain
             op_id = digest16(b"fork", about, to.stream.encode(), _number(version), (idempotency_key or "").encode())
             if existing is not None and existing.op_id == op_id:
+                if not await self._store.confirm(target, there, deadline=deadline):
+                    continue
                 return Position(existing.step, existing.chain, replayed=True)
             if after is not None and present.chain != after:
                 raise wrong_history(present)
@@ -151,7 +155,9 @@ class Copies:
         raw, *entry = await self._store.load(names, deadline=deadline)
         intent = Intent(request, 0, None, after, "auto", None)
         if entry and entry[0] is not None:
-            return known_position(entry[0], intent)
+            replay = known_position(entry[0], intent)
+            await self._store.confirm(stream, raw, entry_name, deadline=deadline)
+            return replay
         if raw is None:
             raise no_stream(key)
         record = decode(raw)

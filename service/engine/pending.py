@@ -28,6 +28,7 @@ class Pending:
         view: With `fresh`, the stream's record; None: the stream is missing.
         stored: The bytes of `view`.
         entry: The answer that its idempotency key had given, as far as read.
+        confirmed: A replica has what was seen, where the durability asks for that.
         answered: `done` was called, or another batcher took the request over.
     """
 
@@ -43,6 +44,7 @@ class Pending:
     view: Record | None = None
     stored: bytes = b""
     entry: KeyEntry | None = None
+    confirmed: bool = False
     answered: bool = False
 
     @property
@@ -58,8 +60,8 @@ class Pending:
 
     def seen(self, stored: bytes | None, view: Record | None) -> None:
         """Take what the store has as the truth."""
-        self.fresh, self.view, self.stored = True, view, stored or b""
+        self.fresh, self.view, self.stored, self.confirmed = True, view, stored or b"", False
 
     def moved(self) -> Pending:
         """Return the same request for another model version, nothing seen yet."""
-        return replace(self, fresh=False, view=None, stored=b"", entry=None, answered=False)
+        return replace(self, fresh=False, view=None, stored=b"", entry=None, confirmed=False, answered=False)

@@ -153,9 +153,13 @@ class Resets:
         while True:
             found = await self._store.load([name] if entry_name is None else [name, entry_name], deadline=deadline)
             if entry_name is not None and found[1] is not None:
-                return known_position(found[1], intent)
+                known = known_position(found[1], intent)
+                await self._store.confirm(name, found[0], entry_name, deadline=deadline)
+                return known
             current, expect = _record_to_replace(found[0], intent)
             if decide(current, intent) is Verdict.REPLAY and current is not None:
+                if not await self._store.confirm(name, found[0], deadline=deadline):
+                    continue
                 return Position(current.step, current.chain, replayed=True)
             if found[0] is None:
                 self._begins(key.tenant)

@@ -125,6 +125,8 @@ class Rounds:
     async def _round(self, rows: Sequence[Pending], deadline: float) -> Sequence[Pending]:
         """Take rows as far as they get; return those that have to come round again."""
         heads, states, refreshed = await self._look(rows, deadline)
+        if self._store.confirms:
+            await self._confirm(rows, deadline)
         run = [at for at, row in enumerate(rows) if not row.fresh or self._may_run(row)]
         if not run:
             return []
@@ -169,21 +171,50 @@ class Rounds:
     async def _load(self, rows: Sequence[Pending], deadline: float) -> None:
         keyed = [row for row in rows if row.timestep.idempotency_key is not None]
         began = time.perf_counter()
-        found = await self._store.load(
+        found = await self._store.load_each(
             [row.name for row in rows] + [str(row.entry_key) for row in keyed], deadline=deadline
         )
         self._observer.store("load", time.perf_counter() - began)
-        for row, stored in zip(rows, found, strict=False):
+        for row, answer in zip(rows, found, strict=False):
             try:
+                stored = _good(answer)
                 row.seen(stored, None if stored is None else decode(stored))
             except ServiceError as exc:  # a bad record stops its own stream only
                 row.seen(None, None)
                 self._answer(row, exc)
         for row, entry in zip(keyed, found[len(rows) :], strict=True):
             try:
-                row.entry = None if entry is None else KeyEntry.decode(entry)
+                stored = _good(entry)
+                row.entry = None if stored is None else KeyEntry.decode(stored)
             except ServiceError as exc:
                 self._answer(row, exc)
+
+    async def _confirm(self, rows: Sequence[Pending], deadline: float) -> None:
+        """Wait until a replica has what retries are answered from: their answer promises what the first one did."""
+        while doubtful := [row for row in rows if row.fresh and not row.answered and self._answers_yes(row)]:
+            confirmations = [
+                self._store.confirmation(row.name, row.stored, None if row.entry is None else row.entry_key)
+                for row in doubtful
+            ]
+            answers = await self._store.commit(confirmations, deadline=deadline)
+            for at, row in enumerate(doubtful):
+                try:
+                    answer = answers[at]
+                    row.confirmed = answer.outcome in (Outcome.SAME, Outcome.KEY_KNOWN)
+                    if not row.confirmed:  # it moved on meanwhile
+                        row.seen(answer.stored, None if answer.stored is None else decode(answer.stored))
+                except ServiceError as exc:
+                    self._answer(row, exc)
+
+    def _answers_yes(self, row: Pending) -> bool:
+        """Whether what was read, and not confirmed yet, shows that the row had been applied."""
+        if row.confirmed:
+            return False
+        try:
+            intent = row.intent(self._served.fingerprint)
+            return row.entry is not None or decide(row.view, intent) is Verdict.REPLAY
+        except ServiceError as exc:
+            return exc.applied == "yes"
 
     def _may_run(self, row: Pending) -> bool:
         """Decide on what the store has: True when the row is to be run; else it was answered."""
@@ -298,6 +329,8 @@ class Rounds:
                 raise ServiceError(
                     "state_corrupt", "The stream's key holds something that is no record.", fix="Delete this stream."
                 )
+            if answer.error is not None:
+                raise answer.error
             current = None if answer.stored is None else decode(answer.stored)
             if answer.outcome is Outcome.SAME and current is not None:
                 self._replay(row, current)
@@ -364,6 +397,17 @@ class Rounds:
             row.done(result)
         except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
             _log.exception("Taking an answer failed")
+
+
+def _good(stored: bytes | ServiceError | None) -> bytes | None:
+    """Return what was read.
+
+    Raises:
+        ServiceError: It could not be.
+    """
+    if isinstance(stored, ServiceError):
+        raise stored
+    return stored
 
 
 def _with_entry(commit: Commit, row: Pending, head: Array, outputs: bytes) -> Commit:

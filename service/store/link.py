@@ -12,11 +12,22 @@ from typing import Any, cast
 
 import hiredis
 
+_LATE = "no reply in time"
+_CLOCK_GRAIN_S = 0.01  # a timer may fire this much early
+
 Argument = str | bytes | int
 
 
 class NotSentError(Exception):
-    """No connection: the command was surely not executed."""
+    """No connection: the command was surely not executed.
+
+    Attributes:
+        hopeless: The server has not answered for so long that trying again at once is in vain.
+    """
+
+    def __init__(self, why: str, *, hopeless: bool = False) -> None:
+        super().__init__(why)
+        self.hopeless = hopeless
 
 
 class NoReplyError(Exception):
@@ -38,16 +49,22 @@ class RefusalError(Exception):
 class Link(asyncio.Protocol):
     """Sends commands and hands out replies, in order.
 
-    A link whose reply is late is cut: a late reply must never be taken for another command's. All that wait on it
-    then have no reply.
+    A caller may give up sooner than others: its reply is then dropped when it comes. A link on which a reply is
+    overdue is cut, and all that wait on it have no reply.
+
+    Attributes:
+        overdue: It was cut for that reason.
     """
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, patience: float) -> None:
         """Take a connection over.
 
         Args:
             writer: Of a connection on which the greeting is done and nothing is under way.
+            patience: Seconds after which a reply is overdue.
         """
+        self.overdue = False
+        self._patience = patience
         self._writer = writer  # kept, since it closes the connection when it is collected
         self._transport = writer.transport
         self._reader = hiredis.Reader(replyError=RefusalError)
@@ -69,16 +86,16 @@ class Link(asyncio.Protocol):
 
         Raises:
             NotSentError: The link was cut before.
-            NoReplyError: A reply is missing; the link is cut.
+            NoReplyError: A reply is missing.
         """
         if not self.is_open:
             raise NotSentError(self._cut_by or "the connection was lost")
         loop = asyncio.get_running_loop()
-        exchange = _Exchange(len(commands), loop.create_future())
-        self._waiting.append(exchange)
         packed = [hiredis.pack_command(cast("Any", command)) for command in commands]
+        exchange = _Exchange(len(commands), loop.create_future(), loop.time())
+        self._waiting.append(exchange)
         self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
-        timer = loop.call_later(timeout, self.cut, "no reply in time")
+        timer = loop.call_later(timeout, self._give_up, exchange)
         try:
             await exchange.done
         finally:
@@ -93,6 +110,15 @@ class Link(asyncio.Protocol):
             done = self._waiting.popleft().done
             if not done.done():
                 done.set_exception(NoReplyError(self._cut_by))
+
+    def _give_up(self, exchange: _Exchange) -> None:
+        """End a caller's wait; and the link, if its oldest reply is overdue."""
+        now = asyncio.get_running_loop().time()
+        if self._waiting and now - self._waiting[0].sent_at > self._patience - _CLOCK_GRAIN_S:
+            self.overdue = True
+            self.cut(_LATE)
+        elif not exchange.done.done():
+            exchange.done.set_exception(NoReplyError(_LATE))
 
     # ---------------------------------------------------------------- what the transport calls
 
@@ -118,9 +144,10 @@ class Link(asyncio.Protocol):
 class _Exchange:
     """Commands that were sent, and the replies so far."""
 
-    __slots__ = ("done", "replies", "wanted")
+    __slots__ = ("done", "replies", "sent_at", "wanted")
 
-    def __init__(self, wanted: int, done: asyncio.Future[None]) -> None:
+    def __init__(self, wanted: int, done: asyncio.Future[None], sent_at: float) -> None:
         self.wanted = wanted
         self.done = done
+        self.sent_at = sent_at
         self.replies: list[Any] = []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import math
 import time
 from collections import Counter
@@ -13,25 +11,21 @@ from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
-from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
+from service.errors import CorruptRecordError, ServiceError, StoreUnavailableError
 from service.store import keys
-from service.store.link import Argument, NoReplyError, NotSentError, RefusalError
-from service.store.wire import Wire
-from service.wire.names import is_stream_id
+from service.store.link import Argument, NotSentError, RefusalError
+from service.store.listing import every_key, page
+from service.store.server_wire import Unconfirmed
+from service.store.settle import settle
+from service.store.wire import Wire, open_wire
 
 Durability = Literal["memory", "fsync", "replica"]
 
-_FIRST_PAUSE_S: Final = 0.01
-_LONGEST_PAUSE_S: Final = 0.25
-_COUNTED_AT_ONCE: Final = 1000  # keys that one command of a count looks at
 _LONGEST_LIFE: Final = 1.25  # of an idle stream, in times to live: so its expiry is not set anew by each step
 _SUSPENDED_TOO: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-# Refusals that pass: the server is loading, failing over, or cannot write for now. Nothing was applied.
-_PASSING: Final = frozenset(
-    ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MISCONF", "NOREPLICAS")
-)
+_NO_GUARD: Final = b"no guard is this"  # no record has a guard of this length
 
 
 class Script(NamedTuple):
@@ -81,6 +75,7 @@ class Outcome(IntEnum):
     SAME = 2
     KEY_KNOWN = 3
     FOREIGN = 4
+    FAILED = 5  # never the script's own: see the error
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +85,16 @@ class Committed:
     Attributes:
         outcome: What became of it.
         stored: The stored record (`CONFLICT`, `SAME`; None: the stream is missing) or entry (`KEY_KNOWN`).
+        error: Why it failed (`FAILED`), and whether it was applied.
     """
 
     outcome: Outcome
     stored: bytes | None = None
+    error: ServiceError | None = None
 
 
 APPLIED: Final = Committed(Outcome.APPLIED)
+_MOVED: Final = frozenset((Outcome.APPLIED, Outcome.SAME, Outcome.KEY_KNOWN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +111,15 @@ class Commits:
     refreshed: float | None
 
     def __getitem__(self, place: int) -> Committed:
-        """What became of one commit."""
-        return self.others.get(place, APPLIED)
+        """What became of one commit.
+
+        Raises:
+            ServiceError: It failed.
+        """
+        answer = self.others.get(place, APPLIED)
+        if answer.error is not None:
+            raise answer.error
+        return answer
 
 
 class StateStore:
@@ -128,6 +133,10 @@ class StateStore:
     4. No second life: after a reset, a commit from the old life says CONFLICT.
     5. Independence: a refused commit leaves the others of the call alone.
     6. Idle end: a record outlives its last commit by its time to live, at most by 1.25 times that, then goes.
+
+    Attributes:
+        confirms: Whether a commit counts only when a replica has it.
+        refusal: Why nothing may be committed, as long as the store does not keep what the durability promises.
     """
 
     def __init__(
@@ -142,16 +151,19 @@ class StateStore:
         """Prepare connections; none is opened yet.
 
         Args:
-            url: See `Wire`.
+            url: See `open_wire`.
             stream_ttl_s: Seconds that an idle stream lives.
             idempotency_ttl_s: Seconds that an idempotency key is remembered.
             durability: `replica` waits for one replica after each commit.
             timeout: Seconds for one exchange with the store; an exchange is tried again until its deadline.
         """
-        self._wire = Wire(url, timeout=timeout)
+        self.refusal: ServiceError | None = None
+        self._wire = open_wire(url, timeout=timeout)
         self.stream_ttl_s = stream_ttl_s
         self.idempotency_ttl_s = idempotency_ttl_s
-        self._durability = durability
+        self._ttl_ms = int(_LONGEST_LIFE * 1000 * stream_ttl_s)
+        self._entry_ttl_ms = int(idempotency_ttl_s * 1000)
+        self.confirms: Final = durability == "replica"
 
     @property
     def wire(self) -> Wire:
@@ -168,12 +180,20 @@ class StateStore:
         Raises:
             StoreUnavailableError: No answer until the deadline.
         """
-        reply = await self.ask(deadline, "MGET", *names)
-        return list(reply)
+        found = await self.load_each(names, deadline=deadline)
+        return _all_good(found) if self._wire.one_stream else cast("list[bytes | None]", found)
+
+    async def load_each(self, names: Sequence[str], *, deadline: float) -> list[bytes | ServiceError | None]:
+        """As `load`, but in a Cluster a key whose server does not answer has an error of its own."""
+        if not self._wire.one_stream:
+            [found] = _all_good(await settle(self._wire, [("MGET", *names)], deadline=deadline))
+            return cast("list[bytes | ServiceError | None]", found)
+        found = await settle(self._wire, [("GET", name) for name in names], deadline=deadline)
+        return [None if isinstance(one, RefusalError) else one for one in found]  # as MGET says of another type
 
     async def load_with_ttl(self, name: str, *, deadline: float) -> tuple[bytes | None, int]:
         """Return a record and the milliseconds it will still live if its stream stays idle."""
-        record, ttl = await self._until_all(deadline, ("GET", name), ("PTTL", name))
+        record, ttl = _all_good(await settle(self._wire, [("GET", name), ("PTTL", name)], deadline=deadline))
         if isinstance(record, RefusalError):
             raise CorruptRecordError("The stream's key holds something that is no record.")
         return record, ttl
@@ -201,19 +221,59 @@ class StateStore:
             StoreUnavailableError: Nothing was applied.
             OutcomeUnknownError: Each may or may not have been applied.
             StoreFullError: The store is at its memory limit; nothing was applied.
-            ServiceError: `not_durable`: applied, but no replica confirmed.
+            ServiceError: `not_durable`: nothing was applied, as the store does not keep what is promised.
+
+        In a Cluster, and where a replica did not confirm, commits fail each by itself: see `Committed`.
         """
+        if self.refusal is not None:
+            raise self.refusal
         began = self.clock()
         # An answer counts until the deadline, so what it confirms was executed before.
-        keep = (
-            began + (deadline - asyncio.get_running_loop().time())
-            <= refreshed + (_LONGEST_LIFE - 1) * self.stream_ttl_s
-        )
-        answers = await self.run(_COMMIT, self._script_arguments(commits, keep=keep), deadline=deadline)
-        return Commits(dict(map(_committed, answers)), None if keep else began)
+        left = deadline - asyncio.get_running_loop().time()
+        keep = began + left <= refreshed + (_LONGEST_LIFE - 1) * self.stream_ttl_s
+        groups = [[commit] for commit in commits] if self._wire.one_stream else [commits]
+        calls = [
+            script_call(group, ttl_ms=self._ttl_ms, entry_ttl_ms=self._entry_ttl_ms, keep=keep) for group in groups
+        ]
+        replies = await settle(self._wire, calls, deadline=deadline, script=_COMMIT.text, confirm=self.confirms)
+        if not self._wire.one_stream:
+            others = _outcomes(_all_good(replies)[0], len(commits))
+        else:
+            others = {}
+            for at, reply in enumerate(replies):
+                if isinstance(reply, ServiceError):
+                    others[at] = Committed(Outcome.FAILED, error=reply)
+                elif answer := _outcomes(reply, 1).get(0):
+                    others[at] = answer
+        return Commits(others, None if keep else began)
+
+    @staticmethod
+    def confirmation(name: str, stored: bytes, entry_key: str | None = None) -> Commit:
+        """Return a commit that changes nothing, but counts only when a replica has what is stored.
+
+        Args:
+            name: The record's key.
+            stored: What was read there; the commit says `SAME` if that is still the newest operation.
+            entry_key: Of an idempotency key whose answer was read; the commit then says `KEY_KNOWN`.
+        """
+        return Commit(name, _NO_GUARD, stored, entry_key)
+
+    async def confirm(self, name: str, stored: bytes | None, entry_key: str | None = None, *, deadline: float) -> bool:
+        """Wait, where `confirms` asks for it, until a replica has what was read; arguments as for `confirmation`.
+
+        Returns:
+            Whether it is still there.
+
+        Raises:
+            ServiceError: `not_durable`, or as for `commit`.
+        """
+        if not self.confirms:
+            return True
+        answer = (await self.commit([self.confirmation(name, stored or b"", entry_key)], deadline=deadline))[0]
+        return answer.outcome in (Outcome.SAME, Outcome.KEY_KNOWN)
 
     async def run(self, script: Script, arguments: Sequence[Argument], *, deadline: float) -> Any:
-        """Run a script that may be run twice with the same arguments, and return its answer.
+        """Run a script on one stream that may be run twice with the same arguments, and return its answer.
 
         Args:
             script: Which.
@@ -223,45 +283,16 @@ class StateStore:
         Raises:
             ServiceError: As for `commit`.
         """
-        loop, pause, sent = asyncio.get_running_loop(), _FIRST_PAUSE_S, False
-        command: tuple[Argument, ...] = ("EVALSHA", script.sha, *arguments)
-        while True:
-            left = deadline - loop.time()
-            trouble = "the deadline passed"
-            if left > 0:
-                limit = min(left, self._wire.timeout)
-                waits = self._durability == "replica"
-                # Half of the time, so that "no replica confirmed" is an answer and not a missing one.
-                more = [("WAIT", 1, int(limit * 500))] if waits else []
-                try:
-                    answer, *waited = await self._wire.call(command, *more, timeout=limit, alone=waits)
-                except NotSentError as exc:
-                    trouble = str(exc)
-                except NoReplyError as exc:
-                    trouble, sent = str(exc), True
-                else:
-                    if not isinstance(answer, RefusalError):
-                        if waited and (isinstance(waited[0], RefusalError) or waited[0] < 1):
-                            raise _not_durable()
-                        return answer
-                    if answer.code == "NOSCRIPT":
-                        command = ("EVAL", script.text, *arguments)
-                        continue
-                    trouble = str(answer)
-                    if answer.code == "OOM" and not sent:
-                        raise StoreFullError(f"The store is full: {trouble}.")
-                    if answer.code not in _PASSING:
-                        left = 0
-            if left <= pause:
-                if sent:
-                    raise OutcomeUnknownError(f"The store did not confirm the step: {trouble}.")
-                raise StoreUnavailableError(f"The store took no step: {trouble}.")
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        if self.refusal is not None:
+            raise self.refusal
+        call = ("EVALSHA", script.sha, *arguments)
+        replies = await settle(self._wire, [call], deadline=deadline, script=script.text, confirm=self.confirms)
+        return _confirmed(_all_good(replies)[0])
 
     async def delete(self, *names: str, deadline: float) -> None:
         """Forget what is stored under keys of one stream; also where there is nothing."""
-        await self.ask(deadline, "DEL", *names)
+        replies = await settle(self._wire, [("DEL", *names)], deadline=deadline, confirm=self.confirms)
+        _confirmed(_all_good(replies)[0])
 
     async def ask(self, deadline: float, *command: Argument) -> Any:
         """Return the reply to a command that may safely be repeated.
@@ -269,27 +300,20 @@ class StateStore:
         Raises:
             StoreUnavailableError: No answer until the deadline.
         """
-        return (await self._until_all(deadline, command))[0]
+        return _all_good(await settle(self._wire, [command], deadline=deadline))[0]
 
     async def page(
         self, tenant: str, model: str, prefix: str, cursor: str | None, limit: int, *, deadline: float
     ) -> tuple[list[str], str | None]:
         """Return up to `limit` stream ids and the cursor to go on from; None at the end.
 
-        A stream that exists all the while is listed at least once, whatever comes and goes beside it.
+        A stream that exists all the while is listed at least once, whatever comes and goes beside it. In a Cluster a
+        stream may be missed while its slot moves.
 
         Raises:
             ServiceError: `bad_request`: the cursor is none of ours.
         """
-        at, found = _read_cursor(cursor)
-        pattern, count = keys.records_pattern(tenant, model, prefix), max(limit, 100)
-        while len(found) < limit and at != "0":
-            at, batch = await self._scan("0" if at == "start" else at, pattern, count, deadline)
-            found.extend(name for name in map(keys.stream_of, batch) if name not in found)
-            count = min(2 * count, 10_000) if not batch else max(limit, 100)  # hurry where few keys match
-        rest = found[limit:]
-        done = at == "0" and not rest
-        return found[:limit], None if done else _write_cursor(at, rest)
+        return await page(self._wire, keys.records_pattern(tenant, model, prefix), cursor, limit, deadline=deadline)
 
     async def count_by_tenant(self, *, deadline: Callable[[], float]) -> dict[str, int]:
         """Return how many streams each tenant has; looks at every key, a page at a time.
@@ -297,10 +321,8 @@ class StateStore:
         Args:
             deadline: Gives the time by which the next page has to be there.
         """
-        at, batch = await self._scan("0", keys.ALL_RECORDS, _COUNTED_AT_ONCE, deadline())
-        counts = Counter(map(keys.tenant_of, batch))
-        while at != "0":
-            at, batch = await self._scan(at, keys.ALL_RECORDS, _COUNTED_AT_ONCE, deadline())
+        counts: Counter[str] = Counter()
+        async for batch in every_key(self._wire, keys.ALL_RECORDS, deadline=deadline):
             counts.update(map(keys.tenant_of, batch))
         return dict(counts)
 
@@ -308,62 +330,89 @@ class StateStore:
         """Return the step of each record, None where there is none."""
         if not names:
             return []
-        found = await self._until_all(deadline, *(("GETRANGE", name, 16, 23) for name in names))
+        reads = [("GETRANGE", name, 16, 23) for name in names]
+        found = _all_good(await settle(self._wire, reads, deadline=deadline))
         return [int.from_bytes(raw, "little") if isinstance(raw, bytes) and len(raw) == 8 else None for raw in found]
 
     async def ping(self, *, timeout: float) -> None:
-        """Ask whether the store answers.
+        """Ask whether the store answers; of a Cluster, whether more than half of its primaries do.
 
         Raises:
             StoreUnavailableError: It does not.
         """
-        loop = asyncio.get_running_loop()
-        await self.ask(loop.time() + timeout, "PING")
+        deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            _, parts = await self._wire.parts()
+        except NotSentError as exc:
+            raise StoreUnavailableError(f"The store did not answer: {exc}.") from exc
+        answers = await asyncio.gather(*(settle(part, [("PING",)], deadline=deadline) for part in parts))
+        failed = [answer for [answer] in answers if isinstance(answer, ServiceError)]
+        if 2 * len(failed) >= len(parts):
+            raise failed[0]
 
     async def close(self) -> None:
         """Close every connection."""
         await self._wire.close()
 
-    # ---------------------------------------------------------------- helpers
 
-    def _script_arguments(self, commits: Sequence[Commit], *, keep: bool) -> list[Argument]:
-        keyed = [(i, c) for i, c in enumerate(commits, 1) if c.entry_key is not None]
-        arguments: list[Argument] = [len(commits) + len(keyed)]
-        arguments += [c.key for c in commits]
-        arguments += [c.entry_key for _, c in keyed if c.entry_key is not None]
-        life = int(_LONGEST_LIFE * 1000 * self.stream_ttl_s)
-        arguments += (len(commits), life, int(self.idempotency_ttl_s * 1000), int(keep))
-        arguments += [part for c in commits for part in c[1:3]]
-        for i, c in keyed:
-            arguments += (i, c.entry)
-        return arguments
+def script_call(
+    commits: Sequence[Commit], *, ttl_ms: int, entry_ttl_ms: int, keep: bool, whole: bool = False
+) -> tuple[Argument, ...]:
+    """Return the command that makes commits by the script; it answers as `commit.lua` says.
 
-    async def _scan(self, at: str, pattern: str, count: int, deadline: float) -> tuple[str, list[str]]:
-        cursor, batch = await self.ask(deadline, "SCAN", at, "MATCH", pattern, "COUNT", count)
-        return cursor.decode(), [name.decode() for name in batch]
+    Args:
+        commits: At most one per key.
+        ttl_ms: Milliseconds that the records live.
+        entry_ttl_ms: Milliseconds that the entries of idempotency keys live.
+        keep: Leave the records' times to live as they are.
+        whole: Send the script itself and not its name.
+    """
+    keyed = [(i, c) for i, c in enumerate(commits, 1) if c.entry_key is not None]
+    call: list[Argument] = ["EVAL", _COMMIT.text] if whole else ["EVALSHA", _COMMIT.sha]
+    call.append(len(commits) + len(keyed))
+    call += [c.key for c in commits]
+    call += [c.entry_key for _, c in keyed if c.entry_key is not None]
+    call += (len(commits), ttl_ms, entry_ttl_ms, int(keep))
+    call += [part for c in commits for part in c[1:3]]
+    for i, c in keyed:
+        call += (i, c.entry)
+    return tuple(call)
 
-    async def _until_all(self, deadline: float, *commands: Sequence[Argument]) -> list[Any]:
-        """Repeat commands that may safely be repeated until they are answered or the deadline passes."""
-        loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE_S
-        while True:
-            left = deadline - loop.time()
-            trouble = "the deadline passed"
-            if left > 0:
-                try:
-                    replies = await self._wire.call(*commands, timeout=min(left, self._wire.timeout))
-                except (NotSentError, NoReplyError) as exc:
-                    trouble = str(exc)
-                else:
-                    bad = next((reply for reply in replies if isinstance(reply, RefusalError)), None)
-                    if bad is None or bad.code == "WRONGTYPE":
-                        return replies
-                    trouble = str(bad)
-                    if bad.code not in _PASSING:
-                        left = 0
-            if left <= pause:
-                raise StoreUnavailableError(f"The store did not answer: {trouble}.")
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+def _all_good(replies: list[Any]) -> list[Any]:
+    """Return replies of which none is an error.
+
+    Raises:
+        ServiceError: One is.
+    """
+    for reply in replies:
+        if isinstance(reply, ServiceError):
+            raise reply
+    return replies
+
+
+def _confirmed(reply: Any) -> Any:
+    """Return a reply that a replica has confirmed, where that was asked for.
+
+    Raises:
+        ServiceError: `not_durable`.
+    """
+    if isinstance(reply, Unconfirmed):
+        raise _not_confirmed()
+    return reply
+
+
+def _outcomes(reply: Any, commits: int) -> dict[int, Committed]:
+    """Read the script's reply: what became of the commits that were not applied now, or not confirmed."""
+    if reply == []:
+        return {}
+    if not isinstance(reply, Unconfirmed):
+        return dict(map(_committed, reply))
+    others = dict(map(_committed, reply.reply))
+    for at in range(commits):
+        if others.get(at, APPLIED).outcome in _MOVED:
+            others[at] = Committed(Outcome.FAILED, error=_not_confirmed())
+    return others
 
 
 def _committed(answer: Sequence[Any]) -> tuple[int, Committed]:
@@ -372,31 +421,10 @@ def _committed(answer: Sequence[Any]) -> tuple[int, Committed]:
     return place - 1, Committed(Outcome(outcome), (stored[0] or None) if stored else None)
 
 
-def _not_durable() -> ServiceError:
+def _not_confirmed() -> ServiceError:
     return ServiceError(
         "not_durable",
         "The step is in the primary's memory, but no replica confirmed it in time.",
         fix="Send the same request again: it is not applied twice, and waits for the replica again.",
         applied="yes",
     )
-
-
-def _write_cursor(at: str, rest: list[str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps([at, *rest], separators=(",", ":")).encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str | None) -> tuple[str, list[str]]:
-    if cursor is None:
-        return "start", []
-    try:
-        parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        at, *rest = (str(part) for part in parts)
-        if not (at == "start" or (at.isascii() and at.isdigit())) or not all(is_stream_id(r) for r in rest):
-            raise ValueError(at)
-    except (ValueError, TypeError, RecursionError) as exc:
-        raise ServiceError(
-            "bad_request",
-            f"`cursor` is {cursor[:64]!r}; expected the text that the page before gave.",
-            fix="Leave it out to begin again.",
-        ) from exc
-    return at, rest

@@ -13,7 +13,9 @@ from service.store.link import Argument
 from service.store.record import Record, decode
 from service.store.redis import Script, StateStore
 
-_SCRIPT: Final = Script.of("snapshots.lua")
+SCRIPT: Final = Script.of("snapshots.lua")
+"""What changes a stream's snapshots."""
+
 _DONE, _KEY_KNOWN = 1, 3
 
 
@@ -121,7 +123,7 @@ class Snapshots:
             names.append(remember.key)
             entry = remember.entry
         arguments: list[Argument] = [len(names), *names, name, value, self._most, self._ttl, entry, self._entry_ttl]
-        outcome, *known = await self._store.run(_SCRIPT, arguments, deadline=deadline)
+        outcome, *known = await self._store.run(SCRIPT, arguments, deadline=deadline)
         if outcome == _KEY_KNOWN:
             stored: bytes = known[0]
             return stored

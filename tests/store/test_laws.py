@@ -1,4 +1,4 @@
-"""The store's laws, on every server of the Redis protocol that is here."""
+"""The store's laws, on every server of the Redis protocol that is here, and on a Cluster."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from service.store.keys import entry_key, record_key
 from service.store.record import KeyEntry, Kind, Record
 from service.store.redis import Commit, Outcome, StateStore
 from tests.servers import Server, server, servers
+from tests.store.clusters import Cluster, cluster
 
 SOON = 5.0
 
 
-@pytest.fixture(scope="module", params=sorted(servers()))
-def any_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+CLUSTER = "a Cluster of three"
+
+
+@pytest.fixture(scope="module", params=[*sorted(servers()), CLUSTER])
+def any_server(request: pytest.FixtureRequest) -> Iterator[Server | Cluster]:
+    if request.param == CLUSTER:
+        with cluster() as three:
+            yield three
+        return
     with (
         tempfile.TemporaryDirectory(prefix="sw") as folder,
         server(Path(folder), binary=servers()[request.param]) as one,
@@ -58,7 +66,7 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(any_server: Server, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+async def bench(any_server: Server | Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     store = StateStore(any_server.url)
     yield Bench(store, record_key("default", "m", request.node.name[:60]))
     await store.close()
@@ -146,7 +154,7 @@ async def test_keys_and_records_of_one_batch_are_not_mixed_up(bench: Bench) -> N
     assert None not in await bench.load(*(entry_key(names[n], f"k{n}") for n in (0, 3)))
 
 
-async def test_a_value_of_another_type_is_left_alone(bench: Bench, any_server: Server) -> None:
+async def test_a_value_of_another_type_is_left_alone(bench: Bench, any_server: Server | Cluster) -> None:
     with any_server.client() as client:
         client.rpush(bench.key, "somebody's list")
 
@@ -155,7 +163,7 @@ async def test_a_value_of_another_type_is_left_alone(bench: Bench, any_server: S
         assert client.lrange(bench.key, 0, -1) == [b"somebody's list"]
 
 
-async def test_an_entry_of_another_type_stops_no_other_commit(bench: Bench, any_server: Server) -> None:
+async def test_an_entry_of_another_type_stops_no_other_commit(bench: Bench, any_server: Server | Cluster) -> None:
     """A script that fails half way has done the half; and its caller would be told that nothing was applied."""
     other = bench.key.replace("}", "x}")
     with any_server.client() as client:
@@ -167,14 +175,14 @@ async def test_an_entry_of_another_type_stops_no_other_commit(bench: Bench, any_
     assert None not in await bench.load(other, bench.key, entry_key(bench.key, "k"))
 
 
-async def test_a_flushed_script_is_sent_again(bench: Bench, any_server: Server) -> None:
+async def test_a_flushed_script_is_sent_again(bench: Bench, any_server: Server | Cluster) -> None:
     with any_server.client() as client:
         client.script_flush()
 
     assert await bench.commit(write(bench.key, a_record(1))) == [Outcome.APPLIED]
 
 
-async def test_an_idle_stream_lives_its_time_and_goes(any_server: Server, bench: Bench) -> None:
+async def test_an_idle_stream_lives_its_time_and_goes(any_server: Server | Cluster, bench: Bench) -> None:
     store = StateStore(any_server.url, stream_ttl_s=0.4)
     await store.commit([write(bench.key, a_record(1))], deadline=now() + SOON)
 
@@ -186,7 +194,7 @@ async def test_an_idle_stream_lives_its_time_and_goes(any_server: Server, bench:
 
 
 async def test_an_expiry_is_set_anew_only_when_less_than_the_time_to_live_may_be_left(
-    any_server: Server, bench: Bench
+    any_server: Server | Cluster, bench: Bench
 ) -> None:
     """Law 6, with the moment of the last refresh known: after, within and at the edge of a quarter of the time."""
     store = StateStore(any_server.url, stream_ttl_s=100)
@@ -252,8 +260,9 @@ async def test_a_commit_that_no_replica_confirms_is_told_as_applied_but_not_dura
     commit = write("{a}", a_record(1))
 
     for _ in range(2):  # the retry finds the step done, and asks the replicas again
+        answers = await store.commit([commit], deadline=now() + SOON)
         with pytest.raises(ServiceError) as refused:
-            await store.commit([commit], deadline=now() + SOON)
+            answers[0]
         assert (refused.value.code, refused.value.applied) == ("not_durable", "yes")
 
     assert await store.load(["{a}"], deadline=now() + SOON) == [a_record(1).encode()]

@@ -16,14 +16,16 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from service.store.link import NoReplyError, NotSentError, RefusalError
-from service.store.wire import BadStoreUrlError, Wire
+from service.store.server_wire import Unconfirmed
+from service.store.urls import BadStoreUrlError
+from service.store.wire import Wire, open_wire
 from tests.processes import free_port
 from tests.servers import Server, server, servers
 
 
 @asynccontextmanager
 async def wire(url: str, *, timeout: float = 5.0) -> AsyncIterator[Wire]:
-    one = Wire(url, timeout=timeout)
+    one = open_wire(url, timeout=timeout)
     try:
         yield one
     finally:
@@ -44,14 +46,14 @@ async def test_many_callers_share_one_connection(redis_server: Server) -> None:
     assert len({tuple(reply) for reply in ids}) == 1
 
 
-async def test_a_caller_that_asks_to_be_alone_has_a_connection_of_its_own(redis_server: Server) -> None:
-    async with wire(redis_server.url) as one:
-        waiting = asyncio.create_task(one.call(("BLPOP", "nothing", 2), alone=True))
+async def test_a_caller_that_waits_for_a_replica_keeps_nobody_waiting(redis_server: Server) -> None:
+    async with wire(redis_server.url, timeout=2) as one:
+        waiting = asyncio.create_task(one.call(("SET", "x", "y"), confirm=True))
         others = await asyncio.gather(*(one.call(("PING",)) for _ in range(5)))
-        await one.call(("RPUSH", "nothing", "x"))
 
+        assert not waiting.done()
         assert others == [[b"PONG"]] * 5
-        assert await waiting == [[b"nothing", b"x"]]
+        assert await waiting == [Unconfirmed(b"OK")]
 
 
 async def test_a_refusal_is_a_reply_and_harms_no_other(shared_redis: Server) -> None:
@@ -219,4 +221,4 @@ async def test_a_primary_that_became_a_replica_is_left(redis_server: Server) -> 
 @pytest.mark.parametrize("url", ["http://x", "localhost", "redis+sentinel://host:1", "redis://host:port/0"])
 def test_a_url_of_another_kind_is_refused(url: str) -> None:
     with pytest.raises(BadStoreUrlError):
-        Wire(url, timeout=1)
+        open_wire(url, timeout=1)

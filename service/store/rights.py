@@ -1,0 +1,94 @@
+"""`demand_rights`: whether the store lets us do all that serving takes, found out before the first request."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from redis.exceptions import NoPermissionError, RedisError
+
+from service.store.facts import UnsafeStoreError
+from service.store.keys import PREFIX, snapshots_key
+from service.store.link import Argument, NoReplyError, NotSentError, RefusalError
+from service.store.record import HEADER_BYTES
+from service.store.redis import Commit, StateStore, script_call
+from service.store.snapshots import SCRIPT
+
+_FIX: Final = "Give the user the rights that docs/stores.md lists."
+_TOPIC: Final = "swl:check"
+_LIFE_MS: Final = 10_000  # of what is written, should we be killed before it is deleted
+
+
+async def demand_rights(store: StateStore) -> None:
+    """Do once, on a key of no stream, what serving does; what the store's state refuses for now is not judged.
+
+    Raises:
+        UnsafeStoreError: A command is denied; it names which.
+    """
+    key = f"{PREFIX}{{/check/{secrets.token_hex(8)}}}"
+    snapshots = snapshots_key(key)
+    record = bytes(HEADER_BYTES)
+
+    def script(expect: bytes, *, keep: bool = False, whole: bool = True) -> Sequence[Argument]:
+        return script_call([Commit(key, expect, record)], ttl_ms=_LIFE_MS, entry_ttl_ms=1, keep=keep, whole=whole)
+
+    commands: list[Sequence[Argument]] = [
+        ("GET", key),
+        ("GETRANGE", key, 16, 23),
+        ("PTTL", key),
+        script(b"", whole=False),
+        script(b""),  # writes it, unless the one before did
+        script(b""),  # finds it done
+        script(record[8:64], keep=True),
+        ("EVAL", SCRIPT.text, 1, snapshots, "name", b"snapshot", 1, _LIFE_MS),
+        ("EVAL", SCRIPT.text, 1, snapshots, "name", b"", 1, _LIFE_MS),
+        ("HGET", snapshots, "name"),
+        ("HGETALL", snapshots),
+        ("PEXPIRE", snapshots, _LIFE_MS),
+        ("DEL", key),
+        ("PUBLISH", _TOPIC, b""),
+    ]
+    try:
+        _judge(commands, await store.wire.call(*commands))
+        if not store.wire.one_stream:
+            _judge([("MGET",)], await store.wire.call(("MGET", key)))
+        for part in (await store.wire.parts())[1]:
+            everywhere: list[Sequence[Argument]] = [("PING",), ("SCAN", 0, "MATCH", key, "COUNT", 1)]
+            if store.confirms:
+                everywhere.append(("WAIT", 0, 1))
+            if store.wire.one_stream:
+                everywhere.append(("ASKING",))
+            _judge(everywhere, await part.call(*everywhere))
+    except (NotSentError, NoReplyError):
+        return  # it was there a moment ago; requests will wait for it
+    await _subscribe(store)
+
+
+async def _subscribe(store: StateStore) -> None:
+    pubsub = store.wire.client.pubsub()
+    try:
+        await pubsub.subscribe(_TOPIC)
+        await pubsub.get_message(timeout=1)
+        await pubsub.unsubscribe(_TOPIC)
+    except NoPermissionError as exc:
+        raise _denied("SUBSCRIBE", str(exc)) from exc
+    except RedisError:
+        return
+    finally:
+        await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py has no types here
+
+
+def _judge(commands: Sequence[Sequence[Argument]], replies: Sequence[object]) -> None:
+    for command, reply in zip(commands, replies, strict=True):
+        if isinstance(reply, RefusalError) and _is_denial(str(reply)):
+            raise _denied(str(command[0]), str(reply))
+
+
+def _is_denial(message: str) -> bool:
+    """Whether a refusal is about rights. Inside a script servers word it differently."""
+    return message.startswith(("NOPERM", "NOAUTH")) or "permission" in message or "ACL" in message
+
+
+def _denied(command: str, message: str) -> UnsafeStoreError:
+    return UnsafeStoreError(f"The store denies us {command}: {message}.", fix=_FIX)

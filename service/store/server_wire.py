@@ -1,0 +1,196 @@
+"""`ServerWire`: the way to one server, telling apart what was surely not sent from what may have been done.
+
+redis-py finds the server, opens the connection and authenticates (also through Sentinel and TLS); then a `Link` takes
+the connection over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.store.link import Argument, Link, NoReplyError, NotSentError, RefusalError
+
+_log = logging.getLogger(__name__)
+_MANY_LATE = 3  # exchanges in a row without a reply in time, after which the server counts as away
+_LONG_SHARE = 0.4  # of `timeout`; who waited shorter than that for a connection cannot tell
+_PROBE_S = 1.0  # a server that does not answer a PING within it stays away
+_PROBE_PAUSE_S = 0.1
+_DENIED = (AuthenticationError, NoPermissionError)  # redis-py wraps them, or not
+
+
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """A reply to a write that no replica confirmed in time.
+
+    Attributes:
+        reply: The primary's.
+    """
+
+    reply: Any
+
+
+class ServerWire:
+    """Connections to one server, or to the primary that Sentinels name.
+
+    A server that was late several times in a row counts as away: calls then fail at once, until it answers a PING.
+    A server that refuses connections does not: it may be restarting, and a call is tried again until its deadline.
+    """
+
+    one_stream = False
+
+    def __init__(self, pool: ConnectionPool, *, timeout: float) -> None:
+        """Prepare connections; none is opened yet.
+
+        Args:
+            pool: redis-py's way to make them.
+            timeout: Seconds that connecting, and one exchange, may take.
+        """
+        self.timeout = timeout
+        self.away = False
+        self._pool = pool
+        self._late = 0
+        self._probe: asyncio.Task[None] | None = None
+        self._shared: Link | None = None
+        self._idle: list[Link] = []
+        self._opening = asyncio.Lock()
+
+    @property
+    def client(self) -> Redis:
+        """A redis-py client on connections of its own, for publish and subscribe."""
+        return Redis(connection_pool=self._pool)
+
+    async def call(
+        self, *commands: Sequence[Argument], timeout: float | None = None, confirm: bool = False
+    ) -> list[Any]:
+        """Send commands in one write on one connection, and read their replies; see `Wire`."""
+        if self.away:
+            raise NotSentError("it has not answered for a while", hopeless=True)
+        limit = self.timeout if timeout is None else timeout
+        if confirm:
+            return await self._confirmed(commands, limit)
+        return await self._exchange(await self._shared_link(limit), commands, limit)
+
+    async def parts(self) -> tuple[str, Sequence[ServerWire]]:
+        """Return this server alone."""
+        return "0", [self]
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._probe is not None:
+            self._probe.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._probe
+        for link in [*self._idle, *([self._shared] if self._shared else [])]:
+            link.cut("closed")
+        await self._pool.aclose()
+
+    # ---------------------------------------------------------------- exchanges
+
+    async def _exchange(self, link: Link, commands: Sequence[Sequence[Argument]], limit: float) -> list[Any]:
+        try:
+            replies = await link.call(commands, limit)
+        except NoReplyError:
+            if link.overdue:
+                link.overdue = False  # counted once, however many waited on it
+                self._was_late()
+            raise
+        self._late = 0
+        if any(isinstance(reply, RefusalError) and reply.code == "READONLY" for reply in replies):
+            link.cut("the server is a replica now")  # the next connection finds the primary
+        return replies
+
+    async def _confirmed(self, commands: Sequence[Sequence[Argument]], limit: float) -> list[Any]:
+        """Send writes and `WAIT` on a connection that nobody else waits on.
+
+        `WAIT` is about the writes of its own connection, so it says nothing where none of the commands was one.
+        """
+        link = await self._own_link(limit)
+        # Half of the time, so that "no replica confirmed" is an answer and not a missing one.
+        wait = ("WAIT", 1, int(limit * 500))
+        try:
+            *replies, confirmed = await self._exchange(link, [*commands, wait], limit)
+        except NoReplyError as exc:
+            link.cut(str(exc))
+            raise
+        if link.is_open:
+            self._idle.append(link)
+        if isinstance(confirmed, int) and confirmed >= 1:
+            return replies
+        return [reply if isinstance(reply, RefusalError) else Unconfirmed(reply) for reply in replies]
+
+    # ---------------------------------------------------------------- connections
+
+    async def _shared_link(self, limit: float) -> Link:
+        if self._shared is not None and self._shared.is_open:
+            return self._shared
+        began = None
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(limit), self._opening:
+                if self._shared is None or not self._shared.is_open:
+                    began = loop.time()
+                    self._shared = await self._open()
+                return self._shared
+        except TimeoutError as exc:
+            if began is not None and loop.time() - began > _LONG_SHARE * self.timeout:
+                self._was_late()
+            raise NotSentError("no connection in time") from exc
+
+    async def _own_link(self, limit: float) -> Link:
+        while self._idle:
+            if (link := self._idle.pop()).is_open:
+                return link
+        try:
+            async with asyncio.timeout(limit):
+                return await self._open()
+        except TimeoutError as exc:
+            raise NotSentError("no connection in time") from exc
+
+    async def _open(self) -> Link:
+        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
+        try:
+            await connection.connect()
+        except RedisTimeoutError as exc:
+            raise TimeoutError from exc
+        except (RedisError, OSError) as exc:
+            refused = isinstance(exc, _DENIED) or isinstance(exc.__cause__, _DENIED)
+            raise NotSentError(str(exc) or "no connection", hopeless=refused) from exc
+        # From here on the connection is ours, and redis-py's object may go. The writer must stay: it closes its
+        # transport when it is collected.
+        writer, connection._reader, connection._writer = connection._writer, None, None
+        return Link(writer, self.timeout)
+
+    # ---------------------------------------------------------------- being away
+
+    def _was_late(self) -> None:
+        self._late += 1
+        if self._late >= _MANY_LATE and not self.away:
+            _log.warning("The store was late %d times in a row; it counts as away until it answers", self._late)
+            self.away = True
+            self._probe = asyncio.create_task(self._until_it_answers())
+
+    async def _until_it_answers(self) -> None:
+        while True:
+            link: Link | None = None
+            try:
+                async with asyncio.timeout(_PROBE_S):
+                    link = await self._open()
+                    await link.call([("PING",)], _PROBE_S)
+                break
+            except (TimeoutError, NotSentError, NoReplyError):
+                if link is not None:
+                    link.cut("no reply in time")
+                await asyncio.sleep(_PROBE_PAUSE_S)
+        if self._shared is not None:
+            self._shared.cut("replaced")
+        self._shared, self._late, self.away = link, 0, False
+        _log.warning("The store answers again")

@@ -1,0 +1,102 @@
+"""`settle`: sends commands, each again where it has to be, until it is answered or its time is up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from service.errors import OutcomeUnknownError, StoreFullError, StoreUnavailableError
+from service.store.link import Argument, NoReplyError, NotSentError, RefusalError
+
+if TYPE_CHECKING:
+    from service.store.wire import Wire
+
+_FIRST_PAUSE_S: Final = 0.01
+_LONGEST_PAUSE_S: Final = 0.25
+# Refusals that pass: the server is loading, failing over, or cannot write for now. Nothing was applied.
+_PASSING: Final = frozenset(
+    ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MISCONF", "NOREPLICAS", "MOVED", "ASK")
+)
+_ANSWERS: Final = frozenset(("WRONGTYPE",))  # refusals that tell something of the key
+
+_Asked = tuple[int, Sequence[Argument], bool]  # its place, itself, and whether a copy of it may have been executed
+
+
+async def settle(
+    wire: Wire,
+    commands: Sequence[Sequence[Argument]],
+    *,
+    deadline: float,
+    script: str | None = None,
+    confirm: bool = False,
+) -> list[Any]:
+    """Return a reply per command, or the `ServiceError` of one that had none until the deadline.
+
+    Every command must be one that may be sent twice. A commit is: whichever copy is executed first wins, the other
+    finds itself already done.
+
+    Args:
+        wire: The way to the store.
+        commands: Each a command and its arguments.
+        deadline: On the running loop's clock.
+        script: The commands are `EVALSHA` of this script, which moves streams: where a reply is missing, the outcome
+            is unknown.
+        confirm: Wait for a replica.
+    """
+    loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE_S
+    found = await _ask(wire, commands, deadline - loop.time(), confirm=confirm)
+    if not any([isinstance(reply, Exception) for reply in found]):  # noqa: C419 - a generator costs twice as much
+        return found
+    replies: list[Any] = [None] * len(commands)
+    asked: list[_Asked] = [(at, command, False) for at, command in enumerate(commands)]
+    while True:
+        again: list[_Asked] = []
+        pauses = False
+        last = deadline - loop.time() <= pause
+        for (at, command, sent), reply in zip(asked, found, strict=True):
+            if not isinstance(reply, Exception) or (isinstance(reply, RefusalError) and reply.code in _ANSWERS):
+                replies[at] = reply
+                continue
+            lost = sent or isinstance(reply, NoReplyError)
+            if script is not None and isinstance(reply, RefusalError) and reply.code == "NOSCRIPT":
+                again.append((at, ("EVAL", script, *command[2:]), sent))
+            elif last or _is_final(reply):
+                replies[at] = _error(reply, moves=script is not None, lost=lost)
+            else:
+                again.append((at, command, lost))
+                pauses = True
+        if not again:
+            return replies
+        asked = again
+        if pauses:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        found = await _ask(wire, [command for _, command, _ in asked], deadline - loop.time(), confirm=confirm)
+
+
+async def _ask(wire: Wire, commands: Sequence[Sequence[Argument]], left: float, *, confirm: bool) -> list[Any]:
+    """Return a reply per command; where all failed, the error for each."""
+    try:
+        if left <= 0:
+            raise NotSentError("the deadline passed", hopeless=True)
+        return await wire.call(*commands, timeout=min(left, wire.timeout), confirm=confirm)
+    except (NotSentError, NoReplyError) as exc:
+        return [exc] * len(commands)
+
+
+def _is_final(trouble: Exception) -> bool:
+    """Whether sending the command again at once is in vain."""
+    if isinstance(trouble, RefusalError):
+        return trouble.code not in _PASSING
+    return isinstance(trouble, NotSentError) and trouble.hopeless
+
+
+def _error(trouble: Exception, *, moves: bool, lost: bool) -> Exception:
+    if not moves:
+        return StoreUnavailableError(f"The store did not answer: {trouble}.")
+    if lost:
+        return OutcomeUnknownError(f"The store did not confirm the step: {trouble}.")
+    if isinstance(trouble, RefusalError) and trouble.code == "OOM":
+        return StoreFullError(f"The store is full: {trouble}.")
+    return StoreUnavailableError(f"The store took no step: {trouble}.")

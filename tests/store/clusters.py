@@ -1,0 +1,184 @@
+"""Private Clusters and Sentinels for tests: real servers on loopback, made without any other tool."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.crc import key_slot
+from redis.retry import Retry
+
+from tests.processes import free_port
+from tests.servers import Server, server, servers
+
+SLOTS = 16384
+_WITHIN_S = 20.0
+
+
+class Node(Server):
+    """One node of a Cluster, on a port and a unix socket."""
+
+    def __init__(self, folder: Path, *options: str, binary: Path | None = None) -> None:
+        self.port = free_port()
+        self.bus = free_port()
+        own = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", str(self.bus))
+        super().__init__(folder, "--port", str(self.port), "--bind", "127.0.0.1", *own, *options, binary=binary)
+        self.id = ""
+
+
+class Cluster:
+    """Primaries that share the slots evenly, and as many replicas for each as were asked for."""
+
+    def __init__(self, nodes: list[Node], primaries: int) -> None:
+        self.nodes = nodes
+        self.primaries = nodes[:primaries]
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
+
+    def client(self) -> redis.RedisCluster:
+        return redis.RedisCluster(host="127.0.0.1", port=self.nodes[0].port)
+
+    def owner(self, slot: int) -> Node:
+        with self.nodes[0].client() as client:
+            ranges = client.execute_command("CLUSTER", "SLOTS")
+        for first, last, primary, *_ in ranges:
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == primary[1])
+        raise LookupError(slot)
+
+    def move(self, slot: int, to: Node) -> None:
+        """Move one slot as redis-cli does, its keys one by one."""
+        source = self.owner(slot)
+        with source.client() as src, to.client() as dst:
+            self.begin_move(slot, to)
+            while keys := src.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                src.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
+            dst.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+            src.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+        for other in self.primaries:
+            if other not in (source, to):
+                with other.client() as client:
+                    client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+
+    def begin_move(self, slot: int, to: Node) -> None:
+        """Open a slot for its move, and leave it so: its keys are at home, new ones go to the other node."""
+        source = self.owner(slot)
+        with source.client() as src, to.client() as dst:
+            dst.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+            src.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id)
+
+
+def slot_of(key: str) -> int:
+    slot: int = key_slot(key.encode())
+    return slot
+
+
+@contextmanager
+def cluster(*, primaries: int = 3, replicas: int = 0, binary: Path | None = None) -> Iterator[Cluster]:
+    """A Cluster that serves, and ends with the block."""
+    total = primaries * (1 + replicas)
+    with tempfile.TemporaryDirectory(prefix="swc") as folder, ExitStack() as stack:
+        nodes = [stack.enter_context(_node(Path(folder) / str(n), binary)) for n in range(total)]
+        clients = [stack.enter_context(node.client()) for node in nodes]
+        for node, client in zip(nodes, clients, strict=True):
+            node.id = client.execute_command("CLUSTER", "MYID").decode()
+        share = -(-SLOTS // primaries)
+        for n, client in enumerate(clients[:primaries]):
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(n * share, min((n + 1) * share, SLOTS)))
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
+        for node in nodes[1:]:
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus)
+        _until(lambda: all(_info(client)["cluster_known_nodes"] == str(total) for client in clients))
+        for n in range(primaries, total):
+            _until(lambda n=n: _accepts(clients[n], "CLUSTER", "REPLICATE", nodes[n % primaries].id))  # type: ignore[misc]
+        _until(lambda: all(_info(client)["cluster_state"] == "ok" for client in clients))
+        _until(lambda: all(link_is_up(client) for client in clients[primaries:]))
+        yield Cluster(nodes, primaries)
+
+
+@contextmanager
+def sentinels(
+    folder: Path, primary: int, *, name: str = "pumps", down_after_ms: int = 300, options: str = ""
+) -> Iterator[int]:
+    """The port of a Sentinel that watches a primary and knows its replicas."""
+    port, conf = free_port(), folder / "sentinel.conf"
+    lines = [
+        f"port {port}",
+        f"dir {folder}",
+        f"logfile {folder}/sentinel.log",
+        f"sentinel monitor {name} 127.0.0.1 {primary} 1",
+        f"sentinel down-after-milliseconds {name} {down_after_ms}",
+        f"sentinel failover-timeout {name} 2000",
+        options,
+    ]
+    conf.write_text("\n".join(lines))
+    with subprocess.Popen([str(next(iter(servers().values()))), str(conf), "--sentinel"]) as process:
+        try:
+            with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.02), 200)) as client:
+                client.ping()
+                with contextlib.suppress(redis.ResponseError):  # 6.2 looks every ten seconds, whatever one wishes
+                    for what in ("INFO", "PUBLISH", "PING", "ASK"):
+                        client.execute_command("SENTINEL", "DEBUG", f"{what}-PERIOD", 100)
+            yield port
+        finally:
+            process.kill()
+
+
+@contextmanager
+def pair(folder: Path, *options: str) -> Iterator[tuple[Server, Server, int, int]]:
+    """A primary and its replica, in step with each other, and their ports."""
+    one, two = free_port(), free_port()
+    listen = ("--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0", *options)
+    with (
+        server(folder / "one", "--port", str(one), *listen) as primary,
+        server(folder / "two", "--port", str(two), "--replicaof", f"127.0.0.1 {one}", *listen) as replica,
+    ):
+        with replica.client() as client:
+            _until(lambda: link_is_up(client))
+        yield primary, replica, one, two
+
+
+def link_is_up(client: redis.Redis) -> bool:
+    """Whether a replica is in step with its primary."""
+    return client.info("replication").get("master_link_status") == "up"
+
+
+@contextmanager
+def _node(folder: Path, binary: Path | None) -> Iterator[Node]:
+    node = Node(folder, "--repl-diskless-sync-delay", "0", binary=binary)
+    node.start()
+    try:
+        yield node
+    finally:
+        node.kill()
+
+
+def _info(client: redis.Redis) -> dict[str, str]:
+    found = client.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]  # a dict, by redis-py
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def _accepts(client: redis.Redis, *command: str) -> bool:
+    try:
+        client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py has no types here
+    except redis.ResponseError:
+        return False
+    return True
+
+
+def _until(fact: Callable[[], bool]) -> None:
+    import time
+
+    deadline = time.monotonic() + _WITHIN_S
+    while not fact():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the servers did not come together")
+        time.sleep(0.01)  # noqa: TID251 - no event tells of other processes

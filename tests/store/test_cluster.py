@@ -1,0 +1,226 @@
+"""Streams on a Redis Cluster: slots that move, nodes that die, and what a client sees of it (latency)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.engine.engine import Engine, EngineOptions
+from service.errors import OutcomeUnknownError, ServiceError, StoreUnavailableError
+from service.store.channel import Channel
+from service.store.facts import UnsafeStoreError, demand_safe, read_facts
+from service.store.keys import entry_key, record_key
+from service.store.redis import Outcome, StateStore
+from service.store.urls import BadStoreUrlError
+from service.store.wire import open_wire
+from tests.engine.bench import FOLD, models, step, worker, ys
+from tests.graphs import fold, fold_reference
+from tests.servers import Server
+from tests.store.clusters import Cluster, cluster, slot_of
+from tests.store.test_laws import SOON, a_record, now, write
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Cluster]:
+    with cluster() as one:
+        yield one
+
+
+@pytest.fixture
+async def store(three: Cluster) -> AsyncIterator[StateStore]:
+    one = StateStore(three.url)
+    yield one
+    await one.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models(tmp_path, fold=fold)
+
+
+async def committed(store: StateStore, *commits: object, within: float = SOON) -> list[Outcome]:
+    answers = await store.commit(commits, deadline=now() + within)  # type: ignore[arg-type]
+    return [answers[place].outcome for place in range(len(commits))]
+
+
+async def test_a_batch_reaches_every_primary(three: Cluster, store: StateStore) -> None:
+    keys = [record_key("default", "batch", f"s{n}") for n in range(60)]
+
+    assert await committed(store, *(write(key, a_record(1)) for key in keys)) == [Outcome.APPLIED] * 60
+    assert await store.load(keys, deadline=now() + SOON) == [a_record(1).encode()] * 60
+    assert {three.owner(slot_of(key)).port for key in keys} == {node.port for node in three.primaries}
+
+
+async def test_a_slot_that_moved_is_followed(three: Cluster, store: StateStore) -> None:
+    key = record_key("default", "m", "moved")
+    slot = slot_of(key)
+    await committed(store, write(key, a_record(1)))
+    for _ in three.primaries:
+        source = three.owner(slot)
+        target = three.primaries[three.primaries.index(source) - 1]
+        three.move(slot, target)
+        [stored] = await store.load([key], deadline=now() + SOON)
+        assert stored == a_record(1).encode()
+    assert await committed(store, write(key, a_record(2), a_record(1).guard)) == [Outcome.APPLIED]
+
+
+async def test_a_stream_in_a_slot_on_its_way_is_served_on_both_sides(three: Cluster, store: StateStore) -> None:
+    """ASK: a new stream begins at the slot's next home, an old one is served where it is."""
+    old, new = "swl:1:{way}old", "swl:1:{way}new"
+    slot = slot_of(old)
+    await committed(store, write(old, a_record(1)))
+    source = three.owner(slot)
+    target = three.primaries[three.primaries.index(source) - 1]
+    three.begin_move(slot, target)
+
+    assert (
+        await committed(store, write(old, a_record(2), a_record(1).guard), write(new, a_record(1)))
+        == [Outcome.APPLIED] * 2
+    )
+    assert await store.load([old, new], deadline=now() + SOON) == [a_record(2).encode(), a_record(1).encode()]
+    three.move(slot, target)
+    assert await store.load([old, new], deadline=now() + SOON) == [a_record(2).encode(), a_record(1).encode()]
+
+
+async def test_a_keyed_commit_in_a_slot_on_its_way_waits_for_it(three: Cluster, store: StateStore) -> None:
+    """TRYAGAIN, as the record is at one node and the new key's entry would be at the other."""
+    key = record_key("default", "m", "try-again")
+    slot = slot_of(key)
+    await committed(store, write(key, a_record(1)))
+    source = three.owner(slot)
+    target = three.primaries[three.primaries.index(source) - 1]
+    three.begin_move(slot, target)
+    commit = write(key, a_record(2), a_record(1).guard, entry="k")
+
+    with pytest.raises(StoreUnavailableError) as refused:
+        (await store.commit([commit], deadline=now() + 0.3))[0]
+    waiting = asyncio.create_task(committed(store, commit))
+    await asyncio.to_thread(three.move, slot, target)
+
+    assert (refused.value.applied, "TRYAGAIN" in str(refused.value)) == ("no", True)
+    assert await waiting == [Outcome.APPLIED]
+    assert None not in await store.load([key, entry_key(key, "k")], deadline=now() + SOON)
+
+
+async def test_a_flushed_script_is_sent_again_where_it_is_missing(three: Cluster, store: StateStore) -> None:
+    keys = [record_key("default", "flushed", f"s{n}") for n in range(30)]
+    await committed(store, *(write(key, a_record(1)) for key in keys))
+    with three.primaries[1].client() as client:
+        client.script_flush()
+
+    commits = [write(key, a_record(2), a_record(1).guard) for key in keys]
+    assert await committed(store, *commits) == [Outcome.APPLIED] * 30
+
+
+async def test_facts_are_those_of_the_worst_primary(three: Cluster, store: StateStore) -> None:
+    with three.primaries[2].client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        facts = await read_facts(store, patience=SOON)
+        client.config_set("maxmemory-policy", "noeviction")
+
+    assert (facts.primaries, facts.policy, facts.replicas) == (3, "allkeys-lru", 0)
+    with pytest.raises(UnsafeStoreError, match="for each primary"):
+        demand_safe(facts, "replica", allow_eviction=True)
+
+
+async def test_messages_reach_whoever_listens_at_another_node(three: Cluster) -> None:
+    heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+
+    async def listener(topic: str, message: bytes) -> None:
+        await heard.put((topic, message))
+
+    wires = [open_wire(three.url, timeout=2) for _ in range(3)]
+    channels = [Channel(wire, listener, lambda: None) for wire in wires]
+    for n, channel in enumerate(channels):
+        for _ in range(n):
+            _ = wires[n].client  # each at another node
+        await channel.start("swl:news")
+    async with asyncio.timeout(SOON):
+        await channels[0].publish("swl:news", b"x")
+        while heard.qsize() < 3:  # a subscription may not be in force yet
+            await asyncio.sleep(0.05)
+            await channels[0].publish("swl:news", b"x")
+    for channel, wire in zip(channels, wires, strict=True):
+        await channel.close()
+        await wire.close()
+
+
+async def test_a_listing_that_began_before_slots_moved_misses_no_stream(three: Cluster, store: StateStore) -> None:
+    names = {f"s{n}" for n in range(120)}
+    await committed(store, *(write(record_key("default", "list", name), a_record(1)) for name in names))
+    found, cursor = await store.page("default", "list", "", None, 20, deadline=now() + SOON)
+    for slot in {slot_of(record_key("default", "list", name)) for name in list(names)[:20]}:
+        source = three.owner(slot)
+        await asyncio.to_thread(three.move, slot, three.primaries[three.primaries.index(source) - 1])
+    await asyncio.sleep(1.1)  # as long as who has what is believed without a look
+    while cursor is not None:
+        page, cursor = await store.page("default", "list", "", cursor, 20, deadline=now() + SOON)
+        found += page
+
+    assert set(found) == names
+
+
+async def test_a_shard_that_is_away_fails_its_own_streams_only(folder: Path) -> None:
+    """A batch holds streams of every shard; those of the sound ones are answered."""
+    with cluster() as three:
+        for node in three.nodes:
+            with node.client() as client:
+                client.config_set("cluster-require-full-coverage", "no")
+        async with worker(three.url, folder, options=EngineOptions(request_timeout_s=2)) as engine:
+            names = [f"s{n}" for n in range(30)]
+            await asyncio.gather(*(engine.advance(step(name, 1, seq=1)) for name in names))
+            gone = three.primaries[1]
+            lost = {n for n in names if three.owner(slot_of(record_key("default", FOLD, n))) is gone}
+            gone.kill()
+            answers = dict(zip(names, await asyncio.gather(*(advanced(engine, n, 2) for n in names)), strict=True))
+
+    assert 0 < len(lost) < 30
+    assert answers == {name: "store_unavailable" if name in lost else 2 for name in names}
+
+
+async def advanced(engine: Engine, name: str, seq: int) -> int | str:
+    try:
+        return (await engine.advance(step(name, seq, seq=seq))).step
+    except ServiceError as exc:
+        return exc.code
+
+
+async def test_a_primary_that_dies_is_replaced_by_its_replica(folder: Path) -> None:
+    names = [f"s{n}" for n in range(20)]
+    with cluster(replicas=1) as six:
+        async with worker(six.url, folder, durability="replica") as engine:
+            await asyncio.gather(*(engine.advance(step(name, 1, seq=1)) for name in names))
+        async with worker(six.url, folder) as engine:
+            six.primaries[0].kill()
+
+            async def insist(name: str) -> int:
+                while True:
+                    with contextlib.suppress(ServiceError):
+                        return ys(await engine.advance(step(name, 2, seq=2)))[0]
+
+            async with asyncio.timeout(40):
+                answers = await asyncio.gather(*(insist(name) for name in names))
+
+    assert answers == [fold_reference([1, 2])[-1]] * 20
+
+
+async def test_a_server_that_is_no_cluster_is_told_by_name(redis_server: Server, short_path: Path) -> None:
+    store = StateStore("redis+cluster://127.0.0.1:1,127.0.0.1:2", timeout=0.3)
+
+    with pytest.raises(UnsafeStoreError, match="no node of the Cluster"):
+        await read_facts(store, patience=0)
+    with pytest.raises(StoreUnavailableError):
+        await store.load(["swl:1:{a}"], deadline=now() + 0.3)
+    with pytest.raises((StoreUnavailableError, OutcomeUnknownError)):
+        (await store.commit([write("swl:1:{a}", a_record(1))], deadline=now() + 0.3))[0]
+    await store.close()
+
+
+@pytest.mark.parametrize("url", ["redis+cluster://", "redis+cluster://h:port", "redis+cluster://h:1/3"])
+def test_a_cluster_url_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(BadStoreUrlError):
+        open_wire(url, timeout=1)

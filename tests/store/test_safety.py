@@ -1,0 +1,281 @@
+"""A store that would lose what is promised, or denies what serving takes: refused at the start, noticed later."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from service import app
+from service.engine.types import StreamKey
+from service.errors import ServiceError
+from service.store.facts import SafetyWatch, UnsafeStoreError, demand_safe, read_facts
+from service.store.redis import StateStore
+from service.store.rights import demand_rights
+from tests.api.running import models as served_models
+from tests.api.running import running
+from tests.engine.bench import FOLD, models, refusal, step, worker, ys
+from tests.graphs import fold, fold_reference
+from tests.servers import Server
+from tests.store.clusters import cluster, pair
+
+DOC = (Path(__file__).parents[2] / "docs" / "stores.md").read_text()
+ALWAYS = {"appendonly": "yes", "appendfsync": "always"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models(tmp_path, fold=fold)
+
+
+def configure(server: Server, **settings: str) -> None:
+    with server.client() as client:
+        for name, value in settings.items():
+            client.config_set(name.replace("_", "-"), value)
+
+
+# ---------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "durability", "says"),
+    [
+        ({"maxmemory_policy": "allkeys-lru"}, "memory", "'allkeys-lru'; expected 'noeviction'"),
+        ({"maxmemory_policy": "volatile-ttl"}, "memory", "'volatile-ttl'; expected 'noeviction'"),
+        ({}, "fsync", "appendonly no, appendfsync everysec; expected appendonly yes, appendfsync always"),
+        ({"appendonly": "yes"}, "fsync", "appendonly yes, appendfsync everysec"),
+        ({}, "replica", "no replica is connected"),
+    ],
+)
+async def test_a_store_that_cannot_keep_a_promise_is_refused(
+    redis_server: Server, settings: dict[str, str], durability: Any, says: str
+) -> None:
+    configure(redis_server, **settings)
+    store = StateStore(redis_server.url)
+    facts = await read_facts(store, patience=5)
+    await store.close()
+
+    with pytest.raises(UnsafeStoreError, match=re.escape(says)):
+        demand_safe(facts, durability, allow_eviction=False)
+
+
+async def test_a_store_that_keeps_it_is_taken(short_path: Path) -> None:
+    with pair(short_path, "--appendonly", "yes", "--appendfsync", "always") as (primary, _, _, _):
+        store = StateStore(primary.url, durability="replica")
+        facts = await read_facts(store, patience=5)
+        for durability in ("memory", "fsync", "replica"):
+            demand_safe(facts, durability, allow_eviction=False)
+        await demand_rights(store)
+        await store.close()
+
+
+async def test_a_file_that_is_no_longer_flushed_ends_commits_until_it_is(folder: Path, redis_server: Server) -> None:
+    configure(redis_server, **ALWAYS)
+    async with worker(redis_server.url, folder, durability="fsync") as engine:
+        watch = SafetyWatch(engine.store, "fsync", allow_eviction=False)
+        await watch.look()
+        await engine.advance(step("a", 1, seq=1))
+        configure(redis_server, appendfsync="everysec")
+        await watch.look()
+        refused = await refusal(engine, step("a", 2, seq=2))
+        told = list(watch.reasons)
+        configure(redis_server, **ALWAYS)
+        await watch.look()
+        again = await engine.advance(step("a", 2, seq=2))
+
+    assert (refused.code, refused.applied, refused.retry) == ("not_durable", "no", "same")
+    assert ["appendfsync everysec" in reason for reason in told] == [True]
+    assert (ys(again), watch.reasons) == (fold_reference([1, 2])[-1:], [])
+
+
+async def test_a_store_that_is_away_is_not_judged(redis_server: Server) -> None:
+    store = StateStore(redis_server.url, timeout=0.3)
+    watch = SafetyWatch(store, "memory", allow_eviction=False)
+    await watch.look()
+    before = watch.facts
+    redis_server.kill()
+    await watch.look()
+
+    assert (watch.facts, watch.reasons) == (before, [])
+    await store.close()
+
+
+async def test_evicted_keys_and_another_history_are_logged(
+    redis_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = StateStore(redis_server.url)
+    watch = SafetyWatch(store, "memory", allow_eviction=True)
+    await watch.look()
+    with redis_server.client() as client:
+        client.set("x", "y", ex=100)
+        client.config_set("maxmemory-policy", "allkeys-random")
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.OutOfMemoryError):
+            client.set("more", "z")
+    await watch.look()
+    redis_server.kill()
+    redis_server.start()
+    await store.ping(timeout=5)
+    await watch.look()
+    await store.close()
+
+    assert "deleted 1 live keys" in caplog.text
+    assert "restarted or failed over" in caplog.text
+
+
+def test_a_policy_that_evicts_ends_readiness_while_it_runs(
+    tmp_path: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_SAFETY_S", 0.05)
+    with running(redis_server.url, served_models(tmp_path, fold)) as one:
+        ready = [seen(one.http, 200)]
+        configure(redis_server, maxmemory_policy="allkeys-lru")
+        ready.append(seen(one.http, 503))
+        info = one.http.get("/v1/info").json()
+        metric = "stepwell_store_safe 0.0" in one.http.get("/metrics").text
+        alive = one.http.get("/healthz").status_code
+        configure(redis_server, maxmemory_policy="noeviction")
+        ready.append(seen(one.http, 200))
+
+    assert [reasons for reasons in ready if reasons] == [ready[1]]
+    assert "'allkeys-lru'; expected 'noeviction'" in ready[1][0]
+    assert (info["durability"], info["store"]["policy"], info["store"]["unsafe"]) == ("memory", "allkeys-lru", ready[1])
+    assert (metric, alive) == (True, 200)
+
+
+def seen(http: httpx.Client, status: int) -> list[str]:
+    """Wait until readiness has a status, and return its reasons."""
+    while (answer := http.get("/readyz")).status_code != status:
+        pass
+    return [str(reason) for reason in answer.json()["reasons"]]
+
+
+# ---------------------------------------------------------------- rights
+
+
+def documented() -> list[str]:
+    """What docs/stores.md says to `ACL SETUSER`, without the name and the password."""
+    [command] = re.findall(r"<!-- acl -->\n```\n(.*)\n```", DOC)
+    words = command.split()
+    assert words[:5] == ["ACL", "SETUSER", "stepwell", "on", ">a-long-password"]
+    return [str(word) for word in words[5:]]
+
+
+class Guarded:
+    """A server with a user of its own for each store."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def url(self, *rights: str) -> str:
+        name = f"u{secrets.token_hex(4)}"
+        with self.server.client() as client:
+            client.execute_command("ACL", "SETUSER", name, "on", ">secret", *rights)
+        return f"unix://{name}:secret@{self.server.socket}"
+
+
+@pytest.fixture
+def guarded(redis_server: Server) -> Guarded:
+    return Guarded(redis_server)
+
+
+async def test_the_documented_rights_are_enough(folder: Path, guarded: Guarded) -> None:
+    async with worker(guarded.url(*documented()), folder) as engine:
+        facts = await read_facts(engine.store, patience=5)
+        await demand_rights(engine.store)
+        await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
+        replayed = await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
+        await engine.advance(step("a", 2, seq=2))
+        key = StreamKey("default", FOLD, "a")
+        await engine.copies.take_snapshot(key, "s", after=None, idempotency_key=None)
+        await engine.reset(key, snapshot="s")
+        status = await engine.status(key)
+        page = await engine.list_streams("default", FOLD)
+        await engine.delete(key)
+        reasons = await engine.not_ready()
+
+    assert (facts.policy, facts.appendfsync) == ("noeviction", None)
+    assert (replayed.replayed, status.step, page.streams, reasons) == (True, 2, [("a", 2)], [])
+
+
+async def test_the_documented_rights_of_each_level_and_kind_are_enough(short_path: Path, guarded: Guarded) -> None:
+    store = StateStore(guarded.url(*documented(), "+config|get"))
+    assert (await read_facts(store, patience=5)).appendfsync == "everysec"
+    await store.close()
+    with pair(short_path) as (primary, _, _, _):
+        store = StateStore(Guarded(primary).url(*documented(), "+wait"), durability="replica")
+        await demand_rights(store)
+        await store.close()
+
+
+async def test_the_documented_rights_on_a_cluster_are_enough(folder: Path) -> None:
+    with cluster() as three:
+        for node in three.nodes:
+            with node.client() as client:
+                rights = [*documented(), "+cluster|slots", "+asking"]
+                client.execute_command("ACL", "SETUSER", "stepwell", "on", ">secret", *rights)
+        async with worker(three.url.replace("://", "://stepwell:secret@"), folder) as engine:
+            await demand_rights(engine.store)
+            assert (await engine.advance(step("a", 1, seq=1))).step == 1
+
+
+GRANTED = [word for word in documented() if word.startswith("+")]
+
+
+@pytest.mark.parametrize("right", [word for word in GRANTED if word not in ("+ping", "+info", "+unsubscribe")])
+async def test_a_right_that_is_missing_is_named_before_the_first_request(guarded: Guarded, right: str) -> None:
+    store = StateStore(guarded.url(*(word for word in documented() if word != right)))
+    await read_facts(store, patience=5)
+
+    with pytest.raises(UnsafeStoreError, match=f"(?i){right[1:]}"):
+        await demand_rights(store)
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["FLUSHALL", "KEYS *", "CONFIG GET *", "SHUTDOWN", "SCRIPT FLUSH", "GET other", "PUBLISH other x", "ACL LIST"],
+)
+def test_the_documented_rights_are_no_more_than_that(guarded: Guarded, command: str) -> None:
+    with (
+        redis.Redis.from_url(guarded.url(*documented())) as client,
+        pytest.raises(redis.ResponseError, match=r"permission|NOPERM"),
+    ):
+        client.execute_command(*command.split())
+    with redis.Redis.from_url(guarded.url(*documented())) as client, pytest.raises(redis.ResponseError):
+        client.eval(f"return redis.call({', '.join(repr(word) for word in command.split())})", 0)
+
+
+@pytest.mark.parametrize("rights", [["-@all", "~swl:*"], ["~other:*", "+@all"], ["~swl:*", "+@all", "resetchannels"]])
+async def test_a_user_without_commands_keys_or_channels_is_refused(guarded: Guarded, rights: list[str]) -> None:
+    store = StateStore(guarded.url(*rights))
+
+    with pytest.raises(UnsafeStoreError, match=r"permission|NOPERM"):  # noqa: PT012 - either of the two notices
+        await read_facts(store, patience=0)
+        await demand_rights(store)
+    await store.close()
+
+
+async def test_a_right_that_is_taken_away_later_is_a_503(folder: Path, guarded: Guarded) -> None:
+    url = guarded.url(*documented())
+    async with worker(url, folder) as engine:
+        await engine.advance(step("a", 1, seq=1))
+        with guarded.server.client() as client:
+            client.execute_command("ACL", "SETUSER", url[7:].partition(":")[0], "-evalsha", "-eval")
+        refused = await refusal(engine, step("a", 2, seq=2))
+
+    assert isinstance(refused, ServiceError)
+    assert (refused.code, refused.applied) == ("store_unavailable", "no")
+
+
+async def test_a_wrong_password_is_refused_at_once(guarded: Guarded) -> None:
+    store = StateStore(guarded.url(*documented()).replace(":secret@", ":wrong@"))
+
+    with pytest.raises(UnsafeStoreError, match="password"):
+        await read_facts(store, patience=60)
+    await store.close()
