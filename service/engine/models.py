@@ -73,6 +73,7 @@ class ModelShelf:
         self._folders = list(folders)
         self._load = load
         self._models: dict[str, dict[int, ServedModel]] = {}  # versions by name, the default first
+        self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and what may be asked for
         self._retired: dict[str, list[ServedModel]] = {}
         self._turn = asyncio.Lock()
 
@@ -90,23 +91,21 @@ class ModelShelf:
         Raises:
             ServiceError: `model_not_found`.
         """
-        versions = self._models.get(name)
-        if not versions:
+        served = self._served.get((name, version))
+        if served is not None:
+            return served
+        if name not in self._models:
             known = ", ".join(self.names()[:20]) or "none"
             raise ServiceError(
                 "model_not_found",
                 f"There is no model {name[:64]!r}; models are: {known}.",
                 fix="Check the name, or put the file into the models folder and POST /v1/models/reload.",
             )
-        if version is None:
-            return next(iter(versions.values()))
-        if version not in versions:
-            raise ServiceError(
-                "model_not_found",
-                f"Model {name!r} has no version {version}; versions are {sorted(versions)}.",
-                fix="Leave `version` out for the highest one.",
-            )
-        return versions[version]
+        raise ServiceError(
+            "model_not_found",
+            f"Model {name!r} has no version {version}; versions are {sorted(self._models[name])}.",
+            fix="Leave `version` out for the highest one.",
+        )
 
     def by_fingerprint(self, name: str, fingerprint: bytes) -> ServedModel | None:
         """Return the version that wrote a record, also one that was replaced since."""
@@ -145,7 +144,12 @@ class ModelShelf:
             if model is not None:
                 found.setdefault(name, {})[version] = model
         self._retire(found)
-        self._models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in found.items()}
+        models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in found.items()}
+        served: dict[tuple[str, int | None], ServedModel] = {}
+        for name, versions in models.items():
+            served[name, None] = next(iter(versions.values()))
+            served.update({(name, version): model for version, model in versions.items()})
+        self._models, self._served = models, served
         return report
 
     def _retire(self, found: dict[str, dict[int, ServedModel]]) -> None:

@@ -46,6 +46,7 @@ class RequestNames:
         self.inputs = sorted(manifest.inputs, key=lambda spec: spec.name)
         self._names = [spec.name for spec in self.inputs]
         self._begun: dict[tuple[bool, bool, bool], Any] = {}  # hash of what all requests of a kind have in common
+        self._numbered = self._begin((False, True, False))  # what nearly all are
         self._new_name = UniqueNames()
 
     def data(self, timestep: Timestep) -> list[bytes]:

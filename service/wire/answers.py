@@ -56,7 +56,9 @@ def write_step(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "a
     """Return the answer to a step or a chunk, written out: `step_answer` in `form`, made in one go where it is hot."""
     if form is not JSON or chunk:
         return encode(step_answer(answered, form, chunk=chunk, keep=keep), form)
-    outputs = {name: array[-1].tolist() for name, array in answered.outputs.items()}
+    outputs = {}
+    for name, array in answered.outputs.items():
+        outputs[name] = array.tolist()[-1]
     state_id = encode_state_id(answered.state_id)
     return encode(_StepAnswer(outputs, answered.step, state_id, answered.replayed, answered.created), JSON)
 

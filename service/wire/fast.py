@@ -12,11 +12,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Raw, Struct
+from msgspec import Raw, Struct
+from msgspec.structs import astuple as _astuple
 
 from model_export.manifest import Array, InputSpec
-from service.wire.bodies import StepEnvelope
+from service.wire.bodies import Create, Seq, StepBody
 from service.wire.formats import JSON, Format
+from service.wire.names import decode_state_id, is_state_id
 from service.wire.tensors import is_finite
 
 NOT_SOUND = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
@@ -70,7 +72,7 @@ class FastInputs:
         value = decoder.decode(raw)
         if isinstance(value, named):
             # Struct fields in their order are the declared inputs in theirs.
-            values, colons = msgspec.structs.astuple(value), self._colons
+            values, colons = _astuple(value), self._colons
         else:
             values, colons = (value,), 0
         arrays = {}
@@ -109,29 +111,42 @@ class FastStep:
         kind, self._struct = _inputs_type(fields, {f"i{i}": spec.name for i, spec in enumerate(specs)})
         self._makers = [(spec.name, _maker(np.dtype(spec.dtype), spec.row_shape)) for spec in specs]
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
-        envelope = msgspec.defstruct(
-            "Step", [("inputs", kind)], bases=(StepEnvelope,), forbid_unknown_fields=True, gc=False
-        )
+        # None is the default of what was not given, and nothing that may be given.
+        more = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
+        envelope = msgspec.defstruct("Step", [("inputs", kind), *more], forbid_unknown_fields=True, gc=False)
         self._decode = msgspec.json.Decoder(envelope).decode
 
-    def read(self, body: bytes) -> tuple[dict[str, Array], Any]:
-        """Return one array `(1, *row)` per input, which may be read-only, and the envelope.
+    def read(self, body: bytes) -> StepBody:
+        """Return the body; its arrays may be read-only.
 
         Raises:
             ValueError: And the others of `NOT_SOUND`.
         """
         envelope: Any = self._decode(body)
-        inputs = envelope.inputs
-        colons = 1 + (envelope.seq is not UNSET) + (envelope.after is not UNSET) + (envelope.create is not UNSET)
-        values = (inputs,)
+        inputs, seq, after, create = envelope.inputs, envelope.seq, envelope.after, envelope.create
+        colons = 1 + (seq is not None) + (after is not None) + (create is not None)
         if type(inputs) is self._struct:
             colons += self._colons
-            values = msgspec.structs.astuple(inputs)
+            values = _astuple(inputs)
+        else:
+            values = (inputs,)
         demand_single_keys(body, colons)
         arrays = {}
         for (name, make), value in zip(self._makers, values, strict=True):
             arrays[name] = make(value)
-        return arrays, envelope
+        known = None if after is None else read_state_id(after)
+        return StepBody(arrays, 1, False, seq, known, create or "auto", "all")
+
+
+def read_state_id(text: str) -> bytes:
+    """Return the 16 bytes of a state id.
+
+    Raises:
+        UnsoundError: It is none.
+    """
+    if not is_state_id(text):
+        raise UnsoundError
+    return decode_state_id(text)
 
 
 def demand_single_keys(body: bytes, colons: int) -> None:

@@ -16,6 +16,8 @@ class Format(Enum):
     JSON = "application/json"
     MSGPACK = "application/msgpack"
 
+    __hash__ = object.__hash__  # an enum's own is Python code, and formats are looked up twice per step
+
 
 JSON = Format.JSON
 MSGPACK = Format.MSGPACK

@@ -21,9 +21,9 @@ from service.errors import ServiceError
 from service.wire import bodies
 from service.wire.bodies import BulkBody, Envelope, FeedMessage, StepBody, check_envelope, refuse
 from service.wire.document import parse, show
-from service.wire.fast import NOT_SOUND, FastInputs, FastStep, UnsoundError, demand_single_keys
+from service.wire.fast import NOT_SOUND, FastInputs, FastStep, UnsoundError, demand_single_keys, read_state_id
 from service.wire.formats import JSON, MSGPACK, Format, encode
-from service.wire.names import bad_stream_id, decode_state_id, is_state_id, is_stream_id
+from service.wire.names import bad_stream_id, decode_state_id, is_stream_id
 from service.wire.tensors import read_column, read_tensor
 
 _STEP_KEYS = ("seq", "after", "create")
@@ -62,8 +62,7 @@ class ModelWire:
         """
         try:
             if form is JSON and self._fast_step is not None:
-                inputs, envelope = self._fast_step.read(body)
-                return _step_body(inputs, envelope)
+                return self._fast_step.read(body)
             return self._one(_decode(body, form, bodies.StepEnvelope), body, form, chunk=False)
         except NOT_SOUND:
             document = check_envelope(parse(body, form), _STEP_KEYS, needed=("inputs",))
@@ -171,7 +170,7 @@ class ModelWire:
                 self._length(inputs, axis=1),
                 chunk,
                 nothing if envelope.seq is UNSET else envelope.seq,
-                nothing if envelope.after is UNSET else [after and _state_id(after) for after in envelope.after],
+                nothing if envelope.after is UNSET else [after and read_state_id(after) for after in envelope.after],
                 "auto" if envelope.create is UNSET else envelope.create,
                 envelope.keep if chunk and envelope.keep is not UNSET else "all",
             )
@@ -333,7 +332,7 @@ def _step_body(inputs: dict[str, Array], envelope: Any) -> StepBody:
         1,
         False,
         None if seq is UNSET else seq,
-        None if after is UNSET else _state_id(after),
+        None if after is UNSET else read_state_id(after),
         "auto" if create is UNSET else create,
         "all",
     )
@@ -342,12 +341,6 @@ def _step_body(inputs: dict[str, Array], envelope: Any) -> StepBody:
 def _demand_chunk(document: dict[str, Any], *, chunk: bool) -> None:
     if "return" in document and not chunk:
         refuse(f"`return` is {show(document['return'])} without `chunk`; expected it with `chunk: true` only.")
-
-
-def _state_id(text: str) -> bytes:
-    if not is_state_id(text):
-        raise UnsoundError
-    return decode_state_id(text)
 
 
 def _listed(names: Iterable[Any]) -> str:
