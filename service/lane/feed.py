@@ -210,6 +210,8 @@ class FeedProtocol(WebSocketsSansIOProtocol):
         self._is_write_paused = True
         if self._line is not None:
             self._slow_timer = self.loop.call_later(SLOW_S, self._close, TOO_SLOW)
+        else:  # the application closes it meanwhile, which such a client never hears of
+            self._slow_timer = self.loop.call_later(SLOW_S + _CLOSE_WITHIN_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         """See that it reads again."""
@@ -258,10 +260,10 @@ class FeedProtocol(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go; what was taken goes on, and nobody hears of it."""
+        _stop(self._slow_timer)
         if self._line is not None:
             self._visitor.leave()
             _stop(self._key_timer)
-            _stop(self._slow_timer)
         super().connection_lost(exc)
 
     def _close(self, code: int | None) -> None:

@@ -530,6 +530,24 @@ def test_a_reader_that_never_reads_is_cut_off_in_the_end(
         slow.close()
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_watcher_that_never_reads_is_cut_off_in_the_end(
+    again: Again, service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is gone, not only closed: nothing waits for a client that may never notice."""
+    if not service.lane:
+        pytest.skip("an ASGI application cannot cut a connection")
+    monkeypatch.setattr("service.lane.feed._CLOSE_WITHIN_S", 0.2)
+    chunk = {"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60}
+    with again() as own:
+        slow = bare_feed(own, "/v1/watch", receive_buffer=4096)
+        slow.sendall(frame(json.dumps({"watch": [{"model": "lstm"}], "inputs": True}).encode()))
+        own.until_sockets(1)
+        while own.app.state.context.websockets:
+            assert own.http.post(own.path("lstm", stream, "steps"), json=chunk).status_code == 200
+        slow.close()
+
+
 def test_many_feeds_at_once_each_keep_their_order(service: Service, stream: str) -> None:
     import websockets
 
