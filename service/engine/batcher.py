@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.engine.batch_queue import BatchQueue
 from service.engine.cache import StateCache
+from service.engine.crowd import Crowd
 from service.engine.names import RequestNames
 from service.engine.peeks import Peeks
 from service.engine.pending import Pending
@@ -69,6 +70,17 @@ class Batcher:
         self._queue: BatchQueue[Pending] = BatchQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due: asyncio.Handle | None = None
+        self._done = 0
+        self.crowd = Crowd(timeout / 4)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many wait that one more would wait too long."""
+        return self._queue.rows >= self.crowd.room
+
+    def look_at_crowd(self, now: float) -> None:
+        """See how fast the queue moves; any thread may do so."""
+        self.crowd.look(now, self._queue.rows, self._done)
 
     @property
     def rows(self) -> int:
@@ -140,5 +152,6 @@ class Batcher:
         try:
             await (self._peeks if batch[0].peeks else self._rounds).take(batch)
         finally:
+            self._done += len(batch)
             for pending in batch:
                 self._queue.release(pending.name)

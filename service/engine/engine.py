@@ -104,6 +104,7 @@ class Engine:
         self._batchers: dict[ServedModel, Batcher] = {}
         self._announce: Announce | None = None
         self._open = 0
+        self._alarm = self._options.queue_limit  # with fewer open timesteps there surely is room for one more
         self._all_answered = asyncio.Event()
         snapshots = Snapshots(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
         origins = Origins(store, shelf, snapshots)
@@ -114,7 +115,9 @@ class Engine:
         }
         self.resets = Resets(store, shelf, origins, **ways)
         self.copies = Copies(store, shelf, snapshots, origins, **ways)
-        self._watchdog = Watchdog(self._options.run_timeout_s, lambda: list(self._batchers.values()))
+        self._watchdog = Watchdog(
+            self._options.run_timeout_s, lambda: list(self._batchers.values()), self._look_at_crowds
+        )
 
     # ---------------------------------------------------------------- stepping
 
@@ -129,8 +132,8 @@ class Engine:
             batcher = self._batchers.get(served) or self._batcher(served)
             if self._rates is not None:
                 self._rates.demand(timestep.key.tenant, timestep.length, now)
-            if self.draining or self._open >= self._options.queue_limit:
-                self._demand_room()
+            if self.draining or self._open >= self._alarm:
+                self._demand_room(batcher)
         except ServiceError as exc:
             done(exc)
             return
@@ -158,8 +161,8 @@ class Engine:
         Raises:
             ServiceError: As for `advance`.
         """
-        self._demand_room()
         batcher = self._batcher(self.shelf.get(timestep.key.model, timestep.version))
+        self._demand_room(batcher)
         now = asyncio.get_running_loop().time()
         if self._rates is not None:
             self._rates.demand(timestep.key.tenant, timestep.length, now)
@@ -374,7 +377,16 @@ class Engine:
         self._batcher(served).put(pending.moved())
         return True
 
-    def _demand_room(self) -> None:
+    def _look_at_crowds(self) -> None:
+        """See how fast the queues move; if one of them is too long, every timestep is looked at as it comes."""
+        now = time.monotonic()
+        crowded = False
+        for batcher in list(self._batchers.values()):
+            batcher.look_at_crowd(now)
+            crowded = crowded or 2 * batcher.rows >= batcher.crowd.room
+        self._alarm = 0 if crowded else self._options.queue_limit
+
+    def _demand_room(self, batcher: Batcher | None = None) -> None:
         if self.draining:
             raise ServiceError(
                 "draining", "This process is about to end and takes nothing new.", fix="Send it to another replica."
@@ -385,6 +397,13 @@ class Engine:
                 "overloaded",
                 f"{waiting} timesteps wait already; the limit is {self._options.queue_limit}.",
                 fix="Send the same request again after a pause.",
+            )
+        if batcher is not None and batcher.is_crowded:
+            raise ServiceError(
+                "overloaded",
+                f"{batcher.rows} timesteps wait for this model already; it answers {batcher.crowd.room:.0f} in time.",
+                fix="Send the same request again after a pause.",
+                retry_after_s=batcher.crowd.wait_of(batcher.rows),
             )
 
     def _begin(self) -> float:
@@ -399,13 +418,15 @@ class Engine:
 class Watchdog:
     """Ends model runs that take too long, from a thread of its own, since a run may hold the event loop."""
 
-    def __init__(self, limit: float, batchers: Callable[[], list[Batcher]]) -> None:
+    def __init__(self, limit: float, batchers: Callable[[], list[Batcher]], look: Callable[[], None]) -> None:
         """Start watching.
 
         Args:
             limit: Seconds that one run may take.
             batchers: Whose runs to watch.
+            look: What else is to be looked at each time.
         """
+        self._look = look
         self._limit = limit
         self._batchers = batchers
         self._ended = threading.Event()
@@ -418,6 +439,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(_WATCHDOG_PERIOD_S):
             now = time.monotonic()
+            self._look()
             for batcher in self._batchers():
                 if batcher.clock.longest(now) > self._limit:
                     batcher.served.step_model.terminate(longer_than=self._limit)

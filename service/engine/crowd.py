@@ -1,0 +1,57 @@
+"""`Crowd`: how many timesteps may wait for a model, by how fast they have been answered. Does no I/O, has no clock."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final
+
+_WINDOW_S: Final = 1.0
+_ENOUGH_S: Final = 0.4  # of waiting without a break, before a rate can be told
+_LEAST: Final = 16
+"""Timesteps that may always wait."""
+
+
+class Crowd:
+    """Watches a queue, and says how many may stand in it without waiting longer than is good.
+
+    Under more load than a model can bear, a queue that is bounded by its length alone fills up, and each timestep
+    waits, in vain at worst, until its deadline. Bounded by time, the surplus is told at once.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        """Begin with room for everyone.
+
+        Args:
+            patience_s: Seconds that a timestep should wait at most.
+        """
+        self._patience = patience_s
+        self._seen: deque[tuple[float, int]] = deque()  # time and answers so far, while something waited
+        self.room: float = math.inf
+
+    def look(self, now: float, waiting: int, answered: int) -> None:
+        """Look at the queue; to be called several times a second.
+
+        Args:
+            now: Seconds, on any clock.
+            waiting: Timesteps that wait.
+            answered: Timesteps that were answered, since the beginning.
+        """
+        seen = self._seen
+        if not waiting:
+            seen.clear()
+            self.room = math.inf
+            return
+        seen.append((now, answered))
+        while len(seen) > 2 and seen[1][0] <= now - _WINDOW_S:
+            seen.popleft()
+        then, before = seen[0]
+        if now - then < _ENOUGH_S:
+            return
+        # Where nothing at all is answered it is not the load's fault, and those who wait are told the reason.
+        rate = (answered - before) / (now - then)
+        self.room = max(_LEAST, rate * self._patience) if rate else math.inf
+
+    def wait_of(self, waiting: int) -> float:
+        """Return the seconds after which there will be room, as far as that can be told."""
+        return max(waiting - self.room, 0) / (self.room / self._patience) if self.room < math.inf else 0.0
