@@ -19,10 +19,11 @@ from starlette.websockets import WebSocketDisconnect
 
 from model_export.errors import StepwellError
 from service.admission import Admission
-from service.api import feed, openapi, operations, ops, streams, watch
+from service.api import feed, oip, openapi, operations, ops, streams, watch
 from service.api.application import Application
 from service.api.auth import Keys
 from service.api.context import Context
+from service.api.dialects import dialect_of
 from service.api.http import DirectRoute, demand_plain_path, problem_response
 from service.api.problems import unforeseen
 from service.engine.engine import Engine, EngineOptions
@@ -72,6 +73,7 @@ def create_app(settings: Settings) -> Application:
     app.add_exception_handler(WebSocketDisconnect, _gone)
     app.add_exception_handler(Exception, _unforeseen)
     streams.add_routes(app, context)  # first: routes are tried in their order, and these are asked for most
+    oip.add_routes(app, context)
     feed.add_routes(app, context)
     operations.add_routes(app, context)
     ops.add_routes(app, context)
@@ -203,7 +205,8 @@ async def _no_route(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     context: Context = request.app.state.context
     headers = {}
-    path = request.url.path
+    path = request.scope["path"]
+    dialect = dialect_of(path)
     try:
         demand_plain_path(request.scope)
         if exc.status_code == 405:
@@ -218,8 +221,8 @@ async def _no_route(request: Request, exc: Exception) -> Response:
     except ServiceError as refused:
         error = refused
     context.metrics.refusal(error.code)
-    response = problem_response(error)
-    context.metrics.request("http", response.status_code)
+    response = problem_response(error, dialect)
+    context.metrics.request(dialect.door, response.status_code)
     response.headers.update(headers)
     return response
 
@@ -241,5 +244,6 @@ async def _unforeseen(request: Request, exc: Exception) -> Response:
     """Answer what nobody foresaw, without its details; the server's log has them."""
     context: Context = request.app.state.context
     context.metrics.refusal("internal")
-    context.metrics.request("http", 500)
-    return problem_response(unforeseen())
+    dialect = dialect_of(request.scope["path"])
+    context.metrics.request(dialect.door, 500)
+    return problem_response(unforeseen(), dialect)

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.api.dialects import dialect_of
 from service.api.http import problem_response
 from service.errors import ServiceError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 HEAD_LIMIT = 16 * 1024
 """Most bytes of a request's line and headers."""
 
-_HEALTH = frozenset({"/healthz", "/readyz"})
+_HEALTH = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 _RESERVE = 64  # connections beyond the most that may still ask for health
 
 
@@ -145,7 +146,7 @@ class Connection(HttpToolsProtocol):
             cycle.keep_alive = False
             app = _saying_so(app)
         if refusal is not None:
-            app = self._answer(refusal)
+            app = self._answer(refusal, cycle.scope["path"])
         super()._start_asgi_task(cycle, app)
 
     def _refusal(self, path: str) -> ServiceError | None:
@@ -159,10 +160,11 @@ class Connection(HttpToolsProtocol):
             )
         return None
 
-    def _answer(self, refusal: ServiceError) -> Response:
-        response = problem_response(refusal)
+    def _answer(self, refusal: ServiceError, path: str = "") -> Response:
+        dialect = dialect_of(path)
+        response = problem_response(refusal, dialect)
         self.metrics.refusal(refusal.code)
-        self.metrics.request("http", response.status_code)
+        self.metrics.request(dialect.door, response.status_code)
         return response
 
     def _answer_and_close(self, refusal: ServiceError) -> None:

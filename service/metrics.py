@@ -6,11 +6,13 @@ import logging
 import os
 from bisect import bisect_left
 from collections import Counter as Counts
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest, values
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -26,10 +28,34 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_OIP = "stepwell_oip_"  # what is counted for the statistics of the Open Inference Protocol, and is on no page
 _log = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=MetricWrapperBase)
 _Together = Literal["livesum", "livemin", "livemax"]  # how the gauges of several workers become one
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCounts:
+    """What was counted of one model, all its versions and doors together, since the service started.
+
+    Attributes:
+        timesteps: Timesteps applied.
+        runs: Model runs.
+        row_seconds: What they took, once for each of their rows.
+        answers: Requests that the engine answered with a prediction.
+        answer_seconds: What they took, from receipt to answer.
+        refusals: Requests that the engine refused.
+        refusal_seconds: What they took.
+    """
+
+    timesteps: int
+    runs: int
+    row_seconds: float
+    answers: int
+    answer_seconds: float
+    refusals: int
+    refusal_seconds: float
 
 
 class Metrics(EngineObserver):
@@ -62,8 +88,12 @@ class Metrics(EngineObserver):
         self._steps = _Labelled(counter("steps_total", "Timesteps applied, by door.", "model", "door"))
         self._requests = _Labelled(counter("requests_total", "Requests answered, by HTTP status.", "door", "code"))
         self._step_s = _Labelled(histogram("step_seconds", "Seconds from receipt to answer.", "model"))
+        self._refused_s = _Labelled(
+            Summary("stepwell_oip_refused_seconds", "Seconds from receipt to refusal.", ["model"], registry=registry)
+        )
         self._run_s = _Labelled(histogram("model_run_seconds", "Seconds of one model run, a batch.", "model"))
         self._store_s = _Labelled(histogram("store_seconds", "Seconds of one round trip to the store.", "op"))
+        self._row_s = _Labelled(counter("oip_row_seconds_total", "Seconds of model runs, once for each row.", "model"))
         self._batch_rows = _Labelled(histogram("batch_rows", "Streams in one model run.", "model", _ROWS))
         self._hits = counter("cache_hits_total", "Records found in a worker's memory.")
         self._misses = counter("cache_misses_total", "Records that had to be read from the store.")
@@ -121,10 +151,15 @@ class Metrics(EngineObserver):
         """Count a model run."""
         self._batch_rows[(model,)].observe(rows)
         self._run_s[(model,)].observe(seconds)
+        self._row_s[(model,)].inc(rows * seconds)
 
     def answered(self, model: str, seconds: Sequence[float]) -> None:
         """Count answers of the engine."""
         self._step_s[(model,)].observe_all(seconds)
+
+    def refused(self, model: str, seconds: float) -> None:
+        """Count a refusal of the engine."""
+        self._refused_s[(model,)].observe(seconds)
 
     def store(self, op: str, seconds: float) -> None:
         """Count a round trip to the store."""
@@ -170,11 +205,32 @@ class Metrics(EngineObserver):
     def render(self) -> tuple[bytes, str]:
         """Return the metrics in Prometheus' text format, of all workers, and the content type."""
         self.refresh()
-        collector: Collector = self._registry
         if self._folder is not None:
             _forget_dead_workers(self._folder)
-            collector = MultiProcessCollector(None, str(self._folder))  # type: ignore[no-untyped-call]  # has no types
-        return generate_latest(_WithoutCreated(collector)), CONTENT_TYPE
+        return generate_latest(_Page(self._collector())), CONTENT_TYPE
+
+    def of_model(self, model: str) -> ModelCounts:
+        """Return what was counted of a model, by all workers."""
+        found: dict[str, float] = defaultdict(float)
+        for metric in self._collector().collect():
+            for sample in metric.samples:
+                if sample.labels.get("model") == model:
+                    found[sample.name.removeprefix("stepwell_")] += sample.value
+        return ModelCounts(
+            timesteps=int(found["steps_total"]),
+            runs=int(found["model_run_seconds_count"]),
+            row_seconds=found["oip_row_seconds_total"],
+            answers=int(found["step_seconds_count"] - found["oip_refused_seconds_count"]),
+            answer_seconds=found["step_seconds_sum"] - found["oip_refused_seconds_sum"],
+            refusals=int(found["oip_refused_seconds_count"]),
+            refusal_seconds=found["oip_refused_seconds_sum"],
+        )
+
+    def _collector(self) -> Collector:
+        """Return what tells the counts of all workers."""
+        if self._folder is None:
+            return self._registry
+        return MultiProcessCollector(None, str(self._folder))  # type: ignore[no-untyped-call]  # has no types
 
 
 class _Labelled(dict[tuple[str, ...], _M], Generic[_M]):
@@ -200,14 +256,19 @@ class _Histogram(Histogram):
             self._buckets[bucket].inc(n)
 
 
-class _WithoutCreated(Collector):
-    """Leaves out the `_created` series, which double the page and which workers that share a folder do not have."""
+class _Page(Collector):
+    """What is shown: not what `of_model` alone asks for, nor the `_created` series.
+
+    Those would double the page, and workers that share a folder do not have them.
+    """
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._collector.collect():
+            if metric.name.startswith(_OIP):
+                continue
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
 

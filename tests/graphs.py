@@ -330,6 +330,32 @@ def moving_sum(new: int = 2, context: int = 3) -> Built:
     )
 
 
+def latest(dtype: str = "float16") -> Built:
+    """A state of any float dtype: `y = s' = x`."""
+    kind = {"float16": "float16", "float32": "float", "float64": "double"}[dtype]
+    graph = graph_from_text(f"""
+        latest ({kind}[B,2] x, {kind}[B,2] s) => ({kind}[B,2] y, {kind}[B,2] s_next) {{
+            nothing = Sub (s, s)
+            s_next = Add (nothing, x)
+            y = Identity (s_next)
+        }}""")
+    return graph, manifest_of(
+        name="latest",
+        inputs=[_t("x", dtype, [2])],
+        states=[_s("s", "s_next", dtype, [2])],
+        outputs=[_t("y", dtype, [2])],
+    )
+
+
+def stateless() -> Built:
+    """No state at all: `y = 2 x`."""
+    graph = graph_from_text("""
+        stateless (float[B,2] x) => (float[B,2] y) {
+            y = Add (x, x)
+        }""")
+    return graph, manifest_of(name="stateless", inputs=[_t("x", "float32", [2])], outputs=[_t("y", "float32", [2])])
+
+
 # -------------------------------------------------------------------- graphs that misbehave
 
 

@@ -47,14 +47,14 @@ class Application(FastAPI):
         if plain is None:
             await super().__call__(scope, receive, send)
             return
-        response = await answer_of(self._answer(plain, receive), self._context)
+        response = await answer_of(self._answer(plain, receive), self._context, plain[0].dialect)
         await response(scope, receive, send)
 
     async def _answer(self, plain: Plain, receive: Receive) -> Response:
         context, fields = self._context, plain[3]
         call = call_of(plain[0], context, *plain[1:])
         body = await answered(call, await read_body(receive, fields.length, context))
-        return Answer(body, call.answer_form.value)
+        return Answer(body, call.answer_form.value, headers=call.more_headers)
 
     def _plain(self, scope: Scope) -> Plain | None:
         """Return what a plain request of a hot route asks for, None for any other."""

@@ -6,9 +6,9 @@ The declared routes and the fast lane differ in how they read a head and write a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from service.api.moves import Result, columns_answer, submit_all, timestep_of, timesteps_of
 from service.engine.types import StreamKey
@@ -38,9 +38,16 @@ class Call(Protocol):
         """Return the body of the answer to a result that is no `ServiceError`."""
         ...
 
+    # What follows is asked for after `encode`.
+
     @property
     def answer_form(self) -> Format:
         """The format of the answer."""
+        ...
+
+    @property
+    def more_headers(self) -> Mapping[str, str] | None:
+        """What the answer says besides; names in lower case."""
         ...
 
 
@@ -68,6 +75,7 @@ class StepCall:
     form: Format
     answer_form: Format
     _keep: Keep = "all"
+    more_headers: ClassVar[None] = None
 
     def begin(self, body: bytes, done: Callable[[Result], None]) -> None:
         """Submit the timestep, or raise what is wrong with the body."""
@@ -106,6 +114,7 @@ class ColumnsCall:
     form: Format
     answer_form: Format
     _bulk: BulkBody = field(init=False)
+    more_headers: ClassVar[None] = None
 
     def begin(self, body: bytes, done: Callable[[list[Result]], None]) -> None:
         """Submit every timestep, or raise what is wrong with the body."""

@@ -13,6 +13,7 @@ from service.errors import ServiceError
 from service.metrics import Metrics
 from service.store.facts import SafetyWatch
 from service.wire import ModelWire
+from service.wire.oip import InferWire
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -52,6 +53,7 @@ class Context:
         self.leaving = False
         self._wires: dict[tuple[str, int], ModelWire] = {}
         self._counts_requests = settings.tenant_rate is not None
+        self._infer_wires: dict[tuple[str, int], InferWire] = {}
         self._origins = {origin.rstrip("/").lower() for origin in settings.allowed_origins}
 
     def caller(self, authorization: str | None, scope: Scope) -> Caller:
@@ -90,6 +92,19 @@ class Context:
             limits = self.settings
             wire = ModelWire(served.manifest, max_chunk_steps=limits.max_chunk_steps, max_streams=limits.queue_limit)
             self._wires[served.name, served.version] = wire
+        return wire
+
+    def infer_wire(self, served: ServedModel) -> InferWire:
+        """Return what reads and writes the Open Inference Protocol for a model."""
+        wire = self._infer_wires.get((served.name, served.version))
+        if wire is None or wire.manifest is not served.manifest:
+            wire = InferWire(
+                served.name,
+                served.manifest,
+                stateful=served.stateful,
+                max_rows=self.settings.max_batch_size,
+            )
+            self._infer_wires[served.name, served.version] = wire
         return wire
 
     async def look_if_ready(self) -> list[str]:

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 
 from service.api.calls import Call, ColumnsCall, StepCall
 from service.api.context import Context
+from service.api.dialects import NATIVE, OIP, Dialect
+from service.api.infer import InferCall, served_for_oip
 from service.engine.types import StreamKey
 from service.wire import Format
 from service.wire.formats import format_of_answer, format_of_body
@@ -22,10 +24,13 @@ VERSION: Final = r"version=([1-9][0-9]{0,8})"
 KEY_LIMIT: Final = 255
 """Characters of an Idempotency-Key."""
 
+_LENGTH_DIGITS: Final = 10
 _MODEL: Final = r"/v1/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
+_OIP_MODEL: Final = r"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 _STREAM: Final = r"/streams/(?!\.{1,2}/)([A-Za-z0-9._:@-]{1,128})"
 _ASKED: Final = frozenset({
     b"authorization", b"idempotency-key", b"origin", b"host", b"content-type", b"accept", b"content-length",
+    b"content-encoding", b"inference-header-content-length",
 })  # fmt: skip
 
 
@@ -41,6 +46,7 @@ class Fields:
         length: Of the body, in bytes, or None.
         form: The format of the body.
         answer_form: The format of the answer.
+        document_bytes: How much of the body is a JSON document that raw bytes follow, or None.
     """
 
     authorization: str | None
@@ -50,6 +56,7 @@ class Fields:
     length: int | None
     form: Format
     answer_form: Format
+    document_bytes: int | None = None
 
 
 def fields_of(headers: Iterable[tuple[bytes, bytes]]) -> Fields | None:
@@ -67,6 +74,9 @@ def fields_of(headers: Iterable[tuple[bytes, bytes]]) -> Fields | None:
     key, length = found.get(b"idempotency-key"), found.get(b"content-length")
     if (key is not None and not 1 <= len(key) <= KEY_LIMIT) or (length is not None and not length.isdecimal()):
         return None
+    document = found.get(b"inference-header-content-length")
+    if b"content-encoding" in found or (document is not None and not is_length(document)):
+        return None
     form = format_of_body(found.get(b"content-type"))
     return Fields(
         found.get(b"authorization"),
@@ -76,7 +86,13 @@ def fields_of(headers: Iterable[tuple[bytes, bytes]]) -> Fields | None:
         None if length is None else int(length),
         form,
         format_of_answer(found.get(b"accept"), form),
+        None if document is None else int(document),
     )
+
+
+def is_length(text: str) -> bool:
+    """Say whether a header's value is a number of bytes."""
+    return text.isascii() and text.isdecimal() and len(text) <= _LENGTH_DIGITS
 
 
 class HotRoute(NamedTuple):
@@ -87,11 +103,13 @@ class HotRoute(NamedTuple):
         path: The pattern of its paths; whatever it does not match is left to the declared route.
         call: Makes the call, of what the pattern's groups matched, the version that was asked for, and the headers.
             Raises the `ServiceError` that the declared route would answer.
+        dialect: How it says what is refused.
     """
 
     prefix: str
     path: str
     call: Callable[[Context, Sequence[str], int | None, Fields], Call]
+    dialect: Dialect = NATIVE
 
 
 def call_of(route: HotRoute, context: Context, parts: Sequence[str], version: int | None, fields: Fields) -> Call:
@@ -137,7 +155,38 @@ def _columns(context: Context, parts: Sequence[str], version: int | None, fields
     )
 
 
+def _infer(context: Context, parts: Sequence[str], _version: int | None, fields: Fields) -> InferCall:
+    model, *versions = parts
+    return infer_call(context, model, versions[0] if versions else None, fields)
+
+
+def infer_call(context: Context, model: str, version: str | None, fields: Fields) -> InferCall:
+    """Return what an infer request asks for.
+
+    Args:
+        context: What every route needs.
+        model: As the path names it.
+        version: As the path names it, or None.
+        fields: The headers.
+
+    Raises:
+        ServiceError: It is refused.
+    """
+    tenant = context.caller(fields.authorization, "step").tenant
+    served = served_for_oip(context, model, version)
+    return InferCall(
+        context,
+        served,
+        None if version is None else served.version,
+        tenant,
+        fields.idempotency_key,
+        fields.document_bytes,
+    )
+
+
 HOT_ROUTES: Final = (
     HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(steps?)", _step),
     HotRoute("/v1/models/", f"{_MODEL}/(steps?)", _columns),
+    HotRoute("/v2/models/", f"{_OIP_MODEL}/infer", _infer, OIP),
+    HotRoute("/v2/models/", f"{_OIP_MODEL}/versions/([1-9][0-9]{{0,8}})/infer", _infer, OIP),
 )

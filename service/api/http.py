@@ -16,8 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.auth import Scope as KeyScope
 from service.api.context import Context
+from service.api.dialects import NATIVE, Dialect, dialect_of
 from service.api.hot import KEY_LIMIT
-from service.api.problems import MEDIA_TYPE, problem_body, problem_headers, status_of, unforeseen
+from service.api.problems import problem_headers, unforeseen
 from service.api.within import within
 from service.engine.models import ServedModel
 from service.engine.types import StreamKey
@@ -87,10 +88,11 @@ class DirectRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the function around the endpoint: errors become problems, and every answer is counted."""
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        dialect = dialect_of(self.path)
 
         async def handle(request: Request) -> Response:
             context: Context = request.app.state.context
-            return await answer_of(_checked(request, context, endpoint), context)
+            return await answer_of(_checked(request, context, endpoint), context, dialect)
 
         return handle
 
@@ -102,27 +104,28 @@ async def _checked(request: Request, context: Context, endpoint: Callable[[Reque
     return await endpoint(request)
 
 
-async def answer_of(work: Awaitable[Response], context: Context) -> Response:
+async def answer_of(work: Awaitable[Response], context: Context, dialect: Dialect) -> Response:
     """Return the answer that work on a request makes, or the one to what goes wrong in it; it is counted."""
     try:
         response = await work
     except ClientDisconnect:
-        response = Answer(b"", MEDIA_TYPE, status=499)  # nobody is there to get it
+        response = Answer(b"", dialect.media_type, status=499)  # nobody is there to get it
     except ServiceError as exc:
         context.metrics.refusal(exc.code)
-        response = problem_response(exc)
+        response = problem_response(exc, dialect)
     except Exception as exc:  # noqa: BLE001 - it is logged, and answered as what nobody foresaw
         _log.error("A request failed", exc_info=exc)
         context.metrics.refusal("internal")
-        response = problem_response(unforeseen())
-    context.metrics.request("http", response.status_code)
+        response = problem_response(unforeseen(), dialect)
+    context.metrics.request(dialect.door, response.status_code)
     return response
 
 
-def problem_response(error: ServiceError) -> Response:
+def problem_response(error: ServiceError, dialect: Dialect = NATIVE) -> Response:
     """Return the answer to a request that failed."""
     kind = ClosingAnswer if isinstance(error, UnreadBodyError) else Answer
-    return kind(problem_body(error), MEDIA_TYPE, status=status_of(error), headers=problem_headers(error))
+    status = dialect.status(error)
+    return kind(dialect.body(error), dialect.media_type, status=status, headers=problem_headers(error, status))
 
 
 def demand_plain_path(scope: Scope) -> None:

@@ -83,9 +83,8 @@ def problem_body(error: ServiceError) -> bytes:
     return msgspec.json.encode(problem_of(error))
 
 
-def problem_headers(error: ServiceError) -> dict[str, str]:
-    """Return the headers that a problem's status asks for."""
-    status = status_of(error)
+def problem_headers(error: ServiceError, status: int) -> dict[str, str]:
+    """Return the headers that a refusal needs where it is answered with this status."""
     if status in (429, 503):
         return {"retry-after": str(max(RETRY_AFTER_S, math.ceil(error.retry_after_s or 0)))}
     return {"www-authenticate": "Bearer"} if status == 401 else {}

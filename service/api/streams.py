@@ -156,4 +156,4 @@ class StreamRoutes:
 
     async def _answer(self, call: Call, request: Request) -> Response:
         body = await answered(call, await body_of(request, self._context))
-        return Answer(body, call.answer_form.value)
+        return Answer(body, call.answer_form.value, headers=call.more_headers)

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from service.engine.alone import Alone
 from service.engine.batch_queue import BatchQueue
 from service.engine.cache import StateCache
 from service.engine.crowd import Crowd
@@ -65,6 +66,7 @@ class Batcher:
         common: dict[str, Any] = {"runner": self._runner, "timeout": timeout, "reroute": reroute, "answered": answered}
         self._rounds = Rounds(served, store, self.cache, observer, **common, begins=begins)
         self._peeks = Peeks(served, store, self.cache, observer, **common)
+        self._alone = Alone(served, store, self.cache, observer, **common)
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_wait = max_wait
         self._queue: BatchQueue[Pending] = BatchQueue()
@@ -104,8 +106,10 @@ class Batcher:
     def submit(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""
         data = self._names.data(timestep)
-        name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep)
-        self.put(Pending(timestep, done, received, name, shape, data, self._names.op_id(timestep, data)))
+        op_id = self._names.op_id(timestep, data)
+        name = keys.record_key(*timestep.key) if timestep.life != "none" else op_id.hex()
+        shape = (timestep.length, timestep.keep, timestep.life)
+        self.put(Pending(timestep, done, received, name, shape, data, op_id))
 
     def peek(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a look at what a timestep would answer, behind the stream's timesteps that wait here."""
@@ -148,9 +152,14 @@ class Batcher:
         if self._queue:
             self._schedule()
 
+    def _way_of(self, pending: Pending) -> Rounds:
+        if pending.peeks:
+            return self._peeks
+        return self._rounds if pending.timestep.life != "none" else self._alone
+
     async def _process(self, batch: Sequence[Pending]) -> None:
         try:
-            await (self._peeks if batch[0].peeks else self._rounds).take(batch)
+            await self._way_of(batch[0]).take(batch)
         finally:
             self._done += len(batch)
             for pending in batch:

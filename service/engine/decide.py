@@ -32,6 +32,7 @@ class Intent:
         after: The chain that the stream must have, or None.
         create: What a missing stream means.
         fingerprint: The model that would run, 8 bytes; None where any record will do (reset).
+        begins: The stream begins anew with it, whatever is there.
     """
 
     op_id: bytes
@@ -40,6 +41,7 @@ class Intent:
     after: bytes | None
     create: Create
     fingerprint: bytes | None
+    begins: bool = False
 
 
 def decide(record: Record | None, intent: Intent) -> Verdict:
@@ -58,6 +60,8 @@ def decide(record: Record | None, intent: Intent) -> Verdict:
         return Verdict.APPLY
     if record.op_id == intent.op_id:
         return Verdict.REPLAY
+    if intent.begins:
+        return Verdict.APPLY
     _demand_position(record, intent)
     if intent.fingerprint is not None and record.fingerprint != intent.fingerprint:
         raise ServiceError(

@@ -43,6 +43,11 @@ class ServedModel:
         """8 bytes that name graph, weights and state schema."""
         return self.step_model.fingerprint
 
+    @property
+    def stateful(self) -> bool:
+        """Whether a stream carries anything from step to step."""
+        return self.step_model.state_bytes > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:

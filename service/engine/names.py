@@ -67,6 +67,8 @@ class RequestNames:
             parts.append(after)
         if key is not None:
             parts.append(digest16(key.encode()))
+        if timestep.life != "on":
+            parts.append(timestep.life.encode())
         h.update(b"".join(parts))
         return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
 

@@ -20,6 +20,9 @@ class EngineObserver:
     def answered(self, model: str, seconds: Sequence[float]) -> None:
         """Requests were answered, each so many seconds after its receipt."""
 
+    def refused(self, model: str, seconds: float) -> None:
+        """A request, which `answered` tells too, was answered with a refusal."""
+
     def store(self, op: str, seconds: float) -> None:
         """A round trip to the store was made."""
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from service.engine.decide import Intent
-from service.engine.types import Done, Timestep
+from service.engine.types import BEGINS, Done, Timestep
 from service.store import keys
 from service.store.record import KeyEntry, Record
 
@@ -27,7 +27,7 @@ class Pending:
         fresh: `view` came from the store during this request.
         view: With `fresh`, the stream's record; None: the stream is missing.
         stored: The bytes of `view`.
-        entry: The answer that its idempotency key had given, as far as read.
+        entry: The answer that it had been given, as far as one is remembered beside the stream and was read.
         confirmed: A replica has what was seen, where the durability asks for that.
         answered: `done` was called, or another batcher took the request over.
     """
@@ -49,18 +49,29 @@ class Pending:
 
     @property
     def entry_key(self) -> str | None:
-        """Where the store remembers this request's idempotency key."""
-        key = self.timestep.idempotency_key
-        return None if key is None else keys.entry_key(self.name, key)
+        """Where the store remembers the answer to this request beside the stream: by its key, or as last words."""
+        ask = self.timestep
+        if ask.idempotency_key is not None:
+            return keys.entry_key(self.name, ask.idempotency_key)
+        return keys.last_words_key(self.name) if ask.life == "last" else None
 
     def intent(self, fingerprint: bytes) -> Intent:
         """Return what the decision needs of the request."""
         ask = self.timestep
-        return Intent(self.op_id, ask.length, ask.seq, ask.after, ask.create, fingerprint)
+        return Intent(self.op_id, ask.length, ask.seq, ask.after, ask.create, fingerprint, ask.life in BEGINS)
 
     def seen(self, stored: bytes | None, view: Record | None) -> None:
         """Take what the store has as the truth."""
         self.fresh, self.view, self.stored, self.confirmed = True, view, stored or b"", False
+
+    def recall(self, entry: KeyEntry) -> None:
+        """Take what stands at `entry_key`; last words count where the stream is gone, for the request that ended it."""
+        if self.timestep.idempotency_key is not None or (self.view is None and entry.op_id == self.op_id):
+            self.entry = entry
+
+    def forget_view(self) -> None:
+        """Look at the store again before the next decision."""
+        self.fresh, self.view, self.stored, self.entry, self.confirmed = False, None, b"", None, False
 
     def moved(self) -> Pending:
         """Return the same request for another model version, nothing seen yet."""

@@ -22,11 +22,11 @@ from service.engine.decide import Verdict, decide, replay_of_key, surely_applies
 from service.engine.pending import Pending
 from service.engine.replay import replayed
 from service.engine.runner import ModelRunner
-from service.engine.types import Prediction, Timestep
+from service.engine.types import BEGINS, ENDS, Prediction, Timestep
 from service.errors import ServiceError
 from service.store.record import HAD_KEY, KeyEntry, Kind, Record, decode, next_chains
 from service.store.record_rows import encode_rows, guards, heads_of
-from service.store.redis import Commit, Outcome
+from service.store.redis import FORGET, Commit, Outcome
 
 if TYPE_CHECKING:
     from service.engine.models import ServedModel
@@ -169,7 +169,7 @@ class Rounds:
             await self._load(unread, deadline)  # meanwhile other batches may take slots: look again
 
     async def _load(self, rows: Sequence[Pending], deadline: float) -> None:
-        keyed = [row for row in rows if row.timestep.idempotency_key is not None]
+        keyed = [row for row in rows if row.timestep.idempotency_key is not None or row.timestep.life == "last"]
         began = time.perf_counter()
         found = await self._store.load_each(
             [row.name for row in rows] + [str(row.entry_key) for row in keyed], deadline=deadline
@@ -184,8 +184,8 @@ class Rounds:
                 self._answer(row, exc)
         for row, entry in zip(keyed, found[len(rows) :], strict=True):
             try:
-                stored = _good(entry)
-                row.entry = None if stored is None else KeyEntry.decode(stored)
+                if (stored := _good(entry)) is not None:
+                    row.recall(KeyEntry.decode(stored))
             except ServiceError as exc:
                 self._answer(row, exc)
 
@@ -227,14 +227,14 @@ class Rounds:
             elif decide(view, row.intent(self._served.fingerprint)) is Verdict.REPLAY:
                 assert view is not None
                 self._replay(row, view)
-            elif view is not None and len(view.state) != self._model.state_bytes:
+            elif view is not None and len(view.state) != self._model.state_bytes and row.timestep.life not in BEGINS:
                 raise ServiceError(
                     "state_corrupt",
                     f"The stored state has {len(view.state)} bytes; the model's has {self._model.state_bytes}.",
                     fix="Reset or delete this stream.",
                 )
             else:
-                if view is None and self._begins is not None:
+                if view is None and self._begins is not None and row.timestep.life != "whole":
                     self._begins(row.timestep.key.tenant)
                 return True
         except ServiceError as exc:
@@ -251,9 +251,13 @@ class Rounds:
 
     def _fill_in(self, rows: Sequence[Pending], heads: Array, states: Array) -> None:
         """Write what the store showed over the blank rows; what stays blank is a stream that begins."""
+        begins = rows[0].timestep.life in BEGINS
         seen = [at for at, row in enumerate(rows) if row.view is not None]
         if seen:
             heads[seen] = heads_of([rows[at].stored for at in seen])
+        if begins:
+            states[:] = np.frombuffer(self._model.initial_state, np.uint8)
+        elif seen:
             states[seen] = [np.frombuffer(rows[at].view.state, np.uint8) for at in seen]  # type: ignore[union-attr]
         begin = [at for at, row in enumerate(rows) if row.fresh and row.view is None]
         if begin:
@@ -275,6 +279,8 @@ class Rounds:
         """Write the records that follow on `heads`, answer the rows that were applied, return those that were not."""
         begun = [row.fresh and row.view is None for row in rows]
         expect = [b"" if new else guard for new, guard in zip(begun, guards(heads), strict=True)]
+        if (life := rows[0].timestep.life) in BEGINS:
+            self._begin_anew(rows, heads)
         outputs = kept(rows[0].timestep.keep, outputs)
         packed = pack_outputs(self._served.manifest.answered, outputs, len(rows))
         chains = next_chains(heads["chain"].tolist(), Kind.STEP, [row.op_id for row in rows], self._served.fingerprint)
@@ -283,8 +289,10 @@ class Rounds:
             Commit(row.name, guard, record)
             for row, guard, record in zip(rows, expect, encode_rows(heads, packed, states), strict=True)
         ]
+        if life in ENDS:
+            commits = [commit._replace(record=FORGET) for commit in commits]
         for at, row in enumerate(rows):
-            if row.timestep.idempotency_key is not None:
+            if row.timestep.idempotency_key is not None or life == "last":
                 commits[at] = _with_entry(commits[at], row, heads[at], packed[at].tobytes())
         began = time.perf_counter()
         answers = await self._store.commit(commits, deadline=deadline, refreshed=float(refreshed.min()))
@@ -300,12 +308,25 @@ class Rounds:
         else:
             again = []
         if rows:
-            self._cache.put(
-                [row.name for row in rows], heads, states, refreshed if answers.refreshed is None else answers.refreshed
-            )
+            names = [row.name for row in rows]
+            if life in ENDS:
+                for name in names:
+                    self._cache.drop(name)
+            else:
+                live = refreshed if answers.refreshed is None else answers.refreshed
+                self._cache.put(names, heads, states, live)
             by_row = rows_of(outputs, len(rows))
             self._answer_applied(rows, by_row, heads["step"].tolist(), chains, begun)
         return again
+
+    def _begin_anew(self, rows: Sequence[Pending], heads: Array) -> None:
+        """Bring headers to where a reset would bring them; the history goes on, so no late request finds it again."""
+        fingerprint = self._served.fingerprint
+        chains = next_chains(heads["chain"].tolist(), Kind.RESET, [row.op_id for row in rows], fingerprint)
+        heads["epoch"] = [secrets.randbits(64) for _ in rows]
+        heads["step"] = 0
+        heads["chain"] = np.frombuffer(b"".join(chains), "V16")
+        heads["fingerprint"] = np.frombuffer(fingerprint, "V8")
 
     def _step_on(self, rows: Sequence[Pending], heads: Array, chains: Sequence[bytes]) -> None:
         length = rows[0].timestep.length
@@ -338,6 +359,9 @@ class Rounds:
         except ServiceError as exc:
             self._answer(row, exc)
             return False
+        if row.timestep.life in ENDS:
+            row.forget_view()  # where it is gone, the stream's last words tell whether it was this request
+            return True
         before = int(head["step"]) - row.timestep.length
         if before and (current is None or (current.epoch == head["epoch"] and current.step < before)):
             self._observer.regressions(1)
@@ -354,9 +378,9 @@ class Rounds:
         chains: Sequence[bytes],
         begun: Sequence[bool],
     ) -> None:
-        model, length = self._served.name, rows[0].timestep.length
+        model, version = self._served.name, self._served.version
         applied = [
-            (row.timestep, Prediction(values, step, chain, False, new))
+            (row.timestep, Prediction(values, step, chain, False, new, version))
             for row, values, step, chain, new in zip(rows, outputs, steps, chains, begun, strict=True)
         ]
         for row, (_, prediction) in zip(rows, applied, strict=True):
@@ -364,11 +388,14 @@ class Rounds:
         self._answered(len(rows))
         now = asyncio.get_running_loop().time()
         self._observer.answered(model, [now - row.received for row in rows])
-        doors = [row.timestep.door for row in rows]
-        for door in set(doors):
-            self._observer.applied(model, door, length * doors.count(door))
+        self._count_applied(rows)
         if self.announce is not None:
             self.announce(self._served, applied)
+
+    def _count_applied(self, rows: Sequence[Pending]) -> None:
+        doors = [row.timestep.door for row in rows]
+        for door in set(doors):
+            self._observer.applied(self._served.name, door, rows[0].timestep.length * doors.count(door))
 
     def _replay_key(self, row: Pending, entry: KeyEntry) -> None:
         self._replay(row, replay_of_key(entry, row.intent(self._served.fingerprint)))
@@ -382,14 +409,17 @@ class Rounds:
         packed = b"" if of_another else kept.outputs
         prediction = replayed(self._served.manifest, row.timestep, packed, kept.step, kept.chain)
         self._observer.replays(1)
-        self._answer(row, prediction)
+        self._answer(row, prediction._replace(version=self._served.version))
 
     def _answer(self, row: Pending, result: Prediction | ServiceError) -> None:
         if row.answered:
             return
         self._hand_over(row, result)
         self._answered(1)
-        self._observer.answered(self._served.name, [asyncio.get_running_loop().time() - row.received])
+        seconds = asyncio.get_running_loop().time() - row.received
+        self._observer.answered(self._served.name, [seconds])
+        if isinstance(result, ServiceError):
+            self._observer.refused(self._served.name, seconds)
 
     def _hand_over(self, row: Pending, result: Prediction | ServiceError) -> None:
         row.answered = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from model_export.manifest import Array
 from service.errors import ServiceError
@@ -12,6 +12,11 @@ from service.errors import ServiceError
 Create = Literal["auto", "never", "must"]
 Return = Literal["all", "last", "none"]
 Door = Literal["http", "websocket", "oip"]
+Life = Literal["on", "new", "last", "whole", "none"]
+BEGINS: Final = frozenset[Life](("new", "whole"))
+"""Timesteps with which a stream begins anew, from the initial state, whatever was there."""
+ENDS: Final = frozenset[Life](("last", "whole"))
+"""Timesteps after which the stream is forgotten."""
 
 
 class StreamKey(NamedTuple):
@@ -36,6 +41,8 @@ class Timestep(NamedTuple):  # a frozen dataclass takes three times as long to m
         keep: Which predictions are wanted, and kept for a retry: all T, the last, or none.
         version: The model version that was asked for; None: the live record's, else the default.
         door: Which way it came, for the metrics.
+        life: `on`: the stream goes on; `new`: it begins anew; `last`: it is forgotten afterwards; `whole`: both;
+            `none`: of no stream at all, which only a model without state can take.
     """
 
     key: StreamKey
@@ -48,6 +55,7 @@ class Timestep(NamedTuple):  # a frozen dataclass takes three times as long to m
     keep: Return = "all"
     version: int | None = None
     door: Door = "http"
+    life: Life = "on"
 
 
 class Prediction(NamedTuple):
@@ -59,6 +67,7 @@ class Prediction(NamedTuple):
         state_id: Names the whole history up to `step`, 16 bytes.
         replayed: This request had been applied before; this is its first answer.
         created: This request created the stream.
+        version: The model version that made it.
     """
 
     outputs: Mapping[str, Array]
@@ -66,6 +75,7 @@ class Prediction(NamedTuple):
     state_id: bytes
     replayed: bool = False
     created: bool = False
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

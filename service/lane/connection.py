@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.api.calls import Call
 from service.api.context import Context
+from service.api.dialects import Dialect, dialect_of
 from service.api.hot import HOT_ROUTES
 from service.api.http import body_came_too_late
 from service.api.problems import unforeseen
@@ -25,11 +26,12 @@ _AHEAD: Final = 64  # requests of one connection that may wait for their answers
 class Exchange:
     """A request of the lane and its answer's place in line."""
 
-    __slots__ = ("_call", "_connection", "text")
+    __slots__ = ("_call", "_connection", "_dialect", "text")
 
-    def __init__(self, connection: LaneConnection) -> None:
+    def __init__(self, connection: LaneConnection, dialect: Dialect) -> None:
         """Begin without an answer."""
         self.text = b""  # none yet
+        self._dialect = dialect
         self._connection = connection
         self._call: Call | None = None
 
@@ -55,13 +57,14 @@ class Exchange:
         except Exception:  # noqa: BLE001 - nor the batch that it came in
             self._fail()
             return
-        self.text = connection.lane.answer(body, call.answer_form, connection.server_state.default_headers)
+        self.text = connection.lane.answer(body, call, self._dialect, connection.server_state.default_headers)
         connection.send_in_order(self)
 
     def refuse(self, error: ServiceError) -> None:
         """Answer with a problem."""
-        self.text = self._connection.lane.refusal(error, self._connection.server_state.default_headers)
-        self._connection.send_in_order(self)
+        connection = self._connection
+        self.text = connection.lane.refusal(error, self._dialect, connection.server_state.default_headers)
+        connection.send_in_order(self)
 
     def _fail(self) -> None:
         """Answer what nobody foresaw."""
@@ -115,7 +118,7 @@ class LaneConnection(Connection):
                     self._hold(data[start:], its_end - start)
                     start = end
                 break
-            exchange = Exchange(self)
+            exchange = Exchange(self, request[0].route.dialect)
             self._line.append(exchange)
             exchange.begin(request, data[body:its_end])
             start = its_end
@@ -131,7 +134,8 @@ class LaneConnection(Connection):
         """Let go; what was begun goes on, and nobody hears of it."""
         self._line.clear()
         if self._held_needs:
-            self.metrics.request("http", 499)  # as the declared route counts it
+            path = bytes(self._held[5:9]).decode()  # behind POST and a space
+            self.metrics.request(dialect_of(path).door, 499)  # as the declared route counts it
         super().connection_lost(exc)
 
     # ---------------------------------------------------------------- answering

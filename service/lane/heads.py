@@ -13,7 +13,7 @@ import httptools
 
 from service.api.hot import Fields, fields_of
 
-_LENGTH_NAMES: Final = (b"Content-Length: ", b"content-length: ")
+_LENGTH_NAMES: Final = (b"\nContent-Length: ", b"\ncontent-length: ")
 _LENGTH_DIGITS: Final = 8
 _REMEMBERED: Final = 512  # blocks
 _REMEMBERED_BYTES: Final = 1024  # of one block
@@ -44,9 +44,9 @@ class Heads:
         if at < 0:
             name = _LENGTH_NAMES[1]
             at = block.find(name)
-        if at < 0 or (at and block[at - 1] != 0x0A):
+        if at < 0 and not block.startswith((_LENGTH_NAMES[0][1:], _LENGTH_NAMES[1][1:])):
             return None
-        at += len(name)
+        at += len(name)  # where the block begins with it, from one byte before it
         end = block.find(b"\r\n", at)
         digits = block[at:end]
         if not digits.isdigit() or len(digits) > _LENGTH_DIGITS:

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.api.calls import Call
 from service.api.context import Context
+from service.api.dialects import Dialect
 from service.api.hot import VERSION, Fields, HotRoute, call_of
 from service.api.http import problem_response
 from service.connections import message
@@ -52,7 +53,7 @@ class Lane:
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
         self._targets: dict[bytes, Target] = {}  # of request lines: live streams come again and again
         self._heads = Heads(context.settings.max_body_bytes)
-        self._counts: Counter[int] = Counter()
+        self._counts: Counter[tuple[str, int]] = Counter()
         self._beginnings: dict[Format, bytes] = {}
         self._default_headers: Headers = []
 
@@ -85,20 +86,24 @@ class Lane:
         (route, parts, version), fields, _, _ = request
         return call_of(route, self.context, parts, version, fields)
 
-    def answer(self, body: bytes, form: Format, default_headers: Headers) -> bytes:
+    def answer(self, body: bytes, call: Call, dialect: Dialect, default_headers: Headers) -> bytes:
         """Return an answer with status 200, whole."""
+        form, more = call.answer_form, call.more_headers
         if default_headers is not self._default_headers:  # uvicorn replaces them each second, for the date
             self._default_headers = default_headers
             self._beginnings.clear()
         beginning = self._beginnings.get(form) or self._beginning(form)
-        self._count(200)
+        self._count(dialect.door, 200)
+        if more:
+            lines = "".join([f"{name}: {value}\r\n" for name, value in more.items()]).encode()
+            return b"%b%d\r\nx-content-type-options: nosniff\r\n%b\r\n%b" % (beginning, len(body), lines, body)
         return b"%b%d\r\nx-content-type-options: nosniff\r\n\r\n%b" % (beginning, len(body), body)
 
-    def refusal(self, error: ServiceError, default_headers: Headers) -> bytes:
+    def refusal(self, error: ServiceError, dialect: Dialect, default_headers: Headers) -> bytes:
         """Return the answer to a request that failed, whole."""
         self.context.metrics.refusal(error.code)
-        response = problem_response(error)
-        self._count(response.status_code)
+        response = problem_response(error, dialect)
+        self._count(dialect.door, response.status_code)
         return message(response.status_code, [*default_headers, *response.raw_headers], bytes(response.body))
 
     # ---------------------------------------------------------------- helpers
@@ -122,15 +127,15 @@ class Lane:
         self._beginnings[form] = made
         return made
 
-    def _count(self, status: int) -> None:
+    def _count(self, door: str, status: int) -> None:
         """Count an answer; the counters are told once for all answers of a turn of the loop."""
         if not self._counts:
             asyncio.get_running_loop().call_soon(self._tell_counts)
-        self._counts[status] += 1
+        self._counts[door, status] += 1
 
     def _tell_counts(self) -> None:
-        for status, n in self._counts.items():
-            self.context.metrics.request("http", status, n)
+        for (door, status), n in self._counts.items():
+            self.context.metrics.request(door, status, n)
         self._counts.clear()
 
 

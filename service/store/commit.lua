@@ -3,8 +3,10 @@
 --
 -- KEYS[1..n]    records; KEYS[n+1..] entries of idempotency keys
 -- ARGV[1..4]    n, time to live of a record, of an entry, and 1 to leave the times to live of records as they are
--- ARGV[5..]     n pairs: guard expected ('' = the stream must be missing), new record
+-- ARGV[5..]     n pairs: guard expected ('' = the stream must be missing), new record ('-' = forget the stream)
 -- ARGV[5+2n..]  per entry a pair: index of its record, new entry
+--
+-- Where a stream is forgotten its entry is only written: the guard alone says whether it is this operation's turn.
 --
 -- Answers those that were not applied now, each with its index:
 --   {i, 2, record}   this very operation is already the stream's newest one
@@ -23,14 +25,17 @@ for i = 1, n do
   local key, expected, record = KEYS[i], ARGV[2 * i + 3], ARGV[2 * i + 4]
   local entry = entry_at[i]
   -- an entry of another type is none of ours: it answers nothing, and is replaced
-  local known = entry and pcall('GET', KEYS[entry])
+  local forget = record == '-'
+  local known = entry and not forget and pcall('GET', KEYS[entry])
   if type(known) == 'string' then
     call('PEXPIRE', KEYS[entry], entry_ttl)
     others[#others + 1] = {i, 3, known}
   else
     local current = pcall('GETRANGE', key, 8, 63)
     if current == expected then
-      if keep then
+      if forget then
+        call('DEL', key, key .. ':s') -- with its snapshots; they share the record's slot
+      elseif keep then
         call('SET', key, record, 'KEEPTTL')
       else
         call('SET', key, record, 'PX', ttl)
@@ -40,7 +45,7 @@ for i = 1, n do
       end
     elseif type(current) == 'table' then
       others[#others + 1] = {i, 4}
-    elseif current == string.sub(record, 9, 64) then
+    elseif not forget and current == string.sub(record, 9, 64) then
       -- a write, so that a WAIT after it covers the first one
       call('PEXPIRE', key, ttl)
       others[#others + 1] = {i, 2, call('GET', key)}

@@ -21,8 +21,13 @@ def entry_key(record: str, idempotency_key: str) -> str:
 
 
 def snapshots_key(record: str) -> str:
-    """Return the key of a stream's snapshots."""
+    """Return the key of a stream's snapshots; `commit.lua` knows it too."""
     return f"{record}:s"
+
+
+def last_words_key(record: str) -> str:
+    """Return the key of the entry that remembers the answer to the request that ended this stream."""
+    return f"{record}:end"
 
 
 def records_pattern(tenant: str, model: str, prefix: str) -> str:

@@ -25,6 +25,9 @@ Durability = Literal["memory", "fsync", "replica"]
 
 _LONGEST_LIFE: Final = 1.25  # of an idle stream, in times to live: so its expiry is not set anew by each step
 _SUSPENDED_TOO: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+FORGET: Final = b"-"
+"""What a commit has in place of a record where the stream is to be forgotten; `commit.lua` knows it."""
+
 _NO_GUARD: Final = b"no guard is this"  # no record has a guard of this length
 
 
@@ -55,7 +58,7 @@ class Commit(NamedTuple):
     Attributes:
         key: The record's key.
         expect: The guard that the stored record must have; empty: the stream must be missing.
-        record: The new record's bytes.
+        record: The new record's bytes, or `FORGET`; a commit that forgets is never `SAME`.
         entry_key: Where to remember the answer of an idempotency key, or None.
         entry: The entry's bytes.
     """

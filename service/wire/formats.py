@@ -15,6 +15,7 @@ class Format(Enum):
 
     JSON = "application/json"
     MSGPACK = "application/msgpack"
+    BYTES = "application/octet-stream"  # answers of the Open Inference Protocol alone: a document, then raw bytes
 
     __hash__ = object.__hash__  # an enum's own is Python code, and formats are looked up twice per step
 

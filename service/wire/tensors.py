@@ -42,9 +42,18 @@ def read_tensor(value: Any, spec: TensorSpec, lead: Dims, what: str) -> Array:
         leaves: list[Any] = []
         shape = _flatten(value, dims, [], leaves, what)
         array = _cast(leaves, spec, shape, what).reshape(shape)
+    demand_finite(array, what)
+    return array
+
+
+def demand_finite(array: Array, what: str) -> None:
+    """Check that every value is finite.
+
+    Raises:
+        ServiceError: `non_finite`, with the first index where one is not.
+    """
     if (fault := _fault(array, what)) is not None:
         raise fault
-    return array
 
 
 def read_column(

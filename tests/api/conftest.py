@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.api.running import Service, models, running
-from tests.graphs import fold, latch, lstm, nan_at, slow, total, two_inputs
+from tests.graphs import fold, latch, latest, lstm, nan_at, slow, stateless, total, two_inputs
 from tests.servers import Server
 
 
@@ -16,7 +16,11 @@ from tests.servers import Server
 def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A running service with small models of every kind."""
     folder = models(
-        tmp_path_factory.mktemp("models"), fold, two_inputs, latch, lstm, total, slow, nan_at_3=lambda: nan_at(3)
+        tmp_path_factory.mktemp("models"),
+        *(fold, two_inputs, latch, lstm, total, slow, stateless),
+        nan_at_3=lambda: nan_at(3),
+        half=lambda: latest("float16"),
+        double=lambda: latest("float64"),
     )
     with running(shared_redis.url, folder, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1) as one:
         yield one

@@ -209,7 +209,8 @@ def test_a_route_takes_its_scope_and_no_other(keyed: Service, route: tuple[str, 
 def test_a_route_without_a_key_is_401_and_says_how(keyed: Service, route: tuple[str, str]) -> None:
     answer = keyed.http.request(route[0], filled(route[1]))
 
-    assert (answer.status_code, code_of(answer)) == (401, "unauthenticated")
+    assert answer.status_code == 401
+    assert "unauthenticated" in answer.text
     assert answer.headers["www-authenticate"] == "Bearer"
 
 

@@ -216,6 +216,23 @@ def test_the_document_of_the_api_has_every_route_of_the_contract(service: Servic
         ("GET", "/healthz"),
         ("GET", "/readyz"),
         ("GET", "/metrics"),
+        ("POST", "/v2/models/{model}/infer"),
+        ("POST", "/v2/models/{model}/versions/{version}/infer"),
+        ("GET", "/v2"),
+        ("GET", "/v2/models/stats"),
+        ("GET", "/v2/models/{model}"),
+        ("GET", "/v2/models/{model}/ready"),
+        ("GET", "/v2/models/{model}/config"),
+        ("GET", "/v2/models/{model}/stats"),
+        ("GET", "/v2/models/{model}/versions/{version}"),
+        ("GET", "/v2/models/{model}/versions/{version}/ready"),
+        ("GET", "/v2/models/{model}/versions/{version}/config"),
+        ("GET", "/v2/models/{model}/versions/{version}/stats"),
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/repository/models/{model}/load"),
+        ("POST", "/v2/repository/models/{model}/unload"),
+        ("GET", "/v2/health/live"),
+        ("GET", "/v2/health/ready"),
     }
 
 

@@ -16,6 +16,7 @@ import pytest
 from tests.api.running import Service, running
 from tests.graphs import fold_reference
 from tests.lane.conftest import WITHIN_S
+from tests.lane.test_same_answers import infer, raw_infer
 from tests.lane.ways import LAST, Ways, chunked, connected, everything, request, statuses, told
 from tests.servers import Server
 
@@ -77,6 +78,16 @@ def test_chunks_and_columns_take_the_lane(fast: Service, stream: str) -> None:
     ]
 
     assert statuses(told(fast, [b"".join(parts) + LAST])) == [200, 200, 200, 418]
+
+
+@pytest.mark.usefixtures("closed_app")
+def test_infer_requests_take_the_lane(fast: Service, stream: str) -> None:
+    """As Triton's clients send them: with raw bytes, and no type."""
+    parts = [raw_infer(sequence_id=stream), infer(1, sequence_id=stream), infer(1, "/v2/models/fold/versions/1/infer")]
+    text = told(fast, [b"".join(parts) + LAST])
+
+    assert statuses(text) == [200, 200, 200, 418]
+    assert text.count(b"inference-header-content-length: ") == 1
 
 
 @pytest.mark.usefixtures("closed_app")
@@ -291,6 +302,14 @@ def test_answers_and_refusals_are_counted(
     asked = status == 200  # to ask for the metrics is a request, too
 
     assert metrics(fast, *lines) == [answers + 1 + asked, refusals + (code is not None)]
+
+
+def test_infer_requests_are_counted_under_their_own_door(fast: Service, stream: str) -> None:
+    lines = [f'stepwell_requests_total{{code="{code}",door="oip"}}' for code in (200, 400)]
+    before = metrics(fast, *lines)
+    told(fast, [infer(1, sequence_id=stream, sequence_start=True), infer(2, sequence_id=stream, step=9), LAST])
+
+    assert metrics(fast, *lines) == [count + 1 for count in before]
 
 
 def test_refused_rows_of_columns_are_counted(fast: Service, stream: str) -> None:

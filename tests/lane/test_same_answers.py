@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -18,7 +19,26 @@ BULK, BULK_STEPS = "/v1/models/fold/step", "/v1/models/fold/steps"
 LSTM = "/v1/models/lstm/streams/s/step"
 GOOD = b'{"inputs": {"x": [5]}}'
 PACKED = msgspec.msgpack.encode({"inputs": {"x": {"d": "int64", "s": [1], "b": b"\5" + b"\0" * 7}}})
+INFER = "/v2/models/fold/infer"
 COLUMNS = b'{"streams": ["a", "b:c"], "inputs": {"x": [[1], [2]]}}'
+
+
+def infer(x: Any = 5, path: str = INFER, *headers: str, **parameters: Any) -> bytes:
+    """A request of the Open Inference Protocol; without parameters the start of a sequence."""
+    one = {"name": "x", "shape": [1, 1], "datatype": "INT64", "data": [x]}
+    given = parameters or {"sequence_id": "oip", "sequence_start": True}
+    return request(json.dumps({"id": "r", "inputs": [one], "parameters": given}).encode(), path, *headers)
+
+
+def raw_infer(
+    tail: bytes = b"\5" + b"\0" * 7, size: int = 8, length: str = "", *headers: str, **parameters: Any
+) -> bytes:
+    """The same with raw bytes behind its document."""
+    one = {"name": "x", "shape": [1, 1], "datatype": "INT64", "parameters": {"binary_data_size": size}}
+    given = {"sequence_id": 42, "sequence_start": True, "binary_data_output": True, **parameters}
+    head = json.dumps({"inputs": [one], "parameters": given}).encode()
+    return request(head + tail, INFER, f"Inference-Header-Content-Length: {length or len(head)}", *headers)
+
 
 RECORDED: dict[str, bytes] = {
     "a step": request(GOOD),
@@ -135,6 +155,57 @@ RECORDED: dict[str, bytes] = {
     "empty lines before": b"\r\n\r\n" + request(GOOD),
     "a space before": b" " + request(GOOD),
     "no HTTP": b"hello\r\n\r\n",
+    "infer, a start": infer(),
+    "infer, going on": infer(6, sequence_id="oip"),
+    "infer, an end": infer(7, sequence_id="oip", sequence_end=True),
+    "infer, after the end": infer(8, sequence_id="oip"),
+    "infer, start and end": infer(8, sequence_id="oip", sequence_start=True, sequence_end=True),
+    "infer, numbered": infer(8, sequence_id="oip2", sequence_start=True, step=1),
+    "infer, numbered again": infer(8, sequence_id="oip2", sequence_start=True, step=1),
+    "infer, a gap": infer(8, sequence_id="oip2", step=7),
+    "infer, without a sequence": infer(8, step=1),
+    "infer, no id of a stream": infer(8, sequence_id="a b"),
+    "infer, raw": raw_infer(),
+    "infer, raw in, JSON out": raw_infer(binary_data_output=False),
+    "infer, raw with a key": raw_infer(b"\5" + b"\0" * 7, 8, "", "Idempotency-Key: k"),
+    "infer, the key again": raw_infer(b"\5" + b"\0" * 7, 8, "", "Idempotency-Key: k"),
+    "infer, the key for another": raw_infer(b"\6" + b"\0" * 7, 8, "", "Idempotency-Key: k"),
+    "infer, too few bytes": raw_infer(b"\5"),
+    "infer, too many bytes": raw_infer(b"\5" * 9),
+    "infer, a wrong size": raw_infer(b"\5" * 4, 4),
+    "infer, no length": raw_infer(length="x"),
+    "infer, a negative length": raw_infer(length="-5"),
+    "infer, a length too large": raw_infer(length="99999"),
+    "infer, two lengths": raw_infer(b"", 8, "7", "inference-header-content-length: 7"),
+    "infer, a sequence and no document": raw_infer(length="0"),
+    "infer, no document": request(b"\0" * 16, "/v2/models/stateless/infer", "Inference-Header-Content-Length: 0"),
+    "infer, without state": request(
+        b'{"inputs":[{"name":"x","shape":[3,2],"datatype":"FP32","data":[1,2,3,4,5,6]}]}', "/v2/models/stateless/infer"
+    ),
+    "infer, a version": infer(5, "/v2/models/fold/versions/1/infer"),
+    "infer, an unknown version": infer(5, "/v2/models/fold/versions/2/infer"),
+    "infer, no version": infer(5, "/v2/models/fold/versions/x/infer"),
+    "infer, version zero": infer(5, "/v2/models/fold/versions/0/infer"),
+    "infer, a query": infer(5, INFER + "?version=1"),
+    "infer, another query": infer(5, INFER + "?x=1"),
+    "infer, an unknown model": infer(5, "/v2/models/none/infer"),
+    "infer, an escaped letter": infer(5, "/v2/models/f%6Fld/infer"),
+    "infer, an escaped slash": infer(5, "/v2/models/fo%2Fld/infer"),
+    "infer, a type": infer(5, INFER, "Content-Type: application/msgpack", "Accept: application/msgpack"),
+    "infer, compressed": request(gzip.compress(b"{}"), INFER, "Content-Encoding: gzip"),
+    "infer, another origin": infer(5, INFER, "Origin: http://evil"),
+    "infer, no JSON": request(b"{", INFER),
+    "infer, an empty body": request(b"", INFER),
+    "infer, no object": request(b"[1]", INFER),
+    "infer, a lone surrogate": request(b'{"inputs": [], "id": "\\ud800"}', INFER),
+    "infer, deep nesting": request(b'{"inputs": ' + b"[" * 9999 + b"]" * 9999 + b"}", INFER),
+    "infer, a float for an integer": infer(1.5),
+    "infer, a value out of range": infer(2**63),
+    "infer, GET": request(b"", INFER, method="GET", length=None),
+    "infer, chunks": chunked(b"{}", INFER),
+    "infer, a body too large": request(b" " * (MAX_BODY + 1), INFER),
+    "infer, close": infer(5, INFER, "Connection: close"),
+    "infer, a head too long": infer(5, INFER, f"x: {'y' * 17000}"),
 }  # fmt: skip
 
 
@@ -150,10 +221,10 @@ def test_a_recorded_request_is_answered_the_same(ways: Ways, what: str) -> None:
 ])  # fmt: skip
 def test_a_key_is_looked_at_the_same(keyed: Ways, authorization: str | None) -> None:
     headers = [] if authorization is None else [f"Authorization: {authorization}"]
-    parts = [request(GOOD, path, *headers) for path in (STEP, BULK, "/v1/models/none/streams/s/step")]
-    answer = keyed.answer(*parts, LAST)
+    paths = (STEP, BULK, "/v1/models/none/streams/s/step", INFER, "/v2/models/none/infer")
+    answer = keyed.answer(*(request(GOOD, path, *headers) for path in paths), LAST)
 
-    assert len(statuses(answer)) == 4
+    assert len(statuses(answer)) == len(paths) + 1
 
 
 def test_two_authorizations_are_looked_at_the_same(keyed: Ways) -> None:
@@ -177,7 +248,7 @@ def test_a_fault_of_the_servers_own_is_told_the_same(ways: Ways, monkeypatch: py
     for service in (ways.lane, ways.short, ways.declared):
         monkeypatch.setattr(service.app.state.engine, "submit", broken)
 
-    assert statuses(ways.answer(request(GOOD) + request(COLUMNS, BULK) + LAST)) == [500, 500, 404]
+    assert statuses(ways.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]
 
 
 def test_a_request_may_come_byte_by_byte(ways: Ways, stream: str) -> None:
@@ -251,7 +322,30 @@ SOUND = st.builds(
     st.one_of(st.just({}), st.fixed_dictionaries({"seq": st.integers(1, 5)})),
     st.integers(0, 1),
 )
+PARAMETERS = st.fixed_dictionaries(
+    {"sequence_id": st.sampled_from([1, "a", "1", 0, "", "!", 2**70])},
+    optional={
+        "sequence_start": st.sampled_from([True, True, False, 1]),
+        "sequence_end": st.booleans(),
+        "step": st.integers(0, 3),
+        "binary_data_output": st.booleans(),
+        "idempotency_key": st.sampled_from(["k", "l", ""]),
+        "triton_x": st.none(),
+    },
+)
+INFERS = st.one_of(
+    st.builds(lambda x, parameters: infer(x, **parameters), st.one_of(st.integers(0, 2), NUMBERS), PARAMETERS),
+    st.builds(
+        lambda tail, size, length, parameters: raw_infer(tail, size, length, **parameters),
+        st.sampled_from([b"\0" * 8, b"\1" + b"\0" * 7, b"", b"\0" * 9]),
+        st.sampled_from([8, 8, 8, 0, 9, -1]),
+        st.sampled_from(["", "", "", "0", "5", "x", "9999"]),
+        PARAMETERS,
+    ),
+    st.builds(lambda body, headers: request(body, INFER, *headers), BODIES, HEADERS),
+)
 REQUESTS = st.one_of(
+    INFERS,
     SOUND,
     SOUND,
     SOUND,

@@ -14,7 +14,7 @@ LAST = b"GET /v1/nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 """A request that ends the connection once all before it are answered."""
 
 _DATE = re.compile(rb"\r\ndate: [^\r]*")
-_STATE_ID = re.compile(rb"[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes; no other text of the answers is like it
+_STATE_ID = re.compile(rb"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes; no other text here is like it
 
 
 @dataclass

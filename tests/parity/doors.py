@@ -76,6 +76,36 @@ async def http_steps_msgpack(url: str, model: str, sequences: Sequences) -> Sequ
     return await http_steps(url, model, sequences, msgpack=True)
 
 
+async def infer(url: str, model: str, sequences: Sequences, *, binary: bool = False) -> Sequences:
+    """One infer request of the Open Inference Protocol per timestep, all streams at once."""
+
+    async def one(http: httpx.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
+        answers = []
+        for step, x in enumerate(sequence, 1):
+            about = {"size": {"parameters": {"binary_data_size": x.nbytes}}, "data": {"data": x.tolist()}}
+            tensor = {"name": INPUT, "datatype": "FP32", "shape": [1, *x.shape], **about["size" if binary else "data"]}
+            flags = {"sequence_start": step == 1, "sequence_end": step == len(sequence), "binary_data_output": binary}
+            head = msgspec.json.encode({"inputs": [tensor], "parameters": {"sequence_id": stream, **flags}})
+            response = await http.post(
+                f"/v2/models/{model}/infer",
+                content=head + x.tobytes() if binary else head,
+                headers={"Inference-Header-Content-Length": str(len(head))} if binary else {},
+            )
+            assert response.status_code == 200, response.text
+            at = int(response.headers.get("Inference-Header-Content-Length", 0))
+            [output] = msgspec.json.decode(response.content[: at or None])["outputs"]
+            answers.append(np.frombuffer(response.content[at:], np.float32) if binary else output["data"])
+        return answers
+
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+        found = [one(http, s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
+        return np.array(await asyncio.gather(*found), np.float32)
+
+
+async def infer_binary(url: str, model: str, sequences: Sequences) -> Sequences:
+    return await infer(url, model, sequences, binary=True)
+
+
 async def http_chunks(url: str, model: str, sequences: Sequences) -> Sequences:
     """Chunks of 7 timesteps, one stream after the other."""
     found = []
@@ -201,6 +231,8 @@ DOORS: dict[str, Door] = {
     "HTTP, chunks": http_chunks,
     "HTTP, columns": bulk_steps,
     "HTTP, columns of chunks in msgpack": bulk_chunks_msgpack,
+    "infer, JSON": infer,
+    "infer, raw bytes": infer_binary,
     "WebSocket of a stream, JSON": stream_feed,
     "WebSocket of a stream, msgpack": stream_feed_msgpack,
     "WebSocket of a model, JSON": model_feed,

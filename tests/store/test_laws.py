@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
-from service.store.keys import entry_key, record_key
+from service.store.keys import entry_key, record_key, snapshots_key
 from service.store.record import KeyEntry, Kind, Record
-from service.store.redis import Commit, Outcome, StateStore
+from service.store.redis import FORGET, Commit, Outcome, StateStore
 from tests.servers import Server, server, servers
 from tests.store.clusters import Cluster, cluster
 
@@ -101,6 +101,34 @@ async def test_a_stream_that_was_reset_refuses_its_old_life(bench: Bench) -> Non
     await bench.commit(write(bench.key, a_record(1, epoch=2), a_record(1).guard))
 
     assert await bench.commit(write(bench.key, a_record(2), a_record(1).guard)) == [Outcome.CONFLICT]
+
+
+def forget(key: str, expect: bytes) -> Commit:
+    return write(key, a_record(9), expect, entry="last")._replace(record=FORGET)
+
+
+async def test_a_stream_is_forgotten_only_from_where_it_was_seen(bench: Bench) -> None:
+    """With its snapshots; what was answered is remembered then, and not before."""
+    await bench.commit(write(bench.key, a_record(1)))
+    await bench.store.ask(now() + SOON, "HSET", snapshots_key(bench.key), "s", "x")
+
+    assert await bench.commit(forget(bench.key, b"g" * 56)) == [Outcome.CONFLICT]
+    assert await bench.load(bench.key, entry_key(bench.key, "last")) == [a_record(1).encode(), None]
+    assert await bench.commit(forget(bench.key, a_record(1).guard)) == [Outcome.APPLIED]
+    record, entry = await bench.load(bench.key, entry_key(bench.key, "last"))
+    assert (record, entry is None) == (None, False)
+    assert await bench.store.ask(now() + SOON, "EXISTS", snapshots_key(bench.key)) == 0
+
+
+async def test_a_stream_that_was_forgotten_is_not_forgotten_again(bench: Bench) -> None:
+    """Nor is the next one of that name, by a late copy of the same commit."""
+    await bench.commit(write(bench.key, a_record(1)))
+    await bench.commit(forget(bench.key, a_record(1).guard))
+
+    assert await bench.commit(forget(bench.key, a_record(1).guard)) == [Outcome.CONFLICT]
+    await bench.commit(write(bench.key, a_record(1, epoch=2)))
+    assert await bench.commit(forget(bench.key, a_record(1).guard)) == [Outcome.CONFLICT]
+    assert await bench.load() == [a_record(1, epoch=2).encode()]
 
 
 async def test_a_refusal_leaves_the_others_of_the_call_alone(bench: Bench) -> None:

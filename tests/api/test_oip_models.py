@@ -1,0 +1,260 @@
+"""What the Open Inference Protocol says of the server and its models, who may ask, and how it is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.api.oip import Sequences, document, error, tensor
+from tests.api.running import Service, models, running
+from tests.api.test_auth import key, write
+from tests.graphs import fold, total, write_model
+from tests.servers import Server
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/"])
+def test_the_server_says_what_it_is_and_what_it_has(service: Service, path: str) -> None:
+    assert service.http.get(path).json() == {
+        "name": "stepwell",
+        "version": service.app.version,
+        "extensions": [
+            *("sequence", "sequence(string_id)", "binary_tensor_data", "parameters"),
+            *("model_configuration", "model_repository", "statistics"),
+        ],
+    }
+
+
+def test_a_healthy_server_is_live_and_ready(service: Service) -> None:
+    assert service.http.get("/v2/health/live").json() == {"live": True}
+    assert service.http.get("/v2/health/ready").json() == {"live": True, "ready": True}
+
+
+def test_a_server_without_models_is_live_and_not_ready(shared_redis: Server, tmp_path: Path) -> None:
+    with running(shared_redis.url, tmp_path) as own:
+        ready = own.http.get("/v2/health/ready")
+
+        assert (ready.status_code, ready.json()) == (503, {"live": True, "ready": False})
+        assert own.http.get("/v2/health/live").status_code == 200
+        assert own.http.post("/v2/repository/index").json() == []
+
+
+@pytest.mark.parametrize("version", ["", "/versions/1"])
+def test_a_models_metadata_has_what_travels_and_no_states(service: Service, version: str) -> None:
+    assert service.http.get(f"/v2/models/two_inputs{version}").json() == {
+        "name": "two_inputs",
+        "versions": ["1"],
+        "platform": "onnx_onnxv1",
+        "inputs": [
+            {"name": "a", "datatype": "INT64", "shape": [-1, 2]},
+            {"name": "b", "datatype": "INT32", "shape": [-1]},
+        ],
+        "outputs": [
+            {"name": "total", "datatype": "INT64", "shape": [-1, 2]},
+            {"name": "last", "datatype": "INT32", "shape": [-1]},
+        ],
+    }
+
+
+@pytest.mark.parametrize("version", ["", "/versions/1"])
+def test_a_models_configuration_says_that_it_is_batched_by_sequence(service: Service, version: str) -> None:
+    config = service.http.get(f"/v2/models/lstm{version}/config").json()
+
+    assert config == {
+        "name": "lstm",
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": 256,
+        "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [4]}],
+        "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [2]}],
+        "model_transaction_policy": {"decoupled": False},
+        "sequence_batching": {
+            "max_sequence_idle_microseconds": 7 * 86400 * 1_000_000,
+            "direct": {},
+            "state": [
+                {"input_name": "h", "output_name": "h_next", "data_type": "TYPE_FP32", "dims": [8]},
+                {"input_name": "c", "output_name": "c_next", "data_type": "TYPE_FP32", "dims": [8]},
+            ],
+        },
+    }
+
+
+def test_a_model_without_state_is_not_batched_by_sequence(service: Service) -> None:
+    assert "sequence_batching" not in service.http.get("/v2/models/stateless/config").json()
+
+
+@pytest.mark.parametrize("version", ["", "/versions/1"])
+def test_a_model_that_is_there_is_ready(service: Service, version: str) -> None:
+    assert service.http.get(f"/v2/models/fold{version}/ready").json() == {"name": "fold", "ready": True}
+
+
+@pytest.mark.parametrize("what", ["", "/ready", "/config", "/stats", "/infer"])
+@pytest.mark.parametrize(
+    ("model", "which"),
+    [
+        ("nope", "'nope'"),
+        ("nope/versions/3", "'nope' version 3"),
+        ("fold/versions/9", "'fold' version 9"),
+        ("fold/versions/v1", "'fold' version v1"),
+        ("fold/versions/01", "'fold' version 01"),
+    ],
+)
+def test_a_model_that_is_not_there_is_unknown(service: Service, model: str, which: str, what: str) -> None:
+    method = "POST" if what == "/infer" else "GET"
+    answer = service.http.request(method, f"/v2/models/{model}{what}")
+
+    assert (answer.status_code, error(answer)) == (404, f"Request for unknown model: {which} is not found")
+
+
+# ------------------------------------------------------------------- the repository
+
+
+def test_the_index_lists_every_version(shared_redis: Server, tmp_path: Path) -> None:
+    folder = models(tmp_path, total)
+    for version in (1, 3):
+        write_model(folder, "fold", fold, version=version)
+    with running(shared_redis.url, folder) as own:
+        assert own.http.post("/v2/repository/index").json() == [
+            {"name": name, "version": version, "state": "READY", "reason": ""}
+            for name, version in (("fold", "1"), ("fold", "3"), ("total", "1"))
+        ]
+        assert own.http.get("/v2/models/fold").json()["versions"] == ["1", "3"]
+        assert own.http.get("/v2/models/fold/versions/1").json()["versions"] == ["1"]
+
+
+def test_a_load_looks_at_the_folders_again(shared_redis: Server, tmp_path: Path) -> None:
+    folder = models(tmp_path / "models", fold)
+    with running(shared_redis.url, folder) as own:
+        assert own.http.post("/v2/repository/models/total/load").status_code == 400
+        models(folder, total)
+        (folder / "broken.onnx").write_bytes(b"no graph")
+
+        assert own.http.post("/v2/repository/models/total/load").status_code == 200
+        assert own.http.post("/v2/repository/models/total/load", content=b'{"parameters": {}}').status_code == 200
+        assert own.http.get("/v2/models/total/ready").status_code == 200
+        failed = own.http.post("/v2/repository/models/broken/load")
+        assert (failed.status_code, error(failed)[:37]) == (400, "failed to load 'broken', broken.onnx:")
+        absent = own.http.post("/v2/repository/models/none/load")
+        assert error(absent) == "failed to load 'none', there is no such file in the models folders"
+
+
+def test_what_the_repository_cannot_do_is_told(service: Service) -> None:
+    load = service.http.post("/v2/repository/models/fold/load", content=b'{"parameters": {"config": "{}"}}')
+    unload = service.http.post("/v2/repository/models/fold/unload")
+
+    assert [(answer.status_code, error(answer)[:32]) for answer in (load, unload)] == [
+        (501, "load of 'fold' with parameters i"),
+        (501, "unload of 'fold' is not supporte"),
+    ]
+    assert service.http.get("/v2/models/fold/ready").status_code == 200
+
+
+# ------------------------------------------------------------------- counts
+
+
+def stats_of(service: Service, model: str) -> tuple[int, int, dict[str, Any]]:
+    [one] = service.http.get(f"/v2/models/{model}/stats").json()["model_stats"]
+    return one["inference_count"], one["execution_count"], one["inference_stats"]
+
+
+def test_statistics_are_counted(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    with running(shared_redis.url, models(tmp_path, fold, total)) as own:
+        ask = Sequences(own)
+        for x in range(5):
+            ask.y(x, stream, sequence_start=x == 0)
+        ask.ask(1, stream, step=99)
+        count, runs, told = stats_of(own, "fold")
+
+        assert (count, runs) == (5, 5)
+        assert {name: part["count"] for name, part in told.items() if part["count"]} == {
+            **dict.fromkeys(("success", "queue", "compute_input", "compute_infer", "compute_output"), 5),
+            "fail": 1,
+        }
+        assert told["compute_infer"]["ns"] > 0
+        assert stats_of(own, "total")[0] == 0
+        all_of = own.http.get("/v2/models/stats").json()["model_stats"]
+        assert [(one["name"], one["version"], one["inference_count"]) for one in all_of] == [
+            ("fold", "1", 5),
+            ("total", "1", 0),
+        ]
+
+
+def test_requests_count_under_a_door_of_their_own(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    with running(shared_redis.url, models(tmp_path, fold)) as own:
+        ask = Sequences(own)
+        ask.y(1, stream, sequence_start=True)
+        ask.ask(1, stream, step=99)
+        own.http.get("/v2/models/nope")
+        own.http.get("/v2/nope")
+        text = own.http.get("/metrics").text
+
+    assert 'stepwell_steps_total{door="oip",model="fold"} 1.0' in text
+    assert 'stepwell_requests_total{code="200",door="oip"} 1.0' in text
+    assert 'stepwell_requests_total{code="400",door="oip"} 1.0' in text
+    assert 'stepwell_requests_total{code="404",door="oip"} 2.0' in text
+    assert 'stepwell_refusals_total{code="seq_gap"} 1.0' in text
+
+
+# ------------------------------------------------------------------- what no route answers, who may ask
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/nope", 404),
+        ("GET", "/v2/systemsharedmemory/status", 404),
+        ("GET", "/v2/models/fold/infer", 405),
+        ("POST", "/v2/health/live", 405),
+        ("POST", "/v2/models/fo%2Fld/infer", 400),
+    ],
+)
+def test_what_has_no_route_is_refused_in_the_same_form(service: Service, method: str, path: str, status: int) -> None:
+    answer = service.http.request(method, path)
+
+    assert answer.status_code == status
+    assert error(answer)
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_a_page_from_elsewhere_may_not_move_a_sequence(service: Service, stream: str) -> None:
+    body = document(tensor("x", np.array([[1]])), sequence_id=stream, sequence_start=True)
+    answer = Sequences(service).post(body, headers={"Origin": "https://evil.example"})
+
+    assert (answer.status_code, "code: forbidden" in error(answer)) == (403, True)
+
+
+def test_keys_tenants_and_scopes_are_kept(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"]), key("stepper", scopes=["step"])]
+    file = write(tmp_path / "keys.json", *keys)
+    with running(shared_redis.url, models(tmp_path / "models", fold), api_keys_file=file) as own:
+        ask = Sequences(own)
+
+        def status(name: str, **flags: bool) -> int:
+            return ask.ask(1, stream, headers={"Authorization": f"Bearer {name}"}, **flags).status_code
+
+        assert status("wrong", sequence_start=True) == 401
+        assert status("reader", sequence_start=True) == 403
+        assert status("stepper", sequence_start=True) == 200
+        assert status("full") == 200
+        assert status("other") == 400  # no such sequence of theirs
+        assert error(ask.ask(1, stream)).startswith("The request has no Authorization header")
+        for path, may in (("/v2", "reader"), ("/v2/models/fold", "reader"), ("/v2/models/stats", "reader")):
+            assert own.http.get(path, headers={"Authorization": f"Bearer {may}"}).status_code == 200
+            assert own.http.get(path, headers={"Authorization": "Bearer stepper"}).status_code == 403
+            assert own.http.get(path).status_code == 401
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert own.http.get(path).status_code == 200
+        loaded = own.http.post("/v2/repository/models/fold/load", headers={"Authorization": "Bearer reader"})
+        assert loaded.status_code == 403
+
+
+def test_a_process_that_ends_says_so_in_tritons_words(
+    service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.app.state.engine, "draining", True)
+    answer = Sequences(service).ask(1, stream, sequence_start=True)
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert error(answer).startswith("Server is stopping, scheduler for model has stopped accepting")

@@ -1,0 +1,50 @@
+"""What docs/oip.md shows runs as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.api.running import Service, running
+from tests.servers import Server
+
+PAGE = (Path(__file__).parents[2] / "docs" / "oip.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def demo(shared_redis: Server) -> Iterator[Service]:
+    with running(shared_redis.url, Path(str(files("service.demo") / "models")), lane=True) as one:
+        yield one
+
+
+def block(name: str, one: Service) -> str:
+    """The code between the two comments of a name, on the port that the test has."""
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- /{name} -->", PAGE, re.S)
+    assert found, f"the page has no block {name!r}"
+    assert ":8000" in found[1]
+    return found[1].replace(":8000", f":{one.port}")
+
+
+@pytest.mark.skipif(find_spec("tritonclient") is None, reason="tritonclient is not installed: STEPWELL_EXTRAS=triton")
+def test_the_example_of_tritonclient_prints_three_steps(demo: Service) -> None:
+    done = subprocess.run([sys.executable, "-c", block("tritonclient", demo)], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"'step': (\d)", done.stdout) == ["1", "2", "3"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_example_starts_a_sequence(demo: Service) -> None:
+    answer = json.loads(subprocess.check_output(["sh", "-c", block("infer", demo)]))
+
+    assert answer["parameters"] == {"sequence_id": 42, "step": 1, "replayed": False}
+    assert answer["outputs"][0]["shape"] == [1, 4]

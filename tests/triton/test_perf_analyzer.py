@@ -1,0 +1,70 @@
+"""`perf_analyzer`, unchanged, as an independent judge: it compares every answer bit for bit with what was expected."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.api.running import Service, models, running
+from tests.graphs import lstm
+from tests.servers import Server
+from tests.triton.offline import offline
+
+FOUND = shutil.which("perf_analyzer", path=str(Path(sys.executable).parent)) or shutil.which("perf_analyzer")
+STREAMS = 16  # more are not sound: at its end it closes the sequences of further threads before they are answered
+
+
+def write_data(file: Path, *, streams: int, steps: int, wrong: bool = False) -> None:
+    """Write inputs and the answers of onnxruntime at batch 1; `wrong` makes one value of each stream wrong."""
+    xs = np.random.default_rng(7).normal(size=(streams, steps, 4)).astype(np.float32)
+    ys = np.array([offline(lstm, x) for x in xs])
+    if wrong:
+        ys[:, steps // 2, 0] += 1e-3
+    data = {
+        "data": [[{"x": x.tolist()} for x in stream] for stream in xs],
+        "validation_data": [[{"y": y.tolist()} for y in stream] for stream in ys],
+    }
+    file.write_text(json.dumps(data))
+
+
+def analyzed(service: Service, data: Path, *more: str, streams: int, steps: int) -> subprocess.CompletedProcess[str]:
+    """Let it send each sequence once."""
+    assert FOUND is not None
+    command = [FOUND, "-m", "lstm", "-u", f"127.0.0.1:{service.port}", "-i", "http", "--input-data", str(data)]
+    command += ["--concurrency-range", str(streams), "--serial-sequences", "--request-count", str(streams * steps)]
+    command += ["--sequence-length", str(steps), "--sequence-length-variation", "0", *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+pytestmark = pytest.mark.skipif(FOUND is None, reason="perf_analyzer is not installed: STEPWELL_EXTRAS=perf")
+
+
+@pytest.mark.parametrize("form", ["binary", "json"])
+def test_every_answer_is_bit_equal_to_onnxruntime(shared_redis: Server, tmp_path: Path, form: str) -> None:
+    steps = 1000 if form == "binary" else 100
+    write_data(tmp_path / "data.json", streams=STREAMS, steps=steps)
+    forms = [f"--{side}-tensor-format={form}" for side in ("input", "output")]
+    with running(shared_redis.url, models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
+        done = analyzed(own, tmp_path / "data.json", *forms, streams=STREAMS, steps=steps)
+        applied = own.http.get("/metrics").text
+
+    assert "Throughput: " in done.stdout, done.stdout + done.stderr
+    assert not done.stderr.strip()
+    [steps_total] = re.findall(r'stepwell_steps_total{door="oip",model="lstm"} (\S+)', applied)
+    assert float(steps_total) >= STREAMS * steps
+
+
+def test_a_wrong_value_is_noticed(shared_redis: Server, tmp_path: Path) -> None:
+    """So the judge judges."""
+    write_data(tmp_path / "data.json", streams=4, steps=20, wrong=True)
+    with running(shared_redis.url, models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
+        done = analyzed(own, tmp_path / "data.json", streams=4, steps=20)
+
+    assert "match expected output" in done.stdout + done.stderr
