@@ -52,7 +52,12 @@ class Server:
         self.socket.unlink(missing_ok=True)
         command = [str(self._binary), "--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"]
         command += ["--dir", str(self.folder), "--save", "", "--logfile", str(self.folder / "log"), *self._options]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            restore_signals=False,  # a file that may not grow is an error to write, as on a full disk, and not its end
+        )
         while True:
             if self._process.poll() is not None:
                 raise RuntimeError((self.folder / "log").read_text()[-2000:])

@@ -73,7 +73,8 @@ def sentinel_pool(url: str, timeout: float) -> ConnectionPool:
         )
     options = {"ssl": True, **many.options} if many.tls else many.options
     patience = min(_SENTINEL_TIMEOUT_S, timeout / (len(many.nodes) + 1))
-    ask = {"socket_connect_timeout": patience, "socket_timeout": patience, **options}
+    once = Retry(NoBackoff(), 0)  # a dead Sentinel is not tried again and again before the others
+    ask = {"socket_connect_timeout": patience, "socket_timeout": patience, "retry": once, **options}
     sentinel: Any = Sentinel(list(many.nodes), sentinel_kwargs=ask)  # type: ignore[no-untyped-call]  # has no types
     account = {"username": many.user, "password": many.password}
     client = sentinel.master_for(service, db=int(db or 0), **account, **options, **_common(timeout))

@@ -154,6 +154,8 @@ class Proxy:
         self._writers |= {writer, to_server}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # the proxy ends; asyncio's own callback would log it
+            return
         finally:
             self._writers -= {writer, to_server}
             for end in ends:

@@ -1,0 +1,395 @@
+"""A store in trouble: restarted with and without its file, rolled back, full, failed over, damaged."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine.engine import Engine, EngineOptions
+from service.engine.types import StreamKey
+from service.store.keys import entry_key, record_key
+from service.store.record import HEADER_BYTES
+from tests.engine.bench import FOLD, all_of, chunk, models, refusal, step, worker, ys
+from tests.faults.feeder import feeders, judged, reached, run, run_until, told
+from tests.faults.proxy import Proxy
+from tests.graphs import fold, fold_reference
+from tests.servers import AOF, Server, server
+from tests.store.clusters import link_is_up, pair, sentinels
+
+ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
+QUICK = EngineOptions(request_timeout_s=1)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits a process of others")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models(tmp_path, fold=fold)
+
+
+@pytest.fixture
+def durable(short_path: Path) -> Iterator[Server]:
+    with server(short_path / "r", *ALWAYS) as one:
+        yield one
+
+
+# ---------------------------------------------------------------- F10, F11, F12: restarted
+
+
+async def test_a_killed_store_that_flushes_always_loses_nothing(folder: Path, durable: Server) -> None:
+    """Three of the kills; `python -m tests.faults.scenarios kills` does as many as one likes."""
+    async with worker(durable.url, folder) as one, worker(durable.url, folder) as two:
+        streams, done = feeders([one, two], 20, keyed_every=4), asyncio.Event()
+        running = asyncio.create_task(run_until(streams, done))
+        for _ in range(3):
+            had = told(streams)
+            await reached(streams, had + 200)
+            await asyncio.to_thread(durable.kill)
+            await asyncio.to_thread(durable.start)
+        done.set()
+        await running
+
+    assert judged(streams) == []
+    assert sum(stream.sent_again for stream in streams) == 0
+
+
+async def test_a_store_that_lost_its_file_is_told_and_can_be_filled_again(folder: Path, redis_server: Server) -> None:
+    """F12: no stream begins again at zero by itself; what is sent again gives the same outputs and state ids."""
+    async with worker(redis_server.url, folder) as engine:
+        streams = feeders([engine], 10)
+        await run(streams, 5)
+        redis_server.kill()
+        redis_server.start()
+        refused = await refusal(engine, step("s0", 1, seq=6))
+        await run(streams, 3, seed=1)
+
+    assert (refused.code, refused.applied, refused.retry) == ("stream_not_found", "no", "resend_from")
+    assert judged(streams) == []
+    assert [stream.sent_again for stream in streams] == [5] * 10
+
+
+async def test_a_file_with_a_torn_tail_is_told_by_every_stream_that_lost_steps(folder: Path, short_path: Path) -> None:
+    with server(short_path / "r", *AOF, "--aof-load-truncated", "yes", "--auto-aof-rewrite-percentage", "0") as one:
+        async with worker(one.url, folder) as engine:
+            streams = feeders([engine], 5)
+            await run(streams, 20)
+            one.kill()
+            tear(short_path / "r", 3000)
+            one.start()
+            lost = [await refusal(engine, step(f"s{n}", 0, seq=21 + 1)) for n in range(5)]
+            await run(streams, 2, seed=1)
+
+    assert {refused.code for refused in lost} == {"seq_gap"}
+    assert all(refused.expected is not None and refused.expected <= 21 for refused in lost)
+    assert min(refused.expected or 99 for refused in lost) < 21
+    assert judged(streams) == []
+    assert sum(stream.sent_again for stream in streams) == sum(21 - (refused.expected or 0) for refused in lost)
+
+
+def tear(folder: Path, n: int) -> None:
+    """Cut bytes off the append-only file's end, as a power cut does."""
+    file = max(folder.rglob("*.incr.aof"), default=None, key=lambda path: path.stat().st_size)
+    file = file or next(iter(folder.glob("appendonly.aof")))
+    size = file.stat().st_size
+    with file.open("r+b") as tail:
+        tail.truncate(size - n)
+
+
+async def test_a_folder_that_is_rolled_back_is_told_by_every_stream(folder: Path, short_path: Path) -> None:
+    with server(short_path / "r", *ALWAYS) as one:
+        async with worker(one.url, folder) as engine, worker(one.url, folder) as other:
+            streams = feeders([engine, other], 12, keyed_every=3)
+            await run(streams, 6)
+            one.kill()
+            shutil.copytree(short_path / "r", short_path / "older", ignore=shutil.ignore_patterns("s"))
+            one.start()
+            await run(streams, 4, seed=1)
+            one.kill()
+            shutil.rmtree(short_path / "r")
+            shutil.copytree(short_path / "older", short_path / "r")
+            one.start()
+            refused = [await refusal(engine, step(f"s{n}", 1, seq=11)) for n in range(12)]
+            await run(streams, 2, seed=2)
+
+    assert {(r.code, r.applied, r.retry, r.expected) for r in refused} == {("seq_gap", "no", "resend_from", 7)}
+    assert judged(streams) == []
+    assert [stream.sent_again for stream in streams] == [4] * 12
+
+
+# ---------------------------------------------------------------- F16, F36: full
+
+
+async def test_a_full_store_refuses_what_grows_and_still_answers_retries(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        first = await engine.advance(step("a", 1, seq=1))
+        with redis_server.client() as client:
+            client.config_set("maxmemory", 1)
+        refused = [await refusal(engine, step("a", 2, seq=2)), await refusal(engine, step("b", 1, seq=1))]
+        again = await engine.advance(step("a", 1, seq=1))
+        status = await engine.status(StreamKey("default", FOLD, "a"))
+        await engine.delete(StreamKey("default", FOLD, "a"))
+        ready = await engine.not_ready()
+        with redis_server.client() as client:
+            client.config_set("maxmemory", 0)
+        after = await engine.advance(step("b", 1, seq=1))
+
+    assert [(r.code, r.applied, r.retry) for r in refused] == [("store_full", "no", "same")] * 2
+    assert (again.state_id, again.replayed, status.step, ready) == (first.state_id, True, 1, [])
+    assert after.step == 1
+
+
+@linux
+async def test_a_full_disk_refuses_steps_until_there_is_room(folder: Path, short_path: Path) -> None:
+    """F36, by a limit on the size of the store's files: MISCONF."""
+    with server(short_path / "r", *AOF) as one:
+        async with worker(one.url, folder, options=QUICK) as engine:
+            await engine.advance(step("a", 1, seq=1))
+            room = resource.prlimit(one.pid, resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+            seq = 2
+            while written(refused := await all_of(engine.advance(step("a", seq, seq=seq)))):
+                seq += 1  # the file is written once in a while, not with each step
+            resource.prlimit(one.pid, resource.RLIMIT_FSIZE, room)
+            while not written(after := await all_of(engine.advance(step("a", seq, seq=seq)))):
+                refused += after
+            one.kill()
+            one.start()
+            status = await engine.status(StreamKey("default", FOLD, "a"))
+
+    assert {(exc.code, exc.applied) for exc in refused} == {("store_unavailable", "no")}
+    assert ys(after[0]) == fold_reference(range(1, seq + 1))[-1:]
+    assert status.step in (seq - 1, seq)  # the newest may not have been flushed: that is `everysec`
+
+
+def written(answers: list[object]) -> bool:
+    return not any(isinstance(answer, Exception) for answer in answers)
+
+
+# ---------------------------------------------------------------- F18, F20: replicas and failovers
+
+
+async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: Path, short_path: Path) -> None:
+    """F18: the way to the replica is cut, the primary goes on, and the replica takes over."""
+    with pair(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
+        with replica.client() as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", way.port)
+            while not link_is_up(client):
+                pass
+        async with worker(primary.url, folder) as before, worker(replica.url, folder) as after:
+            where = [before]
+            streams = feeders(where, 10)
+            await run(streams, 5)
+            with primary.client() as client:
+                client.execute_command("WAIT", 1, 5000)
+                way.blackhole = True
+                await run(streams, 4, seed=1)
+            with replica.client() as client:
+                client.execute_command("REPLICAOF", "NO", "ONE")
+            where[0] = after
+            refused = await refusal(after, step("s0", 1, seq=10))
+            changed = await refusal(after, step("s1", 1, seq=10, after=streams[1].told[-1][1]))
+            await run(streams, 2, seed=2)
+            way.heal()
+
+    assert (refused.code, refused.expected) == ("seq_gap", 6)
+    assert (changed.code, changed.retry, changed.step) == ("state_changed", "resend_from", 5)
+    assert judged(streams) == []
+    assert [stream.sent_again for stream in streams] == [4] * 10
+
+
+async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, short_path: Path) -> None:
+    """F20: nor its retry, by whichever worker, numbered or keyed, nor the answer that it was applied before."""
+    with pair(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
+        with replica.client() as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", way.port)
+            while not link_is_up(client):
+                pass
+        level: dict[str, Any] = {"durability": "replica", "timeout": 0.6}
+        async with worker(primary.url, folder, **level) as one, worker(primary.url, folder, **level) as two:
+            for stream in "abc":
+                await one.advance(step(stream, 1, seq=1))
+            way.blackhole = True
+            keyed = step("b", 2, seq=2, idempotency_key="k")
+            asks = [step("a", 2, seq=2), keyed]
+            refused = [await refusal(engine, ask) for ask in asks for engine in (one, one, two)]
+            refused.append(await refusal(two, step("a", 3, seq=3)))
+            refused.append(await refusal(one, step("a", 2, seq=2)))  # passed by now, and not confirmed either
+            reset = StreamKey("default", FOLD, "c")
+            for _ in range(2):
+                try:
+                    await one.reset(reset, idempotency_key="r")
+                except Exception as exc:  # noqa: BLE001 - looked at below
+                    refused.append(exc)  # type: ignore[arg-type]
+            way.heal()
+            confirmed = [await two.advance(ask) for ask in (step("a", 3, seq=3), keyed)]
+            passed = await refusal(one, step("a", 2, seq=2))
+            again = await one.reset(reset, idempotency_key="r")
+
+    assert {(exc.code, exc.applied, exc.retry) for exc in refused} == {("not_durable", "yes", "same")}
+    assert len(refused) == 10
+    assert [(a.replayed, ys(a)) for a in confirmed] == [
+        (True, fold_reference([1, 2, 3])[-1:]),
+        (True, fold_reference([1, 2])[-1:]),
+    ]
+    assert (passed.code, passed.applied) == ("seq_passed", "yes")
+    assert (again.step, again.replayed) == (0, True)
+
+
+async def test_a_conflict_is_not_told_as_applied_while_no_replica_confirms(folder: Path, redis_server: Server) -> None:
+    """The row that lost its race was not applied, whatever the replicas say of those that won."""
+    async with (
+        worker(redis_server.url, folder) as writer,
+        worker(redis_server.url, folder, durability="replica", timeout=0.4) as engine,
+    ):
+        await writer.advance(step("a", 1, seq=1))
+        await refusal(engine, step("b", 1, seq=1))
+        with redis_server.client() as client:
+            before = client.get(record_key("default", FOLD, "a"))
+        await refusal(engine, step("a", 2, seq=2))
+        with redis_server.client() as client:
+            client.set(record_key("default", FOLD, "a"), before)
+        refused = await refusal(engine, step("a", 3, seq=3))
+
+    assert (refused.code, refused.applied, refused.expected) == ("seq_gap", "no", 2)
+
+
+async def test_sentinel_leads_to_the_new_primary_and_nothing_confirmed_is_lost(folder: Path, short_path: Path) -> None:
+    with pair(short_path, *AOF) as (primary, replica, port, _), sentinels(short_path, port) as guard:
+        url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{guard}/pumps/0"  # the first Sentinel is gone
+        async with worker(url, folder, durability="replica") as engine:
+            before = feeders([engine], 10)
+            await run(before, 5)
+        primary.kill()
+        async with worker(url, folder) as engine:
+            for stream in before:
+                stream.pick = lambda: engine
+            async with asyncio.timeout(60):
+                await run(before, 3, seed=1)
+        with replica.client() as client:
+            role = client.info("replication")["role"]
+
+    assert role == "master"
+    assert judged(before) == []
+    assert sum(stream.sent_again for stream in before) == 0
+
+
+# ---------------------------------------------------------------- F21: expiry in the middle
+
+
+async def test_a_stream_that_expires_before_its_step_is_written_is_told_as_missing(
+    folder: Path, redis_server: Server
+) -> None:
+    """The worker still has it in its memory, so it does not look before it writes."""
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 1, seq=1))
+        with redis_server.client() as client:
+            client.pexpire(record_key("default", FOLD, "a"), 1)
+            while client.exists(record_key("default", FOLD, "a")):
+                pass
+        refused = await refusal(engine, step("a", 2, seq=2))
+        again = await engine.advance(step("a", 1, seq=1))
+
+    assert (refused.code, refused.applied) == ("stream_not_found", "no")
+    assert (again.step, again.created) == (1, True)
+
+
+# ---------------------------------------------------------------- F37, F38, F39: records that are not as they should be
+
+
+async def every_answer(
+    engine: Engine, server: Server, key: str, raw: bytes, ask: object
+) -> list[tuple[str, str, bool]]:
+    """What a request gets for each byte of a value that is flipped, and whether the value was left alone."""
+    found: list[tuple[str, str, bool]] = []
+    with server.client() as client:
+        for position in range(len(raw)):
+            broken = bytearray(raw)
+            broken[position] ^= 0xFF
+            client.set(key, bytes(broken))
+            exc = await refusal(engine, ask)  # type: ignore[arg-type]
+            found.append((exc.code, exc.applied, client.get(key) == bytes(broken)))
+    return found
+
+
+async def test_no_damaged_byte_of_a_record_is_ever_answered_from(folder: Path, redis_server: Server) -> None:
+    key = record_key("default", FOLD, "a")
+    async with worker(redis_server.url, folder) as writer:
+        await writer.advance(step("a", 1, seq=1))
+    with redis_server.client() as client:
+        raw = client.get(key)
+    assert isinstance(raw, bytes)
+    async with worker(redis_server.url, folder) as engine:
+        found = await every_answer(engine, redis_server, key, raw, step("a", 2, seq=2))
+        retried = await every_answer(engine, redis_server, key, raw, step("a", 1, seq=1))
+        bystander = await engine.advance(step("b", 1, seq=1))
+
+    version = [("record_version", "no", True)]
+    damaged = [("state_corrupt", "no", True)]
+    assert len(raw) > HEADER_BYTES
+    assert found == retried == damaged * 2 + version + damaged * (len(raw) - 3)
+    assert bystander.step == 1
+
+
+async def test_no_damaged_byte_of_an_entry_is_ever_answered_from(folder: Path, redis_server: Server) -> None:
+    ask = step("a", 1, seq=1, idempotency_key="k")
+    key = entry_key(record_key("default", FOLD, "a"), "k")
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(ask)
+        await engine.advance(step("a", 2, seq=2))
+        with redis_server.client() as client:
+            raw = client.get(key)
+        assert isinstance(raw, bytes)
+        found = await every_answer(engine, redis_server, key, raw, ask)
+
+    assert {(code, left) for code, _, left in found} == {("state_corrupt", True), ("record_version", True)}
+
+
+@pytest.mark.parametrize("version", [b"0", b"2"], ids=["older", "newer"])
+async def test_a_record_of_another_release_waits_for_it(folder: Path, redis_server: Server, version: bytes) -> None:
+    key = StreamKey("default", FOLD, "a")
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 1, seq=1))
+        with redis_server.client() as client:
+            raw = client.get(record_key(*key))
+            assert isinstance(raw, bytes)
+            other = raw[:2] + version + raw[3:HEADER_BYTES] + b"a field that we do not know" + raw[HEADER_BYTES:]
+            client.set(record_key(*key), other)
+    async with worker(redis_server.url, folder) as engine:
+        refused = [await refusal(engine, ask) for ask in (step("a", 2, seq=2), step("a", 1, seq=1), chunk("a", [1, 2]))]
+        try:
+            await engine.reset(key)
+        except Exception as exc:  # noqa: BLE001 - looked at below
+            refused.append(exc)  # type: ignore[arg-type]
+        with redis_server.client() as client:
+            left = client.get(record_key(*key))
+
+    assert [(exc.code, exc.applied, exc.retry) for exc in refused] == [("record_version", "no", "same")] * 4
+    assert left == other
+
+
+# ---------------------------------------------------------------- F22: another model under live streams
+
+
+async def test_live_streams_stay_with_their_model_while_another_takes_its_place(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    folder = models(tmp_path, fold=fold)
+    async with worker(redis_server.url, folder) as engine:
+        streams, done = feeders([engine], 10), asyncio.Event()
+        running = asyncio.create_task(run_until(streams, done))
+        for factor in (3, 5, 7):
+            await reached(streams, told(streams) + 100)
+            models(folder, fold=partial(fold, factor))
+            await engine.shelf.reload()
+            new = await engine.advance(chunk(f"new-{factor}", [1, 2, 3]))
+            assert ys(new) == fold_reference([1, 2, 3], factor=factor)
+        done.set()
+        await running
+
+    assert judged(streams) == []

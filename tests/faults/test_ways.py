@@ -1,0 +1,199 @@
+"""Between a worker and its store: replies that are lost, writes that come late, a way that is slow or cut."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine.engine import Engine, EngineOptions
+from service.errors import ServiceError
+from service.store.keys import record_key
+from tests.engine.bench import FOLD, Counts, all_of, models, refusal, step, worker, ys
+from tests.faults.proxy import Proxy
+from tests.graphs import fold, fold_reference
+from tests.servers import Server
+
+QUICK = EngineOptions(request_timeout_s=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models(tmp_path, fold=fold)
+
+
+@pytest.fixture
+def proxy(redis_server: Server) -> Iterator[Proxy]:
+    with Proxy(redis_server.socket) as one:
+        yield one
+
+
+# ---------------------------------------------------------------- F14: the reply is lost
+
+
+@pytest.mark.parametrize("more", [{}, {"idempotency_key": "k"}], ids=["seq", "key"])
+async def test_a_lost_reply_is_found_out_by_sending_the_same_bytes_again(
+    folder: Path, proxy: Proxy, more: dict[str, Any]
+) -> None:
+    async with worker(proxy.url, folder) as engine:
+        await engine.advance(step("a", 1, seq=1))
+        proxy.lose_reply(to=b"EVALSHA")
+        answer = await engine.advance(step("a", 2, seq=2, **more))
+        after = await engine.advance(step("a", 3, seq=3))
+
+    assert proxy.lost == 1
+    assert [ys(a)[0] for a in (answer, after)] == fold_reference([1, 2, 3])[1:]
+
+
+async def test_a_step_without_a_name_whose_reply_is_lost_is_applied_once(folder: Path, proxy: Proxy) -> None:
+    async with worker(proxy.url, folder) as engine:
+        await engine.advance(step("a", 1))
+        proxy.lose_reply(to=b"EVALSHA", times=3)
+        answer = await engine.advance(step("a", 2))
+
+    assert (answer.step, ys(answer), proxy.lost) == (2, fold_reference([1, 2])[-1:], 3)
+
+
+async def test_an_outcome_that_stays_unknown_is_told_and_resolved_by_the_retry(folder: Path, proxy: Proxy) -> None:
+    async with worker(proxy.url, folder, options=QUICK) as engine:
+        await engine.advance(step("a", 1, seq=1))
+        proxy.lose_reply(to=b"EVALSHA", times=10_000)
+        unknown = await refusal(engine, step("a", 2, seq=2))
+        proxy.heal()
+        again = await engine.advance(step("a", 2, seq=2))
+
+    assert (unknown.code, unknown.applied, unknown.retry) == ("outcome_unknown", "unknown", "same")
+    assert (ys(again), again.step, again.replayed) == (fold_reference([1, 2])[-1:], 2, True)
+
+
+# ---------------------------------------------------------------- F9: a zombie
+
+
+async def test_a_worker_that_wakes_up_late_changes_nothing(folder: Path, proxy: Proxy, redis_server: Server) -> None:
+    """Its write was on the way when it froze. Others went on; the write arrives, and finds another guard."""
+    async with worker(proxy.url, folder, timeout=20) as zombie, worker(redis_server.url, folder) as other:
+        await zombie.advance(step("a", 1, seq=1))
+        proxy.hold_requests = True
+        late = [asyncio.create_task(refusal(zombie, step("a", 99, seq=2)))]
+        late.append(asyncio.create_task(zombie.advance(step("b", 5, seq=1))))  # type: ignore[arg-type]
+        await asyncio.sleep(0.1)  # it may take as long as it likes to send; nothing comes through
+        others = [await other.advance(step("a", x, seq=x)) for x in (2, 3)]
+        twin = await other.advance(step("b", 5, seq=1))
+        proxy.heal()
+        refused, replayed = await asyncio.gather(*late)
+        after = await other.advance(step("a", 4, seq=4))
+
+    assert refused.applied in ("no", "yes")
+    assert refused.code in ("seq_conflict", "seq_passed")
+    assert [ys(a)[0] for a in (*others, after)] == fold_reference([1, 2, 3, 4])[1:]
+    assert (ys(replayed), replayed.state_id) == (ys(twin), twin.state_id)  # type: ignore[arg-type,attr-defined]
+
+
+async def test_a_late_first_step_of_a_stream_that_was_reset_brings_no_old_life_back(
+    folder: Path, proxy: Proxy, redis_server: Server
+) -> None:
+    async with worker(proxy.url, folder, timeout=20) as zombie, worker(redis_server.url, folder) as other:
+        first = await zombie.advance(step("a", 1, seq=1))
+        proxy.hold_requests = True
+        late = asyncio.create_task(refusal(zombie, step("a", 2, seq=2, after=first.state_id)))
+        await asyncio.sleep(0.1)
+        await other.reset(step("a", 0).key)
+        proxy.heal()
+        refused = await late
+        status = await other.status(step("a", 0).key)
+
+    assert (refused.code, refused.applied, status.step) == ("state_changed", "no", 0)
+
+
+# ---------------------------------------------------------------- F13, F15: slow, and cut off
+
+
+async def test_a_slow_way_costs_time_only(folder: Path, proxy: Proxy) -> None:
+    async with worker(proxy.url, folder) as engine:
+        await engine.advance(step("a", 1, seq=1))
+        proxy.delay = 0.2
+        began = time.monotonic()
+        answers = await asyncio.gather(*(engine.advance(step(f"s{n}", 1, seq=1)) for n in range(50)))
+        took = time.monotonic() - began
+
+    assert [answer.step for answer in answers] == [1] * 50
+    assert took < 2
+
+
+async def within(fact: Any, seconds: float) -> float:
+    """Ask until a coroutine function says True; returns the seconds that it took."""
+    began = time.monotonic()
+    while not await fact():
+        assert time.monotonic() - began < seconds
+        await asyncio.sleep(0.02)
+    return time.monotonic() - began
+
+
+async def goes_on(engine: Engine, stream: str, seq: int) -> bool:
+    try:
+        return (await engine.advance(step(stream, seq, seq=seq))).step == seq
+    except ServiceError:
+        return False
+
+
+@pytest.mark.parametrize("fault", ["slow", "cut"])
+async def test_a_store_out_of_reach_is_told_fast_and_is_used_again_when_it_is_back(
+    folder: Path, proxy: Proxy, fault: str
+) -> None:
+    async with worker(proxy.url, folder, timeout=0.4) as engine:
+        await engine.advance(step("a", 1, seq=1))
+        if fault == "slow":
+            proxy.delay = 2
+        else:
+            proxy.blackhole = True
+
+        async def not_ready() -> bool:
+            return bool(await engine.not_ready())
+
+        noticed = await within(not_ready, 3)
+        waiting = await all_of(*(engine.advance(step(f"s{n}", 1, seq=1)) for n in range(20)))
+        began = time.monotonic()
+        refused = await refusal(engine, step("a", 2, seq=2))
+        told_in = time.monotonic() - began
+        proxy.heal()
+        back = await within(lambda: goes_on(engine, "a", 2), 5)
+        ready = await engine.not_ready()
+
+    assert noticed < 3
+    assert {error.code for error in waiting} <= {"store_unavailable", "outcome_unknown"}
+    assert (refused.code, refused.applied, told_in < 0.1) == ("store_unavailable", "no", True)
+    assert back < 2
+    assert ready == []
+
+
+async def test_a_caller_that_is_short_of_time_takes_no_ones_connection(folder: Path, proxy: Proxy) -> None:
+    """Of two requests over one connection the one whose deadline comes first gives up alone."""
+    async with worker(proxy.url, folder) as engine:
+        store = engine.store
+        await engine.advance(step("a", 1, seq=1))
+        name = record_key("default", FOLD, "a")
+        proxy.delay = 0.2
+        loop = asyncio.get_running_loop()
+        patient = asyncio.create_task(store.load([name], deadline=loop.time() + 5))
+        with pytest.raises(ServiceError):
+            await store.load([name], deadline=loop.time() + 0.1)
+        connections = proxy.connections
+        assert (await patient)[0] is not None
+        assert proxy.connections == connections
+
+
+async def test_lost_steps_are_counted(folder: Path, redis_server: Server) -> None:
+    counts = Counts()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await engine.advance(step("a", 1, seq=1))
+        with redis_server.client() as client:
+            before = client.get(record_key("default", FOLD, "a"))
+            await engine.advance(step("a", 2, seq=2))
+            client.set(record_key("default", FOLD, "a"), before)
+        refused = await refusal(engine, step("a", 3, seq=3))
+
+    assert (refused.code, refused.expected, counts.regressed) == ("seq_gap", 2, 1)
