@@ -21,11 +21,11 @@ from model_export.errors import StepwellError
 from service.admission import Admission
 from service.api import feed, oip, openapi, operations, ops, streams, watch
 from service.api.application import Application
-from service.api.auth import Keys
 from service.api.context import Context
 from service.api.dialects import dialect_of
 from service.api.http import DirectRoute, demand_plain_path, problem_response
 from service.api.problems import unforeseen
+from service.api.tokens import keys_of
 from service.engine.engine import Engine, EngineOptions
 from service.engine.models import ModelShelf, Reloaded
 from service.engine.watchers import CONTROL_TOPIC, Watchers
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> Application:
         KeysFileError: `api_keys_file` cannot be used.
     """
     version = importlib.metadata.version("stepwell")
-    context = Context(settings, Keys(settings.api_keys_file), Metrics(version))
+    context = Context(settings, keys_of(settings), Metrics(version))
     app = Application(
         context,
         title="Stepwell",

@@ -17,6 +17,9 @@ Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, Field(ge=1)]
 
 
+JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
 class SettingsError(StepwellError):
     """A setting has a value that it cannot have."""
 
@@ -61,6 +64,16 @@ class Settings(BaseSettings):
     """Memory of one worker for the records of hot streams."""
     api_keys_file: Path | None = None
     """JSON file with the keys' hashes, tenants and scopes; read again when it changes. Unset: no keys are asked for."""
+    jwt_keys: str | None = None
+    """JWK set of an identity provider, a file or an https URL: its tokens are taken as keys. Needs the extra jwt."""
+    jwt_issuer: str | None = None
+    """Who has to have issued a token: its claim iss."""
+    jwt_audience: str | None = None
+    """Whom a token has to be for: its claim aud."""
+    jwt_algorithms: Annotated[list[JwtAlgorithm], NoDecode] = Field(["RS256", "ES256", "EdDSA"], min_length=1)
+    """How a token may be signed; comma-separated in the environment."""
+    jwt_tenant_claim: str = "tenant"
+    """The claim that names the tenant; scopes are in `scope`, `scp` or `scopes`."""
     allowed_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
     """Origins besides the service's own whose pages may open a WebSocket; comma-separated in the environment."""
     request_timeout_s: Seconds = 10
@@ -115,7 +128,7 @@ class Settings(BaseSettings):
     def _folders(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
-    @field_validator("allowed_origins", "execution_providers", mode="before")
+    @field_validator("allowed_origins", "execution_providers", "jwt_algorithms", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -62,6 +62,18 @@ ANYONE = Caller("default", SCOPES)
 """The caller where no keys are asked for."""
 
 
+class TokenReader(Protocol):
+    """Knows the callers of tokens."""
+
+    def caller(self, token: str) -> Caller:
+        """Return who sends a token.
+
+        Raises:
+            ServiceError: `unauthenticated`.
+        """
+        ...
+
+
 class _Key(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -80,27 +92,30 @@ class _KeysFile(BaseModel):
 class Keys:
     """The API keys in force."""
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path | None, tokens: TokenReader | None = None) -> None:
         """Read the file.
 
         Args:
-            file: `api_keys_file`; None: everybody may do everything, as tenant `default`.
+            file: `api_keys_file`; None: there are no keys.
+            tokens: Knows the callers of tokens; None: none are taken. Without both everybody may do everything, as
+                tenant `default`.
 
         Raises:
             KeysFileError: It cannot be read, or is not what it should be.
         """
         self._file = file
+        self._tokens = tokens
         self._stamp: tuple[int, ...] = ()
         self._callers: Mapping[str, Caller] = {}
         self._complaint = ""
         if file is not None:
-            self._stamp = _stamp(file)
+            self._stamp = file_stamp(file)
             self._callers = read_keys(file)
 
     @property
     def asked(self) -> bool:
-        """Whether keys are asked for."""
-        return self._file is not None
+        """Whether keys or tokens are asked for."""
+        return self._file is not None or self._tokens is not None
 
     def caller(self, authorization: str | None) -> Caller:
         """Return who sends an `Authorization` header; without a file it is ignored.
@@ -108,12 +123,12 @@ class Keys:
         Raises:
             ServiceError: `unauthenticated`.
         """
-        if self._file is None:
+        if self._file is None and self._tokens is None:
             return ANYONE
         match = _BEARER.fullmatch(authorization) if authorization is not None else None
         if match is None:
             found = "no Authorization header" if authorization is None else "an Authorization header of another form"
-            raise _unauthenticated(f"The request has {found}; expected `Authorization: Bearer KEY`.")
+            raise unauthenticated(f"The request has {found}; expected `Authorization: Bearer KEY`.")
         return self.caller_of_key(match[1])
 
     def caller_of_key(self, key: str) -> Caller:
@@ -122,18 +137,21 @@ class Keys:
         Raises:
             ServiceError: `unauthenticated`.
         """
-        if self._file is None:
+        if self._file is None and self._tokens is None:
             return ANYONE
-        self._read_again_if_changed(self._file)
+        if self._file is not None:
+            self._read_again_if_changed(self._file)
         digest = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         for known, caller in self._callers.items():
             if hmac.compare_digest(known, digest):
                 return caller
-        raise _unauthenticated("The key is not one of those in force; expected one of `api_keys_file`.")
+        if self._tokens is not None and key.count(".") == 2:
+            return self._tokens.caller(key)
+        raise unauthenticated("The key is not one of those in force; expected one of `api_keys_file`.")
 
     def _read_again_if_changed(self, file: Path) -> None:
         try:
-            stamp = _stamp(file)
+            stamp = file_stamp(file)
             if stamp == self._stamp:
                 return
             self._stamp = stamp
@@ -147,11 +165,17 @@ class Keys:
             _log.info("Read the API keys again: %d keys", len(self._callers))
 
 
-def _unauthenticated(problem: str) -> ServiceError:
+def unauthenticated(problem: str) -> ServiceError:
+    """Return the refusal of who cannot be told."""
     return ServiceError("unauthenticated", problem, fix="Send a valid key.")
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
+def file_stamp(file: Path) -> tuple[int, ...]:
+    """Return what changes when a file of keys changes.
+
+    Raises:
+        KeysFileError: It cannot be read.
+    """
     try:
         stat = file.stat()
     except OSError as exc:

@@ -56,8 +56,18 @@ class Context:
         self._infer_wires: dict[tuple[str, int], InferWire] = {}
         self._origins = {origin.rstrip("/").lower() for origin in settings.allowed_origins}
 
-    def caller(self, authorization: str | None, scope: Scope) -> Caller:
+    def recognised(self, authorization: str | None, scope: Scope) -> Caller:
         """Return who calls, once it is sure that this is allowed.
+
+        Raises:
+            ServiceError: `unauthenticated` or `forbidden`.
+        """
+        caller = self.keys.caller(authorization)
+        caller.demand(scope)
+        return caller
+
+    def caller(self, authorization: str | None, scope: Scope) -> Caller:
+        """Return who sends a request, once it is sure that this is allowed; it is counted for its tenant's rate.
 
         Raises:
             ServiceError: `unauthenticated`, `forbidden`, or `rate_limited`.

@@ -123,7 +123,7 @@ class Visitor:
         )
 
     def _check(self) -> None:
-        self.caller = self._context.caller(self._authorization, self._scope)
+        self.caller = self._context.recognised(self._authorization, self._scope)
 
     def _demand_tenants_room(self) -> None:
         most = self._context.settings.tenant_max_websockets

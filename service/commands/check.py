@@ -15,7 +15,7 @@ import typer
 from model_export.errors import StepwellError
 from service import server
 from service.admission import Admission
-from service.api.auth import Keys
+from service.api.tokens import keys_of
 from service.commands.flags import with_setting_flags
 from service.commands.serve import demand_providers, demand_safe_bind, store_for
 from service.commands.tables import facts_table, parity_table, parity_words, show, size_words
@@ -69,7 +69,7 @@ def examine(settings: Settings) -> Checked:
     with _noting(found):
         demand_providers(settings)
     with _noting(found):
-        Keys(settings.api_keys_file)
+        keys_of(settings)
     with _noting(found):
         server.listen(settings).close()
     with _noting(found), store_for(settings) as (_, facts):

@@ -29,7 +29,13 @@ def _flag(name: str) -> inspect.Parameter:
     option = f"--{name.replace('_', '-')}"
     declared = f"{option}/--no-{option[2:]}" if kind is bool else option
     words = [field.description or "", _choices(field.annotation), _default(name), f"[{PREFIX}{name.upper()}]"]
-    metavar = {"models": "FOLDER", "data_dir": "FOLDER", "api_keys_file": "FILE", "redis": "URL"}.get(name)
+    metavar = {
+        "models": "FOLDER",
+        "data_dir": "FOLDER",
+        "api_keys_file": "FILE",
+        "redis": "URL",
+        "jwt_keys": "FILE|URL",
+    }.get(name)
     hint = typer.Option(declared, help=" ".join(filter(None, words)), show_default=False, metavar=metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, hint]

@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from service import logs, server
-from service.api.auth import Keys
+from service.api.tokens import keys_of
 from service.commands.flags import with_setting_flags
 from service.server import StartError
 from service.settings import Settings
@@ -51,7 +51,7 @@ def run(settings: Settings) -> int:
     logs.configure(settings.log_format)
     demand_safe_bind(settings)
     demand_providers(settings)
-    Keys(settings.api_keys_file)
+    keys_of(settings)
     for number in (signal.SIGTERM, signal.SIGINT):  # so that the store is ended also before and after uvicorn
         signal.signal(number, _leave)
     _allow_open_files(settings)
@@ -77,10 +77,11 @@ def demand_safe_bind(settings: Settings) -> None:
     Raises:
         StartError: It is not; or `production` is set, and there are no keys.
     """
-    if settings.production and (settings.api_keys_file is None or settings.insecure):
+    has_keys = settings.api_keys_file is not None or settings.jwt_keys is not None
+    if settings.production and (not has_keys or settings.insecure):
         found = "is set together with `insecure`" if settings.insecure else "is set, and there is no api_keys_file"
         raise StartError(f"`production` {found}.", fix="Give --api-keys-file FILE, and leave --insecure out.")
-    if settings.api_keys_file is not None or settings.insecure or _is_loopback(settings.host):
+    if has_keys or settings.insecure or _is_loopback(settings.host):
         return
     raise StartError(
         f"`host` is {settings.host}, which others can reach, and there is no api_keys_file.",
