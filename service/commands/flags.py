@@ -11,6 +11,14 @@ import typer
 
 from service.settings import PREFIX, Settings
 
+_METAVARS = {
+    "models": "FOLDER",
+    "data_dir": "FOLDER",
+    "api_keys_file": "FILE",
+    "redis": "URL",
+    "jwt_keys": "FILE|URL",
+}
+
 
 def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Put a flag for each setting in the place of a command's `**flags`; None says that it was not given."""
@@ -29,13 +37,7 @@ def _flag(name: str) -> inspect.Parameter:
     option = f"--{name.replace('_', '-')}"
     declared = f"{option}/--no-{option[2:]}" if kind is bool else option
     words = [field.description or "", _choices(field.annotation), _default(name), f"[{PREFIX}{name.upper()}]"]
-    metavar = {
-        "models": "FOLDER",
-        "data_dir": "FOLDER",
-        "api_keys_file": "FILE",
-        "redis": "URL",
-        "jwt_keys": "FILE|URL",
-    }.get(name)
+    metavar = _METAVARS.get(name)
     hint = typer.Option(declared, help=" ".join(filter(None, words)), show_default=False, metavar=metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, hint]
@@ -60,4 +62,6 @@ def _plain(annotation: Any) -> Any:
         return _plain(next(part for part in get_args(annotation) if part is not type(None)))
     if origin is Annotated:
         return _plain(get_args(annotation)[0])
+    if origin is list:
+        return list[_plain(get_args(annotation)[0])]  # type: ignore[misc]  # made at run time
     return str if origin is Literal else annotation
