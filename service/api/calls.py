@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from service.api.moves import Result, columns_answer, submit_all, timestep_of, timesteps_of
 from service.engine.types import StreamKey
 from service.errors import ServiceError
-from service.wire import BulkBody, Format
+from service.wire import BulkBody, Format, ModelWire
 from service.wire.answers import write_step
 from service.wire.bodies import Keep
 from service.wire.formats import encode
@@ -36,6 +36,11 @@ class Call(Protocol):
 
     def encode(self, result: Any) -> bytes:
         """Return the body of the answer to a result that is no `ServiceError`."""
+        ...
+
+    @property
+    def serves_many(self) -> bool:
+        """Whether it serves every request with the same head, several at a time too."""
         ...
 
     # What follows is asked for after `encode`.
@@ -75,15 +80,26 @@ class StepCall:
     form: Format
     answer_form: Format
     _keep: Keep = "all"
+    _wire: ModelWire = field(init=False)
     more_headers: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        self._wire = self.context.wire(self.served)
+
+    @property
+    def serves_many(self) -> bool:
+        """A chunk's answer depends on what its body asks for."""
+        return not self.chunk
 
     def begin(self, body: bytes, done: Callable[[Result], None]) -> None:
         """Submit the timestep, or raise what is wrong with the body."""
-        wire = self.context.wire(self.served)
-        step = wire.steps(body, self.form) if self.chunk else wire.step(body, self.form)
-        self._keep = step.keep
+        if self.chunk:
+            step = self._wire.steps(body, self.form)
+            self._keep = step.keep
+        else:
+            step = self._wire.step(body, self.form)
         timestep = timestep_of(step, self.key, self.version, door="http", idempotency_key=self.idempotency_key)
-        self.context.engine.submit(timestep, done)
+        self.context.engine.submit(timestep, done, self.served)
 
     def encode(self, result: Any) -> bytes:
         """Return the answer to a prediction."""
@@ -115,6 +131,7 @@ class ColumnsCall:
     answer_form: Format
     _bulk: BulkBody = field(init=False)
     more_headers: ClassVar[None] = None
+    serves_many: ClassVar[bool] = False
 
     def begin(self, body: bytes, done: Callable[[list[Result]], None]) -> None:
         """Submit every timestep, or raise what is wrong with the body."""

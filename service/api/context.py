@@ -95,6 +95,11 @@ class Context:
                 fix="Send an Idempotency-Key, so that a late copy of this request does no harm.",
             )
 
+    @property
+    def generation(self) -> int:
+        """A number that grows when models or keys change: what was found out of a head holds as long as it stays."""
+        return self.keys.generation() + self.engine.shelf.generation
+
     def wire(self, served: ServedModel) -> ModelWire:
         """Return what reads bodies for a model."""
         wire = self._wires.get((served.name, served.version))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class InferCall:
     answer_form: Format = Format.JSON
     more_headers: Mapping[str, str] | None = None
     _asked: Inference = field(init=False)
+    serves_many: ClassVar[bool] = False
 
     def begin(self, body: bytes, done: Callable[[Any], None]) -> None:
         """Submit what the request asks for, or raise what is wrong with the body."""

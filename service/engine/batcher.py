@@ -74,6 +74,8 @@ class Batcher:
         self._flush_due: asyncio.Handle | None = None
         self._done = 0
         self.crowd = Crowd(timeout / 4)
+        self._loop = asyncio.get_running_loop()  # asking for it costs a system call each time, before Python 3.12
+        self.time = self._loop.time
 
     @property
     def is_crowded(self) -> bool:
@@ -130,7 +132,7 @@ class Batcher:
     def _schedule(self) -> None:
         if len(self._tasks) >= _IN_FLIGHT:
             return
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         full = self._queue.rows >= self._max_batch
         if self._flush_due is None:
             wait = self._max_wait and not full

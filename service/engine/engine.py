@@ -121,15 +121,21 @@ class Engine:
 
     # ---------------------------------------------------------------- stepping
 
-    def submit(self, timestep: Timestep, done: Done) -> None:
+    def submit(self, timestep: Timestep, done: Done, served: ServedModel | None = None) -> None:
         """Move a stream, and hand the answer to `done`, exactly once, on the event loop.
 
         A refusal may come before this returns.
+
+        Args:
+            timestep: The request.
+            done: Takes the answer.
+            served: What the shelf has for the timestep's model and version, where that is known.
         """
-        now = asyncio.get_running_loop().time()
         try:
-            served = self.shelf.get(timestep.key.model, timestep.version)
+            if served is None:
+                served = self.shelf.get(timestep.key.model, timestep.version)
             batcher = self._batchers.get(served) or self._batcher(served)
+            now = batcher.time()
             if self._rates is not None:
                 self._rates.demand(timestep.key.tenant, timestep.length, now)
             if self.draining or self._open >= self._alarm:

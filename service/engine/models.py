@@ -80,6 +80,7 @@ class ModelShelf:
         self._models: dict[str, dict[int, ServedModel]] = {}  # versions by name, the default first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and what may be asked for
         self._retired: dict[str, list[ServedModel]] = {}
+        self.generation = 0  # grows with each reload
         self._turn = asyncio.Lock()
 
     def names(self) -> list[str]:
@@ -155,6 +156,7 @@ class ModelShelf:
             served[name, None] = next(iter(versions.values()))
             served.update({(name, version): model for version, model in versions.items()})
         self._models, self._served = models, served
+        self.generation += 1
         return report
 
     def _retire(self, found: dict[str, dict[int, ServedModel]]) -> None:

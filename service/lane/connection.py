@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -16,7 +17,7 @@ from service.api.http import body_came_too_late
 from service.api.problems import unforeseen
 from service.connections import Connection, bounds
 from service.errors import ServiceError
-from service.lane.lane import Lane, Request
+from service.lane.lane import Head, Lane
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +36,10 @@ class Exchange:
         self._connection = connection
         self._call: Call | None = None
 
-    def begin(self, request: Request, body: bytes) -> None:
+    def begin(self, head: Head, body: bytes) -> None:
         """Hand a request over to the engine, or answer what is wrong with it."""
         try:
-            call = self._call = self._connection.lane.call(request)
+            call = self._call = self._connection.lane.call(head)
             call.begin(body, self.done)
         except ServiceError as exc:
             self.refuse(exc)
@@ -111,16 +112,16 @@ class LaneConnection(Connection):
                     self._hold(data[start:], 0)
                     start = end
                 break
-            _, _, body, its_end = request
+            head, body, its_end = request
             self._stop_waiting()
             if its_end > end:
-                if self._is_allowed(request):
+                if self._is_allowed(head):
                     self._hold(data[start:], its_end - start)
                     start = end
                 break
-            exchange = Exchange(self, request[0].route.dialect)
+            exchange = Exchange(self, head.target.route.dialect)
             self._line.append(exchange)
-            exchange.begin(request, data[body:its_end])
+            exchange.begin(head, data[body:its_end])
             start = its_end
         if start < end and len(self._line) >= _AHEAD:
             self._held += data[start:]
@@ -147,7 +148,7 @@ class LaneConnection(Connection):
             return
         if len(line) == 1:
             line.popleft()
-            self._send([exchange.text])
+            self._send(exchange.text)
         else:
             self._will_flush = True
             self.loop.call_soon(self._flush)
@@ -184,10 +185,10 @@ class LaneConnection(Connection):
         is_free = self._between and self._last_words is None and (cycle is None or cycle.response_complete)
         return is_free and self._is_plain and not self._is_beyond
 
-    def _is_allowed(self, request: Request) -> bool:
+    def _is_allowed(self, head: Head) -> bool:
         """Whether its body may be waited for; where the head is refused, the declared route says so at once."""
         try:
-            self.lane.call(request)
+            self.lane.call(head)
         except ServiceError:
             return False
         return True
@@ -236,17 +237,18 @@ class LaneConnection(Connection):
         while line and line[0].text:
             ready.append(line.popleft().text)
         if ready:
-            self._send(ready)
+            *before, last = ready
+            self._send(last, before)
 
-    def _send(self, texts: list[bytes]) -> None:
+    def _send(self, last: bytes, before: Sequence[bytes] = ()) -> None:
         transport = self.transport
         if transport.is_closing():
             return
-        self.server_state.total_requests += len(texts)
+        self.server_state.total_requests += 1 + len(before)
         is_last = not self._line and (self._ending or self.context.leaving) and self._may_end()
         if is_last:
-            texts[-1] = texts[-1].replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
-        transport.write(texts[0] if len(texts) == 1 else b"".join(texts))
+            last = last.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+        transport.write(b"".join([*before, last]) if before else last)
         if is_last:
             transport.close()
         elif not self._line:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -21,7 +22,8 @@ from service.lane.heads import Heads
 from service.wire import Format
 
 _HEAD_LIMIT: Final = 8 * 1024  # longer ones are unusual
-_REMEMBERED: Final = 4096  # request lines
+_REMEMBERED: Final = 8192  # heads
+_REMEMBERED_BYTES: Final = 1024  # of one of them
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -33,9 +35,26 @@ class Target(NamedTuple):
     version: int | None
 
 
-Request = tuple[Target, Fields, int, int]
-"""A hot request in what a connection received: its target, what its headers say, where its body begins, and where it
-ends, which may be beyond what has come so far."""
+@dataclass(slots=True)
+class Head:
+    """The head of a hot request, which clients repeat with every request of a stream.
+
+    Attributes:
+        target: What its first line asks for.
+        fields: What its headers say.
+        length: Of the body, in bytes.
+        call: What it asks for, where that serves every request with this head; None: not found out yet.
+    """
+
+    target: Target
+    fields: Fields
+    length: int
+    call: Call | None = None
+
+
+Request = tuple[Head, int, int]
+"""A hot request in what a connection received: its head, where its body begins, and where it ends, which may be beyond
+what has come so far."""
 
 
 class Lane:
@@ -51,7 +70,8 @@ class Lane:
         self.context = context
         self._routes = [(route, _request_line(route)) for route in routes]
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
-        self._targets: dict[bytes, Target] = {}  # of request lines: live streams come again and again
+        self._known: dict[bytes, Head] = {}
+        self._generation = -1  # of what the calls of known heads were made of
         self._heads = Heads(context.settings.max_body_bytes)
         self._counts: Counter[tuple[str, int]] = Counter()
         self._beginnings: dict[Format, bytes] = {}
@@ -59,41 +79,46 @@ class Lane:
 
     def find(self, data: bytes, start: int) -> Request | None:
         """Return the hot request whose head stands at a place, None where none does, or not all of its head."""
-        end = data.find(b"\r\n", start, start + _HEAD_LIMIT)
-        line = data[start : max(end, start)]
-        target = self._targets.get(line) or self._target(line)
-        if target is None:
+        end = data.find(b"\r\n\r\n", start, start + _HEAD_LIMIT)
+        if end < 0:
             return None
-        at = end + 2
-        end = data.find(b"\r\n\r\n", end, at + _HEAD_LIMIT)
-        read = self._heads.read(data[at : end + 2]) if end >= 0 else None
-        if read is None:
-            return None
-        fields, length = read
-        return target, fields, end + 4, end + 4 + length
+        text = data[start:end]
+        head = self._known.get(text) or self._read(text)
+        return None if head is None else (head, end + 4, end + 4 + head.length)
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
         """Say whether the beginning of a head stands there that may become a hot one."""
         begins = any(data.startswith(prefix[: len(data) - start], start) for prefix in self._prefixes)
         return begins and len(data) - start < _HEAD_LIMIT and data.find(b"\r\n\r\n", start) < 0
 
-    def call(self, request: Request) -> Call:
+    def call(self, head: Head) -> Call:
         """Return what a request asks for, once it is sure that its head is allowed.
 
         Raises:
             ServiceError: It is refused.
         """
-        (route, parts, version), fields, _, _ = request
-        return call_of(route, self.context, parts, version, fields)
+        generation = self.context.generation
+        if generation != self._generation:
+            self._generation = generation
+            self._known.clear()  # their calls hold models that may have been replaced
+        elif head.call is not None:
+            return head.call
+        route, parts, version = head.target
+        call = call_of(route, self.context, parts, version, head.fields)
+        if call.serves_many:
+            head.call = call
+        return call
 
     def answer(self, body: bytes, call: Call, dialect: Dialect, default_headers: Headers) -> bytes:
         """Return an answer with status 200, whole."""
-        form, more = call.answer_form, call.more_headers
+        form, more, counts = call.answer_form, call.more_headers, self._counts
         if default_headers is not self._default_headers:  # uvicorn replaces them each second, for the date
             self._default_headers = default_headers
             self._beginnings.clear()
         beginning = self._beginnings.get(form) or self._beginning(form)
-        self._count(dialect.door, 200)
+        if not counts:
+            self._tell_later()
+        counts[dialect.door, 200] += 1
         if more:
             lines = "".join([f"{name}: {value}\r\n" for name, value in more.items()]).encode()
             return b"%b%d\r\nx-content-type-options: nosniff\r\n%b\r\n%b" % (beginning, len(body), lines, body)
@@ -103,22 +128,32 @@ class Lane:
         """Return the answer to a request that failed, whole."""
         self.context.metrics.refusal(error.code)
         response = problem_response(error, dialect)
-        self._count(dialect.door, response.status_code)
+        if not self._counts:
+            self._tell_later()
+        self._counts[dialect.door, response.status_code] += 1
         return message(response.status_code, [*default_headers, *response.raw_headers], bytes(response.body))
 
     # ---------------------------------------------------------------- helpers
+
+    def _read(self, text: bytes) -> Head | None:
+        line, _, block = text.partition(b"\r\n")
+        target = self._target(line)
+        read = None if target is None else self._heads.read(block + b"\r\n")
+        if target is None or read is None:
+            return None
+        head = Head(target, *read)
+        if len(text) <= _REMEMBERED_BYTES and head.fields.idempotency_key is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[text] = head
+        return head
 
     def _target(self, line: bytes) -> Target | None:
         for route, pattern in self._routes:
             match = pattern.fullmatch(line)
             if match is not None:
                 *parts, number = match.groups()
-                version = None if number is None else int(number)
-                target = Target(route, [part.decode() for part in parts], version)
-                if len(self._targets) >= _REMEMBERED:
-                    self._targets.clear()
-                self._targets[line] = target
-                return target
+                return Target(route, [part.decode() for part in parts], None if number is None else int(number))
         return None
 
     def _beginning(self, form: Format) -> bytes:
@@ -127,11 +162,9 @@ class Lane:
         self._beginnings[form] = made
         return made
 
-    def _count(self, door: str, status: int) -> None:
-        """Count an answer; the counters are told once for all answers of a turn of the loop."""
-        if not self._counts:
-            asyncio.get_running_loop().call_soon(self._tell_counts)
-        self._counts[door, status] += 1
+    def _tell_later(self) -> None:
+        """Tell the counters once for all answers of this turn of the loop."""
+        asyncio.get_running_loop().call_soon(self._tell_counts)
 
     def _tell_counts(self) -> None:
         for (door, status), n in self._counts.items():
