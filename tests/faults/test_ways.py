@@ -90,7 +90,7 @@ async def test_a_worker_that_wakes_up_late_changes_nothing(folder: Path, proxy: 
     assert refused.applied in ("no", "yes")
     assert refused.code in ("seq_conflict", "seq_passed")
     assert [ys(a)[0] for a in (*others, after)] == fold_reference([1, 2, 3, 4])[1:]
-    assert (ys(replayed), replayed.state_id) == (ys(twin), twin.state_id)  # type: ignore[arg-type,attr-defined]
+    assert (ys(replayed), replayed.state_id) == (ys(twin), twin.state_id)  # type: ignore[arg-type]
 
 
 async def test_a_late_first_step_of_a_stream_that_was_reset_brings_no_old_life_back(
