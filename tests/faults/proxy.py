@@ -35,6 +35,7 @@ class Proxy:
         hold_requests: Whether what clients send is held back, to be delivered late.
         hold_replies: The same for what the server sends.
         refuse: Whether new connections are reset at once.
+        held: Pieces of data that are held back now.
         lost: Replies that were lost so far.
     """
 
@@ -49,6 +50,7 @@ class Proxy:
         self.hold_requests = False
         self.hold_replies = False
         self.refuse = False
+        self.held = 0
         self.lost = 0
         self.port = port
         self._target = target
@@ -219,8 +221,12 @@ class _Way:
         try:
             while True:
                 due, data = await waiting.get()
-                while held() or loop.time() < due:  # noqa: ASYNC110 - plain attributes tell, so that any thread sets them
-                    await asyncio.sleep(max(due - loop.time(), _LOOK_S))
+                await asyncio.sleep(max(due - loop.time(), 0))
+                if held():
+                    self._proxy.held += 1
+                    while held():  # noqa: ASYNC110 - plain attributes tell, so that any thread sets them
+                        await asyncio.sleep(_LOOK_S)
+                    self._proxy.held -= 1
                 if not data or not passes(data):
                     return
                 writer.write(data)

@@ -73,24 +73,30 @@ async def test_an_outcome_that_stays_unknown_is_told_and_resolved_by_the_retry(f
 # ---------------------------------------------------------------- F9: a zombie
 
 
+async def held(proxy: Proxy) -> None:
+    """Wait until something is on its way and does not come through."""
+    while not proxy.held:  # noqa: ASYNC110 - the proxy is of another thread
+        await asyncio.sleep(0.005)
+
+
 async def test_a_worker_that_wakes_up_late_changes_nothing(folder: Path, proxy: Proxy, redis_server: Server) -> None:
     """Its write was on the way when it froze. Others went on; the write arrives, and finds another guard."""
     async with worker(proxy.url, folder, timeout=20) as zombie, worker(redis_server.url, folder) as other:
         await zombie.advance(step("a", 1, seq=1))
         proxy.hold_requests = True
-        late = [asyncio.create_task(refusal(zombie, step("a", 99, seq=2)))]
-        late.append(asyncio.create_task(zombie.advance(step("b", 5, seq=1))))  # type: ignore[arg-type]
-        await asyncio.sleep(0.1)  # it may take as long as it likes to send; nothing comes through
+        late = asyncio.create_task(refusal(zombie, step("a", 99, seq=2)))
+        twice = asyncio.create_task(zombie.advance(step("b", 5, seq=1)))
+        await held(proxy)
         others = [await other.advance(step("a", x, seq=x)) for x in (2, 3)]
         twin = await other.advance(step("b", 5, seq=1))
         proxy.heal()
-        refused, replayed = await asyncio.gather(*late)
+        refused, replayed = await late, await twice
         after = await other.advance(step("a", 4, seq=4))
 
     assert refused.applied in ("no", "yes")
     assert refused.code in ("seq_conflict", "seq_passed")
     assert [ys(a)[0] for a in (*others, after)] == fold_reference([1, 2, 3, 4])[1:]
-    assert (ys(replayed), replayed.state_id) == (ys(twin), twin.state_id)  # type: ignore[arg-type]
+    assert (ys(replayed), replayed.state_id) == (ys(twin), twin.state_id)
 
 
 async def test_a_late_first_step_of_a_stream_that_was_reset_brings_no_old_life_back(
@@ -100,7 +106,7 @@ async def test_a_late_first_step_of_a_stream_that_was_reset_brings_no_old_life_b
         first = await zombie.advance(step("a", 1, seq=1))
         proxy.hold_requests = True
         late = asyncio.create_task(refusal(zombie, step("a", 2, seq=2, after=first.state_id)))
-        await asyncio.sleep(0.1)
+        await held(proxy)
         await other.reset(step("a", 0).key)
         proxy.heal()
         refused = await late
