@@ -119,6 +119,11 @@ class Keys:
         """Whether keys or tokens are asked for."""
         return self._file is not None or self._tokens is not None
 
+    @property
+    def last(self) -> bool:
+        """Whether what is allowed stays so until `generation` grows; a token's time ends by itself."""
+        return self._tokens is None
+
     def generation(self) -> int:
         """Return a number that grows when other keys come into force."""
         if self._file is not None:

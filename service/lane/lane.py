@@ -105,7 +105,7 @@ class Lane:
             return head.call
         route, parts, version = head.target
         call = call_of(route, self.context, parts, version, head.fields)
-        if call.serves_many:
+        if call.serves_many and self.context.keys.last:
             head.call = call
         return call
 
