@@ -48,6 +48,7 @@ class Connection(HttpToolsProtocol):
         self._is_websocket = False
         self._is_beyond = False
         self._too_long: ServiceError | None = None
+        self._answered: RequestResponseCycle | None = None  # others may wait behind it
         self._last_words: bytes | None = None  # what is said when all is answered, before the end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -66,6 +67,9 @@ class Connection(HttpToolsProtocol):
         if self._receive_timer is not None:
             self._receive_timer.cancel()
         self._unset_keepalive_if_required()
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True  # uvicorn tells the request that came last, and no other
+            self._answered.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -124,6 +128,12 @@ class Connection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol, unless there are too many."""
         refusal = self._refusal(path="")
+        if refusal is None and not self._is_idle():
+            refusal = ServiceError(
+                "bad_request",
+                "A WebSocket was asked for before the requests before it were answered.",
+                fix="Wait for their answers, or open another connection.",
+            )
         if refusal is not None:
             self._answer_and_close(refusal)
         else:
@@ -147,6 +157,7 @@ class Connection(HttpToolsProtocol):
             app = _saying_so(app)
         if refusal is not None:
             app = self._answer(refusal, cycle.scope["path"])
+        self._answered = cycle
         super()._start_asgi_task(cycle, app)
 
     def _refusal(self, path: str) -> ServiceError | None:

@@ -21,6 +21,10 @@ from tests.lane.ways import LAST, Ways, chunked, connected, everything, request,
 from tests.servers import Server
 
 GOOD = b'{"inputs": [5]}'
+UPGRADE = (
+    b"GET /v1/models/fold/feed HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 @pytest.fixture
@@ -240,6 +244,29 @@ def test_a_client_that_has_gone_leaves_its_step_done(fast: Service, stream: str)
         pass
 
     assert status.json()["step"] == 1
+
+
+@pytest.mark.parametrize("last", [b"no HTTP\r\n\r\n", UPGRADE], ids=["no HTTP", "an upgrade"])
+def test_a_client_that_has_gone_while_several_of_its_requests_wait_is_no_error(
+    fast: Service, stream: str, last: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first is being answered, another waits behind it, and then comes what goes no further way."""
+    asks = request(b"", path(stream, "reset")) + chunked(GOOD, "/v1/nothing") + last
+    for _ in range(50):
+        with connected(fast) as sock:
+            sock.sendall(asks)
+            sock.shutdown(socket.SHUT_WR)
+            everything(sock)
+    fast.http.get("/healthz")
+
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_websocket_that_is_asked_for_behind_an_unanswered_request_is_refused(fast: Service, stream: str) -> None:
+    text = told(fast, [chunked(GOOD, path(stream)) + UPGRADE])
+
+    assert statuses(text) == [200, 400]
+    assert b"before the requests before it were answered" in text
 
 
 def test_an_idle_connection_is_closed_and_a_busy_one_is_kept(
