@@ -6,7 +6,6 @@ import asyncio
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,30 +33,7 @@ def folder(tmp_path: Path) -> Path:
     return models(tmp_path, fold=fold)
 
 
-@pytest.fixture
-def durable(short_path: Path) -> Iterator[Server]:
-    with server(short_path / "r", *ALWAYS) as one:
-        yield one
-
-
 # ---------------------------------------------------------------- F10, F11, F12: restarted
-
-
-async def test_a_killed_store_that_flushes_always_loses_nothing(folder: Path, durable: Server) -> None:
-    """Three of the kills; `python -m tests.faults.scenarios kills` does as many as one likes."""
-    async with worker(durable.url, folder) as one, worker(durable.url, folder) as two:
-        streams, done = feeders([one, two], 20, keyed_every=4), asyncio.Event()
-        running = asyncio.create_task(run_until(streams, done))
-        for _ in range(3):
-            had = told(streams)
-            await reached(streams, had + 200)
-            await asyncio.to_thread(durable.kill)
-            await asyncio.to_thread(durable.start)
-        done.set()
-        await running
-
-    assert judged(streams) == []
-    assert sum(stream.sent_again for stream in streams) == 0
 
 
 async def test_a_store_that_lost_its_file_is_told_and_can_be_filled_again(folder: Path, redis_server: Server) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 from redis.backoff import ConstantBackoff
@@ -19,6 +21,7 @@ from tests.servers import Server, server, servers
 
 SLOTS = 16384
 _WITHIN_S = 20.0
+_PATIENCE_S = 60  # with a server on a busy machine
 
 
 class Node(Server):
@@ -30,6 +33,11 @@ class Node(Server):
         own = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", str(self.bus))
         super().__init__(folder, "--port", str(self.port), "--bind", "127.0.0.1", *own, *options, binary=binary)
         self.id = ""
+
+    @functools.cached_property
+    def direct(self) -> Any:
+        """A client that is kept, for many commands."""
+        return redis.Redis.from_url(self.url, socket_timeout=_PATIENCE_S)
 
 
 class Cluster:
@@ -56,17 +64,28 @@ class Cluster:
 
     def move(self, slot: int, to: Node) -> None:
         """Move one slot as redis-cli does, its keys one by one."""
-        source = self.owner(slot)
-        with source.client() as src, to.client() as dst:
-            self.begin_move(slot, to)
-            while keys := src.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
-                src.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
-            dst.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
-            src.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
-        for other in self.primaries:
-            if other not in (source, to):
-                with other.client() as client:
-                    client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+        self._move(slot, self.owner(slot), to)
+
+    def move_many(self, slots: Iterable[int]) -> None:
+        """Move slots, each to the primary after its own."""
+        owners = {slot: node for node in self.primaries for slot in self._slots_of(node)}
+        for slot in slots:
+            source = owners[slot]
+            self._move(slot, source, self.primaries[(self.primaries.index(source) + 1) % len(self.primaries)])
+
+    def _slots_of(self, node: Node) -> list[int]:
+        with node.client() as client:
+            ranges = client.execute_command("CLUSTER", "SLOTS")
+        return [slot for first, last, who, *_ in ranges if who[1] == node.port for slot in range(first, last + 1)]
+
+    def _move(self, slot: int, source: Node, to: Node) -> None:
+        src, dst = source.direct, to.direct
+        dst.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        src.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id)
+        while keys := src.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            src.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 1000 * _PATIENCE_S, "KEYS", *keys)
+        for node in (to, source, *(other for other in self.primaries if other not in (source, to))):
+            node.direct.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
 
     def begin_move(self, slot: int, to: Node) -> None:
         """Open a slot for its move, and leave it so: its keys are at home, new ones go to the other node."""
@@ -106,7 +125,13 @@ def cluster(*, primaries: int = 3, replicas: int = 0, binary: Path | None = None
 
 @contextmanager
 def sentinels(
-    folder: Path, primary: int, *, name: str = "pumps", down_after_ms: int = 300, options: str = ""
+    folder: Path,
+    primary: int,
+    *,
+    name: str = "pumps",
+    down_after_ms: int = 300,
+    options: str = "",
+    binary: Path | None = None,
 ) -> Iterator[int]:
     """The port of a Sentinel that watches a primary and knows its replicas."""
     port, conf = free_port(), folder / "sentinel.conf"
@@ -120,7 +145,7 @@ def sentinels(
         options,
     ]
     conf.write_text("\n".join(lines))
-    with subprocess.Popen([str(next(iter(servers().values()))), str(conf), "--sentinel"]) as process:
+    with subprocess.Popen([str(binary or next(iter(servers().values()))), str(conf), "--sentinel"]) as process:
         try:
             with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.02), 200)) as client:
                 client.ping()
@@ -158,6 +183,7 @@ def _node(folder: Path, binary: Path | None) -> Iterator[Node]:
     try:
         yield node
     finally:
+        node.direct.close()
         node.kill()
 
 

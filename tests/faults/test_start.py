@@ -1,0 +1,38 @@
+"""`stepwell serve` on a store that it could not serve from: told at the start, by the command or the setting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.graphs import fold, write_model
+from tests.processes import LAUNCH
+from tests.servers import Server
+
+
+@pytest.fixture
+def account(redis_server: Server) -> str:
+    """The URL of a user that may do all but what reads a batch."""
+    with redis_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "swl", "on", ">secret", "~swl:*", "&swl:*", "+@all", "-mget")
+    return f"unix://swl:secret@{redis_server.socket}"
+
+
+@pytest.mark.parametrize(
+    ("password", "says"), [("secret", "denies us MGET"), ("wrong", "password")], ids=["denied command", "password"]
+)
+def test_what_the_store_denies_is_told_with_exit_code_3(tmp_path: Path, account: str, password: str, says: str) -> None:
+    write_model(tmp_path / "models", "fold", fold)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
+    url = account.replace("secret", password)
+    command = [*LAUNCH, "--models", str(tmp_path / "models"), "--port", "0", "--redis", url]
+
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 3
+    assert says in done.stderr
+    assert password not in done.stderr.replace("password", "")
+    assert "Traceback" not in done.stderr
