@@ -37,8 +37,24 @@ class StepSpec:
         """Check that it is one of the two forms.
 
         Raises:
-            ManifestError: It is neither, or both.
+            ManifestError: It is neither, or both, or something in it is of another kind than it has to be.
         """
+        for what, given in (("inputs", self.inputs), ("states", self.states)):
+            if not isinstance(given, Mapping) or not all(isinstance(name, str) and name for name in given):
+                raise ManifestError(
+                    f"StepSpec's {what} are {_kind(given)}; expected a dict of examples by name.",
+                    fix=f'Give `{what}={{"{what[0]}": example}}`, in the order of `forward`.',
+                )
+        names = self.output_names
+        if names is not None and (isinstance(names, str) or not all(isinstance(name, str) and name for name in names)):
+            raise ManifestError(
+                f"StepSpec's output_names are {names!r}; expected a list of names.", fix='Give `output_names=["y"]`.'
+            )
+        if self.time_axis is not None and type(self.time_axis) is not int:
+            raise ManifestError(
+                f"StepSpec's time_axis is {self.time_axis!r}; expected a whole number.",
+                fix="Give `time_axis=1` for `(batch, timesteps, features)`.",
+            )
         if not self.inputs:
             raise ManifestError("StepSpec has no inputs; expected at least one.", fix="Give `inputs={name: example}`.")
         if bool(self.states) == (self.time_axis is not None):
@@ -47,3 +63,9 @@ class StepSpec:
                 f"StepSpec has {found}; expected one of them.",
                 fix="Give `states` for a module that takes them, `time_axis` for one over whole sequences.",
             )
+
+
+def _kind(given: object) -> str:
+    if isinstance(given, Mapping):
+        return f"named {list(given)}"
+    return f"of type {type(given).__name__}"

@@ -40,10 +40,10 @@ class Input:
     ids: int | None = None
 
     def to_module(self, value: torch.Tensor) -> torch.Tensor:
-        """Bring `(batch, T, *row)` to the module's own axes."""
+        """Bring `(batch, T, *row)` to the module's own axes, in one piece: `view` in the module wants that."""
         if self.time is None:
-            return value[:, 0].movedim(0, self.batch)
-        return value.movedim((0, 1), (self.batch, self.time))
+            return value[:, 0].movedim(0, self.batch).contiguous()
+        return value.movedim((0, 1), (self.batch, self.time)).contiguous()
 
 
 class Draw:

@@ -18,6 +18,7 @@ from model_export.errors import RefusedModelError
 from model_export.torch.modules import first_line, unfused
 from model_export.torch.outputs import flatten
 from model_export.torch.recurrent import answering, written_out
+from model_export.torch.rewording import Reworded
 
 OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""
@@ -27,6 +28,8 @@ def step_graph(
     module: Any, values: Sequence[Tensor], axes: Sequence[int], names: tuple[Sequence[str], Sequence[str]], *, name: str
 ) -> onnx.ModelProto:
     """Trace a module that takes one timestep and its states.
+
+    The older exporter is tried where the newer one fails, which it does over a `view` now and then.
 
     Args:
         module: It takes a tuple of tensors and returns one.
@@ -48,8 +51,15 @@ def step_graph(
             )
     except RefusedModelError:
         raise
-    except Exception as exc:
-        raise _refused(exc) from exc
+    except Exception as exc:  # noqa: BLE001  # whatever torch stumbles over
+        dynamic_axes = {
+            of: {axis: "batch"}
+            for of, axis in [*zip(names[0], axes, strict=True), *zip(names[1], _next_axes(axes, names), strict=True)]
+        }
+        try:
+            return sequence_graph(_Spread(module), values, dynamic_axes, names, name=name)
+        except RefusedModelError:
+            raise _refused(exc) from exc
     assert exported is not None
     return _plain(exported.model_proto, name)
 
@@ -79,7 +89,7 @@ def sequence_graph(
     """
     file = io.BytesIO()
     try:
-        with quiet(), unfused(), torch.no_grad():
+        with quiet(), unfused(), torch.no_grad(), Reworded():
             torch.onnx.export(
                 copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
                 input_names=names[0], output_names=names[1], dynamic_axes=axes,
@@ -104,12 +114,33 @@ class Plain(nn.Module):
             return tuple(tensor for _, tensor in flatten(self.module(*values)))
 
 
+class _Spread(nn.Module):
+    """A module of one tuple as a module of its parts."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *values: Tensor) -> Any:
+        """Run the module."""
+        return self.module(values)
+
+
+def _next_axes(axes: Sequence[int], names: tuple[Sequence[str], Sequence[str]]) -> list[int]:
+    """Return where each output has its batch axis: the next states as the states, which come last."""
+    takes, gives = names
+    states = sum(f"{name}_next" in gives for name in takes)
+    return [0] * (len(gives) - states) + list(axes[len(axes) - states :])
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep torch's exporters from talking: what fails is raised."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    torch._C._jit_set_onnx_log_enabled(False)
+    switch: Any = torch._C._jit_set_onnx_log_enabled
+    switch(False)
+    torch._C._jit_set_onnx_log_enabled = lambda enabled: None  # torch turns its log on again, whatever is asked
     try:
         with (
             warnings.catch_warnings(),
@@ -120,7 +151,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-        torch._C._jit_set_onnx_log_enabled(True)
+        torch._C._jit_set_onnx_log_enabled = switch
+        switch(True)
 
 
 def _refused(exc: Exception) -> RefusedModelError:

@@ -159,7 +159,8 @@ _ASKS_FOR_VALUES = {
 class Watch(TorchFunctionMode):
     """Watches a module run, and refuses Python that asks for the value of a tensor which depends on the input.
 
-    `if x.sum() > 0`, `.item()`: a trace takes one branch and forgets the other, silently.
+    `if x.sum() > 0`, `.item()`: a trace takes one branch and forgets the other, silently. What computes in bfloat16
+    is refused, too.
 
     Attributes:
         operations: How many operations were done.
@@ -183,6 +184,11 @@ class Watch(TorchFunctionMode):
                 )
             found = func(*args, **kwargs)
             made = [value for value in tree_leaves(found) if isinstance(value, torch.Tensor)]
+            if any(value.dtype == torch.bfloat16 for value in made):
+                raise RefusedModelError(
+                    f"The module computes in bfloat16{_place(traceback.extract_stack())}; expected float32.",
+                    fix="Leave torch.autocast and casts to bfloat16 out of `forward`: onnxruntime has no such kernels.",
+                )
             self._kept += made
             self._from_input |= set(map(id, made))
             return found

@@ -95,7 +95,7 @@ class _Layers:
         return x, tuple(torch.stack(parts, dim=1) for parts in zip(*after, strict=True))
 
     def give(self, layer: Any, answer: Tensor, states: States) -> Any:
-        last = tuple(state.transpose(0, 1) for state in states)
+        last = tuple(state.transpose(0, 1).contiguous() for state in states)  # as torch's own, for `h.view`
         return answer.unsqueeze(int(layer.batch_first)), last if isinstance(layer, nn.LSTM) else last[0]
 
 

@@ -109,7 +109,7 @@ class Sequences:
     def raw(self, sequences: Sequence[torch.Tensor], inputs: Sequence[Input]) -> list[torch.Tensor]:
         """Run whole sequences, and leave the outputs as the module gives them."""
         values = [one.to_module(value) for one, value in zip(inputs, sequences, strict=True)]
-        return [tensor for _, tensor in flatten(run(self.module, values, doing="on whole sequences"))]
+        return self._plainly(values)
 
     # ---------------------------------------------------------------- finding out
 
@@ -124,8 +124,12 @@ class Sequences:
                     ids[at] = layer.num_embeddings
 
         with _hooked(self.module, nn.Embedding, see), _hooked(self.module, nn.RNNBase, _refuse_packed):
-            run(self.module, given, doing="on its examples")
+            check_behaviour(self.module, lambda: self._plainly(given, doing="on its examples"))
         return ids
+
+    def _plainly(self, values: list[torch.Tensor], *, doing: str = "on whole sequences") -> list[torch.Tensor]:
+        """Run the module as it is."""
+        return [tensor for _, tensor in flatten(run(self.module, values, doing=doing))]
 
     def _settle(
         self, given: Mapping[str, torch.Tensor], readings: Sequence[Mapping[str, int]], ids: Mapping[int, int]
@@ -245,23 +249,20 @@ class Sequences:
     def _check(self) -> None:
         values = self._example()
 
-        def call() -> list[torch.Tensor]:
-            return [tensor for _, tensor in flatten(run(self.module, values, doing="on whole sequences"))]
-
         alone = self.raw(self.draw.tensors(0, 1, self.only_length or LENGTHS[0]), self.inputs)
-        for one, value, single in zip(self.outputs, call(), alone, strict=True):
+        for one, value, single in zip(self.outputs, self._plainly(values), alone, strict=True):
             numpy_dtype(value, one.called)
             if single.dim() < one.rank:
                 raise RefusedModelError(
                     f"{one.called} has shape {list(single.shape)} for one sequence and {list(value.shape)} for {ROWS}.",
                     fix="Say which axis goes, squeeze(-1): squeeze() alone takes a batch axis of 1 away, too.",
                 )
-        check_behaviour(self.module, call)
+        check_behaviour(self.module, lambda: self._plainly(values))
         with Watch(values) as watch:
-            call()
+            self._plainly(values)
         longer = self._example(self.only_length or LENGTHS[1])
         with Watch(longer) as other:
-            run(self.module, longer, doing="on whole sequences")
+            self._plainly(longer)
         self.loops = watch.operations != other.operations
 
     def _example(self, steps: int | None = None) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ from model_export.manifest import Array
 from model_export.torch.autostep import AutoStep
 from model_export.torch.draw import Draw
 from model_export.torch.graph import sequence_graph
+from model_export.torch.layers import StepLayer
 from model_export.torch.modules import HOW_TO_WRITE_IT, prepared
 from model_export.torch.outputs import named
 from model_export.torch.sequences import LENGTHS, ROWS, Sequences
@@ -24,6 +25,9 @@ from model_export.verify import PrefixAnswers
 
 PREFIXES = (1, 2, 3, 17)
 """Lengths at which an answer for a whole sequence is asked of the module, besides the full one."""
+
+_STEPPED = (StepLayer, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+"""Layers that take one timestep at a time."""
 
 _ATOL, _RTOL = 1e-4, 1e-3
 """How near a stepped module must come to itself to be exported that way; the export's own proof is stricter."""
@@ -145,10 +149,7 @@ def _by_its_graph(
             fix="Build it for any number of timesteps: take it from the input, x.shape[1].",
         ) from reason
     if whole.loops:
-        raise RefusedModelError(
-            "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",
-            fix=HOW_TO_WRITE_IT,
-        )
+        raise _hidden(whole, reason)
     takes = [one.name for one in whole.inputs]
     gives = named([one.path for one in whole.outputs], output_names, takes)
     timed = {
@@ -170,6 +171,22 @@ def _by_its_graph(
         )
     except StepwellError as exc:
         raise RefusedModelError(exc.problem, fix=f"{exc.fix} {HOW_TO_WRITE_IT}".strip()) from exc
+
+
+def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:
+    """Return the error for a module whose loops cannot be looked into."""
+    loops = [f"{p!r} ({type(part).__name__})" for p, part in whole.module.named_modules() if isinstance(part, _STEPPED)]
+    if not loops:
+        return RefusedModelError(
+            "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",
+            fix=HOW_TO_WRITE_IT,
+        )
+    return RefusedModelError(
+        f"The module goes through the timesteps with {', '.join(loops)}, and carries something besides: "
+        f"{reason.problem}",
+        fix="What that is cannot be seen in such a module. A padded convolution: make it a "
+        f"model_export.torch.CausalConv1d, which has the same weights. Anything else in the loop: {HOW_TO_WRITE_IT}",
+    )
 
 
 class _Straight(nn.Module):

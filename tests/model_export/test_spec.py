@@ -27,6 +27,11 @@ def test_both_forms_are_taken() -> None:
         ({"inputs": {}}, "no inputs"),
         ({"inputs": ONE}, "neither states nor a time_axis"),
         ({"inputs": ONE, "states": {"h": 0}, "time_axis": 1}, "both states and a time_axis"),
+        ({"inputs": [[0.0]], "time_axis": 1}, "inputs are of type list; expected a dict"),
+        ({"inputs": {0: [0.0]}, "time_axis": 1}, "inputs are named [0]"),
+        ({"inputs": ONE, "states": 3}, "states are of type int"),
+        ({"inputs": ONE, "time_axis": "time"}, "time_axis is 'time'; expected a whole number"),
+        ({"inputs": ONE, "time_axis": 1, "output_names": "y"}, "output_names are 'y'; expected a list"),
     ],
 )
 def test_anything_else_is_refused(parts: dict[str, Any], told: str) -> None:

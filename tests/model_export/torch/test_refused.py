@@ -10,7 +10,7 @@ import pytest
 
 from model_export import StepSpec
 from model_export.errors import RefusedModelError
-from model_export.torch import candidate
+from model_export.torch import StepLayer, candidate
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch
@@ -46,6 +46,36 @@ class Keeps(nn.Module):
         else:
             self.kept = h
         return h
+
+
+class KeepsWhatFits(nn.Module):
+    """Goes on from where the last call ended, if that had as many sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 4, batch_first=True)
+        self.kept: Any = None
+
+    def forward(self, x: Any) -> Any:
+        goes_on = self.kept is not None and self.kept.shape[1] == x.shape[0]
+        y, self.kept = self.gru(x, self.kept if goes_on else None)
+        return y
+
+
+class Smoothing(StepLayer):
+    """A layer of one's own with state."""
+
+    def initial_states(self) -> dict[str, Any]:
+        return {"mean": torch.zeros(1, 4)}
+
+    def step(self, x: Any, *states: Any) -> tuple[Any, ...]:
+        mean = 0.9 * states[0] + 0.1 * x
+        return mean, mean
+
+
+def autocast(m: Any, x: Any) -> Any:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return m.head(x).float()
 
 
 def packed(m: Any, x: Any) -> Any:
@@ -92,6 +122,11 @@ WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "packed": (lambda: whole(of(packed, lstm=lstm())), "given a packed sequence"),
     "buffer": (lambda: whole(Keeps(in_buffer=True)), "changes its buffer 'h'"),
     "attribute": (lambda: whole(Keeps(in_buffer=False)), "keeps something from call to call"),
+    "attribute_that_fits": (lambda: whole(KeepsWhatFits()), "keeps something from call to call"),
+    "bfloat16": (
+        lambda: whole(of(autocast, head=nn.Linear(4, 2))),
+        "computes in bfloat16 (test_refused.py, line ",
+    ),
     "random": (
         lambda: whole(of(lambda m, x: F.dropout(m.lstm(x)[0], 0.5), lstm=lstm())),
         "draws random numbers in eval mode",
@@ -127,6 +162,12 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "own_recurrence": (
         lambda: whole(of(own_recurrence, w=nn.Linear(4, 4), u=nn.Linear(4, 4))),
         "a loop over the timesteps in its own code",
+    ),
+    "layer_and_padding": (
+        lambda: whole(
+            of(lambda m, x: m.own(m.conv(F.pad(x.mT, (2, 0))).mT), own=Smoothing(), conv=nn.Conv1d(4, 4, 3)),
+        ),
+        "goes through the timesteps with 'own' (Smoothing), and carries something besides",
     ),
     "encoder_decoder": (
         lambda: whole(of(encoder_decoder, encoder=lstm(), decoder=lstm())),
@@ -171,6 +212,13 @@ def test_a_module_over_whole_sequences_is_refused_with_the_reason(name: str) -> 
     build, told = WHOLE[name]
 
     assert told in refusal(build()).problem
+
+
+def test_what_torchs_exporter_prints_is_kept_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    refused = refusal(whole(of(lambda m, x: m.head(x.cummax(1).values), head=nn.Linear(4, 2))))
+
+    assert "aten::cummax" in refused.problem
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", BY_ITS_GRAPH)

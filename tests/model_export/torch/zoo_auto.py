@@ -213,6 +213,18 @@ def in_training() -> StepSpec:
     return whole(of(lambda m, x: m.head(m.drop(m.rnn(x)[0])), **parts).train())
 
 
+def viewed() -> StepSpec:
+    """Views of what is in one piece in torch, and over which its newer exporter stumbles."""
+
+    def run(m: Any, x: Any) -> Any:
+        seen = torch.relu(m.see(x.view(x.shape[0] * x.shape[1], -1))).view(*x.shape[:2], -1)
+        h, c = m.lstm(seen)[1]
+        h = h.view(2, 1, x.size(0), 6)[:, 0].permute(1, 0, 2).contiguous().view(x.size(0), -1)
+        return m.head(h), c.view(-1, 6).view(2, -1, 6)[-1]
+
+    return whole(of(run, see=nn.Linear(4, 5), lstm=nn.LSTM(5, 6, 2, batch_first=True), head=nn.Linear(12, 2)))
+
+
 ZOO = {
     "stacked": ZooModule(stacked, "LSTM of two layers with dropout, LayerNorm, GRU, Linear", "h and c of each layer"),
     "rnn_tanh": ZooModule(
@@ -242,6 +254,7 @@ ZOO = {
     "last_state": ZooModule(
         last_state, "a head on the last hidden states, h_n", "h and c; each timestep answers for those so far"
     ),
+    "viewed": ZooModule(viewed, "inputs and last states as views of other shapes", "h and c of each layer"),
     "learned_start": ZooModule(learned_start, "GRU with a learned initial state", "h, which begins with the parameter"),
     "cells_in_a_loop": ZooModule(
         cells_in_a_loop, "Embedding, LSTMCell, GRUCell and RNNCell in a loop over time", "the states of the cells"

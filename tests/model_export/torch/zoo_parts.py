@@ -59,6 +59,8 @@ def randomise(module: Any) -> None:
         if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.uniform_(part.bias, -0.5, 0.5)
+        if isinstance(part, nn.RMSNorm):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(part.running_mean, -0.5, 0.5)
             nn.init.uniform_(part.running_var, 0.5, 1.5)

@@ -69,11 +69,42 @@ def differences() -> StepSpec:
     return whole(of(run, gru=nn.GRU(8, 5, batch_first=True)))
 
 
+def selective() -> StepSpec:
+    """The front of a Mamba block: operations that torch's older exporter has no words for."""
+
+    def run(m: Any, x: Any) -> Any:
+        h, gate = m.into(m.norm(x)).chunk(2, dim=-1)
+        h = F.silu(m.conv(h.mT)[..., :-3].mT)
+        return x + m.out(torch.logaddexp(h, gate) * F.silu(gate))
+
+    parts = {
+        "norm": nn.RMSNorm(4),
+        "into": nn.Linear(4, 12),
+        "conv": nn.Conv1d(6, 6, 4, groups=6, padding=3),
+        "out": nn.Linear(6, 4),
+    }
+    return whole(of(run, **parts))
+
+
+def unfolded() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        windows = F.pad(x, (0, 0, 2, 0)).unfold(1, 3, 1)
+        return m.head(torch.cat([windows.flatten(2), torch.diff(x, dim=1, prepend=x[:, :1])], dim=-1))
+
+    return whole(of(run, head=nn.Linear(16, 3)))
+
+
 ZOO = {
     "padded": ZooModule(padded, "Conv1d behind F.pad on the left, dilated, BatchNorm1d", "the past of each"),
     "pad_layers": ZooModule(pad_layers, "ConstantPad1d and ZeroPad1d before Conv1d", "the past of each, padding first"),
     "chomped": ZooModule(chomped, "Conv1d padded on both sides and cut on the right", "the past of each"),
     "with_an_lstm": ZooModule(with_an_lstm, "a padded Conv1d, then an LSTM and its last timestep", "the past, h and c"),
     "running_mean": ZooModule(running_mean, "cumsum over time", "the sum so far"),
+    "selective": ZooModule(
+        selective, "RMSNorm, a padded depthwise Conv1d, gates: the front of a Mamba block", "the past"
+    ),
+    "unfolded": ZooModule(
+        unfolded, "windows by `unfold`, differences by `diff` that begin with zero", "the past, the timestep before"
+    ),
     "differences": ZooModule(differences, "differences of neighbours, then a GRU", "the timestep before, and h"),
 }
