@@ -10,8 +10,8 @@ from typing import Any
 
 from model_export.candidate import Candidate, prove
 from model_export.errors import FileError, UnclearModelError
-from model_export.files import check_target, write_whole
-from model_export.manifest import NAME, sidecar_of
+from model_export.files import check_new_file, write_whole
+from model_export.manifest import NAME
 from model_export.original import Progress
 from model_export.precision import FULL, Precision, saved
 from model_export.report import ParityReport
@@ -75,11 +75,7 @@ def export_source(
     name = name or target.stem
     if not NAME.fullmatch(name):
         raise UnclearModelError(f"The model's name would be {name!r}; expected {NAME.pattern}.", fix="Give `--name`.")
-    check_target(target)
-    if (sidecar := sidecar_of(target)).exists():
-        raise FileError(
-            f"{sidecar} is there, and would win over the manifest of the file to be written.", fix="Remove it first."
-        )
+    check_new_file(target, source=Path(source) if isinstance(source, str) else None)
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
     full = candidate_of(load_source(source), name=name, time_axes=time_axes, progress=progress)

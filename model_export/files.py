@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from model_export.errors import FileError
+from model_export.manifest import sidecar_of
 
 
 def check_target(path: Path) -> None:
@@ -22,6 +23,21 @@ def check_target(path: Path) -> None:
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         found = "cannot be written to" if path.parent.is_dir() else "is not there"
         raise FileError(f"{path} cannot be written: the folder {path.parent} {found}.", fix=_way_out(path))
+
+
+def check_new_file(target: Path, *, source: Path | None) -> None:
+    """Look whether a new model file can be written beside the one that it is made of.
+
+    Raises:
+        FileError: It cannot, or it is the file that was given, or a manifest beside it would win over its own.
+    """
+    check_target(target)
+    if source is not None and target.resolve() == source.resolve():
+        raise FileError(f"{target} is the file that was given; it is not touched.", fix="Give another name with `-o`.")
+    if (sidecar := sidecar_of(target)).exists():
+        raise FileError(
+            f"{sidecar} is there, and would win over the manifest of the file to be written.", fix="Remove it first."
+        )
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from model_export.batchify import batchify
-from model_export.errors import FileError, ParityError, UnclearModelError
-from model_export.files import check_target, write_whole
+from model_export.errors import ParityError, UnclearModelError
+from model_export.files import write_whole
 from model_export.fold_context import fold_context
-from model_export.manifest import METADATA_KEY, Array, Manifest, Parity, sidecar_of
+from model_export.manifest import METADATA_KEY, Array, Manifest, Parity
 from model_export.onnx_file import read_model
 from model_export.probe import nearly_equal, random_rows
 from model_export.prove import ATOL, RTOL
@@ -65,21 +65,6 @@ def rewrite(path: Path, manifest: Manifest, changes: Sequence[Change], *, steps:
         sequences=["random"],
     )
     return content, described.model_copy(update={"verified": verified})
-
-
-def check_new_file(target: Path, *, source: Path) -> None:
-    """Look whether the new file can be written, before the work that makes it.
-
-    Raises:
-        FileError: It cannot, or it is the file that was given, or a manifest beside it would win over its own.
-    """
-    check_target(target)
-    if target.resolve() == source.resolve():
-        raise FileError(f"{target} is the file that was given; it is not touched.", fix="Give another name with `-o`.")
-    if (sidecar := sidecar_of(target)).exists():
-        raise FileError(
-            f"{sidecar} is there, and would win over the manifest of the file to be written.", fix="Remove it first."
-        )
 
 
 def write_new_file(target: Path, content: bytes, manifest: Manifest) -> None:

@@ -63,4 +63,5 @@ def candidate(
         samplers=samplers or {"random": sampler_of(step)},
         probe=SequenceOriginal(step).activations if original is None else None,
         only_length=step.doors.only_steps if original is None else None,
+        rounding=step.rounding,
     )

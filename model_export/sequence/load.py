@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from model_export.errors import FileError, MissingExtraError, ModelLoadError, UnclearModelError
-from model_export.manifest import Array
+from model_export.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError, UnclearModelError
+from model_export.manifest import METADATA_KEY, Array
+from model_export.sequence.attention import with_attention_written_out
 
 GATED = {"LSTM", "GRU", "RNN"}
 
@@ -29,10 +30,16 @@ def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
         MissingExtraError: The onnx package is not installed.
         FileError: There is no such file.
         ModelLoadError: The file is no ONNX model.
+        RefusedModelError: It is a step graph that was exported already.
         UnclearModelError: A constant is no input.
     """
     onnx = require_onnx()
     model = _read(onnx, Path(source)) if isinstance(source, str | Path) else source
+    if any(entry.key == METADATA_KEY for entry in model.metadata_props):
+        raise RefusedModelError(
+            f"{model.graph.name!r} is a step graph with its manifest already; expected a graph over whole sequences.",
+            fix="Serve it as it is, or export the model that it was made of; `stepwell inspect` shows it.",
+        )
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     if plain.functions:
@@ -41,6 +48,7 @@ def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
     weights = {tensor.name for tensor in plain.graph.initializer}
     inputs = [value for value in plain.graph.input if value.name not in weights]
     _replace(plain.graph.input, inputs)
+    plain = with_attention_written_out(plain)
     _name_nodes(plain.graph)
     _replace(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
     _drop_idle_inputs(onnx, plain.graph)

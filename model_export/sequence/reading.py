@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice, product
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ _TIME = re.compile(r"time|seq|len|step|frame|^[tTlLsS]$", re.IGNORECASE)
 _BATCH = re.compile(r"batch|^[bBnN]$|^bs$", re.IGNORECASE)
 _TRIES = 48
 """Readings of one kind that are tried."""
+_KEPT = 512
+"""Readings of the first inputs that are kept when another is added: all of three inputs."""
 
 
 def find_doors(
@@ -90,7 +92,7 @@ class _Search:
     def __init__(self, proto: Any, declared: Declared, choices: list[list[Door]], *, told: bool) -> None:
         self._proto = proto
         self._declared = declared
-        self._choices = choices
+        self._readings = _together(choices, declared)
         self._told = told
         self._score = -np.inf
         self._loaded = session(proto, every_tensor=True)
@@ -100,7 +102,7 @@ class _Search:
 
     def try_all(self, *, any_rows: bool, any_steps: bool) -> None:
         """Try the likeliest readings of one kind: free or fixed in rows and timesteps."""
-        readings = _combined(self._choices, self._declared, any_rows=any_rows, any_steps=any_steps)
+        readings = _combined(self._readings, self._declared, any_rows=any_rows, any_steps=any_steps)
         for doors in islice(readings, _TRIES):
             if self.best is not None and not doors.honest(self._declared):
                 continue  # it was declared free, and it is
@@ -164,11 +166,11 @@ def _bound(name: str, dtype: str, dims: list[int | str | None], slot: str) -> li
     return [Door(name, dtype, sizes, batch, None, "state") for batch in (*likely, None, *rest)]
 
 
-def _combined(choices: list[list[Door]], declared: Declared, *, any_rows: bool, any_steps: bool) -> Iterator[Doors]:
-    """Yield readings of all inputs together, the likeliest first: axes that agree, names that agree."""
-    ranked = [sorted(options, key=lambda door: -_prior(Doors((door,)), declared))[:8] for options in choices]
-    seen: list[tuple[float, Doors]] = []
-    for doors in product(*ranked):
+def _combined(
+    readings: list[tuple[Door, ...]], declared: Declared, *, any_rows: bool, any_steps: bool
+) -> Iterator[Doors]:
+    """Yield readings of one kind, in order."""
+    for doors in readings:
         if not any(door.time is not None for door in doors):
             continue
         rows = steps = None
@@ -182,9 +184,23 @@ def _combined(choices: list[list[Door]], declared: Declared, *, any_rows: bool, 
             sizes = {door.sizes[door.batch] for door in doors if door.batch is not None}
             sizes -= {2} if len(sizes) > 1 else set()
             rows = min(sizes, default=1)
-        seen.append((_prior(Doors(doors), declared), Doors(doors, rows, steps)))
-    seen.sort(key=lambda pair: -pair[0])
-    yield from (doors for _, doors in seen)
+        yield Doors(doors, rows, steps)
+
+
+def _together(choices: list[list[Door]], declared: Declared) -> list[tuple[Door, ...]]:
+    """Return the likeliest readings of all inputs together: axes that agree, names that agree.
+
+    One input is added after another, and the best so far are kept: all of them are too many to be looked at.
+    """
+
+    def likely(doors: tuple[Door, ...]) -> float:
+        return -_prior(Doors(doors), declared)
+
+    found: list[tuple[Door, ...]] = [()]
+    for options in choices:
+        best = sorted(options, key=lambda door: likely((door,)))[:8]
+        found = sorted(((*doors, door) for doors in found for door in best), key=likely)[:_KEPT]
+    return found
 
 
 def _prior(doors: Doors, declared: Declared) -> float:

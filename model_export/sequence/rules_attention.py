@@ -59,6 +59,12 @@ def on_square(walk: Walk, node: onnx.NodeProto) -> None:
 def attention(walk: Walk, node: onnx.NodeProto) -> None:
     """Attention as one operator: what it looks back on grows with the stream."""
     if walk.timed(node, node.input[1:3]):
+        if len(node.input) > 3 and node.input[3]:
+            raise walk.refuse(
+                node,
+                "attends over time with a mask that cannot be read in this form of it",
+                "Export with an opset below 23, where attention is written as MatMul and Softmax.",
+            )
         raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _WHY)
     pointwise(walk, node)
 

@@ -71,7 +71,8 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
     rest = {other: cut for other, cut in cuts.items() if other != axis}
     if len({part[0] for part in parts}) == 1 and walk.facts.time_axis(node.output[0]) is not None:
         step_tensor = _sliced(walk, node, walk.ref(name, offset), rest)
-        walk.give(node, node.output[0], step_tensor, "timed", offset - start)
+        edge = walk.tensor(name).edge and offset > start
+        walk.give(node, node.output[0], step_tensor, "timed", offset - start, edge=edge)
         return
     back = {size - part[1] for size, part in zip(sizes, parts, strict=True)}
     length = {part[1] - part[0] for part in parts}

@@ -90,19 +90,19 @@ def reshape(walk: Walk, node: onnx.NodeProto) -> None:
 
 def count_up(walk: Walk, node: onnx.NodeProto) -> None:
     """Range over the timesteps: a state that counts them."""
-    if any(walk.known(name) is None for name in node.input):
+    known = [walk.known(name) for name in node.input]
+    if any(parts is None for parts in known) or any((part != known[k][0]).any() for k in (0, 2) for part in known[k]):
         pointwise(walk, node)
         return
     name = node.output[0]
     start, _, delta = (walk.facts.value(given) for given in node.input)
-    if any(part.dtype.kind not in "iu" for part in (start, delta)):
-        raise walk.refuse(node, "counts in floats")
+    dtype = walk.facts.value(name).dtype
     offset = max(walk.facts.surplus(name), 0)
     graph = walk.graph
-    scaled = graph.op("Mul", graph.position(), graph.ints([int(delta)]))
-    value = graph.op("Add", scaled, graph.ints([int(start) + offset * int(delta)]))
-    kind = onnx.helper.np_dtype_to_tensor_dtype(walk.facts.value(name).dtype)
-    walk.give(node, name, graph.op("Cast", value, to=kind), "timed", offset)
+    place = graph.op("Add", graph.position(), graph.ints([offset]))
+    count = graph.op("Cast", place, to=onnx.helper.np_dtype_to_tensor_dtype(dtype))
+    scaled = graph.op("Mul", count, graph.constant(delta.reshape(1)))
+    walk.give(node, name, graph.op("Add", scaled, graph.constant(start.reshape(1))), "timed", offset)
     walk.mark_position(name)
 
 

@@ -114,7 +114,7 @@ def scan(walk: Walk, node: onnx.NodeProto) -> None:
 
 def loop(walk: Walk, node: onnx.NodeProto) -> None:
     """Loop over time: one turn of it; what it carries is a state, but for counters and what it collects."""
-    if not _turns_with_time(walk, node):
+    if not turns_with_time(walk, node):
         pointwise(walk, node)
         return
     timed = walk.timed(node)
@@ -281,7 +281,7 @@ def _over_time(walk: Walk, name: str, axis: int) -> bool:
     return walk.tensor(name).kind == "timed" and walk.facts.time_axis(name) == axis
 
 
-def _turns_with_time(walk: Walk, node: onnx.NodeProto) -> bool:
+def turns_with_time(walk: Walk, node: onnx.NodeProto) -> bool:
     """Whether the number of turns of a Loop, or what it compares it with, is the number of timesteps."""
     for name in walk.uses(node):
         known = walk.known(name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 
@@ -16,10 +17,11 @@ from model_export.sequence.door import Door, Doors
 from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
 from model_export.sequence.load import captures, load_graph
 from model_export.sequence.reading import find_doors
+from model_export.sequence.rows import is_for_one_row, rows_are_apart
 from model_export.sequence.rules_attention import attention, matmul, on_square
 from model_export.sequence.rules_cut import concat, gather, pad, slice_, split
 from model_export.sequence.rules_plain import count_up, pointwise, reshape
-from model_export.sequence.rules_recurrent import cumsum, gated, loop, native, scan
+from model_export.sequence.rules_recurrent import cumsum, gated, loop, native, scan, turns_with_time
 from model_export.sequence.rules_window import convolution, transposed
 from model_export.sequence.sizes import with_squeeze_axes, without_known_branches
 from model_export.sequence.tensor import Tensor
@@ -53,6 +55,9 @@ RULES: dict[str, Rule] = {
     "Split": split,
 }
 """Operators that need more than to be emitted as they are."""
+
+HALF = 5e-3
+"""How far float16 is from exact, as of Keras' layers in mixed_float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,7 @@ class SequenceStep:
         doors: What the sequence graph takes.
         outputs: Where its answers have their axes.
         watched: Nodes to compare where the answers differ, in order.
+        rounding: How far the graph is from exact, where it computes in float16.
     """
 
     proto: onnx.ModelProto
@@ -108,6 +114,7 @@ class SequenceStep:
     doors: Doors
     outputs: dict[str, OutputFacts]
     watched: list[Watched]
+    rounding: float = 0.0
 
 
 def step_of(
@@ -133,7 +140,10 @@ def step_of(
 
 
 def _step_of(source: Any, graph: onnx.ModelProto, name: str, time_axes: Mapping[str, int]) -> SequenceStep:
-    doors = find_doors(graph, declared_of(source, graph), time_axes=time_axes)
+    declared = declared_of(source, graph)
+    doors = find_doors(graph, declared, time_axes=time_axes)
+    if is_for_one_row(doors, declared) and not rows_are_apart(graph, doors):
+        doors = replace(doors, only_rows=1)
     graph = with_squeeze_axes(without_known_branches(graph, doors), doors)
     if doors.only_rows not in {None, 1}:
         raise RefusedModelError(
@@ -148,7 +158,8 @@ def _step_of(source: Any, graph: onnx.ModelProto, name: str, time_axes: Mapping[
     walk.run(RULES, pointwise, on_square)
     answers, outputs = _give(walk, doors)
     walk.graph.drop_unused_states()
-    if not walk.graph.states and not doors.sure:
+    loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
+    if not walk.graph.states and not doors.sure and not loops:
         raise UnclearModelError(
             f"Nothing is carried from timestep to timestep when {_time_of(doors)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
@@ -160,7 +171,13 @@ def _step_of(source: Any, graph: onnx.ModelProto, name: str, time_axes: Mapping[
         outputs=answers,
         batch=BatchSpec(mode="single" if _one_row(walk, doors) else "stack"),
     )
-    return SequenceStep(walk.graph.proto(name, graph), manifest, graph, doors, outputs, _watched(walk))
+    proto = walk.graph.proto(name, graph)
+    return SequenceStep(proto, manifest, graph, doors, outputs, _watched(walk), _rounding(facts))
+
+
+def _rounding(facts: Facts) -> float:
+    """Return what a graph with float16 in it may be off by: adding up in another order shows in its last digits."""
+    return HALF if any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values()) else 0.0
 
 
 def _watched(walk: Walk) -> list[Watched]:

@@ -55,7 +55,7 @@ class Walk:
                 if any(self.tensors[name].kind == "square" for name in self.uses(node)):
                     on_square(self, node)
                     continue
-                self.need(*(name for name in self.uses(node) if not self._is_front(node, name)))
+                self.need(*(name for name in self.uses(node) if not self._may_be_refused(node, name)))
                 rules.get(node.op_type, default)(self, node)
                 for name in outputs:
                     self._check_causal(node, name)
@@ -266,8 +266,13 @@ class Walk:
 
     # ---------------------------------------------------------------- private
 
-    def _is_front(self, node: onnx.NodeProto, name: str) -> bool:
-        """Whether a tensor is the beginning of the sequence, which may be joined to the rest of it again."""
+    def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
+        """Whether a rule says itself what becomes of a tensor that cannot be stepped.
+
+        It is the beginning of the sequence, which may be joined to the rest of it again, or the mask of an attention.
+        """
+        if node.op_type == "Attention":
+            return name in node.input[3:4]
         return node.op_type == "Concat" and self.tensors[name].kind == "refused" and bool(self.tensors[name].step)
 
     def _is_known(self, node: onnx.NodeProto) -> bool:

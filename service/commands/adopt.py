@@ -14,10 +14,11 @@ import typer
 
 from model_export.adopt import Adoption, write_sidecar
 from model_export.adopt import adopt as adopt_graph
+from model_export.files import check_new_file
 from model_export.hints import Hints, Kind
 from model_export.manifest import Manifest
 from model_export.precision import StoreDType, StoreEffect, narrow_store
-from model_export.rewrite import Change, check_new_file, rewrite, write_new_file
+from model_export.rewrite import Change, rewrite, write_new_file
 from service.commands.tables import named_values, parity_words, show, size_words, tensors_table
 
 

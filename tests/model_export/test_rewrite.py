@@ -11,10 +11,11 @@ from onnx import numpy_helper
 
 from model_export.adopt import adopt
 from model_export.errors import FileError, ParityError, RefusedModelError, UnclearModelError
+from model_export.files import check_new_file
 from model_export.fold_context import fold_context
 from model_export.hints import Hints
 from model_export.manifest import Array, Manifest
-from model_export.rewrite import Change, check_new_file, rewrite, write_new_file
+from model_export.rewrite import Change, rewrite, write_new_file
 from model_export.step_model import StepModel
 from tests import graphs
 from tests.published import published

@@ -11,7 +11,8 @@ import onnx
 import onnx.reference
 import pytest
 
-from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelError
+from model_export.candidate import prove
+from model_export.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.export import export_source
 from model_export.sequence import candidate
 from model_export.step_model import StepModel
@@ -60,6 +61,31 @@ def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["sequence.onnx"]
 
 
+def test_the_file_that_is_given_is_never_written_over(tmp_path: Path) -> None:
+    source = Path(saved(tmp_path, ZOO["cumsum"].build()))
+    before = source.read_bytes()
+    with pytest.raises(FileError, match="is the file that was given"):
+        export_source(str(source), source)
+
+    assert source.read_bytes() == before
+
+
+def test_what_was_exported_already_is_told_from_a_sequence_graph(tmp_path: Path) -> None:
+    export_source(saved(tmp_path, ZOO["cumsum"].build()), tmp_path / "sum.onnx")
+    with pytest.raises(RefusedModelError, match="'sum' is a step graph with its manifest already"):
+        candidate(tmp_path / "sum.onnx", name="again")
+
+
+def test_a_graph_of_many_inputs_is_read_in_a_moment() -> None:
+    """There are more ways to read thirteen inputs together than can be looked at."""
+    names = [f"cache_{at}" for at in range(12)]
+    takes = ", ".join(f"float[N, 4] {name}" for name in ("x", *names))
+    gives = ", ".join(f"float[N, 4] {name}_next" for name in names)
+    nodes = " ".join(f"{name}_next = Add ({name}, x)" for name in names)
+    with pytest.raises(UnclearModelError, match="Nothing is carried from timestep to timestep"):
+        candidate(graph(f"({takes}) => ({gives}) {{ {nodes} }}"), name="many")
+
+
 def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("no model")
 
@@ -99,6 +125,17 @@ def test_without_the_onnx_package_one_line_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert "pip install 'stepwell[onnx]'" in done.stdout
+
+
+def test_a_graph_in_float16_is_held_to_what_float16_can_tell() -> None:
+    """Its convolution adds up in another order where it is given all timesteps."""
+    half = np.random.default_rng(0).standard_normal((3, 4, 3)).astype(np.float16)
+    text = "(float16[batch, 4, time] x) => (float16[batch, 3, time] y) { p = Pad (x, pads) y = Conv (p, W) }"
+    model = graph(text, pads=np.array([0, 0, 2, 0, 0, 0]), W=half)
+    _, report = prove(candidate(model, name="half"), long_steps=1000)
+
+    assert report.parity.atol == 5e-3
+    assert 0 < report.parity.max_abs < 5e-3
 
 
 def test_the_callers_model_is_left_alone() -> None:

@@ -10,7 +10,10 @@ from model_export.sequence import candidate
 from model_export.step_model import StepModel
 from tests.model_export.sequence.zoo import ZOO
 
-ONE_ROW = {"cumulative_norm", "positions", "one_dimension", "batch_of_one", "length_in_shapes"}
+ONE_ROW = {
+    "cumulative_norm", "positions", "positions_in_floats", "one_dimension", "batch_of_one", "made_for_one_row",
+    "length_in_shapes",
+}  # fmt: skip
 """Graphs whose rows cannot be run together."""
 
 

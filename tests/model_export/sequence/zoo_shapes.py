@@ -182,6 +182,13 @@ ZOO: dict[str, Entry] = {
     ),
     "function": Entry(with_function, "local functions", "inlined"),
     "known_branch": Entry(known_branch, "If whose condition follows from sizes", "the branch that is taken"),
+    "positions_in_floats": Entry(
+        lambda: graph(f"({X}) => (float[batch, time, 4] y) {{ s = Shape (x) t = Gather (s, where) "
+                      "f = Cast <to = 1> (t) e = Add (f, first) n = Range (first, e, first) "
+                      "u = Unsqueeze (n, one) c = CumSum (x, axis) y = Div (c, u) }",
+                      where=np.int64(1), first=np.float32(1), one=ints(1), axis=np.int64(1)),
+        "the mean of the timesteps so far, counted by a Range of floats", "the sum, and a state that counts",
+    ),
     "one_dimension": Entry(
         lambda: graph("(float[time] x) => (float[time] y) { y = CumSum (x, zero) }", zero=np.int64(0)),
         "no batch axis", "one row a run",
@@ -197,6 +204,11 @@ ZOO: dict[str, Entry] = {
         lambda: graph("(float[1, time, 4] x) => (float[1, time, 4] y) { a = Reshape (x, shape) b = CumSum (a, one) "
                       "y = Reshape (b, shape) }", shape=ints(1, -1, 4), one=np.int64(1)),
         "a graph for one row only", "one row a run",
+    ),
+    "made_for_one_row": Entry(
+        lambda: graph("(float[1, time, 4] x) => (float[1, time, 4] y) { c = CumSum (x, one) m = ReduceMean <axes = "
+                      "[0, 2], keepdims = 1> (c) y = Sub (c, m) }", one=np.int64(1)),
+        "a graph for one row that takes rows together where it is given several", "one row a run",
     ),
     "length_in_shapes": Entry(
         lambda: graph("(float[1, 20, 4] x) => (float[1, 20, 5] y) { f = Reshape (x, flat) g = MatMul (f, V) "

@@ -80,7 +80,33 @@ def keys_and_values() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def attention_operator() -> onnx.ModelProto:
+    """As PyTorch's exporter writes attention from opset 23 on."""
+    return graph(
+        f"""({X}) => (float[batch, time, 4] y) {{
+            q = MatMul (x, Wq)
+            k = MatMul (x, Wk)
+            v = MatMul (x, Wv)
+            shape = Shape (x)
+            steps = Gather <axis = 0> (shape, one)
+            places = Range (zero, steps, one)
+            rows = Unsqueeze (places, ones)
+            columns = Unsqueeze (places, zeros)
+            age = Sub (rows, columns)
+            near = Less (age, four)
+            y = Attention <is_causal = 1, q_num_heads = 2, kv_num_heads = 2> (q, k, v, near)
+        }}""",
+        opset=23,
+        Wq=(4, 4), Wk=(4, 4), Wv=(4, 4), zero=np.int64(0), one=np.int64(1), zeros=ints(0), ones=ints(1),
+        four=np.int64(4),
+    )  # fmt: skip
+
+
 ZOO: dict[str, Entry] = {
+    "attention_operator": Entry(
+        attention_operator, "the operator Attention with a mask for the last four timesteps",
+        "written out; keys and values of the window as states",
+    ),
     "last_by_state": Entry(
         lambda: graph(f"({X}) => (float[batch, 2] y) {{ xt = Transpose <perm = [1, 0, 2]> (x) "
                       "yt, h = GRU <hidden_size = 5> (xt, W, R, B) hs = Squeeze (h, zero) y = Gemm (hs, V) }",

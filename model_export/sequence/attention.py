@@ -1,0 +1,79 @@
+"""Writes the operator Attention out where it has a mask: what that lets through can be read off the softmax then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def with_attention_written_out(model: Any) -> Any:
+    """Return a graph with MatMul and Softmax in the place of every Attention that has a mask, and nothing special.
+
+    Those with past keys, or with fewer heads for keys than for queries, stay as they are.
+    """
+    import onnx
+    import onnx.shape_inference
+
+    nodes = list(model.graph.node)
+    if not any(_is_masked(node) for node in nodes):
+        return model
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+    types = {name: (kind.elem_type, len(kind.shape.dim)) for name, kind in values.items() if kind.HasField("shape")}
+    types |= {tensor.name: (tensor.data_type, len(tensor.dims)) for tensor in graph.initializer}
+    del model.graph.node[:]
+    for node in nodes:
+        is_open = _is_masked(node) and all(name in types for name in (node.input[0], node.input[3]))
+        model.graph.node.extend(_written_out(node, types) if is_open else [node])
+    return model
+
+
+def _is_masked(node: Any) -> bool:
+    if node.op_type != "Attention" or node.domain not in {"", "ai.onnx"} or not any(node.input[3:4]):
+        return False
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    heads = {attributes[name].i for name in ("q_num_heads", "kv_num_heads") if name in attributes}
+    capped = "softcap" in attributes and attributes["softcap"].f != 0
+    return len(heads) < 2 and not capped and not any(node.input[4:]) and not any(node.output[1:])
+
+
+def _written_out(node: Any, types: dict[str, tuple[int, int]]) -> list[Any]:
+    """Source: ONNX operator Attention."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    query, key, value, mask = node.input[:4]
+    kind, rank = types[query]
+    real = helper.tensor_dtype_to_np_dtype(kind)
+    stem = node.name or node.output[0]
+    made: list[Any] = []
+
+    def op(operator: str, *inputs: str, out: str = "", **more: Any) -> str:
+        name = out or f"{stem}/{operator}_{len(made)}"
+        made.append(helper.make_node(operator, inputs, [name], name=name, **more))
+        return name
+
+    def constant(number: Any) -> str:
+        return op("Constant", value=numpy_helper.from_array(np.asarray(number)))
+
+    if rank == 3:  # the heads side by side
+        apart = constant(np.array([0, 0, attributes["q_num_heads"], -1], np.int64))
+        query, key, value = (op("Transpose", op("Reshape", x, apart), perm=[0, 2, 1, 3]) for x in (query, key, value))
+    if scale := attributes.get("scale"):
+        factor = constant(real.type(scale))
+    else:
+        width = op("Gather", op("Shape", query), constant(np.int64(3)))
+        factor = op("Reciprocal", op("Sqrt", op("Cast", width, to=kind)))
+    scores = op("Mul", op("MatMul", query, op("Transpose", key, perm=[0, 1, 3, 2])), factor)
+    lowest = constant(np.finfo(real).min)
+    if attributes.get("is_causal"):
+        both = op("Slice", op("Shape", scores), constant(np.array([2])), constant(np.array([4])))
+        ones = op("ConstantOfShape", both, value=helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]))
+        scores = op("Where", op("Cast", op("Trilu", ones, upper=0), to=TensorProto.BOOL), scores, lowest)
+    is_bool = types[mask][0] == TensorProto.BOOL
+    scores = op("Where", mask, scores, lowest) if is_bool else op("Add", scores, mask)
+    answer = op("MatMul", op("Softmax", scores, axis=-1), value, out="" if rank == 3 else node.output[0])
+    if rank == 3:
+        op("Reshape", op("Transpose", answer, perm=[0, 2, 1, 3]), constant(np.array([0, 0, -1])), out=node.output[0])
+    return made
