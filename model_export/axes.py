@@ -18,7 +18,7 @@ Dim = int | str | None
 """A declared length: a number, a symbol, or nothing known."""
 
 _TIME = re.compile(r"t|time.*|.*time|seq.*|.*_?len(gth)?|(n_?|num_?)?(time)?steps?|(n_?|num_?)?frames?", re.IGNORECASE)
-_BATCH = re.compile(r"b|bs|batch.*|.*_batch(_size)?", re.IGNORECASE)
+_BATCH = re.compile(r"b|n|bs|batch.*|.*_batch(_size)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class Row:
 
 def find_batch_axes(inputs: Sequence[Declared]) -> dict[str, int | None]:
     """Return each input's batch axis as its declaration suggests it; None: none."""
-    symbols = Counter(d for i in inputs for d in set(i.dims) if isinstance(d, str) and not _TIME.fullmatch(d))
+    symbols = Counter(d for i in inputs for d in dict.fromkeys(i.dims) if isinstance(d, str) and not _TIME.fullmatch(d))
     leading = {i.dims[0] for i in inputs if i.dims}
     batch = max(
         (s for s in symbols if s in leading or _BATCH.fullmatch(s)),
-        key=lambda s: (bool(_BATCH.fullmatch(s)), symbols[s]),
+        key=lambda s: (bool(_BATCH.fullmatch(s)), symbols[s], s in leading),
         default=None,
     )
     # Where one input takes any number of rows, an open axis of the others is the batch too.

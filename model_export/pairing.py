@@ -17,8 +17,8 @@ from model_export.dataflow import Flow
 from model_export.errors import UnclearModelError
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_BEFORE = {"in", "input", "past", "prev", "previous", "old", "last", "cur", "current", "init", "initial"}
-_AFTER = {"out", "output", "next", "new", "present", "cur", "current", "final", "updated", "n", "y"}
+_BEFORE = {"in", "input", "past", "prev", "previous", "old", "last", "cur", "current", "init", "initial", "i"}
+_AFTER = {"out", "output", "next", "new", "present", "cur", "current", "final", "updated", "n", "y", "o"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ def pair_states(
         notes += _lookalikes(*_open(inputs, outputs, pairs))
     else:
         by_flow, by_shape = _by_shape(*_open(inputs, outputs, pairs), flow)
+        _check_names(by_shape, inputs, outputs)
         add(by_flow, "flow")
         add(by_shape, "shape")
     if pairs and len(pairs) == len(inputs) and not all_may_be_states:
@@ -102,9 +103,13 @@ def pair_states(
 
 def related(before: str, after: str) -> bool:
     """Say whether naming habits make `after` the next value of `before`."""
+    return bool(_shared(before, after))
+
+
+def _shared(before: str, after: str) -> set[tuple[str, ...]]:
+    """Return what two names have in common when the words for before and after are left out."""
     # `hn` is one word, but the next value of `h0`.
-    stems = _stems(after, _AFTER) | _stems(re.sub(r"(?<=[a-z])n$", "", after), _AFTER)
-    return bool(stems_of_state(before) & stems)
+    return stems_of_state(before) & (_stems(after, _AFTER) | _stems(re.sub(r"(?<=[a-z])n$", "", after), _AFTER))
 
 
 def words_of(name: str) -> tuple[str, ...]:
@@ -171,7 +176,7 @@ def _by_shape(inputs: Sequence[Tensor], outputs: Sequence[Tensor], flow: Flow) -
         elif options and tensor.name not in by_flow:
             found = _only_pairing({r: [o for o in options if r in flow.reached.get(o, ())] for r in rivals}, options)
             if found is None:
-                likely = dict(zip(rivals, options, strict=False))
+                likely = _likely(rivals, options, others=len(inputs) > len(rivals))
                 raise UnclearModelError(
                     f"By dtype and shape ({tensor.dtype} {list(tensor.shape)}), {_and(rivals)} could be followed by "
                     f"{_and(options)}; expected one choice.",
@@ -179,6 +184,33 @@ def _by_shape(inputs: Sequence[Tensor], outputs: Sequence[Tensor], flow: Flow) -
                 )
             by_flow |= found
     return by_flow, by_shape
+
+
+def _likely(rivals: Sequence[str], options: Sequence[str], *, others: bool) -> dict[str, str]:
+    """Return pairs in order, for an example: what is sent and answered stands in front of the states."""
+    count = min(len(rivals), len(options))
+    if count == len(rivals) > 1 and not others:
+        count -= 1  # not every input is a state
+    return dict(zip(rivals[-count:], options[-count:], strict=True))
+
+
+def _check_names(by_shape: dict[str, str], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """Hold pairs of which only the shapes fit against the names.
+
+    Raises:
+        UnclearModelError: By its name, the output follows another input, whose shape does not fit.
+    """
+    for before, after in by_shape.items():
+        follower = next(o for o in outputs if o.name == after)
+        for other in inputs:
+            words = {word for stem in _shared(other.name, after) for word in stem if not word.isdigit()}
+            if other.name != before and words and not related(before, after):
+                raise UnclearModelError(
+                    f"By its shape, {after!r} ({follower.dtype} {list(follower.shape)}) follows {before!r}; by its "
+                    f"name, {other.name!r}, which is {other.dtype} {list(other.shape)}.",
+                    fix=f"Say `--state {before}={after}` if that is meant; else export the graph with one shape for "
+                    f"{other.name} and {after}.",
+                )
 
 
 def _only_pairing(options: dict[str, list[str]], outputs: Sequence[str]) -> dict[str, str] | None:

@@ -37,6 +37,12 @@ def prove(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple
     inputs = {spec.name: random_rows(rng, spec, (3, steps)) for spec in manifest.inputs}
     together = _answers(model, inputs)
     again = _answers(model, inputs)
+    notes += [
+        f"{name} is not finite (NaN or infinite) on random numbers from the initial states: such a step is refused "
+        "when it is served; look at `--init`"
+        for name, value in together.items()
+        if value.dtype.kind == "f" and not np.isfinite(value).all()
+    ]
     for name in together:
         if not nearly_equal(together[name], again[name]):
             raise RefusedModelError(
@@ -70,5 +76,6 @@ def _answers(model: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _difference(found: Array, expected: Array) -> float:
-    gap = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # infinities
+        gap = np.abs(found.astype(np.float64) - expected.astype(np.float64))
     return float(np.nanmax(gap, initial=0.0))

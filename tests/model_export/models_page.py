@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from model_export.sources import choose_keras_backend
+
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
@@ -73,7 +75,7 @@ def write() -> None:
 def _section(works: Sequence[Sequence[str]], refused: Iterable[Sequence[str]], heads: Sequence[str]) -> str:
     return (
         f"{_table(('what', 'how it is stepped', 'equal within'), works)}\n\n"
-        f"Refused, and why:\n\n{_table(heads, sorted(set(map(tuple, refused)), key=lambda row: row[0].lower()))}"
+        f"Refused, and why:\n\n{_table(heads, sorted(set(map(tuple, refused)), key=lambda row: (row[0].lower(), row)))}"
     )
 
 
@@ -83,4 +85,5 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
+    choose_keras_backend()
     write()

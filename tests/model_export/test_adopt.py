@@ -256,6 +256,33 @@ def test_the_batch_axis_of_a_time_first_graph_is_found(tmp_path: Path) -> None:
     assert found.batched
 
 
+def test_a_batch_axis_called_n_is_found_wherever_it_is(tmp_path: Path) -> None:
+    found = adopt_text(
+        tmp_path,
+        """g (float[T,N,3] x, float[2,N,3] h) => (float[T,N,3] y, float[2,N,3] h_next) {
+            h_next = Add (h, x)
+            y = ReduceMax <axes = [0], keepdims = 1> (h_next)
+        }""",
+    )
+
+    assert (found.manifest.inputs[0].batch_axis, found.manifest.states[0].batch_axis) == (1, 1)
+    assert found.batched
+
+
+def test_numbers_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    found = adopt_text(
+        tmp_path,
+        """g (float[B,2] x, float[B,2] level) => (float[B,2] y, float[B,2] level_next) {
+            log = Log (level)
+            y = Add (log, x)
+            up = Abs (x)
+            level_next = Add (level, up)
+        }""",
+    )
+
+    assert [note for note in found.notes if note.startswith("Output 'y' is not finite")]
+
+
 def test_an_output_that_is_declared_with_one_row_but_takes_more_is_measured(tmp_path: Path) -> None:
     found = adopt_text(
         tmp_path,

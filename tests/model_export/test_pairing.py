@@ -43,6 +43,8 @@ def tensors(**shapes: tuple[int, ...]) -> list[Tensor]:
         ("y", "y_out"),
         ("last", "last_next"),
         ("same", "same"),
+        ("past", "past_o"),
+        ("h_i", "h_o"),
     ],
 )
 def test_naming_habits_relate_a_state_to_its_next_value(before: str, after: str) -> None:
@@ -70,6 +72,20 @@ def test_states_are_paired_by_name_and_the_rest_is_sent_and_answered() -> None:
     found = pair_states(tensors(x=(1, 4), h0=(1, 8), c0=(1, 8)), tensors(y=(1, 4), cn=(1, 8), hn=(1, 8)))
 
     assert (found.states, found.how) == ({"h0": "hn", "c0": "cn"}, {"h0": "name", "c0": "name"})
+
+
+def test_shapes_are_not_believed_against_the_names() -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(tensors(x=(1, 4), level=(4,)), tensors(y=(1, 2), level_out=(1, 4)))
+
+    assert "'level_out' (float32 [1, 4]) follows 'x'; by its name, 'level', which is float32 [4]" in str(caught.value)
+
+
+def test_what_is_sent_comes_before_the_states_in_the_example_that_is_told() -> None:
+    with pytest.raises(UnclearModelError, match="--state a=p --state b=q if"):
+        pair_states(tensors(x=(1, 4), a=(1, 4), b=(1, 4)), tensors(y=(1, 4), p=(1, 4), q=(1, 4)))
+    with pytest.raises(UnclearModelError, match="--state a=p if"):
+        pair_states(tensors(x=(1, 4), a=(1, 4)), tensors(y=(1, 2), p=(1, 4)))
 
 
 def test_names_that_go_together_are_not_paired_where_the_shape_differs() -> None:
