@@ -42,6 +42,8 @@ the request moved the stream.
 WebSockets: `/v1/models/{model}/streams/{stream}/feed` takes step bodies and answers each in order;
 `/v1/models/{model}/feed` takes messages that name their `stream`, or columns with `streams`;
 `/v1/watch` tells predictions as they are committed. Subprotocols: `stepwell.json` and `stepwell.msgpack`.
+
+Under `/v2` it speaks the Open Inference Protocol, where a sequence is a stream and errors are `{"error": ".."}`.
 """
 
 # ------------------------------------------------------------------- schemas

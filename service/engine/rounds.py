@@ -291,8 +291,9 @@ class Rounds:
         ]
         if life in ENDS:
             commits = [commit._replace(record=FORGET) for commit in commits]
+        leaves_words = life == "last"
         for at, row in enumerate(rows):
-            if row.timestep.idempotency_key is not None or life == "last":
+            if leaves_words or row.timestep.idempotency_key is not None:
                 commits[at] = _with_entry(commits[at], row, heads[at], packed[at].tobytes())
         began = time.perf_counter()
         answers = await self._store.commit(commits, deadline=deadline, refreshed=float(refreshed.min()))

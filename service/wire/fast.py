@@ -109,7 +109,7 @@ class FastStep:
             (f"i{i}", _nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape))) for i, spec in enumerate(specs)
         ]
         kind, self._struct = _inputs_type(fields, {f"i{i}": spec.name for i, spec in enumerate(specs)})
-        self._makers = [(spec.name, _maker(np.dtype(spec.dtype), spec.row_shape)) for spec in specs]
+        self._makers = [(spec.name, row_maker(np.dtype(spec.dtype), spec.row_shape)) for spec in specs]
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
         # None is the default of what was not given, and nothing that may be given.
         more = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
@@ -168,8 +168,11 @@ def _inputs_type(fields: Sequence[tuple[str, Any]], names: Mapping[str, str]) ->
     return (named if len(fields) > 1 else named | fields[0][1]), named
 
 
-def _maker(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], Array]:
-    """Return what makes `(1, *row)` of a decoded row, or raises where it does not fit or is not finite."""
+def row_maker(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], Array]:
+    """Return what makes `(1, *row)` of a decoded row, or raises one of `NOT_SOUND` where it does not fit.
+
+    What is not finite does not fit.
+    """
     code = _PACK_CODES.get(dtype.name)
     if code is None or len(row) != 1:
         return lambda item: _checked(_array([item], dtype), (1, *row))

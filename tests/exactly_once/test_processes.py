@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.exactly_once.sequences import run_sequences
 from tests.exactly_once.streams import Campaign, run_streams
 from tests.graphs import fold, write_model
 from tests.processes import Service, service
@@ -81,6 +82,33 @@ async def test_killed_replicas_lose_and_double_nothing(models: Path, tmp_path: P
 
     assert campaign.wrong == []
     assert campaign.answered == STREAMS * STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_killed_replicas_neither_lose_nor_double_a_start_or_an_end(
+    models: Path, tmp_path: Path, redis: Server
+) -> None:
+    """Sequences of the Open Inference Protocol, whose ids are used again and again."""
+    campaign, ids = Campaign(), max(STREAMS // 4, 1)
+    with (
+        service(models, tmp_path / "one", "--redis", redis.url) as one,
+        service(models, tmp_path / "two", "--redis", redis.url) as two,
+    ):
+
+        async def kill_now_and_then() -> None:
+            victims = [one, two] * max(KILLS // 4, 1)
+            for part, victim in enumerate(victims, 1):
+                await campaign.reach(ids * 18 * part // (len(victims) + 1))  # of about 22 timesteps for each id
+                await asyncio.to_thread(victim.kill)
+                await asyncio.to_thread(victim.start)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(kill_now_and_then())
+            await run_sequences([one.port, two.port], ids=ids, sequences=5, seed=5, campaign=campaign)
+
+    assert campaign.wrong == []
+    assert campaign.retried > 0
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ import msgspec
 import numpy as np
 
 from model_export.manifest import Array, TensorSpec
-from service.wire.fast import NOT_SOUND
-from service.wire.oip.words import PlainError, dims, refuse
+from service.wire.document import parse
+from service.wire.fast import NOT_SOUND, row_maker
+from service.wire.formats import JSON
+from service.wire.oip.words import dims, refuse
 from service.wire.tensors import demand_finite, is_finite, read_tensor, unpack
 
 DATATYPES: Final = {
@@ -21,7 +23,6 @@ DATATYPES: Final = {
 """The protocol's name of each dtype."""
 
 _MOST_ROWS: Final = 2**31
-_ANY = msgspec.json.Decoder()
 _FLAT: Final[dict[str, msgspec.json.Decoder[Any]]] = {
     "b": msgspec.json.Decoder(list[bool]),
     "f": msgspec.json.Decoder(list[float]),
@@ -38,7 +39,19 @@ class Declared:
         datatype: The protocol's name of its dtype.
     """
 
-    __slots__ = ("_dtype", "_flat", "_model", "_one", "_row", "_row_bytes", "_spec", "_what", "datatype", "name")
+    __slots__ = (
+        "_dtype",
+        "_flat",
+        "_make",
+        "_model",
+        "_one",
+        "_row",
+        "_row_bytes",
+        "_spec",
+        "_what",
+        "datatype",
+        "name",
+    )
 
     def __init__(self, spec: TensorSpec, model: str) -> None:
         """Prepare.
@@ -53,6 +66,7 @@ class Declared:
         self._model = model
         self._dtype = np.dtype(spec.dtype)
         self._flat = _FLAT[self._dtype.kind].decode
+        self._make = row_maker(self._dtype, (spec.row_size,))
         self._row = spec.row_shape
         self._row_bytes = spec.row_bytes
         self._one = [1, *spec.row_shape]
@@ -119,17 +133,16 @@ class Declared:
         """
         shape = (rows, *self._row)
         try:
+            values = self._flat(data)
+            if rows == 1:
+                return self._make(values).reshape(shape)
             with np.errstate(over="ignore"):  # what becomes infinite is found, without a warning
-                array = np.array(self._flat(data), self._dtype).reshape(shape)
+                array = np.array(values, self._dtype).reshape(shape)
             if is_finite(array):
                 return array
         except NOT_SOUND:
             pass
-        # The slow way takes it after all, or says what is wrong.
-        try:
-            value = _ANY.decode(data)
-        except RecursionError:
-            raise PlainError("bad_json", "failed to parse the request JSON buffer: it is nested too deeply") from None
+        value = parse(bytes(data), JSON)  # the slow way takes it after all, or says what is wrong
         if isinstance(value, list) and not (value and isinstance(value[0], list)):
             flat = self._spec.model_copy(update={"shape": [rows * self._spec.row_size], "graph_shape": None})
             return read_tensor(value, flat, (), self._what).reshape(shape)
