@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model_export.candidate import Candidate, prove
 from model_export.errors import FileError, UnclearModelError
+from model_export.feedback import with_feedback
 from model_export.files import check_new_file, write_whole
 from model_export.manifest import NAME
 from model_export.original import Progress
@@ -49,6 +50,7 @@ def export_source(
     precision: Precision = FULL,
     verify: Path | None = None,
     time_axes: Mapping[str, int] | None = None,
+    feedback: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a trained model.
@@ -62,11 +64,12 @@ def export_source(
         precision: What is kept in fewer bits than the original has.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
         time_axes: The time axis by input of an ONNX file, where running it cannot tell.
+        feedback: For rollouts: by input, the output or the rule that makes it; see `model_export.feedback`.
         progress: Called as parts are done.
 
     Raises:
         FileError: The target cannot be written, or a file is missing.
-        UnclearModelError: No name can be made of the target.
+        UnclearModelError: No name can be made of the target, or a feedback rule does not fit the model.
         RefusedModelError: The model cannot be stepped; names the layer and the reason.
         ParityError: Step graph and original differ; nothing is written.
         TensorError: The own sequences do not fit the model.
@@ -79,6 +82,7 @@ def export_source(
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
     full = candidate_of(load_source(source), name=name, time_axes=time_axes, progress=progress)
+    full = replace(full, manifest=with_feedback(full.manifest, feedback or {}))
     candidate = precision.lower(full)
     content, report = prove(
         candidate,

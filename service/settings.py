@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     """Largest request body or WebSocket message; more is 413 `too_large`."""
     max_chunk_steps: Count = 4096
     """Most timesteps of one stream in one request."""
+    max_horizon: Count = 4096
+    """Most timesteps of one rollout."""
+    max_samples: Count = 256
+    """Most samples of one rollout."""
     max_connections: Count = 10_000
     """Open connections of one worker."""
     max_websockets: Count = 5_000

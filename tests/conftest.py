@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -41,3 +42,9 @@ def redis_server(short_path: Path) -> Iterator[Server]:
     """A server of the test's own, which it may kill, fill and flush."""
     with server(short_path / "redis") as one:
         yield one
+
+
+@pytest.fixture
+def stream(request: pytest.FixtureRequest) -> str:
+    """A stream id that no other test has."""
+    return f"t{zlib.crc32(request.node.nodeid.encode()):08x}"

@@ -356,6 +356,62 @@ def stateless() -> Built:
     return graph, manifest_of(name="stateless", inputs=[_t("x", "float32", [2])], outputs=[_t("y", "float32", [2])])
 
 
+# -------------------------------------------------------------------- predictions that are fed back
+
+
+def letters(seed: int = 0) -> Built:
+    """Letters 0 to 4, one a timestep: an Elman cell that gives the probabilities of the next one, `{"x": "next"}`."""
+    rng = np.random.default_rng(seed)
+    weights = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in
+               {"E": (5, 8), "U": (8, 8), "V": (8, 5)}.items()}  # fmt: skip
+    graph = graph_from_text(
+        """
+        letters (int64[B] x, float[B,8] h) => (float[B,5] next, float[B,8] h_next) {
+            e = Gather (E, x)
+            hU = MatMul (h, U)
+            z = Add (e, hU)
+            h_next = Tanh (z)
+            v = MatMul (h_next, V)
+            next = Softmax <axis = 1> (v)
+        }""",
+        weights,
+    )
+    return graph, manifest_of(
+        name="letters",
+        inputs=[_t("x", "int64", [])],
+        states=[_s("h", "h_next", "float32", [8])],
+        outputs=[_t("next", "float32", [5])],
+        feedback={"x": "next"},
+    )
+
+
+def wave(seed: int = 0) -> Built:
+    """A number a timestep: an Elman cell that gives the next one and how far off it may be, `{"x": "y"}`."""
+    rng = np.random.default_rng(seed)
+    weights = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in
+               {"W": (1, 4), "U": (4, 4), "V": (4, 1), "S": (4, 1)}.items()}  # fmt: skip
+    graph = graph_from_text(
+        """
+        wave (float[B,1] x, float[B,4] h) => (float[B,1] y, float[B,1] spread, float[B,4] h_next) {
+            xW = MatMul (x, W)
+            hU = MatMul (h, U)
+            z = Add (xW, hU)
+            h_next = Tanh (z)
+            y = MatMul (h_next, V)
+            s = MatMul (h_next, S)
+            spread = Softplus (s)
+        }""",
+        weights,
+    )
+    return graph, manifest_of(
+        name="wave",
+        inputs=[_t("x", "float32", [1])],
+        states=[_s("h", "h_next", "float32", [4])],
+        outputs=[_t("y", "float32", [1]), _t("spread", "float32", [1])],
+        feedback={"x": "y"},
+    )
+
+
 # -------------------------------------------------------------------- graphs that misbehave
 
 

@@ -88,6 +88,7 @@ _MODEL_SCHEMA: Schema = {
         "inputs": list_of({"type": "object"}),
         "outputs": list_of({"type": "object"}),
         "states": list_of({"type": "object"}),
+        "feedback": {"type": "object", "description": "Which output feeds which input in a rollout, by input."},
         "bytes_per_stream": {"type": "integer"},
         "parity": nullable({"type": "object"}),
     },

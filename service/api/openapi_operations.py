@@ -47,6 +47,11 @@ _SNAPSHOT = an_object(
     state_id=STATE_ID,
     taken_at={"type": "string", "format": "date-time"},
 )
+_DRAW: dict[str, Schema] = {
+    "temperature": {"type": "number", "minimum": 0, "description": "0: the most probable one; 1: as the model says."},
+    "top_k": {"type": "integer", "minimum": 1, "description": "Only so many of the most probable ones."},
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "Only the most probable share."},
+}
 _READ = (*STREAM_READ, "stream_not_found", "state_corrupt", "record_version")
 _WRITE = (
     *STREAM_WRITE,
@@ -71,6 +76,57 @@ PEEK = route(
         outputs=TENSORS,
         step={"type": "integer", "description": "The step that it would reach."},
         state_id={**STATE_ID, "description": "The history that was peeked at; left out where the stream is missing."},
+    ),
+    problems=STEPPING,
+)
+_RULE: Schema = {
+    "description": "An output's name, or how the input is made of it.",
+    "anyOf": [
+        {"type": "string"},
+        an_object(
+            ["output"],
+            output={"type": "string"},
+            scale={"description": "What it is multiplied with: a number, or one for each element of the input."},
+            offset={"description": "What is added to that, likewise."},
+            std={"description": "Standard deviation of normal noise: a number, or the name of an output."},
+            sample={"type": "boolean", "description": "It is probabilities: draw one of them."},
+            logits={"type": "boolean", "description": "It is logarithms of probabilities."},
+            one_hot={"type": "boolean", "description": "The input has a 1 in the place that was drawn."},
+            **_DRAW,
+        ),
+    ],
+}
+ROLLOUT = route(
+    "looking ahead",
+    path=ONE,
+    parameters=[VERSION, KEY],
+    body=an_object(
+        ["horizon"],
+        horizon={"type": "integer", "minimum": 1, "description": "Timesteps to go."},
+        inputs={**INPUTS, "description": "The first input; else it is made of the stream's last prediction."},
+        feedback={
+            "type": "object",
+            "additionalProperties": _RULE,
+            "example": {"x": "y"},
+            "description": "By input, which output it is made of; else as the model's manifest says.",
+        },
+        samples={"type": "integer", "minimum": 1, "description": "How often; the answer has an axis for them first."},
+        seed={"type": "integer", "minimum": 0, "exclusiveMaximum": SEQ_LIMIT},
+        commit={"type": "boolean", "default": False, "description": "The stream moves by `horizon` timesteps."},
+        seq=SEQ,
+        after=STATE_ID,
+        create=CREATE,
+        **_DRAW,
+    ),
+    answer=an_object(
+        ["outputs", "next", "step"],
+        outputs={**TENSORS, "description": "A prediction for each timestep: `[horizon, ..]`."},
+        next={**TENSORS, "description": "The input that each prediction was made into: `[horizon, ..]`."},
+        step={"type": "integer", "description": "The step that the stream has, or would have."},
+        state_id=STATE_ID,
+        seed={"type": "integer", "description": "Of the chances, where there are any."},
+        replayed=_REPLAYED,
+        created={"const": True, "description": "This request created the stream."},
     ),
     problems=STEPPING,
 )

@@ -19,7 +19,7 @@ from service.api.http import (
     version_of,
 )
 from service.api.moves import timestep_of
-from service.engine.types import GivenState, SnapshotStatus, StreamKey, StreamState
+from service.engine.types import GivenState, RolloutAsk, SnapshotStatus, StreamKey, StreamState
 from service.wire import JSON, Format, encode_state_id
 from service.wire.answers import position_answer, step_answer, tensor, time_text
 from service.wire.formats import format_of_answer
@@ -30,6 +30,7 @@ from service.wire.operations import (
     read_state,
     states_of,
 )
+from service.wire.rollout import RolloutLimits, read_rollout, rollout_answer
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
 
@@ -39,6 +40,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     routes = OperationRoutes(context)
     add = app.add_api_route
     add(f"{_STREAM}/peek", routes.peek, methods=["POST"], **openapi.PEEK)
+    add(f"{_STREAM}/rollout", routes.rollout, methods=["POST"], **openapi.ROLLOUT)
     add(f"{_STREAM}/fork", routes.fork, methods=["POST"], **openapi.FORK)
     add(f"{_STREAM}/state", routes.state, methods=["GET"], **openapi.STATE)
     add(f"{_STREAM}/state", routes.put_state, methods=["PUT"], **openapi.PUT_STATE)
@@ -66,6 +68,34 @@ class OperationRoutes:
         if not found.state_id:
             del answer["state_id"]  # there is no stream yet, so it has no history
         return respond(answer, request, form)
+
+    async def rollout(self, request: Request) -> Response:
+        """Go on from where a stream stands by its own predictions; with `commit` the stream moves there."""
+        context, settings = self._context, self._context.settings
+        key = stream_for(request, context, "step")
+        served, form, version = model_of(request, context), format_of(request), version_of(request)
+        limits = RolloutLimits(settings.max_horizon, settings.max_samples, settings.max_body_bytes)
+        body = read_rollout(await body_of(request, context), form, served.manifest, limits)
+        ask = RolloutAsk(
+            key,
+            body.horizon,
+            body.inputs,
+            feedback=body.feedback,
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            samples=body.samples or 1,
+            seed=body.seed,
+            commit=body.commit,
+            seq=body.seq,
+            after=body.after,
+            create=body.create,
+            idempotency_key=idempotency_key_of(request),
+            version=version,
+        )
+        found = await context.engine.rollout(ask)
+        answer_form = format_of_answer(request.headers.get("accept"), form)
+        return respond(rollout_answer(found, answer_form, samples=body.samples is not None), request, form)
 
     # ---------------------------------------------------------------- forks
 

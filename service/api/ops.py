@@ -90,7 +90,7 @@ class OpsRoutes:
             *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "max_websockets"),
             *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
             *("tenant_rate", "tenant_max_websockets", "tenant_max_streams"),
-            "max_snapshots",
+            *("max_snapshots", "max_horizon", "max_samples"),
         )
         found = {name: getattr(settings, name) for name in limits}
         found["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
@@ -164,6 +164,7 @@ def describe(served: ServedModel, shelf: ModelShelf) -> dict[str, Any]:
             {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape)}
             for field in served.step_model.fields
         ],
+        "feedback": manifest.feedback,
         "bytes_per_stream": served.step_model.state_bytes,
         "parity": None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
     }

@@ -14,11 +14,13 @@ import typer
 
 from model_export.adopt import Adoption, write_sidecar
 from model_export.adopt import adopt as adopt_graph
+from model_export.feedback import with_feedback
 from model_export.files import check_new_file
 from model_export.hints import Hints, Kind
 from model_export.manifest import Manifest
 from model_export.precision import StoreDType, StoreEffect, narrow_store
 from model_export.rewrite import Change, rewrite, write_new_file
+from service.commands.feedback import Feedback, feedback_of
 from service.commands.tables import named_values, parity_words, show, size_words, tensors_table
 
 
@@ -55,6 +57,7 @@ def adopt(
     store_dtype: Annotated[
         StoreDType | None, typer.Option(help="Keep float states in the store in this type: half the memory a stream.")
     ] = None,
+    feedback: Feedback = None,
     fold: Annotated[
         bool, typer.Option("--fold-context", help="Fold the windows into the graph, as states; needs -o.")
     ] = False,
@@ -76,6 +79,7 @@ def adopt(
         shapes={n: _lengths(text) for n, text in named_values("--shape", shape or []).items()},
         initial=_initial(init or []),
     )
+    rules = feedback_of(feedback)
     wanted: list[tuple[Change, bool]] = [("fold-context", fold), ("batchify", batch)]
     changes = [change for change, is_wanted in wanted if is_wanted]
     if bool(changes) != (target is not None):
@@ -84,7 +88,7 @@ def adopt(
         check_new_file(target, source=file)
     found = adopt_graph(file, name=name, hints=hints, replace=replace)
     source: Path | bytes = file
-    manifest, effect = found.manifest, None
+    manifest, effect = with_feedback(found.manifest, rules), None
     if changes:
         source, manifest = rewrite(file, manifest, changes)
     if store_dtype:
@@ -95,6 +99,7 @@ def adopt(
     words = [str(file), *found.flags, *(word for text in init or [] for word in ("--init", text))]
     words += [*(f"--{change}" for change in changes), *(["-o", str(target)] if target else [])]
     words += ["--store-dtype", store_dtype] if store_dtype else []
+    words += [word for text in feedback or [] for word in ("--feedback", text)]
     if as_json:
         typer.echo(json.dumps(_report(found, manifest, effect, written), indent=2))
     else:

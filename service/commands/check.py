@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from model_export.errors import StepwellError
+from model_export.errors import ManifestError, StepwellError
+from model_export.feedback import fault_of
 from service import server
 from service.admission import Admission
 from service.api.tokens import keys_of
@@ -101,6 +102,8 @@ def _one_step(served: ServedModel) -> dict[str, Any]:
         StepwellError: It fails.
     """
     model = served.step_model
+    if (fault := fault_of(model.manifest)) is not None:
+        raise ManifestError(f"Its own feedback cannot be used: {fault}.", fix="Mend `feedback` in its manifest.")
     inputs = {i.name: np.zeros((1, *i.shape), i.dtype) for i in model.manifest.inputs}
     began = perf_counter()
     model.step(inputs, model.initial_states(1))

@@ -14,6 +14,7 @@ from model_export.export import Exported, export_source
 from model_export.precision import Precision, StoreDType
 from model_export.verify import ATOL
 from model_export.weights import Weights
+from service.commands.feedback import Feedback, feedback_of
 from service.commands.parity import outputs_table, report_lines
 from service.commands.tables import named_values, saved_lines, show, size_words
 
@@ -49,6 +50,7 @@ def export(
         list[str] | None,
         typer.Option(metavar="INPUT=AXIS", help="Where an ONNX file has time, if running it cannot tell. Repeatable."),
     ] = None,
+    feedback: Feedback = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Export a trained model to one step graph, and prove it equal to the original; else nothing is written."""
@@ -76,6 +78,7 @@ def export(
             precision=Precision(weights, store_dtype),
             verify=verify,
             time_axes=_axes(time_axis or []),
+            feedback=feedback_of(feedback),
             progress=progress,
         )
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,6 +34,9 @@ def tensors_table(manifest: Manifest) -> Table:
     for answer in manifest.outputs:
         note = "; ".join(filter(None, [answer.kind if answer.kind != "value" else "", _in_graph(answer)]))
         table.add_row("output", answer.name, answer.dtype, _row(answer.shape), _axis(answer.batch_axis), note)
+    for name, rule in manifest.feedback.items():
+        made = rule if isinstance(rule, str) else json.dumps(rule)
+        table.add_row("feedback", name, "", "", "", f"in a rollout, made of {made}")
     return table
 
 

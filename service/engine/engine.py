@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from model_export.manifest import Manifest
 from service.engine.batcher import Batcher
@@ -17,12 +17,16 @@ from service.engine.observer import EngineObserver
 from service.engine.origins import Origins, no_stream
 from service.engine.pending import Pending
 from service.engine.resets import Resets
+from service.engine.rollouts import Rollouts
 from service.engine.rounds import Announce
+from service.engine.runner import RunClock
 from service.engine.tenants import StreamQuota, TenantRates
 from service.engine.types import (
     Done,
     Position,
     Prediction,
+    RolledOut,
+    RolloutAsk,
     StreamKey,
     StreamPage,
     StreamStatus,
@@ -115,8 +119,11 @@ class Engine:
         }
         self.resets = Resets(store, shelf, origins, **ways)
         self.copies = Copies(store, shelf, snapshots, origins, **ways)
+        self._rollouts = Rollouts(store, shelf, self._observer, most_rows=self._options.max_batch_size, **ways)
         self._watchdog = Watchdog(
-            self._options.run_timeout_s, lambda: list(self._batchers.values()), self._look_at_crowds
+            self._options.run_timeout_s,
+            lambda: [*self._batchers.values(), *self._rollouts.loops],
+            self._look_at_crowds,
         )
 
     # ---------------------------------------------------------------- stepping
@@ -176,6 +183,20 @@ class Engine:
         batcher.peek(timestep, done, now)
         self._open += 1
         return await future
+
+    async def rollout(self, ask: RolloutAsk) -> RolledOut:
+        """Go on from where a stream stands by its own predictions; commit that where it is asked for.
+
+        Raises:
+            ServiceError: It was refused, or its outcome is not known; see `applied`.
+        """
+        if self._rates is not None:
+            self._rates.demand(ask.key.tenant, ask.horizon * ask.samples, asyncio.get_running_loop().time())
+        self._open += 1
+        try:
+            return await self._rollouts.run(ask)
+        finally:
+            self._count_answered(1)
 
     # ---------------------------------------------------------------- resetting, forgetting
 
@@ -278,7 +299,7 @@ class Engine:
 
     def announce_to(self, announce: Announce | None) -> None:
         """Tell every committed prediction to `announce`, after it was answered; None: tell nobody."""
-        self._announce = announce
+        self._announce = self._rollouts.announce = announce
         for batcher in self._batchers.values():
             batcher.announce_to(announce)
 
@@ -329,6 +350,7 @@ class Engine:
     async def close(self) -> None:
         """Let threads and connections go; `drain` comes first."""
         self._watchdog.stop()
+        self._rollouts.close()
         for batcher in self._batchers.values():
             batcher.close()
         await self.store.close()
@@ -398,10 +420,11 @@ class Engine:
                 "draining", "This process is about to end and takes nothing new.", fix="Send it to another replica."
             )
         waiting = sum(batcher.rows for batcher in self._batchers.values())
+        waiting += sum(loop.waiting for loop in self._rollouts.loops)
         if waiting >= self._options.queue_limit:
             raise ServiceError(
                 "overloaded",
-                f"{waiting} timesteps wait already; the limit is {self._options.queue_limit}.",
+                f"{waiting} timesteps and rollouts wait already; the limit is {self._options.queue_limit}.",
                 fix="Send the same request again after a pause.",
             )
         if batcher is not None and batcher.is_crowded:
@@ -421,20 +444,34 @@ class Engine:
         return asyncio.get_running_loop().time() + self._options.request_timeout_s
 
 
+class Runs(Protocol):
+    """What runs a model."""
+
+    @property
+    def served(self) -> ServedModel:
+        """The model."""
+        ...
+
+    @property
+    def clock(self) -> RunClock:
+        """How long its runs take."""
+        ...
+
+
 class Watchdog:
     """Ends model runs that take too long, from a thread of its own, since a run may hold the event loop."""
 
-    def __init__(self, limit: float, batchers: Callable[[], list[Batcher]], look: Callable[[], None]) -> None:
+    def __init__(self, limit: float, runs: Callable[[], Sequence[Runs]], look: Callable[[], None]) -> None:
         """Start watching.
 
         Args:
             limit: Seconds that one run may take.
-            batchers: Whose runs to watch.
+            runs: Whose runs to watch.
             look: What else is to be looked at each time.
         """
         self._look = look
         self._limit = limit
-        self._batchers = batchers
+        self._runs = runs
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="model-watchdog", daemon=True).start()
 
@@ -446,9 +483,9 @@ class Watchdog:
         while not self._ended.wait(_WATCHDOG_PERIOD_S):
             now = time.monotonic()
             self._look()
-            for batcher in self._batchers():
-                if batcher.clock.longest(now) > self._limit:
-                    batcher.served.step_model.terminate(longer_than=self._limit)
+            for one in self._runs():
+                if one.clock.longest(now) > self._limit:
+                    one.served.step_model.terminate(longer_than=self._limit)
 
 
 def _answer() -> tuple[asyncio.Future[Prediction], Done]:

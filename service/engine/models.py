@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model_export.errors import StepwellError
+from model_export.feedback import fault_of
 from model_export.manifest import NAME, Manifest
 from model_export.step_model import StepModel
 from service.errors import ServiceError
 
+_log = logging.getLogger(__name__)
 _RETIRED_KEPT = 4  # replaced models that go on serving the streams they began, per name
 
 
@@ -144,6 +147,7 @@ class ModelShelf:
                     model = ServedModel(name, version, self._load(path), path, stamp)
                     if model.step_model.weight_files:
                         model = replace(model, stamp=_stamp(path, model))
+                    _tell_of_feedback(model)
                     report.loaded.append(f"{name}/{version}")
                 except StepwellError as exc:
                     report.failed.append(f"{path.name}: {exc}")
@@ -190,6 +194,12 @@ class ModelShelf:
                         report.failed.append(f"{name}/{version}: the file lies outside its models folder")
                     else:
                         yield name, int(version), path
+
+
+def _tell_of_feedback(model: ServedModel) -> None:
+    """Say in the log where a model's own feedback cannot be used; it is served all the same."""
+    if (fault := fault_of(model.manifest)) is not None:
+        _log.warning("Model %s/%d can be rolled out by rules of the request only: %s", model.name, model.version, fault)
 
 
 def _stamp(path: Path, known: ServedModel | None) -> tuple[int, ...]:

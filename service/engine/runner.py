@@ -109,7 +109,7 @@ class ModelRunner:
             raise ServiceError("model_timeout", exc.problem, fix=exc.fix) from exc
         except ModelLoadError as exc:
             if len(data) == 1:
-                return Ran({}, states[:0], [], {0: _unrunnable(exc)})
+                return Ran({}, states[:0], [], {0: unrunnable(exc)})
             return _joined([await self.run([row], length, states[at : at + 1]) for at, row in enumerate(data)])
         return self._finite(outputs, after)
 
@@ -157,7 +157,7 @@ class ModelRunner:
             {name: array[good] for name, array in outputs.items()},
             states[good],
             [int(row) for row in np.flatnonzero(good)],
-            {row: _non_finite(name) for row, name in bad.items()},
+            {row: non_finite(name) for row, name in bad.items()},
         )
 
 
@@ -173,15 +173,17 @@ def _joined(alone: Sequence[Ran]) -> Ran:
     )
 
 
-def _non_finite(name: str) -> ServiceError:
+def non_finite(name: str, *, at: str = "") -> ServiceError:
+    """Return the refusal of what a model made: NaN or infinity in an output or state, at a place for the message."""
     return ServiceError(
         "non_finite_state",
-        f"The model made NaN or infinity in {name!r}; the step was not applied.",
+        f"The model made NaN or infinity in {name!r}{' at ' * bool(at)}{at}; nothing was applied.",
         fix="Leave this timestep out, or reset the stream.",
     )
 
 
-def _unrunnable(exc: ModelLoadError) -> ServiceError:
+def unrunnable(exc: ModelLoadError) -> ServiceError:
+    """Return the refusal of values that onnxruntime fails on."""
     reason = str(exc.__cause__ or exc).rsplit("Status Message:", 1)[-1].strip().splitlines()[0][:200]
     return ServiceError(
         "bad_input",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from model_export.manifest import Array
 from service.errors import ServiceError
@@ -160,6 +160,62 @@ class SnapshotStatus:
     step: int
     state_id: bytes
     taken_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutAsk:
+    """A request to go on from where a stream stands, by its own predictions.
+
+    Attributes:
+        key: The stream.
+        horizon: Timesteps to go.
+        inputs: The first inputs that are given, `*row` by name, checked and finite.
+        feedback: A rule by input; None: the model's own.
+        temperature: In place of the rules'; likewise the two that follow.
+        samples: How often to go, each time by chances of its own.
+        seed: Of the chances, from 0 to below 2**64; None: any.
+        commit: The stream moves by it.
+        seq: As for a `Timestep`; likewise those that follow.
+    """
+
+    key: StreamKey
+    horizon: int
+    inputs: Mapping[str, Array]
+    feedback: Mapping[str, Any] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    samples: int = 1
+    seed: int | None = None
+    commit: bool = False
+    seq: int | None = None
+    after: bytes | None = None
+    create: Create = "auto"
+    idempotency_key: str | None = None
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RolledOut:
+    """Where a rollout came.
+
+    Attributes:
+        outputs: A prediction for each timestep, `(samples, horizon, *row)` by name.
+        followed: The inputs that each prediction was made into, `(samples, horizon, *row)` by name.
+        seed: Of the chances; None: chance had no part in it.
+        step: The step that the stream has, or would have.
+        state_id: The stream's history: with what was committed, else as it is; empty where there is no stream.
+        replayed: This had been committed before; this is its first answer.
+        created: This request created the stream.
+    """
+
+    outputs: Mapping[str, Array]
+    followed: Mapping[str, Array]
+    seed: int | None
+    step: int
+    state_id: bytes
+    replayed: bool = False
+    created: bool = False
 
 
 @dataclass(frozen=True, slots=True)

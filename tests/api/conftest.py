@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -24,9 +23,3 @@ def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> I
     )
     with running(shared_redis.url, folder, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1) as one:
         yield one
-
-
-@pytest.fixture
-def stream(request: pytest.FixtureRequest) -> str:
-    """A stream id that no other test has."""
-    return f"t{zlib.crc32(request.node.nodeid.encode()):08x}"

@@ -39,6 +39,7 @@ def test_a_model_is_described_whole(service: Service) -> None:
             {"name": "last", "dtype": "int32", "shape": [], "kind": "value"},
         ],
         "states": [{"name": "s", "dtype": "int64", "shape": [2]}],
+        "feedback": {},
         "bytes_per_stream": 16,
         "parity": None,
     }
@@ -139,7 +140,7 @@ def test_an_unknown_route_is_not_found(service: Service, path: str) -> None:
     assert (answer.status_code, code_of(answer)) == (404, "not_found")
 
 
-@pytest.mark.parametrize("path", ["rollout", "events"])
+@pytest.mark.parametrize("path", ["events"])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
 def test_what_is_not_there_yet_is_not_found(service: Service, path: str, method: str) -> None:
     answer = service.http.request(method, service.path("fold", "a", path))
@@ -198,6 +199,7 @@ def test_the_document_of_the_api_has_every_route_of_the_contract(service: Servic
         ("GET", "/v1/models/{model}/streams/{stream}"),
         ("DELETE", "/v1/models/{model}/streams/{stream}"),
         ("POST", "/v1/models/{model}/streams/{stream}/peek"),
+        ("POST", "/v1/models/{model}/streams/{stream}/rollout"),
         ("POST", "/v1/models/{model}/streams/{stream}/fork"),
         ("GET", "/v1/models/{model}/streams/{stream}/state"),
         ("PUT", "/v1/models/{model}/streams/{stream}/state"),

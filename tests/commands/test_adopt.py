@@ -213,3 +213,30 @@ def test_flags_that_need_another_or_a_value_are_wrong_usage(tmp_path: Path, word
 
     assert stepwell("adopt", path, *words).exit_code == 2
     assert [file.name for file in tmp_path.iterdir()] == ["pump.onnx"]
+
+
+def test_feedback_reaches_the_manifest_and_the_command_that_says_it_all(tmp_path: Path) -> None:
+    path = bare(tmp_path, graphs.wave)
+    done = stepwell("adopt", path, "--feedback", "y=x")
+
+    assert json.loads(sidecar_of(path).read_text())["feedback"] == {"x": "y"}
+    assert "--feedback y=x" in done.stdout
+    assert "made of y" in done.stdout
+
+
+def test_feedback_takes_a_rule_as_json(tmp_path: Path) -> None:
+    rule = {"x": {"output": "y", "scale": 2, "std": "spread"}}
+
+    assert found(bare(tmp_path, graphs.wave), "--feedback", json.dumps(rule))["feedback"] == rule
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code"),
+    [(["y"], 2), (['{"x": '], 2), (["y=x", "--feedback", "spread=x"], 2), (["z=x"], 1), (["x=y"], 1), (["h=x"], 1)],
+)
+def test_feedback_that_does_not_fit_writes_nothing(tmp_path: Path, words: list[str], exit_code: int) -> None:
+    path = bare(tmp_path, graphs.wave)
+    done = stepwell("adopt", path, "--feedback", *words)
+
+    assert done.exit_code == exit_code
+    assert not sidecar_of(path).exists()

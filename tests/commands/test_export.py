@@ -77,3 +77,11 @@ def test_a_refused_source_fails(tmp_path: Path) -> None:
 )
 def test_wrong_usage_is_exit_code_2(words: list[str]) -> None:
     assert stepwell(*words).exit_code == 2
+
+
+def test_feedback_is_checked_before_anything_is_written(tmp_path: Path, source: Path) -> None:
+    done = stepwell("export", source, "-o", tmp_path / "pump.onnx", "--feedback", "y=x")
+
+    assert done.exit_code == 1
+    assert "no such input" in str(done.exception) or "same shape" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,183 @@
+"""`Rollouts`: streams that go on by their own predictions, to look ahead or to be moved there in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from service.engine.decide import Verdict, decide, replay_of_key
+from service.engine.models import ModelShelf, ServedModel
+from service.engine.plan import Plan
+from service.engine.resets import demand_time
+from service.engine.rollout_loop import Roll, RolloutLoop
+from service.engine.types import Prediction, RolledOut, RolloutAsk, StreamKey, Timestep
+from service.errors import ServiceError
+from service.store import keys
+from service.store.record import KeyEntry, Record, decode, digest16
+from service.store.redis import Commit, Outcome, StateStore
+
+if TYPE_CHECKING:
+    from service.engine.observer import EngineObserver
+
+Announce = Callable[[ServedModel, Sequence[tuple[Timestep, Prediction]]], None]
+
+
+class Rollouts:
+    """Rolls streams out, and commits that where it is asked for: once, as a chunk of that many timesteps.
+
+    Attributes:
+        announce: Told what is committed; None: nobody is.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        shelf: ModelShelf,
+        observer: EngineObserver,
+        *,
+        most_rows: int,
+        begin: Callable[[], float],
+        begins: Callable[[str], None],
+        forget: Callable[[StreamKey], None],
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            store: Where records live.
+            shelf: The models.
+            observer: Counts the work.
+            most_rows: Samples of one model that go on together; more wait for room.
+            begin: Returns the deadline of a request that begins now, or raises why none is taken.
+            begins: Lets a tenant begin a stream, or raises.
+            forget: Told which stream moved, so that nobody trusts an older view of it.
+        """
+        self.announce: Announce | None = None
+        self._store = store
+        self._shelf = shelf
+        self._observer = observer
+        self._most_rows = most_rows
+        self._begin = begin
+        self._begins = begins
+        self._forget = forget
+        self._loops: dict[ServedModel, RolloutLoop] = {}
+
+    @property
+    def loops(self) -> list[RolloutLoop]:
+        """The loops of all models that were rolled out."""
+        return list(self._loops.values())
+
+    def close(self) -> None:
+        """Let the threads go."""
+        for loop in self._loops.values():
+            loop.close()
+
+    async def run(self, ask: RolloutAsk) -> RolledOut:
+        """Roll a stream out; a missing one from the model's initial state.
+
+        Raises:
+            ServiceError: It was refused, or its outcome is not known; see `applied`.
+        """
+        deadline, name, op_id = self._begin(), keys.record_key(*ask.key), _name_of(ask)
+        named = ask.commit and ask.idempotency_key is not None
+        entry_name = keys.entry_key(name, ask.idempotency_key or "") if named else None
+        while True:
+            raw, *entry = await self._store.load([name, *([entry_name] if entry_name else [])], deadline=deadline)
+            record = None if raw is None else decode(raw)
+            plan = Plan.of(ask, op_id, self._model_of(ask, record))
+            if entry and entry[0] is not None:
+                known = replay_of_key(KeyEntry.decode(entry[0]), plan.intent)
+                await self._store.confirm(name, raw, entry_name, deadline=deadline)
+                return self._told_again(plan, known)
+            if decide(record, plan.intent) is Verdict.REPLAY and record is not None:
+                if not await self._store.confirm(name, raw, deadline=deadline):
+                    continue
+                return self._told_again(plan, record)
+            left = deadline - asyncio.get_running_loop().time()
+            roll = plan.roll(record, time.monotonic() + left)
+            await self._loop_of(plan.served).run(roll)
+            done = plan.told(record, roll)
+            if not ask.commit:
+                return done
+            committed = await self._commit(plan, record, roll, done, entry_name, deadline=deadline)
+            if committed is not None:
+                return committed
+            demand_time(deadline, "the stream")
+
+    def _model_of(self, ask: RolloutAsk, record: Record | None) -> ServedModel:
+        """Return the model that goes on: the one that is named, else the stream's own."""
+        served = self._shelf.get(ask.key.model, ask.version)
+        if ask.version is not None or record is None:
+            return served
+        return self._shelf.by_fingerprint(ask.key.model, record.fingerprint) or served
+
+    def _loop_of(self, served: ServedModel) -> RolloutLoop:
+        loop = self._loops.get(served)
+        if loop is None:
+            for other, its in list(self._loops.items()):
+                if its.idle and not self._shelf.serves(other):
+                    its.close()
+                    del self._loops[other]
+            loop = self._loops[served] = RolloutLoop(served, most_rows=self._most_rows)
+        return loop
+
+    def _told_again(self, plan: Plan, kept: Record | KeyEntry) -> RolledOut:
+        """Return the first answer again, read as the version that made it."""
+        served = self._shelf.by_fingerprint(plan.ask.key.model, kept.fingerprint)
+        if served is None:
+            raise ServiceError(
+                "seq_passed",
+                f"The rollout was applied by model {kept.fingerprint.hex()}, which is not loaded here any more.",
+                fix="Treat it as done, and go on from `expected`.",
+                applied="yes",
+                step=kept.step,
+                state_id=kept.chain,
+                expected=kept.step + 1,
+            )
+        self._observer.replays(1)
+        return Plan.of(plan.ask, plan.op_id, served).told_again(kept)
+
+    async def _commit(
+        self, plan: Plan, record: Record | None, roll: Roll, done: RolledOut, entry_name: str | None, *, deadline: float
+    ) -> RolledOut | None:
+        """Write where a rollout came; None: the stream moved meanwhile."""
+        key, served = plan.ask.key, plan.served
+        if record is None:
+            self._begins(key.tenant)
+        made = plan.record(record, roll, done)
+        entry = KeyEntry(
+            plan.op_id, made.epoch, made.step, made.chain, made.length, made.outputs, served.fingerprint
+        ).encode()
+        expect = b"" if record is None else record.guard
+        commit = Commit(keys.record_key(*key), expect, made.encode(), entry_name, entry)
+        answer = (await self._store.commit([commit], deadline=deadline))[0]
+        self._forget(key)
+        if answer.outcome is Outcome.FOREIGN:
+            raise ServiceError(
+                "state_corrupt", "The stream's key holds something that is no record.", fix="Delete this stream."
+            )
+        if answer.outcome is Outcome.SAME and answer.stored is not None:
+            return self._told_again(plan, decode(answer.stored))
+        if answer.outcome is not Outcome.APPLIED:
+            return None
+        self._observer.applied(served.name, "http", made.length)
+        if self.announce is not None:
+            fed = Timestep(key, roll.fed, length=made.length)
+            outputs = {name: array[0] for name, array in done.outputs.items()}
+            self.announce(served, [(fed, Prediction(outputs, made.step, made.chain, created=record is None))])
+        return replace(done, state_id=made.chain, created=record is None)
+
+
+def _name_of(ask: RolloutAsk) -> bytes:
+    """Return the operation's name: the same for every retry of what is committed, else one of its own."""
+    if not ask.commit or (ask.seq is None and ask.after is None and ask.idempotency_key is None):
+        return secrets.token_bytes(16)
+    said = [ask.horizon, ask.feedback, ask.temperature, ask.top_k, ask.top_p, ask.seed, ask.seq]
+    parts = [json.dumps(said, sort_keys=True).encode(), ask.after or b"", (ask.idempotency_key or "").encode()]
+    for name, array in sorted(ask.inputs.items()):
+        parts += (name.encode(), array.dtype.name.encode(), array.tobytes())
+    return digest16(b"rollout", *parts)

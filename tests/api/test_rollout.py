@@ -1,0 +1,431 @@
+"""Rollouts over HTTP: the loop that a client would make by hand, in one request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from websockets.sync.client import connect
+
+from model_export.feedback import Draw
+from service.engine.sampling import draw, normals, uniforms
+from service.wire import encode_state_id
+from tests.api.running import Service, models, running
+from tests.api.test_streams import MSGPACK, code_of
+from tests.graphs import fold, fold_reference, letters, nan_at, slow, total, two_inputs, wave
+from tests.servers import Server
+
+
+@pytest.fixture(scope="module")
+def rolling(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = models(
+        tmp_path_factory.mktemp("rolling"),
+        fold,
+        letters,
+        wave,
+        total,
+        two_inputs,
+        nan_at=lambda: nan_at(4),
+    )
+    with running(shared_redis.url, folder, max_horizon=200, max_samples=20) as one:
+        yield one
+
+
+def rollout(service: Service, model: str, stream: str, horizon: int, *, key: str = "", **body: Any) -> Any:
+    headers = {"idempotency-key": key} if key else {}
+    return service.http.post(service.path(model, stream, "rollout"), json={"horizon": horizon, **body}, headers=headers)
+
+
+def by_hand(
+    service: Service, model: str, stream: str, x: Any, horizon: int, follow: Any
+) -> tuple[list[Any], list[Any]]:
+    """Step a stream, each input made of the prediction before it by `follow(outputs, t)`."""
+    outputs, fed = [], []
+    for t in range(1, horizon + 1):
+        outputs.append(service.step(model, stream, x).json()["outputs"])
+        x = follow(outputs[-1], t)
+        fed.append(x)
+    return outputs, fed
+
+
+def columns(outputs: list[Any]) -> dict[str, list[Any]]:
+    return {name: [one[name] for one in outputs] for name in outputs[0]}
+
+
+def stands(service: Service, model: str, stream: str) -> tuple[int, str]:
+    found = service.http.get(service.path(model, stream)).json()
+    return found["step"], found["state_id"]
+
+
+def prime(service: Service, model: str, stream: str) -> None:
+    for x in ([0.3], [-0.2], [0.9]):
+        service.step(model, stream, x)
+
+
+# ------------------------------------------------------------------- the loop
+
+
+def test_a_rollout_is_the_loop_by_hand_bit_for_bit(rolling: Service, stream: str) -> None:
+    prime(rolling, "wave", stream)
+    before = stands(rolling, "wave", stream)
+    found = rollout(rolling, "wave", stream, 30, inputs=[0.5]).json()
+    after = stands(rolling, "wave", stream)
+    outputs, fed = by_hand(rolling, "wave", stream, [0.5], 30, lambda y, _: y["y"])
+
+    assert before == after == (3, found["state_id"])
+    assert found["outputs"] == columns(outputs)
+    assert found["next"] == {"x": fed}
+    assert found["step"] == 33
+
+
+def test_a_rollout_without_inputs_goes_on_from_the_last_prediction(rolling: Service, stream: str) -> None:
+    prime(rolling, "wave", stream)
+    y = rolling.step("wave", stream, [0.1]).json()["outputs"]["y"]
+
+    assert rollout(rolling, "wave", stream, 5).json() == rollout(rolling, "wave", stream, 5, inputs=y).json()
+
+
+@pytest.mark.parametrize("how", ["reset", "none", "state"])
+def test_a_rollout_without_inputs_says_when_no_prediction_is_kept(rolling: Service, stream: str, how: str) -> None:
+    prime(rolling, "wave", stream)
+    http, path = rolling.http, rolling.path
+    if how == "reset":
+        http.post(path("wave", stream, "reset"))
+    elif how == "none":
+        http.post(path("wave", stream, "steps"), json={"inputs": [[1.0], [2.0]], "return": "none"})
+    else:
+        http.put(path("wave", stream, "state"), json={"states": {"h": [0, 0, 0, 0]}})
+    answer, missing = rollout(rolling, "wave", stream, 5), rollout(rolling, "wave", f"{stream}-none", 5)
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_request")
+    assert "inputs" in answer.json()["detail"]
+    assert (missing.status_code, code_of(missing)) == (404, "stream_not_found")
+
+
+def test_forks_and_snapshots_keep_the_last_prediction(rolling: Service, stream: str) -> None:
+    prime(rolling, "wave", stream)
+    rolling.http.put(rolling.path("wave", stream, "snapshots/s"))
+    rolling.http.post(rolling.path("wave", stream, "fork"), json={"to": f"{stream}-b"})
+    expected = rollout(rolling, "wave", stream, 5).json()["outputs"]
+    rolling.step("wave", stream, [7.0])
+    rolling.http.post(rolling.path("wave", stream, "reset"), json={"to": {"snapshot": "s"}})
+
+    assert rollout(rolling, "wave", stream, 5).json()["outputs"] == expected
+    assert rollout(rolling, "wave", f"{stream}-b", 5).json()["outputs"] == expected
+
+
+def test_a_missing_stream_is_rolled_out_from_the_initial_state(rolling: Service, stream: str) -> None:
+    found = rollout(rolling, "wave", stream, 4, inputs=[0.5]).json()
+    outputs, _ = by_hand(rolling, "wave", f"{stream}-b", [0.5], 4, lambda y, _: y["y"])
+
+    assert (found["outputs"], found["step"]) == (columns(outputs), 4)
+    assert "state_id" not in found
+    assert rolling.http.get(rolling.path("wave", stream)).status_code == 404
+
+
+def test_the_request_may_feed_otherwise_than_the_manifest(rolling: Service, stream: str) -> None:
+    prime(rolling, "wave", stream)
+    rule = {"x": {"output": "spread", "scale": 2, "offset": -0.5}}
+    found = rollout(rolling, "wave", stream, 6, inputs=[0.5], feedback=rule).json()
+    outputs, fed = by_hand(
+        rolling, "wave", stream, [0.5], 6, lambda y, _: [float(np.float32(np.float32(y["spread"][0]) * 2.0 - 0.5))]
+    )
+
+    assert (found["outputs"], found["next"]["x"]) == (columns(outputs), fed)
+
+
+def test_an_input_without_a_rule_stays_as_it_is(rolling: Service, stream: str) -> None:
+    found = rollout(rolling, "two_inputs", stream, 3, inputs={"a": [1, 2], "b": 3}, feedback={"a": "total"}).json()
+
+    assert found["outputs"] == {"total": [[4, 5], [11, 13], [25, 29]], "last": [3, 3, 3]}
+    assert found["next"] == {"a": [[4, 5], [11, 13], [25, 29]]}
+
+
+def test_a_rollout_takes_and_answers_msgpack(rolling: Service, stream: str) -> None:
+    body = {"horizon": 3, "inputs": {"x": {"d": "float32", "s": [1], "b": np.float32(0.5).tobytes()}}}
+    packed = rolling.http.post(
+        rolling.path("wave", stream, "rollout"), content=msgspec.msgpack.encode(body), headers=MSGPACK
+    )
+    alone = rolling.http.post(
+        rolling.path("wave", stream, "rollout"),
+        content=msgspec.msgpack.encode({**body, "inputs": body["inputs"]["x"]}),  # type: ignore[index]
+        headers=MSGPACK,
+    )
+    plain = rollout(rolling, "wave", stream, 3, inputs=[0.5]).json()["outputs"]["y"]
+
+    y = msgspec.msgpack.decode(packed.content)["outputs"]["y"]
+    assert (y["d"], y["s"], y["b"]) == ("float32", [3, 1], np.array(plain, np.float32).tobytes())
+    assert alone.content == packed.content
+
+
+# ------------------------------------------------------------------- chance
+
+
+def letters_by_hand(
+    service: Service, stream: str, x: int, horizon: int, seed: int, how: Draw, sample: int = 0
+) -> list[int]:
+    numbers = uniforms(seed, sample, 0, horizon + 1)
+
+    def follow(outputs: Any, t: int) -> int:
+        return int(draw(np.array(outputs["next"], np.float32)[None], numbers[t : t + 1], how)[0])
+
+    return by_hand(service, "letters", stream, x, horizon, follow)[1]
+
+
+@pytest.mark.parametrize(
+    "how", [Draw(), Draw(0.3), Draw(1.5, top_k=3), Draw(top_p=0.7), Draw(0)], ids=lambda how: repr(how)[5:-1]
+)
+def test_letters_are_those_of_the_loop_by_hand_with_the_same_seed(rolling: Service, stream: str, how: Draw) -> None:
+    given = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
+    said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    found = rollout(rolling, "letters", stream, 60, inputs=2, seed=11, **said).json()
+    in_rule = rollout(
+        rolling, "letters", stream, 60, inputs=2, seed=11, feedback={"x": {"output": "next", **said}}
+    ).json()
+
+    assert found["next"]["x"] == letters_by_hand(rolling, stream, 2, 60, 11, how)
+    assert found == in_rule
+    assert found.get("seed") == (None if how.temperature == 0 else 11)
+
+
+def test_a_seed_that_was_told_gives_the_same_again(rolling: Service, stream: str) -> None:
+    first, second = (rollout(rolling, "letters", stream, 40, inputs=0).json() for _ in range(2))
+    again = rollout(rolling, "letters", stream, 40, inputs=0, seed=first["seed"]).json()
+
+    assert first["seed"] != second["seed"]
+    assert first["next"] != second["next"]
+    assert again == first
+
+
+def test_samples_have_an_axis_of_their_own_and_do_not_depend_on_their_number(rolling: Service, stream: str) -> None:
+    many = rollout(rolling, "letters", stream, 12, inputs=1, samples=20, seed=5).json()
+    few = rollout(rolling, "letters", stream, 8, inputs=1, samples=3, seed=5).json()
+    one = rollout(rolling, "letters", stream, 12, inputs=1, seed=5).json()
+    by_hand = letters_by_hand(rolling, stream, 1, 12, 5, Draw(), sample=7)
+
+    assert np.shape(many["outputs"]["next"]) == (20, 12, 5)
+    assert [row[:8] for row in many["next"]["x"][:3]] == few["next"]["x"]
+    assert many["next"]["x"][0] == one["next"]["x"]
+    assert many["next"]["x"][7] == by_hand
+    assert len({tuple(row) for row in many["next"]["x"]}) > 10
+
+
+def test_noise_is_as_wide_as_the_model_says(rolling: Service, stream: str) -> None:
+    rule = {"x": {"output": "y", "std": "spread"}}
+    found = rollout(rolling, "wave", stream, 5, inputs=[0.5], feedback=rule, seed=3, samples=2).json()
+    numbers = uniforms(3, 1, 0, 2 * 6).reshape(6, 2)
+
+    def follow(outputs: Any, t: int) -> list[float]:
+        chance = normals(numbers[t, :1], numbers[t, 1:])
+        found: list[float] = (np.float32(outputs["y"]) + np.float32(outputs["spread"]) * chance).astype("f4").tolist()
+        return found
+
+    outputs, fed = by_hand(rolling, "wave", stream, [0.5], 5, follow)
+    assert found["next"]["x"][1] == fed
+    assert found["outputs"]["y"][1] == columns(outputs)["y"]
+
+
+def test_rollouts_that_go_on_together_answer_as_each_alone(rolling: Service, stream: str) -> None:
+    """Of different streams, horizons, rules and seeds, in one run each timestep."""
+
+    asks = [(f"{stream}-{n}", 10 + 17 * n % 90, {"inputs": n % 5, "seed": n, "temperature": n / 4}) for n in range(12)]
+
+    def ask(one: tuple[str, int, dict[str, Any]]) -> Any:
+        return rollout(rolling, "letters", one[0], one[1], **one[2]).json()
+
+    with ThreadPoolExecutor(12) as threads:
+        together = list(threads.map(ask, asks))
+
+    assert together == [ask(one) for one in asks]
+
+
+# ------------------------------------------------------------------- committed
+
+
+def test_a_committed_rollout_counts_as_its_timesteps(rolling: Service, stream: str) -> None:
+    prime(rolling, "wave", stream)
+    looked = rollout(rolling, "wave", stream, 7, inputs=[0.5]).json()
+    found = rollout(rolling, "wave", stream, 7, inputs=[0.5], commit=True, seq=4).json()
+    other = f"{stream}-b"
+    prime(rolling, "wave", other)
+    by_hand(rolling, "wave", other, [0.5], 7, lambda y, _: y["y"])
+
+    assert (found["outputs"], found["step"]) == (looked["outputs"], 10)
+    assert stands(rolling, "wave", stream) == (10, found["state_id"])
+    assert (
+        rolling.step("wave", stream, [0.1], seq=11).json()["outputs"]
+        == rolling.step("wave", other, [0.1]).json()["outputs"]
+    )
+
+
+@pytest.mark.parametrize("named", ["seq", "after", "key"])
+def test_a_committed_rollout_sent_again_is_answered_the_same(rolling: Service, stream: str, named: str) -> None:
+    """Also what was drawn: without a seed in the request it comes from the request's name."""
+    rolling.step("letters", stream, 3)
+    _, history = stands(rolling, "letters", stream)
+    ways: dict[str, dict[str, Any]] = {"seq": {"seq": 2}, "after": {"after": history}, "key": {"key": "k"}}
+    more = ways[named]
+    first = rollout(rolling, "letters", stream, 20, commit=True, **more).json()
+    again = rollout(rolling, "letters", stream, 20, commit=True, **more).json()
+    other = rollout(rolling, "letters", stream, 21, commit=True, **more)
+
+    assert again == {**first, "replayed": True}
+    assert stands(rolling, "letters", stream)[0] == 21
+    assert code_of(other) == {"seq": "seq_conflict", "after": "state_changed", "key": "idempotency_key_reused"}[named]
+
+
+def test_a_key_replays_a_rollout_also_after_other_steps(rolling: Service, stream: str) -> None:
+    first = rollout(rolling, "letters", stream, 9, inputs=1, commit=True, key="k").json()
+    rolling.step("letters", stream, 0)
+    again = rollout(rolling, "letters", stream, 9, inputs=1, commit=True, key="k").json()
+
+    assert first.pop("created") is True
+    assert again == {**first, "replayed": True}
+    assert stands(rolling, "letters", stream)[0] == 10
+
+
+def test_integers_are_fed_back_exactly(rolling: Service, stream: str) -> None:
+    rolling.step("fold", stream, [4])
+    found = rollout(rolling, "fold", stream, 3, inputs=[5], feedback={"x": "y"}, commit=True).json()
+    xs = [4, 5]
+    for _ in range(3):
+        xs.append(fold_reference(xs)[-1])
+
+    assert found["next"]["x"] == [[x] for x in xs[2:]]
+    assert rolling.step("fold", stream, [1], seq=5).json()["outputs"]["y"] == fold_reference([*xs[:-1], 1])[-1:]
+
+
+def test_a_committed_rollout_is_watched(rolling: Service, stream: str) -> None:
+
+    with connect(f"ws://127.0.0.1:{rolling.port}/v1/watch") as watch:
+        watch.send(msgspec.json.encode({"watch": [{"model": "wave", "stream": stream}], "inputs": True}).decode())
+        assert msgspec.json.decode(watch.recv(5)) == {"watching": 1}
+        rollout(rolling, "wave", stream, 3, inputs=[0.5])
+        found = rollout(rolling, "wave", stream, 3, inputs=[0.5], commit=True).json()
+        seen = msgspec.json.decode(watch.recv(5))
+
+    assert (seen["step"], seen["state_id"], seen["outputs"]) == (3, found["state_id"], found["outputs"])
+    assert seen["inputs"]["x"] == [[0.5], *found["next"]["x"][:-1]]
+
+
+# ------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"horizon": 0}, "bad_request"),
+        ({"horizon": 2.0}, "bad_request"),
+        ({}, "bad_request"),
+        ({"horizon": 2, "samples": 0}, "bad_request"),
+        ({"horizon": 2, "samples": 2, "commit": True}, "bad_request"),
+        ({"horizon": 2, "commit": 1}, "bad_request"),
+        ({"horizon": 2, "seed": -1}, "bad_request"),
+        ({"horizon": 2, "seed": True}, "bad_request"),
+        ({"horizon": 2, "temperature": "hot"}, "bad_request"),
+        ({"horizon": 2, "top_k": 0}, "bad_request"),
+        ({"horizon": 2, "feedback": "y"}, "bad_request"),
+        ({"horizon": 2, "feedback": {"x": 1}}, "bad_request"),
+        ({"horizon": 2, "nothing": 1}, "bad_request"),
+        ({"horizon": 2, "seq": 0}, "bad_request"),
+        ({"horizon": 2, "feedback": {"x": "z"}}, "bad_input"),
+        ({"horizon": 2, "feedback": {"z": "y"}}, "bad_input"),
+        ({"horizon": 2, "feedback": {}}, "bad_input"),
+        ({"horizon": 2, "inputs": {"z": [1]}}, "bad_input"),
+        ({"horizon": 2, "inputs": [1, 2]}, "bad_input"),
+        ({"horizon": 201}, "too_large"),
+        ({"horizon": 2, "samples": 21}, "too_large"),
+    ],
+    ids=str,
+)
+def test_a_wrong_rollout_is_refused_and_moves_nothing(rolling: Service, stream: str, body: Any, code: str) -> None:
+    prime(rolling, "wave", stream)
+    before = stands(rolling, "wave", stream)
+    answer = rolling.http.post(rolling.path("wave", stream, "rollout"), json=body)
+
+    assert code_of(answer) == code
+    assert stands(rolling, "wave", stream) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"seq": 9}, "seq_gap"),
+        ({"seq": 1}, "seq_passed"),
+        ({"after": encode_state_id(bytes(16))}, "state_changed"),
+        ({"create": "must"}, "stream_exists"),
+    ],
+)
+@pytest.mark.parametrize("commit", [False, True])
+def test_a_rollout_out_of_place_is_refused_as_a_step_is(
+    rolling: Service, stream: str, more: Any, code: str, commit: bool
+) -> None:
+    prime(rolling, "wave", stream)
+    answer = rollout(rolling, "wave", stream, 3, commit=commit, **more)
+
+    assert (answer.status_code, code_of(answer)) == (409, code)
+
+
+def test_a_model_that_says_of_no_output_that_it_feeds_an_input_needs_a_rule(rolling: Service, stream: str) -> None:
+    answer = rollout(rolling, "fold", stream, 3, inputs=[1])
+
+    assert (answer.status_code, code_of(answer)) == (422, "bad_input")
+    assert "--feedback" in answer.json()["detail"]
+    assert rolling.http.get("/v1/models/wave").json()["feedback"] == {"x": "y"}
+    assert rolling.http.get("/v1/models/fold").json()["feedback"] == {}
+
+
+def test_an_input_that_nothing_makes_has_to_be_sent(rolling: Service, stream: str) -> None:
+    answer = rollout(rolling, "two_inputs", stream, 3, inputs={"a": [1, 2]}, feedback={"a": "total"})
+
+    assert (answer.status_code, code_of(answer)) == (422, "bad_input")
+    assert "'b'" in answer.json()["detail"]
+
+
+def test_a_rollout_that_makes_no_number_is_refused_whole(rolling: Service, stream: str) -> None:
+    rolling.step("nan_at", stream, [1.0])
+    before = stands(rolling, "nan_at", stream)
+    answer = rollout(rolling, "nan_at", stream, 5, feedback={"x": "y"}, commit=True)
+    grows = rollout(rolling, "total", stream, 200, inputs=[1.0, 1.0], feedback={"x": "y"})
+
+    assert (answer.status_code, code_of(answer)) == (422, "non_finite_state")
+    assert "timestep 3" in answer.json()["detail"]
+    assert code_of(grows) in ("non_finite_state", "non_finite")
+    assert stands(rolling, "nan_at", stream) == before
+
+
+def test_one_rollout_on_which_the_model_cannot_run_fails_alone(rolling: Service, stream: str) -> None:
+    """An index outside of the letters, among rollouts that are sound."""
+
+    with ThreadPoolExecutor(9) as threads:
+        found = list(threads.map(lambda n: rollout(rolling, "letters", f"{stream}-{n}", 50, inputs=n), range(9)))
+
+    assert [answer.status_code for answer in found] == [200] * 5 + [422] * 4
+    assert code_of(found[-1]) == "bad_input"
+
+
+def test_predictions_beyond_what_may_be_answered_are_too_large(
+    shared_redis: Server, tmp_path: Path, stream: str
+) -> None:
+    with running(shared_redis.url, models(tmp_path, wave), max_body_bytes=1000) as small:
+        fits, beyond = (rollout(small, "wave", stream, n, inputs=[0.5]) for n in (125, 126))
+
+    assert (fits.status_code, beyond.status_code) == (200, 413)
+    assert code_of(beyond) == "too_large"
+
+
+def test_a_rollout_that_takes_too_long_is_given_up(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    with running(shared_redis.url, models(tmp_path, slow), request_timeout_s=0.5, run_timeout_s=30) as hasty:
+        by_time = rollout(hasty, "slow", stream, 4000, inputs=[200_000], feedback={"x": {"output": "y"}})
+        alive = hasty.http.get("/healthz")
+    with running(shared_redis.url, models(tmp_path, slow), run_timeout_s=0.3) as strict:
+        by_run = rollout(strict, "slow", stream, 2, inputs=[10**12], feedback={"x": "y"})
+
+    assert [(a.status_code, code_of(a)) for a in (by_time, by_run)] == [(503, "model_timeout")] * 2
+    assert by_run.json()["applied"] == "no"
+    assert alive.status_code == 200
