@@ -11,6 +11,7 @@ from service.engine.engine import Engine
 from service.engine.models import Reloaded, ServedModel
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.settings import is_loopback
 from service.store.facts import SafetyWatch
 from service.wire import ModelWire
 from service.wire.oip import InferWire
@@ -52,6 +53,7 @@ class Context:
         self.ready = False
         self.leaving = False
         self._wires: dict[tuple[str, int], ModelWire] = {}
+        self._only_local = not keys.asked and is_loopback(settings.host)  # nothing else guards it
         self._counts_requests = settings.tenant_rate is not None
         self._infer_wires: dict[tuple[str, int], InferWire] = {}
         self._origins = {origin.rstrip("/").lower() for origin in settings.allowed_origins}
@@ -122,6 +124,19 @@ class Context:
             self._infer_wires[served.name, served.version] = wire
         return wire
 
+    def demand_own_name(self, host: str | None) -> None:
+        """Check that a browser asks under a name of this machine, where the address is all that guards the service.
+
+        A page reads what comes from its own origin, without a word about it in `Origin`.
+
+        Raises:
+            ServiceError: `forbidden`.
+        """
+        if not self._only_local or not _beyond_this_machine(host):
+            return
+        if f"http://{host}".lower() not in self._origins and f"https://{host}".lower() not in self._origins:
+            raise _elsewhere(f"http://{host}")
+
     async def look_if_ready(self) -> list[str]:
         """Return why requests cannot be served now; empty when they can."""
         reasons = [*await self.engine.not_ready(), *self.safety.reasons]
@@ -134,17 +149,30 @@ class Context:
         """Check that a browser's page comes from here, or from where it is allowed to come.
 
         Only browsers send `Origin`, and they send it truly: without this check any page in the world could move
-        the streams of a service that its reader can reach.
+        the streams of a service that its reader can reach. A page's own name may have been made to point at this
+        machine (DNS rebinding); a service that is guarded by nothing but its address takes names of this machine only.
 
         Raises:
             ServiceError: `forbidden`.
         """
         if origin is None or origin.lower() in self._origins:
             return
-        if host is not None and origin.partition("://")[2].lower() == host.lower():
+        own = host is not None and origin.partition("://")[2].lower() == host.lower()
+        if own and not (self._only_local and _beyond_this_machine(host)):
             return
-        raise ServiceError(
-            "forbidden",
-            f"The page's origin is {origin[:100]!a}; expected this service's own or one of `allowed_origins`.",
-            fix="Open the page from the service itself, or add its origin to `allowed_origins`.",
-        )
+        raise _elsewhere(origin)
+
+
+def _elsewhere(origin: str) -> ServiceError:
+    return ServiceError(
+        "forbidden",
+        f"The page's origin is {origin[:100]!a}; expected this service's own or one of `allowed_origins`.",
+        fix="Open the page from the service itself, or add its origin to `allowed_origins`.",
+    )
+
+
+def _beyond_this_machine(host: str | None) -> bool:
+    """Whether a `Host` header has a name that may be another machine's."""
+    name = (host or "localhost").lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    return not (name.endswith(".localhost") or is_loopback(name))

@@ -99,8 +99,11 @@ class DirectRoute(APIRoute):
 
 async def _checked(request: Request, context: Context, endpoint: Callable[[Request], Awaitable[Response]]) -> Response:
     demand_plain_path(request.scope)
-    if request.method != "GET" and (origin := request.headers.get("origin")) is not None:
-        context.demand_own_origin(origin, request.headers.get("host"))
+    headers = request.headers
+    if request.method != "GET" and (origin := headers.get("origin")) is not None:
+        context.demand_own_origin(origin, headers.get("host"))
+    elif "sec-fetch-site" in headers:  # a browser
+        context.demand_own_name(headers.get("host"))
     return await endpoint(request)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import resource
 import signal
@@ -21,7 +20,7 @@ from service import logs, server
 from service.api.tokens import keys_of
 from service.commands.flags import with_setting_flags
 from service.server import StartError
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from service.store.facts import StoreFacts, demand_safe, read_facts
 from service.store.redis import StateStore
@@ -81,7 +80,7 @@ def demand_safe_bind(settings: Settings) -> None:
     if settings.production and (not has_keys or settings.insecure):
         found = "is set together with `insecure`" if settings.insecure else "is set, and there is no api_keys_file"
         raise StartError(f"`production` {found}.", fix="Give --api-keys-file FILE, and leave --insecure out.")
-    if has_keys or settings.insecure or _is_loopback(settings.host):
+    if has_keys or settings.insecure or is_loopback(settings.host):
         return
     raise StartError(
         f"`host` is {settings.host}, which others can reach, and there is no api_keys_file.",
@@ -171,12 +170,3 @@ def _allow_open_files(settings: Settings) -> None:
 
 def _leave(_number: int, _frame: types.FrameType | None) -> None:
     raise SystemExit(0)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -150,7 +151,7 @@ class ModelShelf:
                     _tell_of_feedback(model)
                     report.loaded.append(f"{name}/{version}")
                 except StepwellError as exc:
-                    report.failed.append(f"{path.name}: {exc}")
+                    report.failed.append(f"{path.name}: {str(exc).replace(f'{path.parent}{os.sep}', '')}")
             if model is not None:
                 found.setdefault(name, {})[version] = model
         self._retire(found)

@@ -266,6 +266,38 @@ def test_cross_origin_requests_get_no_leave(service: Service) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+REBOUND = {"host": "evil.example:8000", "sec-fetch-site": "same-origin"}
+"""A browser's request to a name that its owner has made to point at this machine (DNS rebinding)."""
+
+
+def test_a_page_whose_name_was_made_to_point_here_reads_and_changes_nothing(service: Service, stream: str) -> None:
+    posted = service.http.post(
+        service.path("fold", stream, "step"),
+        json={"inputs": [1]},
+        headers={**REBOUND, "origin": "http://evil.example:8000"},
+    )
+    read = service.http.get("/v1/models", headers=REBOUND)
+
+    assert [(one.status_code, code_of(one)) for one in (posted, read)] == [(403, "forbidden")] * 2
+    assert "allowed_origins" in read.json()["detail"]
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000", "stepwell.localhost"])
+def test_names_of_this_machine_are_the_services_own(service: Service, stream: str, host: str) -> None:
+    headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
+
+    assert service.http.get("/v1/models", headers=headers).status_code == 200
+    assert service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers).is_success
+
+
+def test_another_name_can_be_allowed(shared_redis: Server, tmp_path: Path) -> None:
+    with running(shared_redis.url, models(tmp_path, fold), allowed_origins=["http://box.example"]) as own:
+        headers = {"host": "box.example", "origin": "http://box.example", "sec-fetch-site": "same-origin"}
+
+        assert own.http.get("/v1/models", headers=headers).status_code == 200
+        assert own.http.post(own.path("fold", "s", "step"), json={"inputs": [1]}, headers=headers).is_success
+
+
 def test_a_page_from_elsewhere_may_not_change_anything(service: Service, stream: str) -> None:
     path = service.path("fold", stream, "step")
 

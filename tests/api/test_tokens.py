@@ -333,6 +333,36 @@ def test_a_token_without_the_scope_is_forbidden(both: Service) -> None:
     assert [one.status_code for one in answers] == [403, 401, 401]
 
 
+def test_the_same_head_is_refused_once_its_token_has_expired(both: Service, stream: str) -> None:
+    """Heads are remembered where they are hot; what a token allows is not remembered for longer than it does."""
+    headers = bearer(token(exp=time.time() - LEEWAY_S + 1.5))
+    answers = [both.http.post(both.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers)]
+    while answers[-1].status_code == 200:
+        answers.append(both.http.post(both.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers))
+        assert time.time() < jwt.decode(headers["authorization"][7:], options={"verify_signature": False})["exp"] + 70
+
+    assert answers[0].status_code == 200
+    assert answers[-1].status_code == 401
+
+
+def test_the_same_head_is_refused_once_its_tokens_key_is_withdrawn(
+    shared_redis: Server, tmp_path: Path, stream: str
+) -> None:
+    headers = bearer(token())
+    known: dict[str, Any] = {
+        "jwt_keys": str(key_set(tmp_path / "jwks.json")),
+        "jwt_issuer": ISSUER,
+        "jwt_audience": AUDIENCE,
+    }
+    with running(shared_redis.url, models(tmp_path / "models", fold), **known) as own:
+        path = own.path("fold", stream, "step")
+        before = [own.http.post(path, json={"inputs": [1]}, headers=headers).status_code for _ in range(3)]
+        (tmp_path / "jwks.json").write_text(json.dumps({"keys": [jwk("ec", EC, "ES256")]}))
+        after = own.http.post(path, json={"inputs": [1]}, headers=headers).status_code
+
+    assert (before, after) == ([200, 200, 200], 401)
+
+
 def test_a_feed_is_closed_when_its_token_expires(both: Service, stream: str) -> None:
     with both.feed("fold", stream, additional_headers=bearer(token(exp=time.time() - LEEWAY_S + 2))) as feed:
         answers: list[dict[str, Any]] = []
