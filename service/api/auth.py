@@ -74,10 +74,6 @@ class TokenReader(Protocol):
         """
         ...
 
-    def generation(self) -> int:
-        """Return a number that grows when what was told of a token may no longer be so."""
-        ...
-
 
 class _Key(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -129,10 +125,10 @@ class Keys:
         return self._tokens is None
 
     def generation(self) -> int:
-        """Return a number that grows when other keys come into force, or a token that was taken expires."""
+        """Return a number that grows when other keys come into force."""
         if self._file is not None:
             self._read_again_if_changed(self._file)
-        return self._generation if self._tokens is None else self._generation + self._tokens.generation()
+        return self._generation
 
     def caller(self, authorization: str | None) -> Caller:
         """Return who sends an `Authorization` header; without a file it is ignored.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -81,15 +80,6 @@ class Tokens:
         self._clock = clock
         self._keys = _keys_at(str(settings.jwt_keys))
         self._known: dict[bytes, tuple[Caller, float, int]] = {}  # good ones, until when, and by which keys
-        self._expired = 0
-        self._next_expiry = math.inf  # of those that were told of since `generation` grew
-
-    def generation(self) -> int:
-        """Return a number that grows when the provider's keys change, or a token that was taken expires."""
-        if self._clock() >= self._next_expiry:
-            self._next_expiry = math.inf
-            self._expired += 1
-        return self._keys.now()[1] + self._expired
 
     def caller(self, token: str) -> Caller:
         """Return who sends a token.
@@ -104,14 +94,12 @@ class Tokens:
         known = self._known.get(digest)
         if known is not None and known[2] == generation:
             if self._clock() < known[1]:
-                self._next_expiry = min(self._next_expiry, known[1])
                 return known[0]
             raise unauthenticated("The token has expired.")
         caller, until = self._checked(token, keys)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known[digest] = caller, until, generation
-        self._next_expiry = min(self._next_expiry, until)
         return caller
 
     # ---------------------------------------------------------------- helpers

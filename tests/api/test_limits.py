@@ -28,7 +28,7 @@ RATE = 20
 def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with every limit, on a store of its own."""
     folder = tmp_path_factory.mktemp("limited")
-    keys = write(folder / "keys.json", *(key(name, tenant=name) for name in "abcdefgh"))
+    keys = write(folder / "keys.json", *(key(name, tenant=name) for name in "abcdefghi"))
     with (
         server(folder) as store,
         running(
@@ -196,6 +196,17 @@ def test_beyond_the_rate_is_429_with_retry_after(limited: Service) -> None:
         ("rate_limited", "no", "1")
     }
     assert good[-1].json()["step"] == len(good)
+
+
+def test_a_feeds_messages_are_counted_alike(limited: Service) -> None:
+    with limited.feed("fold", "x", additional_headers=bearer("i")) as feed:
+        for _ in range(3 * RATE):
+            feed.send('{"inputs": [1]}')
+        answers = [json.loads(feed.recv()) for _ in range(3 * RATE)]
+
+    refused = [answer["error"] for answer in answers if "error" in answer]
+    assert {(one["code"], one["applied"], one["retry"]) for one in refused} == {("rate_limited", "no", "same")}
+    assert len(refused) < 3 * RATE
 
 
 def test_requests_that_move_nothing_count_too_but_for_the_metrics(limited: Service) -> None:
