@@ -200,13 +200,14 @@ def test_beyond_the_rate_is_429_with_retry_after(limited: Service) -> None:
 
 def test_a_feeds_messages_are_counted_alike(limited: Service) -> None:
     with limited.feed("fold", "x", additional_headers=bearer("i")) as feed:
-        for _ in range(3 * RATE):
+        answers: list[dict[str, Any]] = []
+        while len(answers) < 20 * RATE and "error" not in (answers or [{}])[-1]:
             feed.send('{"inputs": [1]}')
-        answers = [json.loads(feed.recv()) for _ in range(3 * RATE)]
+            answers.append(json.loads(feed.recv()))
 
     refused = [answer["error"] for answer in answers if "error" in answer]
     assert {(one["code"], one["applied"], one["retry"]) for one in refused} == {("rate_limited", "no", "same")}
-    assert len(refused) < 3 * RATE
+    assert len(answers) > RATE
 
 
 def test_requests_that_move_nothing_count_too_but_for_the_metrics(limited: Service) -> None:
