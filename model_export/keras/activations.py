@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from model_export.keras.emit import Value
+from model_export.keras.pending import softmax_over_time
 from model_export.keras.registry import Call
 
 Emit = Callable[[Call, str], str]
@@ -78,6 +79,8 @@ def activate(call: Call, function: Any, value: Value) -> Value:
         return value
     name = getattr(function, "__name__", "")
     if name in ACTIVATIONS and getattr(keras.activations, name, None) is function:
+        if not value.row and value.time and name == "softmax":
+            return softmax_over_time(call, value)
         if not value.row and name.endswith("max"):
             raise call.refuse(f"it takes {name} over time: a timestep's row has no axis here")
         return value.like(ACTIVATIONS[name](call, value.name))

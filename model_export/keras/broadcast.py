@@ -57,7 +57,7 @@ def _value(call: Call, value: Value, like: Value) -> Value:
             f"it joins values of {value.rank} and {like.rank} axes, so the batch axis would mix with others"
         )
     if like.time and not value.time:
-        if value.row[0] != 1:
+        if value.row[0] != 1 and not value.even:
             raise call.refuse(
                 f"it joins a value with a time axis and one without (row shape {list(value.row)})",
                 "Give the static part as an input of every timestep, or join them behind return_sequences=False.",
@@ -68,7 +68,7 @@ def _value(call: Call, value: Value, like: Value) -> Value:
                 "come yet",
                 "Join the answer with x[:, -1], or use a recurrent layer over time.",
             )
-        name = call.op("Squeeze", value.name, call.graph.ints([1]))
+        name = call.op("Gather", value.name, call.constant(0, "int64"), axis=1)
         return value.like(name, row=value.row[1:], time=True)
     return value
 

@@ -35,6 +35,24 @@ class Margin:
     fill: Array
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pending:
+    """What the original's tensor has besides what is in the step graph.
+
+    Attributes:
+        refusal: The error to raise where something needs the tensor as it will be.
+        weight: What each timestep is weighed by, as a value of each timestep: scores of a softmax over time, or an
+            answer for the timesteps so far; None: nothing.
+        kind: `softmax`, or `Mul` or `Div` of an answer.
+        order: For each axis of the original which one of `(batch, time, *row)` it is; empty: these, as they stand.
+    """
+
+    refusal: Exception
+    weight: Value | None = None
+    kind: str = ""
+    order: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """A tensor of the step graph, and what the original has in its place.
@@ -46,6 +64,8 @@ class Value:
         time: Whether the original carries a time axis (axis 1) here.
         mask: Tensor of shape `(batch,)` bool: False where this timestep is masked; None: never masked.
         margin: Timesteps that the original has in front and behind; None: exactly those of the stream.
+        pending: What a sum over time, or another order of axes, has to settle first; None: nothing.
+        even: The row's first axis has the same in all its places; beside a sequence it can stand for every timestep.
     """
 
     name: str
@@ -54,6 +74,8 @@ class Value:
     time: bool = False
     mask: str | None = None
     margin: Margin | None = None
+    pending: Pending | None = None
+    even: bool = False
 
     @property
     def rank(self) -> int:
@@ -61,8 +83,8 @@ class Value:
         return 1 + self.time + len(self.row)
 
     def like(self, name: str, **changes: Any) -> Value:
-        """Return another tensor with the same row, dtype and time axis, without mask and margin."""
-        return replace(self, name=name, **{"mask": None, "margin": None, **changes})
+        """Return another tensor with the same row, dtype and time axis, and nothing else of this one."""
+        return replace(self, name=name, **{"mask": None, "margin": None, "pending": None, "even": False, **changes})
 
 
 class Graph:

@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from model_export.keras import pending
 from model_export.keras.emit import Margin, Value
-from model_export.keras.registry import Call, Rule, to_array
+from model_export.keras.registry import Call, Rule, listed, to_array
 from model_export.keras.window import is_margin_aware
 
 
@@ -25,12 +26,14 @@ def apply(call: Call, rule: Rule) -> list[Any]:
     Raises:
         RefusedModelError: The layer carries something through the padded timesteps, or joins different paddings.
     """
+    if pending.has_pending(call):
+        return pending.apply(call, rule)
     margin = next((v.margin for v in keras.tree.flatten((call.args, call.kwargs)) if _has_margin(v)), None)
     if margin is None or is_margin_aware(rule):
-        return _listed(rule(call))
+        return listed(rule(call))
     states = len(call.graph.states)
     args, kwargs = keras.tree.map_structure(lambda v: _without(call, v, margin), (call.args, call.kwargs))
-    results = _listed(rule(replace(call, args=args, kwargs=kwargs)))
+    results = listed(rule(replace(call, args=args, kwargs=kwargs)))
     if len(call.graph.states) > states or not all(isinstance(r, Value) and r.time for r in results):
         raise call.refuse(
             f"its input has {margin.front} padded timesteps in front and {margin.back} behind, which it would see as "
@@ -68,7 +71,3 @@ def _fill(call: Call, value: Any) -> Any:
     if not isinstance(value, Value) or value.margin is None:
         return value
     return np.broadcast_to(value.margin.fill, (1, 1, *value.row)).astype(value.dtype)
-
-
-def _listed(results: Any) -> list[Any]:
-    return results if isinstance(results, list) else [results]

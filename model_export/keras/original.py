@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import keras
@@ -31,7 +31,7 @@ LONG = 200
 
 TIME_DISTRIBUTED = 400
 UNROLLED = 64
-"""The most timesteps of a model with such layers: Keras runs, or compiles, each of them by itself."""
+"""The most timesteps of a model with such layers, where Keras runs, or compiles, each of them by itself."""
 
 
 class KerasOriginal:
@@ -50,6 +50,8 @@ class KerasOriginal:
             None
         }
         self._length_is_free = not lengths
+        self._spreads_timesteps = False
+        self._spreads_timesteps = any(self._may_spread_timesteps(length) for length in dict.fromkeys((2, *lengths)))
         self._any_length = self._length_is_free or self._runs_with(3)
         # An unrolled layer is run operation by operation: it is not asked for more than it was made for.
         unrolled = any(getattr(layer, "unroll", False) for layer in model._flatten_layers())
@@ -96,7 +98,29 @@ class KerasOriginal:
         layers = list(self._model._flatten_layers())
         if any(getattr(layer, "unroll", False) for layer in layers):
             return UNROLLED
-        return TIME_DISTRIBUTED if any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers) else None
+        repeats = any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers)
+        return TIME_DISTRIBUTED if repeats and not self._spreads_timesteps else None
+
+    def _may_spread_timesteps(self, length: int) -> bool:
+        """Whether layers that Keras runs once for each timestep say the same when they run on all of them at once.
+
+        Held against Keras' own way once: that compiles, or runs, a copy of the layer for each timestep, which takes
+        minutes for a network of some size.
+        """
+        if not any(isinstance(layer, keras.layers.TimeDistributed) for layer in self._model._flatten_layers()):
+            return False
+        inputs = samplers(self._exported)["random"](np.random.default_rng(0), 2, length)
+        packed = self.feeds(inputs, length)
+        try:
+            with self.stateless():
+                want = keras.tree.flatten(self._model.call(packed, training=False))
+                with timesteps_as_rows(self._model):
+                    found = keras.tree.flatten(self._model.call(packed, training=False))
+        except Exception:  # noqa: BLE001  # whatever the reason, Keras' own way will tell
+            return False
+        return all(
+            np.allclose(to_array(a), to_array(b), rtol=1e-4, atol=1e-5) for a, b in zip(want, found, strict=True)
+        )
 
     def _runs_with(self, length: int) -> bool:
         specs = self._exported.manifest.inputs
@@ -112,7 +136,7 @@ class KerasOriginal:
 
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
         packed = self.feeds(inputs, length)
-        with self.stateless():
+        with self.stateless(), timesteps_as_rows(self._model) if self._spreads_timesteps else nullcontext():
             if self._length_is_free and length < LONG:
                 outputs = self._model.predict_on_batch(packed)
             else:  # `call` compiles nothing as a whole, and does not hold the length against the declared one
@@ -145,6 +169,35 @@ class KerasOriginal:
             for layer in stateful:
                 layer.stateful = True
             self._compiled, model.predict_function = model.predict_function, theirs
+
+
+@contextmanager
+def timesteps_as_rows(model: Any) -> Iterator[None]:
+    """Let TimeDistributed run its layer on all timesteps at once, as rows of one batch."""
+
+    def spread(wrapper: Any) -> Any:
+        inner = wrapper.layer
+
+        def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+            given = {"training": training} if inner._call_has_training_arg else {}
+            if inner._call_has_mask_arg and mask is not None:
+                given["mask"] = keras.ops.reshape(mask, (-1, *mask.shape[2:]))
+            rows, steps = keras.ops.shape(inputs)[:2]
+            results = inner.call(keras.ops.reshape(inputs, (-1, *inputs.shape[2:])), **given)
+            return keras.tree.map_structure(
+                lambda result: keras.ops.reshape(result, (rows, steps, *result.shape[1:])), results
+            )
+
+        return call
+
+    wrappers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.TimeDistributed)]
+    for wrapper in wrappers:
+        vars(wrapper)["call"] = spread(wrapper)
+    try:
+        yield
+    finally:
+        for wrapper in wrappers:
+            vars(wrapper).pop("call", None)
 
 
 def rounding(model: Any) -> float:

@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
+from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from model_export.keras.emit import Value
+from model_export.keras.pending import order_of
 from model_export.keras.registry import Call, to_array
 from model_export.manifest import Array
 
 TRIAL = 67
 """Timesteps of the tensors on which code is tried that cannot run with an open number of them."""
+
+
+class RandomNumbersError(Exception):
+    """The code drew random numbers, which would be the same in every timestep of the graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +55,13 @@ def record(call: Call, function: Callable[..., Any], length: int | None) -> Reco
         length: The number of timesteps that values with a time axis have; None: open.
 
     Raises:
+        RandomNumbersError: The code drew random numbers.
         Exception: What the code raises.
     """
     try:
         return _record(call, function, None, length)
+    except RandomNumbersError:
+        raise
     except Exception:
         # Code that makes a tensor of the batch's size, or of the sequence's, cannot do so with an open one.
         closed = _attempt(lambda: _record(call, function, 1, length or TRIAL))
@@ -70,6 +81,8 @@ def reason_of(failure: BaseException | None) -> str:
 def _attempt(make: Callable[[], Recorded]) -> Recorded | None:
     try:
         return make()
+    except RandomNumbersError:
+        raise
     except Exception:  # noqa: BLE001  # the first attempt's reason is the one to tell
         return None
 
@@ -82,12 +95,13 @@ def _record(call: Call, function: Callable[..., Any], batch: int | None, length:
         if not isinstance(value, Value):
             return value
         shape = (batch, *([length] if value.time else []), *value.row)
+        shape = tuple(shape[axis] for axis in order_of(value))
         symbols.append(keras.Input(batch_shape=shape, dtype=value.dtype))
         values.append(value)
         return symbols[-1]
 
     args, kwargs = keras.tree.map_structure(symbol, (call.args, call.kwargs))
-    with _symbolic_weights(call.layer) as weights:
+    with _symbolic_weights(call.layer) as weights, _no_random_numbers(call.layer):
         results = keras.tree.flatten(function(*args, **kwargs))
     used = [*symbols, *(tensor for tensor, _ in weights)]
     computed = [result for result in results if keras.backend.is_keras_tensor(result)]
@@ -96,6 +110,33 @@ def _record(call: Call, function: Callable[..., Any], batch: int | None, length:
         [*values, *(array for _, array in weights)],
         [keras.backend.is_keras_tensor(result) or to_array(result) for result in results],
     )
+
+
+@contextmanager
+def _no_random_numbers(layer: Any) -> Iterator[None]:
+    """See to it that the code inside draws no random numbers: on symbolic tensors they come out as constants.
+
+    Raises:
+        RandomNumbersError: A seed generator of the layer, or the global one, has moved; those of the layer are put back.
+    """
+    parts = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
+    before = [(generator, to_array(generator.state)) for part in parts for generator in part._seed_generators]
+    shared = _shared_seed()
+    try:
+        yield
+    finally:
+        drew = _shared_seed() != shared
+        for generator, state in before:
+            drew |= not np.array_equal(to_array(generator.state), state)
+            generator.state.assign(state)
+        if drew:
+            raise RandomNumbersError
+
+
+def _shared_seed() -> list[int]:
+    """Return where the seed generator stands that random functions use if they are given none."""
+    generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return [] if generator is None else [int(part) for part in to_array(generator.state)]
 
 
 @contextmanager

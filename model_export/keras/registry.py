@@ -275,6 +275,11 @@ def find_op_rule(operation: Any) -> Rule | None:
     return next((_OPS[name] for name in _names(type(operation)) if name in _OPS), None)
 
 
+def listed(results: Any) -> list[Any]:
+    """Return what a rule returns as a list."""
+    return results if isinstance(results, list) else [results]
+
+
 def _name(tensor: str | Value) -> str:
     return tensor.name if isinstance(tensor, Value) else tensor
 

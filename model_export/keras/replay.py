@@ -27,7 +27,7 @@ def can_replay(call: Call) -> bool:
     values = [v for v in keras.tree.flatten((call.args, call.kwargs)) if isinstance(v, Value)]
     if not isinstance(call.layer, keras.Layer) or not length or length < 2:
         return False
-    if any(value.margin or not value.time for value in values) or call.mask is not None:
+    if any(value.margin or value.pending or not value.time for value in values) or call.mask is not None:
         return False
     try:
         return _is_causal(call, values, length)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from model_export.keras.emit import Value
+from model_export.keras.pending import order_of, settles, softmax_over_time, summed_over_time
 from model_export.keras.registry import Call, op_rule, to_array
 from model_export.keras.running import accumulated, running
 
@@ -15,6 +16,7 @@ _REDUCTIONS = {
 
 
 @op_rule(*_REDUCTIONS)
+@settles
 def reduction(call: Call) -> Value:
     """A sum, mean, maximum, minimum or product; over time that of the timesteps so far."""
     kind = _REDUCTIONS[call.kind(_REDUCTIONS)]
@@ -23,9 +25,14 @@ def reduction(call: Call) -> Value:
         x = call.as_float(x)
     axes = _original_axes(call, x)
     keep = bool(call.layer.keepdims)
+    if x.pending:
+        axes = sorted(order_of(x)[axis] for axis in axes)
+        kept = [axis for axis in order_of(x) if axis not in axes]
+        if kind != "Sum" or axes[:1] != [1] or (x.pending.order and keep) or kept != sorted(kept):
+            raise x.pending.refusal
     if not x.time or 1 not in axes:
         return reduce(call, f"Reduce{kind}", x, [axis - x.time for axis in axes], keep=keep)
-    x = running(call, kind, x)
+    x = summed_over_time(call, x) if kind == "Sum" else running(call, kind, x)
     axes = [axis - 1 for axis in axes if axis != 1]
     if axes:
         x = reduce(call, f"Reduce{kind}", x, axes, keep=keep)
@@ -133,8 +140,10 @@ def place(call: Call) -> Value:
 
 @op_rule("Softmax", "LogSoftmax")
 def softmax(call: Call) -> Value:
-    """Probabilities along one feature axis."""
+    """Probabilities along one feature axis; over time they are weights that wait for a sum."""
     x = call.as_float(call.value)
+    if call.kind(["LogSoftmax", "Softmax"]) == "Softmax" and x.time and call.layer.axis % x.rank == 1:
+        return softmax_over_time(call, x)
     return x.like(call.op(call.kind(["LogSoftmax", "Softmax"]), x, axis=call.axis(x, call.layer.axis)))
 
 

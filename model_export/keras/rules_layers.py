@@ -11,14 +11,20 @@ import numpy as np
 
 from model_export.keras.activations import activate
 from model_export.keras.emit import Value
+from model_export.keras.pending import reordered, settles, shapes, softmax_over_time
 from model_export.keras.registry import Call, rule, to_array
 from model_export.keras.window import sees_margins
+
+
+_OF_LAST_AXIS = (keras.layers.Dense, keras.layers.Activation, keras.layers.Dropout)
+"""Layers that do the same at each position, however many axes stand in front."""
 
 
 @rule(
     "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout",
     "GaussianDropout", "GaussianNoise", "ActivityRegularization", "Identity",
 )  # fmt: skip
+@shapes
 def nothing(call: Call) -> list[Value]:
     """Layers that do nothing outside training."""
     return call.values
@@ -79,12 +85,28 @@ def time_distributed(call: Call) -> list[Value]:
     """Runs its layer on each timestep; in the step graph that is the layer itself."""
     x = call.value
     if not x.time:
-        raise call.refuse("its input carries no time axis")
+        return _at_each_position(call, x)
     results = call.walk.visit(call.layer.layer, f"{call.path}.", replace(x, time=False, mask=None))
     return [replace(value, time=True) for value in results]
 
 
+def _at_each_position(call: Call, x: Value) -> list[Value]:
+    """Run a layer on each position inside one timestep: as rows of a batch."""
+    layer, count = call.layer.layer, x.row[0]
+    if isinstance(layer, _OF_LAST_AXIS):
+        return call.walk.visit(layer, f"{call.path}.", x)
+    states = len(call.graph.states)
+    flat = call.graph.reshape(x.name, x.row[1:], at=call.path)
+    results = call.walk.visit(layer, f"{call.path}.", x.like(flat, row=x.row[1:]))
+    if len(call.graph.states) > states:
+        raise call.refuse("its layer carries something from timestep to timestep, which a position has not")
+    rows = [(count, *value.row) for value in results]
+    names = [call.graph.reshape(value.name, row, at=call.path) for value, row in zip(results, rows, strict=True)]
+    return [value.like(name, row=row) for value, name, row in zip(results, names, rows, strict=True)]
+
+
 @rule("Lambda")
+@settles
 @sees_margins
 def lambda_layer(call: Call) -> list[Value]:
     """Python code, traced like a custom layer."""
@@ -148,6 +170,8 @@ def softmax(call: Call) -> Value:
         raise call.refuse(f"it works over several axes at once ({axes}); expected one")
     if call.mask is not None or len(call.args) > 1:
         raise call.refuse("it takes a mask over its features")
+    if x.time and axes[0] % x.rank == 1:
+        return softmax_over_time(call, x)
     return x.like(call.op("Softmax", x.name, axis=call.axis(x, axes[0])))
 
 
@@ -155,9 +179,12 @@ def softmax(call: Call) -> Value:
 
 
 @rule("Flatten")
+@shapes
 def flatten(call: Call) -> Value:
     """One feature axis."""
     x = call.value
+    if x.time and math.prod(x.row) == 1:  # one number for each timestep stays that
+        return x.like(call.graph.reshape(x.name, [], at=call.path), row=())
     if x.time:
         raise call.refuse(
             "it flattens the time axis into the features, so it needs the whole sequence",
@@ -170,6 +197,7 @@ def flatten(call: Call) -> Value:
 
 
 @rule("Reshape")
+@shapes
 def reshape(call: Call) -> Value:
     """Another shape of the features; the time axis must stay where and as it is."""
     return reshaped(call, call.value, list(call.layer.target_shape))
@@ -198,11 +226,9 @@ def _resolved(target: list[int], size: int) -> list[int]:
 
 
 @rule("Permute")
+@settles
 def permute(call: Call) -> Value:
-    """Another order of the feature axes; the time axis must stay first."""
-    x, dims = call.value, list(call.layer.dims)
-    if x.time and dims[0] != 1:
-        raise call.refuse(f"its order {dims} moves the time axis, which is axis 1")
-    order: list[Any] = [0, *(dim - 1 for dim in dims[1:])] if x.time else [0, *dims]
-    row = tuple(x.row[axis - 1] for axis in order[1:])
-    return x.like(call.op("Transpose", x.name, perm=order), row=row)
+    """Another order of the axes; the time axis has to come back in front."""
+    dims = list(call.layer.dims)
+    refusal = call.refuse(f"its order {dims} moves the time axis, which is axis 1")
+    return reordered(call, call.value, [0, *dims], refusal)

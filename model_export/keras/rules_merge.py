@@ -7,6 +7,7 @@ from typing import Any
 
 from model_export.keras.broadcast import broadcast, joined
 from model_export.keras.emit import Value
+from model_export.keras.pending import weighed
 from model_export.keras.registry import Call, rule
 
 _ONNX = {
@@ -17,7 +18,10 @@ _ONNX = {
 @rule(*_ONNX, masks=True)
 def merge(call: Call) -> Value:
     """Element by element, the smaller one broadcast."""
-    y = join(call, call.kind(_ONNX), call.values)
+    values = call.values
+    if call.kind(_ONNX) == "Multiply" and len(values) == 2 and (y := weighed(call, "Mul", values)) is not None:
+        return y
+    y = join(call, call.kind(_ONNX), values)
     return y.like(y.name, mask=_any_unmasked(call))
 
 

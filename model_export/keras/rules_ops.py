@@ -11,6 +11,7 @@ import numpy as np
 from model_export.keras.activations import ACTIVATIONS
 from model_export.keras.broadcast import broadcast, joined
 from model_export.keras.emit import Value
+from model_export.keras.pending import shapes, weighed
 from model_export.keras.registry import Call, op_rule, to_array
 
 _UNARY = {
@@ -38,12 +39,14 @@ _ACTIVATIONS = {
 
 
 @op_rule("StopGradient", "ConvertToTensor", "Copy", "Array", "Real", "Conjugate")
+@shapes
 def same(call: Call) -> Value:
     """Operations that change no value; like all operations, they drop the mask."""
     return call.value.like(call.value.name)
 
 
 @op_rule("Cast", "SaturateCast")
+@shapes
 def cast(call: Call) -> Value:
     """Another dtype; every float is float32 in the graph."""
     dtype = float32_for(keras.backend.standardize_dtype(call.layer.dtype))
@@ -240,6 +243,8 @@ def binary(call: Call) -> Value:
     """Two operands, the smaller one broadcast."""
     known = {**_BINARY, **_BINARY_FLOAT, **_COMPARISONS, "Fmax": "Max", "Fmin": "Min"}
     name = call.kind(known)
+    if known[name] in {"Mul", "Div"} and (result := weighed(call, known[name], list(call.args[:2]))) is not None:
+        return result
     values = broadcast(call, call.args[:2])
     if name in _BINARY_FLOAT:
         values = [call.as_float(value) for value in values]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import keras
@@ -9,7 +11,9 @@ import numpy as np
 
 from model_export.keras.activations import activate
 from model_export.keras.emit import Value
+from model_export.keras.pending import order_of, settles, summed_over_time
 from model_export.keras.registry import Call, op_rule, rule, to_array
+from model_export.manifest import Array
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OVER_TIME = (
@@ -19,6 +23,7 @@ _OVER_TIME = (
 
 
 @op_rule("Matmul")
+@settles
 def matmul(call: Call) -> Value:
     """A matrix product of two values, or of one and a constant."""
     left, right = call.args[:2]
@@ -68,6 +73,7 @@ def tensordot(call: Call) -> Value:
 
 
 @op_rule("Einsum")
+@settles
 def einsum(call: Call) -> Value:
     """`ops.einsum`: the batch and the time axis stay in front."""
     return einstein(call, call.layer.subscripts, list(call.args))
@@ -83,14 +89,50 @@ def einsum_dense(call: Call) -> Value:
     return activate(call, layer.activation, y)
 
 
+@op_rule("RFFT")
+def real_fourier(call: Call) -> list[Value]:
+    """The spectrum of the last feature axis: real and imaginary part, as products with cosines and sines."""
+    x = call.as_float(call.value)
+    if not x.row:
+        raise call.refuse(*_OVER_TIME)
+    given, length = x.row[-1], call.layer.fft_length or x.row[-1]
+    angle = 2 * np.pi / length * np.outer(np.arange(min(given, length)), np.arange(length // 2 + 1))
+    waves = [np.pad(wave, ((0, given - len(wave)), (0, 0))) for wave in (np.cos(angle), -np.sin(angle))]
+    row = (*x.row[:-1], length // 2 + 1)
+    return [x.like(_precise_product(call, x, wave), row=row) for wave in waves]
+
+
+def _precise_product(call: Call, x: Value, waves: Array) -> str:
+    """Return a product as precise as a Fourier transform, which adds up in another order."""
+    exact = call.graph.cast(x.name, "float64", at=call.path)
+    return call.graph.cast(call.op("MatMul", exact, call.constant(waves, "float64")), "float32", at=call.path)
+
+
+@op_rule("IRFFT")
+def inverse_real_fourier(call: Call) -> Value:
+    """The wave that has a spectrum, given as real and imaginary part."""
+    real, imaginary = (call.as_float(value) for value in call.values)
+    if not real.row:
+        raise call.refuse(*_OVER_TIME)
+    given, length = real.row[-1], call.layer.fft_length or 2 * (real.row[-1] - 1)
+    counted = np.arange(min(given, length // 2 + 1))
+    angle = 2 * np.pi / length * np.outer(counted, np.arange(length))
+    twice = np.where((counted == 0) | (2 * counted == length), 1, 2)[:, None] / length  # and its mirror image
+    waves = [np.pad(wave * twice, ((0, given - len(wave)), (0, 0))) for wave in (np.cos(angle), -np.sin(angle))]
+    parts = [_precise_product(call, x, wave) for x, wave in zip((real, imaginary), waves, strict=True)]
+    return real.like(call.op("Add", *parts), row=(*real.row[:-1], length))
+
+
 @rule("Dot", masks=True)
+@settles
 def dot_layer(call: Call) -> Value:
     """The product of two values over one axis each, row by row."""
     layer = call.layer
-    left, right = (call.as_float(value) for value in call.values)
-    if left.time or right.time:
-        raise call.refuse("it multiplies every timestep with every other one", _OVER_TIME[1])
+    left, right = (value if value.pending else call.as_float(value) for value in call.values)
     axes = [layer.axes] * 2 if isinstance(layer.axes, int) else list(layer.axes)
+    over_time = [value.time and axis % value.rank == 1 for value, axis in zip((left, right), axes, strict=True)]
+    if (left.time or right.time) and (not all(over_time) or layer.normalize):
+        raise call.refuse("it multiplies every timestep with every other one", _OVER_TIME[1])
     if layer.normalize:
         left, right = (_unit(call, x, call.axis(x, axis)) for x, axis in zip((left, right), axes, strict=True))
     mine, its = (list(_LETTERS[1 : left.rank]), list(_LETTERS[left.rank : left.rank + right.rank - 1]))
@@ -108,7 +150,7 @@ def _unit(call: Call, x: Value, axis: int) -> Value:
 
 
 def einstein(call: Call, subscripts: str, operands: list[Any]) -> Value:
-    """Emit an Einstein sum of values and constants.
+    """Emit an Einstein sum of values and constants; a sum over time is that of the timesteps so far.
 
     Args:
         call: The layer or operation.
@@ -116,39 +158,90 @@ def einstein(call: Call, subscripts: str, operands: list[Any]) -> Value:
         operands: Values and arrays.
 
     Raises:
-        RefusedModelError: It sums over batch or time, or moves them.
+        RefusedModelError: It sums over the batch, moves batch or time, or meets one timestep with another.
     """
     terms, result = _spelled_out(call, subscripts, operands)
     values = [operand if isinstance(operand, Value) else None for operand in operands]
+    terms = [_in_order(term, value) for term, value in zip(terms, values, strict=True)]
     batch = {term[0] for term, value in zip(terms, values, strict=True) if value}
     time = {term[1] for term, value in zip(terms, values, strict=True) if value and value.time}
+    over_time = next((v.pending.refusal for v in values if v and v.pending), call.refuse(*_OVER_TIME))
     if len(batch) != 1 or not result.startswith(next(iter(batch))):
         raise call.refuse(f"{subscripts!r} does not keep the batch axis in front, which mixes streams")
     others = [term[1:] for term, v in zip(terms, values, strict=True) if v]
     others += [term for term, v in zip(terms, values, strict=True) if not v]
     if any(letter in term for letter in batch for term in others):
         raise call.refuse(f"{subscripts!r} uses the batch axis twice, which mixes streams")
-    if time and (len(time) != 1 or result[1:2] not in time):
-        raise call.refuse(*_OVER_TIME)
     step = next(iter(time), "")
-    sizes: dict[str, int] = {}
-    inputs, spelled = [], []
+    if len(time) > 1 or (step and step in result and not result.startswith(step, 1)):
+        raise over_time
+    parts = []
     for term, operand, value in zip(terms, operands, values, strict=True):
-        if value:
-            name, own, row = call.as_float(value).name, term[1 + value.time :], value.row
-        else:
-            array = to_array(operand)
-            name, own, row = call.constant(array), term, array.shape
+        own = term[1 + value.time :] if value else term
         if step and step in own:
-            raise call.refuse(*_OVER_TIME)
+            raise over_time
         if value and step and not value.time and not call.graph.is_static(value.name):
             raise call.refuse("it joins each timestep with an answer for the whole sequence")
+        parts.append((own, call.as_float(value) if value and not value.pending else operand))
+    kept = result[1 + (step != "" and step in result) :]
+    if any(value and value.pending and value.pending.weight for value in values):
+        if step in result:
+            raise over_time
+        return _weighed_product(call, parts, kept, over_time)
+    y = _product(call, result[0], parts, kept, time=step != "")
+    return summed_over_time(call, y) if step and step not in result else y
+
+
+def _in_order(term: str, value: Value | None) -> str:
+    """Return the subscripts of a value's axes as they are in the step graph, time in its place."""
+    return "".join(term[order_of(value).index(axis)] for axis in range(value.rank)) if value else term
+
+
+def _product(call: Call, batch: str, parts: list[tuple[str, Any]], kept: str, *, time: bool) -> Value:
+    """Return the Einstein sum of one timestep."""
+    sizes: dict[str, int] = {}
+    inputs, spelled = [], []
+    for own, operand in parts:
+        is_value = isinstance(operand, Value)
+        row = operand.row if is_value else to_array(operand).shape
         sizes.update(zip(own, row, strict=True))
-        inputs.append(name)
-        spelled.append((term[0] if value else "") + own)
-    kept = result[1 + bool(step) :]
-    y = call.op("Einsum", *inputs, equation=f"{','.join(spelled)}->{result[0]}{kept}")
-    return Value(y, tuple(sizes[letter] for letter in kept), "float32", bool(step))
+        inputs.append(operand.name if is_value else call.constant(to_array(operand)))
+        spelled.append((batch if is_value else "") + own)
+    y = call.op("Einsum", *inputs, equation=f"{','.join(spelled)}->{batch}{kept}")
+    return Value(y, tuple(sizes[letter] for letter in kept), "float32", time)
+
+
+def _weighed_product(call: Call, parts: list[tuple[str, Any]], kept: str, refusal: Exception) -> Value:
+    """Return the sum over time of a product of which one factor is weighed: all axes side by side, then summed."""
+    (x,) = weighed_ones = [v for _, v in parts if isinstance(v, Value) and v.pending and v.pending.weight][:1]
+    if sum(isinstance(v, Value) and bool(v.pending and v.pending.weight) for _, v in parts) > len(weighed_ones):
+        raise refusal
+    letters = kept + "".join(dict.fromkeys(n for own, _ in parts for n in own if n not in kept))
+    spread = [_spread(call, own, operand, letters) for own, operand in parts]
+    y = reduce(lambda left, right: left.like(call.op("Mul", left, right), row=_joint(left, right)), spread)
+    own = next(term for term, operand in parts if operand is x)
+    weight = _spread(call, own, x.pending.weight, letters)
+    total = summed_over_time(call, y.like(y.name, time=True, pending=replace(x.pending, weight=weight, order=())))
+    gone = list(range(1 + len(kept), 1 + len(letters)))
+    if not gone:
+        return total
+    return total.like(call.op("ReduceSum", total, call.graph.ints(gone), keepdims=0), row=total.row[: len(kept)])
+
+
+def _joint(left: Value, right: Value) -> tuple[int, ...]:
+    return tuple(int(n) for n in np.broadcast_shapes(left.row, right.row))
+
+
+def _spread(call: Call, own: str, operand: Any, letters: str) -> Value:
+    """Return an operand with one axis for each letter, of length 1 where it has none."""
+    if not isinstance(operand, Value):
+        operand = Value(call.constant(to_array(operand)[None]), to_array(operand).shape)
+    present = [letter for letter in letters if letter in own]
+    perm = [own.index(letter) for letter in present]
+    sizes = dict(zip(own, operand.row, strict=True))
+    name = operand.name if perm == sorted(perm) else call.op("Transpose", operand, perm=[0, *(p + 1 for p in perm)])
+    row = tuple(sizes.get(letter, 1) for letter in letters)
+    return operand.like(call.graph.reshape(name, row, at=call.path), row=row)
 
 
 def _spelled_out(call: Call, subscripts: str, operands: list[Any]) -> tuple[list[str], str]:

@@ -11,10 +11,6 @@ REFUSED: dict[tuple[str, ...], tuple[str, str]] = {
         "it changes the number of timesteps",
         "A stream has one answer for each timestep. For a causal convolution use Conv1D with padding='causal'.",
     ),
-    ("RepeatVector",): (
-        "it makes a sequence of timesteps out of one vector",
-        "Decode outside the model: feed the answer back as the next input (`rollout`).",
-    ),
 }
 
 

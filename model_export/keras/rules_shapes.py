@@ -11,8 +11,9 @@ import keras
 import numpy as np
 
 from model_export.keras.broadcast import broadcast
-from model_export.keras.emit import Value
-from model_export.keras.registry import Call, op_rule, to_array
+from model_export.keras.emit import Pending, Value
+from model_export.keras.pending import reordered, settles, shapes
+from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.rules_layers import reshaped
 from model_export.keras.rules_merge import concat
 from model_export.keras.rules_pad import cut_time
@@ -20,6 +21,7 @@ from model_export.keras.window import sees_margins
 
 
 @op_rule("Reshape")
+@shapes
 def reshape(call: Call) -> Value:
     """Another shape of the features."""
     x = call.value
@@ -53,6 +55,22 @@ def stack(call: Call) -> Value:
     return values[0].like(call.op("Concat", *wide, axis=axis), row=row)
 
 
+@rule("RepeatVector")
+@shapes
+def repeat_vector(call: Call) -> Value:
+    """One vector several times, as positions inside a timestep: say the hours that an answer is about."""
+    x, count = call.value, call.layer.n
+    if x.time:  # of one number for each timestep: then it is time that stands last
+        columns = call.op("Unsqueeze", x, call.graph.ints([1]))
+        name = call.op("Expand", columns, call.graph.ints([1, count]))
+        refusal = call.refuse("it puts the time axis behind the features", "Put it back: Permute((2, 1)).")
+        return x.like(name, row=(count,), pending=Pending(refusal, order=(0, 2, 1)))
+    wide = call.op("Unsqueeze", x, call.graph.ints([1]))
+    row = (count, *x.row)
+    name = call.op("Expand", wide, call.graph.ints([1, *row]))
+    return x.like(name, row=row, even=True)
+
+
 @op_rule("Split", "ArraySplit")
 def split(call: Call) -> list[Value]:
     """Equal or given parts along one feature axis."""
@@ -78,6 +96,7 @@ def unstack(call: Call) -> list[Value]:
 
 
 @op_rule("ExpandDims")
+@shapes
 def expand_dims(call: Call) -> Value:
     """New axes of length 1 among the features."""
     x = call.value
@@ -93,6 +112,7 @@ def expand_dims(call: Call) -> Value:
 
 
 @op_rule("Squeeze")
+@shapes
 def squeeze(call: Call) -> Value:
     """Drops feature axes of length 1."""
     x, axes = call.value, call.layer.axis
@@ -104,8 +124,9 @@ def squeeze(call: Call) -> Value:
 
 
 @op_rule("Transpose", "Moveaxis", "Swapaxes")
+@settles
 def transpose(call: Call) -> Value:
-    """Another order of the feature axes."""
+    """Another order of the axes; batch and time have to come back in front."""
     x, layer = call.value, call.layer
     kind = call.kind(["Transpose", "Moveaxis", "Swapaxes"])
     shape = np.empty([i + 1 for i in range(x.rank)], np.int8)  # NumPy says where each axis goes
@@ -116,11 +137,8 @@ def transpose(call: Call) -> Value:
     else:
         moved = np.transpose(shape, layer.axes)
     order = [dim - 1 for dim in moved.shape]
-    fixed = 1 + x.time
-    if order[:fixed] != list(range(fixed)):
-        raise call.refuse(f"its order {order} moves the batch or time axis")
-    perm = [0, *(axis - x.time for axis in order[fixed:])]
-    return x.like(call.op("Transpose", x, perm=perm), row=tuple(x.row[axis - 1] for axis in perm[1:]))
+    refusal = call.refuse(f"its order {order} moves the batch or time axis")
+    return reordered(call, x, order, refusal)
 
 
 @op_rule("Flip")
@@ -146,6 +164,7 @@ def roll(call: Call) -> Value:
 
 
 @op_rule("Repeat")
+@shapes
 def repeat(call: Call) -> Value:
     """Each feature several times."""
     x, layer = call.value, call.layer
@@ -155,7 +174,12 @@ def repeat(call: Call) -> Value:
     counts = to_array(layer.repeats)
     order = np.repeat(np.arange(x.row[axis - 1]), counts if counts.ndim and counts.size > 1 else counts.item()).tolist()
     row = tuple(len(order) if i == axis else dim for i, dim in enumerate(x.row, 1))
-    return x.like(call.op("Gather", x, call.graph.ints(order), axis=axis), row=row)
+    return x.like(call.op("Gather", x, call.graph.ints(order), axis=axis), row=row, even=_is_even(x))
+
+
+def _is_even(x: Value) -> bool:
+    """Whether the first axis has the same in all places, and goes on to have so when it is made longer."""
+    return x.even or (not x.time and x.row[:1] == (1,))
 
 
 @op_rule("Tile")
@@ -168,10 +192,11 @@ def tile(call: Call) -> Value:
         raise call.refuse(f"its repeats {counts} make more rows or timesteps; expected features only")
     own = counts[1 + x.time :]
     row = tuple(dim * n for dim, n in zip(x.row, own, strict=True))
-    return x.like(call.op("Tile", x, call.graph.ints([1, *own])), row=row)
+    return x.like(call.op("Tile", x, call.graph.ints([1, *own])), row=row, even=_is_even(x))
 
 
 @op_rule("BroadcastTo")
+@shapes
 def broadcast_to(call: Call) -> Value:
     """Feature axes of length 1 made longer."""
     x, shape = call.value, [None if dim is None else int(dim) for dim in call.layer.shape]
@@ -179,7 +204,7 @@ def broadcast_to(call: Call) -> Value:
     if len(shape) != x.rank or None in row:
         raise call.refuse(f"its shape {shape} adds axes in front, where batch and time belong")
     target = [int(dim or 1) for dim in row]
-    return x.like(call.op("Expand", x, call.graph.ints([1, *target])), row=tuple(target))
+    return x.like(call.op("Expand", x, call.graph.ints([1, *target])), row=tuple(target), even=_is_even(x))
 
 
 @op_rule("Take")
@@ -229,6 +254,7 @@ def one_hot(call: Call) -> Value:
 
 
 @op_rule("GetItem")
+@shapes
 @sees_margins
 def get_item(call: Call) -> Value:
     """A part of the features, the last timestep, or padding over time taken off.

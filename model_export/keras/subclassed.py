@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import keras
@@ -32,9 +33,9 @@ def walkable(model: Any) -> Any:
             "data before it is exported (a subclass of keras.Model).",
         )
     failure: Exception | None = None
-    for free in (True, False):  # code may need to know the number of timesteps
+    for ids, free in product((True, False), (True, False)):  # code may need to know the number of timesteps
         try:
-            return _wrapped(model, shapes, free=free)
+            return _wrapped(model, shapes, ids=ids, free=free)
         except Exception as exc:  # noqa: BLE001  # whatever people's code raises
             failure = failure or exc
     raise RefusedModelError(
@@ -45,12 +46,19 @@ def walkable(model: Any) -> Any:
     ) from failure
 
 
-def _wrapped(model: Any, shapes: dict[str, Any], *, free: bool) -> Any:
-    """Return a functional model of one call, its time axis free or as long as it was when the model was built."""
-    sequences = any(len(shape) > 2 for _, shape in _named("", shapes))
+def _wrapped(model: Any, shapes: dict[str, Any], *, ids: bool, free: bool) -> Any:
+    """Return a functional model of one call.
+
+    Args:
+        model: The model.
+        shapes: What it was built with.
+        ids: An input of two axes is one number for each timestep, where it is as long as the others have timesteps.
+        free: Leave the time axis open; else it is as long as it was when the model was built.
+    """
+    lengths = {shape[1] for _, shape in _named("", shapes) if len(shape) > 2}
 
     def tensor(name: str, shape: tuple[int | None, ...]) -> Any:
-        time = len(shape) > 2 or (len(shape) == 2 and not sequences)  # two axes and no others: ids, or numbers
+        time = len(shape) > 2 or (len(shape) == 2 and (not lengths or (ids and shape[1] in lengths)))
         return keras.Input(batch_shape=(None, None, *shape[2:]) if time and free else (None, *shape[1:]), name=name)
 
     given = {

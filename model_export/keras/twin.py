@@ -65,7 +65,7 @@ class _TwinWalk(Walk):
         self._is_inside = False
         if any(isinstance(result, Value) for result in results):
             path = f"{prefix}{operation.name}"
-            if any(isinstance(result, Value) and result.margin for result in results):
+            if any(isinstance(result, Value) and (result.margin or result.pending) for result in results):
                 raise _no_form(operation, path, "changes the number of timesteps")
             tensors = self._called(operation, path, args, kwargs, self.graph.states[known:])
             for value, tensor in zip(results, tensors, strict=True):

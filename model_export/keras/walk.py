@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +30,8 @@ from model_export.keras import (
 )
 from model_export.keras.emit import Graph, Value
 from model_export.keras.margins import apply
-from model_export.keras.record import reason_of, record
+from model_export.keras.pending import settles
+from model_export.keras.record import RandomNumbersError, reason_of, record
 from model_export.keras.registry import Call, find_op_rule, find_rule, to_array
 from model_export.keras.replay import can_replay, replay
 from model_export.keras.window import sees_margins
@@ -116,7 +118,7 @@ class Walk:
             if rule is None:
                 raise call.refuse("there is no rule for it", "Write it with layers or the common `keras.ops`.")
             return apply(call, rule)
-        if kwargs.get("training") is True:
+        if kwargs.get("training") is True and not _trains_by_default(operation):
             raise call.refuse(
                 "it was called with training=True, so its answer is random or depends on the other rows of the batch",
                 "Call it without `training`, then save the model again.",
@@ -169,10 +171,13 @@ class Walk:
         Raises:
             RefusedModelError: The code cannot be run that way, or does something that cannot be stepped.
         """
-        if call.mask is not None and getattr(call.layer, "_call_has_mask_arg", False):
-            raise call.refuse("it takes a mask and there is no rule for what it does with it")
         try:
             recorded = record(call, function, self.length)
+        except RandomNumbersError as exc:
+            raise call.refuse(
+                "it draws random numbers outside training, so no retry could get the same answer",
+                "Let it give the mean where `training` is False, or draw where the answer arrives.",
+            ) from exc
         except Exception as exc:
             raise call.refuse(
                 f"there is no rule for it, and its code cannot be traced: {reason_of(exc)}",
@@ -223,6 +228,12 @@ def _checked_mask(mask: Value) -> Value:
     return mask
 
 
+def _trains_by_default(layer: Any) -> bool:
+    """Whether a layer's `call` takes training=True where nobody says anything; a model says False when it predicts."""
+    parameter = inspect.signature(layer.call).parameters.get("training")
+    return parameter is not None and parameter.default is True
+
+
 def functional(model: Any) -> Any:
     """Return what can be walked of a model: itself, a Sequential's functional graph, or None."""
     if isinstance(model, keras.Sequential):
@@ -237,10 +248,12 @@ def _ordered(function: Any, inputs: Any) -> list[Value]:
     return [v for v in keras.tree.flatten(inputs) if isinstance(v, Value)]
 
 
+@settles
 @sees_margins
 def trace_call(call: Call) -> list[Value]:
     """The rule of a layer without one: its code is traced, for one timestep or else for all that there are."""
     graph = call.graph
+    call = _with_masks(call)
     states, cells = list(graph.states), list(graph.cells)
     try:
         return call.walk.trace(call, _at_inference(call.layer))
@@ -254,6 +267,27 @@ def trace_call(call: Call) -> list[Value]:
             return replay(call, lambda inner: inner.walk.trace(inner, _at_inference(inner.layer)))
         except RefusedModelError:
             raise refused from None
+
+
+def _with_masks(call: Call) -> Call:
+    """Hand code that asks for masks those of its inputs, as Keras does."""
+    takes = inspect.signature(call.layer.call).parameters
+    if call.mask is None or not any(name == "mask" or name.endswith("_mask") for name in takes):
+        return call
+    first = call.args[0]
+    given = [v for v in (*call.args, *call.kwargs.values()) if any(isinstance(p, Value) for p in keras.tree.flatten(v))]
+    if len(given) > 1 or "mask" not in takes:
+        raise call.refuse(
+            "it takes several tensors and a mask, and there is no rule for what it does with that",
+            "Give it one tensor, or a list of them, and `mask`; or write a step rule for it.",
+        )
+    if isinstance(first, Value):
+        first = replace(first, mask=call.mask)  # it may have got an explicit one
+
+    def mask_of(value: Any) -> Value | None:
+        return Value(value.mask, (), "bool", time=True) if isinstance(value, Value) and value.mask else None
+
+    return replace(call, kwargs={**call.kwargs, "mask": keras.tree.map_structure(mask_of, first)})
 
 
 def _at_inference(layer: Any) -> Callable[..., Any]:

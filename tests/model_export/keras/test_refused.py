@@ -31,6 +31,20 @@ class Mixing(keras.Layer):  # type: ignore[misc]  # Keras has no types
         return x - ops.mean(x, axis=1, keepdims=True)
 
 
+class Sampling(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A custom layer that adds noise, training or not."""
+
+    def __init__(self, *, seeded: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(1) if seeded else None
+
+    def call(self, x: Any) -> Any:
+        return x + keras.random.normal(ops.shape(x), seed=self.seeds)
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape)
+
+
 class Subclassed(keras.Model):  # type: ignore[misc]  # Keras has no types
     """A model whose `call` is Python code."""
 
@@ -154,7 +168,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "self_attention": (
         lambda: of(lambda x: L.MultiHeadAttention(2, 2, name="odd")(x, x)), "MultiHeadAttention", "attends over",
     ),
-    "repeat_vector": (lambda: sequence(L.LSTM(3), L.RepeatVector(5, name="odd")), "RepeatVector", "one vector"),
     "lambda_over_time": (
         lambda: sequence(L.Lambda(lambda x: x[:, ::-1], name="odd")), "Lambda", "(GetItem) cannot be stepped: it picks",
     ),
@@ -168,14 +181,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "rnn_on_the_last_answer": (
         lambda: sequence(L.LSTM(600), L.Reshape((600, 1)), L.GRU(3, name="odd")), "GRU", "carries no time axis",
     ),
-    "time_distributed_on_the_last_answer": (
-        lambda: sequence(L.LSTM(6), L.Reshape((2, 3)), L.TimeDistributed(L.Dense(3), name="odd")),
-        "TimeDistributed", "carries no time axis",
-    ),
     "state_of_a_sequence": (state_of_a_sequence, "LSTM", "initial state is computed from a sequence"),
     "stateful_twice": (stateful_twice, "GRU", "stateful and called more than once"),
     "dropout_that_stays_on": (dropout_that_stays_on, "Dropout", "training=True"),
     "quantized": (quantized, "Dense", "weights are quantized to int8"),
+    "weights_of_a_softmax_over_time": (
+        lambda: of(lambda x: L.Dense(2)(L.Multiply()([x, L.Softmax(axis=1, name="odd")(x)]))),
+        "Softmax", "along the time axis",
+    ),
+    "weighed_by_the_whole_sequence": (
+        lambda: of(lambda x: L.Dense(2)(L.Multiply(name="odd")([x, L.GlobalMaxPooling1D(keepdims=True)(x)]))),
+        "Multiply", "joins each timestep with an answer for the whole sequence",
+    ),
+    "random_numbers": (lambda: of(Sampling(name="odd")), "Sampling", "draws random numbers outside training"),
+    "random_numbers_of_a_seed": (
+        lambda: of(Sampling(seeded=True, name="odd")), "Sampling", "draws random numbers outside training",
+    ),
     "group_norm": (lambda: sequence(L.GroupNormalization(2, name="odd")), "GroupNormalization", "over the time axis"),
     "custom_without_keras_ops": (lambda: of(NumpyLayer(name="odd")), "NumpyLayer", "cannot be traced"),
     "custom_over_time": (lambda: of(Mixing(name="odd")), "Mixing", "(Subtract) cannot be stepped: it joins each"),

@@ -11,6 +11,7 @@ from tests.model_export.keras import (
     zoo_masks,
     zoo_models,
     zoo_ops,
+    zoo_pooling,
     zoo_precision,
     zoo_preprocessing,
     zoo_recurrent,
@@ -26,6 +27,7 @@ ZOO: dict[str, ZooModel] = {
     **zoo_ops.ZOO,
     **zoo_precision.ZOO,
     **zoo_attention.ZOO,
+    **zoo_pooling.ZOO,
     **zoo_preprocessing.ZOO,
 }
 

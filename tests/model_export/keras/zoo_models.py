@@ -39,6 +39,51 @@ def nested() -> Any:
     return of(lambda x: other(block(x)))
 
 
+def forecast_from_states() -> Any:
+    """An encoder whose last state a decoder starts from, for each of four hours ahead."""
+    x = keras.Input((None, 3), name="x")
+    y, *states = L.LSTM(4, return_state=True)(x)
+    hours = L.LSTM(4, **RS)(L.RepeatVector(4)(y), initial_state=states)
+    return keras.Model(x, L.TimeDistributed(keras.Sequential([keras.Input((4,)), L.Dense(3), L.Dense(1)]))(hours))
+
+
+def static_repeated() -> Any:
+    x, who = keras.Input((6, 3), name="x"), keras.Input((2,), name="who")
+    return keras.Model([x, who], L.GRU(4, **RS)(L.Concatenate()([x, L.RepeatVector(6)(L.Dense(3)(who))])))
+
+
+def sequence_of_positions() -> Any:
+    of_one = keras.Sequential([keras.Input((3,)), L.Dense(4, "relu"), L.LayerNormalization()])
+    of_all = keras.Sequential([keras.Input((5, 3)), L.TimeDistributed(of_one), L.GRU(3)])
+    return keras.Sequential([keras.Input((None, 5, 3), name="x"), L.TimeDistributed(of_all), L.LSTM(3)])
+
+
+class Beside(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A layer that puts what is static beside each timestep, however many there are."""
+
+    def call(self, x: Any, who: Any) -> Any:
+        return ops.concatenate([x, ops.repeat(who[:, None], ops.shape(x)[1], axis=1)], axis=-1)
+
+    def compute_output_spec(self, x: Any, who: Any) -> Any:
+        return keras.KerasTensor((*x.shape[:2], x.shape[2] + who.shape[1]))
+
+
+def static_repeated_in_code() -> Any:
+    x, who = keras.Input((None, 3), name="x"), keras.Input((2,), name="who")
+    return keras.Model([x, who], L.LSTM(4, **RS)(Beside()(x, who)))
+
+
+class IdsAndNumbers(keras.Model):  # type: ignore[misc]  # Keras has no types
+    """A subclassed model of a list: one id for each timestep, and features of each."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.table, self.rnn = L.Embedding(9, 2), L.GRU(3, **RS)
+
+    def call(self, inputs: Any) -> Any:
+        return self.rnn(ops.concatenate([self.table(inputs[0]), inputs[1]], axis=-1))
+
+
 class OneTensor(keras.Model):  # type: ignore[misc]  # Keras has no types
     """A subclassed model of one tensor that uses a weight of its own."""
 
@@ -155,6 +200,41 @@ ZOO: dict[str, ZooModel] = {
         lambda: of(lambda x: L.SimpleRNN(2, **RS)(OneTensor()(x))),
         "a subclassed model as a layer",
         "its `call` is traced",
+    ),
+    "subclassed_list": ZooModel(
+        lambda: built(IdsAndNumbers(name="own"), [np.zeros((2, 5), np.int32), np.zeros((2, 5, 3), np.float32)]),
+        "a subclassed keras.Model of a list: ids and features",
+        "an input of two axes is as long as the other one: one id for each timestep",
+    ),
+    "autoencoder": ZooModel(
+        lambda: keras.Sequential(
+            [
+                keras.Input((5, 3), name="x"), L.LSTM(4), L.RepeatVector(5), L.LSTM(4, **RS),
+                L.TimeDistributed(L.Dense(3)),
+            ]
+        ),  # fmt: skip
+        "LSTM, RepeatVector, LSTM, TimeDistributed(Dense)",
+        "the second part runs over its positions in full at every timestep",
+    ),
+    "forecast_from_states": ZooModel(
+        forecast_from_states,
+        "an encoder's last states as the initial states of a decoder over RepeatVector",
+        "the decoder runs in full at every timestep",
+    ),
+    "network_of_positions": ZooModel(
+        sequence_of_positions,
+        "TimeDistributed over an axis inside one timestep, in a TimeDistributed network",
+        "run on each position",
+    ),
+    "static_repeated": ZooModel(
+        static_repeated,
+        "RepeatVector of a static input beside a sequence",
+        "beside each timestep",
+    ),
+    "static_repeated_in_code": ZooModel(
+        static_repeated_in_code,
+        "ops.repeat of a static input over the timesteps in a custom layer",
+        "beside each timestep",
     ),
     "shared_nested": ZooModel(
         shared_nested,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 
 from tests.model_export.keras.zoo_parts import RS, L, ZooModel, of, ops
@@ -98,7 +99,16 @@ def products(x: Any) -> Any:
     return L.LSTM(3, **RS)(ops.concatenate(flat, axis=-1))
 
 
+def spectra() -> Any:
+    """A mask on the spectrum of each frame."""
+    x = keras.Input((None, 8), name="x")
+    real, imaginary = ops.rfft(x)
+    kept = L.Dense(5, "sigmoid")(L.GRU(4, **RS)(real * real + imaginary * imaginary))
+    return keras.Model(x, [ops.irfft((real * kept, imaginary * kept)), ops.rfft(x, fft_length=6)[0]])
+
+
 ZOO: dict[str, ZooModel] = {
+    "spectra": ZooModel(spectra, "ops.rfft and ops.irfft of each timestep", "products with cosines and sines"),
     "operations": ZooModel(
         lambda: of(operations),
         "keras.ops in a functional model: arithmetic, where, clip, sums",

@@ -65,6 +65,11 @@ def augmented(x: Any) -> Any:
     return L.LSTM(3, **RS)(L.TimeDistributed(L.Flatten())(x))
 
 
+def augmented_inside(x: Any) -> Any:
+    net = keras.Sequential([keras.Input((6, 6, 1)), L.RandomFlip(), L.RandomRotation(0.1), L.Flatten(), L.Dense(3)])
+    return L.LSTM(3, **RS)(L.TimeDistributed(net)(x))
+
+
 def noisy(x: Any) -> Any:
     for layer in (L.GaussianNoise(0.5), L.GaussianDropout(0.5), L.AlphaDropout(0.5), L.ActivityRegularization(0.1)):
         x = layer(x)
@@ -101,6 +106,9 @@ ZOO: dict[str, ZooModel] = {
     "preprocessing_static": ZooModel(of_the_stream, "CategoryEncoding of a static input", "no state"),
     "preprocessing_augmented": ZooModel(
         lambda: over(augmented, (6, 6, 1)), "random augmentation of frames", "it rests outside training"
+    ),
+    "preprocessing_augmented_inside": ZooModel(
+        lambda: over(augmented_inside, (6, 6, 1)), "random augmentation in a nested network", "it rests outside training"
     ),
     "preprocessing_noise": ZooModel(
         lambda: over(noisy), "GaussianNoise, GaussianDropout, AlphaDropout, ActivityRegularization", "they rest"
