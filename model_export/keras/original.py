@@ -12,6 +12,7 @@ import numpy as np
 
 from model_export.errors import TensorError
 from model_export.keras.registry import to_array
+from model_export.keras.spread import may_spread_timesteps, timesteps_as_rows, wrappers_of
 from model_export.keras.step import ExportedStep
 from model_export.keras.walk import functional
 from model_export.manifest import Array, Manifest
@@ -51,7 +52,7 @@ class KerasOriginal:
         }
         self._length_is_free = not lengths
         self._spreads_timesteps = False
-        self._spreads_timesteps = any(self._may_spread_timesteps(length) for length in dict.fromkeys((2, *lengths)))
+        self._spreads_timesteps = any(self._may_spread(length) for length in dict.fromkeys((2, *lengths)))
         self._any_length = self._length_is_free or self._runs_with(3)
         # An unrolled layer is run operation by operation: it is not asked for more than it was made for.
         unrolled = any(getattr(layer, "unroll", False) for layer in model._flatten_layers())
@@ -95,32 +96,14 @@ class KerasOriginal:
     @property
     def longest(self) -> int | None:
         """The most timesteps that can be asked for within reason; None: any."""
-        layers = list(self._model._flatten_layers())
-        if any(getattr(layer, "unroll", False) for layer in layers):
+        if any(getattr(layer, "unroll", False) for layer in self._model._flatten_layers()):
             return UNROLLED
-        repeats = any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers)
-        return TIME_DISTRIBUTED if repeats and not self._spreads_timesteps else None
+        return TIME_DISTRIBUTED if wrappers_of(self._model) and not self._spreads_timesteps else None
 
-    def _may_spread_timesteps(self, length: int) -> bool:
-        """Whether layers that Keras runs once for each timestep say the same when they run on all of them at once.
-
-        Held against Keras' own way once: that compiles, or runs, a copy of the layer for each timestep, which takes
-        minutes for a network of some size.
-        """
-        if not any(isinstance(layer, keras.layers.TimeDistributed) for layer in self._model._flatten_layers()):
-            return False
+    def _may_spread(self, length: int) -> bool:
         inputs = samplers(self._exported)["random"](np.random.default_rng(0), 2, length)
-        packed = self.feeds(inputs, length)
-        try:
-            with self.stateless():
-                want = keras.tree.flatten(self._model.call(packed, training=False))
-                with timesteps_as_rows(self._model):
-                    found = keras.tree.flatten(self._model.call(packed, training=False))
-        except Exception:  # noqa: BLE001  # whatever the reason, Keras' own way will tell
-            return False
-        return all(
-            np.allclose(to_array(a), to_array(b), rtol=1e-4, atol=1e-5) for a, b in zip(want, found, strict=True)
-        )
+        with self.stateless():
+            return may_spread_timesteps(self._model, self.feeds(inputs, length))
 
     def _runs_with(self, length: int) -> bool:
         specs = self._exported.manifest.inputs
@@ -169,35 +152,6 @@ class KerasOriginal:
             for layer in stateful:
                 layer.stateful = True
             self._compiled, model.predict_function = model.predict_function, theirs
-
-
-@contextmanager
-def timesteps_as_rows(model: Any) -> Iterator[None]:
-    """Let TimeDistributed run its layer on all timesteps at once, as rows of one batch."""
-
-    def spread(wrapper: Any) -> Any:
-        inner = wrapper.layer
-
-        def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-            given = {"training": training} if inner._call_has_training_arg else {}
-            if inner._call_has_mask_arg and mask is not None:
-                given["mask"] = keras.ops.reshape(mask, (-1, *mask.shape[2:]))
-            rows, steps = keras.ops.shape(inputs)[:2]
-            results = inner.call(keras.ops.reshape(inputs, (-1, *inputs.shape[2:])), **given)
-            return keras.tree.map_structure(
-                lambda result: keras.ops.reshape(result, (rows, steps, *result.shape[1:])), results
-            )
-
-        return call
-
-    wrappers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.TimeDistributed)]
-    for wrapper in wrappers:
-        vars(wrapper)["call"] = spread(wrapper)
-    try:
-        yield
-    finally:
-        for wrapper in wrappers:
-            vars(wrapper).pop("call", None)
 
 
 def rounding(model: Any) -> float:

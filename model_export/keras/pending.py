@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from model_export.errors import RefusedModelError
 from model_export.keras.emit import Pending, Value
 from model_export.keras.registry import Call, Rule, listed
 from model_export.keras.running import running
@@ -127,7 +126,7 @@ def summed_over_time(call: Call, x: Value) -> Value:
     return x.like(result, row=row, time=False)
 
 
-def reordered(call: Call, x: Value, perm: list[int], refusal: RefusedModelError) -> Value:
+def reordered(call: Call, x: Value, perm: list[int], refusal: Exception) -> Value:
     """Return a value with the original's axes in another order, batch and time in front or not.
 
     Args:
@@ -166,7 +165,8 @@ def plain(x: Value) -> Value:
 
 
 def _weight(x: Value) -> Value:
-    assert x.pending is not None and x.pending.weight is not None
+    assert x.pending is not None
+    assert x.pending.weight is not None
     return x.pending.weight
 
 

@@ -117,7 +117,7 @@ def _no_random_numbers(layer: Any) -> Iterator[None]:
     """See to it that the code inside draws no random numbers: on symbolic tensors they come out as constants.
 
     Raises:
-        RandomNumbersError: A seed generator of the layer, or the global one, has moved; those of the layer are put back.
+        RandomNumbersError: A seed generator of the layer, or the global one, has moved. Those of the layer go back.
     """
     parts = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
     before = [(generator, to_array(generator.state)) for part in parts for generator in part._seed_generators]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +13,6 @@ from model_export.keras.emit import Value
 from model_export.keras.pending import reordered, settles, shapes, softmax_over_time
 from model_export.keras.registry import Call, rule, to_array
 from model_export.keras.window import sees_margins
-
 
 _OF_LAST_AXIS = (keras.layers.Dense, keras.layers.Activation, keras.layers.Dropout)
 """Layers that do the same at each position, however many axes stand in front."""

@@ -213,15 +213,15 @@ def _product(call: Call, batch: str, parts: list[tuple[str, Any]], kept: str, *,
 
 def _weighed_product(call: Call, parts: list[tuple[str, Any]], kept: str, refusal: Exception) -> Value:
     """Return the sum over time of a product of which one factor is weighed: all axes side by side, then summed."""
-    (x,) = weighed_ones = [v for _, v in parts if isinstance(v, Value) and v.pending and v.pending.weight][:1]
-    if sum(isinstance(v, Value) and bool(v.pending and v.pending.weight) for _, v in parts) > len(weighed_ones):
+    pending = [(own, v.pending) for own, v in parts if isinstance(v, Value) and v.pending and v.pending.weight]
+    if len(pending) > 1:
         raise refusal
-    letters = kept + "".join(dict.fromkeys(n for own, _ in parts for n in own if n not in kept))
-    spread = [_spread(call, own, operand, letters) for own, operand in parts]
+    ((own, its),) = pending
+    letters = kept + "".join(dict.fromkeys(n for term, _ in parts for n in term if n not in kept))
+    spread = [_spread(call, term, operand, letters) for term, operand in parts]
     y = reduce(lambda left, right: left.like(call.op("Mul", left, right), row=_joint(left, right)), spread)
-    own = next(term for term, operand in parts if operand is x)
-    weight = _spread(call, own, x.pending.weight, letters)
-    total = summed_over_time(call, y.like(y.name, time=True, pending=replace(x.pending, weight=weight, order=())))
+    weight = _spread(call, own, its.weight, letters)
+    total = summed_over_time(call, y.like(y.name, time=True, pending=replace(its, weight=weight, order=())))
     gone = list(range(1 + len(kept), 1 + len(letters)))
     if not gone:
         return total
@@ -232,10 +232,11 @@ def _joint(left: Value, right: Value) -> tuple[int, ...]:
     return tuple(int(n) for n in np.broadcast_shapes(left.row, right.row))
 
 
-def _spread(call: Call, own: str, operand: Any, letters: str) -> Value:
+def _spread(call: Call, own: str, part: Any, letters: str) -> Value:
     """Return an operand with one axis for each letter, of length 1 where it has none."""
-    if not isinstance(operand, Value):
-        operand = Value(call.constant(to_array(operand)[None]), to_array(operand).shape)
+    operand: Value = (
+        part if isinstance(part, Value) else Value(call.constant(to_array(part)[None]), to_array(part).shape)
+    )
     present = [letter for letter in letters if letter in own]
     perm = [own.index(letter) for letter in present]
     sizes = dict(zip(own, operand.row, strict=True))

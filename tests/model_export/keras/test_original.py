@@ -9,6 +9,7 @@ import pytest
 from model_export.errors import ParityError, TensorError
 from model_export.keras import export_model
 from model_export.keras.original import KerasOriginal
+from model_export.keras.spread import may_spread_timesteps
 from model_export.keras.step import export_keras
 from model_export.verify import PrefixAnswers
 from tests.model_export.keras import zoo
@@ -67,6 +68,34 @@ def test_a_model_of_one_length_is_verified_over_that_length() -> None:
     assert export_model(zoo.build("fixed_reshape"), name="m")[1].parity.steps == 12
 
 
+def test_a_network_at_each_timestep_is_asked_about_all_of_them_at_once_and_left_as_it_was() -> None:
+    """Keras compiles a copy of it for each timestep."""
+    model = zoo.build("frames")
+    original = KerasOriginal(model, export_keras(model, name="m"))
+    x = np.random.default_rng(0).standard_normal((2, 5, *model.input_shape[2:])).astype(np.float32)
+
+    (answers,) = original({model.inputs[0].name: x}).values()
+
+    assert isinstance(answers, np.ndarray)
+    np.testing.assert_allclose(answers, model(x), atol=1e-6)
+    assert original.longest is None
+    assert not any("call" in vars(layer) for layer in model.layers)
+
+
+def test_a_network_that_mixes_the_rows_of_its_batch_is_asked_about_one_timestep_after_the_other() -> None:
+    class Mixing(keras.Layer):  # type: ignore[misc]  # Keras has no types
+        def call(self, x: object) -> object:
+            return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+        def compute_output_shape(self, shape: object) -> object:
+            return shape
+
+    x = keras.Input((None, 3))
+    model = keras.Model(x, L.TimeDistributed(Mixing())(x))
+
+    assert not may_spread_timesteps(model, np.random.default_rng(0).random((2, 4, 3), np.float32))
+
+
 def test_a_compiled_predict_of_the_users_is_left_alone() -> None:
     model = zoo.build("simple_relu")
     x = np.zeros((1, 3, 4), np.float32)
@@ -94,7 +123,7 @@ def test_a_tolerance_below_rounding_fails_and_names_the_timestep() -> None:
 def test_progress_and_report_say_what_was_done_and_against_what() -> None:
     seen: list[tuple[str, int, int]] = []
 
-    _, report = export_model(zoo.build("simple_relu"), name="m", progress=lambda *part: seen.append(part))
+    _, report = export_model(zoo.build("simple_relu"), name="m", long_steps=0, progress=lambda *p: seen.append(p))
 
     assert (seen[0][0], seen[-1]) == ("walking the model", ("random: step by step", 9, 9))
     assert report.parity.against == f"keras {keras.__version__} {keras.backend.backend()}"

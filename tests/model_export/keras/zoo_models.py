@@ -209,10 +209,13 @@ ZOO: dict[str, ZooModel] = {
     "autoencoder": ZooModel(
         lambda: keras.Sequential(
             [
-                keras.Input((5, 3), name="x"), L.LSTM(4), L.RepeatVector(5), L.LSTM(4, **RS),
+                keras.Input((5, 3), name="x"),
+                L.LSTM(4),
+                L.RepeatVector(5),
+                L.LSTM(4, **RS),
                 L.TimeDistributed(L.Dense(3)),
             ]
-        ),  # fmt: skip
+        ),
         "LSTM, RepeatVector, LSTM, TimeDistributed(Dense)",
         "the second part runs over its positions in full at every timestep",
     ),

@@ -108,7 +108,9 @@ ZOO: dict[str, ZooModel] = {
         lambda: over(augmented, (6, 6, 1)), "random augmentation of frames", "it rests outside training"
     ),
     "preprocessing_augmented_inside": ZooModel(
-        lambda: over(augmented_inside, (6, 6, 1)), "random augmentation in a nested network", "it rests outside training"
+        lambda: over(augmented_inside, (6, 6, 1)),
+        "random augmentation in a nested network",
+        "it rests outside training",
     ),
     "preprocessing_noise": ZooModel(
         lambda: over(noisy), "GaussianNoise, GaussianDropout, AlphaDropout, ActivityRegularization", "they rest"
