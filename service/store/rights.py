@@ -27,7 +27,7 @@ async def demand_rights(store: StateStore) -> None:
         UnsafeStoreError: A command is denied; it names which.
     """
     key = f"{PREFIX}{{/check/{secrets.token_hex(8)}}}"
-    snapshots = snapshots_key(key)
+    other, snapshots = f"{key}:o", snapshots_key(key)
     record = bytes(HEADER_BYTES)
 
     def script(expect: bytes, *, keep: bool = False, whole: bool = True) -> Sequence[Argument]:
@@ -37,6 +37,12 @@ async def demand_rights(store: StateStore) -> None:
         ("GET", key),
         ("GETRANGE", key, 16, 23),
         ("PTTL", key),
+        ("SET", other, b"", "PX", _LIFE_MS),  # what scripts call, by itself: not every server names what it denies them
+        ("PEXPIRE", other, _LIFE_MS),
+        ("HSET", snapshots, "name", b""),
+        ("HEXISTS", snapshots, "name"),
+        ("HLEN", snapshots),
+        ("HDEL", snapshots, "name"),
         script(b"", whole=False),
         script(b""),  # writes it, unless the one before did
         script(b""),  # finds it done
@@ -45,8 +51,7 @@ async def demand_rights(store: StateStore) -> None:
         ("EVAL", SCRIPT.text, 1, snapshots, "name", b"", 1, _LIFE_MS),
         ("HGET", snapshots, "name"),
         ("HGETALL", snapshots),
-        ("PEXPIRE", snapshots, _LIFE_MS),
-        ("DEL", key),
+        ("DEL", key, other, snapshots),
         ("PUBLISH", _TOPIC, b""),
     ]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -28,9 +29,8 @@ class Node(Server):
     """One node of a Cluster, on a port and a unix socket."""
 
     def __init__(self, folder: Path, *options: str, binary: Path | None = None) -> None:
-        self.port = free_port()
-        self.bus = free_port()
-        own = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", str(self.bus))
+        self.port = _port_with_a_bus()
+        own = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
         super().__init__(folder, "--port", str(self.port), "--bind", "127.0.0.1", *own, *options, binary=binary)
         self.id = ""
 
@@ -114,7 +114,7 @@ def cluster(*, primaries: int = 3, replicas: int = 0, binary: Path | None = None
             client.execute_command("CLUSTER", "ADDSLOTS", *range(n * share, min((n + 1) * share, SLOTS)))
             client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
         for node in nodes[1:]:
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus)
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
         _until(lambda: all(_info(client)["cluster_known_nodes"] == str(total) for client in clients))
         for n in range(primaries, total):
             _until(lambda n=n: _accepts(clients[n], "CLUSTER", "REPLICATE", nodes[n % primaries].id))  # type: ignore[misc]
@@ -164,11 +164,21 @@ def pair(folder: Path, *options: str) -> Iterator[tuple[Server, Server, int, int
     listen = ("--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0", *options)
     with (
         server(folder / "one", "--port", str(one), *listen) as primary,
-        server(folder / "two", "--port", str(two), "--replicaof", f"127.0.0.1 {one}", *listen) as replica,
+        server(folder / "two", "--port", str(two), "--replicaof", "127.0.0.1", str(one), *listen) as replica,
     ):
         with replica.client() as client:
             _until(lambda: link_is_up(client))
         yield primary, replica, one, two
+
+
+def _port_with_a_bus() -> int:
+    """Return a free port; the nodes of a Cluster talk to each other on the one that is 10,000 above."""
+    while True:
+        port = free_port()
+        if port < 2**16 - 10_000:
+            with contextlib.suppress(OSError), socket.socket() as bus:
+                bus.bind(("127.0.0.1", port + 10_000))
+                return port
 
 
 def link_is_up(client: redis.Redis) -> bool:
