@@ -8,9 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -29,7 +29,9 @@ _LOOKS = 1200
 
 
 @contextlib.contextmanager
-def live(model: keras.Model | StepSpec, name: str = "") -> Iterator[httpx.Client]:
+def live(
+    model: keras.Model | StepSpec, name: str = "", *, feedback: Mapping[str, Any] | None = None
+) -> Iterator[httpx.Client]:
     """Export a model to a verified step graph, and serve that on an embedded store.
 
     Everything lies in a temporary folder and is gone after the block. On the command line it would be
@@ -40,6 +42,7 @@ def live(model: keras.Model | StepSpec, name: str = "") -> Iterator[httpx.Client
     Args:
         model: A trained Keras model, or a PyTorch module with examples of what it takes.
         name: The service's name for it; a Keras model has its own.
+        feedback: For rollouts, which output feeds which input; on the command line `--feedback OUTPUT=INPUT`.
 
     Yields:
         A client whose paths begin at the service's address. An error of the service ends the example in its words.
@@ -48,10 +51,11 @@ def live(model: keras.Model | StepSpec, name: str = "") -> Iterator[httpx.Client
         root = Path(folder)
         (root / "models").mkdir()
         if isinstance(model, StepSpec):
-            export_source(model, root / "models" / f"{name}.onnx")
+            export_source(model, root / "models" / f"{name}.onnx", feedback=feedback)
         else:  # through the file, as most people would
             model.save(root / f"{model.name}.keras")
-            export_source(str(root / f"{model.name}.keras"), root / "models" / f"{model.name}.onnx")
+            source, target = root / f"{model.name}.keras", root / "models" / f"{model.name}.onnx"
+            export_source(str(source), target, feedback=feedback)
         hooks = {"response": [_demand_good]}
         with _served(root) as url, httpx.Client(base_url=url, event_hooks=hooks, timeout=30, trust_env=False) as http:
             yield http

@@ -44,6 +44,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 NUMBERS = {
     "chunks_and_steps": [32 * 21 * 16] * 2,
+    "forecast_interval": [2 * 48],
     "label_every_timestep": [3 * 10 * 2],
     "large_gru": [60],
     "priming": [20],
@@ -53,6 +54,7 @@ NUMBERS = {
     "sentiment_so_far": [2 * 10],
     "text_classification": [3 * 3],
     "text_generation": [120 * 24] * 2,
+    "text_rollout": [120 * 24] * 3,
 }
 """How many predictions each example compares: all that it asked for."""
 
