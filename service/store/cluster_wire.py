@@ -160,7 +160,8 @@ class ClusterWire:
         assert self._learning is not None
         await asyncio.wait([self._learning], timeout=limit)
         if not self._owners:
-            raise NotSentError(f"no node of the Cluster says who has which slot: {self._trouble}")
+            why = "no node of the Cluster says who has which slot"
+            raise NotSentError(f"{why}: {self._trouble}", told=why)
 
     async def _learn(self) -> None:
         for node in self._candidates():

@@ -25,11 +25,13 @@ class NotSentError(Exception):
 
     Attributes:
         hopeless: The server has not answered for so long that trying again at once is in vain.
+        told: Why, as clients may hear it: without the server's address.
     """
 
-    def __init__(self, why: str, *, hopeless: bool = False) -> None:
+    def __init__(self, why: str, *, hopeless: bool = False, told: str = "") -> None:
         super().__init__(why)
         self.hopeless = hopeless
+        self.told = told or why
 
 
 class NoReplyError(Exception):

@@ -92,7 +92,7 @@ async def _scan(wire: Wire, at: str, pattern: str, count: int, deadline: float) 
     try:
         name, parts = await wire.parts()
     except NotSentError as exc:
-        raise StoreUnavailableError(f"The store did not answer: {exc}.") from exc
+        raise StoreUnavailableError(f"The store did not answer: {exc.told}.") from exc
     place = _Place.read(at, name, len(parts))
     command = ("SCAN", place.at, "MATCH", pattern, "COUNT", count)
     [reply] = await settle(parts[place.part], [command], deadline=deadline)

@@ -347,7 +347,7 @@ class StateStore:
         try:
             _, parts = await self._wire.parts()
         except NotSentError as exc:
-            raise StoreUnavailableError(f"The store did not answer: {exc}.") from exc
+            raise StoreUnavailableError(f"The store did not answer: {exc.told}.") from exc
         answers = await asyncio.gather(*(settle(part, [("PING",)], deadline=deadline) for part in parts))
         failed = [answer for [answer] in answers if isinstance(answer, ServiceError)]
         if 2 * len(failed) >= len(parts):

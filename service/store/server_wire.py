@@ -62,6 +62,7 @@ class ServerWire:
         self._shared: Link | None = None
         self._idle: list[Link] = []
         self._opening = asyncio.Lock()
+        self._complaint = ""  # why no connection was had, as it was logged
 
     @property
     def client(self) -> Redis:
@@ -163,7 +164,12 @@ class ServerWire:
             raise TimeoutError from exc
         except (RedisError, OSError) as exc:
             refused = isinstance(exc, _DENIED) or isinstance(exc.__cause__, _DENIED)
-            raise NotSentError(str(exc) or "no connection", hopeless=refused) from exc
+            why = str(exc) or "no connection"
+            if why != self._complaint:  # told once
+                self._complaint = why
+                _log.warning("The store cannot be reached: %s", why)
+            raise NotSentError(why, hopeless=refused, told="no connection") from exc
+        self._complaint = ""
         # From here on the connection is ours, and redis-py's object may go. The writer must stay: it closes its
         # transport when it is collected.
         writer, connection._reader, connection._writer = connection._writer, None, None

@@ -18,6 +18,7 @@ _LONGEST_PAUSE_S: Final = 0.25
 _PASSING: Final = frozenset(
     ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MISCONF", "NOREPLICAS", "MOVED", "ASK")
 )
+_MOVED: Final = frozenset(("MOVED", "ASK"))  # refusals that name another server
 _ANSWERS: Final = frozenset(("WRONGTYPE",))  # refusals that tell something of the key
 
 _Asked = tuple[int, Sequence[Argument], bool]  # its place, itself, and whether a copy of it may have been executed
@@ -92,11 +93,19 @@ def _is_final(trouble: Exception) -> bool:
     return isinstance(trouble, NotSentError) and trouble.hopeless
 
 
+def told(trouble: Exception) -> str:
+    """Return what went wrong, without addresses: who is told need not know where the store is."""
+    if isinstance(trouble, NotSentError):
+        return trouble.told
+    return trouble.code if isinstance(trouble, RefusalError) and trouble.code in _MOVED else str(trouble)
+
+
 def _error(trouble: Exception, *, moves: bool, lost: bool) -> Exception:
+    why = told(trouble)
     if not moves:
-        return StoreUnavailableError(f"The store did not answer: {trouble}.")
+        return StoreUnavailableError(f"The store did not answer: {why}.")
     if lost:
-        return OutcomeUnknownError(f"The store did not confirm the step: {trouble}.")
+        return OutcomeUnknownError(f"The store did not confirm the step: {why}.")
     if isinstance(trouble, RefusalError) and trouble.code == "OOM":
-        return StoreFullError(f"The store is full: {trouble}.")
-    return StoreUnavailableError(f"The store took no step: {trouble}.")
+        return StoreFullError(f"The store is full: {why}.")
+    return StoreUnavailableError(f"The store took no step: {why}.")
