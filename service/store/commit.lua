@@ -6,7 +6,8 @@
 -- ARGV[5..]     n pairs: guard expected ('' = the stream must be missing), new record ('-' = forget the stream)
 -- ARGV[5+2n..]  per entry a pair: index of its record, new entry
 --
--- Where a stream is forgotten its entry is only written: the guard alone says whether it is this operation's turn.
+-- An entry whose key ends in ':end' is the last words of a stream that is forgotten: it is only written, since the
+-- guard alone says whether it is this operation's turn.
 --
 -- Answers those that were not applied now, each with its index:
 --   {i, 2, record}   this very operation is already the stream's newest one
@@ -26,7 +27,8 @@ for i = 1, n do
   local entry = entry_at[i]
   -- an entry of another type is none of ours: it answers nothing, and is replaced
   local forget = record == '-'
-  local known = entry and not forget and pcall('GET', KEYS[entry])
+  local answers = entry and not (forget and string.sub(KEYS[entry], -4) == ':end')
+  local known = answers and pcall('GET', KEYS[entry])
   if type(known) == 'string' then
     call('PEXPIRE', KEYS[entry], entry_ttl)
     others[#others + 1] = {i, 3, known}

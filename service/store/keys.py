@@ -26,7 +26,7 @@ def snapshots_key(record: str) -> str:
 
 
 def last_words_key(record: str) -> str:
-    """Return the key of the entry that remembers the answer to the request that ended this stream."""
+    """Return the key of the entry that remembers the answer to the request that ended it; `commit.lua` knows it."""
     return f"{record}:end"
 
 

@@ -166,6 +166,15 @@ async def test_ends_at_the_same_time_are_one(folder: Path, redis_server: Server)
     assert sum(not a.replayed for a in answers) == 1
 
 
+async def test_whole_lives_of_one_key_at_the_same_time_are_one(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        ask = step("a", 1, life="whole", idempotency_key="k")
+        answers = await asyncio.gather(*((one, two)[n % 2].advance(ask) for n in range(20)))
+
+    assert [ys(a) for a in answers] == [fold_reference([1])] * 20
+    assert sum(not a.replayed for a in answers) == 1
+
+
 async def test_an_end_without_a_name_is_not_done_twice(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 1))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from service.engine.types import Create, Return
+from service.engine.types import BEGINS, ENDS, Create, Life, Return
 from tests.graphs import fold_reference
 
 _unique = itertools.count()
@@ -23,6 +23,7 @@ class Ask:
         key: The Idempotency-Key.
         create: As on the wire.
         keep: Which predictions are wanted.
+        life: Whether the stream begins anew with it, or ends.
         unnamed: Tells requests apart that nothing else names.
     """
 
@@ -32,6 +33,7 @@ class Ask:
     key: str | None = None
     create: Create = "auto"
     keep: Return = "all"
+    life: Life = "on"
     unnamed: int = field(default_factory=lambda: next(_unique))
 
     @property
@@ -42,7 +44,7 @@ class Ask:
     @property
     def identity(self) -> Hashable:
         """The same for two requests that are one operation."""
-        return (self.xs, self.seq, self.after, self.key) if self.is_named else self.unnamed
+        return (self.xs, self.seq, self.after, self.key, self.life) if self.is_named else self.unnamed
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Life:
+class Live:
     """A stream that is there.
 
     Attributes:
@@ -91,7 +93,7 @@ class Life:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is remembered of an idempotency key."""
+    """What is remembered of an idempotency key, or of the request that ended the stream."""
 
     identity: Hashable
     kept: tuple[int, ...]
@@ -106,10 +108,12 @@ class Stream:
     Attributes:
         life: None: it is missing.
         entries: Its idempotency keys.
+        words: The answer to the request without a key that ended it last.
     """
 
-    life: Life | None = None
+    life: Live | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
+    words: Entry | None = None
 
     def ask(self, ask: Ask, state_id: bytes | None) -> tuple[Told, Stream]:
         """Return the answer to a request, and the stream after it.
@@ -123,30 +127,38 @@ class Stream:
             if known.identity != ask.identity:
                 return Told("idempotency_key_reused"), self
             return _replay(ask, known.kept, known.step, known.history), self
-        life = self.life
+        life, words = self.life, self.words
+        if life is None and words is not None and words.identity == ask.identity:
+            return _replay(ask, words.kept, words.step, words.history), self
         if life is not None and life.newest == ask.identity:
             return _replay(ask, life.kept, life.step, life.history), self
+        if ask.life in BEGINS:
+            return self._apply(ask)
         refused = _missing(ask) if life is None else _misplaced(life, ask, state_id)
         return (refused, self) if refused else self._apply(ask)
 
     def _apply(self, ask: Ask) -> tuple[Told, Stream]:
-        before = self.life or Life()
+        before = self.life or Live()
+        if ask.life in BEGINS:
+            before = Live((*before.history, ("reset", ask.identity)))
         if ask.xs:
             ys = tuple(fold_reference(ask.xs, start=before.value))
             kept = {"all": ys, "last": ys[-1:], "none": ()}[ask.keep]
-            life = Life(
+            life = Live(
                 (*before.history, ask.identity), ys[-1], before.step + len(ys), len(ys), ask.identity, kept
             )  # fmt: skip
         else:
             kept = ()
-            life = Life((*before.history, ("reset", ask.identity)), newest=ask.identity)
-        entries = dict(self.entries)
+            life = Live((*before.history, ("reset", ask.identity)), newest=ask.identity)
+        entries, words = dict(self.entries), self.words
+        entry = Entry(ask.identity, kept, life.step, life.history)
         if ask.key is not None:
-            entries[ask.key] = Entry(ask.identity, kept, life.step, life.history)
+            entries[ask.key] = entry
+        elif ask.life == "last":
+            words = entry
         created = self.life is None and bool(ask.xs)
-        return Told("applied", kept, life.step, life.history, created=created), replace(
-            self, life=life, entries=entries
-        )
+        told = Told("applied", kept, life.step, life.history, created=created)
+        return told, Stream(None if ask.life in ENDS else life, entries, words)
 
 
 def _replay(ask: Ask, kept: tuple[int, ...], step: int, history: tuple[Hashable, ...]) -> Told:
@@ -161,7 +173,7 @@ def _missing(ask: Ask) -> Told | None:
     return None if begins else Told("stream_not_found", expected=1 if ask.xs else None)
 
 
-def _misplaced(life: Life, ask: Ask, state_id: bytes | None) -> Told | None:
+def _misplaced(life: Live, ask: Ask, state_id: bytes | None) -> Told | None:
     def refused(code: str, *, told_next: bool = True) -> Told:
         return Told(code, (), life.step, life.history, life.step + 1 if told_next and ask.xs else None)
 

@@ -24,7 +24,7 @@ from service.engine.engine import Engine
 from service.engine.models import ModelShelf
 from service.engine.types import Prediction, StreamKey
 from service.errors import ServiceError
-from service.store.keys import entry_key, record_key
+from service.store.keys import entry_key, last_words_key, record_key
 from service.store.record import decode
 from service.store.redis import StateStore
 from tests.engine.bench import FOLD, chunk, models, ys
@@ -57,7 +57,23 @@ RESETS: st.SearchStrategy[Step] = st.fixed_dictionaries({
     "history": st.sampled_from([None, "now", "now", "before"]),
     "key": st.sampled_from([None, *KEYS]),
 })  # fmt: skip
-ASKS = st.one_of(STEPS, STEPS, STEPS, RESETS)
+BEGINNINGS: st.SearchStrategy[Step] = st.fixed_dictionaries({
+    "xs": INPUTS,
+    "life": st.sampled_from(["new", "new", "whole"]),
+    "seq": st.sampled_from([None, None, 1]),
+    "key": st.sampled_from([None, None, *KEYS]),
+    "keep": st.sampled_from(["all", "all", "last", "none"]),
+})  # fmt: skip
+ENDINGS: st.SearchStrategy[Step] = st.fixed_dictionaries({
+    "xs": INPUTS,
+    "life": st.just("last"),
+    "place": st.sampled_from([None, 1, 1, 1, 0, -1, 2]),
+    "history": st.sampled_from([None, None, "now", "before"]),
+    "key": st.sampled_from([None, None, *KEYS]),
+    "create": st.just("never"),
+    "keep": st.sampled_from(["all", "all", "last", "none"]),
+})  # fmt: skip
+ASKS = st.one_of(STEPS, STEPS, STEPS, RESETS, BEGINNINGS, ENDINGS)
 THREE_STEPS = st.lists(STEPS, min_size=3, max_size=3)  # a reset among three would leave their order open
 
 
@@ -113,6 +129,13 @@ class ExactlyOnce(RuleBasedStateMachine):
             name, ask = copies[-1 - which % len(copies)]
             self.expect(name, ask, self.run(self.answer(worker, name, ask)))
 
+    @rule(name=STREAMS, worker=WORKERS, copies=st.lists(WORKERS, max_size=2), step=ENDINGS)
+    def one_ends_as_clients_do(self, name: str, worker: int, copies: list[int], step: Step) -> None:
+        """Right where the stream stands, and asks again."""
+        ask = self.concrete(name, {**step, "place": 1, "history": None})
+        for each in (worker, *copies):
+            self.expect(name, ask, self.run(self.answer(each, name, ask)))
+
     @rule(name=STREAMS, step=ASKS, copies=st.lists(WORKERS, min_size=2, max_size=4))
     def copies_come_at_once(self, name: str, step: Step, copies: list[int]) -> None:
         ask = self.concrete(name, step)
@@ -129,7 +152,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule(name=STREAMS, worker=WORKERS)
     def one_deletes(self, name: str, worker: int) -> None:
         self.run(self.workers[worker].delete(self.key(name)))
-        self.streams[name] = Stream(None, self.streams[name].entries)
+        self.streams[name] = replace(self.streams[name], life=None)
         self.check(name)
 
     # ---------------------------------------------------------------- what goes wrong
@@ -141,6 +164,8 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule(name=STREAMS, worker=WORKERS, step=ASKS, ticks=TICKS)
     def connections_are_killed_under_a_request(self, name: str, worker: int, step: Step, ticks: int) -> None:
         ask = self.concrete(name, step)
+        if ask.life == "whole" and ask.key is None:  # leaves nothing by which the worker would know that it is done
+            ask = replace(ask, key=KEYS[0])
 
         async def disturbed() -> Told:
             answering = asyncio.create_task(self.answer(worker, name, ask))
@@ -159,10 +184,12 @@ class ExactlyOnce(RuleBasedStateMachine):
             self.expect(name, ask, told)
             return
         expected, after = self.streams[name].ask(ask, self.state_id(name))
-        if self.stored_id(name) != self.state_id(name):  # it was applied, so the whole of it was
+        remembers = any(self.raw.exists(key) for key in self.new_entries(name, ask))
+        if remembers or self.stored_id(name) != self.state_id(name):  # it was applied, so the whole of it was
             assert expected.what == "applied", expected
             self.streams[name] = after
-            self.learn(expected.history, self.stored_id(name))
+            if after.life is not None:
+                self.learn(expected.history, self.stored_id(name))
         self.check(name)
         if ask.is_named:
             self.expect(name, ask, self.run(self.answer(1 - worker, name, ask)))
@@ -172,13 +199,19 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.raw.pexpire(self.record(name), 1)
         while self.raw.exists(self.record(name)):
             pass
-        self.streams[name] = Stream(None, self.streams[name].entries)
+        self.streams[name] = replace(self.streams[name], life=None)
 
     @rule(name=STREAMS, key=st.sampled_from(KEYS))
     def a_key_expires(self, name: str, key: str) -> None:
         self.raw.delete(entry_key(self.record(name), key))
         stream = self.streams[name]
-        self.streams[name] = Stream(stream.life, {k: v for k, v in stream.entries.items() if k != key})
+        entries = {k: v for k, v in stream.entries.items() if k != key}
+        self.streams[name] = replace(stream, entries=entries)
+
+    @rule(name=STREAMS)
+    def last_words_expire(self, name: str) -> None:
+        self.raw.delete(last_words_key(self.record(name)))
+        self.streams[name] = replace(self.streams[name], words=None)
 
     @rule(name=STREAMS)
     def the_store_is_saved(self, name: str) -> None:
@@ -209,12 +242,18 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     def all_keys(self, name: str) -> list[str]:
         record = self.record(name)
-        return [record, *(entry_key(record, key) for key in KEYS)]
+        return [record, last_words_key(record), *(entry_key(record, key) for key in KEYS)]
+
+    def new_entries(self, name: str, ask: Ask) -> list[str]:
+        """Return where a request is remembered beside the stream, if nothing was there before it."""
+        is_new = ask.key is not None and ask.key not in self.streams[name].entries
+        return [entry_key(self.record(name), str(ask.key))] if is_new else []
 
     def concrete(self, name: str, step: Step) -> Ask:
         """Return the request that is meant where the stream stands."""
         life = self.streams[name].life
         seq = None if step.get("place") is None else max(1, (life.step if life else 0) + step["place"])
+        seq = step.get("seq", seq)
         histories = {
             None: None,
             "foreign": FOREIGN,
@@ -223,7 +262,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         }
         return Ask(
             step["xs"], seq, histories[step.get("history")], step.get("key"), step.get("create", "auto"),
-            step.get("keep", "all"),
+            step.get("keep", "all"), step.get("life", "on"),
         )  # fmt: skip
 
     async def answer(self, worker: int, name: str, ask: Ask) -> Told:
@@ -237,7 +276,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             found: Prediction = await engine.advance(
                 chunk(
                     name, ask.xs, seq=ask.seq, after=ask.after, idempotency_key=ask.key, create=ask.create,
-                    keep=ask.keep,
+                    keep=ask.keep, life=ask.life,
                 )._replace(key=key)
             )  # fmt: skip
         except ServiceError as exc:
@@ -336,6 +375,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         for key in KEYS:
             is_there = self.raw.exists(entry_key(self.record(name), key)) == 1
             assert is_there == (key in self.streams[name].entries), key
+        assert (self.raw.exists(last_words_key(self.record(name))) == 1) == (self.streams[name].words is not None)
 
 
 def same(told: Told, expected: Told, *, disturbed: bool = False) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
-from service.store.keys import entry_key, record_key, snapshots_key
+from service.store.keys import entry_key, last_words_key, record_key, snapshots_key
 from service.store.record import KeyEntry, Kind, Record
 from service.store.redis import FORGET, Commit, Outcome, StateStore
 from tests.servers import Server, server, servers
@@ -104,7 +104,7 @@ async def test_a_stream_that_was_reset_refuses_its_old_life(bench: Bench) -> Non
 
 
 def forget(key: str, expect: bytes) -> Commit:
-    return write(key, a_record(9), expect, entry="last")._replace(record=FORGET)
+    return write(key, a_record(9), expect, entry="")._replace(record=FORGET, entry_key=last_words_key(key))
 
 
 async def test_a_stream_is_forgotten_only_from_where_it_was_seen(bench: Bench) -> None:
@@ -113,9 +113,9 @@ async def test_a_stream_is_forgotten_only_from_where_it_was_seen(bench: Bench) -
     await bench.store.ask(now() + SOON, "HSET", snapshots_key(bench.key), "s", "x")
 
     assert await bench.commit(forget(bench.key, b"g" * 56)) == [Outcome.CONFLICT]
-    assert await bench.load(bench.key, entry_key(bench.key, "last")) == [a_record(1).encode(), None]
+    assert await bench.load(bench.key, last_words_key(bench.key)) == [a_record(1).encode(), None]
     assert await bench.commit(forget(bench.key, a_record(1).guard)) == [Outcome.APPLIED]
-    record, entry = await bench.load(bench.key, entry_key(bench.key, "last"))
+    record, entry = await bench.load(bench.key, last_words_key(bench.key))
     assert (record, entry is None) == (None, False)
     assert await bench.store.ask(now() + SOON, "EXISTS", snapshots_key(bench.key)) == 0
 
@@ -129,6 +129,17 @@ async def test_a_stream_that_was_forgotten_is_not_forgotten_again(bench: Bench) 
     await bench.commit(write(bench.key, a_record(1, epoch=2)))
     assert await bench.commit(forget(bench.key, a_record(1).guard)) == [Outcome.CONFLICT]
     assert await bench.load() == [a_record(1, epoch=2).encode()]
+
+
+async def test_a_key_that_was_used_forgets_nothing(bench: Bench) -> None:
+    """And a stream that is not there is forgotten once by a key."""
+    commit = write(bench.key, a_record(9), b"", entry="k")._replace(record=FORGET)
+
+    assert await bench.commit(commit) == [Outcome.APPLIED]
+    assert await bench.commit(commit) == [Outcome.KEY_KNOWN]
+    await bench.commit(write(bench.key, a_record(1)))
+    assert await bench.commit(commit._replace(expect=a_record(1).guard)) == [Outcome.KEY_KNOWN]
+    assert await bench.load() == [a_record(1).encode()]
 
 
 async def test_a_refusal_leaves_the_others_of_the_call_alone(bench: Bench) -> None:
