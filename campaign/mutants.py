@@ -46,6 +46,7 @@ class Mutant:
 _DECIDE = ("tests/engine/test_decide.py",)
 _ENGINE = "tests/engine/test_engine.py::"
 _LAWS = "tests/store/test_laws.py::"
+_LIVES = "tests/engine/test_lives.py::"
 
 NO_COMPARE_AND_SET = Mutant(
     "no compare-and-set",
@@ -162,6 +163,41 @@ MUTANTS = (
         "call('SET', KEYS[entry], ARGV[2 * entry + 4], 'PX', entry_ttl)",
         "",
         (f"{_LAWS}test_a_known_key_answers_whatever_the_stream_did_since",),
+    ),
+    Mutant(
+        "a stream that begins anew keeps its state",
+        "service/engine/rounds.py",
+        "        if begins:\n",
+        "        if False:\n",
+        (f"{_LIVES}test_a_stream_that_begins_anew_starts_from_the_initial_state",),
+    ),
+    Mutant(
+        "beginning and going on have one name",
+        "service/engine/names.py",
+        'if timestep.life != "on":',
+        "if False:",
+        (f"{_LIVES}test_a_key_that_began_a_stream_is_no_key_for_going_on",),
+    ),
+    Mutant(
+        "last words answer any request",
+        "service/engine/pending.py",
+        "(self.view is None and entry.op_id == self.op_id)",
+        "self.view is None",
+        (f"{_LIVES}test_an_end_without_a_name_is_not_done_twice",),
+    ),
+    Mutant(
+        "last words answer in the next life",
+        "service/engine/pending.py",
+        "(self.view is None and entry.op_id == self.op_id)",
+        "entry.op_id == self.op_id",
+        (f"{_LIVES}test_the_last_words_of_one_life_answer_nothing_in_the_next",),
+    ),
+    Mutant(
+        "last words are taken for a key's answer",
+        "service/store/commit.lua",
+        "local answers = entry and not (forget and string.sub(KEYS[entry], -4) == ':end')",
+        "local answers = entry",
+        (f"{_LAWS}test_a_stream_that_was_forgotten_is_not_forgotten_again",),
     ),
     Mutant(
         "a lost reply is told as not applied",

@@ -184,10 +184,10 @@ async def test_an_end_without_a_name_is_not_done_twice(folder: Path, redis_serve
 
 
 async def test_the_last_words_of_one_life_answer_nothing_in_the_next(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         for x in (1, 5):
-            await engine.advance(step("a", x, life="new"))
-            end = await engine.advance(last(2, seq=2))
+            await one.advance(step("a", x, life="new"))
+            end = await two.advance(last(2, seq=2))
 
             assert (ys(end), end.replayed) == (fold_reference([x, 2])[-1:], False)
 
