@@ -160,7 +160,7 @@ MUTANTS = (
     Mutant(
         "a key is never remembered",
         "service/store/commit.lua",
-        "call('SET', KEYS[entry], ARGV[2 * entry + 4], 'PX', entry_ttl)",
+        "call('SET', KEYS[entry], ARGV[2 * entry + 5], 'PX', entry_ttl)",
         "",
         (f"{_LAWS}test_a_known_key_answers_whatever_the_stream_did_since",),
     ),

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from model_export.errors import StepwellError
 from service.admission import Admission
-from service.api import feed, oip, openapi, operations, ops, streams, watch
+from service.api import events, feed, oip, openapi, operations, ops, streams, watch
 from service.api.application import Application
 from service.api.context import Context
 from service.api.dialects import dialect_of
@@ -28,11 +28,9 @@ from service.api.problems import unforeseen
 from service.api.tokens import keys_of
 from service.engine.engine import Engine, EngineOptions
 from service.engine.models import ModelShelf, Reloaded
-from service.engine.watchers import CONTROL_TOPIC, Watchers
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.settings import Settings
-from service.store.channel import Channel
 from service.store.facts import SafetyWatch
 from service.store.redis import StateStore
 from service.workers import ADMITTED_ENV, CONTROL_ENV, Workers
@@ -76,6 +74,8 @@ def create_app(settings: Settings) -> Application:
     oip.add_routes(app, context)
     feed.add_routes(app, context)
     operations.add_routes(app, context)
+    watch.add_routes(app, context)
+    events.add_routes(app, context)
     ops.add_routes(app, context)
     return app
 
@@ -108,6 +108,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         tenant_max_streams=settings.tenant_max_streams,
         snapshot_ttl_s=settings.snapshot_ttl_s,
         max_snapshots=settings.max_snapshots,
+        history=settings.kept_history,
     )
     folder = os.environ.get(ADMITTED_ENV)
     load = Admission(settings, Path(folder) if folder else None).load
@@ -126,13 +127,7 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
         _log_failed(report)
         _log.info("Models: %s", ", ".join(report.loaded) or "none")
 
-        watchers = Watchers(engine)
-        channel = Channel(engine.store.wire, watchers.hear, watchers.gap)
-        stack.push_async_callback(channel.close)
-        await channel.start(CONTROL_TOPIC, watchers.own_topic)
-        stack.push_async_callback(watchers.close)
-        watchers.start(channel)
-        watch.add_routes(app, context, watchers)
+        await engine.start()
 
         context.engine, context.reload = engine, workers.reload_everywhere
         settings = context.settings
@@ -141,7 +136,7 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
         app.state.engine = engine
         context.metrics.read_from(
             queue_rows=engine.queue_rows,
-            watchers=lambda: len(watchers),
+            watchers=lambda: len(engine.watchers),
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
             store_safe=lambda: not context.safety.reasons,

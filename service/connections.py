@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.dialects import dialect_of
 from service.api.http import problem_response
+from service.api.sockets import SLOW_S
 from service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ _RESERVE = 64  # connections beyond the most that may still ask for health
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol, which by itself waits for a head for ever and takes heads of any size.
 
-    A request's head has to arrive within `receive_timeout_s`; its body is the routes' affair. A connection beyond
-    `max_connections` is answered 503 `overloaded` and closed, except where it asks for health.
+    A request's head has to arrive within `receive_timeout_s`; its body is the routes' affair. A client that takes
+    nothing of its answer for `SLOW_S` is cut off. A connection beyond `max_connections` is answered 503 `overloaded`
+    and closed, except where it asks for health.
     """
 
     receive_timeout_s: ClassVar[float]
+    patience_s: ClassVar[float] = SLOW_S  # with one that does not read
     max_connections: ClassVar[int]
     metrics: ClassVar[Metrics]
     context: ClassVar[Context]
@@ -41,6 +44,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **more)
         self._receive_by: float | None = None  # when what is waited for has to be there
         self._receive_timer: asyncio.TimerHandle | None = None
+        self._slow_timer: asyncio.TimerHandle | None = None  # runs while the client does not read
         self._in_head = False
         self._between = True  # the parser stands between two requests
         self._head_bytes = 0  # at least as many as the head has so far
@@ -64,8 +68,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything."""
-        if self._receive_timer is not None:
-            self._receive_timer.cancel()
+        for timer in (self._receive_timer, self._slow_timer):
+            if timer is not None:
+                timer.cancel()
         self._unset_keepalive_if_required()
         if self._answered is not None and not self._answered.response_complete:
             self._answered.disconnected = True  # uvicorn tells the request that came last, and no other
@@ -120,9 +125,16 @@ class Connection(HttpToolsProtocol):
         if self._is_idle():
             self._say_last_words()
 
+    def pause_writing(self) -> None:
+        """See that the client does not read; one that goes on with that is cut off."""
+        super().pause_writing()
+        self._slow_timer = self.loop.call_later(self.patience_s, self.transport.abort)
+
     def resume_writing(self) -> None:
         """Go on, with reading too."""
         super().resume_writing()
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
         self.flow.resume_reading()
 
     def handle_websocket_upgrade(self) -> None:

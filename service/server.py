@@ -97,10 +97,11 @@ class Server(uvicorn.Server):
             self._ending = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        if self._engine() is not None:
+        if (engine := self._engine()) is not None:
             _log.info("Draining: no longer ready; what is accepted finishes within %g s", self._drain_s)
             self.config.loaded_app.state.context.leaving = True
             await asyncio.sleep(min(SEEN_NOT_READY_S, self._drain_s))
+            engine.watchers.end()  # their answers would go on for ever
         self.should_exit = True
 
     def _engine(self) -> Engine | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,8 +12,11 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_export.errors import StepwellError
+from model_export.manifest import NAME
 
 PREFIX = "STEPWELL_"
+_LONGEST_HISTORY = 9999
+_HISTORY = re.compile(rf"(?:{NAME.pattern}=)?[0-9]{{1,4}}")
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, Field(ge=1)]
@@ -94,15 +98,18 @@ class Settings(BaseSettings):
     max_connections: Count = 10_000
     """Open connections of one worker."""
     max_websockets: Count = 5_000
-    """Open WebSockets of one worker."""
+    """Open WebSockets and event streams of one worker."""
     tenant_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Timesteps a second that a tenant may send to one worker; other requests count as one. Unset: no limit."""
     tenant_max_websockets: Count | None = None
-    """Open WebSockets of one tenant in one worker. Unset: no limit but `max_websockets`."""
+    """Open WebSockets and event streams of one tenant in one worker. Unset: no limit but `max_websockets`."""
     tenant_max_streams: Count | None = None
     """Live streams of one tenant, to what began or went within the last ten seconds or so. Unset: no limit."""
     idempotency_ttl_s: Seconds = 600
     """Seconds that an Idempotency-Key is remembered."""
+    history: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    """Newest predictions that are kept of each stream, for watchers that come back: MODEL=N, comma-separated in the
+    environment; N alone is for every other model. Unset: none."""
     drain_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10
     """Seconds that accepted requests get to finish after SIGTERM."""
     ort_threads: Count = 1
@@ -133,10 +140,24 @@ class Settings(BaseSettings):
     def _folders(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
-    @field_validator("allowed_origins", "execution_providers", "jwt_algorithms", mode="before")
+    @field_validator("allowed_origins", "execution_providers", "jwt_algorithms", "history", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("history")
+    @classmethod
+    def _numbers_of_models(cls, value: list[str]) -> list[str]:
+        for part in value:
+            if not _HISTORY.fullmatch(part):
+                raise ValueError(f"{part!r} is neither MODEL=N nor N, with N from 0 to {_LONGEST_HISTORY}")
+        return value
+
+    @property
+    def kept_history(self) -> dict[str, int]:
+        """How many predictions are kept of each stream, by model; `*`: of every other model."""
+        parts = [part.rpartition("=") for part in self.history]
+        return {model or "*": int(number) for model, _, number in parts}
 
     @classmethod
     def load(cls, **flags: Any) -> Settings:

@@ -190,13 +190,27 @@ def number_of(query: Mapping[str, str], name: str, least: int, most: int) -> int
     text = query.get(name)
     if text is None:
         return None
-    if text.isascii() and text.isdecimal() and len(text) <= 10 and least <= int(text) <= most:
+    if text.isascii() and text.isdecimal() and len(text) <= 16 and least <= int(text) <= most:
         return int(text)
     raise ServiceError(
         "bad_request",
         f"`{name}` is {text[:40]!a}; expected an integer from {least} to {most}.",
         fix=f"Leave `{name}` out, or give such a number.",
     )
+
+
+def flag_of(query: Mapping[str, str], name: str) -> bool:
+    """Return a yes or no of the query; no where it is not there.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    text = query.get(name, "false")
+    if text not in ("true", "false"):
+        raise ServiceError(
+            "bad_request", f"`{name}` is {text[:40]!a}; expected true or false.", fix=f"Leave `{name}` out for false."
+        )
+    return text == "true"
 
 
 def idempotency_key_of(request: Request) -> str | None:

@@ -146,6 +146,31 @@ STATUS = route(
     problems=(*STREAM_READ, "stream_not_found", "state_corrupt", "record_version"),
 )
 DELETE = route("streams", path=ONE, problems=(*STREAM_READ, "precondition_required"), status=204)
+EVENTS = route(
+    "streams",
+    path=ONE,
+    parameters=[
+        {
+            "name": "since",
+            "in": "query",
+            "schema": {"type": "integer", "minimum": 0},
+            "description": "The last step that you have seen: what came after it is told first, as far as it is kept.",
+        },
+        {"name": "inputs", "in": "query", "schema": {"type": "boolean", "default": False}},
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "schema": {"type": "integer", "minimum": 0},
+            "description": "As `since`, and wins: browsers send it when they come back.",
+        },
+    ],
+    problems=(*ANY, "bad_request", "model_not_found"),
+)
+EVENTS["responses"][200] = {
+    "description": "Server-sent events without end: predictions as they are committed, `id` the step; `gap` tells how "
+    "many timesteps were missed.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
 LIST = route(
     "many streams",
     path=["model"],

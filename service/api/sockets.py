@@ -94,8 +94,16 @@ class Socket:
         message = await self._next()
         if self._visitor.introduces_itself(message):
             message = await self._next()
-        self._visitor.check(asyncio.get_running_loop().time())
+        self.check()
         return message
+
+    def check(self) -> None:
+        """Check, once in a while, that the key is still in force.
+
+        Raises:
+            ServiceError: `unauthenticated` or `forbidden`.
+        """
+        self._visitor.check(asyncio.get_running_loop().time())
 
     async def send(self, document: Mapping[str, Any]) -> None:
         """Send a document; waits while the client does not read.

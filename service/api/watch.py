@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-import numpy as np
 from fastapi import FastAPI
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
-from model_export.manifest import Array
-from service.api.auth import Caller
 from service.api.context import Context
-from service.api.problems import problem_of
-from service.api.sockets import POLICY, SLOW_S, TOO_SLOW, UNREADABLE, Socket
-from service.engine.watchers import Want, Watcher, Watchers
+from service.api.sockets import DRAINING, SLOW_S, TOO_SLOW, Socket
+from service.api.watching import document_of, news_of, want_of
+from service.engine.watcher import Watcher
 from service.errors import ServiceError
-from service.wire import Format, check_stream_id, encode_state_id
-from service.wire.answers import tensor
 from service.wire.document import parse
+from service.wire.names import SEQ_LIMIT
 
 _MOST_WANTS = 100
 
@@ -32,6 +26,7 @@ class _Follow(msgspec.Struct, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     stream: str | None = None
     prefix: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    since: Annotated[int, msgspec.Meta(ge=0, lt=SEQ_LIMIT)] | None = None
 
 
 class _Watch(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,32 +36,31 @@ class _Watch(msgspec.Struct, forbid_unknown_fields=True):
     inputs: bool = False
 
 
-def add_routes(app: FastAPI, context: Context, watchers: Watchers) -> None:
+def add_routes(app: FastAPI, context: Context) -> None:
     """Declare the route."""
 
     @app.websocket("/v1/watch")
     async def watch(websocket: WebSocket) -> None:
         async with Socket.accepted(websocket, context, "read") as socket:
-            await _serve(socket, context, watchers)
+            await _serve(socket, context)
 
 
-async def _serve(socket: Socket, context: Context, watchers: Watchers) -> None:
+async def _serve(socket: Socket, context: Context) -> None:
+    watcher = _read(await socket.receive(), socket, context)
+    watchers = context.engine.watchers
+    work: list[asyncio.Task[None]] = []
     try:
-        watcher = _read(await socket.receive(), socket, context)
-    except ServiceError as exc:
-        await socket.close(UNREADABLE if exc.code == "bad_json" else POLICY, problem_of(exc))
-        return
-    await watchers.add(watcher)
-    sending = asyncio.create_task(_send(socket, watcher))
-    try:
+        await watchers.add(watcher)
         await socket.send({"watching": len(watcher.wants)})
-        while True:  # nothing more is expected; this notices when the reader has gone
-            await socket.receive()
+        work = [asyncio.create_task(_send(socket, watcher)), asyncio.create_task(_wait_for_end(socket))]
+        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
-        sending.cancel()
-        with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect):
-            await sending
-        await watchers.remove(watcher)
+        watchers.remove(watcher)
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
 
 
 def _read(message: bytes, socket: Socket, context: Context) -> Watcher:
@@ -81,45 +75,35 @@ def _read(message: bytes, socket: Socket, context: Context) -> Watcher:
         raise ServiceError(
             "bad_request", f"The message is not what to watch: {exc}.", fix='Send {"watch": [{"model": "m"}]}.'
         ) from exc
-    return Watcher([_want(follow, socket.caller, context) for follow in body.watch], body.inputs)
-
-
-def _want(follow: _Follow, caller: Caller, context: Context) -> Want:
-    context.engine.shelf.get(follow.model)
-    stream = None if follow.stream is None else check_stream_id(follow.stream)
-    return Want(caller.tenant, follow.model, stream, follow.prefix)
+    wants, since = [], {}
+    for follow in body.watch:
+        want = want_of(follow.model, follow.stream, follow.prefix, socket.caller, context)
+        wants.append(want)
+        if follow.since is not None:
+            if want.key is None:
+                raise ServiceError(
+                    "bad_request",
+                    "`since` stands without `stream`; expected the last step that you have seen of one stream.",
+                    fix="Name the `stream`, or leave `since` out.",
+                )
+            since[want.key] = follow.since
+    return Watcher(wants, inputs=body.inputs, since=since)
 
 
 async def _send(socket: Socket, watcher: Watcher) -> None:
-    """Send events as they come; a reader that does not read loses the oldest, and after a while the socket."""
+    """Send news as they come; a reader that does not read loses the oldest, and after a while the socket."""
     try:
-        while True:
-            lost, events = await watcher.take()
-            messages = [{"gap": lost}] if lost else []
-            messages += [_message(event, socket.form, inputs=watcher.inputs) for event in events]
-            for message in messages:
+        while not watcher.over:
+            for news in await news_of(watcher):
                 async with asyncio.timeout(SLOW_S):
-                    await socket.send(message)
+                    await socket.send(document_of(news, socket.form, inputs=watcher.inputs))
+            socket.check()
+        await socket.close(DRAINING)
     except TimeoutError:
         await socket.close(TOO_SLOW)
 
 
-def _message(event: Mapping[str, Any], form: Format, *, inputs: bool) -> dict[str, Any]:
-    message = {
-        "model": event["model"],
-        "stream": event["stream"],
-        "step": event["step"],
-        "state_id": encode_state_id(event["state_id"]),
-        "outputs": _tensors(event["outputs"], form),
-    }
-    if inputs:
-        message["inputs"] = _tensors(event["inputs"], form)
-    return message
-
-
-def _tensors(packed: Mapping[str, Mapping[str, Any]], form: Format) -> dict[str, Any]:
-    return {name: tensor(_array(one), form) for name, one in packed.items()}
-
-
-def _array(packed: Mapping[str, Any]) -> Array:
-    return np.frombuffer(packed["b"], packed["d"]).reshape(packed["s"])
+async def _wait_for_end(socket: Socket) -> None:
+    """Take what comes, though nothing more is expected, until the reader has gone."""
+    while True:
+        await socket.receive()

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from service.engine.alone import Alone
+from service.engine.audience import Audience
 from service.engine.batch_queue import BatchQueue
 from service.engine.cache import StateCache
 from service.engine.crowd import Crowd
 from service.engine.names import RequestNames
 from service.engine.peeks import Peeks
 from service.engine.pending import Pending
-from service.engine.rounds import Announce, Begins, Reroute, Rounds
+from service.engine.rounds import Begins, Reroute, Rounds
 from service.engine.runner import ModelRunner, RunClock
 from service.engine.types import Done, Timestep
 from service.store import keys
@@ -36,6 +37,7 @@ class Batcher:
         served: ServedModel,
         store: StateStore,
         observer: EngineObserver,
+        audience: Audience,
         *,
         max_batch: int,
         max_wait: float,
@@ -51,6 +53,7 @@ class Batcher:
             served: The model.
             store: Where records live.
             observer: Counts the work.
+            audience: Says what is told of commits.
             max_batch: Most rows in one run.
             max_wait: Seconds that a timestep may wait for others; 0: none.
             timeout: Seconds from receipt to answer.
@@ -64,9 +67,9 @@ class Batcher:
         self._names = RequestNames(served.manifest)
         self._runner = ModelRunner(served, self._names.inputs, observer)
         common: dict[str, Any] = {"runner": self._runner, "timeout": timeout, "reroute": reroute, "answered": answered}
-        self._rounds = Rounds(served, store, self.cache, observer, **common, begins=begins)
-        self._peeks = Peeks(served, store, self.cache, observer, **common)
-        self._alone = Alone(served, store, self.cache, observer, **common)
+        self._rounds = Rounds(served, store, self.cache, observer, audience, **common, begins=begins)
+        self._peeks = Peeks(served, store, self.cache, observer, audience, **common)
+        self._alone = Alone(served, store, self.cache, observer, audience, **common)
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_wait = max_wait
         self._queue: BatchQueue[Pending] = BatchQueue()
@@ -100,10 +103,6 @@ class Batcher:
     def clock(self) -> RunClock:
         """How long the model's runs take."""
         return self._runner.clock
-
-    def announce_to(self, announce: Announce | None) -> None:
-        """Tell committed predictions to a function, or to nobody."""
-        self._rounds.announce = announce
 
     def submit(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from model_export.manifest import Manifest
+from service.engine.audience import Audience
 from service.engine.batcher import Batcher
 from service.engine.copies import Copies
 from service.engine.models import ModelShelf, ServedModel
@@ -18,7 +19,6 @@ from service.engine.origins import Origins, no_stream
 from service.engine.pending import Pending
 from service.engine.resets import Resets
 from service.engine.rollouts import Rollouts
-from service.engine.rounds import Announce
 from service.engine.runner import RunClock
 from service.engine.tenants import StreamQuota, TenantRates
 from service.engine.types import (
@@ -32,8 +32,10 @@ from service.engine.types import (
     StreamStatus,
     Timestep,
 )
+from service.engine.watchers import Watchers
 from service.errors import ServiceError
 from service.store import keys
+from service.store.channel import Channel
 from service.store.record import decode
 from service.store.redis import StateStore
 from service.store.snapshots import Snapshots
@@ -57,6 +59,7 @@ class EngineOptions:
         tenant_max_streams: Live streams of one tenant; None: no limit.
         snapshot_ttl_s: Seconds that a stream's snapshots live after the last use of one; None: as idle streams do.
         max_snapshots: Snapshots that a stream may have.
+        history: How many events are kept of each stream of a model, for watchers that come back; `*`: of all others.
     """
 
     max_batch_size: int = 256
@@ -69,6 +72,7 @@ class EngineOptions:
     tenant_max_streams: int | None = None
     snapshot_ttl_s: float | None = None
     max_snapshots: int = 16
+    history: Mapping[str, int] = field(default_factory=dict)
 
 
 class Engine:
@@ -106,7 +110,8 @@ class Engine:
         self._rates = None if rate is None else TenantRates(rate)
         self._quota = None if most is None else StreamQuota(most)
         self._batchers: dict[ServedModel, Batcher] = {}
-        self._announce: Announce | None = None
+        self._audience = Audience(self._options.history)
+        self.watchers = Watchers(self._audience, store, Channel(store.wire))
         self._open = 0
         self._alarm = self._options.queue_limit  # with fewer open timesteps there surely is room for one more
         self._all_answered = asyncio.Event()
@@ -119,12 +124,18 @@ class Engine:
         }
         self.resets = Resets(store, shelf, origins, **ways)
         self.copies = Copies(store, shelf, snapshots, origins, **ways)
-        self._rollouts = Rollouts(store, shelf, self._observer, most_rows=self._options.max_batch_size, **ways)
+        self._rollouts = Rollouts(
+            store, shelf, self._observer, self._audience, most_rows=self._options.max_batch_size, **ways
+        )
         self._watchdog = Watchdog(
             self._options.run_timeout_s,
             lambda: [*self._batchers.values(), *self._rollouts.loops],
             self._look_at_crowds,
         )
+
+    async def start(self) -> None:
+        """Begin to serve watchers, also those of other workers."""
+        await self.watchers.start()
 
     # ---------------------------------------------------------------- stepping
 
@@ -237,7 +248,7 @@ class Engine:
         """Forget a stream and its snapshots; also where there is none."""
         self.shelf.get(key.model)
         name = keys.record_key(*key)
-        await self.store.delete(name, keys.snapshots_key(name), deadline=self._deadline())
+        await self.store.delete(name, keys.snapshots_key(name), keys.log_key(name), deadline=self._deadline())
         if self._quota is not None:
             self._quota.due = True
         self._forget(key)
@@ -297,12 +308,6 @@ class Engine:
             rows[served.name] = rows.get(served.name, 0) + batcher.rows
         return rows
 
-    def announce_to(self, announce: Announce | None) -> None:
-        """Tell every committed prediction to `announce`, after it was answered; None: tell nobody."""
-        self._announce = self._rollouts.announce = announce
-        for batcher in self._batchers.values():
-            batcher.announce_to(announce)
-
     # ---------------------------------------------------------------- what a tenant may take
 
     def demand_rate(self, tenant: str) -> None:
@@ -346,11 +351,13 @@ class Engine:
                     await self._all_answered.wait()
             except TimeoutError:
                 pass
+        self.watchers.end()
 
     async def close(self) -> None:
         """Let threads and connections go; `drain` comes first."""
         self._watchdog.stop()
         self._rollouts.close()
+        await self.watchers.close()
         for batcher in self._batchers.values():
             batcher.close()
         await self.store.close()
@@ -368,6 +375,7 @@ class Engine:
                 served,
                 self.store,
                 self._observer,
+                self._audience,
                 max_batch=self._options.max_batch_size,
                 max_wait=self._options.max_wait_s,
                 timeout=self._options.request_timeout_s,
@@ -376,7 +384,6 @@ class Engine:
                 answered=self._count_answered,
                 begins=None if self._quota is None else self._quota.demand,
             )
-            batcher.announce_to(self._announce)
         return batcher
 
     def _count_answered(self, n: int) -> None:

@@ -15,30 +15,27 @@ from service.engine.models import ModelShelf, ServedModel
 from service.engine.plan import Plan
 from service.engine.resets import demand_time
 from service.engine.rollout_loop import Roll, RolloutLoop
-from service.engine.types import Prediction, RolledOut, RolloutAsk, StreamKey, Timestep
+from service.engine.types import RolledOut, RolloutAsk, StreamKey, Timestep
 from service.errors import ServiceError
 from service.store import keys
 from service.store.record import KeyEntry, Record, decode, digest16
 from service.store.redis import Commit, Outcome, StateStore
 
 if TYPE_CHECKING:
+    from service.engine.audience import Audience
     from service.engine.observer import EngineObserver
-
-Announce = Callable[[ServedModel, Sequence[tuple[Timestep, Prediction]]], None]
+    from service.store.redis import Telling
 
 
 class Rollouts:
-    """Rolls streams out, and commits that where it is asked for: once, as a chunk of that many timesteps.
-
-    Attributes:
-        announce: Told what is committed; None: nobody is.
-    """
+    """Rolls streams out, and commits that where it is asked for: once, as a chunk of that many timesteps."""
 
     def __init__(
         self,
         store: StateStore,
         shelf: ModelShelf,
         observer: EngineObserver,
+        audience: Audience,
         *,
         most_rows: int,
         begin: Callable[[], float],
@@ -51,15 +48,16 @@ class Rollouts:
             store: Where records live.
             shelf: The models.
             observer: Counts the work.
+            audience: Says what is told of commits.
             most_rows: Samples of one model that go on together; more wait for room.
             begin: Returns the deadline of a request that begins now, or raises why none is taken.
             begins: Lets a tenant begin a stream, or raises.
             forget: Told which stream moved, so that nobody trusts an older view of it.
         """
-        self.announce: Announce | None = None
         self._store = store
         self._shelf = shelf
         self._observer = observer
+        self._audience = audience
         self._most_rows = most_rows
         self._begin = begin
         self._begins = begins
@@ -154,7 +152,11 @@ class Rollouts:
         ).encode()
         expect = b"" if record is None else record.guard
         commit = Commit(keys.record_key(*key), expect, made.encode(), entry_name, entry)
-        answer = (await self._store.commit([commit], deadline=deadline))[0]
+        tellings: Sequence[Telling] = ()
+        if self._audience.hears(served.name):
+            fed = Timestep(key, roll.fed, length=made.length)
+            tellings = self._audience.tellings([fed], done.outputs, [made.step], [made.chain])
+        answer = (await self._store.commit([commit], deadline=deadline, tellings=tellings))[0]
         self._forget(key)
         if answer.outcome is Outcome.FOREIGN:
             raise ServiceError(
@@ -165,10 +167,6 @@ class Rollouts:
         if answer.outcome is not Outcome.APPLIED:
             return None
         self._observer.applied(served.name, "http", made.length)
-        if self.announce is not None:
-            fed = Timestep(key, roll.fed, length=made.length)
-            outputs = {name: array[0] for name, array in done.outputs.items()}
-            self.announce(served, [(fed, Prediction(outputs, made.step, made.chain, created=record is None))])
         return replace(done, state_id=made.chain, created=record is None)
 
 

@@ -22,22 +22,22 @@ from service.engine.decide import Verdict, decide, replay_of_key, surely_applies
 from service.engine.pending import Pending
 from service.engine.replay import replayed
 from service.engine.runner import ModelRunner
-from service.engine.types import BEGINS, ENDS, Prediction, Timestep
+from service.engine.types import BEGINS, ENDS, Prediction
 from service.errors import ServiceError
 from service.store.record import HAD_KEY, KeyEntry, Kind, Record, decode, next_chains
 from service.store.record_rows import encode_rows, guards, heads_of
 from service.store.redis import FORGET, Commit, Outcome
 
 if TYPE_CHECKING:
+    from service.engine.audience import Audience
     from service.engine.models import ServedModel
     from service.engine.observer import EngineObserver
-    from service.store.redis import Committed, StateStore
+    from service.store.redis import Committed, StateStore, Telling
 
 _log = logging.getLogger(__name__)
 
 Reroute = Callable[[Pending, bytes], bool]
 Begins = Callable[[str], None]
-Announce = Callable[["ServedModel", Sequence[tuple[Timestep, Prediction]]], None]
 
 
 class Rounds:
@@ -52,6 +52,7 @@ class Rounds:
         store: StateStore,
         cache: StateCache,
         observer: EngineObserver,
+        audience: Audience,
         *,
         runner: ModelRunner,
         timeout: float,
@@ -66,18 +67,19 @@ class Rounds:
             store: Where records live.
             cache: The worker's hot records.
             observer: Counts the work.
+            audience: Says what is told of commits.
             runner: Runs the model.
             timeout: Seconds from receipt to answer.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
             answered: Told how many rows were answered.
             begins: Lets a tenant begin a stream, or raises; None: everyone may.
         """
-        self.announce: Announce | None = None
         self._served = served
         self._model = served.step_model
         self._store = store
         self._cache = cache
         self._observer = observer
+        self._audience = audience
         self._runner = runner
         self._timeout = timeout
         self._reroute = reroute
@@ -295,8 +297,14 @@ class Rounds:
         for at, row in enumerate(rows):
             if leaves_words or row.timestep.idempotency_key is not None:
                 commits[at] = _with_entry(commits[at], row, heads[at], packed[at].tobytes())
+        tellings: Sequence[Telling] = ()
+        if self._audience.hears(self._served.name):
+            asked = [row.timestep for row in rows]
+            tellings = self._audience.tellings(asked, outputs, heads["step"].tolist(), chains)
         began = time.perf_counter()
-        answers = await self._store.commit(commits, deadline=deadline, refreshed=float(refreshed.min()))
+        answers = await self._store.commit(
+            commits, deadline=deadline, refreshed=float(refreshed.min()), tellings=tellings
+        )
         self._observer.store("commit", time.perf_counter() - began)
         others = answers.others
         if others:
@@ -380,18 +388,12 @@ class Rounds:
         begun: Sequence[bool],
     ) -> None:
         model, version = self._served.name, self._served.version
-        applied = [
-            (row.timestep, Prediction(values, step, chain, False, new, version))
-            for row, values, step, chain, new in zip(rows, outputs, steps, chains, begun, strict=True)
-        ]
-        for row, (_, prediction) in zip(rows, applied, strict=True):
-            self._hand_over(row, prediction)
+        for row, values, step, chain, new in zip(rows, outputs, steps, chains, begun, strict=True):
+            self._hand_over(row, Prediction(values, step, chain, False, new, version))
         self._answered(len(rows))
         now = asyncio.get_running_loop().time()
         self._observer.answered(model, [now - row.received for row in rows])
         self._count_applied(rows)
-        if self.announce is not None:
-            self.announce(self._served, applied)
 
     def _count_applied(self, rows: Sequence[Pending]) -> None:
         doors = [row.timestep.door for row in rows]

@@ -1,264 +1,188 @@
 """`Watchers`: committed predictions for those who follow them, from whichever worker committed them.
 
-Each worker hears on one control topic which models somebody watches anywhere, and publishes its commits of those
-models; a model that nobody watches costs nothing. A watcher that reads too slowly loses the oldest events and is
-told how many.
+The store publishes a commit in the very script call that applies it: events have the order of the commits, and a
+worker that dies takes none with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import secrets
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections import Counter
+from typing import Any, Final, Protocol
 
-import msgspec
+from service.engine.audience import Audience, Want
+from service.engine.events import Event, decode_events, following, joined
+from service.engine.types import StreamKey
+from service.engine.wants import Messages, SharedWants
+from service.engine.watcher import Hold, Watcher
+from service.errors import ServiceError
+from service.store import keys
 
-from model_export.manifest import Array
-from service.engine.models import ServedModel
-from service.engine.types import Prediction, Timestep
-
-CONTROL_TOPIC = "swl:watch"
-_WANT_EVERY_S = 5.0
-_WANT_LASTS_S = 15.0
-_ACK_WITHIN_S = 1.0
-_QUEUE = 256
-_PUBLISH_QUEUE = 1024
+_log = logging.getLogger(__name__)
+_PAST_WITHIN_S: Final = 5.0
 
 
-class Messages(Protocol):
-    """What the watchers need of the store's channel."""
+class History(Protocol):
+    """What is needed of the store."""
 
-    async def listen(self, topic: str) -> None:
-        """Listen to one more topic."""
-
-    async def leave(self, topic: str) -> None:
-        """Listen to a topic no more."""
-
-    async def publish(self, topic: str, message: bytes) -> int:
-        """Send a message and return how many listeners took it."""
+    async def history(self, record: str, *, topic: str, mark: bytes, deadline: float) -> tuple[int, list[bytes]]:
+        """Return a stream's step and its history, and publish `mark` at that moment."""
         ...
 
 
-class Announcer(Protocol):
-    """What the watchers need of the engine: it tells what it commits."""
-
-    def announce_to(self, announce: Any) -> None:
-        """Tell committed predictions to a function, or to nobody."""
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """What a watcher follows: one stream, those whose id begins with `prefix`, or all of a model."""
-
-    tenant: str
-    model: str
-    stream: str | None = None
-    prefix: str = ""
-
-    @property
-    def topic(self) -> str:
-        """Where the workers publish this model's commits."""
-        return _topic(self.tenant, self.model)
-
-    def covers(self, model: str, stream: str) -> bool:
-        """Whether an event of a stream is wanted."""
-        if model != self.model:
-            return False
-        return stream == self.stream if self.stream is not None else stream.startswith(self.prefix)
-
-
-@dataclass(slots=True, eq=False)
-class Watcher:
-    """One who follows: events wait here until they are read; the oldest are lost when too many wait."""
-
-    wants: Sequence[Want]
-    inputs: bool
-    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_QUEUE))
-    lost: int = 0
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def offer(self, event: dict[str, Any]) -> None:
-        """Add an event as `Watchers` made it."""
-        if len(self.events) == _QUEUE:
-            self.lost += 1
-        self.events.append(event)
-        self.arrived.set()
-
-    def lose(self) -> None:
-        """Note that at least one event was missed."""
-        self.lost += 1
-        self.arrived.set()
-
-    async def take(self) -> tuple[int, list[dict[str, Any]]]:
-        """Wait for events; return how many were lost before them, and all that wait."""
-        await self.arrived.wait()
-        self.arrived.clear()
-        lost, self.lost = self.lost, 0
-        events = list(self.events)
-        self.events.clear()
-        return lost, events
-
-
 class Watchers:
-    """All who watch through this worker, and what is watched anywhere."""
+    """All who watch through this worker."""
 
-    def __init__(self, engine: Announcer) -> None:
+    def __init__(self, audience: Audience, history: History, messages: Messages) -> None:
         """Begin with nobody.
 
         Args:
-            engine: Whose commits are published.
+            audience: Takes note of what is followed anywhere.
+            history: Reads what is kept of streams.
+            messages: To and from the other workers and the store.
         """
-        self._engine = engine
-        self._messages: Messages | None = None
+        self._history = history
+        self._messages = messages
+        self._shared = SharedWants(audience, messages, self._own_wants)
         self._watchers: set[Watcher] = set()
-        self._wanted: dict[str, float] = {}  # topic: until when, on the loop's clock
-        self._acks: dict[bytes, tuple[int, asyncio.Event]] = {}
-        self._self = secrets.token_hex(8)
-        self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(_PUBLISH_QUEUE)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._by_stream: dict[StreamKey, set[Watcher]] = {}
+        self._by_model: dict[tuple[str, str], dict[Watcher, tuple[str, ...]]] = {}
+        self._topics: Counter[str] = Counter()
+        self._marks: dict[bytes, tuple[Hold, asyncio.Event]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_over = False
 
     def __len__(self) -> int:
         """Watchers of this worker."""
         return len(self._watchers)
 
-    @property
-    def own_topic(self) -> str:
-        """Where other workers acknowledge to this one."""
-        return f"{CONTROL_TOPIC}:{self._self}"
-
-    def start(self, messages: Messages) -> None:
-        """Begin to publish and to renew what is wanted."""
-        self._messages = messages
-        self._tasks = [asyncio.create_task(self._publish()), asyncio.create_task(self._renew())]
+    async def start(self) -> None:
+        """Begin to hear."""
+        await self._messages.start(self)
+        await self._shared.start()
 
     async def close(self) -> None:
         """Stop."""
         for task in self._tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._shared.close()
+        await self._messages.close()
+
+    def end(self) -> None:
+        """Say to all who watch, and to those who still come, that no more will come."""
+        self._is_over = True
+        for watcher in self._watchers:
+            watcher.end()
 
     async def add(self, watcher: Watcher) -> None:
-        """Register a watcher; when this returns, commits of every worker reach it."""
+        """Register a watcher; when this returns, it has what it missed, and commits of every worker reach it."""
         self._watchers.add(watcher)
-        if self._messages is not None:
-            for topic in {want.topic for want in watcher.wants}:
-                await self._messages.listen(topic)
-                await self._ask(topic)
+        for want in watcher.wants:
+            if want.key is not None:
+                self._by_stream.setdefault(want.key, set()).add(watcher)
+            else:
+                of_model = self._by_model.setdefault((want.tenant, want.model), {})
+                of_model[watcher] = (*of_model.get(watcher, ()), want.prefix)
+        topics = {want.topic for want in watcher.wants}
+        self._topics.update(topics)
+        holds = watcher.hold()  # what is heard from here on comes behind what was missed
+        await self._messages.listen(topics)
+        await self._shared.tell(watcher.wants)
+        await asyncio.gather(*(self._tell_past(watcher, key, hold) for key, hold in holds.items()))
+        if self._is_over:
+            watcher.end()
 
-    async def remove(self, watcher: Watcher) -> None:
+    def remove(self, watcher: Watcher) -> None:
         """Forget a watcher."""
         self._watchers.discard(watcher)
-        if self._messages is not None:
-            for topic in {want.topic for want in watcher.wants} - self._followed():
-                await self._messages.leave(topic)
+        for want in watcher.wants:
+            if want.key is not None:
+                _take_out(self._by_stream, want.key, watcher)
+            else:
+                _take_out(self._by_model, (want.tenant, want.model), watcher)
+        topics = {want.topic for want in watcher.wants}
+        self._topics.subtract(topics)
+        self._topics = +self._topics
+        self._messages.leave(topics - self._topics.keys())
 
-    # ---------------------------------------------------------------- between workers
+    # ---------------------------------------------------------------- what the channel calls
 
-    async def hear(self, topic: str, message: bytes) -> None:
+    def hear(self, topic: str, message: bytes) -> None:
         """Take a message of the channel."""
-        if topic == CONTROL_TOPIC:
-            want = msgspec.msgpack.decode(message)
-            self._wanted[want["topic"]] = asyncio.get_running_loop().time() + _WANT_LASTS_S
-            self._engine.announce_to(self.announce)
-            if self._messages is not None and want.get("ack"):
-                await self._messages.publish(f"{CONTROL_TOPIC}:{want['from']}", want["ack"])
-        elif topic == self.own_topic:
-            if message in self._acks:
-                missing, done = self._acks[message]
-                self._acks[message] = (missing - 1, done)
-                if missing <= 1:
-                    done.set()
-        else:
-            for event in msgspec.msgpack.decode(message):
-                self._deliver(event)
+        try:
+            if message in self._marks:
+                hold, is_read = self._marks[message]
+                hold.is_read = True
+                is_read.set()
+            elif not self._shared.hear(topic, message):
+                for event in decode_events(message):
+                    self._deliver(event)
+        except ValueError as exc:
+            _log.warning("What came on the store's topic %s is none of ours: %s", topic, exc)
 
-    def gap(self) -> None:
-        """Tell every watcher that events may have been missed."""
+    def lost(self) -> None:
+        """See that messages are missed from now on, and so maybe what other workers want."""
+        self._shared.be_unsure()
+
+    def back(self) -> None:
+        """See that messages are heard again: what was missed is read where it is kept, and told as a gap where not."""
+        self._shared.listen_again()
         for watcher in self._watchers:
-            watcher.lose()
+            holds = watcher.hold()
+            if len(holds) < len(watcher.wants):
+                watcher.lose(1)
+            for key, hold in holds.items():
+                task = asyncio.create_task(self._tell_past(watcher, key, hold))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
-    def announce(self, served: ServedModel, applied: Sequence[tuple[Timestep, Prediction]]) -> None:
-        """Publish commits of models that somebody watches; the engine calls it after it answered."""
-        now = asyncio.get_running_loop().time()
-        by_topic: dict[str, list[dict[str, Any]]] = {}
-        for timestep, prediction in applied:
-            topic = _topic(timestep.key.tenant, served.name)
-            if self._wanted.get(topic, 0.0) > now:
-                by_topic.setdefault(topic, []).append(_event(timestep, prediction))
-        for topic, events in by_topic.items():
-            with contextlib.suppress(asyncio.QueueFull):
-                self._outbox.put_nowait((topic, msgspec.msgpack.encode(events)))
+    # ---------------------------------------------------------------- helpers
 
-    async def _ask(self, topic: str) -> None:
-        """Tell every worker that a topic is wanted, and wait until they all know."""
-        assert self._messages is not None
-        ack, done = secrets.token_bytes(8), asyncio.Event()
-        self._acks[ack] = (1 << 30, done)
-        want = msgspec.msgpack.encode({"topic": topic, "from": self._self, "ack": ack})
-        workers = await self._messages.publish(CONTROL_TOPIC, want)
-        counted = (1 << 30) - self._acks[ack][0]
-        self._acks[ack] = (workers - counted, done)
-        if workers > counted:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_ACK_WITHIN_S):
-                    await done.wait()
-        del self._acks[ack]
-
-    async def _publish(self) -> None:
-        assert self._messages is not None
-        while True:
-            topic, message = await self._outbox.get()
-            await self._messages.publish(topic, message)
-
-    async def _renew(self) -> None:
-        assert self._messages is not None
-        while True:
-            await asyncio.sleep(_WANT_EVERY_S)
-            now = asyncio.get_running_loop().time()
-            self._wanted = {topic: until for topic, until in self._wanted.items() if until > now}
-            if not self._wanted:
-                self._engine.announce_to(None)
-            for topic in self._followed():
-                want = msgspec.msgpack.encode({"topic": topic, "from": self._self})
-                await self._messages.publish(CONTROL_TOPIC, want)
-
-    def _followed(self) -> set[str]:
-        return {want.topic for watcher in self._watchers for want in watcher.wants}
-
-    def _deliver(self, event: dict[str, Any]) -> None:
-        for watcher in self._watchers:
-            if any(
-                want.tenant == event["tenant"] and want.covers(event["model"], event["stream"])
-                for want in watcher.wants
-            ):
+    def _deliver(self, event: Event) -> None:
+        direct = self._by_stream.get(event.key, ())
+        for watcher in direct:
+            watcher.offer(event)
+        for watcher, prefixes in self._by_model.get((event.tenant, event.model), {}).items():
+            if watcher not in direct and event.stream.startswith(prefixes):
                 watcher.offer(event)
 
+    async def _tell_past(self, watcher: Watcher, key: StreamKey, hold: Hold) -> None:
+        """Tell a watcher what it has missed of a stream, then what was held back."""
+        mark, is_read = secrets.token_bytes(16), asyncio.Event()
+        self._marks[mark] = (hold, is_read)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_PAST_WITHIN_S):
+                step, kept = await self._history.history(
+                    keys.record_key(*key),
+                    topic=self._shared.own_topic,
+                    mark=mark,
+                    deadline=loop.time() + _PAST_WITHIN_S,
+                )
+                await is_read.wait()  # so all that was committed before has been heard
+            past = joined([one for raw in kept for one in decode_events(raw)], hold.heard.events)
+            missed, told = following(past, watcher.places[key], step)
+        except (TimeoutError, ServiceError, ValueError) as exc:
+            _log.warning("What a watcher missed of a stream could not be read, so it is told of a gap: %s", exc)
+            missed, told = 1, list(hold.heard.events)
+        finally:
+            del self._marks[mark]
+        if watcher.holds.get(key) is hold:  # else the channel was lost meanwhile, and it is read again
+            watcher.tell_past(key, missed, told, hold)
 
-def _topic(tenant: str, model: str) -> str:
-    return f"{CONTROL_TOPIC}:{tenant}/{model}"
+    def _own_wants(self) -> list[Want]:
+        return list({want for watcher in self._watchers for want in watcher.wants})
 
 
-def _event(timestep: Timestep, prediction: Prediction) -> dict[str, Any]:
-    single = timestep.length == 1
-    return {
-        "tenant": timestep.key.tenant,
-        "model": timestep.key.model,
-        "stream": timestep.key.stream,
-        "step": prediction.step,
-        "state_id": prediction.state_id,
-        "outputs": _packed(prediction.outputs, single=single),
-        "inputs": _packed(timestep.inputs, single=single),
-    }
-
-
-def _packed(arrays: Mapping[str, Array], *, single: bool) -> dict[str, dict[str, Any]]:
-    return {name: _tensor(array[0] if single and len(array) else array) for name, array in arrays.items()}
-
-
-def _tensor(array: Array) -> dict[str, Any]:
-    return {"d": array.dtype.name, "s": list(array.shape), "b": array.tobytes()}
+def _take_out(watchers: dict[Any, Any], key: object, watcher: Watcher) -> None:
+    """Take a watcher out of those under a key."""
+    under = watchers.get(key)
+    if isinstance(under, set):
+        under.discard(watcher)
+    elif under is not None:
+        under.pop(watcher, None)
+    if not under:
+        watchers.pop(key, None)

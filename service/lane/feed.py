@@ -264,6 +264,7 @@ class FeedProtocol(WebSocketsSansIOProtocol):
         if self._line is not None:
             self._visitor.leave()
             _stop(self._key_timer)
+        _stop(self._slow_timer)
         super().connection_lost(exc)
 
     def _close(self, code: int | None) -> None:

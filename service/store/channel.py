@@ -5,65 +5,79 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Iterable
+from typing import Final, Protocol
 
-from redis.exceptions import RedisError
-
+from service.store.ear import Ear
 from service.store.link import NoReplyError, NotSentError
 from service.store.wire import Wire
 
 _log = logging.getLogger(__name__)
-_RECONNECT_S = 0.5
+_RECONNECT_S: Final = 0.5
+_PATIENCE_S: Final = 5.0  # with a store that says nothing
 
-Listener = Callable[[str, bytes], Awaitable[None]]
-"""Takes a topic and a message."""
+
+class Listener(Protocol):
+    """Who hears; none of these may raise or wait."""
+
+    def hear(self, topic: str, message: bytes) -> None:
+        """Take a message; they come in the order in which the store took them."""
+
+    def lost(self) -> None:
+        """See that messages are missed from now on."""
+
+    def back(self) -> None:
+        """See that messages are heard again, on all topics."""
 
 
 class Channel:
     """Publishes on topics and listens to them, over the store's publish and subscribe."""
 
-    def __init__(self, wire: Wire, listener: Listener, on_gap: Callable[[], None]) -> None:
+    def __init__(self, wire: Wire) -> None:
         """Prepare; `start` connects.
 
         Args:
             wire: The store's connections.
-            listener: Takes each message of the topics listened to, in order.
-            on_gap: Called when the connection was lost, so that messages may have been missed.
         """
         self._wire = wire
-        self._listener = listener
-        self._on_gap = on_gap
+        self._listener: Listener
         self._topics: set[str] = set()
-        self._pubsub: Any = None
+        self._ear: Ear | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, *topics: str) -> None:
-        """Listen to topics, from now on and again after each reconnect."""
-        self._topics.update(topics)
-        self._pubsub = self._wire.client.pubsub()
-        with contextlib.suppress(RedisError, OSError):
-            await self._pubsub.subscribe(*self._topics)
-        self._task = asyncio.create_task(self._listen())
+    async def start(self, listener: Listener) -> None:
+        """Connect; where the store is away, go on trying."""
+        self._listener = listener
+        first_try = asyncio.Event()
+        self._task = asyncio.create_task(self._listen(first_try))
+        await first_try.wait()
 
-    async def listen(self, topic: str) -> None:
-        """Listen to one more topic."""
-        self._topics.add(topic)
-        with contextlib.suppress(RedisError, OSError):  # the reconnect subscribes again
-            await self._pubsub.subscribe(topic)
+    async def listen(self, topics: Iterable[str]) -> None:
+        """Listen to topics; when this returns, what is published is heard, unless the store is away."""
+        names = set(topics)
+        self._topics |= names
+        if self._ear is not None:
+            await self._ear.subscribe(names)
 
-    async def leave(self, topic: str) -> None:
-        """Listen to a topic no more."""
-        self._topics.discard(topic)
-        with contextlib.suppress(RedisError, OSError):
-            await self._pubsub.unsubscribe(topic)
+    def leave(self, topics: Iterable[str]) -> None:
+        """Listen to topics no more."""
+        names = set(topics)
+        self._topics -= names
+        if self._ear is not None:
+            self._ear.unsubscribe(names)
 
-    async def publish(self, topic: str, message: bytes) -> int:
-        """Send a message and return how many connections took it; 0 also where the store is away."""
+    async def publish(self, topic: str, message: bytes) -> int | None:
+        """Send a message.
+
+        Returns:
+            How many connections took it, 0 also where the store is away; None in a Cluster, where nobody knows.
+        """
         try:
             [taken] = await self._wire.call(("PUBLISH", topic, message))
         except (NotSentError, NoReplyError):
             return 0
+        if self._wire.one_stream and isinstance(taken, int):
+            return None
         return taken if isinstance(taken, int) else 0
 
     async def close(self) -> None:
@@ -72,21 +86,26 @@ class Channel:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        if self._pubsub is not None:
-            with contextlib.suppress(RedisError, OSError):
-                await self._pubsub.aclose()
+        if self._ear is not None:
+            self._ear.cut("closed")
 
-    async def _listen(self) -> None:
+    async def _listen(self, first_try: asyncio.Event) -> None:
+        is_back = False
         while True:
             try:
-                async for message in self._pubsub.listen():
-                    if message["type"] == "message":
-                        await self._listener(message["channel"].decode(), message["data"])
-            except (RedisError, OSError) as exc:
-                _log.warning("Lost the store's messages, connecting again: %s", exc)
-            self._on_gap()
+                self._ear = Ear(await self._wire.open(), self._listener.hear)
+                await self._ear.subscribe(self._topics)
+            except (NotSentError, TimeoutError) as exc:
+                why = str(exc) or "no connection in time"
+            else:
+                if is_back and not self._ear.is_cut.is_set():
+                    self._listener.back()
+                first_try.set()
+                await self._ear.stay(_PATIENCE_S)
+                why = self._ear.cut_by or ""
+            if self._ear is not None or not is_back:
+                _log.warning("Messages between workers are missed, connecting again: %s", why)
+                self._listener.lost()
+            self._ear, is_back = None, True
+            first_try.set()
             await asyncio.sleep(_RECONNECT_S)
-            with contextlib.suppress(RedisError, OSError):
-                await self._pubsub.aclose()
-                self._pubsub = self._wire.client.pubsub()
-                await self._pubsub.subscribe(*self._topics)

@@ -89,6 +89,13 @@ class ClusterWire:
                 break
         return replies
 
+    async def open(self) -> asyncio.StreamWriter:
+        """Return a connection to one node, another one each time: messages are published through all of them."""
+        if not self._owners:
+            await self._learn_now(self.timeout)
+        self._turn += 1
+        return await self._wire(self._primaries[self._turn % len(self._primaries)]).open()
+
     async def parts(self) -> tuple[str, Sequence[ServerWire]]:
         """Return the primaries in the order of their addresses, and a name for who has what."""
         if asyncio.get_running_loop().time() - self._learnt_at > _FRESH_S:

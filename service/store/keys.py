@@ -25,6 +25,11 @@ def snapshots_key(record: str) -> str:
     return f"{record}:s"
 
 
+def log_key(record: str) -> str:
+    """Return the key of a stream's history: its newest events, for watchers that come back."""
+    return f"{record}:h"
+
+
 def last_words_key(record: str) -> str:
     """Return the key of the entry that remembers the answer to the request that ended it; `commit.lua` knows it."""
     return f"{record}:end"

@@ -50,6 +50,7 @@ class Script(NamedTuple):
 
 
 _COMMIT: Final = Script.of("commit.lua")
+_HISTORY: Final = Script.of("history.lua")
 
 
 class Commit(NamedTuple):
@@ -68,6 +69,24 @@ class Commit(NamedTuple):
     record: bytes
     entry_key: str | None = None
     entry: bytes = b""
+
+
+class Telling(NamedTuple):
+    """What watchers are told of a commit, in the moment in which it is applied, and only then.
+
+    Attributes:
+        place: The commit's, in its call.
+        event: What they are told.
+        topic: Where it is published; empty: nobody listens now.
+        log_key: Where the stream's newest events are kept; None: they are not.
+        most: How many are kept.
+    """
+
+    place: int
+    event: bytes
+    topic: str
+    log_key: str | None = None
+    most: int = 0
 
 
 class Outcome(IntEnum):
@@ -206,7 +225,14 @@ class StateStore:
         """Return the seconds by which `commit` reckons a record's life; they run on while the machine sleeps."""
         return time.clock_gettime(_SUSPENDED_TOO)
 
-    async def commit(self, commits: Sequence[Commit], *, deadline: float, refreshed: float = -math.inf) -> Commits:
+    async def commit(
+        self,
+        commits: Sequence[Commit],
+        *,
+        deadline: float,
+        refreshed: float = -math.inf,
+        tellings: Sequence[Telling] = (),
+    ) -> Commits:
         """Write each record whose guard still holds; one round trip for all.
 
         A reply that does not come is asked for again with the identical bytes: whichever of the two is executed
@@ -219,6 +245,7 @@ class StateStore:
             commits: At most one per key.
             deadline: On the running loop's clock.
             refreshed: A moment on `clock` since when all of the stored records' expiries were set.
+            tellings: What is told of commits, at most one per commit; one that cannot be told stops no commit.
 
         Raises:
             StoreUnavailableError: Nothing was applied.
@@ -234,9 +261,10 @@ class StateStore:
         # An answer counts until the deadline, so what it confirms was executed before.
         left = deadline - asyncio.get_running_loop().time()
         keep = began + left <= refreshed + (_LONGEST_LIFE - 1) * self.stream_ttl_s
-        groups = [[commit] for commit in commits] if self._wire.one_stream else [commits]
+        groups = [(commits, tellings)] if not self._wire.one_stream else _alone(commits, tellings)
         calls = [
-            script_call(group, ttl_ms=self._ttl_ms, entry_ttl_ms=self._entry_ttl_ms, keep=keep) for group in groups
+            script_call(group, told, ttl_ms=self._ttl_ms, entry_ttl_ms=self._entry_ttl_ms, keep=keep)
+            for group, told in groups
         ]
         replies = await settle(self._wire, calls, deadline=deadline, script=_COMMIT.text, confirm=self.confirms)
         if not self._wire.one_stream:
@@ -296,6 +324,18 @@ class StateStore:
         """Forget what is stored under keys of one stream; also where there is nothing."""
         replies = await settle(self._wire, [("DEL", *names)], deadline=deadline, confirm=self.confirms)
         _confirmed(_all_good(replies)[0])
+
+    async def history(self, record: str, *, topic: str, mark: bytes, deadline: float) -> tuple[int, list[bytes]]:
+        """Return a stream's step (0 where there is none) and its kept events, and publish `mark` at that moment.
+
+        So whoever hears the topics of the stream's commits knows which of them came before: those heard before it.
+
+        Raises:
+            StoreUnavailableError: No answer until the deadline.
+        """
+        script = _HISTORY.text
+        step, kept = await self.ask(deadline, "EVAL", script, 2, record, keys.log_key(record), topic, mark)
+        return int.from_bytes(step, "little"), kept
 
     async def ask(self, deadline: float, *command: Argument) -> Any:
         """Return the reply to a command that may safely be repeated.
@@ -359,12 +399,19 @@ class StateStore:
 
 
 def script_call(
-    commits: Sequence[Commit], *, ttl_ms: int, entry_ttl_ms: int, keep: bool, whole: bool = False
+    commits: Sequence[Commit],
+    tellings: Sequence[Telling] = (),
+    *,
+    ttl_ms: int,
+    entry_ttl_ms: int,
+    keep: bool,
+    whole: bool = False,
 ) -> tuple[Argument, ...]:
     """Return the command that makes commits by the script; it answers as `commit.lua` says.
 
     Args:
         commits: At most one per key.
+        tellings: What is told of them, at most one per commit.
         ttl_ms: Milliseconds that the records live.
         entry_ttl_ms: Milliseconds that the entries of idempotency keys live.
         keep: Leave the records' times to live as they are.
@@ -372,14 +419,24 @@ def script_call(
     """
     keyed = [(i, c) for i, c in enumerate(commits, 1) if c.entry_key is not None]
     call: list[Argument] = ["EVAL", _COMMIT.text] if whole else ["EVALSHA", _COMMIT.sha]
-    call.append(len(commits) + len(keyed))
+    logs = [t.log_key for t in tellings if t.log_key is not None]
+    call.append(len(commits) + len(keyed) + len(logs))
     call += [c.key for c in commits]
     call += [c.entry_key for _, c in keyed if c.entry_key is not None]
-    call += (len(commits), ttl_ms, entry_ttl_ms, int(keep))
+    call += logs
+    call += (len(commits), ttl_ms, entry_ttl_ms, int(keep), len(keyed))
     call += [part for c in commits for part in c[1:3]]
     for i, c in keyed:
         call += (i, c.entry)
+    for t in tellings:
+        call += (t.place + 1, t.event, t.topic, 0 if t.log_key is None else t.most)
     return tuple(call)
+
+
+def _alone(commits: Sequence[Commit], tellings: Sequence[Telling]) -> list[tuple[Sequence[Commit], Sequence[Telling]]]:
+    """Return every commit by itself, with what is told of it."""
+    told = {telling.place: [telling._replace(place=0)] for telling in tellings}
+    return [([commit], told.get(at, ())) for at, commit in enumerate(commits)]
 
 
 def _all_good(replies: list[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Final
 from redis.exceptions import NoPermissionError, RedisError
 
 from service.store.facts import UnsafeStoreError
-from service.store.keys import PREFIX, snapshots_key
+from service.store.keys import PREFIX, log_key, snapshots_key
 from service.store.link import Argument, NoReplyError, NotSentError, RefusalError
 from service.store.record import HEADER_BYTES
 from service.store.redis import Commit, StateStore, script_call
@@ -27,7 +27,7 @@ async def demand_rights(store: StateStore) -> None:
         UnsafeStoreError: A command is denied; it names which.
     """
     key = f"{PREFIX}{{/check/{secrets.token_hex(8)}}}"
-    other, snapshots = f"{key}:o", snapshots_key(key)
+    other, snapshots, log = f"{key}:o", snapshots_key(key), log_key(key)
     record = bytes(HEADER_BYTES)
 
     def script(expect: bytes, *, keep: bool = False, whole: bool = True) -> Sequence[Argument]:
@@ -51,7 +51,10 @@ async def demand_rights(store: StateStore) -> None:
         ("EVAL", SCRIPT.text, 1, snapshots, "name", b"", 1, _LIFE_MS),
         ("HGET", snapshots, "name"),
         ("HGETALL", snapshots),
-        ("DEL", key, other, snapshots),
+        ("RPUSH", log, b"event"),
+        ("LTRIM", log, -1, -1),
+        ("LRANGE", log, 0, -1),
+        ("DEL", key, other, snapshots, log),
         ("PUBLISH", _TOPIC, b""),
     ]
     try:

@@ -139,7 +139,7 @@ class ServerWire:
             async with asyncio.timeout(limit), self._opening:
                 if self._shared is None or not self._shared.is_open:
                     began = loop.time()
-                    self._shared = await self._open()
+                    self._shared = await self._open_link()
                 return self._shared
         except TimeoutError as exc:
             if began is not None and loop.time() - began > _LONG_SHARE * self.timeout:
@@ -152,11 +152,15 @@ class ServerWire:
                 return link
         try:
             async with asyncio.timeout(limit):
-                return await self._open()
+                return await self._open_link()
         except TimeoutError as exc:
             raise NotSentError("no connection in time") from exc
 
-    async def _open(self) -> Link:
+    async def _open_link(self) -> Link:
+        return Link(await self.open(), self.timeout)
+
+    async def open(self) -> asyncio.StreamWriter:
+        """Return a connection of the caller's own; see `Wire`."""
         connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
         try:
             await connection.connect()
@@ -172,8 +176,9 @@ class ServerWire:
         self._complaint = ""
         # From here on the connection is ours, and redis-py's object may go. The writer must stay: it closes its
         # transport when it is collected.
-        writer, connection._reader, connection._writer = connection._writer, None, None
-        return Link(writer, self.timeout)
+        writer: asyncio.StreamWriter = connection._writer
+        connection._reader = connection._writer = None
+        return writer
 
     # ---------------------------------------------------------------- being away
 
@@ -189,7 +194,7 @@ class ServerWire:
             link: Link | None = None
             try:
                 async with asyncio.timeout(_PROBE_S):
-                    link = await self._open()
+                    link = await self._open_link()
                     await link.call([("PING",)], _PROBE_S)
                 break
             except (TimeoutError, NotSentError, NoReplyError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -45,6 +46,14 @@ class Wire(Protocol):
         Raises:
             NotSentError: No connection could be had in time.
             NoReplyError: A reply is missing.
+        """
+
+    async def open(self) -> asyncio.StreamWriter:
+        """Return a connection of the caller's own to one of the servers, greeted, with nothing under way.
+
+        Raises:
+            NotSentError: There is none to be had.
+            TimeoutError: Not in time.
         """
 
     async def parts(self) -> tuple[str, Sequence[ServerWire]]:

@@ -196,11 +196,10 @@ def test_every_route_is_in_the_documented_table(keyed: Service) -> None:
 
 @pytest.mark.parametrize(("route", "scope"), SCOPED.items(), ids=str)
 def test_a_route_takes_its_scope_and_no_other(keyed: Service, route: tuple[str, str], scope: str) -> None:
-    taken = {
-        other: keyed.http.request(route[0], filled(route[1]), headers=bearer(f"only-{other}")).status_code
-        not in (401, 403)
-        for other in ALL
-    }
+    taken = {}
+    for other in ALL:
+        with keyed.http.stream(route[0], filled(route[1]), headers=bearer(f"only-{other}")) as answer:
+            taken[other] = answer.status_code not in (401, 403)  # its body may be without end
 
     assert taken == {other: other == scope for other in ALL}
 

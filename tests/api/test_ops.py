@@ -140,14 +140,6 @@ def test_an_unknown_route_is_not_found(service: Service, path: str) -> None:
     assert (answer.status_code, code_of(answer)) == (404, "not_found")
 
 
-@pytest.mark.parametrize("path", ["events"])
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
-def test_what_is_not_there_yet_is_not_found(service: Service, path: str, method: str) -> None:
-    answer = service.http.request(method, service.path("fold", "a", path))
-
-    assert (answer.status_code, code_of(answer)) == (404, "not_found")
-
-
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
@@ -197,6 +189,7 @@ def test_the_document_of_the_api_has_every_route_of_the_contract(service: Servic
         ("POST", "/v1/models/{model}/streams/{stream}/steps"),
         ("POST", "/v1/models/{model}/streams/{stream}/reset"),
         ("GET", "/v1/models/{model}/streams/{stream}"),
+        ("GET", "/v1/models/{model}/streams/{stream}/events"),
         ("DELETE", "/v1/models/{model}/streams/{stream}"),
         ("POST", "/v1/models/{model}/streams/{stream}/peek"),
         ("POST", "/v1/models/{model}/streams/{stream}/rollout"),

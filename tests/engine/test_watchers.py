@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.watchers import CONTROL_TOPIC, Want, Watcher, Watchers
-from service.store.channel import Channel
+from service.engine.audience import Want
+from service.engine.engine import Engine, EngineOptions
+from service.engine.events import Event, Packed
+from service.engine.types import StreamKey
+from service.engine.watcher import QUEUE_BYTES, Gap, Watcher
 from tests.engine.bench import chunk, models, step, worker
 from tests.graphs import fold
 from tests.servers import Server
 
-
-@contextlib.asynccontextmanager
-async def watched(engine: Engine) -> AsyncIterator[Watchers]:
-    watchers = Watchers(engine)
-    channel = Channel(engine.store.wire, watchers.hear, watchers.gap)
-    await channel.start(CONTROL_TOPIC, watchers.own_topic)
-    watchers.start(channel)
-    try:
-        yield watchers
-    finally:
-        await watchers.close()
-        await channel.close()
+A = StreamKey("default", "fold", "a")
+ONE = Want("default", "fold", "a")
 
 
 @pytest.fixture
@@ -34,63 +28,247 @@ def folder(tmp_path: Path) -> Path:
     return models(tmp_path, fold=fold)
 
 
-async def events(watcher: Watcher, n: int) -> list[tuple[str, int]]:
-    found: list[tuple[str, int]] = []
+@contextlib.asynccontextmanager
+async def telling(url: str, folder: Path, *, history: int = 0, **more: Any) -> AsyncIterator[Engine]:
+    """A worker that serves watchers."""
+    async with worker(url, folder, options=EngineOptions(history={"fold": history}), **more) as engine:
+        await engine.start()
+        yield engine
+
+
+@contextlib.asynccontextmanager
+async def watching(engine: Engine, *wants: Want, since: int | None = None) -> AsyncIterator[Watcher]:
+    watcher = Watcher(wants, inputs=True, since=None if since is None else {A: since})
+    await engine.watchers.add(watcher)
+    try:
+        yield watcher
+    finally:
+        engine.watchers.remove(watcher)
+
+
+async def told(watcher: Watcher, n: int) -> list[Any]:
+    """The next n things that it is told: `(stream, step)`, or a gap as its length."""
+    found: list[Any] = []
     while len(found) < n:
-        _, some = await watcher.take()
-        found += [(e["stream"], e["step"]) for e in some]
+        news = await watcher.take()
+        found += [one.timesteps if isinstance(one, Gap) else (one.stream, one.step) for one in news]
     return found
+
+
+def steps(numbers: Sequence[int]) -> list[tuple[str, int]]:
+    return [("a", number) for number in numbers]
+
+
+def values(tensors: Mapping[str, Packed]) -> Any:
+    """The only tensor of some, as lists."""
+    [packed] = tensors.values()
+    return packed.array().tolist()
+
+
+async def advance(engine: Engine, n: int, stream: str = "a") -> None:
+    for x in range(n):
+        await engine.advance(step(stream, x))
 
 
 async def test_a_watcher_sees_the_commits_of_another_worker(folder: Path, redis_server: Server) -> None:
     async with (
-        worker(redis_server.url, folder) as here,
-        worker(redis_server.url, folder) as there,
-        watched(here) as watchers,
-        watched(there),
+        telling(redis_server.url, folder) as here,
+        telling(redis_server.url, folder) as there,
+        watching(here, ONE) as watcher,
     ):
-        watcher = Watcher([Want("default", "fold", stream="a")], inputs=True)
-        await watchers.add(watcher)
-        for x in range(200):
+        for x in range(100):
             await there.advance(step("a", x))
             await there.advance(step("unwatched", x))
+        await here.advance(step("a", 100))
 
-        assert await events(watcher, 200) == [("a", n) for n in range(1, 201)]
+        assert await told(watcher, 101) == steps(range(1, 102))
+
+
+async def test_a_stream_stepped_by_two_workers_in_turn_is_told_in_order(folder: Path, redis_server: Server) -> None:
+    async with (
+        telling(redis_server.url, folder) as here,
+        telling(redis_server.url, folder) as there,
+        watching(here, ONE) as watcher,
+    ):
+        for x in range(100):
+            await (here, there)[x % 2].advance(step("a", x))
+
+        assert await told(watcher, 100) == steps(range(1, 101))
+
+
+async def test_an_event_has_the_inputs_and_the_predictions(folder: Path, redis_server: Server) -> None:
+    async with telling(redis_server.url, folder) as engine, watching(engine, ONE) as watcher:
+        first = await engine.advance(step("a", 7))
+        second = await engine.advance(chunk("a", [8, 9]))
+        one, two = [news for news in await watcher.take() if isinstance(news, Event)]
+
+        assert (one.state_id, values(one.inputs), values(two.inputs)) == (first.state_id, [7], [[8], [9]])
+        assert values(one.outputs) == first.outputs["y"][0].tolist()
+        assert values(two.outputs) == second.outputs["y"].tolist()
 
 
 async def test_prefix_and_whole_model_are_followed(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine, watched(engine) as watchers:
-        pumps = Watcher([Want("default", "fold", prefix="pump-")], inputs=False)
-        everything = Watcher([Want("default", "fold")], inputs=False)
-        others = Watcher([Want("tenant2", "fold")], inputs=False)
-        for watcher in (pumps, everything, others):
-            await watchers.add(watcher)
+    async with (
+        telling(redis_server.url, folder) as engine,
+        watching(engine, Want("default", "fold", None, "pump-")) as pumps,
+        watching(engine, Want("default", "fold")) as everything,
+        watching(engine, Want("tenant2", "fold")) as others,
+    ):
         await engine.advance(step("pump-1", 1))
         await engine.advance(chunk("fan-1", [1, 2, 3]))
 
-        assert await events(everything, 2) == [("pump-1", 1), ("fan-1", 3)]
-        assert await events(pumps, 1) == [("pump-1", 1)]
-        assert not others.events
+        assert await told(everything, 2) == [("pump-1", 1), ("fan-1", 3)]
+        assert await told(pumps, 1) == [("pump-1", 1)]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(others.take(), 0.01)
 
 
 async def test_a_watcher_that_does_not_read_loses_the_oldest_and_is_told(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine, watched(engine) as watchers:
-        slow, quick = (Watcher([Want("default", "fold", stream="a")], inputs=False) for _ in range(2))
-        for watcher in (slow, quick):
-            await watchers.add(watcher)
+    async with (
+        telling(redis_server.url, folder) as engine,
+        watching(engine, ONE) as slow,
+        watching(engine, ONE) as quick,
+    ):
         for x in range(300):
             await engine.advance(step("a", x))
-            await events(quick, 1)
-        lost, kept = await slow.take()
+            await told(quick, 1)
 
-    assert lost == 300 - 256
-    assert [event["step"] for event in kept] == list(range(45, 301))
+        assert await told(slow, 257) == [300 - 256, *steps(range(45, 301))]
 
 
-async def test_nobody_watching_publishes_nothing(folder: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, folder) as engine, watched(engine):
-        await engine.advance(step("a", 1))
+async def test_no_more_bytes_wait_than_are_allowed() -> None:
+    watcher = Watcher([ONE], inputs=True)
+    large = {"y": Packed("uint8", (QUEUE_BYTES // 10,), bytes(QUEUE_BYTES // 10))}
+    for number in range(1, 31):
+        watcher.offer(Event(*A, number, 1, b"", large, {}))
+
+    assert await told(watcher, 11) == [20, *steps(range(21, 31))]
+
+
+async def test_what_nobody_follows_is_not_published(folder: Path, redis_server: Server) -> None:
+    async with telling(redis_server.url, folder) as engine, watching(engine, ONE):
         with redis_server.client() as client:
-            published = client.info("commandstats").get("cmdstat_publish")
+            before = client.info("commandstats")["cmdstat_publish"]["calls"]
+            await advance(engine, 5, "unwatched")
+            unwatched = client.info("commandstats")["cmdstat_publish"]["calls"]
+            await advance(engine, 5, "a")
+            watched = client.info("commandstats")["cmdstat_publish"]["calls"]
 
-    assert published is None
+    assert (unwatched - before, watched - unwatched) == (0, 5)
+
+
+async def test_a_worker_that_comes_later_tells_what_is_watched_already(folder: Path, redis_server: Server) -> None:
+    async with telling(redis_server.url, folder) as here, watching(here, ONE) as watcher:
+        async with telling(redis_server.url, folder) as late:
+            await late.advance(step("a", 1))
+
+        assert await told(watcher, 1) == steps([1])
+
+
+async def test_one_that_comes_back_is_told_what_it_missed_and_then_what_comes(
+    folder: Path, redis_server: Server
+) -> None:
+    async with telling(redis_server.url, folder, history=1000) as engine:
+        await advance(engine, 400)
+        async with watching(engine, ONE, since=57) as watcher:
+            await advance(engine, 10)
+
+            assert await told(watcher, 353) == steps(range(58, 411))
+
+
+async def test_one_that_comes_back_while_the_stream_moves_misses_nothing(folder: Path, redis_server: Server) -> None:
+    async with (
+        telling(redis_server.url, folder, history=50) as here,
+        telling(redis_server.url, folder, history=50) as there,
+    ):
+        moving = asyncio.create_task(advance(there, 600))
+        seen: list[Any] = []
+        while len(seen) < 600:
+            async with watching(here, ONE, since=len(seen)) as watcher:
+                seen += await told(watcher, min(20, 600 - len(seen)))
+        await moving
+
+    assert seen == steps(range(1, 601))
+
+
+async def test_only_so_much_is_kept_and_the_rest_is_a_gap(folder: Path, redis_server: Server) -> None:
+    async with telling(redis_server.url, folder, history=10) as engine:
+        await advance(engine, 30)
+        async with watching(engine, ONE, since=5) as watcher:
+            assert await told(watcher, 11) == [15, *steps(range(21, 31))]
+
+
+async def test_without_a_history_one_that_comes_back_is_told_how_much_it_missed(
+    folder: Path, redis_server: Server
+) -> None:
+    async with telling(redis_server.url, folder) as engine:
+        await advance(engine, 30)
+        async with watching(engine, ONE, since=5) as watcher:
+            await advance(engine, 1)
+
+            assert await told(watcher, 2) == [25, ("a", 31)]
+
+
+async def test_a_deleted_stream_leaves_no_history(folder: Path, redis_server: Server) -> None:
+    async with telling(redis_server.url, folder, history=10) as engine:
+        await advance(engine, 3)
+        await engine.delete(A)
+
+        with redis_server.client() as client:
+            assert client.dbsize() == 0
+
+
+async def test_a_history_goes_with_its_stream(folder: Path, redis_server: Server) -> None:
+    async with telling(redis_server.url, folder, history=10, stream_ttl_s=100) as engine:
+        await advance(engine, 1)
+
+        with redis_server.client() as client:
+            lives = [client.ttl(key) for key in client.scan_iter()]
+    assert len(lives) == 2
+    assert all(100 < left <= 125 for left in lives)
+
+
+async def test_something_else_in_the_place_of_a_history_stops_no_step(folder: Path, redis_server: Server) -> None:
+    async with telling(redis_server.url, folder, history=10) as engine:
+        with redis_server.client() as client:
+            client.set("swl:1:{default/fold/a}:h", "foreign")
+        await advance(engine, 3)
+
+        assert (await engine.status(A)).step == 3
+
+
+async def test_a_worker_that_lost_its_line_mends_what_its_watchers_missed(folder: Path, redis_server: Server) -> None:
+    async with (
+        telling(redis_server.url, folder, history=100) as here,
+        telling(redis_server.url, folder, history=100) as there,
+        watching(here, ONE) as watcher,
+        watching(here, Want("default", "fold", None, "a")) as by_prefix,
+    ):
+        await advance(there, 5)
+        assert await told(watcher, 5) == await told(by_prefix, 5) == steps(range(1, 6))
+        with redis_server.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        await advance(there, 5)
+        assert await told(watcher, 5) == steps(range(6, 11))
+
+        assert await told(by_prefix, 1) == [1]  # at least one timestep
+        await advance(there, 1)
+        assert await told(by_prefix, 1) == await told(watcher, 1) == steps([11])
+
+
+async def test_a_worker_that_does_not_hear_the_others_tells_everything(folder: Path, redis_server: Server) -> None:
+    async with telling(redis_server.url, folder) as engine:
+        engine.watchers.lost()
+        with redis_server.client() as client:
+            before = client.info("commandstats")["cmdstat_publish"]["calls"]
+            await advance(engine, 5)
+
+            assert client.info("commandstats")["cmdstat_publish"]["calls"] == before + 5
+
+
+async def test_the_end_of_a_process_ends_its_watchers(folder: Path, redis_server: Server) -> None:
+    async with telling(redis_server.url, folder) as engine, watching(engine, ONE) as watcher:
+        await engine.drain(1)
+        await watcher.take()
+
+        assert watcher.over

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from service.engine.audience import Want
 from service.engine.engine import Engine, EngineOptions
+from service.engine.events import Event
+from service.engine.types import StreamKey
+from service.engine.watcher import Watcher
 from service.errors import OutcomeUnknownError, ServiceError, StoreUnavailableError
 from service.store.channel import Channel
 from service.store.facts import UnsafeStoreError, demand_safe, read_facts
@@ -127,26 +131,65 @@ async def test_facts_are_those_of_the_worst_primary(three: Cluster, store: State
         demand_safe(facts, "replica", allow_eviction=True)
 
 
+class Heard:
+    """Hears a channel's messages."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+
+    def hear(self, topic: str, message: bytes) -> None:
+        self.messages.put_nowait((topic, message))
+
+    def lost(self) -> None:
+        """Nothing is lost here."""
+
+    def back(self) -> None:
+        """Nor comes back."""
+
+
 async def test_messages_reach_whoever_listens_at_another_node(three: Cluster) -> None:
-    heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
-
-    async def listener(topic: str, message: bytes) -> None:
-        await heard.put((topic, message))
-
+    heard = [Heard() for _ in range(3)]
     wires = [open_wire(three.url, timeout=2) for _ in range(3)]
-    channels = [Channel(wire, listener, lambda: None) for wire in wires]
+    channels = [Channel(wire) for wire in wires]
     for n, channel in enumerate(channels):
         for _ in range(n):
             _ = wires[n].client  # each at another node
-        await channel.start("swl:news")
+        await channel.start(heard[n])
+        await channel.listen(["swl:news"])
     async with asyncio.timeout(SOON):
         await channels[0].publish("swl:news", b"x")
-        while heard.qsize() < 3:  # a subscription may not be in force yet
-            await asyncio.sleep(0.05)
-            await channels[0].publish("swl:news", b"x")
+        assert [await one.messages.get() for one in heard] == [("swl:news", b"x")] * 3
     for channel, wire in zip(channels, wires, strict=True):
         await channel.close()
         await wire.close()
+
+
+async def test_watchers_see_the_commits_of_every_shard_and_come_back(three: Cluster, folder: Path) -> None:
+    options = EngineOptions(history={"fold": 100})
+    async with (
+        worker(three.url, folder, options=options) as here,
+        worker(three.url, folder, options=options) as there,
+    ):
+        await there.start()
+        await here.start()
+        names = [f"w{n}" for n in range(12)]
+        for x in range(5):
+            await asyncio.gather(*(there.advance(step(name, x)) for name in names))
+        wants = [Want("default", "fold", name) for name in names]
+        since = {StreamKey("default", "fold", name): 2 for name in names}
+        watcher = Watcher(wants, inputs=False, since=since)
+        await here.watchers.add(watcher)
+        for x in range(5):
+            await asyncio.gather(*(there.advance(step(name, x)) for name in names))
+        seen: dict[str, list[int]] = {name: [] for name in names}
+        async with asyncio.timeout(SOON):
+            while sum(map(len, seen.values())) < 8 * len(names):
+                for news in await watcher.take():
+                    assert isinstance(news, Event)
+                    seen[news.stream].append(news.step)
+        here.watchers.remove(watcher)
+
+    assert seen == {name: list(range(3, 11)) for name in names}
 
 
 async def test_a_listing_that_began_before_slots_moved_misses_no_stream(three: Cluster, store: StateStore) -> None:

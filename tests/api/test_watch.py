@@ -1,0 +1,372 @@
+"""Watching over HTTP and WebSocket: what one replica commits is told by another, complete and in order."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+from service.api.context import Context
+from service.api.events import EventStream
+from service.api.visitors import Visitor
+from service.engine.watcher import Watcher
+from service.wire.answers import tensor
+from service.wire.formats import MSGPACK, encode
+from tests.api.running import Service, models, running
+from tests.api.test_auth import bearer, key, write
+from tests.api.test_streams import code_of
+from tests.graphs import fold, fold_reference, total
+from tests.processes import service as process
+from tests.servers import Server
+
+WIDE = 32768  # so that few events are too many for one that does not read
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models(tmp_path_factory.mktemp("models"), fold, wide=lambda: total(WIDE))
+
+
+@pytest.fixture(scope="module")
+def replicas(shared_redis: Server, folder: Path) -> Iterator[tuple[Service, Service]]:
+    """Two replicas on one store; `fold` keeps a history."""
+    with (
+        running(shared_redis.url, folder, history=["fold=100"]) as one,
+        running(shared_redis.url, folder, history=["fold=100"]) as two,
+    ):
+        yield one, two
+
+
+class Events:
+    """An open event stream, read line by line."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.answer = answer
+        self._lines = answer.iter_lines()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert self.next() == {"event": "watching", "data": {"watching": 1}, "retry": "1000"}
+
+    def next(self) -> dict[str, Any]:
+        """Return the next event's fields."""
+        fields: dict[str, Any] = {}
+        for line in self._lines:
+            if not line and fields:
+                return fields
+            name, _, value = line.partition(": ")
+            if name:
+                fields[name] = json.loads(value) if name == "data" else value
+        raise EOFError
+
+    def take(self, n: int) -> list[dict[str, Any]]:
+        return [self.next() for _ in range(n)]
+
+
+@pytest.fixture
+def events() -> Iterator[Callable[..., Events]]:
+    """Opens event streams, which end with the test."""
+    opened = []
+
+    def open_one(service: Service, model: str, stream: str, **more: Any) -> Events:
+        url = f"http://127.0.0.1:{service.port}" + service.path(model, stream, "events")
+        answer = httpx.stream("GET", url, timeout=20, trust_env=False, **more)
+        opened.append(answer)
+        return Events(answer.__enter__())
+
+    yield open_one
+    for answer in opened:
+        answer.__exit__(None, None, None)
+
+
+def watch(
+    service: Service, *follows: dict[str, Any], wait: bool = True, packed: bool = False, **more: Any
+) -> ClientConnection:
+    """A WebSocket that watches, in JSON or msgpack."""
+    ws: ClientConnection = connect(
+        f"ws://127.0.0.1:{service.port}/v1/watch",
+        compression=None,
+        max_size=None,
+        additional_headers=more.pop("headers", None),
+        subprotocols=[Subprotocol("stepwell.msgpack")] if packed else None,
+    )
+    hello = {"watch": follows, **more}
+    ws.send(encode(hello, MSGPACK) if packed else json.dumps(hello))
+    if wait:
+        assert take(ws, 1) == [{"watching": len(follows)}]
+    return ws
+
+
+def take(ws: ClientConnection, n: int) -> list[dict[str, Any]]:
+    messages = [ws.recv(10) for _ in range(n)]
+    return [json.loads(one) if isinstance(one, str) else msgspec.msgpack.decode(one) for one in messages]
+
+
+def send(service: Service, stream: str, xs: range) -> None:
+    for x in xs:
+        assert service.step("fold", stream, [x]).status_code == 200
+
+
+def test_a_thousand_predictions_on_one_replica_are_seen_on_another(
+    replicas: tuple[Service, Service], stream: str, events: Callable[..., Events]
+) -> None:
+    here, there = replicas
+    by_events = events(here, "fold", stream, params={"inputs": "true"})
+    with watch(here, {"model": "fold", "stream": stream}, inputs=True) as ws:
+        sending = threading.Thread(target=send, args=(there, stream, range(1000)))
+        sending.start()
+        told, also = take(ws, 1000), by_events.take(1000)
+        sending.join()
+
+    assert [one["step"] for one in told] == list(range(1, 1001))
+    assert [one["outputs"]["y"][0] for one in told] == fold_reference(range(1000))
+    assert [one["inputs"]["x"][0] for one in told] == list(range(1000))
+    assert [one["data"] for one in also] == told
+    assert [one["id"] for one in also] == [str(number) for number in range(1, 1001)]
+
+
+def test_a_chunk_is_one_message_with_a_time_axis(replicas: tuple[Service, Service], stream: str) -> None:
+    here, there = replicas
+    with watch(here, {"model": "fold", "stream": stream}, inputs=True) as ws:
+        answer = there.http.post(there.path("fold", stream, "steps"), json={"inputs": {"x": [[1], [2], [3]]}}).json()
+        [told] = take(ws, 1)
+
+    assert told == {
+        "model": "fold",
+        "stream": stream,
+        "step": 3,
+        "state_id": answer["state_id"],
+        "outputs": answer["outputs"],
+        "inputs": {"x": [[1], [2], [3]]},
+    }
+
+
+def test_one_that_comes_back_with_the_last_event_id_misses_nothing(
+    replicas: tuple[Service, Service], stream: str, events: Callable[..., Events]
+) -> None:
+    here, there = replicas
+    send(there, stream, range(20))
+    first = events(here, "fold", stream, params={"since": 0})
+    assert first.take(20)[-1]["id"] == "20"
+    first.answer.close()
+    send(there, stream, range(20, 50))
+    again = events(there, "fold", stream, params={"since": 0}, headers={"Last-Event-ID": "20"})
+    send(here, stream, range(50, 60))
+
+    told = again.take(40)
+    assert [one["id"] for one in told] == [str(number) for number in range(21, 61)]
+    assert [one["data"]["outputs"]["y"][0] for one in told] == fold_reference(range(60))[20:]
+
+
+def test_a_socket_that_was_cut_comes_back_since_its_step(replicas: tuple[Service, Service], stream: str) -> None:
+    here, there = replicas
+    with watch(here, {"model": "fold", "stream": stream}) as ws:
+        send(there, stream, range(10))
+        seen = take(ws, 5)
+        ws.socket.shutdown(socket.SHUT_RDWR)
+    send(there, stream, range(10, 20))
+    with watch(there, {"model": "fold", "stream": stream, "since": seen[-1]["step"]}) as ws:
+        seen += take(ws, 15)
+
+    assert [one["outputs"]["y"][0] for one in seen] == fold_reference(range(20))
+
+
+def test_what_is_not_kept_any_more_is_told_as_a_gap(
+    replicas: tuple[Service, Service], stream: str, events: Callable[..., Events]
+) -> None:
+    here, _ = replicas
+    send(here, stream, range(130))
+
+    gap, first = events(here, "fold", stream, params={"since": 10}).take(2)
+    assert gap == {"event": "gap", "data": {"gap": 20}}
+    assert first["id"] == "31"
+    with watch(here, {"model": "fold", "stream": stream, "since": 10}) as ws:
+        assert take(ws, 101)[0] == {"gap": 20}
+
+
+def never_reading(service: Service, stream: str) -> socket.socket:
+    """A watcher of `wide` that does not read, whose system takes little for it."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.connect(("127.0.0.1", service.port))
+    path = service.path("wide", stream, "events")
+    one.sendall(f"GET {path}?inputs=true HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    head = b""
+    while b"watching" not in head:
+        head += one.recv(4096)
+    return one
+
+
+def send_wide(service: Service, stream: str, steps: int) -> None:
+    body = encode({"inputs": {"x": tensor(np.zeros(WIDE, np.float32), MSGPACK)}}, MSGPACK)
+    for _ in range(steps):
+        path = service.path("wide", stream, "step")
+        service.http.post(path, content=body, headers={"content-type": "application/msgpack"}).raise_for_status()
+
+
+@pytest.fixture
+def patience(replicas: tuple[Service, Service]) -> Iterator[Callable[[float], None]]:
+    """Sets how long the first replica bears one that does not read."""
+    connection = replicas[0].config.http_protocol_class
+    before = connection.patience_s  # type: ignore[attr-defined]  # uvicorn knows not our class
+
+    def bear(seconds: float) -> None:
+        connection.patience_s = seconds  # type: ignore[attr-defined]
+
+    yield bear
+    bear(before)
+
+
+def test_a_reader_that_never_reads_is_cut_off(
+    replicas: tuple[Service, Service], stream: str, patience: Callable[[float], None]
+) -> None:
+    here, there = replicas
+    patience(0.2)
+    with never_reading(here, stream):
+        send_wide(there, stream, 30)
+        while len(here.app.state.context.engine.watchers):
+            here.http.get("/healthz")
+
+
+def test_a_reader_that_does_not_read_is_told_its_gap_and_others_miss_nothing(
+    replicas: tuple[Service, Service], stream: str, patience: Callable[[float], None]
+) -> None:
+    here, there = replicas
+    patience(60)
+    steps = 70
+    readers = [watch(here, {"model": "wide", "stream": stream}, packed=True) for _ in range(5)]
+    with never_reading(here, stream) as lazy, ThreadPoolExecutor(5) as threads:
+        seen = [threads.submit(take, one, steps) for one in readers]
+        send_wide(there, stream, steps)
+        assert [[one["step"] for one in some.result(30)] for some in seen] == [list(range(1, steps + 1))] * 5
+        told, gap = [], 0
+        for line in lazy.makefile("rb"):
+            if line.startswith(b"id: "):
+                told.append(int(line[4:]))
+            elif line.startswith(b'data: {"gap"'):
+                gap += json.loads(line[6:])["gap"]
+            if told and told[-1] == steps:
+                break
+    for reader in readers:
+        reader.close()
+
+    assert len(told) + gap == steps
+    assert gap > 0
+
+
+@pytest.mark.parametrize(
+    ("follow", "word"),
+    [
+        ({"model": "fold", "since": 3}, "since"),
+        ({"model": "fold", "stream": "a/b"}, "a/b"),
+        ({"model": "fold", "prefix": "a*"}, "prefix"),
+        ({"model": "fold", "stream": "a", "since": -1}, "since"),
+        ({"model": "absent"}, "absent"),
+        ({"model": "fold", "streams": ["a"]}, "streams"),
+    ],
+)
+def test_what_cannot_be_watched_is_told(replicas: tuple[Service, Service], follow: dict[str, Any], word: str) -> None:
+    with watch(replicas[0], follow, wait=False) as ws:
+        problem = json.loads(ws.recv(10))["error"]
+
+        assert word in problem["detail"]
+        with pytest.raises(ConnectionClosed):
+            ws.recv(10)
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "status"),
+    [
+        ({"since": "x"}, {}, 400),
+        ({"since": "-1"}, {}, 400),
+        ({"inputs": "yes"}, {}, 400),
+        ({}, {"Last-Event-ID": "half"}, 400),
+    ],
+)
+def test_an_event_stream_that_is_asked_for_wrongly_is_refused(
+    replicas: tuple[Service, Service], query: dict[str, str], headers: dict[str, str], status: int
+) -> None:
+    one = replicas[0]
+    answer = one.http.get(one.path("fold", "a", "events"), params=query, headers=headers)
+
+    assert (answer.status_code, code_of(answer)) == (status, "bad_request")
+
+
+def test_events_of_a_model_that_is_not_there_are_not_found(replicas: tuple[Service, Service]) -> None:
+    assert code_of(replicas[0].http.get("/v1/models/absent/streams/a/events")) == "model_not_found"
+
+
+def test_tenants_see_their_own_streams_alone(
+    shared_redis: Server, folder: Path, tmp_path: Path, stream: str, events: Callable[..., Events]
+) -> None:
+    keys = write(tmp_path / "keys.json", key("a"), key("b", tenant="b"), key("step", scopes=["step"]))
+    with running(shared_redis.url, folder, api_keys_file=keys, history=["100"]) as one:
+        mine = events(one, "fold", stream, headers=bearer("a"))
+        theirs = events(one, "fold", stream, headers=bearer("b"))
+        with watch(one, {"model": "fold"}, headers=bearer("a")) as ws:
+            for name, x in (("b", 7), ("a", 1)):
+                path = one.path("fold", stream, "step")
+                assert one.http.post(path, json={"inputs": [x]}, headers=bearer(name)).status_code == 200
+
+            assert mine.next()["data"]["outputs"] == {"y": fold_reference([1])}
+            assert theirs.next()["data"]["outputs"] == {"y": fold_reference([7])}
+            assert take(ws, 1)[0]["outputs"] == {"y": fold_reference([1])}
+        past = events(one, "fold", stream, headers=bearer("a"), params={"since": 0})
+        assert past.next()["data"]["outputs"] == {"y": fold_reference([1])}
+
+        path = one.path("fold", stream, "events")
+        assert one.http.get(path).status_code == 401
+        assert one.http.get(path, headers=bearer("step")).status_code == 403
+
+
+def test_a_process_that_ends_lets_its_watchers_go(folder: Path, short_path: Path) -> None:
+    path = "/v1/models/fold/streams/a/events"
+    with (
+        process(folder, short_path) as one,
+        httpx.stream("GET", one.url + path, timeout=20, trust_env=False) as answer,
+        connect(f"ws://127.0.0.1:{one.port}/v1/watch") as ws,
+    ):
+        text = answer.iter_text()
+        assert "watching" in next(text)
+        ws.send('{"watch": [{"model": "fold"}]}')
+        ws.recv(10)
+        assert one.stop() == 0
+        with pytest.raises(ConnectionClosed) as closed:
+            ws.recv(10)
+        list(text)  # it ends as an answer does, not in the middle
+
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+
+
+async def test_a_quiet_stream_gives_signs_of_life(replicas: tuple[Service, Service]) -> None:
+    context: Context = replicas[0].app.state.context
+    watcher = Watcher([], inputs=False)
+    answer = EventStream(context.engine.watchers, watcher, Visitor(context, "read", None, ()), beat_s=0.01)
+    texts = answer.texts()
+
+    assert [await anext(texts) for _ in range(3)][1:] == [b":\n\n", b":\n\n"]
+
+
+async def test_a_key_that_is_taken_back_ends_the_watch(shared_redis: Server, folder: Path, tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.json", key("a"))
+    with running(shared_redis.url, folder, api_keys_file=keys) as one:
+        context: Context = one.app.state.context
+        visitor = Visitor(context, "read", "Bearer a", ())
+        texts = EventStream(context.engine.watchers, Watcher([], inputs=False), visitor, beat_s=0.01).texts()
+        await anext(texts)
+        write(keys)
+        rest = [text async for text in texts]
+
+    assert rest[-1].startswith(b"event: problem\n")
+    assert b"unauthenticated" in rest[-1]
