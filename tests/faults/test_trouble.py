@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import resource
 import shutil
+import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from service.engine.engine import Engine, EngineOptions
 from service.engine.types import StreamKey
+from service.errors import ServiceError
 from service.store.keys import entry_key, record_key
 from service.store.record import HEADER_BYTES
 from tests.engine.bench import FOLD, all_of, chunk, models, refusal, step, worker, ys
@@ -179,7 +182,8 @@ async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: 
     assert [stream.sent_again for stream in streams] == [4] * 10
 
 
-async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, short_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["cut off", "frozen"])
+async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, short_path: Path, fault: str) -> None:
     """F20: nor its retry, by whichever worker, numbered or keyed, nor the answer that it was applied before."""
     with pair(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
         with replica.client() as client:
@@ -190,7 +194,10 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
         async with worker(primary.url, folder, **level) as one, worker(primary.url, folder, **level) as two:
             for stream in "abc":
                 await one.advance(step(stream, 1, seq=1))
-            way.blackhole = True
+            if fault == "frozen":
+                replica.send(signal.SIGSTOP)
+            else:
+                way.blackhole = True
             keyed = step("b", 2, seq=2, idempotency_key="k")
             asks = [step("a", 2, seq=2), keyed]
             refused = [await refusal(engine, ask) for ask in asks for engine in (one, one, two)]
@@ -203,6 +210,7 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
                 except Exception as exc:  # noqa: BLE001 - looked at below
                     refused.append(exc)  # type: ignore[arg-type]
             way.heal()
+            replica.send(signal.SIGCONT)
             confirmed = [await two.advance(ask) for ask in (step("a", 3, seq=3), keyed)]
             passed = await refusal(one, step("a", 2, seq=2))
             again = await one.reset(reset, idempotency_key="r")
@@ -347,6 +355,43 @@ async def test_a_record_of_another_release_waits_for_it(folder: Path, redis_serv
 
     assert [(exc.code, exc.applied, exc.retry) for exc in refused] == [("record_version", "no", "same")] * 4
     assert left == other
+
+
+# ---------------------------------------------------------------- F7, F35: two clients, a clock that jumps
+
+
+async def test_of_two_clients_on_one_stream_each_learns_who_was_first(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        begun = await one.advance(step("a", 1, seq=1))
+        numbered = await all_of(one.advance(step("a", 2, seq=2)), two.advance(step("a", 3, seq=2)))
+        now = await one.status(StreamKey("default", FOLD, "a"))
+        keyed = await all_of(
+            one.advance(step("a", 4, idempotency_key="k")), two.advance(step("a", 5, idempotency_key="l"))
+        )
+        stale = await refusal(two, step("a", 6, after=begun.state_id))
+
+    lost = [exc for exc in numbered if isinstance(exc, ServiceError)]
+    assert [(exc.code, exc.applied) for exc in lost] == [("seq_conflict", "no")]
+    assert now.step == 2
+    assert sorted(answer.step for answer in keyed) == [3, 4]
+    assert (stale.code, stale.applied, stale.retry) == ("state_changed", "no", "never")
+
+
+@pytest.mark.parametrize("jump_s", [-86_400, 86_400])
+async def test_a_clock_that_jumps_moves_no_stream_and_no_expiry(
+    folder: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch, jump_s: int
+) -> None:
+    wall = time.time
+    async with worker(redis_server.url, folder, stream_ttl_s=100) as engine:
+        before = await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
+        monkeypatch.setattr(time, "time", lambda: wall() + jump_s)
+        again = await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
+        after = await engine.advance(step("a", 2, seq=2))
+        status = await engine.status(StreamKey("default", FOLD, "a"))
+
+    assert (again.state_id, again.replayed) == (before.state_id, True)
+    assert ys(after) == fold_reference([1, 2])[-1:]
+    assert 100_000 <= status.expires_in_ms <= 125_000
 
 
 # ---------------------------------------------------------------- F22: another model under live streams

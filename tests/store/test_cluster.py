@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from service.engine.audience import Want
 from service.engine.engine import Engine, EngineOptions
@@ -21,6 +23,8 @@ from service.store.keys import entry_key, record_key
 from service.store.redis import Outcome, StateStore
 from service.store.urls import BadStoreUrlError
 from service.store.wire import open_wire
+from tests.api.running import models as served_models
+from tests.api.running import running
 from tests.engine.bench import FOLD, models, step, worker, ys
 from tests.graphs import fold, fold_reference
 from tests.servers import Server
@@ -249,6 +253,29 @@ async def test_a_primary_that_dies_is_replaced_by_its_replica(folder: Path) -> N
                 answers = await asyncio.gather(*(insist(name) for name in names))
 
     assert answers == [fold_reference([1, 2])[-1]] * 20
+
+
+def test_a_service_on_a_cluster_steps_lists_snapshots_and_is_watched(three: Cluster, tmp_path: Path) -> None:
+    with running(three.url, served_models(tmp_path, fold)) as one:
+        url = f"ws://127.0.0.1:{one.port}/v1/watch"
+        with connect(url) as watcher:
+            watcher.send(json.dumps({"watch": [{"model": "fold"}]}))
+            watcher.recv(timeout=SOON)
+            streams = [f"s{n}" for n in range(20)]
+            body = {"streams": streams, "inputs": [[n] for n in range(20)], "seq": [1] * 20}
+            answer = one.http.post("/v1/models/fold/step", json=body).json()
+            seen = {json.loads(watcher.recv(timeout=SOON))["stream"] for _ in streams}
+        listed = one.http.get("/v1/models/fold/streams?limit=50").json()["streams"]
+        snapshot = one.http.put(one.path("fold", "s1", "snapshots/x"))
+        forked = one.http.post(one.path("fold", "s1", "fork"), json={"to": "elsewhere"})
+        reset = one.http.post("/v1/models/fold/reset").json()
+        info = one.http.get("/v1/info").json()
+        ready = one.http.get("/readyz").status_code
+
+    assert (answer["step"], answer["errors"]) == ([1] * 20, {})
+    assert seen == {entry["stream"] for entry in listed} == set(streams)
+    assert (snapshot.status_code, forked.status_code, reset) == (200, 200, {"reset": 21})
+    assert (info["store"]["primaries"], ready) == (3, 200)
 
 
 async def test_a_server_that_is_no_cluster_is_told_by_name(redis_server: Server, short_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""F36, the embedded store: its disk is full, steps are refused, and all goes on when there is room again."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.graphs import fold, fold_reference, write_model
+from tests.processes import Service, service
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")]
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A file system of four megabytes."""
+    with tempfile.TemporaryDirectory(prefix="sw") as folder:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
+        if mounted.returncode:
+            pytest.skip("may not mount a small disk here")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(file: Path) -> None:
+    """Write a file until there is no room left."""
+    with file.open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        while True:
+            out.write(b"x" * 4096)
+
+
+def step(one: Service, seq: int) -> httpx.Response:
+    body = {"inputs": [seq], "seq": seq}
+    return httpx.post(f"{one.url}/v1/models/fold/streams/a/step", json=body, timeout=30, trust_env=False)
+
+
+@pytest.mark.parametrize("durability", ["memory", "fsync"])
+def test_steps_are_refused_and_go_on_when_there_is_room(disk: Path, tmp_path: Path, durability: str) -> None:
+    write_model(tmp_path / "models", "fold", fold)
+    flags = ("--durability", durability, "--drain-s", "0", "--request-timeout-s", "2")
+    with service(tmp_path / "models", disk, *flags) as one:
+        told = [step(one, 1).json()]
+        filler = disk / "filler"
+        fill(filler)
+        while (answer := step(one, len(told) + 1)).status_code == 200:
+            told.append(answer.json())  # what was written so far takes a while to be found out with `everysec`
+        refused = answer.json()
+        filler.unlink()
+        while (answer := step(one, len(told) + 1)).status_code != 200:
+            assert answer.status_code == 503, answer.text
+        told.append(answer.json())
+        one.kill()
+        one.start()
+        status = httpx.get(f"{one.url}/v1/models/fold/streams/a", trust_env=False).json()
+
+    assert (refused["code"], refused["retry"]) in (("store_unavailable", "same"), ("outcome_unknown", "same"))
+    assert [answer["outputs"]["y"][0] for answer in told] == fold_reference(range(1, len(told) + 1))
+    assert status["step"] == len(told)
