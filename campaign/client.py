@@ -24,15 +24,17 @@ class Request:
 
     Attributes:
         stream: Its name.
-        what: `step`, `steps`, `reset`, or empty: where does it stand.
+        what: `step`, `steps`, `reset` and so on; empty: where does it stand.
         body: As on the wire.
         key: The Idempotency-Key.
+        method: HTTP's.
     """
 
     stream: str
     what: str
     body: dict[str, Any] | None = None
     key: str | None = None
+    method: str = "POST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +115,12 @@ class Client:
         """Send a request once, by any door that takes it."""
         port = self.rng.choice(self.doors.ports)
         timeout = self.rng.uniform(0.005, 0.1) if self.rng.random() < _IMPATIENT else _TIMEOUT_S
-        door = "http" if request.key or request.what in ("", "reset") else self.rng.choice(list(DOORS))
+        door = self.rng.choice(list(DOORS)) if request.what in ("step", "steps") and not request.key else "http"
         if door == "http":
             path = f"{self.doors.path}/streams/{request.stream}"
             headers = {"idempotency-key": request.key} if request.key else None
             status, document = await self.doors.http.request(
-                "POST" if request.what else "GET",
+                request.method,
                 port,
                 f"{path}/{request.what}" if request.what else path,
                 request.body,

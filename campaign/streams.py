@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from campaign.checker import Operation, check
@@ -27,12 +27,21 @@ class Life:
         operations: What was acknowledged.
         step: Where it has to stand.
         state_id: The newest one.
+        start: Where it stood at the beginning.
+        value: The fold's value at the beginning.
     """
 
     name: str
     operations: list[Operation] = field(default_factory=list)
     step: int = 0
     state_id: str | None = None
+    start: int = 0
+    value: int = 0
+
+    @property
+    def now(self) -> int:
+        """The fold's value, as it was told."""
+        return max(self.operations, key=lambda one: one.step).ys[-1] if self.operations else self.value
 
     def took(self, xs: Sequence[int], answer: Answer) -> None:
         """Note an acknowledged step or chunk."""
@@ -82,7 +91,7 @@ class Player:
 
         async def one(name: str, step: int, state_id: str | None) -> None:
             async with turn:
-                found = await self.client.insist(Request(name, ""))
+                found = await self.client.insist(Request(name, "", method="GET"))
             if (found.document.get("step"), found.document.get("state_id")) != (step, state_id):
                 self.tally.blame("lost", f"{name}: left at step {step}, {state_id}; found {found.document}")
 
@@ -103,8 +112,8 @@ class Player:
         await self._end(life)
 
     async def by_seq_and_after(self) -> None:
-        """As the client library does it; and resets, each the beginning of another life."""
-        life = Life(next(self._names))
+        """As the client library does it; and resets, snapshots and forks, each the beginning of another life."""
+        life, snapshot = Life(next(self._names)), None
         for _ in self._turns():
             named: dict[str, Any] = {"seq": life.step + 1}
             if life.state_id is not None:
@@ -112,10 +121,17 @@ class Player:
             if not await self._step(life, self._xs(), **named):
                 return
             await self._trick(life)
-            if self.rng.random() < 0.03:
+            dice = self.rng.random()
+            if dice < 0.02:
+                snapshot = await self._snapshot(life)
+            elif dice < 0.04:
                 await self._check(life)
-                if (life := await self._reset(life)).state_id is None:
-                    return
+                life = await self._reset(life, snapshot)
+            elif dice < 0.06:
+                await self._end(life)
+                life, snapshot = await self._fork(life), None
+            if life.state_id is None:
+                return
         await self._end(life)
 
     async def by_after(self) -> None:
@@ -206,14 +222,32 @@ class Player:
         if (answer.code, answer.document.get("applied")) != ("seq_passed", "yes"):
             self.tally.blame("wrong", f"{life.name}: a late copy of step {older.step} is told {answer.document}")
 
-    async def _reset(self, life: Life) -> Life:
-        named = {"after": life.state_id}
-        answer = await self.client.insist(Request(life.name, "reset", named))
-        self.tally.tricks["resets"] += 1
-        if answer.status != 200 or answer.document["step"] != 0:
-            self.tally.blame("refused", f"{life.name}: a reset is told {answer.document}")
-            return Life(life.name)
-        return Life(life.name, state_id=answer.document["state_id"])
+    async def _reset(self, life: Life, snapshot: Life | None) -> Life:
+        """Go back to the beginning, or to a snapshot."""
+        then = snapshot or Life(life.name)
+        body: dict[str, Any] = {"after": life.state_id, **({"to": {"snapshot": "s"}} if snapshot else {})}
+        return await self._begin(then, Request(life.name, "reset", body))
+
+    async def _fork(self, life: Life) -> Life:
+        """Go on on another stream; this one stays as it is."""
+        other = Life(next(self._names), step=life.step, value=life.now)
+        return await self._begin(other, Request(life.name, "fork", {"to": other.name, "after": life.state_id}))
+
+    async def _snapshot(self, life: Life) -> Life | None:
+        """Keep the stream as it is now; return the life that could begin there."""
+        then = Life(life.name, step=life.step, value=life.now)
+        body = {"after": life.state_id}
+        made = await self._begin(then, Request(life.name, "snapshots/s", body, method="PUT"))
+        return None if made.state_id is None else then
+
+    async def _begin(self, then: Life, request: Request) -> Life:
+        """Ask for what begins a life at a step; a life without a state id: it was refused."""
+        self.tally.tricks[f"{request.what.partition('/')[0]}s".replace("ss", "s")] += 1
+        answer = await self.client.insist(request)
+        if answer.status != 200 or answer.document["step"] != then.step:
+            self.tally.blame("refused", f"{request}: expected step {then.step}, told {answer.document}")
+            return Life(then.name)
+        return replace(then, operations=[], state_id=answer.document["state_id"], start=then.step)
 
     async def _step_all(self, lives: Sequence[Life]) -> bool:
         """Step every stream once; False: one was refused."""
@@ -267,14 +301,15 @@ class Player:
 
     async def _check(self, life: Life, final: int | None = None) -> None:
         self.tally.steps += sum(len(one.xs) for one in life.operations)
-        self.tally.add(check(life.name, life.operations, life.step if final is None else final))
+        final = life.step if final is None else final
+        self.tally.add(check(life.name, life.operations, final, value=life.value, start=life.start))
 
     async def _end(self, life: Life) -> None:
         """Ask where the stream stands, and check it all."""
         if life.state_id is None:
             return
         await self.client.doors.leave(life.name)
-        found = await self.client.insist(Request(life.name, ""))
+        found = await self.client.insist(Request(life.name, "", method="GET"))
         if found.status == 200 and found.document["step"] == life.step != 0:
             self.ended[life.name] = life.step, life.state_id
             if found.document["state_id"] != life.state_id:
