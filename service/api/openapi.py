@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.responses import PlainTextResponse
 
 from service.api.openapi_parts import (
     ANY,
@@ -202,7 +203,7 @@ RELOAD = route(
 INFO = route("service", answer={"type": "object"}, problems=ANY)
 HEALTHZ = route("service", answer=an_object(["alive"], alive={"const": True}))
 READYZ = route("service", answer=an_object(["ready", "reasons"], ready={"type": "boolean"}, reasons=list_of({})))
-METRICS = route("service", problems=ANY)
+METRICS = {**route("service", problems=ANY), "response_class": PlainTextResponse}
 
 
 def document(app: FastAPI) -> dict[str, Any]:

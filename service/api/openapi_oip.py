@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.responses import Response
+
 from service.api.openapi_parts import Schema, list_of
 
 _ERROR: Schema = {
@@ -111,14 +113,17 @@ def _route(
 
 
 _READ = (400, 401, 403, 404, 500)
-SERVER = _route(answer=_object(["name", "version", "extensions"], name=_TEXT, version=_TEXT, extensions=list_of(_TEXT)))
+SERVER = _route(
+    answer=_object(["name", "version", "extensions"], name=_TEXT, version=_TEXT, extensions=list_of(_TEXT)),
+    errors=[401, 403],
+)
 LIVE = _route(answer=_object(["live"], live={"const": True}))
 READY = _route(answer=_object(["live", "ready"], live={"const": True}, ready={"type": "boolean"}), errors=[503])
 ALL_STATS = _route(answer=_STATS, errors=[401, 403, 500])
 INDEX = _route(
     answer=list_of(_object(["name"], name=_TEXT, version=_TEXT, state=_TEXT, reason=_TEXT)), errors=[401, 403]
 )
-LOAD = _route(parameters=[_MODEL], errors=[400, 401, 403, 500, 501])
+LOAD = {**_route(parameters=[_MODEL], errors=[400, 401, 403, 500, 501]), "response_class": Response}  # it is empty
 UNLOAD = _route(parameters=[_MODEL], errors=[401, 403, 501])
 
 
