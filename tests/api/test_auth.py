@@ -259,6 +259,57 @@ def test_another_tenants_stream_is_as_absent_as_any(keyed: Service, stream: str)
     }
 
 
+OF_A_STREAM = [route for route in SCOPED if "{stream}" in route[1]]
+BODIES = {
+    "steps": {"inputs": [[1]]},
+    "fork": {"to": "elsewhere"},
+    "state": {"states": {"h": [1]}, "step": 1},
+    "reset": {"to": "initial", "after": "A" * 22},
+    "rollout": {"horizon": 2, "inputs": [1], "feedback": {"x": "y"}},
+}
+
+
+def asked(keyed: Service, who: str, route: tuple[str, str], stream: str) -> tuple[int, str]:
+    """Return status and text of a sound request about a stream, without what differs from stream to stream."""
+    what = route[1].rpartition("/")[2]
+    body = None if route[0] in ("GET", "DELETE") else BODIES.get(what, {"inputs": [1]})
+    path = route[1].replace("{stream}", stream)
+    answer = keyed.http.request(route[0], filled(path), json=body, headers=bearer(who))
+    told = re.sub(r'"(state_id|seed)":("[^"]*"|\d+)', "", answer.text).replace(stream, "S")
+    return answer.status_code, told
+
+
+@pytest.mark.parametrize("route", OF_A_STREAM, ids=str)
+def test_on_every_route_another_tenants_stream_is_as_one_that_is_not_there(
+    keyed: Service, stream: str, route: tuple[str, str]
+) -> None:
+    step(keyed, "full", stream)
+    keyed.http.put(keyed.path("fold", stream, "snapshots/n"), headers=bearer("full"))
+    before = keyed.http.get(keyed.path("fold", stream), headers=bearer("full")).json()
+
+    theirs = asked(keyed, "other", route, stream)
+    nobodys = asked(keyed, "other", route, f"{stream}-nobodys")
+    keyed.http.delete(keyed.path("fold", "elsewhere"), headers=bearer("other"))
+    after = keyed.http.get(keyed.path("fold", stream), headers=bearer("full")).json()
+
+    assert theirs == nobodys
+    assert {**after, "expires_in_s": 0} == {**before, "expires_in_s": 0}
+
+
+def test_another_tenants_stream_is_not_watched(keyed: Service, stream: str) -> None:
+    """Not even by whoever watches the whole model."""
+    watch = json.dumps({"watch": [{"model": "fold"}, {"model": "fold", "stream": stream}]})
+    with keyed.websocket("/v1/watch", additional_headers=bearer("other")) as watcher:
+        watcher.send(watch)
+        assert "watching" in json.loads(watcher.recv())
+        for x in range(3):
+            step(keyed, "full", stream, x)
+        step(keyed, "other", f"{stream}-own", 7)
+        seen = json.loads(watcher.recv(20))
+
+    assert (seen["stream"], seen["outputs"]["y"]) == (f"{stream}-own", [8])
+
+
 def test_another_tenants_stream_is_neither_reset_nor_deleted(keyed: Service, stream: str) -> None:
     step(keyed, "full", stream)
 
