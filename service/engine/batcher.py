@@ -76,7 +76,7 @@ class Batcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due: asyncio.Handle | None = None
         self._done = 0
-        self.crowd = Crowd(timeout / 4)
+        self.crowd = Crowd(timeout / 5)
         self._loop = asyncio.get_running_loop()  # asking for it costs a system call each time, before Python 3.12
         self.time = self._loop.time
 

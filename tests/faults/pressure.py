@@ -24,6 +24,9 @@ from pathlib import Path
 from tests.graphs import fold, slow, write_model
 from tests.processes import Service, service
 
+STREAMS = 5_000
+"""More than wait at once: nobody sends a timestep before the last one was answered."""
+
 TURNS = 2_000
 """Rounds of the slow model's loop: about a millisecond a step."""
 
@@ -81,7 +84,7 @@ class Clients:
 
 def step_request(model: str, n: int, x: int) -> bytes:
     body = b'{"inputs": [%d]}' % x
-    line = f"POST /v1/models/{model}/streams/s{n % 500}/step HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    line = f"POST /v1/models/{model}/streams/s{n % STREAMS}/step HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
     return line.encode() + body
 
 
