@@ -84,8 +84,8 @@ class Clients:
 
 def step_request(model: str, n: int, x: int) -> bytes:
     body = b'{"inputs": [%d]}' % x
-    line = f"POST /v1/models/{model}/streams/s{n % STREAMS}/step HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-    return line.encode() + body
+    line = f"POST /v1/models/{model}/streams/s{n % STREAMS}/step HTTP/1.1\r\n"
+    return f"{line}host: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
 async def closed_loop(clients: Clients, model: str, x: int, *, at_once: int, seconds: float) -> Tally:
