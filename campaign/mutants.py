@@ -58,8 +58,8 @@ NO_COMPARE_AND_SET = Mutant(
 NO_OPERATION_IDS = Mutant(
     "no operation ids",
     "service/engine/names.py",
-    "if key is None and seq is None and after is None:",
-    "if True:",
+    "length, seq, after, key = timestep.length, timestep.seq, timestep.after, timestep.idempotency_key",
+    "return self._new_name()",
     ("tests/engine/test_names.py",),
 )
 
@@ -111,8 +111,8 @@ MUTANTS = (
     Mutant(
         "the position is not in an operation's name",
         "service/engine/names.py",
-        "_PLACE(timestep.length, seq or 0)",
-        "_PLACE(timestep.length, 0)",
+        "h.update(_PLACE(length, seq))",
+        "h.update(_PLACE(length, 0))",
         ("tests/engine/test_names.py",),
     ),
     Mutant(
@@ -201,9 +201,9 @@ MUTANTS = (
     ),
     Mutant(
         "a lost reply is told as not applied",
-        "service/store/redis.py",
-        "trouble, sent = str(exc), True",
-        "trouble, sent = str(exc), False",
+        "service/store/settle.py",
+        "lost = sent or isinstance(reply, NoReplyError)",
+        "lost = False",
         (f"{_LAWS}test_a_store_that_does_not_answer_leaves_the_outcome_unknown",),
     ),
 )

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from campaign.mutants import MUTANTS, MutantError, broken_copy, survivors
+from campaign.mutants import MUTANTS, MutantError, broken_copy, demand_there, survivors
+
+
+def test_every_line_to_break_stands_where_it_did() -> None:
+    """At once, before the tests are run on any of them: who moves a line sees it here."""
+    demand_there(MUTANTS)
 
 
 @pytest.mark.slow
