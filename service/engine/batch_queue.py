@@ -7,7 +7,7 @@ run in the order they came.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 
@@ -49,12 +49,12 @@ class BatchQueue(Generic[ItemT]):
     def put(self, item: ItemT) -> None:
         """Add an item behind all others of its stream."""
         self.rows += 1
-        name = item.name
-        if name not in self._behind:
-            self._behind[name] = None
+        name, behind = item.name, self._behind
+        if name not in behind:
+            behind[name] = None
             self._make_ready(item)
-        elif (line := self._behind[name]) is None:
-            self._behind[name] = deque([item])
+        elif (line := behind[name]) is None:
+            behind[name] = deque([item])
         else:
             line.append(item)
 
@@ -72,16 +72,15 @@ class BatchQueue(Generic[ItemT]):
         self.rows -= len(batch)
         return batch
 
-    def release(self, name: str) -> None:
-        """Let the next item of a stream go: its earlier one is answered."""
-        line = self._behind[name]
-        if line is None:
-            del self._behind[name]
-            return
-        item = line.popleft()
-        if not line:
-            self._behind[name] = None
-        self._make_ready(item)
+    def release(self, names: Iterable[str]) -> None:
+        """Let the next item of each of these streams go: its earlier one is answered."""
+        behind = self._behind
+        for name in names:
+            line = behind.pop(name)
+            if line is not None:
+                item = line.popleft()
+                behind[name] = line or None
+                self._make_ready(item)
 
     def __bool__(self) -> bool:
         """Whether a batch could be taken now."""

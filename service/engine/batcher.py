@@ -163,5 +163,4 @@ class Batcher:
             await self._way_of(batch[0]).take(batch)
         finally:
             self._done += len(batch)
-            for pending in batch:
-                self._queue.release(pending.name)
+            self._queue.release([pending.name for pending in batch])

@@ -51,8 +51,10 @@ class RequestNames:
 
     def data(self, timestep: Timestep) -> list[bytes]:
         """Return the bytes of each input."""
-        arrays = timestep.inputs
-        return [arrays[name].tobytes() for name in self._names]
+        arrays, names = timestep.inputs, self._names
+        if len(names) == 1:
+            return [arrays[names[0]].tobytes()]
+        return [arrays[name].tobytes() for name in names]
 
     def op_id(self, timestep: Timestep, data: Sequence[bytes]) -> bytes:
         """Return the name of a request with these inputs, 16 bytes."""
@@ -62,9 +64,7 @@ class RequestNames:
                 return self._new_name()
             if timestep.life == "on":  # the way of nearly all
                 h = self._numbered.copy()
-                h.update(_PLACE(length, seq))
-                for part in data:
-                    h.update(part)
+                h.update(_PLACE(length, seq) + (data[0] if len(data) == 1 else b"".join(data)))
                 return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
         given = key is not None, seq is not None, after is not None
         h = (self._begun.get(given) or self._begin(given)).copy()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from service.engine.decide import Intent
 from service.engine.types import BEGINS, Done, Timestep
@@ -11,8 +13,7 @@ from service.store import keys
 from service.store.record import KeyEntry, Record
 
 
-@dataclass(slots=True, eq=False)
-class Pending:
+class Pending(Struct, eq=False):
     """A timestep on its way through a batcher.
 
     Attributes:

@@ -11,9 +11,11 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from model_export.manifest import Array
 from service.engine.batch import kept, pack_outputs, rows_of
@@ -26,7 +28,7 @@ from service.engine.types import BEGINS, ENDS, Prediction
 from service.errors import ServiceError
 from service.store.record import HAD_KEY, KeyEntry, Kind, Record, decode, next_chains
 from service.store.record_rows import encode_rows, guards, heads_of
-from service.store.redis import FORGET, Commit, Outcome
+from service.store.redis import FORGET, Commit, Outcome, new_commit
 
 if TYPE_CHECKING:
     from service.engine.audience import Audience
@@ -287,10 +289,8 @@ class Rounds:
         packed = pack_outputs(self._served.manifest.answered, outputs, len(rows))
         chains = next_chains(heads["chain"].tolist(), Kind.STEP, [row.op_id for row in rows], self._served.fingerprint)
         self._step_on(rows, heads, chains)
-        commits = [
-            Commit(row.name, guard, record)
-            for row, guard, record in zip(rows, expect, encode_rows(heads, packed, states), strict=True)
-        ]
+        names, records = [row.name for row in rows], encode_rows(heads, packed, states)
+        commits = [*map(new_commit, zip(names, expect, records, repeat(None), repeat(b""), strict=False))]
         if life in ENDS:
             commits = [commit._replace(record=FORGET) for commit in commits]
         leaves_words = life == "last"
@@ -314,10 +314,10 @@ class Rounds:
             rows, heads, states, refreshed = [rows[at] for at in done], heads[done], states[done], refreshed[done]
             begun, chains = [begun[at] for at in done], [chains[at] for at in done]
             outputs = {name: array[done] for name, array in outputs.items()}
+            names = [row.name for row in rows]
         else:
             again = []
         if rows:
-            names = [row.name for row in rows]
             if life in ENDS:
                 for name in names:
                     self._cache.drop(name)
@@ -387,12 +387,12 @@ class Rounds:
         chains: Sequence[bytes],
         begun: Sequence[bool],
     ) -> None:
-        model, version = self._served.name, self._served.version
+        version = self._served.version
         for row, values, step, chain, new in zip(rows, outputs, steps, chains, begun, strict=True):
             self._hand_over(row, Prediction(values, step, chain, False, new, version))
         self._answered(len(rows))
         now = asyncio.get_running_loop().time()
-        self._observer.answered(model, [now - row.received for row in rows])
+        self._observer.answered(self._served.name, [now - row.received for row in rows])
         self._count_applied(rows)
 
     def _count_applied(self, rows: Sequence[Pending]) -> None:
@@ -412,7 +412,7 @@ class Rounds:
         packed = b"" if of_another else kept.outputs
         prediction = replayed(self._served.manifest, row.timestep, packed, kept.step, kept.chain)
         self._observer.replays(1)
-        self._answer(row, prediction._replace(version=self._served.version))
+        self._answer(row, replace(prediction, version=self._served.version))
 
     def _answer(self, row: Pending, result: Prediction | ServiceError) -> None:
         if row.answered:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+from msgspec import Struct
 
 from model_export.manifest import Array
 from service.errors import ServiceError
@@ -27,7 +29,10 @@ class StreamKey(NamedTuple):
     stream: str
 
 
-class Timestep(NamedTuple):  # a frozen dataclass takes three times as long to make, and one is made per step
+# Of these one is made per step, and msgspec's structs are made in a quarter of the time that a NamedTuple takes.
+
+
+class Timestep(Struct, frozen=True, gc=False):
     """One request to move one stream by one timestep or by a chunk of them.
 
     Attributes:
@@ -58,7 +63,7 @@ class Timestep(NamedTuple):  # a frozen dataclass takes three times as long to m
     life: Life = "on"
 
 
-class Prediction(NamedTuple):
+class Prediction(Struct, frozen=True, gc=False):
     """The committed answer to a `Timestep`.
 
     Attributes:

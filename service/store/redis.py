@@ -9,8 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from hashlib import sha1
 from importlib.resources import files
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from service.errors import CorruptRecordError, ServiceError, StoreUnavailableError
@@ -28,6 +31,7 @@ _SUSPENDED_TOO: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 FORGET: Final = b"-"
 """What a commit has in place of a record where the stream is to be forgotten; `commit.lua` knows it."""
 
+_GUARD_AND_RECORD: Final = itemgetter(1, 2)  # of a commit
 _NO_GUARD: Final = b"no guard is this"  # no record has a guard of this length
 
 
@@ -69,6 +73,10 @@ class Commit(NamedTuple):
     record: bytes
     entry_key: str | None = None
     entry: bytes = b""
+
+
+new_commit: Final[Callable[[tuple[Any, ...]], Commit]] = partial(tuple.__new__, Commit)
+"""Makes one of a tuple of all its fields, in a third of the time: a NamedTuple's own way is Python code."""
 
 
 class Telling(NamedTuple):
@@ -425,7 +433,7 @@ def script_call(
     call += [c.entry_key for _, c in keyed if c.entry_key is not None]
     call += logs
     call += (len(commits), ttl_ms, entry_ttl_ms, int(keep), len(keyed))
-    call += [part for c in commits for part in c[1:3]]
+    call += chain.from_iterable(map(_GUARD_AND_RECORD, commits))
     for i, c in keyed:
         call += (i, c.entry)
     for t in tellings:

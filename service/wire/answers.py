@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -13,6 +14,9 @@ from model_export.manifest import Array, OutputSpec
 from service.wire.bodies import Keep
 from service.wire.formats import JSON, Format, encode
 from service.wire.names import encode_state_id
+
+
+_encode_json = msgspec.json.Encoder().encode
 
 
 class Answered(Protocol):
@@ -60,7 +64,7 @@ def write_step(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "a
     for name, array in answered.outputs.items():
         outputs[name] = array.tolist()[-1]
     state_id = encode_state_id(answered.state_id)
-    return encode(_StepAnswer(outputs, answered.step, state_id, answered.replayed, answered.created), JSON)
+    return _encode_json(_StepAnswer(outputs, answered.step, state_id, answered.replayed, answered.created))
 
 
 def step_answer(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> dict[str, Any]:

@@ -20,8 +20,7 @@ Keep = Literal["all", "last", "none"]
 Seq = Annotated[int, Meta(ge=1, lt=SEQ_LIMIT)]
 
 
-@dataclass(slots=True)
-class StepBody:
+class StepBody(Struct, gc=False):
     """A body that moves one stream.
 
     Attributes:

@@ -110,6 +110,7 @@ class FastStep:
         ]
         kind, self._struct = _inputs_type(fields, {f"i{i}": spec.name for i, spec in enumerate(specs)})
         self._makers = [(spec.name, row_maker(np.dtype(spec.dtype), spec.row_shape)) for spec in specs]
+        self._one, self._make_one = self._makers[0] if len(specs) == 1 else ("", None)
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
         # None is the default of what was not given, and nothing that may be given.
         more = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
@@ -124,18 +125,21 @@ class FastStep:
         """
         envelope: Any = self._decode(body)
         inputs, seq, after, create = envelope.inputs, envelope.seq, envelope.after, envelope.create
-        colons = 1 + (seq is not None) + (after is not None) + (create is not None)
         if type(inputs) is self._struct:
-            colons += self._colons
-            values = _astuple(inputs)
+            colons, values = 1 + self._colons, _astuple(inputs)
         else:
-            values = (inputs,)
+            colons, values = 1, (inputs,)
+        if seq is not None:
+            colons += 1
+        if after is not None:
+            colons, after = colons + 1, read_state_id(after)
+        if create is not None:
+            colons += 1
         demand_single_keys(body, colons)
-        arrays = {}
-        for (name, make), value in zip(self._makers, values, strict=True):
-            arrays[name] = make(value)
-        known = None if after is None else read_state_id(after)
-        return StepBody(arrays, 1, False, seq, known, create or "auto", "all")
+        if self._make_one is not None:
+            return StepBody({self._one: self._make_one(values[0])}, 1, False, seq, after, create or "auto", "all")
+        arrays = {name: make(value) for (name, make), value in zip(self._makers, values, strict=True)}
+        return StepBody(arrays, 1, False, seq, after, create or "auto", "all")
 
 
 def read_state_id(text: str) -> bytes:

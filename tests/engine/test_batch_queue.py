@@ -52,7 +52,7 @@ class QueueMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.out)))
         self.out.discard(key)
-        self.queue.release(key)
+        self.queue.release([key])
 
     @invariant()
     def rows_are_those_that_wait(self) -> None:
@@ -77,7 +77,7 @@ def test_a_busy_stream_does_not_hold_up_the_others() -> None:
         queue.put(Item("busy", 1, number))
     queue.put(Item("calm", 1, 3))
     assert [item.name for item in queue.take(1)] == ["busy"]
-    queue.release("busy")
+    queue.release(["busy"])
 
     assert [item.name for item in queue.take(2)] == ["calm", "busy"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from service.engine.types import Life, StreamKey, Timestep
 from service.store.keys import last_words_key, record_key, snapshots_key
@@ -43,7 +44,7 @@ async def test_a_stream_that_begins_anew_starts_from_the_initial_state(folder: P
 async def test_an_initial_state_that_is_not_zero_is_begun_with_again(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, models(tmp_path, count=lambda: count(start=7))) as engine:
         ask = Timestep(StreamKey("default", "count", "a"), {"x": np.zeros((1, 1), np.float32)})
-        answers = [await engine.advance(ask._replace(life=life)) for life in ("new", "on", "new")]
+        answers = [await engine.advance(replace(ask, life=life)) for life in ("new", "on", "new")]
 
     assert [ys(a) for a in answers] == [[8], [9], [8]]
 

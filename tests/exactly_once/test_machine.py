@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -273,12 +274,11 @@ class ExactlyOnce(RuleBasedStateMachine):
             if not ask.xs:
                 at = await engine.reset(key, after=ask.after, idempotency_key=ask.key)
                 return Told("replayed" if at.replayed else "applied", (), at.step, state_id=at.state_id)
-            found: Prediction = await engine.advance(
-                chunk(
-                    name, ask.xs, seq=ask.seq, after=ask.after, idempotency_key=ask.key, create=ask.create,
-                    keep=ask.keep, life=ask.life,
-                )._replace(key=key)
+            timestep = chunk(
+                name, ask.xs, seq=ask.seq, after=ask.after, idempotency_key=ask.key, create=ask.create,
+                keep=ask.keep, life=ask.life,
             )  # fmt: skip
+            found: Prediction = await engine.advance(msgspec.structs.replace(timestep, key=key))
         except ServiceError as exc:
             is_right = exc.applied == ("yes" if exc.code == "seq_passed" else "no")
             what = exc.code if is_right else f"{exc.code}, applied: {exc.applied}"
