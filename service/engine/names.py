@@ -64,7 +64,7 @@ class RequestNames:
                 return self._new_name()
             if timestep.life == "on":  # the way of nearly all
                 h = self._numbered.copy()
-                h.update(_PLACE(length, seq) + (data[0] if len(data) == 1 else b"".join(data)))
+                h.update(b"".join((_PLACE(length, seq), *data)))
                 return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
         given = key is not None, seq is not None, after is not None
         h = (self._begun.get(given) or self._begin(given)).copy()

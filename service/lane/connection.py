@@ -104,6 +104,13 @@ class LaneConnection(Connection):
             if len(self._held) < self._held_needs:
                 return
             data = self._let_go()
+        elif not self._line and self._is_open():
+            request = self.lane.find(data, 0)
+            if request is not None and request[2] == len(data):  # one whole request: what nearly all are
+                self._begin(request[0], data[request[1] :])
+                if self.flow.write_paused:
+                    self.flow.pause_reading()
+                return
         start, end = 0, len(data)
         while start < end and len(self._line) < _AHEAD and self._is_open():
             request = self.lane.find(data, start)
@@ -113,15 +120,13 @@ class LaneConnection(Connection):
                     start = end
                 break
             head, body, its_end = request
-            self._stop_waiting()
             if its_end > end:
+                self._stop_waiting()
                 if self._is_allowed(head):
                     self._hold(data[start:], its_end - start)
                     start = end
                 break
-            exchange = Exchange(self, head.target.route.dialect)
-            self._line.append(exchange)
-            exchange.begin(head, data[body:its_end])
+            self._begin(head, data[body:its_end])
             start = its_end
         if start < end and len(self._line) >= _AHEAD:
             self._held += data[start:]
@@ -185,11 +190,17 @@ class LaneConnection(Connection):
         is_free = self._between and self._last_words is None and (cycle is None or cycle.response_complete)
         return is_free and self._is_plain and not self._is_beyond
 
+    def _begin(self, head: Head, body: bytes) -> None:
+        self._receive_by = None
+        exchange = Exchange(self, head.target.route.dialect)
+        self._line.append(exchange)
+        exchange.begin(head, body)
+
     def _is_allowed(self, head: Head) -> bool:
         """Whether its body may be waited for; where the head is refused, the declared route says so at once."""
         try:
             self.lane.call(head)
-        except ServiceError:
+        except Exception:  # noqa: BLE001 - whatever it is, the declared route says so
             return False
         return True
 
@@ -244,12 +255,11 @@ class LaneConnection(Connection):
         transport = self.transport
         if transport.is_closing():
             return
-        self.server_state.total_requests += 1 + len(before)
-        is_last = not self._line and (self._ending or self.context.leaving) and self._may_end()
-        if is_last:
+        is_end = (self._ending or self.context.leaving) and not self._line and self._may_end()
+        if is_end:
             last = last.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
         transport.write(b"".join([*before, last]) if before else last)
-        if is_last:
+        if is_end:
             transport.close()
         elif not self._line:
             self._begin_waiting()

@@ -15,7 +15,6 @@ from service.wire.bodies import Keep
 from service.wire.formats import JSON, Format, encode
 from service.wire.names import encode_state_id
 
-
 _encode_json = msgspec.json.Encoder().encode
 
 

@@ -110,7 +110,7 @@ class FastStep:
         ]
         kind, self._struct = _inputs_type(fields, {f"i{i}": spec.name for i, spec in enumerate(specs)})
         self._makers = [(spec.name, row_maker(np.dtype(spec.dtype), spec.row_shape)) for spec in specs]
-        self._one, self._make_one = self._makers[0] if len(specs) == 1 else ("", None)
+        self._only = self._makers[0] if len(specs) == 1 else None
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
         # None is the default of what was not given, and nothing that may be given.
         more = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
@@ -136,8 +136,9 @@ class FastStep:
         if create is not None:
             colons += 1
         demand_single_keys(body, colons)
-        if self._make_one is not None:
-            return StepBody({self._one: self._make_one(values[0])}, 1, False, seq, after, create or "auto", "all")
+        if self._only is not None:
+            name, make = self._only
+            return StepBody({name: make(values[0])}, 1, False, seq, after, create or "auto", "all")
         arrays = {name: make(value) for (name, make), value in zip(self._makers, values, strict=True)}
         return StepBody(arrays, 1, False, seq, after, create or "auto", "all")
 
