@@ -256,19 +256,19 @@ async def test_a_primary_that_dies_is_replaced_by_its_replica(folder: Path) -> N
 
 
 def test_a_service_on_a_cluster_steps_lists_snapshots_and_is_watched(three: Cluster, tmp_path: Path) -> None:
-    with running(three.url, served_models(tmp_path, fold)) as one:
+    with running(three.url, served_models(tmp_path, of_its_own=fold)) as one:
         url = f"ws://127.0.0.1:{one.port}/v1/watch"
         with connect(url) as watcher:
-            watcher.send(json.dumps({"watch": [{"model": "fold"}]}))
+            watcher.send(json.dumps({"watch": [{"model": "of_its_own"}]}))
             watcher.recv(timeout=SOON)
             streams = [f"s{n}" for n in range(20)]
             body = {"streams": streams, "inputs": [[n] for n in range(20)], "seq": [1] * 20}
-            answer = one.http.post("/v1/models/fold/step", json=body).json()
+            answer = one.http.post("/v1/models/of_its_own/step", json=body).json()
             seen = {json.loads(watcher.recv(timeout=SOON))["stream"] for _ in streams}
-        listed = one.http.get("/v1/models/fold/streams?limit=50").json()["streams"]
-        snapshot = one.http.put(one.path("fold", "s1", "snapshots/x"))
-        forked = one.http.post(one.path("fold", "s1", "fork"), json={"to": "elsewhere"})
-        reset = one.http.post("/v1/models/fold/reset").json()
+        listed = one.http.get("/v1/models/of_its_own/streams?limit=50").json()["streams"]
+        snapshot = one.http.put(one.path("of_its_own", "s1", "snapshots/x"))
+        forked = one.http.post(one.path("of_its_own", "s1", "fork"), json={"to": "elsewhere"})
+        reset = one.http.post("/v1/models/of_its_own/reset").json()
         info = one.http.get("/v1/info").json()
         ready = one.http.get("/readyz").status_code
 
