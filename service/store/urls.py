@@ -19,6 +19,7 @@ Address = tuple[str, int]
 """Host and port."""
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+_SENTINEL = "redis+sentinel://host:26379,host:26379/mymaster/0"
 _MAX_CONNECTIONS = 64  # of redis-py's own, for what is not hot
 _SENTINEL_TIMEOUT_S = 0.5  # a dead Sentinel must leave time to ask the others
 
@@ -51,34 +52,43 @@ def server_pool(url: str, timeout: float) -> ConnectionPool:
         BadStoreUrlError: It cannot be read.
     """
     try:
-        return BlockingConnectionPool.from_url(url, timeout=timeout, **_common(timeout))
-    except ValueError as exc:
+        pool = BlockingConnectionPool.from_url(url, timeout=timeout, **_common(timeout))
+        # This connects nothing, but takes no option that it does not know.
+        pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
+    except (ValueError, TypeError) as exc:
         raise BadStoreUrlError(f"The store's URL cannot be read: {exc}.", fix="Give redis://host:port/0.") from exc
+    return pool
 
 
 def sentinel_pool(url: str, timeout: float) -> ConnectionPool:
     """Return the pool of the primary that Sentinels name: `redis+sentinel://user:password@host:port,host/service/db`.
 
-    With `rediss+sentinel` Sentinels and servers are spoken to over TLS. Options stand behind `?`, as in `rediss://`.
+    With `rediss+sentinel` Sentinels and servers are spoken to over TLS. Options stand behind `?`, as in `rediss://`,
+    and there the account at the Sentinels themselves: `sentinel_username`, `sentinel_password`.
 
     Raises:
         BadStoreUrlError: It cannot be read.
     """
-    many = _read(url, "redis+sentinel://host:26379,host:26379/mymaster/0", 26379)
+    many = _read(url, _SENTINEL, 26379)
     service, _, db = many.path.partition("/")
     if not service or not (db or "0").isdecimal():
         raise BadStoreUrlError(
             "A Sentinel URL needs hosts, the name of the service, and a number where a database follows.",
-            fix="Give redis+sentinel://host:26379,host:26379/mymaster/0.",
+            fix=f"Give {_SENTINEL}.",
         )
-    options = {"ssl": True, **many.options} if many.tls else many.options
+    options = {"ssl": True, **many.options} if many.tls else dict(many.options)
+    asked_as = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     patience = min(_SENTINEL_TIMEOUT_S, timeout / (len(many.nodes) + 1))
     once = Retry(NoBackoff(), 0)  # a dead Sentinel is not tried again and again before the others
-    ask = {"socket_connect_timeout": patience, "socket_timeout": patience, "retry": once, **options}
-    sentinel: Any = Sentinel(list(many.nodes), sentinel_kwargs=ask)  # type: ignore[no-untyped-call]  # has no types
+    ask = {"socket_connect_timeout": patience, "socket_timeout": patience, "retry": once, **asked_as, **options}
     account = {"username": many.user, "password": many.password}
-    client = sentinel.master_for(service, db=int(db or 0), **account, **options, **_common(timeout))
-    pool: ConnectionPool = client.connection_pool
+    try:
+        sentinel: Any = Sentinel(list(many.nodes), sentinel_kwargs=ask)  # type: ignore[no-untyped-call]  # has no types
+        client = sentinel.master_for(service, db=int(db or 0), **account, **options, **_common(timeout))
+        pool: ConnectionPool = client.connection_pool
+        pool.make_connection()  # type: ignore[no-untyped-call]  # as above
+    except TypeError as exc:
+        raise BadStoreUrlError(f"The store's URL cannot be read: {exc}.", fix=f"Give {_SENTINEL}.") from exc
     return pool
 
 
@@ -108,7 +118,9 @@ class ClusterUrl:
                 f"A Cluster has the database 0 alone; the URL asks for {many.path!r}.", fix="Leave it out."
             )
         parts = urlsplit(url)
-        return cls(many.nodes, "rediss" if many.tls else "redis", parts.netloc.rpartition("@")[0], parts.query)
+        read = cls(many.nodes, "rediss" if many.tls else "redis", parts.netloc.rpartition("@")[0], parts.query)
+        read.pool(many.nodes[0], 1.0)  # an option that nobody knows is told now
+        return read
 
     def pool(self, node: Address, timeout: float) -> ConnectionPool:
         """Return the pool of one node."""
@@ -131,11 +143,11 @@ class _Many:
 
 
 def _read(url: str, example: str, port: int) -> _Many:
-    parts = urlsplit(url)
-    account, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = account.partition(":")
-    tls = parts.scheme.startswith("rediss")
+    tls = url.startswith("rediss")
     try:
+        parts = urlsplit(url)
+        account, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = account.partition(":")
         nodes = [_address(host, port) for host in hosts.split(",") if host]
         options = parse_url(f"{'rediss' if tls else 'redis'}://host?{parts.query}")
     except ValueError as exc:

@@ -131,6 +131,7 @@ def sentinels(
     name: str = "pumps",
     down_after_ms: int = 300,
     options: str = "",
+    password: str | None = None,
     binary: Path | None = None,
 ) -> Iterator[int]:
     """The port of a Sentinel that watches a primary and knows its replicas."""
@@ -147,7 +148,7 @@ def sentinels(
     conf.write_text("\n".join(lines))
     with subprocess.Popen([str(binary or next(iter(servers().values()))), str(conf), "--sentinel"]) as process:
         try:
-            with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.02), 200)) as client:
+            with redis.Redis(port=port, password=password, retry=Retry(ConstantBackoff(0.02), 200)) as client:
                 client.ping()
                 with contextlib.suppress(redis.ResponseError):  # 6.2 looks every ten seconds, whatever one wishes
                     for what in ("INFO", "PUBLISH", "PING", "ASK"):

@@ -21,7 +21,6 @@ from service.store.channel import Channel
 from service.store.facts import UnsafeStoreError, demand_safe, read_facts
 from service.store.keys import entry_key, record_key
 from service.store.redis import Outcome, StateStore
-from service.store.urls import BadStoreUrlError
 from service.store.wire import open_wire
 from tests.api.running import models as served_models
 from tests.api.running import running
@@ -288,9 +287,3 @@ async def test_a_server_that_is_no_cluster_is_told_by_name(redis_server: Server,
     with pytest.raises((StoreUnavailableError, OutcomeUnknownError)):
         (await store.commit([write("swl:1:{a}", a_record(1))], deadline=now() + 0.3))[0]
     await store.close()
-
-
-@pytest.mark.parametrize("url", ["redis+cluster://", "redis+cluster://h:port", "redis+cluster://h:1/3"])
-def test_a_cluster_url_of_another_kind_is_refused(url: str) -> None:
-    with pytest.raises(BadStoreUrlError):
-        open_wire(url, timeout=1)

@@ -7,20 +7,18 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
 from service.store.link import NoReplyError, NotSentError, RefusalError
 from service.store.server_wire import Unconfirmed
 from service.store.urls import BadStoreUrlError
 from service.store.wire import Wire, open_wire
 from tests.processes import free_port
-from tests.servers import Server, server, servers
+from tests.servers import Server, server
+from tests.store.clusters import sentinels
 
 
 @asynccontextmanager
@@ -145,33 +143,26 @@ async def test_a_wrong_password_is_told(locked_port: int) -> None:
             await one.call(("PING",))
 
 
-@contextmanager
-def sentinel(folder: Path, primary_port: int) -> Iterator[int]:
-    """The port of a Sentinel that watches a primary by the name `pumps`."""
-    port, conf = free_port(), folder / "sentinel.conf"
-    lines = [
-        f"port {port}",
-        f"dir {folder}",
-        f"logfile {folder}/log",
-        f"sentinel monitor pumps 127.0.0.1 {primary_port} 1",
-    ]
-    conf.write_text("\n".join(lines))
-    with subprocess.Popen([str(next(iter(servers().values()))), str(conf), "--sentinel"]) as process:
-        try:
-            with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.02), 200)) as client:
-                client.ping()
-            yield port
-        finally:
-            process.kill()
-
-
 async def test_sentinel_leads_to_the_primary(short_path: Path) -> None:
     port = free_port()
-    with server(short_path / "r", "--port", str(port)) as primary, sentinel(short_path, port) as guard:
+    with server(short_path / "r", "--port", str(port)) as primary, sentinels(short_path, port) as guard:
         async with wire(f"redis+sentinel://127.0.0.1:{guard}/pumps/2") as one:
             await one.call(("SET", "here", "x"))
         with primary.client() as client:
             assert client.info("keyspace")["db2"]["keys"] == 1
+
+
+async def test_a_sentinel_may_want_an_account_of_its_own(short_path: Path) -> None:
+    port = free_port()
+    with (
+        server(short_path / "r", "--port", str(port)),
+        sentinels(short_path, port, options="requirepass secret", password="secret") as guard,
+    ):
+        async with wire(f"redis+sentinel://127.0.0.1:{guard}/pumps?sentinel_password=secret") as one:
+            assert await one.call(("PING",)) == [b"PONG"]
+        async with wire(f"redis+sentinel://127.0.0.1:{guard}/pumps", timeout=0.5) as one:
+            with pytest.raises(NotSentError):
+                await one.call(("PING",))
 
 
 def a_certificate(folder: Path) -> ssl.SSLContext:
@@ -218,7 +209,39 @@ async def test_a_primary_that_became_a_replica_is_left(redis_server: Server) -> 
     assert (refused.code, after != before) == ("READONLY", True)
 
 
-@pytest.mark.parametrize("url", ["http://x", "localhost", "redis+sentinel://host:1", "redis://host:port/0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://x",
+        "localhost",
+        "redis://host:port/0",
+        "redis://host:6379/0?nonsense=1",
+        "redis+sentinel://host:1",
+        "redis+sentinel://host:1/pumps/first",
+        "redis+sentinel://host:1/pumps?nonsense=1",
+        "redis+sentinel:///pumps",
+        "redis+cluster://",
+        "redis+cluster://host:port",
+        "redis+cluster://host:1/3",
+        "redis+cluster://host:1?nonsense=1",
+        "redis+cluster://[::1:6379",
+    ],
+)
 def test_a_url_of_another_kind_is_refused(url: str) -> None:
     with pytest.raises(BadStoreUrlError):
         open_wire(url, timeout=1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "unix:///run/redis.sock?db=2",
+        "rediss://u:p%40ss@host:6379/0?ssl_cert_reqs=none&ssl_check_hostname=false",
+        "redis+sentinel://u:p@[::1]:26379,host/pumps?sentinel_password=x",
+        "rediss+sentinel://host/pumps/3?ssl_ca_certs=/ca.pem",
+        "redis+cluster://u:p@[::1]:6379,host",
+        "rediss+cluster://host?ssl_ca_certs=/ca.pem",
+    ],
+)
+def test_a_url_of_every_kind_is_taken(url: str) -> None:
+    open_wire(url, timeout=1)
