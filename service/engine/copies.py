@@ -111,13 +111,7 @@ class Copies:
             if after is not None and present.chain != after:
                 raise wrong_history(present)
             if existing is not None:
-                raise ServiceError(
-                    "stream_exists",
-                    f"Stream {to.stream!r} exists and stands at step {existing.step}; a fork begins a new one.",
-                    fix="Name another stream, or delete that one first.",
-                    step=existing.step,
-                    state_id=existing.chain,
-                )
+                raise _exists(to, existing)
             self._begins(to.tenant)
             content = self._origins.content(Kind.FORK, key.model, record, version)
             made = content.record(op_id, record.chain, had_key=entry_name is not None)
@@ -278,6 +272,16 @@ class Copies:
         served = self._shelf.by_fingerprint(model, record.fingerprint)
         version = None if served is None else served.version
         return SnapshotStatus(name, version, record.step, record.chain, snapshot.taken_ms)
+
+
+def _exists(stream: StreamKey, record: Record) -> ServiceError:
+    return ServiceError(
+        "stream_exists",
+        f"Stream {stream.stream!r} exists and stands at step {record.step}; a fork begins a new one.",
+        fix="Name another stream, or delete that one first.",
+        step=record.step,
+        state_id=record.chain,
+    )
 
 
 def _number(version: int | None) -> bytes:
