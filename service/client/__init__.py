@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from service.client.aio import AsyncClient, AsyncModel, AsyncStream
-from service.client.answers import Answer, ClientError, Status
+from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State, Status
 from service.client.feed import Feed
+from service.client.replay import ResendBar
 from service.client.sync import Client, Model, Stream
 
 __all__ = [
@@ -17,8 +18,14 @@ __all__ = [
     "AsyncStream",
     "Client",
     "ClientError",
+    "Event",
     "Feed",
+    "Gap",
     "Model",
+    "ResendBar",
+    "Rollout",
+    "Snapshot",
+    "State",
     "Status",
     "Stream",
 ]

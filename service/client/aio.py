@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from service.client import http
-from service.client.answers import Answer, ClientError, Status
-from service.client.exchanges import Ask, Exchange, ModelExchanges, Place, Returns, Send, carry_async
+from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State, Status
+from service.client.exchanges import Ask, Exchange, OnResend, Place, Returns, Send, carry_async
 from service.client.feed import Feed
+from service.client.memory import KEEP_BYTES, Memory
+from service.client.operations import Operations
+from service.client.replay import timesteps_of, with_bar
 from service.client.replies import Lost, Reply
 from service.client.tensors import Inputs
+from service.client.watching import Watch, follow_async
 
 T = TypeVar("T")
 
@@ -22,13 +26,23 @@ T = TypeVar("T")
 class AsyncClient:
     """A service, as `Client` is, to be awaited. It belongs to one event loop."""
 
-    def __init__(self, url: str, key: str | None = None, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        timeout: float = 60.0,
+        *,
+        keep_bytes: int = KEEP_BYTES,
+        on_resend: OnResend | None = None,
+    ) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
             url: Where the service is, `http://HOST:PORT`.
             key: API key, where the service asks for one.
             timeout: Seconds that one call may take, with all its retries.
+            keep_bytes: Memory for what was sent, which is sent again where the store loses it; 0: nothing is kept.
+            on_resend: Told of what is sent again: the stream, how many requests were, and of how many.
 
         Raises:
             ClientError: `bad_url`.
@@ -36,6 +50,8 @@ class AsyncClient:
         self._http = httpx.AsyncClient(**http.options(url, key))
         self._turn = asyncio.Semaphore(http.MOST)  # httpx gets slow where many wait for its connections
         self._timeout = timeout
+        self._memory = Memory(keep_bytes) if keep_bytes else None
+        self._on_resend = on_resend
 
     def model(self, name: str) -> AsyncModel:
         """Return a model, by its name.
@@ -45,8 +61,8 @@ class AsyncClient:
         Raises:
             ClientError: `bad_request`: no model can have this name.
         """
-        exchanges = ModelExchanges(name, self._timeout)
-        return AsyncModel(exchanges, self._send, http.feed_address(self._http, exchanges.path))
+        exchanges = Operations(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
+        return AsyncModel(name, exchanges, self._send, self._http)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -73,11 +89,12 @@ class AsyncClient:
 class AsyncModel:
     """A model of a service, and what is known of its streams."""
 
-    def __init__(self, exchanges: ModelExchanges, send: Send, address: http.FeedAddress) -> None:
+    def __init__(self, name: str, exchanges: Operations, send: Send, client: httpx.AsyncClient) -> None:
         """Use `AsyncClient.model`."""
+        self.name = name
         self._exchanges = exchanges
         self._send = send
-        self._address = address
+        self._http = client
         self._streams: dict[str, AsyncStream] = {}
 
     def stream(self, name: str) -> AsyncStream:
@@ -87,7 +104,7 @@ class AsyncModel:
             ClientError: `bad_request`: no stream can have this id.
         """
         if name not in self._streams:
-            self._streams[name] = AsyncStream(self._exchanges, Place.of(name), self._send)
+            self._streams[name] = AsyncStream(self, self._exchanges, Place.of(name), self._send)
         return self._streams[name]
 
     async def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, Answer | ClientError]:
@@ -107,7 +124,14 @@ class AsyncModel:
             async with stream._lock:
                 return await carry_async(self._exchanges.move(stream._place, x), send)
 
-        return Feed(self._address, move, self._send)
+        return Feed(http.feed_address(self._http, f"{self._exchanges.path}/feed"), move, self._send)
+
+    def watch(
+        self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
+    ) -> AsyncIterator[Event | Gap]:
+        """Follow predictions as they are committed; as `Model.watch`, to be read with `async for`."""
+        address = http.feed_address(self._http, "/v1/watch")
+        return follow_async(Watch(address, self.name, stream, prefix, since, inputs=inputs))
 
 
 class AsyncStream:
@@ -117,8 +141,9 @@ class AsyncStream:
         name: The stream's id.
     """
 
-    def __init__(self, exchanges: ModelExchanges, place: Place, send: Send) -> None:
+    def __init__(self, model: AsyncModel, exchanges: Operations, place: Place, send: Send) -> None:
         """Use `AsyncModel.stream`."""
+        self._model = model
         self.name = place.stream
         self._place = place
         self._lock = asyncio.Lock()
@@ -137,9 +162,57 @@ class AsyncStream:
         """Give the stream its history, without predictions; as `Stream.prime`."""
         return await self.steps(xs, "none")
 
-    async def reset(self) -> Answer:
-        """Bring the stream back to its initial state; as `Stream.reset`."""
+    async def reset(self, to: str | None = None) -> Answer:
+        """Bring the stream back to its initial state, or to a snapshot; as `Stream.reset`."""
+        if to is not None:
+            return await self._run(self._exchanges.reset_to(self._place, to))
         return await self._run(self._exchanges.reset(self._place))
+
+    async def replay(
+        self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False
+    ) -> AsyncIterator[Answer]:
+        """Step through recorded timesteps; as `Stream.replay`, to be read with `async for`."""
+        timesteps = timesteps_of(rows, columns)
+        for x in with_bar(timesteps, self.name) if progress else timesteps:
+            yield await self.step(x)
+
+    async def peek(self, x: Inputs, *, chunk: bool = False) -> Answer:
+        """Return what a step would be answered; as `Stream.peek`."""
+        return await carry_async(self._exchanges.peek(self._place, x, chunk=chunk), self._send)
+
+    async def rollout(self, horizon: int, x: Inputs | None = None, *, commit: bool = False, **options: Any) -> Rollout:
+        """Return where the stream goes by its own predictions; as `Stream.rollout`."""
+        return await self._run(self._exchanges.rollout(self._place, horizon, x, options, commit=commit))
+
+    async def fork(self, to: str, *, snapshot: str | None = None) -> AsyncStream:
+        """Begin another stream as this one is now; as `Stream.fork`."""
+        other = self._model.stream(to)
+        await carry_async(self._exchanges.fork(self._place, other._place, snapshot), self._send)
+        return other
+
+    async def snapshots(self) -> list[Snapshot]:
+        """List the stream's snapshots; as `Stream.snapshots`."""
+        return await carry_async(self._exchanges.snapshots(self._place), self._send)
+
+    async def take_snapshot(self, name: str) -> Answer:
+        """Copy the stream as it is now; as `Stream.take_snapshot`."""
+        return await carry_async(self._exchanges.take_snapshot(self._place, name), self._send)
+
+    async def forget_snapshot(self, name: str) -> None:
+        """Forget a snapshot; as `Stream.forget_snapshot`."""
+        await carry_async(self._exchanges.forget_snapshot(self._place, name), self._send)
+
+    async def state(self) -> State:
+        """Return the stream's state; as `Stream.state`."""
+        return await carry_async(self._exchanges.state(self._place), self._send)
+
+    async def put_state(self, state: State) -> Answer:
+        """Let the stream go on from a state; as `Stream.put_state`."""
+        return await self._run(self._exchanges.put_state(self._place, state))
+
+    def watch(self, *, since: int | None = None, inputs: bool = False) -> AsyncIterator[Event | Gap]:
+        """Follow the stream; as `AsyncModel.watch`."""
+        return self._model.watch(self.name, since=since, inputs=inputs)
 
     async def resume(self) -> int:
         """Read where the stream stands, and go on from there; as `Stream.resume`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import msgspec
@@ -84,6 +84,80 @@ class Answer:
                 applied="yes",
             )
         return next(iter(self.outputs.values()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout(Answer):
+    """Where a stream goes by its own predictions, or went.
+
+    `outputs` are `(H, *row)`, with several samples `(samples, H, *row)`.
+
+    Attributes:
+        next: The input that each prediction was made into, likewise.
+        seed: Of the chances, where there are any.
+    """
+
+    next: dict[str, Array] = field(default_factory=dict)
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event(Answer):
+    """A committed step or chunk, as one who watches is told of it.
+
+    Attributes:
+        model: The model's name.
+        stream: The stream's id.
+        inputs: What was sent, where that was asked for.
+    """
+
+    model: str = ""
+    stream: str = ""
+    inputs: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One who watches has missed something here.
+
+    Attributes:
+        timesteps: The predictions of how many timesteps, at least.
+    """
+
+    timesteps: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """A stream's state, to be put into a stream anywhere.
+
+    Attributes:
+        states: An array per state.
+        step: Timesteps that the stream had consumed.
+        fingerprint: Names the model that wrote it; empty: whichever takes it.
+    """
+
+    states: dict[str, Array]
+    step: int = 0
+    fingerprint: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A copy of a stream under a name.
+
+    Attributes:
+        name: Its name.
+        version: The version of the model that would go on with it; None: it is not loaded.
+        step: Timesteps that the stream had consumed.
+        state_id: Named the stream's history then.
+        taken_at: When it was taken, in UTC.
+    """
+
+    name: str
+    version: int | None
+    step: int
+    state_id: str
+    taken_at: datetime
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -11,8 +11,9 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from model_export.manifest import NAME, Array
 from service.client import replies
 from service.client.answers import Answer, ClientError, Status
+from service.client.memory import Memory, Sent
 from service.client.replies import Lost, Reply
 from service.client.tensors import Inputs, as_declared, stack
 from service.wire.answers import tensor
@@ -28,6 +30,7 @@ from service.wire.names import bad_stream_id, is_stream_id
 
 Returns = Literal["all", "last", "none"]
 T = TypeVar("T")
+A = TypeVar("A", bound=Answer)
 
 _ATTEMPT_S = 15.0  # more than the service's own default limit for a request
 _FIRST_PAUSE_S = 0.05
@@ -43,12 +46,14 @@ class Place:
         step: Timesteps that it has consumed.
         state_id: Names its history; None for a stream that is still to begin.
         known: The two above were told, so the next step follows on them.
+        past: What it was sent, the oldest first, as far as it is kept.
     """
 
     stream: str
     step: int = 0
     state_id: str | None = None
     known: bool = False
+    past: deque[Sent] = field(default_factory=deque)
 
     @classmethod
     def of(cls, stream: str) -> Place:
@@ -66,7 +71,7 @@ class Place:
         """Take note of where the stream stands."""
         self.step, self.state_id, self.known = step, state_id, True
 
-    def arrive(self, answer: Answer) -> Answer:
+    def arrive(self, answer: A) -> A:
         """Stand where an answer says, and return it."""
         self.stand(answer.step, answer.state_id)
         return answer
@@ -84,6 +89,7 @@ class Ask:
         key: The `Idempotency-Key`, or None.
         wait: Seconds to wait before it is sent.
         timeout: Seconds until its reply is given up.
+        moves: It may move a stream, unless its method is GET.
     """
 
     method: str
@@ -93,10 +99,13 @@ class Ask:
     key: str | None = None
     wait: float = 0.0
     timeout: float = _ATTEMPT_S
+    moves: bool = True
 
 
 Exchange = Generator[Ask, Reply | Lost, T]
 Send = Callable[[Ask], Awaitable[Reply | Lost]]
+OnResend = Callable[[str, int, int], None]
+"""Told that so many of so many requests of a stream, which the store had lost, were sent again."""
 
 
 @dataclass(slots=True)
@@ -141,6 +150,8 @@ class ModelExchanges:
         model: str,
         timeout: float,
         *,
+        memory: Memory | None = None,
+        on_resend: OnResend | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -149,6 +160,8 @@ class ModelExchanges:
         Args:
             model: The model's name.
             timeout: Seconds that one call may take, with all its retries.
+            memory: Keeps what was sent, for a store that loses it; None: nothing is kept.
+            on_resend: Told of what is sent again.
             clock: Gives the time in seconds.
             jitter: Gives a number from 0 to 1.
 
@@ -163,9 +176,12 @@ class ModelExchanges:
             )
         self.path = f"/v1/models/{model}"
         self._timeout = timeout
+        self._memory = memory
+        self._on_resend = on_resend
         self._clock = clock
         self._jitter = jitter
         self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._is_durable = False  # what is answered cannot be lost any more
 
     def move(self, place: Place, x: Inputs, returns: Returns | None = None) -> Exchange[Answer]:
         """Move one stream by a timestep, or by a chunk of them.
@@ -178,15 +194,11 @@ class ModelExchanges:
         patience = self._patience()
         inputs = yield from self._inputs(x, patience)
         yield from self._find(place, patience)
-        document = {"inputs": _packed(inputs), "seq": place.step + 1}
+        document = {"inputs": packed(inputs), "seq": place.step + 1}
         if place.state_id is not None:
             document["after"] = place.state_id
-        if returns is None:
-            ask = Ask("POST", f"{self._path(place)}/step", document, place.stream)
-        else:
-            ask = Ask("POST", f"{self._path(place)}/steps", document | {"return": returns})
-        reply = yield from self._insist(ask, patience)
-        return place.arrive(replies.read(reply, replies.Moved).answer())
+        ask = self._step(place, document) if returns is None else self._steps(place, document | {"return": returns})
+        return (yield from self._move(place, ask, patience, _moved))
 
     def move_many(self, places: Sequence[Place], xs: Mapping[str, Inputs]) -> Exchange[dict[str, Answer | ClientError]]:
         """Move many streams by one timestep each; of those that failed, the ones worth it are sent again.
@@ -206,7 +218,7 @@ class ModelExchanges:
         while waiting:
             document = {
                 "streams": [place.stream for place in waiting],
-                "inputs": _packed(stack([rows[place.stream] for place in waiting])),
+                "inputs": packed(stack([rows[place.stream] for place in waiting])),
                 "seq": [place.step + 1 for place in waiting],
                 "after": [place.state_id for place in waiting],
             }
@@ -218,16 +230,27 @@ class ModelExchanges:
                     raise
                 return results | {place.stream: error for place in waiting}  # what was answered before is kept
             again: list[tuple[Place, ClientError]] = []
+            fell_back = False
             for place, result in zip(waiting, answers, strict=True):
                 if isinstance(result, Answer):
-                    results[place.stream] = place.arrive(result)
+                    alone = {"inputs": packed(rows[place.stream]), "seq": place.step + 1}
+                    alone |= {} if place.state_id is None else {"after": place.state_id}
+                    results[place.stream] = self._arrive(place, self._step(place, alone), result)
+                    continue
+                try:
+                    if (yield from self._bring_forward(place, result, patience)):
+                        again.append((place, result))
+                        fell_back = True
+                        continue
+                except ClientError as error:
+                    results[place.stream] = error
                     continue
                 results[place.stream] = patience.settle(result, doubt=place.stream in doubts)
                 if result.applied != "no":
                     doubts.add(place.stream)
                 if result.retry == "same":
                     again.append((place, result))
-            pause = patience.pause(again[0][1]) if again else None
+            pause = 0.0 if fell_back else patience.pause(again[0][1]) if again else None
             if pause is None:
                 break
             waiting, wait = [place for place, _ in again], pause
@@ -240,11 +263,12 @@ class ModelExchanges:
         document = {} if place.state_id is None else {"after": place.state_id}
         ask = Ask("POST", f"{self._path(place)}/reset", document, key=uuid.uuid4().hex)
         reply = yield from self._insist(ask, patience)
-        return place.arrive(replies.read(reply, replies.Moved).answer())
+        return self._begin_anew(place, replies.read(reply, replies.Moved).answer())
 
     def resume(self, place: Place) -> Exchange[int]:
         """Read where a stream stands, whatever was known, and return its step; 0 where there is no such stream."""
         place.known = False
+        self._forget(place)
         yield from self._find(place, self._patience())
         return place.step
 
@@ -256,8 +280,68 @@ class ModelExchanges:
         """Forget a stream."""
         yield from self._insist(Ask("DELETE", self._path(place), key=uuid.uuid4().hex), self._patience())
         place.stand(0, None)
+        self._forget(place)
 
     # ---------------------------------------------------------------- parts of exchanges
+
+    def _move(self, place: Place, ask: Ask, patience: Patience, read: Callable[[Reply], A]) -> Exchange[A]:
+        """Send what moves a stream; where the store fell back, bring the stream forward again first."""
+        while True:
+            try:
+                reply = yield from self._insist(ask, patience)
+            except ClientError as error:
+                if not (yield from self._bring_forward(place, error, patience)):
+                    raise
+            else:
+                return self._arrive(place, ask, read(reply))
+
+    def _bring_forward(self, place: Place, error: ClientError, patience: Patience) -> Exchange[bool]:
+        """Send again what the store has lost of what it had confirmed; False: that is not what happened.
+
+        A stream that fell back stands where it has been before, by its step and its state id; one that somebody
+        reset or moved stands where this handle has never been, and is left alone.
+        """
+        if self._memory is None or error.retry != "resend_from" or error.step is None or error.state_id is None:
+            return False
+        lost = self._memory.since(place, error.step, error.state_id)
+        for at, sent in enumerate(lost):
+            self._tell_resend(place.stream, at, len(lost))
+            reply = yield from self._insist(sent.ask, patience)
+            if replies.read(reply, replies.Moved).state_id != sent.state_id:
+                raise ClientError(
+                    "state_changed",
+                    f"The stream fell back to step {error.step}, and came to another history than before on its way.",
+                    fix="Look at it with `status`; then `resume`, or reset it.",
+                    step=sent.step,
+                )
+        if lost:
+            self._tell_resend(place.stream, len(lost), len(lost))
+        return bool(lost)
+
+    def _arrive(self, place: Place, ask: Ask, answer: A) -> A:
+        """Go where an answer says, and keep what brought the stream there."""
+        if self._memory is not None and not self._is_durable:
+            self._memory.keep(Sent(ask, place, place.step, place.state_id, answer.state_id))
+        return place.arrive(answer)
+
+    def _begin_anew(self, place: Place, answer: Answer) -> Answer:
+        """Go where an answer says, which does not follow on what was sent before."""
+        self._forget(place)
+        return place.arrive(answer)
+
+    def _forget(self, place: Place) -> None:
+        if self._memory is not None:
+            self._memory.forget(place)
+
+    def _tell_resend(self, stream: str, done: int, total: int) -> None:
+        if self._on_resend is not None:
+            self._on_resend(stream, done, total)
+
+    def _step(self, place: Place, document: Mapping[str, Any]) -> Ask:
+        return Ask("POST", f"{self._path(place)}/step", document, place.stream)
+
+    def _steps(self, place: Place, document: Mapping[str, Any]) -> Ask:
+        return Ask("POST", f"{self._path(place)}/steps", document)
 
     def _insist(self, ask: Ask, patience: Patience) -> Exchange[Reply]:
         """Send until there is an answer other than "the same again", or no time is left.
@@ -268,7 +352,7 @@ class ModelExchanges:
         while True:
             left = patience.until - patience.clock() - ask.wait
             got = yield replace(ask, timeout=max(0.001, min(left, _ATTEMPT_S)))
-            error = replies.error_in(got, moves=ask.method != "GET")
+            error = replies.error_in(got, moves=ask.moves and ask.method != "GET")
             if error is None:
                 assert isinstance(got, Reply)
                 return got
@@ -300,8 +384,18 @@ class ModelExchanges:
         if not self._dtypes:
             reply = yield from self._insist(Ask("GET", self.path), patience)
             described = replies.read(reply, replies.Described)
+            if self._memory is not None:
+                self._is_durable = yield from self._confirms_for_good(patience)
             self._dtypes = {one.name: np.dtype(one.dtype) for one in described.inputs}
         return as_declared(x, self._dtypes)
+
+    def _confirms_for_good(self, patience: Patience) -> Exchange[bool]:
+        """Return whether an answered step survives also a failover of the store."""
+        try:
+            reply = yield from self._insist(Ask("GET", "/v1/info"), patience)
+        except ClientError:
+            return False
+        return replies.read(reply, replies.Info).durability == "replica"
 
     def _path(self, place: Place) -> str:
         return f"{self.path}/streams/{place.stream}"
@@ -332,5 +426,10 @@ async def carry_async(exchange: Exchange[T], send: Send) -> T:
         return result
 
 
-def _packed(inputs: Mapping[str, Array]) -> dict[str, Any]:
+def _moved(reply: Reply) -> Answer:
+    return replies.read(reply, replies.Moved).answer()
+
+
+def packed(inputs: Mapping[str, Array]) -> dict[str, Any]:
+    """Return arrays as they are sent."""
     return {name: tensor(array, MSGPACK) for name, array in inputs.items()}

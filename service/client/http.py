@@ -50,10 +50,10 @@ class FeedAddress:
     headers: Mapping[str, str]
 
 
-def feed_address(client: httpx.AsyncClient, model_path: str) -> FeedAddress:
-    """Return the address of a model's feed on the client's service."""
+def feed_address(client: httpx.AsyncClient | httpx.Client, path: str) -> FeedAddress:
+    """Return the address of a WebSocket on the client's service."""
     base = client.base_url
-    url = str(base.copy_with(scheme=_SCHEMES[base.scheme])).rstrip("/") + f"{model_path}/feed"
+    url = str(base.copy_with(scheme=_SCHEMES[base.scheme])).rstrip("/") + path
     return FeedAddress(url, {name: client.headers[name] for name in ("Authorization",) if name in client.headers})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Struct
 
 from model_export.manifest import Array
-from service.client.answers import Answer, ClientError
+from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State
 from service.errors import Applied, Retry
 from service.wire.formats import JSON, Format
 
@@ -104,6 +104,77 @@ class Problem(Struct):
         )
 
 
+class Peeked(Struct):
+    """The answer to a peek; a stream that is missing has no state id."""
+
+    step: int
+    outputs: dict[str, Packed]
+    state_id: str = ""
+
+    def answer(self) -> Answer:
+        """Return it as an answer."""
+        return Answer({name: packed.array() for name, packed in self.outputs.items()}, self.step, self.state_id)
+
+
+class Rolled(Struct):
+    """The answer to a rollout."""
+
+    step: int
+    outputs: dict[str, Packed]
+    next: dict[str, Packed]
+    state_id: str = ""
+    seed: int | None = None
+    replayed: bool = False
+    created: bool = False
+
+    def rollout(self) -> Rollout:
+        """Return it as a rollout."""
+        outputs, following = (
+            {name: packed.array() for name, packed in tensors.items()} for tensors in (self.outputs, self.next)
+        )
+        return Rollout(outputs, self.step, self.state_id, self.replayed, self.created, following, self.seed)
+
+
+class States(Struct):
+    """The answer that has a stream's state."""
+
+    states: dict[str, Packed]
+    step: int
+    fingerprint: str
+
+    def state(self) -> State:
+        """Return it as a state."""
+        return State({name: packed.array() for name, packed in self.states.items()}, self.step, self.fingerprint)
+
+
+class Snapshots(Struct):
+    """The answer that lists snapshots."""
+
+    snapshots: list[Snapshot]
+
+
+class Told(Struct):
+    """A message to one who watches: an event, a gap, or a problem."""
+
+    model: str = ""
+    stream: str = ""
+    step: int = 0
+    state_id: str = ""
+    outputs: dict[str, Packed] = {}
+    inputs: dict[str, Packed] = {}
+    gap: int = 0
+    error: Problem | None = None
+
+    def news(self) -> Event | Gap:
+        """Return it as what it tells."""
+        if self.gap:
+            return Gap(self.gap)
+        outputs, inputs = (
+            {name: packed.array() for name, packed in tensors.items()} for tensors in (self.outputs, self.inputs)
+        )
+        return Event(outputs, self.step, self.state_id, model=self.model, stream=self.stream, inputs=inputs)
+
+
 class MovedMany(Struct):
     """The answer to columns; a failed row has nil, and stands in `errors` by its index as text."""
 
@@ -125,6 +196,12 @@ class Described(Struct):
     """What a model takes."""
 
     inputs: list[Input]
+
+
+class Info(Struct):
+    """What a service says of itself."""
+
+    durability: str
 
 
 def read(reply: Reply, kind: type[T]) -> T:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from service.client import http
-from service.client.answers import Answer, ClientError, Status
-from service.client.exchanges import Ask, Exchange, ModelExchanges, Place, Returns, carry
+from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State, Status
+from service.client.exchanges import Ask, Exchange, OnResend, Place, Returns, carry
+from service.client.memory import KEEP_BYTES, Memory
+from service.client.operations import Operations
+from service.client.replay import timesteps_of, with_bar
 from service.client.replies import Lost, Reply
 from service.client.tensors import Inputs
+from service.client.watching import Watch, follow
 
 T = TypeVar("T")
 
@@ -21,19 +25,31 @@ T = TypeVar("T")
 class Client:
     """A service. Threads may share it."""
 
-    def __init__(self, url: str, key: str | None = None, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        timeout: float = 60.0,
+        *,
+        keep_bytes: int = KEEP_BYTES,
+        on_resend: OnResend | None = None,
+    ) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
             url: Where the service is, `http://HOST:PORT`.
             key: API key, where the service asks for one.
             timeout: Seconds that one call may take, with all its retries.
+            keep_bytes: Memory for what was sent, which is sent again where the store loses it; 0: nothing is kept.
+            on_resend: Told of what is sent again: the stream, how many requests were, and of how many.
 
         Raises:
             ClientError: `bad_url`.
         """
         self._http = httpx.Client(**http.options(url, key))
         self._timeout = timeout
+        self._memory = Memory(keep_bytes) if keep_bytes else None
+        self._on_resend = on_resend
         self._closed = threading.Event()
 
     def model(self, name: str) -> Model:
@@ -41,7 +57,8 @@ class Client:
 
         What is known of its streams is kept in what is returned: two of them are two writers.
         """
-        return Model(self, ModelExchanges(name, self._timeout))
+        exchanges = Operations(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
+        return Model(self, name, exchanges)
 
     def close(self) -> None:
         """Close the connections."""
@@ -58,6 +75,11 @@ class Client:
         """Carry an exchange to its end and return its result."""
         return carry(exchange, self._send)
 
+    def watch(self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool) -> Any:
+        """Follow commits; use `Model.watch`."""
+        address = http.feed_address(self._http, "/v1/watch")
+        return follow(Watch(address, model, stream, prefix, since, inputs=inputs), self._closed)
+
     def _send(self, ask: Ask) -> Reply | Lost:
         self._closed.wait(ask.wait)
         try:
@@ -69,8 +91,9 @@ class Client:
 class Model:
     """A model of a service, and what is known of its streams. Threads may share it."""
 
-    def __init__(self, client: Client, exchanges: ModelExchanges) -> None:
+    def __init__(self, client: Client, name: str, exchanges: Operations) -> None:
         """Use `Client.model`."""
+        self.name = name
         self._client = client
         self._exchanges = exchanges
         self._streams: dict[str, Stream] = {}
@@ -82,7 +105,7 @@ class Model:
             ClientError: `bad_request`: no stream can have this id.
         """
         if name not in self._streams:
-            self._streams.setdefault(name, Stream(self._client, self._exchanges, Place.of(name)))
+            self._streams.setdefault(name, Stream(self, self._client, self._exchanges, Place.of(name)))
         return self._streams[name]
 
     def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, Answer | ClientError]:
@@ -103,6 +126,26 @@ class Model:
                 held.enter_context(stream._lock)
             return self._client.run(self._exchanges.move_many([stream._place for stream in streams], inputs))
 
+    def watch(
+        self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
+    ) -> Iterator[Event | Gap]:
+        """Follow predictions as they are committed, whoever sends the timesteps, without end.
+
+        A lost connection is opened again. One stream is gone on with after the last step that was told; what is not
+        kept any more, and of several streams what came meanwhile, is told as a `Gap`.
+
+        Args:
+            stream: This one alone; None: all of the model.
+            prefix: Those alone whose id begins with it.
+            since: Of one stream, the last step that is known; what came after it is told first.
+            inputs: Tell the inputs, too.
+
+        Raises:
+            ClientError: The service refuses.
+        """
+        found: Iterator[Event | Gap] = self._client.watch(self.name, stream, prefix, since, inputs=inputs)
+        return found
+
 
 class Stream:
     """A stream's handle: it remembers where the stream stands, and sends that with each step.
@@ -115,8 +158,9 @@ class Stream:
         name: The stream's id.
     """
 
-    def __init__(self, client: Client, exchanges: ModelExchanges, place: Place) -> None:
+    def __init__(self, model: Model, client: Client, exchanges: Operations, place: Place) -> None:
         """Use `Model.stream`."""
+        self._model = model
         self.name = place.stream
         self._place = place
         self._lock = threading.Lock()
@@ -150,12 +194,92 @@ class Stream:
         """Give the stream its history, without predictions: `steps` with `none`."""
         return self.steps(xs, "none")
 
-    def reset(self) -> Answer:
-        """Bring the stream back to its initial state, from where this handle stands.
+    def replay(self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False) -> Iterator[Answer]:
+        """Step through recorded timesteps, and give each prediction as it comes.
+
+        Args:
+            rows: A pandas DataFrame, a timestep a row, or any iterable of what `step` takes.
+            columns: Of a DataFrame, in the order of the model's features; None: all, as they stand.
+            progress: Draw a bar on standard error.
 
         Raises:
             ClientError: As for `step`.
         """
+        timesteps = timesteps_of(rows, columns)
+        for x in with_bar(timesteps, self.name) if progress else timesteps:
+            yield self.step(x)
+
+    def peek(self, x: Inputs, *, chunk: bool = False) -> Answer:
+        """Return what a step, or a chunk, would be answered from where the stream stands now; nothing moves.
+
+        Raises:
+            ClientError: It was refused, or got no answer in time.
+        """
+        return self._client.run(self._exchanges.peek(self._place, x, chunk=chunk))
+
+    def rollout(self, horizon: int, x: Inputs | None = None, *, commit: bool = False, **options: Any) -> Rollout:
+        """Return where the stream goes by its own predictions.
+
+        Args:
+            horizon: Timesteps to go.
+            x: The first input; None: made of the stream's last prediction.
+            commit: Go there.
+            options: `feedback`, `samples`, `seed`, `temperature`, `top_k`, `top_p`, as docs/operations.md says.
+
+        Raises:
+            ClientError: As for `step`.
+        """
+        return self._run(self._exchanges.rollout(self._place, horizon, x, options, commit=commit))
+
+    def fork(self, to: str, *, snapshot: str | None = None) -> Stream:
+        """Begin another stream as this one is now, or as its snapshot is, and return its handle.
+
+        Raises:
+            ClientError: `stream_exists`, or as for `step`.
+        """
+        other = self._model.stream(to)
+        self._client.run(self._exchanges.fork(self._place, other._place, snapshot))
+        return other
+
+    def snapshots(self) -> list[Snapshot]:
+        """List the stream's snapshots."""
+        return self._client.run(self._exchanges.snapshots(self._place))
+
+    def take_snapshot(self, name: str) -> Answer:
+        """Copy the stream, as it is now, under a name; a snapshot of that name is replaced."""
+        return self._client.run(self._exchanges.take_snapshot(self._place, name))
+
+    def forget_snapshot(self, name: str) -> None:
+        """Forget a snapshot."""
+        self._client.run(self._exchanges.forget_snapshot(self._place, name))
+
+    def state(self) -> State:
+        """Return the stream's state."""
+        return self._client.run(self._exchanges.state(self._place))
+
+    def put_state(self, state: State) -> Answer:
+        """Let the stream go on from a state, which may be of another service's stream.
+
+        Raises:
+            ClientError: `bad_input`, `non_finite`, `model_changed`, or as for `step`.
+        """
+        return self._run(self._exchanges.put_state(self._place, state))
+
+    def watch(self, *, since: int | None = None, inputs: bool = False) -> Iterator[Event | Gap]:
+        """Follow the stream; as `Model.watch`."""
+        return self._model.watch(self.name, since=since, inputs=inputs)
+
+    def reset(self, to: str | None = None) -> Answer:
+        """Bring the stream back to its initial state, from where this handle stands; or to a snapshot.
+
+        Args:
+            to: The snapshot's name.
+
+        Raises:
+            ClientError: As for `step`; `snapshot_not_found`.
+        """
+        if to is not None:
+            return self._run(self._exchanges.reset_to(self._place, to))
         return self._run(self._exchanges.reset(self._place))
 
     def resume(self) -> int:
