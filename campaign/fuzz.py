@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
+from msgspec.structs import replace
 
 from model_export.errors import StepwellError
 from model_export.manifest import Manifest
@@ -143,7 +144,7 @@ def _read_body(wire: ModelWire, data: bytes, form: Format) -> None:
 def _replay(outputs: bytes, step: int, chain: bytes) -> None:
     """A replay of what a store had kept."""
     for keep in _KEEPS:
-        _refusing(lambda keep=keep: replayed(_FOLD, _ASK._replace(keep=keep), outputs, step, chain))  # type: ignore[misc]  # as above
+        _refusing(lambda keep=keep: replayed(_FOLD, replace(_ASK, keep=keep), outputs, step, chain))  # type: ignore[misc]  # as above
 
 
 def _refusing(read: Callable[[], object]) -> None:

@@ -67,6 +67,8 @@ def test_what_the_description_says_is_so(service: Service, mode: Any, caplog: py
     broken: list[str] = []
     seen: set[int] = set()
     for operation in (result.ok() for result in schema.get_all_operations()):
+        if operation.path.endswith("/events"):  # an answer without end
+            continue
         try:
             seen |= _hold(operation, mode, f"http://127.0.0.1:{service.port}")
         except Unsatisfiable:  # it takes nothing that could be unsound
