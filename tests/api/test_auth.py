@@ -259,7 +259,7 @@ def test_another_tenants_stream_is_as_absent_as_any(keyed: Service, stream: str)
     }
 
 
-OF_A_STREAM = [route for route in SCOPED if "{stream}" in route[1]]
+OF_A_STREAM = [route for route in SCOPED if "{stream}" in route[1] and not route[1].endswith("/events")]
 BODIES = {
     "steps": {"inputs": [[1]]},
     "fork": {"to": "elsewhere"},
@@ -308,6 +308,18 @@ def test_another_tenants_stream_is_not_watched(keyed: Service, stream: str) -> N
         seen = json.loads(watcher.recv(20))
 
     assert (seen["stream"], seen["outputs"]["y"]) == (f"{stream}-own", [8])
+
+
+def test_events_are_of_the_tenants_own_stream_of_that_name(keyed: Service, stream: str) -> None:
+    with keyed.http.stream("GET", keyed.path("fold", stream, "events"), headers=bearer("other")) as events:
+        lines = events.iter_lines()
+        next(lines)  # it is open
+        for x in range(3):
+            step(keyed, "full", stream, x)
+        step(keyed, "other", stream, 7)
+        seen = next(json.loads(line[5:]) for line in lines if line.startswith("data:") and "outputs" in line)
+
+    assert (seen["step"], seen["outputs"]["y"]) == (1, [8])
 
 
 def test_another_tenants_stream_is_neither_reset_nor_deleted(keyed: Service, stream: str) -> None:
