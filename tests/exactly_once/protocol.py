@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from service.engine.types import BEGINS, ENDS, Create, Life, Return
 from tests.graphs import fold_reference
 
 _unique = itertools.count()
+
+Ids = Mapping[tuple[Hashable, ...], bytes | None]
+"""State ids by the histories that they name."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Ask:
         create: As on the wire.
         keep: Which predictions are wanted.
         life: Whether the stream begins anew with it, or ends.
+        to: Of a reset: the initial state, the stream's snapshot, or a state that is given.
+        given: With `to` a state: its value and step.
         unnamed: Tells requests apart that nothing else names.
     """
 
@@ -34,17 +40,20 @@ class Ask:
     create: Create = "auto"
     keep: Return = "all"
     life: Life = "on"
+    to: Literal["initial", "snapshot", "state"] = "initial"
+    given: tuple[int, int] = (0, 0)
     unnamed: int = field(default_factory=lambda: next(_unique))
 
     @property
     def is_named(self) -> bool:
         """Whether a second copy is known for what it is."""
-        return (self.seq, self.after, self.key) != (None, None, None)
+        return (self.seq, self.after, self.key) != (None, None, None) or self.to == "state"
 
     @property
     def identity(self) -> Hashable:
         """The same for two requests that are one operation."""
-        return (self.xs, self.seq, self.after, self.key, self.life) if self.is_named else self.unnamed
+        parts = (self.xs, self.seq, self.after, self.key, self.life, self.to, self.given)
+        return parts if self.is_named else self.unnamed
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,13 @@ class Stream:
         life: None: it is missing.
         entries: Its idempotency keys.
         words: The answer to the request without a key that ended it last.
+        snapshot: What the stream was when its snapshot was taken; None: there is none.
     """
 
     life: Live | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
     words: Entry | None = None
+    snapshot: Live | None = None
 
     def ask(self, ask: Ask, state_id: bytes | None) -> tuple[Told, Stream]:
         """Return the answer to a request, and the stream after it.
@@ -147,9 +158,16 @@ class Stream:
             life = Live(
                 (*before.history, ask.identity), ys[-1], before.step + len(ys), len(ys), ask.identity, kept
             )  # fmt: skip
+        elif ask.to == "snapshot":
+            if self.snapshot is None:
+                return Told("snapshot_not_found"), self
+            kept, then = (), self.snapshot
+            history = (*before.history, ("rewind", ask.identity, then.history))
+            life = Live(history, then.value, then.step, newest=ask.identity)
         else:
             kept = ()
-            life = Live((*before.history, ("reset", ask.identity)), newest=ask.identity)
+            history = (*before.history, (ask.to, ask.identity))
+            life = Live(history, *ask.given, newest=ask.identity)
         entries, words = dict(self.entries), self.words
         entry = Entry(ask.identity, kept, life.step, life.history)
         if ask.key is not None:
@@ -158,7 +176,70 @@ class Stream:
             words = entry
         created = self.life is None and bool(ask.xs)
         told = Told("applied", kept, life.step, life.history, created=created)
-        return told, Stream(None if ask.life in ENDS else life, entries, words)
+        if ask.life in ENDS:
+            return told, Stream(None, entries, words)
+        return told, replace(self, life=life, entries=entries, words=words)
+
+    def take_snapshot(self, after: bytes | None, ids: Ids) -> tuple[Told, Stream]:
+        """Return the answer to a request for a snapshot, and the stream after it.
+
+        Args:
+            after: As on the wire.
+            ids: State ids by what they name.
+        """
+        life, before = self.life, self.snapshot
+        if life is None:
+            return Told("stream_not_found"), self
+        if after not in (None, ids[life.history]):
+            if before is not None and ids[before.history] == after:
+                return Told("replayed", (), before.step, before.history), self
+            return Told("state_changed", (), life.step, life.history), self
+        return Told("applied", (), life.step, life.history), replace(self, snapshot=life)
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A request to begin a stream with what another one is.
+
+    Attributes:
+        name: The other one.
+        to: The stream to begin.
+        of_snapshot: With what the other's snapshot is.
+        after: The history that the other must have.
+        key: The Idempotency-Key.
+    """
+
+    name: str
+    to: str
+    of_snapshot: bool
+    after: bytes | None
+    key: str | None
+
+    def expected(self, streams: Mapping[str, Stream], ids: Ids) -> tuple[Told, Stream]:
+        """Return the answer, and the stream that was to begin."""
+        source, there = streams[self.name], streams[self.to]
+        if self.key in there.entries:
+            known = there.entries[self.key]
+            same = known.identity == self
+            return Told("replayed", (), known.step, known.history) if same else Told("idempotency_key_reused"), there
+        if source.life is None:
+            return Told("stream_not_found"), there
+        origin = source.snapshot if self.of_snapshot else source.life
+        if origin is None:
+            return Told("snapshot_not_found"), there
+        about = self.after if self.after is not None and not self.of_snapshot else ids[origin.history]
+        identity = ("fork", about, self.to, self.key)
+        if there.life is not None and there.life.newest == identity:
+            return Told("replayed", (), there.life.step, there.life.history), there
+        if self.after not in (None, ids[source.life.history]):
+            return Told("state_changed", (), source.life.step, source.life.history), there
+        if there.life is not None:
+            return Told("stream_exists", (), there.life.step, there.life.history), there
+        life = Live((*origin.history, identity), origin.value, origin.step, newest=identity)
+        entries = dict(there.entries)
+        if self.key is not None:
+            entries[self.key] = Entry(self, (), life.step, life.history)
+        return Told("applied", (), life.step, life.history), replace(there, life=life, entries=entries)
 
 
 def _replay(ask: Ask, kept: tuple[int, ...], step: int, history: tuple[Hashable, ...]) -> Told:

@@ -9,12 +9,13 @@ import asyncio
 import itertools
 import os
 import tempfile
-from collections.abc import Coroutine, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Coroutine, Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -23,14 +24,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from model_export.step_model import StepModel
 from service.engine.engine import Engine
 from service.engine.models import ModelShelf
-from service.engine.types import Prediction, StreamKey
+from service.engine.types import GivenState, Position, Prediction, StreamKey
 from service.errors import ServiceError
-from service.store.keys import entry_key, last_words_key, record_key
+from service.store.keys import entry_key, last_words_key, record_key, snapshots_key
 from service.store.record import decode
 from service.store.redis import StateStore
 from tests.engine.bench import FOLD, chunk, models, ys
-from tests.exactly_once.protocol import Ask, Stream, Told
-from tests.graphs import fold
+from tests.exactly_once.protocol import Ask, Fork, Live, Stream, Told
+from tests.graphs import fold, fold_reference
 from tests.servers import Server, server
 
 RUNS, OPERATIONS = (int(part) for part in os.environ.get("STEPWELL_MACHINE", "60x40").split("x"))
@@ -55,6 +56,8 @@ STEPS: st.SearchStrategy[Step] = st.fixed_dictionaries({
 })  # fmt: skip
 RESETS: st.SearchStrategy[Step] = st.fixed_dictionaries({
     "xs": st.just(()),
+    "to": st.sampled_from(["initial", "initial", "snapshot", "state"]),
+    "given": st.tuples(st.integers(-9, 9), st.integers(0, 3)),
     "history": st.sampled_from([None, "now", "now", "before"]),
     "key": st.sampled_from([None, *KEYS]),
 })  # fmt: skip
@@ -153,7 +156,40 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule(name=STREAMS, worker=WORKERS)
     def one_deletes(self, name: str, worker: int) -> None:
         self.run(self.workers[worker].delete(self.key(name)))
-        self.streams[name] = replace(self.streams[name], life=None)
+        self.streams[name] = replace(self.streams[name], life=None, snapshot=None)
+        self.check(name)
+
+    @rule(name=STREAMS, worker=WORKERS, history=st.sampled_from([None, "now", "now", "before", "foreign"]))
+    def one_takes_a_snapshot(self, name: str, worker: int, history: str | None) -> None:
+        after = self.concrete(name, {"xs": (), "history": history}).after
+        told = self.run(self._told(self.workers[worker].copies.take_snapshot(
+            self.key(name), "s", after=after, idempotency_key=None
+        )))  # fmt: skip
+        expected, stream = self.streams[name].take_snapshot(after, self.ids)
+        self.expect_told(name, told, expected, stream)
+
+    @rule(
+        name=STREAMS, copies=st.lists(WORKERS, min_size=1, max_size=3), of_snapshot=st.booleans(),
+        history=st.sampled_from([None, "now", "now", "before", "foreign"]), key=st.sampled_from([None, *KEYS]),
+    )  # fmt: skip
+    def one_forks(self, name: str, copies: list[int], of_snapshot: bool, history: str | None, key: str | None) -> None:
+        """Onto the other stream, and asks again."""
+        [other] = set(NAMES) - {name}
+        fork = Fork(name, other, of_snapshot, self.concrete(name, {"xs": (), "history": history}).after, key)
+        for worker in copies:
+            told = self.run(self._told(self.workers[worker].copies.fork(
+                self.key(name), self.key(other), snapshot="s" if of_snapshot else None, version=None,
+                after=fork.after, idempotency_key=key,
+            )))  # fmt: skip
+            self.expect_told(other, told, *fork.expected(self.streams, self.ids))
+
+    @rule(name=STREAMS, worker=WORKERS, xs=INPUTS)
+    def one_peeks(self, name: str, worker: int, xs: tuple[int, ...]) -> None:
+        """Whatever the worker remembers of the stream; and nothing moves."""
+        life = self.streams[name].life or Live()
+        found = self.run(self.workers[worker].peek(msgspec.structs.replace(chunk(name, xs), key=self.key(name))))
+
+        assert (tuple(ys(found)), found.step) == (tuple(fold_reference(xs, start=life.value)), life.step + len(xs))
         self.check(name)
 
     # ---------------------------------------------------------------- what goes wrong
@@ -222,7 +258,9 @@ class ExactlyOnce(RuleBasedStateMachine):
     def the_store_falls_back(self, name: str) -> None:
         """To what was saved: as after a failover to a replica that was behind."""
         if name in self.saved:
-            self.streams[name], values = self.saved[name]
+            snapshot = self.streams[name].snapshot  # it is not on this machine
+            saved, values = self.saved[name]
+            self.streams[name] = replace(saved, snapshot=snapshot)
             for key, value in values.items():
                 if value is None:
                     self.raw.delete(key)
@@ -263,7 +301,8 @@ class ExactlyOnce(RuleBasedStateMachine):
         }
         return Ask(
             step["xs"], seq, histories[step.get("history")], step.get("key"), step.get("create", "auto"),
-            step.get("keep", "all"), step.get("life", "on"),
+            step.get("keep", "all"), step.get("life", "on"), step.get("to", "initial"),
+            step["given"] if step.get("to") == "state" else (0, 0),
         )  # fmt: skip
 
     async def answer(self, worker: int, name: str, ask: Ask) -> Told:
@@ -272,20 +311,27 @@ class ExactlyOnce(RuleBasedStateMachine):
         engine, key = self.workers[worker], self.key(name)
         try:
             if not ask.xs:
-                at = await engine.reset(key, after=ask.after, idempotency_key=ask.key)
-                return Told("replayed" if at.replayed else "applied", (), at.step, state_id=at.state_id)
+                return placed(await self._reset(engine, key, ask))
             timestep = chunk(
                 name, ask.xs, seq=ask.seq, after=ask.after, idempotency_key=ask.key, create=ask.create,
                 keep=ask.keep, life=ask.life,
             )  # fmt: skip
             found: Prediction = await engine.advance(msgspec.structs.replace(timestep, key=key))
         except ServiceError as exc:
-            is_right = exc.applied == ("yes" if exc.code == "seq_passed" else "no")
-            what = exc.code if is_right else f"{exc.code}, applied: {exc.applied}"
-            return Told(what, (), exc.step, None, exc.expected, state_id=exc.state_id)
+            return refused(exc)
         what = "replayed" if found.replayed else "applied"
         told = tuple(ys(found)) if found.outputs else ()
         return Told(what, told, found.step, state_id=found.state_id, created=found.created)
+
+    @staticmethod
+    async def _reset(engine: Engine, key: StreamKey, ask: Ask) -> Position:
+        if ask.to == "state":
+            value, step = ask.given
+            given = GivenState({"h": np.array([value], np.int64)}, step)
+            served = World.shelf.get(FOLD)
+            return await engine.resets.to_state(key, served, given, after=ask.after, idempotency_key=ask.key)
+        snapshot = "s" if ask.to == "snapshot" else None
+        return await engine.reset(key, snapshot=snapshot, after=ask.after, idempotency_key=ask.key)
 
     async def at_once(self, name: str, asks: list[Ask], workers: list[int]) -> list[Told]:
         answers = [self.answer(worker, name, ask) for worker, ask in zip(workers, asks, strict=True)]
@@ -340,6 +386,19 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.learn(expected.history, told.state_id)
         self.check(name)
 
+    def expect_told(self, name: str, told: Told, expected: Told, after: Stream) -> None:
+        assert same(told, expected), f"{name}: expected {expected}, got {told}"
+        self.streams[name] = after
+        self.learn(expected.history, told.state_id)
+        self.check(name)
+
+    @staticmethod
+    async def _told(asked: Awaitable[Position]) -> Told:
+        try:
+            return placed(await asked)
+        except ServiceError as exc:
+            return refused(exc)
+
     def expect_in_some_order(self, name: str, asks: list[Ask], told: list[Told]) -> None:
         """Hold the answers to requests that came at once against every order that they may have been taken in."""
         orders = itertools.permutations(range(len(asks)))
@@ -375,7 +434,19 @@ class ExactlyOnce(RuleBasedStateMachine):
         for key in KEYS:
             is_there = self.raw.exists(entry_key(self.record(name), key)) == 1
             assert is_there == (key in self.streams[name].entries), key
+        has_snapshot = self.raw.exists(snapshots_key(self.record(name))) == 1
+        assert has_snapshot == (self.streams[name].snapshot is not None)
         assert (self.raw.exists(last_words_key(self.record(name))) == 1) == (self.streams[name].words is not None)
+
+
+def placed(at: Position) -> Told:
+    return Told("replayed" if at.replayed else "applied", (), at.step, state_id=at.state_id)
+
+
+def refused(exc: ServiceError) -> Told:
+    is_right = exc.applied == ("yes" if exc.code == "seq_passed" else "no")
+    what = exc.code if is_right else f"{exc.code}, applied: {exc.applied}"
+    return Told(what, (), exc.step, None, exc.expected, state_id=exc.state_id)
 
 
 def same(told: Told, expected: Told, *, disturbed: bool = False) -> bool:
