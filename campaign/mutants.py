@@ -111,8 +111,8 @@ MUTANTS = (
     Mutant(
         "the position is not in an operation's name",
         "service/engine/names.py",
-        "h.update(_PLACE(length, seq))",
-        "h.update(_PLACE(length, 0))",
+        "(_PLACE(length, seq), *data)",
+        "(_PLACE(length, 0), *data)",
         ("tests/engine/test_names.py",),
     ),
     Mutant(
