@@ -13,7 +13,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from service.store.link import Argument, NoReplyError, NotSentError, RefusalError
@@ -54,13 +53,6 @@ class ClusterWire:
         self._trouble = "no node answered in time"
         self._turn = 0
 
-    @property
-    def client(self) -> Redis:
-        """A client of one node, another one each time: messages are published through all of them."""
-        self._turn += 1
-        nodes = self._primaries or self._url.nodes
-        return self._wire(nodes[self._turn % len(nodes)]).client
-
     async def call(
         self, *commands: Sequence[Argument], timeout: float | None = None, confirm: bool = False
     ) -> list[Any]:
@@ -96,10 +88,13 @@ class ClusterWire:
         self._turn += 1
         return await self._wire(self._primaries[self._turn % len(self._primaries)]).open()
 
-    async def parts(self) -> tuple[str, Sequence[ServerWire]]:
-        """Return the primaries in the order of their addresses, and a name for who has what."""
-        if asyncio.get_running_loop().time() - self._learnt_at > _FRESH_S:
+    async def parts(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerWire]]:
+        """Return the primaries in the order of their addresses, and a name for who has what; see `Wire`."""
+        is_old = asyncio.get_running_loop().time() - self._learnt_at > _FRESH_S
+        if not self._owners or (fresh and is_old):
             await self._learn_now(self.timeout)
+        elif is_old:
+            self._learn_soon()
         return self._name, [self._wire(node) for node in self._primaries]
 
     async def close(self) -> None:

@@ -393,7 +393,7 @@ class StateStore:
         """
         deadline = asyncio.get_running_loop().time() + timeout
         try:
-            _, parts = await self._wire.parts()
+            _, parts = await self._wire.parts(fresh=False)
         except NotSentError as exc:
             raise StoreUnavailableError(f"The store did not answer: {exc.told}.") from exc
         answers = await asyncio.gather(*(settle(part, [("PING",)], deadline=deadline) for part in parts))

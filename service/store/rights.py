@@ -6,11 +6,9 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
-from redis.exceptions import NoPermissionError, RedisError
-
 from service.store.facts import UnsafeStoreError
 from service.store.keys import PREFIX, log_key, snapshots_key
-from service.store.link import Argument, NoReplyError, NotSentError, RefusalError
+from service.store.link import Argument, Link, NoReplyError, NotSentError, RefusalError
 from service.store.record import HEADER_BYTES
 from service.store.redis import Commit, StateStore, script_call
 from service.store.snapshots import SCRIPT
@@ -68,23 +66,12 @@ async def demand_rights(store: StateStore) -> None:
             if store.wire.one_stream:
                 everywhere.append(("ASKING",))
             _judge(everywhere, await part.call(*everywhere))
-    except (NotSentError, NoReplyError):
+        link = Link(await store.wire.open(), store.wire.timeout)  # its own: a subscriber may ask nothing else
+        subscribing: list[Sequence[Argument]] = [("SUBSCRIBE", _TOPIC), ("UNSUBSCRIBE", _TOPIC)]
+        _judge(subscribing, await link.call(subscribing, store.wire.timeout))
+        link.cut("asked enough")
+    except (NotSentError, NoReplyError, TimeoutError):
         return  # it was there a moment ago; requests will wait for it
-    await _subscribe(store)
-
-
-async def _subscribe(store: StateStore) -> None:
-    pubsub = store.wire.client.pubsub()
-    try:
-        await pubsub.subscribe(_TOPIC)
-        await pubsub.get_message(timeout=1)
-        await pubsub.unsubscribe(_TOPIC)
-    except NoPermissionError as exc:
-        raise _denied("SUBSCRIBE", str(exc)) from exc
-    except RedisError:
-        return
-    finally:
-        await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py has no types here
 
 
 def _judge(commands: Sequence[Sequence[Argument]], replies: Sequence[object]) -> None:

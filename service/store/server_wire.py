@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import ConnectionPool
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -64,11 +64,6 @@ class ServerWire:
         self._opening = asyncio.Lock()
         self._complaint = ""  # why no connection was had, as it was logged
 
-    @property
-    def client(self) -> Redis:
-        """A redis-py client on connections of its own, for publish and subscribe."""
-        return Redis(connection_pool=self._pool)
-
     async def call(
         self, *commands: Sequence[Argument], timeout: float | None = None, confirm: bool = False
     ) -> list[Any]:
@@ -80,7 +75,7 @@ class ServerWire:
             return await self._confirmed(commands, limit)
         return await self._exchange(await self._shared_link(limit), commands, limit)
 
-    async def parts(self) -> tuple[str, Sequence[ServerWire]]:
+    async def parts(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerWire]]:
         """Return this server alone."""
         return "0", [self]
 

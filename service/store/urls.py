@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
@@ -20,7 +20,6 @@ Address = tuple[str, int]
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _SENTINEL = "redis+sentinel://host:26379,host:26379/mymaster/0"
-_MAX_CONNECTIONS = 64  # of redis-py's own, for what is not hot
 _SENTINEL_TIMEOUT_S = 0.5  # a dead Sentinel must leave time to ask the others
 
 
@@ -52,7 +51,7 @@ def server_pool(url: str, timeout: float) -> ConnectionPool:
         BadStoreUrlError: It cannot be read.
     """
     try:
-        pool = BlockingConnectionPool.from_url(url, timeout=timeout, **_common(timeout))
+        pool = ConnectionPool.from_url(url, **_common(timeout))
         # This connects nothing, but takes no option that it does not know.
         pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
     except (ValueError, TypeError) as exc:
@@ -183,6 +182,5 @@ def _common(timeout: float) -> dict[str, Any]:
         "socket_connect_timeout": timeout,
         "socket_timeout": None,  # a call sets the limit for the whole exchange
         "retry": Retry(NoBackoff(), 0),
-        "max_connections": _MAX_CONNECTIONS,
         "protocol": 2,
     }

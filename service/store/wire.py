@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from redis.asyncio import Redis
-
 from service.store.cluster_wire import ClusterWire
 from service.store.link import Argument
 from service.store.server_wire import ServerWire
@@ -24,10 +22,6 @@ class Wire(Protocol):
 
     timeout: float
     one_stream: bool
-
-    @property
-    def client(self) -> Redis:
-        """A redis-py client on connections of its own, for publish and subscribe."""
 
     async def call(
         self, *commands: Sequence[Argument], timeout: float | None = None, confirm: bool = False
@@ -56,8 +50,11 @@ class Wire(Protocol):
             TimeoutError: Not in time.
         """
 
-    async def parts(self) -> tuple[str, Sequence[ServerWire]]:
+    async def parts(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerWire]]:
         """Return the primaries, in a fixed order, and a name for who has what, which changes when that does.
+
+        Args:
+            fresh: Ask for them, unless that was done a moment ago; else what is known will do.
 
         Raises:
             NotSentError: Nobody says who they are.

@@ -29,7 +29,7 @@ class Node(Server):
     """One node of a Cluster, on a port and a unix socket."""
 
     def __init__(self, folder: Path, *options: str, binary: Path | None = None) -> None:
-        self.port = _port_with_a_bus()
+        self.port = port_with_a_bus()
         own = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
         super().__init__(folder, "--port", str(self.port), "--bind", "127.0.0.1", *own, *options, binary=binary)
         self.id = ""
@@ -172,7 +172,7 @@ def pair(folder: Path, *options: str) -> Iterator[tuple[Server, Server, int, int
         yield primary, replica, one, two
 
 
-def _port_with_a_bus() -> int:
+def port_with_a_bus() -> int:
     """Return a free port; the nodes of a Cluster talk to each other on the one that is 10,000 above."""
     while True:
         port = free_port()

@@ -156,7 +156,7 @@ async def test_messages_reach_whoever_listens_at_another_node(three: Cluster) ->
     channels = [Channel(wire) for wire in wires]
     for n, channel in enumerate(channels):
         for _ in range(n):
-            _ = wires[n].client  # each at another node
+            (await wires[n].open()).close()  # each at another node
         await channel.start(heard[n])
         await channel.listen(["swl:news"])
     async with asyncio.timeout(SOON):

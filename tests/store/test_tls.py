@@ -15,7 +15,7 @@ from tests.engine.bench import models, step, worker
 from tests.graphs import fold
 from tests.processes import free_port
 from tests.servers import Server, server, servers
-from tests.store.clusters import SLOTS, Node, sentinels
+from tests.store.clusters import SLOTS, Node, port_with_a_bus, sentinels
 from tests.store.test_laws import SOON
 
 NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
@@ -96,7 +96,7 @@ async def test_a_server_that_is_asked_without_tls_is_told(encrypted: tuple[Serve
 
 
 async def test_a_cluster_over_tls_is_used(short_path: Path, binary: Path, folder: Path) -> None:
-    port = free_port()
+    port = port_with_a_bus()
     tls = ("--tls-port", str(port), "--tls-cluster", "yes", "--port", "0", *certified(short_path))
     node = Node(short_path / "c", *tls, binary=binary)
     node.start()
