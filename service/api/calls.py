@@ -14,7 +14,7 @@ from service.api.moves import Result, columns_answer, submit_all, timestep_of, t
 from service.engine.types import StreamKey
 from service.errors import ServiceError
 from service.wire import BulkBody, Format, ModelWire
-from service.wire.answers import write_step
+from service.wire.answers import write_json_step, write_step
 from service.wire.bodies import Keep
 from service.wire.formats import encode
 
@@ -81,10 +81,12 @@ class StepCall:
     answer_form: Format
     _keep: Keep = "all"
     _wire: ModelWire = field(init=False)
+    _is_plain: bool = field(init=False)
     more_headers: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         self._wire = self.context.wire(self.served)
+        self._is_plain = self.answer_form is Format.JSON and not self.chunk
 
     @property
     def serves_many(self) -> bool:
@@ -103,6 +105,8 @@ class StepCall:
 
     def encode(self, result: Any) -> bytes:
         """Return the answer to a prediction."""
+        if self._is_plain:
+            return write_json_step(result)
         return write_step(result, self.answer_form, chunk=self.chunk, keep=self._keep)
 
 

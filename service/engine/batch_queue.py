@@ -52,7 +52,11 @@ class BatchQueue(Generic[ItemT]):
         name, behind = item.name, self._behind
         if name not in behind:
             behind[name] = None
-            self._make_ready(item)
+            ready = self._ready.get(item.shape)
+            if ready is None:
+                self._make_ready(item)
+            else:
+                ready.append(item)
         elif (line := behind[name]) is None:
             behind[name] = deque([item])
         else:

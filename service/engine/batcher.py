@@ -106,11 +106,10 @@ class Batcher:
 
     def submit(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""
-        data = self._names.data(timestep)
-        op_id = self._names.op_id(timestep, data)
-        name = keys.record_key(*timestep.key) if timestep.life != "none" else op_id.hex()
-        shape = (timestep.length, timestep.keep, timestep.life)
-        self.put(Pending(timestep, done, received, name, shape, data, op_id))
+        data, op_id = self._names.of(timestep)
+        life = timestep.life
+        name = keys.record_key(*timestep.key) if life != "none" else op_id.hex()
+        self.put(Pending(timestep, done, received, name, (timestep.length, timestep.keep, life), data, op_id))
 
     def peek(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a look at what a timestep would answer, behind the stream's timesteps that wait here."""

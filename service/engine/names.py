@@ -56,20 +56,25 @@ class RequestNames:
             return [arrays[names[0]].tobytes()]
         return [arrays[name].tobytes() for name in names]
 
-    def op_id(self, timestep: Timestep, data: Sequence[bytes]) -> bytes:
-        """Return the name of a request with these inputs, 16 bytes."""
-        length, seq, after, key = timestep.length, timestep.seq, timestep.after, timestep.idempotency_key
-        if key is None and after is None:
+    def of(self, timestep: Timestep) -> tuple[list[bytes], bytes]:
+        """Return the bytes of each input, and the name of the request, 16 bytes."""
+        data = self.data(timestep)
+        seq = timestep.seq
+        if timestep.idempotency_key is None and timestep.after is None:
             if seq is None:
-                return self._new_name()
+                return data, self._new_name()
             if timestep.life == "on":  # the way of nearly all
                 h = self._numbered.copy()
-                h.update(b"".join((_PLACE(length, seq), *data)))
-                return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
+                h.update(_PLACE(timestep.length, seq) + b"".join(data))
+                return data, h.digest()
+        return data, self._op_id(timestep, data)
+
+    def _op_id(self, timestep: Timestep, data: Sequence[bytes]) -> bytes:
+        seq, after, key = timestep.seq, timestep.after, timestep.idempotency_key
         given = key is not None, seq is not None, after is not None
         h = (self._begun.get(given) or self._begin(given)).copy()
         # Where each part ends is known from what is given and from the length: no two requests make the same bytes.
-        parts = [_PLACE(length, seq or 0), *data]
+        parts = [_PLACE(timestep.length, seq or 0), *data]
         if after is not None:
             parts.append(after)
         if key is not None:

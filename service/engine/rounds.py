@@ -389,7 +389,11 @@ class Rounds:
     ) -> None:
         version = self._served.version
         for row, values, step, chain, new in zip(rows, outputs, steps, chains, begun, strict=True):
-            self._hand_over(row, Prediction(values, step, chain, False, new, version))
+            row.answered = True
+            try:
+                row.done(Prediction(values, step, chain, False, new, version))
+            except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
+                _log.exception("Taking an answer failed")
         self._answered(len(rows))
         now = asyncio.get_running_loop().time()
         self._observer.answered(self._served.name, [now - row.received for row in rows])

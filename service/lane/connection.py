@@ -93,6 +93,7 @@ class LaneConnection(Connection):
         self._ending = False  # close when the line is answered
         self._late: ServiceError | None = None
         self._idle_since = 0.0
+        self._time = self.loop.time
         self._is_plain = not self.config.access_log and self.limit_concurrency is None and not self.root_path
 
     # ---------------------------------------------------------------- receiving
@@ -149,14 +150,14 @@ class LaneConnection(Connection):
     def send_in_order(self, exchange: Exchange) -> None:
         """Send an answer, when all before it are sent; those that are ready together go in one write."""
         line = self._line
-        if not line or line[0] is not exchange or self._will_flush:
+        if self._will_flush or not line or line[0] is not exchange:
             return
-        if len(line) == 1:
-            line.popleft()
-            self._send(exchange.text)
-        else:
+        if len(line) > 1:
             self._will_flush = True
             self.loop.call_soon(self._flush)
+            return
+        line.popleft()
+        self._send(exchange.text)
 
     def on_response_complete(self) -> None:
         """See uvicorn end an answer."""
@@ -186,9 +187,9 @@ class LaneConnection(Connection):
 
     def _is_open(self) -> bool:
         """Whether the lane may take the next request."""
-        cycle = self.cycle
-        is_free = self._between and self._last_words is None and (cycle is None or cycle.response_complete)
-        return is_free and self._is_plain and not self._is_beyond
+        if not self._is_plain or not self._between or self._is_beyond or self._last_words is not None:
+            return False
+        return self.cycle is None or self.cycle.response_complete
 
     def _begin(self, head: Head, body: bytes) -> None:
         self._receive_by = None
@@ -255,13 +256,13 @@ class LaneConnection(Connection):
         transport = self.transport
         if transport.is_closing():
             return
-        is_end = (self._ending or self.context.leaving) and not self._line and self._may_end()
-        if is_end:
+        if (self._ending or self.context.leaving) and not self._line and self._may_end():
             last = last.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
-        transport.write(b"".join([*before, last]) if before else last)
-        if is_end:
+            transport.write(b"".join([*before, last]))
             transport.close()
-        elif not self._line:
+            return
+        transport.write(b"".join([*before, last]) if before else last)
+        if not self._line:
             self._begin_waiting()
 
     def _may_end(self) -> bool:
@@ -273,7 +274,7 @@ class LaneConnection(Connection):
         if self.pipeline:
             super()._start_asgi_task(*self.pipeline.pop())
             return
-        self._idle_since = self.loop.time()
+        self._idle_since = self._time()
         if self.timeout_keep_alive_task is None:
             self._close_when_idle(self.timeout_keep_alive)
         if self._last_words is not None:

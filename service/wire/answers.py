@@ -59,6 +59,11 @@ def write_step(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "a
     """Return the answer to a step or a chunk, written out: `step_answer` in `form`, made in one go where it is hot."""
     if form is not JSON or chunk:
         return encode(step_answer(answered, form, chunk=chunk, keep=keep), form)
+    return write_json_step(answered)
+
+
+def write_json_step(answered: Answered) -> bytes:
+    """Return the answer to one timestep, written out in JSON: what nearly all are."""
     outputs = {}
     for name, array in answered.outputs.items():
         outputs[name] = array.tolist()[-1]

@@ -22,7 +22,7 @@ def names() -> RequestNames:
 def op_id(by: RequestNames, *, stream: str = "s", a: Any = ((1, 2),), b: Any = (3,), **more: Any) -> bytes:
     inputs: dict[str, Array] = {"a": np.array(a, np.int64), "b": np.array(b, np.int32)}
     ask = Timestep(StreamKey("default", "m", stream), inputs, length=len(b), **more)
-    return by.op_id(ask, by.data(ask))
+    return by.of(ask)[1]
 
 
 def test_a_retry_has_the_same_name_in_every_process() -> None:
