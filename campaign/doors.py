@@ -84,6 +84,7 @@ class Socket:
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(NoAnswerError())
+                    waiting.exception()  # whoever asked may have given up in this very turn
 
 
 class Doors:
