@@ -133,6 +133,14 @@ RESET_ALL = route(
 STATUS = route(
     "streams",
     path=ONE,
+    parameters=[
+        {
+            "name": "outputs",
+            "in": "query",
+            "schema": {"type": "boolean", "default": False},
+            "description": "Show the last prediction, too.",
+        }
+    ],
     answer=an_object(
         ["stream", "model", "version", "step", "state_id", "created_at", "updated_at", "expires_in_s"],
         stream=STREAM,
@@ -143,6 +151,7 @@ STATUS = route(
         created_at={"type": "string", "format": "date-time"},
         updated_at={"type": "string", "format": "date-time"},
         expires_in_s={"type": "number"},
+        outputs=TENSORS,
     ),
     problems=(*STREAM_READ, "stream_not_found", "state_corrupt", "record_version"),
 )

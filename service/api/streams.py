@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
@@ -11,6 +13,7 @@ from service.api.context import Context
 from service.api.http import (
     Answer,
     body_of,
+    flag_of,
     format_of,
     idempotency_key_of,
     model_of,
@@ -21,8 +24,8 @@ from service.api.http import (
 )
 from service.engine.types import StreamKey
 from service.errors import ServiceError
-from service.wire import Format, check_stream_id, encode_state_id
-from service.wire.answers import position_answer, time_text
+from service.wire import JSON, Format, check_stream_id, encode_state_id
+from service.wire.answers import position_answer, tensor, time_text
 from service.wire.formats import format_of_answer
 from service.wire.names import STREAM_ID
 from service.wire.operations import read_reset
@@ -99,7 +102,7 @@ class StreamRoutes:
         """Say where one stream stands."""
         key = stream_for(request, self._context, "read")
         status = await self._context.engine.status(key)
-        answer = {
+        answer: dict[str, Any] = {
             "stream": key.stream,
             "model": key.model,
             "version": status.version,
@@ -109,6 +112,9 @@ class StreamRoutes:
             "updated_at": time_text(status.updated_ms),
             "expires_in_s": status.expires_in_ms / 1000,
         }
+        if flag_of(request.query_params, "outputs"):
+            form = format_of_answer(request.headers.get("accept"), JSON)
+            answer["outputs"] = {name: tensor(array, form) for name, array in status.outputs.items()}
         return respond(answer, request)
 
     async def list_streams(self, request: Request) -> Response:

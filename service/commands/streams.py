@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any
 from urllib.parse import quote
 
-import httpx
+import numpy as np
 import typer
 from rich.table import Table
 
-from model_export.errors import StepwellError
+from service.commands.remote import HERE, Json, Key, Model, Remote, Stream, Url, Yes, ask, once, path_of
 from service.commands.tables import facts_table, parity_table, show
-from service.wire.names import is_stream_id
-
-_PAGE = 1000  # the most that the service gives
-_TIMEOUT_S = 30.0
-
-Url = Annotated[str, typer.Option(envvar="STEPWELL_URL", help="Where the service is.")]
-Key = Annotated[str | None, typer.Option(envvar="STEPWELL_KEY", help="API key; safer in the environment than here.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
-Stream = Annotated[str, typer.Argument(metavar="STREAM", help="The stream's id.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-_HERE = "http://127.0.0.1:8000"
 
 streams_app = typer.Typer(no_args_is_help=True)
+snapshot_app = typer.Typer(no_args_is_help=True)
+streams_app.add_typer(snapshot_app, name="snapshot", help="List, take and forget copies of a stream.")
 
-
-class StreamsError(StepwellError):
-    """The service is not there, or refused."""
-
-    code = "streams_failed"
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The snapshot's name.")]
+_SHOWN = 8  # numbers of one tensor
 
 
 @streams_app.command()
@@ -42,15 +27,17 @@ def ls(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Of this model; of all by default.")] = None,
     *,
     prefix: Annotated[str, typer.Option(help="Only those whose id begins with this.")] = "",
+    filter_: Annotated[str, typer.Option("--filter", metavar="TEXT", help="Only those whose id has this in it.")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many; all by default.")] = None,
-    url: Url = _HERE,
+    url: Url = HERE,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """List live streams and their steps."""
-    with _Service(url, key) as service:
+    with Remote(url, key) as service:
         models = [model] if model is not None else [one["name"] for one in service.get("/v1/models")["models"]]
-        found = islice(((name, row) for name in models for row in service.streams(name, prefix)), limit)
+        rows = ((name, row) for name in models for row in service.streams(name, prefix))
+        found = islice(((name, row) for name, row in rows if filter_.lower() in row["stream"].lower()), limit)
         if as_json:
             typer.echo(json.dumps({"streams": [{"model": name, **row} for name, row in found]}, indent=2))
             return
@@ -59,10 +46,14 @@ def ls(
 
 
 @streams_app.command(name="show")
-def show_stream(model: Model, stream: Stream, *, url: Url = _HERE, key: Key = None, as_json: Json = False) -> None:
-    """Show where a stream stands."""
-    with _Service(url, key) as service:
-        found = service.get(_path(model, stream))
+def show_stream(model: Model, stream: Stream, *, url: Url = HERE, key: Key = None, as_json: Json = False) -> None:
+    """Show where a stream stands: its step, the norms of its states, and its last prediction."""
+    with Remote(url, key) as service:
+        found = service.get(path_of(model, stream), outputs="true")
+        states = service.get(path_of(model, stream, "state"))["states"]
+    found["state_norms"] = {
+        name: float(np.linalg.norm(np.ravel(value).astype(float))) for name, value in states.items()
+    }
     typer.echo(json.dumps(found, indent=2)) if as_json else show(_status(found))
 
 
@@ -71,21 +62,68 @@ def reset(
     model: Model,
     stream: Stream,
     *,
+    to: Annotated[str | None, typer.Option(metavar="SNAPSHOT", help="To this snapshot of it.")] = None,
     after: Annotated[
         str | None, typer.Option(metavar="STATE_ID", help="Only from here; by default from where it stands now.")
     ] = None,
     yes: Yes = False,
-    url: Url = _HERE,
+    url: Url = HERE,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a stream back to its initial state, unless it is stepped meanwhile."""
-    with _Service(url, key) as service:
-        now = service.get(_path(model, stream))
-        _ask(f"{stream} of {model} is at step {now['step']:,}. Bring it back to its initial state?", yes=yes)
-        body = {"after": after or now["state_id"]}
-        found = service.call("POST", _path(model, stream) + "/reset", json=body, headers=_once())
-    typer.echo(json.dumps(found, indent=2) if as_json else f"{stream} is at step {found['step']}")
+    """Bring a stream back to its initial state or to a snapshot, unless it is stepped meanwhile."""
+    with Remote(url, key) as service:
+        now = service.get(path_of(model, stream))
+        where = "its initial state" if to is None else f"snapshot {to}"
+        ask(f"{stream} of {model} is at step {now['step']:,}. Bring it back to {where}?", yes=yes)
+        body = {"after": after or now["state_id"]} | ({} if to is None else {"to": {"snapshot": to}})
+        found = service.call("POST", path_of(model, stream, "reset"), json=body, headers=once())
+    typer.echo(json.dumps(found, indent=2) if as_json else f"{stream} is at step {found['step']:,}")
+
+
+@streams_app.command()
+def fork(
+    model: Model,
+    stream: Stream,
+    to: Annotated[str, typer.Argument(metavar="TO", help="The id of the stream to begin.")],
+    *,
+    snapshot: Annotated[str | None, typer.Option(metavar="SNAPSHOT", help="As it was then, not as it is now.")] = None,
+    url: Url = HERE,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Begin another stream as this one is now, or as a snapshot of it is."""
+    path_of(model, to)
+    body = {"to": to} | ({} if snapshot is None else {"from": {"snapshot": snapshot}})
+    with Remote(url, key) as service:
+        found = service.call("POST", path_of(model, stream, "fork"), json=body, headers=once())
+    typer.echo(json.dumps(found, indent=2) if as_json else f"{to} begins at step {found['step']:,}")
+
+
+@streams_app.command()
+def rollout(
+    model: Model,
+    stream: Stream,
+    horizon: Annotated[int, typer.Argument(min=1, metavar="HORIZON", help="Timesteps to go.")],
+    *,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the chances, where there are any.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0: most probable; 1: as the model says.")] = None,
+    url: Url = HERE,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Look ahead: where a stream goes by its own predictions. Nothing moves."""
+    options = {name: value for name, value in (("seed", seed), ("temperature", temperature)) if value is not None}
+    with Remote(url, key) as service:
+        found = service.call("POST", path_of(model, stream, "rollout"), json={"horizon": horizon, **options})
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    first = found["step"] - horizon + 1
+    lines = [
+        (f"{first + at:,}", *(_numbers(column[at]) for column in found["outputs"].values())) for at in range(horizon)
+    ]
+    show(parity_table("", ("step", *found["outputs"]), lines), "")
 
 
 @streams_app.command()
@@ -94,116 +132,62 @@ def rm(
     streams: Annotated[list[str], typer.Argument(metavar="STREAM...", help="The streams' ids.")],
     *,
     yes: Yes = False,
-    url: Url = _HERE,
+    url: Url = HERE,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Forget streams; those that were not there are no error."""
-    paths = [_path(model, stream) for stream in streams]  # all are checked before the first is gone
-    _ask(f"Forget {', '.join(streams)} of {model}? Their states cannot be had back.", yes=yes)
-    with _Service(url, key) as service:
+    paths = [path_of(model, stream) for stream in streams]  # all are checked before the first is gone
+    ask(f"Forget {', '.join(streams)} of {model}? Their states cannot be had back.", yes=yes)
+    with Remote(url, key) as service:
         for path in paths:
-            service.call("DELETE", path, headers=_once())
+            service.call("DELETE", path, headers=once())
     typer.echo(json.dumps({"forgotten": streams}, indent=2) if as_json else f"{', '.join(streams)} forgotten")
 
 
-class _Service:
-    """A running service, as a terminal talks to it."""
-
-    def __init__(self, url: str, key: str | None) -> None:
-        self._url = url.rstrip("/")
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        try:
-            self._http = httpx.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT_S)
-        except (httpx.InvalidURL, ValueError) as exc:
-            raise typer.BadParameter(f"{url!r} is no address: {exc}.", param_hint="--url") from exc
-
-    def __enter__(self) -> _Service:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.close()
-
-    def get(self, path: str, **query: str | int) -> Any:
-        return self.call("GET", path, params=query)
-
-    def streams(self, model: str, prefix: str) -> Iterator[dict[str, Any]]:
-        """Give every stream of a model once; pages are fetched as they are asked for."""
-        cursor, seen = None, set[str]()  # a store that grows meanwhile may list a stream again
-        while True:
-            page = self.get(
-                f"/v1/models/{quote(model, safe='')}/streams",
-                limit=_PAGE,
-                **({"prefix": prefix} if prefix else {}),
-                **({} if cursor is None else {"cursor": cursor}),
-            )
-            for one in page["streams"]:
-                if one["stream"] not in seen:
-                    seen.add(one["stream"])
-                    yield one
-            cursor = page["cursor"]
-            if cursor is None:
-                return
-
-    def call(self, method: str, path: str, **more: Any) -> Any:
-        """Return the body of a good answer.
-
-        Raises:
-            StreamsError: There is no answer, or a refusal.
-        """
-        try:
-            answer = self._http.request(method, path, **more)
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise self._not_there(str(exc) or type(exc).__name__) from exc
-        try:
-            body = answer.json() if answer.content else None
-        except ValueError as exc:
-            raise self._not_there(f"{answer.status_code} {answer.reason_phrase} came from something else") from exc
-        if answer.is_success:
-            return body
-        problem = body if isinstance(body, dict) else {}
-        code = problem.get("code", answer.reason_phrase)
-        raise StreamsError(
-            f"{problem.get('detail') or 'The service refused without a reason.'} ({answer.status_code} {code})",
-            fix=_FIXES.get(answer.status_code, ""),
-        )
-
-    def _not_there(self, found: str) -> StreamsError:
-        return StreamsError(
-            f"No Stepwell answers at {self._url}: {found}.",
-            fix="Start it with `stepwell serve`, or name where it is with --url or STEPWELL_URL.",
-        )
+@snapshot_app.command(name="ls")
+def list_snapshots(model: Model, stream: Stream, *, url: Url = HERE, key: Key = None, as_json: Json = False) -> None:
+    """List the snapshots of a stream."""
+    with Remote(url, key) as service:
+        found = service.get(path_of(model, stream, "snapshots"))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    lines = [(one["name"], f"{one['step']:,}", one["taken_at"]) for one in found["snapshots"]]
+    show(parity_table("", ("snapshot", "step", "taken at"), lines), f"{len(lines):,} snapshots")
 
 
-def _ask(question: str, *, yes: bool) -> None:
-    """Ask on standard error, so that what is answered can be piped on; end with exit code 1 at a no."""
-    if not yes:
-        typer.confirm(question, abort=True, err=True)
+@snapshot_app.command()
+def put(model: Model, stream: Stream, name: Name, *, url: Url = HERE, key: Key = None, as_json: Json = False) -> None:
+    """Copy a stream as it is now; a snapshot of that name is replaced."""
+    with Remote(url, key) as service:
+        found = service.call("PUT", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=once())
+    typer.echo(json.dumps(found, indent=2) if as_json else f"{name} is {stream} at step {found['step']:,}")
 
 
-def _once() -> dict[str, str]:
-    """Return a header that makes the request one that is done once, also where preconditions are required."""
-    return {"Idempotency-Key": str(uuid.uuid4())}
-
-
-_FIXES = {
-    401: "Give a key with --key, or in the environment as STEPWELL_KEY.",
-    403: "Use a key that has this scope.",
-    404: "See what there is with `stepwell streams ls`.",
-    409: "Look at it again with `stepwell streams show`, then decide.",
-    503: "Try again in a moment.",
-}
-
-
-def _path(model: str, stream: str) -> str:
-    if not is_stream_id(stream):
-        raise typer.BadParameter(f"{stream!r} is no stream id: 1 to 128 of A-Z a-z 0-9 . _ : @ -.", param_hint="STREAM")
-    return f"/v1/models/{quote(model, safe='')}/streams/{quote(stream, safe='')}"
+@snapshot_app.command(name="rm")
+def forget_snapshot(
+    model: Model, stream: Stream, name: Name, *, yes: Yes = False, url: Url = HERE, key: Key = None
+) -> None:
+    """Forget a snapshot."""
+    ask(f"Forget snapshot {name} of {stream}?", yes=yes)
+    with Remote(url, key) as service:
+        service.call("DELETE", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=once())
+    typer.echo(f"{name} forgotten")
 
 
 def _status(found: dict[str, Any]) -> Table:
     """Return one line a fact."""
-    facts = {name.replace("_", " "): str(value) for name, value in found.items() if name != "expires_in_s"}
+    facts = {name.replace("_", " "): str(value) for name, value in found.items() if not isinstance(value, float | dict)}
     facts["step"] = f"{found['step']:,}"
     facts["expires in"] = f"{found['expires_in_s']:,.0f} s, unless it is stepped"
+    facts |= {f"norm of state {name}": f"{norm:.6g}" for name, norm in found["state_norms"].items()}
+    facts |= {f"last {name}": _numbers(value) for name, value in found["outputs"].items()}
     return facts_table("", facts)
+
+
+def _numbers(tensor: Any) -> str:
+    """Return a tensor's first numbers."""
+    values = np.ravel(tensor).tolist()
+    shown = " ".join(f"{value:.6g}" for value in values[:_SHOWN])
+    return shown + (f" ... ({len(values)})" if len(values) > _SHOWN else "")

@@ -46,6 +46,14 @@ def unpack_outputs(manifest: Manifest, packed: bytes) -> dict[str, Array]:
     return outputs
 
 
+def last_prediction(manifest: Manifest, packed: bytes) -> dict[str, Array]:
+    """Return the last of one row's packed predictions, `*row` by name; nothing where there is none."""
+    size = prediction_bytes(manifest.answered)
+    if not size or not packed or len(packed) % size:
+        return {}
+    return {name: array[-1] for name, array in unpack_outputs(manifest, packed[-size:]).items()}
+
+
 def prediction_bytes(specs: Sequence[OutputSpec]) -> int:
     """Return the bytes of one timestep's packed prediction."""
     return sum(spec.row_bytes for spec in specs)

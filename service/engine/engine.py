@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from model_export.manifest import Manifest
 from service.engine.audience import Audience
+from service.engine.batch import last_prediction
 from service.engine.batcher import Batcher
 from service.engine.copies import Copies
 from service.engine.models import ModelShelf, ServedModel
@@ -275,6 +276,7 @@ class Engine:
             record.created_ms,
             record.updated_ms,
             max(ttl, 0),
+            {} if served is None else last_prediction(served.manifest, record.outputs),
         )
 
     async def list_streams(

@@ -94,6 +94,7 @@ class StreamStatus:
         created_ms: Milliseconds since the epoch.
         updated_ms: Milliseconds since the epoch.
         expires_in_ms: Milliseconds until the stream is forgotten if it stays idle.
+        outputs: The last prediction that is kept, `*row` by name; none where there is none, or its model is not here.
     """
 
     key: StreamKey
@@ -103,6 +104,7 @@ class StreamStatus:
     created_ms: int
     updated_ms: int
     expires_in_ms: int
+    outputs: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

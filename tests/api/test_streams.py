@@ -570,3 +570,11 @@ def test_an_error_nobody_foresaw_is_500_without_details(
 
     assert (answer.status_code, code_of(answer), answer.json()["applied"]) == (500, "internal", "unknown")
     assert "secret" not in answer.text
+
+
+def test_the_status_shows_the_last_prediction_where_that_is_asked_for(service: Service, stream: str) -> None:
+    service.http.post(service.path("fold", stream, "steps"), json={"inputs": [[1], [2]]})
+    plain = service.http.get(service.path("fold", stream)).json()
+    shown = service.http.get(service.path("fold", stream), params={"outputs": "true"}).json()
+
+    assert shown == {**plain, "expires_in_s": shown["expires_in_s"], "outputs": {"y": fold_reference([1, 2])[-1:]}}

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from model_export.errors import StepwellError
 from service.commands.streams import streams_app
-from tests.graphs import count, fold, write_model
+from tests.graphs import count, fold, fold_reference, wave, write_model
 from tests.processes import Service, free_port, service
 
 KEY = "a-key-for-tests"
@@ -29,6 +29,7 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sw") as name:
         write_model(Path(name) / "models", "fold", fold)
         write_model(Path(name) / "models", "count", count)
+        write_model(Path(name) / "models", "wave", wave)
         yield Path(name)
 
 
@@ -337,3 +338,59 @@ def gateway() -> Iterator[str]:
 
 def test_a_gateway_that_answers_for_a_service_that_is_down_is_told(gateway: str) -> None:
     assert "502 Bad Gateway came from something else" in refusal(streams(gateway, "ls", "fold")).problem
+
+
+def test_ls_takes_those_whose_id_has_a_text(running: Service) -> None:
+    for stream in ("filter-Pump-1", "filter-fan-1"):
+        step(running, stream)
+    result = streams(running.url, "ls", "fold", "--prefix", "filter-", "--filter", "pump", "--json")
+
+    assert [one["stream"] for one in json.loads(result.stdout)["streams"]] == ["filter-Pump-1"]
+
+
+def test_show_has_the_norms_of_the_states_and_the_last_prediction(running: Service) -> None:
+    step(running, "norms", 2)
+    found = json.loads(streams(running.url, "show", "fold", "norms", "--json").stdout)
+    [y] = fold_reference([1, 1])[1:]
+
+    assert (found["outputs"], found["state_norms"]) == ({"y": [y]}, {"h": pytest.approx(abs(y))})
+    table = streams(running.url, "show", "fold", "norms").stdout
+    assert "norm of state h" in table
+    assert "last y" in table
+
+
+def test_fork_begins_another_stream(running: Service) -> None:
+    step(running, "forked", 3)
+    result = streams(running.url, "fork", "fold", "forked", "fork-of-it")
+
+    assert result.stdout == "fork-of-it begins at step 3\n"
+    assert at(running, "fork-of-it") == 3
+    step(running, "taken")
+    assert "stream_exists" in str(streams(running.url, "fork", "fold", "forked", "taken").exception)
+
+
+def test_snapshots_are_taken_listed_gone_back_to_and_forgotten(running: Service) -> None:
+    step(running, "copied", 2)
+    assert streams(running.url, "snapshot", "put", "fold", "copied", "two").stdout == "two is copied at step 2\n"
+    step(running, "copied", 3)
+    listed = json.loads(streams(running.url, "snapshot", "ls", "fold", "copied", "--json").stdout)["snapshots"]
+    assert [(one["name"], one["step"]) for one in listed] == [("two", 2)]
+    assert "two" in streams(running.url, "snapshot", "ls", "fold", "copied").stdout
+    assert streams(running.url, "reset", "fold", "copied", "--to", "two", "--yes").stdout == "copied is at step 2\n"
+    assert streams(running.url, "snapshot", "rm", "fold", "copied", "two", "--yes").stdout == "two forgotten\n"
+    assert json.loads(streams(running.url, "snapshot", "ls", "fold", "copied", "--json").stdout) == {"snapshots": []}
+
+
+def test_rollout_looks_ahead(running: Service) -> None:
+    step(running, "ahead", 2, model="wave")
+    found = json.loads(streams(running.url, "rollout", "wave", "ahead", "3", "--json").stdout)
+
+    assert found["step"] == 5
+    assert len(found["outputs"]["y"]) == 3
+    assert streams(running.url, "rollout", "wave", "ahead", "3").stdout.count("\n") >= 4
+
+
+def test_rollout_of_a_model_without_a_rule_is_told(running: Service) -> None:
+    step(running, "no-rule")
+
+    assert "feedback" in str(streams(running.url, "rollout", "fold", "no-rule", "3").exception)
