@@ -58,8 +58,8 @@ NO_COMPARE_AND_SET = Mutant(
 NO_OPERATION_IDS = Mutant(
     "no operation ids",
     "service/engine/names.py",
-    "length, seq, after, key = timestep.length, timestep.seq, timestep.after, timestep.idempotency_key",
-    "return self._new_name()",
+    "data = self.data(timestep)",
+    "return self.data(timestep), self._new_name()",
     ("tests/engine/test_names.py",),
 )
 
@@ -111,8 +111,8 @@ MUTANTS = (
     Mutant(
         "the position is not in an operation's name",
         "service/engine/names.py",
-        "(_PLACE(length, seq), *data)",
-        "(_PLACE(length, 0), *data)",
+        "_PLACE(timestep.length, seq) +",
+        "_PLACE(timestep.length, 0) +",
         ("tests/engine/test_names.py",),
     ),
     Mutant(
