@@ -219,15 +219,16 @@ async def test_what_was_accepted_is_answered_and_who_comes_late_is_asked_to_go_e
             pass
         for pid in [one.process.pid, *(children(one.process.pid) if by == "Ctrl-C" else [one.process.pid])]:
             os.kill(pid, signal.SIGINT if by == "Ctrl-C" else signal.SIGTERM)  # `timeout` sends SIGTERM twice
-        while (ready := await other.get("/readyz")).status_code == 200:
-            pass
-        late = await other.post("/v1/models/fold/streams/b/step", json={"inputs": [1]})
+        while (ready := await other.get("/readyz")).status_code == 200 or "connection" not in ready.headers:
+            pass  # the signal may come while this is asked, and to one worker before the other
+        late = await other.post("/v1/models/fold/streams/b/step", json={"inputs": [1]})  # maybe to the other worker
         answer = await accepted
         code = await asyncio.to_thread(one.process.wait, 30)
 
     assert ready.json()["ready"] is False
     assert ready.headers["connection"] == "close"
-    assert (late.status_code, late.headers["connection"]) == (200, "close")
+    assert late.status_code == 200
+    assert workers != "1" or late.headers["connection"] == "close"
     assert (answer.status_code, answer.json()["outputs"]["y"]) == (200, fold_reference([7]))
     assert code == 0
 
