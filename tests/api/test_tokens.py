@@ -143,7 +143,7 @@ def test_the_claim_of_the_tenant_can_be_another(tmp_path: Path) -> None:
     [
         *({"exp": None}, {"aud": None}, {"iss": None}),
         *({"aud": "other"}, {"aud": [AUDIENCE + "x"]}, {"iss": "https://evil.example"}, {"iss": ISSUER + "/"}),
-        *({"exp": 1}, {"exp": "soon"}, {"nbf": time.time() + 3600}),
+        *({"exp": 1}, {"exp": "soon"}, {"nbf": 9_999_999_999}),
         *({"tenant": None}, {"tenant": "a/b"}, {"tenant": ""}, {"tenant": 1}, {"tenant": ["a"]}),
     ],
     ids=str,
