@@ -16,7 +16,8 @@ from rich.console import Console
 from benchmarks import load, report, workload
 from benchmarks.load import Load, Result
 from benchmarks.peers import Peers, install
-from benchmarks.servers import STEP, Target, http_targets, stepwell_outside, websocket_targets, worker_targets
+from benchmarks.profile import shares
+from benchmarks.servers import STEP, Target, http_targets, stepwell, stepwell_outside, websocket_targets, worker_targets
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _console = Console(stderr=True)
@@ -127,6 +128,28 @@ def latency(
     report.show(f"HTTP at fixed rates, {connections} connections; latency from the moment a request was due", lines)
     if save:
         report.save(save, "latency", lines, {"rounds": rounds, "seconds": seconds})
+
+
+@app.command()
+def profile(
+    *,
+    seconds: Annotated[float, typer.Option(help="How long to look.")] = 15.0,
+    keep: Folder = _KEPT,
+    save: Save = None,
+) -> None:
+    """Where a worker's microseconds go, one timestep per request, 256 connections: its stacks, sampled by py-spy."""
+    work = workload.make(keep.resolve(), steps=20_000)
+    program, wanted = load.build(work.folder), Load(STEP, '"y":[')
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, stepwell(work)(Path(folder)) as running:
+
+        def put_on() -> Result:
+            return load.run(program, work, wanted, port=running.port, seconds=seconds + 1, warmup=1.5, cpu=running.cpu)
+
+        found = shares(running.pid, seconds, put_on)
+    for name, share in found.items():
+        _console.print(f"{share:6.1%}  {name}")
+    if save:
+        report.save(save, "profile", [], {"seconds": seconds, "rounds": 1, "shares": found})
 
 
 @app.command()

@@ -93,6 +93,11 @@ def _latency(result: Result) -> str:
     return _markdown(("due", "answered/s", "p50 ms", "p99 ms"), rows) + _footnote(result)
 
 
+def _profile(result: Result) -> str:
+    rows = [(name, f"{share:.0%}") for name, share in result["shares"].items()]
+    return _markdown(("one worker at full load, 256 connections", "share of its CPU"), rows) + _footnote(result)
+
+
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["--:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))
@@ -115,6 +120,7 @@ _TABLES: dict[str, Callable[[Result], str]] = {
     "workers": _compared,
     "streams": _streams,
     "latency": _latency,
+    "profile": _profile,
 }
 
 

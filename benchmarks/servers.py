@@ -41,11 +41,13 @@ class Running:
         port: On 127.0.0.1.
         cpu: CPU seconds so far: of the service without its store, and of the store.
         store: The unix socket of an outside store, where there is one.
+        pid: The server's process.
     """
 
     port: int
     cpu: Callable[[], tuple[float, float]]
     store: Path | None = None
+    pid: int = 0
 
 
 Start = Callable[[Path], contextlib.AbstractContextManager[Running]]
@@ -233,7 +235,7 @@ def _with_store(make: Callable[[Path], Start]) -> Start:
                     service, own = running.cpu()
                     return service, own + _cpu_seconds(store.pid)
 
-                yield Running(running.port, cpu, address)
+                yield Running(running.port, cpu, address, running.pid)
 
     return start
 
@@ -245,7 +247,7 @@ def _process(command: Sequence[str], folder: Path, port: int, *, env: Mapping[st
         process = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=folder, start_new_session=True)
     with _ending(process):
         _wait(lambda: _listens(port), process, log)
-        yield Running(port, lambda: _cpu_of_tree(process.pid))
+        yield Running(port, lambda: _cpu_of_tree(process.pid), pid=process.pid)
 
 
 @contextlib.contextmanager

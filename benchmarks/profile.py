@@ -1,0 +1,79 @@
+"""Where a worker's CPU goes under full load: samples of its Python stacks, and the share of the kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_RATE = 400  # samples a second
+
+# The innermost place that is ours says what a sample is spent on; the first line that fits counts.
+_PARTS: Sequence[tuple[str, Callable[[Sequence[str]], bool]]] = (
+    ("onnxruntime", lambda stack: any("onnxruntime/capi" in frame for frame in stack)),
+    ("writing answers to sockets (nearly all of it the kernel)", lambda stack: "LaneConnection._send " in stack[-1]),
+    ("writing to the store's socket (nearly all of it the kernel)", lambda stack: "Link.call " in stack[-1]),
+    ("reading and writing JSON", lambda stack: _ours(stack).startswith(("service/wire", "service/api"))),
+    ("heads of requests, order of answers", lambda stack: _ours(stack).startswith("service/lane")),
+    ("engine: names, queue, cache, batches", lambda stack: _ours(stack).startswith("service/engine")),
+    ("records and the store's protocol", lambda stack: _ours(stack).startswith("service/store")),
+    ("arrays around the model run", lambda stack: _ours(stack).startswith("model_export")),
+    ("metrics", lambda stack: _ours(stack).startswith("service/metrics")),
+    ("event loop: waiting for sockets and reading them (half of it the kernel)", lambda _: True),
+)
+
+
+def shares(pid: int, seconds: float, load: Callable[[], object]) -> dict[str, float]:
+    """Return the share of each part in a process's CPU, largest first, and of the kernel in all of it.
+
+    Args:
+        pid: The worker.
+        seconds: How long to look.
+        load: Puts the load on, a little longer than that.
+
+    Raises:
+        SystemExit: py-spy is not installed.
+    """
+    spy = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if spy is None:
+        raise SystemExit("The profile needs py-spy; install it (pip install py-spy).")
+    before = _cpu(pid)
+    with tempfile.NamedTemporaryFile("r", suffix=".raw") as file:
+        command = [spy, "record", "--pid", str(pid), "--duration", f"{seconds:.0f}", "--rate", str(_RATE)]
+        command += ["--format", "raw", "--output", file.name]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            load()
+            _, words = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"py-spy failed: {words.strip()[-300:]}")
+        samples = file.read()
+    user, system = (after - then for after, then in zip(_cpu(pid), before, strict=True))
+    counts: Counter[str] = Counter()
+    for line in samples.splitlines():
+        stack, _, n = line.rpartition(" ")
+        if n.isdigit() and "service/server.py" in stack:  # the main thread; the others watch
+            frames = stack.split(";")
+            counts[next(name for name, fits in _PARTS if fits(frames))] += int(n)
+    total = counts.total() or 1
+    found = {name: n / total for name, n in counts.most_common()}
+    return found | {"of all that, in the kernel": system / ((user + system) or 1)}
+
+
+def _ours(stack: Sequence[str]) -> str:
+    """Return the file of the innermost frame of this project, below the start of the process."""
+    for frame in reversed(stack):
+        file = frame.rpartition("(")[2]
+        if file.startswith(("service/", "model_export/")) and not file.startswith(("service/server", "service/comm")):
+            return file
+    return ""
+
+
+def _cpu(pid: int) -> tuple[float, float]:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) / _TICK, int(fields[12]) / _TICK
