@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.dashboard.browser import Page, browser, chromium
@@ -24,7 +25,7 @@ def ask(files: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
         pytest.skip("needs Chromium: apt-get install chromium")
     with browser(binary, tmp_path_factory.mktemp("profile")) as tab:
         tab.open(f"{files}/icon.svg")
-        for module in ("shapes", "metrics", "streams"):
+        for module in ("shapes", "metrics", "streams", "ahead", "standing"):
             tab.ask(f"import('/{module}.js').then((found) => {{ globalThis.{module} = found; }})")
         yield tab.ask
 
@@ -178,6 +179,62 @@ def test_a_stream_that_the_service_does_not_list_any_more_goes(ask: Ask) -> None
         return [...all.byName.keys()]; })()"""
 
     assert ask(script) == ["b"]
+
+
+def test_a_stream_that_was_told_has_that_row_until_it_is_seen(ask: Ask) -> None:
+    script = """(() => { const s = new streams.Streams().get('a');
+        s.stand(7, {y: [1]}); s.stand(7, {y: [1]}); %s; return s.rows.map(r => [r.at, r.step]); })()"""
+
+    assert ask(script % "") == [[1, 7]]
+    assert ask(script % "s.keep(8, [], [{}])") == [[1, 7], [2, 8]]
+    assert ask(script % "s.keep(7, [], [{}])") == [[1, 7]]  # the same one, on its way meanwhile
+    assert ask(script % "s.stand(2, {y: [0]})") == [[1, 7], [2, None], [3, 2]]
+    assert ask(script % "s.stand(0, null); s.stand(0, null); s.keep(1, [], [{}])") == [[1, 7], [2, None], [3, 1]]
+
+
+def test_the_interval_of_samples_is_that_of_their_quantiles(ask: Ask) -> None:
+    samples = np.random.default_rng(0).normal(size=(40, 3, 2))
+    low, middle, high = np.quantile(samples, [0.1, 0.5, 0.9], axis=0)
+    found = ask(f"ahead.fans({samples.tolist()})")
+
+    assert len(found) == 2
+    for element, fan in enumerate(found):
+        assert fan["low"] == pytest.approx(low[:, element])
+        assert fan["middle"] == pytest.approx(middle[:, element])
+        assert fan["high"] == pytest.approx(high[:, element])
+
+
+BEYOND = """(() => { const look = new ahead.Lookahead({});
+    const fan = {middle: [1, 2], low: [0, 1], high: [2, 3]};
+    look.found = {step: 7, horizon: 2, outputs: {y: [fan]}, inputs: {x: [fan]}};
+    const s = new streams.Streams().get('a');
+    s.keep(7, [{x: [5]}], [{y: [6]}]); %s;
+    const of = (which, tensor) => look.beyond(s.rows, which, [{tensor, index: 0}, {tensor: 'other', index: 0}]);
+    return [of('outputs', 'y'), of('inputs', 'x')]; })()"""
+
+
+def test_what_is_ahead_of_a_row_goes_on_from_it(ask: Ask) -> None:
+    outputs, inputs = ask(BEYOND % "")
+
+    assert (outputs["at"], outputs["horizon"]) == (1, 2)
+    assert outputs["fans"] == [{"middle": [6, 1, 2], "low": [6, 0, 1], "high": [6, 2, 3]}, None]
+    assert inputs["fans"][0]["middle"] == [None, None, 1]  # the first prediction makes the input after the next
+
+
+def test_what_was_ahead_before_a_reset_is_not_drawn(ask: Ask) -> None:
+    assert ask(BEYOND % "s.keep(8, [], [{}])")[0]["at"] == 1
+    assert ask(BEYOND % "s.keep(1, [], [{}])") == [None, None]
+
+
+def test_a_norm_is_that_of_all_numbers_of_a_state(ask: Ask) -> None:
+    assert ask("standing.norm([[3, 0], [0, 4]])") == 5
+    assert ask("standing.norm([true, false])") == 1
+
+
+def test_outputs_are_told_by_their_names_and_at_most_eight(ask: Ask) -> None:
+    assert ask(f"standing.inWords({TWO}[0], [0.25, 0.75])") == "sit 0.250   stand 0.750"
+    assert ask("standing.inWords({name: 'y', shape: []}, [7])") == "7"
+    assert ask("standing.inWords({name: 'y', shape: [20]}, Array(20).fill(1))").endswith("y 7 1 … (20)")
 
 
 def test_the_page_without_a_service_says_so(page: Page, files: str) -> None:

@@ -1,10 +1,13 @@
 // The dashboard: what the service is, its live streams, and one of them as it moves. Works for any model.
 
+import { Lookahead } from "./ahead.js";
 import { get, getJson, hasKey, setKey, Watch } from "./feed.js";
 import { quantile, read, since } from "./metrics.js";
 import { lineClass, Plot } from "./plot.js";
 import { areProbabilities, bytes, curlLine, mostProbable, number, percent, seriesOf, timesteps } from "./shapes.js";
+import { Standing } from "./standing.js";
 import { StreamList, Streams } from "./streams.js";
+import { Tending } from "./tend.js";
 
 const CROWD = 100; // with more live streams than this, only the chosen one sends its inputs
 const SPARK_S = 60;
@@ -14,6 +17,7 @@ const text = (id, value) => $(id).textContent !== value && ($(id).textContent = 
 const page = {
   models: null,
   model: null,
+  limits: {}, // of the service, by their settings' names
   streams: new Streams(),
   chosen: null,
   picked: false, // whether a person chose the stream
@@ -38,6 +42,16 @@ const streamList = new StreamList({
   note: $("streams-note"),
   choose: (name) => choose(name, true),
 });
+
+const standing = new Standing({ list: $("standing"), note: $("standing-note") });
+const ahead = new Lookahead({
+  select: $("ahead"),
+  off: $("ahead-off"),
+  note: $("ahead-note"),
+  wanted: lookAhead,
+  found: () => (page.fresh = true),
+});
+new Tending({ current: () => [page.model, chosen()], did: done });
 
 // ---- state of the service ------------------------------------------------------------------------------------
 
@@ -64,12 +78,15 @@ async function look() {
     }),
     get("metrics").then(async (answer) => showMetrics(answer.ok ? read(await answer.text(), model.name) : null)),
     page.looks++ % 5 || list(model),
+    lookAt(),
   ]);
 }
 
 async function list(model) {
   const found = await getJson(`v1/models/${encodeURIComponent(model.name)}/streams?limit=500`);
-  if (model === page.model) page.streams.list(found);
+  if (model !== page.model) return;
+  page.streams.list(found);
+  lookAt();
 }
 
 async function openService(models) {
@@ -77,7 +94,8 @@ async function openService(models) {
   $("key-form").hidden = true;
   $("main").hidden = false;
   fillPicker();
-  const { version, durability } = await getJson("v1/info");
+  const { version, durability, limits } = await getJson("v1/info");
+  page.limits = limits;
   text("about", `version ${version} · durability ${durability}`);
 }
 
@@ -146,6 +164,7 @@ function openModel(model, stream = null) {
   choose(stream, stream !== null);
   text("curl-line", curlLine(page.model, document.baseURI, hasKey()));
   text("model-facts", modelFacts(page.model));
+  ahead.offer(page.model);
   watch();
   list(page.model).catch(() => {}); // `look` tells of a service that does not answer
 }
@@ -164,9 +183,38 @@ function choose(name, byPerson) {
   if (page.chosen === name) return;
   page.chosen = name;
   page.fresh = name !== null;
+  text("told", "");
+  standing.forget();
+  ahead.forget();
   if (byPerson) history.replaceState(null, "", `#${new URLSearchParams({ model: page.model.name, stream: name })}`);
   watchChosen();
   renderList();
+  lookAt();
+}
+
+// ---- what can be done with the chosen stream -----------------------------------------------------------------
+
+const chosen = () => page.streams.byName.get(page.chosen);
+
+/** Ask where the chosen stream stands. */
+async function lookAt() {
+  if (chosen() && !page.paused && (await standing.renew(page.model, chosen()))) page.fresh = true;
+}
+
+function lookAhead() {
+  if (chosen() && !page.paused) ahead.renew(page.model.name, chosen(), page.limits);
+}
+
+/** Tell what was done; a stream that was put somewhere stands there. */
+function done(words, put = null) {
+  if (put) {
+    page.streams.get(put.stream).stand(put.step, null);
+    choose(put.stream, true);
+    standing.forget();
+    ahead.forget();
+    lookAt();
+  }
+  text("told", words);
 }
 
 // ---- the live feed -------------------------------------------------------------------------------------------
@@ -217,7 +265,7 @@ function drawStream() {
   page.fresh = false;
   const { inputs, outputs } = page.model;
   text("stream-name", stream.name);
-  const quiet = stream.rows.length ? "" : ", nothing since this page was opened";
+  const quiet = stream.seenAt > -Infinity ? "" : ", nothing since this page was opened";
   text("stream-facts", `step ${number(stream.step)}${quiet}`);
   drawPlot("inputs", inputs, stream.rows, false);
   drawPlot("outputs", outputs, stream.rows, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])));
@@ -232,9 +280,10 @@ function drawStream() {
 
 function drawPlot(which, specs, rows, shares) {
   const { series, total } = seriesOf(specs);
-  plots[which].setSeries(series, shares);
+  plots[which].setSeries(series, shares, ahead.horizon > 0);
   const lines = series.map(({ tensor, index }) => rows.map((row) => row[which][tensor]?.[index] ?? null));
-  plots[which].draw(rows.map(({ step }) => step), [rows.map(({ at }) => at), ...lines]);
+  const beyond = ahead.beyond(rows, which, series);
+  plots[which].draw(rows.map(({ step }) => step), [rows.map(({ at }) => at), ...lines], beyond);
   text(`${which}-note`, total > series.length ? `the first ${series.length} of ${number(total)}` : "");
 }
 
@@ -303,5 +352,6 @@ function frame() {
 requestAnimationFrame(frame);
 setInterval(() => page.paused || renderList(), 250);
 setInterval(drawRate, 1000);
+setInterval(lookAhead, 1000);
 setInterval(() => $("key-form").hidden && look(), 2000);
 look();

@@ -1,5 +1,7 @@
 // How the page talks to the service: requests with the key, and a watch that comes back by itself.
 
+const PATIENCE_MS = 5000;
+
 let key = sessionStorage.getItem("stepwell.key") ?? "";
 
 export const hasKey = () => key !== "";
@@ -15,15 +17,37 @@ export const headers = () => (key ? { authorization: `Bearer ${key}` } : {});
 
 /** GET a path relative to the page; answers the Response, whatever its status. */
 export function get(path) {
-  return fetch(new URL(path, document.baseURI), { headers: headers(), cache: "no-store", signal: AbortSignal.timeout(5000) });
+  const signal = AbortSignal.timeout(PATIENCE_MS);
+  return fetch(new URL(path, document.baseURI), { headers: headers(), cache: "no-store", signal });
 }
 
-/** GET JSON. Throws an Error with `status` where the service refuses. */
-export async function getJson(path) {
-  const answer = await get(path);
-  if (!answer.ok) throw Object.assign(new Error(`${path} answered ${answer.status}`), { status: answer.status });
-  return answer.json();
+/** GET JSON. Throws an Error with `status`, and the service's words, where the service refuses. */
+export const getJson = async (path) => readJson(await get(path));
+
+/** The path of a stream of a model, or of what belongs to it. */
+export const pathOf = (model, stream, what) =>
+  `v1/models/${encodeURIComponent(model)}/streams/${encodeURIComponent(stream)}${what ? `/${what}` : ""}`;
+
+/** Send JSON and answer JSON; throws as `getJson` does. Done once, also where the service demands to know that. */
+export async function send(method, path, body = {}) {
+  const names = { "content-type": "application/json", "idempotency-key": newName() };
+  const signal = AbortSignal.timeout(4 * PATIENCE_MS);
+  const sent = { method, headers: { ...headers(), ...names }, body: JSON.stringify(body), signal };
+  try {
+    return await readJson(await fetch(new URL(path, document.baseURI), sent));
+  } catch (problem) {
+    throw problem.status ? problem : new Error("The service did not answer. Look at the stream before you try again.");
+  }
 }
+
+async function readJson(answer) {
+  if (answer.ok) return answer.json();
+  const { detail } = await answer.json().catch(() => ({}));
+  throw Object.assign(new Error(detail ?? `The service answered ${answer.status}.`), { status: answer.status });
+}
+
+/** A name that nobody else gives; `randomUUID` is missing on pages over plain HTTP from afar. */
+const newName = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(36)).join("-");
 
 const FIRST_WAIT_S = 0.5;
 const LONGEST_WAIT_S = 15;

@@ -1,4 +1,4 @@
-// One chart with its legend: lines over the last timesteps of a stream. Drawn by uPlot.
+// One chart with its legend: lines over the last timesteps of a stream, and ahead of it. Drawn by uPlot.
 
 import { number, percent } from "./shapes.js";
 
@@ -26,11 +26,12 @@ export class Plot {
     theme.addEventListener("change", () => this.#restart());
   }
 
-  /** Begin anew with other series: [{name}], and whether they are probabilities. */
-  setSeries(series, shares) {
-    const same = shares === this.shares && JSON.stringify(series) === JSON.stringify(this.series);
-    if (same) return;
-    Object.assign(this, { series, shares, hidden: series.map(() => false) });
+  /** Begin anew with other series: [{name}], whether they are probabilities, and whether `draw` gets what is ahead. */
+  setSeries(series, shares, ahead = false) {
+    const same = JSON.stringify(series) === JSON.stringify(this.series);
+    if (same && shares === this.shares && ahead === this.ahead) return;
+    Object.assign(this, { shares, ahead, steps: [], columns: null });
+    if (!same) Object.assign(this, { series, hidden: series.map(() => false) });
     this.#makeLegend();
     this.#restart();
   }
@@ -40,14 +41,18 @@ export class Plot {
    *
    * @param {number[]} steps - the step of each row; null where the line breaks
    * @param {Array[]} columns - where each row stands on the time axis, then one array for each series
+   * @param {object} [beyond] - what is ahead of a row, as `Lookahead.beyond` gives it
    */
-  draw(steps, columns) {
-    Object.assign(this, { steps, columns });
+  draw(steps, columns, beyond = null) {
+    this.last = steps.length - 1; // the newest row that was lived
+    [this.steps, this.columns] = beyond ? lengthened(steps, columns, beyond) : [steps, columns];
+    if (this.ahead && !beyond) this.columns = [...columns, ...nothing(3 * this.series.length, steps.length)];
+    columns = this.columns;
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
     this.#chart.setScale("x", { min: first, max: Math.max(last, first + 20) });
     this.#chart.redraw(false, true); // the marks move with the rows, also where the scales stay
-    this.#tell(this.#chart.cursor.idx ?? steps.length - 1);
+    this.#tell(this.#chart.cursor.idx ?? this.last);
   }
 
   /** Where the time axis has its marks: at round steps. */
@@ -88,12 +93,26 @@ export class Plot {
           },
           { ...axis, size: 46, values: told(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
         ],
-        series: [{}, ...this.series.map((_, i) => this.#line(i))],
-        hooks: { setCursor: [(chart) => this.#tell(chart.cursor.idx ?? chart.data[0].length - 1)] },
+        series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead()],
+        bands: this.ahead ? this.series.map((_, i) => this.#band(i)) : [],
+        hooks: { setCursor: [(chart) => this.#tell(chart.cursor.idx ?? this.last)] },
       },
-      this.columns ?? [[], ...this.series.map(() => [])],
+      this.columns ?? nothing(1 + this.series.length * (this.ahead ? 4 : 1), 0),
       this.place,
     );
+  }
+
+  /** After the series come as many dashed ones for what is ahead of them, and the edges of their intervals. */
+  #linesAhead() {
+    if (!this.ahead) return [];
+    const middle = this.series.map((_, i) => ({ ...this.#line(i), fill: undefined, dash: [4, 3] }));
+    const edge = middle.map(({ show }) => ({ show, width: 0, stroke: "transparent", points: { show: false } }));
+    return [...middle, ...edge, ...edge.map((one) => ({ ...one }))];
+  }
+
+  #band(i) {
+    const n = this.series.length;
+    return { series: [1 + 3 * n + i, 1 + 2 * n + i], fill: `${colour(`--${lineClass(this.palette, i)}`)}2e` };
   }
 
   #line(i) {
@@ -129,7 +148,9 @@ export class Plot {
       button.addEventListener("click", () => {
         this.hidden[i] = !this.hidden[i];
         button.setAttribute("aria-pressed", String(!this.hidden[i]));
-        this.#chart.setSeries(i + 1, { show: !this.hidden[i] });
+        for (let at = i + 1; at < this.#chart.series.length; at += this.series.length) {
+          this.#chart.setSeries(at, { show: !this.hidden[i] });
+        }
       });
       return { button, value, bar };
     });
@@ -146,9 +167,27 @@ export class Plot {
   #tell(index) {
     if (!this.columns) return;
     this.#buttons.forEach(({ value, bar }, i) => {
-      const v = this.columns[i + 1]?.[index];
+      const v = this.columns[i + 1]?.[index] ?? this.columns[i + 1 + this.series.length]?.[index];
       value.textContent = v == null ? "–" : this.shares ? percent(v) : number(v);
       if (bar) bar.style.setProperty("--share", v ?? 0);
     });
   }
+}
+
+const nothing = (columns, rows) => Array.from({ length: columns }, () => Array(rows).fill(null));
+
+/** Rows and columns with what is beyond: after the series' columns those of the middles, the lows and the highs. */
+function lengthened(steps, [ats, ...lines], { at, horizon, fans }) {
+  const from = at - ats[0];
+  const more = Math.max(0, from + horizon + 1 - steps.length);
+  const counted = (values) => [...values, ...Array.from({ length: more }, (_, i) => values.at(-1) + i + 1)];
+  const longer = lines.map((line) => [...line, ...Array(more).fill(null)]);
+  const ahead = ["middle", "low", "high"].flatMap((which) =>
+    fans.map((fan) => {
+      const line = Array(steps.length + more).fill(null);
+      fan?.[which].forEach((value, i) => (line[from + i] = value));
+      return line;
+    }),
+  );
+  return [counted(steps), [counted(ats), ...longer, ...ahead]];
 }

@@ -23,6 +23,9 @@ export function seriesOf(specs) {
   return { series: all.slice(0, MOST_SERIES), total };
 }
 
+/** The values of a tensor in their order, as numbers; what is none comes as null. */
+export const flat = (tensor) => [tensor].flat(Infinity).map((v) => (v === null ? NaN : Number(v)));
+
 /** One message's tensors as rows of timesteps: [{name: flat values}, ...]; a chunk has a leading time axis. */
 export function timesteps(tensors, specs) {
   const rows = [];
@@ -32,7 +35,7 @@ export function timesteps(tensors, specs) {
     const chunk = depth(value) > spec.shape.length;
     (chunk ? value : [value]).forEach((row, t) => {
       rows[t] ??= {};
-      rows[t][spec.name] = [row].flat(Infinity).map((v) => (v === null ? NaN : Number(v)));
+      rows[t][spec.name] = flat(row);
     });
   }
   return rows;

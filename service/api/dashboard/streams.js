@@ -14,7 +14,7 @@ class Stream {
   step = 0;
   outputs = null;
   seenAt = -Infinity;
-  rows = []; // {at, step, inputs, outputs}, oldest first; `at` counts on where a reset begins the steps anew
+  rows = []; // {at, step, inputs, outputs, isTold}, oldest first; `at` counts on where a reset begins the steps anew
 
   constructor(name) {
     this.name = name;
@@ -33,17 +33,27 @@ class Stream {
     return ahead;
   }
 
+  /** Take where the service says that the stream stands, its last outputs or null; for what was not seen to move. */
+  stand(step, outputs) {
+    Object.assign(this, { step, outputs });
+    const last = this.rows.at(-1);
+    if (last?.step === step) return;
+    if (last && last.step !== null) this.#push(null, {}, {});
+    if (outputs) this.#push(step, {}, outputs, true);
+  }
+
   /** Keep a commit's timesteps for the charts. */
   keep(step, inputs, outputs) {
     const first = step - outputs.length + 1;
+    if (this.rows.at(-1)?.isTold && first === this.rows.at(-1).step) this.rows.pop(); // it was on its way here
     const last = this.rows.at(-1);
     if (last && first !== last.step + 1) this.#push(null, {}, {}); // a reset or lost messages break the lines
     outputs.forEach((row, t) => this.#push(first + t, inputs[t] ?? {}, row));
     if (this.rows.length > WINDOW) this.rows.splice(0, this.rows.length - WINDOW);
   }
 
-  #push(step, inputs, outputs) {
-    this.rows.push({ at: (this.rows.at(-1)?.at ?? 0) + 1, step, inputs, outputs });
+  #push(step, inputs, outputs, isTold = false) {
+    this.rows.push({ at: (this.rows.at(-1)?.at ?? 0) + 1, step, inputs, outputs, isTold });
   }
 }
 
