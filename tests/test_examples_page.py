@@ -1,0 +1,101 @@
+"""What docs/examples.md shows runs as it stands, in each of its languages, and prints what the page says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.dashboard.browser import browser, chromium
+from tests.processes import Service, service
+
+needs_keras = "the page's model is a Keras model: STEPWELL_EXTRAS=keras ./stepwell --version"
+pytestmark = pytest.mark.skipif(find_spec("keras") is None, reason=needs_keras)
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "examples.md").read_text()
+SHOWN = re.findall(r"```text\n(.*?)```", PAGE, re.S)
+NODE = shutil.which("node")
+
+
+def block(name: str) -> str:
+    """What stands between the two comments of a name, without the fence."""
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- /{name} -->", PAGE, re.S)
+    assert found, f"the page has no block {name!r}"
+    return found[1]
+
+
+def program(language: str, one: Service) -> str:
+    """All blocks of a language after the model's, in their order, on the port that the test has."""
+    rest = PAGE[PAGE.index("## A timestep") :].replace(block("browser"), "")
+    code = "\n".join(re.findall(rf"```{language}\n(.*?)```", rest, re.S))
+    assert ":8000" in code
+    return code.replace(":8000", f":{one.port}")
+
+
+def ran(command: list[str], **more: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The page's model, exported as the page says, and served."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "wave.py").write_text(block("wave"))
+    export = block("export").replace("./stepwell", f"{sys.executable} -P -m service")
+    ran(["sh", "-c", f"cd {folder}; {export}"], PYTHONPATH=f"{folder}:{ROOT}")
+    with service(folder / "models", tmp_path_factory.mktemp("sw"), "--history", "wave=64") as running:
+        yield running
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_lines_in_curl_are_answered(one: Service) -> None:
+    code = program("sh", one).replace("curl -s", "curl -w '\\n' -s")
+    lines = [line for line in ran(["sh", "-c", code]).splitlines() if line.startswith("{")]
+    answers = [json.loads(line) for line in lines]
+
+    assert [answer.get("step") for answer in answers] == [1, 4, [1, 1], 5, 28, 4, 4, 5, 4, None, 4, 5]
+    assert answers[9]["snapshots"][0]["name"] == "before"
+
+
+def test_the_events_in_curl_are_told(one: Service) -> None:
+    assert 'data: {"model":"wave"' in ran(["sh", "-c", program("sh", one)])
+
+
+def test_the_python_prints_what_the_page_says(one: Service) -> None:
+    assert ran([sys.executable, "-c", program("python", one)]) == "".join(SHOWN)
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_the_javascript_prints_in_node_what_the_page_says(one: Service, tmp_path: Path) -> None:
+    (tmp_path / "examples.mjs").write_text(program("js", one))
+    flag = ran([str(NODE), "-p", "typeof WebSocket === 'undefined' ? '--experimental-websocket' : '--no-warnings'"])
+
+    assert ran([str(NODE), flag.strip(), str(tmp_path / "examples.mjs")]) == "".join(SHOWN)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(chromium() is None, reason="needs Chromium: apt-get install chromium")
+def test_the_javascript_prints_in_a_browser_what_the_page_says(one: Service, tmp_path: Path) -> None:
+    before, after = program("js", one).split("for (const name of")
+    code = f"{before}\n{block('browser')}\nfor (const name of{after}"
+    with browser(str(chromium()), tmp_path) as tab:
+        tab.open(f"{one.url}/docs/errors")
+        printed = tab.ask(f"""(async () => {{
+            const printed = [];
+            const console = {{log: (...words) => printed.push(words.join(' ') + '\\n')}};
+            {code}
+            return printed;
+        }})()""")
+
+    assert printed == [*"".join(SHOWN[:-1]).splitlines(keepends=True), "source 7 since 7\n", SHOWN[-1]]
