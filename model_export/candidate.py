@@ -118,5 +118,7 @@ def _with_chunks(
     if progress:
         progress("measuring chunks", 0, 1)
     samplers = candidate.samplers or {"random": plain_sampler(candidate.manifest)}
-    samples = [draw(np.random.default_rng(0), ROWS, STEPS) for draw in samplers.values()]
+    # beyond the one length of the original, the answers are not numbers
+    steps = min(candidate.only_length or STEPS, STEPS)
+    samples = [draw(np.random.default_rng(0), ROWS, steps) for draw in samplers.values()]
     return choose_chunk(candidate.proto, candidate.manifest, candidate.cells, samples, tolerance)

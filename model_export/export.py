@@ -92,7 +92,7 @@ def export_source(
         progress=progress,
     )
     write_whole(target, content)
-    return Exported(target, name, len(content), report, saved(full, candidate))
+    return Exported(target, name, len(content), report, saved(full, candidate, len(content)))
 
 
 def candidate_of(

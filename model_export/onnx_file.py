@@ -29,7 +29,7 @@ def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
     except ImportError as exc:
         raise MissingExtraError(
             "Reading a graph's nodes needs the onnx package, which is not installed.",
-            fix="Install it: pip install 'stepwell[onnx]'.",
+            fix="Install it: pip install 'stepwell[onnx]'; from a clone: STEPWELL_EXTRAS=onnx ./stepwell ...",
         ) from exc
     try:
         model = onnx.load(str(path), load_external_data=weights)

@@ -88,10 +88,17 @@ class StoreEffect:
     max_abs: float
 
 
-def saved(before: Candidate, after: Candidate) -> dict[str, tuple[int, int]]:
-    """Return what became smaller, in bytes before and after: `file`, `bytes_per_stream`."""
+def saved(before: Candidate, after: Candidate, written: int | None = None) -> dict[str, tuple[int, int]]:
+    """Return what became smaller, in bytes before and after: `file`, `bytes_per_stream`.
+
+    Args:
+        before: The candidate in full.
+        after: The one with fewer bits.
+        written: The size of its file, with the manifest and what chunks add; both have that.
+    """
+    more = 0 if written is None else written - after.proto.ByteSize()
     sizes = {
-        "file": (before.proto.ByteSize(), after.proto.ByteSize()),
+        "file": (before.proto.ByteSize() + more, after.proto.ByteSize() + more),
         "bytes_per_stream": (stream_bytes(before.manifest), stream_bytes(after.manifest)),
     }
     return {name: (was, now) for name, (was, now) in sizes.items() if now < was}

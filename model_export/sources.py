@@ -28,6 +28,10 @@ _NOT_YET = {
     ".pb": "a TensorFlow graph",
     ".safetensors": "a file of weights without a model",
 }
+_EXTRAS = {
+    "keras": "keras", "jax": "keras", "h5py": "keras", "onnx": "onnx", "torch": "torch", "onnxscript": "torch",
+}  # fmt: skip
+"""The extra that brings a package."""
 
 
 def load_source(source: Any) -> Any:
@@ -140,8 +144,15 @@ def _call(source: str, module_name: str, name: str) -> Any:
         raise _failed(source, exc) from exc
 
 
-def _failed(source: str, exc: Exception) -> RefusedModelError:
+def _failed(source: str, exc: Exception) -> StepwellError:
     last = traceback.extract_tb(exc.__traceback__)[-1]
+    package = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
+    if extra := _EXTRAS.get(package):
+        return MissingExtraError(
+            f"{source} needs {package}, which is not installed ({last.filename}, line {last.lineno}).",
+            fix=f"Install it: pip install 'stepwell[{extra}]'; from a clone: STEPWELL_EXTRAS={extra} ./stepwell "
+            "export ...",
+        )
     return RefusedModelError(
         f"{source} failed: {type(exc).__name__}: {exc} ({last.filename}, line {last.lineno}).",
         fix="Mend it there; it must return a model when it is called without arguments.",

@@ -9,9 +9,12 @@ import sys
 from importlib.metadata import version
 from typing import Annotated
 
-import typer
+try:
+    import typer
 
-from model_export.errors import StepwellError
+    from model_export.errors import StepwellError
+except KeyboardInterrupt:  # this takes a moment, and `main` cannot catch anything yet
+    sys.exit(130)
 
 # Each command lives in service/commands/ and is imported only when it is called, so that `--help` is quick and
 # serving never pays for what exporting needs.
@@ -29,7 +32,14 @@ _COMMANDS = {
 }
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 _BAD_USAGE = {"bad_setting"}
-_REFUSED_TO_START = {"cannot_start", "embedded_store", "unsafe_store", "bad_store_url", "bad_keys_file"}
+_REFUSED_TO_START = {
+    "missing_extra",
+    "cannot_start",
+    "embedded_store",
+    "unsafe_store",
+    "bad_store_url",
+    "bad_keys_file",
+}
 
 
 def make_app(wanted: str | None) -> typer.Typer:
@@ -57,7 +67,7 @@ def make_app(wanted: str | None) -> typer.Typer:
 
 
 def main() -> None:
-    """Run the program: exit 0 done, 1 failed, 2 wrong usage, 3 refused to start."""
+    """Run the program: exit 0 done, 1 failed, 2 wrong usage, 3 refused to start, 130 interrupted."""
     with contextlib.suppress(FileNotFoundError):  # the folder was removed under the caller
         if os.getcwd() not in sys.path:  # noqa: PTH109 - as sys.path has it
             sys.path.append(os.getcwd())  # noqa: PTH109 - `export` may name a module of the caller's
@@ -69,6 +79,8 @@ def main() -> None:
         if exc.fix:
             typer.echo(f"  {exc.fix}", err=True)
         sys.exit(2 if exc.code in _BAD_USAGE else 3 if exc.code in _REFUSED_TO_START else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _show_version(wanted: bool) -> None:

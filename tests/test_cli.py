@@ -80,6 +80,28 @@ def test_an_unsafe_start_is_exit_code_3(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_extra_is_exit_code_3_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "pumps.py").write_text("def make():\n    import torch\n")
+    words = ["stepwell", "export", "pumps:make", "-o", "pump.onnx"]
+    run = f"import sys; sys.modules['torch'] = None; sys.argv = {words}; from service.cli import main; main()"
+    done = subprocess.run([sys.executable, "-P", "-c", run], cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 3
+    assert "pip install 'stepwell[torch]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["typer", "rich"])
+def test_an_interrupt_while_it_is_being_loaded_is_exit_code_130_without_a_word(tmp_path: Path, module: str) -> None:
+    """The first second of a command is imports: of the program itself, then of the command."""
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, "-P", "-m", "service", "inspect", "pump.onnx"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environ)
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_the_caller_s_folder_is_importable_but_shadows_nothing(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise SystemExit('shadowed')")
 

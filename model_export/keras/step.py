@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import onnx
@@ -13,11 +14,11 @@ from model_export.chunk.cells import FusedCell
 from model_export.errors import RefusedModelError
 from model_export.keras.emit import Value
 from model_export.keras.subclassed import walkable
+from model_export.keras.timed import only_looked_up, readings
 from model_export.keras.walk import InputFacts, Walk, functional
 from model_export.manifest import DTYPES, Manifest
 
-_ELEMENTWISE = {"Rescaling", "Normalization", "Discretization", "Dropout", "GaussianNoise", "Identity", "Cast"}
-"""What numbers may go through on their way to become rows of features."""
+W = TypeVar("W", bound=Walk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     Raises:
         RefusedModelError: The model cannot be walked, or a layer cannot be stepped; names it and says why.
     """
-    walk = Walk()
-    values = walk_model(walk, model)
+    walk, values = walk_model(Walk, model)
     timed = {walk.graph.output(output, value).name: value.time for output, value in values}
     graph = walk.graph
     manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
@@ -62,20 +62,36 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     return ExportedStep(proto, manifest, walk.facts, timed, walk.bounded, graph.cells)
 
 
-def walk_model(walk: Walk, model: Any) -> list[tuple[str, Value]]:
-    """Declare a model's inputs and walk it.
+def walk_model(begin: Callable[[], W], model: Any) -> tuple[W, list[tuple[str, Value]]]:
+    """Declare a model's inputs and walk it, with time on those inputs that let it be stepped.
+
+    Args:
+        begin: Makes a new walk.
+        model: A Sequential or functional model.
 
     Returns:
-        Each output's name and value; names may occur twice.
+        The walk, and each output's name and value; names may occur twice.
 
     Raises:
         RefusedModelError: The model cannot be walked, or a layer cannot be stepped; names it and says why.
     """
     function = functional(walkable(model))
-    values = [_declare(walk, function, tensor) for tensor in function.inputs]
-    if not any(value.time for value in values):
+    refused: RefusedModelError | None = None
+    for timed in readings(function):
+        walk = begin()
+        try:
+            return walk, _walked(walk, function, timed, model.name)
+        except RefusedModelError as exc:
+            refused = refused or exc
+    assert refused is not None
+    raise refused
+
+
+def _walked(walk: Walk, function: Any, timed: list[bool], name: str) -> list[tuple[str, Value]]:
+    values = [_declare(walk, function, tensor, time=time) for tensor, time in zip(function.inputs, timed, strict=True)]
+    if not any(timed):
         raise RefusedModelError(
-            f"No input of model {model.name!r} has a time axis; found shapes {[t.shape for t in function.inputs]}.",
+            f"No input of model {name!r} has a time axis; found shapes {[t.shape for t in function.inputs]}.",
             fix="A stepwise model takes (batch, time, features), or (batch, time) of ids.",
         )
     walk.length = _length(function, values)
@@ -99,9 +115,9 @@ def _length(function: Any, values: list[Value]) -> int | None:
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _declare(walk: Walk, function: Any, tensor: Any) -> Value:
+def _declare(walk: Walk, function: Any, tensor: Any, *, time: bool) -> Value:
     layer = tensor._keras_history.operation
-    time, ids = _has_time(function, tensor), _only_looked_up(function, tensor)
+    ids = only_looked_up(function, tensor)
     row = tuple(tensor.shape[1 + time :])
     if None in row or getattr(tensor, "sparse", False) or getattr(layer, "optional", False):
         raise RefusedModelError(
@@ -136,55 +152,6 @@ def _as_declared(walk: Walk, value: Value, tensor: Any, name: str) -> Value:
     if value.dtype == dtype or dtype not in {"float16", "float64"}:
         return value
     return value.like(walk.graph.cast(value.name, dtype), dtype=dtype)
-
-
-def _has_time(function: Any, tensor: Any) -> bool:
-    """Whether axis 1 is time: of three axes or more, of unknown length, of ids, or of numbers made a row each."""
-    if len(tensor.shape) != 2 or tensor.shape[1] is None:
-        return len(tensor.shape) > 1
-    targets: list[Any] = [getattr(user, "target_shape", ()) for user in _users(function, tensor)]
-    columns = all(len(target) == 2 and target[1] in {1, -1} and target[0] != 1 for target in targets)
-    return columns or _only_looked_up(function, tensor) or _becomes_rows(function, tensor)
-
-
-def _becomes_rows(function: Any, tensor: Any) -> bool:
-    """Whether each number becomes a row of features, say in an embedding inside a layer of one's own."""
-    nodes = [node for level in function._nodes_by_depth.values() for node in level]
-    users = [node for node in nodes if any(tensor is other for other in node.input_tensors)]
-    users = [node for node in users if type(node.operation).__name__ != "NotEqual"]  # an embedding's own mask
-    outputs = [(node.operation, output) for node in users for output in node.outputs]
-    return (
-        tensor.shape[1] > 1
-        and bool(outputs)
-        and all(
-            _becomes_rows(function, output)
-            if type(operation).__name__ in _ELEMENTWISE and len(output.shape) == 2
-            else len(output.shape) > 2 and output.shape[1] == tensor.shape[1]
-            for operation, output in outputs
-        )
-    )
-
-
-def _only_looked_up(function: Any, tensor: Any) -> bool:
-    """Whether an input is nothing but ids for embeddings: declared as integers then, whatever Keras' default says."""
-    found = False
-    for user in _users(function, tensor):
-        inner = functional(user)
-        if inner is not None and len(inner.inputs) == 1:
-            looked_up = _only_looked_up(inner, inner.inputs[0])
-        else:
-            layer = getattr(user, "layer", user)  # inside TimeDistributed
-            looked_up = isinstance(layer, keras.layers.Embedding)
-        if not looked_up and type(user).__name__ != "NotEqual":  # the embedding's own mask
-            return False
-        found = found or looked_up
-    return found
-
-
-def _users(function: Any, tensor: Any) -> list[Any]:
-    """Return the layers and operations that take a tensor."""
-    nodes = [node for level in function._nodes_by_depth.values() for node in level]
-    return [node.operation for node in nodes if any(tensor is other for other in node.input_tensors)]
 
 
 def _output_names(function: Any) -> list[str]:

@@ -30,8 +30,8 @@ def to_step_model(model: Any) -> keras.Model:
     Raises:
         RefusedModelError: A layer cannot be stepped, or its state has no form in Keras.
     """
-    walk = _TwinWalk()
-    answers = {name: walk.tensor(value) for name, value in walk_model(walk, model)}
+    walk, values = walk_model(_TwinWalk, model)
+    answers = {name: walk.tensor(value) for name, value in values}
     return keras.Model(
         {**walk.inputs, **walk.states}, {**answers, **walk.next_states}, name=plain(f"{model.name}_step")
     )

@@ -108,7 +108,8 @@ class Walk:
     def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
         """Emit one call of a layer, a nested model or an operation; an operation on constants is just done."""
         given = {name: v for name, v in kwargs.items() if v is not None and name not in {"mask", "training"}}
-        call = Call(self, operation, f"{prefix}{operation.name}", args, given, self._mask(args, kwargs))
+        call = Call(self, operation, f"{prefix}{operation.name}", args, given)
+        call = replace(call, mask=self._mask(call, kwargs))
         if not isinstance(operation, keras.Layer):
             if not any(isinstance(v, Value) for v in keras.tree.flatten((args, kwargs))):
                 if type(operation).__name__ == "BroadcastTo":  # to a batch whose size is open; what meets it broadcasts
@@ -161,7 +162,7 @@ class Walk:
         if not masks:
             return None
         self.note_mask(call.value, 0)
-        return _checked_mask(masks[0]).name
+        return _checked_mask(call, masks[0]).name
 
     def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:
         """Run Python code on symbolic tensors and walk the operations that it called.
@@ -209,21 +210,22 @@ class Walk:
         for facts in self.facts.values():
             facts.may_begin_masked = False
 
-    def _mask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    def _mask(self, call: Call, kwargs: Mapping[str, Any]) -> str | None:
         explicit = kwargs.get("mask")
         if isinstance(explicit, list | tuple):
             explicit = next((m for m in explicit if m is not None), None)
         if isinstance(explicit, Value):
-            return _checked_mask(explicit).name
-        first = keras.tree.flatten(args[0])[0] if args else None
+            return _checked_mask(call, explicit).name
+        first = keras.tree.flatten(call.args[0])[0] if call.args else None
         return first.mask if isinstance(first, Value) else None
 
 
-def _checked_mask(mask: Value) -> Value:
+def _checked_mask(call: Call, mask: Value) -> Value:
     if mask.row != () or not mask.time:
-        raise RefusedModelError(
-            f"A mask has row shape {list(mask.row)}; expected one truth value per timestep.",
-            fix="Mask whole timesteps.",
+        raise call.refuse(
+            f"it has a mask of row shape {list(mask.row)}; expected one truth value for each timestep",
+            "Mask whole timesteps. Parts of one, as mask_zero=True does inside TimeDistributed, have to be left out by "
+            "the layer itself: multiply by the mask, and divide by its sum.",
         )
     return mask
 

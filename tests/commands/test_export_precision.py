@@ -38,6 +38,7 @@ def test_the_written_model_is_the_smaller_one(tmp_path: Path, source: Path) -> N
 
     assert report["saved"]["bytes_per_stream"] == {"before": 256, "after": 128}
     assert report["saved"]["file"]["after"] < report["saved"]["file"]["before"] / 2
+    assert report["saved"]["file"]["after"] == report["bytes"] == (tmp_path / "m.onnx").stat().st_size
     assert 1e-5 < report["parity"]["max_abs"] < 0.1
     assert (model.state_bytes, model.manifest.model_dump()["weights"]) == (128, "int8")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model_export.errors import FileError, ModelLoadError, RefusedModelError
+from model_export.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError
 from model_export.sources import load_source
 from tests import graphs
 
@@ -155,6 +155,20 @@ def test_a_module_that_misses_a_package_is_told_by_that_package(here: Path) -> N
     (here / "needs_more.py").write_text("import no_such_package\n")
 
     assert "No module named 'no_such_package'" in refusal("needs_more:small").problem
+
+
+@pytest.mark.parametrize(("package", "extra"), [("torch", "torch"), ("onnxscript", "torch"), ("h5py", "keras")])
+def test_a_package_that_an_extra_brings_is_told_with_the_extra(
+    here: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
+) -> None:
+    (here / "needs_an_extra.py").write_text(f"def make():\n    import {package}\n")
+    monkeypatch.setitem(sys.modules, package, None)
+
+    with pytest.raises(MissingExtraError, match=f"needs {package}, which is not installed") as caught:
+        load_source("needs_an_extra:make")
+
+    assert f"pip install 'stepwell[{extra}]'" in caught.value.fix
+    sys.modules.pop("needs_an_extra")
 
 
 def backend_chosen(folder: Path, **environment: str) -> str:

@@ -14,6 +14,7 @@ from model_export.keras import export_model
 from model_export.keras.step import export_keras
 from model_export.manifest import Array
 from model_export.step_model import StepModel
+from tests.model_export.keras import zoo
 from tests.model_export.keras.zoo_attention import BANDED, PositionTable, T, block, causal, over
 from tests.model_export.keras.zoo_parts import RS, L, randomise
 
@@ -34,6 +35,14 @@ def noise(steps: int, features: int = 8) -> Array:
 
 
 @sliding
+def test_a_model_of_one_length_has_chunks_that_equal_its_steps() -> None:
+    """Beyond that length it answers nothing that could be compared."""
+    _, report = export_model(zoo.build("positions_sines"), name="m")
+
+    assert report.chunk is not None
+    assert "does not equal" not in report.chunk.why
+
+
 def test_after_its_last_declared_timestep_attention_slides() -> None:
     """It goes on as the same weights with `sliding_window=T`, which Keras can be asked for at any length."""
     bounded = over(causal(L.MultiHeadAttention(2, 3)))

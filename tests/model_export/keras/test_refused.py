@@ -280,6 +280,16 @@ def test_the_path_of_a_nested_layer_is_in_the_message() -> None:
         export_keras(of(block), name="m")
 
 
+def test_a_mask_of_parts_of_a_timestep_is_refused_by_the_layer_that_gets_it() -> None:
+    bag = keras.Sequential(
+        [keras.Input((5,), dtype="int32"), L.Embedding(4, 2, mask_zero=True), L.GlobalAveragePooling1D(name="pool")]
+    )
+    model = keras.Sequential([keras.Input((None, 5), dtype="int32"), L.TimeDistributed(bag), L.GRU(3)])
+
+    with pytest.raises(RefusedModelError, match=r"Layer '\S+\.pool' \(GlobalAveragePooling1D\) .* row shape \[5\]"):
+        export_keras(model, name="m")
+
+
 def test_a_custom_cell_that_mixes_rows_is_refused_by_its_name() -> None:
     class Mean(MinimalCell):
         def call(self, x: Any, states: Any, training: bool = False) -> Any:

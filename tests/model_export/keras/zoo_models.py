@@ -27,6 +27,31 @@ def static_input() -> Any:
     return keras.Model([x, who], L.Dense(2)(L.Concatenate()([L.LSTM(4)(x), L.Dense(3, "relu")(who)])))
 
 
+def static_id() -> Any:
+    """The id of a machine, from whose embedding the state starts."""
+    x, who = keras.Input((None, 3), name="x"), keras.Input((1,), dtype="int32", name="who")
+    return keras.Model([x, who], L.GRU(4, **RS)(x, initial_state=L.Flatten()(L.Embedding(7, 4)(who))))
+
+
+def static_ids() -> Any:
+    """Five ids beside sequences of any length."""
+    x, y, tags = keras.Input((None, 3), name="x"), keras.Input((None, 2), name="y"), keras.Input((5,), name="tags")
+    of_tags = L.GlobalAveragePooling1D()(L.Embedding(7, 4)(tags))
+    return keras.Model([x, y, tags], L.Dense(2)(L.Concatenate()([L.GRU(4)(x), L.GRU(3)(y), of_tags])))
+
+
+def static_image() -> Any:
+    x, image = keras.Input((None, 3), name="x"), keras.Input((6, 6, 1), name="image")
+    seen = L.Dense(4)(L.Flatten()(L.Conv2D(2, 3, padding="same")(image)))
+    return keras.Model([x, image], L.LSTM(4, **RS)(x, initial_state=[seen, L.Dense(4)(seen)]))
+
+
+def ids_as_long_as_the_state_needs() -> Any:
+    """As many ids as there are timesteps, and yet no sequence."""
+    x, who = keras.Input((5, 3), name="x"), keras.Input((5,), dtype="int32", name="who")
+    return keras.Model([x, who], L.GRU(4, **RS)(x, initial_state=L.Dense(4)(L.Flatten()(L.Embedding(7, 4)(who)))))
+
+
 def shared_layer() -> Any:
     a, b = keras.Input((None, 3), name="a"), keras.Input((None, 3), name="b")
     lstm = L.LSTM(4, return_sequences=True, name="twin")
@@ -144,6 +169,28 @@ ZOO: dict[str, ZooModel] = {
         static_input,
         "an input without time axis beside a sequence",
         "sent with each timestep",
+    ),
+    "static_id": ZooModel(
+        static_id,
+        "an Embedding of one static id as the initial state of a sequence",
+        "sent with each timestep; used at the first",
+    ),
+    "static_ids": ZooModel(
+        static_ids,
+        "the mean Embedding of some static ids beside sequences",
+        "sent with each timestep",
+        rows_alike=False,
+    ),
+    "static_image": ZooModel(
+        static_image,
+        "an image, by Conv2D and Dense, as the initial state of a sequence",
+        "sent with each timestep; used at the first",
+        rows_alike=False,
+    ),
+    "static_ids_as_many": ZooModel(
+        ids_as_long_as_the_state_needs,
+        "as many static ids as there are timesteps, as the initial state",
+        "sent with each timestep; used at the first",
     ),
     "shared_layer": ZooModel(
         shared_layer,
