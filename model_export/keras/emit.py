@@ -25,14 +25,17 @@ class Margin:
     """Timesteps that the original has beside those of the stream, of padding over time.
 
     Attributes:
-        front: How many come before the first timestep of the stream.
+        front: How many come before the first timestep of the stream; negative: it has no place for so many of the
+            stream's first, and what the step graph says there is nobody's.
         back: How many come after the newest one; nobody may look at them.
         fill: What each of those in front is, one row.
+        refusal: The error to raise where something needs the timesteps that are cut off in front.
     """
 
     front: int
     back: int
     fill: Array
+    refusal: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +98,7 @@ class Graph:
         states: What is carried, in order of emission.
         outputs: What the caller gets.
         cells: Recurrent cells that one operator can run over a whole chunk.
+        fills: Tensors that are one number everywhere, with that number.
     """
 
     def __init__(self) -> None:
@@ -106,7 +110,9 @@ class Graph:
         self._constants: dict[tuple[Any, ...], str] = {}
         self._initializers: list[onnx.TensorProto] = []
         self._taken: dict[str, int] = {}
+        self.fills: dict[str, float] = {}
         self._static: set[str] = set()
+        self._held: set[str] = set()
         self._started = ""
 
     # ---------------------------------------------------------------- the door of the graph
@@ -194,10 +200,16 @@ class Graph:
         """Change the dtype."""
         return self.op("Cast", tensor, at=at, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
+    def hold(self, tensor: str) -> None:
+        """Say that a tensor never changes after the first timestep, whatever it is computed from."""
+        self._held.add(tensor)
+
     def is_static(self, tensor: str) -> bool:
-        """Return whether a tensor is computed from inputs without time axis alone, so that it never changes."""
-        nodes, _ = self._wanted({tensor})
-        used = {tensor}.union(*(node.input for node in nodes))
+        """Return whether a tensor never changes: computed from inputs without time axis and from what is held."""
+        used = {tensor}
+        for node in reversed(self._nodes):
+            if used.intersection(node.output) and not self._held.intersection(node.output):
+                used |= set(node.input)
         moving = {i.name for i in self.inputs} - self._static | {s.input for s in self.states}
         return not used & moving
 

@@ -35,18 +35,17 @@ def apply(call: Call, rule: Rule) -> list[Any]:
     args, kwargs = keras.tree.map_structure(lambda v: _without(call, v, margin), (call.args, call.kwargs))
     results = listed(rule(replace(call, args=args, kwargs=kwargs)))
     if len(call.graph.states) > states or not all(isinstance(r, Value) and r.time for r in results):
+        if margin.refusal:
+            raise margin.refusal
         raise call.refuse(
             f"its input has {margin.front} padded timesteps in front and {margin.back} behind, which it would see as "
             "timesteps of the stream",
             "Pad right in front of a convolution or pooling with padding='valid', as much as that takes away.",
         )
-    fills = keras.tree.map_structure(lambda v: _fill(call, v), (call.args, call.kwargs)) if margin.front else None
+    fills = keras.tree.map_structure(lambda v: _fill(call, v), (call.args, call.kwargs)) if margin.front > 0 else None
     said = call.layer(*fills[0], **fills[1]) if fills else [np.zeros((1, 1))] * len(results)
     fronts = [to_array(array)[0, 0] for array in keras.tree.flatten(said)]
-    return [
-        replace(value, margin=Margin(margin.front, margin.back, fill))
-        for value, fill in zip(results, fronts, strict=True)
-    ]
+    return [replace(value, margin=replace(margin, fill=fill)) for value, fill in zip(results, fronts, strict=True)]
 
 
 def _has_margin(value: Any) -> bool:
@@ -57,6 +56,10 @@ def _without(call: Call, value: Any, margin: Margin) -> Any:
     if not isinstance(value, Value):
         return value
     found = (value.margin.front, value.margin.back) if value.margin else (0, 0)
+    if not value.time and margin.front < 0:
+        return value  # the same at every timestep, wherever it begins
+    if margin.refusal and found != (margin.front, margin.back):
+        raise margin.refusal
     if not value.time or found != (margin.front, margin.back):
         raise call.refuse(
             f"it joins a sequence with {margin.front} padded timesteps in front and {margin.back} behind and one with "

@@ -5,10 +5,15 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
+import keras
+
+from model_export.keras import margins
 from model_export.keras.broadcast import broadcast, joined
 from model_export.keras.emit import Value
 from model_export.keras.pending import weighed
 from model_export.keras.registry import Call, rule
+from model_export.keras.shifts import concat_over_time
+from model_export.keras.window import sees_margins
 
 _ONNX = {
     "Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Average": "Add", "Maximum": "Max", "Minimum": "Min",
@@ -37,13 +42,26 @@ def join(call: Call, kind: str, values: list[Value]) -> Value:
 
 
 @rule("Concatenate", masks=True)
+@sees_margins
 def concatenate(call: Call) -> Value:
-    """Side by side along one feature axis."""
+    """Side by side along one feature axis; over time what stands in front of a sequence."""
     return concat(call, call.values, call.layer.axis)
 
 
 def concat(call: Call, parts: list[Any], axis: int) -> Value:
     """Join values and constants along an axis of the original."""
+    timed = [part for part in parts if isinstance(part, Value) and part.time]
+    if timed and axis % timed[0].rank == 1:
+        return concat_over_time(call, parts)
+
+    def features(inner: Call) -> Value:
+        return _side_by_side(inner, keras.tree.flatten(inner.args)[: len(parts)], axis)
+
+    side_by_side: Value = margins.apply(call, features)[0]
+    return side_by_side
+
+
+def _side_by_side(call: Call, parts: list[Any], axis: int) -> Value:
     values = broadcast(call, parts)
     first = values[0]
     step_axis = call.axis(first, axis)

@@ -232,7 +232,9 @@ def filled(call: Call) -> Value:
     if isinstance(given, Value):
         raise call.refuse("its fill is computed; expected a number", "Multiply by ones_like instead.")
     fill = call.constant(to_array(given), dtype)
-    return x.like(call.op("Expand", fill, call.op("Shape", x)), dtype=dtype)
+    y = x.like(call.op("Expand", fill, call.op("Shape", x)), dtype=dtype)
+    call.graph.fills[y.name] = float(to_array(given))
+    return y
 
 
 # ---------------------------------------------------------------- several operands

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from model_export.keras.emit import Value
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.window import sees_margins, settle
+from model_export.keras.window import put_in_front, sees_margins, settle
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -59,13 +60,16 @@ def pad(call: Call, x: Value, pairs: Pairs, value: float) -> Value:
         return y
     front, back = pairs[1]
     fill = np.full(y.row, value)
-    if margin and margin.front:
+    if margin and margin.front > 0:
         old = np.pad(np.broadcast_to(margin.fill, x.row), inside, constant_values=value)
         if front and not np.array_equal(old, fill):
             raise call.refuse("the sequence was padded with something else before", "Pad once.")
         fill = old
     before = (margin.front, margin.back) if margin else (0, 0)
-    return settle(call, y.like(y.name), before[0] + front, before[1] + back, fill)
+    lacking = max(-before[0], 0)
+    y = y.like(y.name, margin=margin)
+    y = put_in_front(call, y, [call.constant(fill, y.dtype)] * min(front, lacking), max(lacking - front, 0))
+    return settle(call, y, before[0] + front, before[1] + back, fill)
 
 
 def cut_time(call: Call, x: Value, front: int, back: int) -> Value:
@@ -73,7 +77,7 @@ def cut_time(call: Call, x: Value, front: int, back: int) -> Value:
     margin = x.margin
     fill = margin.fill if margin else np.zeros(x.row)
     before = (margin.front, margin.back) if margin else (0, 0)
-    return settle(call, x.like(x.name), before[0] - front, before[1] - back, fill)
+    return settle(call, x.like(x.name, margin=margin), before[0] - front, before[1] - back, fill)
 
 
 def _cut(call: Call, x: Value, keys: Sequence[slice]) -> Value:
@@ -84,7 +88,7 @@ def _cut(call: Call, x: Value, keys: Sequence[slice]) -> Value:
     margin = x.margin
     if margin:
         fill = np.broadcast_to(margin.fill, x.row)[tuple(keys)]
-        margin = type(margin)(margin.front, margin.back, fill)
+        margin = replace(margin, fill=fill)
     return x.like(name, row=tuple(k.stop - k.start for k in keys), margin=margin)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from model_export.keras.registry import Call, rule
+from model_export.keras.pending import settles
+from model_export.keras.registry import Call, op_rule, rule
 
 REFUSED: dict[tuple[str, ...], tuple[str, str]] = {
     ("AdaptiveAveragePooling1D", "AdaptiveMaxPooling1D"): (
@@ -22,3 +23,14 @@ def _register(layers: tuple[str, ...], why: str, fix: str) -> None:
 
 for _layers, (_why, _fix) in REFUSED.items():
     _register(_layers, _why, _fix)
+
+
+@op_rule("Scan", "AssociativeScan", "WhileLoop", "ForiLoop")
+@settles
+def loop(call: Call) -> NoReturn:
+    """Loops of `keras.ops`: what they run is a function, and no layer that a timestep could be asked of."""
+    raise call.refuse(
+        "it runs a function of its own over a whole sequence, and nothing says what one timestep of that is",
+        "Let a recurrent layer run it: keras.layers.RNN(cell), with the function as the cell's `call`. Or put it into "
+        "a layer of your own and say what one timestep is: model_export.register_step_rule.",
+    )

@@ -17,6 +17,7 @@ from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.rules_layers import reshaped
 from model_export.keras.rules_merge import concat
 from model_export.keras.rules_pad import cut_time
+from model_export.keras.shifts import first_timestep
 from model_export.keras.window import sees_margins
 
 
@@ -32,14 +33,29 @@ def reshape(call: Call) -> Value:
 
 
 @op_rule("Concatenate", "Append", "Hstack")
+@sees_margins
 def concatenate(call: Call) -> Value:
-    """Side by side along one feature axis."""
+    """Side by side along one feature axis; over time what stands in front of a sequence."""
     kind = call.kind(["Concatenate", "Append", "Hstack"])
     parts = call.args[:2] if kind == "Append" else call.args[0]
     axis = 1 if kind == "Hstack" else call.layer.axis
     if axis is None:
         raise call.refuse("it flattens batch and time", "Name a feature axis.")
     return concat(call, list(parts), axis)
+
+
+@op_rule("Diff")
+@sees_margins
+def diff(call: Call) -> Value:
+    """Differences from one timestep to the next."""
+    x, layer = call.value, call.layer
+    if not x.time or layer.axis % x.rank != 1 or (x.margin and x.margin.back):
+        raise call.refuse("it has a rule over time alone", "Use x[..., 1:] - x[..., :-1].")
+    for _ in range(layer.n):
+        later, earlier = cut_time(call, x, 1, 0), cut_time(call, x, 0, 1)
+        x = replace(later, name=call.op("Sub", later, earlier))
+        x = x if x.margin is None else replace(x, margin=replace(x.margin, fill=np.zeros(x.row)))
+    return x
 
 
 @op_rule("Stack")
@@ -292,6 +308,13 @@ def _timesteps(call: Call, x: Value, key: Any) -> tuple[Value, list[Any]]:
     if key == slice(None):
         return x, []
     back = x.margin.back if x.margin else 0
+    if x.margin and x.margin.refusal and key in (-1, slice(-1, None)):
+        raise x.margin.refusal
+    if x.margin is None and key in (0, slice(None, 1), slice(0, 1)):
+        row = (1, *x.row) if isinstance(key, slice) else x.row
+        name = first_timestep(call, x)
+        name = call.graph.reshape(name, row, at=call.path) if isinstance(key, slice) else name
+        return x.like(name, row=row, time=False), [slice(None)] * isinstance(key, slice)
     if back == 0 and isinstance(key, int) and key == -1:
         return x.like(x.name, time=False), []
     if back == 0 and key == slice(-1, None):
@@ -299,9 +322,11 @@ def _timesteps(call: Call, x: Value, key: Any) -> tuple[Value, list[Any]]:
         return x.like(call.graph.reshape(x.name, row, at=call.path), row=row, time=False), [slice(None)]
     start, stop = (getattr(key, end, None) for end in ("start", "stop"))
     cuts = isinstance(key, slice) and key.step in {None, 1} and (start or 0) >= 0 and (stop is None or stop < 0)
-    if cuts and (x.margin is not None or not start):
+    if cuts:
         return cut_time(call, x, start or 0, -(stop or 0)), []
-    raise call.refuse(f"it picks timesteps ({key}); a stream only has the newest one", "Use x[:, -1].")
+    raise call.refuse(
+        f"it picks timesteps ({key}); a stream only has the newest one", "Use x[:, -1], or x[:, 0] for the first."
+    )
 
 
 def _features(call: Call, x: Value, keys: Sequence[Any]) -> Value:

@@ -142,6 +142,8 @@ def _as_declared(walk: Walk, value: Value, tensor: Any, name: str) -> Value:
     """Return an output in the dtype that the model declares, where NumPy has it."""
     if value.pending is not None:
         raise value.pending.refusal
+    if value.margin is not None and value.margin.refusal:
+        raise value.margin.refusal
     if value.margin is not None:
         raise RefusedModelError(
             f"Output {name!r} has {value.margin.front} timesteps more in front and {value.margin.back} behind than the "

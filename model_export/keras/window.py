@@ -72,10 +72,14 @@ def window(call: Call, x: Value, span: int, *, causal: bool) -> Value:
     front, back = (x.margin.front, x.margin.back) if x.margin else (0, 0)
     fill = x.margin.fill if x.margin else np.zeros(x.row)
     if causal:
-        if front and fill.any():
+        if front < 0:  # what the layer itself pads with stands there
+            x = put_in_front(call, x, [call.constant(np.zeros(x.row), x.dtype)] * -front, 0)
+        if front > 0 and fill.any():
             raise call.refuse("it pads with zeros a sequence that was padded with something else", "Pad once.")
         fill = np.zeros(x.row)
-    elif front < span:
+    elif front < span and span:
+        if x.margin and x.margin.refusal:
+            raise x.margin.refusal
         raise call.refuse(
             f"with padding={call.layer.padding!r} it looks at {span + 1} timesteps, and {front} are padded in front of "
             f"the first one; expected at least {span}, or it shortens the sequence",
@@ -92,6 +96,8 @@ def moved(call: Call, x: Value, front: int, back: int) -> Margin | None:
     """Return the margin of a layer's result: so many timesteps in front, each what the layer makes of the fill."""
     if not (front or back):
         return None
+    if front < 0 and x.margin:
+        return replace(x.margin, front=front, back=back, fill=np.zeros(()))
     if not front or not x.margin:
         return Margin(front, back, np.zeros(()))
     return Margin(front, back, steady(call.layer, x.margin))
@@ -110,6 +116,22 @@ def delay(call: Call, x: Value, steps: int, fill: Any) -> Value:
     return x.like(call.op("Gather", joined, call.constant(0, "int64"), axis=1))
 
 
+def put_in_front(call: Call, x: Value, rows: list[str], start: int) -> Value:
+    """Return a value that says something else at some timesteps of the stream.
+
+    Args:
+        call: The layer.
+        x: A value of each timestep.
+        rows: A tensor for each of those timesteps, one row or `(batch, *row)`.
+        start: How many timesteps come before the first of them.
+    """
+    name = x.name
+    for place, row in enumerate(rows, start):
+        is_here = call.op("Equal", call.position(), call.constant(place, "int64"))
+        name = call.op("Where", call.graph.reshape(is_here, [1] * len(x.row), at=call.path), row, name)
+    return replace(x, name=name)
+
+
 def _with_past(call: Call, x: Value, span: int, fill: Array) -> str:
     """Return the last timesteps and this one, `(batch, span + 1, *row)`; they come back as a state."""
     past = call.graph.state(f"{call.path}.past", (span, *x.row), x.dtype, init=fill)
@@ -124,20 +146,21 @@ def settle(call: Call, x: Value, front: int, back: int, fill: Any) -> Value:
 
     Args:
         call: What pads or cuts.
-        x: The stream's own value, without margin.
+        x: The stream's own value.
         front: Timesteps that the original then has in front of the stream's first; negative: it lacks some.
         back: Timesteps behind its newest; negative: it lacks some, so its last timestep is an older one.
         fill: What those in front are, one row.
-
-    Raises:
-        RefusedModelError: Answers would belong to timesteps that have not come yet, or to none.
     """
-    if front < 0 or front + back < 0:
-        raise call.refuse(
-            f"it drops {-front if front < 0 else -front - back} timesteps, so the answers no longer belong to the "
-            "timesteps that came",
-            "A stream has one answer for each timestep: pad the sequence in front before it is cut.",
-        )
+    refusal = x.margin.refusal if x.margin else None
     if back < 0:
         x, front, back = delay(call, x, -back, fill), front + back, 0
-    return replace(x, margin=Margin(front, back, np.broadcast_to(np.asarray(fill), x.row)) if front or back else None)
+    if not (front or back):
+        return replace(x, margin=None)
+    if front < 0 and refusal is None:
+        refusal = call.refuse(
+            f"it drops {-front} timesteps, so the answers no longer belong to the timesteps that came",
+            "A stream has one answer for each timestep: pad the sequence in front before it is cut, or put as many "
+            "timesteps in front again.",
+        )
+    filled = np.broadcast_to(np.asarray(fill), x.row)
+    return replace(x, margin=Margin(front, back, filled, refusal if front < 0 else None))

@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: of(lambda x: L.ZeroPadding1D((1, 0), name="odd")(L.Activation("sigmoid")(L.ZeroPadding1D((1, 0))(x)))),
         "ZeroPadding1D", "padded with something else before",
     ),
-    "cropping": (lambda: sequence(L.Cropping1D(1, name="odd")), "Cropping1D", "drops 1 timesteps"),
+    "cropping": (lambda: sequence(L.Cropping1D(1, name="odd")), "Cropping1D", "drops 2 timesteps"),
     "conv_lstm_backwards": (
         lambda: frames(L.ConvLSTM2D(2, 3, go_backwards=True, name="odd")), "ConvLSTM2D", "go_backwards",
     ),
@@ -225,10 +225,29 @@ REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "mean_over_time": (lambda: of(lambda x: x - ops.mean(x, axis=1, keepdims=True)), "Subtract", "whole sequence"),
     "max_over_everything": (lambda: of(lambda x: x / ops.max(x)), "Max", "mixes streams"),
     "softmax_over_time": (lambda: of(lambda x: ops.softmax(x, axis=1)), "Softmax", "along the time axis"),
-    "first_timestep": (lambda: of(lambda x: x[:, 0]), "GetItem", "only has the newest one"),
-    "shifted": (lambda: of(lambda x: x[:, 1:]), "GetItem", "only has the newest one"),
+    "second_timestep": (lambda: of(lambda x: x[:, 1]), "GetItem", "only has the newest one"),
+    "shifted": (lambda: of(lambda x: x[:, 1:]), "GetItem", "drops 1 timesteps"),
+    "shorter_than_the_stream": (
+        lambda: of(lambda x: L.GRU(3, **RS)(x[:, 1:] - x[:, :-1])),
+        "GetItem",
+        "drops 1 timesteps",
+    ),
+    "newest_of_what_was_cut": (lambda: of(lambda x: x[:, 1:][:, -1]), "GetItem", "drops 1 timesteps"),
+    "ahead": (lambda: of(lambda x: ops.pad(x[:, 1:], ((0, 0), (0, 1), (0, 0)))), "GetItem", "drops 1 timesteps"),
+    "end_in_front": (
+        lambda: of(lambda x: ops.concatenate([x[:, -1:], x[:, :-1]], axis=1)),
+        "Concatenate",
+        "the whole sequence",
+    ),
     "one_row": (lambda: of(lambda x: x[0]), "GetItem", "picks rows of the batch"),
-    "differences": (lambda: of(lambda x: ops.diff(x, axis=1)), "Diff", "there is no rule"),
+    "differences": (lambda: of(lambda x: ops.diff(x, axis=1)), "Diff", "drops 1 timesteps"),
+    "scan": (
+        lambda: of(
+            lambda x: ops.scan(lambda h, v: (h + v, h), ops.zeros_like(x[:, 0]), ops.transpose(x, (1, 0, 2)))[0]
+        ),
+        "Scan",
+        "nothing says what one timestep of that is",
+    ),
     "reversed": (lambda: of(lambda x: ops.flip(x, axis=1)), "Flip", "along the time axis"),
     "rolled": (lambda: of(lambda x: ops.roll(x, 1, axis=1)), "Roll", "along the time axis"),
     "sorted": (lambda: of(lambda x: ops.sort(x, axis=1)), "Sort", "along the time axis"),

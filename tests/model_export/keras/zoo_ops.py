@@ -107,7 +107,61 @@ def spectra() -> Any:
     return keras.Model(x, [ops.irfft((real * kept, imaginary * kept)), ops.rfft(x, fft_length=6)[0]])
 
 
+class Shifted(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """The timestep before, as code for any batch writes it."""
+
+    def call(self, x: Any) -> Any:
+        return ops.concatenate([ops.zeros((ops.shape(x)[0], 1, x.shape[2])), x[:, :-1]], axis=1)
+
+
+def shifts(x: Any) -> Any:
+    """The timestep before, and the one before that, by several ways of saying so."""
+    first = x[:, :1]
+    return L.Concatenate()(
+        [
+            ops.concatenate([ops.zeros_like(first), x[:, :-1]], axis=1),
+            L.Concatenate(axis=1)([first, x[:, :-1]]),
+            ops.concatenate([ops.zeros_like(first), x], axis=1)[:, :-1],
+            L.ZeroPadding1D((2, 0))(x[:, :-2]),
+            Shifted()(x),
+        ]
+    )
+
+
+def differences(x: Any) -> Any:
+    """What changed since the timestep before, padded in front again, in front of recurrent layers."""
+    change = L.LayerNormalization()(x[:, 1:] - x[:, :-1])
+    parts = [
+        ops.pad(change, ((0, 0), (1, 0), (0, 0)), constant_values=0.5),
+        ops.concatenate([x[:, :1], ops.diff(x, axis=1)], axis=1),
+        ops.pad(x[:, 3:] * x[:, :-3], ((0, 0), (3, 0), (0, 0))),
+        L.Conv1D(2, 3)(L.ZeroPadding1D((3, 0))(ops.tanh(ops.diff(x, axis=1)))),
+    ]
+    return L.GRU(3, **RS)(ops.concatenate(parts, axis=-1))
+
+
+def since_the_first(x: Any) -> Any:
+    """What changed since the first timestep, and a state that starts from it."""
+    return L.GRU(3, **RS)(x - x[:, :1], initial_state=L.Dense(3)(x[:, 0]))
+
+
 ZOO: dict[str, ZooModel] = {
+    "shifts": ZooModel(
+        lambda: of(shifts),
+        "x[:, :-1] with zeros or the first timestep in front of it",
+        "the timestep before; the first one",
+    ),
+    "differences": ZooModel(
+        lambda: of(differences),
+        "x[:, 1:] - x[:, :-1] or ops.diff over time, padded in front again",
+        "the timestep before; the position in the stream",
+        rows_alike=False,
+    ),
+    "since_the_first": ZooModel(
+        lambda: of(since_the_first),
+        "x - x[:, :1], and x[:, 0] as the initial state",
+        "the first timestep",
+    ),
     "spectra": ZooModel(spectra, "ops.rfft and ops.irfft of each timestep", "products with cosines and sines"),
     "operations": ZooModel(
         lambda: of(operations),
