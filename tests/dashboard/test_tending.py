@@ -95,6 +95,15 @@ def look_ahead(page: Page, horizon: int = 20) -> str:
     return str(page.wait_for("document.getElementById('ahead-note').textContent"))
 
 
+BAND = """(() => {
+    const canvas = document.querySelector('#outputs-plot canvas');
+    const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    let painted = 0;
+    for (let i = 3; i < data.length; i += 4) painted += data[i] === 0x2e;  // as opaque as an interval is
+    return painted;
+})()"""
+
+
 def pointed_at_the_end(page: Page) -> list[str]:
     """Point at the right end of the predictions' chart, and return the values that the legend then tells."""
     script = """new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -140,17 +149,19 @@ def test_what_is_ahead_is_drawn_where_the_rollout_goes(page: Page, live: Service
     open_at(page, live, stream, 4)
 
     assert "no chance" in look_ahead(page)
+    assert page.ask(BAND) < 200
     rolled = post(live, f"wave/streams/{stream}/rollout", {"horizon": 20})["outputs"]
     shown = [float(value) for value in pointed_at_the_end(page)]
     assert shown == pytest.approx([rolled["y"][-1][0], rolled["spread"][-1][0]], abs=0.001)
     assert page.troubles == []
 
 
-def test_where_chance_has_a_part_the_interval_of_many_ways_is_told(page: Page, live: Service, stream: str) -> None:
+def test_where_chance_has_a_part_the_interval_of_many_ways_is_drawn(page: Page, live: Service, stream: str) -> None:
     step(live, stream, to=2, model="letters", x=3)
     open_at(page, live, stream, 2, model="letters")
 
     assert look_ahead(page, 50) == "50 ahead: median of 40 ways, 80% of them in the band"
+    page.wait_for(f"({BAND}) > 200")
     assert get(live, f"letters/streams/{stream}")["step"] == 2
 
 
@@ -167,6 +178,18 @@ def test_where_the_service_cannot_look_ahead_its_reason_is_told(page: Page, live
     open_at(page, live, stream, 2)
 
     assert "inputs" in look_ahead(page)
+
+
+def test_what_is_ahead_moves_on_with_the_stream(page: Page, live: Service, stream: str) -> None:
+    step(live, stream, to=2)
+    open_at(page, live, stream, 2)
+    look_ahead(page)
+    step(live, stream, since=2, to=5)
+    wait_for_step(page, stream, 5)
+    rolled = post(live, f"wave/streams/{stream}/rollout", {"horizon": 20})["outputs"]["y"][-1][0]
+
+    pointed_at_the_end(page)
+    page.wait_for(f"Math.abs(document.querySelector('#outputs-legend .series-value').textContent - {rolled}) < 0.001")
 
 
 # -------------------------------------------------------------------- fork, snapshots, reset
