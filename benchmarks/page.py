@@ -26,9 +26,9 @@ def filled(text: str, results: Path = RESULTS) -> str:
     for name, table in _TABLES.items():
         file = results / f"{name}.json"
         if file.exists():
-            before, after = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+            before, after = f"<!-- {name} -->\n", f"<!-- /{name} -->"
             kept = re.compile(re.escape(before) + ".*?" + re.escape(after), re.DOTALL)
-            block = before + table(json.loads(file.read_text())) + after
+            block = f"{before}{table(json.loads(file.read_text()))}\n{after}"
             text = kept.sub(block.replace("\\", r"\\"), text)
     return text
 
@@ -109,7 +109,7 @@ def _footnote(result: Result) -> str:
         f"{name} {value}" for name, value in result["machine"].items() if name not in ("cpu", "system")
     )
     return (
-        f"\n\n{result['rounds']} rounds of {result['seconds']:g} s, medians; errors and wrong answers: {bad}. "
+        f"\n\n{result['rounds']} round(s) of {result['seconds']:g} s, medians; errors and wrong answers: {bad}. "
         f"{result['machine']['cpu']}, {versions}."
     )
 

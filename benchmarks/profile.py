@@ -17,15 +17,15 @@ _RATE = 400  # samples a second
 # The innermost place that is ours says what a sample is spent on; the first line that fits counts.
 _PARTS: Sequence[tuple[str, Callable[[Sequence[str]], bool]]] = (
     ("onnxruntime", lambda stack: any("onnxruntime/capi" in frame for frame in stack)),
-    ("writing answers to sockets (nearly all of it the kernel)", lambda stack: "LaneConnection._send " in stack[-1]),
-    ("writing to the store's socket (nearly all of it the kernel)", lambda stack: "Link.call " in stack[-1]),
+    ("writing answers to sockets", lambda stack: "LaneConnection._send " in stack[-1]),
+    ("writing to the store's socket", lambda stack: "Link.call " in stack[-1]),
     ("reading and writing JSON", lambda stack: _ours(stack).startswith(("service/wire", "service/api"))),
     ("heads of requests, order of answers", lambda stack: _ours(stack).startswith("service/lane")),
     ("engine: names, queue, cache, batches", lambda stack: _ours(stack).startswith("service/engine")),
     ("records and the store's protocol", lambda stack: _ours(stack).startswith("service/store")),
     ("arrays around the model run", lambda stack: _ours(stack).startswith("model_export")),
     ("metrics", lambda stack: _ours(stack).startswith("service/metrics")),
-    ("event loop: waiting for sockets and reading them (half of it the kernel)", lambda _: True),
+    ("event loop: waiting for sockets, reading them", lambda _: True),
 )
 
 
@@ -62,7 +62,7 @@ def shares(pid: int, seconds: float, load: Callable[[], object]) -> dict[str, fl
             counts[next(name for name, fits in _PARTS if fits(frames))] += int(n)
     total = counts.total() or 1
     found = {name: n / total for name, n in counts.most_common()}
-    return found | {"of all that, in the kernel": system / ((user + system) or 1)}
+    return found | {"all of it that the kernel counts as its own": system / ((user + system) or 1)}
 
 
 def _ours(stack: Sequence[str]) -> str:

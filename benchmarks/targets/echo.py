@@ -19,4 +19,6 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", access_log=False, lifespan="off")
+    uvicorn.run(
+        app, port=int(sys.argv[1]), log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75
+    )

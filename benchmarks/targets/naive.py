@@ -51,4 +51,4 @@ if __name__ == "__main__":
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
     store = redis.Redis(unix_socket_path=sys.argv[3], max_connections=1000)
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", access_log=False)
+    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", access_log=False, timeout_keep_alive=75)

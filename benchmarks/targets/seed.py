@@ -53,4 +53,4 @@ if __name__ == "__main__":
     model = keras.Model([x, h, c], [dense(out), h_next, c_next])
     zeros = [np.zeros((1, 64), np.float32), np.zeros((1, 64), np.float32)]
     model.predict_on_batch([np.zeros((1, 8), np.float32), *zeros])  # compiles
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", access_log=False)
+    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", access_log=False, timeout_keep_alive=75)

@@ -122,13 +122,24 @@ class ModelRunner:
         began = time.perf_counter()
         if self.clock.seconds_per_row * rows * length < INLINE_S:
             result = self._execute(inputs, states)
+            seconds = taken = time.perf_counter() - began
         else:
             loop = asyncio.get_running_loop()
-            result = await loop.run_in_executor(self._thread, self._execute, inputs, states)
-        seconds = time.perf_counter() - began
-        self.clock.note(rows * length, seconds)
+            result, taken = await loop.run_in_executor(self._thread, self._timed, inputs, states)
+            seconds = time.perf_counter() - began
+        self.clock.note(rows * length, taken)
         self._observer.batch(self._served.name, rows, seconds)
         return result
+
+    def _timed(self, inputs: Mapping[str, Array], packed: Array) -> tuple[tuple[dict[str, Array], Array], float]:
+        """Run the model in a thread, and tell its processor time.
+
+        By the clock on the wall a run beside a busy event loop takes as long as the loop keeps the interpreter, and
+        would never be found quick enough for the loop again.
+        """
+        began = time.thread_time()
+        result = self._execute(inputs, packed)
+        return result, time.thread_time() - began
 
     def _execute(self, inputs: Mapping[str, Array], packed: Array) -> tuple[dict[str, Array], Array]:
         """Run the model on `(rows, T, *row)` inputs; the outputs have the same leading axes. Maybe in a thread."""
