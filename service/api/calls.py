@@ -148,7 +148,7 @@ class ColumnsCall:
             door="http",
             idempotency_key=self.idempotency_key,
         )
-        submit_all(self.context.engine, timesteps, done)
+        submit_all(self.context.engine, timesteps, done, self.served)
 
     def encode(self, result: Any) -> bytes:
         """Return the answer in columns, and count the rows that were refused."""

@@ -92,7 +92,8 @@ class FeedLine:
         if isinstance(body, BulkBody):
             columns = _Columns(self, label, body, served)
             self._line.append(columns)
-            submit_all(engine, timesteps_of(body, tenant, self._model, self._version, door="websocket"), columns.done)
+            timesteps = timesteps_of(body, tenant, self._model, self._version, door="websocket")
+            submit_all(engine, timesteps, columns.done, served)
         else:
             step = _Step(self, label, body)
             self._line.append(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from service.api.problems import problem_of
@@ -30,47 +31,59 @@ def timesteps_of(
     bulk: BulkBody, tenant: str, model: str, version: int | None, *, door: Door, idempotency_key: str | None = None
 ) -> list[Timestep | ServiceError]:
     """Return what the engine is asked for, one per stream, or what is wrong with that row."""
-    return [
-        bulk.faults.get(i)
-        or Timestep(
+    length, create, keep, names = bulk.length, bulk.create, bulk.keep, list(bulk.inputs)
+    rows = zip(bulk.streams, bulk.seqs, bulk.afters, zip(*bulk.inputs.values(), strict=True), strict=True)
+    timesteps: list[Timestep | ServiceError] = [
+        Timestep(
             StreamKey(tenant, model, stream),
-            {name: column[i] for name, column in bulk.inputs.items()},
-            length=bulk.length,
-            seq=bulk.seqs[i],
-            after=bulk.afters[i],
-            create=bulk.create,
-            idempotency_key=idempotency_key,
-            keep=bulk.keep,
-            version=version,
-            door=door,
+            dict(zip(names, inputs, strict=True)),
+            length, seq, after, create, idempotency_key, keep, version, door,
         )
-        for i, stream in enumerate(bulk.streams)
-    ]
+        for stream, seq, after, inputs in rows
+    ]  # fmt: skip
+    for i, fault in bulk.faults.items():
+        timesteps[i] = fault
+    return timesteps
 
 
 def submit_all(
-    engine: Engine, timesteps: Sequence[Timestep | ServiceError], done: Callable[[list[Result]], None]
+    engine: Engine,
+    timesteps: Sequence[Timestep | ServiceError],
+    done: Callable[[list[Result]], None],
+    served: ServedModel | None = None,
 ) -> None:
-    """Submit every timestep before any is awaited; `done` gets the results in order, when all are there."""
-    results: list[Any] = list(timesteps)
+    """Submit every timestep before any is awaited; `done` gets the results in order, when all are there.
+
+    Args:
+        engine: Moves the streams.
+        timesteps: Of different streams; what is an error already stays one.
+        done: Takes the results.
+        served: As for `Engine.submit`, where it is the same for all.
+    """
+    answers = _Answers(list(timesteps), done)
     waiting = [i for i, timestep in enumerate(timesteps) if isinstance(timestep, Timestep)]
-    left = len(waiting)
-    if not left:
-        done(results)
-        return
-
-    def answer(i: int) -> Callable[[Result], None]:
-        def answered(result: Result) -> None:
-            nonlocal left
-            results[i] = result
-            left -= 1
-            if not left:
-                done(results)
-
-        return answered
-
+    answers.left = len(waiting)
+    if not waiting:
+        done(answers.results)
     for i in waiting:
-        engine.submit(results[i], answer(i))
+        engine.submit(answers.results[i], partial(answers.take, i), served)
+
+
+class _Answers:
+    """Gathers the results of timesteps that were submitted together."""
+
+    __slots__ = ("_done", "left", "results")
+
+    def __init__(self, results: list[Any], done: Callable[[list[Result]], None]) -> None:
+        self.results = results
+        self.left = 0
+        self._done = done
+
+    def take(self, i: int, result: Result) -> None:
+        self.results[i] = result
+        self.left -= 1
+        if not self.left:
+            self._done(self.results)
 
 
 def columns_answer(bulk: BulkBody, results: Sequence[Result], served: ServedModel, form: Format) -> dict[str, Any]:

@@ -111,14 +111,20 @@ def bulk_answer(
     time = (length,) if chunk and keep == "all" else ()
     outputs: dict[str, Any] = {}
     for spec in specs if keep != "none" else ():
-        column = np.zeros((len(results), *time, *spec.row_shape), spec.dtype)
-        missing = set(range(len(results)))
-        for i, result in enumerate(results):
-            rows = None if result is None else result.outputs.get(spec.name)
-            # A stream that an older version of the model began goes on with that one, whose outputs may be others.
-            if rows is not None and rows.shape[1:] == spec.row_shape:
-                column[i] = rows if time else rows[-1]
-                missing.remove(i)
+        found = [None if result is None else result.outputs.get(spec.name) for result in results]
+        shape = (len(results), *time, *spec.row_shape)
+        together = _together(found, (length, *spec.row_shape)) if keep == "all" else None
+        missing = []
+        if together is not None:
+            column = together.reshape(shape).astype(spec.dtype, copy=False)
+        else:
+            column = np.zeros(shape, spec.dtype)
+            for i, rows in enumerate(found):
+                # A stream that an older version of the model began goes on with that one; its outputs may be others.
+                if rows is None or rows.shape[1:] != spec.row_shape:
+                    missing.append(i)
+                else:
+                    column[i] = rows if time else rows[-1]
         outputs[spec.name] = tensor(column, form)
         if form is JSON:
             for i in missing:
@@ -132,6 +138,12 @@ def bulk_answer(
     if replayed := [i for i, result in enumerate(results) if result is not None and result.replayed]:
         answer["replayed"] = replayed
     return answer
+
+
+def _together(found: Sequence[Array | None], shape: tuple[int, ...]) -> Array | None:
+    """Return the predictions of all rows behind each other; None where one is not there, or of another shape."""
+    rows = [one for one in found if one is not None and one.shape == shape]
+    return np.concatenate(rows) if len(rows) == len(found) else None
 
 
 class Stands(Protocol):
