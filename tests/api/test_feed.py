@@ -326,10 +326,13 @@ def test_sockets_beyond_the_limit_are_refused(again: Again, stream: str) -> None
 
 def bare_answer(one: socket.socket) -> tuple[int, bytes]:
     """Read one frame of the service from a bare socket: its first byte and its payload."""
-    file = one.makefile("rb")
-    first, length = file.read(2)
-    size = int.from_bytes(file.read(2)) if length == 126 else length
-    return first, file.read(size)
+
+    def read(n: int) -> bytes:
+        return one.recv(n, socket.MSG_WAITALL)  # not a byte more: the next frame may be there already
+
+    first, length = read(2)
+    size = int.from_bytes(read(2)) if length == 126 else length
+    return first, read(size)
 
 
 def begun(service: Service, stream: str) -> socket.socket:
