@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from service.engine.decide import Intent
-from service.engine.models import ModelShelf, ServedModel
+from service.engine.models import ServedModel
 from service.engine.origins import Origins, no_stream, wrong_history
 from service.engine.resets import demand_time, known_position
 from service.engine.types import Position, SnapshotStatus, StreamKey, StreamState
+from service.engine.ways import Ways
 from service.errors import ServiceError
 from service.store import keys
 from service.store.record import KeyEntry, Kind, Record, decode, digest16
-from service.store.redis import Commit, Outcome, StateStore
+from service.store.redis import Commit, Outcome
 from service.store.snapshots import Remember, Snapshot, Snapshots
 
 
 class Copies:
     """Makes copies of streams. A record never changes once it is written, so reading it is all the locking there is."""
 
-    def __init__(
-        self,
-        store: StateStore,
-        shelf: ModelShelf,
-        snapshots: Snapshots,
-        origins: Origins,
-        *,
-        begin: Callable[[], float],
-        begins: Callable[[str], None],
-        forget: Callable[[StreamKey], None],
-    ) -> None:
+    def __init__(self, ways: Ways, snapshots: Snapshots, origins: Origins) -> None:
         """Put the parts together.
 
         Args:
-            store: Where records live.
-            shelf: The models.
+            ways: To the store and the models.
             snapshots: Where snapshots live.
             origins: Finds streams and snapshots.
-            begin: Returns the deadline of a request that begins now, or raises why none is taken.
-            begins: Lets a tenant begin a stream, or raises.
-            forget: Told which stream came to be, so that nobody trusts an older view of it.
         """
-        self._store = store
-        self._shelf = shelf
+        self._ways = ways
         self._snapshots = snapshots
         self._origins = origins
-        self._begin = begin
-        self._begins = begins
-        self._forget = forget
 
     # ---------------------------------------------------------------- forks
 
@@ -82,17 +64,17 @@ class Copies:
             ServiceError: `stream_not_found`, `snapshot_not_found`, `state_changed`, `stream_exists`, `model_changed`,
                 `idempotency_key_reused`, or the store's.
         """
-        deadline, target = self._begin(), keys.record_key(*to)
+        deadline, target = self._ways.begin(), keys.record_key(*to)
         entry_name = None if idempotency_key is None else keys.entry_key(target, idempotency_key)
         request = digest16(
             b"fork", key.stream.encode(), (snapshot or "").encode(), after or b"", _number(version)
         )  # the idempotency key's entry lies with the new stream
         while True:
             names = [keys.record_key(*key), target, *([] if entry_name is None else [entry_name])]
-            source, there, *entry = await self._store.load(names, deadline=deadline)
+            source, there, *entry = await self._ways.store.load(names, deadline=deadline)
             if entry and entry[0] is not None:
                 known = known_position(entry[0], Intent(request, 0, None, after, "auto", None))
-                await self._store.confirm(target, there, entry_name, deadline=deadline)
+                await self._ways.store.confirm(target, there, entry_name, deadline=deadline)
                 return known
             present = None if source is None else decode(source)
             existing = None if there is None else decode(there)
@@ -105,20 +87,20 @@ class Copies:
             about = after if after is not None and snapshot is None else record.chain
             op_id = digest16(b"fork", about, to.stream.encode(), _number(version), (idempotency_key or "").encode())
             if existing is not None and existing.op_id == op_id:
-                if not await self._store.confirm(target, there, deadline=deadline):
+                if not await self._ways.store.confirm(target, there, deadline=deadline):
                     continue
                 return Position(existing.step, existing.chain, replayed=True)
             if after is not None and present.chain != after:
                 raise wrong_history(present)
             if existing is not None:
                 raise _exists(to, existing)
-            self._begins(to.tenant)
+            self._ways.begins(to.tenant)
             content = self._origins.content(Kind.FORK, key.model, record, version)
             made = content.record(op_id, record.chain, had_key=entry_name is not None)
             remembered = KeyEntry(request, made.epoch, made.step, made.chain, 0, b"").encode()
             commit = Commit(target, b"", made.encode(), entry_name, remembered)
-            answer = (await self._store.commit([commit], deadline=deadline))[0]
-            self._forget(to)
+            answer = (await self._ways.store.commit([commit], deadline=deadline))[0]
+            self._ways.forget(to)
             if answer.outcome in (Outcome.APPLIED, Outcome.SAME):
                 return Position(made.step, made.chain)
             if answer.outcome is Outcome.FOREIGN:
@@ -142,15 +124,15 @@ class Copies:
         Raises:
             ServiceError: `stream_not_found`, `state_changed`, `stream_quota`, `idempotency_key_reused`, or the store's.
         """
-        deadline, stream = self._begin(), keys.record_key(*key)
+        deadline, stream = self._ways.begin(), keys.record_key(*key)
         request = digest16(b"snapshot", name.encode(), after or b"")
         entry_name = None if idempotency_key is None else keys.entry_key(stream, idempotency_key)
         names = [stream, *([] if entry_name is None else [entry_name])]
-        raw, *entry = await self._store.load(names, deadline=deadline)
+        raw, *entry = await self._ways.store.load(names, deadline=deadline)
         intent = Intent(request, 0, None, after, "auto", None)
         if entry and entry[0] is not None:
             replay = known_position(entry[0], intent)
-            await self._store.confirm(stream, raw, entry_name, deadline=deadline)
+            await self._ways.store.confirm(stream, raw, entry_name, deadline=deadline)
             return replay
         if raw is None:
             raise no_stream(key)
@@ -174,7 +156,7 @@ class Copies:
         Raises:
             ServiceError: `stream_not_found`, `snapshot_not_found`, `model_changed`, or the store's.
         """
-        deadline = self._begin()
+        deadline = self._ways.begin()
         await self._origins.stream(key, deadline=deadline)
         found = await self._origins.snapshot(key, name, deadline=deadline, use=False)
         return self._status(key.model, name, found), self._state(key.model, found.record, None)
@@ -185,7 +167,7 @@ class Copies:
         Raises:
             ServiceError: `stream_not_found`, or the store's.
         """
-        deadline = self._begin()
+        deadline = self._ways.begin()
         _, found = await asyncio.gather(
             self._origins.stream(key, deadline=deadline),
             self._snapshots.all(keys.record_key(*key), deadline=deadline),
@@ -198,7 +180,7 @@ class Copies:
         Raises:
             ServiceError: `idempotency_key_reused`, or the store's.
         """
-        deadline, stream = self._begin(), keys.record_key(*key)
+        deadline, stream = self._ways.begin(), keys.record_key(*key)
         request = digest16(b"no snapshot", name.encode())
         remember = None
         if idempotency_key is not None:
@@ -217,7 +199,7 @@ class Copies:
             ServiceError: `stream_not_found`; `model_changed`: another version than `version`, or one that is not
                 loaded here, wrote it; or the store's.
         """
-        return self._state(key.model, await self._origins.stream(key, deadline=self._begin()), version)
+        return self._state(key.model, await self._origins.stream(key, deadline=self._ways.begin()), version)
 
     def taker(self, model: str, fingerprint: bytes | None, version: int | None) -> ServedModel:
         """Return the model that takes a given state.
@@ -231,10 +213,10 @@ class Copies:
             ServiceError: `model_not_found`; `model_changed`: the model that wrote it is not here, and no version is
                 named to take it over.
         """
-        default = self._shelf.get(model, version)
+        default = self._ways.shelf.get(model, version)
         if version is not None or fingerprint is None:
             return default
-        served = self._shelf.by_fingerprint(model, fingerprint)
+        served = self._ways.shelf.by_fingerprint(model, fingerprint)
         if served is None:
             raise ServiceError(
                 "model_changed",
@@ -246,10 +228,10 @@ class Copies:
     # ---------------------------------------------------------------- helpers
 
     def _state(self, model: str, record: Record, version: int | None) -> StreamState:
-        served = self._shelf.by_fingerprint(model, record.fingerprint)
-        wanted = None if version is None else self._shelf.get(model, version)
+        served = self._ways.shelf.by_fingerprint(model, record.fingerprint)
+        wanted = None if version is None else self._ways.shelf.get(model, version)
         if served is None or (wanted is not None and wanted.fingerprint != record.fingerprint):
-            other = self._shelf.get(model, version)
+            other = self._ways.shelf.get(model, version)
             raise ServiceError(
                 "model_changed",
                 f"The state was written by model {record.fingerprint.hex()}; {model} {other.version} is "
@@ -269,7 +251,7 @@ class Copies:
 
     def _status(self, model: str, name: str, snapshot: Snapshot) -> SnapshotStatus:
         record = snapshot.record
-        served = self._shelf.by_fingerprint(model, record.fingerprint)
+        served = self._ways.shelf.by_fingerprint(model, record.fingerprint)
         version = None if served is None else served.version
         return SnapshotStatus(name, version, record.step, record.chain, snapshot.taken_ms)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from model_export.manifest import Manifest
 from service.engine.audience import Audience
@@ -20,7 +18,6 @@ from service.engine.origins import Origins, no_stream
 from service.engine.pending import Pending
 from service.engine.resets import Resets
 from service.engine.rollouts import Rollouts
-from service.engine.runner import RunClock
 from service.engine.tenants import StreamQuota, TenantRates
 from service.engine.types import (
     Done,
@@ -33,7 +30,9 @@ from service.engine.types import (
     StreamStatus,
     Timestep,
 )
+from service.engine.watchdog import Watchdog
 from service.engine.watchers import Watchers
+from service.engine.ways import Ways
 from service.errors import ServiceError
 from service.store import keys
 from service.store.channel import Channel
@@ -41,7 +40,6 @@ from service.store.record import decode
 from service.store.redis import StateStore
 from service.store.snapshots import Snapshots
 
-_WATCHDOG_PERIOD_S = 0.1
 _READY_PING_S = 1.0
 
 
@@ -118,16 +116,10 @@ class Engine:
         self._all_answered = asyncio.Event()
         snapshots = Snapshots(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
         origins = Origins(store, shelf, snapshots)
-        ways: dict[str, Any] = {
-            "begin": self._begin,
-            "begins": self.demand_room_for_stream,
-            "forget": self._forget,
-        }
-        self.resets = Resets(store, shelf, origins, **ways)
-        self.copies = Copies(store, shelf, snapshots, origins, **ways)
-        self._rollouts = Rollouts(
-            store, shelf, self._observer, self._audience, most_rows=self._options.max_batch_size, **ways
-        )
+        ways = Ways(store, shelf, self._begin, self.demand_room_for_stream, self._forget)
+        self.resets = Resets(ways, origins)
+        self.copies = Copies(ways, snapshots, origins)
+        self._rollouts = Rollouts(ways, self._observer, self._audience, most_rows=self._options.max_batch_size)
         self._watchdog = Watchdog(
             self._options.run_timeout_s,
             lambda: [*self._batchers.values(), *self._rollouts.loops],
@@ -451,50 +443,6 @@ class Engine:
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._options.request_timeout_s
-
-
-class Runs(Protocol):
-    """What runs a model."""
-
-    @property
-    def served(self) -> ServedModel:
-        """The model."""
-        ...
-
-    @property
-    def clock(self) -> RunClock:
-        """How long its runs take."""
-        ...
-
-
-class Watchdog:
-    """Ends model runs that take too long, from a thread of its own, since a run may hold the event loop."""
-
-    def __init__(self, limit: float, runs: Callable[[], Sequence[Runs]], look: Callable[[], None]) -> None:
-        """Start watching.
-
-        Args:
-            limit: Seconds that one run may take.
-            runs: Whose runs to watch.
-            look: What else is to be looked at each time.
-        """
-        self._look = look
-        self._limit = limit
-        self._runs = runs
-        self._ended = threading.Event()
-        threading.Thread(target=self._watch, name="model-watchdog", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop watching."""
-        self._ended.set()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(_WATCHDOG_PERIOD_S):
-            now = time.monotonic()
-            self._look()
-            for one in self._runs():
-                if one.clock.longest(now) > self._limit:
-                    one.served.step_model.terminate(longer_than=self._limit)
 
 
 def _answer() -> tuple[asyncio.Future[Prediction], Done]:

@@ -8,44 +8,28 @@ from collections.abc import Awaitable, Callable
 
 from service.engine.batch import finite_rows
 from service.engine.decide import Intent, Verdict, decide, replay_of_key
-from service.engine.models import ModelShelf, ServedModel
+from service.engine.models import ServedModel
 from service.engine.origins import Content, Origins
 from service.engine.types import GivenState, Position, StreamKey
+from service.engine.ways import Ways
 from service.errors import CorruptRecordError, ServiceError
 from service.store import keys
 from service.store.record import NO_CHAIN, KeyEntry, Kind, Record, decode, digest16
-from service.store.redis import Commit, Outcome, StateStore
+from service.store.redis import Commit, Outcome
 
 
 class Resets:
     """Brings streams to another state, each in one commit. What is no record of ours is replaced, too."""
 
-    def __init__(
-        self,
-        store: StateStore,
-        shelf: ModelShelf,
-        origins: Origins,
-        *,
-        begin: Callable[[], float],
-        begins: Callable[[str], None],
-        forget: Callable[[StreamKey], None],
-    ) -> None:
+    def __init__(self, ways: Ways, origins: Origins) -> None:
         """Put the parts together.
 
         Args:
-            store: Where records live.
-            shelf: The models.
+            ways: To the store and the models.
             origins: Finds snapshots.
-            begin: Returns the deadline of a request that begins now, or raises why none is taken.
-            begins: Lets a tenant begin a stream, or raises.
-            forget: Told which stream moved, so that nobody trusts an older view of it.
         """
-        self._store = store
-        self._shelf = shelf
+        self._ways = ways
         self._origins = origins
-        self._begin = begin
-        self._begins = begins
-        self._forget = forget
 
     async def to_initial(
         self,
@@ -60,7 +44,7 @@ class Resets:
         Raises:
             ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`, or the store's.
         """
-        served = self._shelf.get(key.model, version)
+        served = self._ways.shelf.get(key.model, version)
         content = Content(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state)
 
         async def initial(_deadline: float) -> Content:
@@ -147,22 +131,22 @@ class Resets:
         after: bytes | None,
         idempotency_key: str | None,
     ) -> Position:
-        deadline = self._begin()
+        deadline = self._ways.begin()
         name, intent = keys.record_key(*key), Intent(op_id, 0, None, after, "auto", None)
         entry_name = None if idempotency_key is None else keys.entry_key(name, idempotency_key)
         while True:
-            found = await self._store.load([name] if entry_name is None else [name, entry_name], deadline=deadline)
+            found = await self._ways.store.load([name] if entry_name is None else [name, entry_name], deadline=deadline)
             if entry_name is not None and found[1] is not None:
                 known = known_position(found[1], intent)
-                await self._store.confirm(name, found[0], entry_name, deadline=deadline)
+                await self._ways.store.confirm(name, found[0], entry_name, deadline=deadline)
                 return known
             current, expect = _record_to_replace(found[0], intent)
             if decide(current, intent) is Verdict.REPLAY and current is not None:
-                if not await self._store.confirm(name, found[0], deadline=deadline):
+                if not await self._ways.store.confirm(name, found[0], deadline=deadline):
                     continue
                 return Position(current.step, current.chain, replayed=True)
             if found[0] is None:
-                self._begins(key.tenant)
+                self._ways.begins(key.tenant)
             made = (await content(deadline)).record(
                 op_id,
                 NO_CHAIN if current is None else current.chain,
@@ -171,12 +155,12 @@ class Resets:
             )
             entry = KeyEntry(op_id, made.epoch, made.step, made.chain, 0, b"").encode()
             commit = Commit(name, expect, made.encode(), entry_name, entry)
-            answer = (await self._store.commit([commit], deadline=deadline))[0]
-            self._forget(key)
+            answer = (await self._ways.store.commit([commit], deadline=deadline))[0]
+            self._ways.forget(key)
             if answer.outcome in (Outcome.APPLIED, Outcome.SAME):
                 return Position(made.step, made.chain, replayed=answer.outcome is Outcome.SAME)
             if answer.outcome is Outcome.FOREIGN:
-                await self._store.delete(name, deadline=deadline)
+                await self._ways.store.delete(name, deadline=deadline)
             demand_time(deadline, "the stream")
 
 

@@ -6,20 +6,21 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from service.engine.decide import Verdict, decide, replay_of_key
-from service.engine.models import ModelShelf, ServedModel
+from service.engine.models import ServedModel
 from service.engine.plan import Plan
 from service.engine.resets import demand_time
 from service.engine.rollout_loop import Roll, RolloutLoop
-from service.engine.types import RolledOut, RolloutAsk, StreamKey, Timestep
+from service.engine.types import RolledOut, RolloutAsk, Timestep
+from service.engine.ways import Ways
 from service.errors import ServiceError
 from service.store import keys
 from service.store.record import KeyEntry, Record, decode, digest16
-from service.store.redis import Commit, Outcome, StateStore
+from service.store.redis import Commit, Outcome
 
 if TYPE_CHECKING:
     from service.engine.audience import Audience
@@ -30,38 +31,19 @@ if TYPE_CHECKING:
 class Rollouts:
     """Rolls streams out, and commits that where it is asked for: once, as a chunk of that many timesteps."""
 
-    def __init__(
-        self,
-        store: StateStore,
-        shelf: ModelShelf,
-        observer: EngineObserver,
-        audience: Audience,
-        *,
-        most_rows: int,
-        begin: Callable[[], float],
-        begins: Callable[[str], None],
-        forget: Callable[[StreamKey], None],
-    ) -> None:
+    def __init__(self, ways: Ways, observer: EngineObserver, audience: Audience, *, most_rows: int) -> None:
         """Put the parts together.
 
         Args:
-            store: Where records live.
-            shelf: The models.
+            ways: To the store and the models.
             observer: Counts the work.
             audience: Says what is told of commits.
             most_rows: Samples of one model that go on together; more wait for room.
-            begin: Returns the deadline of a request that begins now, or raises why none is taken.
-            begins: Lets a tenant begin a stream, or raises.
-            forget: Told which stream moved, so that nobody trusts an older view of it.
         """
-        self._store = store
-        self._shelf = shelf
+        self._ways = ways
         self._observer = observer
         self._audience = audience
         self._most_rows = most_rows
-        self._begin = begin
-        self._begins = begins
-        self._forget = forget
         self._loops: dict[ServedModel, RolloutLoop] = {}
 
     @property
@@ -80,19 +62,19 @@ class Rollouts:
         Raises:
             ServiceError: It was refused, or its outcome is not known; see `applied`.
         """
-        deadline, name, op_id = self._begin(), keys.record_key(*ask.key), _name_of(ask)
+        deadline, name, op_id = self._ways.begin(), keys.record_key(*ask.key), _name_of(ask)
         named = ask.commit and ask.idempotency_key is not None
         entry_name = keys.entry_key(name, ask.idempotency_key or "") if named else None
         while True:
-            raw, *entry = await self._store.load([name, *([entry_name] if entry_name else [])], deadline=deadline)
+            raw, *entry = await self._ways.store.load([name, *([entry_name] if entry_name else [])], deadline=deadline)
             record = None if raw is None else decode(raw)
             plan = Plan.of(ask, op_id, self._model_of(ask, record))
             if entry and entry[0] is not None:
                 known = replay_of_key(KeyEntry.decode(entry[0]), plan.intent)
-                await self._store.confirm(name, raw, entry_name, deadline=deadline)
+                await self._ways.store.confirm(name, raw, entry_name, deadline=deadline)
                 return self._told_again(plan, known)
             if decide(record, plan.intent) is Verdict.REPLAY and record is not None:
-                if not await self._store.confirm(name, raw, deadline=deadline):
+                if not await self._ways.store.confirm(name, raw, deadline=deadline):
                     continue
                 return self._told_again(plan, record)
             left = deadline - asyncio.get_running_loop().time()
@@ -108,16 +90,16 @@ class Rollouts:
 
     def _model_of(self, ask: RolloutAsk, record: Record | None) -> ServedModel:
         """Return the model that goes on: the one that is named, else the stream's own."""
-        served = self._shelf.get(ask.key.model, ask.version)
+        served = self._ways.shelf.get(ask.key.model, ask.version)
         if ask.version is not None or record is None:
             return served
-        return self._shelf.by_fingerprint(ask.key.model, record.fingerprint) or served
+        return self._ways.shelf.by_fingerprint(ask.key.model, record.fingerprint) or served
 
     def _loop_of(self, served: ServedModel) -> RolloutLoop:
         loop = self._loops.get(served)
         if loop is None:
             for other, its in list(self._loops.items()):
-                if its.idle and not self._shelf.serves(other):
+                if its.idle and not self._ways.shelf.serves(other):
                     its.close()
                     del self._loops[other]
             loop = self._loops[served] = RolloutLoop(served, most_rows=self._most_rows)
@@ -125,7 +107,7 @@ class Rollouts:
 
     def _told_again(self, plan: Plan, kept: Record | KeyEntry) -> RolledOut:
         """Return the first answer again, read as the version that made it."""
-        served = self._shelf.by_fingerprint(plan.ask.key.model, kept.fingerprint)
+        served = self._ways.shelf.by_fingerprint(plan.ask.key.model, kept.fingerprint)
         if served is None:
             raise ServiceError(
                 "seq_passed",
@@ -145,7 +127,7 @@ class Rollouts:
         """Write where a rollout came; None: the stream moved meanwhile."""
         key, served = plan.ask.key, plan.served
         if record is None:
-            self._begins(key.tenant)
+            self._ways.begins(key.tenant)
         made = plan.record(record, roll, done)
         entry = KeyEntry(
             plan.op_id, made.epoch, made.step, made.chain, made.length, made.outputs, served.fingerprint
@@ -156,8 +138,8 @@ class Rollouts:
         if self._audience.hears(served.name):
             fed = Timestep(key, roll.fed, length=made.length)
             tellings = self._audience.tellings([fed], done.outputs, [made.step], [made.chain])
-        answer = (await self._store.commit([commit], deadline=deadline, tellings=tellings))[0]
-        self._forget(key)
+        answer = (await self._ways.store.commit([commit], deadline=deadline, tellings=tellings))[0]
+        self._ways.forget(key)
         if answer.outcome is Outcome.FOREIGN:
             raise ServiceError(
                 "state_corrupt", "The stream's key holds something that is no record.", fix="Delete this stream."
