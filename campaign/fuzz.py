@@ -35,7 +35,7 @@ _FOLD = fold()[1]
 _WIRES = [ModelWire(manifest, max_chunk_steps=64) for manifest in (_FOLD, two_inputs()[1])]
 _STATES = lay_out(_FOLD)
 _CRC_AT = 84
-_ASK = Timestep(StreamKey("t", "m", "s"), {"x": np.zeros((1, 1), np.int64)})
+_ASK = Timestep(StreamKey("t", "m", "s"), (bytes(8),))
 _KEEPS: tuple[Return, ...] = ("all", "last", "none")
 
 

@@ -58,8 +58,8 @@ NO_COMPARE_AND_SET = Mutant(
 NO_OPERATION_IDS = Mutant(
     "no operation ids",
     "service/engine/names.py",
-    "data = self.data(timestep)",
-    "return self.data(timestep), self._new_name()",
+    "seq, after, key = timestep.seq, timestep.after, timestep.idempotency_key",
+    "return self._new_name()",
     ("tests/engine/test_names.py",),
 )
 
@@ -104,8 +104,8 @@ MUTANTS = (
     Mutant(
         "the cache decides",
         "service/engine/rounds.py",
-        "if not row.fresh and not (slot and surely_applies(step, chain, row.timestep))",
-        "if not row.fresh and not slot",
+        "unread = [] if sure.all() else self._unread(rows, heads, slots, np.flatnonzero(~sure))",
+        "unread = [] if slots.all() else self._unread(rows, heads, slots, np.flatnonzero(~sure))",
         (f"{_ENGINE}test_a_retry_gets_the_first_answer",),
     ),
     Mutant(

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_export.manifest import Manifest
-from service.engine.types import Prediction
+from service.engine.types import Made, Prediction
 from service.errors import ServiceError
 from service.wire import JSON, MSGPACK, BulkBody, Format, ModelWire, StepBody, decode_state_id, encode_state_id
 from service.wire.answers import bulk_answer, step_answer
@@ -748,7 +748,7 @@ def test_accept_says_the_format_of_the_answer(accept: str | None, body: Format, 
 
 
 def prediction(values: list[list[float]], step: int = 3, **more: Any) -> Prediction:
-    return Prediction({"y": np.array(values, np.float32)}, step, STATE_ID, **more)
+    return Prediction(Made({"y": np.array([values], np.float32)}), 0, step, STATE_ID, **more)
 
 
 def test_the_answer_to_a_step_has_no_time_axis_and_no_false_flags() -> None:

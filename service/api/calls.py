@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from service.api.moves import Result, columns_answer, submit_all, timestep_of, timesteps_of
-from service.engine.types import StreamKey
+from service.engine.types import StreamKey, Timestep
 from service.errors import ServiceError
 from service.wire import BulkBody, Format, ModelWire
 from service.wire.answers import write_json_step, write_step
 from service.wire.bodies import Keep
+from service.wire.fast import NOT_SOUND, StepParts
 from service.wire.formats import encode
 
 if TYPE_CHECKING:
@@ -81,12 +82,18 @@ class StepCall:
     answer_form: Format
     _keep: Keep = "all"
     _wire: ModelWire = field(init=False)
+    _read: Callable[[bytes], StepParts] | None = field(init=False)
     _is_plain: bool = field(init=False)
+    _name: str = field(init=False)
+    _submit: Callable[[Timestep, Callable[[Result], None], ServedModel], None] = field(init=False)
     more_headers: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         self._wire = self.context.wire(self.served)
+        self._read = self._wire.read_step if self.form is Format.JSON and not self.chunk else None
         self._is_plain = self.answer_form is Format.JSON and not self.chunk
+        self._name = self.key.name
+        self._submit = self.context.engine.submit
 
     @property
     def serves_many(self) -> bool:
@@ -95,13 +102,26 @@ class StepCall:
 
     def begin(self, body: bytes, done: Callable[[Result], None]) -> None:
         """Submit the timestep, or raise what is wrong with the body."""
+        if self._read is not None:  # what nearly all are
+            try:
+                inputs, seq, after, create = self._read(body)
+            except NOT_SOUND:
+                pass
+            else:
+                # by position: by name it takes twice the time
+                timestep = Timestep(
+                    self.key, inputs, 1, seq, after, create, self.idempotency_key, "all", self.version, "http", "on",
+                    self._name,
+                )  # fmt: skip
+                self._submit(timestep, done, self.served)
+                return
         if self.chunk:
             step = self._wire.steps(body, self.form)
             self._keep = step.keep
         else:
             step = self._wire.step(body, self.form)
         timestep = timestep_of(step, self.key, self.version, door="http", idempotency_key=self.idempotency_key)
-        self.context.engine.submit(timestep, done, self.served)
+        self._submit(timestep, done, self.served)
 
     def encode(self, result: Any) -> bytes:
         """Return the answer to a prediction."""

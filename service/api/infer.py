@@ -14,6 +14,7 @@ from service.engine.types import Life, Prediction, StreamKey, Timestep
 from service.errors import ServiceError
 from service.wire import Format
 from service.wire.oip import Inference, PlainError, must_start, unknown_model
+from service.wire.tensors import packed, packed_rows
 
 if TYPE_CHECKING:
     from service.api.context import Context
@@ -81,7 +82,7 @@ class InferCall:
             return
         timestep = Timestep(
             StreamKey(self.tenant, served.name, asked.stream),
-            asked.inputs,
+            packed(asked.inputs),
             seq=asked.step,
             create="auto" if asked.start else "never",
             idempotency_key=key,
@@ -122,12 +123,12 @@ class InferCall:
         return [
             Timestep(
                 key,
-                {name: array[row : row + 1] for name, array in asked.inputs.items()},
+                inputs,
                 version=self.version,
                 door="oip",
                 life="none",
             )
-            for row in range(asked.rows)
+            for inputs in packed_rows(asked.inputs)
         ]
 
     def _in_words(self, result: Result) -> Result:

@@ -13,6 +13,7 @@ from service.engine.types import Door, Prediction, StreamKey, Timestep
 from service.errors import ServiceError
 from service.wire import BulkBody, Format, StepBody
 from service.wire.answers import bulk_answer
+from service.wire.tensors import packed, packed_rows
 
 Result = Prediction | ServiceError
 
@@ -21,9 +22,9 @@ def timestep_of(
     step: StepBody, key: StreamKey, version: int | None, *, door: Door, idempotency_key: str | None = None
 ) -> Timestep:
     """Return what the engine is asked for."""
-    # by position: by name it takes twice the time
+    inputs = packed(step.inputs)
     return Timestep(
-        key, step.inputs, step.length, step.seq, step.after, step.create, idempotency_key, step.keep, version, door
+        key, inputs, step.length, step.seq, step.after, step.create, idempotency_key, step.keep, version, door
     )
 
 
@@ -31,12 +32,12 @@ def timesteps_of(
     bulk: BulkBody, tenant: str, model: str, version: int | None, *, door: Door, idempotency_key: str | None = None
 ) -> list[Timestep | ServiceError]:
     """Return what the engine is asked for, one per stream, or what is wrong with that row."""
-    length, create, keep, names = bulk.length, bulk.create, bulk.keep, list(bulk.inputs)
-    rows = zip(bulk.streams, bulk.seqs, bulk.afters, zip(*bulk.inputs.values(), strict=True), strict=True)
+    length, create, keep = bulk.length, bulk.create, bulk.keep
+    rows = zip(bulk.streams, bulk.seqs, bulk.afters, packed_rows(bulk.inputs), strict=True)
     timesteps: list[Timestep | ServiceError] = [
         Timestep(
             StreamKey(tenant, model, stream),
-            dict(zip(names, inputs, strict=True)),
+            inputs,
             length, seq, after, create, idempotency_key, keep, version, door,
         )
         for stream, seq, after, inputs in rows

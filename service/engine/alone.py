@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.engine.batch import rows_of
 from service.engine.pending import Pending
 from service.engine.rounds import Rounds
-from service.engine.types import Prediction
+from service.engine.types import Made, Prediction
 from service.store.record import NO_CHAIN
 
 
@@ -18,12 +17,13 @@ class Alone(Rounds):
 
     async def _round(self, rows: Sequence[Pending], deadline: float) -> Sequence[Pending]:
         nothing = np.empty((len(rows), self._model.state_bytes), np.uint8)
-        ran = await self._runner.run([row.data for row in rows], rows[0].timestep.length, nothing)
+        ran = await self._runner.run([row.timestep.inputs for row in rows], rows[0].timestep.length, nothing)
         for at, error in ran.refused.items():
             self._answer(rows[at], error)
         good = rows if ran.rows is None else [rows[at] for at in ran.rows]
-        for row, outputs in zip(good, rows_of(ran.outputs, len(good)), strict=True):
-            self._answer(row, Prediction(outputs, 0, NO_CHAIN, version=self._served.version))
+        made = Made(ran.outputs)
+        for at, row in enumerate(good):
+            self._answer(row, Prediction(made, at, 0, NO_CHAIN, version=self._served.version))
         if good:
             self._count_applied(good)
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from model_export.manifest import Array
+from model_export.manifest import Array, TensorSpec
 from service.engine.events import Event
 from service.engine.types import StreamKey, Timestep
 from service.store import keys
@@ -93,6 +93,7 @@ class Audience:
     def tellings(
         self,
         timesteps: Sequence[Timestep],
+        inputs: Sequence[TensorSpec],
         outputs: Mapping[str, Array],
         steps: Sequence[int],
         state_ids: Sequence[bytes],
@@ -101,6 +102,7 @@ class Audience:
 
         Args:
             timesteps: What was asked, all of one model.
+            inputs: The model's inputs, in the order in which a timestep brings them.
             outputs: The kept predictions, `(rows, T', *row)` per output.
             steps: Each stream's step after it.
             state_ids: Each stream's state id after it.
@@ -114,7 +116,7 @@ class Audience:
             is_wanted = self.unsure or (followed is not None and followed.covers(key))
             if is_wanted or most:
                 own = {name: array[at] for name, array in outputs.items()}
-                event = Event.of(timestep, own, steps[at], state_ids[at]).encode()
+                event = Event.of(timestep, inputs, own, steps[at], state_ids[at]).encode()
                 topic = topic_of(key.tenant, model) if is_wanted else ""
                 log = keys.log_key(keys.record_key(*key)) if most else None
                 tellings.append(Telling(at, event, topic, log, most))

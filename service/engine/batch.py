@@ -88,13 +88,3 @@ def kept(keep: Return, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
     if keep == "all":
         return outputs
     return {name: array[:, -1:] for name, array in outputs.items()} if keep == "last" else {}
-
-
-def rows_of(outputs: Mapping[str, Array], rows: int) -> list[dict[str, Array]]:
-    """Return each row's predictions by name, `(T', *row)`."""
-    if not outputs:
-        return [{} for _ in range(rows)]
-    if len(outputs) == 1:
-        [(name, array)] = outputs.items()
-        return [{name: row} for row in array]
-    return [dict(zip(outputs, values, strict=True)) for values in zip(*outputs.values(), strict=True)]

@@ -52,11 +52,7 @@ class BatchQueue(Generic[ItemT]):
         name, behind = item.name, self._behind
         if name not in behind:
             behind[name] = None
-            ready = self._ready.get(item.shape)
-            if ready is None:
-                self._make_ready(item)
-            else:
-                ready.append(item)
+            self._make_ready(item)
         elif (line := behind[name]) is None:
             behind[name] = deque([item])
         else:
@@ -76,22 +72,22 @@ class BatchQueue(Generic[ItemT]):
         self.rows -= len(batch)
         return batch
 
-    def release(self, names: Iterable[str]) -> None:
-        """Let the next item of each of these streams go: its earlier one is answered."""
-        behind = self._behind
-        for name in names:
-            line = behind.pop(name)
+    def release(self, answered: Iterable[ItemT]) -> None:
+        """Let the next item of each stream go that one of these was taken of."""
+        pop = self._behind.pop
+        for item in answered:
+            line = pop(item.name)
             if line is not None:
-                item = line.popleft()
-                behind[name] = line or None
-                self._make_ready(item)
+                following = line.popleft()
+                self._behind[item.name] = line or None
+                self._make_ready(following)
 
     def __bool__(self) -> bool:
         """Whether a batch could be taken now."""
         return bool(self._ready)
 
     def _make_ready(self, item: ItemT) -> None:
-        ready = self._ready.get(item.shape)
-        if ready is None:
-            ready = self._ready[item.shape] = deque()
-        ready.append(item)
+        try:
+            self._ready[item.shape].append(item)
+        except KeyError:
+            self._ready[item.shape] = deque([item])

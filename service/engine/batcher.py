@@ -12,6 +12,7 @@ from service.engine.audience import Audience
 from service.engine.batch_queue import BatchQueue
 from service.engine.cache import StateCache
 from service.engine.crowd import Crowd
+from service.engine.decide import surely_comes_after
 from service.engine.names import RequestNames
 from service.engine.peeks import Peeks
 from service.engine.pending import Pending
@@ -65,7 +66,7 @@ class Batcher:
         self.served = served
         self.cache = StateCache(blank_head(served.fingerprint), served.step_model.initial_state, cache_bytes)
         self._names = RequestNames(served.manifest)
-        self._runner = ModelRunner(served, self._names.inputs, observer)
+        self._runner = ModelRunner(served, observer)
         common: dict[str, Any] = {"runner": self._runner, "timeout": timeout, "reroute": reroute, "answered": answered}
         self._rounds = Rounds(served, store, self.cache, observer, audience, **common, begins=begins)
         self._peeks = Peeks(served, store, self.cache, observer, audience, **common)
@@ -75,6 +76,7 @@ class Batcher:
         self._queue: BatchQueue[Pending] = BatchQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due: asyncio.Handle | None = None
+        self._has_room = True  # for another batch
         self._done = 0
         self.crowd = Crowd(timeout / 5)
         self._loop = asyncio.get_running_loop()  # asking for it costs a system call each time, before Python 3.12
@@ -106,21 +108,21 @@ class Batcher:
 
     def submit(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""
-        data, op_id = self._names.of(timestep)
-        life = timestep.life
-        name = keys.record_key(*timestep.key) if life != "none" else op_id.hex()
-        self.put(Pending(timestep, done, received, name, (timestep.length, timestep.keep, life), data, op_id))
+        op_id = self._names.of(timestep)
+        life, comes_after = timestep.life, surely_comes_after(timestep)
+        name = timestep.name or (keys.record_key(*timestep.key) if life != "none" else op_id.hex())
+        shape = (timestep.length, timestep.keep, life)
+        self.put(Pending(timestep, done, received, name, shape, op_id, comes_after))
 
     def peek(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a look at what a timestep would answer, behind the stream's timesteps that wait here."""
-        data, op_id = self._names.data(timestep), secrets.token_bytes(16)
         name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep, "peek")
-        self.put(Pending(timestep, done, received, name, shape, data, op_id, peeks=True))
+        self.put(Pending(timestep, done, received, name, shape, secrets.token_bytes(16), peeks=True))
 
     def put(self, pending: Pending) -> None:
         """Queue a timestep that was named before."""
         self._queue.put(pending)
-        if self._flush_due is None or self._max_wait:
+        if (self._flush_due is None and self._has_room) or self._max_wait:
             self._schedule()
 
     def close(self) -> None:
@@ -146,9 +148,11 @@ class Batcher:
             task = asyncio.create_task(self._process(batch))
             self._tasks.add(task)
             task.add_done_callback(self._finished)
+        self._has_room = len(self._tasks) < _IN_FLIGHT
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._has_room = True
         if self._queue:
             self._schedule()
 
@@ -162,4 +166,4 @@ class Batcher:
             await self._way_of(batch[0]).take(batch)
         finally:
             self._done += len(batch)
-            self._queue.release([pending.name for pending in batch])
+            self._queue.release(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 
@@ -55,14 +56,17 @@ class StateCache:
         self._asked_for = bytearray(1)
         self._hand = 1
 
-    def find(self, name: str) -> int:
-        """Return the slot of a stream's record as last seen, which may be stale; `MISSING` where there is none.
+    def find(self, names: Sequence[str]) -> Array:
+        """Return the slots of streams' records as last seen, which may be stale; `MISSING` where there is none.
 
         A slot is good until the next `put`.
+
+        Returns:
+            `(names,)`, to index arrays with.
         """
-        slot = self._slot_of.get(name, MISSING)
-        self._asked_for[slot] = 1
-        return slot
+        slots = np.array([*map(self._slot_of.get, names, repeat(MISSING))], np.intp)
+        np.frombuffer(self._asked_for, np.uint8)[slots] = 1
+        return slots
 
     def heads(self, slots: Array) -> Array:
         """Return copies of the headers, `(slots,)` of `HEAD`."""

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from model_export.manifest import Manifest
 from service.engine.audience import Audience
 from service.engine.batch import last_prediction
 from service.engine.batcher import Batcher
@@ -374,7 +374,7 @@ class Engine:
                 max_wait=self._options.max_wait_s,
                 timeout=self._options.request_timeout_s,
                 cache_bytes=share,
-                reroute=self._reroute,
+                reroute=partial(self._reroute, served),
                 answered=self._count_answered,
                 begins=None if self._quota is None else self._quota.demand,
             )
@@ -398,10 +398,10 @@ class Engine:
                 batcher.close()
                 del self._batchers[served]
 
-    def _reroute(self, pending: Pending, fingerprint: bytes) -> bool:
-        """Hand a request to the version that began its stream, if that takes the inputs that were sent."""
+    def _reroute(self, asked: ServedModel, pending: Pending, fingerprint: bytes) -> bool:
+        """Hand a request to the version that began its stream, if that takes what was checked for the one asked for."""
         served = self.shelf.by_fingerprint(pending.timestep.key.model, fingerprint)
-        if served is None or not _takes(served.manifest, pending.timestep):
+        if served is None or _signature(served) != _signature(asked):
             return False
         self._batcher(served).put(pending.moved())
         return True
@@ -460,7 +460,6 @@ def _answer() -> tuple[asyncio.Future[Prediction], Done]:
     return future, done
 
 
-def _takes(manifest: Manifest, timestep: Timestep) -> bool:
-    """Whether a model takes a request's inputs, which were checked for another version of it."""
-    found = {name: (array.dtype.name, array.shape[1:]) for name, array in timestep.inputs.items()}
-    return found == {spec.name: (spec.dtype, spec.row_shape) for spec in manifest.inputs}
+def _signature(served: ServedModel) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return what a model's inputs are: two with the same take each other's timesteps."""
+    return [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]

@@ -9,7 +9,7 @@ from typing import Final, Self
 import msgspec
 import numpy as np
 
-from model_export.manifest import Array
+from model_export.manifest import Array, TensorSpec
 from service.engine.types import StreamKey, Timestep
 
 _SIZE_BYTES: Final = 4  # in front of each event, so that several make one message
@@ -56,21 +56,33 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
     inputs: dict[str, Packed]
 
     @classmethod
-    def of(cls, timestep: Timestep, outputs: Mapping[str, Array], step: int, state_id: bytes) -> Self:
+    def of(
+        cls,
+        timestep: Timestep,
+        inputs: Sequence[TensorSpec],
+        outputs: Mapping[str, Array],
+        step: int,
+        state_id: bytes,
+    ) -> Self:
         """Return the event of one commit.
 
         Args:
             timestep: What was asked.
+            inputs: The model's inputs, in the order in which a timestep brings them.
             outputs: The kept predictions, `(T', *row)` per output.
             step: The stream's step after it.
             state_id: The stream's state id after it.
         """
         tenant, model, stream = timestep.key
         single = timestep.length == 1
+        time = () if single else (timestep.length,)
         return cls(
             *(tenant, model, stream, step, timestep.length, state_id),
             {name: Packed.of(array[0] if single else array) for name, array in outputs.items()},
-            {name: Packed.of(array[0] if single else array) for name, array in timestep.inputs.items()},
+            {
+                spec.name: Packed(spec.dtype, (*time, *spec.row_shape), data)
+                for spec, data in zip(inputs, timestep.inputs, strict=True)
+            },
         )
 
     @property

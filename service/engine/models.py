@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model_export.errors import StepwellError
 from model_export.feedback import fault_of
-from model_export.manifest import NAME, Manifest
+from model_export.manifest import NAME, InputSpec, Manifest
 from model_export.step_model import StepModel
 from service.errors import ServiceError
 
@@ -41,6 +41,11 @@ class ServedModel:
     def manifest(self) -> Manifest:
         """What the model takes, gives and carries."""
         return self.step_model.manifest
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """The inputs in the order in which a timestep brings them: that of their names."""
+        return sorted(self.manifest.inputs, key=lambda spec: spec.name)
 
     @property
     def fingerprint(self) -> bytes:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.engine.batch import kept, rows_of
+from service.engine.batch import kept
 from service.engine.cache import MISSING
 from service.engine.pending import Pending
 from service.engine.rounds import Rounds
-from service.engine.types import Prediction
+from service.engine.types import Made, Prediction
 
 
 class Peeks(Rounds):
@@ -28,11 +28,12 @@ class Peeks(Rounds):
         heads, states = self._cache.heads(blank), self._cache.states(blank)
         self._fill_in(rows, heads, states)
         length, keep = rows[0].timestep.length, rows[0].timestep.keep
-        ran = await self._runner.run([row.data for row in rows], length, states)
+        ran = await self._runner.run([row.timestep.inputs for row in rows], length, states)
         for at, error in ran.refused.items():
             self._answer(rows[at], error)
         good = rows if ran.rows is None else [rows[at] for at in ran.rows]
-        for row, outputs in zip(good, rows_of(kept(keep, ran.outputs), len(good)), strict=True):
+        made = Made(kept(keep, ran.outputs))
+        for at, row in enumerate(good):
             step, chain = (0, b"") if row.view is None else (row.view.step, row.view.chain)
-            self._answer(row, Prediction(outputs, step + length, chain))
+            self._answer(row, Prediction(made, at, step + length, chain))
         return []

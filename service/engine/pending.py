@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from service.engine.decide import Intent
+from service.engine.decide import NO_STEP, Intent
 from service.engine.types import BEGINS, Done, Timestep
 from service.store import keys
 from service.store.record import KeyEntry, Record
@@ -22,8 +22,9 @@ class Pending(Struct, eq=False):
         received: When it came, on the loop's clock.
         name: Where the store has the stream.
         shape: What it has in common with those that it may be run with.
-        data: The bytes of each input, in the order of `RequestNames.inputs`.
         op_id: Names the operation: the same for every retry of it, 16 bytes.
+        comes_after: The step on which it surely applies: that of a record of the model that would run, whatever else
+            that holds; `ANY_STEP`: on every one; `NO_STEP`: that takes more than a look at the step.
         peeks: It asks for the prediction alone: nothing is to be committed.
         fresh: `view` came from the store during this request.
         view: With `fresh`, the stream's record; None: the stream is missing.
@@ -38,8 +39,8 @@ class Pending(Struct, eq=False):
     received: float
     name: str
     shape: Hashable
-    data: Sequence[bytes]
     op_id: bytes
+    comes_after: int = NO_STEP
     peeks: bool = False
     fresh: bool = False
     view: Record | None = None

@@ -136,8 +136,8 @@ class Rollouts:
         commit = Commit(keys.record_key(*key), expect, made.encode(), entry_name, entry)
         tellings: Sequence[Telling] = ()
         if self._audience.hears(served.name):
-            fed = Timestep(key, roll.fed, length=made.length)
-            tellings = self._audience.tellings([fed], done.outputs, [made.step], [made.chain])
+            fed = Timestep(key, tuple(array.tobytes() for _, array in sorted(roll.fed.items())), length=made.length)
+            tellings = self._audience.tellings([fed], served.inputs, done.outputs, [made.step], [made.chain])
         answer = (await self._ways.store.commit([commit], deadline=deadline, tellings=tellings))[0]
         self._ways.forget(key)
         if answer.outcome is Outcome.FOREIGN:

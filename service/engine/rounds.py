@@ -11,20 +11,20 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
+from itertools import count, repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec.structs import replace
 
 from model_export.manifest import Array
-from service.engine.batch import kept, pack_outputs, rows_of
+from service.engine.batch import kept, pack_outputs
 from service.engine.cache import MISSING, StateCache
-from service.engine.decide import Verdict, decide, replay_of_key, surely_applies
+from service.engine.decide import ANY_STEP, Verdict, decide, replay_of_key, surely_applies
 from service.engine.pending import Pending
 from service.engine.replay import replayed
 from service.engine.runner import ModelRunner
-from service.engine.types import BEGINS, ENDS, Prediction
+from service.engine.types import BEGINS, ENDS, Made, Prediction
 from service.errors import ServiceError
 from service.store.record import HAD_KEY, KeyEntry, Kind, Record, decode, next_chains
 from service.store.record_rows import encode_rows, guards, heads_of
@@ -87,13 +87,18 @@ class Rounds:
         self._reroute = reroute
         self._answered = answered
         self._begins = begins
+        self._time = asyncio.get_running_loop().time
 
     async def take(self, batch: Sequence[Pending]) -> None:
         """Answer every timestep of a batch; never raises."""
         try:
             rows = batch
-            while rows := self._in_time(rows):
-                rows = await self._round(rows, min([row.received for row in rows]) + self._timeout)
+            while rows:
+                oldest = min([row.received for row in rows])
+                if oldest > self._time() - self._timeout:
+                    rows = await self._round(rows, oldest + self._timeout)
+                else:
+                    rows = self._in_time(rows)
         except ServiceError as exc:
             self._answer_rest(batch, exc)
         except Exception:  # noqa: BLE001 - one batch's fault must not end the worker; it is logged
@@ -111,13 +116,9 @@ class Rounds:
                 self._answer(row, error)
 
     def _in_time(self, rows: Sequence[Pending]) -> Sequence[Pending]:
-        if not rows:
-            return rows
-        oldest = asyncio.get_running_loop().time() - self._timeout
-        if min([row.received for row in rows]) > oldest:
-            return rows
+        latest = self._time() - self._timeout
         for row in rows:
-            if row.received <= oldest:
+            if row.received <= latest:
                 error = ServiceError(
                     "overloaded",
                     "The request waited for its turn until its deadline; nothing was applied.",
@@ -128,16 +129,18 @@ class Rounds:
 
     async def _round(self, rows: Sequence[Pending], deadline: float) -> Sequence[Pending]:
         """Take rows as far as they get; return those that have to come round again."""
-        heads, states, refreshed = await self._look(rows, deadline)
-        if self._store.confirms:
-            await self._confirm(rows, deadline)
-        run = [at for at, row in enumerate(rows) if not row.fresh or self._may_run(row)]
-        if not run:
-            return []
-        if len(run) < len(rows):
-            rows, heads, states, refreshed = [rows[at] for at in run], heads[run], states[run], refreshed[run]
-        self._fill_in(rows, heads, states)
-        ran = await self._runner.run([row.data for row in rows], rows[0].timestep.length, states)
+        heads, states, refreshed, fresh = await self._look(rows, deadline)
+        if fresh:
+            if self._store.confirms:
+                await self._confirm(rows, deadline)
+            run = [at for at, row in enumerate(rows) if not row.fresh or self._may_run(row)]
+            if not run:
+                return []
+            if len(run) < len(rows):
+                rows, heads, states, refreshed = [rows[at] for at in run], heads[run], states[run], refreshed[run]
+        if fresh or rows[0].timestep.life in BEGINS:
+            self._fill_in(rows, heads, states)
+        ran = await self._runner.run([row.timestep.inputs for row in rows], rows[0].timestep.length, states)
         if ran.rows is not None:
             for at, error in ran.refused.items():
                 self._answer(rows[at], error)
@@ -148,29 +151,49 @@ class Rounds:
 
     # ---------------------------------------------------------------- looking and deciding
 
-    async def _look(self, rows: Sequence[Pending], deadline: float) -> tuple[Array, Array, Array]:
-        """See every row's stream; return headers, states and refreshes of the cached ones, blank ones of the others.
+    async def _look(self, rows: Sequence[Pending], deadline: float) -> tuple[Array, Array, Array, bool]:
+        """See every row's stream.
+
+        Returns:
+            Headers, states and refreshes of the cached ones, blank ones of the others; and whether there are others,
+            which were read from the store.
 
         A cached record that does not surely let its row apply is as good as none: only the store may refuse or
         replay. So a record that another worker moved on is mostly noticed here, and costs a read, not a conflict.
         """
         misses = 0
-        find = self._cache.find
+        comes_after = np.array([row.comes_after for row in rows])
         while True:
-            slots = np.array([MISSING if row.fresh else find(row.name) for row in rows], np.intp)
+            slots = self._cache.find([row.name for row in rows])
+            fresh = [at for at, row in enumerate(rows) if row.fresh]
+            slots[fresh] = MISSING
             heads = self._cache.heads(slots)
-            cached = zip(rows, slots.tolist(), heads["step"].tolist(), heads["chain"].tolist(), strict=True)
-            unread = [
-                row
-                for row, slot, step, chain in cached
-                if not row.fresh and not (slot and surely_applies(step, chain, row.timestep))
-            ]
+            step = heads["step"].view(np.int64)  # unsigned ones would be compared as floats
+            sure = (slots != MISSING) & ((step == comes_after) | (comes_after == ANY_STEP))
+            sure[fresh] = True
+            unread = [] if sure.all() else self._unread(rows, heads, slots, np.flatnonzero(~sure))
             if not unread:
                 self._observer.cache(len(rows) - misses, misses)
                 # All is copied now: what is answered next may bring in a new model, which shares the cache's memory.
-                return heads, self._cache.states(slots), self._cache.refreshed(slots)
+                return heads, self._cache.states(slots), self._cache.refreshed(slots), bool(fresh)
             misses += len(unread)
             await self._load(unread, deadline)  # meanwhile other batches may take slots: look again
+
+    @staticmethod
+    def _unread(rows: Sequence[Pending], heads: Array, slots: Array, doubtful: Array) -> list[Pending]:
+        """Return those of the doubtful rows that have to be read: their steps alone did not say that they apply."""
+        cached = zip(
+            doubtful.tolist(),
+            slots[doubtful].tolist(),
+            heads["step"][doubtful].tolist(),
+            heads["chain"][doubtful].tolist(),
+            strict=True,
+        )
+        return [
+            rows[at]
+            for at, slot, step, chain in cached
+            if not (slot and surely_applies(step, chain, rows[at].timestep))
+        ]
 
     async def _load(self, rows: Sequence[Pending], deadline: float) -> None:
         keyed = [row for row in rows if row.timestep.idempotency_key is not None or row.timestep.life == "last"]
@@ -281,14 +304,15 @@ class Rounds:
         deadline: float,
     ) -> list[Pending]:
         """Write the records that follow on `heads`, answer the rows that were applied, return those that were not."""
-        begun = [row.fresh and row.view is None for row in rows]
-        expect = [b"" if new else guard for new, guard in zip(begun, guards(heads), strict=True)]
+        begun = [at for at, row in enumerate(rows) if row.fresh and row.view is None]
+        expect = guards(heads)
+        for at in begun:
+            expect[at] = b""
         if (life := rows[0].timestep.life) in BEGINS:
             self._begin_anew(rows, heads)
         outputs = kept(rows[0].timestep.keep, outputs)
         packed = pack_outputs(self._served.manifest.answered, outputs, len(rows))
-        chains = next_chains(heads["chain"].tolist(), Kind.STEP, [row.op_id for row in rows], self._served.fingerprint)
-        self._step_on(rows, heads, chains)
+        chains = self._step_on(rows, heads)
         names, records = [row.name for row in rows], encode_rows(heads, packed, states)
         commits = [*map(new_commit, zip(names, expect, records, repeat(None), repeat(b""), strict=False))]
         if life in ENDS:
@@ -300,7 +324,7 @@ class Rounds:
         tellings: Sequence[Telling] = ()
         if self._audience.hears(self._served.name):
             asked = [row.timestep for row in rows]
-            tellings = self._audience.tellings(asked, outputs, heads["step"].tolist(), chains)
+            tellings = self._audience.tellings(asked, self._served.inputs, outputs, heads["step"].tolist(), chains)
         began = time.perf_counter()
         answers = await self._store.commit(
             commits, deadline=deadline, refreshed=float(refreshed.min()), tellings=tellings
@@ -312,7 +336,7 @@ class Rounds:
             again = [rows[at] for at, answer in others.items() if self._conflicted(rows[at], answer, heads[at])]
             self._observer.conflicts(len(again))
             rows, heads, states, refreshed = [rows[at] for at in done], heads[done], states[done], refreshed[done]
-            begun, chains = [begun[at] for at in done], [chains[at] for at in done]
+            begun, chains = [done.index(at) for at in begun if at not in others], [chains[at] for at in done]
             outputs = {name: array[done] for name, array in outputs.items()}
             names = [row.name for row in rows]
         else:
@@ -324,8 +348,7 @@ class Rounds:
             else:
                 live = refreshed if answers.refreshed is None else answers.refreshed
                 self._cache.put(names, heads, states, live)
-            by_row = rows_of(outputs, len(rows))
-            self._answer_applied(rows, by_row, heads["step"].tolist(), chains, begun)
+            self._answer_applied(rows, Made(outputs), heads["step"].tolist(), chains, begun)
         return again
 
     def _begin_anew(self, rows: Sequence[Pending], heads: Array) -> None:
@@ -337,16 +360,20 @@ class Rounds:
         heads["chain"] = np.frombuffer(b"".join(chains), "V16")
         heads["fingerprint"] = np.frombuffer(fingerprint, "V8")
 
-    def _step_on(self, rows: Sequence[Pending], heads: Array, chains: Sequence[bytes]) -> None:
+    def _step_on(self, rows: Sequence[Pending], heads: Array) -> list[bytes]:
+        """Bring headers to where the step brings them; return their histories."""
+        op_ids = [row.op_id for row in rows]
+        chains = next_chains(heads["chain"].tolist(), Kind.STEP, op_ids, self._served.fingerprint)
         length = rows[0].timestep.length
         heads["step"] += length
         heads["length"] = length
         heads["flags"] = Kind.STEP
         if keyed := [at for at, row in enumerate(rows) if row.timestep.idempotency_key is not None]:
             heads["flags"][keyed] = Kind.STEP | HAD_KEY
-        heads["op_id"] = np.frombuffer(b"".join([row.op_id for row in rows]), "V16")
+        heads["op_id"] = np.frombuffer(b"".join(op_ids), "V16")
         heads["chain"] = np.frombuffer(b"".join(chains), "V16")
         heads["updated_ms"] = int(time.time() * 1000)
+        return chains
 
     def _conflicted(self, row: Pending, answer: Committed, head: Array) -> bool:
         """Learn from a commit that was not applied now; True when the row is to be decided again."""
@@ -382,20 +409,26 @@ class Rounds:
     def _answer_applied(
         self,
         rows: Sequence[Pending],
-        outputs: Sequence[Mapping[str, Array]],
+        made: Made,
         steps: Sequence[int],
         chains: Sequence[bytes],
-        begun: Sequence[bool],
+        begun: Sequence[int],
     ) -> None:
         version = self._served.version
-        for row, values, step, chain, new in zip(rows, outputs, steps, chains, begun, strict=True):
+        predictions = [
+            Prediction(made, at, step, chain, False, False, version)
+            for at, step, chain in zip(count(), steps, chains, strict=False)
+        ]
+        for at in begun:
+            predictions[at] = replace(predictions[at], created=True)
+        for row, prediction in zip(rows, predictions, strict=True):
             row.answered = True
             try:
-                row.done(Prediction(values, step, chain, False, new, version))
+                row.done(prediction)
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
                 _log.exception("Taking an answer failed")
         self._answered(len(rows))
-        now = asyncio.get_running_loop().time()
+        now = self._time()
         self._observer.answered(self._served.name, [now - row.received for row in rows])
         self._count_applied(rows)
 
@@ -423,7 +456,7 @@ class Rounds:
             return
         self._hand_over(row, result)
         self._answered(1)
-        seconds = asyncio.get_running_loop().time() - row.received
+        seconds = self._time() - row.received
         self._observer.answered(self._served.name, [seconds])
         if isinstance(result, ServiceError):
             self._observer.refused(self._served.name, seconds)

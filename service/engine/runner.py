@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_export.errors import ModelLoadError, ModelTimeoutError
-from model_export.manifest import Array, TensorSpec
+from model_export.manifest import Array
 from service.engine.batch import all_finite, finite_rows
 from service.errors import ServiceError
 
@@ -70,19 +70,18 @@ class RunClock:
 class ModelRunner:
     """Runs rows of one model; one bad row fails alone."""
 
-    def __init__(self, served: ServedModel, inputs: Sequence[TensorSpec], observer: EngineObserver) -> None:
+    def __init__(self, served: ServedModel, observer: EngineObserver) -> None:
         """Begin.
 
         Args:
             served: The model.
-            inputs: Its inputs, in the order in which a row brings them.
             observer: Hears of each run.
         """
         self.clock = RunClock()
         self._served = served
         self._model = served.step_model
         self._observer = observer
-        self._inputs = inputs
+        self._inputs = served.inputs
         stored = {field.store_dtype for field in self._model.fields}
         # States of one type are looked through as one array.
         self._one_float = stored.pop() if len(stored) == 1 and next(iter(stored)).kind == "f" else None
@@ -96,7 +95,7 @@ class ModelRunner:
         """Run a batch; where onnxruntime refuses it, run its rows alone, so that only the bad ones fail.
 
         Args:
-            data: Each row's bytes of each input, in the inputs' order.
+            data: Each row's bytes of each input, in the order of their names.
             length: T, the timesteps of each row.
             states: Packed states, `(rows, bytes)` uint8.
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from model_export.manifest import Array
 from service.errors import ServiceError
+from service.store.keys import record_key
 
 Create = Literal["auto", "never", "must"]
 Return = Literal["all", "last", "none"]
@@ -28,6 +29,11 @@ class StreamKey(NamedTuple):
     model: str
     stream: str
 
+    @property
+    def name(self) -> str:
+        """Where the store has it."""
+        return record_key(*self)
+
 
 # Of these one is made per step, and msgspec's structs are made in a quarter of the time that a NamedTuple takes.
 
@@ -37,7 +43,8 @@ class Timestep(Struct, frozen=True, gc=False):
 
     Attributes:
         key: The stream.
-        inputs: One array per model input, `(T, *row)`, its declared dtype, checked and finite.
+        inputs: Each model input's bytes, in the order of the inputs' names: `(T, *row)` of its declared dtype in C
+            order, checked and finite.
         length: T, the number of timesteps; 1 or more.
         seq: Number of the first timestep, from 1 since creation or reset; None: wherever the stream is.
         after: The 16 bytes of the `state_id` that the stream must have; None: whichever.
@@ -48,10 +55,11 @@ class Timestep(Struct, frozen=True, gc=False):
         door: Which way it came, for the metrics.
         life: `on`: the stream goes on; `new`: it begins anew; `last`: it is forgotten afterwards; `whole`: both;
             `none`: of no stream at all, which only a model without state can take.
+        name: Where the store has the stream, if that was found out before; else empty.
     """
 
     key: StreamKey
-    inputs: Mapping[str, Array]
+    inputs: tuple[bytes, ...]
     length: int = 1
     seq: int | None = None
     after: bytes | None = None
@@ -61,13 +69,40 @@ class Timestep(Struct, frozen=True, gc=False):
     version: int | None = None
     door: Door = "http"
     life: Life = "on"
+    name: str = ""
+
+
+class Made:
+    """What a model made of a batch.
+
+    Attributes:
+        arrays: One array per answered output, `(rows, T', *row)` with T' = T, 1 or 0 as `keep` says.
+    """
+
+    __slots__ = ("_last", "arrays")
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        """Take what was made."""
+        self.arrays = arrays
+        self._last: list[tuple[str, list[Any]]] | None = None
+
+    @property
+    def last(self) -> list[tuple[str, list[Any]]]:
+        """Each output's name, and every row's last prediction as nested lists.
+
+        They are made for all rows at once, when the first one asks: a row alone would take several times as long.
+        """
+        if self._last is None:
+            self._last = [(name, array[:, -1].tolist()) for name, array in self.arrays.items()]
+        return self._last
 
 
 class Prediction(Struct, frozen=True, gc=False):
     """The committed answer to a `Timestep`.
 
     Attributes:
-        outputs: One array per answered output, `(T', *row)` with T' = T, 1 or 0 as `keep` says.
+        made: What was made together with it.
+        row: Its place in that.
         step: The last timestep that was applied.
         state_id: Names the whole history up to `step`, 16 bytes.
         replayed: This request had been applied before; this is its first answer.
@@ -75,12 +110,24 @@ class Prediction(Struct, frozen=True, gc=False):
         version: The model version that made it.
     """
 
-    outputs: Mapping[str, Array]
+    made: Made
+    row: int
     step: int
     state_id: bytes
     replayed: bool = False
     created: bool = False
     version: int = 0
+
+    @property
+    def outputs(self) -> dict[str, Array]:
+        """One array per answered output, `(T', *row)`."""
+        return {name: array[self.row] for name, array in self.made.arrays.items()}
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last of the predictions as nested lists, by output."""
+        row = self.row
+        return {name: rows[row] for name, rows in self.made.last}
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,11 @@ class Answered(Protocol):
         ...
 
     @property
+    def last(self) -> Mapping[str, Any]:
+        """The last of the predictions as nested lists, by output."""
+        ...
+
+    @property
     def step(self) -> int:
         """The last timestep that was applied."""
         ...
@@ -48,7 +53,7 @@ class Answered(Protocol):
 
 
 class _StepAnswer(Struct, omit_defaults=True, gc=False):
-    outputs: dict[str, Any]
+    outputs: Mapping[str, Any]
     step: int
     state_id: str
     replayed: bool = False
@@ -64,11 +69,8 @@ def write_step(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "a
 
 def write_json_step(answered: Answered) -> bytes:
     """Return the answer to one timestep, written out in JSON: what nearly all are."""
-    outputs = {}
-    for name, array in answered.outputs.items():
-        outputs[name] = array.tolist()[-1]
     state_id = encode_state_id(answered.state_id)
-    return _encode_json(_StepAnswer(outputs, answered.step, state_id, answered.replayed, answered.created))
+    return _encode_json(_StepAnswer(answered.last, answered.step, state_id, answered.replayed, answered.created))
 
 
 def step_answer(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> dict[str, Any]:

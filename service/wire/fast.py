@@ -96,6 +96,10 @@ class FastInputs:
         return made
 
 
+StepParts = tuple[tuple[bytes, ...], int | None, bytes | None, Create]
+"""What the body of one timestep says: each input's bytes, in the order of their names, and `seq`, `after`, `create`."""
+
+
 class FastStep:
     """Reads the whole JSON body of one timestep in one go: what nearly every request is."""
 
@@ -105,43 +109,53 @@ class FastStep:
         Raises:
             ValueError: An input has a name that no field of a decoder can have.
         """
+        specs = self._specs = sorted(specs, key=lambda spec: spec.name)
         fields = [
             (f"i{i}", _nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape))) for i, spec in enumerate(specs)
         ]
         kind, self._struct = _inputs_type(fields, {f"i{i}": spec.name for i, spec in enumerate(specs)})
-        self._makers = [(spec.name, row_maker(np.dtype(spec.dtype), spec.row_shape)) for spec in specs]
-        self._only = self._makers[0] if len(specs) == 1 else None
-        self._colons = sum(1 + spec.name.count(":") for spec in specs)
+        self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
+        self._only = self._packers[0] if len(specs) == 1 else None
+        self._colons = 1 + sum(1 + spec.name.count(":") for spec in specs)
         # None is the default of what was not given, and nothing that may be given.
         more = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
         envelope = msgspec.defstruct("Step", [("inputs", kind), *more], forbid_unknown_fields=True, gc=False)
         self._decode = msgspec.json.Decoder(envelope).decode
 
-    def read(self, body: bytes) -> StepBody:
-        """Return the body; its arrays may be read-only.
+    def read(self, body: bytes) -> StepParts:
+        """Return what the body says.
 
         Raises:
             ValueError: And the others of `NOT_SOUND`.
         """
-        envelope: Any = self._decode(body)
-        inputs, seq, after, create = envelope.inputs, envelope.seq, envelope.after, envelope.create
+        inputs, seq, after, create = _astuple(self._decode(body))
         if type(inputs) is self._struct:
-            colons, values = 1 + self._colons, _astuple(inputs)
+            colons, values = self._colons, _astuple(inputs)
         else:
             colons, values = 1, (inputs,)
         if seq is not None:
             colons += 1
         if after is not None:
             colons, after = colons + 1, read_state_id(after)
-        if create is not None:
+        if create is None:
+            create = "auto"
+        else:
             colons += 1
         if body.count(b":") != colons or b"\\" in body:
             raise UnsoundError  # see demand_single_keys
         if self._only is not None:
-            name, make = self._only
-            return StepBody({name: make(values[0])}, 1, False, seq, after, create or "auto", "all")
-        arrays = {name: make(value) for (name, make), value in zip(self._makers, values, strict=True)}
-        return StepBody(arrays, 1, False, seq, after, create or "auto", "all")
+            return (self._only(values[0]),), seq, after, create
+        packed = [pack(value) for pack, value in zip(self._packers, values, strict=True)]
+        return tuple(packed), seq, after, create
+
+    def body(self, parts: StepParts) -> StepBody:
+        """Return parts as a body like any other; its arrays are read-only."""
+        packed, seq, after, create = parts
+        arrays = {
+            spec.name: np.ndarray((1, *spec.row_shape), spec.dtype, data)
+            for spec, data in zip(self._specs, packed, strict=True)
+        }
+        return StepBody(arrays, 1, False, seq, after, create, "all")
 
 
 def read_state_id(text: str) -> bytes:
@@ -174,17 +188,17 @@ def _inputs_type(fields: Sequence[tuple[str, Any]], names: Mapping[str, str]) ->
     return (named if len(fields) > 1 else named | fields[0][1]), named
 
 
-def row_maker(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], Array]:
-    """Return what makes `(1, *row)` of a decoded row, or raises one of `NOT_SOUND` where it does not fit.
+def row_packer(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], bytes]:
+    """Return what makes the bytes of a decoded row, or raises one of `NOT_SOUND` where it does not fit.
 
     What is not finite does not fit.
     """
     code = _PACK_CODES.get(dtype.name)
     if code is None or len(row) != 1:
-        return lambda item: _checked(_array([item], dtype), (1, *row))
-    shape, pack = (1, *row), struct.Struct(f"={row[0]}{code}").pack
+        return lambda item: _checked(_array(item, dtype), row).tobytes()
+    pack = struct.Struct(f"={row[0]}{code}").pack
     # pack refuses what becomes infinite, and JSON has no other numbers that are not finite
-    return lambda item: np.ndarray(shape, dtype, pack(*item))
+    return lambda item: pack(*item)
 
 
 def _checked(array: Array, shape: tuple[int, ...]) -> Array:

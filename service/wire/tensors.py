@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -54,6 +54,25 @@ def demand_finite(array: Array, what: str) -> None:
     """
     if (fault := _fault(array, what)) is not None:
         raise fault
+
+
+def packed(inputs: Mapping[str, Array]) -> tuple[bytes, ...]:
+    """Return the bytes of each input, in the order of their names."""
+    return tuple([inputs[name].tobytes() for name in sorted(inputs)])
+
+
+def packed_rows(inputs: Mapping[str, Array]) -> Iterator[tuple[bytes, ...]]:
+    """Return for each row the bytes of each input, in the order of their names.
+
+    Args:
+        inputs: Arrays with one row for each of the same rows, at least one of each.
+    """
+    columns = []
+    for name in sorted(inputs):
+        array = np.ascontiguousarray(inputs[name])
+        size = array.nbytes // len(array)
+        columns.append(array.reshape(-1).view(f"V{size}").tolist() if size else [b""] * len(array))
+    return zip(*columns, strict=True)
 
 
 def read_column(

@@ -69,7 +69,7 @@ def step(stream: str, x: int, *, model: str = FOLD, **more: Any) -> Timestep:
 
 def chunk(stream: str, xs: Sequence[int], *, model: str = FOLD, **more: Any) -> Timestep:
     """Timesteps for an integer model with one input `x` of shape [1]."""
-    return Timestep(StreamKey("default", model, stream), {"x": np.array(xs, np.int64)[:, None]}, length=len(xs), **more)
+    return Timestep(StreamKey("default", model, stream), (np.array(xs, np.int64).tobytes(),), length=len(xs), **more)
 
 
 def ys(prediction: Prediction) -> list[int]:

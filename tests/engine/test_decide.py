@@ -120,7 +120,7 @@ def test_what_surely_applies_is_applied() -> None:
         (at(0, length=0), at(1), at(5), at(5, length=3)), (None, 1, 2, 3, 5, 6, 7), (None, HERE, ELSEWHERE), CREATES
     )
     for record, seq, after, create in rows:
-        ask = Timestep(StreamKey("t", "m", "s"), {}, seq=seq, after=after, create=create)
+        ask = Timestep(StreamKey("t", "m", "s"), (), seq=seq, after=after, create=create)
         if surely_applies(record.step, record.chain, ask):
             sure += 1
             assert verdict(record, asks(seq=seq, after=after, create=create)) == "apply", (record, ask)
@@ -129,4 +129,4 @@ def test_what_surely_applies_is_applied() -> None:
 
 
 def test_a_request_with_a_key_never_surely_applies() -> None:
-    assert not surely_applies(5, HERE, Timestep(StreamKey("t", "m", "s"), {}, seq=6, idempotency_key="k"))
+    assert not surely_applies(5, HERE, Timestep(StreamKey("t", "m", "s"), (), seq=6, idempotency_key="k"))

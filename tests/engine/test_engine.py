@@ -43,7 +43,7 @@ async def test_steps_fold_into_the_state(folder: Path, redis_server: Server) -> 
 async def test_a_new_stream_begins_at_the_initial_state(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, models(tmp_path, count=lambda: count(start=7))) as engine:
         key = StreamKey("default", "count", "a")
-        answer = await engine.advance(Timestep(key, {"x": np.zeros((1, 1), np.float32)}))
+        answer = await engine.advance(Timestep(key, (np.zeros((1, 1), np.float32).tobytes(),)))
 
     assert ys(answer) == [8]
 
@@ -52,7 +52,7 @@ async def test_streams_tenants_and_models_are_apart(tmp_path: Path, redis_server
     folder = models(tmp_path, fold=fold, other=lambda: fold(factor=3))
     async with worker(redis_server.url, folder) as engine:
         keys = [StreamKey(t, m, s) for t in ("default", "t2") for m in ("fold", "other") for s in ("a", "b")]
-        answers = [await engine.advance(Timestep(key, {"x": np.array([[5]])}, seq=1)) for key in keys]
+        answers = [await engine.advance(Timestep(key, (np.array([[5]]).tobytes(),), seq=1)) for key in keys]
 
     assert [a.step for a in answers] == [1] * 8
 
@@ -287,7 +287,7 @@ async def test_all_streams_of_one_tenant_and_model_are_reset(tmp_path: Path, red
     async with worker(redis_server.url, folder) as engine:
         for tenant, model in (("default", "fold"), ("t2", "fold"), ("default", "other")):
             for n in range(30):
-                await engine.advance(Timestep(StreamKey(tenant, model, f"s{n}"), {"x": np.array([[1]])}))
+                await engine.advance(Timestep(StreamKey(tenant, model, f"s{n}"), (np.array([[1]]).tobytes(),)))
         done = await engine.reset_all("default", "fold")
         steps = [
             {s for _, s in (await engine.list_streams(tenant, model, limit=100)).streams}
@@ -334,7 +334,7 @@ async def test_a_state_that_is_not_finite_is_never_kept(tmp_path: Path, redis_se
     async with worker(redis_server.url, models(tmp_path, nan=lambda: nan_at(3))) as engine:
 
         def one(stream: str, seq: int) -> Timestep:
-            return Timestep(StreamKey("default", "nan", stream), {"x": np.ones((1, 1), np.float32)}, seq=seq)
+            return Timestep(StreamKey("default", "nan", stream), (np.ones((1, 1), np.float32).tobytes(),), seq=seq)
 
         for seq in (1, 2):
             await engine.advance(one("poisoned", seq))
@@ -537,7 +537,7 @@ async def test_a_version_that_takes_other_inputs_is_not_fed_with_the_new_ones(
         write_model(tmp_path, "fold", total, version=2)
         await engine.shelf.reload()
         key = StreamKey("default", "fold", "old")
-        refused = await refusal(engine, Timestep(key, {"x": np.ones((1, 2), np.float32)}))
+        refused = await refusal(engine, Timestep(key, (np.ones((1, 2), np.float32).tobytes(),)))
 
     assert (refused.code, refused.step) == ("model_changed", 1)
 
@@ -605,7 +605,7 @@ async def test_a_stream_lives_its_time_after_each_step_whoever_made_it(folder: P
 
 async def test_a_packed_record_is_no_larger_than_header_output_and_state(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, models(tmp_path, lstm=lambda: lstm(8, 64))) as engine:
-        await engine.advance(Timestep(StreamKey("default", "lstm", "a"), {"x": np.zeros((1, 8), np.float32)}))
+        await engine.advance(Timestep(StreamKey("default", "lstm", "a"), (np.zeros((1, 8), np.float32).tobytes(),)))
         model = engine.shelf.get("lstm").step_model
         with redis_server.client() as client:
             raw = client.get(record_key("default", "lstm", "a"))

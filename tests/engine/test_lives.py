@@ -43,7 +43,7 @@ async def test_a_stream_that_begins_anew_starts_from_the_initial_state(folder: P
 
 async def test_an_initial_state_that_is_not_zero_is_begun_with_again(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, models(tmp_path, count=lambda: count(start=7))) as engine:
-        ask = Timestep(StreamKey("default", "count", "a"), {"x": np.zeros((1, 1), np.float32)})
+        ask = Timestep(StreamKey("default", "count", "a"), (np.zeros((1, 1), np.float32).tobytes(),))
         answers = [await engine.advance(replace(ask, life=life)) for life in ("new", "on", "new")]
 
     assert [ys(a) for a in answers] == [[8], [9], [8]]
@@ -102,7 +102,7 @@ async def test_a_stream_of_another_model_version_begins_anew_with_this_one(
 ) -> None:
     folder = models(tmp_path, m=lstm)
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(Timestep(StreamKey("default", "m", "a"), {"x": np.zeros((1, 4), np.float32)}))
+        await engine.advance(Timestep(StreamKey("default", "m", "a"), (np.zeros((1, 4), np.float32).tobytes(),)))
         models(folder, m=fold)
         await engine.shelf.reload()
         answers = [await engine.advance(step("a", x, model="m", life=life)) for x, life in ((1, "new"), (2, "on"))]
@@ -113,7 +113,7 @@ async def test_a_stream_of_another_model_version_begins_anew_with_this_one(
 async def test_a_beginning_that_the_model_cannot_take_leaves_the_stream(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, models(tmp_path, m=lambda: nan_at(1))) as engine:
         key = StreamKey("default", "m", "a")
-        refused = await refusal(engine, Timestep(key, {"x": np.ones((1, 1), np.float32)}, life="new"))
+        refused = await refusal(engine, Timestep(key, (np.ones((1, 1), np.float32).tobytes(),), life="new"))
 
         assert refused.code == "non_finite_state"
         assert (await refusal(engine, step("a", 1, model="m", create="never"))).code == "stream_not_found"
@@ -279,7 +279,7 @@ async def test_a_model_without_state_runs_timesteps_of_no_stream_together(tmp_pa
     counts = Counts()
     async with worker(redis_server.url, models(tmp_path, double=stateless), counts=counts) as engine:
         key = StreamKey("default", "double", "")
-        rows = [Timestep(key, {"x": np.array([[n, 1]], np.float32)}, life="none") for n in range(50)]
+        rows = [Timestep(key, (np.array([[n, 1]], np.float32).tobytes(),), life="none") for n in range(50)]
         answers = await asyncio.gather(*map(engine.advance, rows))
 
     assert [a.outputs["y"].tolist() for a in answers] == [[[2.0 * n, 2.0]] for n in range(50)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from model_export.manifest import Array, TensorSpec
 from service.wire.document import parse
-from service.wire.fast import NOT_SOUND, row_maker
+from service.wire.fast import NOT_SOUND, row_packer
 from service.wire.formats import JSON
 from service.wire.oip.words import dims, refuse
 from service.wire.tensors import demand_finite, is_finite, read_tensor, unpack
@@ -42,9 +42,9 @@ class Declared:
     __slots__ = (
         "_dtype",
         "_flat",
-        "_make",
         "_model",
         "_one",
+        "_pack",
         "_row",
         "_row_bytes",
         "_spec",
@@ -66,7 +66,7 @@ class Declared:
         self._model = model
         self._dtype = np.dtype(spec.dtype)
         self._flat = _FLAT[self._dtype.kind].decode
-        self._make = row_maker(self._dtype, (spec.row_size,))
+        self._pack = row_packer(self._dtype, (spec.row_size,))
         self._row = spec.row_shape
         self._row_bytes = spec.row_bytes
         self._one = [1, *spec.row_shape]
@@ -135,7 +135,7 @@ class Declared:
         try:
             values = self._flat(data)
             if rows == 1:
-                return self._make(values).reshape(shape)
+                return np.ndarray(shape, self._dtype, self._pack(values))
             with np.errstate(over="ignore"):  # what becomes infinite is found, without a warning
                 array = np.array(values, self._dtype).reshape(shape)
             if is_finite(array):
