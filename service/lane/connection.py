@@ -29,49 +29,48 @@ class Exchange:
 
     __slots__ = ("_call", "_connection", "_dialect", "text")
 
-    def __init__(self, connection: LaneConnection, dialect: Dialect) -> None:
-        """Begin without an answer."""
+    def __init__(self, connection: LaneConnection, dialect: Dialect, call: Call | None = None) -> None:
+        """Begin without an answer; without a call, one is made of the head."""
         self.text = b""  # none yet
         self._dialect = dialect
         self._connection = connection
-        self._call: Call | None = None
+        self._call = call
 
     def begin(self, head: Head, body: bytes) -> None:
         """Hand a request over to the engine, or answer what is wrong with it."""
         try:
             call = self._call = self._connection.lane.call(head)
             call.begin(body, self.done)
-        except ServiceError as exc:
-            self.refuse(exc)
-        except Exception:  # noqa: BLE001 - one request's fault must not end its connection; it is logged
-            self._fail()
+        except Exception as exc:  # noqa: BLE001 - one request's fault must not end its connection; it is logged
+            self.fail(exc)
 
     def done(self, result: Any) -> None:
         """Take the result, in the midst of a batch: nothing is raised."""
-        assert self._call is not None
-        if isinstance(result, ServiceError):
-            self.refuse(result)
-            return
         connection, call = self._connection, self._call
+        assert call is not None
+        if isinstance(result, ServiceError):
+            self.fail(result)
+            return
         try:
             body = call.encode(result)
-        except Exception:  # noqa: BLE001 - nor the batch that it came in
-            self._fail()
+        except Exception as exc:  # noqa: BLE001 - nor the batch that it came in
+            self.fail(exc)
             return
-        self.text = connection.lane.answer(body, call, self._dialect, connection.server_state.default_headers)
-        connection.send_in_order(self)
+        text = self.text = connection.lane.answer(body, call, self._dialect, connection.server_state.default_headers)
+        if connection.is_at_rest and len(connection.line) == 1 and connection.line[0] is self:  # what nearly all are
+            connection.send_alone(text)
+        else:
+            connection.send_in_order(self)
 
-    def refuse(self, error: ServiceError) -> None:
-        """Answer with a problem."""
-        connection = self._connection
-        self.text = connection.lane.refusal(error, self._dialect, connection.server_state.default_headers)
-        connection.send_in_order(self)
-
-    def _fail(self) -> None:
-        """Answer what nobody foresaw."""
-        _log.exception("A request failed")
+    def fail(self, why: Exception) -> None:
+        """Answer with a problem; what nobody foresaw is logged."""
+        if not isinstance(why, ServiceError):
+            _log.error("A request failed", exc_info=why)
         if not self.text:
-            self.refuse(unforeseen())
+            connection = self._connection
+            problem = why if isinstance(why, ServiceError) else unforeseen()
+            self.text = connection.lane.refusal(problem, self._dialect, connection.server_state.default_headers)
+            connection.send_in_order(self)
 
 
 class LaneConnection(Connection):
@@ -85,7 +84,8 @@ class LaneConnection(Connection):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._line: deque[Exchange] = deque()  # the lane's requests without an answer, or behind such
+        self.line: deque[Exchange] = deque()  # the lane's requests without an answer, or behind such
+        self.is_at_rest = False  # but for the line: nothing is held, paused, ending or of uvicorn's, as far as is known
         self._held = bytearray()  # the beginning of a request of the lane, or what has to wait
         self._held_needs = 0  # its length, once its head is there
         self._is_full = False  # more has come than is begun before some of it is answered
@@ -100,20 +100,26 @@ class LaneConnection(Connection):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come: hot requests to the engine, the rest to uvicorn."""
+        if self.is_at_rest and not self.line:  # what nearly always is
+            asked = self.lane.call_of_whole(data)
+            if asked is not None:
+                self._receive_by = None
+                dialect, call, body = asked
+                exchange = Exchange(self, dialect, call)
+                self.line.append(exchange)
+                try:
+                    call.begin(body, exchange.done)
+                except Exception as exc:  # noqa: BLE001 - one request's fault must not end its connection; it is logged
+                    exchange.fail(exc)
+                return
+        self.is_at_rest = False
         if self._held:
             self._held += data
             if len(self._held) < self._held_needs:
                 return
             data = self._let_go()
-        elif not self._line and self._is_open():
-            request = self.lane.find(data, 0)
-            if request is not None and request[2] == len(data):  # one whole request: what nearly all are
-                self._begin(request[0], data[request[1] :])
-                if self.flow.write_paused:
-                    self.flow.pause_reading()
-                return
         start, end = 0, len(data)
-        while start < end and len(self._line) < _AHEAD and self._is_open():
+        while start < end and len(self.line) < _AHEAD and self._is_open():
             request = self.lane.find(data, start)
             if request is None:
                 if self.lane.is_part_of_head(data, start):
@@ -129,17 +135,17 @@ class LaneConnection(Connection):
                 break
             self._begin(head, data[body:its_end])
             start = its_end
-        if start < end and len(self._line) >= _AHEAD:
+        if start < end and len(self.line) >= _AHEAD:
             self._held += data[start:]
             self._is_full = True
         elif start < end and not self._ending:
             super().data_received(data[start:] if start else data)
-        if self.flow.write_paused or len(self._line) >= _AHEAD:
+        if self.flow.write_paused or len(self.line) >= _AHEAD:
             self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go; what was begun goes on, and nobody hears of it."""
-        self._line.clear()
+        self.line.clear()
         if self._held_needs:
             path = bytes(self._held[5:9]).decode()  # behind POST and a space
             self.metrics.request(dialect_of(path).door, 499)  # as the declared route counts it
@@ -147,9 +153,19 @@ class LaneConnection(Connection):
 
     # ---------------------------------------------------------------- answering
 
+    def send_alone(self, text: bytes) -> None:
+        """Send the answer to the one request in line, on a connection at rest."""
+        self.line.clear()
+        transport = self.transport
+        if self.context.leaving:
+            self._send(text)
+        elif not transport.is_closing():
+            self._idle_since = self._time()
+            transport.write(text)
+
     def send_in_order(self, exchange: Exchange) -> None:
         """Send an answer, when all before it are sent; those that are ready together go in one write."""
-        line = self._line
+        line = self.line
         if self._will_flush or not line or line[0] is not exchange:
             return
         if len(line) > 1:
@@ -164,9 +180,15 @@ class LaneConnection(Connection):
         super().on_response_complete()
         self._idle_since = self.loop.time()
 
+    def pause_writing(self) -> None:
+        """See that the client does not read."""
+        self.is_at_rest = False
+        super().pause_writing()
+
     def shutdown(self) -> None:
         """Close, when all that was taken is answered."""
-        if self._line or self._held_needs:
+        self.is_at_rest = False
+        if self.line or self._held_needs:
             self._ending = not self.pipeline
         if self._ending:
             return
@@ -176,7 +198,7 @@ class LaneConnection(Connection):
         """Close when nothing came for long; the timer is not set again with each request."""
         self.timeout_keep_alive_task = None
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
-        if self._line or self._held_needs or left > 0:
+        if self.line or self._held_needs or left > 0:
             self._close_when_idle(max(left, 1.0))
         elif self.transport.get_write_buffer_size():
             self.transport.abort()  # it does not read either
@@ -194,7 +216,7 @@ class LaneConnection(Connection):
     def _begin(self, head: Head, body: bytes) -> None:
         self._receive_by = None
         exchange = Exchange(self, head.target.route.dialect)
-        self._line.append(exchange)
+        self.line.append(exchange)
         exchange.begin(head, body)
 
     def _is_allowed(self, head: Head) -> bool:
@@ -220,7 +242,7 @@ class LaneConnection(Connection):
         return data
 
     def _came_too_late(self) -> None:
-        if self._held_needs and not self._line:
+        if self._held_needs and not self.line:
             self._late = body_came_too_late(self.receive_timeout_s)
             super().data_received(self._let_go())
         else:
@@ -230,13 +252,13 @@ class LaneConnection(Connection):
         return self._late or super()._refusal(path)
 
     def _is_idle(self) -> bool:
-        return not self._line and not self._held_needs and super()._is_idle()
+        return not self.line and not self._held_needs and super()._is_idle()
 
     def _may_read(self) -> bool:
-        return len(self._line) < _AHEAD and super()._may_read()
+        return len(self.line) < _AHEAD and super()._may_read()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self._line:
+        if self.line:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, app))
         else:
@@ -245,7 +267,7 @@ class LaneConnection(Connection):
     def _flush(self) -> None:
         """Write the answers that are ready and in order."""
         self._will_flush = False
-        line, ready = self._line, list[bytes]()
+        line, ready = self.line, list[bytes]()
         while line and line[0].text:
             ready.append(line.popleft().text)
         if ready:
@@ -256,13 +278,13 @@ class LaneConnection(Connection):
         transport = self.transport
         if transport.is_closing():
             return
-        if (self._ending or self.context.leaving) and not self._line and self._may_end():
+        if (self._ending or self.context.leaving) and not self.line and self._may_end():
             last = last.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
             transport.write(b"".join([*before, last]))
             transport.close()
             return
         transport.write(b"".join([*before, last]) if before else last)
-        if not self._line:
+        if not self.line:
             self._begin_waiting()
 
     def _may_end(self) -> bool:
@@ -284,6 +306,8 @@ class LaneConnection(Connection):
             self.loop.call_soon(self._go_on)
         elif self.flow.read_paused:
             self.flow.resume_reading()
+        else:
+            self.is_at_rest = self._is_open() and not self._held and not self._ending
 
     def _go_on(self) -> None:
         if not self.transport.is_closing():

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.api.calls import Call
 from service.api.context import Context
-from service.api.dialects import Dialect
+from service.api.dialects import NATIVE, Dialect
 from service.api.hot import VERSION, Fields, HotRoute, call_of
 from service.api.http import problem_response
 from service.connections import message
@@ -72,9 +72,11 @@ class Lane:
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
         self._known: dict[bytes, Head] = {}
         self._generation = -1  # of what the calls of known heads were made of
+        self._is_sure = False  # that this is still the generation, in this turn of the loop
         self._heads = Heads(context.settings.max_body_bytes)
         self._counts: Counter[tuple[str, int]] = Counter()
-        self._beginnings: dict[Format, bytes] = {}
+        self._steps = 0  # answers of the kind that nearly all are, which are not in `_counts`
+        self._beginnings: dict[tuple[Format, int], bytes] = {}
         self._default_headers: Headers = []
 
     def find(self, data: bytes, start: int) -> Request | None:
@@ -85,6 +87,17 @@ class Lane:
         text = data[start:end]
         head = self._known.get(text) or self._read(text)
         return None if head is None else (head, end + 4, end + 4 + head.length)
+
+    def call_of_whole(self, data: bytes) -> tuple[Dialect, Call, bytes] | None:
+        """Return how it is answered, what is asked for, and its body, where this is one whole request of a known head.
+
+        None says nothing: they may still be one, of a head that is to be looked at first.
+        """
+        end = data.find(b"\r\n\r\n", 0, _REMEMBERED_BYTES)
+        head = self._known.get(data[:end])
+        if head is None or head.call is None or not self._is_sure or end + 4 + head.length != len(data):
+            return None
+        return head.target.route.dialect, head.call, data[end + 4 :]
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
         """Say whether the beginning of a head stands there that may become a hot one."""
@@ -97,11 +110,9 @@ class Lane:
         Raises:
             ServiceError: It is refused.
         """
-        generation = self.context.generation
-        if generation != self._generation:
-            self._generation = generation
-            self._known.clear()  # their calls hold models that may have been replaced
-        elif head.call is not None:
+        if not self._is_sure:
+            self._look()
+        if head.call is not None:
             return head.call
         route, parts, version = head.target
         call = call_of(route, self.context, parts, version, head.fields)
@@ -111,25 +122,28 @@ class Lane:
 
     def answer(self, body: bytes, call: Call, dialect: Dialect, default_headers: Headers) -> bytes:
         """Return an answer with status 200, whole."""
-        form, more, counts = call.answer_form, call.more_headers, self._counts
         if default_headers is not self._default_headers:  # uvicorn replaces them each second, for the date
             self._default_headers = default_headers
             self._beginnings.clear()
-        beginning = self._beginnings.get(form) or self._beginning(form)
-        if not counts:
-            self._tell_later()
-        counts[dialect.door, 200] += 1
-        if more:
+        kind = call.answer_form, len(body)
+        beginning = self._beginnings.get(kind) or self._beginning(*kind)
+        if not self._is_sure:
+            self._look()  # and tell the counts at the end of this turn
+        if dialect is NATIVE:
+            self._steps += 1
+        else:
+            self._counts[dialect.door, 200] += 1
+        if more := call.more_headers:
             lines = "".join([f"{name}: {value}\r\n" for name, value in more.items()]).encode()
-            return b"%b%d\r\nx-content-type-options: nosniff\r\n%b\r\n%b" % (beginning, len(body), lines, body)
-        return b"%b%d\r\nx-content-type-options: nosniff\r\n\r\n%b" % (beginning, len(body), body)
+            return b"%b%b\r\n%b" % (beginning, lines, body)
+        return b"%b\r\n%b" % (beginning, body)
 
     def refusal(self, error: ServiceError, dialect: Dialect, default_headers: Headers) -> bytes:
         """Return the answer to a request that failed, whole."""
         self.context.metrics.refusal(error.code)
         response = problem_response(error, dialect)
-        if not self._counts:
-            self._tell_later()
+        if not self._is_sure:
+            self._look()
         self._counts[dialect.door, response.status_code] += 1
         return message(response.status_code, [*default_headers, *response.raw_headers], bytes(response.body))
 
@@ -156,20 +170,39 @@ class Lane:
                 return Target(route, [part.decode() for part in parts], None if number is None else int(number))
         return None
 
-    def _beginning(self, form: Format) -> bytes:
-        headers = b"".join(b"%b: %b\r\n" % header for header in self._default_headers)
-        made = b"%b%bcontent-type: %b\r\ncontent-length: " % (STATUS_LINE[200], headers, form.value.encode())
-        self._beginnings[form] = made
+    def _beginning(self, form: Format, length: int) -> bytes:
+        """Return the head of an answer of some length, without the line end behind it."""
+        made = b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\n" % (
+            STATUS_LINE[200],
+            b"".join([b"%b: %b\r\n" % header for header in self._default_headers]),
+            form.value.encode(),
+            length,
+        )
+        if len(self._beginnings) < _REMEMBERED:
+            self._beginnings[form, length] = made
         return made
 
-    def _tell_later(self) -> None:
-        """Tell the counters once for all answers of this turn of the loop."""
-        asyncio.get_running_loop().call_soon(self._tell_counts)
+    def _look(self) -> None:
+        """See whether models or keys have changed: what is found holds for this turn of the loop, as does the date."""
+        generation = self.context.generation
+        if generation != self._generation:
+            self._generation = generation
+            for head in self._known.values():
+                head.call = None  # it holds a model that may have been replaced, or a caller who may have been revoked
+            self._known.clear()
+        self._is_sure = True
+        asyncio.get_running_loop().call_soon(self._end_turn)
 
-    def _tell_counts(self) -> None:
-        for (door, status), n in self._counts.items():
-            self.context.metrics.request(door, status, n)
-        self._counts.clear()
+    def _end_turn(self) -> None:
+        """Tell the counters once for all answers of this turn of the loop."""
+        self._is_sure = False
+        if self._steps:
+            self.context.metrics.request(NATIVE.door, 200, self._steps)
+            self._steps = 0
+        if self._counts:
+            for (door, status), n in self._counts.items():
+                self.context.metrics.request(door, status, n)
+            self._counts.clear()
 
 
 def _request_line(route: HotRoute) -> re.Pattern[bytes]:
