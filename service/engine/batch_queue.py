@@ -52,7 +52,10 @@ class BatchQueue(Generic[ItemT]):
         name, behind = item.name, self._behind
         if name not in behind:
             behind[name] = None
-            self._make_ready(item)
+            try:
+                self._ready[item.shape].append(item)
+            except KeyError:
+                self._make_ready(item)
         elif (line := behind[name]) is None:
             behind[name] = deque([item])
         else:
@@ -87,7 +90,8 @@ class BatchQueue(Generic[ItemT]):
         return bool(self._ready)
 
     def _make_ready(self, item: ItemT) -> None:
-        try:
-            self._ready[item.shape].append(item)
-        except KeyError:
+        ready = self._ready.get(item.shape)
+        if ready is None:
             self._ready[item.shape] = deque([item])
+        else:
+            ready.append(item)

@@ -108,11 +108,13 @@ class Batcher:
 
     def submit(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""
-        op_id = self._names.of(timestep)
-        life, comes_after = timestep.life, surely_comes_after(timestep)
+        op_id, comes_after = self._names.of(timestep), surely_comes_after(timestep)
+        life = timestep.life
         name = timestep.name or (keys.record_key(*timestep.key) if life != "none" else op_id.hex())
-        shape = (timestep.length, timestep.keep, life)
-        self.put(Pending(timestep, done, received, name, shape, op_id, comes_after))
+        shape = timestep.length, timestep.keep, life
+        self._queue.put(Pending(timestep, done, received, name, shape, op_id, comes_after))
+        if (self._has_room and self._flush_due is None) or self._max_wait:
+            self._schedule()
 
     def peek(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a look at what a timestep would answer, behind the stream's timesteps that wait here."""

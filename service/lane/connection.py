@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.api.calls import Call
 from service.api.context import Context
-from service.api.dialects import Dialect, dialect_of
+from service.api.dialects import dialect_of
 from service.api.hot import HOT_ROUTES
 from service.api.http import body_came_too_late
-from service.api.problems import unforeseen
 from service.connections import Connection, bounds
 from service.errors import ServiceError
 from service.lane.lane import Head, Lane
-
-_log = logging.getLogger(__name__)
+from service.lane.line import Exchange, Line
 
 _AHEAD: Final = 64  # requests of one connection that may wait for their answers; beyond that nothing more is begun
-
-
-class Exchange:
-    """A request of the lane and its answer's place in line."""
-
-    __slots__ = ("_call", "_connection", "_dialect", "text")
-
-    def __init__(self, connection: LaneConnection, dialect: Dialect, call: Call | None = None) -> None:
-        """Begin without an answer; without a call, one is made of the head."""
-        self.text = b""  # none yet
-        self._dialect = dialect
-        self._connection = connection
-        self._call = call
-
-    def begin(self, head: Head, body: bytes) -> None:
-        """Hand a request over to the engine, or answer what is wrong with it."""
-        try:
-            call = self._call = self._connection.lane.call(head)
-            call.begin(body, self.done)
-        except Exception as exc:  # noqa: BLE001 - one request's fault must not end its connection; it is logged
-            self.fail(exc)
-
-    def done(self, result: Any) -> None:
-        """Take the result, in the midst of a batch: nothing is raised."""
-        connection, call = self._connection, self._call
-        assert call is not None
-        if isinstance(result, ServiceError):
-            self.fail(result)
-            return
-        try:
-            body = call.encode(result)
-        except Exception as exc:  # noqa: BLE001 - nor the batch that it came in
-            self.fail(exc)
-            return
-        text = self.text = connection.lane.answer(body, call, self._dialect, connection.server_state.default_headers)
-        if connection.is_at_rest and len(connection.line) == 1 and connection.line[0] is self:  # what nearly all are
-            connection.send_alone(text)
-        else:
-            connection.send_in_order(self)
-
-    def fail(self, why: Exception) -> None:
-        """Answer with a problem; what nobody foresaw is logged."""
-        if not isinstance(why, ServiceError):
-            _log.error("A request failed", exc_info=why)
-        if not self.text:
-            connection = self._connection
-            problem = why if isinstance(why, ServiceError) else unforeseen()
-            self.text = connection.lane.refusal(problem, self._dialect, connection.server_state.default_headers)
-            connection.send_in_order(self)
 
 
 class LaneConnection(Connection):
@@ -80,46 +26,36 @@ class LaneConnection(Connection):
     answered, all that come go that way, and uvicorn keeps their order.
     """
 
+    __slots__ = ("_hot",)  # beside uvicorn's attributes: found without a look into their dictionary
+
     lane: ClassVar[Lane]
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.line: deque[Exchange] = deque()  # the lane's requests without an answer, or behind such
-        self.is_at_rest = False  # but for the line: nothing is held, paused, ending or of uvicorn's, as far as is known
+        self._hot = Line(self.lane, self.server_state, self._send_in_order)
+        self._line = self._hot.waiting  # the lane's requests without an answer, or behind such
         self._held = bytearray()  # the beginning of a request of the lane, or what has to wait
         self._held_needs = 0  # its length, once its head is there
         self._is_full = False  # more has come than is begun before some of it is answered
         self._will_flush = False
         self._ending = False  # close when the line is answered
         self._late: ServiceError | None = None
-        self._idle_since = 0.0
-        self._time = self.loop.time
         self._is_plain = not self.config.access_log and self.limit_concurrency is None and not self.root_path
 
     # ---------------------------------------------------------------- receiving
 
     def data_received(self, data: bytes) -> None:
         """Take what has come: hot requests to the engine, the rest to uvicorn."""
-        if self.is_at_rest and not self.line:  # what nearly always is
-            asked = self.lane.call_of_whole(data)
-            if asked is not None:
-                self._receive_by = None
-                dialect, call, body = asked
-                exchange = Exchange(self, dialect, call)
-                self.line.append(exchange)
-                try:
-                    call.begin(body, exchange.done)
-                except Exception as exc:  # noqa: BLE001 - one request's fault must not end its connection; it is logged
-                    exchange.fail(exc)
-                return
-        self.is_at_rest = False
+        if self._hot.begin(data):  # what nearly all are
+            return
+        self._hot.end_rest()
         if self._held:
             self._held += data
             if len(self._held) < self._held_needs:
                 return
             data = self._let_go()
         start, end = 0, len(data)
-        while start < end and len(self.line) < _AHEAD and self._is_open():
+        while start < end and len(self._line) < _AHEAD and self._is_open():
             request = self.lane.find(data, start)
             if request is None:
                 if self.lane.is_part_of_head(data, start):
@@ -135,17 +71,18 @@ class LaneConnection(Connection):
                 break
             self._begin(head, data[body:its_end])
             start = its_end
-        if start < end and len(self.line) >= _AHEAD:
+        if start < end and len(self._line) >= _AHEAD:
             self._held += data[start:]
             self._is_full = True
         elif start < end and not self._ending:
             super().data_received(data[start:] if start else data)
-        if self.flow.write_paused or len(self.line) >= _AHEAD:
+        if self.flow.write_paused or len(self._line) >= _AHEAD:
             self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go; what was begun goes on, and nobody hears of it."""
-        self.line.clear()
+        self._hot.end_rest()
+        self._line.clear()
         if self._held_needs:
             path = bytes(self._held[5:9]).decode()  # behind POST and a space
             self.metrics.request(dialect_of(path).door, 499)  # as the declared route counts it
@@ -153,19 +90,9 @@ class LaneConnection(Connection):
 
     # ---------------------------------------------------------------- answering
 
-    def send_alone(self, text: bytes) -> None:
-        """Send the answer to the one request in line, on a connection at rest."""
-        self.line.clear()
-        transport = self.transport
-        if self.context.leaving:
-            self._send(text)
-        elif not transport.is_closing():
-            self._idle_since = self._time()
-            transport.write(text)
-
-    def send_in_order(self, exchange: Exchange) -> None:
+    def _send_in_order(self, exchange: Exchange) -> None:
         """Send an answer, when all before it are sent; those that are ready together go in one write."""
-        line = self.line
+        line = self._line
         if self._will_flush or not line or line[0] is not exchange:
             return
         if len(line) > 1:
@@ -178,17 +105,17 @@ class LaneConnection(Connection):
     def on_response_complete(self) -> None:
         """See uvicorn end an answer."""
         super().on_response_complete()
-        self._idle_since = self.loop.time()
+        self._hot.idle_since = self.loop.time()
 
     def pause_writing(self) -> None:
         """See that the client does not read."""
-        self.is_at_rest = False
+        self._hot.end_rest()
         super().pause_writing()
 
     def shutdown(self) -> None:
         """Close, when all that was taken is answered."""
-        self.is_at_rest = False
-        if self.line or self._held_needs:
+        self._hot.end_rest()
+        if self._line or self._held_needs:
             self._ending = not self.pipeline
         if self._ending:
             return
@@ -197,8 +124,9 @@ class LaneConnection(Connection):
     def timeout_keep_alive_handler(self) -> None:
         """Close when nothing came for long; the timer is not set again with each request."""
         self.timeout_keep_alive_task = None
-        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
-        if self.line or self._held_needs or left > 0:
+        self._hot.end_rest()
+        left = self._hot.idle_since + self.timeout_keep_alive - self.loop.time()
+        if self._line or self._held_needs or left > 0:
             self._close_when_idle(max(left, 1.0))
         elif self.transport.get_write_buffer_size():
             self.transport.abort()  # it does not read either
@@ -215,8 +143,8 @@ class LaneConnection(Connection):
 
     def _begin(self, head: Head, body: bytes) -> None:
         self._receive_by = None
-        exchange = Exchange(self, head.target.route.dialect)
-        self.line.append(exchange)
+        exchange = Exchange(self._hot, head.target.route.dialect)
+        self._line.append(exchange)
         exchange.begin(head, body)
 
     def _is_allowed(self, head: Head) -> bool:
@@ -242,7 +170,8 @@ class LaneConnection(Connection):
         return data
 
     def _came_too_late(self) -> None:
-        if self._held_needs and not self.line:
+        self._hot.end_rest()
+        if self._held_needs and not self._line:
             self._late = body_came_too_late(self.receive_timeout_s)
             super().data_received(self._let_go())
         else:
@@ -252,13 +181,13 @@ class LaneConnection(Connection):
         return self._late or super()._refusal(path)
 
     def _is_idle(self) -> bool:
-        return not self.line and not self._held_needs and super()._is_idle()
+        return not self._line and not self._held_needs and super()._is_idle()
 
     def _may_read(self) -> bool:
-        return len(self.line) < _AHEAD and super()._may_read()
+        return len(self._line) < _AHEAD and super()._may_read()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self.line:
+        if self._line:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, app))
         else:
@@ -267,7 +196,7 @@ class LaneConnection(Connection):
     def _flush(self) -> None:
         """Write the answers that are ready and in order."""
         self._will_flush = False
-        line, ready = self.line, list[bytes]()
+        line, ready = self._line, list[bytes]()
         while line and line[0].text:
             ready.append(line.popleft().text)
         if ready:
@@ -278,13 +207,13 @@ class LaneConnection(Connection):
         transport = self.transport
         if transport.is_closing():
             return
-        if (self._ending or self.context.leaving) and not self.line and self._may_end():
+        if (self._ending or self.context.leaving) and not self._line and self._may_end():
             last = last.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
             transport.write(b"".join([*before, last]))
             transport.close()
             return
         transport.write(b"".join([*before, last]) if before else last)
-        if not self.line:
+        if not self._line:
             self._begin_waiting()
 
     def _may_end(self) -> bool:
@@ -296,7 +225,7 @@ class LaneConnection(Connection):
         if self.pipeline:
             super()._start_asgi_task(*self.pipeline.pop())
             return
-        self._idle_since = self._time()
+        self._hot.idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._close_when_idle(self.timeout_keep_alive)
         if self._last_words is not None:
@@ -306,8 +235,8 @@ class LaneConnection(Connection):
             self.loop.call_soon(self._go_on)
         elif self.flow.read_paused:
             self.flow.resume_reading()
-        else:
-            self.is_at_rest = self._is_open() and not self._held and not self._ending
+        elif self._is_open() and not self._held and not self._ending and not self.context.leaving:
+            self._hot.rest(self.transport)
 
     def _go_on(self) -> None:
         if not self.transport.is_closing():

@@ -19,7 +19,7 @@ from service.api.http import problem_response
 from service.connections import message
 from service.errors import ServiceError
 from service.lane.heads import Heads
-from service.wire import Format
+from service.wire import JSON, Format
 
 _HEAD_LIMIT: Final = 8 * 1024  # longer ones are unusual
 _REMEMBERED: Final = 8192  # heads
@@ -58,7 +58,11 @@ what has come so far."""
 
 
 class Lane:
-    """What all connections of a process share."""
+    """What all connections of a process share.
+
+    Attributes:
+        now: The time of this turn of the loop, if anything was answered in it; on the loop's clock.
+    """
 
     def __init__(self, context: Context, routes: Sequence[HotRoute]) -> None:
         """Prepare.
@@ -73,10 +77,13 @@ class Lane:
         self._known: dict[bytes, Head] = {}
         self._generation = -1  # of what the calls of known heads were made of
         self._is_sure = False  # that this is still the generation, in this turn of the loop
+        self._is_quick = False  # likewise, and nothing more is to be said in answers
+        self._will_tell = False
         self._heads = Heads(context.settings.max_body_bytes)
         self._counts: Counter[tuple[str, int]] = Counter()
         self._steps = 0  # answers of the kind that nearly all are, which are not in `_counts`
-        self._beginnings: dict[tuple[Format, int], bytes] = {}
+        self._json_heads: dict[int, bytes] = {}  # of answers, by the length of their bodies
+        self.now = 0.0
         self._default_headers: Headers = []
 
     def find(self, data: bytes, start: int) -> Request | None:
@@ -95,7 +102,7 @@ class Lane:
         """
         end = data.find(b"\r\n\r\n", 0, _REMEMBERED_BYTES)
         head = self._known.get(data[:end])
-        if head is None or head.call is None or not self._is_sure or end + 4 + head.length != len(data):
+        if head is None or head.call is None or not self._is_quick or end + 4 + head.length != len(data):
             return None
         return head.target.route.dialect, head.call, data[end + 4 :]
 
@@ -124,26 +131,24 @@ class Lane:
         """Return an answer with status 200, whole."""
         if default_headers is not self._default_headers:  # uvicorn replaces them each second, for the date
             self._default_headers = default_headers
-            self._beginnings.clear()
-        kind = call.answer_form, len(body)
-        beginning = self._beginnings.get(kind) or self._beginning(*kind)
-        if not self._is_sure:
-            self._look()  # and tell the counts at the end of this turn
+            self._json_heads.clear()
+        if not self._will_tell:
+            self._tell_later()
         if dialect is NATIVE:
             self._steps += 1
         else:
             self._counts[dialect.door, 200] += 1
-        if more := call.more_headers:
-            lines = "".join([f"{name}: {value}\r\n" for name, value in more.items()]).encode()
-            return b"%b%b\r\n%b" % (beginning, lines, body)
-        return b"%b\r\n%b" % (beginning, body)
+        if (form := call.answer_form) is JSON and not call.more_headers:  # what nearly all are
+            return (self._json_heads.get(len(body)) or self._json_head(len(body))) + body
+        more = [f"{name}: {value}\r\n".encode() for name, value in (call.more_headers or {}).items()]
+        return b"".join([self._head(form, len(body)), *more, b"\r\n", body])
 
     def refusal(self, error: ServiceError, dialect: Dialect, default_headers: Headers) -> bytes:
         """Return the answer to a request that failed, whole."""
         self.context.metrics.refusal(error.code)
         response = problem_response(error, dialect)
-        if not self._is_sure:
-            self._look()
+        if not self._will_tell:
+            self._tell_later()
         self._counts[dialect.door, response.status_code] += 1
         return message(response.status_code, [*default_headers, *response.raw_headers], bytes(response.body))
 
@@ -170,32 +175,48 @@ class Lane:
                 return Target(route, [part.decode() for part in parts], None if number is None else int(number))
         return None
 
-    def _beginning(self, form: Format, length: int) -> bytes:
-        """Return the head of an answer of some length, without the line end behind it."""
-        made = b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\n" % (
+    def _json_head(self, length: int) -> bytes:
+        """Return the whole head of an answer of some length in JSON."""
+        if len(self._json_heads) >= _REMEMBERED:
+            self._json_heads.clear()
+        made = self._json_heads[length] = self._head(JSON, length) + b"\r\n"
+        return made
+
+    def _head(self, form: Format, length: int) -> bytes:
+        """Return the head of an answer of some length, without the empty line behind it."""
+        return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\n" % (
             STATUS_LINE[200],
             b"".join([b"%b: %b\r\n" % header for header in self._default_headers]),
             form.value.encode(),
             length,
         )
-        if len(self._beginnings) < _REMEMBERED:
-            self._beginnings[form, length] = made
-        return made
 
     def _look(self) -> None:
-        """See whether models or keys have changed: what is found holds for this turn of the loop, as does the date."""
+        """See whether models or keys have changed, once for all requests that came in the same turn of the loop.
+
+        Never when one is answered: what its client does next may come in the same turn.
+        """
         generation = self.context.generation
         if generation != self._generation:
             self._generation = generation
             for head in self._known.values():
                 head.call = None  # it holds a model that may have been replaced, or a caller who may have been revoked
             self._known.clear()
-        self._is_sure = True
-        asyncio.get_running_loop().call_soon(self._end_turn)
+        self._is_sure, self._is_quick = True, not self.context.leaving
+        asyncio.get_running_loop().call_soon(self._doubt)
 
-    def _end_turn(self) -> None:
+    def _doubt(self) -> None:
+        self._is_sure = self._is_quick = False
+
+    def _tell_later(self) -> None:
         """Tell the counters once for all answers of this turn of the loop."""
-        self._is_sure = False
+        self._will_tell = True
+        loop = asyncio.get_running_loop()
+        self.now = loop.time()
+        loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._will_tell = False
         if self._steps:
             self.context.metrics.request(NATIVE.door, 200, self._steps)
             self._steps = 0
