@@ -15,14 +15,18 @@ from service.api.hot import Fields, fields_of
 
 _LENGTH_NAMES: Final = (b"\nContent-Length: ", b"\ncontent-length: ")
 _LENGTH_DIGITS: Final = 8
-_REMEMBERED: Final = 512  # blocks
+_REMEMBERED: Final = 2048  # blocks
 _REMEMBERED_BYTES: Final = 1024  # of one block
 # These change how a request is read or what happens to its connection.
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
 
 
 class Heads:
-    """Reads the header lines of plain requests; says None of all others."""
+    """Reads the header lines of plain requests; says None of all others.
+
+    Attributes:
+        known: What blocks of header lines said that are likely to come again; `read` of others.
+    """
 
     def __init__(self, max_body_bytes: int) -> None:
         """Begin with nothing remembered.
@@ -31,7 +35,8 @@ class Heads:
             max_body_bytes: A request with a longer body is none of ours.
         """
         self._max_body = max_body_bytes
-        self._known: dict[bytes, Fields | None] = {}
+        self.known: dict[bytes, tuple[Fields, int]] = {}
+        self._fields: dict[bytes, Fields | None] = {}  # by the block without the length
 
     def read(self, block: bytes) -> tuple[Fields, int] | None:
         """Return what a block of header lines says, and the length of the body.
@@ -39,6 +44,14 @@ class Heads:
         Args:
             block: Header lines, each with its line end.
         """
+        found = self.known.get(block) or self._read(block)
+        if found is not None and len(block) <= _REMEMBERED_BYTES and found[0].idempotency_key is None:
+            if len(self.known) >= _REMEMBERED:
+                self.known.clear()
+            self.known[block] = found
+        return found
+
+    def _read(self, block: bytes) -> tuple[Fields, int] | None:
         name = _LENGTH_NAMES[0]
         at = block.find(name)
         if at < 0:
@@ -53,7 +66,7 @@ class Heads:
             return None
         key = block[:at] + block[end:]
         try:
-            fields = self._known[key]
+            fields = self._fields[key]
         except KeyError:
             fields = self._remember(key, block)
         length = int(digits)
@@ -63,9 +76,9 @@ class Heads:
         fields = _fields(block)
         is_of_one_request = fields is not None and fields.idempotency_key is not None
         if len(key) <= _REMEMBERED_BYTES and not is_of_one_request:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[key] = fields
+            if len(self._fields) >= _REMEMBERED:
+                self._fields.clear()
+            self._fields[key] = fields
         return fields
 
 

@@ -22,34 +22,35 @@ from service.lane.heads import Heads
 from service.wire import JSON, Format
 
 _HEAD_LIMIT: Final = 8 * 1024  # longer ones are unusual
-_REMEMBERED: Final = 8192  # heads
-_REMEMBERED_BYTES: Final = 1024  # of one of them
+_REMEMBERED: Final = 16_384  # request lines, heads of answers
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-class Target(NamedTuple):
-    """What a hot request line asks for: the route, what its pattern's groups matched, the version or None."""
+@dataclass(slots=True)
+class Target:
+    """What a hot request line asks for. Clients repeat it with every request of a stream.
+
+    Attributes:
+        route: Its route.
+        parts: What the groups of the route's pattern matched.
+        version: The model version that it names, or None.
+        fields: Headers that came with it.
+        call: What it asks for with these very headers, where that serves every such request; None: not found out yet.
+    """
 
     route: HotRoute
     parts: Sequence[str]
     version: int | None
+    fields: Fields | None = None
+    call: Call | None = None
 
 
-@dataclass(slots=True)
-class Head:
-    """The head of a hot request, which clients repeat with every request of a stream.
-
-    Attributes:
-        target: What its first line asks for.
-        fields: What its headers say.
-        length: Of the body, in bytes.
-        call: What it asks for, where that serves every request with this head; None: not found out yet.
-    """
+class Head(NamedTuple):
+    """The head of a hot request: its line, what its headers say, and the length of the body in bytes."""
 
     target: Target
     fields: Fields
     length: int
-    call: Call | None = None
 
 
 Request = tuple[Head, int, int]
@@ -74,8 +75,8 @@ class Lane:
         self.context = context
         self._routes = [(route, _request_line(route)) for route in routes]
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
-        self._known: dict[bytes, Head] = {}
-        self._generation = -1  # of what the calls of known heads were made of
+        self._targets: dict[bytes, Target] = {}  # by the request line
+        self._generation = -1  # of what their calls were made of
         self._is_sure = False  # that this is still the generation, in this turn of the loop
         self._is_quick = False  # likewise, and nothing more is to be said in answers
         self._will_tell = False
@@ -91,20 +92,29 @@ class Lane:
         end = data.find(b"\r\n\r\n", start, start + _HEAD_LIMIT)
         if end < 0:
             return None
-        text = data[start:end]
-        head = self._known.get(text) or self._read(text)
-        return None if head is None else (head, end + 4, end + 4 + head.length)
+        at = data.find(b"\r\n", start, end + 2)
+        line = data[start:at]
+        target = self._targets.get(line) or self._target(line)
+        read = None if target is None else self._heads.read(data[at + 2 : end + 2])
+        if target is None or read is None:
+            return None
+        head = Head(target, *read)
+        return head, end + 4, end + 4 + head.length
 
     def call_of_whole(self, data: bytes) -> tuple[Dialect, Call, bytes] | None:
         """Return how it is answered, what is asked for, and its body, where this is one whole request of a known head.
 
-        None says nothing: they may still be one, of a head that is to be looked at first.
+        None says nothing: it may still be one, of a head that is to be looked at first.
         """
-        end = data.find(b"\r\n\r\n", 0, _REMEMBERED_BYTES)
-        head = self._known.get(data[:end])
-        if head is None or head.call is None or not self._is_quick or end + 4 + head.length != len(data):
+        at = data.find(b"\r\n")
+        end = data.find(b"\r\n\r\n", at, _HEAD_LIMIT)
+        target, read = self._targets.get(data[:at]), self._heads.known.get(data[at + 2 : end + 2])
+        if target is None or read is None or not self._is_quick:
             return None
-        return head.target.route.dialect, head.call, data[end + 4 :]
+        fields, length = read
+        if target.call is None or target.fields is not fields or end + 4 + length != len(data):
+            return None
+        return target.route.dialect, target.call, data[end + 4 :]
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
         """Say whether the beginning of a head stands there that may become a hot one."""
@@ -119,12 +129,12 @@ class Lane:
         """
         if not self._is_sure:
             self._look()
-        if head.call is not None:
-            return head.call
-        route, parts, version = head.target
-        call = call_of(route, self.context, parts, version, head.fields)
+        target, fields, _ = head
+        if target.call is not None and target.fields is fields:
+            return target.call
+        call = call_of(target.route, self.context, target.parts, target.version, fields)
         if call.serves_many and self.context.keys.last:
-            head.call = call
+            target.fields, target.call = fields, call
         return call
 
     def answer(self, body: bytes, call: Call, dialect: Dialect, default_headers: Headers) -> bytes:
@@ -154,25 +164,16 @@ class Lane:
 
     # ---------------------------------------------------------------- helpers
 
-    def _read(self, text: bytes) -> Head | None:
-        line, _, block = text.partition(b"\r\n")
-        target = self._target(line)
-        read = None if target is None else self._heads.read(block + b"\r\n")
-        if target is None or read is None:
-            return None
-        head = Head(target, *read)
-        if len(text) <= _REMEMBERED_BYTES and head.fields.idempotency_key is None:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[text] = head
-        return head
-
     def _target(self, line: bytes) -> Target | None:
         for route, pattern in self._routes:
             match = pattern.fullmatch(line)
             if match is not None:
                 *parts, number = match.groups()
-                return Target(route, [part.decode() for part in parts], None if number is None else int(number))
+                target = Target(route, [part.decode() for part in parts], None if number is None else int(number))
+                if len(self._targets) >= _REMEMBERED:
+                    self._targets.clear()
+                self._targets[line] = target
+                return target
         return None
 
     def _json_head(self, length: int) -> bytes:
@@ -199,9 +200,9 @@ class Lane:
         generation = self.context.generation
         if generation != self._generation:
             self._generation = generation
-            for head in self._known.values():
-                head.call = None  # it holds a model that may have been replaced, or a caller who may have been revoked
-            self._known.clear()
+            for target in self._targets.values():
+                target.call = None  # it holds a model that may have been replaced, a caller who may have been revoked
+            self._targets.clear()
         self._is_sure, self._is_quick = True, not self.context.leaving
         asyncio.get_running_loop().call_soon(self._doubt)
 
