@@ -7,7 +7,7 @@ import os
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -17,6 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from service.engine.observer import EngineObserver
 
@@ -28,6 +29,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_NOTED = 4096  # values that a histogram notes before it counts them
 _OIP = "stepwell_oip_"  # what is counted for the statistics of the Open Inference Protocol, and is on no page
 _log = logging.getLogger(__name__)
 
@@ -108,6 +110,7 @@ class Metrics(EngineObserver):
         self._store_safe = gauge("store_safe", "1 when the store's settings keep what is promised, else 0.", "livemin")
         self._durability = gauge("durability_info", "1 for the durability level in force.", "livemax", "level")
         gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
+        self._held: defaultdict[Counter, float] = defaultdict(float)  # what the batches since `refresh` counted
         self._read_queue_rows: Callable[[], Mapping[str, int]] = dict
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
 
@@ -145,17 +148,17 @@ class Metrics(EngineObserver):
 
     def applied(self, model: str, door: str, timesteps: int) -> None:
         """Count timesteps that were committed."""
-        self._steps[model, door].inc(timesteps)
+        self._held[self._steps[model, door]] += timesteps
 
     def batch(self, model: str, rows: int, seconds: float) -> None:
         """Count a model run."""
-        self._batch_rows[(model,)].observe(rows)
-        self._run_s[(model,)].observe(seconds)
-        self._row_s[(model,)].inc(rows * seconds)
+        self._batch_rows[(model,)].note((rows,))
+        self._run_s[(model,)].note((seconds,))
+        self._held[self._row_s[(model,)]] += rows * seconds
 
     def answered(self, model: str, seconds: Sequence[float]) -> None:
         """Count answers of the engine."""
-        self._step_s[(model,)].observe_all(seconds)
+        self._step_s[(model,)].note(seconds)
 
     def refused(self, model: str, seconds: float) -> None:
         """Count a refusal of the engine."""
@@ -163,12 +166,13 @@ class Metrics(EngineObserver):
 
     def store(self, op: str, seconds: float) -> None:
         """Count a round trip to the store."""
-        self._store_s[(op,)].observe(seconds)
+        self._store_s[(op,)].note((seconds,))
 
     def cache(self, hits: int, misses: int) -> None:
         """Count looks into the worker's memory."""
-        self._hits.inc(hits)
-        self._misses.inc(misses)
+        self._held[self._hits] += hits
+        if misses:
+            self._held[self._misses] += misses
 
     def conflicts(self, n: int) -> None:
         """Count commits that found another guard."""
@@ -195,7 +199,13 @@ class Metrics(EngineObserver):
     # ---------------------------------------------------------------- what Prometheus asks
 
     def refresh(self) -> None:
-        """Read the gauges; with several workers each calls this every second or so, as only one is asked."""
+        """Count what is held, read the gauges; each worker calls this every second or so, as only one is asked."""
+        held, self._held = self._held, defaultdict(float)
+        for counter, n in held.items():
+            counter.inc(n)
+        for histograms in (self._step_s, self._run_s, self._store_s, self._batch_rows):
+            for histogram in histograms.values():
+                histogram.count()
         rows = self._read_queue_rows()
         for model in {*rows, *(model for (model,) in self._queue_rows)}:
             self._queue_rows[(model,)].set(rows.get(model, 0))
@@ -211,6 +221,7 @@ class Metrics(EngineObserver):
 
     def of_model(self, model: str) -> ModelCounts:
         """Return what was counted of a model, by all workers."""
+        self.refresh()
         found: dict[str, float] = defaultdict(float)
         for metric in self._collector().collect():
             for sample in metric.samples:
@@ -246,10 +257,27 @@ class _Labelled(dict[tuple[str, ...], _M], Generic[_M]):
 
 
 class _Histogram(Histogram):
-    """A histogram that counts many values at once: a value alone costs as much as a part of the step it is about."""
+    """A histogram that notes values, and counts many at once: one alone costs as much as a part of what it is about."""
 
-    def observe_all(self, amounts: Sequence[float]) -> None:
-        """Count values."""
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._noted: list[float] = []
+
+    def _child_samples(self) -> Iterable[Sample]:
+        self.count()
+        return super()._child_samples()
+
+    def note(self, amounts: Sequence[float]) -> None:
+        """Take values, which are counted before anybody in this process asks; `count` lets the other workers see."""
+        self._noted += amounts
+        if len(self._noted) >= _NOTED:
+            self.count()
+
+    def count(self) -> None:
+        """Count what was noted."""
+        amounts, self._noted = self._noted, []
+        if not amounts:
+            return
         self._sum.inc(sum(amounts))
         bounds, counts = self._upper_bounds, Counts[int]()
         for amount, n in Counts(amounts).items():  # those of a batch are mostly alike: the loop's clock is coarse
