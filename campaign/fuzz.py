@@ -11,7 +11,6 @@ import struct
 import zlib
 from collections.abc import Callable
 
-import numpy as np
 from msgspec.structs import replace
 
 from model_export.errors import StepwellError

@@ -58,7 +58,7 @@ NO_COMPARE_AND_SET = Mutant(
 NO_OPERATION_IDS = Mutant(
     "no operation ids",
     "service/engine/names.py",
-    "seq, after, key = timestep.seq, timestep.after, timestep.idempotency_key",
+    "h = self._numbered.copy()",
     "return self._new_name()",
     ("tests/engine/test_names.py",),
 )
@@ -104,15 +104,15 @@ MUTANTS = (
     Mutant(
         "the cache decides",
         "service/engine/rounds.py",
-        "unread = [] if sure.all() else self._unread(rows, heads, slots, np.flatnonzero(~sure))",
-        "unread = [] if slots.all() else self._unread(rows, heads, slots, np.flatnonzero(~sure))",
+        "sure &= slots != MISSING",
+        "sure = slots != MISSING",
         (f"{_ENGINE}test_a_retry_gets_the_first_answer",),
     ),
     Mutant(
         "the position is not in an operation's name",
         "service/engine/names.py",
-        "_PLACE(timestep.length, seq) +",
-        "_PLACE(timestep.length, 0) +",
+        "_PLACE(length, seq) +",
+        "_PLACE(length, 0) +",
         ("tests/engine/test_names.py",),
     ),
     Mutant(

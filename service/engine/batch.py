@@ -61,7 +61,7 @@ def prediction_bytes(specs: Sequence[OutputSpec]) -> int:
 
 def all_finite(arrays: Sequence[Array]) -> bool:
     """Whether no array holds NaN or infinity."""
-    return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in arrays)
+    return all([array.dtype.kind != "f" or np.count_nonzero(np.isfinite(array)) == array.size for array in arrays])  # noqa: C419 - a generator costs twice as much
 
 
 def finite_rows(arrays: Mapping[str, Array]) -> tuple[Array, dict[int, str]]:

@@ -12,7 +12,7 @@ from service.engine.audience import Audience
 from service.engine.batch_queue import BatchQueue
 from service.engine.cache import StateCache
 from service.engine.crowd import Crowd
-from service.engine.decide import surely_comes_after
+from service.engine.decide import NO_STEP, surely_comes_after
 from service.engine.names import RequestNames
 from service.engine.peeks import Peeks
 from service.engine.pending import Pending
@@ -108,8 +108,12 @@ class Batcher:
 
     def submit(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""
-        op_id, comes_after = self._names.of(timestep), surely_comes_after(timestep)
-        life = timestep.life
+        life, seq = timestep.life, timestep.seq
+        if seq is not None and life == "on" and timestep.after is None and timestep.idempotency_key is None:
+            op_id = self._names.numbered(timestep.length, seq, timestep.inputs)  # what nearly all are
+            comes_after = NO_STEP if timestep.create == "must" else seq - 1
+        else:
+            op_id, comes_after = self._names.of(timestep), surely_comes_after(timestep)
         name = timestep.name or (keys.record_key(*timestep.key) if life != "none" else op_id.hex())
         shape = timestep.length, timestep.keep, life
         self._queue.put(Pending(timestep, done, received, name, shape, op_id, comes_after))

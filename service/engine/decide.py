@@ -75,19 +75,18 @@ def decide(record: Record | None, intent: Intent) -> Verdict:
     return Verdict.APPLY
 
 
-ANY_STEP: Final = -1
-NO_STEP: Final = -2
+NO_STEP: Final = -1
 
 
 def surely_comes_after(ask: Timestep) -> int:
-    """Return the one step on which a request surely applies, as far as that alone can tell; see `surely_applies`.
+    """Return the one step on which a request surely applies, as far as a step alone can tell; see `surely_applies`.
 
     Returns:
-        The step; `ANY_STEP`: it applies on every one; `NO_STEP`: there is more to look at.
+        The step; `NO_STEP`: there is none, or more to look at.
     """
-    if ask.after is not None or ask.create == "must" or ask.idempotency_key is not None:
+    if ask.seq is None or ask.after is not None or ask.create == "must" or ask.idempotency_key is not None:
         return NO_STEP
-    return ANY_STEP if ask.seq is None else ask.seq - 1
+    return ask.seq - 1
 
 
 def surely_applies(step: int, chain: bytes, ask: Timestep) -> bool:

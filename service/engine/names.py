@@ -44,16 +44,20 @@ class RequestNames:
         self._numbered = self._begin((False, True, False))  # what nearly all are
         self._new_name = UniqueNames()
 
+    def numbered(self, length: int, seq: int, inputs: tuple[bytes, ...]) -> bytes:
+        """Return the name of a request that goes on with a stream and tells its place by `seq` alone."""
+        h = self._numbered.copy()
+        h.update(_PLACE(length, seq) + b"".join(inputs))
+        return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
+
     def of(self, timestep: Timestep) -> bytes:
         """Return the name of a request, 16 bytes."""
         seq, after, key = timestep.seq, timestep.after, timestep.idempotency_key
         if key is None and after is None:
             if seq is None:
                 return self._new_name()
-            if timestep.life == "on":  # the way of nearly all
-                h = self._numbered.copy()
-                h.update(_PLACE(timestep.length, seq) + b"".join(timestep.inputs))
-                return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
+            if timestep.life == "on":
+                return self.numbered(timestep.length, seq, timestep.inputs)
         given = key is not None, seq is not None, after is not None
         h = (self._begun.get(given) or self._begin(given)).copy()
         # Where each part ends is known from what is given and from the length: no two requests make the same bytes.

@@ -23,8 +23,8 @@ class Pending(Struct, eq=False):
         name: Where the store has the stream.
         shape: What it has in common with those that it may be run with.
         op_id: Names the operation: the same for every retry of it, 16 bytes.
-        comes_after: The step on which it surely applies: that of a record of the model that would run, whatever else
-            that holds; `ANY_STEP`: on every one; `NO_STEP`: that takes more than a look at the step.
+        comes_after: The step on which it surely applies, whatever else a record of the model that would run holds;
+            `NO_STEP`: there is none, or more to look at.
         peeks: It asks for the prediction alone: nothing is to be committed.
         fresh: `view` came from the store during this request.
         view: With `fresh`, the stream's record; None: the stream is missing.

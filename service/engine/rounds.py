@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from model_export.manifest import Array
 from service.engine.batch import kept, pack_outputs
 from service.engine.cache import MISSING, StateCache
-from service.engine.decide import ANY_STEP, Verdict, decide, replay_of_key, surely_applies
+from service.engine.decide import Verdict, decide, replay_of_key, surely_applies
 from service.engine.pending import Pending
 from service.engine.replay import replayed
 from service.engine.runner import ModelRunner
@@ -162,16 +162,16 @@ class Rounds:
         replay. So a record that another worker moved on is mostly noticed here, and costs a read, not a conflict.
         """
         misses = 0
-        comes_after = np.array([row.comes_after for row in rows])
+        comes_after = np.array([row.comes_after for row in rows], np.int64)
         while True:
             slots = self._cache.find([row.name for row in rows])
             fresh = [at for at, row in enumerate(rows) if row.fresh]
-            slots[fresh] = MISSING
+            if fresh:
+                slots[fresh] = MISSING
             heads = self._cache.heads(slots)
-            step = heads["step"].view(np.int64)  # unsigned ones would be compared as floats
-            sure = (slots != MISSING) & ((step == comes_after) | (comes_after == ANY_STEP))
-            sure[fresh] = True
-            unread = [] if sure.all() else self._unread(rows, heads, slots, np.flatnonzero(~sure))
+            sure = heads["step"].view(np.int64) == comes_after  # unsigned ones would be compared as floats
+            sure &= slots != MISSING
+            unread = [] if np.count_nonzero(sure) == len(rows) else self._unread(rows, heads, slots, ~sure)
             if not unread:
                 self._observer.cache(len(rows) - misses, misses)
                 # All is copied now: what is answered next may bring in a new model, which shares the cache's memory.
@@ -182,17 +182,13 @@ class Rounds:
     @staticmethod
     def _unread(rows: Sequence[Pending], heads: Array, slots: Array, doubtful: Array) -> list[Pending]:
         """Return those of the doubtful rows that have to be read: their steps alone did not say that they apply."""
-        cached = zip(
-            doubtful.tolist(),
-            slots[doubtful].tolist(),
-            heads["step"][doubtful].tolist(),
-            heads["chain"][doubtful].tolist(),
-            strict=True,
-        )
+        places = np.flatnonzero(doubtful)
+        parts = (slots[places], heads["step"][places], heads["chain"][places])
+        cached = zip(places.tolist(), *(part.tolist() for part in parts), strict=True)
         return [
             rows[at]
             for at, slot, step, chain in cached
-            if not (slot and surely_applies(step, chain, rows[at].timestep))
+            if not rows[at].fresh and not (slot and surely_applies(step, chain, rows[at].timestep))
         ]
 
     async def _load(self, rows: Sequence[Pending], deadline: float) -> None:

@@ -126,8 +126,10 @@ class Prediction(Struct, frozen=True, gc=False):
     @property
     def last(self) -> dict[str, Any]:
         """The last of the predictions as nested lists, by output."""
-        row = self.row
-        return {name: rows[row] for name, rows in self.made.last}
+        last, row = {}, self.row
+        for name, rows in self.made.last:  # a comprehension would be a call more
+            last[name] = rows[row]
+        return last
 
 
 @dataclass(frozen=True, slots=True)
