@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from model_export.manifest import Manifest
 from service.engine.types import Made, Prediction
 from service.errors import ServiceError
 from service.wire import JSON, MSGPACK, BulkBody, Format, ModelWire, StepBody, decode_state_id, encode_state_id
-from service.wire.answers import bulk_answer, step_answer
+from service.wire.answers import bulk_answer, step_answer, write_step
 from service.wire.formats import encode, format_of_answer, format_of_body
 from tests.graphs import manifest_of
 
@@ -771,6 +772,28 @@ def test_created_and_replayed_stand_where_they_are_true() -> None:
     answer = step_answer(prediction([[1, 2]], created=True, replayed=True), JSON, chunk=False)
 
     assert (answer["created"], answer["replayed"]) == (True, True)
+
+
+@given(st.data())
+def test_an_answer_in_json_is_written_as_its_document_would_be(data: st.DataObject) -> None:
+    """Rows of a batch are written together; each must read as if it had been alone."""
+    rows = data.draw(st.integers(1, 4))
+    arrays = {
+        name: data.draw(
+            hnp.arrays(data.draw(st.sampled_from(["float32", "float64", "int64", "bool"])), (rows, 2, *shape))
+        )
+        for name, shape in data.draw(
+            st.dictionaries(
+                st.sampled_from(["y", 'a"],[\n', "z:0"]), st.sampled_from([(), (1,), (3,), (2, 2), (0,)]), max_size=3
+            )
+        ).items()
+    }
+    flags = {"replayed": data.draw(st.booleans()), "created": data.draw(st.booleans())}
+    made = Made(arrays)
+
+    for row in range(rows):
+        found = Prediction(made, row, 7, STATE_ID, **flags)
+        assert write_step(found, JSON, chunk=False) == encode(step_answer(found, JSON, chunk=False), JSON)
 
 
 def test_float32_answers_come_back_bit_for_bit_from_json() -> None:

@@ -14,8 +14,8 @@ from service.api.sockets import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.engine.models import ServedModel
 from service.engine.types import StreamKey
 from service.errors import ServiceError
-from service.wire import BulkBody, Format, StepBody, check_stream_id
-from service.wire.answers import step_answer
+from service.wire import JSON, BulkBody, Format, StepBody, check_stream_id
+from service.wire.answers import step_answer, write_json_step
 from service.wire.bodies import label_for, label_of
 from service.wire.formats import encode
 
@@ -188,6 +188,9 @@ class _Step(_Slot):
         if isinstance(self.result, ServiceError):
             return super().write()
         form, body = self._line.form, self._body
+        if form is JSON and not body.chunk:
+            text = write_json_step(self.result)
+            return b"%b,%b" % (encode(self._label, JSON)[:-1], text[1:]) if self._label else text
         answer = step_answer(self.result, form, chunk=body.chunk, keep=body.keep)
         return encode({**self._label, **answer} if self._label else answer, form)
 

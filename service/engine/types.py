@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -77,24 +77,15 @@ class Made:
 
     Attributes:
         arrays: One array per answered output, `(rows, T', *row)` with T' = T, 1 or 0 as `keep` says.
+        texts: Left to who writes answers: what they say of each row, made for all rows at once when one is needed.
     """
 
-    __slots__ = ("_last", "arrays")
+    __slots__ = ("arrays", "texts")
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         """Take what was made."""
         self.arrays = arrays
-        self._last: list[tuple[str, list[Any]]] | None = None
-
-    @property
-    def last(self) -> list[tuple[str, list[Any]]]:
-        """Each output's name, and every row's last prediction as nested lists.
-
-        They are made for all rows at once, when the first one asks: a row alone would take several times as long.
-        """
-        if self._last is None:
-            self._last = [(name, array[:, -1].tolist()) for name, array in self.arrays.items()]
-        return self._last
+        self.texts: Sequence[bytes] = ()
 
 
 class Prediction(Struct, frozen=True, gc=False):
@@ -122,14 +113,6 @@ class Prediction(Struct, frozen=True, gc=False):
     def outputs(self) -> dict[str, Array]:
         """One array per answered output, `(T', *row)`."""
         return {name: array[self.row] for name, array in self.made.arrays.items()}
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The last of the predictions as nested lists, by output."""
-        last, row = {}, self.row
-        for name, rows in self.made.last:  # a comprehension would be a call more
-            last[name] = rows[row]
-        return last
 
 
 @dataclass(frozen=True, slots=True)

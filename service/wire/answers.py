@@ -8,27 +8,42 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 
 from model_export.manifest import Array, OutputSpec
 from service.wire.bodies import Keep
 from service.wire.formats import JSON, Format, encode
-from service.wire.names import encode_state_id
+from service.wire.names import encode_state_id, state_id_bytes
 
 _encode_json = msgspec.json.Encoder().encode
+
+
+class Batch(Protocol):
+    """The predictions that were made together: what `service.engine.types.Made` has."""
+
+    texts: Sequence[bytes]
+
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        """`(rows, T', *row)` per output."""
+        ...
 
 
 class Answered(Protocol):
     """A committed step: what `service.engine.types.Prediction` has."""
 
     @property
-    def outputs(self) -> Mapping[str, Array]:
-        """`(T', *row)` per output."""
+    def made(self) -> Batch:
+        """What was made together with it."""
         ...
 
     @property
-    def last(self) -> Mapping[str, Any]:
-        """The last of the predictions as nested lists, by output."""
+    def row(self) -> int:
+        """Its place in that."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """`(T', *row)` per output."""
         ...
 
     @property
@@ -52,14 +67,6 @@ class Answered(Protocol):
         ...
 
 
-class _StepAnswer(Struct, omit_defaults=True, gc=False):
-    outputs: Mapping[str, Any]
-    step: int
-    state_id: str
-    replayed: bool = False
-    created: bool = False
-
-
 def write_step(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> bytes:
     """Return the answer to a step or a chunk, written out: `step_answer` in `form`, made in one go where it is hot."""
     if form is not JSON or chunk:
@@ -69,8 +76,33 @@ def write_step(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "a
 
 def write_json_step(answered: Answered) -> bytes:
     """Return the answer to one timestep, written out in JSON: what nearly all are."""
-    state_id = encode_state_id(answered.state_id)
-    return _encode_json(_StepAnswer(answered.last, answered.step, state_id, answered.replayed, answered.created))
+    made = answered.made
+    if not made.texts:
+        made.texts = _outputs_in_json(made.arrays)
+    outputs = made.texts[answered.row] if made.texts else b"{}"
+    state_id = state_id_bytes(answered.state_id)
+    if answered.replayed or answered.created:
+        more = b',"replayed":true' * answered.replayed + b',"created":true' * answered.created
+        return b'{"outputs":%b,"step":%d,"state_id":"%b"%b}' % (outputs, answered.step, state_id, more)
+    return b'{"outputs":%b,"step":%d,"state_id":"%b"}' % (outputs, answered.step, state_id)
+
+
+def _outputs_in_json(arrays: Mapping[str, Array]) -> list[bytes]:
+    """Return the last predictions of each row as a JSON object.
+
+    All rows are encoded at once, and then parted: a row alone takes several times as long.
+    """
+    columns = []
+    for name, array in arrays.items():
+        last, label = array[:, -1], _encode_json(name)
+        if last.ndim == 2 and last.size:
+            rows = _encode_json(last.tolist())[2:-2].split(b"],[")
+            columns.append([b"%b:[%b]" % (label, row) for row in rows])
+        else:
+            columns.append([b"%b:%b" % (label, _encode_json(row)) for row in last.tolist()])
+    if len(columns) == 1:
+        return [b"{%b}" % one for one in columns[0]]
+    return [b"{%b}" % b",".join(row) for row in zip(*columns, strict=True)]
 
 
 def step_answer(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> dict[str, Any]:

@@ -44,7 +44,12 @@ def bad_stream_id(text: str) -> ServiceError:
 
 def encode_state_id(state_id: bytes) -> str:
     """Return 16 bytes as 22 characters of base64url without padding."""
-    return b2a_base64(state_id, newline=False).translate(_URL_SAFE)[:22].decode("ascii")
+    return state_id_bytes(state_id).decode("ascii")
+
+
+def state_id_bytes(state_id: bytes) -> bytes:
+    """Return what `encode_state_id` does, as ASCII."""
+    return b2a_base64(state_id, newline=False).translate(_URL_SAFE)[:22]
 
 
 def is_state_id(text: str) -> bool:
