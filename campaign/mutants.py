@@ -132,8 +132,8 @@ MUTANTS = (
     Mutant(
         "the guard in arrays is another one",
         "service/store/record_rows.py",
-        '"offsets": [8]',
-        '"offsets": [16]',
+        "_GUARD_AT: Final = slice(8, 64)",
+        "_GUARD_AT: Final = slice(16, 72)",
         ("tests/store/test_record_rows.py",),
     ),
     Mutant(

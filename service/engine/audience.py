@@ -9,7 +9,7 @@ from model_export.manifest import Array, TensorSpec
 from service.engine.events import Event
 from service.engine.types import StreamKey, Timestep
 from service.store import keys
-from service.store.redis import Telling
+from service.store.commits import Telling
 
 TOPIC: Final = "swl:watch"
 

@@ -15,8 +15,8 @@ from service.engine.types import Position, SnapshotStatus, StreamKey, StreamStat
 from service.engine.ways import Ways
 from service.errors import ServiceError
 from service.store import keys
+from service.store.commits import Commit, Outcome
 from service.store.record import KeyEntry, Kind, Record, decode, digest16
-from service.store.redis import Commit, Outcome
 from service.store.snapshots import Remember, Snapshot, Snapshots
 
 

@@ -14,8 +14,8 @@ from service.engine.types import GivenState, Position, StreamKey
 from service.engine.ways import Ways
 from service.errors import CorruptRecordError, ServiceError
 from service.store import keys
+from service.store.commits import Commit, Outcome
 from service.store.record import NO_CHAIN, KeyEntry, Kind, Record, decode, digest16
-from service.store.redis import Commit, Outcome
 
 
 class Resets:

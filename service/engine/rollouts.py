@@ -19,13 +19,13 @@ from service.engine.types import RolledOut, RolloutAsk, Timestep
 from service.engine.ways import Ways
 from service.errors import ServiceError
 from service.store import keys
+from service.store.commits import Commit, Outcome
 from service.store.record import KeyEntry, Record, decode, digest16
-from service.store.redis import Commit, Outcome
 
 if TYPE_CHECKING:
     from service.engine.audience import Audience
     from service.engine.observer import EngineObserver
-    from service.store.redis import Telling
+    from service.store.commits import Telling
 
 
 class Rollouts:

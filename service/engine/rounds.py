@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count, repeat
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,15 +26,16 @@ from service.engine.replay import replayed
 from service.engine.runner import ModelRunner
 from service.engine.types import BEGINS, ENDS, Made, Prediction
 from service.errors import ServiceError
-from service.store.record import HAD_KEY, KeyEntry, Kind, Record, decode, next_chains
-from service.store.record_rows import encode_rows, guards, heads_of
-from service.store.redis import FORGET, Commit, Outcome, new_commit
+from service.store.commits import FORGET, Commit, Outcome, RowCommits
+from service.store.record import HAD_KEY, HEADER_BYTES, KeyEntry, Kind, Record, decode, next_chains
+from service.store.record_rows import encode_rows, guard_rows, heads_of
 
 if TYPE_CHECKING:
     from service.engine.audience import Audience
     from service.engine.models import ServedModel
     from service.engine.observer import EngineObserver
-    from service.store.redis import Committed, StateStore, Telling
+    from service.store.commits import Committed, Telling
+    from service.store.redis import StateStore
 
 _log = logging.getLogger(__name__)
 
@@ -300,23 +301,26 @@ class Rounds:
         deadline: float,
     ) -> list[Pending]:
         """Write the records that follow on `heads`, answer the rows that were applied, return those that were not."""
-        begun = [at for at, row in enumerate(rows) if row.fresh and row.view is None]
-        expect = guards(heads)
-        for at in begun:
-            expect[at] = b""
-        if (life := rows[0].timestep.life) in BEGINS:
-            self._begin_anew(rows, heads)
+        names = [row.name for row in rows]
         outputs = kept(rows[0].timestep.keep, outputs)
         packed = pack_outputs(self._served.manifest.answered, outputs, len(rows))
-        chains = self._step_on(rows, heads)
-        names, records = [row.name for row in rows], encode_rows(heads, packed, states)
-        commits = [*map(new_commit, zip(names, expect, records, repeat(None), repeat(b""), strict=False))]
-        if life in ENDS:
-            commits = [commit._replace(record=FORGET) for commit in commits]
-        leaves_words = life == "last"
-        for at, row in enumerate(rows):
-            if leaves_words or row.timestep.idempotency_key is not None:
-                commits[at] = _with_entry(commits[at], row, heads[at], packed[at].tobytes())
+        plain = RowCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
+        plain.guards[:] = guard_rows(heads)
+        if (life := rows[0].timestep.life) in BEGINS:
+            self._begin_anew(rows, heads)
+        keyed = [at for at, row in enumerate(rows) if row.timestep.idempotency_key is not None]
+        chains = self._step_on(rows, heads, keyed)
+        encode_rows(plain.records, heads, packed, states)
+        begun = [at for at, row in enumerate(rows) if row.fresh and row.view is None]
+        commits: Sequence[Commit] = plain
+        if begun or keyed or life in ENDS:
+            commits = changed = [*plain]
+            for at in begun:
+                changed[at] = changed[at]._replace(expect=b"")
+            if life in ENDS:
+                changed[:] = [commit._replace(record=FORGET) for commit in changed]
+            for at in range(len(rows)) if life == "last" else keyed:
+                changed[at] = _with_entry(changed[at], rows[at], heads[at], packed[at].tobytes())
         tellings: Sequence[Telling] = ()
         if self._audience.hears(self._served.name):
             asked = [row.timestep for row in rows]
@@ -356,15 +360,15 @@ class Rounds:
         heads["chain"] = np.frombuffer(b"".join(chains), "V16")
         heads["fingerprint"] = np.frombuffer(fingerprint, "V8")
 
-    def _step_on(self, rows: Sequence[Pending], heads: Array) -> list[bytes]:
-        """Bring headers to where the step brings them; return their histories."""
+    def _step_on(self, rows: Sequence[Pending], heads: Array, keyed: Sequence[int]) -> list[bytes]:
+        """Bring headers to where the step brings them; return their histories. Some rows have an idempotency key."""
         op_ids = [row.op_id for row in rows]
         chains = next_chains(heads["chain"].tolist(), Kind.STEP, op_ids, self._served.fingerprint)
         length = rows[0].timestep.length
         heads["step"] += length
         heads["length"] = length
         heads["flags"] = Kind.STEP
-        if keyed := [at for at, row in enumerate(rows) if row.timestep.idempotency_key is not None]:
+        if keyed:
             heads["flags"][keyed] = Kind.STEP | HAD_KEY
         heads["op_id"] = np.frombuffer(b"".join(op_ids), "V16")
         heads["chain"] = np.frombuffer(b"".join(chains), "V16")

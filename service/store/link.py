@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast, overload
 
 import hiredis
 
@@ -18,6 +18,33 @@ _OLD_SCRIPT_REFUSAL = re.compile(r"ERR Error running script .*?: -([A-Z]+) ")
 _CLOCK_GRAIN_S = 0.01  # a timer may fire this much early
 
 Argument = str | bytes | int
+
+
+class Prepared(Sequence[Argument]):
+    """A command that is packed already. Its arguments are made only if it has to be sent in another way.
+
+    Attributes:
+        packed: Itself as it goes over the wire.
+    """
+
+    __slots__ = ("_arguments", "packed")
+
+    def __init__(self, packed: bytes, arguments: Callable[[], Sequence[Argument]]) -> None:
+        """Take both."""
+        self.packed = packed
+        self._arguments = arguments
+
+    def __len__(self) -> int:
+        return len(self._arguments())
+
+    @overload
+    def __getitem__(self, at: int) -> Argument: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Argument]: ...
+
+    def __getitem__(self, at: int | slice) -> Argument | Sequence[Argument]:
+        return self._arguments()[at]
 
 
 class NotSentError(Exception):
@@ -96,7 +123,10 @@ class Link(asyncio.Protocol):
         if not self.is_open:
             raise NotSentError(self._cut_by or "the connection was lost")
         loop = asyncio.get_running_loop()
-        packed = [hiredis.pack_command(cast("Any", command)) for command in commands]
+        packed = [
+            command.packed if isinstance(command, Prepared) else hiredis.pack_command(cast("Any", command))
+            for command in commands
+        ]
         exchange = _Exchange(len(commands), loop.create_future(), loop.time())
         self._waiting.append(exchange)
         self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))

@@ -42,6 +42,7 @@ NO_CHAIN = bytes(16)
 HAD_KEY = 0x100
 
 _GUARD = struct.Struct("<QQII16s16s")
+GUARD_BYTES = _GUARD.size
 
 _ENTRY_MAGIC = b"SK1\0"
 _ENTRY = struct.Struct("<4sI16sQQ16sI8s")

@@ -33,7 +33,7 @@ HEAD: Final = np.dtype(
 """A record's header, one element of an array of them."""
 
 _CRC_AT: Final = slice(84, 88)
-_GUARD: Final = np.dtype({"names": ["guard"], "formats": ["V56"], "offsets": [8], "itemsize": HEADER_BYTES})
+_GUARD_AT: Final = slice(8, 64)
 
 
 def blank_head(fingerprint: bytes) -> Array:
@@ -49,26 +49,25 @@ def heads_of(records: Sequence[bytes]) -> Array:
     return np.frombuffer(b"".join([record[:HEADER_BYTES] for record in records]), HEAD)
 
 
-def guards(heads: Array) -> list[bytes]:
-    """Return each header's 56 bytes that the store compares."""
-    return heads.view(_GUARD)["guard"].tolist()  # type: ignore[no-any-return]  # of a void type: bytes
+def guard_rows(heads: Array) -> Array:
+    """Return each header's 56 bytes that the store compares, `(headers, 56)` uint8."""
+    return heads.view(np.uint8).reshape(len(heads), HEADER_BYTES)[:, _GUARD_AT]
 
 
-def encode_rows(heads: Array, outputs: Array, states: Array) -> list[bytes]:
-    """Return the bytes for the store of every record, as `Record.encode` would.
+def encode_rows(table: Array, heads: Array, outputs: Array, states: Array) -> None:
+    """Write every record as `Record.encode` would.
 
     Args:
+        table: Where to, `(rows, bytes of a record)` uint8; a row's bytes lie together.
         heads: Headers, `(rows,)` of `HEAD`; their lengths and checksums need not be right.
         outputs: Kept predictions, `(rows, bytes)` uint8.
         states: Packed states, `(rows, bytes)` uint8.
     """
     rows, end = len(heads), HEADER_BYTES + outputs.shape[1]
     heads["output_bytes"], heads["state_bytes"], heads["crc"] = outputs.shape[1], states.shape[1], 0
-    table = np.empty((rows, end + states.shape[1]), np.uint8)
     table[:, :HEADER_BYTES] = heads.view(np.uint8).reshape(rows, HEADER_BYTES)
     table[:, HEADER_BYTES:end] = outputs
     table[:, end:] = states
     records = table.view(f"V{table.shape[1]}")[:, 0]
     checksums = np.array([*map(zlib.crc32, records.tolist())], "<u4")
     table[:, _CRC_AT] = checksums.view(np.uint8).reshape(rows, 4)
-    return records.tolist()  # type: ignore[no-any-return]  # of a void type: bytes

@@ -6,20 +6,26 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from functools import partial
-from hashlib import sha1
-from importlib.resources import files
-from itertools import chain
-from operator import itemgetter
-from typing import Any, Final, Literal, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, cast
 
 from service.errors import CorruptRecordError, ServiceError, StoreUnavailableError
 from service.store import keys
+from service.store.commits import (
+    APPLIED,
+    COMMIT,
+    Commit,
+    Commits,
+    Committed,
+    Outcome,
+    RowCommits,
+    Telling,
+    rows_call,
+    script_call,
+)
 from service.store.link import Argument, NotSentError, RefusalError
 from service.store.listing import every_key, page
+from service.store.script import Script
 from service.store.server_wire import Unconfirmed
 from service.store.settle import settle
 from service.store.wire import Wire, open_wire
@@ -28,128 +34,10 @@ Durability = Literal["memory", "fsync", "replica"]
 
 _LONGEST_LIFE: Final = 1.25  # of an idle stream, in times to live: so its expiry is not set anew by each step
 _SUSPENDED_TOO: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-FORGET: Final = b"-"
-"""What a commit has in place of a record where the stream is to be forgotten; `commit.lua` knows it."""
-
-_GUARD_AND_RECORD: Final = itemgetter(1, 2)  # of a commit
 _NO_GUARD: Final = b"no guard is this"  # no record has a guard of this length
 
-
-class Script(NamedTuple):
-    """A script that the store runs in one go.
-
-    Attributes:
-        text: What it says.
-        sha: The name by which a store that has seen it knows it.
-    """
-
-    text: str
-    sha: str
-
-    @classmethod
-    def of(cls, file: str) -> Script:
-        """Return a script of this package by its file's name."""
-        text = files("service.store").joinpath(file).read_text()
-        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
-
-
-_COMMIT: Final = Script.of("commit.lua")
 _HISTORY: Final = Script.of("history.lua")
-
-
-class Commit(NamedTuple):
-    """One record to write.
-
-    Attributes:
-        key: The record's key.
-        expect: The guard that the stored record must have; empty: the stream must be missing.
-        record: The new record's bytes, or `FORGET`; a commit that forgets is never `SAME`.
-        entry_key: Where to remember the answer of an idempotency key, or None.
-        entry: The entry's bytes.
-    """
-
-    key: str
-    expect: bytes
-    record: bytes
-    entry_key: str | None = None
-    entry: bytes = b""
-
-
-new_commit: Final[Callable[[tuple[Any, ...]], Commit]] = partial(tuple.__new__, Commit)
-"""Makes one of a tuple of all its fields, in a third of the time: a NamedTuple's own way is Python code."""
-
-
-class Telling(NamedTuple):
-    """What watchers are told of a commit, in the moment in which it is applied, and only then.
-
-    Attributes:
-        place: The commit's, in its call.
-        event: What they are told.
-        topic: Where it is published; empty: nobody listens now.
-        log_key: Where the stream's newest events are kept; None: they are not.
-        most: How many are kept.
-    """
-
-    place: int
-    event: bytes
-    topic: str
-    log_key: str | None = None
-    most: int = 0
-
-
-class Outcome(IntEnum):
-    """What became of a commit; the numbers are `commit.lua`'s."""
-
-    CONFLICT = 0
-    APPLIED = 1
-    SAME = 2
-    KEY_KNOWN = 3
-    FOREIGN = 4
-    FAILED = 5  # never the script's own: see the error
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The store's answer to one commit.
-
-    Attributes:
-        outcome: What became of it.
-        stored: The stored record (`CONFLICT`, `SAME`; None: the stream is missing) or entry (`KEY_KNOWN`).
-        error: Why it failed (`FAILED`), and whether it was applied.
-    """
-
-    outcome: Outcome
-    stored: bytes | None = None
-    error: ServiceError | None = None
-
-
-APPLIED: Final = Committed(Outcome.APPLIED)
 _MOVED: Final = frozenset((Outcome.APPLIED, Outcome.SAME, Outcome.KEY_KNOWN))
-
-
-@dataclass(frozen=True, slots=True)
-class Commits:
-    """The store's answer to the commits of one call.
-
-    Attributes:
-        others: What became of those that were not applied now, by their place in the call.
-        refreshed: When (see `StateStore.clock`) the records that were applied began to live their time anew; None:
-            they were left to live on as before.
-    """
-
-    others: Mapping[int, Committed]
-    refreshed: float | None
-
-    def __getitem__(self, place: int) -> Committed:
-        """What became of one commit.
-
-        Raises:
-            ServiceError: It failed.
-        """
-        answer = self.others.get(place, APPLIED)
-        if answer.error is not None:
-            raise answer.error
-        return answer
 
 
 class StateStore:
@@ -269,12 +157,15 @@ class StateStore:
         # An answer counts until the deadline, so what it confirms was executed before.
         left = deadline - asyncio.get_running_loop().time()
         keep = began + left <= refreshed + (_LONGEST_LIFE - 1) * self.stream_ttl_s
-        groups = [(commits, tellings)] if not self._wire.one_stream else _alone(commits, tellings)
-        calls = [
-            script_call(group, told, ttl_ms=self._ttl_ms, entry_ttl_ms=self._entry_ttl_ms, keep=keep)
-            for group, told in groups
-        ]
-        replies = await settle(self._wire, calls, deadline=deadline, script=_COMMIT.text, confirm=self.confirms)
+        lives: dict[str, Any] = {"ttl_ms": self._ttl_ms, "entry_ttl_ms": self._entry_ttl_ms, "keep": keep}
+        calls: list[Sequence[Argument]]
+        if self._wire.one_stream:
+            calls = [script_call(group, told, **lives) for group, told in _alone(commits, tellings)]
+        elif isinstance(commits, RowCommits) and not tellings:
+            calls = [rows_call(commits, **lives)]
+        else:
+            calls = [script_call(commits, tellings, **lives)]
+        replies = await settle(self._wire, calls, deadline=deadline, script=COMMIT.text, confirm=self.confirms)
         if not self._wire.one_stream:
             others = _outcomes(_all_good(replies)[0], len(commits))
         else:
@@ -404,41 +295,6 @@ class StateStore:
     async def close(self) -> None:
         """Close every connection."""
         await self._wire.close()
-
-
-def script_call(
-    commits: Sequence[Commit],
-    tellings: Sequence[Telling] = (),
-    *,
-    ttl_ms: int,
-    entry_ttl_ms: int,
-    keep: bool,
-    whole: bool = False,
-) -> tuple[Argument, ...]:
-    """Return the command that makes commits by the script; it answers as `commit.lua` says.
-
-    Args:
-        commits: At most one per key.
-        tellings: What is told of them, at most one per commit.
-        ttl_ms: Milliseconds that the records live.
-        entry_ttl_ms: Milliseconds that the entries of idempotency keys live.
-        keep: Leave the records' times to live as they are.
-        whole: Send the script itself and not its name.
-    """
-    keyed = [(i, c) for i, c in enumerate(commits, 1) if c.entry_key is not None]
-    call: list[Argument] = ["EVAL", _COMMIT.text] if whole else ["EVALSHA", _COMMIT.sha]
-    logs = [t.log_key for t in tellings if t.log_key is not None]
-    call.append(len(commits) + len(keyed) + len(logs))
-    call += [c.key for c in commits]
-    call += [c.entry_key for _, c in keyed if c.entry_key is not None]
-    call += logs
-    call += (len(commits), ttl_ms, entry_ttl_ms, int(keep), len(keyed))
-    call += chain.from_iterable(map(_GUARD_AND_RECORD, commits))
-    for i, c in keyed:
-        call += (i, c.entry)
-    for t in tellings:
-        call += (t.place + 1, t.event, t.topic, 0 if t.log_key is None else t.most)
-    return tuple(call)
 
 
 def _alone(commits: Sequence[Commit], tellings: Sequence[Telling]) -> list[tuple[Sequence[Commit], Sequence[Telling]]]:

@@ -6,11 +6,12 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
+from service.store.commits import Commit, script_call
 from service.store.facts import UnsafeStoreError
 from service.store.keys import PREFIX, log_key, snapshots_key
 from service.store.link import Argument, Link, NoReplyError, NotSentError, RefusalError
 from service.store.record import HEADER_BYTES
-from service.store.redis import Commit, StateStore, script_call
+from service.store.redis import StateStore
 from service.store.snapshots import SCRIPT
 
 _FIX: Final = "Give the user the rights that docs/stores.md lists."

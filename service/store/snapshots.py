@@ -11,7 +11,8 @@ from service.errors import CorruptRecordError, ServiceError
 from service.store import keys
 from service.store.link import Argument
 from service.store.record import Record, decode
-from service.store.redis import Script, StateStore
+from service.store.redis import StateStore
+from service.store.script import Script
 
 SCRIPT: Final = Script.of("snapshots.lua")
 """What changes a stream's snapshots."""

@@ -18,9 +18,10 @@ from service.engine.types import StreamKey
 from service.engine.watcher import Watcher
 from service.errors import OutcomeUnknownError, ServiceError, StoreUnavailableError
 from service.store.channel import Channel
+from service.store.commits import Outcome
 from service.store.facts import UnsafeStoreError, demand_safe, read_facts
 from service.store.keys import entry_key, record_key
-from service.store.redis import Outcome, StateStore
+from service.store.redis import StateStore
 from service.store.wire import open_wire
 from tests.api.running import models as served_models
 from tests.api.running import running

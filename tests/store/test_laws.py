@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
+from service.store.commits import FORGET, Commit, Outcome
 from service.store.keys import entry_key, last_words_key, record_key, snapshots_key
 from service.store.record import KeyEntry, Kind, Record
-from service.store.redis import FORGET, Commit, Outcome, StateStore
+from service.store.redis import StateStore
 from tests.servers import Server, server, servers
 from tests.store.clusters import Cluster, cluster
 

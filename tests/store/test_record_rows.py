@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.store.record import Record, decode
-from service.store.record_rows import HEAD, blank_head, encode_rows, guards, heads_of
+from service.store.record_rows import HEAD, blank_head, encode_rows, guard_rows, heads_of
 from tests.store.test_record import RECORDS
 
 
@@ -24,18 +24,22 @@ def test_a_batch_is_encoded_as_its_records_are(records: list[Record], n: int) ->
     records = [sized(record, n) for record in records]
     heads = heads_of([dataclasses.replace(record, outputs=b"", state=b"other").encode() for record in records]).copy()
 
-    found = encode_rows(
+    table = np.empty((len(records), records[0].nbytes), np.uint8)
+    encode_rows(
+        table,
         heads,
         np.frombuffer(b"".join(r.outputs for r in records), np.uint8).reshape(len(records), n % 17),
         np.frombuffer(b"".join(r.state for r in records), np.uint8).reshape(len(records), n % 23),
     )
 
-    assert found == [record.encode() for record in records]
+    assert [row.tobytes() for row in table] == [record.encode() for record in records]
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=5))
 def test_the_guards_of_a_batch_are_those_of_its_records(records: list[Record]) -> None:
-    assert guards(heads_of([record.encode() for record in records])) == [record.guard for record in records]
+    found = guard_rows(heads_of([record.encode() for record in records]))
+
+    assert [guard.tobytes() for guard in found] == [record.guard for record in records]
 
 
 def test_a_header_has_the_layout_of_the_record() -> None:
@@ -50,7 +54,8 @@ def test_a_header_has_the_layout_of_the_record() -> None:
 
 
 def test_a_blank_header_is_one_of_a_stream_at_step_0() -> None:
-    [raw] = encode_rows(blank_head(b"f" * 8), np.zeros((1, 0), np.uint8), np.zeros((1, 4), np.uint8))
-    record = decode(raw)
+    table = np.empty((1, HEAD.itemsize + 4), np.uint8)
+    encode_rows(table, blank_head(b"f" * 8), np.zeros((1, 0), np.uint8), np.zeros((1, 4), np.uint8))
+    record = decode(table.tobytes())
 
     assert (record.step, record.chain, record.fingerprint, record.state) == (0, bytes(16), b"f" * 8, bytes(4))

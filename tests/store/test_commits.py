@@ -1,0 +1,35 @@
+"""Commits of a batch in arrays: on the wire they are the very bytes of the same commits one by one."""
+
+from __future__ import annotations
+
+import hiredis
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.store.commits import Commit, RowCommits, rows_call, script_call
+from service.store.record import GUARD_BYTES
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 40), st.booleans())
+def test_rows_go_over_the_wire_as_their_commits_would(
+    data: st.DataObject, rows: int, record_bytes: int, keep: bool
+) -> None:
+    one_by_one = [
+        Commit(
+            f"swl:1:{{t/m/s{at}}}",
+            data.draw(st.binary(min_size=GUARD_BYTES, max_size=GUARD_BYTES)),
+            data.draw(st.binary(min_size=record_bytes, max_size=record_bytes)),
+        )
+        for at in range(rows)
+    ]
+    together = RowCommits([commit.key for commit in one_by_one], record_bytes)
+    together.guards[:] = [np.frombuffer(commit.expect, np.uint8) for commit in one_by_one]
+    together.records[:] = [np.frombuffer(commit.record, np.uint8) for commit in one_by_one]
+
+    plain = script_call(one_by_one, ttl_ms=1000, entry_ttl_ms=2000, keep=keep)
+    prepared = rows_call(together, ttl_ms=1000, entry_ttl_ms=2000, keep=keep)
+
+    assert [*together] == one_by_one
+    assert prepared.packed == hiredis.pack_command(plain)
+    assert tuple(prepared) == plain
