@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import hiredis
 import numpy as np
 from hypothesis import given
@@ -31,5 +33,5 @@ def test_rows_go_over_the_wire_as_their_commits_would(
     prepared = rows_call(together, ttl_ms=1000, entry_ttl_ms=2000, keep=keep)
 
     assert [*together] == one_by_one
-    assert prepared.packed == hiredis.pack_command(plain)
+    assert prepared.packed == hiredis.pack_command(cast("Any", plain))
     assert tuple(prepared) == plain
