@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from service.api.moves import Result, columns_answer, submit_all, timestep_of, timesteps_of
+from service.api.moves import Result, Roster, columns_answer, submit_all, timestep_of, timesteps_of
 from service.engine.types import StreamKey, Timestep
 from service.errors import ServiceError
 from service.wire import BulkBody, Format, ModelWire
@@ -162,8 +162,7 @@ class ColumnsCall:
         self._bulk = self.context.wire(self.served).bulk(body, self.form, chunk=self.chunk)
         timesteps = timesteps_of(
             self._bulk,
-            self.tenant,
-            self.served.name,
+            Roster(self.tenant, self.served.name),
             self.version,
             door="http",
             idempotency_key=self.idempotency_key,

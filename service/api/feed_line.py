@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from service.api.context import Context
-from service.api.moves import Result, columns_answer, submit_all, timestep_of, timesteps_of
+from service.api.moves import Result, Roster, columns_answer, submit_all, timestep_of, timesteps_of
 from service.api.problems import problem_of, status_of
 from service.api.sockets import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.engine.models import ServedModel
@@ -59,6 +59,7 @@ class FeedLine:
         self._stream = stream
         self._on_ready = on_ready
         self._line: deque[_Slot] = deque()
+        self._roster = Roster("", model)
 
     @property
     def is_full(self) -> bool:
@@ -92,7 +93,9 @@ class FeedLine:
         if isinstance(body, BulkBody):
             columns = _Columns(self, label, body, served)
             self._line.append(columns)
-            timesteps = timesteps_of(body, tenant, self._model, self._version, door="websocket")
+            if self._roster.tenant != tenant:
+                self._roster = Roster(tenant, self._model)
+            timesteps = timesteps_of(body, self._roster, self._version, door="websocket")
             submit_all(engine, timesteps, columns.done, served)
         else:
             step = _Step(self, label, body)

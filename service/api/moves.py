@@ -28,20 +28,45 @@ def timestep_of(
     )
 
 
+class Roster:
+    """The streams that one client's columns name: mostly those that the columns before named.
+
+    Attributes:
+        tenant: Whose streams they are.
+    """
+
+    def __init__(self, tenant: str, model: str) -> None:
+        """Begin with none.
+
+        Args:
+            tenant: Whose streams they are.
+            model: The model's name.
+        """
+        self.tenant = tenant
+        self._model = model
+        self._streams: list[str] = []
+        self._keys: list[StreamKey] = []
+        self._names: list[str] = []
+
+    def of(self, streams: list[str]) -> tuple[list[StreamKey], list[str]]:
+        """Return each stream's key, and where the store has it."""
+        if streams != self._streams:
+            self._streams = streams
+            self._keys = [StreamKey(self.tenant, self._model, stream) for stream in streams]
+            self._names = [key.name for key in self._keys]
+        return self._keys, self._names
+
+
 def timesteps_of(
-    bulk: BulkBody, tenant: str, model: str, version: int | None, *, door: Door, idempotency_key: str | None = None
+    bulk: BulkBody, roster: Roster, version: int | None, *, door: Door, idempotency_key: str | None = None
 ) -> list[Timestep | ServiceError]:
     """Return what the engine is asked for, one per stream, or what is wrong with that row."""
     length, create, keep = bulk.length, bulk.create, bulk.keep
-    rows = zip(bulk.streams, bulk.seqs, bulk.afters, packed_rows(bulk.inputs), strict=True)
+    rows = zip(*roster.of(bulk.streams), bulk.seqs, bulk.afters, packed_rows(bulk.inputs), strict=True)
     timesteps: list[Timestep | ServiceError] = [
-        Timestep(
-            StreamKey(tenant, model, stream),
-            inputs,
-            length, seq, after, create, idempotency_key, keep, version, door,
-        )
-        for stream, seq, after, inputs in rows
-    ]  # fmt: skip
+        Timestep(key, inputs, length, seq, after, create, idempotency_key, keep, version, door, "on", name)
+        for key, name, seq, after, inputs in rows
+    ]
     for i, fault in bulk.faults.items():
         timesteps[i] = fault
     return timesteps
@@ -59,15 +84,19 @@ def submit_all(
         engine: Moves the streams.
         timesteps: Of different streams; what is an error already stays one.
         done: Takes the results.
-        served: As for `Engine.submit`, where it is the same for all.
+        served: As for `Engine.submit_all`.
     """
     answers = _Answers(list(timesteps), done)
-    waiting = [i for i, timestep in enumerate(timesteps) if isinstance(timestep, Timestep)]
+    waiting = [
+        (timestep, partial(answers.take, i))
+        for i, timestep in enumerate(timesteps)
+        if not isinstance(timestep, ServiceError)
+    ]
     answers.left = len(waiting)
-    if not waiting:
+    if waiting:
+        engine.submit_all(waiting, served)
+    else:
         done(answers.results)
-    for i in waiting:
-        engine.submit(answers.results[i], partial(answers.take, i), served)
 
 
 class _Answers:

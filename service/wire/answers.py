@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -12,9 +14,11 @@ import numpy as np
 from model_export.manifest import Array, OutputSpec
 from service.wire.bodies import Keep
 from service.wire.formats import JSON, Format, encode
-from service.wire.names import encode_state_id, state_id_bytes
+from service.wire.names import encode_state_id, encode_state_ids, state_id_bytes
 
 _encode_json = msgspec.json.Encoder().encode
+_MADE = attrgetter("made")
+_NO_STATE = bytes(16)
 
 
 class Batch(Protocol):
@@ -145,15 +149,15 @@ def bulk_answer(
     time = (length,) if chunk and keep == "all" else ()
     outputs: dict[str, Any] = {}
     for spec in specs if keep != "none" else ():
-        found = [None if result is None else result.outputs.get(spec.name) for result in results]
         shape = (len(results), *time, *spec.row_shape)
-        together = _together(found, (length, *spec.row_shape)) if keep == "all" else None
+        together = _together(results, spec.name, (length, *spec.row_shape)) if keep == "all" and not errors else None
         missing = []
         if together is not None:
             column = together.reshape(shape).astype(spec.dtype, copy=False)
         else:
             column = np.zeros(shape, spec.dtype)
-            for i, rows in enumerate(found):
+            for i, result in enumerate(results):
+                rows = None if result is None else result.outputs.get(spec.name)
                 # A stream that an older version of the model began goes on with that one; its outputs may be others.
                 if rows is None or rows.shape[1:] != spec.row_shape:
                     missing.append(i)
@@ -166,7 +170,7 @@ def bulk_answer(
     answer: dict[str, Any] = {
         "outputs": outputs,
         "step": [result and result.step for result in results],
-        "state_id": [result and encode_state_id(result.state_id) for result in results],
+        "state_id": _state_ids(results),
         "errors": {str(i): problem for i, problem in sorted(errors.items())},
     }
     if replayed := [i for i, result in enumerate(results) if result is not None and result.replayed]:
@@ -174,10 +178,21 @@ def bulk_answer(
     return answer
 
 
-def _together(found: Sequence[Array | None], shape: tuple[int, ...]) -> Array | None:
+def _together(results: Sequence[Answered | None], name: str, shape: tuple[int, ...]) -> Array | None:
     """Return the predictions of all rows behind each other; None where one is not there, or of another shape."""
-    rows = [one for one in found if one is not None and one.shape == shape]
-    return np.concatenate(rows) if len(rows) == len(found) else None
+    parts = []
+    for made, run in groupby(results, _MADE):  # rows that were asked for together were mostly made together
+        array = made.arrays.get(name)
+        if array is None or array.shape[1:] != shape:
+            return None
+        parts.append(array[[result.row for result in run if result is not None]])
+    return np.concatenate(parts)
+
+
+def _state_ids(results: Sequence[Answered | None]) -> list[str | None]:
+    """Return each row's state id, all made at once; None where a row failed."""
+    texts = encode_state_ids([_NO_STATE if result is None else result.state_id for result in results])
+    return [text if result is not None else None for text, result in zip(texts, results, strict=True)]
 
 
 class Stands(Protocol):

@@ -36,6 +36,8 @@ from service.wire.tensors import read_column, read_tensor
 
 _STEP_KEYS = ("seq", "after", "create")
 _STEPS_KEYS = (*_STEP_KEYS, "return")
+_ROSTERS = 64  # that are remembered: clients name the same streams in each message
+_ROSTER_STREAMS = 4096  # in one of them
 
 
 class ModelWire:
@@ -58,6 +60,7 @@ class ModelWire:
         self._max_streams = max_streams
         self._specs = {spec.name: spec for spec in manifest.inputs}
         self._fast = FastInputs(manifest.inputs)
+        self._rosters: dict[str, list[str]] = {}  # streams that columns named and that are good, by the first of them
         self._fast_step: FastStep | None = None
         with contextlib.suppress(ValueError):  # an input has a name that no field of a decoder can have
             self._fast_step = FastStep(manifest.inputs)
@@ -300,12 +303,19 @@ class ModelWire:
         for name, column in (("seq", bulk.seqs), ("after", bulk.afters)):
             if len(column) != count:
                 _refuse_columns(f"`{name}` has {len(column)} entries for {count} streams; expected one for each.")
-        if len(set(bulk.streams)) != count:
-            twice = Counter(bulk.streams).most_common(1)[0]
+        streams = bulk.streams
+        if self._rosters.get(streams[0]) == streams:
+            return bulk
+        if len(set(streams)) != count:
+            twice = Counter(streams).most_common(1)[0]
             _refuse_columns(f"Stream {show(twice[0])} is named {twice[1]} times; expected each stream once.")
-        for i, stream in enumerate(bulk.streams):
-            if not is_stream_id(stream):
-                bulk.faults.setdefault(i, bad_stream_id(stream))
+        bad = [i for i, stream in enumerate(streams) if not is_stream_id(stream)]
+        for i in bad:
+            bulk.faults.setdefault(i, bad_stream_id(streams[i]))
+        if not bad and count <= _ROSTER_STREAMS:
+            if len(self._rosters) >= _ROSTERS:
+                self._rosters.clear()
+            self._rosters[streams[0]] = streams
         return bulk
 
 
