@@ -149,7 +149,7 @@ class Engine:
             now = batcher.time()
             if self._rates is not None:
                 self._rates.demand(timestep.key.tenant, timestep.length, now)
-            if self._open >= self._alarm:
+            if self.draining or self._open >= self._alarm:
                 self._demand_room(batcher)
         except ServiceError as exc:
             done(exc)
@@ -177,7 +177,7 @@ class Engine:
             try:
                 if self._rates is not None:
                     self._rates.demand(timestep.key.tenant, timestep.length, now)
-                if self._open >= self._alarm:
+                if self.draining or self._open >= self._alarm:
                     self._demand_room(batcher)
             except ServiceError as exc:
                 done(exc)
@@ -366,7 +366,6 @@ class Engine:
     async def drain(self, timeout: float) -> None:
         """Refuse new timesteps and wait until those that were taken are answered, at most `timeout` seconds."""
         self.draining = True
-        self._alarm = 0
         self._all_answered.clear()
         if self._open:
             try:
@@ -442,7 +441,7 @@ class Engine:
         for batcher in list(self._batchers.values()):
             batcher.look_at_crowd(now)
             crowded = crowded or 2 * batcher.rows >= batcher.crowd.room
-        self._alarm = 0 if crowded or self.draining else self._options.queue_limit
+        self._alarm = 0 if crowded else self._options.queue_limit
 
     def _demand_room(self, batcher: Batcher | None = None) -> None:
         if self.draining:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
@@ -101,6 +101,8 @@ def _hold(operation: Any, mode: Any, url: str) -> set[int]:
     @settings(max_examples=EACH, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode), who=st.sampled_from(["full", "full", "full", "nobody"]))
     def ask(case: Any, who: str) -> None:
+        parts = [str(value) for value in (case.path_parameters or {}).values()]
+        assume(not any(mark in part for part in parts for mark in "?#"))  # the path would end there, at another route
         answer = case.call_and_validate(url, checks=CHECKS, headers={"Authorization": f"Bearer {who}"})
         seen.add(answer.status_code)
 

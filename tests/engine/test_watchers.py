@@ -55,6 +55,14 @@ async def told(watcher: Watcher, n: int) -> list[Any]:
     return found
 
 
+async def events(watcher: Watcher, n: int) -> list[Event]:
+    """The next n events that it is told."""
+    found: list[Event] = []
+    while len(found) < n:
+        found += [news for news in await watcher.take() if isinstance(news, Event)]
+    return found
+
+
 def steps(numbers: Sequence[int]) -> list[tuple[str, int]]:
     return [("a", number) for number in numbers]
 
@@ -100,7 +108,7 @@ async def test_an_event_has_the_inputs_and_the_predictions(folder: Path, redis_s
     async with telling(redis_server.url, folder) as engine, watching(engine, ONE) as watcher:
         first = await engine.advance(step("a", 7))
         second = await engine.advance(chunk("a", [8, 9]))
-        one, two = [news for news in await watcher.take() if isinstance(news, Event)]
+        one, two = await events(watcher, 2)
 
         assert (one.state_id, values(one.inputs), values(two.inputs)) == (first.state_id, [7], [[8], [9]])
         assert values(one.outputs) == first.outputs["y"][0].tolist()
