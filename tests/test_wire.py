@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from model_export.manifest import Manifest
+from model_export.manifest import InputSpec, Manifest
 from service.engine.types import Made, Prediction
 from service.errors import ServiceError
 from service.wire import JSON, MSGPACK, BulkBody, Format, ModelWire, StepBody, decode_state_id, encode_state_id
 from service.wire.answers import bulk_answer, step_answer, write_step
+from service.wire.fast import FastInputs
 from service.wire.formats import encode, format_of_answer, format_of_body
 from tests.graphs import manifest_of
 
@@ -746,6 +747,19 @@ def test_the_content_type_says_the_format_of_the_body(content_type: str | None, 
 )
 def test_accept_says_the_format_of_the_answer(accept: str | None, body: Format, form: Format) -> None:
     assert format_of_answer(accept, body) is form
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+@pytest.mark.parametrize("names", [("x",), ("x", "y")])
+def test_named_inputs_go_the_fast_way(names: tuple[str, ...], form: Format) -> None:
+    """In lists, and packed where the format can; what it does not take it raises on, and that costs much."""
+    specs = [InputSpec(name=name, dtype="float32", shape=[2]) for name in names]
+    rows = np.array([[1, 2], [3, 4]], np.float32)
+    values = [rows.tolist()] if form is JSON else [rows.tolist(), packed(rows)]
+    for value in values:
+        arrays, _ = FastInputs(specs).read(msgspec.Raw(encode(dict.fromkeys(names, value), form)), form, 1)
+
+        assert {name: array.tolist() for name, array in arrays.items()} == dict.fromkeys(names, rows.tolist())
 
 
 def prediction(values: list[list[float]], step: int = 3, **more: Any) -> Prediction:

@@ -90,7 +90,7 @@ class FastInputs:
         kinds = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, row in self._specs]
         fields = [(f"i{i}", kind if form is JSON else _Packed | kind) for i, kind in enumerate(kinds)]
         names = {f"i{i}": name for i, (name, _, _) in enumerate(self._specs)}
-        kind, inputs = _inputs_type(fields, names)
+        kind, inputs = _inputs_type(fields, names, alone=kinds[0])
         module = msgspec.json if form is JSON else msgspec.msgpack
         self._decoders[form, lead] = made = (module.Decoder(kind), inputs)
         return made
@@ -113,7 +113,8 @@ class FastStep:
         fields = [
             (f"i{i}", _nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape))) for i, spec in enumerate(specs)
         ]
-        kind, self._struct = _inputs_type(fields, {f"i{i}": spec.name for i, spec in enumerate(specs)})
+        names = {f"i{i}": spec.name for i, spec in enumerate(specs)}
+        kind, self._struct = _inputs_type(fields, names, alone=fields[0][1])
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._only = self._packers[0] if len(specs) == 1 else None
         self._colons = 1 + sum(1 + spec.name.count(":") for spec in specs)
@@ -178,14 +179,16 @@ def demand_single_keys(body: bytes, colons: int) -> None:
         raise UnsoundError
 
 
-def _inputs_type(fields: Sequence[tuple[str, Any]], names: Mapping[str, str]) -> tuple[Any, type[Struct]]:
+def _inputs_type(
+    fields: Sequence[tuple[str, Any]], names: Mapping[str, str], *, alone: Any
+) -> tuple[Any, type[Struct]]:
     """Return the type of `inputs`, and the struct of those that are named.
 
-    A model with one input also takes that input alone; packed, it cannot be told from an object by its type, and goes
-    the slow way.
+    A model with one input also takes that input `alone`, as lists; packed, it cannot be told from an object by its
+    type, and goes the slow way.
     """
     named = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
-    return (named if len(fields) > 1 else named | fields[0][1]), named
+    return (named if len(fields) > 1 else named | alone), named
 
 
 def row_packer(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], bytes]:
