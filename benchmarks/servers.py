@@ -98,6 +98,7 @@ def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[
         Target("Stepwell, declared route", stepwell(workload, env={"STEPWELL_FAST_LANE": "off"}), checked),
         Target("Stepwell, embedded store", stepwell(workload), checked),
         Target("Stepwell, outside Redis", stepwell_outside(workload), checked),
+        Target("the same, 2 workers", stepwell_outside(workload, "--workers", "2"), checked),
     ]
 
 

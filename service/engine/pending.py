@@ -13,7 +13,7 @@ from service.store import keys
 from service.store.record import KeyEntry, Record
 
 
-class Pending(Struct, eq=False):
+class Pending(Struct, eq=False, gc=False):
     """A timestep on its way through a batcher.
 
     Attributes:
