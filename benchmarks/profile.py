@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import shutil
 import subprocess
@@ -11,13 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parents[1]
 _TICK = os.sysconf("SC_CLK_TCK")
 _RATE = 400  # samples a second
 
 # The innermost place that is ours says what a sample is spent on; the first line that fits counts.
 _PARTS: Sequence[tuple[str, Callable[[Sequence[str]], bool]]] = (
     ("onnxruntime", lambda stack: any("onnxruntime/capi" in frame for frame in stack)),
-    ("writing answers to sockets", lambda stack: "LaneConnection._send " in stack[-1]),
+    (
+        "writing answers to sockets",
+        lambda stack: _ours(stack).startswith("service/lane") and "write(" in _code(stack[-1]),
+    ),
     ("writing to the store's socket", lambda stack: "Link.call " in stack[-1]),
     ("reading and writing JSON", lambda stack: _ours(stack).startswith(("service/wire", "service/api"))),
     ("heads of requests, order of answers", lambda stack: _ours(stack).startswith("service/lane")),
@@ -63,6 +68,12 @@ def shares(pid: int, seconds: float, load: Callable[[], object]) -> dict[str, fl
     total = counts.total() or 1
     found = {name: n / total for name, n in counts.most_common()}
     return found | {"all of it that the kernel counts as its own": system / ((user + system) or 1)}
+
+
+def _code(frame: str) -> str:
+    """Return the source that a frame was at, `NAME (FILE:LINE)`."""
+    file, _, line = frame.rpartition("(")[2].rstrip(")").rpartition(":")
+    return linecache.getline(str(_ROOT / file), int(line)) if line.isdigit() else ""
 
 
 def _ours(stack: Sequence[str]) -> str:

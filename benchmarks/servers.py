@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -26,6 +28,8 @@ _WITHIN_S = 60.0
 _HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\r\n"
 MESSAGE = '{"stream":"r-{stream}","inputs":{"x":{x}},"seq":{seq}}'
 STEP = _HEAD.replace("{path}", "/v1/models/bench/streams/r-{stream}/step") + '{"inputs":{"x":{x}},"seq":{seq}}'
+_KEY = "swk_for-the-benchmark-alone"
+GUARDED = STEP.replace("Content-Type", f"Authorization: Bearer {_KEY}\r\nContent-Type", 1)
 MOSEC = _HEAD.replace("{path}", "/inference") + '{"stream":"r-{stream}","inputs":{"x":{x}},"seq":{seq}}'
 TRITON = _HEAD.replace("{path}", "/v2/models/bench/infer") + (
     '{"parameters":{"sequence_id":1{stream},"sequence_start":{start},"sequence_end":false},'
@@ -98,6 +102,7 @@ def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[
         Target("Stepwell, declared route", stepwell(workload, env={"STEPWELL_FAST_LANE": "off"}), checked),
         Target("Stepwell, embedded store", stepwell(workload), checked),
         Target("Stepwell, outside Redis", stepwell_outside(workload), checked),
+        Target("the same, keys and limits", _guarded(workload), replace(checked, template=GUARDED)),
         Target("the same, 2 workers", stepwell_outside(workload, "--workers", "2"), checked),
     ]
 
@@ -125,9 +130,19 @@ def worker_targets(workload: Workload) -> list[Target]:
     ]
 
 
-def stepwell_outside(workload: Workload, *flags: str) -> Start:
+def stepwell_outside(workload: Workload, *flags: str, env: Mapping[str, str] | None = None) -> Start:
     """Return what starts `stepwell serve` over a server of the Redis protocol that it does not own."""
-    return _with_store(lambda address: stepwell(workload, "--redis", f"unix://{address}", *flags))
+    return _with_store(lambda address: stepwell(workload, "--redis", f"unix://{address}", *flags, env=env))
+
+
+def _guarded(workload: Workload) -> Start:
+    """Return what starts it with keys, and with limits for each tenant that the load stays below."""
+    digest = hashlib.sha256(_KEY.encode()).hexdigest()
+    key = {"id": "bench", "sha256": digest, "tenant": "bench", "scopes": ["step"]}
+    file = workload.folder / "keys.json"
+    file.write_text(json.dumps({"keys": [key]}))
+    limits = {"STEPWELL_TENANT_RATE": "10000000", "STEPWELL_TENANT_MAX_STREAMS": "100000"}
+    return stepwell_outside(workload, env={"STEPWELL_API_KEYS_FILE": str(file), **limits})
 
 
 def stepwell(workload: Workload, *flags: str, env: Mapping[str, str] | None = None) -> Start:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -45,6 +45,11 @@ class _Packed(Struct, forbid_unknown_fields=True, gc=False):
     b: bytes
 
 
+_Decoders = tuple[Callable[[Raw], Any], Callable[[Raw], Any] | None]
+"""What decodes inputs by their names; and for a model with one input, that input alone, as lists: packed it could not
+be told from an object. A union of both would take half as long again to decode."""
+
+
 class FastInputs:
     """Decodes the `inputs` of one model's bodies."""
 
@@ -52,7 +57,7 @@ class FastInputs:
         """Prepare for the declared inputs; decoders are made when first needed."""
         self._specs = [(spec.name, np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
-        self._decoders: dict[tuple[Format, int], tuple[Any, type[Struct]]] = {}
+        self._decoders: dict[tuple[Format, int], _Decoders] = {}
 
     def read(self, raw: Raw, form: Format, lead: int) -> tuple[dict[str, Array], int]:
         """Decode inputs that have `lead` axes in front of the row.
@@ -68,13 +73,14 @@ class FastInputs:
         Raises:
             ValueError: And the others of `NOT_SOUND`.
         """
-        decoder, named = self._decoders.get((form, lead)) or self._decoder(form, lead)
-        value = decoder.decode(raw)
-        if isinstance(value, named):
+        named, alone = self._decoders.get((form, lead)) or self._decoder(form, lead)
+        try:
             # Struct fields in their order are the declared inputs in theirs.
-            values, colons = _astuple(value), self._colons
-        else:
-            values, colons = (value,), 0
+            values, colons = _astuple(named(raw)), self._colons
+        except msgspec.ValidationError:
+            if alone is None:
+                raise
+            values, colons = (alone(raw),), 0
         arrays = {}
         for (name, dtype, row), item in zip(self._specs, values, strict=True):
             if type(item) is _Packed:
@@ -86,13 +92,14 @@ class FastInputs:
             arrays[name] = array
         return arrays, colons
 
-    def _decoder(self, form: Format, lead: int) -> tuple[Any, type[Struct]]:
+    def _decoder(self, form: Format, lead: int) -> _Decoders:
         kinds = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, row in self._specs]
         fields = [(f"i{i}", kind if form is JSON else _Packed | kind) for i, kind in enumerate(kinds)]
         names = {f"i{i}": name for i, (name, _, _) in enumerate(self._specs)}
-        kind, inputs = _inputs_type(fields, names, alone=kinds[0])
+        named = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
         module = msgspec.json if form is JSON else msgspec.msgpack
-        self._decoders[form, lead] = made = (module.Decoder(kind), inputs)
+        alone = module.Decoder(kinds[0]).decode if len(kinds) == 1 else None
+        self._decoders[form, lead] = made = module.Decoder(named).decode, alone
         return made
 
 
@@ -110,18 +117,16 @@ class FastStep:
             ValueError: An input has a name that no field of a decoder can have.
         """
         specs = self._specs = sorted(specs, key=lambda spec: spec.name)
-        fields = [
-            (f"i{i}", _nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape))) for i, spec in enumerate(specs)
-        ]
+        kinds = [_nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape)) for spec in specs]
         names = {f"i{i}": spec.name for i, spec in enumerate(specs)}
-        kind, self._struct = _inputs_type(fields, names, alone=fields[0][1])
+        fields = [(f"i{i}", kind) for i, kind in enumerate(kinds)]
+        self._named: Any = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
+        self._decode = _step_decoder(self._named)
+        self._decode_alone = _step_decoder(kinds[0]) if len(specs) == 1 else None
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._only = self._packers[0] if len(specs) == 1 else None
         self._colons = 1 + sum(1 + spec.name.count(":") for spec in specs)
-        # None is the default of what was not given, and nothing that may be given.
-        more = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
-        envelope = msgspec.defstruct("Step", [("inputs", kind), *more], forbid_unknown_fields=True, gc=False)
-        self._decode = msgspec.json.Decoder(envelope).decode
+        self._may_hide_colons = any(":" in spec.name for spec in specs)
 
     def read(self, body: bytes) -> StepParts:
         """Return what the body says.
@@ -129,11 +134,14 @@ class FastStep:
         Raises:
             ValueError: And the others of `NOT_SOUND`.
         """
-        inputs, seq, after, create = _astuple(self._decode(body))
-        if type(inputs) is self._struct:
-            colons, values = self._colons, _astuple(inputs)
-        else:
-            colons, values = 1, (inputs,)
+        colons = self._colons
+        try:
+            asked = self._decode(body)
+        except msgspec.ValidationError:
+            if self._decode_alone is None:
+                raise
+            asked, colons = self._decode_alone(body), 1
+        seq, after, create = asked.seq, asked.after, asked.create
         if seq is not None:
             colons += 1
         if after is not None:
@@ -142,12 +150,14 @@ class FastStep:
             create = "auto"
         else:
             colons += 1
-        if body.count(b":") != colons or b"\\" in body:
-            raise UnsoundError  # see demand_single_keys
+        # See demand_single_keys: where no key has a colon in it, a backslash can hide none.
+        if body.count(b":") != colons or (self._may_hide_colons and b"\\" in body):
+            raise UnsoundError
+        inputs = asked.inputs
         if self._only is not None:
-            return (self._only(values[0]),), seq, after, create
-        packed = [pack(value) for pack, value in zip(self._packers, values, strict=True)]
-        return tuple(packed), seq, after, create
+            return (self._only(inputs.i0 if type(inputs) is self._named else inputs),), seq, after, create
+        values = _astuple(inputs)
+        return tuple([pack(value) for pack, value in zip(self._packers, values, strict=True)]), seq, after, create
 
     def body(self, parts: StepParts) -> StepBody:
         """Return parts as a body like any other; its arrays are read-only."""
@@ -179,16 +189,12 @@ def demand_single_keys(body: bytes, colons: int) -> None:
         raise UnsoundError
 
 
-def _inputs_type(
-    fields: Sequence[tuple[str, Any]], names: Mapping[str, str], *, alone: Any
-) -> tuple[Any, type[Struct]]:
-    """Return the type of `inputs`, and the struct of those that are named.
-
-    A model with one input also takes that input `alone`, as lists; packed, it cannot be told from an object by its
-    type, and goes the slow way.
-    """
-    named = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
-    return (named if len(fields) > 1 else named | alone), named
+def _step_decoder(inputs: Any) -> Callable[[bytes], Any]:
+    """Return what decodes the JSON body of a step with such inputs."""
+    # None is the default of what was not given, and nothing that may be given.
+    more = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
+    kind = msgspec.defstruct("Step", [("inputs", inputs), *more], forbid_unknown_fields=True, gc=False)
+    return msgspec.json.Decoder(kind).decode
 
 
 def row_packer(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], bytes]:
