@@ -148,6 +148,7 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
         stack.push_async_callback(_cancel, tasks)
         yield
         await engine.drain(context.settings.drain_s)
+        context.metrics.refresh()  # other workers may still be asked
 
 
 async def _look(context: Context) -> None:
