@@ -331,7 +331,14 @@ def test_a_reload_is_answered_when_every_worker_has_it(two_workers: Service) -> 
 def test_any_worker_counts_for_all(two_workers: Service) -> None:
     for x in range(20):
         step(two_workers, x)
-    pages = [call(two_workers, "GET", "/metrics").text for _ in range(10)]
 
-    counts = {re.findall(r'^stepwell_steps_total\{door="http",model="fold"\} (\S+)$', page, re.M)[0] for page in pages}
-    assert counts == {"20.0"}
+    def counts() -> set[str]:
+        pages = [call(two_workers, "GET", "/metrics").text for _ in range(10)]
+        return {
+            re.findall(r'^stepwell_steps_total\{door="http",model="fold"\} (\S+)$', page, re.M)[0] for page in pages
+        }
+
+    deadline = time.monotonic() + 10  # each worker lets the others see what it counted once a second
+    while (found := counts()) != {"20.0"} and time.monotonic() < deadline:
+        assert max(map(float, found)) <= 20
+    assert found == {"20.0"}

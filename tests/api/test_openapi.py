@@ -78,7 +78,10 @@ def test_what_the_description_says_is_so(service: Service, mode: Any, caplog: py
 
     assert not broken, "\n\n".join(broken)
     assert {200, 400, 404} < seen if mode is GenerationMode.POSITIVE else {400, 404} < seen
-    assert [record.message for record in caplog.records] == []
+    own = [
+        record.message for record in caplog.records if record.name != "service.api.tokens"
+    ]  # of other tests' threads
+    assert own == []
 
 
 def sharpened(document: Any) -> Any:
