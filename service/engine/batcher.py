@@ -115,7 +115,8 @@ class Batcher:
         else:
             op_id, comes_after = self._names.of(timestep), surely_comes_after(timestep)
         name = timestep.name or (keys.record_key(*timestep.key) if life != "none" else op_id.hex())
-        shape = timestep.length, timestep.keep, life
+        length, keep = timestep.length, timestep.keep
+        shape = length if life == "on" and keep == "all" else (length, keep, life)  # a number is hashed in no time
         self._queue.put(Pending(timestep, done, received, name, shape, op_id, comes_after))
         if (self._has_room and self._flush_due is None) or self._max_wait:
             self._schedule()

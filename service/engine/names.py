@@ -47,7 +47,7 @@ class RequestNames:
     def numbered(self, length: int, seq: int, inputs: tuple[bytes, ...]) -> bytes:
         """Return the name of a request that goes on with a stream and tells its place by `seq` alone."""
         h = self._numbered.copy()
-        h.update(_PLACE(length, seq) + b"".join(inputs))
+        h.update(_PLACE(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
         return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
 
     def of(self, timestep: Timestep) -> bytes:

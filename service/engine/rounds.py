@@ -414,17 +414,11 @@ class Rounds:
         chains: Sequence[bytes],
         begun: Sequence[int],
     ) -> None:
-        version = self._served.version
-        predictions = [
-            Prediction(made, at, step, chain, False, False, version)
-            for at, step, chain in zip(count(), steps, chains, strict=False)
-        ]
-        for at in begun:
-            predictions[at] = replace(predictions[at], created=True)
-        for row, prediction in zip(rows, predictions, strict=True):
+        version, began = self._served.version, frozenset(begun)
+        for at, row, step, chain in zip(count(), rows, steps, chains, strict=False):
             row.answered = True
             try:
-                row.done(prediction)
+                row.done(Prediction(made, at, step, chain, False, at in began, version))
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
                 _log.exception("Taking an answer failed")
         self._answered(len(rows))
