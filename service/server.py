@@ -119,11 +119,12 @@ def _leave_the_start_to_rest() -> None:
     """Keep the garbage collector from walking what was made at the start, over and over.
 
     Imports and routes are some hundred thousand objects that never go; its walks over them showed in the slowest
-    answers under load.
+    answers under load. What is made later is walked seldom, but not so seldom that connections which came and went, and
+    are cycles of objects, pile up.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
+    gc.set_threshold(50_000, 10, 10)
 
 
 def config(settings: Settings, app: FastAPI, *, lane: bool | None = None) -> uvicorn.Config:
