@@ -69,32 +69,23 @@ async def replay(
         start = perf_counter()
         until = start + (math.inf if seconds is None else seconds)
         async with _Feed.open(base_url) as feed:
-            names = model["inputs"][0]["name"], model["outputs"][0]["name"]
-            stage = _Stage(recordings, report, feed, http, *names, until)
+            stage = _Stage(recordings, report, feed, http, model["inputs"][0]["name"], model["outputs"][0]["name"])
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    players = [tasks.create_task(stage.play(i, speed)) for i in range(len(recordings))]
-                    try:
-                        while not all(player.done() for player in players):
-                            await asyncio.wait(players, timeout=_PROGRESS_EVERY_S, return_when=asyncio.FIRST_EXCEPTION)
-                            report.seconds = perf_counter() - start
-                            if on_progress is not None:
-                                on_progress(report)
-                    except asyncio.CancelledError:
-                        stage.until = -math.inf
-                        raise
+                    players = [tasks.create_task(stage.play(i, speed, until=until)) for i in range(len(recordings))]
+                    while not all(player.done() for player in players):
+                        await asyncio.wait(players, timeout=_PROGRESS_EVERY_S, return_when=asyncio.FIRST_EXCEPTION)
+                        report.seconds = perf_counter() - start
+                        if on_progress is not None:
+                            on_progress(report)
             except ExceptionGroup as failures:
                 raise failures.exceptions[0] from None  # the first says it; the others fell with it
     return report
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Stage:
-    """What the streams of a replay share.
-
-    They play until a moment of `perf_counter`. It is brought forward when the replay is to end: a stream's task whose
-    cancellation was lost on the way, in the midst of a request, then ends with its next timestep.
-    """
+    """What the streams of a replay share."""
 
     recordings: Recordings
     report: Report
@@ -102,10 +93,9 @@ class _Stage:
     http: httpx.AsyncClient
     input: str
     output: str
-    until: float
 
-    async def play(self, number: int, speed: float) -> None:
-        """Play one recording after the other as one stream."""
+    async def play(self, number: int, speed: float, *, until: float) -> None:
+        """Play one recording after the other as one stream, until a moment of `perf_counter`."""
         stream = f"watch-{number + 1:02d}"
         pause = 1 / (self.recordings.rate_hz * speed)
         due = perf_counter() + pause * number / len(self.recordings)  # the streams take turns
@@ -114,7 +104,7 @@ class _Stage:
             await _call(self.http, "POST", f"/v1/models/{MODEL}/streams/{stream}/reset")
             for timestep in range(self.recordings.x.shape[1]):
                 await asyncio.sleep(max(0.0, due - perf_counter()))
-                if perf_counter() >= self.until:
+                if perf_counter() >= until:
                     return
                 await self._step(stream, recording, timestep)
                 due = max(due + pause, perf_counter() - pause)  # late by more than one: go on from here
