@@ -85,7 +85,6 @@ class StepCall:
     _read: Callable[[bytes], StepParts] | None = field(init=False)
     _is_plain: bool = field(init=False)
     _name: str = field(init=False)
-    _submit: Callable[[Timestep, Callable[[Result], None], ServedModel], None] = field(init=False)
     more_headers: ClassVar[None] = None
 
     def __post_init__(self) -> None:
@@ -93,7 +92,6 @@ class StepCall:
         self._read = self._wire.read_step if self.form is Format.JSON and not self.chunk else None
         self._is_plain = self.answer_form is Format.JSON and not self.chunk
         self._name = self.key.name
-        self._submit = self.context.engine.submit
 
     @property
     def serves_many(self) -> bool:
@@ -113,7 +111,7 @@ class StepCall:
                     self.key, inputs, 1, seq, after, create, self.idempotency_key, "all", self.version, "http", "on",
                     self._name,
                 )  # fmt: skip
-                self._submit(timestep, done, self.served)
+                self.context.engine.submit(timestep, done, self.served)
                 return
         if self.chunk:
             step = self._wire.steps(body, self.form)
@@ -121,7 +119,7 @@ class StepCall:
         else:
             step = self._wire.step(body, self.form)
         timestep = timestep_of(step, self.key, self.version, door="http", idempotency_key=self.idempotency_key)
-        self._submit(timestep, done, self.served)
+        self.context.engine.submit(timestep, done, self.served)
 
     def encode(self, result: Any) -> bytes:
         """Return the answer to a prediction."""

@@ -84,7 +84,7 @@ def submit_all(
         engine: Moves the streams.
         timesteps: Of different streams; what is an error already stays one.
         done: Takes the results.
-        served: As for `Engine.submit_all`.
+        served: As for `Engine.submit`, where it is the same for all.
     """
     answers = _Answers(list(timesteps), done)
     waiting = [
@@ -93,10 +93,10 @@ def submit_all(
         if not isinstance(timestep, ServiceError)
     ]
     answers.left = len(waiting)
-    if waiting:
-        engine.submit_all(waiting, served)
-    else:
+    if not waiting:
         done(answers.results)
+    for timestep, take in waiting:
+        engine.submit(timestep, take, served)
 
 
 class _Answers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -156,34 +156,6 @@ class Engine:
             return
         batcher.submit(timestep, done, now)
         self._open += 1
-
-    def submit_all(self, asked: Sequence[tuple[Timestep, Done]], served: ServedModel | None = None) -> None:
-        """Move streams as `submit` does; all timesteps are for one model and version.
-
-        Args:
-            asked: At least one timestep, each with what takes its answer.
-            served: What the shelf has for that model and version, where that is known.
-        """
-        first, _ = asked[0]
-        try:
-            served = served or self.shelf.get(first.key.model, first.version)
-            batcher = self._batchers.get(served) or self._batcher(served)
-        except ServiceError as exc:
-            for _, done in asked:
-                done(exc)
-            return
-        now = batcher.time()
-        for timestep, done in asked:
-            try:
-                if self._rates is not None:
-                    self._rates.demand(timestep.key.tenant, timestep.length, now)
-                if self.draining or self._open >= self._alarm:
-                    self._demand_room(batcher)
-            except ServiceError as exc:
-                done(exc)
-                continue
-            batcher.submit(timestep, done, now)
-            self._open += 1
 
     async def advance(self, timestep: Timestep) -> Prediction:
         """Move a stream and return its prediction, which is committed.

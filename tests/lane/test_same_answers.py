@@ -247,7 +247,6 @@ def test_a_fault_of_the_servers_own_is_told_the_same(ways: Ways, monkeypatch: py
 
     for service in (ways.lane, ways.short, ways.declared):
         monkeypatch.setattr(service.app.state.engine, "submit", broken)
-        monkeypatch.setattr(service.app.state.engine, "submit_all", broken)
 
     assert statuses(ways.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]
 
