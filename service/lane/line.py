@@ -91,7 +91,6 @@ class Line:
         "_done",
         "_is_closing",
         "_place",
-        "_time",
         "_write",
         "idle_since",
         "is_at_rest",
@@ -113,7 +112,6 @@ class Line:
         self._dialect = NATIVE
         self._place: Exchange | None = None  # of that request, since the rest ended
         self._done = self._take  # a bound method is an object too, made once
-        self._time = asyncio.get_running_loop().time
         self._write: Callable[[bytes], None]
         self._is_closing: Callable[[], bool]
 
