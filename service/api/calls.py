@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from service.api.moves import Result, Roster, columns_answer, submit_all, timestep_of, timesteps_of
-from service.engine.types import StreamKey, Timestep
+from service.api.moves import Roster, columns_answer, submit_columns, timestep_of
+from service.engine.block import Result, Results
+from service.engine.types import Predictions, StreamDoor, StreamKey, Timestep
 from service.errors import ServiceError
 from service.wire import BulkBody, Format, ModelWire
 from service.wire.answers import write_json_step, write_step
@@ -84,14 +85,14 @@ class StepCall:
     _wire: ModelWire = field(init=False)
     _read: Callable[[bytes], StepParts] | None = field(init=False)
     _is_plain: bool = field(init=False)
-    _name: str = field(init=False)
+    _stream: StreamDoor = field(init=False)
     more_headers: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         self._wire = self.context.wire(self.served)
         self._read = self._wire.read_step if self.form is Format.JSON and not self.chunk else None
         self._is_plain = self.answer_form is Format.JSON and not self.chunk
-        self._name = self.key.name
+        self._stream = StreamDoor(self.key, self.key.name, self.version, "http")
 
     @property
     def serves_many(self) -> bool:
@@ -106,11 +107,19 @@ class StepCall:
             except NOT_SOUND:
                 pass
             else:
-                # by position: by name it takes twice the time
+                if seq is not None and after is None and create == "auto" and self.idempotency_key is None:
+                    self.context.engine.submit_plain(self._stream, inputs, seq, done, served=self.served)
+                    return
                 timestep = Timestep(
-                    self.key, inputs, 1, seq, after, create, self.idempotency_key, "all", self.version, "http", "on",
-                    self._name,
-                )  # fmt: skip
+                    self.key,
+                    inputs,
+                    seq=seq,
+                    after=after,
+                    create=create,
+                    idempotency_key=self.idempotency_key,
+                    version=self.version,
+                    name=self._stream.name,
+                )
                 self.context.engine.submit(timestep, done, self.served)
                 return
         if self.chunk:
@@ -155,22 +164,24 @@ class ColumnsCall:
     more_headers: ClassVar[None] = None
     serves_many: ClassVar[bool] = False
 
-    def begin(self, body: bytes, done: Callable[[list[Result]], None]) -> None:
+    def begin(self, body: bytes, done: Callable[[Results], None]) -> None:
         """Submit every timestep, or raise what is wrong with the body."""
         self._bulk = self.context.wire(self.served).bulk(body, self.form, chunk=self.chunk)
-        timesteps = timesteps_of(
+        submit_columns(
+            self.context.engine,
             self._bulk,
             Roster(self.tenant, self.served.name),
             self.version,
+            done,
+            served=self.served,
             door="http",
             idempotency_key=self.idempotency_key,
         )
-        submit_all(self.context.engine, timesteps, done, self.served)
 
     def encode(self, result: Any) -> bytes:
         """Return the answer in columns, and count the rows that were refused."""
         document = columns_answer(self._bulk, result, self.served, self.answer_form)
-        for row in result:
+        for row in () if isinstance(result, Predictions) else result:
             if isinstance(row, ServiceError):
                 self.context.metrics.refusal(row.code)
         return encode(document, self.answer_form)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 from service.api.context import Context
-from service.api.moves import Result, Roster, columns_answer, submit_all, timestep_of, timesteps_of
+from service.api.moves import Roster, columns_answer, submit_columns, timestep_of
 from service.api.problems import problem_of, status_of
 from service.api.sockets import DRAINING, POLICY, TOO_BIG, UNREADABLE
+from service.engine.block import Results
 from service.engine.models import ServedModel
-from service.engine.types import StreamKey
+from service.engine.types import Predictions, StreamKey
 from service.errors import ServiceError
 from service.wire import JSON, BulkBody, Format, StepBody, check_stream_id
 from service.wire.answers import step_answer, write_json_step
@@ -95,8 +96,7 @@ class FeedLine:
             self._line.append(columns)
             if self._roster.tenant != tenant:
                 self._roster = Roster(tenant, self._model)
-            timesteps = timesteps_of(body, self._roster, self._version, door="websocket")
-            submit_all(engine, timesteps, columns.done, served)
+            submit_columns(engine, body, self._roster, self._version, columns.done, served=served, door="websocket")
         else:
             step = _Step(self, label, body)
             self._line.append(step)
@@ -208,8 +208,8 @@ class _Columns(_Slot):
         self._body = body
         self._served = served
 
-    def done(self, result: Sequence[Result]) -> None:
-        for row in result:
+    def done(self, result: Results) -> None:
+        for row in () if isinstance(result, Predictions) else result:
             if isinstance(row, ServiceError):
                 self._line.note(row)
         super().done(result)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from service.api.moves import Result, submit_all
+from service.api.moves import submit_all
+from service.engine.block import Result
 from service.engine.types import Life, Prediction, StreamKey, Timestep
 from service.errors import ServiceError
 from service.wire import Format

@@ -7,15 +7,14 @@ from functools import partial
 from typing import Any
 
 from service.api.problems import problem_of
+from service.engine.block import Gathering, Result, Results
 from service.engine.engine import Engine
 from service.engine.models import ServedModel
-from service.engine.types import Door, Prediction, StreamKey, Timestep
+from service.engine.types import Door, Prediction, Predictions, StreamKey, Timestep, Timesteps
 from service.errors import ServiceError
 from service.wire import BulkBody, Format, StepBody
-from service.wire.answers import bulk_answer
+from service.wire.answers import bulk_answer, columns_of
 from service.wire.tensors import packed, packed_rows
-
-Result = Prediction | ServiceError
 
 
 def timestep_of(
@@ -57,19 +56,39 @@ class Roster:
         return self._keys, self._names
 
 
-def timesteps_of(
-    bulk: BulkBody, roster: Roster, version: int | None, *, door: Door, idempotency_key: str | None = None
-) -> list[Timestep | ServiceError]:
-    """Return what the engine is asked for, one per stream, or what is wrong with that row."""
-    length, create, keep = bulk.length, bulk.create, bulk.keep
-    rows = zip(*roster.of(bulk.streams), bulk.seqs, bulk.afters, packed_rows(bulk.inputs), strict=True)
-    timesteps: list[Timestep | ServiceError] = [
-        Timestep(key, inputs, length, seq, after, create, idempotency_key, keep, version, door, "on", name)
-        for key, name, seq, after, inputs in rows
-    ]
+def submit_columns(
+    engine: Engine,
+    bulk: BulkBody,
+    roster: Roster,
+    version: int | None,
+    done: Callable[[Results], None],
+    *,
+    served: ServedModel,
+    door: Door,
+    idempotency_key: str | None = None,
+) -> None:
+    """Submit what columns ask for, one timestep or chunk per stream; `done` gets the answers when all are there."""
+    keys, names = roster.of(bulk.streams)
+    asked = Timesteps(
+        keys,
+        names,
+        bulk.inputs,
+        list(packed_rows(bulk.inputs)),
+        bulk.length,
+        bulk.seqs,
+        bulk.afters,
+        bulk.create,
+        idempotency_key,
+        bulk.keep,
+        version,
+        door,
+    )
+    if not bulk.faults and engine.submit_together(asked, done, served):
+        return
+    timesteps: list[Timestep | ServiceError] = [*asked.each()]
     for i, fault in bulk.faults.items():
         timesteps[i] = fault
-    return timesteps
+    submit_all(engine, timesteps, done, served)
 
 
 def submit_all(
@@ -86,38 +105,16 @@ def submit_all(
         done: Takes the results.
         served: As for `Engine.submit`, where it is the same for all.
     """
-    answers = _Answers(list(timesteps), done)
-    waiting = [
-        (timestep, partial(answers.take, i))
-        for i, timestep in enumerate(timesteps)
-        if not isinstance(timestep, ServiceError)
-    ]
-    answers.left = len(waiting)
-    if not waiting:
-        done(answers.results)
-    for timestep, take in waiting:
-        engine.submit(timestep, take, served)
+    gathering = Gathering(timesteps, done)
+    for i, timestep in enumerate(timesteps):
+        if not isinstance(timestep, ServiceError):
+            engine.submit(timestep, partial(gathering.take, i), served)
 
 
-class _Answers:
-    """Gathers the results of timesteps that were submitted together."""
-
-    __slots__ = ("_done", "left", "results")
-
-    def __init__(self, results: list[Any], done: Callable[[list[Result]], None]) -> None:
-        self.results = results
-        self.left = 0
-        self._done = done
-
-    def take(self, i: int, result: Result) -> None:
-        self.results[i] = result
-        self.left -= 1
-        if not self.left:
-            self._done(self.results)
-
-
-def columns_answer(bulk: BulkBody, results: Sequence[Result], served: ServedModel, form: Format) -> dict[str, Any]:
+def columns_answer(bulk: BulkBody, results: Results, served: ServedModel, form: Format) -> dict[str, Any]:
     """Return the answer to columns."""
+    if isinstance(results, Predictions):
+        return columns_of(results, served.manifest.answered, form, chunk=bulk.chunk, keep=bulk.keep)
     return bulk_answer(
         [result if isinstance(result, Prediction) else None for result in results],
         {i: problem_of(result) for i, result in enumerate(results) if isinstance(result, ServiceError)},

@@ -17,7 +17,7 @@ class Alone(Rounds):
 
     async def _round(self, rows: Sequence[Pending], deadline: float) -> Sequence[Pending]:
         nothing = np.empty((len(rows), self._model.state_bytes), np.uint8)
-        ran = await self._runner.run([row.timestep.inputs for row in rows], rows[0].timestep.length, nothing)
+        ran = await self._runner.run(self._inputs_of(rows), nothing)
         for at, error in ran.refused.items():
             self._answer(rows[at], error)
         good = rows if ran.rows is None else [rows[at] for at in ran.rows]

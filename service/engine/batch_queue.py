@@ -39,11 +39,14 @@ class BatchQueue(Generic[ItemT]):
        so; shapes take turns.
     4. One shape: all items of a batch have the same shape.
     5. Nothing is lost: each item put is taken once.
+    6. A batch that came ready-made is taken as it is, and counts as a shape.
     """
 
     def __init__(self) -> None:
         self._behind: dict[str, deque[ItemT] | None] = {}  # per stream that is ready or out: items behind that one
-        self._ready: dict[Hashable, deque[ItemT]] = {}  # items that may go, by shape; the next shape first
+        # Items that may go, by shape; the next shape first. Nothing keeps the place of a ready-made batch.
+        self._ready: dict[Hashable, deque[ItemT]] = {}
+        self._ready_made: dict[Hashable, Sequence[ItemT]] = {}
         self.rows = 0  # items that wait
 
     def put(self, item: ItemT) -> None:
@@ -61,13 +64,38 @@ class BatchQueue(Generic[ItemT]):
         else:
             line.append(item)
 
+    def put_batch(self, batch: Sequence[ItemT]) -> None:
+        """Add a ready-made batch, to which items may still be added until it goes; each one's stream is claimed."""
+        place = object()
+        self._ready[place], self._ready_made[place] = deque(), batch
+
+    def claim(self, name: str) -> bool:
+        """Let an item of a stream be in a ready-made batch; False: it has one that waits here, or is out."""
+        if name in self._behind:
+            return False
+        self._behind[name] = None
+        self.rows += 1
+        return True
+
+    def may_claim(self, names: Iterable[str]) -> bool:
+        """Whether `claim` would be True for all of these streams."""
+        return self._behind.keys().isdisjoint(names)
+
+    def claim_all(self, names: Sequence[str]) -> None:
+        """Claim streams that may be claimed."""
+        self._behind.update(dict.fromkeys(names))
+        self.rows += len(names)
+
     def take(self, limit: int) -> Sequence[ItemT]:
-        """Take a batch of at most `limit` items; empty when no stream may go."""
+        """Take a batch of at most `limit` items, or a ready-made one; empty when no stream may go."""
         if not self._ready:
             return []
         shape = next(iter(self._ready))
         ready = self._ready.pop(shape)
-        if len(ready) <= limit:
+        batch: Sequence[ItemT]
+        if not ready:
+            batch = self._ready_made.pop(shape)
+        elif len(ready) <= limit:
             batch = list(ready)
         else:
             batch = [ready.popleft() for _ in range(limit)]
@@ -75,14 +103,14 @@ class BatchQueue(Generic[ItemT]):
         self.rows -= len(batch)
         return batch
 
-    def release(self, answered: Iterable[ItemT]) -> None:
-        """Let the next item of each stream go that one of these was taken of."""
+    def release(self, names: Iterable[str]) -> None:
+        """Let the next item of each of these streams go; they were taken before."""
         pop = self._behind.pop
-        for item in answered:
-            line = pop(item.name)
+        for name in names:
+            line = pop(name)
             if line is not None:
                 following = line.popleft()
-                self._behind[item.name] = line or None
+                self._behind[name] = line or None
                 self._make_ready(following)
 
     def __bool__(self) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from service.engine.alone import Alone
 from service.engine.audience import Audience
 from service.engine.batch_queue import BatchQueue
+from service.engine.block import Block, Columns, Results, Singles
 from service.engine.cache import StateCache
 from service.engine.crowd import Crowd
 from service.engine.decide import NO_STEP, surely_comes_after
@@ -18,7 +20,8 @@ from service.engine.peeks import Peeks
 from service.engine.pending import Pending
 from service.engine.rounds import Begins, Reroute, Rounds
 from service.engine.runner import ModelRunner, RunClock
-from service.engine.types import Done, Timestep
+from service.engine.together import Together
+from service.engine.types import Done, StreamDoor, Timestep, Timesteps
 from service.store import keys
 from service.store.record_rows import blank_head
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
     from service.store.redis import StateStore
 
+_FEWEST = 16  # rows of a block; fewer had better share a batch with others
+_NAME = attrgetter("name")
 _IN_FLIGHT = 4  # batches out at once: while one waits for the store, the next is run
 
 
@@ -69,11 +74,13 @@ class Batcher:
         self._runner = ModelRunner(served, observer)
         common: dict[str, Any] = {"runner": self._runner, "timeout": timeout, "reroute": reroute, "answered": answered}
         self._rounds = Rounds(served, store, self.cache, observer, audience, **common, begins=begins)
+        self._together = Together(served, store, self.cache, observer, audience, **common, begins=begins)
         self._peeks = Peeks(served, store, self.cache, observer, audience, **common)
         self._alone = Alone(served, store, self.cache, observer, audience, **common)
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_wait = max_wait
         self._queue: BatchQueue[Pending] = BatchQueue()
+        self._singles: Singles | None = None  # that more may be added to
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due: asyncio.Handle | None = None
         self._has_room = True  # for another batch
@@ -126,6 +133,46 @@ class Batcher:
         name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep, "peek")
         self.put(Pending(timestep, done, received, name, shape, secrets.token_bytes(16), peeks=True))
 
+    def submit_plain(
+        self, stream: StreamDoor, inputs: tuple[bytes, ...], seq: int, done: Done, received: float
+    ) -> None:
+        """Queue a timestep that says nothing but its number: what nearly all are. It goes with the next batch."""
+        name = stream.name
+        if not self._queue.claim(name):
+            self.submit(stream.timestep(inputs, seq), done, received)
+            return
+        singles = self._singles
+        if singles is None:
+            singles = self._singles = Singles()
+            self._queue.put_batch(singles)
+        singles.add((stream, name, self._names.numbered(1, seq, inputs), seq, inputs, done, received))
+        if len(singles) >= self._max_batch:
+            self._singles = None  # the next one begins another
+        if (self._has_room and self._flush_due is None) or self._max_wait:
+            self._schedule()
+
+    def takes_together(self, asked: Timesteps) -> bool:
+        """Whether timesteps that came together may go as a batch of their own.
+
+        Not so if they are too few to be worth it, or more than one batch; if they are unusual; or if one of them has
+        to wait for another.
+        """
+        return (
+            _FEWEST <= len(asked.names) <= self._max_batch
+            and asked.idempotency_key is None
+            and asked.create != "must"
+            and None not in asked.seqs
+            and asked.afters.count(None) in (0, len(asked.afters))
+            and self._queue.may_claim(asked.names)
+        )
+
+    def submit_together(self, asked: Timesteps, done: Callable[[Results], None], received: float) -> None:
+        """Queue timesteps that `takes_together`."""
+        self._queue.claim_all(asked.names)
+        self._queue.put_batch(Columns(asked, self._names.of_all(asked), received, done))
+        if (self._has_room and self._flush_due is None) or self._max_wait:
+            self._schedule()
+
     def put(self, pending: Pending) -> None:
         """Queue a timestep that was named before."""
         self._queue.put(pending)
@@ -152,6 +199,10 @@ class Batcher:
         self._flush_due = None
         while self._queue and len(self._tasks) < _IN_FLIGHT:
             batch = self._queue.take(self._max_batch)
+            if isinstance(batch, Singles):
+                batch.close()
+                if batch is self._singles:
+                    self._singles = None
             task = asyncio.create_task(self._process(batch))
             self._tasks.add(task)
             task.add_done_callback(self._finished)
@@ -163,14 +214,16 @@ class Batcher:
         if self._queue:
             self._schedule()
 
-    def _way_of(self, pending: Pending) -> Rounds:
-        if pending.peeks:
+    def _way_of(self, batch: Sequence[Pending]) -> Rounds:
+        if isinstance(batch, Block):
+            return self._together
+        if batch[0].peeks:
             return self._peeks
-        return self._rounds if pending.timestep.life != "none" else self._alone
+        return self._rounds if batch[0].timestep.life != "none" else self._alone
 
     async def _process(self, batch: Sequence[Pending]) -> None:
         try:
-            await self._way_of(batch[0]).take(batch)
+            await self._way_of(batch).take(batch)
         finally:
             self._done += len(batch)
-            self._queue.release(batch)
+            self._queue.release(batch.names if isinstance(batch, Block) else map(_NAME, batch))

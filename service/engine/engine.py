@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from service.engine.audience import Audience
 from service.engine.batch import last_prediction
 from service.engine.batcher import Batcher
+from service.engine.block import Results
 from service.engine.copies import Copies
 from service.engine.models import ModelShelf, ServedModel
 from service.engine.observer import EngineObserver
@@ -25,10 +26,12 @@ from service.engine.types import (
     Prediction,
     RolledOut,
     RolloutAsk,
+    StreamDoor,
     StreamKey,
     StreamPage,
     StreamStatus,
     Timestep,
+    Timesteps,
 )
 from service.engine.watchdog import Watchdog
 from service.engine.watchers import Watchers
@@ -156,6 +159,44 @@ class Engine:
             return
         batcher.submit(timestep, done, now)
         self._open += 1
+
+    def submit_plain(
+        self, stream: StreamDoor, inputs: tuple[bytes, ...], seq: int, done: Done, *, served: ServedModel
+    ) -> None:
+        """Move a stream by one timestep that says nothing but its number; otherwise as `submit`."""
+        batcher = self._batchers.get(served) or self._batcher(served)
+        now = batcher.time()
+        try:
+            if self._rates is not None:
+                self._rates.demand(stream.key.tenant, 1, now)
+            if self.draining or self._open >= self._alarm:
+                self._demand_room(batcher)
+        except ServiceError as exc:
+            done(exc)
+            return
+        batcher.submit_plain(stream, inputs, seq, done, now)
+        self._open += 1
+
+    def submit_together(self, asked: Timesteps, done: Callable[[Results], None], served: ServedModel) -> bool:
+        """Move many streams in one go, if nothing about them is unusual; otherwise as `submit`.
+
+        Args:
+            asked: The requests.
+            done: Takes the answers.
+            served: What the shelf has for their model and version.
+
+        Returns:
+            False: It was not begun; they are to be submitted one by one, which may refuse some of them.
+        """
+        batcher, rows = self._batchers.get(served) or self._batcher(served), len(asked.names)
+        if self.draining or self._open + rows > self._alarm or not batcher.takes_together(asked):
+            return False
+        now = batcher.time()
+        if self._rates is not None and not self._rates.allows(asked.keys[0].tenant, asked.length * rows, now):
+            return False
+        batcher.submit_together(asked, done, now)
+        self._open += rows
+        return True
 
     async def advance(self, timestep: Timestep) -> Prediction:
         """Move a stream and return its prediction, which is committed.

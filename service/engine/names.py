@@ -9,7 +9,7 @@ import struct
 from typing import Any
 
 from model_export.manifest import Manifest
-from service.engine.types import Timestep
+from service.engine.types import Timestep, Timesteps
 from service.store.record import digest16
 
 _PLACE = struct.Struct("<IQ").pack
@@ -49,6 +49,17 @@ class RequestNames:
         h = self._numbered.copy()
         h.update(_PLACE(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
         return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
+
+    def of_all(self, asked: Timesteps) -> list[bytes]:
+        """Return the name of each of several requests."""
+        if asked.idempotency_key is not None or None in asked.seqs or asked.afters.count(None) < len(asked.afters):
+            return [self.of(timestep) for timestep in asked.each()]
+        begun, length, names = self._numbered.copy, asked.length, []
+        for seq, inputs in zip(asked.seqs, asked.packed, strict=True):
+            h = begun()
+            h.update(_PLACE(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
+            names.append(h.digest())
+        return names
 
     def of(self, timestep: Timestep) -> bytes:
         """Return the name of a request, 16 bytes."""

@@ -28,7 +28,7 @@ class Peeks(Rounds):
         heads, states = self._cache.heads(blank), self._cache.states(blank)
         self._fill_in(rows, heads, states)
         length, keep = rows[0].timestep.length, rows[0].timestep.keep
-        ran = await self._runner.run([row.timestep.inputs for row in rows], length, states)
+        ran = await self._runner.run(self._inputs_of(rows), states)
         for at, error in ran.refused.items():
             self._answer(rows[at], error)
         good = rows if ran.rows is None else [rows[at] for at in ran.rows]

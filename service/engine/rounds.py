@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -26,7 +26,7 @@ from service.engine.replay import replayed
 from service.engine.runner import ModelRunner
 from service.engine.types import BEGINS, ENDS, Made, Prediction
 from service.errors import ServiceError
-from service.store.commits import FORGET, Commit, Outcome, RowCommits
+from service.store.commits import FORGET, Commit, Commits, Outcome, RowCommits
 from service.store.record import HAD_KEY, HEADER_BYTES, KeyEntry, Kind, Record, decode, next_chains
 from service.store.record_rows import encode_rows, guard_rows, heads_of
 
@@ -41,6 +41,37 @@ _log = logging.getLogger(__name__)
 
 Reroute = Callable[[Pending, bytes], bool]
 Begins = Callable[[str], None]
+
+
+class Moved(NamedTuple):
+    """Where the rows of a batch were brought, in columns.
+
+    Attributes:
+        names: Where the store has their streams.
+        heads: `(rows,)` of `HEAD`.
+        states: `(rows, bytes)` uint8.
+        refreshed: When their expiry had been set, `(rows,)` float64.
+        outputs: What is answered, `(rows, T', *row)` by name.
+        chains: Their histories, 16 bytes each.
+    """
+
+    names: Sequence[str]
+    heads: Array
+    states: Array
+    refreshed: Array
+    outputs: Mapping[str, Array]
+    chains: Sequence[bytes]
+
+    def only(self, places: Sequence[int]) -> Moved:
+        """Return some of the rows."""
+        return Moved(
+            [self.names[at] for at in places],
+            self.heads[places],
+            self.states[places],
+            self.refreshed[places],
+            {name: array[places] for name, array in self.outputs.items()},
+            [self.chains[at] for at in places],
+        )
 
 
 class Rounds:
@@ -95,7 +126,7 @@ class Rounds:
         try:
             rows = batch
             while rows:
-                oldest = min([row.received for row in rows])
+                oldest = self._oldest(rows)
                 if oldest > self._time() - self._timeout:
                     rows = await self._round(rows, oldest + self._timeout)
                 else:
@@ -115,6 +146,13 @@ class Rounds:
                 if error.applied != "no":
                     self._cache.drop(row.name)
                 self._answer(row, error)
+
+    def _oldest(self, rows: Sequence[Pending]) -> float:
+        """Return when the first of the rows came."""
+        return min([row.received for row in rows])
+
+    def _inputs_of(self, rows: Sequence[Pending]) -> dict[str, Array]:
+        return self._runner.inputs([row.timestep.inputs for row in rows], rows[0].timestep.length)
 
     def _in_time(self, rows: Sequence[Pending]) -> Sequence[Pending]:
         latest = self._time() - self._timeout
@@ -141,7 +179,7 @@ class Rounds:
                 rows, heads, states, refreshed = [rows[at] for at in run], heads[run], states[run], refreshed[run]
         if fresh or rows[0].timestep.life in BEGINS:
             self._fill_in(rows, heads, states)
-        ran = await self._runner.run([row.timestep.inputs for row in rows], rows[0].timestep.length, states)
+        ran = await self._runner.run(self._inputs_of(rows), states)
         if ran.rows is not None:
             for at, error in ran.refused.items():
                 self._answer(rows[at], error)
@@ -309,7 +347,7 @@ class Rounds:
         if (life := rows[0].timestep.life) in BEGINS:
             self._begin_anew(rows, heads)
         keyed = [at for at, row in enumerate(rows) if row.timestep.idempotency_key is not None]
-        chains = self._step_on(rows, heads, keyed)
+        chains = self._step_on([row.op_id for row in rows], rows[0].timestep.length, heads, keyed)
         encode_rows(plain.records, heads, packed, states)
         begun = [at for at, row in enumerate(rows) if row.fresh and row.view is None]
         commits: Sequence[Commit] = plain
@@ -330,26 +368,31 @@ class Rounds:
             commits, deadline=deadline, refreshed=float(refreshed.min()), tellings=tellings
         )
         self._observer.store("commit", time.perf_counter() - began)
-        others = answers.others
-        if others:
+        return self._settle(rows, Moved(names, heads, states, refreshed, outputs, chains), begun, answers)
+
+    def _settle(self, rows: Sequence[Pending], moved: Moved, begun: list[int], answers: Commits) -> list[Pending]:
+        """Answer the rows that were applied, and return those that have to come round again."""
+        if others := answers.others:
             done = [at for at in range(len(rows)) if at not in others]
-            again = [rows[at] for at, answer in others.items() if self._conflicted(rows[at], answer, heads[at])]
+            again = [rows[at] for at, answer in others.items() if self._conflicted(rows[at], answer, moved.heads[at])]
             self._observer.conflicts(len(again))
-            rows, heads, states, refreshed = [rows[at] for at in done], heads[done], states[done], refreshed[done]
-            begun, chains = [done.index(at) for at in begun if at not in others], [chains[at] for at in done]
-            outputs = {name: array[done] for name, array in outputs.items()}
-            names = [row.name for row in rows]
+            rows, moved = [rows[at] for at in done], moved.only(done)
+            begun = [done.index(at) for at in begun if at not in others]
         else:
             again = []
         if rows:
-            if life in ENDS:
-                for name in names:
+            if rows[0].timestep.life in ENDS:
+                for name in moved.names:
                     self._cache.drop(name)
             else:
-                live = refreshed if answers.refreshed is None else answers.refreshed
-                self._cache.put(names, heads, states, live)
-            self._answer_applied(rows, Made(outputs), heads["step"].tolist(), chains, begun)
+                self._remember(moved, answers)
+            self._answer_applied(rows, Made(moved.outputs), moved.heads["step"].tolist(), moved.chains, begun)
         return again
+
+    def _remember(self, moved: Moved, answers: Commits) -> None:
+        """Keep what the store now holds."""
+        live = moved.refreshed if answers.refreshed is None else answers.refreshed
+        self._cache.put(moved.names, moved.heads, moved.states, live)
 
     def _begin_anew(self, rows: Sequence[Pending], heads: Array) -> None:
         """Bring headers to where a reset would bring them; the history goes on, so no late request finds it again."""
@@ -360,11 +403,9 @@ class Rounds:
         heads["chain"] = np.frombuffer(b"".join(chains), "V16")
         heads["fingerprint"] = np.frombuffer(fingerprint, "V8")
 
-    def _step_on(self, rows: Sequence[Pending], heads: Array, keyed: Sequence[int]) -> list[bytes]:
+    def _step_on(self, op_ids: Sequence[bytes], length: int, heads: Array, keyed: Sequence[int] = ()) -> list[bytes]:
         """Bring headers to where the step brings them; return their histories. Some rows have an idempotency key."""
-        op_ids = [row.op_id for row in rows]
         chains = next_chains(heads["chain"].tolist(), Kind.STEP, op_ids, self._served.fingerprint)
-        length = rows[0].timestep.length
         heads["step"] += length
         heads["length"] = length
         heads["flags"] = Kind.STEP

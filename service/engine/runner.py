@@ -91,33 +91,42 @@ class ModelRunner:
         """Let the thread go."""
         self._thread.shutdown(wait=False)
 
-    async def run(self, data: Sequence[Sequence[bytes]], length: int, states: Array) -> Ran:
-        """Run a batch; where onnxruntime refuses it, run its rows alone, so that only the bad ones fail.
+    def inputs(self, data: Sequence[Sequence[bytes]], length: int) -> dict[str, Array]:
+        """Return the inputs of a batch, `(rows, T, *row)`.
 
         Args:
             data: Each row's bytes of each input, in the order of their names.
             length: T, the timesteps of each row.
+        """
+        rows = len(data)
+        return {
+            spec.name: np.frombuffer(b"".join(column), spec.dtype).reshape(rows, length, *spec.row_shape)
+            for spec, column in zip(self._inputs, zip(*data, strict=True), strict=True)
+        }
+
+    async def run(self, inputs: Mapping[str, Array], states: Array) -> Ran:
+        """Run a batch; where onnxruntime refuses it, run its rows alone, so that only the bad ones fail.
+
+        Args:
+            inputs: `(rows, T, *row)` of its declared dtype by input.
             states: Packed states, `(rows, bytes)` uint8.
 
         Raises:
             ServiceError: `model_timeout`: the run took too long, and nothing came of it.
         """
         try:
-            outputs, after = await self._run(data, length, states)
+            outputs, after = await self._run(inputs, states)
         except ModelTimeoutError as exc:
             raise ServiceError("model_timeout", exc.problem, fix=exc.fix) from exc
         except ModelLoadError as exc:
-            if len(data) == 1:
+            if len(states) == 1:
                 return Ran({}, states[:0], [], {0: unrunnable(exc)})
-            return _joined([await self.run([row], length, states[at : at + 1]) for at, row in enumerate(data)])
+            alone = [slice(at, at + 1) for at in range(len(states))]
+            return _joined([await self.run({n: a[row] for n, a in inputs.items()}, states[row]) for row in alone])
         return self._finite(outputs, after)
 
-    async def _run(self, data: Sequence[Sequence[bytes]], length: int, states: Array) -> tuple[dict[str, Array], Array]:
-        rows = len(data)
-        inputs = {
-            spec.name: np.frombuffer(b"".join(column), spec.dtype).reshape(rows, length, *spec.row_shape)
-            for spec, column in zip(self._inputs, zip(*data, strict=True), strict=True)
-        }
+    async def _run(self, inputs: Mapping[str, Array], states: Array) -> tuple[dict[str, Array], Array]:
+        rows, length = next(iter(inputs.values())).shape[:2]
         began = time.perf_counter()
         if self.clock.seconds_per_row * rows * length < INLINE_S:
             result = self._execute(inputs, states)

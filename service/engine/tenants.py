@@ -52,6 +52,16 @@ class TenantRates:
             self._forget_full(now)
         self._buckets[tenant] = left - n, now
 
+    def allows(self, tenant: str, n: int, now: float) -> bool:
+        """Take from a tenant's bucket if it has that much; arguments as for `demand`."""
+        if n > self._most:
+            return False
+        try:
+            self.demand(tenant, n, now)
+        except ServiceError:
+            return False
+        return True
+
     def _forget_full(self, now: float) -> None:
         full = [name for name, (left, then) in self._buckets.items() if left + (now - then) * self._rate >= self._most]
         for name in full:

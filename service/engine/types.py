@@ -72,6 +72,62 @@ class Timestep(Struct, frozen=True, gc=False):
     name: str = ""
 
 
+class StreamDoor(Struct, frozen=True, gc=False):
+    """A stream, as one door reaches it: what is common to timesteps that say nothing but their number.
+
+    Attributes:
+        key: The stream.
+        name: Where the store has it.
+        version: As a `Timestep`'s.
+        door: As a `Timestep`'s.
+    """
+
+    key: StreamKey
+    name: str
+    version: int | None
+    door: Door
+
+    def timestep(self, inputs: tuple[bytes, ...], seq: int) -> Timestep:
+        """Return such a timestep."""
+        return Timestep(self.key, inputs, seq=seq, version=self.version, door=self.door, name=self.name)
+
+
+class Timesteps(Struct, frozen=True, gc=False):
+    """Requests that came together, alike, each to move another stream; attributes as a `Timestep`'s, in columns.
+
+    Attributes:
+        keys: The streams.
+        names: Where the store has each.
+        inputs: `(rows, T, *row)` of its declared dtype by input, checked and finite.
+        packed: Each row's bytes of each input, in the order of the inputs' names.
+        seqs: One per row, or None.
+        afters: One per row, or None.
+    """
+
+    keys: Sequence[StreamKey]
+    names: list[str]
+    inputs: Mapping[str, Array]
+    packed: Sequence[tuple[bytes, ...]]
+    length: int
+    seqs: Sequence[int | None]
+    afters: Sequence[bytes | None]
+    create: Create
+    idempotency_key: str | None
+    keep: Return
+    version: int | None
+    door: Door
+
+    def each(self) -> list[Timestep]:
+        """Return every request by itself."""
+        length, create, key, keep = self.length, self.create, self.idempotency_key, self.keep
+        version, door = self.version, self.door
+        rows = zip(self.keys, self.packed, self.seqs, self.afters, self.names, strict=True)
+        return [
+            Timestep(stream, inputs, length, seq, after, create, key, keep, version, door, "on", name)
+            for stream, inputs, seq, after, name in rows
+        ]
+
+
 class Made:
     """What a model made of a batch.
 
@@ -113,6 +169,22 @@ class Prediction(Struct, frozen=True, gc=False):
     def outputs(self) -> dict[str, Array]:
         """One array per answered output, `(T', *row)`."""
         return {name: array[self.row] for name, array in self.made.arrays.items()}
+
+
+class Predictions(Struct, frozen=True, gc=False):
+    """The committed answers to `Timesteps`, all applied now, to streams that were there.
+
+    Attributes:
+        made: What was made of them, in their order.
+        steps: As a `Prediction`'s `step`, one per row.
+        state_ids: As its `state_id`, one per row.
+        version: The model version that made them.
+    """
+
+    made: Made
+    steps: Sequence[int]
+    state_ids: Sequence[bytes]
+    version: int
 
 
 @dataclass(frozen=True, slots=True)

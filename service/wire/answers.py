@@ -71,6 +71,25 @@ class Answered(Protocol):
         ...
 
 
+class AllAnswered(Protocol):
+    """The committed steps of many streams: what `service.engine.types.Predictions` has."""
+
+    @property
+    def made(self) -> Batch:
+        """What was made of them, row by row."""
+        ...
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """As `Answered` has it, for each."""
+        ...
+
+    @property
+    def state_ids(self) -> Sequence[bytes]:
+        """As `Answered` has it, for each."""
+        ...
+
+
 def write_step(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> bytes:
     """Return the answer to a step or a chunk, written out: `step_answer` in `form`, made in one go where it is hot."""
     if form is not JSON or chunk:
@@ -123,6 +142,24 @@ def step_answer(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "
     if answered.created:
         answer["created"] = True
     return answer
+
+
+def columns_of(
+    answered: AllAnswered, specs: Sequence[OutputSpec], form: Format, *, chunk: bool, keep: Keep
+) -> dict[str, Any]:
+    """Return the answer to columns where every stream moved, none for the second time; otherwise see `bulk_answer`."""
+    rows, arrays = len(answered.steps), answered.made.arrays
+    outputs = {}
+    for spec in specs if keep != "none" else ():
+        array = arrays[spec.name]
+        shape = array.shape if chunk and keep == "all" else (rows, *spec.row_shape)
+        outputs[spec.name] = tensor(array.reshape(shape).astype(spec.dtype, copy=False), form)
+    return {
+        "outputs": outputs,
+        "step": answered.steps,
+        "state_id": encode_state_ids(answered.state_ids),
+        "errors": {},
+    }
 
 
 def bulk_answer(

@@ -1,0 +1,235 @@
+"""`Block`: a batch in columns, from the door to the answer. Does no I/O.
+
+As long as everything goes its usual way, nothing is made for a single one of its timesteps; looked at as a sequence of
+rows, it makes them.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import count
+from typing import overload
+
+import numpy as np
+
+from model_export.manifest import Array
+from service.engine.decide import surely_comes_after
+from service.engine.pending import Pending
+from service.engine.types import (
+    Done,
+    Door,
+    Made,
+    Prediction,
+    Predictions,
+    Return,
+    StreamDoor,
+    Timestep,
+    Timesteps,
+)
+from service.errors import ServiceError
+
+_log = logging.getLogger(__name__)
+
+Result = Prediction | ServiceError
+Results = Predictions | list[Result]
+"""The answers to timesteps that came together: in columns where all went its usual way, else one by one."""
+
+
+class Gathering:
+    """Gathers the answers to timesteps that are moved one by one, until all are there."""
+
+    __slots__ = ("_done", "_left", "_results")
+
+    def __init__(self, asked: Sequence[Timestep | ServiceError], done: Callable[[list[Result]], None]) -> None:
+        """Begin; where nothing is to be waited for, all is done at once.
+
+        Args:
+            asked: The requests, or what is wrong with them.
+            done: Takes the answers, in the same order.
+        """
+        self._results: list[Result] = list(asked)  # type: ignore[arg-type]  # until they are there
+        self._left = sum([not isinstance(one, ServiceError) for one in asked])
+        self._done = done
+        if not self._left:
+            done(self._results)
+
+    def take(self, i: int, result: Result) -> None:
+        """Take an answer."""
+        self._results[i] = result
+        self._left -= 1
+        if not self._left:
+            self._done(self._results)
+
+
+class Block(Sequence[Pending]):
+    """Timesteps of different streams, alike, without idempotency keys; each says with `seq` where it belongs.
+
+    Attributes:
+        names: Where the store has their streams.
+        op_ids: Names of the operations, 16 bytes each.
+        length: T of each.
+        keep: Which of its predictions are wanted, and kept.
+        oldest: When the first of them came, on the loop's clock.
+        doors: How many of them came which way.
+        answered: All are answered.
+    """
+
+    names: Sequence[str]
+    op_ids: Sequence[bytes]
+    length: int
+    keep: Return
+    oldest: float
+    doors: Mapping[Door, int]
+    answered: bool = False
+    _seqs: Sequence[int | None]
+    _afters: Sequence[bytes | None] = ()
+
+    @abstractmethod
+    def inputs(self, join: Callable[[Sequence[Sequence[bytes]], int], dict[str, Array]]) -> Mapping[str, Array]:
+        """Return each input, `(rows, T, *row)`.
+
+        Args:
+            join: Makes that of each row's bytes of each input, and T.
+        """
+
+    @abstractmethod
+    def answer(self, made: Made, steps: Sequence[int], chains: Sequence[bytes], version: int) -> None:
+        """Answer all: they were applied now, to streams that were there. Nothing is raised."""
+
+    @abstractmethod
+    def waited(self, now: float) -> Sequence[float]:
+        """Return the seconds since each of them came."""
+
+    @abstractmethod
+    def _made(self) -> list[Pending]: ...
+
+    @cached_property
+    def _rows(self) -> list[Pending]:
+        return self._made()
+
+    def follows(self, heads: Array) -> Array:
+        """Say which of them surely apply to records of their model: see `decide.surely_applies`."""
+        sure: Array = heads["step"].view(np.int64) == np.array(self._seqs, np.int64) - 1
+        if self._afters and self._afters[0] is not None:
+            sure &= heads["chain"] == np.frombuffer(b"".join(self._afters), "V16")  # type: ignore[arg-type]
+        return sure
+
+    def __len__(self) -> int:
+        return len(self.op_ids)
+
+    @overload
+    def __getitem__(self, at: int) -> Pending: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Pending]: ...
+
+    def __getitem__(self, at: int | slice) -> Pending | Sequence[Pending]:
+        return self._rows[at]
+
+
+class Columns(Block):
+    """Timesteps that one message brought."""
+
+    def __init__(
+        self, asked: Timesteps, op_ids: Sequence[bytes], received: float, done: Callable[[Results], None]
+    ) -> None:
+        """Begin.
+
+        Args:
+            asked: The requests; either all or none say `after`.
+            op_ids: Names of the operations.
+            received: When they came.
+            done: Takes the answers.
+        """
+        self.names, self.op_ids = asked.names, op_ids
+        self.length, self.keep = asked.length, asked.keep
+        self.oldest, self.doors = received, {asked.door: len(op_ids)}
+        self._seqs, self._afters = asked.seqs, asked.afters
+        self._asked = asked
+        self._done = done
+
+    def inputs(self, join: Callable[[Sequence[Sequence[bytes]], int], dict[str, Array]]) -> Mapping[str, Array]:
+        """Return each input as it came."""
+        return self._asked.inputs
+
+    def answer(self, made: Made, steps: Sequence[int], chains: Sequence[bytes], version: int) -> None:
+        """Answer all in columns."""
+        self.answered = True
+        try:
+            self._done(Predictions(made, steps, chains, version))
+        except Exception:  # noqa: BLE001 - the waiter's fault; what was committed stays so
+            _log.exception("Taking an answer failed")
+
+    def waited(self, now: float) -> Sequence[float]:
+        """Return the same of each."""
+        return [now - self.oldest] * len(self)
+
+    def _made(self) -> list[Pending]:
+        asked = self._asked.each()
+        gathering = Gathering(asked, self._done)
+        shape = self.length if self.keep == "all" else (self.length, self.keep, "on")
+        return [
+            Pending(
+                ask,
+                partial(gathering.take, at),
+                self.oldest,
+                ask.name,
+                shape,
+                op_id,
+                surely_comes_after(ask),
+                answered=self.answered,
+            )
+            for at, (ask, op_id) in enumerate(zip(asked, self.op_ids, strict=True))
+        ]
+
+
+class Singles(Block):
+    """Timesteps that came one by one, each with nothing but its number. They are looked at once it is closed."""
+
+    length = 1
+    keep: Return = "all"
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._added: list[tuple[StreamDoor, str, bytes, int, tuple[bytes, ...], Done, float]] = []
+        self.add = self._added.append
+        """Add one: stream, its name, the operation's, number, bytes of each input, who takes the answer, receipt."""
+
+    def close(self) -> None:
+        """Take no more."""
+        streams, self.names, self.op_ids, self._seqs, self._packed, self._dones, self._received = zip(
+            *self._added, strict=True
+        )
+        self._streams = streams
+        self.oldest = self._received[0]
+        self.doors = Counter([stream.door for stream in streams])
+
+    def inputs(self, join: Callable[[Sequence[Sequence[bytes]], int], dict[str, Array]]) -> Mapping[str, Array]:
+        """Return what each brought, joined."""
+        return join(self._packed, 1)
+
+    def answer(self, made: Made, steps: Sequence[int], chains: Sequence[bytes], version: int) -> None:
+        """Answer each."""
+        self.answered = True
+        for at, done, step, chain in zip(count(), self._dones, steps, chains, strict=False):
+            try:
+                done(Prediction(made, at, step, chain, False, False, version))
+            except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
+                _log.exception("Taking an answer failed")
+
+    def waited(self, now: float) -> Sequence[float]:
+        """Return it of each."""
+        return [now - received for received in self._received]
+
+    def _made(self) -> list[Pending]:
+        return [
+            Pending(stream.timestep(inputs, seq), done, received, name, 1, op_id, seq - 1, answered=self.answered)
+            for stream, name, op_id, seq, inputs, done, received in self._added
+        ]
+
+    def __len__(self) -> int:
+        return len(self._added)

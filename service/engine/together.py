@@ -1,0 +1,64 @@
+"""`Together`: the way of blocks, whose timesteps go through in columns as long as nothing about them is unusual."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.engine.batch import kept, pack_outputs
+from service.engine.block import Block
+from service.engine.cache import MISSING
+from service.engine.pending import Pending
+from service.engine.rounds import Moved, Rounds
+from service.engine.types import Made
+from service.store.commits import RowCommits
+from service.store.record import HEADER_BYTES
+from service.store.record_rows import encode_rows, guard_rows
+
+
+class Together(Rounds):
+    """Takes blocks in one go, and whatever is unusual about one of them row by row."""
+
+    def _oldest(self, rows: Sequence[Pending]) -> float:
+        return rows.oldest if isinstance(rows, Block) else super()._oldest(rows)
+
+    async def _round(self, rows: Sequence[Pending], deadline: float) -> Sequence[Pending]:
+        if isinstance(rows, Block):
+            return await self._whole(rows, deadline)
+        return await super()._round(rows, deadline)
+
+    async def _whole(self, block: Block, deadline: float) -> Sequence[Pending]:
+        """Take a block whose records are all here and surely the ones that it follows; return what is left to do."""
+        names, served = block.names, self._served
+        slots = self._cache.find(names)
+        heads = self._cache.heads(slots)
+        sure = block.follows(heads)
+        sure &= slots != MISSING
+        if np.count_nonzero(sure) < len(names) or self._audience.hears(served.name):
+            return list(block)
+        self._observer.cache(len(names), 0)
+        states, refreshed = self._cache.states(slots), self._cache.refreshed(slots)
+        ran = await self._runner.run(block.inputs(self._runner.inputs), states)
+        if ran.rows is not None:
+            return list(block)  # to find out which of them it is; nothing was committed
+        outputs, states = kept(block.keep, ran.outputs), ran.states
+        packed = pack_outputs(served.manifest.answered, outputs, len(names))
+        commits = RowCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
+        commits.guards[:] = guard_rows(heads)
+        chains = self._step_on(block.op_ids, block.length, heads)
+        encode_rows(commits.records, heads, packed, states)
+        began = time.perf_counter()
+        answers = await self._store.commit(commits, deadline=deadline, refreshed=float(refreshed.min()))
+        self._observer.store("commit", time.perf_counter() - began)
+        moved = Moved(names, heads, states, refreshed, outputs, chains)
+        if answers.others:
+            return self._settle(list(block), moved, [], answers)
+        self._remember(moved, answers)
+        block.answer(Made(outputs), heads["step"].tolist(), chains, served.version)
+        self._answered(len(names))
+        self._observer.answered(served.name, block.waited(self._time()))
+        for door, rows in block.doors.items():
+            self._observer.applied(served.name, door, rows * block.length)
+        return []
