@@ -46,6 +46,7 @@ class Mutant:
 _DECIDE = ("tests/engine/test_decide.py",)
 _ENGINE = "tests/engine/test_engine.py::"
 _LAWS = "tests/store/test_laws.py::"
+_TOGETHER = "tests/engine/test_together.py::"
 _LIVES = "tests/engine/test_lives.py::"
 
 NO_COMPARE_AND_SET = Mutant(
@@ -107,6 +108,34 @@ MUTANTS = (
         "sure &= slots != MISSING",
         "sure = slots != MISSING",
         (f"{_ENGINE}test_a_retry_gets_the_first_answer",),
+    ),
+    Mutant(
+        "the cache decides about columns",
+        "service/engine/together.py",
+        "sure &= slots != MISSING",
+        "sure = slots != MISSING",
+        (f"{_TOGETHER}test_any_mixture_of_doors_and_workers_folds_every_stream",),
+    ),
+    Mutant(
+        "`after` is not looked at in columns",
+        "service/engine/block.py",
+        'sure &= heads["chain"] ==',
+        'sure |= heads["chain"] ==',
+        (f"{_TOGETHER}test_after_is_held_against_each_stream",),
+    ),
+    Mutant(
+        "columns count as applied whatever the store says",
+        "service/engine/together.py",
+        "if answers.others:",
+        "if False:",
+        (f"{_TOGETHER}test_a_stream_that_another_worker_moved_is_refused_alone",),
+    ),
+    Mutant(
+        "columns do not wait for their streams",
+        "service/engine/batch_queue.py",
+        "return self._behind.keys().isdisjoint(names)",
+        "return True",
+        (f"{_TOGETHER}test_columns_behind_a_timestep_of_one_of_their_streams_wait_for_it",),
     ),
     Mutant(
         "the position is not in an operation's name",

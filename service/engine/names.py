@@ -52,14 +52,13 @@ class RequestNames:
 
     def of_all(self, asked: Timesteps) -> list[bytes]:
         """Return the name of each of several requests."""
-        if asked.idempotency_key is not None or None in asked.seqs or asked.afters.count(None) < len(asked.afters):
+        if asked.idempotency_key is not None or asked.afters.count(None) < len(asked.afters):
             return [self.of(timestep) for timestep in asked.each()]
-        begun, length, names = self._numbered.copy, asked.length, []
-        for seq, inputs in zip(asked.seqs, asked.packed, strict=True):
-            h = begun()
-            h.update(_PLACE(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
-            names.append(h.digest())
-        return names
+        length = asked.length
+        return [
+            self._new_name() if seq is None else self.numbered(length, seq, inputs)
+            for seq, inputs in zip(asked.seqs, asked.packed, strict=True)
+        ]
 
     def of(self, timestep: Timestep) -> bytes:
         """Return the name of a request, 16 bytes."""

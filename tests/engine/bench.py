@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from model_export.step_model import StepModel
+from service.engine.block import Results
 from service.engine.engine import Engine, EngineOptions
 from service.engine.models import ModelShelf
 from service.engine.observer import EngineObserver
-from service.engine.types import Prediction, StreamKey, Timestep
+from service.engine.types import Prediction, Predictions, StreamDoor, StreamKey, Timestep, Timesteps
 from service.errors import ServiceError
 from service.store.redis import StateStore
 from tests.graphs import Built, write_model
@@ -75,6 +76,52 @@ def chunk(stream: str, xs: Sequence[int], *, model: str = FOLD, **more: Any) -> 
 def ys(prediction: Prediction) -> list[int]:
     """The predictions of a model whose output `y` has shape [1]."""
     return [int(y) for y in prediction.outputs["y"][:, 0]]
+
+
+async def move(engine: Engine, timestep: Timestep) -> Prediction:
+    """Move a stream as the doors do: what says nothing but its number goes together with others like it."""
+    plain = Timestep(timestep.key, timestep.inputs, seq=timestep.seq)
+    if timestep.seq is None or timestep != plain:
+        return await engine.advance(timestep)
+    answer: asyncio.Future[Prediction | ServiceError] = asyncio.get_running_loop().create_future()
+    stream = StreamDoor(timestep.key, timestep.key.name, None, "http")
+    engine.submit_plain(
+        stream, timestep.inputs, timestep.seq, answer.set_result, served=engine.shelf.get(timestep.key.model)
+    )
+    found = await answer
+    if isinstance(found, ServiceError):
+        raise found
+    return found
+
+
+async def move_together(
+    engine: Engine, rows: Mapping[str, tuple[Sequence[int], int]], **more: Any
+) -> dict[str, Prediction | ServiceError] | None:
+    """Move streams in columns, None where those would have to go one by one.
+
+    Args:
+        engine: The worker's.
+        rows: The inputs of each stream, all equally long, and `seq`.
+        more: Fields of the `Timesteps`.
+    """
+    keys = [StreamKey("default", FOLD, stream) for stream in rows]
+    xs = np.array([xs for xs, _ in rows.values()], np.int64)[:, :, None]
+    usual: dict[str, Any] = {
+        "seqs": [seq for _, seq in rows.values()], "afters": [None] * len(keys), "create": "auto",
+        "idempotency_key": None, "keep": "all", "version": None, "door": "websocket",
+    }  # fmt: skip
+    asked = Timesteps(
+        keys=keys, names=[key.name for key in keys], inputs={"x": xs}, packed=[(row.tobytes(),) for row in xs],
+        length=xs.shape[1], **usual | more,
+    )  # fmt: skip
+    answer: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
+    if not engine.submit_together(asked, answer.set_result, engine.shelf.get(FOLD)):
+        return None
+    found = await answer
+    if isinstance(found, Predictions):
+        each = zip(found.steps, found.state_ids, strict=True)
+        found = [Prediction(found.made, at, step, chain) for at, (step, chain) in enumerate(each)]
+    return dict(zip(rows, found, strict=True))
 
 
 async def refusal(engine: Engine, timestep: Timestep) -> ServiceError:

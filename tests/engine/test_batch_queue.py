@@ -25,6 +25,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue: BatchQueue[Item] = BatchQueue()
         self.waiting: list[Item] = []
         self.out: dict[str, Item] = {}
+        self.made: list[Item] | None = None  # a ready-made batch that more may be put in
         self.count = 0
 
     @rule(key=st.sampled_from("abcde"), shape=st.sampled_from([1, 1, 1, 4]))
@@ -34,6 +35,21 @@ class QueueMachine(RuleBasedStateMachine):
         self.waiting.append(item)
         self.queue.put(item)
 
+    @rule(key=st.sampled_from("abcde"))
+    def put_in_a_ready_made_batch(self, key: str) -> None:
+        is_free = key not in self.out and key not in {item.name for item in self.waiting}
+        assert self.queue.may_claim([key]) is is_free
+        if not self.queue.claim(key):
+            assert not is_free
+            return
+        assert is_free
+        if self.made is None:
+            self.made = []
+            self.queue.put_batch(self.made)
+        self.count += 1
+        self.made.append(Item(key, 7, self.count))
+        self.waiting.append(self.made[-1])
+
     @rule(limit=st.integers(1, 4))
     def take(self, limit: int) -> None:
         first = {i.name: i for i in reversed(self.waiting) if i.name not in self.out}
@@ -41,7 +57,9 @@ class QueueMachine(RuleBasedStateMachine):
 
         assert bool(batch) == bool(first), "something may go exactly when a stream waits that is not out"
         assert len({item.shape for item in batch}) <= 1
-        assert len(batch) <= limit
+        assert batch is self.made or len(batch) <= limit
+        if batch is self.made:
+            self.made = None
         for item in batch:
             assert first[item.name] == item, "one per stream, and its oldest"
             self.waiting.remove(item)
@@ -80,6 +98,22 @@ def test_a_busy_stream_does_not_hold_up_the_others() -> None:
     queue.release([item.name for item in taken])
 
     assert [item.name for item in queue.take(2)] == ["calm", "busy"]
+
+
+def test_ready_made_batches_and_others_take_turns() -> None:
+    queue: BatchQueue[Item] = BatchQueue()
+    for number in range(2):
+        queue.put(Item(f"step{number}", 1, number))
+    together = [Item(name, 1, number) for number, name in enumerate("abc", 2)]
+    queue.claim_all("abc")
+    queue.put_batch(together)
+    queue.put(Item("a", 1, 5))
+
+    batches = [queue.take(1), queue.take(1), queue.take(1), queue.take(1)]
+    queue.release("abc")
+
+    assert [[item.name for item in batch] for batch in batches] == [["step0"], ["a", "b", "c"], ["step1"], []]
+    assert [item.number for item in queue.take(9)] == [5]
 
 
 def test_chunks_and_single_steps_take_turns() -> None:

@@ -1,0 +1,203 @@
+"""Timesteps in columns: the same answers as one by one, whatever is the matter with one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.engine.engine import Engine, EngineOptions
+from service.engine.types import Prediction, StreamDoor, StreamKey, Timestep
+from service.errors import ServiceError
+from tests.engine.bench import FOLD, Counts, all_of, models, move, move_together, step, worker, ys
+from tests.graphs import fold, fold_reference, nan_at
+from tests.servers import Server
+
+MANY = [f"s{n}" for n in range(40)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models(tmp_path, fold=fold)
+
+
+async def begin(engine: Engine) -> dict[str, bytes]:
+    """Bring every stream to step 1, and return their state ids."""
+    found = [await engine.advance(step(name, at, seq=1)) for at, name in enumerate(MANY)]
+    return {name: one.state_id for name, one in zip(MANY, found, strict=True)}
+
+
+async def columns(engine: Engine, rows: dict[str, tuple[list[int], int]], **more: Any) -> dict[str, Prediction]:
+    """Move streams in columns, and demand that all were moved."""
+    found = await move_together(engine, rows, **more)
+    assert found is not None
+    assert not [one for one in found.values() if isinstance(one, ServiceError)]
+    return {name: one for name, one in found.items() if isinstance(one, Prediction)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_mixture_of_doors_and_workers_folds_every_stream(
+    folder: Path, redis_server: Server, seed: int
+) -> None:
+    rng, sent = random.Random(seed), {name: list[int]() for name in MANY}
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        for _ in range(30):
+            engine, length, names = rng.choice((one, two)), rng.choice((1, 1, 3)), rng.sample(MANY, rng.randint(16, 40))
+            rows = {name: ([rng.randrange(1000) for _ in range(length)], len(sent[name]) + 1) for name in names}
+            if rng.random() < 0.5 or length > 1:
+                answers = await columns(engine, rows)
+            else:
+                found = await asyncio.gather(*(move(engine, step(n, xs[0], seq=q)) for n, (xs, q) in rows.items()))
+                answers = dict(zip(rows, found, strict=True))
+            for name, (xs, _) in rows.items():
+                sent[name] += xs
+            wanted = {name: (fold_reference(sent[name])[-length:], len(sent[name])) for name in names}
+            assert {name: (ys(one), one.step) for name, one in answers.items()} == wanted
+            if rng.random() < 0.5:  # a retry, by whichever door and worker
+                again = await columns(rng.choice((one, two)), rows)
+                assert {name: one.state_id for name, one in again.items()} == {
+                    name: one.state_id for name, one in answers.items()
+                }
+                assert all(one.replayed for one in again.values())
+
+
+async def test_the_same_columns_at_two_workers_move_each_stream_once(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await begin(one)
+        for seq in range(2, 12):
+            rows = {name: ([seq], seq) for name in MANY}
+            first, second = await asyncio.gather(columns(one, rows), columns(two, rows))
+            assert {n: (one.state_id, ys(one)) for n, one in first.items()} == {
+                n: (one.state_id, ys(one)) for n, one in second.items()
+            }
+            assert all(first[name].replayed is not second[name].replayed for name in MANY)
+
+
+async def test_a_stream_that_another_worker_moved_is_refused_alone(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await begin(one)
+        await two.advance(step("s7", 9, seq=2))
+        found = await move_together(one, {name: ([5], 2) for name in MANY})
+
+    assert found is not None
+    refused = {name: one for name, one in found.items() if isinstance(one, ServiceError)}
+    assert {name: (one.code, one.step, one.applied) for name, one in refused.items()} == {
+        "s7": ("seq_conflict", 2, "no")
+    }
+    others = [one for one in found.values() if isinstance(one, Prediction)]
+    assert [(ys(one), one.step) for one in others] == [
+        (fold_reference([at, 5])[-1:], 2) for at, name in enumerate(MANY) if name != "s7"
+    ]
+
+
+async def test_after_is_held_against_each_stream(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        ids = await begin(engine)
+        moved = await columns(engine, {name: ([3], 2) for name in MANY}, afters=list(ids.values()))
+        afters = [b"?" * 16 if name == "s3" else one.state_id for name, one in moved.items()]
+        found = await move_together(engine, {name: ([4], 3) for name in MANY}, afters=afters)
+
+    assert found is not None
+    codes = {name: one.code for name, one in found.items() if isinstance(one, ServiceError)}
+    assert codes == {"s3": "state_changed"}
+
+
+async def test_what_is_made_of_one_stream_alone_is_not_held_against_the_others(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, models(tmp_path, nan=lambda: nan_at(3))) as engine:
+
+        def ask(name: str, seq: int) -> Timestep:
+            return Timestep(StreamKey("default", "nan", name), (np.ones(1, np.float32).tobytes(),), seq=seq)
+
+        for seq in (1, 2):
+            await engine.advance(ask("far", seq))
+        for name in MANY:
+            await engine.advance(ask(name, 1))
+        asked = [ask("far", 3), *(ask(name, 2) for name in MANY)]
+        far, *others = await all_of(*(move(engine, one) for one in asked))
+
+    assert isinstance(far, ServiceError)
+    assert (far.code, far.applied) == ("non_finite_state", "no")
+    assert [(one.step, float(one.outputs["y"][0, 0])) for one in others] == [(2, 2.0)] * len(MANY)
+
+
+async def test_the_longer_the_columns_the_more_runs_but_one_commit_each(folder: Path, redis_server: Server) -> None:
+    counts = Counts()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await begin(engine)
+        counts.batches.clear()
+        await columns(engine, {name: ([1, 2, 3], 2) for name in MANY})
+        await asyncio.gather(*(move(engine, step(name, 1, seq=5)) for name in MANY))
+
+    assert counts.batches == [40, 40]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"create": "must"},
+        {"idempotency_key": "k"},
+        {"seqs": [None] + [2] * 39},
+        {"afters": [b"a" * 16] + [None] * 39},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+async def test_unusual_columns_go_one_by_one(folder: Path, redis_server: Server, more: dict[str, Any]) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        assert await move_together(engine, {name: ([1], 1) for name in MANY}, **more) is None
+
+
+async def test_too_few_columns_or_too_many_go_one_by_one(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder, options=EngineOptions(max_batch_size=39)) as engine:
+        assert await move_together(engine, {name: ([1], 1) for name in MANY}) is None
+        assert await move_together(engine, {name: ([1], 1) for name in MANY[:15]}) is None
+        assert await move_together(engine, {name: ([1], 1) for name in MANY[:16]}) is not None
+
+
+async def test_columns_behind_a_timestep_of_one_of_their_streams_wait_for_it(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await begin(engine)
+        first = asyncio.create_task(engine.advance(step("s5", 7, seq=2)))
+        await asyncio.sleep(0)
+        assert await move_together(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY}) is None
+        await first
+        after = await columns(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY})
+
+    assert ys(after["s5"]) == fold_reference([5, 7, 8])[-1:]
+
+
+async def test_what_answers_one_of_them_cannot_hurt_the_others(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await begin(engine)
+        answers: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in MANY]
+        served = engine.shelf.get(FOLD)
+
+        def broken(_: Any) -> None:
+            raise RuntimeError("nobody listens")
+
+        for at, (name, answer) in enumerate(zip(MANY, answers, strict=True)):
+            ask = step(name, 1, seq=2)
+            stream = StreamDoor(ask.key, ask.key.name, None, "http")
+            engine.submit_plain(stream, ask.inputs, 2, answer.set_result if at else broken, served=served)
+        found = await asyncio.wait_for(asyncio.gather(*answers[1:]), 5)
+
+    assert [one.step for one in found] == [2] * 39
+
+
+async def test_a_tenant_beyond_its_rate_gets_as_many_of_its_columns_as_it_may(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder, options=EngineOptions(tenant_rate=50)) as engine:
+        await columns(engine, {name: ([1], 1) for name in MANY})
+        assert await move_together(engine, {name: ([1], 2) for name in MANY}) is None
+        found = await all_of(*(engine.advance(step(name, 1, seq=2)) for name in MANY))
+
+    moved = [one for one in found if isinstance(one, Prediction)]
+    assert 10 <= len(moved) < len(MANY), "what the refused columns asked for was not taken from the tenant"
