@@ -21,7 +21,7 @@ from service.engine.types import Made, Prediction
 from service.errors import ServiceError
 from service.wire import JSON, MSGPACK, BulkBody, Format, ModelWire, StepBody, decode_state_id, encode_state_id
 from service.wire.answers import bulk_answer, step_answer, write_step
-from service.wire.fast import FastInputs
+from service.wire.fast import NOT_SOUND, FastInputs
 from service.wire.formats import encode, format_of_answer, format_of_body
 from tests.graphs import manifest_of
 
@@ -676,6 +676,46 @@ def test_an_escape_that_sends_a_body_the_slow_way_changes_nothing(document: Any,
     slow = outcome(lambda: read(body.replace('"inputs"', '"\\u0069nputs"', 1).encode(), JSON))
 
     assert fast == slow
+
+
+_MORE = st.fixed_dictionaries(
+    {},
+    optional={
+        "stream": st.sampled_from(["a", "a:b", "", 5, None]),
+        "id": st.sampled_from([1, "x", "x:y", {"a": [1, ":"]}, None]),
+        "chunk": st.booleans(),
+        "return": st.just("all"),
+    },
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(_DOCUMENTS, _MORE, st.sampled_from(DTYPES), st.sampled_from(["", '"seq":1,', '"stream":"z",', '"id":":",']))
+def test_a_message_that_is_read_in_one_go_says_the_same_as_ever(
+    document: Any, more: Any, dtype: str, twice: str
+) -> None:
+    message = ("{" + twice + json.dumps(document | more)[1:]).encode()
+    model = _WIRES[dtype]
+    assert model.read_message is not None
+    try:
+        stream, name, (inputs, seq, after, create) = model.read_message(message)
+    except NOT_SOUND:
+        return
+    same = model.feed(message, JSON, many=stream is not None)
+
+    assert (same.stream, same.id) == (stream, name)
+    assert isinstance(same.body, StepBody)
+    assert (same.body.seq, same.body.after, same.body.create, same.body.chunk) == (seq, after, create, False)
+    assert (same.body.inputs["x"].tobytes(),) == inputs
+
+
+def test_a_usual_message_is_read_in_one_go() -> None:
+    message = b'{"stream":"a:b","inputs":{"x":[1,2,3,4]},"seq":7,"id":{"n":1}}'
+    assert ONE.read_message is not None
+
+    stream, name, (_, seq, after, create) = ONE.read_message(message)
+
+    assert (stream, bytes(name or b""), seq, after, create) == ("a:b", b'{"n":1}', 7, None, "auto")
 
 
 @settings(max_examples=300, deadline=None)

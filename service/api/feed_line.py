@@ -7,19 +7,23 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from msgspec import Raw
+
 from service.api.context import Context
 from service.api.moves import Roster, columns_answer, submit_columns, timestep_of
 from service.api.problems import problem_of, status_of
 from service.api.sockets import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.engine.block import Results
 from service.engine.models import ServedModel
-from service.engine.types import Predictions, StreamKey
+from service.engine.types import Predictions, StreamDoor, StreamKey
 from service.errors import ServiceError
-from service.wire import JSON, BulkBody, Format, StepBody, check_stream_id
+from service.wire import JSON, BulkBody, Format, check_stream_id
 from service.wire.answers import step_answer, write_json_step
-from service.wire.bodies import label_for, label_of
+from service.wire.bodies import Keep, label_for, label_of
+from service.wire.fast import NOT_SOUND, StepParts
 from service.wire.formats import encode
 
+_REMEMBERED: Final = 4096  # streams
 _AHEAD: Final = 256  # messages that may wait for their answers
 _NO_LABEL: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -61,6 +65,7 @@ class FeedLine:
         self._on_ready = on_ready
         self._line: deque[_Slot] = deque()
         self._roster = Roster("", model)
+        self._doors: dict[tuple[str, str | None], StreamDoor] = {}  # of streams that messages named
 
     @property
     def is_full(self) -> bool:
@@ -79,10 +84,13 @@ class FeedLine:
             message: As it came.
             tenant: Whose streams it is about.
         """
-        engine, form = self._context.engine, self.form
+        form = self.form
         try:
-            served = engine.shelf.get(self._model, self._version)
-            asked = self._context.wire(served).feed(message, form, many=self._stream is None)
+            served = self._context.engine.shelf.get(self._model, self._version)
+            wire = self._context.wire(served)
+            if form is JSON and self._take_plainly(message, tenant, served, wire.read_message):
+                return
+            asked = wire.feed(message, form, many=self._stream is None)
             if asked.stream is not None:
                 check_stream_id(asked.stream)
         except ServiceError as exc:
@@ -91,6 +99,7 @@ class FeedLine:
                 self.finish(UNREADABLE)
             return
         body, label = asked.body, label_for(asked.stream, asked.id)
+        engine = self._context.engine
         if isinstance(body, BulkBody):
             columns = _Columns(self, label, body, served)
             self._line.append(columns)
@@ -98,10 +107,43 @@ class FeedLine:
                 self._roster = Roster(tenant, self._model)
             submit_columns(engine, body, self._roster, self._version, columns.done, served=served, door="websocket")
         else:
-            step = _Step(self, label, body)
+            step = _Step(self, label, chunk=body.chunk, keep=body.keep)
             self._line.append(step)
             key = StreamKey(tenant, self._model, asked.stream or self._stream or "")
             engine.submit(timestep_of(body, key, self._version, door="websocket"), step.done)
+
+    def _take_plainly(
+        self,
+        message: bytes,
+        tenant: str,
+        served: ServedModel,
+        read: Callable[[bytes], tuple[str | None, Raw | None, StepParts]] | None,
+    ) -> bool:
+        """Submit a message of the kind that most are: one timestep that says nothing but its number.
+
+        Returns:
+            False: It is of another kind, or not sound.
+        """
+        if read is None:
+            return False
+        try:
+            named, name, (inputs, seq, after, create) = read(message)
+        except NOT_SOUND:
+            return False
+        if seq is None or after is not None or create != "auto" or (named is None) is (self._stream is None):
+            return False
+        stream = self._doors.get((tenant, named))
+        if stream is None:
+            if named is not None:
+                check_stream_id(named)
+            if len(self._doors) >= _REMEMBERED:
+                self._doors.clear()
+            key = StreamKey(tenant, self._model, named or self._stream or "")
+            stream = self._doors[tenant, named] = StreamDoor(key, key.name, self._version, "websocket")
+        step = _Step(self, label_for(named, name))
+        self._line.append(step)
+        self._context.engine.submit_plain(stream, inputs, seq, step.done, served=served)
+        return True
 
     def refuse_large(self, size: int) -> None:
         """Refuse a message that is larger than any may be, and end."""
@@ -181,20 +223,21 @@ class _Slot:
 class _Step(_Slot):
     """The place of a step's answer, or a chunk's."""
 
-    __slots__ = ("_body",)
+    __slots__ = ("_chunk", "_keep")
 
-    def __init__(self, line: FeedLine, label: Mapping[str, Any], body: StepBody) -> None:
+    def __init__(self, line: FeedLine, label: Mapping[str, Any], *, chunk: bool = False, keep: Keep = "all") -> None:
         super().__init__(line, label)
-        self._body = body
+        self._chunk = chunk
+        self._keep = keep
 
     def write(self) -> bytes:
         if isinstance(self.result, ServiceError):
             return super().write()
-        form, body = self._line.form, self._body
-        if form is JSON and not body.chunk:
+        form = self._line.form
+        if form is JSON and not self._chunk:
             text = write_json_step(self.result)
             return b"%b,%b" % (encode(self._label, JSON)[:-1], text[1:]) if self._label else text
-        answer = step_answer(self.result, form, chunk=body.chunk, keep=body.keep)
+        answer = step_answer(self.result, form, chunk=self._chunk, keep=self._keep)
         return encode({**self._label, **answer} if self._label else answer, form)
 
 

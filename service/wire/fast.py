@@ -123,6 +123,7 @@ class FastStep:
         self._named: Any = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
         self._decode = _step_decoder(self._named)
         self._decode_alone = _step_decoder(kinds[0]) if len(specs) == 1 else None
+        self._decode_message = _step_decoder(self._named, of_feed=True)
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._only = self._packers[0] if len(specs) == 1 else None
         self._colons = 1 + sum(1 + spec.name.count(":") for spec in specs)
@@ -134,13 +135,31 @@ class FastStep:
         Raises:
             ValueError: And the others of `NOT_SOUND`.
         """
-        colons = self._colons
         try:
-            asked = self._decode(body)
+            asked, colons = self._decode(body), self._colons
         except msgspec.ValidationError:
             if self._decode_alone is None:
                 raise
             asked, colons = self._decode_alone(body), 1
+        return self._parts(body, asked, colons)
+
+    def read_message(self, message: bytes) -> tuple[str | None, Raw | None, StepParts]:
+        """Return what a feed's message says that brings one timestep: its stream and its own name, if it has any.
+
+        Raises:
+            ValueError: And the others of `NOT_SOUND`.
+        """
+        if b"\\" in message:  # it could hide a colon
+            raise UnsoundError
+        asked, colons = self._decode_message(message), self._colons
+        stream, name = asked.stream, asked.id
+        if stream is not None:
+            colons += 1 + stream.count(":")
+        if name is not None:
+            colons += 1 + bytes(name).count(b":")
+        return stream, name, self._parts(message, asked, colons)
+
+    def _parts(self, body: bytes, asked: Any, colons: int) -> StepParts:
         seq, after, create = asked.seq, asked.after, asked.create
         if seq is not None:
             colons += 1
@@ -189,10 +208,12 @@ def demand_single_keys(body: bytes, colons: int) -> None:
         raise UnsoundError
 
 
-def _step_decoder(inputs: Any) -> Callable[[bytes], Any]:
-    """Return what decodes the JSON body of a step with such inputs."""
+def _step_decoder(inputs: Any, *, of_feed: bool = False) -> Callable[[bytes], Any]:
+    """Return what decodes the JSON body of a step with such inputs, or the message of a feed."""
     # None is the default of what was not given, and nothing that may be given.
-    more = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
+    more: list[tuple[str, Any, None]] = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
+    if of_feed:
+        more += [("stream", str, None), ("id", Raw, None)]
     kind = msgspec.defstruct("Step", [("inputs", inputs), *more], forbid_unknown_fields=True, gc=False)
     return msgspec.json.Decoder(kind).decode
 

@@ -73,6 +73,11 @@ class ModelWire:
         """
         return None if self._fast_step is None else self._fast_step.read
 
+    @property
+    def read_message(self) -> Callable[[bytes], tuple[str | None, Raw | None, StepParts]] | None:
+        """Likewise of a feed's message in JSON: its stream, its own name, and its timestep; `feed` takes all others."""
+        return None if self._fast_step is None else self._fast_step.read_message
+
     def step(self, body: bytes, form: Format) -> StepBody:
         """Read the body of a step: one timestep of one stream.
 
