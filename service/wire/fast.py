@@ -121,9 +121,9 @@ class FastStep:
         names = {f"i{i}": spec.name for i, spec in enumerate(specs)}
         fields = [(f"i{i}", kind) for i, kind in enumerate(kinds)]
         self._named: Any = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
-        self._decode = _step_decoder(self._named)
-        self._decode_alone = _step_decoder(kinds[0]) if len(specs) == 1 else None
-        self._decode_message = _step_decoder(self._named, of_feed=True)
+        kinds = [self._named, *kinds] if len(specs) == 1 else [self._named]  # by its name, or alone
+        self._decoders = [_step_decoder(kind) for kind in kinds]
+        self._message_decoders = [_step_decoder(kind, of_feed=True) for kind in kinds]
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._only = self._packers[0] if len(specs) == 1 else None
         self._colons = 1 + sum(1 + spec.name.count(":") for spec in specs)
@@ -135,13 +135,7 @@ class FastStep:
         Raises:
             ValueError: And the others of `NOT_SOUND`.
         """
-        try:
-            asked, colons = self._decode(body), self._colons
-        except msgspec.ValidationError:
-            if self._decode_alone is None:
-                raise
-            asked, colons = self._decode_alone(body), 1
-        return self._parts(body, asked, colons)
+        return self._parts(body, _decoded(self._decoders, body))
 
     def read_message(self, message: bytes) -> tuple[str | None, Raw | None, StepParts]:
         """Return what a feed's message says that brings one timestep: its stream and its own name, if it has any.
@@ -151,7 +145,7 @@ class FastStep:
         """
         if b"\\" in message:  # it could hide a colon
             raise UnsoundError
-        asked, colons = self._decode_message(message), self._colons
+        asked, colons = _decoded(self._message_decoders, message), 0
         stream, name = asked.stream, asked.id
         if stream is not None:
             colons += 1 + stream.count(":")
@@ -159,7 +153,10 @@ class FastStep:
             colons += 1 + bytes(name).count(b":")
         return stream, name, self._parts(message, asked, colons)
 
-    def _parts(self, body: bytes, asked: Any, colons: int) -> StepParts:
+    def _parts(self, body: bytes, asked: Any, colons: int = 0) -> StepParts:
+        inputs = asked.inputs
+        is_named = type(inputs) is self._named
+        colons += self._colons if is_named else 1
         seq, after, create = asked.seq, asked.after, asked.create
         if seq is not None:
             colons += 1
@@ -172,9 +169,8 @@ class FastStep:
         # See demand_single_keys: where no key has a colon in it, a backslash can hide none.
         if body.count(b":") != colons or (self._may_hide_colons and b"\\" in body):
             raise UnsoundError
-        inputs = asked.inputs
         if self._only is not None:
-            return (self._only(inputs.i0 if type(inputs) is self._named else inputs),), seq, after, create
+            return (self._only(inputs.i0 if is_named else inputs),), seq, after, create
         values = _astuple(inputs)
         return tuple([pack(value) for pack, value in zip(self._packers, values, strict=True)]), seq, after, create
 
@@ -216,6 +212,18 @@ def _step_decoder(inputs: Any, *, of_feed: bool = False) -> Callable[[bytes], An
         more += [("stream", str, None), ("id", Raw, None)]
     kind = msgspec.defstruct("Step", [("inputs", inputs), *more], forbid_unknown_fields=True, gc=False)
     return msgspec.json.Decoder(kind).decode
+
+
+def _decoded(decoders: list[Callable[[bytes], Any]], body: bytes) -> Any:
+    """Return what the first of the decoders makes of a body that can; it is tried first from then on."""
+    try:
+        return decoders[0](body)
+    except msgspec.ValidationError:
+        if len(decoders) == 1:
+            raise
+        asked = decoders[1](body)
+        decoders.reverse()  # clients go on as they began
+        return asked
 
 
 def row_packer(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], bytes]:
