@@ -14,7 +14,7 @@ from service.engine.batch_queue import BatchQueue
 from service.engine.block import Block, Columns, Results, Singles
 from service.engine.cache import StateCache
 from service.engine.crowd import Crowd
-from service.engine.decide import NO_STEP, surely_comes_after
+from service.engine.decide import surely_comes_after
 from service.engine.names import RequestNames
 from service.engine.peeks import Peeks
 from service.engine.pending import Pending
@@ -115,31 +115,19 @@ class Batcher:
 
     def submit(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""
-        life, seq = timestep.life, timestep.seq
-        if seq is not None and life == "on" and timestep.after is None and timestep.idempotency_key is None:
-            op_id = self._names.numbered(timestep.length, seq, timestep.inputs)  # what nearly all are
-            comes_after = NO_STEP if timestep.create == "must" else seq - 1
+        if timestep.is_plain and timestep.seq is not None:
+            stream = StreamDoor(timestep.key, timestep.name or timestep.key.name, timestep.version, timestep.door)
+            self.submit_plain(stream, timestep.inputs, timestep.seq, done, received)
         else:
-            op_id, comes_after = self._names.of(timestep), surely_comes_after(timestep)
-        name = timestep.name or (keys.record_key(*timestep.key) if life != "none" else op_id.hex())
-        length, keep = timestep.length, timestep.keep
-        shape = length if life == "on" and keep == "all" else (length, keep, life)  # a number is hashed in no time
-        self._queue.put(Pending(timestep, done, received, name, shape, op_id, comes_after))
-        if (self._has_room and self._flush_due is None) or self._max_wait:
-            self._schedule()
-
-    def peek(self, timestep: Timestep, done: Done, received: float) -> None:
-        """Queue a look at what a timestep would answer, behind the stream's timesteps that wait here."""
-        name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep, "peek")
-        self.put(Pending(timestep, done, received, name, shape, secrets.token_bytes(16), peeks=True))
+            self._submit_row(timestep, done, received)
 
     def submit_plain(
         self, stream: StreamDoor, inputs: tuple[bytes, ...], seq: int, done: Done, received: float
     ) -> None:
-        """Queue a timestep that says nothing but its number: what nearly all are. It goes with the next batch."""
+        """Queue a timestep that says nothing but its number: what nearly all are."""
         name = stream.name
         if not self._queue.claim(name):
-            self.submit(stream.timestep(inputs, seq), done, received)
+            self._submit_row(stream.timestep(inputs, seq), done, received)
             return
         singles = self._singles
         if singles is None:
@@ -150,6 +138,11 @@ class Batcher:
             self._singles = None  # the next one begins another
         if (self._has_room and self._flush_due is None) or self._max_wait:
             self._schedule()
+
+    def peek(self, timestep: Timestep, done: Done, received: float) -> None:
+        """Queue a look at what a timestep would answer, behind the stream's timesteps that wait here."""
+        name, shape = keys.record_key(*timestep.key), (timestep.length, timestep.keep, "peek")
+        self.put(Pending(timestep, done, received, name, shape, secrets.token_bytes(16), peeks=True))
 
     def takes_together(self, asked: Timesteps) -> bool:
         """Whether timesteps that came together may go as a batch of their own.
@@ -182,6 +175,14 @@ class Batcher:
     def close(self) -> None:
         """Let the model's thread go."""
         self._runner.close()
+
+    def _submit_row(self, timestep: Timestep, done: Done, received: float) -> None:
+        life = timestep.life
+        op_id = self._names.of(timestep)
+        name = timestep.name or (timestep.key.name if life != "none" else op_id.hex())
+        length, keep = timestep.length, timestep.keep
+        shape = length if life == "on" and keep == "all" else (length, keep, life)  # a number is hashed in no time
+        self.put(Pending(timestep, done, received, name, shape, op_id, surely_comes_after(timestep)))
 
     def _schedule(self) -> None:
         if len(self._tasks) >= _IN_FLIGHT:

@@ -35,6 +35,8 @@ class StreamKey(NamedTuple):
         return record_key(*self)
 
 
+_PLAIN: Final = (1, "auto", "all", "on")
+
 # Of these one is made per step, and msgspec's structs are made in a quarter of the time that a NamedTuple takes.
 
 
@@ -70,6 +72,16 @@ class Timestep(Struct, frozen=True, gc=False):
     door: Door = "http"
     life: Life = "on"
     name: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one timestep that says nothing but its number; see `StreamDoor`."""
+        return (
+            self.seq is not None
+            and self.after is None
+            and self.idempotency_key is None
+            and (self.length, self.create, self.keep, self.life) == _PLAIN
+        )
 
 
 class StreamDoor(Struct, frozen=True, gc=False):

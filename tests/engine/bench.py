@@ -15,7 +15,7 @@ from service.engine.block import Results
 from service.engine.engine import Engine, EngineOptions
 from service.engine.models import ModelShelf
 from service.engine.observer import EngineObserver
-from service.engine.types import Prediction, Predictions, StreamDoor, StreamKey, Timestep, Timesteps
+from service.engine.types import Prediction, Predictions, StreamKey, Timestep, Timesteps
 from service.errors import ServiceError
 from service.store.redis import StateStore
 from tests.graphs import Built, write_model
@@ -76,22 +76,6 @@ def chunk(stream: str, xs: Sequence[int], *, model: str = FOLD, **more: Any) -> 
 def ys(prediction: Prediction) -> list[int]:
     """The predictions of a model whose output `y` has shape [1]."""
     return [int(y) for y in prediction.outputs["y"][:, 0]]
-
-
-async def move(engine: Engine, timestep: Timestep) -> Prediction:
-    """Move a stream as the doors do: what says nothing but its number goes together with others like it."""
-    plain = Timestep(timestep.key, timestep.inputs, seq=timestep.seq)
-    if timestep.seq is None or timestep != plain:
-        return await engine.advance(timestep)
-    answer: asyncio.Future[Prediction | ServiceError] = asyncio.get_running_loop().create_future()
-    stream = StreamDoor(timestep.key, timestep.key.name, None, "http")
-    engine.submit_plain(
-        stream, timestep.inputs, timestep.seq, answer.set_result, served=engine.shelf.get(timestep.key.model)
-    )
-    found = await answer
-    if isinstance(found, ServiceError):
-        raise found
-    return found
 
 
 async def move_together(

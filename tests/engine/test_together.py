@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from service.engine.engine import Engine, EngineOptions
-from service.engine.types import Prediction, StreamDoor, StreamKey, Timestep
+from service.engine.types import Prediction, StreamKey, Timestep
 from service.errors import ServiceError
-from tests.engine.bench import FOLD, Counts, all_of, models, move, move_together, step, worker, ys
+from tests.engine.bench import Counts, all_of, models, move_together, step, worker, ys
 from tests.graphs import fold, fold_reference, nan_at
 from tests.servers import Server
 
@@ -51,7 +51,7 @@ async def test_any_mixture_of_doors_and_workers_folds_every_stream(
             if rng.random() < 0.5 or length > 1:
                 answers = await columns(engine, rows)
             else:
-                found = await asyncio.gather(*(move(engine, step(n, xs[0], seq=q)) for n, (xs, q) in rows.items()))
+                found = await asyncio.gather(*(engine.advance(step(n, xs[0], seq=q)) for n, (xs, q) in rows.items()))
                 answers = dict(zip(rows, found, strict=True))
             for name, (xs, _) in rows.items():
                 sent[name] += xs
@@ -119,7 +119,7 @@ async def test_what_is_made_of_one_stream_alone_is_not_held_against_the_others(
         for name in MANY:
             await engine.advance(ask(name, 1))
         asked = [ask("far", 3), *(ask(name, 2) for name in MANY)]
-        far, *others = await all_of(*(move(engine, one) for one in asked))
+        far, *others = await all_of(*(engine.advance(one) for one in asked))
 
     assert isinstance(far, ServiceError)
     assert (far.code, far.applied) == ("non_finite_state", "no")
@@ -132,7 +132,7 @@ async def test_the_longer_the_columns_the_more_runs_but_one_commit_each(folder: 
         await begin(engine)
         counts.batches.clear()
         await columns(engine, {name: ([1, 2, 3], 2) for name in MANY})
-        await asyncio.gather(*(move(engine, step(name, 1, seq=5)) for name in MANY))
+        await asyncio.gather(*(engine.advance(step(name, 1, seq=5)) for name in MANY))
 
     assert counts.batches == [40, 40]
 
@@ -177,15 +177,12 @@ async def test_what_answers_one_of_them_cannot_hurt_the_others(folder: Path, red
     async with worker(redis_server.url, folder) as engine:
         await begin(engine)
         answers: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in MANY]
-        served = engine.shelf.get(FOLD)
 
         def broken(_: Any) -> None:
             raise RuntimeError("nobody listens")
 
         for at, (name, answer) in enumerate(zip(MANY, answers, strict=True)):
-            ask = step(name, 1, seq=2)
-            stream = StreamDoor(ask.key, ask.key.name, None, "http")
-            engine.submit_plain(stream, ask.inputs, 2, answer.set_result if at else broken, served=served)
+            engine.submit(step(name, 1, seq=2), answer.set_result if at else broken)
         found = await asyncio.wait_for(asyncio.gather(*answers[1:]), 5)
 
     assert [one.step for one in found] == [2] * 39

@@ -29,7 +29,7 @@ from service.errors import ServiceError
 from service.store.keys import entry_key, last_words_key, record_key, snapshots_key
 from service.store.record import decode
 from service.store.redis import StateStore
-from tests.engine.bench import FOLD, chunk, models, move, ys
+from tests.engine.bench import FOLD, chunk, models, ys
 from tests.exactly_once.protocol import Ask, Fork, Live, Stream, Told
 from tests.graphs import fold, fold_reference
 from tests.servers import Server, server
@@ -316,7 +316,7 @@ class ExactlyOnce(RuleBasedStateMachine):
                 name, ask.xs, seq=ask.seq, after=ask.after, idempotency_key=ask.key, create=ask.create,
                 keep=ask.keep, life=ask.life,
             )  # fmt: skip
-            found = await move(engine, msgspec.structs.replace(timestep, key=key))
+            found = await engine.advance(msgspec.structs.replace(timestep, key=key))
         except ServiceError as exc:
             return refused(exc)
         what = "replayed" if found.replayed else "applied"
