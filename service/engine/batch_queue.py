@@ -113,6 +113,11 @@ class BatchQueue(Generic[ItemT]):
                 self._behind[name] = line or None
                 self._make_ready(following)
 
+    @property
+    def batches(self) -> int:
+        """How many batches could be taken now, if each were as long as one likes."""
+        return len(self._ready)
+
     def __bool__(self) -> bool:
         """Whether a batch could be taken now."""
         return bool(self._ready)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _FEWEST = 16  # rows of a block; fewer had better share a batch with others
 _NAME = attrgetter("name")
 _IN_FLIGHT = 4  # batches out at once: while one waits for the store, the next is run
+_BESIDE = 32  # rows with which batches go at once while another is out; fewer wait for that one, and cost less so
+_BESIDE_S = 0.005  # but no longer than that: it may wait for a part of the store that is away
 
 
 class Batcher:
@@ -83,6 +85,7 @@ class Batcher:
         self._singles: Singles | None = None  # that more may be added to
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due: asyncio.Handle | None = None
+        self._is_due_now = False  # in this turn of the loop
         self._has_room = True  # for another batch
         self._done = 0
         self.crowd = Crowd(timeout / 5)
@@ -136,7 +139,7 @@ class Batcher:
         singles.add((stream, name, self._names.numbered(1, seq, inputs), seq, inputs, done, received))
         if len(singles) >= self._max_batch:
             self._singles = None  # the next one begins another
-        if (self._has_room and self._flush_due is None) or self._max_wait:
+        if self._has_room and not self._is_due_now:
             self._schedule()
 
     def peek(self, timestep: Timestep, done: Done, received: float) -> None:
@@ -163,13 +166,13 @@ class Batcher:
         """Queue timesteps that `takes_together`."""
         self._queue.claim_all(asked.names)
         self._queue.put_batch(Columns(asked, self._names.of_all(asked), received, done))
-        if (self._has_room and self._flush_due is None) or self._max_wait:
+        if self._has_room and not self._is_due_now:
             self._schedule()
 
     def put(self, pending: Pending) -> None:
         """Queue a timestep that was named before."""
         self._queue.put(pending)
-        if (self._flush_due is None and self._has_room) or self._max_wait:
+        if self._has_room and not self._is_due_now:
             self._schedule()
 
     def close(self) -> None:
@@ -185,34 +188,47 @@ class Batcher:
         self.put(Pending(timestep, done, received, name, shape, op_id, surely_comes_after(timestep)))
 
     def _schedule(self) -> None:
-        if len(self._tasks) >= _IN_FLIGHT:
+        """See to it that the next batch goes: now, or when it has waited for others long enough."""
+        out, rows = len(self._tasks), self._queue.rows
+        if out >= _IN_FLIGHT:
             return
-        loop = self._loop
-        full = self._queue.rows >= self._max_batch
-        if self._flush_due is None:
-            wait = self._max_wait and not full
-            self._flush_due = loop.call_later(self._max_wait, self._flush) if wait else loop.call_soon(self._flush)
-        elif full and isinstance(self._flush_due, asyncio.TimerHandle):
-            self._flush_due.cancel()
-            self._flush_due = loop.call_soon(self._flush)
+        wait = self._max_wait if rows < self._max_batch else 0.0
+        if out and not self._may_go_beside():
+            wait = max(wait, _BESIDE_S)
+        if not wait:
+            if self._flush_due is not None:
+                self._flush_due.cancel()
+            self._flush_due, self._is_due_now = self._loop.call_soon(self._flush), True
+        elif self._flush_due is None:
+            self._flush_due = self._loop.call_later(wait, self._flush)
+
+    def _may_go_beside(self) -> bool:
+        """Whether what waits goes while another batch is out: it is many, or what comes later could not join it."""
+        return self._queue.rows >= _BESIDE or self._queue.batches > 1
 
     def _flush(self) -> None:
-        self._flush_due = None
-        while self._queue and len(self._tasks) < _IN_FLIGHT:
-            batch = self._queue.take(self._max_batch)
-            if isinstance(batch, Singles):
-                batch.close()
-                if batch is self._singles:
-                    self._singles = None
-            task = asyncio.create_task(self._process(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._finished)
+        self._flush_due, self._is_due_now = None, False
+        may_go = True
+        while self._queue and may_go and len(self._tasks) < _IN_FLIGHT:
+            self._send(self._queue.take(self._max_batch))
+            may_go = self._may_go_beside()
         self._has_room = len(self._tasks) < _IN_FLIGHT
+        if self._queue and self._has_room:
+            self._schedule()
+
+    def _send(self, batch: Sequence[Pending]) -> None:
+        if isinstance(batch, Singles):
+            batch.close()
+            if batch is self._singles:
+                self._singles = None
+        task = asyncio.create_task(self._process(batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._has_room = True
-        if self._queue:
+        if self._queue and not self._is_due_now:
             self._schedule()
 
     def _way_of(self, batch: Sequence[Pending]) -> Rounds:

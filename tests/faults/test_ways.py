@@ -203,3 +203,49 @@ async def test_lost_steps_are_counted(folder: Path, redis_server: Server) -> Non
         refused = await refusal(engine, step("a", 3, seq=3))
 
     assert (refused.code, refused.expected, counts.regressed) == ("seq_gap", 2, 1)
+
+
+async def ran(counts: Counts, batches: int) -> None:
+    """Wait until the model was run that often."""
+    for _ in range(1_000_000):
+        if len(counts.batches) >= batches:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"only {counts.batches}")
+
+
+async def test_what_comes_while_a_batch_is_out_goes_together_and_soon(folder: Path, proxy: Proxy) -> None:
+    counts = Counts()
+    async with worker(proxy.url, folder, counts=counts) as engine:
+        for stream in "abc":
+            await engine.advance(step(stream, 1, seq=1))
+        counts.batches.clear()
+        proxy.blackhole = True
+        first = asyncio.create_task(engine.advance(step("a", 2, seq=2)))
+        await ran(counts, 1)
+        others = [asyncio.create_task(engine.advance(step(stream, 2, seq=2))) for stream in "bc"]
+        await ran(counts, 2)  # though the first one is not back
+        proxy.blackhole = False
+        answers = await asyncio.gather(first, *others)
+
+    assert counts.batches == [1, 2]
+    assert [answer.step for answer in answers] == [2, 2, 2]
+
+
+async def test_many_that_come_while_a_batch_is_out_go_at_once(folder: Path, proxy: Proxy) -> None:
+    counts, streams = Counts(), [f"s{n}" for n in range(100)]
+    async with worker(proxy.url, folder, counts=counts) as engine:
+        await asyncio.gather(*(engine.advance(step(stream, 1, seq=1)) for stream in streams))
+        counts.batches.clear()
+        proxy.blackhole = True
+        asked = [asyncio.create_task(engine.advance(step(streams[0], 2, seq=2)))]
+        await ran(counts, 1)
+        for share in (streams[1:34], streams[34:67], streams[67:]):
+            asked += [asyncio.create_task(engine.advance(step(stream, 2, seq=2))) for stream in share]
+            for _ in range(3):
+                await asyncio.sleep(0)
+        proxy.blackhole = False
+        answers = await asyncio.gather(*asked)
+
+    assert counts.batches == [1, 33, 33, 33]
+    assert {answer.step for answer in answers} == {2}
