@@ -26,7 +26,7 @@ class Plan:
     Attributes:
         seconds: How long faults come.
         seed: Of every choice; what the machine makes of them is its own affair.
-        streams: Played at once; a stream in columns counts for eight.
+        streams: Played at once; a request in columns counts for one.
         fault_every_s: Seconds between two faults, on average.
         stop_when_broken: End with the first broken promise.
     """

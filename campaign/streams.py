@@ -15,7 +15,7 @@ from tests.exactly_once.http import NoAnswerError
 
 STEPS = 60  # of a stream, about
 WRITERS = 3  # of a stream that is stepped by keys
-COLUMNS = 8  # streams in a request in columns
+COLUMNS = (8, 24)  # streams in a request in columns: few go one by one, many as a block
 
 
 @dataclass
@@ -164,7 +164,7 @@ class Player:
 
     async def in_columns(self) -> None:
         """Many streams in one request, numbered; what was not answered is sent again, row by row."""
-        lives = [Life(next(self._names)) for _ in range(COLUMNS)]
+        lives = [Life(next(self._names)) for _ in range(self.rng.choice(COLUMNS))]
         for _ in self._turns():
             if not await self._step_all(lives):
                 return
