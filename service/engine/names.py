@@ -52,13 +52,10 @@ class RequestNames:
 
     def of_all(self, asked: Timesteps) -> list[bytes]:
         """Return the name of each of several requests."""
-        if asked.idempotency_key is not None or asked.afters.count(None) < len(asked.afters):
+        if asked.idempotency_key is not None or any(asked.afters):
             return [self.of(timestep) for timestep in asked.each()]
-        length = asked.length
-        return [
-            self._new_name() if seq is None else self.numbered(length, seq, inputs)
-            for seq, inputs in zip(asked.seqs, asked.packed, strict=True)
-        ]
+        rows = zip(asked.seqs, asked.packed, strict=True)
+        return [self._new_name() if seq is None else self.numbered(asked.length, seq, inputs) for seq, inputs in rows]
 
     def of(self, timestep: Timestep) -> bytes:
         """Return the name of a request, 16 bytes."""

@@ -23,7 +23,7 @@ from service.engine.cache import MISSING, StateCache
 from service.engine.decide import Verdict, decide, replay_of_key, surely_applies
 from service.engine.pending import Pending
 from service.engine.replay import replayed
-from service.engine.runner import ModelRunner
+from service.engine.runner import ModelRunner, Ran
 from service.engine.types import BEGINS, ENDS, Made, Prediction
 from service.errors import ServiceError
 from service.store.commits import FORGET, Commit, Commits, Outcome, RowCommits
@@ -180,6 +180,12 @@ class Rounds:
         if fresh or rows[0].timestep.life in BEGINS:
             self._fill_in(rows, heads, states)
         ran = await self._runner.run(self._inputs_of(rows), states)
+        return await self._go_on(rows, heads, refreshed, ran, deadline)
+
+    async def _go_on(
+        self, rows: Sequence[Pending], heads: Array, refreshed: Array, ran: Ran, deadline: float
+    ) -> Sequence[Pending]:
+        """Refuse the rows that did not run well, commit the others; return those that have to come round again."""
         if ran.rows is not None:
             for at, error in ran.refused.items():
                 self._answer(rows[at], error)

@@ -42,7 +42,7 @@ class Together(Rounds):
         states, refreshed = self._cache.states(slots), self._cache.refreshed(slots)
         ran = await self._runner.run(block.inputs(self._runner.inputs), states)
         if ran.rows is not None:
-            return list(block)  # to find out which of them it is; nothing was committed
+            return await self._go_on(list(block), heads, refreshed, ran, deadline)
         outputs, states = kept(block.keep, ran.outputs), ran.states
         packed = pack_outputs(served.manifest.answered, outputs, len(names))
         commits = RowCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])

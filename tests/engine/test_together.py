@@ -109,7 +109,8 @@ async def test_after_is_held_against_each_stream(folder: Path, redis_server: Ser
 async def test_what_is_made_of_one_stream_alone_is_not_held_against_the_others(
     tmp_path: Path, redis_server: Server
 ) -> None:
-    async with worker(redis_server.url, models(tmp_path, nan=lambda: nan_at(3))) as engine:
+    counts = Counts()
+    async with worker(redis_server.url, models(tmp_path, nan=lambda: nan_at(3)), counts=counts) as engine:
 
         def ask(name: str, seq: int) -> Timestep:
             return Timestep(StreamKey("default", "nan", name), (np.ones(1, np.float32).tobytes(),), seq=seq)
@@ -119,10 +120,12 @@ async def test_what_is_made_of_one_stream_alone_is_not_held_against_the_others(
         for name in MANY:
             await engine.advance(ask(name, 1))
         asked = [ask("far", 3), *(ask(name, 2) for name in MANY)]
+        counts.batches.clear()
         far, *others = await all_of(*(engine.advance(one) for one in asked))
 
     assert isinstance(far, ServiceError)
     assert (far.code, far.applied) == ("non_finite_state", "no")
+    assert counts.batches == [41], "what was run well is not run again"
     assert [(one.step, float(one.outputs["y"][0, 0])) for one in others] == [(2, 2.0)] * len(MANY)
 
 
