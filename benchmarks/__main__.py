@@ -124,6 +124,8 @@ def latency(
         for rate in map(int, rates.split(","))
         for target in (empty, ours)
     ]
+    full, half = f"full load: {ours.name}", f"half of that: {ours.name}"
+    targets += [replace(ours, name=full), replace(ours, name=half, part_of=(full, 0.5))]
     lines = _measure(targets, work, rounds=rounds, seconds=seconds)
     report.show(f"HTTP at fixed rates, {connections} connections; latency from the moment a request was due", lines)
     if save:
@@ -169,10 +171,14 @@ def _measure(targets: Sequence[Target], work: workload.Workload, *, rounds: int,
     program = load.build(work.folder)
     all_rounds: list[dict[str, Result]] = []
     for number in range(rounds):
-        results = {}
+        results: dict[str, Result] = {}
         for target in targets:
             with _console.status(f"round {number + 1} of {rounds}: {target.name}"):
-                results[target.name] = _one(program, target, work, seconds)
+                wanted = target.load
+                if target.part_of is not None:
+                    name, part = target.part_of
+                    wanted = replace(wanted, rate=part * results[name].rate)
+                results[target.name] = _one(program, replace(target, load=wanted), work, seconds)
         all_rounds.append(results)
     return report.lines(all_rounds, measure=targets[0].name)
 

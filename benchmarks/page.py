@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,22 @@ def _compared(result: Result) -> str:
     return _markdown(heads, rows) + _footnote(result)
 
 
+def _http(result: Result) -> str:
+    lines = result["lines"]
+    own = next(at for at, line in enumerate(lines) if line["name"].startswith("Stepwell"))
+    others = lines[:own]
+    rows = [(line["name"], *(f"{_times(line, other):.2f}" for other in others)) for line in lines[own:]]
+    return (
+        f"{_compared(result)}\n\nSteps/s, in times of those of the others in the same round (medians):\n\n"
+        f"{_markdown(('', *(other['name'] for other in others)), rows)}"
+    )
+
+
+def _times(line: Result, other: Result) -> float:
+    ratios: list[float] = [a / b for a, b in zip(line["rates"], other["rates"], strict=True)]
+    return statistics.median(ratios)
+
+
 def _websocket(result: Result) -> str:
     table = _compared(result).split("\n\n")[0]
     shares = "; ".join(f"{line['name']}: {line['rate'] / result['in_process']:.3f}" for line in result["lines"][1:])
@@ -115,7 +132,7 @@ def _footnote(result: Result) -> str:
 
 
 _TABLES: dict[str, Callable[[Result], str]] = {
-    "http": _compared,
+    "http": _http,
     "websocket": _websocket,
     "workers": _compared,
     "streams": _streams,
@@ -153,8 +170,9 @@ def _over_rates(result: Result) -> Any:
     figure, axes = plt.subplots(figsize=(6, 3.2))
     by_name: dict[str, list[tuple[float, float, float]]] = {}
     for line in result["lines"]:
-        due, name = line["name"].split("/s: ", 1)
-        by_name.setdefault(name, []).append((float(due.replace(",", "")), line["p50_ms"], line["p99_ms"]))
+        due, is_rate, name = line["name"].partition("/s: ")
+        if is_rate:
+            by_name.setdefault(name, []).append((float(due.replace(",", "")), line["p50_ms"], line["p99_ms"]))
     for (name, points), colour in zip(by_name.items(), ("#868e96", "#0b7285"), strict=False):
         rates, p50, p99 = zip(*points, strict=True)
         axes.plot(rates, p99, "o-", color=colour, label=f"{name}, p99")

@@ -24,7 +24,10 @@ _PACKAGES = ("stepwell", "fastapi", "uvicorn", "uvloop", "httptools", "msgspec",
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The medians of one target's rounds, and its ratios to the first target of each round."""
+    """The medians of one target's rounds, and its ratios to the first target of each round.
+
+    `rates` are those of each round.
+    """
 
     name: str
     rate: float
@@ -39,6 +42,7 @@ class Line:
     wrong: int
     worst: float
     first_error: str
+    rates: list[float]
 
 
 def lines(rounds: Sequence[Mapping[str, Result]], *, measure: str) -> list[Line]:
@@ -62,6 +66,7 @@ def lines(rounds: Sequence[Mapping[str, Result]], *, measure: str) -> list[Line]
                 sum(r.wrong for r in results),
                 max(r.worst for r in results),
                 next((r.first_error for r in results if r.first_error), ""),
+                [r.rate for r in results],
             )
         )
     return made

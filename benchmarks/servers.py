@@ -66,11 +66,13 @@ class Target:
         name: What people read.
         start: Starts it.
         load: What is asked of it.
+        part_of: A target and a part of the steps/s that it did in the same round: the rate of the load.
     """
 
     name: str
     start: Start
     load: Load
+    part_of: tuple[str, float] | None = None
 
 
 def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[Target]:

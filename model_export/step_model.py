@@ -11,8 +11,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -135,8 +134,7 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the run.
             ModelLoadError: onnxruntime failed on these values.
         """
-        with self._call() as switch:
-            return self._run_rows(self._run, inputs, states, switch)
+        return self._switched(self._step, inputs, states)
 
     def chunk(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array]
@@ -154,19 +152,7 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the chunk.
             ModelLoadError: onnxruntime failed on these values.
         """
-        rows, length = next(iter(inputs.values())).shape[:2]
-        with self._call() as switch:
-            if not self.chunked:
-                return self._step_through(inputs, states, switch)
-            piece = max(1, min(MOST_STEPS, MOST_ROWS // max(rows, 1)))
-            if length <= piece:
-                return self._run_rows(self._run_chunk, inputs, states, switch)
-            outputs: list[dict[str, Array]] = []
-            for t in range(0, length, piece):
-                part = {name: array[:, t : t + piece] for name, array in inputs.items()}
-                out, states = self._run_rows(self._run_chunk, part, states, switch)
-                outputs.append(out)
-        return {name: np.concatenate([out[name] for out in outputs], axis=1) for name in outputs[0]}, dict(states)
+        return self._switched(self._through if self.chunked else self._step_through, inputs, states)
 
     def initial_states(self, rows: int) -> dict[str, Array]:
         """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
@@ -201,15 +187,30 @@ class StepModel:
 
     # ---------------------------------------------------------------- running
 
-    @contextmanager
-    def _call(self) -> Iterator[ort.RunOptions]:
-        """Keep a switch within reach of `terminate` while one call goes on."""
+    def _switched(self, run: _Run, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+        """Make a call, with a switch within reach of `terminate`."""
         thread, switch = threading.get_ident(), run_options()
         self._calls[thread] = switch, time.monotonic()
         try:
-            yield switch
+            return run(inputs, states, switch)
         finally:
             del self._calls[thread]
+
+    def _step(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
+        return self._run_rows(self._run, inputs, states, switch)
+
+    def _through(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
+        """Run a chunk, in as few runs as it may."""
+        rows, length = next(iter(inputs.values())).shape[:2]
+        piece = max(1, min(MOST_STEPS, MOST_ROWS // max(rows, 1)))
+        if length <= piece:
+            return self._run_rows(self._run_chunk, inputs, states, switch)
+        outputs: list[dict[str, Array]] = []
+        for t in range(0, length, piece):
+            part = {name: array[:, t : t + piece] for name, array in inputs.items()}
+            out, states = self._run_rows(self._run_chunk, part, states, switch)
+            outputs.append(out)
+        return {name: np.concatenate([out[name] for out in outputs], axis=1) for name in outputs[0]}, dict(states)
 
     def _step_through(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions

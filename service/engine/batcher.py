@@ -19,7 +19,7 @@ from service.engine.names import RequestNames
 from service.engine.peeks import Peeks
 from service.engine.pending import Pending
 from service.engine.rounds import Begins, Reroute, Rounds
-from service.engine.runner import ModelRunner, RunClock
+from service.engine.runner import ModelRunner
 from service.engine.together import Together
 from service.engine.types import Done, StreamDoor, Timestep, Timesteps
 from service.store import keys
@@ -110,11 +110,6 @@ class Batcher:
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._tasks and not self._queue.rows
-
-    @property
-    def clock(self) -> RunClock:
-        """How long the model's runs take."""
-        return self._runner.clock
 
     def submit(self, timestep: Timestep, done: Done, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""
@@ -221,7 +216,7 @@ class Batcher:
             batch.close()
             if batch is self._singles:
                 self._singles = None
-        task = asyncio.create_task(self._process(batch))
+        task = self._loop.create_task(self._process(batch))
         self._tasks.add(task)
         task.add_done_callback(self._finished)
 

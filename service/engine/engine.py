@@ -125,7 +125,7 @@ class Engine:
         self._rollouts = Rollouts(ways, self._observer, self._audience, most_rows=self._options.max_batch_size)
         self._watchdog = Watchdog(
             self._options.run_timeout_s,
-            lambda: [*self._batchers.values(), *self._rollouts.loops],
+            lambda: [served.step_model for served in (*self._batchers, *self._rollouts.models)],
             self._look_at_crowds,
         )
 
@@ -462,7 +462,7 @@ class Engine:
                 "draining", "This process is about to end and takes nothing new.", fix="Send it to another replica."
             )
         waiting = sum(batcher.rows for batcher in self._batchers.values())
-        waiting += sum(loop.waiting for loop in self._rollouts.loops)
+        waiting += self._rollouts.waiting
         if waiting >= self._options.queue_limit:
             raise ServiceError(
                 "overloaded",

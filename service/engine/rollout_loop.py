@@ -19,7 +19,7 @@ from model_export.errors import ModelLoadError, ModelTimeoutError
 from model_export.manifest import Array
 from service.engine.batch import finite_rows
 from service.engine.feeding import Feeding
-from service.engine.runner import RunClock, non_finite, unrunnable
+from service.engine.runner import non_finite, unrunnable
 from service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -97,7 +97,6 @@ class RolloutLoop:
             most_rows: Samples that go on together; more wait for room.
         """
         self.served = served
-        self.clock = RunClock()
         self._model = served.step_model
         self._most = most_rows
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"rollout-{served.name}")
@@ -192,12 +191,7 @@ class RolloutLoop:
         return ended
 
     def _step_together(self, rolls: Sequence[Roll], ended: dict[int, ServiceError | None]) -> None:
-        thread = threading.get_ident()
-        self.clock.running[thread] = time.monotonic()
-        try:
-            outputs, states = self._model.step(_joined([r.inputs for r in rolls]), _joined([r.states for r in rolls]))
-        finally:
-            del self.clock.running[thread]
+        outputs, states = self._model.step(_joined([r.inputs for r in rolls]), _joined([r.states for r in rolls]))
         at = 0
         for roll in rolls:
             rows = slice(at, at + roll.rows)

@@ -47,9 +47,14 @@ class Rollouts:
         self._loops: dict[ServedModel, RolloutLoop] = {}
 
     @property
-    def loops(self) -> list[RolloutLoop]:
-        """The loops of all models that were rolled out."""
-        return list(self._loops.values())
+    def models(self) -> list[ServedModel]:
+        """The models that were rolled out."""
+        return list(self._loops)
+
+    @property
+    def waiting(self) -> int:
+        """Rollouts that wait for room."""
+        return sum(loop.waiting for loop in self._loops.values())
 
     def close(self) -> None:
         """Let the threads go."""

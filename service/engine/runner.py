@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,31 +41,6 @@ class Ran:
     refused: Mapping[int, ServiceError] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class RunClock:
-    """How long model runs take; the engine's watchdog reads it from its own thread.
-
-    Attributes:
-        running: When the run that is going on in each thread began, on the monotonic clock.
-        seconds_per_row: What a row takes, learnt; infinite before the first run, which so goes to the thread.
-    """
-
-    running: dict[int, float] = field(default_factory=dict)
-    seconds_per_row: float = math.inf
-
-    def longest(self, now: float) -> float:
-        """Return the seconds that the longest of the runs going on has taken."""
-        return max((now - began for began in list(self.running.values())), default=0.0)
-
-    def note(self, rows: int, seconds: float) -> None:
-        """Learn from a run how long a row takes, slowly when it was long: the machine may have been busy elsewhere."""
-        sample, known = seconds / rows, self.seconds_per_row
-        if math.isinf(known):
-            self.seconds_per_row = sample
-        else:
-            self.seconds_per_row += (sample - known) * (0.5 if sample < known else 0.05)
-
-
 class ModelRunner:
     """Runs rows of one model; one bad row fails alone."""
 
@@ -77,7 +51,6 @@ class ModelRunner:
             served: The model.
             observer: Hears of each run.
         """
-        self.clock = RunClock()
         self._served = served
         self._model = served.step_model
         self._observer = observer
@@ -86,6 +59,7 @@ class ModelRunner:
         # States of one type are looked through as one array.
         self._one_float = stored.pop() if len(stored) == 1 and next(iter(stored)).kind == "f" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{served.name}")
+        self._row_s = math.inf  # seconds that a row takes, learnt; so the first run goes to the thread
 
     def close(self) -> None:
         """Let the thread go."""
@@ -128,42 +102,43 @@ class ModelRunner:
     async def _run(self, inputs: Mapping[str, Array], states: Array) -> tuple[dict[str, Array], Array]:
         rows, length = next(iter(inputs.values())).shape[:2]
         began = time.perf_counter()
-        if self.clock.seconds_per_row * rows * length < INLINE_S:
-            result = self._execute(inputs, states)
+        if self._row_s * rows * length < INLINE_S:
+            result = self._execute(inputs, states, length)
             seconds = taken = time.perf_counter() - began
         else:
             loop = asyncio.get_running_loop()
-            result, taken = await loop.run_in_executor(self._thread, self._timed, inputs, states)
+            result, taken = await loop.run_in_executor(self._thread, self._timed, inputs, states, length)
             seconds = time.perf_counter() - began
-        self.clock.note(rows * length, taken)
+        self._learn(taken / (rows * length))
         self._observer.batch(self._served.name, rows, seconds)
         return result
 
-    def _timed(self, inputs: Mapping[str, Array], packed: Array) -> tuple[tuple[dict[str, Array], Array], float]:
+    def _learn(self, row_s: float) -> None:
+        """Learn how long a row takes, slowly where it was long: the machine may have been busy elsewhere."""
+        known = self._row_s
+        self._row_s = row_s if math.isinf(known) else known + (row_s - known) * (0.5 if row_s < known else 0.05)
+
+    def _timed(
+        self, inputs: Mapping[str, Array], packed: Array, length: int
+    ) -> tuple[tuple[dict[str, Array], Array], float]:
         """Run the model in a thread, and tell its processor time.
 
         By the clock on the wall a run beside a busy event loop takes as long as the loop keeps the interpreter, and
         would never be found quick enough for the loop again.
         """
         began = time.thread_time()
-        result = self._execute(inputs, packed)
+        result = self._execute(inputs, packed, length)
         return result, time.thread_time() - began
 
-    def _execute(self, inputs: Mapping[str, Array], packed: Array) -> tuple[dict[str, Array], Array]:
+    def _execute(self, inputs: Mapping[str, Array], packed: Array, length: int) -> tuple[dict[str, Array], Array]:
         """Run the model on `(rows, T, *row)` inputs; the outputs have the same leading axes. Maybe in a thread."""
-        rows, length = next(iter(inputs.values())).shape[:2]
         states = self._model.unpack(packed)
-        thread = threading.get_ident()
-        self.clock.running[thread] = time.monotonic()
-        try:
-            if length > 1:
-                outputs, states = self._model.chunk(inputs, states)
-            else:
-                outputs, states = self._model.step({name: array[:, 0] for name, array in inputs.items()}, states)
-                outputs = {name: array[:, None] for name, array in outputs.items()}
-        finally:
-            del self.clock.running[thread]
-        return outputs, self._model.pack(states, rows=rows)
+        if length > 1:
+            outputs, states = self._model.chunk(inputs, states)
+        else:
+            outputs, states = self._model.step({name: array[:, 0] for name, array in inputs.items()}, states)
+            outputs = {name: array[:, None] for name, array in outputs.items()}
+        return outputs, self._model.pack(states, rows=len(packed))
 
     def _finite(self, outputs: dict[str, Array], states: Array) -> Ran:
         """Refuse the rows in which the model made NaN or infinity; also one too big for the type in the store."""

@@ -410,8 +410,8 @@ def test_a_message_beyond_the_limit_is_too_big(
     One that closes a socket with bytes unread resets it, and a reset may overtake what it said.
     """
     one = begun(service, stream)
-    for first, size, payload in frames:
-        one.sendall(first + (b"\xff" + size.to_bytes(8) if size > 1 else b"\x81") + bytes(4) + payload)
+    for opcode, size, payload in frames:
+        one.sendall(opcode + (b"\xff" + size.to_bytes(8) if size > 1 else b"\x81") + bytes(4) + payload)
     first, said = bare_answer(one)
     while first != 0x88:
         first, said = bare_answer(one)
