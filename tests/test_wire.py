@@ -803,7 +803,7 @@ def test_named_inputs_go_the_fast_way(names: tuple[str, ...], form: Format) -> N
 
 
 def prediction(values: list[list[float]], step: int = 3, **more: Any) -> Prediction:
-    return Prediction(Made({"y": np.array([values], np.float32)}), 0, step, STATE_ID, **more)
+    return Prediction(Made({"y": np.array([values], np.float32)}, [step], [STATE_ID]), 0, **more)
 
 
 def test_the_answer_to_a_step_has_no_time_axis_and_no_false_flags() -> None:
@@ -843,10 +843,11 @@ def test_an_answer_in_json_is_written_as_its_document_would_be(data: st.DataObje
         ).items()
     }
     flags = {"replayed": data.draw(st.booleans()), "created": data.draw(st.booleans())}
-    made = Made(arrays)
+    ids = [bytes(reversed(STATE_ID)), STATE_ID] * 2
+    made = Made(arrays, range(7, 7 + rows), ids[:rows])
 
     for row in range(rows):
-        found = Prediction(made, row, 7, STATE_ID, **flags)
+        found = Prediction(made, row, **flags)
         assert write_step(found, JSON, chunk=False) == encode(step_answer(found, JSON, chunk=False), JSON)
 
 

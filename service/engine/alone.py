@@ -21,9 +21,9 @@ class Alone(Rounds):
         for at, error in ran.refused.items():
             self._answer(rows[at], error)
         good = rows if ran.rows is None else [rows[at] for at in ran.rows]
-        made = Made(ran.outputs)
+        made = Made(ran.outputs, [0] * len(good), [NO_CHAIN] * len(good))
         for at, row in enumerate(good):
-            self._answer(row, Prediction(made, at, 0, NO_CHAIN, version=self._served.version))
+            self._answer(row, Prediction(made, at, version=self._served.version))
         if good:
             self._count_applied(good)
         return []

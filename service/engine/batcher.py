@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -83,10 +84,11 @@ class Batcher:
         self._max_wait = max_wait
         self._queue: BatchQueue[Pending] = BatchQueue()
         self._singles: Singles | None = None  # that more may be added to
+        self._places = 0  # so many
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due: asyncio.Handle | None = None
         self._is_due_now = False  # in this turn of the loop
-        self._has_room = True  # for another batch
+        self._look_at: float = 0  # so many rows it is looked whether a batch goes; infinite: it goes anyway, or cannot
         self._done = 0
         self.crowd = Crowd(timeout / 5)
         self._loop = asyncio.get_running_loop()  # asking for it costs a system call each time, before Python 3.12
@@ -123,18 +125,20 @@ class Batcher:
         self, stream: StreamDoor, inputs: tuple[bytes, ...], seq: int, done: Done, received: float
     ) -> None:
         """Queue a timestep that says nothing but its number: what nearly all are."""
-        name = stream.name
-        if not self._queue.claim(name):
+        name, queue = stream.name, self._queue
+        if not queue.claim(name):
             self._submit_row(stream.timestep(inputs, seq), done, received)
             return
         singles = self._singles
         if singles is None:
-            singles = self._singles = Singles()
-            self._queue.put_batch(singles)
+            singles, self._places = Singles(), self._max_batch
+            self._singles = singles
+            queue.put_batch(singles)
         singles.add((stream, name, self._names.numbered(1, seq, inputs), seq, inputs, done, received))
-        if len(singles) >= self._max_batch:
+        self._places -= 1
+        if not self._places:
             self._singles = None  # the next one begins another
-        if self._has_room and not self._is_due_now:
+        if queue.rows >= self._look_at:
             self._schedule()
 
     def peek(self, timestep: Timestep, done: Done, received: float) -> None:
@@ -161,13 +165,13 @@ class Batcher:
         """Queue timesteps that `takes_together`."""
         self._queue.claim_all(asked.names)
         self._queue.put_batch(Columns(asked, self._names.of_all(asked), received, done))
-        if self._has_room and not self._is_due_now:
+        if self._look_at < math.inf:
             self._schedule()
 
     def put(self, pending: Pending) -> None:
         """Queue a timestep that was named before."""
         self._queue.put(pending)
-        if self._has_room and not self._is_due_now:
+        if self._look_at < math.inf:
             self._schedule()
 
     def close(self) -> None:
@@ -186,6 +190,7 @@ class Batcher:
         """See to it that the next batch goes: now, or when it has waited for others long enough."""
         out, rows = len(self._tasks), self._queue.rows
         if out >= _IN_FLIGHT:
+            self._look_at = math.inf
             return
         wait = self._max_wait if rows < self._max_batch else 0.0
         if out and not self._may_go_beside():
@@ -194,8 +199,11 @@ class Batcher:
             if self._flush_due is not None:
                 self._flush_due.cancel()
             self._flush_due, self._is_due_now = self._loop.call_soon(self._flush), True
-        elif self._flush_due is None:
+            self._look_at = math.inf
+            return
+        if self._flush_due is None:
             self._flush_due = self._loop.call_later(wait, self._flush)
+        self._look_at = _BESIDE if rows < _BESIDE else self._max_batch
 
     def _may_go_beside(self) -> bool:
         """Whether what waits goes while another batch is out: it is many, or what comes later could not join it."""
@@ -207,9 +215,7 @@ class Batcher:
         while self._queue and may_go and len(self._tasks) < _IN_FLIGHT:
             self._send(self._queue.take(self._max_batch))
             may_go = self._may_go_beside()
-        self._has_room = len(self._tasks) < _IN_FLIGHT
-        if self._queue and self._has_room:
-            self._schedule()
+        self._look_again()
 
     def _send(self, batch: Sequence[Pending]) -> None:
         if isinstance(batch, Singles):
@@ -222,8 +228,13 @@ class Batcher:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._has_room = True
-        if self._queue and not self._is_due_now:
+        if not self._is_due_now:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """See to what waits and may go, or to what comes next."""
+        self._look_at = 0
+        if self._queue or len(self._tasks) >= _IN_FLIGHT:
             self._schedule()
 
     def _way_of(self, batch: Sequence[Pending]) -> Rounds:

@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import count
 from typing import overload
 
 import numpy as np
@@ -97,7 +96,7 @@ class Block(Sequence[Pending]):
         """
 
     @abstractmethod
-    def answer(self, made: Made, steps: Sequence[int], chains: Sequence[bytes], version: int) -> None:
+    def answer(self, made: Made, version: int) -> None:
         """Answer all: they were applied now, to streams that were there. Nothing is raised."""
 
     @abstractmethod
@@ -156,11 +155,11 @@ class Columns(Block):
         """Return each input as it came."""
         return self._asked.inputs
 
-    def answer(self, made: Made, steps: Sequence[int], chains: Sequence[bytes], version: int) -> None:
+    def answer(self, made: Made, version: int) -> None:
         """Answer all in columns."""
         self.answered = True
         try:
-            self._done(Predictions(made, steps, chains, version))
+            self._done(Predictions(made, version))
         except Exception:  # noqa: BLE001 - the waiter's fault; what was committed stays so
             _log.exception("Taking an answer failed")
 
@@ -212,12 +211,12 @@ class Singles(Block):
         """Return what each brought, joined."""
         return join(self._packed, 1)
 
-    def answer(self, made: Made, steps: Sequence[int], chains: Sequence[bytes], version: int) -> None:
+    def answer(self, made: Made, version: int) -> None:
         """Answer each."""
         self.answered = True
-        for at, done, step, chain in zip(count(), self._dones, steps, chains, strict=False):
+        for at, done in enumerate(self._dones):
             try:
-                done(Prediction(made, at, step, chain, False, False, version))
+                done(Prediction(made, at, False, False, version))
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
                 _log.exception("Taking an answer failed")
 

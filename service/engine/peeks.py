@@ -32,8 +32,11 @@ class Peeks(Rounds):
         for at, error in ran.refused.items():
             self._answer(rows[at], error)
         good = rows if ran.rows is None else [rows[at] for at in ran.rows]
-        made = Made(kept(keep, ran.outputs))
+        made = Made(
+            kept(keep, ran.outputs),
+            [length + (0 if row.view is None else row.view.step) for row in good],
+            [b"" if row.view is None else row.view.chain for row in good],
+        )
         for at, row in enumerate(good):
-            step, chain = (0, b"") if row.view is None else (row.view.step, row.view.chain)
-            self._answer(row, Prediction(made, at, step + length, chain))
+            self._answer(row, Prediction(made, at))
         return []

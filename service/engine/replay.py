@@ -23,7 +23,7 @@ def replayed(manifest: Manifest, ask: Timestep, packed: bytes, step: int, chain:
             none of this model's.
     """
     if ask.keep == "none":
-        return Prediction(Made({}), 0, step, chain, replayed=True)
+        return Prediction(Made({}, [step], [chain]), 0, replayed=True)
     size = prediction_bytes(manifest.answered)
     if size and len(packed) % size:
         raise CorruptRecordError(f"{len(packed)} bytes of predictions are kept; one of this model's has {size}.")
@@ -40,5 +40,5 @@ def replayed(manifest: Manifest, ask: Timestep, packed: bytes, step: int, chain:
     outputs: dict[str, Array] = unpack_outputs(manifest, packed)
     if ask.keep == "last":
         outputs = {name: array[-1:] for name, array in outputs.items()}
-    made = Made({name: array[None] for name, array in outputs.items()})
-    return Prediction(made, 0, step, chain, replayed=True)
+    made = Made({name: array[None] for name, array in outputs.items()}, [step], [chain])
+    return Prediction(made, 0, replayed=True)

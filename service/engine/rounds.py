@@ -11,7 +11,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -392,7 +391,7 @@ class Rounds:
                     self._cache.drop(name)
             else:
                 self._remember(moved, answers)
-            self._answer_applied(rows, Made(moved.outputs), moved.heads["step"].tolist(), moved.chains, begun)
+            self._answer_applied(rows, Made(moved.outputs, moved.heads["step"].tolist(), moved.chains), begun)
         return again
 
     def _remember(self, moved: Moved, answers: Commits) -> None:
@@ -453,19 +452,12 @@ class Rounds:
 
     # ---------------------------------------------------------------- answering
 
-    def _answer_applied(
-        self,
-        rows: Sequence[Pending],
-        made: Made,
-        steps: Sequence[int],
-        chains: Sequence[bytes],
-        begun: Sequence[int],
-    ) -> None:
+    def _answer_applied(self, rows: Sequence[Pending], made: Made, begun: Sequence[int]) -> None:
         version, began = self._served.version, frozenset(begun)
-        for at, row, step, chain in zip(count(), rows, steps, chains, strict=False):
+        for at, row in enumerate(rows):
             row.answered = True
             try:
-                row.done(Prediction(made, at, step, chain, False, at in began, version))
+                row.done(Prediction(made, at, False, at in began, version))
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
                 _log.exception("Taking an answer failed")
         self._answered(len(rows))

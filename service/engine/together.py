@@ -56,7 +56,7 @@ class Together(Rounds):
         if answers.others:
             return self._settle(list(block), moved, [], answers)
         self._remember(moved, answers)
-        block.answer(Made(outputs), heads["step"].tolist(), chains, served.version)
+        block.answer(Made(outputs, heads["step"].tolist(), chains), served.version)
         self._answered(len(names))
         self._observer.answered(served.name, block.waited(self._time()))
         for door, rows in block.doors.items():

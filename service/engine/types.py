@@ -141,18 +141,22 @@ class Timesteps(Struct, frozen=True, gc=False):
 
 
 class Made:
-    """What a model made of a batch.
+    """What a model made of a batch, and where that brought the streams.
 
     Attributes:
         arrays: One array per answered output, `(rows, T', *row)` with T' = T, 1 or 0 as `keep` says.
-        texts: Left to who writes answers: what they say of each row, made for all rows at once when one is needed.
+        steps: The last timestep of each stream that was applied.
+        state_ids: Names of each stream's whole history up to there, 16 bytes each.
+        texts: Left to who writes answers: that to each row, made for all rows at once when one is needed.
     """
 
-    __slots__ = ("arrays", "texts")
+    __slots__ = ("arrays", "state_ids", "steps", "texts")
 
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
+    def __init__(self, arrays: Mapping[str, Array], steps: Sequence[int], state_ids: Sequence[bytes]) -> None:
         """Take what was made."""
         self.arrays = arrays
+        self.steps = steps
+        self.state_ids = state_ids
         self.texts: Sequence[bytes] = ()
 
 
@@ -162,8 +166,6 @@ class Prediction(Struct, frozen=True, gc=False):
     Attributes:
         made: What was made together with it.
         row: Its place in that.
-        step: The last timestep that was applied.
-        state_id: Names the whole history up to `step`, 16 bytes.
         replayed: This request had been applied before; this is its first answer.
         created: This request created the stream.
         version: The model version that made it.
@@ -171,11 +173,19 @@ class Prediction(Struct, frozen=True, gc=False):
 
     made: Made
     row: int
-    step: int
-    state_id: bytes
     replayed: bool = False
     created: bool = False
     version: int = 0
+
+    @property
+    def step(self) -> int:
+        """The last timestep that was applied."""
+        return self.made.steps[self.row]
+
+    @property
+    def state_id(self) -> bytes:
+        """Names the whole history up to `step`, 16 bytes."""
+        return self.made.state_ids[self.row]
 
     @property
     def outputs(self) -> dict[str, Array]:
@@ -188,14 +198,10 @@ class Predictions(Struct, frozen=True, gc=False):
 
     Attributes:
         made: What was made of them, in their order.
-        steps: As a `Prediction`'s `step`, one per row.
-        state_ids: As its `state_id`, one per row.
         version: The model version that made them.
     """
 
     made: Made
-    steps: Sequence[int]
-    state_ids: Sequence[bytes]
     version: int
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from model_export.manifest import Array, OutputSpec
 from service.wire.bodies import Keep
 from service.wire.formats import JSON, Format, encode
-from service.wire.names import encode_state_id, encode_state_ids, state_id_bytes
+from service.wire.names import encode_state_id, encode_state_ids, state_ids_in_ascii
 
 _encode_json = msgspec.json.Encoder().encode
 _MADE = attrgetter("made")
@@ -24,6 +24,8 @@ _NO_STATE = bytes(16)
 class Batch(Protocol):
     """The predictions that were made together: what `service.engine.types.Made` has."""
 
+    steps: Sequence[int]
+    state_ids: Sequence[bytes]
     texts: Sequence[bytes]
 
     @property
@@ -79,16 +81,6 @@ class AllAnswered(Protocol):
         """What was made of them, row by row."""
         ...
 
-    @property
-    def steps(self) -> Sequence[int]:
-        """As `Answered` has it, for each."""
-        ...
-
-    @property
-    def state_ids(self) -> Sequence[bytes]:
-        """As `Answered` has it, for each."""
-        ...
-
 
 def write_step(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> bytes:
     """Return the answer to a step or a chunk, written out: `step_answer` in `form`, made in one go where it is hot."""
@@ -101,26 +93,38 @@ def write_json_step(answered: Answered) -> bytes:
     """Return the answer to one timestep, written out in JSON: what nearly all are."""
     made = answered.made
     if not made.texts:
-        made.texts = _outputs_in_json(made.arrays)
-    outputs = made.texts[answered.row] if made.texts else b"{}"
-    state_id = state_id_bytes(answered.state_id)
+        made.texts = _in_json(made)
+    text = made.texts[answered.row]
     if answered.replayed or answered.created:
-        more = b',"replayed":true' * answered.replayed + b',"created":true' * answered.created
-        return b'{"outputs":%b,"step":%d,"state_id":"%b"%b}' % (outputs, answered.step, state_id, more)
-    return b'{"outputs":%b,"step":%d,"state_id":"%b"}' % (outputs, answered.step, state_id)
+        return b"%b%b%b}" % (
+            text[:-1],
+            b',"replayed":true' * answered.replayed,
+            b',"created":true' * answered.created,
+        )
+    return text
 
 
-def _outputs_in_json(arrays: Mapping[str, Array]) -> list[bytes]:
-    """Return the last predictions of each row as a JSON object.
+def _in_json(made: Batch) -> list[bytes]:
+    """Return the answer to each row.
 
     All rows are encoded at once, and then parted: a row alone takes several times as long.
     """
+    rows = zip(
+        _outputs_in_json(made.arrays, len(made.steps)), made.steps, state_ids_in_ascii(made.state_ids), strict=True
+    )
+    return [b'{"outputs":%b,"step":%d,"state_id":"%b"}' % row for row in rows]
+
+
+def _outputs_in_json(arrays: Mapping[str, Array], rows: int) -> list[bytes]:
+    """Return the last predictions of each row as a JSON object."""
+    if not arrays:
+        return [b"{}"] * rows
     columns = []
     for name, array in arrays.items():
         last, label = array[:, -1], _encode_json(name)
         if last.ndim == 2 and last.size:
-            rows = _encode_json(last.tolist())[2:-2].split(b"],[")
-            columns.append([b"%b:[%b]" % (label, row) for row in rows])
+            parts = _encode_json(last.tolist())[2:-2].split(b"],[")
+            columns.append([b"%b:[%b]" % (label, part) for part in parts])
         else:
             columns.append([b"%b:%b" % (label, _encode_json(row)) for row in last.tolist()])
     if len(columns) == 1:
@@ -148,7 +152,8 @@ def columns_of(
     answered: AllAnswered, specs: Sequence[OutputSpec], form: Format, *, chunk: bool, keep: Keep
 ) -> dict[str, Any]:
     """Return the answer to columns where every stream moved, none for the second time; otherwise see `bulk_answer`."""
-    rows, arrays = len(answered.steps), answered.made.arrays
+    made = answered.made
+    rows, arrays = len(made.steps), made.arrays
     outputs = {}
     for spec in specs if keep != "none" else ():
         array = arrays[spec.name]
@@ -156,8 +161,8 @@ def columns_of(
         outputs[spec.name] = tensor(array.reshape(shape).astype(spec.dtype, copy=False), form)
     return {
         "outputs": outputs,
-        "step": answered.steps,
-        "state_id": encode_state_ids(answered.state_ids),
+        "step": made.steps,
+        "state_id": encode_state_ids(made.state_ids),
         "errors": {},
     }
 

@@ -103,8 +103,7 @@ async def move_together(
         return None
     found = await answer
     if isinstance(found, Predictions):
-        each = zip(found.steps, found.state_ids, strict=True)
-        found = [Prediction(found.made, at, step, chain) for at, (step, chain) in enumerate(each)]
+        found = [Prediction(found.made, at) for at in range(len(found.made.steps))]
     return dict(zip(rows, found, strict=True))
 
 
