@@ -15,6 +15,12 @@ from tests.servers import Server, server
 os.environ.setdefault("KERAS_BACKEND", "jax")  # what the extra installs; Keras would ask for TensorFlow
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests: left for the end, the last one would keep the others waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep reports in what UTF-8 can say, as they travel between processes: some tests log what it cannot."""

@@ -15,7 +15,7 @@ import service
 from model_export.errors import StepwellError
 
 _NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
-_SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile")  # tests mostly wait, for servers and for time limits
+_SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")  # they mostly wait, for servers and limits
 _EXIT_CODES = {0: 0, 4: 2}  # pytest's: passed, wrong usage; everything else is a failure
 
 
