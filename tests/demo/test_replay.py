@@ -97,10 +97,10 @@ def test_finished_recordings_are_counted_with_those_whose_last_prediction_was_ri
     assert report.right == report.finished
 
 
-def test_the_pace_is_that_of_the_recording() -> None:
+def test_nothing_is_sent_before_its_time_in_the_recording() -> None:
     report = run(Peer(), some(streams=2), speed=2.0, seconds=1.0)
 
-    assert report.steps == pytest.approx(2 * 10 * 2 * 1.0, abs=6)
+    assert 0 < report.steps <= 2 * (1 + 10 * 2 * report.seconds)
 
 
 def test_progress_is_told_with_the_counts_so_far() -> None:
