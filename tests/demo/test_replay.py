@@ -104,16 +104,7 @@ def test_nothing_is_sent_before_its_time_in_the_recording() -> None:
 
 
 def test_progress_is_told_with_the_counts_so_far() -> None:
-    told: list[int] = []
-
-    async def follow() -> None:
-        async with Peer().running() as url:
-            await replay(
-                url, seconds=0.3, speed=math.inf, on_progress=lambda r: told.append(r.steps), recordings=some()
-            )
-
-    asyncio.run(follow())
-    assert told[-1] > 0
+    assert run_until(lambda so_far: so_far.steps > 0, Peer(), some()).steps > 0
 
 
 def test_a_refused_timestep_ends_the_replay_with_the_service_s_words() -> None:
