@@ -117,6 +117,10 @@ class Block(Sequence[Pending]):
             sure &= heads["chain"] == np.frombuffer(b"".join(self._afters), "V16")  # type: ignore[arg-type]
         return sure
 
+    def begins(self, places: Sequence[int]) -> bool:
+        """Say whether one of these timesteps is the first of its stream."""
+        return any([self._seqs[at] == 1 for at in places])  # noqa: C419 - a generator costs twice as much
+
     def __len__(self) -> int:
         return len(self.op_ids)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from model_export.manifest import Array
 from service.engine.batch import kept, pack_outputs
 from service.engine.block import Block
 from service.engine.cache import MISSING
@@ -15,7 +16,7 @@ from service.engine.rounds import Moved, Rounds
 from service.engine.types import Made
 from service.store.commits import RowCommits
 from service.store.record import HEADER_BYTES
-from service.store.record_rows import encode_rows, guard_rows
+from service.store.record_rows import decode_rows, encode_rows, guard_rows
 
 
 class Together(Rounds):
@@ -30,15 +31,18 @@ class Together(Rounds):
         return await super()._round(rows, deadline)
 
     async def _whole(self, block: Block, deadline: float) -> Sequence[Pending]:
-        """Take a block whose records are all here and surely the ones that it follows; return what is left to do."""
+        """Take a block whose records are all here, or read, and surely what it follows; return what is left to do."""
         names, served = block.names, self._served
-        slots = self._cache.find(names)
-        heads = self._cache.heads(slots)
-        sure = block.follows(heads)
-        sure &= slots != MISSING
-        if np.count_nonzero(sure) < len(names) or self._audience.hears(served.name):
+        if self._audience.hears(served.name):
             return list(block)
-        self._observer.cache(len(names), 0)
+        slots, heads, unsure = self._find(block)
+        if unsure:
+            if not await self._read(block, unsure, deadline):
+                return list(block)
+            slots, heads, still = self._find(block)
+            if still:
+                return list(block)
+        self._observer.cache(len(names) - len(unsure), len(unsure))
         states, refreshed = self._cache.states(slots), self._cache.refreshed(slots)
         ran = await self._runner.run(block.inputs(self._runner.inputs), states)
         if ran.rows is not None:
@@ -62,3 +66,28 @@ class Together(Rounds):
         for door, rows in block.doors.items():
             self._observer.applied(served.name, door, rows * block.length)
         return []
+
+    def _find(self, block: Block) -> tuple[Array, Array, list[int]]:
+        """Return the slots and headers of a block's records, and the places of those that it does not surely follow."""
+        slots = self._cache.find(block.names)
+        heads = self._cache.heads(slots)
+        sure = block.follows(heads)
+        sure &= slots != MISSING
+        return slots, heads, [] if np.count_nonzero(sure) == len(sure) else np.flatnonzero(~sure).tolist()
+
+    async def _read(self, block: Block, places: Sequence[int], deadline: float) -> bool:
+        """Read some of a block's records into the cache; False: not all of them are what one goes on from.
+
+        What is then still unsure is decided on row by row, on what the store has at that time.
+        """
+        if block.begins(places):
+            return False
+        names = [block.names[at] for at in places]
+        began = time.perf_counter()
+        found = await self._store.load_each(names, deadline=deadline)
+        self._observer.store("load", time.perf_counter() - began)
+        read = decode_rows(found, self._served.fingerprint, self._model.state_bytes)
+        if read is None:
+            return False
+        self._cache.put(names, *read, -np.inf)
+        return True

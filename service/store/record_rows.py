@@ -68,6 +68,40 @@ def encode_rows(table: Array, heads: Array, outputs: Array, states: Array) -> No
     table[:, :HEADER_BYTES] = heads.view(np.uint8).reshape(rows, HEADER_BYTES)
     table[:, HEADER_BYTES:end] = outputs
     table[:, end:] = states
+    table[:, _CRC_AT] = _checksums(table).view(np.uint8).reshape(rows, 4)
+
+
+def decode_rows(records: Sequence[object], fingerprint: bytes, state_bytes: int) -> tuple[Array, Array] | None:
+    """Read records of one model that are equally long, as `decode` would; trusts nothing.
+
+    Args:
+        records: What is stored of each stream; at least one.
+        fingerprint: Of the model.
+        state_bytes: What its state measures.
+
+    Returns:
+        Headers, `(records,)` of `HEAD`, and states, `(records, state_bytes)` uint8. None: one of them is missing, of
+        another length or model, or not sound; `decode` tells what.
+    """
+    found = [record for record in records if isinstance(record, bytes)]
+    size = len(found[0]) if found else 0
+    output_bytes = size - HEADER_BYTES - state_bytes
+    if len(found) < len(records) or output_bytes < 0 or any([len(record) != size for record in found]):  # noqa: C419 - see all_finite
+        return None
+    table = np.frombuffer(b"".join(found), np.uint8).reshape(len(found), size).copy()
+    heads = table[:, :HEADER_BYTES].copy().view(HEAD)[:, 0]
+    table[:, _CRC_AT] = 0
+    sound = heads["crc"] == _checksums(table)
+    wanted = {"magic": MAGIC, "header_bytes": HEADER_BYTES, "output_bytes": output_bytes, "state_bytes": state_bytes}
+    for name, value in wanted.items():
+        sound &= heads[name] == value
+    sound &= heads["fingerprint"] == np.frombuffer(fingerprint, "V8")
+    if not sound.all():
+        return None
+    return heads, np.ascontiguousarray(table[:, size - state_bytes :])
+
+
+def _checksums(table: Array) -> Array:
+    """Return the CRC-32 of each row, `(rows,)` uint32; a row's bytes lie together."""
     records = table.view(f"V{table.shape[1]}")[:, 0]
-    checksums = np.array([*map(zlib.crc32, records.tolist())], "<u4")
-    table[:, _CRC_AT] = checksums.view(np.uint8).reshape(rows, 4)
+    return np.array([*map(zlib.crc32, records.tolist())], "<u4")

@@ -30,6 +30,7 @@ class Counts(EngineObserver):
         self.conflicted = 0
         self.regressed = 0
         self.batches: list[int] = []
+        self.asked: list[str] = []  # of the store
 
     def conflicts(self, n: int) -> None:
         self.conflicted += n
@@ -39,6 +40,9 @@ class Counts(EngineObserver):
 
     def batch(self, model: str, rows: int, seconds: float) -> None:
         self.batches.append(rows)
+
+    def store(self, op: str, seconds: float) -> None:
+        self.asked.append(op)
 
 
 @contextlib.asynccontextmanager

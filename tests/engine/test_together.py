@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 
 from service.engine.engine import Engine, EngineOptions
 from service.engine.types import Prediction, StreamKey, Timestep
@@ -92,6 +93,45 @@ async def test_a_stream_that_another_worker_moved_is_refused_alone(folder: Path,
     assert [(ys(one), one.step) for one in others] == [
         (fold_reference([at, 5])[-1:], 2) for at, name in enumerate(MANY) if name != "s7"
     ]
+
+
+@pytest.mark.parametrize("known", [0, 20, 40])
+async def test_what_a_worker_does_not_know_is_read_for_all_at_once(
+    folder: Path, redis_server: Server, known: int
+) -> None:
+    """Some it never heard of, some another worker moved on since."""
+    counts = Counts()
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder, counts=counts) as two:
+        await begin(one)
+        if known:
+            await asyncio.gather(*(two.advance(step(name, 1, seq=2)) for name in MANY[:known]))
+            await asyncio.gather(*(one.advance(step(name, 1, seq=2)) for name in MANY[known:]))
+            await columns(one, {name: ([2], 3) for name in MANY})
+        seq = 4 if known else 2
+        counts.asked.clear()
+        counts.batches.clear()
+        answers = await columns(two, {name: ([7], seq) for name in MANY})
+
+    sent = [1, 2, 7] if known else [7]
+    assert {n: ys(one) for n, one in answers.items()} == {
+        name: fold_reference([at, *sent])[-1:] for at, name in enumerate(MANY)
+    }
+    assert (counts.asked, counts.batches, counts.conflicted) == (["load", "commit"], [40], 0)
+
+
+async def test_a_broken_record_stops_its_own_stream_alone(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await begin(one)
+        name = StreamKey("default", "fold", MANY[3]).name
+        with redis.Redis.from_url(redis_server.url) as client:
+            record = client.get(name)
+            assert isinstance(record, bytes)
+            client.set(name, record[:-1] + bytes([record[-1] ^ 1]))
+        found = await move_together(two, {stream: ([7], 2) for stream in MANY})
+
+    assert found is not None
+    failed = {stream: one.code for stream, one in found.items() if isinstance(one, ServiceError)}
+    assert failed == {MANY[3]: "state_corrupt"}
 
 
 async def test_after_is_held_against_each_stream(folder: Path, redis_server: Server) -> None:

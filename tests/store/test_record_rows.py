@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.store.record import Record, decode
-from service.store.record_rows import HEAD, blank_head, encode_rows, guard_rows, heads_of
+from service.store.record_rows import HEAD, blank_head, decode_rows, encode_rows, guard_rows, heads_of
 from tests.store.test_record import RECORDS
 
 
@@ -40,6 +40,43 @@ def test_the_guards_of_a_batch_are_those_of_its_records(records: list[Record]) -
     found = guard_rows(heads_of([record.encode() for record in records]))
 
     assert [guard.tobytes() for guard in found] == [record.guard for record in records]
+
+
+MODEL = b"f" * 8
+
+
+def of_model(records: list[Record], n: int) -> list[Record]:
+    """The records as one model's, equally long."""
+    return [dataclasses.replace(sized(record, n), fingerprint=MODEL) for record in records]
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400))
+def test_sound_records_of_a_model_are_read_together_as_each_alone(records: list[Record], n: int) -> None:
+    records = of_model(records, n)
+    found = decode_rows([record.encode() for record in records], MODEL, n % 23)
+
+    assert found is not None
+    assert [head.tobytes() for head in guard_rows(found[0])] == [record.guard for record in records]
+    assert [state.tobytes() for state in found[1]] == [record.state for record in records]
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=4), st.integers(0, 400), st.data())
+def test_no_record_is_read_together_with_others_that_alone_would_be_refused(
+    records: list[Record], n: int, data: st.DataObject
+) -> None:
+    whole = [record.encode() for record in of_model(records, n)]
+    at = data.draw(st.integers(0, len(whole) - 1))
+    byte, change = data.draw(st.integers(0, len(whole[at]) - 1)), data.draw(st.integers(1, 255))
+    broken = bytearray(whole[at])
+    broken[byte] ^= change
+    others: list[bytes | Exception | None] = [
+        bytes(broken), whole[at][:-1], whole[at] + b"x", b"", None, ValueError(),
+        dataclasses.replace(decode(whole[at]), fingerprint=b"another!").encode(),
+    ]  # fmt: skip
+
+    for other in others:
+        assert decode_rows([*whole[:at], other, *whole[at + 1 :]], MODEL, n % 23) is None
+    assert decode_rows(whole, MODEL, n % 23 + 1) is None
 
 
 def test_a_header_has_the_layout_of_the_record() -> None:
