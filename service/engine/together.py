@@ -33,19 +33,21 @@ class Together(Rounds):
     async def _whole(self, block: Block, deadline: float) -> Sequence[Pending]:
         """Take a block whose records are all here, or read, and surely what it follows; return what is left to do."""
         names, served = block.names, self._served
-        if self._audience.hears(served.name):
-            return list(block)
-        slots, heads, unsure = self._find(block)
+        slots = self._cache.find(names)
+        heads, states, refreshed = self._cache.heads(slots), self._cache.states(slots), self._cache.refreshed(slots)
+        sure = block.follows(heads)
+        sure &= slots != MISSING
+        unsure: list[int] = [] if np.count_nonzero(sure) == len(names) else np.flatnonzero(~sure).tolist()
         if unsure:
-            if not await self._read(block, unsure, deadline):
+            read = await self._read(block, unsure, deadline)
+            if read is None:
                 return list(block)
-            slots, heads, still = self._find(block)
-            if still:
-                return list(block)
+            heads[unsure], states[unsure], refreshed[unsure] = *read, -np.inf
+            if not block.follows(heads).all():
+                return list(block)  # it is decided row by row, on what the store has at that time
         self._observer.cache(len(names) - len(unsure), len(unsure))
-        states, refreshed = self._cache.states(slots), self._cache.refreshed(slots)
         ran = await self._runner.run(block.inputs(self._runner.inputs), states)
-        if ran.rows is not None:
+        if ran.rows is not None or self._audience.hears(served.name):  # asked at the last moment: none may be missed
             return await self._go_on(list(block), heads, refreshed, ran, deadline)
         outputs, states = kept(block.keep, ran.outputs), ran.states
         packed = pack_outputs(served.manifest.answered, outputs, len(names))
@@ -67,27 +69,11 @@ class Together(Rounds):
             self._observer.applied(served.name, door, rows * block.length)
         return []
 
-    def _find(self, block: Block) -> tuple[Array, Array, list[int]]:
-        """Return the slots and headers of a block's records, and the places of those that it does not surely follow."""
-        slots = self._cache.find(block.names)
-        heads = self._cache.heads(slots)
-        sure = block.follows(heads)
-        sure &= slots != MISSING
-        return slots, heads, [] if np.count_nonzero(sure) == len(sure) else np.flatnonzero(~sure).tolist()
-
-    async def _read(self, block: Block, places: Sequence[int], deadline: float) -> bool:
-        """Read some of a block's records into the cache; False: not all of them are what one goes on from.
-
-        What is then still unsure is decided on row by row, on what the store has at that time.
-        """
+    async def _read(self, block: Block, places: Sequence[int], deadline: float) -> tuple[Array, Array] | None:
+        """Return headers and states of some records from the store; None: one is not what one goes on from."""
         if block.begins(places):
-            return False
-        names = [block.names[at] for at in places]
+            return None
         began = time.perf_counter()
-        found = await self._store.load_each(names, deadline=deadline)
+        found = await self._store.load_each([block.names[at] for at in places], deadline=deadline)
         self._observer.store("load", time.perf_counter() - began)
-        read = decode_rows(found, self._served.fingerprint, self._model.state_bytes)
-        if read is None:
-            return False
-        self._cache.put(names, *read, -np.inf)
-        return True
+        return decode_rows(found, self._served.fingerprint, self._model.state_bytes)
