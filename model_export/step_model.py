@@ -152,7 +152,7 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the chunk.
             ModelLoadError: onnxruntime failed on these values.
         """
-        return self._switched(self._through if self.chunked else self._step_through, inputs, states)
+        return self._switched(self._in_pieces if self.chunked else self._step_through, inputs, states)
 
     def initial_states(self, rows: int) -> dict[str, Array]:
         """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
@@ -199,7 +199,7 @@ class StepModel:
     def _step(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
         return self._run_rows(self._run, inputs, states, switch)
 
-    def _through(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
+    def _in_pieces(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
         """Run a chunk, in as few runs as it may."""
         rows, length = next(iter(inputs.values())).shape[:2]
         piece = max(1, min(MOST_STEPS, MOST_ROWS // max(rows, 1)))

@@ -176,6 +176,7 @@ class _Feed:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(self._closed())
+                answer.exception()  # its player may have ended already, and asyncio would log that nobody heard
 
     def _take(self, message: dict[str, Any]) -> None:
         answer = self._waiting.get(message.get("id", 0))
