@@ -161,7 +161,9 @@ static size_t fill(char *out, const char *text, int stream, uint32_t step) {
     char *begin = out;
     int class = stream % classes;
     while (*text) {
-        if (!strncmp(text, "{x}", 3)) {
+        if (*text != '{') {
+            *out++ = *text++;
+        } else if (!strncmp(text, "{x}", 3)) {
             const char *row = rows[(31 * (size_t)class + 17 * (size_t)step) % row_count];
             out = stpcpy(out, row), text += 3;
         } else if (!strncmp(text, "{seq}", 5)) {

@@ -68,6 +68,30 @@ def test_it_is_private_and_never_evicts(short_path: Path) -> None:
     store.stop()
 
 
+def test_its_file_is_rewritten_seldom(short_path: Path) -> None:
+    store = EmbeddedStore(short_path)
+    store.start()
+
+    with client(store) as c:
+        assert c.config_get("auto-aof-rewrite-min-size") == {"auto-aof-rewrite-min-size": str(256 * 2**20)}
+    store.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+def test_the_thread_that_flushes_yields_to_the_one_that_serves(short_path: Path) -> None:
+    store = EmbeddedStore(short_path)
+    store.start()
+    assert store._process is not None
+    server = Path(f"/proc/{store._process.pid}")
+
+    priority = {
+        (thread / "comm").read_text().strip(): os.getpriority(os.PRIO_PROCESS, int(thread.name))
+        for thread in (server / "task").iterdir()
+    }
+    assert priority["bio_aof"] == priority[(server / "comm").read_text().strip()] + 10
+    store.stop()
+
+
 def test_fsync_is_always_where_that_is_asked_for(short_path: Path) -> None:
     store = EmbeddedStore(short_path, fsync_always=True)
     store.start()
