@@ -64,7 +64,7 @@ def initial_states(fields: Sequence[StateField], rows: int) -> dict[str, Array]:
 
 def pack(fields: Sequence[StateField], states: Mapping[str, Array], rows: int) -> Array:
     """Pack states, shape `(rows, *shape)` each, into `(rows, bytes)` uint8."""
-    packed = np.empty((rows, sum(f.nbytes for f in fields)), np.uint8)
+    packed = np.empty((rows, sum([f.nbytes for f in fields])), np.uint8)
     for f in fields:
         flat = states[f.name].reshape(rows, -1)
         if f.store_dtype != f.dtype:

@@ -109,7 +109,7 @@ class Metrics(EngineObserver):
         self._store_safe = gauge("store_safe", "1 when the store's settings keep what is promised, else 0.", "livemin")
         self._durability = gauge("durability_info", "1 for the durability level in force.", "livemax", "level")
         gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
-        self._held: defaultdict[Counter, float] = defaultdict(float)  # what the batches since `refresh` counted
+        self._held: defaultdict[Counter, float] = defaultdict(float)  # what was counted since `refresh`
         self._read_queue_rows: Callable[[], Mapping[str, int]] = dict
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
 
@@ -189,7 +189,7 @@ class Metrics(EngineObserver):
 
     def request(self, door: str, code: int | str, n: int = 1) -> None:
         """Count requests or messages that were answered, whatever the answer; `code` is the HTTP status."""
-        self._requests[door, str(code)].inc(n)
+        self._held[self._requests[door, str(code)]] += n
 
     def refusal(self, code: str) -> None:
         """Count a problem that was answered, by its `code` of `service.errors.CODES`."""

@@ -59,9 +59,14 @@ def prediction_bytes(specs: Sequence[OutputSpec]) -> int:
     return sum(spec.row_bytes for spec in specs)
 
 
+def all_true(flags: Array) -> bool:
+    """Whether every element of a boolean array is true. Of a small one, NumPy's own ways cost several times as much."""
+    return b"\0" not in flags.tobytes()
+
+
 def all_finite(arrays: Sequence[Array]) -> bool:
     """Whether no array holds NaN or infinity."""
-    return all([array.dtype.kind != "f" or np.count_nonzero(np.isfinite(array)) == array.size for array in arrays])  # noqa: C419 - a generator costs twice as much
+    return all([array.dtype.kind != "f" or all_true(np.isfinite(array)) for array in arrays])  # noqa: C419 - a generator costs twice as much
 
 
 def finite_rows(arrays: Mapping[str, Array]) -> tuple[Array, dict[int, str]]:

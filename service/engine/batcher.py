@@ -85,7 +85,8 @@ class Batcher:
         self._queue: BatchQueue[Pending] = BatchQueue()
         self._singles: Singles | None = None  # that more may be added to
         self._places = 0  # so many
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # that are out, by the number of their batch
+        self._number = 0  # of the last batch
         self._flush_due: asyncio.Handle | None = None
         self._is_due_now = False  # in this turn of the loop
         self._look_at: float = 0  # so many rows it is looked whether a batch goes; infinite: it goes anyway, or cannot
@@ -222,14 +223,8 @@ class Batcher:
             batch.close()
             if batch is self._singles:
                 self._singles = None
-        task = self._loop.create_task(self._process(batch))
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not self._is_due_now:
-            self._look_again()
+        self._number += 1
+        self._tasks[self._number] = self._loop.create_task(self._process(batch, self._number))
 
     def _look_again(self) -> None:
         """See to what waits and may go, or to what comes next."""
@@ -237,16 +232,18 @@ class Batcher:
         if self._queue or len(self._tasks) >= _IN_FLIGHT:
             self._schedule()
 
-    def _way_of(self, batch: Sequence[Pending]) -> Rounds:
-        if isinstance(batch, Block):
-            return self._together
-        if batch[0].peeks:
+    def _way_of(self, first: Pending) -> Rounds:
+        if first.peeks:
             return self._peeks
-        return self._rounds if batch[0].timestep.life != "none" else self._alone
+        return self._rounds if first.timestep.life != "none" else self._alone
 
-    async def _process(self, batch: Sequence[Pending]) -> None:
+    async def _process(self, batch: Sequence[Pending], number: int) -> None:
+        block = batch if isinstance(batch, Block) else None
         try:
-            await self._way_of(batch).take(batch)
+            await (self._together if block is not None else self._way_of(batch[0])).take(batch)
         finally:
             self._done += len(batch)
-            self._queue.release(batch.names if isinstance(batch, Block) else map(_NAME, batch))
+            self._queue.release(map(_NAME, batch) if block is None else block.names)
+            del self._tasks[number]
+            if not self._is_due_now:
+                self._look_again()

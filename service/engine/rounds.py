@@ -17,7 +17,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from model_export.manifest import Array
-from service.engine.batch import kept, pack_outputs
+from service.engine.batch import all_true, kept, pack_outputs
 from service.engine.cache import MISSING, StateCache
 from service.engine.decide import Verdict, decide, replay_of_key, surely_applies
 from service.engine.pending import Pending
@@ -108,6 +108,7 @@ class Rounds:
             begins: Lets a tenant begin a stream, or raises; None: everyone may.
         """
         self._served = served
+        self._specs = served.manifest.answered
         self._model = served.step_model
         self._store = store
         self._cache = cache
@@ -215,7 +216,7 @@ class Rounds:
             heads = self._cache.heads(slots)
             sure = heads["step"].view(np.int64) == comes_after  # unsigned ones would be compared as floats
             sure &= slots != MISSING
-            unread = [] if np.count_nonzero(sure) == len(rows) else self._unread(rows, heads, slots, ~sure)
+            unread = [] if all_true(sure) else self._unread(rows, heads, slots, ~sure)
             if not unread:
                 self._observer.cache(len(rows) - misses, misses)
                 # All is copied now: what is answered next may bring in a new model, which shares the cache's memory.
@@ -346,7 +347,7 @@ class Rounds:
         """Write the records that follow on `heads`, answer the rows that were applied, return those that were not."""
         names = [row.name for row in rows]
         outputs = kept(rows[0].timestep.keep, outputs)
-        packed = pack_outputs(self._served.manifest.answered, outputs, len(rows))
+        packed = pack_outputs(self._specs, outputs, len(rows))
         plain = RowCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
         plain.guards[:] = guard_rows(heads)
         if (life := rows[0].timestep.life) in BEGINS:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -80,6 +81,7 @@ class Lane:
         self._is_sure = False  # that this is still the generation, in this turn of the loop
         self._is_quick = False  # likewise, and nothing more is to be said in answers
         self._will_tell = False
+        self._ends_soon = False  # this turn of the loop
         self._heads = Heads(context.settings.max_body_bytes)
         self._counts: Counter[tuple[str, int]] = Counter()
         self._steps = 0  # answers of the kind that nearly all are, which are not in `_counts`
@@ -204,20 +206,31 @@ class Lane:
                 target.call = None  # it holds a model that may have been replaced, a caller who may have been revoked
             self._targets.clear()
         self._is_sure, self._is_quick = True, not self.context.leaving
-        asyncio.get_running_loop().call_soon(self._doubt)
-
-    def _doubt(self) -> None:
-        self._is_sure = self._is_quick = False
+        self._end_soon()
 
     def _tell_later(self) -> None:
         """Tell the counters once for all answers of this turn of the loop."""
         self._will_tell = True
-        loop = asyncio.get_running_loop()
-        self.now = loop.time()
-        loop.call_soon(self._tell)
+        self.now = self._loop.time()
+        self._end_soon()
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    def _end_soon(self) -> None:
+        if not self._ends_soon:
+            self._ends_soon = True
+            self._loop.call_soon(self._end)
+
+    def _end(self) -> None:
+        """Forget what was sure in this turn of the loop, and tell what was answered."""
+        self._ends_soon = self._is_sure = self._is_quick = False
+        if self._will_tell:
+            self._will_tell = False
+            self._tell()
 
     def _tell(self) -> None:
-        self._will_tell = False
         if self._steps:
             self.context.metrics.request(NATIVE.door, 200, self._steps)
             self._steps = 0

@@ -96,6 +96,7 @@ class Link(asyncio.Protocol):
             patience: Seconds after which a reply is overdue.
         """
         self.overdue = False
+        self._loop = asyncio.get_running_loop()  # asking for it costs a system call each time, before Python 3.12
         self._patience = patience
         self._writer = writer  # kept, since it closes the connection when it is collected
         self._transport = writer.transport
@@ -122,7 +123,7 @@ class Link(asyncio.Protocol):
         """
         if not self.is_open:
             raise NotSentError(self._cut_by or "the connection was lost")
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         packed = [
             command.packed if isinstance(command, Prepared) else hiredis.pack_command(cast("Any", command))
             for command in commands
@@ -148,7 +149,7 @@ class Link(asyncio.Protocol):
 
     def _give_up(self, exchange: _Exchange) -> None:
         """End a caller's wait; and the link, if its oldest reply is overdue."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if self._waiting and now - self._waiting[0].sent_at > self._patience - _CLOCK_GRAIN_S:
             self.overdue = True
             self.cut(_LATE)

@@ -73,7 +73,10 @@ class ServerWire:
         limit = self.timeout if timeout is None else timeout
         if confirm:
             return await self._confirmed(commands, limit)
-        return await self._exchange(await self._shared_link(limit), commands, limit)
+        link = self._shared
+        if link is None or not link.is_open:
+            link = await self._shared_link(limit)
+        return await self._exchange(link, commands, limit)
 
     async def parts(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerWire]]:
         """Return this server alone."""
@@ -100,7 +103,7 @@ class ServerWire:
                 self._was_late()
             raise
         self._late = 0
-        if any(isinstance(reply, RefusalError) and reply.code == "READONLY" for reply in replies):
+        if any([isinstance(reply, RefusalError) and reply.code == "READONLY" for reply in replies]):  # noqa: C419 - see settle
             link.cut("the server is a replica now")  # the next connection finds the primary
         return replies
 
