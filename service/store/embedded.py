@@ -275,7 +275,7 @@ def _let_serving_come_first(pid: int) -> None:
     They flush the file once a second and tidy up behind that: at 30,000 steps/s some 20 ms of a core, for which
     requests would wait on a machine with few of them.
     """
-    behind = min(os.getpriority(os.PRIO_PROCESS, pid) + _COMES_AFTER, 19)
+    behind = min(os.nice(0) + _COMES_AFTER, 19)  # the server is as nice as we are
     for thread in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):  # it may have ended
             if (thread / "comm").read_text().startswith("bio_"):
