@@ -135,7 +135,7 @@ class Batcher:
             singles, self._places = Singles(), self._max_batch
             self._singles = singles
             queue.put_batch(singles)
-        singles.add((stream, name, self._names.numbered(1, seq, inputs), seq, inputs, done, received))
+        singles.add((stream, name, seq, inputs, done, received))
         self._places -= 1
         if not self._places:
             self._singles = None  # the next one begins another
@@ -220,7 +220,7 @@ class Batcher:
 
     def _send(self, batch: Sequence[Pending]) -> None:
         if isinstance(batch, Singles):
-            batch.close()
+            batch.close(self._names)
             if batch is self._singles:
                 self._singles = None
         self._number += 1

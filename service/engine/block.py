@@ -16,6 +16,7 @@ import numpy as np
 
 from model_export.manifest import Array
 from service.engine.decide import surely_comes_after
+from service.engine.names import RequestNames
 from service.engine.pending import Pending
 from service.engine.types import (
     Done,
@@ -198,15 +199,14 @@ class Singles(Block):
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._added: list[tuple[StreamDoor, str, bytes, int, tuple[bytes, ...], Done, float]] = []
+        self._added: list[tuple[StreamDoor, str, int, tuple[bytes, ...], Done, float]] = []
         self.add = self._added.append
-        """Add one: stream, its name, the operation's, number, bytes of each input, who takes the answer, receipt."""
+        """Add one: stream, its name, number, bytes of each input, who takes the answer, receipt."""
 
-    def close(self) -> None:
+    def close(self, request_names: RequestNames) -> None:
         """Take no more."""
-        streams, self.names, self.op_ids, self._seqs, self._packed, self._dones, self._received = zip(
-            *self._added, strict=True
-        )
+        streams, self.names, seqs, self._packed, self._dones, self._received = zip(*self._added, strict=True)
+        self._seqs, self.op_ids = seqs, request_names.numbered(1, seqs, self._packed)
         self._streams = streams
         self.oldest = self._received[0]
         doors = [stream.door for stream in streams]
@@ -232,7 +232,7 @@ class Singles(Block):
     def _made(self) -> list[Pending]:
         return [
             Pending(stream.timestep(inputs, seq), done, received, name, 1, op_id, seq - 1, answered=self.answered)
-            for stream, name, op_id, seq, inputs, done, received in self._added
+            for (stream, name, seq, inputs, done, received), op_id in zip(self._added, self.op_ids, strict=True)
         ]
 
     def __len__(self) -> int:

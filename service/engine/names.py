@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import secrets
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from model_export.manifest import Manifest
@@ -44,18 +45,29 @@ class RequestNames:
         self._numbered = self._begin((False, True, False))  # what nearly all are
         self._new_name = UniqueNames()
 
-    def numbered(self, length: int, seq: int, inputs: tuple[bytes, ...]) -> bytes:
-        """Return the name of a request that goes on with a stream and tells its place by `seq` alone."""
-        h = self._numbered.copy()
-        h.update(_PLACE(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
-        return h.digest()  # type: ignore[no-any-return]  # hashlib's objects have no type of their own
+    def numbered(self, length: int, seqs: Sequence[int], packed: Sequence[tuple[bytes, ...]]) -> list[bytes]:
+        """Return the names of requests that go on with a stream and tell their place by `seq` alone.
+
+        Args:
+            length: T of each.
+            seqs: One per request.
+            packed: Each one's bytes of each input, in the order of the inputs' names.
+        """
+        begun, names = self._numbered.copy, list[bytes]()
+        for seq, inputs in zip(seqs, packed, strict=True):
+            h = begun()
+            h.update(_PLACE(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
+            names.append(h.digest())
+        return names
 
     def of_all(self, asked: Timesteps) -> list[bytes]:
         """Return the name of each of several requests."""
         if asked.idempotency_key is not None or any(asked.afters):
             return [self.of(timestep) for timestep in asked.each()]
-        rows = zip(asked.seqs, asked.packed, strict=True)
-        return [self._new_name() if seq is None else self.numbered(asked.length, seq, inputs) for seq, inputs in rows]
+        numbered = [seq for seq in asked.seqs if seq is not None]
+        if len(numbered) < len(asked.seqs):
+            return [self.of(timestep) for timestep in asked.each()]
+        return self.numbered(asked.length, numbered, asked.packed)
 
     def of(self, timestep: Timestep) -> bytes:
         """Return the name of a request, 16 bytes."""
@@ -64,7 +76,7 @@ class RequestNames:
             if seq is None:
                 return self._new_name()
             if timestep.life == "on":
-                return self.numbered(timestep.length, seq, timestep.inputs)
+                return self.numbered(timestep.length, [seq], [timestep.inputs])[0]
         given = key is not None, seq is not None, after is not None
         h = (self._begun.get(given) or self._begin(given)).copy()
         # Where each part ends is known from what is given and from the length: no two requests make the same bytes.
