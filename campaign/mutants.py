@@ -59,8 +59,8 @@ NO_COMPARE_AND_SET = Mutant(
 NO_OPERATION_IDS = Mutant(
     "no operation ids",
     "service/engine/names.py",
-    "h = self._numbered.copy()",
-    "return self._new_name()",
+    "begun, names = self._numbered.copy, list[bytes]()",
+    "return [self._new_name() for _ in seqs]",
     ("tests/engine/test_names.py",),
 )
 
