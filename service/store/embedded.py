@@ -31,7 +31,7 @@ _START_WITHIN_S = 30.0
 _STOP_WITHIN_S = 30.0
 _LONGEST_SOCKET_PATH = 100  # the kernel allows 107
 _PR_SET_PDEATHSIG = 1
-_REWRITTEN_FROM = "256mb"  # the server stands still for 20 ms then: from its own 64 MB on, each 3 s at 30,000 steps/s
+REWRITTEN_FROM = "256mb"  # the server stands still for 20 ms then: from its own 64 MB on, each 3 s at 30,000 steps/s
 _COMES_AFTER = 10  # by so much are the server's background threads nicer than the one that serves
 _LIBC = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
 
@@ -198,7 +198,7 @@ class EmbeddedStore:
             "save": "",
             "appendonly": "yes",
             "appendfsync": self._fsync,
-            "auto-aof-rewrite-min-size": _REWRITTEN_FROM,
+            "auto-aof-rewrite-min-size": REWRITTEN_FROM,
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }

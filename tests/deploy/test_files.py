@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], wit
 from service.api.problems import PROBLEMS
 from service.errors import CODES
 from service.settings import Settings
+from service.store.embedded import REWRITTEN_FROM
 
 REPOSITORY = Path(__file__).parents[2]
 CONTAINERS = ("proxy", "service", "redis", "export")
@@ -97,6 +98,10 @@ def test_the_proxy_waits_longer_than_the_service_does() -> None:
 @pytest.mark.parametrize("line", ["appendonly yes", "appendfsync everysec", "maxmemory-policy noeviction"], ids=str)
 def test_redis_keeps_what_it_was_given(line: str) -> None:
     assert line in (REPOSITORY / "docker/redis.conf").read_text().splitlines()
+
+
+def test_redis_rewrites_its_file_as_seldom_as_the_embedded_store() -> None:
+    assert f"auto-aof-rewrite-min-size {REWRITTEN_FROM}" in (REPOSITORY / "docker/redis.conf").read_text()
 
 
 def test_the_data_of_redis_outlives_its_container() -> None:

@@ -77,7 +77,7 @@ def test_its_file_is_rewritten_seldom(short_path: Path) -> None:
     store.stop()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread; elsewhere none is set")
 def test_the_thread_that_flushes_yields_to_the_one_that_serves(short_path: Path) -> None:
     store = EmbeddedStore(short_path)
     store.start()
@@ -88,7 +88,8 @@ def test_the_thread_that_flushes_yields_to_the_one_that_serves(short_path: Path)
         (thread / "comm").read_text().strip(): os.getpriority(os.PRIO_PROCESS, int(thread.name))
         for thread in (server / "task").iterdir()
     }
-    assert priority["bio_aof"] == priority[(server / "comm").read_text().strip()] + 10
+    serving = priority[(server / "comm").read_text().strip()]
+    assert priority["bio_aof"] == min(serving + 10, 19)  # the kernel knows none beyond, and the tests may be nice
     store.stop()
 
 
