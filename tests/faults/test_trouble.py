@@ -24,7 +24,7 @@ from tests.faults.feeder import feeders, judged, reached, run, run_until, told
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, fold_reference
 from tests.servers import AOF, Server, server
-from tests.store.clusters import link_is_up, pair, sentinels
+from tests.store.clusters import has_what, link_is_up, pair, sentinels
 
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
 QUICK = EngineOptions(request_timeout_s=1)
@@ -163,13 +163,14 @@ async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: 
         async with worker(primary.url, folder) as before, worker(replica.url, folder) as after:
             where = [before]
             streams = feeders(where, 10)
+            way.delay = 0.05
             await run(streams, 5)
-            with primary.client() as client:
-                client.execute_command("WAIT", 1, 5000)
+            with primary.client() as first, replica.client() as second:
+                while not has_what(first, second):
+                    pass
                 way.blackhole = True
                 await run(streams, 4, seed=1)
-            with replica.client() as client:
-                client.execute_command("REPLICAOF", "NO", "ONE")
+                second.execute_command("REPLICAOF", "NO", "ONE")
             where[0] = after
             refused = await refusal(after, step("s0", 1, seq=10))
             changed = await refusal(after, step("s1", 1, seq=10, after=streams[1].told[-1][1]))
