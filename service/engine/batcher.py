@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _FEWEST = 16  # rows of a block; fewer had better share a batch with others
 _NAME = attrgetter("name")
+_MOST_SINGLES = 160  # rows of a batch that came one by one; see ADR 0027
 _IN_FLIGHT = 4  # batches out at once: while one waits for the store, the next is run
 _BESIDE = 32  # rows with which batches go at once while another is out; fewer wait for that one, and cost less so
 _BESIDE_S = 0.005  # but no longer than that: it may wait for a part of the store that is away
@@ -81,6 +82,7 @@ class Batcher:
         self._peeks = Peeks(served, store, self.cache, observer, audience, **common)
         self._alone = Alone(served, store, self.cache, observer, audience, **common)
         self._max_batch = min(max_batch, served.manifest.batch.max)
+        self._most_singles = min(self._max_batch, _MOST_SINGLES)
         self._max_wait = max_wait
         self._queue: BatchQueue[Pending] = BatchQueue()
         self._singles: Singles | None = None  # that more may be added to
@@ -132,7 +134,7 @@ class Batcher:
             return
         singles = self._singles
         if singles is None:
-            singles, self._places = Singles(), self._max_batch
+            singles, self._places = Singles(), self._most_singles
             self._singles = singles
             queue.put_batch(singles)
         singles.add((stream, name, seq, inputs, done, received))
