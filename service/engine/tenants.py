@@ -10,6 +10,16 @@ from service.errors import ServiceError
 _REMEMBERED = 10_000  # tenants whose buckets are kept; a full bucket need not be
 
 
+class _Bucket:
+    """What a tenant may still take, and when that was."""
+
+    __slots__ = ("left", "then")
+
+    def __init__(self, left: float, then: float) -> None:
+        self.left = left
+        self.then = then
+
+
 class TenantRates:
     """A token bucket for each tenant: a second's worth may come at once, then as many as the rate allows.
 
@@ -25,7 +35,7 @@ class TenantRates:
         """
         self._rate = rate
         self._most = max(rate, 1.0)
-        self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when that was
+        self._buckets: dict[str, _Bucket] = {}
 
     def demand(self, tenant: str, n: int, now: float) -> None:
         """Take from a tenant's bucket.
@@ -38,19 +48,20 @@ class TenantRates:
         Raises:
             ServiceError: `rate_limited`; nothing was taken.
         """
-        left, then = self._buckets.get(tenant, (self._most, now))
-        left = min(self._most, left + (now - then) * self._rate)
-        needed = min(n, self._most)
-        if left < needed:
+        bucket = self._buckets.get(tenant)
+        if bucket is None:
+            bucket = self._new_bucket(tenant, now)
+        elif bucket.then != now:  # most timesteps come in the same turn of the loop as others
+            bucket.left = min(self._most, bucket.left + (now - bucket.then) * self._rate)
+            bucket.then = now
+        if bucket.left < n and bucket.left < self._most:
             raise ServiceError(
                 "rate_limited",
                 f"The tenant sends more than {self._rate:g} timesteps a second to this worker.",
                 fix="Send the same request again after Retry-After, and fewer at once.",
-                retry_after_s=(needed - left) / self._rate,
+                retry_after_s=(min(n, self._most) - bucket.left) / self._rate,
             )
-        if len(self._buckets) >= _REMEMBERED:
-            self._forget_full(now)
-        self._buckets[tenant] = left - n, now
+        bucket.left -= n
 
     def allows(self, tenant: str, n: int, now: float) -> bool:
         """Take from a tenant's bucket if it has that much; arguments as for `demand`."""
@@ -62,8 +73,15 @@ class TenantRates:
             return False
         return True
 
+    def _new_bucket(self, tenant: str, now: float) -> _Bucket:
+        if len(self._buckets) >= _REMEMBERED:
+            self._forget_full(now)
+        bucket = self._buckets[tenant] = _Bucket(self._most, now)
+        return bucket
+
     def _forget_full(self, now: float) -> None:
-        full = [name for name, (left, then) in self._buckets.items() if left + (now - then) * self._rate >= self._most]
+        rate = self._rate
+        full = [name for name, one in self._buckets.items() if one.left + (now - one.then) * rate >= self._most]
         for name in full:
             del self._buckets[name]
 
