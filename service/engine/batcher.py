@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _FEWEST = 16  # rows of a block; fewer had better share a batch with others
 _NAME = attrgetter("name")
-_MOST_SINGLES = 160  # rows of a batch that came one by one; see ADR 0027
+_MOST_SINGLES = 160  # rows of a batch of timesteps that came one by one: while the store commits it, others are run
 _IN_FLIGHT = 4  # batches out at once: while one waits for the store, the next is run
 _BESIDE = 32  # rows with which batches go at once while another is out; fewer wait for that one, and cost less so
 _BESIDE_S = 0.005  # but no longer than that: it may wait for a part of the store that is away

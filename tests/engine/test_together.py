@@ -202,6 +202,21 @@ async def test_too_few_columns_or_too_many_go_one_by_one(folder: Path, redis_ser
         assert await move_together(engine, {name: ([1], 1) for name in MANY[:16]}) is not None
 
 
+@pytest.mark.parametrize(("most", "parts"), [(256, [160, 96]), (100, [100, 100, 56])])
+async def test_many_that_come_one_by_one_go_in_parts(
+    folder: Path, redis_server: Server, most: int, parts: list[int]
+) -> None:
+    """The one is run while the store commits the other; never more rows than asked for, either."""
+    counts = Counts()
+    async with worker(redis_server.url, folder, counts=counts, options=EngineOptions(max_batch_size=most)) as engine:
+        for seq in (1, 2):
+            asked = (engine.advance(step(f"s{n}", n, seq=seq)) for n in range(256))
+            answers = await asyncio.gather(*asked)
+
+    assert [ys(one) for one in answers] == [fold_reference([n, n])[-1:] for n in range(256)]
+    assert counts.batches == parts * 2
+
+
 async def test_columns_behind_a_timestep_of_one_of_their_streams_wait_for_it(
     folder: Path, redis_server: Server
 ) -> None:
