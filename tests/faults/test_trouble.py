@@ -24,7 +24,7 @@ from tests.faults.feeder import feeders, judged, reached, run, run_until, told
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, fold_reference
 from tests.servers import AOF, Server, server
-from tests.store.clusters import has_what, link_is_up, pair, sentinels
+from tests.store.clusters import has_caught_up, link_is_up, pair, sentinels
 
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
 QUICK = EngineOptions(request_timeout_s=1)
@@ -166,7 +166,7 @@ async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: 
             way.delay = 0.05
             await run(streams, 5)
             with primary.client() as first, replica.client() as second:
-                while not has_what(first, second):
+                while not has_caught_up(second, first):
                     pass
                 way.blackhole = True
                 await run(streams, 4, seed=1)

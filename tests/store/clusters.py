@@ -187,7 +187,7 @@ def link_is_up(client: redis.Redis) -> bool:
     return client.info("replication").get("master_link_status") == "up"
 
 
-def has_what(primary: redis.Redis, replica: redis.Redis) -> bool:
+def has_caught_up(replica: redis.Redis, primary: redis.Redis) -> bool:
     """Whether a replica has done what its primary has until now; WAIT would only look at its own client's writes."""
     written = int(primary.info("replication")["master_repl_offset"])
     return int(replica.info("replication")["slave_repl_offset"]) >= written
