@@ -115,17 +115,27 @@ def latency(
     keep: Folder = _KEPT,
     save: Save = None,
 ) -> None:
-    """Requests that are due at fixed times, whatever the server does: how long after that they are answered."""
+    """Requests that are due at fixed times, whatever the server does: how long after that they are answered.
+
+    The service has a processor to itself, as far as a line does not say that the kernel placed it: the load generator
+    is no part of what is measured, and had it the service's processor, its work would show as the service's latency.
+    """
     work = workload.make(keep.resolve(), steps=20_000)
-    empty, *others = http_targets(work, Peers(), connections=connections)
+    empty, echo, *others = http_targets(work, Peers(), connections=connections)
     ours = next(target for target in others if target.name.startswith("Stepwell, embedded"))
     targets = [
-        replace(target, name=f"{rate:,}/s: {target.name}", load=replace(target.load, rate=float(rate)))
+        replace(target, name=f"{rate:,}/s: {target.name}", load=replace(target.load, rate=float(rate)), apart=True)
         for rate in map(int, rates.split(","))
-        for target in (empty, ours)
+        for target in (empty, echo, ours)
     ]
-    full, half = f"full load: {ours.name}", f"half of that: {ours.name}"
-    targets += [replace(ours, name=full), replace(ours, name=half, part_of=(full, 0.5))]
+    full = f"full load, placed by the kernel: {ours.name}"
+    half = replace(ours, part_of=(full, 0.5))
+    targets += [
+        replace(ours, name=full),
+        replace(half, name=f"half of that: {ours.name}", apart=True),
+        replace(half, name=f"half of that, placed by the kernel: {ours.name}"),
+        replace(echo, name=f"half of that: {echo.name}", part_of=half.part_of, apart=True),
+    ]
     lines = _measure(targets, work, rounds=rounds, seconds=seconds)
     report.show(f"HTTP at fixed rates, {connections} connections; latency from the moment a request was due", lines)
     if save:
@@ -188,9 +198,11 @@ def _one(program: Path, target: Target, work: workload.Workload, seconds: float)
     try:
         with target.start(folder) as running:
             before = _used_memory(running.store)
+            started = running.processes().set_apart if target.apart else None
             result = load.run(
-                program, work, target.load, port=running.port, seconds=seconds, warmup=1.5, cpu=running.cpu
-            )
+                program, work, target.load, port=running.port, seconds=seconds, warmup=1.5, cpu=running.cpu,
+                started=started,
+            )  # fmt: skip
             grown = _used_memory(running.store) - before
             return replace(result, store_bytes=grown / target.load.streams)
     finally:

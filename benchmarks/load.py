@@ -104,6 +104,7 @@ def run(
     seconds: float,
     warmup: float,
     cpu: Callable[[], tuple[float, float]],
+    started: Callable[[int], None] | None = None,
 ) -> Result:
     """Put a load on a server.
 
@@ -115,6 +116,7 @@ def run(
         seconds: How long to measure.
         warmup: Seconds before that.
         cpu: CPU seconds so far, of the server without its store and of the store.
+        started: Told the generator's process before it measures.
 
     Raises:
         SystemExit: The generator failed; its own words say why.
@@ -139,6 +141,8 @@ def run(
     with subprocess.Popen([str(program), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
+        if started is not None:
+            started(process.pid)
         process.stdout.readline()  # "measuring"
         before = cpu()
         said = process.stdout.readline()

@@ -173,7 +173,7 @@ def _over_rates(result: Result) -> Any:
         due, is_rate, name = line["name"].partition("/s: ")
         if is_rate:
             by_name.setdefault(name, []).append((float(due.replace(",", "")), line["p50_ms"], line["p99_ms"]))
-    for (name, points), colour in zip(by_name.items(), ("#868e96", "#0b7285"), strict=False):
+    for (name, points), colour in zip(by_name.items(), ("#868e96", "#e8590c", "#0b7285"), strict=False):
         rates, p50, p99 = zip(*points, strict=True)
         axes.plot(rates, p99, "o-", color=colour, label=f"{name}, p99")
         axes.plot(rates, p50, "o:", color=colour, label=f"{name}, p50")

@@ -1,4 +1,4 @@
-"""Starting the compared servers, and counting the CPU that their processes take."""
+"""Starting the compared servers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pathlib import Path
 
 from benchmarks.load import Load
 from benchmarks.peers import Peers
+from benchmarks.processes import Processes, processes_of
 from benchmarks.workload import Workload
 from service.store.embedded import find_server
 
 _TARGETS = Path(__file__).parent / "targets"
-_TICK = os.sysconf("SC_CLK_TCK")
 _WITHIN_S = 60.0
 
 _HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\r\n"
@@ -43,15 +43,19 @@ class Running:
 
     Attributes:
         port: On 127.0.0.1.
-        cpu: CPU seconds so far: of the service without its store, and of the store.
+        processes: Those that run now.
         store: The unix socket of an outside store, where there is one.
         pid: The server's process.
     """
 
     port: int
-    cpu: Callable[[], tuple[float, float]]
+    processes: Callable[[], Processes]
     store: Path | None = None
     pid: int = 0
+
+    def cpu(self) -> tuple[float, float]:
+        """Return the CPU seconds so far: of the service without its store, and of the store."""
+        return self.processes().cpu()
 
 
 Start = Callable[[Path], contextlib.AbstractContextManager[Running]]
@@ -67,12 +71,14 @@ class Target:
         start: Starts it.
         load: What is asked of it.
         part_of: A target and a part of the steps/s that it did in the same round: the rate of the load.
+        apart: The service has a processor to itself; its store and the load are on the others.
     """
 
     name: str
     start: Start
     load: Load
     part_of: tuple[str, float] | None = None
+    apart: bool = False
 
 
 def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[Target]:
@@ -249,11 +255,11 @@ def _with_store(make: Callable[[Path], Start]) -> Start:
             _wait(address.exists, store, folder / "log")
             with make(address)(folder) as running:
 
-                def cpu() -> tuple[float, float]:
-                    service, own = running.cpu()
-                    return service, own + _cpu_seconds(store.pid)
+                def processes() -> Processes:
+                    found = running.processes()
+                    return replace(found, stores=(*found.stores, store.pid))
 
-                yield Running(running.port, cpu, address, running.pid)
+                yield Running(running.port, processes, address, running.pid)
 
     return start
 
@@ -265,7 +271,7 @@ def _process(command: Sequence[str], folder: Path, port: int, *, env: Mapping[st
         process = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=folder, start_new_session=True)
     with _ending(process):
         _wait(lambda: _listens(port), process, log)
-        yield Running(port, lambda: _cpu_of_tree(process.pid), pid=process.pid)
+        yield Running(port, lambda: processes_of(process.pid), pid=process.pid)
 
 
 @contextlib.contextmanager
@@ -299,39 +305,3 @@ def _listens(port: int) -> bool:
         probe.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         return probe.recv(12).startswith(b"HTTP/1.1 ")
     return False
-
-
-def _cpu_of_tree(root: int) -> tuple[float, float]:
-    """Return the CPU seconds of a process and all its descendants, those that are stores apart."""
-    children: dict[int, list[int]] = {}
-    names: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                name, fields = _stat(int(entry.name))
-                children.setdefault(int(fields[1]), []).append(int(entry.name))
-                names[int(entry.name)] = name
-    service = store = 0.0
-    todo = [root]
-    while todo:
-        pid = todo.pop()
-        todo += children.get(pid, [])
-        if names.get(pid, "").startswith(("redis-server", "valkey-server")):
-            store += _cpu_seconds(pid)
-        else:
-            service += _cpu_seconds(pid)
-    return service, store
-
-
-def _cpu_seconds(pid: int) -> float:
-    try:
-        _, fields = _stat(pid)
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def _stat(pid: int) -> tuple[str, list[str]]:
-    """Return a process's name and the fields of its `/proc/PID/stat` from the third on (see `man proc`)."""
-    before, after = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)
-    return before.split("(", 1)[1], after.split()
