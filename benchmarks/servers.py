@@ -23,6 +23,7 @@ from benchmarks.workload import Workload
 from service.store.embedded import find_server
 
 _TARGETS = Path(__file__).parent / "targets"
+_REDIS_CONF = Path(__file__).parents[1] / "docker" / "redis.conf"
 _WITHIN_S = 60.0
 
 _HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\r\n"
@@ -244,13 +245,14 @@ def _libpython(python: Path) -> str:
 
 
 def _with_store(make: Callable[[Path], Start]) -> Start:
-    """Start a server of the Redis protocol with an append-only file (everysec), and what needs it."""
+    """Start a server of the Redis protocol, set up as the compose file does it, and what needs it."""
 
     @contextlib.contextmanager
     def start(folder: Path) -> Iterator[Running]:
         address = folder / "s"
-        command = [str(find_server()), "--port", "0", "--unixsocket", str(address), "--dir", str(folder), "--save", ""]
-        command += ["--appendonly", "yes", "--appendfsync", "everysec"]
+        conf = folder / "redis.conf"
+        conf.write_text(_REDIS_CONF.read_text().replace("dir /data", f"dir {folder}"))
+        command = [str(find_server()), str(conf), "--port", "0", "--unixsocket", str(address)]
         with _ending(subprocess.Popen(command, stdout=subprocess.DEVNULL)) as store:
             _wait(address.exists, store, folder / "log")
             with make(address)(folder) as running:
