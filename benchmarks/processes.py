@@ -61,10 +61,9 @@ def processes_of(root: int) -> Processes:
 
 def _place(pids: Iterable[int], processors: Iterable[int]) -> None:
     """Let each thread of these processes run on these processors only."""
-    for pid in pids:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread.name), processors)
+    for thread in [thread for pid in pids for thread in Path("/proc").glob(f"{pid}/task/*")]:
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.sched_setaffinity(int(thread.name), processors)
 
 
 def _cpu_seconds(pid: int) -> float:
