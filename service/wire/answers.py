@@ -109,27 +109,23 @@ def _in_json(made: Batch) -> list[bytes]:
 
     All rows are encoded at once, and then parted: a row alone takes several times as long.
     """
-    rows = zip(
-        _outputs_in_json(made.arrays, len(made.steps)), made.steps, state_ids_in_ascii(made.state_ids), strict=True
-    )
-    return [b'{"outputs":%b,"step":%d,"state_id":"%b"}' % row for row in rows]
+    shape, columns = _outputs_in_json(made.arrays)
+    text = b'{"outputs":{%b},"step":%%d,"state_id":"%%b"}' % shape
+    return [text % row for row in zip(*columns, made.steps, state_ids_in_ascii(made.state_ids), strict=True)]
 
 
-def _outputs_in_json(arrays: Mapping[str, Array], rows: int) -> list[bytes]:
-    """Return the last predictions of each row as a JSON object."""
-    if not arrays:
-        return [b"{}"] * rows
-    columns = []
+def _outputs_in_json(arrays: Mapping[str, Array]) -> tuple[bytes, list[list[bytes]]]:
+    """Return the members of a JSON object with the last predictions of a row, and what is put in of each row."""
+    members, columns = [], []
     for name, array in arrays.items():
-        last, label = array[:, -1], _encode_json(name)
+        last, label = array[:, -1], _encode_json(name).replace(b"%", b"%%")
         if last.ndim == 2 and last.size:
-            parts = _encode_json(last.tolist())[2:-2].split(b"],[")
-            columns.append([b"%b:[%b]" % (label, part) for part in parts])
+            members.append(label + b":[%b]")
+            columns.append(_encode_json(last.tolist())[2:-2].split(b"],["))
         else:
-            columns.append([b"%b:%b" % (label, _encode_json(row)) for row in last.tolist()])
-    if len(columns) == 1:
-        return [b"{%b}" % one for one in columns[0]]
-    return [b"{%b}" % b",".join(row) for row in zip(*columns, strict=True)]
+            members.append(label + b":%b")
+            columns.append([_encode_json(row) for row in last.tolist()])
+    return b",".join(members), columns
 
 
 def step_answer(answered: Answered, form: Format, *, chunk: bool, keep: Keep = "all") -> dict[str, Any]:

@@ -52,19 +52,18 @@ def encode_state_id(state_id: bytes) -> str:
 def encode_state_ids(state_ids: Sequence[bytes]) -> list[str]:
     """Return what `encode_state_id` does of each; together they take less than half of the time."""
     whole = _all_encoded(state_ids).decode("ascii")
-    return [whole[at : at + 22] for at in range(0, len(whole), 24)]
+    return [whole[at : at + 22] for at in range(0, 24 * len(state_ids), 24)]
 
 
 def state_ids_in_ascii(state_ids: Sequence[bytes]) -> list[bytes]:
     """Return what `encode_state_ids` does, as bytes."""
     whole = _all_encoded(state_ids)
-    return [whole[at : at + 22] for at in range(0, len(whole), 24)]
+    return [whole[at : at + 22] for at in range(0, 24 * len(state_ids), 24)]
 
 
 def _all_encoded(state_ids: Sequence[bytes]) -> bytes:
     # With two bytes behind it, each is 24 characters, and none of the first 22 is another than without.
-    text = b2a_base64(b"".join([state_id + _PADDING for state_id in state_ids]), newline=False)
-    return text.translate(_URL_SAFE)
+    return b2a_base64(_PADDING.join(state_ids) + _PADDING, newline=False).translate(_URL_SAFE)
 
 
 def is_state_id(text: str) -> bool:
