@@ -6,12 +6,15 @@ remembered by the block's bytes, with the digits of Content-Length left out.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 import httptools
 
 from service.api.hot import Fields, fields_of
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _LENGTH_NAMES: Final = (b"\nContent-Length: ", b"\ncontent-length: ")
 _LENGTH_DIGITS: Final = 8
@@ -21,11 +24,27 @@ _REMEMBERED_BYTES: Final = 1024  # of one block
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The header lines of a plain request.
+
+    Attributes:
+        text: Their bytes, with the empty line behind them.
+        fields: What they say.
+        length: That of the body, in bytes.
+    """
+
+    text: bytes
+    fields: Fields
+    length: int
+
+
 class Heads:
     """Reads the header lines of plain requests; says None of all others.
 
     Attributes:
-        known: What blocks of header lines said that are likely to come again; `read` of others.
+        likely: What is likely to come, by the length of all that follows the request line: as long as all clients send
+            alike, nothing else is of that length.
     """
 
     def __init__(self, max_body_bytes: int) -> None:
@@ -35,51 +54,58 @@ class Heads:
             max_body_bytes: A request with a longer body is none of ours.
         """
         self._max_body = max_body_bytes
-        self.known: dict[bytes, tuple[Fields, int]] = {}
+        self.likely: dict[int, Block] = {}
+        self._known: dict[bytes, Block] = {}
         self._fields: dict[bytes, Fields | None] = {}  # by the block without the length
 
-    def read(self, block: bytes) -> tuple[Fields, int] | None:
-        """Return what a block of header lines says, and the length of the body.
+    def read(self, text: bytes) -> Block | None:
+        """Return what header lines say.
 
         Args:
-            block: Header lines, each with its line end.
+            text: The lines, with their ends, and the empty line behind them.
         """
-        found = self.known.get(block) or self._read(block)
-        if found is not None and len(block) <= _REMEMBERED_BYTES and found[0].idempotency_key is None:
-            if len(self.known) >= _REMEMBERED:
-                self.known.clear()
-            self.known[block] = found
-        return found
+        block = self._known.get(text) or self._read(text)
+        if block is not None and len(text) <= _REMEMBERED_BYTES and block.fields.idempotency_key is None:
+            _remember(self._known, text, block)
+        return block
 
-    def _read(self, block: bytes) -> tuple[Fields, int] | None:
+    def find(self, data: bytes, at: int) -> Block | None:
+        """Return the known header lines that stand at a place, where with the body behind them they are all that does."""
+        end = data.find(b"\r\n\r\n", at, at + _REMEMBERED_BYTES) + 4
+        block = self._known.get(data[at:end])
+        if block is None or end + block.length != len(data):
+            return None
+        _remember(self.likely, len(data) - at, block)
+        return block
+
+    def _read(self, text: bytes) -> Block | None:
         name = _LENGTH_NAMES[0]
-        at = block.find(name)
+        at = text.find(name)
         if at < 0:
             name = _LENGTH_NAMES[1]
-            at = block.find(name)
-        if at < 0 and not block.startswith((_LENGTH_NAMES[0][1:], _LENGTH_NAMES[1][1:])):
+            at = text.find(name)
+        if at < 0 and not text.startswith((_LENGTH_NAMES[0][1:], _LENGTH_NAMES[1][1:])):
             return None
-        at += len(name)  # where the block begins with it, from one byte before it
-        end = block.find(b"\r\n", at)
-        digits = block[at:end]
+        at += len(name)  # where the text begins with it, from one byte before it
+        end = text.find(b"\r\n", at)
+        digits = text[at:end]
         if not digits.isdigit() or len(digits) > _LENGTH_DIGITS:
             return None
-        key = block[:at] + block[end:]
+        key = text[:at] + text[end:]
         try:
             fields = self._fields[key]
         except KeyError:
-            fields = self._remember(key, block)
+            fields = _fields(text)
+            if len(key) <= _REMEMBERED_BYTES and (fields is None or fields.idempotency_key is None):
+                _remember(self._fields, key, fields)
         length = int(digits)
-        return None if fields is None or length > self._max_body else (fields, length)
+        return None if fields is None or length > self._max_body else Block(text, fields, length)
 
-    def _remember(self, key: bytes, block: bytes) -> Fields | None:
-        fields = _fields(block)
-        is_of_one_request = fields is not None and fields.idempotency_key is not None
-        if len(key) <= _REMEMBERED_BYTES and not is_of_one_request:
-            if len(self._fields) >= _REMEMBERED:
-                self._fields.clear()
-            self._fields[key] = fields
-        return fields
+
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[key] = value
 
 
 class _Headers:
@@ -96,11 +122,11 @@ class _Headers:
         self.complete = True
 
 
-def _fields(block: bytes) -> Fields | None:
+def _fields(text: bytes) -> Fields | None:
     """Return what the headers say, None where any of them is unusual."""
     headers = _Headers()
     try:
-        httptools.HttpRequestParser(headers).feed_data(b"POST / HTTP/1.1\r\n" + block + b"\r\n")
+        httptools.HttpRequestParser(headers).feed_data(b"POST / HTTP/1.1\r\n" + text)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
     names = [name for name, _ in headers.found]

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -32,6 +31,8 @@ class Target:
     """What a hot request line asks for. Clients repeat it with every request of a stream.
 
     Attributes:
+        line: Its bytes, with the line end.
+        generation: Of the models and keys of which `call` was made.
         route: Its route.
         parts: What the groups of the route's pattern matched.
         version: The model version that it names, or None.
@@ -39,6 +40,8 @@ class Target:
         call: What it asks for with these very headers, where that serves every such request; None: not found out yet.
     """
 
+    line: bytes
+    generation: int
     route: HotRoute
     parts: Sequence[str]
     version: int | None
@@ -94,29 +97,41 @@ class Lane:
         end = data.find(b"\r\n\r\n", start, start + _HEAD_LIMIT)
         if end < 0:
             return None
-        at = data.find(b"\r\n", start, end + 2)
+        at = data.find(b"\r\n", start, end + 2) + 2
         line = data[start:at]
         target = self._targets.get(line) or self._target(line)
-        read = None if target is None else self._heads.read(data[at + 2 : end + 2])
-        if target is None or read is None:
+        block = None if target is None else self._heads.read(data[at : end + 4])
+        if target is None or block is None:
             return None
-        head = Head(target, *read)
-        return head, end + 4, end + 4 + head.length
+        return Head(target, block.fields, block.length), end + 4, end + 4 + block.length
 
-    def call_of_whole(self, data: bytes) -> tuple[Dialect, Call, bytes] | None:
-        """Return how it is answered, what is asked for, and its body, where this is one whole request of a known head.
+    def whole(self, data: bytes, last: Target | None) -> tuple[Target, Call, bytes] | None:
+        """Return what is asked for, the call, and its body, where this is one whole request of a known head.
 
         None says nothing: it may still be one, of a head that is to be looked at first.
+
+        Args:
+            data: What a connection received.
+            last: What it asked for before; most clients then ask for the same again.
         """
-        at = data.find(b"\r\n")
-        end = data.find(b"\r\n\r\n", at, _HEAD_LIMIT)
-        target, read = self._targets.get(data[:at]), self._heads.known.get(data[at + 2 : end + 2])
-        if target is None or read is None or not self._is_quick:
+        if not self._is_sure:
+            self._look()
+        at = 0 if last is None else len(last.line)
+        if last is not None and data[:at] == last.line and last.generation == self._generation:
+            target = last
+        else:
+            at = data.find(b"\r\n") + 2
+            found = self._targets.get(data[:at])
+            if found is None:
+                return None
+            target = found
+        block = self._heads.likely.get(len(data) - at)
+        if block is None or not data.startswith(block.text, at):
+            block = self._heads.find(data, at)
+        call = target.call
+        if block is None or call is None or target.fields is not block.fields or not self._is_quick:
             return None
-        fields, length = read
-        if target.call is None or target.fields is not fields or end + 4 + length != len(data):
-            return None
-        return target.route.dialect, target.call, data[end + 4 :]
+        return target, call, data[at + len(block.text) :]
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
         """Say whether the beginning of a head stands there that may become a hot one."""
@@ -132,11 +147,11 @@ class Lane:
         if not self._is_sure:
             self._look()
         target, fields, _ = head
-        if target.call is not None and target.fields is fields:
+        if target.call is not None and target.fields is fields and target.generation == self._generation:
             return target.call
         call = call_of(target.route, self.context, target.parts, target.version, fields)
         if call.serves_many and self.context.keys.last:
-            target.fields, target.call = fields, call
+            target.fields, target.call, target.generation = fields, call, self._generation
         return call
 
     def answer(self, body: bytes, call: Call, dialect: Dialect, default_headers: Headers) -> bytes:
@@ -171,7 +186,8 @@ class Lane:
             match = pattern.fullmatch(line)
             if match is not None:
                 *parts, number = match.groups()
-                target = Target(route, [part.decode() for part in parts], None if number is None else int(number))
+                target = Target(
+                    line, self._generation, route, [part.decode() for part in parts], None if number is None else int(number))
                 if len(self._targets) >= _REMEMBERED:
                     self._targets.clear()
                 self._targets[line] = target
@@ -201,9 +217,8 @@ class Lane:
         """
         generation = self.context.generation
         if generation != self._generation:
+            # Calls hold models that may have been replaced, and callers who may have been revoked.
             self._generation = generation
-            for target in self._targets.values():
-                target.call = None  # it holds a model that may have been replaced, a caller who may have been revoked
             self._targets.clear()
         self._is_sure, self._is_quick = True, not self.context.leaving
         self._end_soon()
@@ -211,17 +226,13 @@ class Lane:
     def _tell_later(self) -> None:
         """Tell the counters once for all answers of this turn of the loop."""
         self._will_tell = True
-        self.now = self._loop.time()
+        self.now = asyncio.get_running_loop().time()
         self._end_soon()
-
-    @cached_property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()
 
     def _end_soon(self) -> None:
         if not self._ends_soon:
             self._ends_soon = True
-            self._loop.call_soon(self._end)
+            asyncio.get_running_loop().call_soon(self._end)
 
     def _end(self) -> None:
         """Forget what was sure in this turn of the loop, and tell what was answered."""
@@ -242,4 +253,4 @@ class Lane:
 
 def _request_line(route: HotRoute) -> re.Pattern[bytes]:
     """Return the pattern of a route's whole request line."""
-    return re.compile(rf"POST {route.path}(?:\?{VERSION})? HTTP/1\.1".encode())
+    return re.compile(rf"POST {route.path}(?:\?{VERSION})? HTTP/1\.1\r\n".encode())

@@ -17,7 +17,7 @@ from service.api.calls import Call
 from service.api.dialects import NATIVE, Dialect
 from service.api.problems import unforeseen
 from service.errors import ServiceError
-from service.lane.lane import Head, Lane
+from service.lane.lane import Head, Lane, Target
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -91,6 +91,7 @@ class Line:
         "_done",
         "_is_closing",
         "_place",
+        "_target",
         "_write",
         "idle_since",
         "is_at_rest",
@@ -109,6 +110,7 @@ class Line:
         self.is_at_rest = False
         self.idle_since = 0.0
         self._call: Call | None = None  # of the request that is being answered at rest
+        self._target: Target | None = None  # of the last request at rest, and its dialect
         self._dialect = NATIVE
         self._place: Exchange | None = None  # of that request, since the rest ended
         self._done = self._take  # a bound method is an object too, made once
@@ -128,10 +130,12 @@ class Line:
         """
         if not self.is_at_rest or self._call is not None:
             return False
-        known = self.lane.call_of_whole(data)
+        known = self.lane.whole(data, self._target)
         if known is None:
             return False
-        self._dialect, call, body = known
+        target, call, body = known
+        if target is not self._target:
+            self._target, self._dialect = target, target.route.dialect
         self._call = call
         try:
             call.begin(body, self._done)

@@ -26,10 +26,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+
+from zlib_ng.zlib_ng import crc32
 
 from service.errors import CorruptRecordError, RecordVersionError
 
@@ -110,7 +111,7 @@ class Record:
                 self.created_ms,
             )
         )
-        crc = zlib.crc32(self.state, zlib.crc32(self.outputs, zlib.crc32(head)))
+        crc = crc32(self.state, crc32(self.outputs, crc32(head)))
         _CRC.pack_into(head, _CRC_AT, crc)
         return b"".join((head, self.outputs, self.state))
 
@@ -149,7 +150,7 @@ def decode(raw: bytes, *, state_bytes: int | None = None) -> Record:
             f"The record has {len(raw)} bytes; its header says {header} + {output_bytes} + {found_state}."
         )
     view = memoryview(raw)
-    if zlib.crc32(view[_CRC_AT + 4 :], zlib.crc32(bytes(4), zlib.crc32(view[:_CRC_AT]))) != crc:
+    if crc32(view[_CRC_AT + 4 :], crc32(bytes(4), crc32(view[:_CRC_AT]))) != crc:
         raise CorruptRecordError("The record's checksum does not fit its bytes.")
     if state_bytes is not None and found_state != state_bytes:
         raise CorruptRecordError(f"The record's state has {found_state} bytes; its model's has {state_bytes}.")
@@ -186,7 +187,7 @@ class KeyEntry:
     def encode(self) -> bytes:
         """Return the bytes for the store."""
         body = self._packed(0)[8:] + self.outputs
-        return self._packed(zlib.crc32(body))[:8] + body
+        return self._packed(crc32(body))[:8] + body
 
     def _packed(self, crc: int) -> bytes:
         parts = (self.op_id, self.epoch, self.step, self.chain, self.length, self.fingerprint)
@@ -209,7 +210,7 @@ class KeyEntry:
         if len(raw) < _ENTRY.size or raw[:4] != _ENTRY_MAGIC:
             raise _corrupt_entry(f"has {len(raw)} bytes and does not begin as an entry does")
         _, crc, op_id, epoch, step, chain, length, fingerprint = _ENTRY.unpack_from(raw)
-        if zlib.crc32(memoryview(raw)[8:]) != crc:
+        if crc32(memoryview(raw)[8:]) != crc:
             raise _corrupt_entry("has a checksum that does not fit its bytes")
         return cls(op_id, epoch, step, chain, length, raw[_ENTRY.size :], fingerprint)
 

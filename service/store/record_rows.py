@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from model_export.manifest import Array
 from service.store.record import HEADER_BYTES, MAGIC
@@ -104,4 +104,4 @@ def decode_rows(records: Sequence[object], fingerprint: bytes, state_bytes: int)
 def _checksums(table: Array) -> Array:
     """Return the CRC-32 of each row, `(rows,)` uint32; a row's bytes lie together."""
     records = table.view(f"V{table.shape[1]}")[:, 0]
-    return np.array([*map(zlib.crc32, records.tolist())], "<u4")
+    return np.array([*map(crc32, records.tolist())], "<u4")

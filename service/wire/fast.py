@@ -135,7 +135,11 @@ class FastStep:
         Raises:
             ValueError: And the others of `NOT_SOUND`.
         """
-        return self._parts(body, _decoded(self._decoders, body))
+        try:
+            asked = self._decoders[0](body)
+        except msgspec.ValidationError:
+            asked = _decoded_otherwise(self._decoders, body)
+        return self._parts(body, asked)
 
     def read_message(self, message: bytes) -> tuple[str | None, Raw | None, StepParts]:
         """Return what a feed's message says that brings one timestep: its stream and its own name, if it has any.
@@ -145,8 +149,11 @@ class FastStep:
         """
         if b"\\" in message:  # it could hide a colon
             raise UnsoundError
-        asked, colons = _decoded(self._message_decoders, message), 0
-        stream, name = asked.stream, asked.id
+        try:
+            asked = self._message_decoders[0](message)
+        except msgspec.ValidationError:
+            asked = _decoded_otherwise(self._message_decoders, message)
+        stream, name, colons = asked.stream, asked.id, 0
         if stream is not None:
             colons += 1 + stream.count(":")
         if name is not None:
@@ -214,16 +221,11 @@ def _step_decoder(inputs: Any, *, of_feed: bool = False) -> Callable[[bytes], An
     return msgspec.json.Decoder(kind).decode
 
 
-def _decoded(decoders: list[Callable[[bytes], Any]], body: bytes) -> Any:
-    """Return what the first of the decoders makes of a body that can; it is tried first from then on."""
-    try:
-        return decoders[0](body)
-    except msgspec.ValidationError:
-        if len(decoders) == 1:
-            raise
-        asked = decoders[1](body)
-        decoders.reverse()  # clients go on as they began
-        return asked
+def _decoded_otherwise(decoders: list[Callable[[bytes], Any]], body: bytes) -> Any:
+    """Return what the last decoder makes of a body that the first did not take; it is tried first from then on."""
+    asked = decoders[-1](body)
+    decoders.reverse()  # clients go on as they began
+    return asked
 
 
 def row_packer(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import pytest
 from hypothesis import given
@@ -48,6 +49,13 @@ def test_a_record_survives_the_store(record: Record) -> None:
 def test_the_guard_is_bytes_8_to_63(record: Record) -> None:
     """The commit script compares exactly these bytes."""
     assert record.encode()[8:64] == record.guard
+
+
+@given(RECORDS)
+def test_the_checksum_is_the_crc_32_of_the_record_without_it(record: Record) -> None:
+    raw = record.encode()
+
+    assert int.from_bytes(raw[84:88], "little") == zlib.crc32(raw[:84] + bytes(4) + raw[88:])
 
 
 def test_each_flipped_bit_is_noticed() -> None:
