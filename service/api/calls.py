@@ -86,9 +86,11 @@ class StepCall:
     _read: Callable[[bytes], StepParts] | None = field(init=False)
     _is_plain: bool = field(init=False)
     _stream: StreamDoor = field(init=False)
+    _submit_plain: Callable[..., None] = field(init=False)
     more_headers: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        self._submit_plain = self.context.engine.submit_plain
         self._wire = self.context.wire(self.served)
         self._read = self._wire.read_step if self.form is Format.JSON and not self.chunk else None
         self._is_plain = self.answer_form is Format.JSON and not self.chunk
@@ -108,7 +110,7 @@ class StepCall:
                 pass
             else:
                 if seq is not None and after is None and create == "auto" and self.idempotency_key is None:
-                    self.context.engine.submit_plain(self._stream, inputs, seq, done, served=self.served)
+                    self._submit_plain(self._stream, inputs, seq, done, served=self.served)
                     return
                 timestep = Timestep(
                     self.key,

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -20,6 +20,9 @@ from service.connections import message
 from service.errors import ServiceError
 from service.lane.heads import Heads
 from service.wire import JSON, Format
+
+if TYPE_CHECKING:
+    from uvicorn.server import ServerState
 
 _HEAD_LIMIT: Final = 8 * 1024  # longer ones are unusual
 _REMEMBERED: Final = 16_384  # request lines, heads of answers
@@ -154,13 +157,10 @@ class Lane:
             target.fields, target.call, target.generation = fields, call, self._generation
         return call
 
-    def answer(self, body: bytes, call: Call, dialect: Dialect, default_headers: Headers) -> bytes:
+    def answer(self, body: bytes, call: Call, dialect: Dialect, server_state: ServerState) -> bytes:
         """Return an answer with status 200, whole."""
-        if default_headers is not self._default_headers:  # uvicorn replaces them each second, for the date
-            self._default_headers = default_headers
-            self._json_heads.clear()
         if not self._will_tell:
-            self._tell_later()
+            self._tell_later(server_state)
         if dialect is NATIVE:
             self._steps += 1
         else:
@@ -170,14 +170,14 @@ class Lane:
         more = [f"{name}: {value}\r\n".encode() for name, value in (call.more_headers or {}).items()]
         return b"".join([self._head(form, len(body)), *more, b"\r\n", body])
 
-    def refusal(self, error: ServiceError, dialect: Dialect, default_headers: Headers) -> bytes:
+    def refusal(self, error: ServiceError, dialect: Dialect, server_state: ServerState) -> bytes:
         """Return the answer to a request that failed, whole."""
         self.context.metrics.refusal(error.code)
         response = problem_response(error, dialect)
         if not self._will_tell:
-            self._tell_later()
+            self._tell_later(server_state)
         self._counts[dialect.door, response.status_code] += 1
-        return message(response.status_code, [*default_headers, *response.raw_headers], bytes(response.body))
+        return message(response.status_code, [*self._default_headers, *response.raw_headers], bytes(response.body))
 
     # ---------------------------------------------------------------- helpers
 
@@ -223,9 +223,12 @@ class Lane:
         self._is_sure, self._is_quick = True, not self.context.leaving
         self._end_soon()
 
-    def _tell_later(self) -> None:
-        """Tell the counters once for all answers of this turn of the loop."""
+    def _tell_later(self, server_state: ServerState) -> None:
+        """Tell the counters once for all answers of this turn of the loop, which all have the same date."""
         self._will_tell = True
+        if server_state.default_headers is not self._default_headers:  # uvicorn replaces them each second
+            self._default_headers = server_state.default_headers
+            self._json_heads.clear()
         self.now = asyncio.get_running_loop().time()
         self._end_soon()
 

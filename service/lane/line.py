@@ -57,7 +57,7 @@ class Exchange:
             self.fail(exc)
             return
         line = self._line
-        self.text = line.lane.answer(body, self.call, self._dialect, line.server_state.default_headers)
+        self.text = line.lane.answer(body, self.call, self._dialect, line.server_state)
         line.on_answer(self)
 
     def fail(self, why: Exception) -> None:
@@ -67,7 +67,7 @@ class Exchange:
         if not self.text:
             line = self._line
             problem = why if isinstance(why, ServiceError) else unforeseen()
-            self.text = line.lane.refusal(problem, self._dialect, line.server_state.default_headers)
+            self.text = line.lane.refusal(problem, self._dialect, line.server_state)
             line.on_answer(self)
 
 
@@ -168,7 +168,7 @@ class Line:
             return
         self._call = None
         lane = self.lane
-        text = lane.answer(body, call, self._dialect, self.server_state.default_headers)
+        text = lane.answer(body, call, self._dialect, self.server_state)
         self.idle_since = lane.now
         if not self._is_closing():
             self._write(text)
