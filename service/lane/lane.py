@@ -109,9 +109,9 @@ class Lane:
         return Head(target, block.fields, block.length), end + 4, end + 4 + block.length
 
     def whole(self, data: bytes, last: Target | None) -> tuple[Target, Call, bytes] | None:
-        """Return what is asked for, the call, and its body, where this is one whole request of a known head.
+        """Return what is asked for, the call, and its body, where this is one whole request with known header lines.
 
-        None says nothing: it may still be one, of a head that is to be looked at first.
+        None says nothing: it may still be a hot request, which is to be looked at with more care.
 
         Args:
             data: What a connection received.
@@ -119,21 +119,28 @@ class Lane:
         """
         if not self._is_sure:
             self._look()
+        target = None
         at = 0 if last is None else len(last.line)
         if last is not None and data[:at] == last.line and last.generation == self._generation:
             target = last
         else:
             at = data.find(b"\r\n") + 2
-            found = self._targets.get(data[:at])
-            if found is None:
-                return None
-            target = found
         block = self._heads.likely.get(len(data) - at)
         if block is None or not data.startswith(block.text, at):
             block = self._heads.find(data, at)
-        call = target.call
-        if block is None or call is None or target.fields is not block.fields or not self._is_quick:
+        if block is None or not self._is_quick:
             return None
+        if target is None:
+            line = data[:at]
+            target = self._targets.get(line) or self._target(line)
+            if target is None:
+                return None
+        call = target.call
+        if call is None or target.fields is not block.fields:
+            try:
+                call = self.call(Head(target, block.fields, block.length))
+            except Exception:  # noqa: BLE001 - it is refused by whoever looks at it with more care
+                return None
         return target, call, data[at + len(block.text) :]
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
