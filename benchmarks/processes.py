@@ -67,11 +67,12 @@ def _place(pids: Iterable[int], processors: Iterable[int]) -> None:
 
 
 def _cpu_seconds(pid: int) -> float:
+    """Return what a process has taken, and its children that have ended: a store rewrites its file in one."""
     try:
         _, fields = _stat(pid)
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICK
+    return sum(map(int, fields[11:15])) / _TICK
 
 
 def _stat(pid: int) -> tuple[str, list[str]]:
