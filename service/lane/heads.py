@@ -70,7 +70,7 @@ class Heads:
         return block
 
     def find(self, data: bytes, at: int) -> Block | None:
-        """Return the known header lines that stand at a place, where with the body behind them they are all that does."""
+        """Return the known header lines that stand at a place, where nothing but their body stands behind them."""
         end = data.find(b"\r\n\r\n", at, at + _REMEMBERED_BYTES) + 4
         block = self._known.get(data[at:end])
         if block is None or end + block.length != len(data):

@@ -119,12 +119,11 @@ class Lane:
         """
         if not self._is_sure:
             self._look()
-        target = None
-        at = 0 if last is None else len(last.line)
-        if last is not None and data[:at] == last.line and last.generation == self._generation:
-            target = last
+        target: Target | None
+        if last is not None and last.generation == self._generation and data.startswith(last.line):
+            target, at = last, len(last.line)
         else:
-            at = data.find(b"\r\n") + 2
+            target, at = None, data.find(b"\r\n") + 2
         block = self._heads.likely.get(len(data) - at)
         if block is None or not data.startswith(block.text, at):
             block = self._heads.find(data, at)
@@ -193,8 +192,8 @@ class Lane:
             match = pattern.fullmatch(line)
             if match is not None:
                 *parts, number = match.groups()
-                target = Target(
-                    line, self._generation, route, [part.decode() for part in parts], None if number is None else int(number))
+                version = None if number is None else int(number)
+                target = Target(line, self._generation, route, [part.decode() for part in parts], version)
                 if len(self._targets) >= _REMEMBERED:
                     self._targets.clear()
                 self._targets[line] = target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -10,17 +11,22 @@ import pytest
 from service.api.auth import Caller, Keys, unauthenticated
 from tests.api.running import running
 from tests.api.test_auth import key, write
-from tests.graphs import fold, stateless, write_model
+from tests.graphs import fold, fold_reference, stateless, write_model
 from tests.lane.ways import connected, request
 from tests.servers import Server
 
 STEP = request(b'{"inputs": [5]}', "/v1/models/m/streams/s/step", "Authorization: Bearer a.b.c")
 
 
-def asked_again(sock: socket.socket) -> int:
+def answer(sock: socket.socket, text: bytes) -> bytes:
+    """Send a request and return its answer."""
+    sock.sendall(text)
+    return sock.recv(65536)
+
+
+def asked_again(sock: socket.socket, text: bytes = STEP) -> int:
     """Send the very same request once more and return the status of its answer."""
-    sock.sendall(STEP)
-    return int(sock.recv(65536).split(b" ", 2)[1])
+    return int(answer(sock, text).split(b" ", 2)[1])
 
 
 @pytest.fixture
@@ -37,6 +43,57 @@ def test_a_key_that_is_taken_away_steps_no_more(redis_server: Server, folder: Pa
         write(file, key("another"))
 
         assert [*before, asked_again(sock)] == [200, 200, 401]
+
+
+def test_a_key_that_is_taken_away_steps_no_more_where_another_connection_heard_of_it_first(
+    redis_server: Server, folder: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "keys.json", key("a.b.c"))
+    with (
+        running(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        connected(service) as sock,
+        connected(service) as other,
+    ):
+        before = [asked_again(one) for one in (sock, sock, other, other)]
+        write(file, key("another"))
+
+        assert [*before, asked_again(other), asked_again(sock)] == [200, 200, 200, 200, 401, 401]
+
+
+def test_headers_as_long_as_known_ones_are_not_taken_for_them(
+    redis_server: Server, folder: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "keys.json", key("a.b.c"))
+    wrong = STEP.replace(b"a.b.c", b"a.b.x")
+    with running(redis_server.url, folder, lane=True, api_keys_file=file) as service, connected(service) as sock:
+        assert [asked_again(sock, text) for text in (STEP, STEP, wrong, STEP, wrong, wrong, STEP)] == [
+            200, 200, 401, 200, 401, 401, 200
+        ]  # fmt: skip
+
+
+def test_each_of_many_streams_on_one_connection_gets_its_own_answer(redis_server: Server, folder: Path) -> None:
+    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        answers = [
+            answer(sock, request(b'{"inputs": [%d], "seq": %d}' % (x, seq), f"/v1/models/m/streams/many-{x}/step"))
+            for seq in (1, 2, 3)
+            for x in range(10)
+        ]
+
+    found = [json.loads(text.partition(b"\r\n\r\n")[2]) for text in answers]
+    assert [(one["step"], one["outputs"]["y"]) for one in found] == [
+        (seq, [fold_reference([x] * seq)[-1]]) for seq in (1, 2, 3) for x in range(10)
+    ]
+
+
+def test_a_connection_on_which_the_stream_changes_stays_at_rest(
+    redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        first = asked_again(sock, STEP)  # its header lines are known from here on
+        monkeypatch.setattr("service.lane.connection.LaneConnection._begin", None)
+        others = [STEP.replace(b"/s/", f"/other-{i}/".encode()) for i in range(3)]
+
+        assert [first, *[asked_again(sock, text) for text in others]] == [200, 200, 200, 200]
 
 
 def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: Path) -> None:
