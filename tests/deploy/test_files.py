@@ -100,8 +100,9 @@ def test_redis_keeps_what_it_was_given(line: str) -> None:
     assert line in (REPOSITORY / "docker/redis.conf").read_text().splitlines()
 
 
-def test_redis_rewrites_its_file_as_seldom_as_the_embedded_store() -> None:
-    assert f"auto-aof-rewrite-min-size {REWRITTEN_FROM}" in (REPOSITORY / "docker/redis.conf").read_text()
+@pytest.mark.parametrize("line", [f"auto-aof-rewrite-min-size {REWRITTEN_FROM}", "rdbcompression no"], ids=str)
+def test_redis_rewrites_its_file_as_the_embedded_store_does(line: str) -> None:
+    assert line in (REPOSITORY / "docker/redis.conf").read_text().splitlines()
 
 
 def test_the_data_of_redis_outlives_its_container() -> None:

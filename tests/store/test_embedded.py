@@ -68,12 +68,13 @@ def test_it_is_private_and_never_evicts(short_path: Path) -> None:
     store.stop()
 
 
-def test_its_file_is_rewritten_seldom(short_path: Path) -> None:
+def test_its_file_is_rewritten_seldom_and_uncompressed(short_path: Path) -> None:
     store = EmbeddedStore(short_path)
     store.start()
 
     with client(store) as c:
         assert c.config_get("auto-aof-rewrite-min-size") == {"auto-aof-rewrite-min-size": str(256 * 2**20)}
+        assert c.config_get("rdbcompression") == {"rdbcompression": "no"}
     store.stop()
 
 
