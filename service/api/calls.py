@@ -22,6 +22,7 @@ from service.wire.formats import encode
 
 if TYPE_CHECKING:
     from service.api.context import Context
+    from service.engine.engine import Engine
     from service.engine.models import ServedModel
 
 
@@ -86,11 +87,11 @@ class StepCall:
     _read: Callable[[bytes], StepParts] | None = field(init=False)
     _is_plain: bool = field(init=False)
     _stream: StreamDoor = field(init=False)
-    _submit_plain: Callable[..., None] = field(init=False)
+    _engine: Engine = field(init=False)
     more_headers: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        self._submit_plain = self.context.engine.submit_plain
+        self._engine = self.context.engine
         self._wire = self.context.wire(self.served)
         self._read = self._wire.read_step if self.form is Format.JSON and not self.chunk else None
         self._is_plain = self.answer_form is Format.JSON and not self.chunk
@@ -110,7 +111,7 @@ class StepCall:
                 pass
             else:
                 if seq is not None and after is None and create == "auto" and self.idempotency_key is None:
-                    self._submit_plain(self._stream, inputs, seq, done, served=self.served)
+                    self._engine.submit_plain(self._stream, inputs, seq, done, served=self.served)
                     return
                 timestep = Timestep(
                     self.key,
@@ -122,7 +123,7 @@ class StepCall:
                     version=self.version,
                     name=self._stream.name,
                 )
-                self.context.engine.submit(timestep, done, self.served)
+                self._engine.submit(timestep, done, self.served)
                 return
         if self.chunk:
             step = self._wire.steps(body, self.form)
@@ -130,7 +131,7 @@ class StepCall:
         else:
             step = self._wire.step(body, self.form)
         timestep = timestep_of(step, self.key, self.version, door="http", idempotency_key=self.idempotency_key)
-        self.context.engine.submit(timestep, done, self.served)
+        self._engine.submit(timestep, done, self.served)
 
     def encode(self, result: Any) -> bytes:
         """Return the answer to a prediction."""

@@ -83,6 +83,7 @@ class Lane:
         self._routes = [(route, _request_line(route)) for route in routes]
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
         self._targets: dict[bytes, Target] = {}  # by the request line
+        self._old_targets: dict[bytes, Target] = {}  # forgotten, and still to be given up
         self._generation = -1  # of what their calls were made of
         self._is_sure = False  # that this is still the generation, in this turn of the loop
         self._is_quick = False  # likewise, and nothing more is to be said in answers
@@ -194,11 +195,17 @@ class Lane:
                 *parts, number = match.groups()
                 version = None if number is None else int(number)
                 target = Target(line, self._generation, route, [part.decode() for part in parts], version)
-                if len(self._targets) >= _REMEMBERED:
-                    self._targets.clear()
-                self._targets[line] = target
+                self._remember(target)
                 return target
         return None
+
+    def _remember(self, target: Target) -> None:
+        """Remember a target, and give up an old one; all of them at once would take 15 ms."""
+        if len(self._targets) >= _REMEMBERED:
+            self._old_targets, self._targets = self._targets, {}
+        self._targets[target.line] = target
+        if self._old_targets:
+            self._old_targets.popitem()
 
     def _json_head(self, length: int) -> bytes:
         """Return the whole head of an answer of some length in JSON."""
