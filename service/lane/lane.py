@@ -83,7 +83,7 @@ class Lane:
         self._routes = [(route, _request_line(route)) for route in routes]
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
         self._targets: dict[bytes, Target] = {}  # by the request line
-        self._old_targets: dict[bytes, Target] = {}  # forgotten, and still to be given up
+        self._old_targets: dict[bytes, Target] = {}  # looked for no more, and still to be given up
         self._generation = -1  # of what their calls were made of
         self._is_sure = False  # that this is still the generation, in this turn of the loop
         self._is_quick = False  # likewise, and nothing more is to be said in answers
@@ -233,6 +233,7 @@ class Lane:
             # Calls hold models that may have been replaced, and callers who may have been revoked.
             self._generation = generation
             self._targets.clear()
+            self._old_targets.clear()
         self._is_sure, self._is_quick = True, not self.context.leaving
         self._end_soon()
 
