@@ -13,8 +13,8 @@ import httptools
 
 from service.api.hot import Fields, fields_of
 
-K = TypeVar("K")
-V = TypeVar("V")
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 _LENGTH_NAMES: Final = (b"\nContent-Length: ", b"\ncontent-length: ")
 _LENGTH_DIGITS: Final = 8
@@ -102,7 +102,7 @@ class Heads:
         return None if fields is None or length > self._max_body else Block(text, fields, length)
 
 
-def _remember(known: dict[K, V], key: K, value: V) -> None:
+def _remember(known: dict[_K, _V], key: _K, value: _V) -> None:
     if len(known) >= _REMEMBERED:
         known.clear()
     known[key] = value
