@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from service.background import run_forever
 
 if TYPE_CHECKING:
     from service.engine.models import Reloaded
@@ -18,7 +19,6 @@ CONTROL_ENV = "STEPWELL_CONTROL_DIR"
 ADMITTED_ENV = "STEPWELL_ADMITTED_DIR"
 """Names the folder where the processes of one `serve` remember which model files they may load."""
 
-_log = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _ALL_WITHIN_S = 60.0
 
@@ -64,16 +64,13 @@ class Workers:
 
     async def follow(self) -> None:
         """Reload whenever another worker asks for it; runs until it is cancelled."""
-        if self._folder is None:
-            return
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            wanted = self._generation()
-            if wanted > self._seen:
-                try:
-                    await self._catch_up(wanted)
-                except OSError:  # a folder that cannot be read now may be there the next time
-                    _log.exception("The models cannot be looked at again")
+        if self._folder is not None:
+            await run_forever(self._reload_if_asked, every_s=_LOOK_S, name="Following the other workers' reloads")
+
+    async def _reload_if_asked(self) -> None:
+        wanted = self._generation()
+        if wanted > self._seen:
+            await self._catch_up(wanted)
 
     async def _catch_up(self, wanted: int) -> Reloaded:
         async with self._turn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,43 @@ def test_models_are_watched_where_that_is_wished(shared_redis: Server, tmp_path:
 
         while own.http.get("/v1/models/total").status_code != 200:
             assert own.http.get("/v1/models/total").status_code in (200, 404)
+
+
+def test_a_broken_link_beside_a_model_ends_neither_reloading_nor_watching(shared_redis: Server, tmp_path: Path) -> None:
+    """What comes and goes beside a model, as copies and editors make it, is not the model's."""
+    folder = models(tmp_path / "models", fold)
+    with running(shared_redis.url, folder, watch_models=True) as own:
+        (folder / "fold.onnx.part").symlink_to("nowhere")
+        report = own.http.post("/v1/models/reload")
+        models(folder, total)
+
+        assert (report.status_code, report.json()) == (200, {"loaded": [], "failed": []})
+        while own.http.get("/v1/models/total").status_code != 200:
+            assert own.http.get("/v1/models/total").status_code in (200, 404)
+
+
+def test_the_gauges_are_read_again_after_an_error(shared_redis: Server, tmp_path: Path) -> None:
+    """What goes on in the background outlives an error: only a restart would bring it back."""
+    read, errors = threading.Event(), [OSError("gone")]
+
+    def watchers() -> int:
+        if errors:
+            raise errors.pop()
+        read.set()
+        return 0
+
+    with running(shared_redis.url, models(tmp_path / "models", fold)) as own:
+        metrics = own.app.state.context.metrics
+        others = {"queue_rows": dict, "websockets": int, "ready": bool}
+
+        async def read_from() -> None:
+            with contextlib.suppress(OSError):  # it reads them at once
+                metrics.read_from(watchers=watchers, **others)
+            errors.append(OSError("gone"))
+
+        own.call(read_from)
+
+        assert read.wait(10)
 
 
 def test_info_tells_version_durability_and_limits(service: Service) -> None:
