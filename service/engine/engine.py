@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -266,17 +266,34 @@ class Engine:
         )
 
     async def reset_all(self, tenant: str, model: str) -> int:
-        """Reset every stream of a model that the tenant has, and return how many."""
+        """Reset every stream of a model that the tenant has, and return how many.
+
+        Raises:
+            ServiceError: Not all could be reset; `applied` is "no" where none was, "unknown" where some may have been.
+                No reset is still going on then.
+        """
         self.shelf.get(model)
         cursor: str | None = None
-        seen: set[str] = set()
+        done: set[str] = set()
         while True:
-            names, cursor = await self.store.page(tenant, model, "", cursor, 500, deadline=self._deadline())
-            fresh = [name for name in names if name not in seen]
-            seen.update(fresh)
-            await asyncio.gather(*(self.reset(StreamKey(tenant, model, name)) for name in fresh))
+            try:
+                names, cursor = await self.store.page(tenant, model, "", cursor, 500, deadline=self._deadline())
+            except ServiceError as exc:
+                raise _reset_in_part(len(done), [exc], is_all=False) from exc
+            fresh = [name for name in names if name not in done]
+            found = await asyncio.gather(*(self._error_of_reset(StreamKey(tenant, model, name)) for name in fresh))
+            if errors := [error for error in found if error is not None]:
+                raise _reset_in_part(len(done) + len(fresh) - len(errors), errors, is_all=cursor is None)
+            done.update(fresh)
             if cursor is None:
-                return len(seen)
+                return len(done)
+
+    async def _error_of_reset(self, key: StreamKey) -> ServiceError | None:
+        try:
+            await self.reset(key)
+        except ServiceError as exc:
+            return exc
+        return None
 
     async def delete(self, key: StreamKey) -> None:
         """Forget a stream and its snapshots; also where there is none."""
@@ -499,6 +516,25 @@ def _answer() -> tuple[asyncio.Future[Prediction], Done]:
             future.set_result(result)
 
     return future, done
+
+
+def _reset_in_part(done: int, errors: Sequence[ServiceError], *, is_all: bool) -> ServiceError:
+    """Return what a reset of all streams is answered that failed.
+
+    Args:
+        done: Streams that were reset.
+        errors: Why others were not.
+        is_all: These are all streams that there were.
+    """
+    outcomes = {error.applied for error in errors}
+    if (outcomes == {"no"} and not done) or (outcomes == {"yes"} and is_all):
+        return errors[0]
+    return ServiceError(
+        "outcome_unknown",
+        f"{done} streams were reset before others failed: {errors[0].problem}",
+        fix="Send the same request again to reset the others; those that were reset are reset once more.",
+        applied="unknown",
+    )
 
 
 def _signature(served: ServedModel) -> list[tuple[str, str, tuple[int, ...]]]:
