@@ -343,7 +343,7 @@ async def test_a_reset_of_all_that_no_longer_finds_the_rest_is_not_said_to_be_un
         reset = asyncio.create_task(engine.reset_all("default", FOLD))
         names = [record_key("default", FOLD, f"s{n}") for n in range(600)]
         with redis_server.client() as client:
-            while all(decode(raw).step for raw in client.mget(names)):
+            while all(decode(raw).step for raw in client.mget(names)):  # noqa: ASYNC110 - looked at between its steps
                 await asyncio.sleep(0)
         forbid(redis_server, "-scan")
         with pytest.raises(ServiceError) as refused:
