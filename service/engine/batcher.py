@@ -19,7 +19,7 @@ from service.engine.decide import surely_comes_after
 from service.engine.names import RequestNames
 from service.engine.peeks import Peeks
 from service.engine.pending import Pending
-from service.engine.rounds import Begins, Reroute, Rounds
+from service.engine.rounds import Reroute, Rounds
 from service.engine.runner import ModelRunner
 from service.engine.together import Together
 from service.engine.types import Done, StreamDoor, Timestep, Timesteps
@@ -29,6 +29,7 @@ from service.store.record_rows import blank_head
 if TYPE_CHECKING:
     from service.engine.models import ServedModel
     from service.engine.observer import EngineObserver
+    from service.engine.tenants import StreamQuota
     from service.store.redis import StateStore
 
 _FEWEST = 16  # rows of a block; fewer had better share a batch with others
@@ -55,7 +56,7 @@ class Batcher:
         cache_bytes: int,
         reroute: Reroute,
         answered: Callable[[int], None],
-        begins: Begins | None = None,
+        quota: StreamQuota | None = None,
     ) -> None:
         """Begin empty.
 
@@ -70,15 +71,15 @@ class Batcher:
             cache_bytes: Memory for hot records.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
             answered: Told how many timesteps were answered.
-            begins: Lets a tenant begin a stream, or raises; None: everyone may.
+            quota: Of the streams that a tenant may have; None: as many as it likes.
         """
         self.served = served
         self.cache = StateCache(blank_head(served.fingerprint), served.step_model.initial_state, cache_bytes)
         self._names = RequestNames(served.manifest)
         self._runner = ModelRunner(served, observer)
         common: dict[str, Any] = {"runner": self._runner, "timeout": timeout, "reroute": reroute, "answered": answered}
-        self._rounds = Rounds(served, store, self.cache, observer, audience, **common, begins=begins)
-        self._together = Together(served, store, self.cache, observer, audience, **common, begins=begins)
+        self._rounds = Rounds(served, store, self.cache, observer, audience, **common, quota=quota)
+        self._together = Together(served, store, self.cache, observer, audience, **common, quota=quota)
         self._peeks = Peeks(served, store, self.cache, observer, audience, **common)
         self._alone = Alone(served, store, self.cache, observer, audience, **common)
         self._max_batch = min(max_batch, served.manifest.batch.max)

@@ -379,6 +379,7 @@ class Engine:
         """
         if self._quota is not None:
             self._quota.demand(tenant)
+            self._quota.confirm(tenant)
 
     async def count_streams(self) -> None:
         """Count every tenant's streams in the store, where that is limited and something has changed."""
@@ -434,7 +435,7 @@ class Engine:
                 cache_bytes=share,
                 reroute=partial(self._reroute, served),
                 answered=self._count_answered,
-                begins=None if self._quota is None else self._quota.demand,
+                quota=self._quota,
             )
         return batcher
 

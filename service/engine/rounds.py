@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from service.engine.audience import Audience
     from service.engine.models import ServedModel
     from service.engine.observer import EngineObserver
+    from service.engine.tenants import StreamQuota
     from service.store.commits import Committed, Telling
     from service.store.redis import StateStore
 
 _log = logging.getLogger(__name__)
 
 Reroute = Callable[[Pending, bytes], bool]
-Begins = Callable[[str], None]
 
 
 class Moved(NamedTuple):
@@ -91,7 +91,7 @@ class Rounds:
         timeout: float,
         reroute: Reroute,
         answered: Callable[[int], None],
-        begins: Begins | None = None,
+        quota: StreamQuota | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -105,7 +105,7 @@ class Rounds:
             timeout: Seconds from receipt to answer.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
             answered: Told how many rows were answered.
-            begins: Lets a tenant begin a stream, or raises; None: everyone may.
+            quota: Of the streams that a tenant may have; None: as many as it likes.
         """
         self._served = served
         self._specs = served.manifest.answered
@@ -118,7 +118,7 @@ class Rounds:
         self._timeout = timeout
         self._reroute = reroute
         self._answered = answered
-        self._begins = begins
+        self._quota = quota
         self._time = asyncio.get_running_loop().time
 
     async def take(self, batch: Sequence[Pending]) -> None:
@@ -289,6 +289,8 @@ class Rounds:
         if row.answered:
             return False
         view = row.view
+        if view is not None:
+            self._return_room(row, begun=False)  # somebody else has begun it since
         try:
             if row.entry is not None:
                 self._replay_key(row, row.entry)
@@ -302,13 +304,24 @@ class Rounds:
                     fix="Reset or delete this stream.",
                 )
             else:
-                if view is None and self._begins is not None and row.timestep.life != "whole":
-                    self._begins(row.timestep.key.tenant)
+                if view is None and row.timestep.life not in ENDS:
+                    self._take_room(row)
                 return True
         except ServiceError as exc:
             if exc.code != "model_changed" or not self._rerouted(row):
                 self._answer(row, exc)
         return False
+
+    def _take_room(self, row: Pending) -> None:
+        if self._quota is not None and not row.holds_room:
+            self._quota.demand(row.timestep.key.tenant)
+            row.holds_room = True
+
+    def _return_room(self, row: Pending, *, begun: bool) -> None:
+        """Say what became of the stream for which a row took room, if it did."""
+        if self._quota is not None and row.holds_room:
+            row.holds_room = False
+            (self._quota.confirm if begun else self._quota.release)(row.timestep.key.tenant)
 
     def _rerouted(self, row: Pending) -> bool:
         """Hand a stream that another version began to that version, unless the request names one."""
@@ -437,6 +450,7 @@ class Rounds:
                 raise answer.error
             current = None if answer.stored is None else decode(answer.stored)
             if answer.outcome is Outcome.SAME and current is not None:
+                self._return_room(row, begun=True)
                 self._replay(row, current)
                 return False
         except ServiceError as exc:
@@ -457,6 +471,8 @@ class Rounds:
         version, began = self._served.version, frozenset(begun)
         for at, row in enumerate(rows):
             row.answered = True
+            if row.holds_room:
+                self._return_room(row, begun=True)
             try:
                 row.done(Prediction(made, at, False, at in began, version))
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
@@ -488,6 +504,7 @@ class Rounds:
     def _answer(self, row: Pending, result: Prediction | ServiceError) -> None:
         if row.answered:
             return
+        self._return_room(row, begun=isinstance(result, ServiceError) and result.applied != "no")
         self._hand_over(row, result)
         self._answered(1)
         seconds = self._time() - row.received

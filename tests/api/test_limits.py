@@ -12,7 +12,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from service.engine.tenants import StreamQuota, TenantRates
+from service.engine.tenants import TenantRates
 from service.errors import ServiceError
 from tests.api.running import Service, models, running
 from tests.api.test_auth import bearer, key, write
@@ -131,16 +131,6 @@ def test_a_count_sees_each_tenants_streams_alone(redis_server: Server, tmp_path:
 
         assert code_of(post(second, "a", "streams/s3/step", {"inputs": [1]})) == "stream_quota"
         assert post(second, "b", "streams/s3/step", {"inputs": [1]}).status_code == 200
-
-
-def test_what_begins_while_the_store_is_counted_is_not_forgotten() -> None:
-    quota = StreamQuota(2)
-    quota.begin_count()
-    quota.demand("a")
-    quota.counted({"a": 1})
-
-    with pytest.raises(ServiceError):
-        quota.demand("a")
 
 
 # ------------------------------------------------------------------- the rate of a tenant
