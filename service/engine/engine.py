@@ -150,10 +150,10 @@ class Engine:
                 served = self.shelf.get(timestep.key.model, timestep.version)
             batcher = self._batchers.get(served) or self._batcher(served)
             now = batcher.time()
-            if self._rates is not None:
-                self._rates.demand(timestep.key.tenant, timestep.length, now)
             if self.draining or self._open >= self._alarm:
                 self._demand_room(batcher)
+            if self._rates is not None:
+                self._rates.demand(timestep.key.tenant, timestep.length, now)
         except ServiceError as exc:
             done(exc)
             return
@@ -167,10 +167,10 @@ class Engine:
         batcher = self._batchers.get(served) or self._batcher(served)
         now = batcher.time()
         try:
-            if self._rates is not None:
-                self._rates.demand(stream.key.tenant, 1, now)
             if self.draining or self._open >= self._alarm:
                 self._demand_room(batcher)
+            if self._rates is not None:
+                self._rates.demand(stream.key.tenant, 1, now)
         except ServiceError as exc:
             done(exc)
             return
@@ -235,6 +235,7 @@ class Engine:
         Raises:
             ServiceError: It was refused, or its outcome is not known; see `applied`.
         """
+        self._demand_room()
         if self._rates is not None:
             self._rates.demand(ask.key.tenant, ask.horizon * ask.samples, asyncio.get_running_loop().time())
         self._open += 1
@@ -407,12 +408,12 @@ class Engine:
         self.watchers.end()
 
     async def close(self) -> None:
-        """Let threads and connections go; `drain` comes first."""
+        """Answer what is still open, and let threads and connections go; `drain` comes first."""
+        self.draining = True
         self._watchdog.stop()
         self._rollouts.close()
         await self.watchers.close()
-        for batcher in self._batchers.values():
-            batcher.close()
+        await asyncio.gather(*(batcher.stop() for batcher in self._batchers.values()))
         await self.store.close()
 
     # ---------------------------------------------------------------- helpers
@@ -487,12 +488,13 @@ class Engine:
                 f"{waiting} timesteps and rollouts wait already; the limit is {self._options.queue_limit}.",
                 fix="Send the same request again after a pause.",
             )
-        if batcher is not None and batcher.is_crowded:
+        if batcher is not None and (excess := batcher.crowd.excess(batcher.rows)) is not None:
+            room, seconds = excess
             raise ServiceError(
                 "overloaded",
-                f"{batcher.rows} timesteps wait for this model already; it answers {batcher.crowd.room:.0f} in time.",
+                f"{batcher.rows} timesteps wait for this model already; it answers {room:.0f} in time.",
                 fix="Send the same request again after a pause.",
-                retry_after_s=batcher.crowd.wait_of(batcher.rows),
+                retry_after_s=seconds,
             )
 
     def _begin(self) -> float:

@@ -24,7 +24,7 @@ from service.engine.pending import Pending
 from service.engine.replay import replayed
 from service.engine.runner import ModelRunner, Ran
 from service.engine.types import BEGINS, ENDS, Made, Prediction
-from service.errors import ServiceError
+from service.errors import Applied, OutcomeUnknownError, ServiceError
 from service.store.commits import FORGET, Commit, Commits, Outcome, RowCommits
 from service.store.record import HAD_KEY, HEADER_BYTES, KeyEntry, Kind, Record, decode, next_chains
 from service.store.record_rows import encode_rows, guard_rows, heads_of
@@ -122,7 +122,7 @@ class Rounds:
         self._time = asyncio.get_running_loop().time
 
     async def take(self, batch: Sequence[Pending]) -> None:
-        """Answer every timestep of a batch; never raises."""
+        """Answer every timestep of a batch; raises nothing, but ends when it is cancelled."""
         try:
             rows = batch
             while rows:
@@ -133,12 +133,12 @@ class Rounds:
                     rows = self._in_time(rows)
         except ServiceError as exc:
             self._answer_rest(batch, exc)
+        except asyncio.CancelledError:
+            self._answer_rest(batch, OutcomeUnknownError("The service ended before the step was confirmed."))
+            raise
         except Exception:  # noqa: BLE001 - one batch's fault must not end the worker; it is logged
             _log.exception("A batch of model %s failed", self._served.name)
-            error = ServiceError(
-                "internal", "The step failed for a reason of the server's own.", fix="Send it again.", applied="unknown"
-            )
-            self._answer_rest(batch, error)
+            self._answer_rest(batch, failed("unknown"))
 
     def _answer_rest(self, batch: Sequence[Pending], error: ServiceError) -> None:
         for row in batch:
@@ -518,6 +518,13 @@ class Rounds:
             row.done(result)
         except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
             _log.exception("Taking an answer failed")
+
+
+def failed(applied: Applied) -> ServiceError:
+    """Return what a step is answered that failed for a reason that nobody foresaw."""
+    return ServiceError(
+        "internal", "The step failed for a reason of the server's own.", fix="Send it again.", applied=applied
+    )
 
 
 def _good(stored: bytes | ServiceError | None) -> bytes | None:
