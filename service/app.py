@@ -102,6 +102,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         max_batch_size=settings.max_batch_size,
         max_wait_s=settings.max_wait_ms / 1000,
         queue_limit=settings.queue_limit,
+        queue_bytes=settings.queue_bytes,
         request_timeout_s=settings.request_timeout_s,
         run_timeout_s=settings.run_timeout_s,
         cache_bytes=settings.cache_bytes,

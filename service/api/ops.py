@@ -87,7 +87,7 @@ class OpsRoutes:
         self._demand(request, "read")
         settings = self._context.settings
         limits = (
-            *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "max_websockets"),
+            *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "queue_bytes", "max_websockets"),
             *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
             *("tenant_rate", "tenant_max_websockets", "tenant_max_streams"),
             *("max_snapshots", "max_horizon", "max_samples"),

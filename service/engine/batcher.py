@@ -60,7 +60,7 @@ class Batcher:
         timeout: float,
         cache_bytes: int,
         reroute: Reroute,
-        answered: Callable[[int], None],
+        answered: Callable[[int, int], None],
         quota: StreamQuota | None = None,
     ) -> None:
         """Begin empty.
@@ -75,10 +75,11 @@ class Batcher:
             timeout: Seconds from receipt to answer.
             cache_bytes: Memory for hot records.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
-            answered: Told how many timesteps were answered.
+            answered: Told how many requests were answered, and how many bytes of inputs they had.
             quota: Of the streams that a tenant may have; None: as many as it likes.
         """
         self.served = served
+        self.timestep_bytes = served.timestep_bytes
         self.cache = StateCache(blank_head(served.fingerprint), served.step_model.initial_state, cache_bytes)
         self._names = RequestNames(served.manifest)
         self._runner = ModelRunner(served, observer)
@@ -261,7 +262,8 @@ class Batcher:
             for row in batch:
                 row.done(error)
         self._queue.release(names)
-        self._answered(len(batch))
+        length = batch.length if isinstance(batch, Block) else batch[0].timestep.length
+        self._answered(len(batch), len(batch) * length * self.timestep_bytes)
 
     def _look_again(self) -> None:
         """See to what waits and may go, or to what comes next."""

@@ -54,6 +54,7 @@ class EngineOptions:
         max_batch_size: Most rows in one run.
         max_wait_s: Seconds that a timestep may wait for others to join its batch.
         queue_limit: Timesteps that may wait in all.
+        queue_bytes: Bytes of inputs that may wait or be run in all; below that, one more request is taken, however long.
         request_timeout_s: Seconds from receipt to answer.
         run_timeout_s: Seconds that one model run may take.
         cache_bytes: Memory for hot records.
@@ -67,6 +68,7 @@ class EngineOptions:
     max_batch_size: int = 256
     max_wait_s: float = 0.0
     queue_limit: int = 10_000
+    queue_bytes: int = 256 * 2**20
     request_timeout_s: float = 10.0
     run_timeout_s: float = 5.0
     cache_bytes: int = 256 * 2**20
@@ -115,6 +117,8 @@ class Engine:
         self._audience = Audience(self._options.history)
         self.watchers = Watchers(self._audience, store, Channel(store.wire))
         self._open = 0
+        self._open_bytes = 0
+        self._most_bytes = self._options.queue_bytes
         self._alarm = self._options.queue_limit  # with fewer open timesteps there surely is room for one more
         self._all_answered = asyncio.Event()
         snapshots = Snapshots(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
@@ -150,7 +154,7 @@ class Engine:
                 served = self.shelf.get(timestep.key.model, timestep.version)
             batcher = self._batchers.get(served) or self._batcher(served)
             now = batcher.time()
-            if self.draining or self._open >= self._alarm:
+            if self.draining or self._open >= self._alarm or self._open_bytes >= self._most_bytes:
                 self._demand_room(batcher)
             if self._rates is not None:
                 self._rates.demand(timestep.key.tenant, timestep.length, now)
@@ -159,6 +163,7 @@ class Engine:
             return
         batcher.submit(timestep, done, now)
         self._open += 1
+        self._open_bytes += timestep.length * batcher.timestep_bytes
 
     def submit_plain(
         self, stream: StreamDoor, inputs: tuple[bytes, ...], seq: int, done: Done, *, served: ServedModel
@@ -167,7 +172,7 @@ class Engine:
         batcher = self._batchers.get(served) or self._batcher(served)
         now = batcher.time()
         try:
-            if self.draining or self._open >= self._alarm:
+            if self.draining or self._open >= self._alarm or self._open_bytes >= self._most_bytes:
                 self._demand_room(batcher)
             if self._rates is not None:
                 self._rates.demand(stream.key.tenant, 1, now)
@@ -176,6 +181,7 @@ class Engine:
             return
         batcher.submit_plain(stream, inputs, seq, done, now)
         self._open += 1
+        self._open_bytes += batcher.timestep_bytes
 
     def submit_together(self, asked: Timesteps, done: Callable[[Results], None], served: ServedModel) -> bool:
         """Move many streams in one go, if nothing about them is unusual; otherwise as `submit`.
@@ -189,13 +195,17 @@ class Engine:
             False: It was not begun; they are to be submitted one by one, which may refuse some of them.
         """
         batcher, rows = self._batchers.get(served) or self._batcher(served), len(asked.names)
-        if self.draining or self._open + rows > self._alarm or not batcher.takes_together(asked):
+        nbytes = rows * asked.length * batcher.timestep_bytes
+        if self.draining or self._open + rows > self._alarm or self._open_bytes + nbytes > self._most_bytes:
+            return False
+        if not batcher.takes_together(asked):
             return False
         now = batcher.time()
         if self._rates is not None and not self._rates.allows(asked.keys[0].tenant, asked.length * rows, now):
             return False
         batcher.submit_together(asked, done, now)
         self._open += rows
+        self._open_bytes += nbytes
         return True
 
     async def advance(self, timestep: Timestep) -> Prediction:
@@ -227,6 +237,7 @@ class Engine:
         future, done = _answer()
         batcher.peek(timestep, done, now)
         self._open += 1
+        self._open_bytes += timestep.length * batcher.timestep_bytes
         return await future
 
     async def rollout(self, ask: RolloutAsk) -> RolledOut:
@@ -242,7 +253,7 @@ class Engine:
         try:
             return await self._rollouts.run(ask)
         finally:
-            self._count_answered(1)
+            self._count_answered(1, 0)
 
     # ---------------------------------------------------------------- resetting, forgetting
 
@@ -440,8 +451,9 @@ class Engine:
             )
         return batcher
 
-    def _count_answered(self, n: int) -> None:
-        self._open -= n
+    def _count_answered(self, rows: int, nbytes: int) -> None:
+        self._open -= rows
+        self._open_bytes -= nbytes
         if not self._open:
             self._all_answered.set()
 
@@ -486,6 +498,12 @@ class Engine:
             raise ServiceError(
                 "overloaded",
                 f"{waiting} timesteps and rollouts wait already; the limit is {self._options.queue_limit}.",
+                fix="Send the same request again after a pause.",
+            )
+        if self._open_bytes >= self._most_bytes:
+            raise ServiceError(
+                "overloaded",
+                f"{self._open_bytes} bytes of inputs wait or are run already; the limit is {self._most_bytes}.",
                 fix="Send the same request again after a pause.",
             )
         if batcher is not None and (excess := batcher.crowd.excess(batcher.rows)) is not None:

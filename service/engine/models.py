@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from model_export.errors import StepwellError
 from model_export.feedback import fault_of
@@ -46,6 +49,11 @@ class ServedModel:
     def inputs(self) -> list[InputSpec]:
         """The inputs in the order in which a timestep brings them: that of their names."""
         return sorted(self.manifest.inputs, key=lambda spec: spec.name)
+
+    @property
+    def timestep_bytes(self) -> int:
+        """Bytes of the inputs of one timestep."""
+        return sum(np.dtype(spec.dtype).itemsize * math.prod(spec.row_shape) for spec in self.manifest.inputs)
 
     @property
     def fingerprint(self) -> bytes:

@@ -90,7 +90,7 @@ class Rounds:
         runner: ModelRunner,
         timeout: float,
         reroute: Reroute,
-        answered: Callable[[int], None],
+        answered: Callable[[int, int], None],
         quota: StreamQuota | None = None,
     ) -> None:
         """Put the parts together.
@@ -104,12 +104,13 @@ class Rounds:
             runner: Runs the model.
             timeout: Seconds from receipt to answer.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
-            answered: Told how many rows were answered.
+            answered: Told how many rows were answered, and how many bytes of inputs they had.
             quota: Of the streams that a tenant may have; None: as many as it likes.
         """
         self._served = served
         self._specs = served.manifest.answered
         self._model = served.step_model
+        self._timestep_bytes = served.timestep_bytes
         self._store = store
         self._cache = cache
         self._observer = observer
@@ -477,7 +478,7 @@ class Rounds:
                 row.done(Prediction(made, at, False, at in began, version))
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
                 _log.exception("Taking an answer failed")
-        self._answered(len(rows))
+        self._answered(len(rows), len(rows) * rows[0].timestep.length * self._timestep_bytes)
         now = self._time()
         self._observer.answered(self._served.name, [now - row.received for row in rows])
         self._count_applied(rows)
@@ -506,7 +507,7 @@ class Rounds:
             return
         self._return_room(row, begun=isinstance(result, ServiceError) and result.applied != "no")
         self._hand_over(row, result)
-        self._answered(1)
+        self._answered(1, row.timestep.length * self._timestep_bytes)
         seconds = self._time() - row.received
         self._observer.answered(self._served.name, [seconds])
         if isinstance(result, ServiceError):

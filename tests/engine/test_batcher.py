@@ -93,6 +93,37 @@ async def test_a_rollout_that_is_refused_for_want_of_room_costs_no_tokens(folder
     assert again.outputs["y"].shape == (1, 900, 1)
 
 
+@pytest.mark.parametrize(("length", "fit"), [(1, 20), (10, 2), (100, 1)])
+async def test_a_queue_is_bounded_by_the_bytes_of_its_inputs(
+    folder: Path, redis_server: Server, length: int, fit: int
+) -> None:
+    """A timestep of `fold` has eight; as long as there is room at all, a longer chunk is taken, too."""
+    async with worker(redis_server.url, folder, options=EngineOptions(queue_bytes=160)) as engine:
+        for n in range(3):  # what is answered, however that is, has left
+            rows = [chunk(f"s{i}", [1] * length, seq=1 + n * length) for i in range(fit)]
+            refused = [chunk("a", [1] * length, seq=1), chunk("b", [1] * length)]
+            found = await all_of(*(engine.advance(one) for one in (*rows, *refused)))
+
+            assert [one.step for one in found[:fit]] == [(n + 1) * length] * fit
+            assert codes(found[fit:]) == [("overloaded", "no")] * 2
+
+
+async def test_columns_and_peeks_count_towards_the_bytes_that_wait(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder, options=EngineOptions(queue_bytes=160)) as engine:
+        for seq in (1, 2):
+            columns = asyncio.ensure_future(move_together(engine, {f"s{i}": ([1], seq) for i in range(20)}))
+            await asyncio.sleep(0)
+            for ask in (engine.advance(step("a", 1)), engine.peek(step("a", 1))):
+                with pytest.raises(ServiceError) as refused:
+                    await ask
+                assert refused.value.code == "overloaded"
+            assert await columns is not None
+
+        assert await move_together(engine, {f"s{i}": ([1], 3) for i in range(21)}) is None
+        assert (await engine.peek(chunk("a", [1] * 20))).step == 20
+        assert (await engine.peek(chunk("a", [1] * 20))).step == 20
+
+
 async def test_a_refusal_has_the_number_that_it_was_decided_on(
     folder: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
