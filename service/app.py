@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
@@ -67,7 +68,8 @@ def create_app(settings: Settings) -> Application:
         redirect_slashes=False,
     )
     app.router.route_class = DirectRoute
-    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign] # FastAPI's own way to change it
+    # FastAPI's own way to change it; all routes are there when somebody reads it
+    app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(WebSocketDisconnect, _gone)
     app.add_exception_handler(Exception, _unforeseen)
@@ -137,6 +139,7 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
         await context.safety.look()
         app.state.engine = engine
         context.metrics.read_from(
+            models=engine.shelf.names,
             queue_rows=engine.queue_rows,
             watchers=lambda: len(engine.watchers),
             websockets=lambda: context.websockets,

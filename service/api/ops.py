@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ class OpsRoutes:
     def __init__(self, app: FastAPI, context: Context) -> None:
         self._app = app
         self._context = context
+        self._openapi = functools.cache(lambda: encode(app.openapi(), JSON))
 
     async def models(self, request: Request) -> Response:
         """Describe every model."""
@@ -117,13 +120,14 @@ class OpsRoutes:
     async def metrics(self, request: Request) -> Response:
         """Give the metrics in Prometheus' text format."""
         self._demand(request, "metrics")
-        body, media_type = self._context.metrics.render()
+        self._context.metrics.refresh()
+        body, media_type = await asyncio.to_thread(self._context.metrics.render)
         return Answer(body, media_type)
 
     async def openapi(self, request: Request) -> Response:
         """Give the OpenAPI document."""
         self._demand(request, "read")
-        return Answer(encode(self._app.openapi(), JSON), JSON.value)
+        return Answer(await asyncio.to_thread(self._openapi), JSON.value)
 
     async def docs(self, _request: Request) -> Response:
         """Show the API's documentation; its document is asked for by the page."""

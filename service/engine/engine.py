@@ -54,7 +54,7 @@ class EngineOptions:
         max_batch_size: Most rows in one run.
         max_wait_s: Seconds that a timestep may wait for others to join its batch.
         queue_limit: Timesteps that may wait in all.
-        queue_bytes: Bytes of inputs that may wait or be run in all; below that, one more request is taken, however long.
+        queue_bytes: Bytes of inputs that may wait or be run in all; below that, one more is taken, however long.
         request_timeout_s: Seconds from receipt to answer.
         run_timeout_s: Seconds that one model run may take.
         cache_bytes: Memory for hot records.

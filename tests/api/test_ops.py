@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from service.api.problems import PROBLEMS
 from service.errors import CODES
@@ -122,6 +127,51 @@ def test_the_gauges_are_read_again_after_an_error(shared_redis: Server, tmp_path
         own.call(read_from)
 
         assert read.wait(10)
+
+
+def test_other_requests_are_answered_while_a_page_of_metrics_is_made(
+    shared_redis: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many models and workers it takes long."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow_page(*args: Any) -> bytes:
+        begun.set()
+        assert may_end.wait(10)
+        return generate_latest(*args)
+
+    monkeypatch.setattr("service.metrics.generate_latest", slow_page)
+    with running(shared_redis.url, models(tmp_path / "models", fold)) as own, ThreadPoolExecutor(1) as other:
+        page = other.submit(own.http.get, "/metrics")
+        assert begun.wait(10)
+        alive = own.http.get("/healthz", timeout=5).status_code
+        may_end.set()
+
+        assert (alive, page.result(10).status_code) == (200, 200)
+
+
+def test_the_document_of_the_api_is_made_once(service: Service) -> None:
+    assert service.http.get("/openapi.json").json() == service.app.openapi()
+    assert service.app.openapi() is service.app.openapi()
+
+
+def test_models_that_are_gone_leave_nothing_behind(shared_redis: Server, tmp_path: Path) -> None:
+    folder = models(tmp_path / "models", fold, total)
+    with running(shared_redis.url, folder) as own:
+        context, shelf = own.app.state.context, own.app.state.engine.shelf
+        own.step("total", "gone", [1.0, 2.0])
+        readers = [weakref.ref(read(shelf.get("total"))) for read in (context.wire, context.infer_wire)]
+        before = own.http.get("/metrics").text
+        (folder / "total.onnx").unlink()
+        models(folder, fold)  # read again, as it is a new file
+        own.http.post("/v1/models/reload")
+        for read in (context.wire, context.infer_wire):
+            read(shelf.get("fold"))
+        gc.collect()
+
+        assert 'model="total"' in before
+        assert 'model="total"' not in own.http.get("/metrics").text
+        assert [reader() for reader in readers] == [None, None]
 
 
 def test_info_tells_version_durability_and_limits(service: Service) -> None:
