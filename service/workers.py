@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,12 +50,10 @@ class Workers:
         """
         if self._folder is None:
             return await self._reload()
-        with self._numbering():
-            wanted = self._generation() + 1
-            _write(self._folder / "generation", wanted)
+        wanted = await asyncio.to_thread(self._next_generation)
         report = await self._catch_up(wanted)
         deadline = asyncio.get_running_loop().time() + _ALL_WITHIN_S
-        while late := [pid for pid, seen in self._others() if seen < wanted]:
+        while late := await asyncio.to_thread(self._behind, wanted):
             if asyncio.get_running_loop().time() > deadline:
                 report.failed.extend(f"worker {pid}: has not reloaded within {_ALL_WITHIN_S:g} s" for pid in late)
                 break
@@ -68,7 +66,7 @@ class Workers:
             await run_forever(self._reload_if_asked, every_s=_LOOK_S, name="Following the other workers' reloads")
 
     async def _reload_if_asked(self) -> None:
-        wanted = self._generation()
+        wanted = await asyncio.to_thread(self._generation)
         if wanted > self._seen:
             await self._catch_up(wanted)
 
@@ -76,8 +74,10 @@ class Workers:
         async with self._turn:
             report = await self._reload()
             self._seen = max(self._seen, wanted)
-            self._tell()
+            await asyncio.to_thread(self._tell)
             return report
+
+    # ---------------------------------------------------------------- files, read and written outside the event loop
 
     def _generation(self) -> int:
         assert self._folder is not None
@@ -87,8 +87,10 @@ class Workers:
         assert self._folder is not None
         _write(self._folder / f"worker-{os.getpid()}", self._seen)
 
-    def _others(self) -> Iterator[tuple[int, int]]:
+    def _behind(self, wanted: int) -> list[int]:
+        """Return the other workers that have not reloaded as often as is wanted; dead ones are forgotten."""
         assert self._folder is not None
+        behind = []
         for file in self._folder.glob("worker-*"):
             pid = int(file.name.partition("-")[2])
             try:
@@ -96,14 +98,17 @@ class Workers:
             except ProcessLookupError:
                 file.unlink(missing_ok=True)
             else:
-                yield pid, _read(file)
+                if _read(file) < wanted:
+                    behind.append(pid)
+        return behind
 
-    @contextlib.contextmanager
-    def _numbering(self) -> Iterator[None]:
+    def _next_generation(self) -> int:
         assert self._folder is not None
         with (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            generation = self._generation() + 1
+            _write(self._folder / "generation", generation)
+        return generation
 
 
 def _read(file: Path) -> int:
