@@ -27,7 +27,6 @@ from service.engine.together import Together
 from service.engine.types import Done, StreamDoor, Timestep, Timesteps
 from service.errors import ServiceError
 from service.store import keys
-from service.store.record_rows import blank_head
 
 if TYPE_CHECKING:
     from service.engine.models import ServedModel
@@ -58,7 +57,7 @@ class Batcher:
         max_batch: int,
         max_wait: float,
         timeout: float,
-        cache_bytes: int,
+        cache: StateCache,
         reroute: Reroute,
         answered: Callable[[int, int], None],
         quota: StreamQuota | None = None,
@@ -73,14 +72,14 @@ class Batcher:
             max_batch: Most rows in one run.
             max_wait: Seconds that a timestep may wait for others; 0: none.
             timeout: Seconds from receipt to answer.
-            cache_bytes: Memory for hot records.
+            cache: The worker's hot records.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
             answered: Told how many requests were answered, and how many bytes of inputs they had.
             quota: Of the streams that a tenant may have; None: as many as it likes.
         """
         self.served = served
         self.timestep_bytes = served.timestep_bytes
-        self.cache = StateCache(blank_head(served.fingerprint), served.step_model.initial_state, cache_bytes)
+        self.cache = cache
         self._names = RequestNames(served.manifest)
         self._runner = ModelRunner(served, observer)
         common: dict[str, Any] = {"runner": self._runner, "timeout": timeout, "reroute": reroute, "answered": answered}

@@ -12,6 +12,7 @@ from service.engine.audience import Audience
 from service.engine.batch import last_prediction
 from service.engine.batcher import Batcher
 from service.engine.block import Results
+from service.engine.cache import CacheMemory
 from service.engine.copies import Copies
 from service.engine.models import ModelShelf, ServedModel
 from service.engine.observer import EngineObserver
@@ -40,6 +41,7 @@ from service.errors import ServiceError
 from service.store import keys
 from service.store.channel import Channel
 from service.store.record import decode
+from service.store.record_rows import blank_head
 from service.store.redis import StateStore
 from service.store.snapshots import Snapshots
 
@@ -114,6 +116,7 @@ class Engine:
         self._rates = None if rate is None else TenantRates(rate)
         self._quota = None if most is None else StreamQuota(most)
         self._batchers: dict[ServedModel, Batcher] = {}
+        self._cache_memory = CacheMemory(self._options.cache_bytes)
         self._audience = Audience(self._options.history)
         self.watchers = Watchers(self._audience, store, Channel(store.wire))
         self._open = 0
@@ -433,9 +436,6 @@ class Engine:
         batcher = self._batchers.get(served)
         if batcher is None:
             self._drop_idle()
-            share = self._options.cache_bytes // (len(self._batchers) + 1)
-            for other in self._batchers.values():
-                other.cache.limit(share)
             batcher = self._batchers[served] = Batcher(
                 served,
                 self.store,
@@ -444,7 +444,7 @@ class Engine:
                 max_batch=self._options.max_batch_size,
                 max_wait=self._options.max_wait_s,
                 timeout=self._options.request_timeout_s,
-                cache_bytes=share,
+                cache=self._cache_memory.new_cache(blank_head(served.fingerprint), served.step_model.initial_state),
                 reroute=partial(self._reroute, served),
                 answered=self._count_answered,
                 quota=self._quota,
@@ -468,6 +468,7 @@ class Engine:
         for served, batcher in list(self._batchers.items()):
             if batcher.idle and not self.shelf.serves(served):
                 batcher.close()
+                self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
 
     def _reroute(self, asked: ServedModel, pending: Pending, fingerprint: bytes) -> bool:

@@ -219,6 +219,21 @@ async def test_an_answer_that_brings_a_new_model_into_use_leaves_the_batch_its_s
     assert [ys(answer) for answer in found] == [fold_reference([n, 7])[-1:] for n in range(1, 9)]
 
 
+async def test_the_first_use_of_another_model_makes_nobody_read_from_the_store(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    folder, options, counts = models(tmp_path, fold=fold, other=fold), EngineOptions(cache_bytes=24 * 400), Counts()
+    async with worker(redis_server.url, folder, options=options, counts=counts) as engine:
+        for seq in (1, 2):
+            if seq == 2:
+                await engine.advance(step("x", 1, model="other", seq=1))
+                counts.asked.clear()
+            for n in range(15):
+                await engine.advance(step(f"s{n}", n, seq=seq))
+
+    assert counts.asked == ["commit"] * 15
+
+
 async def test_a_lost_store_is_noticed_and_never_restarted_silently(folder: Path, redis_server: Server) -> None:
     counts = Counts()
     async with worker(redis_server.url, folder, counts=counts) as engine:
