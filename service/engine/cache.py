@@ -112,7 +112,7 @@ class StateCache:
         return new
 
     def _forget_from(self, slot: int) -> None:
-        """Forget what has this slot or a later one; to move the hottest of a million to the front would take a second."""
+        """Forget what has this slot or a later one; to look for the coldest of a million would take a second."""
         for name in self._names[slot:]:
             if self._slot_of.get(name, MISSING) >= slot:
                 del self._slot_of[name]
