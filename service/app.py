@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from service.api.dialects import dialect_of
 from service.api.http import DirectRoute, demand_plain_path, problem_response
 from service.api.problems import unforeseen
 from service.api.tokens import keys_of
+from service.background import cancel, run_forever
 from service.engine.engine import Engine, EngineOptions
 from service.engine.models import ModelShelf, Reloaded
 from service.errors import ServiceError
@@ -36,9 +38,9 @@ from service.store.redis import StateStore
 from service.workers import ADMITTED_ENV, CONTROL_ENV, Workers
 
 _log = logging.getLogger(__name__)
-_COUNT_S = 10.0  # how often streams are counted, where their number is limited
-_LOOK_S = 1.0  # how often readiness and the gauges are looked at
-_SAFETY_S = 5.0  # how often the store's own settings are
+_COUNT_S = 10.0  # between two counts of streams, where their number is limited
+_LOOK_S = 1.0  # between two readings of readiness and gauges, and of the models folders
+_SAFETY_S = 5.0  # between two checks of the store's own settings
 
 
 class NoStoreError(StepwellError):
@@ -66,7 +68,8 @@ def create_app(settings: Settings) -> Application:
         redirect_slashes=False,
     )
     app.router.route_class = DirectRoute
-    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign] # FastAPI's own way to change it
+    # FastAPI's own way to change it; all routes are there when somebody reads it
+    app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(WebSocketDisconnect, _gone)
     app.add_exception_handler(Exception, _unforeseen)
@@ -101,6 +104,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         max_batch_size=settings.max_batch_size,
         max_wait_s=settings.max_wait_ms / 1000,
         queue_limit=settings.queue_limit,
+        queue_bytes=settings.queue_bytes,
         request_timeout_s=settings.request_timeout_s,
         run_timeout_s=settings.run_timeout_s,
         cache_bytes=settings.cache_bytes,
@@ -135,6 +139,7 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
         await context.safety.look()
         app.state.engine = engine
         context.metrics.read_from(
+            models=engine.shelf.names,
             queue_rows=engine.queue_rows,
             watchers=lambda: len(engine.watchers),
             websockets=lambda: context.websockets,
@@ -142,55 +147,53 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
             store_safe=lambda: not context.safety.reasons,
             durability=settings.durability,
         )
-        tasks = [asyncio.create_task(work) for work in (workers.follow(), _look(context), _look_at_store(context))]
-        if settings.tenant_max_streams is not None:
-            tasks.append(asyncio.create_task(_count_streams(engine)))
-        stack.push_async_callback(_cancel, tasks)
+        tasks = [asyncio.create_task(work) for work in (workers.follow(), *_background(context))]
+        stack.push_async_callback(cancel, tasks)
         yield
         await engine.drain(context.settings.drain_s)
         context.metrics.refresh()  # other workers may still be asked
 
 
-async def _look(context: Context) -> None:
-    """Look at readiness and the gauges every second, and at the model folders where that is wished."""
-    known: list[str] = []
-    while True:
+def _background(context: Context) -> Iterator[Coroutine[Any, Any, None]]:
+    """Return what goes on for as long as requests are served, each to run in a task of its own."""
+    engine, loop = context.engine, asyncio.get_running_loop()
+
+    async def refresh() -> None:
         await context.look_if_ready()
         context.metrics.refresh()
-        if context.settings.watch_models:
-            report = await context.engine.shelf.reload()
-            if report.failed != known:
-                known = report.failed
-                _log_failed(report)
-        await asyncio.sleep(_LOOK_S)
 
-
-async def _count_streams(engine: Engine) -> None:
-    """Count the tenants' streams every now and then; a count may cost the store a twentieth of its time at most."""
-    loop = asyncio.get_running_loop()
-    while True:
+    async def count_streams() -> None:
         began = loop.time()
-        with contextlib.suppress(ServiceError):  # the store does not answer: readiness says so
+        with contextlib.suppress(ServiceError):  # the store does not answer: readiness reports it
             await engine.count_streams()
-        await asyncio.sleep(max(_COUNT_S, 20 * (loop.time() - began)))
+        # A count may cost the store a twentieth of its time at most.
+        await asyncio.sleep(max(0.0, 20 * (loop.time() - began) - _COUNT_S))
+
+    yield run_forever(refresh, every_s=_LOOK_S, name="Reading readiness and gauges")
+    yield run_forever(context.safety.look, every_s=_SAFETY_S, name="Checking the store's settings")
+    if context.settings.watch_models:
+        yield run_forever(_reload_of(engine.shelf), every_s=_LOOK_S, name="Watching the models folders")
+    if context.settings.tenant_max_streams is not None:
+        yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
 
 
-async def _look_at_store(context: Context) -> None:
-    """Look every few seconds whether the store's settings still keep what is promised."""
-    while True:
-        await asyncio.sleep(_SAFETY_S)
-        await context.safety.look()
+def _reload_of(shelf: ModelShelf) -> Callable[[], Awaitable[None]]:
+    """Return what reloads the models; failures are logged when they are new."""
+    known: list[str] = []
+
+    async def reload() -> None:
+        nonlocal known
+        report = await shelf.reload()
+        if report.failed != known:
+            known = report.failed
+            _log_failed(report)
+
+    return reload
 
 
 def _log_failed(report: Reloaded) -> None:
     for failed in report.failed:
         _log.error("A model cannot be served: %s", failed)
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # ------------------------------------------------------------------- what no route answers

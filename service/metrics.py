@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest, values
@@ -16,7 +16,6 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 from service.engine.observer import EngineObserver
 
@@ -50,13 +49,13 @@ class ModelCounts:
         refusal_seconds: What they took.
     """
 
-    timesteps: int
-    runs: int
-    row_seconds: float
-    answers: int
-    answer_seconds: float
-    refusals: int
-    refusal_seconds: float
+    timesteps: int = 0
+    runs: int = 0
+    row_seconds: float = 0.0
+    answers: int = 0
+    answer_seconds: float = 0.0
+    refusals: int = 0
+    refusal_seconds: float = 0.0
 
 
 class Metrics(EngineObserver):
@@ -110,12 +109,16 @@ class Metrics(EngineObserver):
         self._durability = gauge("durability_info", "1 for the durability level in force.", "livemax", "level")
         gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
         self._held: defaultdict[Counter, float] = defaultdict(float)  # what was counted since `refresh`
+        of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
+        self._by_model: list[_Labelled[Any]] = [*of_models, self._queue_rows]  # the model is the first label
+        self._read_models: Callable[[], Collection[str]] | None = None
         self._read_queue_rows: Callable[[], Mapping[str, int]] = dict
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
 
     def read_from(
         self,
         *,
+        models: Callable[[], Collection[str]] | None = None,
         queue_rows: Callable[[], Mapping[str, int]],
         watchers: Callable[[], int],
         websockets: Callable[[], int],
@@ -126,6 +129,7 @@ class Metrics(EngineObserver):
         """Say where the gauges' values are read, each time that they are asked for.
 
         Args:
+            models: The models that are served; the series of others go. None: none goes.
             queue_rows: Timesteps that wait, by model.
             watchers: Watchers that this worker has.
             websockets: WebSockets that are open in this worker.
@@ -133,6 +137,7 @@ class Metrics(EngineObserver):
             store_safe: Whether the store's settings keep what is promised.
             durability: The level that is promised.
         """
+        self._read_models = models
         self._read_queue_rows = queue_rows
         self._read_gauges = {
             self._watchers: watchers,
@@ -210,37 +215,46 @@ class Metrics(EngineObserver):
             self._queue_rows[(model,)].set(rows.get(model, 0))
         for gauge, read in self._read_gauges.items():
             gauge.set(read())
+        if self._read_models is not None and self._folder is None:  # files that workers share keep every label
+            there = self._read_models()
+            for by_model in self._by_model:
+                by_model.forget([labels for labels in by_model if labels[0] not in there])
 
     def render(self) -> tuple[bytes, str]:
-        """Return the metrics in Prometheus' text format, of all workers, and the content type."""
-        self.refresh()
+        """Return the metrics in Prometheus' text format, of all workers, as of their last `refresh`; and the type.
+
+        It takes long with many models and workers, and may be run in a thread.
+        """
         if self._folder is not None:
             _forget_dead_workers(self._folder)
         return generate_latest(_Page(self._collector())), CONTENT_TYPE
 
-    def of_model(self, model: str) -> ModelCounts:
-        """Return what was counted of a model, by all workers."""
-        self.refresh()
-        found: dict[str, float] = defaultdict(float)
+    def counts(self) -> dict[str, ModelCounts]:
+        """Return what was counted by all workers, by model, likewise."""
+        found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for metric in self._collector().collect():
             for sample in metric.samples:
-                if sample.labels.get("model") == model:
-                    found[sample.name.removeprefix("stepwell_")] += sample.value
-        return ModelCounts(
-            timesteps=int(found["steps_total"]),
-            runs=int(found["model_run_seconds_count"]),
-            row_seconds=found["oip_row_seconds_total"],
-            answers=int(found["step_seconds_count"] - found["oip_refused_seconds_count"]),
-            answer_seconds=found["step_seconds_sum"] - found["oip_refused_seconds_sum"],
-            refusals=int(found["oip_refused_seconds_count"]),
-            refusal_seconds=found["oip_refused_seconds_sum"],
-        )
+                if (model := sample.labels.get("model")) is not None:
+                    found[model][sample.name.removeprefix("stepwell_")] += sample.value
+        return {model: _counts_of(samples) for model, samples in found.items()}
 
     def _collector(self) -> Collector:
         """Return what tells the counts of all workers."""
         if self._folder is None:
             return self._registry
         return MultiProcessCollector(None, str(self._folder))  # type: ignore[no-untyped-call]  # has no types
+
+
+def _counts_of(samples: Mapping[str, float]) -> ModelCounts:
+    return ModelCounts(
+        timesteps=int(samples["steps_total"]),
+        runs=int(samples["model_run_seconds_count"]),
+        row_seconds=samples["oip_row_seconds_total"],
+        answers=int(samples["step_seconds_count"] - samples["oip_refused_seconds_count"]),
+        answer_seconds=samples["step_seconds_sum"] - samples["oip_refused_seconds_sum"],
+        refusals=int(samples["oip_refused_seconds_count"]),
+        refusal_seconds=samples["oip_refused_seconds_sum"],
+    )
 
 
 class _Labelled(dict[tuple[str, ...], _M], Generic[_M]):
@@ -254,6 +268,12 @@ class _Labelled(dict[tuple[str, ...], _M], Generic[_M]):
         child = self[labels] = self._metric.labels(*labels)
         return child
 
+    def forget(self, gone: Iterable[tuple[str, ...]]) -> None:
+        """Drop children, and what they counted."""
+        for labels in gone:
+            del self[labels]
+            self._metric.remove(*labels)
+
 
 class _Histogram(Histogram):
     """A histogram that notes values, and counts many at once: one alone costs as much as a part of what it is about."""
@@ -262,12 +282,8 @@ class _Histogram(Histogram):
         super()._metric_init()
         self._noted: list[float] = []
 
-    def _child_samples(self) -> Iterable[Sample]:
-        self.count()
-        return super()._child_samples()
-
     def note(self, amounts: Sequence[float]) -> None:
-        """Take values, which are counted before anybody in this process asks; `count` lets the other workers see."""
+        """Take values, which nobody sees before `count`."""
         self._noted += amounts
         if len(self._noted) >= _NOTED:
             self.count()
@@ -284,7 +300,7 @@ class _Histogram(Histogram):
 
 
 class _Page(Collector):
-    """What is shown: not what `of_model` alone asks for, nor the `_created` series.
+    """What is shown: not what `counts` alone is for, nor the `_created` series.
 
     Those would double the page, and workers that share a folder do not have them.
     """

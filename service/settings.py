@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     """Milliseconds that a timestep may wait for others to join its batch; 0: none."""
     queue_limit: Count = 10_000
     """Timesteps that may wait in one worker; more are refused with 503 `overloaded`."""
+    queue_bytes: Bytes = 256 * 2**20
+    """Bytes of inputs that may wait or be run in one worker; more are refused with 503 `overloaded`."""
     cache_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
     """Memory of one worker for the records of hot streams."""
     api_keys_file: Path | None = None

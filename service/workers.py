@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from service.background import run_forever
 
 if TYPE_CHECKING:
     from service.engine.models import Reloaded
@@ -18,7 +19,6 @@ CONTROL_ENV = "STEPWELL_CONTROL_DIR"
 ADMITTED_ENV = "STEPWELL_ADMITTED_DIR"
 """Names the folder where the processes of one `serve` remember which model files they may load."""
 
-_log = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _ALL_WITHIN_S = 60.0
 
@@ -50,12 +50,10 @@ class Workers:
         """
         if self._folder is None:
             return await self._reload()
-        with self._numbering():
-            wanted = self._generation() + 1
-            _write(self._folder / "generation", wanted)
+        wanted = await asyncio.to_thread(self._next_generation)
         report = await self._catch_up(wanted)
         deadline = asyncio.get_running_loop().time() + _ALL_WITHIN_S
-        while late := [pid for pid, seen in self._others() if seen < wanted]:
+        while late := await asyncio.to_thread(self._behind, wanted):
             if asyncio.get_running_loop().time() > deadline:
                 report.failed.extend(f"worker {pid}: has not reloaded within {_ALL_WITHIN_S:g} s" for pid in late)
                 break
@@ -64,23 +62,22 @@ class Workers:
 
     async def follow(self) -> None:
         """Reload whenever another worker asks for it; runs until it is cancelled."""
-        if self._folder is None:
-            return
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            wanted = self._generation()
-            if wanted > self._seen:
-                try:
-                    await self._catch_up(wanted)
-                except OSError:  # a folder that cannot be read now may be there the next time
-                    _log.exception("The models cannot be looked at again")
+        if self._folder is not None:
+            await run_forever(self._reload_if_asked, every_s=_LOOK_S, name="Following the other workers' reloads")
+
+    async def _reload_if_asked(self) -> None:
+        wanted = await asyncio.to_thread(self._generation)
+        if wanted > self._seen:
+            await self._catch_up(wanted)
 
     async def _catch_up(self, wanted: int) -> Reloaded:
         async with self._turn:
             report = await self._reload()
             self._seen = max(self._seen, wanted)
-            self._tell()
+            await asyncio.to_thread(self._tell)
             return report
+
+    # ---------------------------------------------------------------- files, read and written outside the event loop
 
     def _generation(self) -> int:
         assert self._folder is not None
@@ -90,8 +87,10 @@ class Workers:
         assert self._folder is not None
         _write(self._folder / f"worker-{os.getpid()}", self._seen)
 
-    def _others(self) -> Iterator[tuple[int, int]]:
+    def _behind(self, wanted: int) -> list[int]:
+        """Return the other workers that have not reloaded as often as is wanted; dead ones are forgotten."""
         assert self._folder is not None
+        behind = []
         for file in self._folder.glob("worker-*"):
             pid = int(file.name.partition("-")[2])
             try:
@@ -99,14 +98,17 @@ class Workers:
             except ProcessLookupError:
                 file.unlink(missing_ok=True)
             else:
-                yield pid, _read(file)
+                if _read(file) < wanted:
+                    behind.append(pid)
+        return behind
 
-    @contextlib.contextmanager
-    def _numbering(self) -> Iterator[None]:
+    def _next_generation(self) -> int:
         assert self._folder is not None
         with (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            generation = self._generation() + 1
+            _write(self._folder / "generation", generation)
+        return generation
 
 
 def _read(file: Path) -> int:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -60,6 +61,12 @@ def told() -> Metrics:
     return metrics
 
 
+def page_of(metrics: Metrics) -> tuple[bytes, str]:
+    """The page of what was told until now."""
+    metrics.refresh()
+    return metrics.render()
+
+
 def test_answers_that_are_told_together_are_counted_like_each_alone() -> None:
     together, alone = Metrics("1"), Metrics("1")
     seconds = [0.0001, 0.00011, 0.004, 0.2, 0.2, 30.0]
@@ -67,9 +74,9 @@ def test_answers_that_are_told_together_are_counted_like_each_alone() -> None:
     for each in seconds:
         alone.answered("pump", [each])
 
-    assert together.render() == alone.render()
-    assert value(together.render()[0], "stepwell_step_seconds_bucket", model="pump", le="0.0001") == 1
-    assert value(together.render()[0], "stepwell_step_seconds_count", model="pump") == len(seconds)
+    assert page_of(together) == page_of(alone)
+    assert value(page_of(together)[0], "stepwell_step_seconds_bucket", model="pump", le="0.0001") == 1
+    assert value(page_of(together)[0], "stepwell_step_seconds_count", model="pump") == len(seconds)
 
 
 def samples(page: bytes) -> dict[tuple[str, Labels], float]:
@@ -88,7 +95,7 @@ def value(page: bytes, name: str, **labels: str) -> float:
 
 
 def test_the_page_has_the_promised_metrics_and_no_others() -> None:
-    page = told().render()[0].decode()
+    page = page_of(told())[0].decode()
     found = {line.split()[2]: line.split()[3] for line in page.splitlines() if line.startswith("# TYPE")}
 
     assert found == {name: kind for name, (kind, _) in PROMISED.items()}
@@ -99,7 +106,7 @@ def test_a_metric_has_the_promised_labels(name: str) -> None:
     kind, labels = PROMISED[name]
     suffix = "_count" if kind == "histogram" else ""
 
-    assert [{key for key, _ in at} for n, at in samples(told().render()[0]) if n == name + suffix] == [labels]
+    assert [{key for key, _ in at} for n, at in samples(page_of(told())[0]) if n == name + suffix] == [labels]
 
 
 @pytest.mark.parametrize(
@@ -125,29 +132,29 @@ def test_a_metric_has_the_promised_labels(name: str) -> None:
     ],
 )
 def test_what_is_told_is_counted(name: str, labels: dict[str, str], expected: float) -> None:
-    assert value(told().render()[0], f"stepwell_{name}", **labels) == expected
+    assert value(page_of(told())[0], f"stepwell_{name}", **labels) == expected
 
 
 def test_a_status_is_one_series_as_number_and_as_text() -> None:
     metrics = told()
     metrics.request("http", "200")
 
-    assert value(metrics.render()[0], "stepwell_requests_total", door="http", code="200") == 2
+    assert value(page_of(metrics)[0], "stepwell_requests_total", door="http", code="200") == 2
 
 
 def test_a_counter_without_labels_is_there_before_its_first_event() -> None:
-    assert value(Metrics("1").render()[0], "stepwell_conflicts_total") == 0
+    assert value(page_of(Metrics("1"))[0], "stepwell_conflicts_total") == 0
 
 
 def test_the_content_type_is_the_text_format_that_every_prometheus_reads() -> None:
-    assert Metrics("1").render()[1] == "text/plain; version=0.0.4; charset=utf-8"
+    assert page_of(Metrics("1"))[1] == "text/plain; version=0.0.4; charset=utf-8"
 
 
 def test_two_services_in_one_process_count_apart() -> None:
     here, there = told(), told()
     here.conflicts(5)
 
-    assert value(there.render()[0], "stepwell_conflicts_total") == 1
+    assert value(page_of(there)[0], "stepwell_conflicts_total") == 1
 
 
 def test_gauges_are_read_again_for_each_page() -> None:
@@ -156,7 +163,7 @@ def test_gauges_are_read_again_for_each_page() -> None:
     metrics.read_from(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
     rows["pump"] = 9
 
-    assert value(metrics.render()[0], "stepwell_queue_rows", model="pump") == 9
+    assert value(page_of(metrics)[0], "stepwell_queue_rows", model="pump") == 9
 
 
 def test_the_queue_of_a_model_that_went_is_empty() -> None:
@@ -165,7 +172,23 @@ def test_the_queue_of_a_model_that_went_is_empty() -> None:
     metrics.read_from(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
     del rows["pump"]
 
-    assert value(metrics.render()[0], "stepwell_queue_rows", model="pump") == 0
+    assert value(page_of(metrics)[0], "stepwell_queue_rows", model="pump") == 0
+
+
+def test_a_model_that_is_gone_leaves_no_series() -> None:
+    metrics, there = told(), ["pump"]
+    reads: dict[str, Any] = {"queue_rows": lambda: {"pump": 0}, "watchers": int, "websockets": int, "ready": bool}
+    metrics.read_from(models=lambda: there, **reads)
+    before = page_of(metrics)[0]
+    there.clear()
+    after = page_of(metrics)[0]
+
+    assert b'"pump"' in before
+    assert b'"pump"' not in after
+    assert value(after, "stepwell_requests_total", door="http", code="200") == 1
+    metrics.applied("pump", "http", 2)
+    there.append("pump")
+    assert value(page_of(metrics)[0], "stepwell_steps_total", model="pump", door="http") == 2
 
 
 async def test_an_engine_counts_its_steps(tmp_path: Path, shared_redis: Server) -> None:
@@ -177,7 +200,7 @@ async def test_an_engine_counts_its_steps(tmp_path: Path, shared_redis: Server) 
         await engine.advance(step("counted", x))
     await engine.close()
 
-    page = counted.render()[0]
+    page = page_of(counted)[0]
     assert value(page, "stepwell_steps_total", model="fold", door="http") == 3
     assert value(page, "stepwell_step_seconds_count", model="fold") == 3
     assert value(page, "stepwell_store_seconds_count", op="commit") == 3
@@ -197,6 +220,7 @@ metrics.answered("pump", [0.004])
 metrics.refresh()
 print("counted", flush=True)
 for _ in sys.stdin:
+    metrics.refresh()
     sys.stdout.buffer.write(metrics.render()[0].replace(b"\\n", b"\\r") + b"\\n")
     sys.stdout.flush()
 """

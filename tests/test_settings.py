@@ -27,6 +27,7 @@ PROMISED: dict[str, Any] = {
     "max_batch_size": 256,
     "max_wait_ms": 0,
     "queue_limit": 10_000,
+    "queue_bytes": 268_435_456,
     "cache_bytes": 268_435_456,
     "api_keys_file": None,
     "allowed_origins": [],

@@ -6,7 +6,10 @@ import json
 import math
 import random
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -21,7 +24,7 @@ from service.engine.types import Made, Prediction
 from service.errors import ServiceError
 from service.wire import JSON, MSGPACK, BulkBody, Format, ModelWire, StepBody, decode_state_id, encode_state_id
 from service.wire.answers import bulk_answer, step_answer, write_step
-from service.wire.fast import NOT_SOUND, FastInputs
+from service.wire.fast import NOT_SOUND, FastInputs, FastStep
 from service.wire.formats import encode, format_of_answer, format_of_body
 from tests.graphs import manifest_of
 
@@ -624,6 +627,41 @@ def test_a_wrong_message_is_a_bad_request(many: bool, document: Any) -> None:
 
 
 # ------------------------------------------------------------------- fast and slow agree
+
+
+@contextmanager
+def caught_exceptions() -> Iterator[list[str]]:
+    """Names of the exceptions that any function meets meanwhile, caught or not."""
+    met: list[str] = []
+
+    def trace(_frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "exception":
+            met.append(arg[0].__name__)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield met
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("read", [FastStep.read, FastStep.read_message])
+@pytest.mark.parametrize(("shape", "value"), [([4], [1.0, 2.0, 3.0, 4.0]), ([], 1.0)])
+def test_clients_that_write_inputs_in_different_ways_do_not_slow_each_other_down(
+    read: Callable[[FastStep, bytes], Any], shape: list[int], value: Any
+) -> None:
+    """A model's decoders are shared by all who step it: each body is decoded at the first try."""
+    one = FastStep([InputSpec(name="x", dtype="float32", shape=shape)])
+    with caught_exceptions() as met:
+        for document in [{"inputs": {"x": value}, "seq": 1}, {"inputs": value, "seq": 1}] * 2:
+            for more in ({}, {"after": encode_state_id(STATE_ID)}):
+                read(one, body_of({**more, **document}))
+                read(one, body_of({**document, **more}))
+
+    assert met == []
+
 
 _LEAVES = st.one_of(
     st.none(),

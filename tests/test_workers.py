@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -120,6 +121,17 @@ async def test_reloads_that_meet_are_each_done(tmp_path: Path) -> None:
         await asyncio.gather(here.reload_everywhere(), here.reload_everywhere())
 
     assert shelf.reloads == 2
+
+
+async def test_a_reload_that_waits_for_another_workers_turn_holds_up_nothing_else(tmp_path: Path) -> None:
+    here = Workers(Shelf().reload, tmp_path)
+    with (tmp_path / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        reload = asyncio.create_task(here.reload_everywhere())
+        done, _ = await asyncio.wait([reload], timeout=0.2)
+
+    assert not done
+    assert (await reload).loaded == ["pump/1"]
 
 
 async def test_a_folder_that_cannot_be_read_now_is_read_the_next_time(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from service.api.auth import Caller, Keys, Scope
 from service.engine.engine import Engine
@@ -108,6 +108,7 @@ class Context:
         if wire is None or wire.manifest is not served.manifest:  # new, or read again from its file
             limits = self.settings
             wire = ModelWire(served.manifest, max_chunk_steps=limits.max_chunk_steps, max_streams=limits.queue_limit)
+            self._drop_gone(self._wires)
             self._wires[served.name, served.version] = wire
         return wire
 
@@ -121,8 +122,16 @@ class Context:
                 stateful=served.stateful,
                 max_rows=self.settings.max_batch_size,
             )
+            self._drop_gone(self._infer_wires)
             self._infer_wires[served.name, served.version] = wire
         return wire
+
+    def _drop_gone(self, wires: dict[tuple[str, int], Any]) -> None:
+        """Drop what reads bodies for models and versions that are no longer served."""
+        shelf = self.engine.shelf
+        for name, version in list(wires):
+            if version not in shelf.versions(name):
+                del wires[name, version]
 
     def demand_own_name(self, host: str | None) -> None:
         """Check that a browser asks under a name of this machine, where the address is all that guards the service.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from service.api.http import Answer, body_of, idempotency_key_of
 from service.api.infer import served_for_oip
 from service.engine.models import ServedModel
 from service.errors import ServiceError
+from service.metrics import ModelCounts
 from service.wire.document import parse
 from service.wire.formats import JSON, encode
 from service.wire.oip import PlainError, config_of, metadata_of, quoted
@@ -124,13 +126,13 @@ class OipRoutes:
 
     async def stats(self, request: Request) -> Response:
         """Give what was counted of a model."""
-        return _document({"model_stats": [self._stats(self._model(request))]})
+        return _document({"model_stats": await self._stats(self._model(request))})
 
     async def all_stats(self, request: Request) -> Response:
         """Give what was counted of every model."""
         self._demand(request, "read")
         shelf = self._context.engine.shelf
-        return _document({"model_stats": [self._stats(shelf.get(name)) for name in shelf.names()]})
+        return _document({"model_stats": await self._stats(*map(shelf.get, shelf.names()))})
 
     # ---------------------------------------------------------------- the repository
 
@@ -185,27 +187,34 @@ class OipRoutes:
         self._demand(request, "read")
         return served_for_oip(self._context, request.path_params["model"], request.path_params.get("version"))
 
-    def _stats(self, served: ServedModel) -> dict[str, Any]:
-        """Return what was counted. The queue's time is all but the model run's: waiting for its turn, and the store."""
-        counts = self._context.metrics.of_model(served.name)
-        answers, waited = counts.answers, max(counts.answer_seconds - counts.row_seconds, 0.0)
-        return {
-            "name": served.name,
-            "version": str(served.version),
-            "inference_count": counts.timesteps,
-            "execution_count": counts.runs,
-            "inference_stats": {
-                "success": _duration(counts.answers, counts.answer_seconds),
-                "fail": _duration(counts.refusals, counts.refusal_seconds),
-                "queue": _duration(answers, waited),
-                "compute_input": _duration(answers, 0),
-                "compute_infer": _duration(answers, counts.row_seconds),
-                "compute_output": _duration(answers, 0),
-                "cache_hit": _duration(0, 0),
-                "cache_miss": _duration(0, 0),
-            },
-            "batch_stats": [],
-        }
+    async def _stats(self, *served: ServedModel) -> list[dict[str, Any]]:
+        """Return what was counted of models."""
+        metrics = self._context.metrics
+        metrics.refresh()
+        counts = await asyncio.to_thread(metrics.counts)
+        return [_stats_of(model, counts.get(model.name, ModelCounts())) for model in served]
+
+
+def _stats_of(served: ServedModel, counts: ModelCounts) -> dict[str, Any]:
+    """Return a model's statistics. The queue's time is all but the model run's: waiting for its turn, and the store."""
+    answers, waited = counts.answers, max(counts.answer_seconds - counts.row_seconds, 0.0)
+    return {
+        "name": served.name,
+        "version": str(served.version),
+        "inference_count": counts.timesteps,
+        "execution_count": counts.runs,
+        "inference_stats": {
+            "success": _duration(counts.answers, counts.answer_seconds),
+            "fail": _duration(counts.refusals, counts.refusal_seconds),
+            "queue": _duration(answers, waited),
+            "compute_input": _duration(answers, 0),
+            "compute_infer": _duration(answers, counts.row_seconds),
+            "compute_output": _duration(answers, 0),
+            "cache_hit": _duration(0, 0),
+            "cache_miss": _duration(0, 0),
+        },
+        "batch_stats": [],
+    }
 
 
 def _document(document: Any, *, status: int = 200) -> Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ class OpsRoutes:
     def __init__(self, app: FastAPI, context: Context) -> None:
         self._app = app
         self._context = context
+        self._openapi = functools.cache(lambda: encode(app.openapi(), JSON))
 
     async def models(self, request: Request) -> Response:
         """Describe every model."""
@@ -87,7 +90,7 @@ class OpsRoutes:
         self._demand(request, "read")
         settings = self._context.settings
         limits = (
-            *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "max_websockets"),
+            *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "queue_bytes", "max_websockets"),
             *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
             *("tenant_rate", "tenant_max_websockets", "tenant_max_streams"),
             *("max_snapshots", "max_horizon", "max_samples"),
@@ -117,13 +120,14 @@ class OpsRoutes:
     async def metrics(self, request: Request) -> Response:
         """Give the metrics in Prometheus' text format."""
         self._demand(request, "metrics")
-        body, media_type = self._context.metrics.render()
+        self._context.metrics.refresh()
+        body, media_type = await asyncio.to_thread(self._context.metrics.render)
         return Answer(body, media_type)
 
     async def openapi(self, request: Request) -> Response:
         """Give the OpenAPI document."""
         self._demand(request, "read")
-        return Answer(encode(self._app.openapi(), JSON), JSON.value)
+        return Answer(await asyncio.to_thread(self._openapi), JSON.value)
 
     async def docs(self, _request: Request) -> Response:
         """Show the API's documentation; its document is asked for by the page."""

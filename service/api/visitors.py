@@ -76,7 +76,10 @@ class Visitor:
         """Count it no longer."""
         self._context.websockets -= 1
         if self._counted_for is not None:
-            self._context.websockets_of[self._counted_for] -= 1
+            counts, tenant = self._context.websockets_of, self._counted_for
+            counts[tenant] -= 1
+            if not counts[tenant]:
+                del counts[tenant]  # else each tenant that ever came would stay
             self._counted_for = None
 
     def introduces_itself(self, message: bytes) -> bool:

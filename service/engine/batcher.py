@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from service.background import cancel
 from service.engine.alone import Alone
 from service.engine.audience import Audience
 from service.engine.batch_queue import BatchQueue
@@ -19,17 +21,20 @@ from service.engine.decide import surely_comes_after
 from service.engine.names import RequestNames
 from service.engine.peeks import Peeks
 from service.engine.pending import Pending
-from service.engine.rounds import Begins, Reroute, Rounds
+from service.engine.rounds import Reroute, Rounds, failed
 from service.engine.runner import ModelRunner
 from service.engine.together import Together
 from service.engine.types import Done, StreamDoor, Timestep, Timesteps
+from service.errors import ServiceError
 from service.store import keys
-from service.store.record_rows import blank_head
 
 if TYPE_CHECKING:
     from service.engine.models import ServedModel
     from service.engine.observer import EngineObserver
+    from service.engine.tenants import StreamQuota
     from service.store.redis import StateStore
+
+_log = logging.getLogger(__name__)
 
 _FEWEST = 16  # rows of a block; fewer had better share a batch with others
 _NAME = attrgetter("name")
@@ -52,10 +57,10 @@ class Batcher:
         max_batch: int,
         max_wait: float,
         timeout: float,
-        cache_bytes: int,
+        cache: StateCache,
         reroute: Reroute,
-        answered: Callable[[int], None],
-        begins: Begins | None = None,
+        answered: Callable[[int, int], None],
+        quota: StreamQuota | None = None,
     ) -> None:
         """Begin empty.
 
@@ -67,18 +72,19 @@ class Batcher:
             max_batch: Most rows in one run.
             max_wait: Seconds that a timestep may wait for others; 0: none.
             timeout: Seconds from receipt to answer.
-            cache_bytes: Memory for hot records.
+            cache: The worker's hot records.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
-            answered: Told how many timesteps were answered.
-            begins: Lets a tenant begin a stream, or raises; None: everyone may.
+            answered: Told how many requests were answered, and how many bytes of inputs they had.
+            quota: Of the streams that a tenant may have; None: as many as it likes.
         """
         self.served = served
-        self.cache = StateCache(blank_head(served.fingerprint), served.step_model.initial_state, cache_bytes)
+        self.timestep_bytes = served.timestep_bytes
+        self.cache = cache
         self._names = RequestNames(served.manifest)
         self._runner = ModelRunner(served, observer)
         common: dict[str, Any] = {"runner": self._runner, "timeout": timeout, "reroute": reroute, "answered": answered}
-        self._rounds = Rounds(served, store, self.cache, observer, audience, **common, begins=begins)
-        self._together = Together(served, store, self.cache, observer, audience, **common, begins=begins)
+        self._rounds = Rounds(served, store, self.cache, observer, audience, **common, quota=quota)
+        self._together = Together(served, store, self.cache, observer, audience, **common, quota=quota)
         self._peeks = Peeks(served, store, self.cache, observer, audience, **common)
         self._alone = Alone(served, store, self.cache, observer, audience, **common)
         self._max_batch = min(max_batch, served.manifest.batch.max)
@@ -93,14 +99,11 @@ class Batcher:
         self._is_due_now = False  # in this turn of the loop
         self._look_at: float = 0  # so many rows it is looked whether a batch goes; infinite: it goes anyway, or cannot
         self._done = 0
+        self._answered = answered
+        self._is_stopped = False
         self.crowd = Crowd(timeout / 5)
         self._loop = asyncio.get_running_loop()  # asking for it costs a system call each time, before Python 3.12
         self.time = self._loop.time
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether so many wait that one more would wait too long."""
-        return self._queue.rows >= self.crowd.room
 
     def look_at_crowd(self, now: float) -> None:
         """See how fast the queue moves; any thread may do so."""
@@ -178,8 +181,22 @@ class Batcher:
             self._schedule()
 
     def close(self) -> None:
-        """Let the model's thread go."""
+        """Let the model's thread go; nothing waits or runs."""
         self._runner.close()
+
+    async def stop(self) -> None:
+        """Cancel what runs, refuse what waits, and let the model's thread go."""
+        self._is_stopped = True
+        if self._flush_due is not None:
+            self._flush_due.cancel()
+        await asyncio.sleep(0)  # a task that is cancelled before it has begun would answer nobody
+        await cancel(self._tasks.values())
+        while self._queue:
+            batch = self._queue.take(self._max_batch)
+            if isinstance(batch, Singles):
+                batch.close(self._names)
+            self._refuse(batch, ServiceError("draining", "The service ended first.", fix="Send it to another replica."))
+        self.close()
 
     def _submit_row(self, timestep: Timestep, done: Done, received: float) -> None:
         life = timestep.life
@@ -215,21 +232,42 @@ class Batcher:
     def _flush(self) -> None:
         self._flush_due, self._is_due_now = None, False
         may_go = True
-        while self._queue and may_go and len(self._tasks) < _IN_FLIGHT:
-            self._send(self._queue.take(self._max_batch))
-            may_go = self._may_go_beside()
-        self._look_again()
+        try:
+            while self._queue and may_go and len(self._tasks) < _IN_FLIGHT:
+                self._send(self._queue.take(self._max_batch))
+                may_go = self._may_go_beside()
+        finally:
+            self._look_again()
 
     def _send(self, batch: Sequence[Pending]) -> None:
         if isinstance(batch, Singles):
-            batch.close(self._names)
             if batch is self._singles:
                 self._singles = None
+            try:
+                batch.close(self._names)
+            except Exception:  # noqa: BLE001 - one batch's fault must not stop the queue; it is logged
+                _log.exception("A batch of model %s could not be put together", self.served.name)
+                self._refuse(batch, failed("no"))
+                return
         self._number += 1
         self._tasks[self._number] = self._loop.create_task(self._process(batch, self._number))
 
+    def _refuse(self, batch: Sequence[Pending], error: ServiceError) -> None:
+        """Answer a batch that was taken out of the queue, and is not run."""
+        names = batch.names if isinstance(batch, Block) else [row.name for row in batch]
+        if isinstance(batch, Block):
+            batch.refuse(error)
+        else:
+            for row in batch:
+                row.done(error)
+        self._queue.release(names)
+        length = batch.length if isinstance(batch, Block) else batch[0].timestep.length
+        self._answered(len(batch), len(batch) * length * self.timestep_bytes)
+
     def _look_again(self) -> None:
         """See to what waits and may go, or to what comes next."""
+        if self._is_stopped:
+            return
         self._look_at = 0
         if self._queue or len(self._tasks) >= _IN_FLIGHT:
             self._schedule()

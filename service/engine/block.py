@@ -100,6 +100,10 @@ class Block(Sequence[Pending]):
         """Answer all: they were applied now, to streams that were there. Nothing is raised."""
 
     @abstractmethod
+    def refuse(self, error: ServiceError) -> None:
+        """Answer all with the same refusal."""
+
+    @abstractmethod
     def waited(self, now: float) -> Sequence[float]:
         """Return the seconds since each of them came."""
 
@@ -168,6 +172,11 @@ class Columns(Block):
         except Exception:  # noqa: BLE001 - the waiter's fault; what was committed stays so
             _log.exception("Taking an answer failed")
 
+    def refuse(self, error: ServiceError) -> None:
+        """Answer all at once."""
+        self.answered = True
+        self._done([error] * len(self))
+
     def waited(self, now: float) -> Sequence[float]:
         """Return the same of each."""
         return [now - self.oldest] * len(self)
@@ -204,7 +213,7 @@ class Singles(Block):
         """Add one: stream, its name, number, bytes of each input, who takes the answer, receipt."""
 
     def close(self, request_names: RequestNames) -> None:
-        """Take no more."""
+        """Take no more; whatever is raised, `names` are there and `refuse` answers all."""
         streams, self.names, seqs, self._packed, self._dones, self._received = zip(*self._added, strict=True)
         self._seqs, self.op_ids = seqs, request_names.numbered(1, seqs, self._packed)
         self._streams = streams
@@ -224,6 +233,12 @@ class Singles(Block):
                 done(Prediction(made, at, False, False, version))
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
                 _log.exception("Taking an answer failed")
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answer each."""
+        self.answered = True
+        for done in self._dones:
+            done(error)
 
     def waited(self, now: float) -> Sequence[float]:
         """Return it of each."""

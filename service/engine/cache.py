@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
+from operator import itemgetter
 
 import numpy as np
 
@@ -15,6 +16,43 @@ _OPAQUE = np.dtype(f"V{HEAD.itemsize}")  # moved as a whole: NumPy would copy fi
 _OVERHEAD = 260  # bytes of Python objects around one record: its name, a dict entry, two list slots
 
 
+class CacheMemory:
+    """The memory of all models' caches: each has what it needs, and where that is too much an equal share."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Begin without a cache.
+
+        Args:
+            limit_bytes: Memory for all of them.
+        """
+        self._limit = limit_bytes
+        self._caches: list[StateCache] = []
+
+    def new_cache(self, head: Array, state: bytes) -> StateCache:
+        """Return an empty cache; the others give it room as far as they do not need it, and more when it is full."""
+        cache = StateCache(head, state, 0, on_full=self._divide)
+        self._caches.append(cache)
+        self._divide()
+        return cache
+
+    def remove(self, cache: StateCache) -> None:
+        """Take a cache's room back."""
+        self._caches.remove(cache)
+        self._divide()
+
+    def _divide(self) -> None:
+        """Set every cache's bound: four times what is in it, so that each grows in a few steps, or its share."""
+        least = self._limit // (8 * max(len(self._caches), 1))
+        needs = {cache: max(4 * cache.nbytes, least) for cache in self._caches}
+        bounds: dict[StateCache, int] = {}
+        left = self._limit
+        for n, (cache, need) in enumerate(sorted(needs.items(), key=itemgetter(1))):
+            bounds[cache] = min(need, left // (len(needs) - n))
+            left -= bounds[cache]
+        for cache, bound in bounds.items():
+            cache.limit(bound + left // len(bounds))
+
+
 class StateCache:
     """Hot records of one model, in arrays, bounded in bytes.
 
@@ -22,44 +60,70 @@ class StateCache:
     (CLOCK, nearly the least recently used).
     """
 
-    def __init__(self, head: Array, state: bytes, limit_bytes: int) -> None:
+    def __init__(
+        self, head: Array, state: bytes, limit_bytes: int, *, on_full: Callable[[], None] | None = None
+    ) -> None:
         """Begin empty.
 
         Args:
             head: The header of a stream that has not begun, `(1,)` of `HEAD`.
             state: The packed state that it begins with.
             limit_bytes: Memory for it all. It is taken as records come, not at once.
+            on_full: Called once after each `limit` that left room, when that is used up.
         """
         self._row_bytes = HEAD.itemsize + len(state) + 8 + _OVERHEAD
         self._heads = head.view(_OPAQUE)
         self._states = np.frombuffer(state, np.uint8)[None]
         self._refreshed = np.full(1, -np.inf)
-        self._forget()
-        self.limit(limit_bytes)
-
-    def limit(self, limit_bytes: int) -> None:
-        """Set another bound. Where more is in use, all is forgotten."""
-        self._slots = 1 + max(limit_bytes // self._row_bytes, 1)
-        if len(self._names) > self._slots:
-            self._forget()
-        used = len(self._names)
-        for table in ("_heads", "_states", "_refreshed"):
-            old = getattr(self, table)
-            new = np.empty((self._slots, *old.shape[1:]), old.dtype)  # the kernel gives the memory when it is written
-            new[:used] = old[:used]
-            setattr(self, table, new)
-
-    def _forget(self) -> None:
         self._slot_of: dict[str, int] = {}
-        self._names: list[str] = [""]
+        self._names: list[str] = [""]  # of the slots that were ever used
         self._free: list[int] = []
         self._asked_for = bytearray(1)
+        self._hand = 1
+        self._on_full = on_full
+        self.limit(limit_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its records take."""
+        return len(self._slot_of) * self._row_bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next record takes another one's place."""
+        return len(self._slot_of) >= self._slots - 1
+
+    def limit(self, limit_bytes: int) -> None:
+        """Set another bound; where more is in use, what lies beyond it is forgotten."""
+        self._slots = 1 + max(limit_bytes // self._row_bytes, 1)
+        if len(self._names) > self._slots:
+            self._forget_from(self._slots)
+            for table in (self._heads, self._states, self._refreshed):
+                table.resize((self._slots, *table.shape[1:]), refcheck=False)  # in place: nobody has a view of it
+        elif len(self._heads) < self._slots:
+            self._heads, self._states, self._refreshed = map(
+                self._enlarged, (self._heads, self._states, self._refreshed)
+            )
+        self._may_grow = not self.is_full
+
+    def _enlarged(self, table: Array) -> Array:
+        new = np.empty((self._slots, *table.shape[1:]), table.dtype)  # the kernel gives the memory when it is written
+        new[: len(self._names)] = table[: len(self._names)]
+        return new
+
+    def _forget_from(self, slot: int) -> None:
+        """Forget what has this slot or a later one; to look for the coldest of a million would take a second."""
+        for name in self._names[slot:]:
+            if self._slot_of.get(name, MISSING) >= slot:
+                del self._slot_of[name]
+        del self._names[slot:], self._asked_for[slot:]
+        self._free = [free for free in self._free if free < slot]
         self._hand = 1
 
     def find(self, names: Sequence[str]) -> Array:
         """Return the slots of streams' records as last seen, which may be stale; `MISSING` where there is none.
 
-        A slot is good until the next `put`.
+        A slot is good until the next `put` or `limit`.
 
         Returns:
             `(names,)`, to index arrays with.
@@ -87,6 +151,9 @@ class StateCache:
         self._heads[slots] = heads.view(_OPAQUE)
         self._states[slots] = states
         self._refreshed[slots] = refreshed
+        if self._may_grow and self.is_full and self._on_full is not None:
+            self._may_grow = False
+            self._on_full()
 
     def drop(self, name: str) -> None:
         """Forget a stream: on any doubt."""

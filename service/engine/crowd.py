@@ -52,6 +52,9 @@ class Crowd:
         rate = (answered - before) / (now - then)
         self.room = max(_LEAST, rate * self._patience) if rate else math.inf
 
-    def wait_of(self, waiting: int) -> float:
-        """Return the seconds after which there will be room, as far as that can be told."""
-        return max(waiting - self.room, 0) / (self.room / self._patience) if self.room < math.inf else 0.0
+    def excess(self, waiting: int) -> tuple[float, float] | None:
+        """Return how many may wait, and the seconds until there is room for one more; None: there is room now."""
+        room = self.room  # read once: another thread writes it
+        if waiting < room:
+            return None
+        return room, (waiting - room) / (room / self._patience)

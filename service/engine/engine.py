@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,6 +12,7 @@ from service.engine.audience import Audience
 from service.engine.batch import last_prediction
 from service.engine.batcher import Batcher
 from service.engine.block import Results
+from service.engine.cache import CacheMemory
 from service.engine.copies import Copies
 from service.engine.models import ModelShelf, ServedModel
 from service.engine.observer import EngineObserver
@@ -40,6 +41,7 @@ from service.errors import ServiceError
 from service.store import keys
 from service.store.channel import Channel
 from service.store.record import decode
+from service.store.record_rows import blank_head
 from service.store.redis import StateStore
 from service.store.snapshots import Snapshots
 
@@ -54,6 +56,7 @@ class EngineOptions:
         max_batch_size: Most rows in one run.
         max_wait_s: Seconds that a timestep may wait for others to join its batch.
         queue_limit: Timesteps that may wait in all.
+        queue_bytes: Bytes of inputs that may wait or be run in all; below that, one more is taken, however long.
         request_timeout_s: Seconds from receipt to answer.
         run_timeout_s: Seconds that one model run may take.
         cache_bytes: Memory for hot records.
@@ -67,6 +70,7 @@ class EngineOptions:
     max_batch_size: int = 256
     max_wait_s: float = 0.0
     queue_limit: int = 10_000
+    queue_bytes: int = 256 * 2**20
     request_timeout_s: float = 10.0
     run_timeout_s: float = 5.0
     cache_bytes: int = 256 * 2**20
@@ -112,9 +116,12 @@ class Engine:
         self._rates = None if rate is None else TenantRates(rate)
         self._quota = None if most is None else StreamQuota(most)
         self._batchers: dict[ServedModel, Batcher] = {}
+        self._cache_memory = CacheMemory(self._options.cache_bytes)
         self._audience = Audience(self._options.history)
         self.watchers = Watchers(self._audience, store, Channel(store.wire))
         self._open = 0
+        self._open_bytes = 0
+        self._most_bytes = self._options.queue_bytes
         self._alarm = self._options.queue_limit  # with fewer open timesteps there surely is room for one more
         self._all_answered = asyncio.Event()
         snapshots = Snapshots(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
@@ -150,15 +157,16 @@ class Engine:
                 served = self.shelf.get(timestep.key.model, timestep.version)
             batcher = self._batchers.get(served) or self._batcher(served)
             now = batcher.time()
+            if self.draining or self._open >= self._alarm or self._open_bytes >= self._most_bytes:
+                self._demand_room(batcher)
             if self._rates is not None:
                 self._rates.demand(timestep.key.tenant, timestep.length, now)
-            if self.draining or self._open >= self._alarm:
-                self._demand_room(batcher)
         except ServiceError as exc:
             done(exc)
             return
         batcher.submit(timestep, done, now)
         self._open += 1
+        self._open_bytes += timestep.length * batcher.timestep_bytes
 
     def submit_plain(
         self, stream: StreamDoor, inputs: tuple[bytes, ...], seq: int, done: Done, *, served: ServedModel
@@ -167,15 +175,16 @@ class Engine:
         batcher = self._batchers.get(served) or self._batcher(served)
         now = batcher.time()
         try:
+            if self.draining or self._open >= self._alarm or self._open_bytes >= self._most_bytes:
+                self._demand_room(batcher)
             if self._rates is not None:
                 self._rates.demand(stream.key.tenant, 1, now)
-            if self.draining or self._open >= self._alarm:
-                self._demand_room(batcher)
         except ServiceError as exc:
             done(exc)
             return
         batcher.submit_plain(stream, inputs, seq, done, now)
         self._open += 1
+        self._open_bytes += batcher.timestep_bytes
 
     def submit_together(self, asked: Timesteps, done: Callable[[Results], None], served: ServedModel) -> bool:
         """Move many streams in one go, if nothing about them is unusual; otherwise as `submit`.
@@ -189,13 +198,17 @@ class Engine:
             False: It was not begun; they are to be submitted one by one, which may refuse some of them.
         """
         batcher, rows = self._batchers.get(served) or self._batcher(served), len(asked.names)
-        if self.draining or self._open + rows > self._alarm or not batcher.takes_together(asked):
+        nbytes = rows * asked.length * batcher.timestep_bytes
+        if self.draining or self._open + rows > self._alarm or self._open_bytes + nbytes > self._most_bytes:
+            return False
+        if not batcher.takes_together(asked):
             return False
         now = batcher.time()
         if self._rates is not None and not self._rates.allows(asked.keys[0].tenant, asked.length * rows, now):
             return False
         batcher.submit_together(asked, done, now)
         self._open += rows
+        self._open_bytes += nbytes
         return True
 
     async def advance(self, timestep: Timestep) -> Prediction:
@@ -227,6 +240,7 @@ class Engine:
         future, done = _answer()
         batcher.peek(timestep, done, now)
         self._open += 1
+        self._open_bytes += timestep.length * batcher.timestep_bytes
         return await future
 
     async def rollout(self, ask: RolloutAsk) -> RolledOut:
@@ -235,13 +249,14 @@ class Engine:
         Raises:
             ServiceError: It was refused, or its outcome is not known; see `applied`.
         """
+        self._demand_room()
         if self._rates is not None:
             self._rates.demand(ask.key.tenant, ask.horizon * ask.samples, asyncio.get_running_loop().time())
         self._open += 1
         try:
             return await self._rollouts.run(ask)
         finally:
-            self._count_answered(1)
+            self._count_answered(1, 0)
 
     # ---------------------------------------------------------------- resetting, forgetting
 
@@ -266,17 +281,34 @@ class Engine:
         )
 
     async def reset_all(self, tenant: str, model: str) -> int:
-        """Reset every stream of a model that the tenant has, and return how many."""
+        """Reset every stream of a model that the tenant has, and return how many.
+
+        Raises:
+            ServiceError: Not all could be reset; `applied` is "no" where none was, "unknown" where some may have been.
+                No reset is still going on then.
+        """
         self.shelf.get(model)
         cursor: str | None = None
-        seen: set[str] = set()
+        done: set[str] = set()
         while True:
-            names, cursor = await self.store.page(tenant, model, "", cursor, 500, deadline=self._deadline())
-            fresh = [name for name in names if name not in seen]
-            seen.update(fresh)
-            await asyncio.gather(*(self.reset(StreamKey(tenant, model, name)) for name in fresh))
+            try:
+                names, cursor = await self.store.page(tenant, model, "", cursor, 500, deadline=self._deadline())
+            except ServiceError as exc:
+                raise _reset_in_part(len(done), [exc], is_all=False) from exc
+            fresh = [name for name in names if name not in done]
+            found = await asyncio.gather(*(self._error_of_reset(StreamKey(tenant, model, name)) for name in fresh))
+            if errors := [error for error in found if error is not None]:
+                raise _reset_in_part(len(done) + len(fresh) - len(errors), errors, is_all=cursor is None)
+            done.update(fresh)
             if cursor is None:
-                return len(seen)
+                return len(done)
+
+    async def _error_of_reset(self, key: StreamKey) -> ServiceError | None:
+        try:
+            await self.reset(key)
+        except ServiceError as exc:
+            return exc
+        return None
 
     async def delete(self, key: StreamKey) -> None:
         """Forget a stream and its snapshots; also where there is none."""
@@ -362,6 +394,7 @@ class Engine:
         """
         if self._quota is not None:
             self._quota.demand(tenant)
+            self._quota.confirm(tenant)
 
     async def count_streams(self) -> None:
         """Count every tenant's streams in the store, where that is limited and something has changed."""
@@ -389,12 +422,12 @@ class Engine:
         self.watchers.end()
 
     async def close(self) -> None:
-        """Let threads and connections go; `drain` comes first."""
+        """Answer what is still open, and let threads and connections go; `drain` comes first."""
+        self.draining = True
         self._watchdog.stop()
         self._rollouts.close()
         await self.watchers.close()
-        for batcher in self._batchers.values():
-            batcher.close()
+        await asyncio.gather(*(batcher.stop() for batcher in self._batchers.values()))
         await self.store.close()
 
     # ---------------------------------------------------------------- helpers
@@ -403,9 +436,6 @@ class Engine:
         batcher = self._batchers.get(served)
         if batcher is None:
             self._drop_idle()
-            share = self._options.cache_bytes // (len(self._batchers) + 1)
-            for other in self._batchers.values():
-                other.cache.limit(share)
             batcher = self._batchers[served] = Batcher(
                 served,
                 self.store,
@@ -414,15 +444,16 @@ class Engine:
                 max_batch=self._options.max_batch_size,
                 max_wait=self._options.max_wait_s,
                 timeout=self._options.request_timeout_s,
-                cache_bytes=share,
+                cache=self._cache_memory.new_cache(blank_head(served.fingerprint), served.step_model.initial_state),
                 reroute=partial(self._reroute, served),
                 answered=self._count_answered,
-                begins=None if self._quota is None else self._quota.demand,
+                quota=self._quota,
             )
         return batcher
 
-    def _count_answered(self, n: int) -> None:
-        self._open -= n
+    def _count_answered(self, rows: int, nbytes: int) -> None:
+        self._open -= rows
+        self._open_bytes -= nbytes
         if not self._open:
             self._all_answered.set()
 
@@ -437,6 +468,7 @@ class Engine:
         for served, batcher in list(self._batchers.items()):
             if batcher.idle and not self.shelf.serves(served):
                 batcher.close()
+                self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
 
     def _reroute(self, asked: ServedModel, pending: Pending, fingerprint: bytes) -> bool:
@@ -469,12 +501,19 @@ class Engine:
                 f"{waiting} timesteps and rollouts wait already; the limit is {self._options.queue_limit}.",
                 fix="Send the same request again after a pause.",
             )
-        if batcher is not None and batcher.is_crowded:
+        if self._open_bytes >= self._most_bytes:
             raise ServiceError(
                 "overloaded",
-                f"{batcher.rows} timesteps wait for this model already; it answers {batcher.crowd.room:.0f} in time.",
+                f"{self._open_bytes} bytes of inputs wait or are run already; the limit is {self._most_bytes}.",
                 fix="Send the same request again after a pause.",
-                retry_after_s=batcher.crowd.wait_of(batcher.rows),
+            )
+        if batcher is not None and (excess := batcher.crowd.excess(batcher.rows)) is not None:
+            room, seconds = excess
+            raise ServiceError(
+                "overloaded",
+                f"{batcher.rows} timesteps wait for this model already; it answers {room:.0f} in time.",
+                fix="Send the same request again after a pause.",
+                retry_after_s=seconds,
             )
 
     def _begin(self) -> float:
@@ -499,6 +538,25 @@ def _answer() -> tuple[asyncio.Future[Prediction], Done]:
             future.set_result(result)
 
     return future, done
+
+
+def _reset_in_part(done: int, errors: Sequence[ServiceError], *, is_all: bool) -> ServiceError:
+    """Return what a reset of all streams is answered that failed.
+
+    Args:
+        done: Streams that were reset.
+        errors: Why others were not.
+        is_all: These are all streams that there were.
+    """
+    outcomes = {error.applied for error in errors}
+    if (outcomes == {"no"} and not done) or (outcomes == {"yes"} and is_all):
+        return errors[0]
+    return ServiceError(
+        "outcome_unknown",
+        f"{done} streams were reset before others failed: {errors[0].problem}",
+        fix="Send the same request again to reset the others; those that were reset are reset once more.",
+        applied="unknown",
+    )
 
 
 def _signature(served: ServedModel) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from model_export.errors import StepwellError
 from model_export.feedback import fault_of
-from model_export.manifest import NAME, InputSpec, Manifest
+from model_export.manifest import NAME, InputSpec, Manifest, sidecar_of
 from model_export.step_model import StepModel
 from service.errors import ServiceError
 
@@ -46,6 +49,11 @@ class ServedModel:
     def inputs(self) -> list[InputSpec]:
         """The inputs in the order in which a timestep brings them: that of their names."""
         return sorted(self.manifest.inputs, key=lambda spec: spec.name)
+
+    @property
+    def timestep_bytes(self) -> int:
+        """Bytes of the inputs of one timestep."""
+        return sum(np.dtype(spec.dtype).itemsize * math.prod(spec.row_shape) for spec in self.manifest.inputs)
 
     @property
     def fingerprint(self) -> bytes:
@@ -145,18 +153,15 @@ class ModelShelf:
         for name, version, path in self._files(report):
             if version in found.get(name, {}):
                 continue
-            before = self._models.get(name, {}).get(version)
-            stamp = _stamp(path, before)
-            model = before
-            if before is None or before.stamp != stamp or before.path != path:
-                try:
-                    model = ServedModel(name, version, self._load(path), path, stamp)
-                    if model.step_model.weight_files:
-                        model = replace(model, stamp=_stamp(path, model))
-                    _tell_of_feedback(model)
+            model = before = self._models.get(name, {}).get(version)
+            try:
+                model = self._newest(name, version, path, before)
+                if model is not before:
                     report.loaded.append(f"{name}/{version}")
-                except StepwellError as exc:
-                    report.failed.append(f"{path.name}: {str(exc).replace(f'{path.parent}{os.sep}', '')}")
+            except StepwellError as exc:
+                report.failed.append(f"{path.name}: {str(exc).replace(f'{path.parent}{os.sep}', '')}")
+            except OSError as exc:
+                report.failed.append(_unreadable(path, exc))
             if model is not None:
                 found.setdefault(name, {})[version] = model
         self._retire(found)
@@ -169,6 +174,17 @@ class ModelShelf:
         self.generation += 1
         return report
 
+    def _newest(self, name: str, version: int, path: Path, before: ServedModel | None) -> ServedModel:
+        """Return the model of a file: the one that was loaded before, unless the file has changed since."""
+        stamp = _stamp(path, before)
+        if before is not None and before.stamp == stamp and before.path == path:
+            return before
+        model = ServedModel(name, version, self._load(path), path, stamp)
+        if model.step_model.weight_files:
+            model = replace(model, stamp=_stamp(path, model))
+        _tell_of_feedback(model)
+        return model
+
     def _retire(self, found: dict[str, dict[int, ServedModel]]) -> None:
         for name, versions in self._models.items():
             for version, model in versions.items():
@@ -177,29 +193,54 @@ class ModelShelf:
                     del self._retired[name][_RETIRED_KEPT:]
 
     def _files(self, report: Reloaded) -> Iterable[tuple[str, int, Path]]:
-        """Find `NAME.onnx` and `NAME/VERSION/model.onnx`."""
+        """Find `NAME.onnx` and `NAME/VERSION/model.onnx`. What cannot be read now keeps the models that it had."""
         for folder in self._folders:
-            if not folder.is_dir():
-                report.failed.append(f"{folder.name}: there is no such folder")
+            try:
+                if not folder.is_dir():
+                    report.failed.append(f"{folder.name}: there is no such folder")
+                    continue
+                entries = sorted(folder.iterdir())
+            except OSError as exc:
+                yield from self._known_in(folder, exc, report)
                 continue
-            for entry in sorted(folder.iterdir()):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_file() and entry.suffix == ".onnx":
-                    where = [(entry.stem, "1", entry)]
-                elif entry.is_dir():
-                    where = [(entry.name, sub.name, sub / "model.onnx") for sub in sorted(entry.iterdir())]
-                else:
-                    continue
-                for name, version, path in where:
-                    if not path.is_file():
-                        continue
-                    if not NAME.fullmatch(name) or not version.isdecimal() or not 0 < int(version) < 2**31:
-                        report.failed.append(f"{name}/{version}: names are {NAME.pattern}, versions 1, 2, 3 ...")
-                    elif not path.resolve().is_relative_to(folder.resolve()):
-                        report.failed.append(f"{name}/{version}: the file lies outside its models folder")
-                    else:
-                        yield name, int(version), path
+            for entry in entries:
+                try:
+                    yield from list(_models_in(entry, folder, report))
+                except OSError as exc:
+                    yield from self._known_in(entry, exc, report)
+
+    def _known_in(self, unreadable: Path, exc: OSError, report: Reloaded) -> Iterable[tuple[str, int, Path]]:
+        """Report a file or folder that cannot be read, and return the models that were found there before."""
+        report.failed.append(_unreadable(unreadable, exc))
+        for versions in self._models.values():
+            for model in versions.values():
+                if model.path.is_relative_to(unreadable):
+                    yield model.name, model.version, model.path
+
+
+def _models_in(entry: Path, folder: Path, report: Reloaded) -> Iterable[tuple[str, int, Path]]:
+    """Return name, version and file of the models that an entry of a models folder has."""
+    if entry.name.startswith("."):
+        return
+    if entry.is_file() and entry.suffix == ".onnx":
+        where = [(entry.stem, "1", entry)]
+    elif entry.is_dir():
+        where = [(entry.name, sub.name, sub / "model.onnx") for sub in sorted(entry.iterdir())]
+    else:
+        return
+    for name, version, path in where:
+        if not path.is_file():
+            continue
+        if not NAME.fullmatch(name) or not version.isdecimal() or not 0 < int(version) < 2**31:
+            report.failed.append(f"{name}/{version}: names are {NAME.pattern}, versions 1, 2, 3 ...")
+        elif not path.resolve().is_relative_to(folder.resolve()):
+            report.failed.append(f"{name}/{version}: the file lies outside its models folder")
+        else:
+            yield name, int(version), path
+
+
+def _unreadable(path: Path, exc: OSError) -> str:
+    return f"{path.name}: cannot be read: {exc.strerror or exc}"
 
 
 def _tell_of_feedback(model: ServedModel) -> None:
@@ -211,10 +252,13 @@ def _tell_of_feedback(model: ServedModel) -> None:
 def _stamp(path: Path, known: ServedModel | None) -> tuple[int, ...]:
     """Return what changes when a model file, its sidecar or its weights, as far as they are known, change."""
     parts: list[int] = []
-    files = set(path.parent.glob(path.name + "*"))
+    files = {path, sidecar_of(path)}
     if known is not None and known.path == path:
-        files.update(file for file in known.step_model.weight_files if file.exists())
+        files.update(known.step_model.weight_files)
     for file in sorted(files):
-        stat = file.stat()
+        try:
+            stat = file.stat()
+        except FileNotFoundError:
+            continue
         parts += (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     return tuple(parts)

@@ -32,6 +32,7 @@ class Pending(Struct, eq=False, gc=False):
         entry: The answer that it had been given, as far as one is remembered beside the stream and was read.
         confirmed: A replica has what was seen, where the durability asks for that.
         answered: `done` was called, or another batcher took the request over.
+        holds_room: It has taken room for a stream from its tenant's quota, and not been answered yet.
     """
 
     timestep: Timestep
@@ -48,6 +49,7 @@ class Pending(Struct, eq=False, gc=False):
     entry: KeyEntry | None = None
     confirmed: bool = False
     answered: bool = False
+    holds_room: bool = False
 
     @property
     def entry_key(self) -> str | None:

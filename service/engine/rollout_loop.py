@@ -141,7 +141,9 @@ class RolloutLoop:
         active: list[tuple[Roll, asyncio.Future[None], asyncio.AbstractEventLoop]] = []
         while True:
             self._admit(active)
-            if not active or self._is_closed:
+            if self._is_closed:
+                self._give_up(active)
+            if not active:
                 return
             rolls = [roll for roll, done, _ in active]
             ended = self._step(rolls)
@@ -161,6 +163,15 @@ class RolloutLoop:
                 rows += self._waiting[0][0].rows
                 active.append(self._waiting.popleft())
             self._is_running = bool(active)
+
+    def _give_up(self, active: list[tuple[Roll, asyncio.Future[None], asyncio.AbstractEventLoop]]) -> None:
+        with self._lock:
+            active += self._waiting
+            self._waiting.clear()
+        error = ServiceError("draining", "The service ended first.", fix="Send it to another replica.")
+        for _, done, loop in active:
+            _tell(loop, done, error)
+        active.clear()
 
     def _step(self, rolls: Sequence[Roll]) -> dict[int, ServiceError | None]:
         """Move rollouts by a timestep; return those that have ended by their identity, and what went wrong in them."""

@@ -24,7 +24,7 @@ from service.engine.pending import Pending
 from service.engine.replay import replayed
 from service.engine.runner import ModelRunner, Ran
 from service.engine.types import BEGINS, ENDS, Made, Prediction
-from service.errors import ServiceError
+from service.errors import Applied, OutcomeUnknownError, ServiceError
 from service.store.commits import FORGET, Commit, Commits, Outcome, RowCommits
 from service.store.record import HAD_KEY, HEADER_BYTES, KeyEntry, Kind, Record, decode, next_chains
 from service.store.record_rows import encode_rows, guard_rows, heads_of
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from service.engine.audience import Audience
     from service.engine.models import ServedModel
     from service.engine.observer import EngineObserver
+    from service.engine.tenants import StreamQuota
     from service.store.commits import Committed, Telling
     from service.store.redis import StateStore
 
 _log = logging.getLogger(__name__)
 
 Reroute = Callable[[Pending, bytes], bool]
-Begins = Callable[[str], None]
 
 
 class Moved(NamedTuple):
@@ -90,8 +90,8 @@ class Rounds:
         runner: ModelRunner,
         timeout: float,
         reroute: Reroute,
-        answered: Callable[[int], None],
-        begins: Begins | None = None,
+        answered: Callable[[int, int], None],
+        quota: StreamQuota | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -104,12 +104,13 @@ class Rounds:
             runner: Runs the model.
             timeout: Seconds from receipt to answer.
             reroute: Takes a row whose stream belongs to another version; False: there is none.
-            answered: Told how many rows were answered.
-            begins: Lets a tenant begin a stream, or raises; None: everyone may.
+            answered: Told how many rows were answered, and how many bytes of inputs they had.
+            quota: Of the streams that a tenant may have; None: as many as it likes.
         """
         self._served = served
         self._specs = served.manifest.answered
         self._model = served.step_model
+        self._timestep_bytes = served.timestep_bytes
         self._store = store
         self._cache = cache
         self._observer = observer
@@ -118,11 +119,11 @@ class Rounds:
         self._timeout = timeout
         self._reroute = reroute
         self._answered = answered
-        self._begins = begins
+        self._quota = quota
         self._time = asyncio.get_running_loop().time
 
     async def take(self, batch: Sequence[Pending]) -> None:
-        """Answer every timestep of a batch; never raises."""
+        """Answer every timestep of a batch; raises nothing, but ends when it is cancelled."""
         try:
             rows = batch
             while rows:
@@ -133,12 +134,12 @@ class Rounds:
                     rows = self._in_time(rows)
         except ServiceError as exc:
             self._answer_rest(batch, exc)
+        except asyncio.CancelledError:
+            self._answer_rest(batch, OutcomeUnknownError("The service ended before the step was confirmed."))
+            raise
         except Exception:  # noqa: BLE001 - one batch's fault must not end the worker; it is logged
             _log.exception("A batch of model %s failed", self._served.name)
-            error = ServiceError(
-                "internal", "The step failed for a reason of the server's own.", fix="Send it again.", applied="unknown"
-            )
-            self._answer_rest(batch, error)
+            self._answer_rest(batch, failed("unknown"))
 
     def _answer_rest(self, batch: Sequence[Pending], error: ServiceError) -> None:
         for row in batch:
@@ -289,6 +290,8 @@ class Rounds:
         if row.answered:
             return False
         view = row.view
+        if view is not None:
+            self._return_room(row, begun=False)  # somebody else has begun it since
         try:
             if row.entry is not None:
                 self._replay_key(row, row.entry)
@@ -302,13 +305,24 @@ class Rounds:
                     fix="Reset or delete this stream.",
                 )
             else:
-                if view is None and self._begins is not None and row.timestep.life != "whole":
-                    self._begins(row.timestep.key.tenant)
+                if view is None and row.timestep.life not in ENDS:
+                    self._take_room(row)
                 return True
         except ServiceError as exc:
             if exc.code != "model_changed" or not self._rerouted(row):
                 self._answer(row, exc)
         return False
+
+    def _take_room(self, row: Pending) -> None:
+        if self._quota is not None and not row.holds_room:
+            self._quota.demand(row.timestep.key.tenant)
+            row.holds_room = True
+
+    def _return_room(self, row: Pending, *, begun: bool) -> None:
+        """Say what became of the stream for which a row took room, if it did."""
+        if self._quota is not None and row.holds_room:
+            row.holds_room = False
+            (self._quota.confirm if begun else self._quota.release)(row.timestep.key.tenant)
 
     def _rerouted(self, row: Pending) -> bool:
         """Hand a stream that another version began to that version, unless the request names one."""
@@ -437,6 +451,7 @@ class Rounds:
                 raise answer.error
             current = None if answer.stored is None else decode(answer.stored)
             if answer.outcome is Outcome.SAME and current is not None:
+                self._return_room(row, begun=True)
                 self._replay(row, current)
                 return False
         except ServiceError as exc:
@@ -457,11 +472,13 @@ class Rounds:
         version, began = self._served.version, frozenset(begun)
         for at, row in enumerate(rows):
             row.answered = True
+            if row.holds_room:
+                self._return_room(row, begun=True)
             try:
                 row.done(Prediction(made, at, False, at in began, version))
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
                 _log.exception("Taking an answer failed")
-        self._answered(len(rows))
+        self._answered(len(rows), len(rows) * rows[0].timestep.length * self._timestep_bytes)
         now = self._time()
         self._observer.answered(self._served.name, [now - row.received for row in rows])
         self._count_applied(rows)
@@ -488,8 +505,9 @@ class Rounds:
     def _answer(self, row: Pending, result: Prediction | ServiceError) -> None:
         if row.answered:
             return
+        self._return_room(row, begun=isinstance(result, ServiceError) and result.applied != "no")
         self._hand_over(row, result)
-        self._answered(1)
+        self._answered(1, row.timestep.length * self._timestep_bytes)
         seconds = self._time() - row.received
         self._observer.answered(self._served.name, [seconds])
         if isinstance(result, ServiceError):
@@ -501,6 +519,13 @@ class Rounds:
             row.done(result)
         except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
             _log.exception("Taking an answer failed")
+
+
+def failed(applied: Applied) -> ServiceError:
+    """Return what a step is answered that failed for a reason that nobody foresaw."""
+    return ServiceError(
+        "internal", "The step failed for a reason of the server's own.", fix="Send it again.", applied=applied
+    )
 
 
 def _good(stored: bytes | ServiceError | None) -> bytes | None:

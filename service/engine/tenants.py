@@ -91,6 +91,9 @@ class StreamQuota:
 
     The store is counted every now and then; in between, each worker adds what it lets begin. So the limit holds
     exactly for one worker and streams that stay, and otherwise to what began or went since the last count.
+
+    A stream that may begin takes room with `demand`; once it is known what became of it, `confirm` or `release`
+    follows.
     """
 
     def __init__(self, most: int) -> None:
@@ -101,27 +104,40 @@ class StreamQuota:
         """
         self._most = most
         self._counted: Mapping[str, int] = {}
+        self._open: Counter[str] = Counter()  # of which it is not known yet whether they begin
         self._begun: Counter[str] = Counter()  # since the last count, or while it went on
         self._begun_meanwhile: Counter[str] = Counter()
         self.due = True
         """Whether something happened since the last count that another one would tell."""
 
     def demand(self, tenant: str) -> None:
-        """Let one stream begin.
+        """Take room for one stream.
 
         Raises:
             ServiceError: `stream_quota`.
         """
-        self.due = True
-        there = self._counted.get(tenant, 0) + self._begun[tenant]
+        self.due = True  # where there is none, streams may have expired since the last count
+        there = self._counted.get(tenant, 0) + self._begun[tenant] + self._open[tenant]
         if there >= self._most:
             raise ServiceError(
                 "stream_quota",
                 f"The tenant has {there} streams; at most {self._most} are taken.",
                 fix="Delete streams, or wait until idle ones have gone.",
             )
+        self._open[tenant] += 1
+
+    def confirm(self, tenant: str) -> None:
+        """Count a stream that has begun, or that may have: the next count corrects it."""
+        self.release(tenant)
+        self.due = True
         self._begun[tenant] += 1
         self._begun_meanwhile[tenant] += 1
+
+    def release(self, tenant: str) -> None:
+        """Give back the room of a stream that has not begun."""
+        self._open[tenant] -= 1
+        if not self._open[tenant]:
+            del self._open[tenant]
 
     def begin_count(self) -> None:
         """Hear that a count of the store begins."""

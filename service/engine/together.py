@@ -68,7 +68,7 @@ class Together(Rounds):
             return self._settle(list(block), moved, [], answers)
         self._remember(moved, answers)
         block.answer(Made(outputs, heads["step"].tolist(), chains), served.version)
-        self._answered(len(names))
+        self._answered(len(names), len(names) * block.length * self._timestep_bytes)
         self._observer.answered(served.name, block.waited(self._time()))
         for door, rows in block.doors.items():
             self._observer.applied(served.name, door, rows * block.length)

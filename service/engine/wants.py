@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from service.background import cancel, run_forever
 from service.engine.audience import TOPIC, Audience, Want
 
 _log = logging.getLogger(__name__)
@@ -89,13 +90,11 @@ class SharedWants:
         self.be_unsure()
         await self._messages.listen([TOPIC, self.own_topic])
         await self._greet()
-        self._spawn(self._renew())
+        self._spawn(run_forever(self._renew, every_s=_RENEW_S, name="Renewing what is watched"))
 
     async def close(self) -> None:
         """Stop."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(self._tasks)
 
     async def tell(self, wants: Sequence[Want]) -> None:
         """Tell every worker what is wanted more; when this returns, they know it, or are too slow to say so."""
@@ -153,15 +152,13 @@ class SharedWants:
         return workers != 0
 
     async def _renew(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_RENEW_S)
-            if self._audience.unsure and loop.time() >= self._sure_at:
-                self._audience.unsure = False
-            self._audience.drop(loop.time())
-            if wants := self._own():
-                self._audience.want(wants, self._until())
-                await self._messages.publish(TOPIC, _encode(_Word(self.own_topic, wants=wants)))
+        now = asyncio.get_running_loop().time()
+        if self._audience.unsure and now >= self._sure_at:
+            self._audience.unsure = False
+        self._audience.drop(now)
+        if wants := self._own():
+            self._audience.want(wants, self._until())
+            await self._messages.publish(TOPIC, _encode(_Word(self.own_topic, wants=wants)))
 
     def _until(self) -> float:
         return asyncio.get_running_loop().time() + _LASTS_S

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from service.background import run_until
+
 if TYPE_CHECKING:
     from model_export.step_model import StepModel
 
@@ -27,14 +29,15 @@ class Watchdog:
         self._limit = limit
         self._models = models
         self._ended = threading.Event()
-        threading.Thread(target=self._watch, name="model-watchdog", daemon=True).start()
+        how = {"every_s": _PERIOD_S, "name": "Watching model runs"}
+        args = (self._ended, self._end_long_runs)
+        threading.Thread(target=run_until, args=args, kwargs=how, name="model-watchdog", daemon=True).start()
 
     def stop(self) -> None:
         """Stop watching."""
         self._ended.set()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(_PERIOD_S):
-            self._look()
-            for model in self._models():
-                model.terminate(longer_than=self._limit)
+    def _end_long_runs(self) -> None:
+        for model in self._models():
+            model.terminate(longer_than=self._limit)
+        self._look()

@@ -12,6 +12,7 @@ import secrets
 from collections import Counter
 from typing import Any, Final, Protocol
 
+from service.background import cancel
 from service.engine.audience import Audience, Want
 from service.engine.events import Event, decode_events, following, joined
 from service.engine.types import StreamKey
@@ -65,9 +66,7 @@ class Watchers:
 
     async def close(self) -> None:
         """Stop."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(self._tasks)
         await self._shared.close()
         await self._messages.close()
 

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import Final, Protocol
 
+from service.background import run_forever
 from service.store.ear import Ear
 from service.store.link import NoReplyError, NotSentError
 from service.store.wire import Wire
@@ -49,7 +51,8 @@ class Channel:
         """Connect; where the store is away, go on trying."""
         self._listener = listener
         first_try = asyncio.Event()
-        self._task = asyncio.create_task(self._listen(first_try))
+        listening = run_forever(partial(self._listen, first_try), every_s=_RECONNECT_S, name="Listening to messages")
+        self._task = asyncio.create_task(listening)
         await first_try.wait()
 
     async def listen(self, topics: Iterable[str]) -> None:
@@ -90,7 +93,7 @@ class Channel:
             self._ear.cut("closed")
 
     async def _listen(self, first_try: asyncio.Event) -> None:
-        is_back = False
+        is_back = first_try.is_set()
         while True:
             try:
                 self._ear = Ear(await self._wire.open(), self._listener.hear)

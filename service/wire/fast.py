@@ -121,7 +121,7 @@ class FastStep:
         names = {f"i{i}": spec.name for i, spec in enumerate(specs)}
         fields = [(f"i{i}", kind) for i, kind in enumerate(kinds)]
         self._named: Any = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
-        kinds = [self._named, *kinds] if len(specs) == 1 else [self._named]  # by its name, or alone
+        kinds = [self._named, kinds[0] if len(specs) == 1 else self._named]  # by its name, or alone
         self._decoders = [_step_decoder(kind) for kind in kinds]
         self._message_decoders = [_step_decoder(kind, of_feed=True) for kind in kinds]
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
@@ -135,11 +135,7 @@ class FastStep:
         Raises:
             ValueError: And the others of `NOT_SOUND`.
         """
-        try:
-            asked = self._decoders[0](body)
-        except msgspec.ValidationError:
-            asked = _decoded_otherwise(self._decoders, body)
-        return self._parts(body, asked)
+        return self._parts(body, _decoded(self._decoders, body))
 
     def read_message(self, message: bytes) -> tuple[str | None, Raw | None, StepParts]:
         """Return what a feed's message says that brings one timestep: its stream and its own name, if it has any.
@@ -149,10 +145,7 @@ class FastStep:
         """
         if b"\\" in message:  # it could hide a colon
             raise UnsoundError
-        try:
-            asked = self._message_decoders[0](message)
-        except msgspec.ValidationError:
-            asked = _decoded_otherwise(self._message_decoders, message)
+        asked = _decoded(self._message_decoders, message)
         stream, name, colons = asked.stream, asked.id, 0
         if stream is not None:
             colons += 1 + stream.count(":")
@@ -221,11 +214,13 @@ def _step_decoder(inputs: Any, *, of_feed: bool = False) -> Callable[[bytes], An
     return msgspec.json.Decoder(kind).decode
 
 
-def _decoded_otherwise(decoders: list[Callable[[bytes], Any]], body: bytes) -> Any:
-    """Return what the last decoder makes of a body that the first did not take; it is tried first from then on."""
-    asked = decoders[-1](body)
-    decoders.reverse()  # clients go on as they began
-    return asked
+def _decoded(decoders: Sequence[Callable[[bytes], Any]], body: bytes) -> Any:
+    """Return what the likelier of two decoders makes of a body, or else the other one."""
+    is_alone = body.find(b"{", 1) < 0  # a second object is most likely that of the inputs' names
+    try:
+        return decoders[is_alone](body)
+    except msgspec.ValidationError:
+        return decoders[not is_alone](body)
 
 
 def row_packer(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], bytes]:

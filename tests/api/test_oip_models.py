@@ -154,6 +154,28 @@ def test_what_the_repository_cannot_do_is_told(service: Service) -> None:
 # ------------------------------------------------------------------- counts
 
 
+def test_the_statistics_of_all_models_are_collected_in_one_go(shared_redis: Server, tmp_path: Path) -> None:
+    """Gauges are read for each collection, and once a second besides."""
+    read: list[None] = []
+
+    def queue_rows() -> dict[str, int]:
+        read.append(None)
+        return {}
+
+    folder = models(tmp_path / "models", **{f"m{n}": fold for n in range(20)})
+    with running(shared_redis.url, folder) as own:
+
+        async def read_from() -> None:
+            own.app.state.context.metrics.read_from(queue_rows=queue_rows, watchers=int, websockets=int, ready=bool)
+            read.clear()
+
+        own.call(read_from)
+        stats = own.http.get("/v2/models/stats").json()["model_stats"]
+
+        assert len(stats) == 20
+        assert len(read) < 10
+
+
 def stats_of(service: Service, model: str) -> tuple[int, int, dict[str, Any]]:
     [one] = service.http.get(f"/v2/models/{model}/stats").json()["model_stats"]
     return one["inference_count"], one["execution_count"], one["inference_stats"]

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from service.api.problems import PROBLEMS
 from service.errors import CODES
@@ -83,6 +90,88 @@ def test_models_are_watched_where_that_is_wished(shared_redis: Server, tmp_path:
 
         while own.http.get("/v1/models/total").status_code != 200:
             assert own.http.get("/v1/models/total").status_code in (200, 404)
+
+
+def test_a_broken_link_beside_a_model_ends_neither_reloading_nor_watching(shared_redis: Server, tmp_path: Path) -> None:
+    """What comes and goes beside a model, as copies and editors make it, is not the model's."""
+    folder = models(tmp_path / "models", fold)
+    with running(shared_redis.url, folder, watch_models=True) as own:
+        (folder / "fold.onnx.part").symlink_to("nowhere")
+        report = own.http.post("/v1/models/reload")
+        models(folder, total)
+
+        assert (report.status_code, report.json()) == (200, {"loaded": [], "failed": []})
+        while own.http.get("/v1/models/total").status_code != 200:
+            assert own.http.get("/v1/models/total").status_code in (200, 404)
+
+
+def test_the_gauges_are_read_again_after_an_error(shared_redis: Server, tmp_path: Path) -> None:
+    """What goes on in the background outlives an error: only a restart would bring it back."""
+    read, errors = threading.Event(), [OSError("gone")]
+
+    def watchers() -> int:
+        if errors:
+            raise errors.pop()
+        read.set()
+        return 0
+
+    with running(shared_redis.url, models(tmp_path / "models", fold)) as own:
+        metrics = own.app.state.context.metrics
+        others = {"queue_rows": dict, "websockets": int, "ready": bool}
+
+        async def read_from() -> None:
+            with contextlib.suppress(OSError):  # it reads them at once
+                metrics.read_from(watchers=watchers, **others)
+            errors.append(OSError("gone"))
+
+        own.call(read_from)
+
+        assert read.wait(10)
+
+
+def test_other_requests_are_answered_while_a_page_of_metrics_is_made(
+    shared_redis: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many models and workers it takes long."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow_page(*args: Any) -> bytes:
+        begun.set()
+        assert may_end.wait(10)
+        return generate_latest(*args)
+
+    monkeypatch.setattr("service.metrics.generate_latest", slow_page)
+    with running(shared_redis.url, models(tmp_path / "models", fold)) as own, ThreadPoolExecutor(1) as other:
+        page = other.submit(own.http.get, "/metrics")
+        assert begun.wait(10)
+        alive = own.http.get("/healthz", timeout=5).status_code
+        may_end.set()
+
+        assert (alive, page.result(10).status_code) == (200, 200)
+
+
+def test_the_document_of_the_api_is_made_once(service: Service) -> None:
+    assert service.http.get("/openapi.json").json() == service.app.openapi()
+    assert service.app.openapi() is service.app.openapi()
+
+
+def test_models_that_are_gone_leave_nothing_behind(shared_redis: Server, tmp_path: Path) -> None:
+    folder = models(tmp_path / "models", fold, total)
+    with running(shared_redis.url, folder) as own:
+        context, shelf = own.app.state.context, own.app.state.engine.shelf
+        own.step("total", "gone", [1.0, 2.0])
+        readers = [weakref.ref(read(shelf.get("total"))) for read in (context.wire, context.infer_wire)]
+        before = own.http.get("/metrics").text
+        (folder / "total.onnx").unlink()
+        models(folder, fold)  # read again, as it is a new file
+        own.http.post("/v1/models/reload")
+        for read in (context.wire, context.infer_wire):
+            read(shelf.get("fold"))
+        gc.collect()
+
+        assert 'model="total"' in before
+        assert 'model="total"' not in own.http.get("/metrics").text
+        assert [reader() for reader in readers] == [None, None]
 
 
 def test_info_tells_version_durability_and_limits(service: Service) -> None:

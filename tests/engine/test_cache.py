@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model_export.manifest import Array
-from service.engine.cache import MISSING, StateCache
+from service.engine.cache import MISSING, CacheMemory, StateCache
 from service.store.record_rows import HEAD, blank_head
 
 STATE = b"begin..."
@@ -99,13 +101,79 @@ def test_copies_do_not_change_with_the_cache() -> None:
     assert (heads["step"].tolist(), states.max()) == ([1], 1)
 
 
-@pytest.mark.parametrize(("records", "kept"), [(20, True), (5, False)])
-def test_another_bound_keeps_what_fits_it(records: int, kept: bool) -> None:
+@pytest.mark.parametrize("records", [1, 3, 5, 8, 20])
+def test_another_bound_keeps_what_fits_it(records: int) -> None:
     cache = a_cache(10)
-    put(cache, *(f"s{n}" for n in range(8)), step=3)
+    names = [f"s{n}" for n in range(8)]
+    for n, name in enumerate(names):
+        put(cache, name, step=n + 1)
+    cache.drop("s7")
     cache.limit(records * ROOM)
-    put(cache, "new", step=4)
 
-    found = cache.heads(slots(cache, "s0", "new"))["step"].tolist()
+    found = dict(zip(names, cache.heads(slots(cache, *names))["step"].tolist(), strict=True))
+    kept = {name: step for name, step in found.items() if step}
+    assert len(kept) == len(cache) == min(records, 7)
+    assert all(step == int(name[1:]) + 1 for name, step in kept.items())
+    assert not cache.find(["s7"])
 
-    assert found == [3 if kept else 0, 4]
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 9)), max_size=60))
+def test_whatever_happens_to_its_bound_a_cache_has_the_newest_record_or_none(happens: list[tuple[str, int]]) -> None:
+    cache, newest = a_cache(4), dict.fromkeys("abcdefgh", 0)
+    for step, (name, what) in enumerate(happens, 1):
+        if what == 0:
+            cache.drop(name)
+        elif what <= 2:
+            cache.limit(step % 9 * ROOM)
+        else:
+            put(cache, name, step=step)
+            newest[name] = step
+        found = cache.heads(slots(cache, *newest))["step"].tolist()
+
+        assert all(one in (0, known) for one, known in zip(found, newest.values(), strict=True))
+        assert sum(map(bool, found)) == len(cache)
+
+
+# ---------------------------------------------------------------- several models
+
+
+def fill(cache: StateCache, prefix: str, records: int) -> None:
+    for n in range(records):
+        put(cache, f"{prefix}{n}")
+
+
+def test_a_model_that_comes_takes_nothing_from_those_that_fit_beside_it() -> None:
+    memory = CacheMemory(160 * ROOM)
+    first = memory.new_cache(blank_head(b"f" * 8), STATE)
+    fill(first, "a", 130)
+    memory.new_cache(blank_head(b"g" * 8), STATE)
+
+    assert len(first) == 130
+
+
+def test_models_that_need_more_than_there_is_have_equal_shares() -> None:
+    memory = CacheMemory(160 * ROOM)
+    first = memory.new_cache(blank_head(b"f" * 8), STATE)
+    fill(first, "a", 300)
+    alone = len(first)
+    second = memory.new_cache(blank_head(b"g" * 8), STATE)
+    beside = len(first)
+    fill(second, "b", 300)
+
+    assert alone > 150
+    assert beside > 0.8 * alone, "what came is empty as yet"
+    assert len(first) == pytest.approx(alone / 2, rel=0.1)
+    assert len(second) == pytest.approx(alone / 2, rel=0.1)
+    assert first.nbytes + second.nbytes <= 160 * ROOM
+
+
+def test_a_model_that_goes_leaves_its_room_to_the_others() -> None:
+    memory = CacheMemory(160 * ROOM)
+    first = memory.new_cache(blank_head(b"f" * 8), STATE)
+    second = memory.new_cache(blank_head(b"g" * 8), STATE)
+    fill(first, "a", 300)
+    fill(second, "b", 300)
+    memory.remove(second)
+    fill(first, "a", 300)
+
+    assert len(first) > 150

@@ -53,5 +53,6 @@ def test_a_few_may_always_wait() -> None:
 def test_the_wait_for_room_is_told() -> None:
     crowd = watched(Crowd(2.5), rate=600, waiting=5000, seconds=1)
 
-    assert crowd.wait_of(2100) == pytest.approx(1.0)
-    assert crowd.wait_of(10) == Crowd(2.5).wait_of(10_000) == 0
+    assert crowd.excess(2100) == pytest.approx((1500, 1.0))
+    assert crowd.excess(10) is None
+    assert Crowd(2.5).excess(10_000) is None

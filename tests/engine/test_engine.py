@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from service.engine.engine import EngineOptions
+from service.engine.engine import Engine, EngineOptions
 from service.engine.types import StreamKey, Timestep
 from service.errors import ServiceError
 from service.store.keys import entry_key, record_key
@@ -218,6 +219,21 @@ async def test_an_answer_that_brings_a_new_model_into_use_leaves_the_batch_its_s
     assert [ys(answer) for answer in found] == [fold_reference([n, 7])[-1:] for n in range(1, 9)]
 
 
+async def test_the_first_use_of_another_model_makes_nobody_read_from_the_store(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    folder, options, counts = models(tmp_path, fold=fold, other=fold), EngineOptions(cache_bytes=24 * 400), Counts()
+    async with worker(redis_server.url, folder, options=options, counts=counts) as engine:
+        for seq in (1, 2):
+            if seq == 2:
+                await engine.advance(step("x", 1, model="other", seq=1))
+                counts.asked.clear()
+            for n in range(15):
+                await engine.advance(step(f"s{n}", n, seq=seq))
+
+    assert counts.asked == ["commit"] * 15
+
+
 async def test_a_lost_store_is_noticed_and_never_restarted_silently(folder: Path, redis_server: Server) -> None:
     counts = Counts()
     async with worker(redis_server.url, folder, counts=counts) as engine:
@@ -296,6 +312,74 @@ async def test_all_streams_of_one_tenant_and_model_are_reset(tmp_path: Path, red
 
     assert done == 30
     assert steps == [{0}, {1}, {1}]
+
+
+def forbid(server: Server, *rules: str) -> None:
+    """Take rights from the account that everybody uses, on open connections, too."""
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "default", *rules)
+
+
+async def reset_all_but(server: Server, engine: Engine, rules: Sequence[str]) -> tuple[ServiceError, list[int]]:
+    """Reset ten streams of which some may not be written; return the refusal and where all stand then."""
+    for n in range(10):
+        await engine.advance(step(f"s{n}", n))
+    forbid(server, *rules)
+    with pytest.raises(ServiceError) as refused:
+        await engine.reset_all("default", FOLD)
+    forbid(server, "allkeys")
+    return refused.value, [count for _, count in sorted((await engine.list_streams("default", FOLD)).streams)]
+
+
+async def test_a_reset_of_all_that_fails_half_way_is_not_said_to_be_undone(folder: Path, redis_server: Server) -> None:
+    """What was begun has ended by then: nothing more is reset behind the answer."""
+    async with worker(redis_server.url, folder) as engine:
+        refused, steps = await reset_all_but(redis_server, engine, ["resetkeys", "~*/s[0-2]}"])
+
+    assert (refused.code, refused.applied, refused.retry) == ("outcome_unknown", "unknown", "same")
+    assert refused.problem.startswith("3 streams were reset before others failed: The store")
+    assert steps == [0] * 3 + [1] * 7
+
+
+async def test_a_reset_of_all_that_resets_none_says_so(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        refused, steps = await reset_all_but(redis_server, engine, ["resetkeys"])
+
+    assert (refused.code, refused.applied) == ("store_unavailable", "no")
+    assert steps == [1] * 10
+
+
+async def test_a_reset_of_all_that_no_longer_finds_the_rest_is_not_said_to_be_undone(
+    folder: Path, redis_server: Server
+) -> None:
+    """A page of names has 500; the next one is refused as soon as the first streams are reset."""
+    async with worker(redis_server.url, folder) as engine:
+        await asyncio.gather(*(engine.advance(step(f"s{n}", n)) for n in range(600)))
+        reset = asyncio.create_task(engine.reset_all("default", FOLD))
+        names = [record_key("default", FOLD, f"s{n}") for n in range(600)]
+        with redis_server.client() as client:
+            while all(decode(raw).step for raw in client.mget(names)):  # noqa: ASYNC110 - looked at between its steps
+                await asyncio.sleep(0)
+        forbid(redis_server, "-scan")
+        with pytest.raises(ServiceError) as refused:
+            await reset
+
+    assert (refused.value.code, refused.value.applied) == ("outcome_unknown", "unknown")
+    assert refused.value.problem.startswith("500 streams were reset before others failed: The store")
+
+
+async def test_a_reset_of_all_that_no_replica_confirms_is_said_to_be_done(folder: Path, redis_server: Server) -> None:
+    async with (
+        worker(redis_server.url, folder) as engine,
+        worker(redis_server.url, folder, durability="replica") as durable,
+    ):
+        for n in range(3):
+            await engine.advance(step(f"s{n}", n))
+        with pytest.raises(ServiceError) as refused:
+            await durable.reset_all("default", FOLD)
+
+        assert (refused.value.code, refused.value.applied) == ("not_durable", "yes")
+        assert {steps for _, steps in (await engine.list_streams("default", FOLD)).streams} == {0}
 
 
 async def test_a_deleted_stream_is_gone(folder: Path, redis_server: Server) -> None:

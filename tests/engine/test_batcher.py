@@ -1,0 +1,206 @@
+"""What waits for a model or runs on it is answered, also where something breaks or the engine is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.engine import batcher
+from service.engine.crowd import Crowd
+from service.engine.engine import Engine, EngineOptions
+from service.engine.names import RequestNames
+from service.engine.types import RolloutAsk, StreamKey
+from service.errors import ServiceError
+from tests.engine.bench import FOLD, Counts, all_of, chunk, models, move_together, refusal, step, worker
+from tests.graphs import fold, slow
+from tests.servers import Server
+
+LONG = 200_000
+"""Turns of the model `slow` that take about half a second, and end by themselves."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models(tmp_path, fold=fold, slow=slow)
+
+
+def codes(found: Sequence[Any]) -> list[tuple[str, str]]:
+    return [(one.code, one.applied) if isinstance(one, ServiceError) else ("", "yes") for one in found]
+
+
+async def until_one_runs(engine: Engine, model: str) -> None:
+    """Wait until what is about to be submitted has been, and was taken out of the queue again."""
+    while not engine.queue_rows().get(model):  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0)
+    while engine.queue_rows()[model]:  # noqa: ASYNC110 - nor of this
+        await asyncio.sleep(0)
+
+
+# ---------------------------------------------------------------- what breaks
+
+
+async def test_an_error_before_a_batch_is_run_is_answered_and_the_queue_goes_on(
+    folder: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered, errors = RequestNames.numbered, [MemoryError("no room")]
+
+    def failing_once(self: RequestNames, *args: Any) -> list[bytes]:
+        if errors:
+            raise errors.pop()
+        return numbered(self, *args)
+
+    monkeypatch.setattr(RequestNames, "numbered", failing_once)
+    async with worker(redis_server.url, folder) as engine, asyncio.timeout(10):
+        first = await all_of(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
+        second = await all_of(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
+        await engine.drain(5)  # ends as soon as nothing is open
+
+    assert codes(first) == [("internal", "no")] * 2
+    assert [answer.step for answer in second] == [1, 1]
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+async def test_what_is_refused_for_want_of_room_costs_no_tokens(folder: Path, redis_server: Server) -> None:
+    """Of a thousand a second, nine hundred are still there for the same chunk sent again."""
+    options = EngineOptions(queue_limit=4, tenant_rate=1000)
+    async with worker(redis_server.url, folder, options=options) as engine:
+        full = [engine.advance(step("a", 1)) for _ in range(4)]
+        *_, crowded = await all_of(*full, engine.advance(chunk("b", [1] * 900)))
+        again = await engine.advance(chunk("b", [1] * 900))
+
+    assert codes([crowded]) == [("overloaded", "no")]
+    assert again.step == 900
+
+
+async def test_a_rollout_that_is_refused_for_want_of_room_costs_no_tokens(folder: Path, redis_server: Server) -> None:
+    ask = RolloutAsk(StreamKey("default", FOLD, "b"), 900, {"x": np.array([1], np.int64)}, feedback={"x": "y"})
+    options = EngineOptions(queue_limit=4, tenant_rate=1000)
+    async with worker(redis_server.url, folder, options=options) as engine:
+        full = [engine.advance(step("a", 1)) for _ in range(4)]
+        *_, crowded = await all_of(*full, engine.rollout(ask))
+        again = await engine.rollout(ask)
+
+    assert codes([crowded]) == [("overloaded", "no")]
+    assert again.outputs["y"].shape == (1, 900, 1)
+
+
+@pytest.mark.parametrize(("length", "fit"), [(1, 20), (10, 2), (100, 1)])
+async def test_a_queue_is_bounded_by_the_bytes_of_its_inputs(
+    folder: Path, redis_server: Server, length: int, fit: int
+) -> None:
+    """A timestep of `fold` has eight; as long as there is room at all, a longer chunk is taken, too."""
+    async with worker(redis_server.url, folder, options=EngineOptions(queue_bytes=160)) as engine:
+        for n in range(3):  # what is answered, however that is, has left
+            rows = [chunk(f"s{i}", [1] * length, seq=1 + n * length) for i in range(fit)]
+            refused = [chunk("a", [1] * length, seq=1), chunk("b", [1] * length)]
+            found = await all_of(*(engine.advance(one) for one in (*rows, *refused)))
+
+            assert [one.step for one in found[:fit]] == [(n + 1) * length] * fit
+            assert codes(found[fit:]) == [("overloaded", "no")] * 2
+
+
+async def test_columns_and_peeks_count_towards_the_bytes_that_wait(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder, options=EngineOptions(queue_bytes=160)) as engine:
+        for seq in (1, 2):
+            columns = asyncio.ensure_future(move_together(engine, {f"s{i}": ([1], seq) for i in range(20)}))
+            await asyncio.sleep(0)
+            for ask in (engine.advance(step("a", 1)), engine.peek(step("a", 1))):
+                with pytest.raises(ServiceError) as refused:
+                    await ask
+                assert refused.value.code == "overloaded"
+            assert await columns is not None
+
+        assert await move_together(engine, {f"s{i}": ([1], 3) for i in range(21)}) is None
+        assert (await engine.peek(chunk("a", [1] * 20))).step == 20
+        assert (await engine.peek(chunk("a", [1] * 20))).step == 20
+
+
+async def test_a_refusal_has_the_number_that_it_was_decided_on(
+    folder: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog's thread writes it at any time."""
+
+    class Wavering(Crowd):
+        """Has room for one where the event loop reads it first, and for everyone from then on."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name != "room" or threading.current_thread() is not threading.main_thread():
+                return super().__getattribute__(name)
+            asked = self.__dict__.setdefault("asked", [])
+            asked.append(name)
+            return 1.0 if len(asked) == 1 else math.inf
+
+    monkeypatch.setattr(batcher, "Crowd", Wavering)
+    async with worker(redis_server.url, folder) as engine:
+        answers: list[Any] = []
+        for n in range(3):
+            engine.submit(step(f"s{n}", 1), answers.append)
+        with pytest.raises(ServiceError) as refused:
+            await engine.peek(step("b", 1))
+        await engine.drain(5)
+
+    assert refused.value.code == "overloaded"
+    assert "it answers 1 in time" in refused.value.problem
+    assert refused.value.retry_after_s
+
+
+# ---------------------------------------------------------------- closing
+
+
+async def test_closing_answers_what_runs_and_what_waits(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        running = asyncio.ensure_future(refusal(engine, step("a", LONG, model="slow")))
+        await until_one_runs(engine, "slow")
+        found: list[Any] = []
+        for n in range(3):
+            engine.submit(step("a", 2, model="slow", seq=2 + n), found.append)
+            engine.submit(step(f"s{n}", 1, seq=1), found.append)
+        columns = asyncio.ensure_future(move_together(engine, {f"c{n}": ([1], 1) for n in range(20)}))
+        await asyncio.sleep(0)
+        await engine.close()
+        async with asyncio.timeout(5):
+            found = [await running, *found, *(await columns or {}).values()]
+
+        assert codes(found[:1]) == [("outcome_unknown", "unknown")]
+        assert len(found) == 1 + 2 * 3 + 20
+        assert set(codes(found)) == {("outcome_unknown", "unknown"), ("draining", "no")}
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_closing_ends_commits_to_a_store_that_is_away(folder: Path, redis_server: Server) -> None:
+    """They would go on until their deadline, and open connections that nobody closes."""
+    counts = Counts()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await engine.advance(step("a", 1))
+        redis_server.stop()
+        running = asyncio.ensure_future(refusal(engine, step("a", 2)))
+        while len(counts.batches) < 2:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+        await engine.close()
+        async with asyncio.timeout(5):
+            found = await running
+
+        assert codes([found]) == [("outcome_unknown", "unknown")]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_closing_answers_rollouts(folder: Path, redis_server: Server) -> None:
+    ask = RolloutAsk(StreamKey("default", FOLD, "a"), 10**6, {"x": np.array([1], np.int64)}, feedback={"x": "y"})
+    async with worker(redis_server.url, folder) as engine:
+        rollouts = [asyncio.ensure_future(engine.rollout(ask)) for _ in range(2)]
+        done, _ = await asyncio.wait(rollouts, timeout=0.2)
+        await engine.close()
+        async with asyncio.timeout(5):
+            found = await all_of(*rollouts)
+
+    assert not done
+    assert codes(found) == [("draining", "no")] * 2

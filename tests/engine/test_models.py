@@ -1,0 +1,95 @@
+"""The models of a folder: what a look at the files changes, also where they cannot be read."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from model_export.step_model import StepModel
+from service.engine.models import ModelShelf
+from tests.engine.bench import models
+from tests.graphs import fold, total, write_model
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """A process that cannot open another file, as where connections have taken all descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_folder_that_cannot_be_listed_keeps_its_models_and_is_reported(tmp_path: Path) -> None:
+    folder = models(tmp_path / "models", flat=fold)
+    write_model(folder, "deep", total, version=2)
+    shelf = ModelShelf([folder])
+    await shelf.reload()
+
+    with no_more_files():
+        report = await shelf.reload()
+
+    assert report.failed == ["models: cannot be read: Too many open files"]
+    assert (shelf.names(), shelf.versions("deep")) == (["deep", "flat"], [2])
+    assert (await shelf.reload()).failed == []
+
+
+async def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_loaded(tmp_path: Path) -> None:
+    def load(path: Path) -> StepModel:
+        if path.stem == "b":
+            raise OSError(5, "Input/output error")
+        return StepModel(path)
+
+    shelf = ModelShelf([models(tmp_path / "models", a=fold, b=fold, c=fold)], load)
+    report = await shelf.reload()
+
+    assert report.loaded == ["a/1", "c/1"]
+    assert report.failed == ["b.onnx: cannot be read: Input/output error"]
+
+
+async def test_a_file_that_cannot_be_read_now_goes_on_being_served_as_it_was(tmp_path: Path) -> None:
+    broken = False
+
+    def load(path: Path) -> StepModel:
+        if broken:
+            raise OSError(5, "Input/output error")
+        return StepModel(path)
+
+    folder = models(tmp_path / "models", m=fold)
+    shelf = ModelShelf([folder], load)
+    await shelf.reload()
+    before, broken = shelf.get("m"), True
+    models(folder, m=total)
+
+    report = await shelf.reload()
+
+    assert report.failed == ["m.onnx: cannot be read: Input/output error"]
+    assert shelf.get("m") is before
+
+
+@pytest.mark.parametrize("beside", ["m.onnx.part", "m.onnx~", "m.onnx.stepwell.json.bak"])
+async def test_a_file_beside_a_model_that_is_not_its_own_changes_nothing(tmp_path: Path, beside: str) -> None:
+    folder = models(tmp_path / "models", m=fold)
+    shelf = ModelShelf([folder])
+    await shelf.reload()
+    (folder / beside).write_text("something")
+
+    assert (await shelf.reload()).loaded == []
+
+
+async def test_a_new_sidecar_brings_the_model_anew(tmp_path: Path) -> None:
+    folder = models(tmp_path / "models", m=fold)
+    shelf = ModelShelf([folder])
+    await shelf.reload()
+    (folder / "m.onnx.stepwell.json").write_text(shelf.get("m").manifest.to_json())
+
+    assert (await shelf.reload()).loaded == ["m/1"]

@@ -1,0 +1,128 @@
+"""The streams of a tenant are counted where they begin: once each, and not where a request came to nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.engine.engine import EngineOptions
+from service.engine.tenants import StreamQuota
+from service.engine.types import StreamKey, Timestep
+from service.errors import ServiceError
+from tests.engine.bench import FOLD, Counts, all_of, models, refusal, step, worker
+from tests.graphs import fold, nan_at
+from tests.servers import Server
+
+
+def limited(streams: int) -> EngineOptions:
+    return EngineOptions(tenant_max_streams=streams)
+
+
+def forbid_writes(server: Server) -> None:
+    """Take the right to run scripts from the account that everybody uses: no commit is applied from now on."""
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "default", "-evalsha", "-eval")
+
+
+def allow_writes(server: Server) -> None:
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
+# ---------------------------------------------------------------- the count itself
+
+
+def test_what_begins_while_the_store_is_counted_is_not_forgotten() -> None:
+    quota = StreamQuota(2)
+    quota.begin_count()
+    quota.demand("a")
+    quota.confirm("a")
+    quota.counted({"a": 1})
+
+    with pytest.raises(ServiceError):
+        quota.demand("a")
+
+
+@pytest.mark.parametrize("counts", [0, 1])
+def test_room_that_is_taken_before_a_count_and_given_back_after_it_is_the_same_room(counts: int) -> None:
+    quota = StreamQuota(2)
+    quota.demand("a")
+    for _ in range(counts):
+        quota.begin_count()
+        quota.counted({"a": 1})
+    quota.release("a")
+    for _ in range(2 - counts):
+        quota.demand("a")
+
+    with pytest.raises(ServiceError):
+        quota.demand("a")
+
+
+def test_a_stream_that_has_begun_makes_another_count_due() -> None:
+    quota = StreamQuota(2)
+    quota.demand("a")
+    quota.begin_count()
+    quota.confirm("a")
+
+    assert quota.due
+
+
+# ---------------------------------------------------------------- steps
+
+
+async def test_steps_that_the_model_refuses_take_no_room(tmp_path: Path, redis_server: Server) -> None:
+    folder = models(tmp_path, fold=fold, bad=lambda: nan_at(1))
+    async with worker(redis_server.url, folder, options=limited(2)) as engine:
+        for n in range(5):
+            bad = Timestep(StreamKey("default", "bad", f"bad{n}"), (np.zeros((1, 1), np.float32).tobytes(),))
+            assert (await refusal(engine, bad)).code == "non_finite_state"
+
+        assert [(await engine.advance(step(name, 1))).created for name in "ab"] == [True] * 2
+        assert (await refusal(engine, step("c", 1))).code == "stream_quota"
+
+
+async def test_steps_that_the_store_refuses_take_no_room(tmp_path: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, models(tmp_path, fold=fold), options=limited(2)) as engine:
+        forbid_writes(redis_server)
+        for n in range(5):
+            assert (await refusal(engine, step(f"s{n}", 1))).code == "store_unavailable"
+        allow_writes(redis_server)
+
+        assert [(await engine.advance(step(name, 1))).created for name in "ab"] == [True] * 2
+        assert (await refusal(engine, step("c", 1))).code == "stream_quota"
+
+
+async def test_a_step_that_finds_the_stream_begun_by_another_worker_takes_no_room(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    """Both find none and let it begin; the one that comes second is decided again on what is there then."""
+    folder, counts = models(tmp_path, fold=fold), Counts()
+    async with (
+        worker(redis_server.url, folder) as other,
+        worker(redis_server.url, folder, options=limited(1), counts=counts) as here,
+    ):
+        while not counts.conflicted:
+            await here.count_streams()
+            answers = await all_of(other.advance(step("a", 1)), here.advance(step("a", 2)))
+            assert {answer.step for answer in answers} == {1, 2}
+            await here.delete(StreamKey("default", FOLD, "a"))
+
+        assert (await here.advance(step("own", 1))).created
+
+
+async def test_steps_that_end_a_stream_at_once_take_no_room(tmp_path: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, models(tmp_path, fold=fold), options=limited(1)) as engine:
+        for n in range(3):
+            await engine.advance(step(f"s{n}", 1, life="whole"))
+            await engine.advance(step(f"t{n}", 1, life="last"))
+
+        assert (await engine.advance(step("a", 1))).created
+
+
+async def test_many_streams_that_begin_at_once_are_counted_one_by_one(tmp_path: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, models(tmp_path, fold=fold), options=limited(3)) as engine:
+        answers = await all_of(*(engine.advance(step(f"s{n}", 1)) for n in range(8)))
+
+    assert sorted(str(getattr(one, "code", "begun")) for one in answers) == ["begun"] * 3 + ["stream_quota"] * 5
