@@ -20,7 +20,6 @@ from starlette.websockets import WebSocketDisconnect
 from model_export.errors import StepwellError
 from service.admission import Admission
 from service.api import events, feed, oip, openapi, operations, ops, streams, watch
-from service.api.application import Application
 from service.api.context import Context
 from service.api.dialects import dialect_of
 from service.api.http import DirectRoute, demand_plain_path, problem_response
@@ -47,7 +46,7 @@ class NoStoreError(StepwellError):
     code = "no_store"
 
 
-def create_app(settings: Settings) -> Application:
+def create_app(settings: Settings) -> FastAPI:
     """Return the application; the store and the models are opened when it starts.
 
     Raises:
@@ -55,8 +54,7 @@ def create_app(settings: Settings) -> Application:
     """
     version = importlib.metadata.version("stepwell")
     context = Context(settings, keys_of(settings), Metrics(version))
-    app = Application(
-        context,
+    app = FastAPI(
         title="Stepwell",
         version=version,
         lifespan=lambda app: _life(app, context),
@@ -65,6 +63,7 @@ def create_app(settings: Settings) -> Application:
         openapi_url=None,
         redirect_slashes=False,
     )
+    app.state.context = context
     app.router.route_class = DirectRoute
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign] # FastAPI's own way to change it
     app.add_exception_handler(HTTPException, _no_route)
