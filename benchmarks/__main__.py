@@ -18,6 +18,8 @@ from benchmarks.load import Load, Result
 from benchmarks.peers import Peers, install
 from benchmarks.profile import shares
 from benchmarks.servers import STEP, Target, http_targets, stepwell, stepwell_outside, websocket_targets, worker_targets
+from benchmarks.startup import measure as startups
+from benchmarks.startup import rows as rows_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _console = Console(stderr=True)
@@ -162,6 +164,25 @@ def profile(
         _console.print(f"{share:6.1%}  {name}")
     if save:
         report.save(save, "profile", [], {"seconds": seconds, "rounds": 1, "shares": found})
+
+
+@app.command()
+def startup(
+    *,
+    tree: Annotated[
+        list[Path] | None, typer.Option(help="A checkout to start; repeat it to compare. By itself: this one.")
+    ] = None,
+    rounds: Rounds = 10,
+    keep: Folder = _KEPT,
+    save: Save = None,
+) -> None:
+    """CPU from the launch of `stepwell serve` until it is ready: at the first start with a model, and later."""
+    work = workload.make(keep.resolve(), steps=100)
+    with _console.status(f"{rounds} rounds of two starts"):
+        found = startups(tree or [Path.cwd()], work.models, rounds=rounds)
+    report.show_starts(found)
+    if save:
+        report.save(save, "startup", [], {"rounds": rounds, "starts": rows_of(found)})
 
 
 @app.command()

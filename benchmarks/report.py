@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import Result
+from benchmarks.startup import Started
 from service.store.embedded import find_server
 
 _PACKAGES = ("stepwell", "fastapi", "uvicorn", "uvloop", "httptools", "msgspec", "onnxruntime", "numpy")
@@ -102,6 +103,18 @@ def show(title: str, found: Sequence[Line], *, unit: str = "steps/s") -> None:
     for line in found:
         if line.first_error:
             console.print(f"{line.name}: {line.first_error}", style="red", highlight=False)
+
+
+def show_starts(found: Sequence[Started]) -> None:
+    """Print what starts cost."""
+    table = Table(title="From the launch until ready, medians", title_justify="left", title_style="bold")
+    table.add_column("", no_wrap=True)
+    for head in ("", "CPU s", "of the store", "seconds"):
+        table.add_column(head, justify="right")
+    for one in found:
+        for kind, start in (("first start", one.first), ("later starts", one.again)):
+            table.add_row(one.tree, kind, f"{start.cpu_s:.2f}", f"{start.store_s:.2f}", f"{start.wall_s:.2f}")
+    Console(width=max(Console().width, 150)).print(table)
 
 
 def machine() -> dict[str, str]:

@@ -253,7 +253,7 @@ def _with_store(make: Callable[[Path], Start]) -> Start:
         conf = folder / "redis.conf"
         conf.write_text(_REDIS_CONF.read_text().replace("dir /data", f"dir {folder}"))
         command = [str(find_server()), str(conf), "--port", "0", "--unixsocket", str(address)]
-        with _ending(subprocess.Popen(command, stdout=subprocess.DEVNULL)) as store:
+        with ending(subprocess.Popen(command, stdout=subprocess.DEVNULL)) as store:
             _wait(address.exists, store, folder / "log")
             with make(address)(folder) as running:
 
@@ -271,13 +271,13 @@ def _process(command: Sequence[str], folder: Path, port: int, *, env: Mapping[st
     log = folder / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=folder, start_new_session=True)
-    with _ending(process):
+    with ending(process):
         _wait(lambda: _listens(port), process, log)
         yield Running(port, lambda: processes_of(process.pid), pid=process.pid)
 
 
 @contextlib.contextmanager
-def _ending(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def ending(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """End a process with the block, the friendly way first."""
     try:
         yield process

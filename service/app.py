@@ -21,7 +21,6 @@ from starlette.websockets import WebSocketDisconnect
 from model_export.errors import StepwellError
 from service.admission import Admission
 from service.api import events, feed, oip, openapi, operations, ops, streams, watch
-from service.api.application import Application
 from service.api.context import Context
 from service.api.dialects import dialect_of
 from service.api.http import DirectRoute, demand_plain_path, problem_response
@@ -49,7 +48,7 @@ class NoStoreError(StepwellError):
     code = "no_store"
 
 
-def create_app(settings: Settings) -> Application:
+def create_app(settings: Settings) -> FastAPI:
     """Return the application; the store and the models are opened when it starts.
 
     Raises:
@@ -57,8 +56,7 @@ def create_app(settings: Settings) -> Application:
     """
     version = importlib.metadata.version("stepwell")
     context = Context(settings, keys_of(settings), Metrics(version))
-    app = Application(
-        context,
+    app = FastAPI(
         title="Stepwell",
         version=version,
         lifespan=lambda app: _life(app, context),
@@ -67,6 +65,7 @@ def create_app(settings: Settings) -> Application:
         openapi_url=None,
         redirect_slashes=False,
     )
+    app.state.context = context
     app.router.route_class = DirectRoute
     # FastAPI's own way to change it; all routes are there when somebody reads it
     app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.client import Answer, AsyncClient, Client, ClientError, Event, Gap, ResendBar, State
+from service.client import Answer, AsyncClient, Client, ClientError, Event, Gap, State
 from tests.api.running import Service, models, running
 from tests.graphs import fold, fold_reference, lstm, scaled
 from tests.processes import service as process
@@ -141,18 +141,6 @@ def test_what_is_not_kept_is_the_caller_s(store: Server, url: str, stream: str, 
             handle.step(XS[10])
 
     assert (caught.value.code, caught.value.retry, caught.value.expected) == ("state_changed", "resend_from", 2)
-
-
-def test_what_is_sent_again_can_be_looked_at(store: Server, url: str, stream: str, capsys: Any) -> None:
-    with ResendBar() as bar, Client(url, on_resend=bar) as client:
-        handle = client.model("fold").stream(stream)
-        handle.step(XS[0])
-        past = Past(store, stream)
-        handle.step(XS[1])
-        past.come_back()
-        handle.step(XS[2])
-
-    assert stream in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------- looking ahead, copies, states

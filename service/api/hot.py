@@ -1,4 +1,4 @@
-"""The table of hot routes, and what their requests' heads say: for the fast lane, and for the short way through ASGI.
+"""The table of hot routes, and what the heads of their requests contain, for the fast lane.
 
 A further hot route is a row here: the pattern of its path, and a function that makes a `Call` of a request. The route
 stays declared in FastAPI; a request whose head is in any way unusual is left to it.

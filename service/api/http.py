@@ -19,7 +19,6 @@ from service.api.context import Context
 from service.api.dialects import NATIVE, Dialect, dialect_of
 from service.api.hot import KEY_LIMIT
 from service.api.problems import problem_headers, unforeseen
-from service.api.within import within
 from service.engine.models import ServedModel
 from service.engine.types import StreamKey
 from service.errors import ServiceError
@@ -239,17 +238,13 @@ async def body_of(request: Request, context: Context) -> bytes:
         ServiceError: `too_large`, before it is read where its length is told; `bad_request` where it does not come.
         ClientDisconnect: The client has gone.
     """
-    length = request.headers.get("content-length")
-    return await read_body(request.receive, None if length is None else int(length), context)
-
-
-async def read_body(receive: Receive, length: int | None, context: Context) -> bytes:
-    """Return a body whose length is told, or not; raises as `body_of` does."""
     limit, seconds = context.settings.max_body_bytes, context.settings.receive_timeout_s
-    if length is not None and length > limit:
-        raise _too_large(f"{length} bytes", limit)
+    length = request.headers.get("content-length")
+    if length is not None and int(length) > limit:
+        raise _too_large(f"{int(length)} bytes", limit)
     try:
-        return await within(seconds, _read(receive, limit))
+        async with asyncio.timeout(seconds):
+            return await _read(request.receive, limit)
     except TimeoutError:
         raise body_came_too_late(seconds) from None
 

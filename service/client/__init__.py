@@ -8,7 +8,6 @@ from __future__ import annotations
 from service.client.aio import AsyncClient, AsyncModel, AsyncStream
 from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State, Status
 from service.client.feed import Feed
-from service.client.replay import ResendBar
 from service.client.sync import Client, Model, Stream
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "Feed",
     "Gap",
     "Model",
-    "ResendBar",
     "Rollout",
     "Snapshot",
     "State",

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 import httpx
 
 from service.client import http
 from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State, Status
-from service.client.exchanges import Ask, Exchange, OnResend, Place, Returns, Send, carry_async
+from service.client.exchanges import Ask, Exchange, OnResend, Place, Returns, Send, busy, carry_async
 from service.client.feed import Feed
+from service.client.handles import KEEP_STREAMS, Handles
 from service.client.memory import KEEP_BYTES, Memory
 from service.client.operations import Operations
 from service.client.replay import timesteps_of, with_bar
 from service.client.replies import Lost, Reply
 from service.client.tensors import Inputs
-from service.client.watching import Watch, follow_async
+from service.client.watching import OpenAsyncWatches, Watch, follow_async
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class AsyncClient:
         timeout: float = 60.0,
         *,
         keep_bytes: int = KEEP_BYTES,
+        keep_streams: int = KEEP_STREAMS,
         on_resend: OnResend | None = None,
     ) -> None:
         """Prepare; nothing is sent yet.
@@ -40,8 +42,9 @@ class AsyncClient:
         Args:
             url: Where the service is, `http://HOST:PORT`.
             key: API key, where the service asks for one.
-            timeout: Seconds that one call may take, with all its retries.
+            timeout: Seconds that one call may take, with all its retries and with waiting for the stream's other calls.
             keep_bytes: Memory for what was sent, which is sent again where the store loses it; 0: nothing is kept.
+            keep_streams: Handles that a model keeps although nobody else holds them; as for `Client`.
             on_resend: Told of what is sent again: the stream, how many requests were, and of how many.
 
         Raises:
@@ -50,8 +53,10 @@ class AsyncClient:
         self._http = httpx.AsyncClient(**http.options(url, key))
         self._turn = asyncio.Semaphore(http.MOST)  # httpx gets slow where many wait for its connections
         self._timeout = timeout
+        self._keep_streams = keep_streams
         self._memory = Memory(keep_bytes) if keep_bytes else None
         self._on_resend = on_resend
+        self._watches = OpenAsyncWatches()
 
     def model(self, name: str) -> AsyncModel:
         """Return a model, by its name.
@@ -62,10 +67,11 @@ class AsyncClient:
             ClientError: `bad_request`: no model can have this name.
         """
         exchanges = Operations(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
-        return AsyncModel(name, exchanges, self._send, self._http)
+        return AsyncModel(self, name, exchanges, self._keep_streams)
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections; watches end."""
+        await self._watches.close()
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -77,6 +83,8 @@ class AsyncClient:
     async def _send(self, ask: Ask) -> Reply | Lost:
         if ask.wait:
             await asyncio.sleep(ask.wait)
+        if self._watches.closed.is_set():
+            raise http.closed()
         sent = False
         try:
             async with asyncio.timeout(ask.timeout), self._turn:
@@ -89,13 +97,13 @@ class AsyncClient:
 class AsyncModel:
     """A model of a service, and what is known of its streams."""
 
-    def __init__(self, name: str, exchanges: Operations, send: Send, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: AsyncClient, name: str, exchanges: Operations, keep_streams: int) -> None:
         """Use `AsyncClient.model`."""
         self.name = name
+        self._client = client
         self._exchanges = exchanges
-        self._send = send
-        self._http = client
-        self._streams: dict[str, AsyncStream] = {}
+        self._send = client._send
+        self._handles = Handles(lambda place: AsyncStream(self, exchanges, place, client._send), keep_streams)
 
     def stream(self, name: str) -> AsyncStream:
         """Return a stream, by its id; asked again, the same.
@@ -103,17 +111,13 @@ class AsyncModel:
         Raises:
             ClientError: `bad_request`: no stream can have this id.
         """
-        if name not in self._streams:
-            self._streams[name] = AsyncStream(self, self._exchanges, Place.of(name), self._send)
-        return self._streams[name]
+        return self._handles.get(name)
 
     async def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, Answer | ClientError]:
         """Move many streams by one timestep each, in one request; as `Model.step_many`."""
         streams = [self.stream(name) for name in sorted(inputs)]  # in one order, so that no two calls lock each other
-        async with AsyncExitStack() as held:
-            for stream in streams:
-                await held.enter_async_context(stream._lock)
-            exchange = self._exchanges.move_many([stream._place for stream in streams], inputs)
+        exchange = self._exchanges.move_many([stream._place for stream in streams], inputs)
+        async with _turns(streams, self._exchanges.timeout):
             return await carry_async(exchange, self._send)
 
     def feed(self) -> Feed:
@@ -121,17 +125,18 @@ class AsyncModel:
 
         async def move(name: str, x: Inputs, send: Send) -> Answer:
             stream = self.stream(name)
-            async with stream._lock:
-                return await carry_async(self._exchanges.move(stream._place, x), send)
+            exchange = self._exchanges.move(stream._place, x)
+            async with _turns([stream], self._exchanges.timeout):
+                return await carry_async(exchange, send)
 
-        return Feed(http.feed_address(self._http, f"{self._exchanges.path}/feed"), move, self._send)
+        return Feed(http.feed_address(self._client._http, f"{self._exchanges.path}/feed"), move, self._send)
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
     ) -> AsyncIterator[Event | Gap]:
         """Follow predictions as they are committed; as `Model.watch`, to be read with `async for`."""
-        address = http.feed_address(self._http, "/v1/watch")
-        return follow_async(Watch(address, self.name, stream, prefix, since, inputs=inputs))
+        address = http.feed_address(self._client._http, "/v1/watch")
+        return follow_async(Watch(address, self.name, stream, prefix, since, inputs=inputs), self._client._watches)
 
 
 class AsyncStream:
@@ -187,7 +192,7 @@ class AsyncStream:
     async def fork(self, to: str, *, snapshot: str | None = None) -> AsyncStream:
         """Begin another stream as this one is now; as `Stream.fork`."""
         other = self._model.stream(to)
-        await carry_async(self._exchanges.fork(self._place, other._place, snapshot), self._send)
+        await other._run(self._exchanges.fork(self._place, other._place, snapshot))
         return other
 
     async def snapshots(self) -> list[Snapshot]:
@@ -227,5 +232,23 @@ class AsyncStream:
         await self._run(self._exchanges.delete(self._place))
 
     async def _run(self, exchange: Exchange[T]) -> T:
-        async with self._lock:
+        async with _turns([self], self._exchanges.timeout):
             return await carry_async(exchange, self._send)
+
+
+@asynccontextmanager
+async def _turns(streams: Sequence[AsyncStream], timeout: float) -> AsyncIterator[None]:
+    """Hold the locks of streams, as its namesake in `sync` does."""
+    taken: list[AsyncStream] = []
+    try:
+        try:
+            async with asyncio.timeout(timeout):
+                for stream in streams:
+                    await stream._lock.acquire()
+                    taken.append(stream)
+        except TimeoutError:
+            raise busy(streams[len(taken)].name, timeout) from None
+        yield
+    finally:
+        for stream in taken:
+            stream._lock.release()

@@ -8,13 +8,14 @@ safe for one reason: a step carries the stream's next position (`seq`) and the h
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from service.wire.names import bad_stream_id, is_stream_id
 Returns = Literal["all", "last", "none"]
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
+P = ParamSpec("P")
 
 _ATTEMPT_S = 15.0  # more than the service's own default limit for a request
 _FIRST_PAUSE_S = 0.05
@@ -46,6 +48,7 @@ class Place:
         step: Timesteps that it has consumed.
         state_id: Names its history; None for a stream that is still to begin.
         known: The two above were told, so the next step follows on them.
+        in_doubt: The service may have applied a step since, of which no answer came.
         past: What it was sent, the oldest first, as far as it is kept.
     """
 
@@ -53,6 +56,7 @@ class Place:
     step: int = 0
     state_id: str | None = None
     known: bool = False
+    in_doubt: bool = False
     past: deque[Sent] = field(default_factory=deque)
 
     @classmethod
@@ -69,7 +73,7 @@ class Place:
 
     def stand(self, step: int, state_id: str | None) -> None:
         """Take note of where the stream stands."""
-        self.step, self.state_id, self.known = step, state_id, True
+        self.step, self.state_id, self.known, self.in_doubt = step, state_id, True, False
 
     def arrive(self, answer: A) -> A:
         """Stand where an answer says, and return it."""
@@ -142,8 +146,25 @@ class Patience:
         return error
 
 
+def timed(
+    method: Callable[Concatenate[Any, Patience, P], Exchange[T]],
+) -> Callable[Concatenate[Any, P], Exchange[T]]:
+    """Start a call's time when the call is made: an exchange itself starts once its stream's other calls are done."""
+
+    @functools.wraps(method)
+    def start(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Exchange[T]:
+        return method(self, self._patience(), *args, **kwargs)
+
+    return start
+
+
 class ModelExchanges:
-    """The exchanges about one model and its streams."""
+    """The exchanges about one model and its streams.
+
+    Attributes:
+        path: The model's path below the service's address.
+        timeout: Seconds that one call may take, with all its retries.
+    """
 
     def __init__(
         self,
@@ -175,7 +196,7 @@ class ModelExchanges:
                 fix="Name a model that GET /v1/models lists.",
             )
         self.path = f"/v1/models/{model}"
-        self._timeout = timeout
+        self.timeout = timeout
         self._memory = memory
         self._on_resend = on_resend
         self._clock = clock
@@ -183,15 +204,16 @@ class ModelExchanges:
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._is_durable = False  # what is answered cannot be lost any more
 
-    def move(self, place: Place, x: Inputs, returns: Returns | None = None) -> Exchange[Answer]:
+    @timed
+    def move(self, patience: Patience, place: Place, x: Inputs, returns: Returns | None = None) -> Exchange[Answer]:
         """Move one stream by a timestep, or by a chunk of them.
 
         Args:
+            patience: How long to go on.
             place: The stream; it is moved along when the answer comes.
             x: Shape `(*row)` per input, for a chunk `(T, *row)`.
             returns: None for a timestep; for a chunk, the predictions that are wanted.
         """
-        patience = self._patience()
         inputs = yield from self._inputs(x, patience)
         yield from self._find(place, patience)
         document = {"inputs": packed(inputs), "seq": place.step + 1}
@@ -200,18 +222,71 @@ class ModelExchanges:
         ask = self._step(place, document) if returns is None else self._steps(place, document | {"return": returns})
         return (yield from self._move(place, ask, patience, _moved))
 
-    def move_many(self, places: Sequence[Place], xs: Mapping[str, Inputs]) -> Exchange[dict[str, Answer | ClientError]]:
+    @timed
+    def move_many(
+        self, patience: Patience, places: Sequence[Place], xs: Mapping[str, Inputs]
+    ) -> Exchange[dict[str, Answer | ClientError]]:
         """Move many streams by one timestep each; of those that failed, the ones worth it are sent again.
 
         Args:
+            patience: How long to go on.
             places: The streams, each once.
             xs: What each takes, by stream id.
         """
-        patience = self._patience()
         rows: dict[str, dict[str, Array]] = {}
         for place in places:
             rows[place.stream] = yield from self._inputs(xs[place.stream], patience)
             yield from self._find(place, patience)
+        were_in_doubt = [place.in_doubt for place in places]
+        for place in places:
+            place.in_doubt = True
+        results: dict[str, Answer | ClientError] = {}
+        try:
+            results = yield from self._move_all(places, rows, patience)
+        except ClientError as error:
+            results = dict.fromkeys(rows, error)
+            raise
+        finally:
+            for place, was_in_doubt in zip(places, were_in_doubt, strict=True):
+                result = results.get(place.stream)
+                if isinstance(result, ClientError):
+                    place.in_doubt = was_in_doubt or result.applied != "no"
+        return results
+
+    @timed
+    def reset(self, patience: Patience, place: Place) -> Exchange[Answer]:
+        """Bring a stream back to its initial state, from where it stands."""
+        yield from self._find(place, patience)
+        document = {} if place.state_id is None else {"after": place.state_id}
+        ask = Ask("POST", f"{self._path(place)}/reset", document, key=uuid.uuid4().hex)
+        reply = yield from self._insist(ask, patience)
+        return self._begin_anew(place, replies.read(reply, replies.Moved).answer())
+
+    @timed
+    def resume(self, patience: Patience, place: Place) -> Exchange[int]:
+        """Read where a stream stands, whatever was known, and return its step; 0 where there is no such stream."""
+        place.known = False
+        self._forget(place)
+        yield from self._find(place, patience)
+        return place.step
+
+    def status(self, place: Place) -> Exchange[Status]:
+        """Read a stream's status; the place stays as it is."""
+        return (yield from self._status(place, self._patience()))
+
+    @timed
+    def delete(self, patience: Patience, place: Place) -> Exchange[None]:
+        """Forget a stream."""
+        yield from self._insist(Ask("DELETE", self._path(place), key=uuid.uuid4().hex), patience)
+        place.stand(0, None)
+        self._forget(place)
+
+    # ---------------------------------------------------------------- parts of exchanges
+
+    def _move_all(
+        self, places: Sequence[Place], rows: Mapping[str, Mapping[str, Array]], patience: Patience
+    ) -> Exchange[dict[str, Answer | ClientError]]:
+        """Send a timestep of each stream in columns, and those that failed again where that is worth it."""
         results: dict[str, Answer | ClientError] = {}
         doubts: set[str] = set()
         waiting, wait = list(places), 0.0
@@ -256,44 +331,21 @@ class ModelExchanges:
             waiting, wait = [place for place, _ in again], pause
         return results
 
-    def reset(self, place: Place) -> Exchange[Answer]:
-        """Bring a stream back to its initial state, from where it stands."""
-        patience = self._patience()
-        yield from self._find(place, patience)
-        document = {} if place.state_id is None else {"after": place.state_id}
-        ask = Ask("POST", f"{self._path(place)}/reset", document, key=uuid.uuid4().hex)
-        reply = yield from self._insist(ask, patience)
-        return self._begin_anew(place, replies.read(reply, replies.Moved).answer())
-
-    def resume(self, place: Place) -> Exchange[int]:
-        """Read where a stream stands, whatever was known, and return its step; 0 where there is no such stream."""
-        place.known = False
-        self._forget(place)
-        yield from self._find(place, self._patience())
-        return place.step
-
-    def status(self, place: Place) -> Exchange[Status]:
-        """Read a stream's status; the place stays as it is."""
-        return (yield from self._status(place, self._patience()))
-
-    def delete(self, place: Place) -> Exchange[None]:
-        """Forget a stream."""
-        yield from self._insist(Ask("DELETE", self._path(place), key=uuid.uuid4().hex), self._patience())
-        place.stand(0, None)
-        self._forget(place)
-
-    # ---------------------------------------------------------------- parts of exchanges
-
     def _move(self, place: Place, ask: Ask, patience: Patience, read: Callable[[Reply], A]) -> Exchange[A]:
         """Send what moves a stream; where the store fell back, bring the stream forward again first."""
-        while True:
-            try:
-                reply = yield from self._insist(ask, patience)
-            except ClientError as error:
-                if not (yield from self._bring_forward(place, error, patience)):
-                    raise
-            else:
-                return self._arrive(place, ask, read(reply))
+        was_in_doubt, place.in_doubt = place.in_doubt, True
+        try:
+            while True:
+                try:
+                    reply = yield from self._insist(ask, patience)
+                except ClientError as error:
+                    if not (yield from self._bring_forward(place, error, patience)):
+                        raise
+                else:
+                    return self._arrive(place, ask, read(reply))
+        except ClientError as error:
+            place.in_doubt = was_in_doubt or error.applied != "no"
+            raise
 
     def _bring_forward(self, place: Place, error: ClientError, patience: Patience) -> Exchange[bool]:
         """Send again what the store has lost of what it had confirmed; False: that is not what happened.
@@ -401,7 +453,17 @@ class ModelExchanges:
         return f"{self.path}/streams/{place.stream}"
 
     def _patience(self) -> Patience:
-        return Patience(self._clock() + self._timeout, self._clock, self._jitter)
+        return Patience(self._clock() + self.timeout, self._clock, self._jitter)
+
+
+def busy(stream: str, timeout: float) -> ClientError:
+    """Return the refusal of a call whose time went by while other calls moved its stream."""
+    return ClientError(
+        "no_answer",
+        f"Stream {stream!r} was busy with other calls of this client for {timeout:g} s, and this one was not sent.",
+        fix="Make the same call again, or give the client a longer timeout.",
+        retry="same",
+    )
 
 
 def carry(exchange: Exchange[T], send: Callable[[Ask], Reply | Lost]) -> T:

@@ -79,6 +79,17 @@ def lost(error: Exception, url: object, *, sent: bool = True) -> Lost:
     return Lost(f"{why}.", sent and not isinstance(error, _NEVER_SENT))
 
 
+def closed() -> ClientError:
+    """Return the refusal of a call on a client that was closed, before the call or while it waited."""
+    return ClientError(
+        "closed",
+        "The client was closed.",
+        fix="Make another client and the same call again: a step is applied at most once.",
+        applied="unknown",
+        retry="same",
+    )
+
+
 def _bad_url(url: str) -> ClientError:
     return ClientError(
         "bad_url", f"The address is {url!r}; expected http://HOST:PORT or https://HOST.", fix="Give it so."

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.client import replies
 from service.client.answers import Answer, Rollout, Snapshot, State
-from service.client.exchanges import Ask, Exchange, ModelExchanges, Place, packed
+from service.client.exchanges import Ask, Exchange, ModelExchanges, Patience, Place, packed, timed
 from service.client.tensors import Inputs
 from service.wire.answers import tensor
 from service.wire.formats import MSGPACK
@@ -25,11 +25,18 @@ class Operations(ModelExchanges):
         reply = yield from self._insist(Ask("POST", f"{self._path(place)}/peek", document, moves=False), patience)
         return replies.read(reply, replies.Peeked).answer()
 
+    @timed
     def rollout(
-        self, place: Place, horizon: int, x: Inputs | None, options: Mapping[str, Any], *, commit: bool
+        self,
+        patience: Patience,
+        place: Place,
+        horizon: int,
+        x: Inputs | None,
+        options: Mapping[str, Any],
+        *,
+        commit: bool,
     ) -> Exchange[Rollout]:
         """Ask where the stream goes by its own predictions; with `commit` it goes there."""
-        patience = self._patience()
         document: dict[str, Any] = {"horizon": horizon, **options}
         if x is not None:
             document["inputs"] = packed((yield from self._inputs(x, patience)))
@@ -43,19 +50,20 @@ class Operations(ModelExchanges):
             document["after"] = place.state_id
         return (yield from self._move(place, Ask("POST", path, document), patience, _rolled))
 
-    def fork(self, place: Place, to: Place, snapshot: str | None) -> Exchange[Place]:
+    @timed
+    def fork(self, patience: Patience, place: Place, to: Place, snapshot: str | None) -> Exchange[Place]:
         """Begin another stream as this one is, or as its snapshot is."""
         document: dict[str, Any] = {"to": to.stream}
         if snapshot is not None:
             document["from"] = {"snapshot": snapshot}
-        reply = yield from self._insist(self._once("POST", place, "fork", document), self._patience())
+        reply = yield from self._insist(self._once("POST", place, "fork", document), patience)
         answer = replies.read(reply, replies.Moved)
         to.stand(answer.step, answer.state_id)
         return to
 
-    def reset_to(self, place: Place, snapshot: str) -> Exchange[Answer]:
+    @timed
+    def reset_to(self, patience: Patience, place: Place, snapshot: str) -> Exchange[Answer]:
         """Bring a stream back to a snapshot of it."""
-        patience = self._patience()
         yield from self._find(place, patience)
         document: dict[str, Any] = {"to": {"snapshot": snapshot}}
         if place.state_id is not None:
@@ -82,7 +90,8 @@ class Operations(ModelExchanges):
         reply = yield from self._insist(Ask("GET", f"{self._path(place)}/state"), self._patience())
         return replies.read(reply, replies.States).state()
 
-    def put_state(self, place: Place, state: State) -> Exchange[Answer]:
+    @timed
+    def put_state(self, patience: Patience, place: Place, state: State) -> Exchange[Answer]:
         """Let a stream go on from a state."""
         document: dict[str, Any] = {
             "states": {name: tensor(array, MSGPACK) for name, array in state.states.items()},
@@ -90,7 +99,7 @@ class Operations(ModelExchanges):
         }
         if state.fingerprint:
             document["fingerprint"] = state.fingerprint
-        reply = yield from self._insist(self._once("PUT", place, "state", document), self._patience())
+        reply = yield from self._insist(self._once("PUT", place, "state", document), patience)
         return self._begin_anew(place, replies.read(reply, replies.Moved).answer())
 
     def _once(self, method: str, place: Place, what: str, document: Mapping[str, Any] | None) -> Ask:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -29,32 +28,3 @@ def with_bar(rows: Iterable[T], words: str) -> Iterator[T]:
 
     total = operator.length_hint(rows) or None
     yield from track(rows, words, total=total, console=Console(stderr=True), transient=False)
-
-
-class ResendBar:
-    """Draws what a client sends again: `with ResendBar() as bar: Client(url, on_resend=bar)`. Threads may share it."""
-
-    def __init__(self) -> None:
-        """Prepare; nothing is drawn before there is something to tell."""
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(console=Console(stderr=True))
-        self._tasks: dict[str, Any] = {}
-
-    def __call__(self, stream: str, done: int, total: int) -> None:
-        """Draw that so many requests of a stream were sent again."""
-        if stream not in self._tasks:
-            self._progress.start()
-            self._tasks[stream] = self._progress.add_task(f"{stream}: the store fell back, sending again", total=total)
-        self._progress.update(self._tasks[stream], completed=done, total=total)
-        if done == total:
-            del self._tasks[stream]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()

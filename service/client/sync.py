@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TypeVar
 
 import httpx
 
 from service.client import http
 from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State, Status
-from service.client.exchanges import Ask, Exchange, OnResend, Place, Returns, carry
+from service.client.deadline import Deadline, limit
+from service.client.exchanges import Ask, Exchange, OnResend, Place, Returns, busy, carry
+from service.client.handles import KEEP_STREAMS, Handles
 from service.client.memory import KEEP_BYTES, Memory
 from service.client.operations import Operations
 from service.client.replay import timesteps_of, with_bar
 from service.client.replies import Lost, Reply
 from service.client.tensors import Inputs
-from service.client.watching import Watch, follow
+from service.client.watching import OpenWatches, Watch, follow
 
 T = TypeVar("T")
 
@@ -32,6 +35,7 @@ class Client:
         timeout: float = 60.0,
         *,
         keep_bytes: int = KEEP_BYTES,
+        keep_streams: int = KEEP_STREAMS,
         on_resend: OnResend | None = None,
     ) -> None:
         """Prepare; nothing is sent yet.
@@ -39,18 +43,23 @@ class Client:
         Args:
             url: Where the service is, `http://HOST:PORT`.
             key: API key, where the service asks for one.
-            timeout: Seconds that one call may take, with all its retries.
+            timeout: Seconds that one call may take, with all its retries and with waiting for the stream's other calls.
             keep_bytes: Memory for what was sent, which is sent again where the store loses it; 0: nothing is kept.
+            keep_streams: Handles that a model keeps although nobody else holds them, those used last. A handle that was
+                dropped reads from the service where its stream stands.
             on_resend: Told of what is sent again: the stream, how many requests were, and of how many.
 
         Raises:
             ClientError: `bad_url`.
         """
         self._http = httpx.Client(**http.options(url, key))
+        self._deadline = Deadline()
+        limit(self._http, self._deadline)
         self._timeout = timeout
+        self._keep_streams = keep_streams
         self._memory = Memory(keep_bytes) if keep_bytes else None
         self._on_resend = on_resend
-        self._closed = threading.Event()
+        self._watches = OpenWatches()
 
     def model(self, name: str) -> Model:
         """Return a model, by its name.
@@ -58,11 +67,11 @@ class Client:
         What is known of its streams is kept in what is returned: two of them are two writers.
         """
         exchanges = Operations(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
-        return Model(self, name, exchanges)
+        return Model(self, name, exchanges, self._keep_streams)
 
     def close(self) -> None:
-        """Close the connections."""
-        self._closed.set()
+        """Close the connections; watches end."""
+        self._watches.close()
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -78,10 +87,13 @@ class Client:
     def watch(self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool) -> Any:
         """Follow commits; use `Model.watch`."""
         address = http.feed_address(self._http, "/v1/watch")
-        return follow(Watch(address, model, stream, prefix, since, inputs=inputs), self._closed)
+        return follow(Watch(address, model, stream, prefix, since, inputs=inputs), self._watches)
 
     def _send(self, ask: Ask) -> Reply | Lost:
-        self._closed.wait(ask.wait)
+        self._watches.closed.wait(ask.wait)
+        if self._watches.closed.is_set():
+            raise http.closed()
+        self._deadline.at = time.monotonic() + ask.timeout
         try:
             return http.reply(self._http.request(**http.request(ask)))
         except httpx.RequestError as exc:
@@ -91,12 +103,12 @@ class Client:
 class Model:
     """A model of a service, and what is known of its streams. Threads may share it."""
 
-    def __init__(self, client: Client, name: str, exchanges: Operations) -> None:
+    def __init__(self, client: Client, name: str, exchanges: Operations, keep_streams: int) -> None:
         """Use `Client.model`."""
         self.name = name
         self._client = client
         self._exchanges = exchanges
-        self._streams: dict[str, Stream] = {}
+        self._handles = Handles(lambda place: Stream(self, client, exchanges, place), keep_streams)
 
     def stream(self, name: str) -> Stream:
         """Return a stream, by its id; asked again, the same.
@@ -104,9 +116,7 @@ class Model:
         Raises:
             ClientError: `bad_request`: no stream can have this id.
         """
-        if name not in self._streams:
-            self._streams.setdefault(name, Stream(self, self._client, self._exchanges, Place.of(name)))
-        return self._streams[name]
+        return self._handles.get(name)
 
     def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, Answer | ClientError]:
         """Move many streams by one timestep each, in one request.
@@ -121,10 +131,9 @@ class Model:
             ClientError: No stream was moved, or for none is it known.
         """
         streams = [self.stream(name) for name in sorted(inputs)]  # in one order, so that no two calls lock each other
-        with ExitStack() as held:
-            for stream in streams:
-                held.enter_context(stream._lock)
-            return self._client.run(self._exchanges.move_many([stream._place for stream in streams], inputs))
+        exchange = self._exchanges.move_many([stream._place for stream in streams], inputs)
+        with _turns(streams, self._exchanges.timeout):
+            return self._client.run(exchange)
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
@@ -238,7 +247,7 @@ class Stream:
             ClientError: `stream_exists`, or as for `step`.
         """
         other = self._model.stream(to)
-        self._client.run(self._exchanges.fork(self._place, other._place, snapshot))
+        other._run(self._exchanges.fork(self._place, other._place, snapshot))
         return other
 
     def snapshots(self) -> list[Snapshot]:
@@ -307,5 +316,22 @@ class Stream:
         self._run(self._exchanges.delete(self._place))
 
     def _run(self, exchange: Exchange[T]) -> T:
-        with self._lock:
+        """Carry an exchange that moves this handle, once its other calls are done."""
+        with _turns([self], self._exchanges.timeout):
             return self._client.run(exchange)
+
+
+@contextmanager
+def _turns(streams: Sequence[Stream], timeout: float) -> Iterator[None]:
+    """Hold the locks of streams.
+
+    Raises:
+        ClientError: `no_answer`: others held one of them until the time was over.
+    """
+    until = time.monotonic() + timeout
+    with ExitStack() as held:
+        for stream in streams:
+            if not stream._lock.acquire(timeout=max(0.0, until - time.monotonic())):
+                raise busy(stream.name, timeout)
+            held.callback(stream._lock.release)
+        yield

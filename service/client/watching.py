@@ -6,12 +6,14 @@ import asyncio
 import random
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import msgspec
+from websockets.asyncio.client import ClientConnection as AsyncClientConnection
 from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from service.client import replies
@@ -102,12 +104,75 @@ class Watch:
         return [] if self._stream is not None and self._since is not None else [Gap(1)]
 
 
-def follow(watch: Watch, closed: threading.Event) -> Iterator[Event | Gap]:
-    """Give what a watch is told, over as many connections as it takes."""
+class OpenWatches:
+    """The connections of a client's watches, which end with the client. Threads may share it.
+
+    Attributes:
+        closed: The client was closed.
+    """
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+        self._sockets: set[ClientConnection] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def holding(self, socket: ClientConnection) -> Iterator[None]:
+        """Count an open connection among those that `close` closes."""
+        with self._lock:
+            self._sockets.add(socket)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sockets.discard(socket)
+
+    def close(self) -> None:
+        """Close them; watches end, in whatever threads they wait."""
+        self.closed.set()
+        with self._lock:
+            sockets = list(self._sockets)
+        for socket in sockets:
+            socket.close()
+
+
+class OpenAsyncWatches:
+    """What `OpenWatches` is, for one event loop."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        self._sockets: set[AsyncClientConnection] = set()
+
+    @contextmanager
+    def holding(self, socket: AsyncClientConnection) -> Iterator[None]:
+        """Count an open connection among those that `close` closes."""
+        self._sockets.add(socket)
+        try:
+            yield
+        finally:
+            self._sockets.discard(socket)
+
+    async def close(self) -> None:
+        """Close them; watches end."""
+        self.closed.set()
+        await asyncio.gather(*(socket.close() for socket in self._sockets))
+
+    async def pause(self, seconds: float) -> None:
+        """Wait; no longer than until the client is closed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.closed.wait()
+
+
+def follow(watch: Watch, open_watches: OpenWatches) -> Iterator[Event | Gap]:
+    """Give what a watch is told, over as many connections as it takes, until the client is closed."""
     is_back = False
+    closed = open_watches.closed
     while not closed.is_set():
         try:
-            with connect(watch.address.url, **watch.options) as socket:
+            with connect(watch.address.url, **watch.options) as socket, open_watches.holding(socket):
+                if closed.is_set():  # while it was opened
+                    return
                 socket.send(watch.hello())
                 for message in socket:
                     news = watch.take(message)
@@ -121,21 +186,25 @@ def follow(watch: Watch, closed: threading.Event) -> Iterator[Event | Gap]:
         is_back = True
 
 
-async def follow_async(watch: Watch) -> AsyncIterator[Event | Gap]:
+async def follow_async(watch: Watch, open_watches: OpenAsyncWatches) -> AsyncIterator[Event | Gap]:
     """Do what `follow` does, to be awaited."""
     is_back = False
-    while True:
+    closed = open_watches.closed
+    while not closed.is_set():
         try:
             async with connect_async(watch.address.url, **watch.options) as socket:
-                await socket.send(watch.hello())
-                async for message in socket:
-                    news = watch.take(message)
-                    if news is not None:
-                        yield news
-                    elif is_back:
-                        for one in watch.gap():
-                            yield one
-            await asyncio.sleep(watch.pause())
+                with open_watches.holding(socket):
+                    if closed.is_set():  # while it was opened
+                        return
+                    await socket.send(watch.hello())
+                    async for message in socket:
+                        news = watch.take(message)
+                        if news is not None:
+                            yield news
+                        elif is_back:
+                            for one in watch.gap():
+                                yield one
+            await open_watches.pause(watch.pause())
         except (OSError, TimeoutError, WebSocketException) as exc:
-            await asyncio.sleep(watch.pause(exc))
+            await open_watches.pause(watch.pause(exc))
         is_back = True

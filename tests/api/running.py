@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from websockets.sync.client import ClientConnection, connect
 
 from service import server
-from service.api.application import Application
 from service.app import create_app
 from service.settings import Settings
 from tests.graphs import Built, write_model
@@ -31,9 +31,7 @@ class Service:
         http: A client of it.
     """
 
-    def __init__(
-        self, app: Application, uvicorn_server: uvicorn.Server, port: int, *, lane: bool | None = None
-    ) -> None:
+    def __init__(self, app: FastAPI, uvicorn_server: uvicorn.Server, port: int, *, lane: bool | None = None) -> None:
         self.app = app
         self.lane = lane
         self.port = port

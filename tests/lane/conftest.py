@@ -1,4 +1,4 @@
-"""Three services on stores of their own: with the lane, with the short way, with the declared routes alone."""
+"""Two services on stores of their own: with the lane, and with the declared routes alone."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ways(folder: Path) -> Iterator[Ways]:
-    """All, without keys."""
-    with three(folder) as all_ways:
-        yield all_ways
+    """Both, without keys."""
+    with two(folder) as both:
+        yield both
 
 
 @pytest.fixture(scope="session")
 def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
-    """All, with keys: `full`, `other` of another tenant, and `reader`, which may not step."""
+    """Both, with keys: `full`, `other` of another tenant, and `reader`, which may not step."""
     keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"])]
-    with three(folder, api_keys_file=write(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as all_ways:
-        yield all_ways
+    with two(folder, api_keys_file=write(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as both:
+        yield both
 
 
 @pytest.fixture
@@ -50,13 +50,12 @@ def stream(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.contextmanager
-def three(folder: Path, **settings: Any) -> Iterator[Ways]:
+def two(folder: Path, **settings: Any) -> Iterator[Ways]:
     limits = {"receive_timeout_s": WITHIN_S, "max_body_bytes": MAX_BODY, "max_chunk_steps": 64, "queue_limit": 500}
     with contextlib.ExitStack() as stack:
         ours = []
-        for lane in (True, False, False):
+        for lane in (True, False):
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sw")))
             store = stack.enter_context(server(place))
             ours.append(stack.enter_context(running(store.url, folder, lane=lane, **limits, **settings)))
-        ours[-1].app.hot_routes.clear()
         yield Ways(*ours)

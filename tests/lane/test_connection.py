@@ -32,6 +32,12 @@ def fast(ways: Ways) -> Service:
     return ways.lane
 
 
+@pytest.fixture(params=["lane", "declared"])
+def either(request: pytest.FixtureRequest, ways: Ways) -> Service:
+    service: Service = getattr(ways, request.param)
+    return service
+
+
 @pytest.fixture
 def closed_app(fast: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """An application that answers nothing: what is answered took the lane."""
@@ -41,7 +47,6 @@ def closed_app(fast: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         await send({"type": "http.response.body"})
 
     monkeypatch.setattr(fast.app, "middleware_stack", nothing)
-    monkeypatch.setattr(fast.app, "hot_routes", [])
 
 
 def path(stream: str, what: str = "step") -> str:
@@ -176,9 +181,9 @@ def test_what_is_not_http_is_answered_behind_the_rest(fast: Service, stream: str
 # ------------------------------------------------------------------- bounds
 
 
-def test_a_body_that_never_comes_is_not_waited_for(fast: Service, stream: str) -> None:
+def test_a_body_that_never_comes_is_not_waited_for(either: Service, stream: str) -> None:
     began = time.monotonic()
-    with connected(fast) as sock:
+    with connected(either) as sock:
         sock.sendall(request(GOOD, path(stream))[:-1])
         text = everything(sock)
 
@@ -188,8 +193,8 @@ def test_a_body_that_never_comes_is_not_waited_for(fast: Service, stream: str) -
     assert WITHIN_S * 0.9 < time.monotonic() - began < 10
 
 
-def test_a_dripped_body_is_not_waited_for(fast: Service, stream: str) -> None:
-    with connected(fast) as sock:
+def test_a_dripped_body_is_not_waited_for(either: Service, stream: str) -> None:
+    with connected(either) as sock:
         sock.sendall(request(b" " * 1000, path(stream))[:-1000])
         sock.settimeout(0.1)
         text = b""

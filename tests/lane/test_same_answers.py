@@ -1,4 +1,4 @@
-"""The lane, the short way and the declared route answer byte for byte the same, whatever comes."""
+"""The lane and the declared routes answer byte for byte the same, whatever comes."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_a_fault_of_the_servers_own_is_told_the_same(ways: Ways, monkeypatch: py
     def broken(*_: Any) -> None:
         raise RuntimeError("broken")
 
-    for service in (ways.lane, ways.short, ways.declared):
+    for service in (ways.lane, ways.declared):
         monkeypatch.setattr(service.app.state.engine, "submit", broken)
 
     assert statuses(ways.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]

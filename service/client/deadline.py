@@ -1,0 +1,115 @@
+"""A limit for all that one HTTP request waits for: httpx limits each read and each write by itself.
+
+An answer that comes byte by byte would so hold a caller for as long as it likes. Asyncio has `asyncio.timeout` for
+this; for threads the limit is kept where httpx waits, in the streams of its network backend.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+import httpx
+
+_PIECE = 16 * 1024
+"""Bytes that are written at once: a peer may take as many slowly after the last look at the clock."""
+
+
+class Deadline(threading.local):
+    """When the request of this thread is given up.
+
+    Attributes:
+        at: Seconds of `time.monotonic`.
+    """
+
+    at = math.inf
+
+    def left(self, error: type[Exception]) -> float:
+        """Return the seconds that are left.
+
+        Raises:
+            error: None are.
+        """
+        left = self.at - time.monotonic()
+        if left <= 0:
+            raise error("The time for the whole call is over")
+        return left
+
+
+def limit(client: httpx.Client, deadline: Deadline) -> None:
+    """Let every request of a client end at a deadline, which is set by the thread that makes it."""
+    # httpx has no option for the network backend of its connection pools; a test drips to see that this works
+    for transport in (client._transport, *client._mounts.values()):
+        if transport is not None:  # None: an address for which the environment names no proxy
+            pool: Any = transport._pool  # type: ignore[attr-defined]
+            pool._network_backend = _Backend(pool._network_backend, deadline)
+
+
+class _Backend(httpcore.NetworkBackend):
+    """Opens connections that end at the deadline."""
+
+    def __init__(self, backend: httpcore.NetworkBackend, deadline: Deadline) -> None:
+        self._backend = backend
+        self._deadline = deadline
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        refused: Exception | None = None
+        for address in _addresses(host, port):  # one by one: together, each would get the whole time
+            left = self._deadline.left(httpcore.ConnectTimeout)
+            try:
+                opened = self._backend.connect_tcp(address, port, left, local_address, socket_options)
+            except httpcore.ConnectError as exc:
+                refused = exc
+            else:
+                return _Stream(opened, self._deadline)
+        assert refused is not None
+        raise refused
+
+    def sleep(self, seconds: float) -> None:
+        self._backend.sleep(seconds)
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection of which every wait ends at the deadline; the time limits of httpx are no longer than that."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._deadline.left(httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(buffer), _PIECE):
+            self._stream.write(buffer[start : start + _PIECE], self._deadline.left(httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> Any:
+        left = self._deadline.left(httpcore.ConnectTimeout)
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, left), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    """Return a host's addresses; the host itself if it has none, so that connecting raises httpx's own error."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return [host]
+    return [str(address[0]) for *_, address in found]

@@ -1,0 +1,375 @@
+"""What bounds the Python client: a call's time, the handles that it keeps, the end of what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Self
+
+import pytest
+
+from service.client import Answer, AsyncClient, Client, ClientError
+from tests.api.running import Service, models, running
+from tests.graphs import fold, fold_reference
+from tests.servers import Server
+from tests.test_client import Wire, error_of
+
+TIMEOUT_S = 1.0
+IN_TIME_S = 4.0  # of a busy machine; what is held up for longer than its timeout takes more than ten seconds here
+
+
+@pytest.fixture(scope="module")
+def one(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = models(tmp_path_factory.mktemp("models"), fold)
+    with running(shared_redis.url, folder) as made:
+        yield made
+
+
+@pytest.fixture
+def url(one: Service) -> str:
+    return f"http://127.0.0.1:{one.port}"
+
+
+@pytest.fixture
+def wire(one: Service) -> Iterator[Wire]:
+    made = Wire(one.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def stream(request: pytest.FixtureRequest) -> str:
+    """A stream id that no other test has."""
+    return "".join(c if c.isalnum() else "-" for c in request.node.name)
+
+
+# -------------------------------------------------------------------- a call's time
+
+
+class SlowWire(Wire):
+    """A proxy that passes on, once it is `slow`, a byte at a time: of answers, of their bodies, or of requests."""
+
+    def __init__(self, service_port: int, part: str) -> None:
+        self.slow = threading.Event()
+        self.ended = threading.Event()
+        self._part = part
+        super().__init__(service_port)
+
+    def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
+        if self._part == "request":
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with contextlib.suppress(OSError):
+            while data := near.recv(4096):
+                if not self.slow.is_set() or self._part != "request" or not self.ended.wait(0.2):
+                    far.sendall(data)
+
+    def _pass_back(self, far: socket.socket, near: socket.socket) -> None:
+        with contextlib.suppress(OSError), far, near:
+            while data := far.recv(65536):
+                head = data.find(b"\r\n\r\n") if self._part == "body" else 0
+                if not self.slow.is_set() or self._part == "request":
+                    head = len(data)
+                near.sendall(data[:head])
+                for byte in data[head:]:
+                    if self.ended.wait(0.2):
+                        return
+                    near.sendall(bytes((byte,)))
+
+
+@pytest.fixture(params=["answer", "body", "request"])
+def slow(one: Service, request: pytest.FixtureRequest) -> Iterator[SlowWire]:
+    made = SlowWire(one.port, request.param)
+    yield made
+    made.ended.set()
+    made.close()
+
+
+LARGE = [[n] for n in range(2**18)]  # 2 MiB, more than the buffers on the way hold
+
+
+def test_a_call_that_drips_ends_in_time(slow: SlowWire, stream: str) -> None:
+    with Client(slow.url, timeout=TIMEOUT_S) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([1])
+        slow.slow.set()
+
+        began = time.monotonic()
+        error = error_of(handle.steps, LARGE)
+
+    assert (error.code, error.applied, error.retry) == ("no_answer", "unknown", "same")
+    assert time.monotonic() - began < IN_TIME_S
+
+
+async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowWire, stream: str) -> None:
+    async with AsyncClient(slow.url, timeout=TIMEOUT_S) as client, asyncio.timeout(IN_TIME_S):
+        handle = client.model("fold").stream(stream)
+        await handle.step([1])
+        slow.slow.set()
+
+        with pytest.raises(ClientError, match="No answer"):
+            await handle.steps(LARGE)
+
+
+async def test_a_step_on_a_feed_that_drips_ends_in_time(slow: SlowWire, stream: str) -> None:
+    async with (
+        asyncio.timeout(IN_TIME_S),
+        AsyncClient(slow.url, timeout=TIMEOUT_S) as client,
+        client.model("fold").feed() as feed,
+    ):
+        await client.model("fold").stream(stream).step([1])  # what a feed asks over HTTP
+        slow.slow.set()
+
+        with pytest.raises(ClientError, match="No answer"):
+            await feed.step(stream, [1])
+
+
+def test_calls_that_wait_for_one_another_end_in_time_too(slow: SlowWire, stream: str) -> None:
+    """Or the sixth would take six times as long as it may."""
+    errors: list[ClientError] = []
+    with Client(slow.url, timeout=TIMEOUT_S) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([1])
+        slow.slow.set()
+
+        began = time.monotonic()
+        threads = [threading.Thread(target=lambda: errors.append(error_of(handle.steps, LARGE))) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert time.monotonic() - began < IN_TIME_S
+    assert {error.code for error in errors} == {"no_answer"}
+
+
+async def test_calls_that_wait_for_one_another_end_in_time_by_asyncio(slow: SlowWire, stream: str) -> None:
+    async with AsyncClient(slow.url, timeout=TIMEOUT_S) as client:
+        model = client.model("fold")
+        handle = model.stream(stream)
+        await handle.step([1])
+        slow.slow.set()
+
+        async with asyncio.timeout(IN_TIME_S):
+            errors = await asyncio.gather(
+                *(handle.steps(LARGE) for _ in range(3)),
+                *(model.step_many({stream: [1]}) for _ in range(3)),
+                return_exceptions=True,
+            )
+
+    assert {getattr(error, "code", error) for error in errors} == {"no_answer"}
+
+
+# -------------------------------------------------------------------- the handles that are kept
+
+
+def test_a_client_keeps_so_many_handles_and_no_more(url: str, stream: str) -> None:
+    with Client(url, keep_streams=4) as client:
+        model = client.model("fold")
+        gone = weakref.ref(model.stream(f"{stream}0"))
+        model.stream(f"{stream}0").step([7])
+        for n in range(1, 5):
+            model.stream(f"{stream}{n}").step([7])
+
+        assert gone() is None
+        assert model.stream(f"{stream}0").step([-3]).output[0] == fold_reference([7, -3])[-1]
+
+
+async def test_an_asyncio_client_keeps_so_many_handles_too(url: str, stream: str) -> None:
+    async with AsyncClient(url, keep_streams=4) as client, client.model("fold").feed() as feed:
+        model = client.model("fold")
+        gone = weakref.ref(model.stream(f"{stream}0"))
+        for n in range(5):
+            await model.stream(f"{stream}{n}").step([7])
+
+        assert gone() is None
+        assert [(await feed.step(f"{stream}{n}", [-3])).step for n in range(5)] == [2] * 5
+
+
+def test_a_handle_that_is_held_stays_the_same(url: str, stream: str) -> None:
+    with Client(url, keep_streams=1) as client:
+        model = client.model("fold")
+        handle = model.stream(stream)
+        handle.step([7])
+        model.step_many({f"{stream}{n}": [7] for n in range(10)})
+
+        assert model.stream(stream) is handle
+
+
+def test_a_handle_in_doubt_is_kept_so_that_the_same_call_is_applied_once(wire: Wire, stream: str) -> None:
+    with Client(wire.url, timeout=TIMEOUT_S, keep_streams=2) as client:
+        model = client.model("fold")
+        model.stream(stream).step([7])
+        wire.cut_answer()
+        wire.close()
+        assert error_of(model.stream(stream).step, [-3]).applied == "unknown"
+        assert error_of(model.stream(stream).step, [-3]).applied == "no"  # this one; the one before is still open
+        wire.open()
+        for n in range(10):
+            model.stream(f"{stream}{n}").step([7])
+
+        again = model.stream(stream).step([-3])
+
+    assert (again.replayed, again.step) == (True, 2)
+
+
+def test_a_stream_in_doubt_among_many_is_kept_too(wire: Wire, stream: str) -> None:
+    with Client(wire.url, timeout=TIMEOUT_S, keep_streams=3) as client:
+        model = client.model("fold")
+        names = [f"{stream}-{n}" for n in range(3)]
+        model.step_many({name: [7] for name in names})
+        wire.cut_answer()
+        wire.close()
+        assert error_of(model.step_many, {name: [-3] for name in names}).applied == "unknown"
+        wire.open()
+        for n in range(10):
+            model.stream(f"{stream}{n}").step([7])
+
+        again = model.step_many({name: [-3] for name in names})
+
+    assert [(one.replayed, one.step) for one in again.values() if isinstance(one, Answer)] == [(True, 2)] * 3
+
+
+# -------------------------------------------------------------------- two handles
+
+
+class HeldWire(Wire):
+    """A proxy that keeps back what is answered of a stream that is not there: until `forked`, or for a second."""
+
+    def __init__(self, service_port: int) -> None:
+        self.held = threading.Event()
+        self.forked = threading.Event()
+        super().__init__(service_port)
+
+    def _pass_back(self, far: socket.socket, near: socket.socket) -> None:
+        with contextlib.suppress(OSError), far, near:
+            while data := far.recv(65536):
+                if b" 404 " in data[:20]:
+                    self.held.set()
+                    self.forked.wait(1)
+                near.sendall(data)
+
+
+@pytest.fixture
+def held(one: Service) -> Iterator[HeldWire]:
+    made = HeldWire(one.port)
+    yield made
+    made.close()
+
+
+def test_a_fork_waits_for_what_the_other_handle_does(held: HeldWire, url: str, stream: str) -> None:
+    """Or the answer that came first is written over by the one that was sent first."""
+    with Client(held.url) as client, Client(url) as direct:
+        direct.model("fold").stream(stream).prime([[7], [-3]])
+        model = client.model("fold")
+        handle, other = model.stream(stream), model.stream(f"{stream}-other")
+        looking = threading.Thread(target=other.resume)
+        looking.start()
+        assert held.held.wait(10)
+
+        handle.fork(f"{stream}-other")
+        held.forked.set()
+        looking.join()
+
+        assert other.step([2**40]).step == 3
+
+
+async def test_a_fork_waits_for_the_other_handle_by_asyncio(held: HeldWire, url: str, stream: str) -> None:
+    async with AsyncClient(held.url) as client, AsyncClient(url) as direct:
+        await direct.model("fold").stream(stream).prime([[7], [-3]])
+        model = client.model("fold")
+        handle, other = model.stream(stream), model.stream(f"{stream}-other")
+        looking = asyncio.create_task(other.resume())
+        assert await asyncio.to_thread(held.held.wait, 10)
+
+        await handle.fork(f"{stream}-other")
+        held.forked.set()
+        await looking
+
+        assert (await other.step([2**40])).step == 3
+
+
+# -------------------------------------------------------------------- the end
+
+
+async def everything(watch: AsyncIterator[Any]) -> list[Any]:
+    return [news async for news in watch]
+
+
+class Refusing:
+    """A server that closes each connection at once, and counts them."""
+
+    def __init__(self, attempts: int) -> None:
+        self.has_refused = asyncio.Event()
+        self._left = attempts
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._refuse, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _refuse(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        self._left -= 1
+        if self._left == 0:
+            self.has_refused.set()
+
+
+def test_closing_a_client_ends_a_watch_that_waits(one: Service, url: str, stream: str) -> None:
+    client = Client(url)
+    ended = threading.Thread(target=lambda: list(client.model("fold").watch(stream)), daemon=True)
+    ended.start()
+    one.until_sockets(1)
+
+    client.close()
+    ended.join(10)
+
+    assert not ended.is_alive()
+    assert list(client.model("fold").watch(stream)) == []
+
+
+async def test_closing_an_asyncio_client_ends_a_watch_that_waits(one: Service, url: str, stream: str) -> None:
+    client = AsyncClient(url)
+    watch = asyncio.create_task(everything(client.model("fold").watch(stream)))
+    await asyncio.to_thread(one.until_sockets, 1)
+
+    await client.aclose()
+
+    async with asyncio.timeout(10):
+        assert await watch == await everything(client.model("fold").watch(stream)) == []
+
+
+@pytest.mark.parametrize("attempts", [1, 5])
+async def test_closing_a_client_ends_a_watch_that_is_about_to_connect_again(stream: str, attempts: int) -> None:
+    """After five attempts it pauses for up to three seconds."""
+    async with Refusing(attempts) as refusing:
+        client = AsyncClient(refusing.url)
+        watch = asyncio.create_task(everything(client.model("fold").watch(stream)))
+        await refusing.has_refused.wait()
+
+        await client.aclose()
+
+        async with asyncio.timeout(1):
+            assert await watch == []
+
+
+def test_a_call_on_a_closed_client_is_refused(url: str, stream: str) -> None:
+    client = Client(url)
+    client.close()
+
+    assert error_of(client.model("fold").stream(stream).step, [7]).code == "closed"
+
+
+async def test_a_call_on_a_closed_asyncio_client_is_refused(url: str, stream: str) -> None:
+    client = AsyncClient(url)
+    await client.aclose()
+
+    with pytest.raises(ClientError, match="closed"):
+        await client.model("fold").stream(stream).step([7])
