@@ -18,7 +18,7 @@ from service.api.feed_line import FeedLine
 from service.api.sockets import DRAINING, FAILED, SLOW_S, TOO_SLOW
 from service.api.visitors import Visitor
 from service.errors import ServiceError
-from service.lane.frames import LONGEST_HEAD, frames_of, next_frame
+from service.lane.frames import CONTROL, LONGEST_HEAD, frames_of, next_frame
 from service.wire import JSON
 
 if TYPE_CHECKING:
@@ -152,12 +152,13 @@ class FeedProtocol(WebSocketsSansIOProtocol):
         self._needs = 0
         while at < len(data) and not line.is_full and not self._is_write_paused and not self.transport.is_closing():
             message, end = next_frame(data, at)
-            is_open = line.end is None and not self._is_amid
-            if message is not None and is_open:
+            is_open = line.end is None
+            if message is not None and is_open and not self._is_amid:
                 self._take(message)
-            elif end - at > self._longest and is_open:
-                line.refuse_large(end - at - LONGEST_HEAD)
-                self._to_skip = max(end - len(data), 0)
+            elif end - at > self._longest or (end and not is_open and not data[at] & CONTROL):
+                if is_open:
+                    line.refuse_large(end - at - LONGEST_HEAD)
+                self._to_skip = max(end - len(data), 0)  # never kept, whatever length it has
             elif not end or end > len(data):
                 self._needs = end - at
                 break

@@ -19,6 +19,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
+from service.lane import FeedProtocol
 from tests.api.running import Service, models, running
 from tests.graphs import fold, fold_reference, lstm
 from tests.servers import Server
@@ -400,6 +401,8 @@ def test_frames_that_are_against_the_protocol_close_1002(service: Service, strea
     [
         pytest.param([(b"\x81", 1_000_001, b"")], id="one that says so before it comes"),
         pytest.param([(b"\x01", 1_000_000, b" " * 1_000_000), (b"\x80", 1, b" ")], id="fragments, together"),
+        pytest.param([(b"\x01", 1, b"{"), (b"\x80", 2**40, b"")], id="a fragment that says so before it comes"),
+        pytest.param([(b"\x01", 1, b"{"), (b"\x00", 2**40, b"")], id="one with more to follow"),
     ],
 )
 def test_a_message_beyond_the_limit_is_too_big(
@@ -418,6 +421,39 @@ def test_a_message_beyond_the_limit_is_too_big(
 
     assert said[:2] == (1009).to_bytes(2)
     one.close()
+
+
+def test_what_comes_after_the_end_of_a_feed_is_not_kept(again: Again, service: Service, stream: str) -> None:
+    """The feed waits for one more answer before it closes; what the client sends meanwhile is dropped."""
+    if not service.lane:
+        pytest.skip("uvicorn alone reads the application's feeds")
+    with again(max_body_bytes=1_000_000, max_wait_ms=1000) as own:
+        one = begun(own, stream)
+        [connection] = [c for c in own.connections() if isinstance(c, FeedProtocol)]
+        one.sendall(frame(b'{"inputs": [1]}') + frame(b"{") + b"\x82\xff" + (2**40).to_bytes(8) + bytes(4))
+        for _ in range(20):
+            one.sendall(bytes(1_000_000))  # the socket's buffers do not hold so much: it was received
+        kept = connection._have
+        answers = [bare_answer(one)[1] for _ in range(3)]
+        one.close()
+
+    assert kept <= 1_000_000
+    assert json.loads(answers[0])["step"] == 1
+    assert json.loads(answers[1])["error"]["code"] == "bad_json"
+    assert answers[2][:2] == (1007).to_bytes(2)
+
+
+def test_a_client_that_goes_on_behind_a_fragment_that_is_too_big_is_told_so(service: Service, stream: str) -> None:
+    if not service.lane:
+        pytest.skip("uvicorn resets the connection of one that goes on")
+    one = begun(service, stream)
+    one.sendall(b"\x01\x81" + bytes(4) + b"{" + b"\x80\xff" + (1_000_001).to_bytes(8) + bytes(4) + bytes(1_000_001))
+    one.sendall(frame(b'{"inputs": [1]}'))
+    answers = [bare_answer(one)[1] for _ in range(2)]
+    one.close()
+
+    assert json.loads(answers[0])["error"]["code"] == "too_large"
+    assert answers[1][:2] == (1009).to_bytes(2)
 
 
 def test_on_the_lane_a_message_that_is_too_big_is_told_first(service: Service, stream: str) -> None:
