@@ -74,12 +74,12 @@ class FeedProtocol(WebSocketsSansIOProtocol):
         offered = [name.strip() for line in headers.get_all("Sec-WebSocket-Protocol") for name in line.split(",")]
         context, version = self.context, None if number is None else int(number)
         visitor = Visitor(context, "step", authorization, offered)
-        response = self.conn.accept(event)
         try:
             visitor.demand_entry(origin, host)
             context.engine.shelf.get(model, version)
         except ServiceError:
             return False
+        response = self.conn.accept(event)
         if response.status_code != 101 or self.transport.is_closing():
             return False
         del response.headers["Date"]
@@ -265,7 +265,6 @@ class FeedProtocol(WebSocketsSansIOProtocol):
         if self._line is not None:
             self._visitor.leave()
             _stop(self._key_timer)
-        _stop(self._slow_timer)
         super().connection_lost(exc)
 
     def _close(self, code: int | None) -> None:

@@ -17,9 +17,13 @@ import msgspec
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 from websockets.sync.client import ClientConnection
 
+from service.api.feed_line import FeedLine
 from service.lane import FeedProtocol
+from service.wire import JSON
 from tests.api.running import Service, models, running
 from tests.graphs import fold, fold_reference, lstm
 from tests.servers import Server
@@ -313,6 +317,51 @@ def test_sockets_beyond_the_limit_are_refused(again: Again, stream: str) -> None
             own.http.get("/healthz")
         with own.feed("fold", stream) as feed:
             assert ask(feed, inputs=[1])["step"] == 2
+
+
+def test_what_waits_for_its_answers_is_bounded_by_bytes_too(service: Service) -> None:
+    """A feed reads no further while messages of 4 MiB wait, however few they are; small ones may be 256."""
+    context = service.app.state.context
+
+    async def filled(size: int) -> int:
+        line = FeedLine(context, JSON, "fold", None, stream=None, on_ready=lambda: None)
+        taken = 0
+        while not line.is_full:
+            line.take(b'{"stream":"s%d","inputs":[1]}'.ljust(size) % taken, "default")
+            taken += 1
+        left = taken
+        while left:
+            left -= len(line.ready())
+            await asyncio.sleep(0)
+        assert not line.is_full
+        return taken
+
+    assert [service.call(functools.partial(filled, size)) for size in (100, 1_000_000)] == [256, 5]
+
+
+def test_many_large_messages_are_answered_in_their_order(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        for n in range(1, 13):
+            feed.send(json.dumps({"inputs": [n], "seq": n}).ljust(1_000_000))
+
+        assert [hear(feed)["outputs"]["y"][0] for _ in range(12)] == fold_reference(range(1, 13))
+
+
+def test_the_answer_to_a_refused_handshake_is_worked_out_once(
+    service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    accept = ServerProtocol.accept
+
+    def noted(protocol: ServerProtocol, request: Request) -> Response:
+        asked.append(request.path)
+        return accept(protocol, request)
+
+    monkeypatch.setattr(ServerProtocol, "accept", noted)
+    with pytest.raises(InvalidStatus), service.feed("fold", stream, origin="http://elsewhere"):
+        pass
+
+    assert len(asked) == 1
 
 
 # ------------------------------------------------------------------- odd frames
