@@ -98,6 +98,24 @@ def test_a_connection_on_which_the_stream_changes_stays_at_rest(
         assert [first, *[asked_again(sock, text) for text in others]] == [200, 200, 200, 200]
 
 
+def test_a_connection_on_which_a_header_changes_stays_at_rest(
+    redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace id, say, or the client's address behind a proxy."""
+    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        first = asked_again(sock, STEP)
+        monkeypatch.setattr("service.lane.connection.LaneConnection._begin", None)
+        others = [STEP.replace(b"Host: x\r\n", b"Host: x\r\nX-Request-Id: %d\r\n" % 7**i) for i in range(20)]
+
+        assert [first, *[asked_again(sock, text) for text in others]] == [200] * 21
+
+
+def test_a_request_line_that_begins_as_the_last_one_is_not_taken_for_it(redis_server: Server, folder: Path) -> None:
+    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        assert [asked_again(sock), asked_again(sock)] == [200, 200]
+        assert asked_again(sock, STEP.replace(b"HTTP/1.1", b"HTTP/1.10", 1)) == 400
+
+
 def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: Path) -> None:
     class Tokens:
         """One token, good until it is over."""
