@@ -35,7 +35,6 @@ ASKED: Final = frozenset({
 """Names of the headers that matter to a hot request."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Fields:
     """What the headers of a plain request say.

@@ -66,39 +66,51 @@ class Heads:
         self._max_body = max_body_bytes
         self.likely: dict[int, Block] = {}
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
+        self._came = [0] * _REMEMBERED_BLOCKS  # hashes of blocks that came lately
         self._known: OrderedDict[bytes, tuple[Fields, int]] = OrderedDict()  # by the lines that matter
         self._fields: OrderedDict[Fields, Fields] = OrderedDict()  # one object for equal ones, as calls are kept by it
 
-    def find(self, data: bytes, at: int) -> Block | None:
-        """Return the header lines behind a request line that ends at a place, where only their body comes behind them.
+    def find(self, data: bytes, at: int) -> tuple[Fields, int] | None:
+        """Return what the header lines behind a request line contain, where nothing but their body comes behind them.
 
         Args:
             data: What a connection received.
             at: Where the line end of the request line is.
-        """
-        end = data.find(b"\r\n\r\n", at, at + _LIKELY_BYTES) + 4
-        text = data[at:end]
-        block = self._blocks.get(text) or self.read(text)
-        if block is None or end + block.length != len(data):
-            return None
-        if len(data) - at <= _LIKELY_BYTES:
-            self.likely[len(data) - at] = block
-        return block
 
-    def read(self, text: bytes) -> Block | None:
-        """Return what header lines contain.
+        Returns:
+            The fields, and where the body begins.
+        """
+        begins = data.find(b"\r\n\r\n", at, at + _LIKELY_BYTES) + 4
+        text = data[at:begins]
+        block = self._blocks.get(text)
+        if block is not None:
+            fields, length = block.fields, block.length
+            if len(data) - at <= _LIKELY_BYTES:
+                self.likely[len(data) - at] = block
+        elif (found := self.read(text)) is not None:
+            fields, length = found
+            self._remember_what_repeats(text, fields, length)
+        else:
+            return None
+        return (fields, begins) if begins + length == len(data) else None
+
+    def read(self, text: bytes) -> tuple[Fields, int] | None:
+        """Return what header lines contain, and the length of the body in bytes.
 
         Args:
             text: The lines, from the end of the request line to the end of the empty line.
         """
         lines = _OTHER_LINES.sub(b"", text)
-        known = self._known.get(lines) or self._read(lines)
-        if known is None:
-            return None
-        block = Block(text, *known)
-        if block.fields.idempotency_key is None and len(text) <= _REMEMBERED_BYTES:
-            remember(self._blocks, text, block, _REMEMBERED_BLOCKS)
-        return block
+        return self._known.get(lines) or self._read(lines)
+
+    def _remember_what_repeats(self, text: bytes, fields: Fields, length: int) -> None:
+        """Remember a block that came before: most of those that are new will not come again."""
+        name = hash(text)
+        slot = name % _REMEMBERED_BLOCKS
+        if self._came[slot] != name:
+            self._came[slot] = name
+        elif fields.idempotency_key is None and len(text) <= _REMEMBERED_BYTES:
+            remember(self._blocks, text, Block(text, fields, length), _REMEMBERED_BLOCKS)
 
     def _read(self, text: bytes) -> tuple[Fields, int] | None:
         headers = _split(text)

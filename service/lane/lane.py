@@ -103,10 +103,11 @@ class Lane:
         at = data.find(b"\r\n", start, end + 2)
         line = data[start:at]
         target = self._targets.get(line) or self._target(line)
-        block = None if target is None else self._heads.read(data[at : end + 4])
-        if target is None or block is None:
+        read = None if target is None else self._heads.read(data[at : end + 4])
+        if target is None or read is None:
             return None
-        return Head(target, block.fields, block.length), end + 4, end + 4 + block.length
+        fields, length = read
+        return Head(target, fields, length), end + 4, end + 4 + length
 
     def whole(self, data: bytes, last: Target | None) -> tuple[Target, Call, bytes] | None:
         """Return what is asked for, the call, and its body, where this is one whole request with plain header lines.
@@ -125,9 +126,13 @@ class Lane:
         else:
             target, at = None, data.find(b"\r\n")
         block = self._heads.likely.get(len(data) - at)
-        if block is None or not data.startswith(block.text, at):
-            block = self._heads.find(data, at)
-        if block is None or not self._is_quick:
+        if block is not None and data.startswith(block.text, at):
+            fields, begins = block.fields, at + len(block.text)
+        elif (found := self._heads.find(data, at)) is not None:
+            fields, begins = found
+        else:
+            return None
+        if not self._is_quick:
             return None
         if target is None:
             line = data[:at]
@@ -135,12 +140,12 @@ class Lane:
             if target is None:
                 return None
         call = target.call
-        if call is None or target.fields is not block.fields:
+        if call is None or target.fields is not fields:
             try:
-                call = self.call(Head(target, block.fields, block.length))
+                call = self.call(Head(target, fields, len(data) - begins))
             except Exception:  # noqa: BLE001 - it is refused by whoever looks at it with more care
                 return None
-        return target, call, data[at + len(block.text) :]
+        return target, call, data[begins:]
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
         """Say whether the beginning of a head stands there that may become a hot one."""
