@@ -17,7 +17,16 @@ from benchmarks import load, report, workload
 from benchmarks.load import Load, Result
 from benchmarks.peers import Peers, install
 from benchmarks.profile import shares
-from benchmarks.servers import STEP, Target, http_targets, stepwell, stepwell_outside, websocket_targets, worker_targets
+from benchmarks.servers import (
+    STEP,
+    Target,
+    http_targets,
+    proxy_targets,
+    stepwell,
+    stepwell_outside,
+    websocket_targets,
+    worker_targets,
+)
 from benchmarks.startup import measure as startups
 from benchmarks.startup import rows as rows_of
 
@@ -84,6 +93,18 @@ def workers(
     report.show("HTTP, 256 connections, 1,024 streams, every answer checked", lines)
     if save:
         report.save(save, "workers", lines, {"rounds": rounds, "seconds": seconds})
+
+
+@app.command()
+def proxy(
+    *, rounds: Rounds = 3, seconds: Seconds = 5.0, only: Only = "", keep: Folder = _KEPT, save: Save = None
+) -> None:
+    """Behind nginx, which adds the same headers to each request, or others to each; its own CPU is not counted."""
+    work = workload.make(keep.resolve(), steps=20_000)
+    lines = _measure(_chosen(proxy_targets(work), only), work, rounds=rounds, seconds=seconds)
+    report.show("HTTP through nginx, 256 connections, 10,000 streams, every answer checked", lines)
+    if save:
+        report.save(save, "proxy", lines, {"rounds": rounds, "seconds": seconds})
 
 
 @app.command()

@@ -139,6 +139,36 @@ def worker_targets(workload: Workload) -> list[Target]:
     ]
 
 
+def proxy_targets(workload: Workload) -> list[Target]:
+    """Return the service behind nginx: with headers that are always the same, and with some that never are."""
+    start, wanted = stepwell(workload), Load(STEP, '"y":[', streams=10_000)
+    return [
+        Target("the same headers", _behind_nginx(start, "198.51.abc.d", "0" * 32), wanted),
+        Target("65,536 clients, an id for each request", _behind_nginx(start, "$address", "$request_id"), wanted),
+    ]
+
+
+def _behind_nginx(start: Start, address: str, request_id: str) -> Start:
+    """Return what starts a service and nginx in front of it, which adds these headers."""
+
+    @contextlib.contextmanager
+    def start_both(folder: Path) -> Iterator[Running]:
+        nginx = shutil.which("nginx")
+        if nginx is None:
+            raise SystemExit("There is no nginx; install one (apt install nginx-light).")
+        with start(folder) as running:
+            port = free_port()
+            words = {"folder": folder, "service": running.port, "port": port, "address": address, "id": request_id}
+            text = (_TARGETS / "nginx.conf").read_text()
+            for name, value in words.items():
+                text = text.replace(f"{{{name}}}", str(value))
+            (folder / "nginx.conf").write_text(text)
+            with _process([nginx, "-c", str(folder / "nginx.conf"), "-p", str(folder)], folder, port, env=os.environ):
+                yield Running(port, running.processes, running.store, running.pid)
+
+    return start_both
+
+
 def stepwell_outside(workload: Workload, *flags: str, env: Mapping[str, str] | None = None) -> Start:
     """Return what starts `stepwell serve` over a server of the Redis protocol that it does not own."""
     return _with_store(lambda address: stepwell(workload, "--redis", f"unix://{address}", *flags, env=env))

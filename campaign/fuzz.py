@@ -102,7 +102,7 @@ def state_id(data: bytes) -> None:
 
 def head(data: bytes) -> None:
     """The header lines of a request on the fast lane."""
-    Heads(1000).read(data)
+    Heads(1000).read(b"\r\n" + data + b"\r\n")
 
 
 def frame(data: bytes) -> None:

@@ -25,6 +25,7 @@ from service.wire.formats import encode
 
 _REMEMBERED: Final = 4096  # streams
 _AHEAD: Final = 256  # messages that may wait for their answers
+_AHEAD_BYTES: Final = 4 * 2**20  # of them all; one message may have more, and then waits alone
 _NO_LABEL: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -64,13 +65,14 @@ class FeedLine:
         self._stream = stream
         self._on_ready = on_ready
         self._line: deque[_Slot] = deque()
+        self._bytes = 0  # of the messages in line
         self._roster = Roster("", model)
         self._doors: dict[tuple[str, str | None], StreamDoor] = {}  # of streams that messages named
 
     @property
     def is_full(self) -> bool:
         """Whether so many answers wait that nothing more should be read."""
-        return len(self._line) >= _AHEAD
+        return len(self._line) >= _AHEAD or self._bytes >= _AHEAD_BYTES
 
     @property
     def is_over(self) -> bool:
@@ -84,6 +86,11 @@ class FeedLine:
             message: As it came.
             tenant: Whose streams it is about.
         """
+        self._submit(message, tenant)
+        self._line[-1].message_bytes = len(message)
+        self._bytes += len(message)
+
+    def _submit(self, message: bytes, tenant: str) -> None:
         form = self.form
         try:
             served = self._context.engine.shelf.get(self._model, self._version)
@@ -175,6 +182,7 @@ class FeedLine:
         line, good = self._line, 0
         while line and line[0].result is not None:
             slot = line.popleft()
+            self._bytes -= slot.message_bytes
             taken.append(slot.write())
             if isinstance(slot.result, ServiceError):
                 self._context.metrics.request("websocket", status_of(slot.result))
@@ -201,10 +209,11 @@ class FeedLine:
 class _Slot:
     """An answer's place in line; by itself it takes a refusal."""
 
-    __slots__ = ("_label", "_line", "result")
+    __slots__ = ("_label", "_line", "message_bytes", "result")
 
     def __init__(self, line: FeedLine, label: Mapping[str, Any]) -> None:
         self.result: Any = None
+        self.message_bytes = 0  # of what it answers
         self._line = line
         self._label = label
 

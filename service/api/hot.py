@@ -28,10 +28,11 @@ _LENGTH_DIGITS: Final = 10
 _MODEL: Final = r"/v1/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 _OIP_MODEL: Final = r"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 _STREAM: Final = r"/streams/(?!\.{1,2}/)([A-Za-z0-9._:@-]{1,128})"
-_ASKED: Final = frozenset({
+ASKED: Final = frozenset({
     b"authorization", b"idempotency-key", b"origin", b"host", b"content-type", b"accept", b"content-length",
-    b"content-encoding", b"inference-header-content-length",
+    b"content-encoding", b"inference-header-content-length", b"sec-fetch-site",
 })  # fmt: skip
+"""Names of the headers that matter to a hot request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,14 @@ class Fields:
 
 
 def fields_of(headers: Iterable[tuple[bytes, bytes]]) -> Fields | None:
-    """Return what headers say, None where one that matters is said twice or wrongly.
+    """Return what headers contain, None where one that matters is there twice or wrong, or is the declared route's.
 
     Args:
         headers: Names in lower case, and values.
     """
     found: dict[bytes, str] = {}
     for name, value in headers:
-        if name in _ASKED:
+        if name in ASKED:
             if name in found:
                 return None
             found[name] = value.decode("latin-1")
@@ -75,6 +76,8 @@ def fields_of(headers: Iterable[tuple[bytes, bytes]]) -> Fields | None:
     if (key is not None and not 1 <= len(key) <= KEY_LIMIT) or (length is not None and not length.isdecimal()):
         return None
     document = found.get(b"inference-header-content-length")
+    if b"sec-fetch-site" in found and b"origin" not in found:
+        return None  # a browser's, whose own name is to be checked
     if b"content-encoding" in found or (document is not None and not is_length(document)):
         return None
     form = format_of_body(found.get(b"content-type"))

@@ -97,7 +97,7 @@ class ModelShelf:
         self._models: dict[str, dict[int, ServedModel]] = {}  # versions by name, the default first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and what may be asked for
         self._retired: dict[str, list[ServedModel]] = {}
-        self.generation = 0  # grows with each reload
+        self.generation = 0  # grows when other models serve
         self._turn = asyncio.Lock()
 
     def names(self) -> list[str]:
@@ -170,8 +170,10 @@ class ModelShelf:
         for name, versions in models.items():
             served[name, None] = next(iter(versions.values()))
             served.update({(name, version): model for version, model in versions.items()})
+        is_changed = served != self._served
         self._models, self._served = models, served
-        self.generation += 1
+        if is_changed:
+            self.generation += 1  # last: what is found out at a generation is of its models
         return report
 
     def _newest(self, name: str, version: int, path: Path, before: ServedModel | None) -> ServedModel:

@@ -17,6 +17,7 @@ from service.lane.lane import Head, Lane
 from service.lane.line import Exchange, Line
 
 _AHEAD: Final = 64  # requests of one connection that may wait for their answers; beyond that nothing more is begun
+_AHEAD_BYTES: Final = 4 * 2**20  # of their bodies; one may have more, and then waits alone
 
 
 class LaneConnection(Connection):
@@ -34,6 +35,7 @@ class LaneConnection(Connection):
         super().__init__(*args, **more)
         self._hot = Line(self.lane, self.server_state, self._send_in_order)
         self._line = self._hot.waiting  # the lane's requests without an answer, or behind such
+        self._line_bytes = 0  # of their bodies
         self._held = bytearray()  # the beginning of a request of the lane, or what has to wait
         self._held_needs = 0  # its length, once its head is there
         self._is_full = False  # more has come than is begun before some of it is answered
@@ -55,7 +57,7 @@ class LaneConnection(Connection):
                 return
             data = self._let_go()
         start, end = 0, len(data)
-        while start < end and len(self._line) < _AHEAD and self._is_open():
+        while start < end and not self._is_ahead() and self._is_open():
             request = self.lane.find(data, start)
             if request is None:
                 if self.lane.is_part_of_head(data, start):
@@ -71,12 +73,12 @@ class LaneConnection(Connection):
                 break
             self._begin(head, data[body:its_end])
             start = its_end
-        if start < end and len(self._line) >= _AHEAD:
+        if start < end and self._is_ahead():
             self._held += data[start:]
             self._is_full = True
         elif start < end and not self._ending:
             super().data_received(data[start:] if start else data)
-        if self.flow.write_paused or len(self._line) >= _AHEAD:
+        if self.flow.write_paused or self._is_ahead():
             self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,7 +101,7 @@ class LaneConnection(Connection):
             self._will_flush = True
             self.loop.call_soon(self._flush)
             return
-        line.popleft()
+        self._pop()
         self._send(exchange.text)
 
     def on_response_complete(self) -> None:
@@ -143,9 +145,20 @@ class LaneConnection(Connection):
 
     def _begin(self, head: Head, body: bytes) -> None:
         self._receive_by = None
-        exchange = Exchange(self._hot, head.target.route.dialect)
+        exchange = Exchange(self._hot, head.target.route.dialect, body_bytes=head.length)
         self._line.append(exchange)
+        self._line_bytes += head.length
         exchange.begin(head, body)
+
+    def _pop(self) -> Exchange:
+        """Take the first of the line, which is answered."""
+        exchange = self._line.popleft()
+        self._line_bytes -= exchange.body_bytes
+        return exchange
+
+    def _is_ahead(self) -> bool:
+        """Whether so much waits for its answers that nothing more is begun."""
+        return len(self._line) >= _AHEAD or self._line_bytes >= _AHEAD_BYTES
 
     def _is_allowed(self, head: Head) -> bool:
         """Whether its body may be waited for; where the head is refused, the declared route says so at once."""
@@ -184,7 +197,7 @@ class LaneConnection(Connection):
         return not self._line and not self._held_needs and super()._is_idle()
 
     def _may_read(self) -> bool:
-        return len(self._line) < _AHEAD and super()._may_read()
+        return not self._is_ahead() and super()._may_read()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self._line:
@@ -198,7 +211,7 @@ class LaneConnection(Connection):
         self._will_flush = False
         line, ready = self._line, list[bytes]()
         while line and line[0].text:
-            ready.append(line.popleft().text)
+            ready.append(self._pop().text)
         if ready:
             *before, last = ready
             self._send(last, before)

@@ -18,7 +18,7 @@ from service.api.feed_line import FeedLine
 from service.api.sockets import DRAINING, FAILED, SLOW_S, TOO_SLOW
 from service.api.visitors import Visitor
 from service.errors import ServiceError
-from service.lane.frames import LONGEST_HEAD, frames_of, next_frame
+from service.lane.frames import CONTROL, LONGEST_HEAD, frames_of, next_frame
 from service.wire import JSON
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ class FeedProtocol(WebSocketsSansIOProtocol):
         offered = [name.strip() for line in headers.get_all("Sec-WebSocket-Protocol") for name in line.split(",")]
         context, version = self.context, None if number is None else int(number)
         visitor = Visitor(context, "step", authorization, offered)
-        response = self.conn.accept(event)
         try:
             visitor.demand_entry(origin, host)
             context.engine.shelf.get(model, version)
         except ServiceError:
             return False
+        response = self.conn.accept(event)
         if response.status_code != 101 or self.transport.is_closing():
             return False
         del response.headers["Date"]
@@ -152,12 +152,13 @@ class FeedProtocol(WebSocketsSansIOProtocol):
         self._needs = 0
         while at < len(data) and not line.is_full and not self._is_write_paused and not self.transport.is_closing():
             message, end = next_frame(data, at)
-            is_open = line.end is None and not self._is_amid
-            if message is not None and is_open:
+            is_open = line.end is None
+            if message is not None and is_open and not self._is_amid:
                 self._take(message)
-            elif end - at > self._longest and is_open:
-                line.refuse_large(end - at - LONGEST_HEAD)
-                self._to_skip = max(end - len(data), 0)
+            elif end - at > self._longest or (end and not is_open and not data[at] & CONTROL):
+                if is_open:
+                    line.refuse_large(end - at - LONGEST_HEAD)
+                self._to_skip = max(end - len(data), 0)  # never kept, whatever length it has
             elif not end or end > len(data):
                 self._needs = end - at
                 break
@@ -264,7 +265,6 @@ class FeedProtocol(WebSocketsSansIOProtocol):
         if self._line is not None:
             self._visitor.leave()
             _stop(self._key_timer)
-        _stop(self._slow_timer)
         super().connection_lost(exc)
 
     def _close(self, code: int | None) -> None:

@@ -12,6 +12,9 @@ except ImportError:  # where the library comes without its C extension
 LONGEST_HEAD = 14
 """Most bytes in front of a client's payload."""
 
+CONTROL = 0x08
+"""The bit of a frame's first byte that its opcode has where it is a ping, a pong or a close."""
+
 _WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82
 _WHOLE = frozenset({_WHOLE_TEXT, _WHOLE_BINARY})
 _MASKED = 0x80

@@ -1,36 +1,46 @@
-"""`Heads`: what the header lines of a plain request say, remembered by their bytes.
+"""`Heads`: reads the header lines of plain requests, which need not have come before.
 
-httptools alone judges what a header is. Clients repeat their headers with every request, so its verdict is
-remembered by the block's bytes, with the digits of Content-Length left out.
+Header lines of any other name than the few that matter are taken out by one regular expression; what is left is mostly
+the same from request to request, and is looked up by its bytes. So a trace id or the address that a proxy adds costs
+next to nothing. What is left and was not seen before is read line by line. All of it is strict: a request with anything
+unusual in its header lines is left to httptools.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+import re
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Final, NamedTuple, TypeVar
 
-import httptools
-
-from service.api.hot import Fields, fields_of
+from service.api.hot import ASKED, Fields, fields_of
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-_LENGTH_NAMES: Final = (b"\nContent-Length: ", b"\ncontent-length: ")
+_REMEMBERED_BLOCKS: Final = 1024  # whole blocks of header lines; those of clients that each send their own
+_REMEMBERED: Final = 16_384  # of lines that matter
+_REMEMBERED_BYTES: Final = 1024  # of each
+_LIKELY_BYTES: Final = 4096  # of a request behind its first line
 _LENGTH_DIGITS: Final = 8
-_REMEMBERED: Final = 2048  # blocks
-_REMEMBERED_BYTES: Final = 1024  # of one block
 # These change how a request is read or what happens to its connection.
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
+_CONNECTION: Final = b"connection"
+# As httptools has it: no space before the colon, spaces before the value dropped, those behind it kept. The quantifiers
+# never give anything back, so that no line takes longer than its length.
+_LINE: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)"
+_ANY_LINE: Final = re.compile(_LINE)
+_NAMES: Final = b"|".join(sorted({*ASKED, *_UNUSUAL, _CONNECTION}))
+# With the line end in front, which is found quickly.
+_OTHER_LINES: Final = re.compile(rb"\r\n(?!(?i:" + _NAMES + rb"):)" + _LINE + rb"(?=\r\n)")
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """The header lines of a plain request.
 
     Attributes:
-        text: Their bytes, with the empty line behind them.
-        fields: What they say.
+        text: Their bytes, from the end of the request line to the end of the empty line.
+        fields: What they contain.
         length: That of the body, in bytes.
     """
 
@@ -40,7 +50,7 @@ class Block:
 
 
 class Heads:
-    """Reads the header lines of plain requests; says None of all others.
+    """Reads the header lines of plain requests; returns None for all others.
 
     Attributes:
         likely: What is likely to come, by the length of all that follows the request line: as long as all clients send
@@ -55,83 +65,87 @@ class Heads:
         """
         self._max_body = max_body_bytes
         self.likely: dict[int, Block] = {}
-        self._known: dict[bytes, Block] = {}
-        self._fields: dict[bytes, Fields | None] = {}  # by the block without the length
+        self._blocks: OrderedDict[bytes, Block] = OrderedDict()
+        self._came = [0] * _REMEMBERED_BLOCKS  # hashes of blocks that came lately
+        self._known: OrderedDict[bytes, tuple[Fields, int]] = OrderedDict()  # by the lines that matter
+        self._fields: OrderedDict[Fields, Fields] = OrderedDict()  # one object for equal ones, as calls are kept by it
 
-    def read(self, text: bytes) -> Block | None:
-        """Return what header lines say.
+    def find(self, data: bytes, at: int) -> tuple[Fields, int] | None:
+        """Return what the header lines behind a request line contain, where nothing but their body comes behind them.
 
         Args:
-            text: The lines, with their ends, and the empty line behind them.
+            data: What a connection received.
+            at: Where the line end of the request line is.
+
+        Returns:
+            The fields, and where the body begins.
         """
-        block = self._known.get(text) or self._read(text)
-        if block is not None and len(text) <= _REMEMBERED_BYTES and block.fields.idempotency_key is None:
-            _remember(self._known, text, block)
-        return block
-
-    def find(self, data: bytes, at: int) -> Block | None:
-        """Return the known header lines that stand at a place, where nothing but their body stands behind them."""
-        end = data.find(b"\r\n\r\n", at, at + _REMEMBERED_BYTES) + 4
-        block = self._known.get(data[at:end])
-        if block is None or end + block.length != len(data):
+        begins = data.find(b"\r\n\r\n", at, at + _LIKELY_BYTES) + 4
+        text = data[at:begins]
+        block = self._blocks.get(text)
+        if block is not None:
+            fields, length = block.fields, block.length
+            if len(data) - at <= _LIKELY_BYTES:
+                self.likely[len(data) - at] = block
+        elif (found := self.read(text)) is not None:
+            fields, length = found
+            self._remember_what_repeats(text, fields, length)
+        else:
             return None
-        _remember(self.likely, len(data) - at, block)
-        return block
+        return (fields, begins) if begins + length == len(data) else None
 
-    def _read(self, text: bytes) -> Block | None:
-        name = _LENGTH_NAMES[0]
-        at = text.find(name)
-        if at < 0:
-            name = _LENGTH_NAMES[1]
-            at = text.find(name)
-        if at < 0 and not text.startswith((_LENGTH_NAMES[0][1:], _LENGTH_NAMES[1][1:])):
+    def read(self, text: bytes) -> tuple[Fields, int] | None:
+        """Return what header lines contain, and the length of the body in bytes.
+
+        Args:
+            text: The lines, from the end of the request line to the end of the empty line.
+        """
+        lines = _OTHER_LINES.sub(b"", text)
+        return self._known.get(lines) or self._read(lines)
+
+    def _remember_what_repeats(self, text: bytes, fields: Fields, length: int) -> None:
+        """Remember a block that came before: most of those that are new will not come again."""
+        name = hash(text)
+        slot = name % _REMEMBERED_BLOCKS
+        if self._came[slot] != name:
+            self._came[slot] = name
+        elif fields.idempotency_key is None and len(text) <= _REMEMBERED_BYTES:
+            remember(self._blocks, text, Block(text, fields, length), _REMEMBERED_BLOCKS)
+
+    def _read(self, text: bytes) -> tuple[Fields, int] | None:
+        headers = _split(text)
+        if headers is None or not _UNUSUAL.isdisjoint(name for name, _ in headers):
             return None
-        at += len(name)  # where the text begins with it, from one byte before it
-        end = text.find(b"\r\n", at)
-        digits = text[at:end]
-        if not digits.isdigit() or len(digits) > _LENGTH_DIGITS:
+        connection = [value.lower() for name, value in headers if name == _CONNECTION]
+        lengths = [value for name, value in headers if name == b"content-length"]
+        if connection not in ([], [b"keep-alive"]) or len(lengths) != 1:
             return None
-        key = text[:at] + text[end:]
-        try:
-            fields = self._fields[key]
-        except KeyError:
-            fields = _fields(text)
-            if len(key) <= _REMEMBERED_BYTES and (fields is None or fields.idempotency_key is None):
-                _remember(self._fields, key, fields)
-        length = int(digits)
-        return None if fields is None or length > self._max_body else Block(text, fields, length)
+        [digits] = lengths
+        if not digits.isdigit() or len(digits) > _LENGTH_DIGITS or int(digits) > self._max_body:
+            return None
+        fields = fields_of(headers)
+        if fields is None:
+            return None
+        fields, length = replace(fields, length=None), int(digits)  # the length is of this request alone
+        if fields.idempotency_key is None and len(text) <= _REMEMBERED_BYTES:  # and so is a key
+            fields = self._fields.get(fields) or remember(self._fields, fields, fields, _REMEMBERED)
+            remember(self._known, text, (fields, length), _REMEMBERED)
+        return fields, length
 
 
-def _remember(known: dict[_K, _V], key: _K, value: _V) -> None:
-    if len(known) >= _REMEMBERED:
-        known.clear()
+def remember(known: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> _V:
+    """Remember one more, and forget what was remembered first where there are more than the most."""
     known[key] = value
+    if len(known) > most:
+        known.popitem(last=False)
+    return value
 
 
-class _Headers:
-    """Takes what httptools finds."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[bytes, bytes]] = []
-        self.complete = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.found.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self.complete = True
-
-
-def _fields(text: bytes) -> Fields | None:
-    """Return what the headers say, None where any of them is unusual."""
-    headers = _Headers()
-    try:
-        httptools.HttpRequestParser(headers).feed_data(b"POST / HTTP/1.1\r\n" + text)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+def _split(text: bytes) -> list[tuple[bytes, bytes]] | None:
+    """Return the names, in lower case, and the values of header lines, None where one of them is no plain line."""
+    lines = text.split(b"\r\n")
+    if len(lines) < 3 or any((lines[0], lines[-2], lines[-1])):
         return None
-    names = [name for name, _ in headers.found]
-    if not headers.complete or not _UNUSUAL.isdisjoint(names):
-        return None
-    connection = [value.lower() for name, value in headers.found if name == b"connection"]
-    fields = fields_of(headers.found) if connection in ([], [b"keep-alive"]) else None
-    return None if fields is None else replace(fields, length=None)  # it is of this request alone
+    matches = [_ANY_LINE.fullmatch(line) for line in lines[1:-2]]
+    headers = [(match[1].lower(), match[2]) for match in matches if match is not None]
+    return headers if len(headers) == len(matches) else None

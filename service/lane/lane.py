@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,7 +18,7 @@ from service.api.hot import VERSION, Fields, HotRoute, call_of
 from service.api.http import problem_response
 from service.connections import message
 from service.errors import ServiceError
-from service.lane.heads import Heads
+from service.lane.heads import Heads, remember
 from service.wire import JSON, Format
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Target:
     """What a hot request line asks for. Clients repeat it with every request of a stream.
 
     Attributes:
-        line: Its bytes, with the line end.
+        line: Its bytes, without the line end.
         generation: Of the models and keys of which `call` was made.
         route: Its route.
         parts: What the groups of the route's pattern matched.
@@ -82,8 +82,7 @@ class Lane:
         self.context = context
         self._routes = [(route, _request_line(route)) for route in routes]
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
-        self._targets: dict[bytes, Target] = {}  # by the request line
-        self._old_targets: dict[bytes, Target] = {}  # looked for no more, and still to be given up
+        self._targets: OrderedDict[bytes, Target] = OrderedDict()  # by the request line
         self._generation = -1  # of what their calls were made of
         self._is_sure = False  # that this is still the generation, in this turn of the loop
         self._is_quick = False  # likewise, and nothing more is to be said in answers
@@ -101,16 +100,17 @@ class Lane:
         end = data.find(b"\r\n\r\n", start, start + _HEAD_LIMIT)
         if end < 0:
             return None
-        at = data.find(b"\r\n", start, end + 2) + 2
+        at = data.find(b"\r\n", start, end + 2)
         line = data[start:at]
         target = self._targets.get(line) or self._target(line)
-        block = None if target is None else self._heads.read(data[at : end + 4])
-        if target is None or block is None:
+        read = None if target is None else self._heads.read(data[at : end + 4])
+        if target is None or read is None:
             return None
-        return Head(target, block.fields, block.length), end + 4, end + 4 + block.length
+        fields, length = read
+        return Head(target, fields, length), end + 4, end + 4 + length
 
     def whole(self, data: bytes, last: Target | None) -> tuple[Target, Call, bytes] | None:
-        """Return what is asked for, the call, and its body, where this is one whole request with known header lines.
+        """Return what is asked for, the call, and its body, where this is one whole request with plain header lines.
 
         None says nothing: it may still be a hot request, which is to be looked at with more care.
 
@@ -124,11 +124,15 @@ class Lane:
         if last is not None and last.generation == self._generation and data.startswith(last.line):
             target, at = last, len(last.line)
         else:
-            target, at = None, data.find(b"\r\n") + 2
+            target, at = None, data.find(b"\r\n")
         block = self._heads.likely.get(len(data) - at)
-        if block is None or not data.startswith(block.text, at):
-            block = self._heads.find(data, at)
-        if block is None or not self._is_quick:
+        if block is not None and data.startswith(block.text, at):
+            fields, begins = block.fields, at + len(block.text)
+        elif (found := self._heads.find(data, at)) is not None:
+            fields, begins = found
+        else:
+            return None
+        if not self._is_quick:
             return None
         if target is None:
             line = data[:at]
@@ -136,12 +140,12 @@ class Lane:
             if target is None:
                 return None
         call = target.call
-        if call is None or target.fields is not block.fields:
+        if call is None or target.fields is not fields:
             try:
-                call = self.call(Head(target, block.fields, block.length))
+                call = self.call(Head(target, fields, len(data) - begins))
             except Exception:  # noqa: BLE001 - it is refused by whoever looks at it with more care
                 return None
-        return target, call, data[at + len(block.text) :]
+        return target, call, data[begins:]
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
         """Say whether the beginning of a head stands there that may become a hot one."""
@@ -195,17 +199,8 @@ class Lane:
                 *parts, number = match.groups()
                 version = None if number is None else int(number)
                 target = Target(line, self._generation, route, [part.decode() for part in parts], version)
-                self._remember(target)
-                return target
+                return remember(self._targets, line, target, _REMEMBERED)
         return None
-
-    def _remember(self, target: Target) -> None:
-        """Remember a target, and give up an old one; all of them at once would take 15 ms."""
-        if len(self._targets) >= _REMEMBERED:
-            self._old_targets, self._targets = self._targets, {}
-        self._targets[target.line] = target
-        if self._old_targets:
-            self._old_targets.popitem()
 
     def _json_head(self, length: int) -> bytes:
         """Return the whole head of an answer of some length in JSON."""
@@ -233,7 +228,6 @@ class Lane:
             # Calls hold models that may have been replaced, and callers who may have been revoked.
             self._generation = generation
             self._targets.clear()
-            self._old_targets.clear()
         self._is_sure, self._is_quick = True, not self.context.leaving
         self._end_soon()
 
@@ -269,5 +263,5 @@ class Lane:
 
 
 def _request_line(route: HotRoute) -> re.Pattern[bytes]:
-    """Return the pattern of a route's whole request line."""
-    return re.compile(rf"POST {route.path}(?:\?{VERSION})? HTTP/1\.1\r\n".encode())
+    """Return the pattern of a route's whole request line, without its end."""
+    return re.compile(rf"POST {route.path}(?:\?{VERSION})? HTTP/1\.1".encode())

@@ -28,12 +28,13 @@ _log = logging.getLogger(__name__)
 class Exchange:
     """A request of the lane and its answer's place in line."""
 
-    __slots__ = ("_dialect", "_line", "call", "text")
+    __slots__ = ("_dialect", "_line", "body_bytes", "call", "text")
 
-    def __init__(self, line: Line, dialect: Dialect, call: Call | None = None) -> None:
+    def __init__(self, line: Line, dialect: Dialect, call: Call | None = None, *, body_bytes: int = 0) -> None:
         """Begin without an answer."""
         self.text = b""  # none yet
         self.call = call
+        self.body_bytes = body_bytes
         self._dialect = dialect
         self._line = line
 

@@ -17,8 +17,13 @@ import msgspec
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 from websockets.sync.client import ClientConnection
 
+from service.api.feed_line import FeedLine
+from service.lane import FeedProtocol
+from service.wire import JSON
 from tests.api.running import Service, models, running
 from tests.graphs import fold, fold_reference, lstm
 from tests.servers import Server
@@ -314,6 +319,51 @@ def test_sockets_beyond_the_limit_are_refused(again: Again, stream: str) -> None
             assert ask(feed, inputs=[1])["step"] == 2
 
 
+def test_what_waits_for_its_answers_is_bounded_by_bytes_too(service: Service) -> None:
+    """A feed reads no further while messages of 4 MiB wait, however few they are; small ones may be 256."""
+    context = service.app.state.context
+
+    async def filled(size: int) -> int:
+        line = FeedLine(context, JSON, "fold", None, stream=None, on_ready=lambda: None)
+        taken = 0
+        while not line.is_full:
+            line.take(b'{"stream":"s%d","inputs":[1]}'.ljust(size) % taken, "default")
+            taken += 1
+        left = taken
+        while left:
+            left -= len(line.ready())
+            await asyncio.sleep(0)
+        assert not line.is_full
+        return taken
+
+    assert [service.call(functools.partial(filled, size)) for size in (100, 1_000_000)] == [256, 5]
+
+
+def test_many_large_messages_are_answered_in_their_order(service: Service, stream: str) -> None:
+    with service.feed("fold", stream) as feed:
+        for n in range(1, 13):
+            feed.send(json.dumps({"inputs": [n], "seq": n}).ljust(1_000_000))
+
+        assert [hear(feed)["outputs"]["y"][0] for _ in range(12)] == fold_reference(range(1, 13))
+
+
+def test_the_answer_to_a_refused_handshake_is_worked_out_once(
+    service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    accept = ServerProtocol.accept
+
+    def noted(protocol: ServerProtocol, request: Request) -> Response:
+        asked.append(request.path)
+        return accept(protocol, request)
+
+    monkeypatch.setattr(ServerProtocol, "accept", noted)
+    with pytest.raises(InvalidStatus), service.feed("fold", stream, origin="http://elsewhere"):
+        pass
+
+    assert len(asked) == 1
+
+
 # ------------------------------------------------------------------- odd frames
 
 
@@ -400,6 +450,8 @@ def test_frames_that_are_against_the_protocol_close_1002(service: Service, strea
     [
         pytest.param([(b"\x81", 1_000_001, b"")], id="one that says so before it comes"),
         pytest.param([(b"\x01", 1_000_000, b" " * 1_000_000), (b"\x80", 1, b" ")], id="fragments, together"),
+        pytest.param([(b"\x01", 1, b"{"), (b"\x80", 2**40, b"")], id="a fragment that says so before it comes"),
+        pytest.param([(b"\x01", 1, b"{"), (b"\x00", 2**40, b"")], id="one with more to follow"),
     ],
 )
 def test_a_message_beyond_the_limit_is_too_big(
@@ -418,6 +470,39 @@ def test_a_message_beyond_the_limit_is_too_big(
 
     assert said[:2] == (1009).to_bytes(2)
     one.close()
+
+
+def test_what_comes_after_the_end_of_a_feed_is_not_kept(again: Again, service: Service, stream: str) -> None:
+    """The feed waits for one more answer before it closes; what the client sends meanwhile is dropped."""
+    if not service.lane:
+        pytest.skip("uvicorn alone reads the application's feeds")
+    with again(max_body_bytes=1_000_000, max_wait_ms=1000) as own:
+        one = begun(own, stream)
+        [connection] = [c for c in own.connections() if isinstance(c, FeedProtocol)]
+        one.sendall(frame(b'{"inputs": [1]}') + frame(b"{") + b"\x82\xff" + (2**40).to_bytes(8) + bytes(4))
+        for _ in range(20):
+            one.sendall(bytes(1_000_000))  # the socket's buffers do not hold so much: it was received
+        kept = connection._have
+        answers = [bare_answer(one)[1] for _ in range(3)]
+        one.close()
+
+    assert kept <= 1_000_000
+    assert json.loads(answers[0])["step"] == 1
+    assert json.loads(answers[1])["error"]["code"] == "bad_json"
+    assert answers[2][:2] == (1007).to_bytes(2)
+
+
+def test_a_client_that_goes_on_behind_a_fragment_that_is_too_big_is_told_so(service: Service, stream: str) -> None:
+    if not service.lane:
+        pytest.skip("uvicorn resets the connection of one that goes on")
+    one = begun(service, stream)
+    one.sendall(b"\x01\x81" + bytes(4) + b"{" + b"\x80\xff" + (1_000_001).to_bytes(8) + bytes(4) + bytes(1_000_001))
+    one.sendall(frame(b'{"inputs": [1]}'))
+    answers = [bare_answer(one)[1] for _ in range(2)]
+    one.close()
+
+    assert json.loads(answers[0])["error"]["code"] == "too_large"
+    assert answers[1][:2] == (1009).to_bytes(2)
 
 
 def test_on_the_lane_a_message_that_is_too_big_is_told_first(service: Service, stream: str) -> None:

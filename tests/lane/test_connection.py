@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import re
@@ -230,6 +231,27 @@ def test_a_client_that_does_not_read_is_not_read_from(fast: Service, stream: str
             answered += sock.recv(65536).count(b"HTTP/1.1 400")
 
     assert taken < 2**25
+
+
+def test_what_one_connection_pipelines_is_bounded_by_bytes_too(redis_server: Server, folder: Path) -> None:
+    """Of large requests few are begun before some are answered: 4 MiB of them."""
+    asked = [request(GOOD.ljust(1_000_000), path(f"large-{n}")) for n in range(12)]
+    with (
+        running(redis_server.url, folder, lane=True, max_wait_ms=500) as one,
+        connected(one) as sock,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        sending = pool.submit(sock.sendall, b"".join(asked) + LAST)
+        while not (connections := one.connections()):
+            pass
+        answering = pool.submit(everything, sock)
+        most = 0
+        while not answering.done():
+            most = max(most, len(connections[0]._line))
+        sending.result()
+
+    assert statuses(answering.result()) == [200] * 12 + [404]
+    assert most <= 5
 
 
 def sent_until_full(sock: socket.socket, part: bytes, *, most: int) -> int:

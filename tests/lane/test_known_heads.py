@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.api.auth import Caller, Keys, unauthenticated
+from service.api.hot import call_of
 from tests.api.running import running
 from tests.api.test_auth import key, write
 from tests.graphs import fold, fold_reference, stateless, write_model
@@ -96,6 +98,24 @@ def test_a_connection_on_which_the_stream_changes_stays_at_rest(
         assert [first, *[asked_again(sock, text) for text in others]] == [200, 200, 200, 200]
 
 
+def test_a_connection_on_which_a_header_changes_stays_at_rest(
+    redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace id, say, or the client's address behind a proxy."""
+    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        first = asked_again(sock, STEP)
+        monkeypatch.setattr("service.lane.connection.LaneConnection._begin", None)
+        others = [STEP.replace(b"Host: x\r\n", b"Host: x\r\nX-Request-Id: %d\r\n" % 7**i) for i in range(20)]
+
+        assert [first, *[asked_again(sock, text) for text in others]] == [200] * 21
+
+
+def test_a_request_line_that_begins_as_the_last_one_is_not_taken_for_it(redis_server: Server, folder: Path) -> None:
+    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        assert [asked_again(sock), asked_again(sock)] == [200, 200]
+        assert asked_again(sock, STEP.replace(b"HTTP/1.1", b"HTTP/1.10", 1)) == 400
+
+
 def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: Path) -> None:
     class Tokens:
         """One token, good until it is over."""
@@ -124,3 +144,30 @@ def test_a_model_that_is_replaced_steps_no_new_stream(redis_server: Server, fold
         service.http.post("/v1/models/reload")
 
         assert [*before, asked_again(sock)] == [200, 200, 404]
+
+
+def test_a_look_at_the_models_that_finds_nothing_new_forgets_nothing(
+    redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`watch_models` looks each second; a stream's request is not to be resolved anew each time."""
+    resolved = 0
+
+    def noted(*args: Any) -> Any:
+        nonlocal resolved
+        resolved += 1
+        return call_of(*args)
+
+    monkeypatch.setattr("service.lane.lane.call_of", noted)
+    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        asked_again(sock)
+        asked_again(sock)
+        first = resolved
+        for _ in range(3):
+            service.http.post("/v1/models/reload")
+            asked_again(sock)
+        unchanged = resolved
+        write_model(folder, "m", lambda: fold(7))
+        service.http.post("/v1/models/reload")
+        asked_again(sock)
+
+    assert (unchanged - first, resolved - first) == (0, 1)

@@ -143,6 +143,8 @@ RECORDED: dict[str, bytes] = {
     "a header with NUL": request(GOOD, STEP, "a: \0"),
     "its own origin": request(GOOD, STEP, "Origin: http://x"),
     "another origin": request(GOOD, STEP, "Origin: http://evil"),
+    "a browser's page of another name": request(GOOD, STEP, "Sec-Fetch-Site: same-origin"),
+    "a browser's page of its own origin": request(GOOD, STEP, "Sec-Fetch-Site: same-origin", "Origin: http://x"),
     "close": request(GOOD, STEP, "Connection: close"),
     "keep": request(GOOD, STEP, "Connection: Keep-Alive"),
     "close for a proxy": request(GOOD, STEP, "Proxy-Connection: close"),
