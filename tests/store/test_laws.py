@@ -347,3 +347,19 @@ async def test_a_commit_waits_for_a_store_that_comes_back(short_path: Path) -> N
     assert answer.outcome is Outcome.APPLIED
     await store.close()
     one.kill()
+
+
+async def test_a_commit_that_is_tried_again_ends_when_the_store_is_closed(redis_server: Server) -> None:
+    store = StateStore(redis_server.url, timeout=0.5)
+    redis_server.kill()
+    waiting = asyncio.create_task(store.commit([write("{a}", a_record(1))], deadline=now() + 1000))
+    await asyncio.sleep(0)
+    await store.close()
+    redis_server.start()
+
+    with pytest.raises(StoreUnavailableError) as refused:
+        await waiting
+
+    assert refused.value.applied == "no"
+    with redis_server.client() as client:
+        assert client.exists("{a}") == 0
