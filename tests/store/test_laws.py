@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -270,6 +271,21 @@ async def test_every_stream_is_listed_once_in_full_pages(bench: Bench) -> None:
 
     assert sorted(name for page in pages for name in page) == sorted(names)
     assert {len(page) for page in pages[:-1]} == {40}
+
+
+async def test_a_page_costs_in_proportion_to_its_streams(redis_server: Server) -> None:
+    """20,000 names in one page: looked up among each other they would be 200 million comparisons."""
+    store = StateStore(redis_server.url)
+    with redis_server.client() as client:
+        client.mset({record_key("default", "pages", f"s{n}"): "x" for n in range(20_000)})
+
+    began = time.thread_time()
+    page, _ = await store.page("default", "pages", "", None, 20_000, deadline=now() + 60)
+    seconds = time.thread_time() - began
+    await store.close()
+
+    assert len(page) == 20_000
+    assert seconds < 1
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "W10", "WyJ4Il0", "Ww", "e30"])
