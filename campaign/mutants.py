@@ -53,7 +53,7 @@ NO_COMPARE_AND_SET = Mutant(
     "no compare-and-set",
     "service/store/commit.lua",
     "if current == expected then",
-    "if type(current) ~= 'table' then",
+    "if current ~= '!' then",
     (f"{_LAWS}test_a_conflict_brings_the_truth",),
 )
 NO_OPERATION_IDS = Mutant(
@@ -259,9 +259,16 @@ MUTANTS = (
     Mutant(
         "a lost reply is told as not applied",
         "service/store/settle.py",
-        "lost = sent or isinstance(reply, NoReplyError)",
+        "lost = maybe_done or isinstance(reply, NoReplyError)",
         "lost = False",
         (f"{_LAWS}test_a_store_that_does_not_answer_leaves_the_outcome_unknown",),
+    ),
+    Mutant(
+        "a record without bytes counts as a missing stream",
+        "service/store/commit.lua",
+        "(current == '' and call('GET', key))",
+        "false",
+        (f"{_LAWS}test_what_is_no_record_counts_as_no_missing_stream",),
     ),
 )
 

@@ -132,3 +132,55 @@ class RecordVersionError(ServiceError):
 
     def __init__(self, problem: str, **more: Any) -> None:
         super().__init__("record_version", problem, fix="Wait until every replica runs the same release.", **more)
+
+
+def not_a_record(which: str = "The stream's key") -> CorruptRecordError:
+    """Return the error of a stream whose key holds something else than a record, or too few bytes of one.
+
+    Args:
+        which: The key, where there are several in question.
+    """
+    return CorruptRecordError(f"{which} holds something that is no record.")
+
+
+def wrong_state_size(found: int, expected: int) -> CorruptRecordError:
+    """Return the error of a stored state that is not the model's.
+
+    Args:
+        found: Bytes of the stored state.
+        expected: Bytes of the model's.
+    """
+    return CorruptRecordError(f"The stored state has {found} bytes; the model's has {expected}.")
+
+
+def state_changed(step: int, state_id: bytes, *, expected: int | None = None, retry: Retry = "never") -> ServiceError:
+    """Return the refusal of an `after` that is not the stream's history.
+
+    Args:
+        step: Where the stream stands.
+        state_id: Its history, 16 bytes.
+        expected: The `seq` that comes next, where the request has timesteps.
+        retry: `resend_from` where the store lost what the client had been answered.
+    """
+    return ServiceError(
+        "state_changed",
+        f"`after` names another history than the stream's, which stands at step {step}.",
+        fix="Read the stream, then go on from its `step` and `state_id`; if it fell back, send its inputs again.",
+        step=step,
+        state_id=state_id,
+        expected=expected,
+        retry=retry,
+    )
+
+
+def stream_exists(step: int, state_id: bytes, why: str, *, fix: str) -> ServiceError:
+    """Return the refusal of a request that begins a stream which is there already.
+
+    Args:
+        step: Where the stream stands.
+        state_id: Its history, 16 bytes.
+        why: What in the request asks for a new stream.
+        fix: What to do instead.
+    """
+    problem = f"The stream exists and stands at step {step}; {why}."
+    return ServiceError("stream_exists", problem, fix=fix, step=step, state_id=state_id)

@@ -20,6 +20,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from service.store.embedded import find_server
 from tests.graphs import count, fold, fold_reference, write_model
 from tests.processes import LAUNCH, Service, service
 from tests.servers import Server
@@ -296,6 +297,34 @@ def test_a_store_that_dies_comes_back_with_its_data(models: Path, short_path: Pa
         second = step(one, 2, seq=2, after=first["state_id"])
 
     assert second["outputs"]["y"] == fold_reference([1, 2])[1:]
+
+
+@linux
+def test_a_store_that_cannot_be_started_again_is_tried_until_it_can(models: Path, short_path: Path) -> None:
+    """As without memory to fork. The store that is then started ends with a killed service, as the first one would."""
+    binary = short_path / "redis-server"
+    binary.symlink_to(find_server())
+    one = Service(models, short_path / "s", *QUICK, env={"STEPWELL_REDIS_SERVER": str(binary)}).start()
+    try:
+        first = step(one, 1)
+        binary.unlink()
+        binary.write_text("no program: the kernel refuses to run it")
+        binary.chmod(0o755)
+        os.kill(store_pid(one), signal.SIGKILL)
+        assert until(lambda: "Exec format error" in log(one))
+        binary.unlink()
+        binary.symlink_to(find_server())
+        assert until(lambda: answers(one))
+        second = step(one, 2, seq=2, after=first["state_id"])
+        pid = store_pid(one)
+        one.kill()
+
+        assert until(lambda: not runs(pid))
+    finally:
+        one.stop()
+
+    assert second["outputs"]["y"] == fold_reference([1, 2])[1:]
+    assert "Traceback" not in log(one)
 
 
 def test_streams_are_there_after_a_restart(models: Path, short_path: Path) -> None:

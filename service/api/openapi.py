@@ -191,7 +191,7 @@ LIST = route(
     ],
     answer=an_object(
         ["streams", "cursor"],
-        streams=list_of(an_object(["stream", "step"], stream=STREAM, step={"type": "integer"})),
+        streams=list_of(an_object(["stream", "step"], stream=STREAM, step=nullable({"type": "integer"}))),
         cursor=nullable({"type": "string"}),
     ),
     problems=STREAM_READ,

@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import tempfile
-import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +20,13 @@ from service.api.tokens import keys_of
 from service.commands.flags import with_setting_flags
 from service.server import StartError
 from service.settings import Settings, is_loopback
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.embedded import EmbeddedStore
 from service.store.facts import StoreFacts, demand_safe, read_facts
 from service.store.redis import StateStore
 from service.store.rights import demand_rights
 from service.supervisor import Supervisor
 from service.workers import ADMITTED_ENV, CONTROL_ENV
 
-_STORE_WATCH_S = 0.5
 _FILES_BESIDES = 512  # connections to the store, model files, log, libraries
 
 
@@ -114,30 +112,8 @@ def store_for(settings: Settings) -> Iterator[tuple[Settings, StoreFacts]]:
             embedded = EmbeddedStore(settings.data_dir, fsync_always=settings.durability == "fsync")
             embedded.start()
             stack.callback(embedded.stop)
-            stack.enter_context(_kept_alive(embedded))
             settings = settings.model_copy(update={"redis": embedded.url})
         yield settings, asyncio.run(_safe_facts(settings))
-
-
-@contextlib.contextmanager
-def _kept_alive(embedded: EmbeddedStore) -> Iterator[None]:
-    """Start the store again on its data if it ends by itself (killed for memory, say)."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(_STORE_WATCH_S):
-            if not embedded.running:
-                logs.log.error("The embedded store ended by itself; starting it again on its data")
-                with contextlib.suppress(EmbeddedStoreError):
-                    embedded.restart()
-
-    thread = threading.Thread(target=watch, name="store-watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 async def _safe_facts(settings: Settings) -> StoreFacts:

@@ -41,7 +41,7 @@ def ls(
         if as_json:
             typer.echo(json.dumps({"streams": [{"model": name, **row} for name, row in found]}, indent=2))
             return
-        lines = [(name, row["stream"], f"{row['step']:,}") for name, row in found]
+        lines = [(name, row["stream"], _step_text(row["step"])) for name, row in found]
     show(parity_table("", ("model", "stream", "step"), lines), f"{len(lines):,} streams")
 
 
@@ -174,6 +174,10 @@ def forget_snapshot(
     with Remote(url, key) as service:
         service.call("DELETE", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=once())
     typer.echo(f"{name} forgotten")
+
+
+def _step_text(step: int | None) -> str:
+    return "cannot be read" if step is None else f"{step:,}"
 
 
 def _status(found: dict[str, Any]) -> Table:

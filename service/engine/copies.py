@@ -9,14 +9,15 @@ import numpy as np
 
 from service.engine.decide import Intent
 from service.engine.models import ServedModel
-from service.engine.origins import Origins, no_stream, wrong_history
+from service.engine.origins import Origins, no_stream
 from service.engine.resets import demand_time, known_position
 from service.engine.types import Position, SnapshotStatus, StreamKey, StreamState
 from service.engine.ways import Ways
-from service.errors import ServiceError
+from service.errors import ServiceError, not_a_record, state_changed, stream_exists, wrong_state_size
 from service.store import keys
 from service.store.commits import Commit, Outcome
 from service.store.record import KeyEntry, Kind, Record, decode, digest16
+from service.store.redis import checked
 from service.store.snapshots import Remember, Snapshot, Snapshots
 
 
@@ -71,16 +72,15 @@ class Copies:
         )  # the idempotency key's entry lies with the new stream
         while True:
             names = [keys.record_key(*key), target, *([] if entry_name is None else [entry_name])]
-            source, there, *entry = await self._ways.store.load(names, deadline=deadline)
-            if entry and entry[0] is not None:
-                known = known_position(entry[0], Intent(request, 0, None, after, "auto", None))
+            source, there, *entry = await self._ways.store.load_each(names, deadline=deadline, exact=True)
+            if entry and (found := checked(entry[0])) is not None:
+                known = known_position(found, Intent(request, 0, None, after, "auto", None))
                 await self._ways.store.confirm(target, there, entry_name, deadline=deadline)
                 return known
-            present = None if source is None else decode(source)
-            existing = None if there is None else decode(there)
-            if present is None:
+            if (found := checked(source)) is None:
                 raise no_stream(key)
-            record = present
+            record = present = decode(found)
+            existing = None if (found := checked(there)) is None else decode(found)
             if snapshot is not None:
                 record = (await self._origins.snapshot(key, snapshot, deadline=deadline)).record
             # A retry names the history that it was about, wherever the stream is by now.
@@ -91,9 +91,10 @@ class Copies:
                     continue
                 return Position(existing.step, existing.chain, replayed=True)
             if after is not None and present.chain != after:
-                raise wrong_history(present)
+                raise state_changed(present.step, present.chain)
             if existing is not None:
-                raise _exists(to, existing)
+                why, fix = "`to` has to name a new one", "Name another stream, or delete that one first."
+                raise stream_exists(existing.step, existing.chain, why, fix=fix)
             self._ways.begins(to.tenant)
             content = self._origins.content(Kind.FORK, key.model, record, version)
             made = content.record(op_id, record.chain, had_key=entry_name is not None)
@@ -104,11 +105,7 @@ class Copies:
             if answer.outcome in (Outcome.APPLIED, Outcome.SAME):
                 return Position(made.step, made.chain)
             if answer.outcome is Outcome.FOREIGN:
-                raise ServiceError(
-                    "state_corrupt",
-                    "The key of the stream to begin holds something that is no record.",
-                    fix="Delete that stream, or name another.",
-                )
+                raise not_a_record("The key of the stream to begin")
             demand_time(deadline, "the streams")
 
     # ---------------------------------------------------------------- snapshots
@@ -128,20 +125,20 @@ class Copies:
         request = digest16(b"snapshot", name.encode(), after or b"")
         entry_name = None if idempotency_key is None else keys.entry_key(stream, idempotency_key)
         names = [stream, *([] if entry_name is None else [entry_name])]
-        raw, *entry = await self._ways.store.load(names, deadline=deadline)
+        raw, *entry = await self._ways.store.load_each(names, deadline=deadline, exact=True)
         intent = Intent(request, 0, None, after, "auto", None)
-        if entry and entry[0] is not None:
-            replay = known_position(entry[0], intent)
+        if entry and (found := checked(entry[0])) is not None:
+            replay = known_position(found, intent)
             await self._ways.store.confirm(stream, raw, entry_name, deadline=deadline)
             return replay
-        if raw is None:
+        if (found := checked(raw)) is None:
             raise no_stream(key)
-        record = decode(raw)
+        record = decode(found)
         if after is not None and record.chain != after:
             before = await self._snapshots.get(stream, name, deadline=deadline)
             if before is not None and before.record.chain == after:
                 return Position(before.record.step, after, replayed=True)
-            raise wrong_history(record)
+            raise state_changed(record.step, record.chain)
         remember = None
         if entry_name is not None:
             known = KeyEntry(request, record.epoch, record.step, record.chain, 0, b"")
@@ -241,11 +238,7 @@ class Copies:
                 state_id=record.chain,
             )
         if len(record.state) != served.step_model.state_bytes:
-            raise ServiceError(
-                "state_corrupt",
-                f"The stored state has {len(record.state)} bytes; the model's has {served.step_model.state_bytes}.",
-                fix="Reset or delete this stream.",
-            )
+            raise wrong_state_size(len(record.state), served.step_model.state_bytes)
         rows = served.step_model.unpack(np.frombuffer(record.state, np.uint8)[None])
         return StreamState({name: array[0] for name, array in rows.items()}, record.step, record.fingerprint)
 
@@ -254,16 +247,6 @@ class Copies:
         served = self._ways.shelf.by_fingerprint(model, record.fingerprint)
         version = None if served is None else served.version
         return SnapshotStatus(name, version, record.step, record.chain, snapshot.taken_ms)
-
-
-def _exists(stream: StreamKey, record: Record) -> ServiceError:
-    return ServiceError(
-        "stream_exists",
-        f"Stream {stream.stream!r} exists and stands at step {record.step}; a fork begins a new one.",
-        fix="Name another stream, or delete that one first.",
-        step=record.step,
-        state_id=record.chain,
-    )
 
 
 def _number(version: int | None) -> bytes:

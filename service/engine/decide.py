@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any, Final
 
 from service.engine.types import Create, Timestep
-from service.errors import ServiceError
+from service.errors import ServiceError, state_changed, stream_exists
 from service.store.record import KeyEntry, Record
 
 
@@ -146,23 +146,13 @@ def _demand_position(record: Record, intent: Intent) -> None:
     step, seq = record.step, intent.seq
     facts: dict[str, Any] = {"step": step, "state_id": record.chain}
     if intent.create == "must":
-        raise ServiceError(
-            "stream_exists",
-            f"The stream exists and stands at step {step}; `create` is `must`.",
-            fix="Use another stream id, or `create: auto`.",
-            **facts,
-        )
+        why, fix = "`create` is `must`", "Use another stream id, or `create: auto`."
+        raise stream_exists(step, record.chain, why, fix=fix)
     if intent.length:
         facts["expected"] = step + 1
     if intent.after is not None and intent.after != record.chain:
         behind = seq is not None and step < seq - 1  # the store lost what this client had been told
-        raise ServiceError(
-            "state_changed",
-            f"`after` names another history than the stream's, which stands at step {step}.",
-            fix="Read the stream, then go on from its `step` and `state_id`; if it fell back, send its inputs again.",
-            retry="resend_from" if behind else "never",
-            **facts,
-        )
+        raise state_changed(retry="resend_from" if behind else "never", **facts)
     if seq is None or seq == step + 1:
         return
     if seq > step + 1:

@@ -351,8 +351,9 @@ class Engine:
         self.shelf.get(model)
         deadline = self._deadline()
         names, following = await self.store.page(tenant, model, prefix, cursor, limit, deadline=deadline)
-        steps = await self.store.steps([keys.record_key(tenant, model, n) for n in names], deadline=deadline)
-        found = [(name, step) for name, step in zip(names, steps, strict=True) if step is not None]
+        records = [keys.record_key(tenant, model, name) for name in names]
+        steps = await self.store.steps(records, deadline=deadline)
+        found = [(name, steps[record]) for name, record in zip(names, records, strict=True) if record in steps]
         return StreamPage(found, following)
 
     async def not_ready(self) -> list[str]:

@@ -144,17 +144,6 @@ def no_stream(key: StreamKey) -> ServiceError:
     )
 
 
-def wrong_history(record: Record) -> ServiceError:
-    """Return the refusal of an `after` that is not the stream's."""
-    return ServiceError(
-        "state_changed",
-        f"`after` names another history than the stream's, which stands at step {record.step}.",
-        fix="Read the stream, then go on from its `state_id`.",
-        step=record.step,
-        state_id=record.chain,
-    )
-
-
 def _demand_same_states(own: ServedModel | None, wanted: ServedModel, record: Record) -> None:
     if own is not None and _states(own) == _states(wanted):
         return

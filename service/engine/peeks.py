@@ -20,7 +20,7 @@ class Peeks(Rounds):
     """
 
     async def _round(self, rows: Sequence[Pending], deadline: float) -> Sequence[Pending]:
-        await self._load(rows, deadline)
+        await self._load(rows, deadline, exact=True)  # no commit will notice what is no record
         rows = [row for row in rows if self._may_run(row)]
         if not rows:
             return []

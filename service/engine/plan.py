@@ -17,7 +17,7 @@ from service.engine.feeding import Feeding
 from service.engine.models import ServedModel
 from service.engine.rollout_loop import Roll
 from service.engine.types import RolledOut, RolloutAsk
-from service.errors import CorruptRecordError, ServiceError
+from service.errors import CorruptRecordError, ServiceError, wrong_state_size
 from service.store.record import HAD_KEY, NO_CHAIN, KeyEntry, Kind, Record, digest16, next_chains
 
 _SEEDS = 2**53  # so that JSON keeps a seed exactly
@@ -85,11 +85,7 @@ class Plan:
         """
         model = self.served.step_model
         if record is not None and len(record.state) != model.state_bytes:
-            raise ServiceError(
-                "state_corrupt",
-                f"The stored state has {len(record.state)} bytes; the model's has {model.state_bytes}.",
-                fix="Reset or delete this stream.",
-            )
+            raise wrong_state_size(len(record.state), model.state_bytes)
         packed = np.frombuffer(model.initial_state if record is None else record.state, np.uint8)
         states = model.unpack(np.repeat(packed[None], self.ask.samples, axis=0))
         feeding = Feeding(self.rules, seed=self.seed, samples=self.ask.samples, horizon=self.ask.horizon)

@@ -14,8 +14,9 @@ from service.engine.types import GivenState, Position, StreamKey
 from service.engine.ways import Ways
 from service.errors import CorruptRecordError, ServiceError
 from service.store import keys
-from service.store.commits import Commit, Outcome
+from service.store.commits import NO_RECORD, Commit, Outcome
 from service.store.record import NO_CHAIN, KeyEntry, Kind, Record, decode, digest16
+from service.store.redis import checked
 
 
 class Resets:
@@ -135,17 +136,18 @@ class Resets:
         name, intent = keys.record_key(*key), Intent(op_id, 0, None, after, "auto", None)
         entry_name = None if idempotency_key is None else keys.entry_key(name, idempotency_key)
         while True:
-            found = await self._ways.store.load([name] if entry_name is None else [name, entry_name], deadline=deadline)
-            if entry_name is not None and found[1] is not None:
-                known = known_position(found[1], intent)
-                await self._ways.store.confirm(name, found[0], entry_name, deadline=deadline)
+            names = [name] if entry_name is None else [name, entry_name]
+            raw, *entry_found = await self._ways.store.load_each(names, deadline=deadline, exact=True)
+            if entry_found and (remembered := checked(entry_found[0])) is not None:
+                known = known_position(remembered, intent)
+                await self._ways.store.confirm(name, raw, entry_name, deadline=deadline)
                 return known
-            current, expect = _record_to_replace(found[0], intent)
+            current, expect = _record_to_replace(raw, intent)
             if decide(current, intent) is Verdict.REPLAY and current is not None:
-                if not await self._ways.store.confirm(name, found[0], deadline=deadline):
+                if not await self._ways.store.confirm(name, raw, deadline=deadline):
                     continue
                 return Position(current.step, current.chain, replayed=True)
-            if found[0] is None:
+            if raw is None:
                 self._ways.begins(key.tenant)
             made = (await content(deadline)).record(
                 op_id,
@@ -159,8 +161,6 @@ class Resets:
             self._ways.forget(key)
             if answer.outcome in (Outcome.APPLIED, Outcome.SAME):
                 return Position(made.step, made.chain, replayed=answer.outcome is Outcome.SAME)
-            if answer.outcome is Outcome.FOREIGN:
-                await self._ways.store.delete(name, deadline=deadline)
             demand_time(deadline, "the stream")
 
 
@@ -186,14 +186,15 @@ def demand_time(deadline: float, what: str) -> None:
         )
 
 
-def _record_to_replace(raw: bytes | None, intent: Intent) -> tuple[Record | None, bytes]:
+def _record_to_replace(raw: bytes | ServiceError | None, intent: Intent) -> tuple[Record | None, bytes]:
     """Return the record and its guard. What is no record of ours is replaced too, unless a history is demanded."""
-    if raw is None:
-        return None, b""
     try:
-        record = decode(raw)
+        if (stored := checked(raw)) is None:
+            return None, b""
+        record = decode(stored)
     except CorruptRecordError:
         if intent.after is not None:
             raise
-        return None, raw[8:64]
+        guard = raw[8:64] if isinstance(raw, bytes) else b""
+        return None, guard or NO_RECORD
     return record, record.guard

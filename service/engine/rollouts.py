@@ -17,10 +17,11 @@ from service.engine.resets import demand_time
 from service.engine.rollout_loop import Roll, RolloutLoop
 from service.engine.types import RolledOut, RolloutAsk, Timestep
 from service.engine.ways import Ways
-from service.errors import ServiceError
+from service.errors import ServiceError, not_a_record
 from service.store import keys
 from service.store.commits import Commit, Outcome
 from service.store.record import KeyEntry, Record, decode, digest16
+from service.store.redis import checked
 
 if TYPE_CHECKING:
     from service.engine.audience import Audience
@@ -71,11 +72,12 @@ class Rollouts:
         named = ask.commit and ask.idempotency_key is not None
         entry_name = keys.entry_key(name, ask.idempotency_key or "") if named else None
         while True:
-            raw, *entry = await self._ways.store.load([name, *([entry_name] if entry_name else [])], deadline=deadline)
-            record = None if raw is None else decode(raw)
+            names = [name] if entry_name is None else [name, entry_name]
+            raw, *entry = await self._ways.store.load_each(names, deadline=deadline, exact=True)
+            record = None if (stored := checked(raw)) is None else decode(stored)
             plan = Plan.of(ask, op_id, self._model_of(ask, record))
-            if entry and entry[0] is not None:
-                known = replay_of_key(KeyEntry.decode(entry[0]), plan.intent)
+            if entry and (found := checked(entry[0])) is not None:
+                known = replay_of_key(KeyEntry.decode(found), plan.intent)
                 await self._ways.store.confirm(name, raw, entry_name, deadline=deadline)
                 return self._told_again(plan, known)
             if decide(record, plan.intent) is Verdict.REPLAY and record is not None:
@@ -146,9 +148,7 @@ class Rollouts:
         answer = (await self._ways.store.commit([commit], deadline=deadline, tellings=tellings))[0]
         self._ways.forget(key)
         if answer.outcome is Outcome.FOREIGN:
-            raise ServiceError(
-                "state_corrupt", "The stream's key holds something that is no record.", fix="Delete this stream."
-            )
+            raise not_a_record()
         if answer.outcome is Outcome.SAME and answer.stored is not None:
             return self._told_again(plan, decode(answer.stored))
         if answer.outcome is not Outcome.APPLIED:

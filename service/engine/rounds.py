@@ -24,10 +24,11 @@ from service.engine.pending import Pending
 from service.engine.replay import replayed
 from service.engine.runner import ModelRunner, Ran
 from service.engine.types import BEGINS, ENDS, Made, Prediction
-from service.errors import Applied, OutcomeUnknownError, ServiceError
+from service.errors import Applied, OutcomeUnknownError, ServiceError, not_a_record, wrong_state_size
 from service.store.commits import FORGET, Commit, Commits, Outcome, RowCommits
 from service.store.record import HAD_KEY, HEADER_BYTES, KeyEntry, Kind, Record, decode, next_chains
 from service.store.record_rows import encode_rows, guard_rows, heads_of
+from service.store.redis import checked
 
 if TYPE_CHECKING:
     from service.engine.audience import Audience
@@ -237,23 +238,23 @@ class Rounds:
             if not rows[at].fresh and not (slot and surely_applies(step, chain, rows[at].timestep))
         ]
 
-    async def _load(self, rows: Sequence[Pending], deadline: float) -> None:
+    async def _load(self, rows: Sequence[Pending], deadline: float, *, exact: bool = False) -> None:
         keyed = [row for row in rows if row.timestep.idempotency_key is not None or row.timestep.life == "last"]
         began = time.perf_counter()
         found = await self._store.load_each(
-            [row.name for row in rows] + [str(row.entry_key) for row in keyed], deadline=deadline
+            [row.name for row in rows] + [str(row.entry_key) for row in keyed], deadline=deadline, exact=exact
         )
         self._observer.store("load", time.perf_counter() - began)
         for row, answer in zip(rows, found, strict=False):
             try:
-                stored = _good(answer)
+                stored = checked(answer)
                 row.seen(stored, None if stored is None else decode(stored))
             except ServiceError as exc:  # a bad record stops its own stream only
                 row.seen(None, None)
                 self._answer(row, exc)
         for row, entry in zip(keyed, found[len(rows) :], strict=True):
             try:
-                if (stored := _good(entry)) is not None:
+                if (stored := checked(entry)) is not None:
                     row.recall(KeyEntry.decode(stored))
             except ServiceError as exc:
                 self._answer(row, exc)
@@ -299,11 +300,7 @@ class Rounds:
                 assert view is not None
                 self._replay(row, view)
             elif view is not None and len(view.state) != self._model.state_bytes and row.timestep.life not in BEGINS:
-                raise ServiceError(
-                    "state_corrupt",
-                    f"The stored state has {len(view.state)} bytes; the model's has {self._model.state_bytes}.",
-                    fix="Reset or delete this stream.",
-                )
+                raise wrong_state_size(len(view.state), self._model.state_bytes)
             else:
                 if view is None and row.timestep.life not in ENDS:
                     self._take_room(row)
@@ -444,9 +441,7 @@ class Rounds:
                 self._replay_key(row, KeyEntry.decode(answer.stored))
                 return False
             if answer.outcome is Outcome.FOREIGN:
-                raise ServiceError(
-                    "state_corrupt", "The stream's key holds something that is no record.", fix="Delete this stream."
-                )
+                raise not_a_record()
             if answer.error is not None:
                 raise answer.error
             current = None if answer.stored is None else decode(answer.stored)
@@ -526,17 +521,6 @@ def failed(applied: Applied) -> ServiceError:
     return ServiceError(
         "internal", "The step failed for a reason of the server's own.", fix="Send it again.", applied=applied
     )
-
-
-def _good(stored: bytes | ServiceError | None) -> bytes | None:
-    """Return what was read.
-
-    Raises:
-        ServiceError: It could not be.
-    """
-    if isinstance(stored, ServiceError):
-        raise stored
-    return stored
 
 
 def _with_entry(commit: Commit, row: Pending, head: Array, outputs: bytes) -> Commit:

@@ -349,9 +349,12 @@ class RolledOut:
 
 @dataclass(frozen=True, slots=True)
 class StreamPage:
-    """One page of a listing: `(stream, step)` pairs, and where to go on, or None at the end."""
+    """One page of a listing: `(stream, step)` pairs, and where to go on, or None at the end.
 
-    streams: list[tuple[str, int]] = field(default_factory=list)
+    The step is None where the stream's record cannot be read.
+    """
+
+    streams: list[tuple[str, int | None]] = field(default_factory=list)
     cursor: str | None = None
 
 

@@ -112,8 +112,10 @@ class Watchers:
     def hear(self, topic: str, message: bytes) -> None:
         """Take a message of the channel."""
         try:
-            if message in self._marks:
-                hold, is_read = self._marks[message]
+            # Marks are published on the own topic alone: what comes on others may be megabytes, and is not hashed.
+            mark = self._marks.get(message) if topic == self._shared.own_topic else None
+            if mark is not None:
+                hold, is_read = mark
                 hold.is_read = True
                 is_read.set()
             elif not self._shared.hear(topic, message):

@@ -89,26 +89,35 @@ class Channel:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        if self._ear is not None:
-            self._ear.cut("closed")
+        self._drop_ear("closed")
 
     async def _listen(self, first_try: asyncio.Event) -> None:
-        is_back = first_try.is_set()
+        if is_lost := first_try.is_set():  # run again after an error that is not handled here
+            self._drop_ear("an unexpected error")
+            self._listener.lost()
         while True:
             try:
                 self._ear = Ear(await self._wire.open(), self._listener.hear)
-                await self._ear.subscribe(self._topics)
-            except (NotSentError, TimeoutError) as exc:
-                why = str(exc) or "no connection in time"
-            else:
-                if is_back and not self._ear.is_cut.is_set():
-                    self._listener.back()
-                first_try.set()
-                await self._ear.stay(_PATIENCE_S)
+                async with asyncio.timeout(self._wire.timeout):
+                    await self._ear.subscribe(self._topics)
+                if not self._ear.is_cut.is_set():
+                    if is_lost:
+                        self._listener.back()
+                    is_lost = False
+                    first_try.set()
+                    await self._ear.stay(_PATIENCE_S)
                 why = self._ear.cut_by or ""
-            if self._ear is not None or not is_back:
+            except (NotSentError, TimeoutError) as exc:
+                why = str(exc) or "no answer in time"
+            self._drop_ear(why)
+            if not is_lost:
                 _log.warning("Messages between workers are missed, connecting again: %s", why)
                 self._listener.lost()
-            self._ear, is_back = None, True
+            is_lost = True
             first_try.set()
             await asyncio.sleep(_RECONNECT_S)
+
+    def _drop_ear(self, why: str) -> None:
+        if self._ear is not None:
+            self._ear.cut(why)
+            self._ear = None

@@ -44,6 +44,7 @@ class ClusterWire:
         """
         self.timeout = timeout
         self._url = url
+        self._closed = False
         self._wires: dict[Address, ServerWire] = {}
         self._owners: list[ServerWire] = []  # by slot
         self._primaries: list[Address] = []
@@ -98,7 +99,8 @@ class ClusterWire:
         return self._name, [self._wire(node) for node in self._primaries]
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; none is opened any more."""
+        self._closed = True
         if self._learning is not None:
             self._learning.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -116,7 +118,10 @@ class ClusterWire:
             found = await wire.call(*commands, timeout=limit, confirm=confirm)
         except (NotSentError, NoReplyError) as exc:
             self._learn_soon()  # another node may have taken its place
-            found = [exc] * len(commands)
+            trouble: Exception = exc
+            if isinstance(exc, NotSentError) and wire.closed and not self._closed:
+                trouble = NotSentError("its node has left the Cluster")  # the next try finds who has its slots now
+            found = [trouble] * len(commands)
         return found[1::2] if asking else found
 
     def _wire(self, node: Address) -> ServerWire:
@@ -149,6 +154,8 @@ class ClusterWire:
         return wire, code == "ASK"
 
     def _learn_soon(self) -> None:
+        if self._closed:
+            return
         if self._learning is None or self._learning.done():
             self._learning = asyncio.create_task(self._learn())
 
@@ -159,11 +166,11 @@ class ClusterWire:
             NotSentError: Nobody says, and nobody ever did.
         """
         self._learn_soon()
-        assert self._learning is not None
-        await asyncio.wait([self._learning], timeout=limit)
+        if self._learning is not None:
+            await asyncio.wait([self._learning], timeout=limit)
         if not self._owners:
             why = "no node of the Cluster says who has which slot"
-            raise NotSentError(f"{why}: {self._trouble}", told=why)
+            raise NotSentError(f"{why}: {self._trouble}", hopeless=self._closed, told=why)
 
     async def _learn(self) -> None:
         for node in self._candidates():

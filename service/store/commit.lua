@@ -3,7 +3,8 @@
 --
 -- KEYS          n records, m entries of idempotency keys, histories of streams
 -- ARGV[1..5]    n, time to live of a record, of an entry, 1 to leave the times to live of records as they are, m
--- ARGV[6..]     n pairs: guard expected ('' = the stream must be missing), new record ('-' = forget the stream)
+-- ARGV[6..]     n pairs: guard expected ('' = the stream must be missing; '!' = the key must hold no record, see 4),
+--               new record ('-' = forget the stream)
 -- ARGV[6+2n..]  m pairs: index of its record, new entry
 -- and the rest  fours, what is told once a record is written: index of its record, event, topic ('' = it is not
 --               published), how many events its history keeps (0 = it has none; else it is the next of KEYS)
@@ -15,7 +16,7 @@
 --   {i, 2, record}   this very operation is already the stream's newest one
 --   {i, 3, entry}    this idempotency key had been used: its own answer
 --   {i, 0, record}   the stream is elsewhere (or missing: no record); here is the truth
---   {i, 4}           the key holds something that is no string
+--   {i, 4}           the key holds no record: something of another type, or bytes too short to have a guard
 local call, pcall = redis.call, redis.pcall
 local n, ttl, entry_ttl, keep, m = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
 local entry_at = {}
@@ -49,6 +50,9 @@ for i = 1, n do
     others[#others + 1] = {i, 3, known}
   else
     local current = pcall('GETRANGE', key, 8, 63)
+    if type(current) == 'table' or (current == '' and call('GET', key)) then
+      current = '!'
+    end
     if current == expected then
       if forget then
         call('DEL', key, key .. ':s', key .. ':h') -- with its snapshots and history, in the same slot
@@ -73,7 +77,7 @@ for i = 1, n do
           table.insert(published[topic], event)
         end
       end
-    elseif type(current) == 'table' then
+    elseif current == '!' then
       others[#others + 1] = {i, 4}
     elseif not forget and current == string.sub(record, 9, 64) then
       -- a write, so that a WAIT after it covers the first one

@@ -22,6 +22,9 @@ from service.store.script import Script
 FORGET: Final = b"-"
 """What a commit has in place of a record where the stream is to be forgotten; `commit.lua` knows it."""
 
+NO_RECORD: Final = b"!"
+"""What a commit expects in place of a guard where the key holds something that is no record, which it replaces."""
+
 COMMIT: Final = Script.of("commit.lua")
 _GUARD_AND_RECORD: Final = itemgetter(1, 2)  # of a commit
 
@@ -31,7 +34,7 @@ class Commit(NamedTuple):
 
     Attributes:
         key: The record's key.
-        expect: The guard that the stored record must have; empty: the stream must be missing.
+        expect: The guard that the stored record must have; empty: the stream must be missing; or `NO_RECORD`.
         record: The new record's bytes, or `FORGET`; a commit that forgets is never `SAME`.
         entry_key: Where to remember the answer of an idempotency key, or None.
         entry: The entry's bytes.
@@ -135,7 +138,8 @@ class Committed:
 
     Attributes:
         outcome: What became of it.
-        stored: The stored record (`CONFLICT`, `SAME`; None: the stream is missing) or entry (`KEY_KNOWN`).
+        stored: The stored record (`CONFLICT`, `SAME`; None: the stream is missing) or entry (`KEY_KNOWN`). It may
+            be no record of ours.
         error: Why it failed (`FAILED`), and whether it was applied.
     """
 

@@ -11,14 +11,17 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -27,8 +30,10 @@ import redis
 
 from model_export.errors import StepwellError
 
+_log = logging.getLogger(__name__)
 _START_WITHIN_S = 30.0
 _STOP_WITHIN_S = 30.0
+_WATCH_S = 0.5
 _LONGEST_SOCKET_PATH = 100  # the kernel allows 107
 _PR_SET_PDEATHSIG = 1
 REWRITTEN_FROM = "256mb"  # the server stands still for 20 ms then: from its own 64 MB on, each 3 s at 30,000 steps/s
@@ -70,10 +75,10 @@ def find_server() -> Path:
 
 
 class EmbeddedStore:
-    """A private server on the data of one folder.
+    """A private server on the data of one folder, started again on them if it ends by itself (killed for memory, say).
 
-    Start it from the main thread: on Linux the server is told by the kernel when the thread that started it ends,
-    so that it ends also when this process is killed.
+    A thread of its own starts the server, each time, and lives until `stop`. On Linux the kernel ends the server when
+    the thread that started it ends, and so also when this process is killed.
     """
 
     def __init__(self, data_dir: Path, *, fsync_always: bool = False) -> None:
@@ -87,6 +92,8 @@ class EmbeddedStore:
         self._fsync = "always" if fsync_always else "everysec"
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._keeper: threading.Thread | None = None
+        self._stopping = threading.Event()
         self.socket = _socket_of(self._dir)
 
     @property
@@ -108,31 +115,66 @@ class EmbeddedStore:
         self._take_folder()
         try:
             self._end_leftover()
-            self._launch()
+            started: Future[None] = Future()
+            self._stopping.clear()
+            self._keeper = threading.Thread(target=self._keep, args=(started,), name="embedded-store", daemon=True)
+            self._keeper.start()
+            started.result()
         except BaseException:
             self.stop()
             raise
 
-    def restart(self) -> None:
-        """Start the server again after it ended by itself."""
-        self._launch()
-
     def stop(self) -> None:
         """End the server, its file flushed, and give the folder back."""
-        if self._process is not None:
-            if self.running:
-                self._process.terminate()
-            try:
-                self._process.wait(_STOP_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
-            self.socket.unlink(missing_ok=True)
-            self._pid_file.unlink(missing_ok=True)
+        self._stopping.set()
+        if self._keeper is not None:
+            self._keeper.join()
+            self._keeper = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    # ---------------------------------------------------------------- the thread that starts the server
+
+    def _keep(self, started: Future[None]) -> None:
+        """Start the server, and again whenever it has ended by itself; end it when this store is to stop."""
+        try:
+            self._launch()
+        except BaseException as exc:  # noqa: BLE001 - raised where `start` waits
+            started.set_exception(exc)
+        else:
+            started.set_result(None)
+            self._keep_running()
+        self._end_server()
+
+    def _keep_running(self) -> None:
+        trouble = ""  # as it was logged
+        while not self._stopping.wait(_WATCH_S):
+            if self.running:
+                trouble = ""
+                continue
+            if not trouble:
+                _log.error("The embedded store ended by itself; starting it again on its data")
+            try:
+                self._launch()
+            except Exception as exc:  # noqa: BLE001 - no memory, a full disk: it may pass, so it is tried until it has
+                if str(exc) != trouble:
+                    _log.error("The embedded store cannot be started again; it is tried until it can: %s", exc)
+                trouble = str(exc)
+
+    def _end_server(self) -> None:
+        if self._process is None:
+            return
+        if self.running:
+            self._process.terminate()
+        try:
+            self._process.wait(_STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        self.socket.unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- helpers
 
@@ -212,7 +254,7 @@ class EmbeddedStore:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is ours; the store ends after the last answer
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - before any thread
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - it is one system call
         )
         self._pid_file.write_text(str(self._process.pid))
         if not self._comes_up():
@@ -227,7 +269,7 @@ class EmbeddedStore:
         """Wait until the server serves; False when it ended, or says nothing for too long."""
         deadline = time.monotonic() + _START_WITHIN_S
         with redis.Redis.from_url(self.url, socket_timeout=5) as client:
-            while self.running and time.monotonic() < deadline:
+            while self.running and time.monotonic() < deadline and not self._stopping.is_set():
                 try:
                     return bool(client.ping())
                 except redis.BusyLoadingError:  # it reads its file, which takes as long as it takes

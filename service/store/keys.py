@@ -35,6 +35,11 @@ def last_words_key(record: str) -> str:
     return f"{record}:end"
 
 
+def is_record(name: str) -> bool:
+    """Whether a key is a stream's record, and none of those beside it."""
+    return name.endswith("}")
+
+
 def records_pattern(tenant: str, model: str, prefix: str) -> str:
     """Return the SCAN pattern of a model's records whose stream id begins with `prefix`.
 

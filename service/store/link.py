@@ -83,21 +83,21 @@ class Link(asyncio.Protocol):
 
     A caller may give up sooner than others: its reply is then dropped when it comes. A link on which a reply is
     overdue is cut, and all that wait on it have no reply.
-
-    Attributes:
-        overdue: It was cut for that reason.
     """
 
-    def __init__(self, writer: asyncio.StreamWriter, patience: float) -> None:
+    def __init__(
+        self, writer: asyncio.StreamWriter, patience: float, *, on_overdue: Callable[[], None] | None = None
+    ) -> None:
         """Take a connection over.
 
         Args:
             writer: Of a connection on which the greeting is done and nothing is under way.
             patience: Seconds after which a reply is overdue.
+            on_overdue: Called once, when the link is cut for that reason.
         """
-        self.overdue = False
         self._loop = asyncio.get_running_loop()  # asking for it costs a system call each time, before Python 3.12
         self._patience = patience
+        self._on_overdue = on_overdue
         self._writer = writer  # kept, since it closes the connection when it is collected
         self._transport = writer.transport
         self._reader = hiredis.Reader(replyError=RefusalError)
@@ -151,8 +151,9 @@ class Link(asyncio.Protocol):
         """End a caller's wait; and the link, if its oldest reply is overdue."""
         now = self._loop.time()
         if self._waiting and now - self._waiting[0].sent_at > self._patience - _CLOCK_GRAIN_S:
-            self.overdue = True
             self.cut(_LATE)
+            if self._on_overdue is not None:
+                self._on_overdue()
         elif not exchange.done.done():
             exchange.done.set_exception(NoReplyError(_LATE))
 

@@ -37,15 +37,17 @@ async def page(
     Raises:
         ServiceError: `bad_request`: the cursor is none of ours; or the store's.
     """
-    at, found = _read_cursor(cursor)
+    at, kept = _read_cursor(cursor)
+    found = dict.fromkeys(kept)  # a scan may bring a name twice
     count = max(limit, _FEW)
     while len(found) < limit and at != "end":
         at, batch = await _scan(wire, at, pattern, count, deadline)
-        found.extend(name for name in map(keys.stream_of, batch) if name not in found)
+        found.update(dict.fromkeys(map(keys.stream_of, batch)))
         count = min(2 * count, _MANY) if not batch else max(limit, _FEW)  # hurry where few keys match
-    rest = found[limit:]
+    names = list(found)
+    rest = names[limit:]
     done = at == "end" and not rest
-    return found[:limit], None if done else _write_cursor(at, rest)
+    return names[:limit], None if done else _write_cursor(at, rest)
 
 
 async def every_key(wire: Wire, pattern: str, *, deadline: Callable[[], float]) -> AsyncIterator[list[str]]:

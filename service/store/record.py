@@ -126,12 +126,11 @@ class Record:
         return HEADER_BYTES + len(self.outputs) + len(self.state)
 
 
-def decode(raw: bytes, *, state_bytes: int | None = None) -> Record:
+def decode(raw: bytes) -> Record:
     """Read a record, trusting nothing.
 
     Args:
         raw: The bytes from the store.
-        state_bytes: What the state must measure, where the model is known.
 
     Raises:
         CorruptRecordError: No record of ours, cut short, or a checksum that does not fit.
@@ -152,8 +151,6 @@ def decode(raw: bytes, *, state_bytes: int | None = None) -> Record:
     view = memoryview(raw)
     if crc32(view[_CRC_AT + 4 :], crc32(bytes(4), crc32(view[:_CRC_AT]))) != crc:
         raise CorruptRecordError("The record's checksum does not fit its bytes.")
-    if state_bytes is not None and found_state != state_bytes:
-        raise CorruptRecordError(f"The record's state has {found_state} bytes; its model's has {state_bytes}.")
     body = HEADER_BYTES + output_bytes
     return Record(
         epoch, step, length, flags, op_id, chain, fingerprint, updated, created, raw[HEADER_BYTES:body], raw[body:]

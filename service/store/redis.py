@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, cast
 
-from service.errors import CorruptRecordError, ServiceError, StoreUnavailableError
+from service.errors import ServiceError, StoreUnavailableError, not_a_record
 from service.store import keys
 from service.store.commits import (
     APPLIED,
@@ -25,6 +25,7 @@ from service.store.commits import (
 )
 from service.store.link import Argument, NotSentError, RefusalError
 from service.store.listing import every_key, page
+from service.store.record import MAGIC
 from service.store.script import Script
 from service.store.server_wire import Unconfirmed
 from service.store.settle import settle
@@ -35,6 +36,7 @@ Durability = Literal["memory", "fsync", "replica"]
 _LONGEST_LIFE: Final = 1.25  # of an idle stream, in times to live: so its expiry is not set anew by each step
 _SUSPENDED_TOO: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _NO_GUARD: Final = b"no guard is this"  # no record has a guard of this length
+_STEP_AT, _STEP_END = 16, 24  # in a record
 
 _HISTORY: Final = Script.of("history.lua")
 _MOVED: Final = frozenset((Outcome.APPLIED, Outcome.SAME, Outcome.KEY_KNOWN))
@@ -97,23 +99,35 @@ class StateStore:
 
         Raises:
             StoreUnavailableError: No answer until the deadline.
+            CorruptRecordError: A record's key holds something of another type.
         """
-        found = await self.load_each(names, deadline=deadline)
-        return _all_good(found) if self._wire.one_stream else cast("list[bytes | None]", found)
+        return _all_good(await self.load_each(names, deadline=deadline, exact=True))
 
-    async def load_each(self, names: Sequence[str], *, deadline: float) -> list[bytes | ServiceError | None]:
-        """As `load`, but in a Cluster a key whose server does not answer has an error of its own."""
-        if not self._wire.one_stream:
+    async def load_each(
+        self, names: Sequence[str], *, deadline: float, exact: bool = False
+    ) -> list[bytes | ServiceError | None]:
+        """As `load`, but what cannot be read is an error in its place; in a Cluster that is a server's silence, too.
+
+        Args:
+            names: Keys of records or entries.
+            deadline: On the running loop's clock.
+            exact: A value of another type under a record's key is an error. Else it may count as missing, which is
+                cheaper: one command reads all. No commit takes it for missing.
+        """
+        if not (self._wire.one_stream or exact):
             [found] = _all_good(await settle(self._wire, [("MGET", *names)], deadline=deadline))
             return cast("list[bytes | ServiceError | None]", found)
         found = await settle(self._wire, [("GET", name) for name in names], deadline=deadline)
-        return [None if isinstance(one, RefusalError) else one for one in found]  # as MGET says of another type
+        for at, name in enumerate(names):
+            if isinstance(found[at], RefusalError):  # an entry of another type is none of ours: it answers nothing
+                found[at] = not_a_record() if keys.is_record(name) else None
+        return found
 
     async def load_with_ttl(self, name: str, *, deadline: float) -> tuple[bytes | None, int]:
         """Return a record and the milliseconds it will still live if its stream stays idle."""
         record, ttl = _all_good(await settle(self._wire, [("GET", name), ("PTTL", name)], deadline=deadline))
         if isinstance(record, RefusalError):
-            raise CorruptRecordError("The stream's key holds something that is no record.")
+            raise not_a_record()
         return record, ttl
 
     @staticmethod
@@ -188,7 +202,9 @@ class StateStore:
         """
         return Commit(name, _NO_GUARD, stored, entry_key)
 
-    async def confirm(self, name: str, stored: bytes | None, entry_key: str | None = None, *, deadline: float) -> bool:
+    async def confirm(
+        self, name: str, stored: bytes | ServiceError | None, entry_key: str | None = None, *, deadline: float
+    ) -> bool:
         """Wait, where `confirms` asks for it, until a replica has what was read; arguments as for `confirmation`.
 
         Returns:
@@ -199,7 +215,8 @@ class StateStore:
         """
         if not self.confirms:
             return True
-        answer = (await self.commit([self.confirmation(name, stored or b"", entry_key)], deadline=deadline))[0]
+        record = stored if isinstance(stored, bytes) else b""
+        answer = (await self.commit([self.confirmation(name, record, entry_key)], deadline=deadline))[0]
         return answer.outcome in (Outcome.SAME, Outcome.KEY_KNOWN)
 
     async def run(self, script: Script, arguments: Sequence[Argument], *, deadline: float) -> Any:
@@ -268,13 +285,19 @@ class StateStore:
             counts.update(map(keys.tenant_of, batch))
         return dict(counts)
 
-    async def steps(self, names: Sequence[str], *, deadline: float) -> list[int | None]:
-        """Return the step of each record, None where there is none."""
+    async def steps(self, names: Sequence[str], *, deadline: float) -> dict[str, int | None]:
+        """Return the step of each record that is there; None: it has none that could be read."""
         if not names:
-            return []
-        reads = [("GETRANGE", name, 16, 23) for name in names]
-        found = _all_good(await settle(self._wire, reads, deadline=deadline))
-        return [int.from_bytes(raw, "little") if isinstance(raw, bytes) and len(raw) == 8 else None for raw in found]
+            return {}
+        reads = [("GETRANGE", name, 0, _STEP_END - 1) for name in names]
+        heads = _all_good(await settle(self._wire, reads, deadline=deadline))
+        steps = {name: _step_in(head) for name, head in zip(names, heads, strict=True)}
+        if unread := [name for name, step in steps.items() if step is None]:
+            there = await self.load_each(unread, deadline=deadline, exact=True)
+            for name, value in zip(unread, there, strict=True):
+                if value is None:
+                    del steps[name]
+        return steps
 
     async def ping(self, *, timeout: float) -> None:
         """Ask whether the store answers; of a Cluster, whether more than half of its primaries do.
@@ -295,6 +318,17 @@ class StateStore:
     async def close(self) -> None:
         """Close every connection."""
         await self._wire.close()
+
+
+def checked(loaded: bytes | ServiceError | None) -> bytes | None:
+    """Return what `StateStore.load_each` found under a key.
+
+    Raises:
+        ServiceError: It could not be read.
+    """
+    if isinstance(loaded, ServiceError):
+        raise loaded
+    return loaded
 
 
 def _alone(commits: Sequence[Commit], tellings: Sequence[Telling]) -> list[tuple[Sequence[Commit], Sequence[Telling]]]:
@@ -342,7 +376,14 @@ def _outcomes(reply: Any, commits: int) -> dict[int, Committed]:
 def _committed(answer: Sequence[Any]) -> tuple[int, Committed]:
     """Read one answer of the script: the commit's place, what became of it, what is stored."""
     place, outcome, *stored = answer
-    return place - 1, Committed(Outcome(outcome), (stored[0] or None) if stored else None)
+    return place - 1, Committed(Outcome(outcome), stored[0] if stored else None)
+
+
+def _step_in(head: Any) -> int | None:
+    """Read a record's step from its beginning."""
+    if not isinstance(head, bytes) or len(head) < _STEP_END or not head.startswith(MAGIC):
+        return None
+    return int.from_bytes(head[_STEP_AT:_STEP_END], "little")
 
 
 def _not_confirmed() -> ServiceError:

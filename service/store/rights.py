@@ -69,8 +69,10 @@ async def demand_rights(store: StateStore) -> None:
             _judge(everywhere, await part.call(*everywhere))
         link = Link(await store.wire.open(), store.wire.timeout)  # its own: a subscriber may ask nothing else
         subscribing: list[Sequence[Argument]] = [("SUBSCRIBE", _TOPIC), ("UNSUBSCRIBE", _TOPIC)]
-        _judge(subscribing, await link.call(subscribing, store.wire.timeout))
-        link.cut("asked enough")
+        try:
+            _judge(subscribing, await link.call(subscribing, store.wire.timeout))
+        finally:
+            link.cut("checked")
     except (NotSentError, NoReplyError, TimeoutError):
         return  # it was there a moment ago; requests will wait for it
 

@@ -43,6 +43,11 @@ class ServerWire:
 
     A server that was late several times in a row counts as away: calls then fail at once, until it answers a PING.
     A server that refuses connections does not: it may be restarting, and a call is tried again until its deadline.
+
+    Attributes:
+        timeout: Seconds that connecting, and one exchange, may take.
+        away: Calls fail at once.
+        closed: `close` was called: connections are opened no more.
     """
 
     one_stream = False
@@ -56,11 +61,13 @@ class ServerWire:
         """
         self.timeout = timeout
         self.away = False
+        self.closed = False
         self._pool = pool
         self._late = 0
         self._probe: asyncio.Task[None] | None = None
         self._shared: Link | None = None
         self._idle: list[Link] = []
+        self._confirming: set[Link] = set()  # in use by one caller each
         self._opening = asyncio.Lock()
         self._complaint = ""  # why no connection was had, as it was logged
 
@@ -76,36 +83,32 @@ class ServerWire:
         link = self._shared
         if link is None or not link.is_open:
             link = await self._shared_link(limit)
-        return await self._exchange(link, commands, limit)
+        replies = await link.call(commands, limit)
+        self._note(link, replies)
+        return replies
 
     async def parts(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerWire]]:
         """Return this server alone."""
         return "0", [self]
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; none is opened any more."""
+        self.closed = True
         if self._probe is not None:
             self._probe.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._probe
-        for link in [*self._idle, *([self._shared] if self._shared else [])]:
+        for link in [*self._idle, *self._confirming, *([self._shared] if self._shared else [])]:
             link.cut("closed")
         await self._pool.aclose()
 
     # ---------------------------------------------------------------- exchanges
 
-    async def _exchange(self, link: Link, commands: Sequence[Sequence[Argument]], limit: float) -> list[Any]:
-        try:
-            replies = await link.call(commands, limit)
-        except NoReplyError:
-            if link.overdue:
-                link.overdue = False  # counted once, however many waited on it
-                self._was_late()
-            raise
+    def _note(self, link: Link, replies: Sequence[Any]) -> None:
+        """Read from the replies to an exchange how the server is."""
         self._late = 0
         if any([isinstance(reply, RefusalError) and reply.code == "READONLY" for reply in replies]):  # noqa: C419 - see settle
             link.cut("the server is a replica now")  # the next connection finds the primary
-        return replies
 
     async def _confirmed(self, commands: Sequence[Sequence[Argument]], limit: float) -> list[Any]:
         """Send writes and `WAIT` on a connection that nobody else waits on.
@@ -113,13 +116,17 @@ class ServerWire:
         `WAIT` is about the writes of its own connection, so it says nothing where none of the commands was one.
         """
         link = await self._own_link(limit)
+        self._confirming.add(link)
         # Half of the time, so that "no replica confirmed" is an answer and not a missing one.
         wait = ("WAIT", 1, int(limit * 500))
         try:
-            *replies, confirmed = await self._exchange(link, [*commands, wait], limit)
-        except NoReplyError as exc:
-            link.cut(str(exc))
+            *replies, confirmed = await link.call([*commands, wait], limit)
+        except BaseException as exc:  # a cancelled caller, too: the next one would wait for the replies to this one
+            link.cut(str(exc) or "its caller was cancelled")
             raise
+        finally:
+            self._confirming.discard(link)
+        self._note(link, replies)
         if link.is_open:
             self._idle.append(link)
         if isinstance(confirmed, int) and confirmed >= 1:
@@ -155,13 +162,21 @@ class ServerWire:
             raise NotSentError("no connection in time") from exc
 
     async def _open_link(self) -> Link:
-        return Link(await self.open(), self.timeout)
+        return Link(await self.open(), self.timeout, on_overdue=self._was_late)
 
     async def open(self) -> asyncio.StreamWriter:
         """Return a connection of the caller's own; see `Wire`."""
+        if self.closed:
+            raise _closed()
         connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
         try:
-            await connection.connect()
+            async with asyncio.timeout(self.timeout):  # redis-py limits connecting, and not the greeting behind it
+                await connection.connect()
+            if self.closed:
+                raise _closed()
+        except (NotSentError, TimeoutError, asyncio.CancelledError):
+            await connection.disconnect(nowait=True)
+            raise
         except RedisTimeoutError as exc:
             raise TimeoutError from exc
         except (RedisError, OSError) as exc:
@@ -203,3 +218,7 @@ class ServerWire:
             self._shared.cut("replaced")
         self._shared, self._late, self.away = link, 0, False
         _log.warning("The store answers again")
+
+
+def _closed() -> NotSentError:
+    return NotSentError("its connections are closed", hopeless=True)

@@ -21,7 +21,7 @@ _PASSING: Final = frozenset(
 _MOVED: Final = frozenset(("MOVED", "ASK"))  # refusals that name another server
 _ANSWERS: Final = frozenset(("WRONGTYPE",))  # refusals that tell something of the key
 
-_Asked = tuple[int, Sequence[Argument], bool]  # its place, itself, and whether a copy of it may have been executed
+_Sent = tuple[int, Sequence[Argument], bool]  # its place, itself, and whether a copy of it may have been executed
 
 
 async def settle(
@@ -46,22 +46,31 @@ async def settle(
         confirm: Wait for a replica.
     """
     loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE_S
-    found = await _ask(wire, commands, deadline - loop.time(), confirm=confirm)
-    if not any([isinstance(reply, Exception) for reply in found]):  # noqa: C419 - a generator costs twice as much
-        return found
-    replies: list[Any] = [None] * len(commands)
-    asked: list[_Asked] = [(at, command, False) for at, command in enumerate(commands)]
+    replies: list[Any] = []  # one per command, once the first exchange has left some to be sent again
+    sent: list[_Sent] = []
     while True:
-        again: list[_Asked] = []
+        left = deadline - loop.time()
+        try:
+            if left <= 0:
+                raise NotSentError("the deadline passed", hopeless=True)
+            found = await wire.call(*commands, timeout=min(left, wire.timeout), confirm=confirm)
+        except (NotSentError, NoReplyError) as exc:
+            found = [exc] * len(commands)
+        if not sent:
+            if not any([isinstance(reply, Exception) for reply in found]):  # noqa: C419 - a generator costs twice as much
+                return found
+            replies = [None] * len(commands)
+            sent = [(at, command, False) for at, command in enumerate(commands)]
+        again: list[_Sent] = []
         pauses = False
         last = deadline - loop.time() <= pause
-        for (at, command, sent), reply in zip(asked, found, strict=True):
+        for (at, command, maybe_done), reply in zip(sent, found, strict=True):
             if not isinstance(reply, Exception) or (isinstance(reply, RefusalError) and reply.code in _ANSWERS):
                 replies[at] = reply
                 continue
-            lost = sent or isinstance(reply, NoReplyError)
+            lost = maybe_done or isinstance(reply, NoReplyError)
             if script is not None and isinstance(reply, RefusalError) and reply.code == "NOSCRIPT":
-                again.append((at, ("EVAL", script, *command[2:]), sent))
+                again.append((at, ("EVAL", script, *command[2:]), maybe_done))
             elif last or _is_final(reply):
                 replies[at] = _error(reply, moves=script is not None, lost=lost)
             else:
@@ -69,21 +78,10 @@ async def settle(
                 pauses = True
         if not again:
             return replies
-        asked = again
+        sent, commands = again, [command for _, command, _ in again]
         if pauses:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
-        found = await _ask(wire, [command for _, command, _ in asked], deadline - loop.time(), confirm=confirm)
-
-
-async def _ask(wire: Wire, commands: Sequence[Sequence[Argument]], left: float, *, confirm: bool) -> list[Any]:
-    """Return a reply per command; where all failed, the error for each."""
-    try:
-        if left <= 0:
-            raise NotSentError("the deadline passed", hopeless=True)
-        return await wire.call(*commands, timeout=min(left, wire.timeout), confirm=confirm)
-    except (NotSentError, NoReplyError) as exc:
-        return [exc] * len(commands)
 
 
 def _is_final(trouble: Exception) -> bool:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_a_key_in_force_is_its_caller(tmp_path: Path, header: str) -> None:
     caller = Keys(write(tmp_path / "keys.json", key("full", tenant="acme", scopes=["step"]))).caller(header)
 
     assert (caller.tenant, caller.scopes, caller.key_id) == ("acme", frozenset({"step"}), "full")
+
+
+def test_a_key_among_many_is_found_as_soon_as_among_few(tmp_path: Path) -> None:
+    """Each request that is not remembered looks its key up, and each WebSocket once a second."""
+    seconds = []
+    for count in (10, 10_000):
+        keys = Keys(write(tmp_path / f"{count}.json", *(key(f"key{n}") for n in range(count))))
+        keys.caller(f"Bearer key{count - 1}")
+        began = time.thread_time()
+        found = {keys.caller(f"Bearer key{count - 1}").key_id for _ in range(500)}
+        seconds.append(time.thread_time() - began)
+        assert found == {f"key{count - 1}"}
+
+    assert seconds[1] < 10 * seconds[0]
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from typer.testing import CliRunner, Result
 
 from model_export.errors import StepwellError
 from service.commands.streams import streams_app
+from service.store.embedded import EmbeddedStore
+from service.store.keys import record_key
 from tests.graphs import count, fold, fold_reference, wave, write_model
 from tests.processes import Service, free_port, service
 
@@ -91,6 +94,17 @@ def test_ls_shows_streams_and_their_steps_as_a_table(running: Service) -> None:
     result = streams(running.url, "ls", "fold", "--prefix", "table-")
 
     assert [line.split() for line in result.stdout.splitlines() if "table-" in line] == [["fold", "table-a", "3"]]
+
+
+def test_ls_shows_a_stream_whose_record_cannot_be_read(running: Service, folder: Path) -> None:
+    step(running, "torn")
+    with redis.Redis.from_url(EmbeddedStore(folder / "open" / "data").url) as client:
+        client.set(record_key("default", "fold", "torn"), b"")
+    result = streams(running.url, "ls", "fold", "--prefix", "torn")
+
+    assert [line.split() for line in result.stdout.splitlines() if "torn" in line] == [
+        ["fold", "torn", "cannot", "be", "read"]
+    ]
 
 
 def test_ls_takes_those_with_a_prefix(running: Service) -> None:

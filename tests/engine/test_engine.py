@@ -695,4 +695,4 @@ async def test_a_packed_record_is_no_larger_than_header_output_and_state(tmp_pat
             raw = client.get(record_key("default", "lstm", "a"))
 
     assert len(raw) == 104 + sum(o.row_bytes for o in model.manifest.answered) + model.state_bytes
-    assert decode(raw, state_bytes=model.state_bytes).step == 1
+    assert decode(raw).step == 1

@@ -115,6 +115,20 @@ async def test_an_event_has_the_inputs_and_the_predictions(folder: Path, redis_s
         assert values(two.outputs) == second.outputs["y"].tolist()
 
 
+class NeverHashed(bytes):
+    """A message that nobody may hash: for one of megabytes that takes milliseconds."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+async def test_events_are_told_from_marks_by_their_topic(folder: Path, redis_server: Server) -> None:
+    event = Event(*A, 3, 1, b"i" * 16, {}, {})
+    async with telling(redis_server.url, folder) as engine, watching(engine, ONE) as watcher:
+        engine.watchers.hear(ONE.topic, NeverHashed(event.encode()))
+
+        assert await told(watcher, 1) == steps([3])
+
+
 async def test_prefix_and_whole_model_are_followed(folder: Path, redis_server: Server) -> None:
     async with (
         telling(redis_server.url, folder) as engine,

@@ -1,28 +1,94 @@
-"""Messages between workers are heard again after any trouble with their connection."""
+"""The channel between workers delivers messages again after any trouble with its connection to the store."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from service.store import channel
 from service.store.channel import Channel
+from service.store.link import NotSentError
 from service.store.redis import StateStore
+from service.store.rights import demand_rights
 from service.store.wire import Wire
 from tests.servers import Server
 
+WITHIN_S = 10.0
+TIMEOUT_S = 0.2
+
+
+class SilentProxy:
+    """A port in front of a server that discards some of what clients send, so that it is never answered.
+
+    Attributes:
+        discards: Whether a piece of data is discarded.
+        discarded: Set when that happened.
+        url: Of a store behind it.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.discards: Callable[[bytes], bool] = lambda _: False
+        self.discarded = asyncio.Event()
+        self.url = ""
+        self._target = target
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def drop_connections(self) -> None:
+        """Close every connection."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[SilentProxy]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        try:
+            yield self
+        finally:
+            server.close()
+            self.drop_connections()
+            await asyncio.gather(*self._tasks)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.append(asyncio.create_task(self._serve(reader, writer)))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        replies, requests = await asyncio.open_unix_connection(self._target)
+        self._writers += (writer, requests)
+        await asyncio.gather(self._forward(reader, requests), self._forward(replies, writer, are_replies=True))
+
+    async def _forward(
+        self, source: asyncio.StreamReader, to: asyncio.StreamWriter, *, are_replies: bool = False
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                if not are_replies and self.discards(data):
+                    self.discarded.set()
+                else:
+                    to.write(data)
+        to.close()
+
 
 class Heard:
-    """A listener that notes what it is told."""
+    """What a channel has handed out."""
 
     def __init__(self) -> None:
-        self.messages: asyncio.Queue[bytes] = asyncio.Queue()
+        self.messages: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self.is_lost = asyncio.Event()
         self.is_back = asyncio.Event()
 
-    def hear(self, _topic: str, message: bytes) -> None:
-        self.messages.put_nowait(message)
+    def hear(self, topic: str, message: bytes) -> None:
+        self.messages.put_nowait((topic, message))
 
     def lost(self) -> None:
-        pass
+        self.is_lost.set()
 
     def back(self) -> None:
         self.is_back.set()
@@ -45,6 +111,86 @@ class FailingOnce:
         return getattr(self._wire, name)
 
 
+@pytest.fixture
+async def proxy(redis_server: Server) -> AsyncIterator[SilentProxy]:
+    async with SilentProxy(redis_server.socket).serving() as one:
+        yield one
+
+
+@pytest.fixture
+async def store(proxy: SilentProxy) -> AsyncIterator[StateStore]:
+    one = StateStore(proxy.url, timeout=TIMEOUT_S)
+    yield one
+    await one.close()
+
+
+def everything(_: bytes) -> bool:
+    return True
+
+
+def subscriptions(data: bytes) -> bool:
+    return b"SUBSCRIBE" in data
+
+
+@pytest.mark.parametrize("discards", [everything, subscriptions])
+async def test_a_store_that_does_not_answer_does_not_hold_the_start(
+    store: StateStore, proxy: SilentProxy, discards: Callable[[bytes], bool]
+) -> None:
+    proxy.discards = discards
+    messages = Channel(store.wire)
+    await messages.listen(["t"])
+
+    async with asyncio.timeout(WITHIN_S):
+        await messages.start(Heard())
+    await messages.close()
+
+    assert proxy.discarded.is_set()
+
+
+@pytest.mark.parametrize("discards", [everything, subscriptions])
+async def test_a_new_connection_that_is_never_answered_is_replaced(
+    store: StateStore, proxy: SilentProxy, discards: Callable[[bytes], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection is lost, the next one is not answered, the store answers again: messages arrive again."""
+    monkeypatch.setattr(channel, "_RECONNECT_S", 0.01)
+    heard, messages = Heard(), Channel(store.wire)
+    async with asyncio.timeout(WITHIN_S):
+        await messages.start(heard)
+        await messages.listen(["t"])
+        proxy.discards = discards
+        proxy.drop_connections()
+        await heard.is_lost.wait()
+        await proxy.discarded.wait()
+        proxy.discards = lambda _: False
+        await heard.is_back.wait()
+        await messages.publish("t", b"again")
+        found = await heard.messages.get()
+    await messages.close()
+
+    assert found == ("t", b"again")
+
+
+async def test_a_connection_of_ones_own_is_opened_in_time_or_not_at_all(store: StateStore, proxy: SilentProxy) -> None:
+    proxy.discards = everything
+
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises((TimeoutError, NotSentError)):
+            await store.wire.open()
+
+
+async def test_the_check_of_permissions_ends_where_a_subscriber_is_not_answered(
+    store: StateStore, proxy: SilentProxy
+) -> None:
+    """It is not judged: the store was there a moment before, and requests wait for it."""
+    await store.ping(timeout=WITHIN_S)  # the connection for commands is open; the check opens one more
+    proxy.discards = lambda data: b"CLIENT" in data
+
+    async with asyncio.timeout(WITHIN_S):
+        await demand_rights(store)
+
+    assert proxy.discarded.is_set()
+
+
 async def test_an_unforeseen_error_ends_no_listening(redis_server: Server) -> None:
     store, heard = StateStore(redis_server.url), Heard()
     channel = Channel(FailingOnce(store.wire, fails_at=2))
@@ -57,6 +203,6 @@ async def test_an_unforeseen_error_ends_no_listening(redis_server: Server) -> No
         client.publish("t", b"news")
 
     async with asyncio.timeout(10):
-        assert await heard.messages.get() == b"news"
+        assert await heard.messages.get() == ("t", b"news")
     await channel.close()
     await store.close()

@@ -21,6 +21,7 @@ from service.store.channel import Channel
 from service.store.commits import Outcome
 from service.store.facts import UnsafeStoreError, demand_safe, read_facts
 from service.store.keys import entry_key, record_key
+from service.store.link import NotSentError
 from service.store.redis import StateStore
 from service.store.wire import open_wire
 from tests.api.running import models as served_models
@@ -112,6 +113,33 @@ async def test_a_keyed_commit_in_a_slot_on_its_way_waits_for_it(three: Cluster, 
     assert (refused.value.applied, "TRYAGAIN" in str(refused.value)) == ("no", True)
     assert await waiting == [Outcome.APPLIED]
     assert None not in await store.load([key, entry_key(key, "k")], deadline=now() + SOON)
+
+
+async def test_a_node_that_has_left_is_no_final_answer(three: Cluster, store: StateStore) -> None:
+    """Its connections are closed while commands are on their way to it; another node has its slots then."""
+    key = record_key("default", "m", "left")
+    await store.load([key], deadline=now() + SOON)
+    for node in (await store.wire.parts())[1]:
+        await node.close()
+
+    [reply] = await store.wire.call(("GET", key))
+
+    assert isinstance(reply, NotSentError)
+    assert not reply.hopeless
+
+
+async def test_a_closed_way_to_a_cluster_opens_no_connection(three: Cluster) -> None:
+    known, new = open_wire(three.url, timeout=5), open_wire(three.url, timeout=5)
+    await known.call(("PING",))
+    for one in (known, new):
+        await one.close()
+        try:
+            [reply] = await one.call(("PING",))
+        except NotSentError as exc:
+            reply = exc
+
+        assert isinstance(reply, NotSentError)
+        assert reply.hopeless
 
 
 async def test_a_flushed_script_is_sent_again_where_it_is_missing(three: Cluster, store: StateStore) -> None:

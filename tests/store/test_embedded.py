@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import redis
 
-from service.store import embedded
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError, find_server
 
 KILLED_SERVICE = """
@@ -23,6 +23,27 @@ store.start()
 import redis
 redis.Redis.from_url(store.url).set("left", "behind")
 print(store._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+KILLED_AFTER_A_RESTART = """
+import os, signal, sys
+from pathlib import Path
+import redis
+from service.store.embedded import EmbeddedStore
+store = EmbeddedStore(Path(sys.argv[1]))
+store.start()
+def pid():
+    try:
+        return redis.Redis.from_url(store.url).info("server")["process_id"]
+    except redis.RedisError:
+        return None
+first = pid()
+os.kill(first, signal.SIGKILL)
+while pid() in (None, first):
+    pass
+print(first, pid(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -129,22 +150,51 @@ def test_a_store_ends_with_a_killed_service_and_keeps_its_data(short_path: Path)
     store.stop()
 
 
-def test_a_store_left_behind_is_ended_before_the_next_one_starts(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As after a killed service on a system whose kernel tells nobody."""
-    monkeypatch.setattr(embedded, "end_with_parent", lambda: None)
-    orphan = EmbeddedStore(short_path)
-    orphan.start()
-    assert orphan._lock is not None
-    orphan._lock.close()
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the store of its service's end on Linux only")
+def test_a_store_that_was_started_again_ends_with_a_killed_service(short_path: Path) -> None:
+    service = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER_A_RESTART, str(short_path)], capture_output=True, text=True, timeout=60
+    )
+    first, second = map(int, service.stdout.split())
+
+    assert service.returncode == -signal.SIGKILL, service.stderr
+    assert first != second
+    while runs(second):
+        pass
+
+
+def test_a_store_outlives_the_thread_that_asked_for_it(short_path: Path) -> None:
+    """The kernel ends a server with the thread that started it, so that is one which lives as long as the store."""
     store = EmbeddedStore(short_path)
+    starting = threading.Thread(target=store.start)
+    starting.start()
+    starting.join()
+
+    assert store._process is not None
+    with pytest.raises(subprocess.TimeoutExpired):
+        store._process.wait(1)
+    with client(store) as c:
+        assert c.ping()
+    store.stop()
+
+
+def test_a_store_left_behind_is_ended_before_the_next_one_starts(short_path: Path) -> None:
+    """As after a killed service on a system whose kernel tells nobody."""
+    untold = "from service.store import embedded\nembedded.end_with_parent = lambda: None\n"
+    service = subprocess.run(
+        [sys.executable, "-c", untold + KILLED_SERVICE, str(short_path)], capture_output=True, text=True, timeout=60
+    )
+    left_behind = int(service.stdout)
+    store = EmbeddedStore(short_path)
+    with client(store) as c:
+        before = c.info("server")["process_id"]
     store.start()
 
-    assert orphan._process is not None
-    orphan._process.wait(5)  # it may still be on its way out, with nothing left to write
-    assert store.running
+    with client(store) as c:
+        assert before == left_behind != c.info("server")["process_id"]
+        assert c.get("left") == b"behind"
     store.stop()
+    assert not runs(left_behind)
 
 
 def test_a_long_folder_name_has_a_socket_elsewhere(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
-from service.store.commits import FORGET, Commit, Outcome
+from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
+from service.store.commits import FORGET, NO_RECORD, Commit, Outcome
 from service.store.keys import entry_key, last_words_key, record_key, snapshots_key
 from service.store.record import KeyEntry, Kind, Record
 from service.store.redis import StateStore
@@ -203,6 +204,69 @@ async def test_a_value_of_another_type_is_left_alone(bench: Bench, any_server: S
         assert client.lrange(bench.key, 0, -1) == [b"somebody's list"]
 
 
+def hold(server: Server | Cluster, key: str, value: bytes | None) -> bytes:
+    """Put a value under a key, a list if it is None; return what the key then holds."""
+    with server.client() as client:
+        client.delete(key)
+        if value is None:
+            client.rpush(key, "somebody's list")
+        else:
+            client.set(key, value)
+        return bytes(client.dump(key))
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"12345678", None])
+async def test_what_is_no_record_counts_as_no_missing_stream(
+    bench: Bench, any_server: Server | Cluster, value: bytes | None
+) -> None:
+    """Nor as one with any guard."""
+    stored = hold(any_server, bench.key, value)
+    commit = write(bench.key, a_record(1))
+    late = [commit, write(bench.key, a_record(2), a_record(1).guard), commit._replace(record=FORGET)]
+
+    assert [await bench.commit(one) for one in late] == [[Outcome.FOREIGN]] * 3
+    with any_server.client() as client:
+        assert client.dump(bench.key) == stored
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"12345678", None])
+async def test_what_is_no_record_is_replaced_by_who_expects_that(
+    bench: Bench, any_server: Server | Cluster, value: bytes | None
+) -> None:
+    """And by nobody who comes later: neither a record nor a missing stream is taken for it."""
+    hold(any_server, bench.key, value)
+
+    assert await bench.commit(write(bench.key, a_record(1), NO_RECORD)) == [Outcome.APPLIED]
+    assert await bench.commit(write(bench.key, a_record(2), NO_RECORD)) == [Outcome.CONFLICT]
+    assert await bench.load() == [a_record(1).encode()]
+    assert await bench.commit(write(bench.key.replace("}", "x}"), a_record(2), NO_RECORD)) == [Outcome.CONFLICT]
+
+
+async def test_an_empty_entry_of_a_key_is_a_known_key(bench: Bench, any_server: Server | Cluster) -> None:
+    """What it answered cannot be read any more; that it was used is certain."""
+    hold(any_server, entry_key(bench.key, "k"), b"")
+
+    answers = await bench.store.commit([write(bench.key, a_record(1), entry="k")], deadline=now() + SOON)
+
+    assert (answers[0].outcome, answers[0].stored) == (Outcome.KEY_KNOWN, b"")
+    assert await bench.load() == [None]
+
+
+async def test_a_value_of_another_type_is_an_error_where_it_is_read_exactly(
+    bench: Bench, any_server: Server | Cluster
+) -> None:
+    """Under a record's key; under an entry's it is none of ours and answers nothing."""
+    entry, other = entry_key(bench.key, "k"), bench.key.replace("}", "x}")
+    hold(any_server, bench.key, None)
+    hold(any_server, entry, None)
+    await bench.commit(write(other, a_record(1)))
+
+    record, nothing, good = await bench.store.load_each([bench.key, entry, other], deadline=now() + SOON, exact=True)
+
+    assert isinstance(record, CorruptRecordError)
+    assert (nothing, good) == (None, a_record(1).encode())
+
+
 async def test_an_entry_of_another_type_stops_no_other_commit(bench: Bench, any_server: Server | Cluster) -> None:
     """A script that fails half way has done the half; and its caller would be told that nothing was applied."""
     other = bench.key.replace("}", "x}")
@@ -270,6 +334,21 @@ async def test_every_stream_is_listed_once_in_full_pages(bench: Bench) -> None:
 
     assert sorted(name for page in pages for name in page) == sorted(names)
     assert {len(page) for page in pages[:-1]} == {40}
+
+
+async def test_a_page_costs_in_proportion_to_its_streams(redis_server: Server) -> None:
+    """20,000 names in one page: looked up among each other they would be 200 million comparisons."""
+    store = StateStore(redis_server.url)
+    with redis_server.client() as client:
+        client.mset({record_key("default", "pages", f"s{n}"): "x" for n in range(20_000)})
+
+    began = time.thread_time()
+    page, _ = await store.page("default", "pages", "", None, 20_000, deadline=now() + 60)
+    seconds = time.thread_time() - began
+    await store.close()
+
+    assert len(page) == 20_000
+    assert seconds < 1
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "W10", "WyJ4Il0", "Ww", "e30"])
@@ -347,3 +426,19 @@ async def test_a_commit_waits_for_a_store_that_comes_back(short_path: Path) -> N
     assert answer.outcome is Outcome.APPLIED
     await store.close()
     one.kill()
+
+
+async def test_a_commit_that_is_tried_again_ends_when_the_store_is_closed(redis_server: Server) -> None:
+    store = StateStore(redis_server.url, timeout=0.5)
+    redis_server.kill()
+    waiting = asyncio.create_task(store.commit([write("{a}", a_record(1))], deadline=now() + 1000))
+    await asyncio.sleep(0)
+    await store.close()
+    redis_server.start()
+
+    with pytest.raises(StoreUnavailableError) as refused:
+        await waiting
+
+    assert refused.value.applied == "no"
+    with redis_server.client() as client:
+        assert client.exists("{a}") == 0

@@ -89,11 +89,6 @@ def test_another_format_version_is_told_by_name() -> None:
         decode(bytes(raw))
 
 
-def test_a_state_of_the_wrong_length_is_refused() -> None:
-    with pytest.raises(CorruptRecordError, match="5 bytes; its model's has 6"):
-        decode(a_record().encode(), state_bytes=6)
-
-
 def test_the_header_has_the_documented_length() -> None:
     assert HEADER_BYTES == 104
 

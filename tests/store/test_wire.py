@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,6 +28,11 @@ async def wire(url: str, *, timeout: float = 5.0) -> AsyncIterator[Wire]:
         yield one
     finally:
         await one.close()
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    while not fact():  # noqa: ASYNC110 - a server's view of its clients, of which no event tells
+        await asyncio.sleep(0)
 
 
 async def test_commands_of_many_callers_get_their_own_replies(shared_redis: Server) -> None:
@@ -52,6 +57,49 @@ async def test_a_caller_that_waits_for_a_replica_keeps_nobody_waiting(redis_serv
         assert not waiting.done()
         assert others == [[b"PONG"]] * 5
         assert await waiting == [Unconfirmed(b"OK")]
+
+
+async def test_a_cancelled_caller_that_waits_for_a_replica_leaves_no_connection_behind(redis_server: Server) -> None:
+    with redis_server.client() as client:
+        async with wire(redis_server.url) as one:
+            await one.call(("PING",))
+            before = len(client.client_list())
+            waiting = asyncio.create_task(one.call(("SET", "x", "y"), confirm=True))
+            await until(lambda: bool(client.exists("x")))
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            await until(lambda: len(client.client_list()) == before)
+
+
+@pytest.mark.parametrize("confirm", [False, True])
+async def test_a_way_that_was_closed_opens_no_connection(redis_server: Server, confirm: bool) -> None:
+    """What is still under way then fails at once; sending it again is in vain."""
+    async with wire(redis_server.url) as one:
+        await one.call(("SET", "x", "y"), confirm=confirm)
+        waiting = asyncio.create_task(one.call(("SET", "x", "y"), confirm=True))
+        await asyncio.sleep(0)
+    with pytest.raises((NoReplyError, NotSentError)):
+        await waiting
+    for call in (one.call(("SET", "x", "z"), confirm=confirm), one.open()):
+        with pytest.raises(NotSentError) as refused:
+            await call
+
+        assert refused.value.hopeless
+    with redis_server.client() as client:
+        assert client.get("x") in (None, b"y")
+        await until(lambda: len(client.client_list()) == 1)
+
+
+async def test_a_connection_that_is_open_only_when_the_way_is_closed_is_not_kept(redis_server: Server) -> None:
+    one = open_wire(redis_server.url, timeout=5)
+    opening = asyncio.create_task(one.call(("PING",)))
+    await asyncio.sleep(0)
+    await one.close()
+
+    with pytest.raises(NotSentError):
+        await opening
+    with redis_server.client() as client:
+        await until(lambda: len(client.client_list()) == 1)
 
 
 async def test_a_refusal_is_a_reply_and_harms_no_other(shared_redis: Server) -> None:

@@ -1,0 +1,248 @@
+"""F37: a stream's key holds nothing, too little, or something of another type: an error, and no missing stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.engine.engine import Engine
+from service.engine.types import GivenState, RolloutAsk, StreamKey
+from service.errors import ServiceError
+from service.store.keys import entry_key, record_key
+from tests.api.running import models as served_models
+from tests.api.running import running
+from tests.engine.bench import FOLD, all_of, chunk, models, move_together, step, worker, ys
+from tests.graphs import fold, fold_reference
+from tests.servers import Server
+
+A = StreamKey("default", FOLD, "a")
+NAME = record_key(*A)
+LIST = -1
+"""Stands for a value of another type."""
+
+TOO_SHORT = [0, 1, 8]  # bytes that are left: nothing of the guard
+CUT = [*TOO_SHORT, 9, 40, 63, 64, 103, 104]
+NOT_A_RECORD = pytest.mark.parametrize("left", [*CUT, LIST])
+
+Operation = Callable[[Engine], Awaitable[Any]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models(tmp_path, fold=fold)
+
+
+def damage(server: Server, left: int, name: str = NAME) -> bytes:
+    """Leave only so many bytes of a value, or a list in its place; return it as it is now."""
+    with server.client() as client:
+        value = client.get(name) or b""
+        client.delete(name)
+        if left == LIST:
+            client.rpush(name, "somebody's list")
+        else:
+            client.set(name, value[:left])
+    return dumped(server, name)
+
+
+def dumped(server: Server, name: str = NAME) -> bytes:
+    with server.client() as client:
+        found = client.dump(name)
+    assert isinstance(found, bytes)
+    return found
+
+
+async def in_columns(engine: Engine) -> object:
+    """The stream among as many others as make a bulk step."""
+    rows: dict[str, tuple[list[int], int]] = {f"c{n}": ([1], 1) for n in range(20)}
+    found = await move_together(engine, rows | {"a": ([1], 1)})
+    assert found is not None
+    answer = found.pop("a")
+    assert [one for one in found.values() if isinstance(one, ServiceError)] == []
+    if isinstance(answer, ServiceError):
+        raise answer
+    return answer
+
+
+def rollout(*, commit: bool) -> Operation:
+    inputs = {"x": np.array([1], np.int64)}
+    return lambda engine: engine.rollout(RolloutAsk(A, 2, inputs, feedback={"x": "y"}, commit=commit))
+
+
+def state_of(engine: Engine, after: bytes | None) -> Awaitable[Any]:
+    given = GivenState({"h": np.array([12], np.int64)}, 5)
+    return engine.resets.to_state(A, engine.shelf.get(FOLD), given, after=after, idempotency_key=None)
+
+
+def fork(source: str, to: str) -> Operation:
+    keys = StreamKey("default", FOLD, source), StreamKey("default", FOLD, to)
+    more: dict[str, Any] = {"snapshot": None, "version": None, "after": None, "idempotency_key": None}
+    return lambda engine: engine.copies.fork(*keys, **more)
+
+
+BEGINNING: dict[str, Operation] = {
+    "first step": lambda engine: engine.advance(step("a", 1, seq=1)),
+    "step without a number": lambda engine: engine.advance(step("a", 1)),
+    "step with a key": lambda engine: engine.advance(step("a", 1, idempotency_key="k")),
+    "chunk": lambda engine: engine.advance(chunk("a", [1, 2])),
+    "columns": in_columns,
+    "peek": lambda engine: engine.peek(step("a", 1)),
+    "rollout": rollout(commit=False),
+    "committed rollout": rollout(commit=True),
+    "fork to it": fork("b", "a"),
+    "sequence_start": lambda engine: engine.advance(step("a", 1, life="new")),
+    "sequence_end": lambda engine: engine.advance(step("a", 1, life="last")),
+}
+READING: dict[str, Operation] = {
+    "status": lambda engine: engine.status(A),
+    "state": lambda engine: engine.copies.state(A, version=None),
+    "fork": fork("a", "other"),
+    "snapshots": lambda engine: engine.copies.list_snapshots(A),
+    "snapshot": lambda engine: engine.copies.snapshot(A, "before"),
+    "take a snapshot": lambda engine: engine.copies.take_snapshot(A, "s", after=None, idempotency_key=None),
+    "reset after": lambda engine: engine.reset(A, after=b"h" * 16),
+    "reset to a snapshot after": lambda engine: engine.reset(A, snapshot="before", after=b"h" * 16),
+    "state after": lambda engine: state_of(engine, b"h" * 16),
+}
+GOING_ON: dict[str, Operation] = {
+    "next step": lambda engine: engine.advance(step("a", 1, seq=3)),
+    "next step after": lambda engine: engine.advance(step("a", 1, seq=3, after=b"h" * 16)),
+    "retry": lambda engine: engine.advance(step("a", 2, seq=2)),
+}
+REPLACING: dict[str, Operation] = {
+    "reset": lambda engine: engine.reset(A),
+    "reset with a key": lambda engine: engine.reset(A, idempotency_key="r"),
+    "reset to a snapshot": lambda engine: engine.reset(A, snapshot="before"),
+    "given state": lambda engine: state_of(engine, None),
+}
+
+
+async def with_two_steps(engine: Engine) -> None:
+    """Streams `a` and `b`; the first has a snapshot."""
+    for x in (1, 2):
+        await engine.advance(step("a", x))
+    await engine.copies.take_snapshot(A, "before", after=None, idempotency_key=None)
+    await engine.advance(step("b", 1))
+
+
+async def refusals(engine: Engine, operations: dict[str, Operation]) -> dict[str, tuple[str, str] | object]:
+    """Code and `applied` of what each operation is refused with; of one that is not, what it answers."""
+    found: dict[str, tuple[str, str] | object] = {}
+    for name, operation in operations.items():
+        [answer] = await all_of(operation(engine))
+        found[name] = (answer.code, answer.applied) if isinstance(answer, ServiceError) else answer
+    return found
+
+
+@NOT_A_RECORD
+async def test_no_operation_takes_it_for_a_missing_stream(folder: Path, redis_server: Server, left: int) -> None:
+    operations = BEGINNING | READING | ({} if left == LIST else GOING_ON)
+    async with worker(redis_server.url, folder) as engine:
+        await with_two_steps(engine)
+    stored = damage(redis_server, left)
+    async with worker(redis_server.url, folder) as engine:
+        found = await refusals(engine, operations)
+
+    assert found == dict.fromkeys(operations, ("state_corrupt", "no"))
+    assert dumped(redis_server) == stored
+
+
+@pytest.mark.parametrize("left", [*TOO_SHORT, 9, 40, 63, LIST])
+async def test_nor_does_a_worker_that_has_the_stream_in_memory(folder: Path, redis_server: Server, left: int) -> None:
+    operations = GOING_ON | {name: BEGINNING[name] for name in ("step without a number", "step with a key", "chunk")}
+    async with worker(redis_server.url, folder) as engine:
+        await with_two_steps(engine)
+        stored = damage(redis_server, left)
+        del operations["next step after"], operations["retry"]
+        found = await refusals(engine, operations)
+
+    assert found == dict.fromkeys(operations, ("state_corrupt", "no"))
+    assert dumped(redis_server) == stored
+
+
+@NOT_A_RECORD
+@pytest.mark.parametrize("how", REPLACING)
+async def test_whoever_replaces_the_state_replaces_it(folder: Path, redis_server: Server, left: int, how: str) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await with_two_steps(engine)
+        damage(redis_server, left)
+        position = await REPLACING[how](engine)
+        after = await engine.advance(step("a", 7, seq=position.step + 1))
+
+    begin = {"given state": [], "reset to a snapshot": [1, 2]}.get(how, [])
+    start = 12 if how == "given state" else 0
+    assert ys(after) == fold_reference([*begin, 7], start=start)[-1:]
+
+
+@NOT_A_RECORD
+async def test_of_many_that_reset_it_none_undoes_what_came_after(folder: Path, redis_server: Server, left: int) -> None:
+    """The one that comes too late resets the stream that it then finds, from where that stands."""
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await with_two_steps(one)
+        damage(redis_server, left)
+        resets = await asyncio.gather(*(engine.reset(A) for engine in (one, two) * 5))
+        status = await one.status(A)
+
+    assert len({reset.state_id for reset in resets}) == 10
+    assert (status.step, status.state_id in {reset.state_id for reset in resets}) == (0, True)
+
+
+@NOT_A_RECORD
+async def test_it_can_be_deleted(folder: Path, redis_server: Server, left: int) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await with_two_steps(engine)
+        damage(redis_server, left)
+        await engine.delete(A)
+        again = await engine.advance(step("a", 7, seq=1))
+
+    assert (ys(again), again.created) == (fold_reference([7]), True)
+
+
+@pytest.mark.parametrize("left", [*TOO_SHORT, 20, LIST])
+async def test_it_is_listed_without_a_step(folder: Path, redis_server: Server, left: int) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await with_two_steps(engine)
+        damage(redis_server, left)
+        page = await engine.list_streams("default", FOLD)
+        reset = await engine.reset_all("default", FOLD)
+
+    assert dict(page.streams) == {"a": None, "b": 1}
+    assert reset == 2
+
+
+@pytest.mark.parametrize("left", [*TOO_SHORT, 40])
+async def test_an_empty_or_cut_entry_of_a_key_is_no_missing_one(folder: Path, redis_server: Server, left: int) -> None:
+    """The request had been applied or had not; applied again it must not be."""
+    keyed = step("a", 3, idempotency_key="k")
+    entry = entry_key(NAME, "k")
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(keyed)
+        stored = damage(redis_server, left, entry)
+        found = await refusals(engine, {"step": lambda engine: engine.advance(keyed)})
+        status = await engine.status(A)
+
+    assert found == {"step": ("state_corrupt", "unknown")}
+    assert (status.step, dumped(redis_server, entry)) == (1, stored)
+
+
+def test_over_http_it_is_a_500_for_its_own_stream_only(tmp_path: Path, redis_server: Server) -> None:
+    with running(redis_server.url, served_models(tmp_path, fold)) as one:
+        for stream in "ab":
+            one.http.post(one.path("fold", stream, "step"), json={"inputs": [1]})
+        damage(redis_server, 0)
+        answers = [
+            one.http.post(one.path("fold", "a", "step"), json={"inputs": [1], "seq": 1}),
+            one.http.post(one.path("fold", "a", "peek"), json={"inputs": [1]}),
+            one.http.get(one.path("fold", "a")),
+            one.http.get(one.path("fold", "a", "state")),
+        ]
+        bulk = one.http.post("/v1/models/fold/step", json={"streams": ["a", "b"], "inputs": {"x": [[1], [1]]}}).json()
+        listed = one.http.get("/v1/models/fold/streams").json()["streams"]
+
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(500, "state_corrupt")] * 4
+    assert (bulk["step"], bulk["errors"]["0"]["code"]) == ([None, 2], "state_corrupt")
+    assert sorted(listed, key=lambda row: row["stream"]) == [{"stream": "a", "step": None}, {"stream": "b", "step": 2}]
