@@ -14,11 +14,33 @@ from tests.servers import Server, server
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # what the extra installs; Keras would ask for TensorFlow
 
+TESTS = Path(__file__).parent
+NOT_QUICK = {
+    *("campaign", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz", "parity", "triton"),
+    *("model_export/keras", "model_export/sequence", "model_export/torch", "model_export/test_models_page.py"),
+    *("commands/test_demo.py", "commands/test_export.py", "commands/test_export_precision.py", "commands/test_test.py"),
+}
+"""What `--quick` leaves out: training frameworks, browsers, and what kills, loads or watches services for long."""
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in less than two minutes")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what takes long, unless it is named on the command line."""
+    is_left_out = config.getoption("quick") and collection_path.relative_to(TESTS).as_posix() in NOT_QUICK
+    return True if is_left_out else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the files that have slow tests: left for the end, the last one would keep the others waiting."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    if config.getoption("quick"):
+        long = [item for item in items if any(map(item.get_closest_marker, ("slow", "browser", "compose")))]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.hookimpl(wrapper=True)
