@@ -43,6 +43,13 @@ def write_model(folder: Path, name: str, build: Build, *, version: int | None = 
     return path
 
 
+def write_models(folder: Path, *builds: Callable[[], Built], **named: Callable[[], Built]) -> Path:
+    """Write models, each under its function's name or the given one, and return the folder."""
+    for name, build in {**{build.__name__: build for build in builds}, **named}.items():
+        write_model(folder, name, build)
+    return folder
+
+
 def with_manifest(graph: bytes, manifest: Manifest) -> bytes:
     """Return the ONNX file with the manifest in its `metadata_props`."""
     model = onnx.load_model_from_string(graph)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from service.client import Answer, AsyncClient, Client, ClientError, Event, Gap, ResendBar, State
-from tests.api.running import Service, models, running
-from tests.graphs import fold, fold_reference, lstm, scaled
+from tests.api.running import Service, running
+from tests.graphs import fold, fold_reference, lstm, scaled, write_models
 from tests.processes import service as process
 from tests.servers import Server, server
 
@@ -29,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def one(store: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = models(tmp_path_factory.mktemp("models"), fold, lstm, scaled)
+    folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm, scaled)
     with running(store.url, folder, history=["fold=100"]) as made:
         yield made
 
@@ -258,7 +258,7 @@ def test_a_watch_tells_what_others_commit(url: str, stream: str) -> None:
 
 
 def test_a_watch_that_lost_its_service_goes_on(tmp_path: Path, short_path: Path) -> None:
-    folder = models(tmp_path, fold)
+    folder = write_models(tmp_path, fold)
     with process(folder, short_path, "--history", "100") as live, Client(live.url) as client:
         handle = client.model("fold").stream("a")
         watch = handle.watch(since=0)

@@ -14,8 +14,8 @@ from service.engine.engine import Engine
 from service.engine.models import ModelShelf
 from service.metrics import FOLDER_ENV, Metrics
 from service.store.redis import StateStore
-from tests.engine.bench import models, step
-from tests.graphs import fold
+from tests.engine.harness import step
+from tests.graphs import fold, write_models
 from tests.servers import Server
 
 Labels = frozenset[tuple[str, str]]
@@ -56,7 +56,7 @@ def told() -> Metrics:
     metrics.replays(2)
     metrics.regressions(1)
     metrics.request("http", 200)
-    metrics.refusal("seq_gap")
+    metrics.expect_error("seq_gap")
     return metrics
 
 
@@ -170,7 +170,7 @@ def test_the_queue_of_a_model_that_went_is_empty() -> None:
 
 async def test_an_engine_counts_its_steps(tmp_path: Path, shared_redis: Server) -> None:
     counted = Metrics("1")
-    shelf = ModelShelf([models(tmp_path, fold=fold)])
+    shelf = ModelShelf([write_models(tmp_path, fold=fold)])
     await shelf.reload()
     engine = Engine(StateStore(shared_redis.url), shelf, observer=counted)
     for x in range(3):

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.api.running import Service, models, running
-from tests.graphs import fold, latch, latest, lstm, nan_at, slow, stateless, total, two_inputs
+from tests.api.running import Service, running
+from tests.graphs import fold, latch, latest, lstm, nan_at, slow, stateless, total, two_inputs, write_models
 from tests.servers import Server
 
 
 @pytest.fixture(scope="session")
 def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A running service with small models of every kind."""
-    folder = models(
+    folder = write_models(
         tmp_path_factory.mktemp("models"),
         *(fold, two_inputs, latch, lstm, total, slow, stateless),
         nan_at_3=lambda: nan_at(3),

@@ -18,7 +18,6 @@ from service import server
 from service.api.application import Application
 from service.app import create_app
 from service.settings import Settings
-from tests.graphs import Built, write_model
 
 
 class Service:
@@ -113,10 +112,3 @@ def running(redis: str, models: Path, *, lane: bool | None = None, **settings: A
         service.http.close()
         uvicorn_server.should_exit = True
         thread.join(30)
-
-
-def models(folder: Path, *builds: Callable[[], Built], **named: Callable[[], Built]) -> Path:
-    """Write models, each under its function's name or the given one, and return the folder."""
-    for name, build in {**{build.__name__: build for build in builds}, **named}.items():
-        write_model(folder, name, build)
-    return folder

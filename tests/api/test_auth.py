@@ -17,9 +17,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.api.auth import ANYONE, Keys, KeysFileError
 from service.errors import ServiceError
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.api.test_streams import code_of
-from tests.graphs import fold
+from tests.graphs import fold, write_models
 from tests.servers import Server
 
 ALL = ["step", "read", "admin", "models", "metrics"]
@@ -53,7 +53,9 @@ def keyed(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
         key("none", scopes=[]),
         *(key(f"only-{scope}", scopes=[scope]) for scope in ALL),
     )
-    with running(shared_redis.url, models(folder / "models", fold), api_keys_file=file, receive_timeout_s=1) as one:
+    with running(
+        shared_redis.url, write_models(folder / "models", fold), api_keys_file=file, receive_timeout_s=1
+    ) as one:
         yield one
 
 
@@ -400,7 +402,7 @@ def test_a_browser_may_introduce_itself_where_nobody_asks(service: Service, stre
 def test_a_key_that_is_withdrawn_ends_its_feed(shared_redis: Server, tmp_path: Path, stream: str) -> None:
     file = write(tmp_path / "keys.json", key("full"), key("late"))
     with (
-        running(shared_redis.url, models(tmp_path / "models", fold), api_keys_file=file) as own,
+        running(shared_redis.url, write_models(tmp_path / "models", fold), api_keys_file=file) as own,
         own.feed("fold", stream, additional_headers=bearer("late")) as feed,
     ):
         write(file, key("full"))
@@ -436,7 +438,7 @@ def test_the_services_own_page_opens_a_feed(service: Service, stream: str) -> No
 
 def test_an_allowed_origin_opens_a_feed(shared_redis: Server, tmp_path: Path, stream: str) -> None:
     with (
-        running(shared_redis.url, models(tmp_path, fold), allowed_origins=["https://app.example"]) as own,
+        running(shared_redis.url, write_models(tmp_path, fold), allowed_origins=["https://app.example"]) as own,
         own.feed("fold", stream, origin="https://app.example") as feed,
     ):
         feed.send('{"inputs": [1]}')

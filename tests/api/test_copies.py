@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.api.test_streams import MSGPACK, code_of
-from tests.graphs import count, fold, fold_reference, lstm, total_half, two_inputs
+from tests.graphs import count, fold, fold_reference, lstm, total_half, two_inputs, write_models
 from tests.servers import Server
 
 
@@ -221,7 +221,7 @@ def test_snapshots_go_with_their_stream(service: Service, stream: str) -> None:
 
 
 def test_a_stream_has_as_many_snapshots_as_it_may(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), max_snapshots=2, snapshot_ttl_s=60) as few:
+    with running(shared_redis.url, write_models(tmp_path, fold), max_snapshots=2, snapshot_ttl_s=60) as few:
         drive(few, stream, [1])
         made = [few.http.put(few.path("fold", stream, f"snapshots/{name}")).status_code for name in ("a", "b", "a")]
         more = few.http.put(few.path("fold", stream, "snapshots/c"))
@@ -252,7 +252,7 @@ def test_a_state_goes_out_and_in_and_the_stream_goes_on_equally(
     service.http.post(path, json={"inputs": xs[:5]})
     state = service.http.get(service.path("lstm", stream, "state")).json()
     packed = service.http.get(service.path("lstm", stream, "state"), headers={"accept": MSGPACK["accept"]}).content
-    with running(redis_server.url, models(tmp_path, lstm)) as other:
+    with running(redis_server.url, write_models(tmp_path, lstm)) as other:
         put = other.http.put(other.path("lstm", "json", "state"), json=state)
         other.http.put(other.path("lstm", "msgpack", "state"), content=packed, headers=MSGPACK)
         moved = [
@@ -304,7 +304,7 @@ def test_a_state_that_is_not_finite_changes_nothing(service: Service, stream: st
 def test_a_state_that_becomes_infinite_as_it_is_stored_is_refused(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
-    with running(shared_redis.url, models(tmp_path, total_half)) as narrow:
+    with running(shared_redis.url, write_models(tmp_path, total_half)) as narrow:
         answer = narrow.http.put(narrow.path("total_half", stream, "state"), json={"states": {"s": [1e6, 0]}})
 
     assert (answer.status_code, code_of(answer)) == (422, "non_finite")
@@ -352,10 +352,10 @@ def test_a_state_of_another_model_is_refused_unless_the_version_is_named(
     redis_server: Server, tmp_path: Path, stream: str
 ) -> None:
     """The states fit: same names, types and shapes. Only the caller knows whether they mean the same."""
-    with running(redis_server.url, models(tmp_path / "old", fold=lambda: fold(factor=3))) as old:
+    with running(redis_server.url, write_models(tmp_path / "old", fold=lambda: fold(factor=3))) as old:
         drive(old, stream, [1, 2])
         state = old.http.get(old.path("fold", stream, "state")).json()
-    with running(redis_server.url, models(tmp_path / "new", fold=fold)) as new:
+    with running(redis_server.url, write_models(tmp_path / "new", fold=fold)) as new:
         path = new.path("fold", f"{stream}-b", "state")
         refused = new.http.put(path, json=state)
         unread = new.http.get(new.path("fold", stream, "state"))
@@ -373,7 +373,7 @@ def test_copies_are_taken_over_by_another_version_only_where_it_carries_the_same
 ) -> None:
     for version, build in (("1", count), ("2", lambda: fold(factor=3)), ("3", fold)):
         (tmp_path / "m" / version).mkdir(parents=True)
-        (models(tmp_path, model=build) / "model.onnx").rename(tmp_path / "m" / version / "model.onnx")
+        (write_models(tmp_path, model=build) / "model.onnx").rename(tmp_path / "m" / version / "model.onnx")
     with running(redis_server.url, tmp_path) as service:
         service.http.post(service.path("m", stream, "step"), params={"version": 2}, json={"inputs": [1]})
         path = service.path("m", stream, "fork")
@@ -394,7 +394,7 @@ def test_copies_are_taken_over_by_another_version_only_where_it_carries_the_same
 
 
 def test_a_state_of_several_tensors_has_them_all(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, two_inputs)) as service:
+    with running(shared_redis.url, write_models(tmp_path, two_inputs)) as service:
         service.step("two_inputs", stream, {"a": [1, 2], "b": 3})
         state = service.http.get(service.path("two_inputs", stream, "state")).json()
 
@@ -417,7 +417,7 @@ def test_a_stream_that_is_missing_has_nothing_to_copy(
 def test_preconditions_are_demanded_of_what_replaces_or_deletes(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), require_preconditions=True) as strict:
+    with running(shared_redis.url, write_models(tmp_path, fold), require_preconditions=True) as strict:
         drive(strict, stream, [1])
         state, snapshot = strict.path("fold", stream, "state"), strict.path("fold", stream, "snapshots/s")
         bare = [

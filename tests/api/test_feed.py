@@ -19,8 +19,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from tests.api.running import Service, models, running
-from tests.graphs import fold, fold_reference, lstm
+from tests.api.running import Service, running
+from tests.graphs import fold, fold_reference, lstm, write_models
 from tests.servers import Server
 
 
@@ -29,7 +29,7 @@ def service(
     request: pytest.FixtureRequest, shared_redis: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """A running service whose feeds are carried by the fast lane, or by the application."""
-    folder = models(tmp_path_factory.mktemp("models"), fold, lstm)
+    folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm)
     with running(
         shared_redis.url, folder, lane=request.param, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1
     ) as one:

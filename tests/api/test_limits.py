@@ -14,10 +14,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.engine.tenants import StreamQuota, TenantRates
 from service.errors import ServiceError
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.api.test_auth import bearer, key, write
 from tests.api.test_streams import code_of
-from tests.graphs import fold
+from tests.graphs import fold, write_models
 from tests.servers import Server, server
 
 RATE = 20
@@ -33,7 +33,7 @@ def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         server(folder) as store,
         running(
             store.url,
-            models(folder / "models", fold),
+            write_models(folder / "models", fold),
             lane=request.param == "lane",
             api_keys_file=keys,
             tenant_rate=RATE,
@@ -122,7 +122,7 @@ def test_room_is_there_again_once_streams_have_gone(limited: Service) -> None:
 
 def test_a_count_sees_each_tenants_streams_alone(redis_server: Server, tmp_path: Path) -> None:
     keys = write(tmp_path / "keys.json", key("a", tenant="a"), key("b", tenant="b"))
-    folder = models(tmp_path / "models", fold)
+    folder = write_models(tmp_path / "models", fold)
     with running(redis_server.url, folder, api_keys_file=keys, tenant_max_streams=2) as first:
         for tenant, name in (("a", "s1"), ("a", "s2"), ("b", "s1")):
             post(first, tenant, f"streams/{name}/step", {"inputs": [1]})

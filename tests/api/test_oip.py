@@ -14,8 +14,8 @@ import pytest
 
 from model_export.manifest import Array
 from tests.api.oip import LENGTH, Sequences, array_of, binary_body, document, error, tensor
-from tests.api.running import Service, models, running
-from tests.graphs import fold, fold_reference, write_model
+from tests.api.running import Service, running
+from tests.graphs import fold, fold_reference, write_model, write_models
 from tests.servers import Server
 
 X = np.array([[0.1, -0.2, 0.3, 0.4]], np.float32)
@@ -91,7 +91,7 @@ def test_interleaved_sequences_are_each_their_own_fold(ask: Sequences, stream: s
 def test_more_sequences_than_a_batch_has_rows_are_all_answered(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), max_batch_size=4, max_wait_ms=1) as own:
+    with running(shared_redis.url, write_models(tmp_path, fold), max_batch_size=4, max_wait_ms=1) as own:
         ask = Sequences(own)
         for turn in (0, 1, 2):
             for n in range(20):
@@ -124,7 +124,7 @@ def test_a_wrong_shape_is_refused_and_the_sequence_stays(ask: Sequences, stream:
 
 
 def test_an_idle_sequence_is_forgotten(redis_server: Server, tmp_path: Path) -> None:
-    with running(redis_server.url, models(tmp_path, fold), stream_ttl_s=0.1) as own:
+    with running(redis_server.url, write_models(tmp_path, fold), stream_ttl_s=0.1) as own:
         ask = Sequences(own)
         ask.y(1, "idle", sequence_start=True)
         while redis_server.client().dbsize():
@@ -486,7 +486,7 @@ def test_a_version_may_be_named(ask: Sequences, stream: str, version: str, statu
 
 
 def test_a_sequence_goes_on_with_the_version_that_began_it(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    folder = models(tmp_path / "models")
+    folder = write_models(tmp_path / "models")
     write_model(folder, "fold", fold, version=1)
     with running(shared_redis.url, folder) as own:
         ask = Sequences(own)

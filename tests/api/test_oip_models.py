@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.api.oip import Sequences, document, error, tensor
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.api.test_auth import key, write
-from tests.graphs import fold, total, write_model
+from tests.graphs import fold, total, write_model, write_models
 from tests.servers import Server
 
 
@@ -112,7 +112,7 @@ def test_a_model_that_is_not_there_is_unknown(service: Service, model: str, whic
 
 
 def test_the_index_lists_every_version(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path, total)
+    folder = write_models(tmp_path, total)
     for version in (1, 3):
         write_model(folder, "fold", fold, version=version)
     with running(shared_redis.url, folder) as own:
@@ -125,10 +125,10 @@ def test_the_index_lists_every_version(shared_redis: Server, tmp_path: Path) -> 
 
 
 def test_a_load_looks_at_the_folders_again(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path / "models", fold)
+    folder = write_models(tmp_path / "models", fold)
     with running(shared_redis.url, folder) as own:
         assert own.http.post("/v2/repository/models/total/load").status_code == 400
-        models(folder, total)
+        write_models(folder, total)
         (folder / "broken.onnx").write_bytes(b"no graph")
 
         assert own.http.post("/v2/repository/models/total/load").status_code == 200
@@ -160,7 +160,7 @@ def stats_of(service: Service, model: str) -> tuple[int, int, dict[str, Any]]:
 
 
 def test_statistics_are_counted(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, fold, total)) as own:
+    with running(shared_redis.url, write_models(tmp_path, fold, total)) as own:
         ask = Sequences(own)
         for x in range(5):
             ask.y(x, stream, sequence_start=x == 0)
@@ -182,7 +182,7 @@ def test_statistics_are_counted(shared_redis: Server, tmp_path: Path, stream: st
 
 
 def test_requests_count_under_a_door_of_their_own(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, fold)) as own:
+    with running(shared_redis.url, write_models(tmp_path, fold)) as own:
         ask = Sequences(own)
         ask.y(1, stream, sequence_start=True)
         ask.ask(1, stream, step=99)
@@ -228,7 +228,7 @@ def test_a_page_from_elsewhere_may_not_move_a_sequence(service: Service, stream:
 def test_keys_tenants_and_scopes_are_kept(shared_redis: Server, tmp_path: Path, stream: str) -> None:
     keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"]), key("stepper", scopes=["step"])]
     file = write(tmp_path / "keys.json", *keys)
-    with running(shared_redis.url, models(tmp_path / "models", fold), api_keys_file=file) as own:
+    with running(shared_redis.url, write_models(tmp_path / "models", fold), api_keys_file=file) as own:
         ask = Sequences(own)
 
         def status(name: str, **flags: bool) -> int:

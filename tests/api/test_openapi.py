@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.api.test_auth import key, write
-from tests.graphs import fold, two_inputs
+from tests.graphs import fold, two_inputs, write_models
 from tests.servers import Server
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis, which the extra `dev` brings")
@@ -45,7 +45,7 @@ CHECKS = [no_server_error, status_code_conformance, content_type_conformance, re
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models(tmp_path_factory.mktemp("models"), fold, two_inputs)
+    return write_models(tmp_path_factory.mktemp("models"), fold, two_inputs)
 
 
 @pytest.fixture(scope="module", params=["open", "with keys"])

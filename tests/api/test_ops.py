@@ -8,9 +8,9 @@ import pytest
 
 from service.api.problems import PROBLEMS
 from service.errors import CODES
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.api.test_streams import code_of
-from tests.graphs import fold, nan_at, total
+from tests.graphs import fold, nan_at, total, write_models
 from tests.servers import Server
 
 
@@ -53,9 +53,9 @@ def test_all_models_are_listed_as_one_is_described(service: Service) -> None:
 
 
 def test_a_reload_finds_new_models_and_tells_which_fail(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path / "models", fold)
+    folder = write_models(tmp_path / "models", fold)
     with running(shared_redis.url, folder) as own:
-        models(folder, total)
+        write_models(folder, total)
         (folder / "broken.onnx").write_bytes(b"no graph")
 
         report = own.http.post("/v1/models/reload").json()
@@ -66,10 +66,10 @@ def test_a_reload_finds_new_models_and_tells_which_fail(shared_redis: Server, tm
 
 
 def test_a_model_read_again_reads_its_bodies_by_its_new_inputs(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path / "models", m=lambda: total(2))
+    folder = write_models(tmp_path / "models", m=lambda: total(2))
     with running(shared_redis.url, folder) as own:
         assert own.step("m", "before", [1.0, 2.0]).status_code == 200
-        models(folder, m=lambda: total(3))
+        write_models(folder, m=lambda: total(3))
         own.http.post("/v1/models/reload")
 
         assert own.step("m", "after", [1.0, 2.0, 3.0]).json()["outputs"] == {"y": [1.0, 2.0, 3.0]}
@@ -77,9 +77,9 @@ def test_a_model_read_again_reads_its_bodies_by_its_new_inputs(shared_redis: Ser
 
 
 def test_models_are_watched_where_that_is_wished(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path / "models", fold)
+    folder = write_models(tmp_path / "models", fold)
     with running(shared_redis.url, folder, watch_models=True) as own:
-        models(folder, total)
+        write_models(folder, total)
 
         while own.http.get("/v1/models/total").status_code != 200:
             assert own.http.get("/v1/models/total").status_code in (200, 404)
@@ -109,7 +109,7 @@ def test_a_service_without_models_is_not_ready_and_says_why(shared_redis: Server
 
 
 def test_metrics_count_steps_requests_and_refusals(shared_redis: Server, tmp_path: Path) -> None:
-    with running(shared_redis.url, models(tmp_path, fold, nan_at_3=lambda: nan_at(3))) as own:
+    with running(shared_redis.url, write_models(tmp_path, fold, nan_at_3=lambda: nan_at(3))) as own:
         own.step("fold", "metered", [1])
         own.step("fold", "metered", [1, 2])
         own.http.get("/nope")
@@ -244,7 +244,7 @@ def test_the_documentation_shows_that_document(service: Service) -> None:
 
 
 def test_in_production_there_is_no_documentation(shared_redis: Server, tmp_path: Path) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), production=True) as one:
+    with running(shared_redis.url, write_models(tmp_path, fold), production=True) as one:
         closed = {
             path: one.http.get(path).status_code for path in ("/docs", "/openapi.json", "/reference/reference.js")
         }
@@ -284,7 +284,7 @@ def test_names_of_this_machine_are_the_services_own(service: Service, stream: st
 
 
 def test_another_name_can_be_allowed(shared_redis: Server, tmp_path: Path) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), allowed_origins=["http://box.example"]) as own:
+    with running(shared_redis.url, write_models(tmp_path, fold), allowed_origins=["http://box.example"]) as own:
         headers = {"host": "box.example", "origin": "http://box.example", "sec-fetch-site": "same-origin"}
 
         assert own.http.get("/v1/models", headers=headers).status_code == 200

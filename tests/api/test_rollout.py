@@ -15,15 +15,15 @@ from websockets.sync.client import connect
 from model_export.feedback import Draw
 from service.engine.sampling import draw, normals, uniforms
 from service.wire import encode_state_id
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.api.test_streams import MSGPACK, code_of
-from tests.graphs import fold, fold_reference, letters, nan_at, slow, total, two_inputs, wave
+from tests.graphs import fold, fold_reference, letters, nan_at, slow, total, two_inputs, wave, write_models
 from tests.servers import Server
 
 
 @pytest.fixture(scope="module")
 def rolling(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = models(
+    folder = write_models(
         tmp_path_factory.mktemp("rolling"),
         fold,
         letters,
@@ -412,7 +412,7 @@ def test_one_rollout_on_which_the_model_cannot_run_fails_alone(rolling: Service,
 def test_predictions_beyond_what_may_be_answered_are_too_large(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
-    with running(shared_redis.url, models(tmp_path, wave), max_body_bytes=1000) as small:
+    with running(shared_redis.url, write_models(tmp_path, wave), max_body_bytes=1000) as small:
         fits, beyond = (rollout(small, "wave", stream, n, inputs=[0.5]) for n in (125, 126))
 
     assert (fits.status_code, beyond.status_code) == (200, 413)
@@ -420,10 +420,10 @@ def test_predictions_beyond_what_may_be_answered_are_too_large(
 
 
 def test_a_rollout_that_takes_too_long_is_given_up(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, slow), request_timeout_s=0.5, run_timeout_s=30) as hasty:
+    with running(shared_redis.url, write_models(tmp_path, slow), request_timeout_s=0.5, run_timeout_s=30) as hasty:
         by_time = rollout(hasty, "slow", stream, 4000, inputs=[200_000], feedback={"x": {"output": "y"}})
         alive = hasty.http.get("/healthz")
-    with running(shared_redis.url, models(tmp_path, slow), run_timeout_s=0.3) as strict:
+    with running(shared_redis.url, write_models(tmp_path, slow), run_timeout_s=0.3) as strict:
         by_run = rollout(strict, "slow", stream, 2, inputs=[10**12], feedback={"x": "y"})
 
     assert [(a.status_code, code_of(a)) for a in (by_time, by_run)] == [(503, "model_timeout")] * 2

@@ -22,9 +22,9 @@ from service.api.auth import KeysFileError
 from service.api.tokens import LEEWAY_S, Tokens, keys_of
 from service.errors import ServiceError
 from service.settings import Settings
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.api.test_auth import bearer, key, write
-from tests.graphs import fold
+from tests.graphs import fold, write_models
 from tests.servers import Server
 
 jwt = pytest.importorskip("jwt", reason="needs PyJWT: pip install 'stepwell[jwt]'")
@@ -306,7 +306,7 @@ def both(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("both")
     with running(
         shared_redis.url,
-        models(folder / "models", fold),
+        write_models(folder / "models", fold),
         api_keys_file=write(folder / "keys.json", key("full", tenant="a")),
         jwt_keys=str(key_set(folder / "jwks.json")),
         jwt_issuer=ISSUER,
@@ -354,7 +354,7 @@ def test_the_same_head_is_refused_once_its_tokens_key_is_withdrawn(
         "jwt_issuer": ISSUER,
         "jwt_audience": AUDIENCE,
     }
-    with running(shared_redis.url, models(tmp_path / "models", fold), **known) as own:
+    with running(shared_redis.url, write_models(tmp_path / "models", fold), **known) as own:
         path = own.path("fold", stream, "step")
         before = [own.http.post(path, json={"inputs": [1]}, headers=headers).status_code for _ in range(3)]
         (tmp_path / "jwks.json").write_text(json.dumps({"keys": [jwk("ec", EC, "ES256")]}))

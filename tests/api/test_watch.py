@@ -24,10 +24,10 @@ from service.api.visitors import Visitor
 from service.engine.watcher import Watcher
 from service.wire.answers import tensor
 from service.wire.formats import MSGPACK, encode
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.api.test_auth import bearer, key, write
 from tests.api.test_streams import code_of
-from tests.graphs import fold, fold_reference, total
+from tests.graphs import fold, fold_reference, total, write_models
 from tests.processes import service as process
 from tests.servers import Server
 
@@ -36,7 +36,7 @@ WIDE = 32768  # so that few events are too many for one that does not read
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models(tmp_path_factory.mktemp("models"), fold, wide=lambda: total(WIDE))
+    return write_models(tmp_path_factory.mktemp("models"), fold, wide=lambda: total(WIDE))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The worker's hot records: what is put is found again, within a bound of bytes."""
+"""The cache of records: what is stored is found again, within a bound in bytes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from service.engine.cache import MISSING, StateCache
 from service.store.record_rows import HEAD, blank_head
 
 STATE = b"begin..."
-ROOM = 420  # bytes that one record with such a state takes, about
+RECORD_BYTES = 420  # bytes that one record with such a state takes, approximately
 
 
-def a_cache(records: int) -> StateCache:
-    return StateCache(blank_head(b"f" * 8), STATE, records * ROOM)
+def make_cache(records: int) -> StateCache:
+    return StateCache(blank_head(b"f" * 8), STATE, records * RECORD_BYTES)
 
 
 def put(cache: StateCache, *names: str, step: int = 1, refreshed: float = 5.0) -> None:
@@ -27,8 +27,8 @@ def slots(cache: StateCache, *names: str) -> Array:
     return cache.find(names)
 
 
-def test_what_was_put_is_found() -> None:
-    cache = a_cache(10)
+def test_a_stored_record_is_found() -> None:
+    cache = make_cache(10)
     put(cache, "a", "b", step=1, refreshed=3.0)
     put(cache, "c", step=2, refreshed=4.0)
 
@@ -39,16 +39,16 @@ def test_what_was_put_is_found() -> None:
     assert cache.refreshed(at).tolist() == [4.0, 3.0]
 
 
-def test_what_was_put_again_is_replaced() -> None:
-    cache = a_cache(10)
+def test_storing_a_record_again_replaces_it() -> None:
+    cache = make_cache(10)
     put(cache, "a", step=1)
     put(cache, "a", step=2)
 
     assert (len(cache), cache.heads(slots(cache, "a"))["step"].tolist()) == (1, [2])
 
 
-def test_a_stream_that_is_not_here_looks_like_one_that_begins() -> None:
-    cache = a_cache(10)
+def test_a_missing_stream_reads_as_a_new_stream() -> None:
+    cache = make_cache(10)
     put(cache, "a")
 
     at = slots(cache, "b")
@@ -59,8 +59,8 @@ def test_a_stream_that_is_not_here_looks_like_one_that_begins() -> None:
     assert cache.refreshed(at).tolist() == [-np.inf]
 
 
-def test_a_stream_that_was_dropped_is_gone_and_its_slot_is_used_again() -> None:
-    cache = a_cache(2)
+def test_a_dropped_stream_is_gone_and_its_slot_is_reused() -> None:
+    cache = make_cache(2)
     put(cache, "a", "b")
     cache.drop("a")
     cache.drop("never there")
@@ -69,8 +69,8 @@ def test_a_stream_that_was_dropped_is_gone_and_its_slot_is_used_again() -> None:
     assert slots(cache, *"abc").astype(bool).tolist() == [False, True, True]
 
 
-def test_a_full_cache_forgets_a_stream_that_was_not_asked_for() -> None:
-    cache = a_cache(10)
+def test_a_full_cache_evicts_a_stream_that_was_not_read() -> None:
+    cache = make_cache(10)
     names = [f"s{n}" for n in range(100)]
     for name in names:
         put(cache, name)
@@ -81,7 +81,7 @@ def test_a_full_cache_forgets_a_stream_that_was_not_asked_for() -> None:
 
 
 def test_a_batch_larger_than_the_cache_leaves_no_wrong_record() -> None:
-    cache = a_cache(1)
+    cache = make_cache(1)
     heads = np.zeros(5, HEAD)
     heads["step"] = range(1, 6)
     cache.put("abcde", heads, np.zeros((5, len(STATE)), np.uint8), 1.0)
@@ -89,8 +89,8 @@ def test_a_batch_larger_than_the_cache_leaves_no_wrong_record() -> None:
     assert {n: cache.heads(slots(cache, n))["step"].tolist() for n in "abcde" if slots(cache, n)} == {"e": [5]}
 
 
-def test_copies_do_not_change_with_the_cache() -> None:
-    cache = a_cache(10)
+def test_returned_copies_do_not_change_with_the_cache() -> None:
+    cache = make_cache(10)
     put(cache, "a", step=1)
     at = slots(cache, "a")
     heads, states = cache.heads(at), cache.states(at)
@@ -100,10 +100,10 @@ def test_copies_do_not_change_with_the_cache() -> None:
 
 
 @pytest.mark.parametrize(("records", "kept"), [(20, True), (5, False)])
-def test_another_bound_keeps_what_fits_it(records: int, kept: bool) -> None:
-    cache = a_cache(10)
+def test_changing_the_limit_keeps_the_records_that_fit(records: int, kept: bool) -> None:
+    cache = make_cache(10)
     put(cache, *(f"s{n}" for n in range(8)), step=3)
-    cache.limit(records * ROOM)
+    cache.limit(records * RECORD_BYTES)
     put(cache, "new", step=4)
 
     found = cache.heads(slots(cache, "s0", "new"))["step"].tolist()

@@ -29,9 +29,9 @@ from service.errors import ServiceError
 from service.store.keys import record_key
 from service.store.record import decode
 from service.store.redis import StateStore
-from tests.engine.bench import FOLD, models, step, ys
+from tests.engine.harness import FOLD, step, ys
 from tests.exactly_once.copies import Ask, Told, World
-from tests.graphs import fold
+from tests.graphs import fold, write_models
 from tests.servers import Server, server
 
 RUNS, OPERATIONS = (int(part) for part in os.environ.get("STEPWELL_MACHINE", "25x40").split("x"))
@@ -256,7 +256,7 @@ class Copies(RuleBasedStateMachine):
 @pytest.fixture(scope="module")
 def place() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="sw") as folder, server(Path(folder) / "r") as Place.server:
-        Place.shelf = ModelShelf([models(Path(folder) / "models", fold=fold)], StepModel)
+        Place.shelf = ModelShelf([write_models(Path(folder) / "models", fold=fold)], StepModel)
         assert not asyncio.run(Place.shelf.reload()).failed
         yield
 

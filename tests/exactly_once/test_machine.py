@@ -29,9 +29,9 @@ from service.errors import ServiceError
 from service.store.keys import entry_key, last_words_key, record_key, snapshots_key
 from service.store.record import decode
 from service.store.redis import StateStore
-from tests.engine.bench import FOLD, chunk, models, ys
+from tests.engine.harness import FOLD, chunk, ys
 from tests.exactly_once.protocol import Ask, Fork, Live, Stream, Told
-from tests.graphs import fold, fold_reference
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server, server
 
 RUNS, OPERATIONS = (int(part) for part in os.environ.get("STEPWELL_MACHINE", "60x40").split("x"))
@@ -465,7 +465,7 @@ async def turns(n: int) -> None:
 @pytest.fixture(scope="module")
 def world() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="sw") as folder, server(Path(folder) / "r") as World.server:
-        World.shelf = ModelShelf([models(Path(folder) / "models", fold=fold)], StepModel)
+        World.shelf = ModelShelf([write_models(Path(folder) / "models", fold=fold)], StepModel)
         assert not asyncio.run(World.shelf.reload()).failed
         yield
 

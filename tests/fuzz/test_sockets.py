@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running
 from tests.fuzz.test_readers import nearly
-from tests.graphs import fold
+from tests.graphs import fold, write_models
 from tests.lane.ways import chunked, everything, request, statuses
 from tests.servers import Server
 
@@ -68,7 +68,7 @@ class Faults(logging.Handler):
 
 @pytest.fixture(scope="module")
 def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = models(tmp_path_factory.mktemp("models"), fold)
+    folder = write_models(tmp_path_factory.mktemp("models"), fold)
     with running(shared_redis.url, folder, lane=True, receive_timeout_s=1, max_body_bytes=100_000) as one:
         yield one
 

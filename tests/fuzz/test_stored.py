@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from service.engine.types import Prediction
 from service.errors import ServiceError
 from service.store.keys import entry_key, record_key
-from tests.engine.bench import all_of, models, step, worker
+from tests.engine.harness import gather_results, step, worker
 from tests.fuzz.test_readers import nearly
-from tests.graphs import fold
+from tests.graphs import fold, write_models
 from tests.servers import Server, server
 
 _names = (f"s{n}" for n in itertools.count())
@@ -32,7 +32,7 @@ def store() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models(tmp_path_factory.mktemp("models"), fold=fold)
+    return write_models(tmp_path_factory.mktemp("models"), fold=fold)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,9 @@ def test_foreign_bytes_stop_their_own_stream_only(
         async def ask() -> tuple[object, object]:
             async with worker(store.url, folder) as engine:
                 asked = step(bad, 5, idempotency_key="k")
-                told, fine = await all_of(engine.advance(asked), engine.advance(step(good, 5, idempotency_key="k")))
+                told, fine = await gather_results(
+                    engine.advance(asked), engine.advance(step(good, 5, idempotency_key="k"))
+                )
                 return told, fine
 
         told, fine = asyncio.run(ask())

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.api.running import models, running
+from tests.api.running import running
 from tests.api.test_auth import key, write
-from tests.graphs import fold, lstm, nan_at, slow, stateless, two_inputs
+from tests.graphs import fold, lstm, nan_at, slow, stateless, two_inputs, write_models
 from tests.lane.ways import Ways
 from tests.servers import server
 
@@ -23,7 +23,7 @@ MAX_BODY = 100_000
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models(
+    return write_models(
         tmp_path_factory.mktemp("models"), fold, two_inputs, lstm, slow, stateless, nan_at_3=lambda: nan_at(3)
     )
 

@@ -23,10 +23,9 @@ from service.store.facts import UnsafeStoreError, demand_safe, read_facts
 from service.store.keys import entry_key, record_key
 from service.store.redis import StateStore
 from service.store.wire import open_wire
-from tests.api.running import models as served_models
 from tests.api.running import running
-from tests.engine.bench import FOLD, models, step, worker, ys
-from tests.graphs import fold, fold_reference
+from tests.engine.harness import FOLD, step, worker, ys
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 from tests.store.clusters import Cluster, cluster, slot_of
 from tests.store.test_laws import SOON, a_record, now, write
@@ -47,7 +46,7 @@ async def store(three: Cluster) -> AsyncIterator[StateStore]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 async def committed(store: StateStore, *commits: object, within: float = SOON) -> list[Outcome]:
@@ -256,7 +255,7 @@ async def test_a_primary_that_dies_is_replaced_by_its_replica(folder: Path) -> N
 
 
 def test_a_service_on_a_cluster_steps_lists_snapshots_and_is_watched(three: Cluster, tmp_path: Path) -> None:
-    with running(three.url, served_models(tmp_path, of_its_own=fold)) as one:
+    with running(three.url, write_models(tmp_path, of_its_own=fold)) as one:
         url = f"ws://127.0.0.1:{one.port}/v1/watch"
         with connect(url) as watcher:
             watcher.send(json.dumps({"watch": [{"model": "of_its_own"}]}))

@@ -17,10 +17,9 @@ from service.errors import ServiceError
 from service.store.facts import SafetyWatch, UnsafeStoreError, demand_safe, read_facts
 from service.store.redis import StateStore
 from service.store.rights import demand_rights
-from tests.api.running import models as served_models
 from tests.api.running import running
-from tests.engine.bench import FOLD, models, refusal, step, worker, ys
-from tests.graphs import fold, fold_reference
+from tests.engine.harness import FOLD, expect_error, step, worker, ys
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 from tests.store.clusters import cluster, pair
 
@@ -30,7 +29,7 @@ ALWAYS = {"appendonly": "yes", "appendfsync": "always"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 def configure(server: Server, **settings: str) -> None:
@@ -82,7 +81,7 @@ async def test_a_file_that_is_no_longer_flushed_ends_commits_until_it_is(folder:
         await engine.advance(step("a", 1, seq=1))
         configure(redis_server, appendfsync="everysec")
         await watch.look()
-        refused = await refusal(engine, step("a", 2, seq=2))
+        refused = await expect_error(engine, step("a", 2, seq=2))
         told = list(watch.reasons)
         configure(redis_server, **ALWAYS)
         await watch.look()
@@ -132,7 +131,7 @@ def test_a_policy_that_evicts_ends_readiness_while_it_runs(
     tmp_path: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "_SAFETY_S", 0.05)
-    with running(redis_server.url, served_models(tmp_path, fold)) as one:
+    with running(redis_server.url, write_models(tmp_path, fold)) as one:
         ready = [seen(one.http, 200)]
         configure(redis_server, maxmemory_policy="allkeys-lru")
         ready.append(seen(one.http, 503))
@@ -267,7 +266,7 @@ async def test_a_right_that_is_taken_away_later_is_a_503(folder: Path, guarded: 
         await engine.advance(step("a", 1, seq=1))
         with guarded.server.client() as client:
             client.execute_command("ACL", "SETUSER", url[7:].partition(":")[0], "-evalsha", "-eval")
-        refused = await refusal(engine, step("a", 2, seq=2))
+        refused = await expect_error(engine, step("a", 2, seq=2))
 
     assert isinstance(refused, ServiceError)
     assert (refused.code, refused.applied) == ("store_unavailable", "no")

@@ -11,8 +11,8 @@ import pytest
 
 from service.store.facts import UnsafeStoreError, read_facts
 from service.store.rights import demand_rights
-from tests.engine.bench import models, step, worker
-from tests.graphs import fold
+from tests.engine.harness import step, worker
+from tests.graphs import fold, write_models
 from tests.processes import free_port
 from tests.servers import Server, server, servers
 from tests.store.clusters import SLOTS, Node, port_with_a_bus, sentinels
@@ -54,7 +54,7 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 @pytest.fixture
