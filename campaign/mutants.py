@@ -54,7 +54,7 @@ NO_COMPARE_AND_SET = Mutant(
     "service/store/commit.lua",
     "if current == expected then",
     "if type(current) ~= 'table' then",
-    (f"{_LAWS}test_a_conflict_brings_the_truth",),
+    (f"{_LAWS}test_a_conflict_returns_the_stored_record",),
 )
 NO_OPERATION_IDS = Mutant(
     "no operation ids",
@@ -184,28 +184,28 @@ MUTANTS = (
         "service/engine/copies.py",
         "if existing is not None and existing.op_id == op_id:",
         "if False:",
-        ("tests/api/test_copies.py::test_a_fork_sent_again_is_answered_the_same",),
+        ("tests/api/test_copies.py::test_a_retried_fork_gets_its_first_answer",),
     ),
     Mutant(
         "a fork does not look at `after`",
         "service/engine/copies.py",
         "if after is not None and present.chain != after:",
         "if False:",
-        ("tests/api/test_copies.py::test_a_fork_of_another_history_or_of_no_stream_is_refused",),
+        ("tests/api/test_copies.py::test_a_fork_of_another_history_or_of_a_missing_stream_is_rejected",),
     ),
     Mutant(
         "the key of a snapshot is never remembered",
         "service/store/snapshots.lua",
         "call('SET', KEYS[2], ARGV[5], 'PX', ARGV[6])",
         "",
-        ("tests/api/test_copies.py::test_a_snapshot_sent_again_is_still_of_its_own_moment",),
+        ("tests/api/test_copies.py::test_a_retried_snapshot_keeps_its_first_state",),
     ),
     Mutant(
         "two rollouts of one position are taken for each other",
         "service/engine/rollouts.py",
         "said = [ask.horizon,",
         "said = [0,",
-        ("tests/api/test_rollout.py::test_a_committed_rollout_sent_again_is_answered_the_same",),
+        ("tests/api/test_rollout.py::test_a_retried_committed_rollout_gets_its_first_answer",),
     ),
     Mutant(
         "a replay is read as another version than made it",
@@ -219,7 +219,7 @@ MUTANTS = (
         "service/store/commit.lua",
         "call('SET', KEYS[entry], ARGV[2 * entry + 5], 'PX', entry_ttl)",
         "",
-        (f"{_LAWS}test_a_known_key_answers_whatever_the_stream_did_since",),
+        (f"{_LAWS}test_an_idempotency_key_replays_after_later_steps",),
     ),
     Mutant(
         "a stream that begins anew keeps its state",
@@ -254,14 +254,14 @@ MUTANTS = (
         "service/store/commit.lua",
         "local answers = entry and not (forget and string.sub(KEYS[entry], -4) == ':end')",
         "local answers = entry",
-        (f"{_LAWS}test_a_stream_that_was_forgotten_is_not_forgotten_again",),
+        (f"{_LAWS}test_a_deleted_stream_is_not_deleted_again",),
     ),
     Mutant(
         "a lost reply is told as not applied",
         "service/store/settle.py",
         "lost = sent or isinstance(reply, NoReplyError)",
         "lost = False",
-        (f"{_LAWS}test_a_store_that_does_not_answer_leaves_the_outcome_unknown",),
+        (f"{_LAWS}test_a_store_that_does_not_reply_leaves_the_outcome_unknown",),
     ),
 )
 

@@ -11,7 +11,7 @@ from model_export.errors import ManifestError, ModelLoadError
 from model_export.manifest import Manifest
 from service.admission import Admission
 from service.settings import Settings
-from tests.api.running import running
+from tests.api.running import running_service
 from tests.graphs import Built, fold, graph_from_text, total, write_model, write_models
 from tests.servers import Server
 
@@ -130,7 +130,7 @@ def test_a_verdict_folder_that_cannot_be_is_done_without(tmp_path: Path) -> None
 
 def test_a_service_tells_which_model_it_does_not_let_in(shared_redis: Server, tmp_path: Path) -> None:
     folder = write_models(tmp_path, fold)
-    with running(shared_redis.url, folder, model_probe_s=20, model_memory_bytes=2**30) as one:
+    with running_service(shared_redis.url, folder, model_probe_s=20, model_memory_bytes=2**30) as one:
         write_model(folder, "greedy", greedy)
         report = one.http.post("/v1/models/reload").json()
 

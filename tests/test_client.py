@@ -27,7 +27,7 @@ from service.client.exchanges import Ask, Exchange, ModelExchanges, Place
 from service.client.replies import Lost, Reply
 from service.errors import ServiceError
 from service.wire.formats import JSON, MSGPACK, encode
-from tests.api.running import running
+from tests.api.running import running_service
 from tests.graphs import fold, fold_reference, latch, lstm, two_inputs, write_model
 from tests.processes import Service, free_port, service
 from tests.servers import Server
@@ -773,7 +773,7 @@ def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
     assert error_of(Client, url).code == "bad_url"
 
 
-def test_a_model_that_is_not_there_is_told(client: Client, stream: str) -> None:
+def test_a_missing_model_is_not_found(client: Client, stream: str) -> None:
     assert error_of(client.model("other").stream(stream).step, [7]).code == "model_not_found"
     assert error_of(client.model, "../secret").code == "bad_request"
 
@@ -781,7 +781,7 @@ def test_a_model_that_is_not_there_is_told(client: Client, stream: str) -> None:
 def test_a_service_that_demands_preconditions_gets_them(shared_redis: Server, tmp_path: Path, stream: str) -> None:
     write_model(tmp_path, "fold", fold)
     with (
-        running(shared_redis.url, tmp_path, require_preconditions=True) as strict,
+        running_service(shared_redis.url, tmp_path, require_preconditions=True) as strict,
         Client(f"http://127.0.0.1:{strict.port}") as client,
     ):
         handle = client.model("fold").stream(stream)
@@ -805,7 +805,7 @@ async def test_a_key_opens_the_doors_that_it_has_the_scopes_for(
 ) -> None:
     write_model(tmp_path / "models", "fold", fold)
     keys = write_keys(tmp_path / "keys.json", full=["step", "read"], reader=["read"])
-    with running(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
+    with running_service(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
         url = f"http://127.0.0.1:{keyed.port}"
         async with AsyncClient(url, "full") as client, client.model("fold").feed() as feed:
             assert (await client.model("fold").stream(stream).step([7])).step == 1
@@ -821,7 +821,7 @@ async def test_a_feed_whose_key_is_withdrawn_is_told(shared_redis: Server, tmp_p
     """This refusal names no step, as the service no longer reads what it is sent."""
     write_model(tmp_path / "models", "fold", fold)
     keys = write_keys(tmp_path / "keys.json", mine=["step", "read"], other=[])
-    with running(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
+    with running_service(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
         url = f"http://127.0.0.1:{keyed.port}"
         async with AsyncClient(url, "mine") as client, client.model("fold").feed() as feed:
 

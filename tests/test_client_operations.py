@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from service.client import Answer, AsyncClient, Client, ClientError, Event, Gap, ResendBar, State
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, lstm, scaled, write_models
 from tests.processes import service as process
 from tests.servers import Server, server
@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def one(store: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm, scaled)
-    with running(store.url, folder, history=["fold=100"]) as made:
+    with running_service(store.url, folder, history=["fold=100"]) as made:
         yield made
 
 

@@ -56,7 +56,7 @@ def told() -> Metrics:
     metrics.replays(2)
     metrics.regressions(1)
     metrics.request("http", 200)
-    metrics.expect_error("seq_gap")
+    metrics.refusal("seq_gap")
     return metrics
 
 

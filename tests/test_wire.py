@@ -478,7 +478,7 @@ def test_columns_have_a_row_per_stream_and_a_time_axis_of_one() -> None:
     assert bulk(columns()).inputs["x"].tolist() == [[[1, 2, 3, 4]], [[5, 6, 7, 8]]]
 
 
-def test_columns_of_chunks_have_stream_and_time_axes() -> None:
+def test_bulk_chunks_have_stream_and_time_axes() -> None:
     read = bulk({"streams": ["a:1", "b"], "inputs": [[[1, 2, 3, 4]] * 3] * 2, "return": "last"}, chunk=True)
 
     assert (read.inputs["x"].shape, read.length, read.keep) == ((2, 3, 4), 3, "last")

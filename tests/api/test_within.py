@@ -1,4 +1,4 @@
-"""A time limit costs nothing where there is nothing to wait for, and holds where there is."""
+"""A time limit: it adds no task switch to work that is done at once, and ends work that takes too long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from service.api.within import within
 
 
-async def at_once() -> str:
+async def immediate() -> str:
     return "done"
 
 
@@ -19,30 +19,30 @@ async def after(event: asyncio.Event) -> str:
     return "done"
 
 
-async def test_what_is_there_is_returned() -> None:
-    assert await within(0, at_once()) == "done"
+async def test_work_that_is_done_at_once_returns_its_result() -> None:
+    assert await within(0, immediate()) == "done"
 
 
-async def test_what_has_to_wait_is_waited_for() -> None:
+async def test_work_that_waits_returns_its_result() -> None:
     event = asyncio.Event()
     asyncio.get_running_loop().call_later(0.01, event.set)
 
     assert await within(30, after(event)) == "done"
 
 
-async def test_a_future_may_be_waited_for() -> None:
+async def test_a_future_can_be_awaited() -> None:
     future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(future.set_result, "done")
 
     assert await within(30, future) == "done"
 
 
-async def test_what_takes_longer_is_given_up() -> None:
+async def test_work_that_takes_too_long_times_out() -> None:
     with pytest.raises(TimeoutError):
         await within(0.01, after(asyncio.Event()))
 
 
-async def test_an_error_of_the_work_is_its_own() -> None:
+async def test_an_error_of_the_work_is_raised() -> None:
     async def fail(event: asyncio.Event) -> None:
         await event.wait()
         raise ValueError
@@ -50,11 +50,11 @@ async def test_an_error_of_the_work_is_its_own() -> None:
     event = asyncio.Event()
     asyncio.get_running_loop().call_soon(event.set)
 
-    with pytest.raises(ValueError):  # noqa: PT011 - it has no words
+    with pytest.raises(ValueError):  # noqa: PT011 - it has no message
         await within(30, fail(event))
 
 
-async def test_the_work_hears_of_a_cancellation() -> None:
+async def test_a_cancellation_reaches_the_work() -> None:
     heard = asyncio.Event()
 
     async def work() -> None:

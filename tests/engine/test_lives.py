@@ -16,7 +16,7 @@ from service.store.redis import StateStore
 from tests.engine.harness import CountingObserver, chunk, expect_error, gather_results, step, worker, ys
 from tests.graphs import count, fold, fold_reference, lstm, nan_at, stateless, write_models
 from tests.servers import Server
-from tests.store.clusters import pair
+from tests.store.clusters import primary_and_replica
 
 NAME = record_key("default", "fold", "a")
 
@@ -149,7 +149,7 @@ async def test_a_retried_end_gets_its_first_answer(folder: Path, redis_server: S
 
 
 async def test_a_retried_end_waits_for_a_replica_if_durability_requires_it(folder: Path, short_path: Path) -> None:
-    with pair(short_path) as (primary, _, _, _):
+    with primary_and_replica(short_path) as (primary, _, _, _):
         async with worker(primary.url, folder, durability="replica") as engine:
             await engine.advance(step("a", 1))
             first = await engine.advance(last(2, seq=2))

@@ -24,7 +24,7 @@ from tests.faults.feeder import feeders, judged, reached, run, run_until, told
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import AOF, Server, server
-from tests.store.clusters import has_caught_up, link_is_up, pair, sentinels
+from tests.store.clusters import has_caught_up, is_synchronized, primary_and_replica, sentinels
 
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
 QUICK = EngineOptions(request_timeout_s=1)
@@ -155,10 +155,10 @@ def written(answers: list[object]) -> bool:
 
 async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: Path, short_path: Path) -> None:
     """F18: the way to the replica is cut, the primary goes on, and the replica takes over."""
-    with pair(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
+    with primary_and_replica(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
         with replica.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", way.port)
-            while not link_is_up(client):
+            while not is_synchronized(client):
                 pass
         async with worker(primary.url, folder) as before, worker(replica.url, folder) as after:
             where = [before]
@@ -186,10 +186,10 @@ async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: 
 @pytest.mark.parametrize("fault", ["cut off", "frozen"])
 async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, short_path: Path, fault: str) -> None:
     """F20: nor its retry, by whichever worker, numbered or keyed, nor the answer that it was applied before."""
-    with pair(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
+    with primary_and_replica(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
         with replica.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", way.port)
-            while not link_is_up(client):
+            while not is_synchronized(client):
                 pass
         level: dict[str, Any] = {"durability": "replica", "timeout": 0.6}
         async with worker(primary.url, folder, **level) as one, worker(primary.url, folder, **level) as two:
@@ -245,7 +245,7 @@ async def test_a_conflict_is_not_told_as_applied_while_no_replica_confirms(folde
 
 
 async def test_sentinel_leads_to_the_new_primary_and_nothing_confirmed_is_lost(folder: Path, short_path: Path) -> None:
-    with pair(short_path, *AOF) as (primary, replica, port, _), sentinels(short_path, port) as guard:
+    with primary_and_replica(short_path, *AOF) as (primary, replica, port, _), sentinels(short_path, port) as guard:
         url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{guard}/pumps/0"  # the first Sentinel is gone
         async with worker(url, folder, durability="replica") as engine:
             before = feeders([engine], 10)

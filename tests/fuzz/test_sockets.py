@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.fuzz.test_readers import nearly
 from tests.graphs import fold, write_models
 from tests.lane.ways import chunked, everything, request, statuses
@@ -69,7 +69,7 @@ class Faults(logging.Handler):
 @pytest.fixture(scope="module")
 def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = write_models(tmp_path_factory.mktemp("models"), fold)
-    with running(shared_redis.url, folder, lane=True, receive_timeout_s=1, max_body_bytes=100_000) as one:
+    with running_service(shared_redis.url, folder, lane=True, receive_timeout_s=1, max_body_bytes=100_000) as one:
         yield one
 
 
@@ -83,7 +83,7 @@ def faults() -> Iterator[Faults]:
 
 def told(service: Service, data: bytes, *, opening: bytes = b"") -> bytes:
     """Return all that comes back when nothing comes after these bytes."""
-    with service.raw() as sock:
+    with service.open_connection() as sock:
         try:
             if opening:
                 sock.sendall(opening)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.api.running import running
-from tests.api.test_auth import key, write
+from tests.api.running import running_service
+from tests.api.test_auth import key, write_keys_file
 from tests.graphs import fold, lstm, nan_at, slow, stateless, two_inputs, write_models
 from tests.lane.ways import Ways
 from tests.servers import server
@@ -39,7 +39,7 @@ def ways(folder: Path) -> Iterator[Ways]:
 def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
     """All, with keys: `full`, `other` of another tenant, and `reader`, which may not step."""
     keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"])]
-    with three(folder, api_keys_file=write(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as all_ways:
+    with three(folder, api_keys_file=write_keys_file(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as all_ways:
         yield all_ways
 
 
@@ -57,6 +57,6 @@ def three(folder: Path, **settings: Any) -> Iterator[Ways]:
         for lane in (True, False, False):
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sw")))
             store = stack.enter_context(server(place))
-            ours.append(stack.enter_context(running(store.url, folder, lane=lane, **limits, **settings)))
+            ours.append(stack.enter_context(running_service(store.url, folder, lane=lane, **limits, **settings)))
         ours[-1].app.hot_routes.clear()
         yield Ways(*ours)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.api.auth import Caller, Keys, unauthenticated
-from tests.api.running import running
-from tests.api.test_auth import key, write
+from tests.api.running import running_service
+from tests.api.test_auth import key, write_keys_file
 from tests.graphs import fold, fold_reference, stateless, write_model
 from tests.lane.ways import connected, request
 from tests.servers import Server
@@ -37,10 +37,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_key_that_is_taken_away_steps_no_more(redis_server: Server, folder: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "keys.json", key("a.b.c"))
-    with running(redis_server.url, folder, lane=True, api_keys_file=file) as service, connected(service) as sock:
+    file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
+    with (
+        running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        connected(service) as sock,
+    ):
         before = [asked_again(sock), asked_again(sock)]
-        write(file, key("another"))
+        write_keys_file(file, key("another"))
 
         assert [*before, asked_again(sock)] == [200, 200, 401]
 
@@ -48,14 +51,14 @@ def test_a_key_that_is_taken_away_steps_no_more(redis_server: Server, folder: Pa
 def test_a_key_that_is_taken_away_steps_no_more_where_another_connection_heard_of_it_first(
     redis_server: Server, folder: Path, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "keys.json", key("a.b.c"))
+    file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
     with (
-        running(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
         connected(service) as sock,
         connected(service) as other,
     ):
         before = [asked_again(one) for one in (sock, sock, other, other)]
-        write(file, key("another"))
+        write_keys_file(file, key("another"))
 
         assert [*before, asked_again(other), asked_again(sock)] == [200, 200, 200, 200, 401, 401]
 
@@ -63,16 +66,19 @@ def test_a_key_that_is_taken_away_steps_no_more_where_another_connection_heard_o
 def test_headers_as_long_as_known_ones_are_not_taken_for_them(
     redis_server: Server, folder: Path, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "keys.json", key("a.b.c"))
+    file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
     wrong = STEP.replace(b"a.b.c", b"a.b.x")
-    with running(redis_server.url, folder, lane=True, api_keys_file=file) as service, connected(service) as sock:
+    with (
+        running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        connected(service) as sock,
+    ):
         assert [asked_again(sock, text) for text in (STEP, STEP, wrong, STEP, wrong, wrong, STEP)] == [
             200, 200, 401, 200, 401, 401, 200
         ]  # fmt: skip
 
 
 def test_each_of_many_streams_on_one_connection_gets_its_own_answer(redis_server: Server, folder: Path) -> None:
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         answers = [
             answer(sock, request(b'{"inputs": [%d], "seq": %d}' % (x, seq), f"/v1/models/m/streams/many-{x}/step"))
             for seq in (1, 2, 3)
@@ -88,7 +94,7 @@ def test_each_of_many_streams_on_one_connection_gets_its_own_answer(redis_server
 def test_a_connection_on_which_the_stream_changes_stays_at_rest(
     redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         first = asked_again(sock, STEP)  # its header lines are known from here on
         monkeypatch.setattr("service.lane.connection.LaneConnection._begin", None)
         others = [STEP.replace(b"/s/", f"/other-{i}/".encode()) for i in range(3)]
@@ -108,7 +114,7 @@ def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: 
             return Caller("default", frozenset({"step"}))
 
     tokens = Tokens()
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         service.app.state.context.keys = Keys(None, tokens)
         before = [asked_again(sock), asked_again(sock)]
         tokens.over = True
@@ -117,7 +123,7 @@ def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: 
 
 
 def test_a_model_that_is_replaced_steps_no_new_stream(redis_server: Server, folder: Path) -> None:
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         before = [asked_again(sock), asked_again(sock)]
         (folder / "m.onnx").unlink()
         write_model(folder, "other", stateless)

@@ -12,7 +12,7 @@ import pytest
 from model_export.export import export_source
 from model_export.feedback import Draw
 from service.engine.sampling import draw, uniforms
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.servers import Server
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
@@ -50,7 +50,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any],
 
 @pytest.fixture(scope="module")
 def served(originals: tuple[dict[str, Any], Path], shared_redis: Server) -> Iterator[Service]:
-    with running(shared_redis.url, originals[1]) as one:
+    with running_service(shared_redis.url, originals[1]) as one:
         yield one
 
 

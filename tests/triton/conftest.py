@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.graphs import fold, latch, latest, lstm, stateless, two_inputs, write_models
 from tests.servers import Server
 
@@ -18,7 +18,7 @@ def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = write_models(
         tmp_path_factory.mktemp("models"), fold, two_inputs, latch, lstm, stateless, half=lambda: latest("float16")
     )
-    with running(shared_redis.url, folder, lane=True) as one:
+    with running_service(shared_redis.url, folder, lane=True) as one:
         yield one
 
 

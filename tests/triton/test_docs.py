@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.servers import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "oip.md").read_text()
@@ -22,7 +22,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "oip.md").read_text()
 
 @pytest.fixture(scope="module")
 def demo(shared_redis: Server) -> Iterator[Service]:
-    with running(shared_redis.url, Path(str(files("service.demo") / "models")), lane=True) as one:
+    with running_service(shared_redis.url, Path(str(files("service.demo") / "models")), lane=True) as one:
         yield one
 
 

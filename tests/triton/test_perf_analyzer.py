@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.graphs import lstm, write_models
 from tests.servers import Server
 from tests.triton.offline import offline
@@ -54,7 +54,7 @@ def test_every_answer_is_bit_equal_to_onnxruntime(shared_redis: Server, tmp_path
     steps = STEPS if form == "binary" else STEPS // 4
     write_data(tmp_path / "data.json", streams=STREAMS, steps=steps)
     forms = [f"--{side}-tensor-format={form}" for side in ("input", "output")]
-    with running(shared_redis.url, write_models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
+    with running_service(shared_redis.url, write_models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
         done = analyzed(own, tmp_path / "data.json", *forms, streams=STREAMS, steps=steps)
         applied = own.http.get("/metrics").text
 
@@ -67,7 +67,7 @@ def test_every_answer_is_bit_equal_to_onnxruntime(shared_redis: Server, tmp_path
 def test_a_wrong_value_is_noticed(shared_redis: Server, tmp_path: Path) -> None:
     """So the judge judges."""
     write_data(tmp_path / "data.json", streams=4, steps=20, wrong=True)
-    with running(shared_redis.url, write_models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
+    with running_service(shared_redis.url, write_models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
         done = analyzed(own, tmp_path / "data.json", streams=4, steps=20)
 
     assert "match expected output" in done.stdout + done.stderr
