@@ -1,4 +1,4 @@
-"""A running service for clients that were written for another server."""
+"""A running service for clients that were written for Triton."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.servers import Server
 
 @pytest.fixture(scope="session")
 def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """As `stepwell serve` runs it: with the fast lane."""
+    """The service with the fast lane, as `stepwell serve` runs it."""
     folder = write_models(
         tmp_path_factory.mktemp("models"), fold, two_inputs, latch, lstm, stateless, half=lambda: latest("float16")
     )

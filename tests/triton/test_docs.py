@@ -1,4 +1,4 @@
-"""What docs/oip.md shows runs as it stands."""
+"""The examples in docs/oip.md run unchanged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def demo(shared_redis: Server) -> Iterator[Service]:
 
 
 def block(name: str, one: Service) -> str:
-    """The code between the two comments of a name, on the port that the test has."""
+    """Return the code between the two comments of a name, with the port of the test's service."""
     found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- /{name} -->", PAGE, re.S)
     assert found, f"the page has no block {name!r}"
     assert ":8000" in found[1]
