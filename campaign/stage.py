@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.exactly_once.http import Http, NoAnswerError
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, write_model
-from tests.processes import Service
+from tests.processes import ServiceProcess
 from tests.servers import Server
 
 MODEL = "fold"
@@ -34,7 +34,7 @@ class Stage:
 
     store: Server
     proxies: list[Proxy]
-    workers: list[Service]
+    workers: list[ServiceProcess]
 
     @property
     def ports(self) -> list[int]:
@@ -80,7 +80,7 @@ async def stage(
     with contextlib.ExitStack() as ways:
         proxies = [ways.enter_context(Proxy(store.socket)) for _ in range(WORKERS)]
         workers = [
-            Service(folder / "models", folder / f"w{n}", "--redis", way.url, *_WORKER, *flags, env=env)
+            ServiceProcess(folder / "models", folder / f"w{n}", "--redis", way.url, *_WORKER, *flags, env=env)
             for n, way in enumerate(proxies)
         ]
         made = Stage(store, proxies, workers)

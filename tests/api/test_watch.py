@@ -28,7 +28,7 @@ from tests.api.running import Service, running_service
 from tests.api.test_auth import bearer, key, write_keys_file
 from tests.api.test_streams import code_of
 from tests.graphs import fold, fold_reference, total, write_models
-from tests.processes import service as process
+from tests.processes import service_process as process
 from tests.servers import Server
 
 WIDE = 32768  # so wide that few events fill the buffer of a client that does not read
@@ -78,8 +78,8 @@ def events() -> Iterator[Callable[..., EventReader]]:
     """Opens SSE responses, which are closed after the test."""
     opened = []
 
-    def open_stream(service: Service, model: str, stream: str, **more: Any) -> EventReader:
-        url = f"http://127.0.0.1:{service.port}" + service.path(model, stream, "events")
+    def open_stream(service_process: Service, model: str, stream: str, **more: Any) -> EventReader:
+        url = f"http://127.0.0.1:{service_process.port}" + service_process.path(model, stream, "events")
         answer = httpx.stream("GET", url, timeout=20, trust_env=False, **more)
         opened.append(answer)
         return EventReader(answer.__enter__())
@@ -90,11 +90,11 @@ def events() -> Iterator[Callable[..., EventReader]]:
 
 
 def watch(
-    service: Service, *follows: dict[str, Any], wait: bool = True, packed: bool = False, **more: Any
+    service_process: Service, *follows: dict[str, Any], wait: bool = True, packed: bool = False, **more: Any
 ) -> ClientConnection:
     """Return a WebSocket that watches, in JSON or msgpack."""
     ws: ClientConnection = connect(
-        f"ws://127.0.0.1:{service.port}/v1/watch",
+        f"ws://127.0.0.1:{service_process.port}/v1/watch",
         compression=None,
         max_size=None,
         additional_headers=more.pop("headers", None),
@@ -112,9 +112,9 @@ def take(ws: ClientConnection, n: int) -> list[dict[str, Any]]:
     return [json.loads(one) if isinstance(one, str) else msgspec.msgpack.decode(one) for one in messages]
 
 
-def send(service: Service, stream: str, xs: range) -> None:
+def send(service_process: Service, stream: str, xs: range) -> None:
     for x in xs:
-        assert service.step("fold", stream, [x]).status_code == 200
+        assert service_process.step("fold", stream, [x]).status_code == 200
 
 
 def test_a_thousand_commits_of_one_replica_are_received_from_another(
@@ -196,12 +196,12 @@ def test_events_that_are_no_longer_kept_are_reported_as_a_gap(
         assert take(ws, 101)[0] == {"gap": 20}
 
 
-def open_unread_watch(service: Service, stream: str) -> socket.socket:
+def open_unread_watch(service_process: Service, stream: str) -> socket.socket:
     """Return a watcher of `wide` that does not read, with a small receive buffer."""
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    one.connect(("127.0.0.1", service.port))
-    path = service.path("wide", stream, "events")
+    one.connect(("127.0.0.1", service_process.port))
+    path = service_process.path("wide", stream, "events")
     one.sendall(f"GET {path}?inputs=true HTTP/1.1\r\nhost: x\r\n\r\n".encode())
     head = b""
     while b"watching" not in head:
@@ -209,11 +209,13 @@ def open_unread_watch(service: Service, stream: str) -> socket.socket:
     return one
 
 
-def send_wide(service: Service, stream: str, steps: int) -> None:
+def send_wide(service_process: Service, stream: str, steps: int) -> None:
     body = encode({"inputs": {"x": tensor(np.zeros(WIDE, np.float32), MSGPACK)}}, MSGPACK)
     for _ in range(steps):
-        path = service.path("wide", stream, "step")
-        service.http.post(path, content=body, headers={"content-type": "application/msgpack"}).raise_for_status()
+        path = service_process.path("wide", stream, "step")
+        service_process.http.post(
+            path, content=body, headers={"content-type": "application/msgpack"}
+        ).raise_for_status()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.engine.harness import worker
 from tests.faults.feeder import Feeder, feeders, judged, reached, run, run_until, told
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, write_model, write_models
-from tests.processes import service
+from tests.processes import service_process
 from tests.servers import AOF, server
 from tests.store.clusters import SLOTS, cluster
 
@@ -89,8 +89,8 @@ def recovery(folder: Path) -> Found:
     with (
         server(folder / "r", *AOF) as store,
         Proxy(store.socket) as way,
-        service(folder / "models", folder / "one", "--redis", store.url) as one,
-        service(folder / "models", folder / "two", "--redis", way.url) as two,
+        service_process(folder / "models", folder / "one", "--redis", store.url) as one,
+        service_process(folder / "models", folder / "two", "--redis", way.url) as two,
     ):
         seq = 0
 

@@ -13,6 +13,7 @@ import redis
 
 from service.store import embedded
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError, find_server
+from tests.processes import is_running
 
 KILLED_SERVICE = """
 import os, signal, sys
@@ -29,14 +30,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def client(store: EmbeddedStore) -> redis.Redis:
     return redis.Redis.from_url(store.url, socket_timeout=5)
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process runs; a zombie does not count."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
-    except FileNotFoundError:
-        return False
 
 
 def test_data_is_there_at_the_next_start(short_path: Path) -> None:
