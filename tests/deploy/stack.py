@@ -9,8 +9,6 @@ from pathlib import Path
 
 import httpx
 
-from tests.processes import free_port
-
 REPOSITORY = Path(__file__).parents[2]
 
 # Read a replica's metrics with the Python of its image, which has no curl.

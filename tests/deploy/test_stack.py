@@ -16,7 +16,8 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.deploy.stack import Stack, docker, free_port
+from tests.deploy.stack import Stack, docker
+from tests.processes import free_port
 
 pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(600)]
 
