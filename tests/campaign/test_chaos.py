@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from campaign import mutants
-from campaign.chaos import Plan, run
+from campaign.chaos import ChaosPlan, run
 from campaign.faults import FAULTS
 from campaign.tally import Tally
 
-SHORT = Plan(seconds=14, seed=1, streams=24, fault_every_s=0.8)
+SHORT = ChaosPlan(seconds=14, seed=1, streams=24, fault_every_s=0.8)
 
 
 @pytest.mark.slow

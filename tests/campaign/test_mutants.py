@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from campaign.mutants import MUTANTS, MutantError, broken_copy, demand_there, survivors
+from campaign.mutants import MUTANTS, MutantError, broken_copy, check_originals, survivors
 
 
 def test_every_line_to_break_is_in_its_file() -> None:
     """Checked first and quickly, so that moving such a line is noticed at once."""
-    demand_there(MUTANTS)
+    check_originals(MUTANTS)
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_every_mutant_is_caught(tmp_path: Path) -> None:
 
 
 def test_a_mutant_whose_line_is_missing_is_an_error(tmp_path: Path) -> None:
-    gone = dataclasses.replace(MUTANTS[0], found="a line that is not there")
+    gone = dataclasses.replace(MUTANTS[0], original="a line that is not there")
 
     with pytest.raises(MutantError, match="expected once"):
         broken_copy(gone, tmp_path)
