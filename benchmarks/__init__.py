@@ -1,1 +1,1 @@
-"""What a durable step costs, and what everything around it costs: `python -m benchmarks --help`."""
+"""Benchmarks of a durable step and of what it is compared with: `python -m benchmarks --help`."""

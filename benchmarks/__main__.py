@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: sets up, runs interleaved rounds, checks every answer, prints a table."""
+"""`python -m benchmarks`: runs interleaved rounds of every target, checks every answer, and prints a table."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ from benchmarks.startup import rows as rows_of
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _console = Console(stderr=True)
 
-Folder = Annotated[Path, typer.Option(help="Where the model, the peers and the load generator are kept.")]
-Rounds = Annotated[int, typer.Option(min=1, help="How often each is measured, all of them in turn.")]
-Seconds = Annotated[float, typer.Option(help="How long each measurement takes.")]
+Folder = Annotated[Path, typer.Option(help="Folder of the model, the peers and the load generator.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Measurements per target; the targets take turns.")]
+Seconds = Annotated[float, typer.Option(help="Duration of each measurement.")]
 Save = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")]
-Only = Annotated[str, typer.Option(help="Leave out targets without this in their name (the first stays).")]
+Only = Annotated[str, typer.Option(help="Skip targets without this text in their name, except the first.")]
 
 _KEPT = Path(".benchmarks")
 
 
 @app.callback()
 def main() -> None:
-    """Measure what a durable step costs, beside everything it could be compared with."""
+    """Measure the cost of a durable step, compared with other servers."""
 
 
 @app.command()
 def http(
     *,
-    connections: Annotated[int, typer.Option(help="Keep-alive connections, one stream and one request each.")] = 256,
+    connections: Annotated[int, typer.Option(help="Keep-alive connections, each with its own stream.")] = 256,
     rounds: Rounds = 3,
     seconds: Seconds = 5.0,
-    peers: Annotated[str, typer.Option(help="Peers to install and compare, by commas.")] = "mosec,triton",
+    peers: Annotated[str, typer.Option(help="Peers to install and compare, separated by commas.")] = "mosec,triton",
     only: Only = "",
     keep: Folder = _KEPT,
     save: Save = None,
@@ -72,7 +72,7 @@ def http(
 def websocket(
     *, rounds: Rounds = 3, seconds: Seconds = 5.0, only: Only = "", keep: Folder = _KEPT, save: Save = None
 ) -> None:
-    """Many streams over live feeds, in JSON and in msgpack columns."""
+    """Many streams over WebSocket, in JSON and in msgpack bulk messages."""
     work = workload.make(keep.resolve(), steps=60_000)
     lines = _measure(_chosen(websocket_targets(work), only), work, rounds=rounds, seconds=seconds)
     report.show("WebSocket, every answer checked", lines)
@@ -87,7 +87,7 @@ def websocket(
 def workers(
     *, rounds: Rounds = 3, seconds: Seconds = 5.0, only: Only = "", keep: Folder = _KEPT, save: Save = None
 ) -> None:
-    """Two workers on one store: a stream always at the same one, or by chance."""
+    """Two workers on one store: each stream always on the same worker, or on a random one."""
     work = workload.make(keep.resolve(), steps=20_000)
     lines = _measure(_chosen(worker_targets(work), only), work, rounds=rounds, seconds=seconds)
     report.show("HTTP, 256 connections, 1,024 streams, every answer checked", lines)
@@ -110,13 +110,13 @@ def proxy(
 @app.command()
 def streams(
     *,
-    counts: Annotated[str, typer.Option(help="Live streams, by commas.")] = "1000,10000,100000,1000000",
+    counts: Annotated[str, typer.Option(help="Numbers of streams, separated by commas.")] = "1000,10000,100000,1000000",
     rounds: Rounds = 1,
     seconds: Seconds = 5.0,
     keep: Folder = _KEPT,
     save: Save = None,
 ) -> None:
-    """From a thousand to a million live streams, stepped in turn; and what each takes in the store."""
+    """From a thousand to a million streams, stepped in turn, and the store's memory per stream."""
     work = workload.make(keep.resolve(), steps=20_000)
     start = stepwell_outside(work)
     targets = [
@@ -131,17 +131,17 @@ def streams(
 @app.command()
 def latency(
     *,
-    rates: Annotated[str, typer.Option(help="Requests per second, by commas.")] = "1000,2500,5000,15000,25000",
+    rates: Annotated[str, typer.Option(help="Requests per second, comma-separated.")] = "1000,2500,5000,15000,25000",
     connections: Annotated[int, typer.Option(help="Keep-alive connections.")] = 256,
     rounds: Rounds = 3,
     seconds: Seconds = 5.0,
     keep: Folder = _KEPT,
     save: Save = None,
 ) -> None:
-    """Requests that are due at fixed times, whatever the server does: how long after that they are answered.
+    """Latency of requests at fixed rates, measured from the time when each request was due.
 
-    The service has a processor to itself, as far as a line does not say that the kernel placed it: the load generator
-    is no part of what is measured, and had it the service's processor, its work would show as the service's latency.
+    Unless a line says that the kernel placed it, the service has a processor for itself: the load generator is not part
+    of the measurement, and on the same processor its work would count as latency of the service.
     """
     work = workload.make(keep.resolve(), steps=20_000)
     empty, echo, *others = http_targets(work, Peers(), connections=connections)
@@ -168,19 +168,19 @@ def latency(
 @app.command()
 def profile(
     *,
-    seconds: Annotated[float, typer.Option(help="How long to look.")] = 15.0,
+    seconds: Annotated[float, typer.Option(help="Duration of the sampling.")] = 15.0,
     keep: Folder = _KEPT,
     save: Save = None,
 ) -> None:
-    """Where a worker's microseconds go, one timestep per request, 256 connections: its stacks, sampled by py-spy."""
+    """Where a worker's CPU time goes with one timestep per request on 256 connections, sampled by py-spy."""
     work = workload.make(keep.resolve(), steps=20_000)
     program, wanted = load.build(work.folder), Load(STEP, '"y":[')
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, stepwell(work)(Path(folder)) as running:
 
-        def put_on() -> Result:
+        def run_load() -> Result:
             return load.run(program, work, wanted, port=running.port, seconds=seconds + 1, warmup=1.5, cpu=running.cpu)
 
-        found = shares(running.pid, seconds, put_on)
+        found = shares(running.pid, seconds, run_load)
     for name, share in found.items():
         _console.print(f"{share:6.1%}  {name}")
     if save:
@@ -208,7 +208,7 @@ def startup(
 
 @app.command()
 def page() -> None:
-    """Put the results that are saved in docs/benchmarks into docs/performance.md, with plots."""
+    """Write the results in docs/benchmarks into docs/performance.md, with plots."""
     from benchmarks.page import write
 
     write()
@@ -219,7 +219,7 @@ def _chosen(targets: Sequence[Target], only: str) -> list[Target]:
 
 
 def _measure(targets: Sequence[Target], work: workload.Workload, *, rounds: int, seconds: float) -> list[report.Line]:
-    """Measure every target once per round, so that what disturbs the machine disturbs all of them."""
+    """Measure every target once per round, so that a disturbance of the machine affects all of them."""
     program = load.build(work.folder)
     all_rounds: list[dict[str, Result]] = []
     for number in range(rounds):
@@ -240,7 +240,7 @@ def _one(program: Path, target: Target, work: workload.Workload, seconds: float)
     try:
         with target.start(folder) as running:
             before = _used_memory(running.store)
-            started = running.processes().set_apart if target.apart else None
+            started = running.processes().isolate_service if target.apart else None
             result = load.run(
                 program, work, target.load, port=running.port, seconds=seconds, warmup=1.5, cpu=running.cpu,
                 started=started,

@@ -1,15 +1,15 @@
 /* A load generator that checks every answer.
  *
  * One thread, one epoll, any number of keep-alive connections over HTTP or WebSocket. Each connection steps streams of
- * its own, one after the other, so a stream has one timestep on its way at any moment and its `seq` always fits. What a
- * request looks like, and where in the answer the prediction stands, is told by the command line: the same client
- * measures every server.
+ * its own, one after the other, so a stream has at most one timestep in flight and its `seq` is always the next one. The
+ * command line gives the form of a request and the position of the prediction in an answer: the same client measures
+ * every server.
  *
- * A request is made of a template with `{stream}`, `{seq}`, `{start}` and `{x}`. Stream s of class k = s mod K takes at
- * step t the row (31 k + 17 t) mod R of the inputs, and has to answer the float `expected[k][t]`.
+ * A request is made of a template with `{stream}`, `{seq}`, `{start}` and `{x}`. Stream s of class k = s mod K gets at
+ * step t the row (31 k + 17 t) mod R of the inputs; the expected prediction is the float `expected[k][t]`.
  *
- * With `--frame FILE` a message is one msgpack frame of columns instead: streams whose `seq` and inputs are patched into
- * the bytes of FILE at the offsets that stand before them.
+ * With `--frame FILE` a message is one msgpack bulk frame instead: the `seq` and inputs of its streams are patched into
+ * the bytes of FILE at the offsets given before them.
  *
  * Prints "measuring" when the warm-up is over, then one line of JSON.
  */
@@ -34,17 +34,17 @@
 
 typedef struct {
     int fd;
-    int at;             /* which of its streams is stepped now */
-    int stream;         /* with --shuffle: the stream on its way */
-    int waiting;        /* answers on their way */
+    int at;             /* index of the stream that is stepped now */
+    int stream;         /* with --shuffle: the stream in flight */
+    int waiting;        /* answers not received yet */
     int64_t began;      /* when the timestep was due, ns */
-    char *in;           /* what has come and is not read yet */
+    char *in;           /* received and not parsed yet */
     size_t have;
     char *frame;        /* this connection's msgpack frame, or NULL */
-    uint32_t frame_step; /* timesteps that every stream of the frame has taken */
+    uint32_t frame_step; /* timesteps sent for every stream of the frame */
 } Connection;
 
-/* ---------------------------------------------------------------- what was asked for */
+/* ---------------------------------------------------------------- options */
 
 static int port = 8000, connections = 256, streams = 256, classes = 256, steps = 0, is_websocket = 0, window = 1, shuffle = 0;
 static double seconds = 5, warmup = 1, rate = 0;
@@ -60,12 +60,12 @@ static size_t frame_size;
 static uint32_t frame_streams, frame_length, frame_width, *seq_at, x_at; /* offsets into the frame */
 static float *row_values;                                                /* [row_count][frame_width] */
 
-/* ---------------------------------------------------------------- what was seen */
+/* ---------------------------------------------------------------- results */
 
 static uint64_t done_steps, answers, errors, wrong, exhausted, histogram[BUCKETS];
 static double worst = 0;
-static uint32_t *stream_step; /* timesteps taken, per stream */
-static int *resting, resting_count; /* with --shuffle: streams that no connection steps now */
+static uint32_t *stream_step; /* timesteps sent, per stream */
+static int *resting, resting_count; /* with --shuffle: streams without a request in flight */
 static uint64_t seen_answers;
 static char first_error[400];
 static int measuring;
@@ -126,13 +126,13 @@ static void judge(double found, int class, uint32_t step) {
     if (!(off <= worst)) worst = off;
 }
 
-/* ---------------------------------------------------------------- asking */
+/* ---------------------------------------------------------------- sending */
 
 static void send_all(Connection *c, const char *bytes, size_t size) {
     while (size) {
         ssize_t sent = write(c->fd, bytes, size);
         if (sent < 0) {
-            if (errno == EAGAIN || errno == EINTR) continue; /* frames are small against the socket's buffer */
+            if (errno == EAGAIN || errno == EINTR) continue; /* frames are small compared with the socket's buffer */
             die("write");
         }
         bytes += sent;
@@ -153,7 +153,7 @@ static size_t websocket_head(char *out, size_t size, int is_binary) {
         out[at++] = (char)(0x80 | 127);
         for (int i = 7; i >= 0; i--) out[at++] = (char)((uint64_t)size >> (8 * i));
     }
-    memset(out + at, 0, 4); /* a mask of zeros: legal, and nothing to compute */
+    memset(out + at, 0, 4); /* a mask of zeros: valid, and nothing to compute */
     return at + 4;
 }
 
@@ -179,8 +179,8 @@ static size_t fill(char *out, const char *text, int stream, uint32_t step) {
     return out - begin;
 }
 
-/* A connection steps streams of its own, or with --shuffle whichever is at rest: then every request of a stream comes
- * over another connection, and so by chance to another worker. */
+/* A connection steps its own streams, or with --shuffle any stream without a request in flight: then each request of a
+ * stream goes over another connection, and so possibly to another worker. */
 static int stream_of(const Connection *c, int index, int at) { return shuffle ? c->stream : index + at * connections; }
 
 static int pick(void) {
@@ -224,7 +224,7 @@ static int ask(Connection *c, int index, int64_t due) {
             size_t size = fill(body, template, stream, step);
             at += websocket_head(out + at, size, 0);
             memcpy(out + at, body, size), at += size;
-        } else { /* head with the body's length in it, then the body */
+        } else { /* head with the body's length, then the body */
             size_t size = fill(body, split + 4, stream, step);
             at += fill(out + at, template, stream, step) - size;
             at -= 2;
@@ -237,7 +237,7 @@ static int ask(Connection *c, int index, int64_t due) {
     return 1;
 }
 
-/* ---------------------------------------------------------------- taking answers */
+/* ---------------------------------------------------------------- receiving */
 
 static const char *find_bytes(const char *in, size_t size, const char *what, size_t length) {
     return memmem(in, size, what, length);
@@ -275,7 +275,7 @@ static void take_body(Connection *c, int index, int status, const char *body, si
         return;
     }
     int stream = stream_of(c, index, c->at + window - c->waiting);
-    if (window > 1) { /* order is kept per stream only, so the answer has to say whose it is */
+    if (window > 1) { /* order is kept per stream only, so the answer names its stream */
         const char *name = find_bytes(body, size, "\"stream\":\"", 10), *dash = NULL;
         for (const char *p = name ? name + 10 : body + size; p < body + size && *p != '"'; p++)
             if (*p == '-') dash = p;
@@ -297,7 +297,7 @@ static void take_body(Connection *c, int index, int status, const char *body, si
     if (measuring) done_steps++;
 }
 
-/* Take one answer off the front of what has come; the bytes it took, 0 when it is not all there. */
+/* Parse one answer at the front of the buffer; returns its bytes, 0 when it is incomplete. */
 static size_t take_one(Connection *c, int index) {
     if (is_websocket) {
         if (c->have < 2) return 0;
@@ -334,7 +334,7 @@ static size_t take_one(Connection *c, int index) {
     return head + size;
 }
 
-/* Read what has come; true when all answers of the connection are there. */
+/* Read from the socket; true when all answers of the connection have arrived. */
 static int hear(Connection *c, int index) {
     ssize_t got = read(c->fd, c->in + c->have, BUFFER - c->have - 1);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
@@ -447,7 +447,7 @@ int main(int argc, char **argv) {
         if (frame_bytes) {
             all[i].frame = malloc(frame_size);
             memcpy(all[i].frame, frame_bytes, frame_size);
-            char name[16]; /* every connection's streams are its own: nnnn of the names */
+            char name[16]; /* each connection has its own streams: nnnn of the names */
             snprintf(name, sizeof name, "c%04d", i);
             for (char *p = all[i].frame; (p = memmem(p, all[i].frame + frame_size - p, "c0000", 5)); p += 5) memcpy(p, name, 5);
         }
@@ -458,7 +458,7 @@ int main(int argc, char **argv) {
     int64_t begin = now_ns(), measured_from = begin + (int64_t)(warmup * 1e9), end = INT64_MAX;
     int64_t pause = rate > 0 ? (int64_t)(1e9 / rate) : 0, due = begin;
     int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
-    if (pause) { /* a tick that finds what is due */
+    if (pause) { /* wake up regularly for requests that are due */
         struct itimerspec often = {.it_interval = {0, 200000}, .it_value = {0, 200000}};
         timerfd_settime(timer, 0, &often, NULL);
         struct epoll_event event = {.events = EPOLLIN, .data.u32 = TICK};
@@ -471,7 +471,7 @@ int main(int argc, char **argv) {
             int index = idle[--idle_count];
             if (!ask(&all[index], index, pause ? due : now)) {
                 exhausted++;
-                end = now; /* what is expected further on is not known */
+                end = now; /* no expected answers beyond this timestep */
                 break;
             }
             if (pause) due += pause;
@@ -479,7 +479,7 @@ int main(int argc, char **argv) {
         int count = epoll_wait(poll, events, 1024, 100);
         now = now_ns();
         if (!measuring && now >= measured_from && (frame_bytes || seen_answers >= (uint64_t)streams)) {
-            measuring = 1; /* every stream is there */
+            measuring = 1; /* every stream exists */
             measured_from = now;
             end = now + (int64_t)(seconds * 1e9);
             puts("measuring");

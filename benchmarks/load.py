@@ -1,4 +1,4 @@
-"""The load generator: built from `load.c` with the C compiler of the machine, then run against a server."""
+"""The load generator: compiles `load.c` with the machine's C compiler, and runs it against a server."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _SOURCE = Path(__file__).with_name("load.c")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked of a server.
+    """The requests to send to a server.
 
     Attributes:
-        template: Head and body of an HTTP request, or the text of a WebSocket message; `{stream}`, `{seq}`,
-            `{start}` and `{x}` are filled in.
-        find: What stands right in front of the prediction in an answer; None: it is not looked at.
-        connections: Sockets, each with a request on its way.
-        streams: Different streams that are stepped.
+        template: Head and body of an HTTP request, or the text of a WebSocket message; with placeholders
+            `{stream}`, `{seq}`, `{start}` and `{x}`.
+        find: The text right before the prediction in an answer; None: predictions are not checked.
+        connections: Sockets, each with one request in flight.
+        streams: Number of streams.
         websocket: Path of the feed, or None for HTTP.
-        window: Messages on their way at once on one WebSocket.
-        rate: Requests per second that are due, whatever the server does; 0: the next as soon as the last is answered.
-        shuffle: Each request of a stream comes over another connection.
-        frame: A msgpack frame of columns: streams per frame and timesteps per stream. The template is not used then.
+        window: Messages in flight on one WebSocket.
+        rate: Requests per second, sent on schedule whatever the server does; 0: each after the answer to the last.
+        shuffle: Whether each request of a stream goes over another connection.
+        frame: A msgpack bulk frame, as streams per frame and timesteps per stream; replaces the template.
     """
 
     template: str = ""
@@ -48,18 +48,18 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a load.
+    """The result of a load.
 
     Attributes:
-        steps: Timesteps answered well.
-        seconds: How long it took.
-        p50_us: Median time to the answer of a request, microseconds.
-        p99_us: And what one in a hundred took longer than.
-        errors: Answers that were no predictions.
+        steps: Correctly answered timesteps.
+        seconds: Duration.
+        p50_us: Median latency of a request, microseconds.
+        p99_us: 99th percentile of the latency.
+        errors: Answers that are no predictions.
         wrong: Predictions that differ from the offline ones by more than 1e-5 + 1e-4 |y|.
-        cpu_us: CPU microseconds of the server's processes per step, store and all.
+        cpu_us: CPU microseconds per step of all server processes, including the store.
         store_us: The store's part of it.
-        store_bytes: What the memory of an outside store grew by, per stream.
+        store_bytes: Growth of an external store's memory, per stream.
     """
 
     steps: int
@@ -106,20 +106,20 @@ def run(
     cpu: Callable[[], tuple[float, float]],
     started: Callable[[int], None] | None = None,
 ) -> Result:
-    """Put a load on a server.
+    """Send a load to a server.
 
     Args:
-        program: The generator.
+        program: The compiled generator.
         workload: Inputs and expected answers.
-        load: What to ask.
-        port: Where the server listens, on 127.0.0.1.
-        seconds: How long to measure.
-        warmup: Seconds before that.
-        cpu: CPU seconds so far, of the server without its store and of the store.
-        started: Told the generator's process before it measures.
+        load: The requests.
+        port: Port of the server on 127.0.0.1.
+        seconds: Duration of the measurement.
+        warmup: Seconds before the measurement.
+        cpu: Returns the CPU seconds so far, of the server without its store and of the store.
+        started: Called with the process id of the generator before the measurement.
 
     Raises:
-        SystemExit: The generator failed; its own words say why.
+        SystemExit: The generator failed; with its error message.
     """
     options: dict[str, Any] = {
         "port": port, "connections": load.connections, "streams": load.streams, "classes": CLASSES,
@@ -158,9 +158,9 @@ def run(
 
 
 def frame_file(streams: int, length: int) -> bytes:
-    """Return a msgpack frame of columns for `load.c`: counts and offsets, then the bytes.
+    """Return a msgpack bulk frame for `load.c`: counts and offsets, then the bytes.
 
-    Every `seq` is a 5-byte integer, and the inputs are one block of float32, so that both can be written in place.
+    Each `seq` is a 5-byte integer, and the inputs are one block of float32, so that both can be updated in place.
     """
     names = [f"c0000-{i:06d}" for i in range(streams)]
     shape = [streams, length, FEATURES] if length > 1 else [streams, FEATURES]
@@ -170,14 +170,14 @@ def frame_file(streams: int, length: int) -> bytes:
         body["chunk"] = True
     body["inputs"] = {"x": {"d": "float32", "s": shape, "b": bytes(4 * streams * length * FEATURES)}}
     raw = msgspec.msgpack.encode(body)
-    offsets = _places(raw, b"\xce" + struct.pack(">I", mark))
+    offsets = _offsets(raw, b"\xce" + struct.pack(">I", mark))
     assert len(offsets) == streams
     x_at = len(raw) - 4 * streams * length * FEATURES
     head = struct.pack(f"=4I{streams}I", streams, length, FEATURES, x_at, *(at + 1 for at in offsets))
     return head + raw
 
 
-def _places(raw: bytes, mark: bytes) -> Sequence[int]:
+def _offsets(raw: bytes, mark: bytes) -> Sequence[int]:
     found = []
     at = raw.find(mark)
     while at >= 0:

@@ -1,4 +1,4 @@
-"""The results in the docs: tables and plots made from the saved files, so that no number is typed by hand."""
+"""Writes the benchmark results into the docs: tables and plots, so that no number is typed by hand."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Result = Mapping[str, Any]
 
 
 def write(page: Path = PAGE, results: Path = RESULTS) -> None:
-    """Put the saved results into the page, and draw the plots."""
+    """Write the saved results into the page, and draw the plots."""
     page.write_text(filled(page.read_text(), results))
     draw(results, DOCS / "images")
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """Return the page with each `<!-- NAME -->` block as the saved result has it."""
+    """Return the page with each `<!-- NAME -->` block filled from the saved result."""
     for name, table in _TABLES.items():
         file = results / f"{name}.json"
         if file.exists():
@@ -35,7 +35,7 @@ def filled(text: str, results: Path = RESULTS) -> str:
 
 
 def draw(results: Path, folder: Path) -> None:
-    """Draw one picture per result that is there, as SVG."""
+    """Draw one SVG plot for each saved result."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -145,7 +145,7 @@ _TABLES: dict[str, Callable[[Result], str]] = {
 
 
 def _bars(result: Result) -> Any:
-    """Steps per second and CPU per step, one bar a line."""
+    """Steps per second and CPU per step, one bar per line."""
     from matplotlib import pyplot as plt
 
     lines = result["lines"][::-1]
@@ -164,7 +164,7 @@ def _bars(result: Result) -> Any:
 
 
 def _over_rates(result: Result) -> Any:
-    """p50 and p99 over the offered rate."""
+    """p50 and p99 by offered rate."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.2))

@@ -1,4 +1,4 @@
-"""The peers that Stepwell is compared with, installed from PyPI into environments of their own."""
+"""The servers that Stepwell is compared with, installed from PyPI into separate environments."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TRITON = ("nvidia-pytriton==0.7.*", "onnxruntime", "numpy<2")  # its wheel brin
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """The Python of each peer's environment, or None where it is left out."""
+    """The Python of each peer's environment, or None if the peer is not compared."""
 
     mosec: Path | None = None
     triton: Path | None = None
 
 
 def install(folder: Path, wanted: set[str]) -> Peers:
-    """Install those of the peers that are wanted and not there yet."""
+    """Install the selected peers that are not installed yet."""
     return Peers(
         _environment(folder / "mosec", _MOSEC) if "mosec" in wanted else None,
         _environment(folder / "triton", _TRITON) if "triton" in wanted else None,

@@ -1,4 +1,4 @@
-"""The processes of a server: the CPU that they take, and the processors that they run on."""
+"""The processes of a server: their CPU time and processor affinity."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The processes of a server that runs.
+    """The processes of a running server.
 
     Attributes:
-        service: Ids of all but the stores.
-        stores: Ids of the stores.
+        service: Process ids of everything except the stores.
+        stores: Process ids of the stores.
     """
 
     service: tuple[int, ...]
@@ -27,15 +27,15 @@ class Processes:
         """Return the CPU seconds so far: of the service without its store, and of the store."""
         return sum(map(_cpu_seconds, self.service)), sum(map(_cpu_seconds, self.stores))
 
-    def set_apart(self, load: int) -> None:
-        """Give the service the last processor to itself, and the others to its store and to the process `load`.
+    def isolate_service(self, load: int) -> None:
+        """Reserve the last processor for the service; its store and the process `load` use the others.
 
-        Nothing is done where there is one processor only.
+        Does nothing on a machine with one processor.
         """
         *others, last = sorted(os.sched_getaffinity(0))
         if others:
-            _place(self.service, [last])
-            _place([*self.stores, load], others)
+            _set_affinity(self.service, [last])
+            _set_affinity([*self.stores, load], others)
 
 
 def processes_of(root: int) -> Processes:
@@ -59,15 +59,15 @@ def processes_of(root: int) -> Processes:
     return Processes(tuple(service), tuple(stores))
 
 
-def _place(pids: Iterable[int], processors: Iterable[int]) -> None:
-    """Let each thread of these processes run on these processors only."""
+def _set_affinity(pids: Iterable[int], processors: Iterable[int]) -> None:
+    """Restrict the threads of processes to some processors."""
     for thread in [thread for pid in pids for thread in Path("/proc").glob(f"{pid}/task/*")]:
-        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # it has ended
             os.sched_setaffinity(int(thread.name), processors)
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return what a process has taken, and its children that have ended: a store rewrites its file in one."""
+    """Return the CPU seconds of a process and of its children that have ended: a store rewrites its file in one."""
     try:
         _, fields = _stat(pid)
     except OSError:
@@ -76,6 +76,6 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _stat(pid: int) -> tuple[str, list[str]]:
-    """Return a process's name and the fields of its `/proc/PID/stat` from the third on (see `man proc`)."""
+    """Return the name of a process and the fields of `/proc/PID/stat` from the third on (see `man proc`)."""
     before, after = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)
     return before.split("(", 1)[1], after.split()

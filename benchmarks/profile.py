@@ -1,4 +1,4 @@
-"""Where a worker's CPU goes under full load: samples of its Python stacks, and the share of the kernel."""
+"""Where a worker's CPU time goes under full load: samples of its Python stacks, and the kernel's share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _TICK = os.sysconf("SC_CLK_TCK")
 _RATE = 400  # samples a second
 
-# The innermost place that is ours says what a sample is spent on; the first line that fits counts.
+# A sample counts for the innermost frame of this project; the first matching line wins.
 _PARTS: Sequence[tuple[str, Callable[[Sequence[str]], bool]]] = (
     ("onnxruntime", lambda stack: any("onnxruntime/capi" in frame for frame in stack)),
     (
@@ -35,12 +35,12 @@ _PARTS: Sequence[tuple[str, Callable[[Sequence[str]], bool]]] = (
 
 
 def shares(pid: int, seconds: float, load: Callable[[], object]) -> dict[str, float]:
-    """Return the share of each part in a process's CPU, largest first, and of the kernel in all of it.
+    """Return the share of each part in the CPU time of a process, largest first, and the kernel's share of the total.
 
     Args:
-        pid: The worker.
-        seconds: How long to look.
-        load: Puts the load on, a little longer than that.
+        pid: Process id of the worker.
+        seconds: Duration of the sampling.
+        load: Sends load for a little longer than that.
 
     Raises:
         SystemExit: py-spy is not installed.
@@ -62,7 +62,7 @@ def shares(pid: int, seconds: float, load: Callable[[], object]) -> dict[str, fl
     counts: Counter[str] = Counter()
     for line in samples.splitlines():
         stack, _, n = line.rpartition(" ")
-        if n.isdigit() and "service/server.py" in stack:  # the main thread; the others watch
+        if n.isdigit() and "service/server.py" in stack:  # the main thread; the others wait
             frames = stack.split(";")
             counts[next(name for name, fits in _PARTS if fits(frames))] += int(n)
     total = counts.total() or 1
@@ -71,13 +71,13 @@ def shares(pid: int, seconds: float, load: Callable[[], object]) -> dict[str, fl
 
 
 def _code(frame: str) -> str:
-    """Return the source that a frame was at, `NAME (FILE:LINE)`."""
+    """Return the code location of a frame, `NAME (FILE:LINE)`."""
     file, _, line = frame.rpartition("(")[2].rstrip(")").rpartition(":")
     return linecache.getline(str(_ROOT / file), int(line)) if line.isdigit() else ""
 
 
 def _ours(stack: Sequence[str]) -> str:
-    """Return the file of the innermost frame of this project, below the start of the process."""
+    """Return the file of the innermost frame of this project, except the start of the process."""
     for frame in reversed(stack):
         file = frame.rpartition("(")[2]
         if file.startswith(("service/", "model_export/")) and not file.startswith(("service/server", "service/comm")):

@@ -1,4 +1,4 @@
-"""Rounds to medians, medians to tables."""
+"""Computes medians of the rounds, and prints them as tables."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Line:
 
 
 def lines(rounds: Sequence[Mapping[str, Result]], *, measure: str) -> list[Line]:
-    """Return one line per target; ratios are medians of each round's own ratio to `measure`."""
+    """Return one line per target; ratios are medians of each round's ratio to the target `measure`."""
     made = []
     for name in rounds[0]:
         results = [r[name] for r in rounds]
@@ -74,7 +74,7 @@ def lines(rounds: Sequence[Mapping[str, Result]], *, measure: str) -> list[Line]
 
 
 def show(title: str, found: Sequence[Line], *, unit: str = "steps/s") -> None:
-    """Print a table that a person reads."""
+    """Print a table."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
     heads = (
@@ -118,7 +118,7 @@ def show_starts(found: Sequence[Started]) -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return what a reader has to know of the machine and the versions."""
+    """Return the machine and the versions that a reader needs to judge the results."""
     model = "unknown"
     for text in Path("/proc/cpuinfo").read_text().splitlines():
         if text.startswith("model name"):
@@ -135,7 +135,7 @@ def machine() -> dict[str, str]:
 
 
 def _store() -> tuple[str, str]:
-    """Return name and version of the server that the embedded store and the outside one are."""
+    """Return name and version of the server used as embedded and external store."""
     server = find_server()
     said = subprocess.run([server, "--version"], capture_output=True, text=True, check=True).stdout
     number = re.search(r"v=(\S+)", said)
@@ -143,7 +143,7 @@ def _store() -> tuple[str, str]:
 
 
 def save(path: Path, name: str, found: Sequence[Line], more: Mapping[str, object] | None = None) -> None:
-    """Write a benchmark's result where the plots and the docs read it."""
+    """Write the result of a benchmark for the plots and the docs."""
     document = {"benchmark": name, "machine": machine(), **(more or {}), "lines": [asdict(line) for line in found]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")

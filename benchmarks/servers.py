@@ -1,4 +1,4 @@
-"""Starting the compared servers."""
+"""Starts the servers that are compared."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ TRITON = _HEAD.replace("{path}", "/v2/models/bench/infer") + (
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that listens.
+    """A running server.
 
     Attributes:
-        port: On 127.0.0.1.
-        processes: Those that run now.
-        store: The unix socket of an outside store, where there is one.
-        pid: The server's process.
+        port: Port on 127.0.0.1.
+        processes: Returns its current processes.
+        store: The unix socket of an external store, if there is one.
+        pid: Process id of the server.
     """
 
     port: int
@@ -68,11 +68,11 @@ class Target:
     """One line of a table.
 
     Attributes:
-        name: What people read.
-        start: Starts it.
-        load: What is asked of it.
-        part_of: A target and a part of the steps/s that it did in the same round: the rate of the load.
-        apart: The service has a processor to itself; its store and the load are on the others.
+        name: Name in the table.
+        start: Starts the server.
+        load: The requests to send.
+        part_of: Another target and a fraction; the rate of the load is that fraction of its steps/s in the same round.
+        apart: Whether the service has a processor for itself, and its store and the load use the others.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Target:
 
 
 def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[Target]:
-    """Return everything that answers a timestep over HTTP, the measure of all first."""
+    """Return every target of the HTTP benchmark; ratios refer to the first."""
     y = '"y":['
     blind = Load(STEP, None, connections, connections)
     checked = Load(STEP, y, connections, connections)
@@ -117,7 +117,7 @@ def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[
 
 
 def websocket_targets(workload: Workload) -> list[Target]:
-    """Return the ways to feed many streams over WebSocket, after FastAPI's empty endpoint over HTTP."""
+    """Return the WebSocket targets, after FastAPI's empty endpoint over HTTP."""
     feed, start = "/v1/models/bench/feed", stepwell(workload)
     y, columns = '"y":[', Load(connections=4, streams=4, websocket=feed)
     return [
@@ -130,7 +130,7 @@ def websocket_targets(workload: Workload) -> list[Target]:
 
 
 def worker_targets(workload: Workload) -> list[Target]:
-    """Return one worker, and two that get a stream's requests always or by chance."""
+    """Return a target with one worker, and two with two workers and fixed or random routing."""
     y, two = '"y":[', stepwell(workload, "--workers", "2")
     return [
         Target("1 worker", stepwell(workload), Load(STEP, y, 256, 1024)),
@@ -170,12 +170,12 @@ def _behind_nginx(start: Start, address: str, request_id: str) -> Start:
 
 
 def stepwell_outside(workload: Workload, *flags: str, env: Mapping[str, str] | None = None) -> Start:
-    """Return what starts `stepwell serve` over a server of the Redis protocol that it does not own."""
+    """Return a start of `stepwell serve` with an external server of the Redis protocol."""
     return _with_store(lambda address: stepwell(workload, "--redis", f"unix://{address}", *flags, env=env))
 
 
 def _guarded(workload: Workload) -> Start:
-    """Return what starts it with keys, and with limits for each tenant that the load stays below."""
+    """Return a start with API keys, and with tenant limits above the load."""
     digest = hashlib.sha256(_KEY.encode()).hexdigest()
     key = {"id": "bench", "sha256": digest, "tenant": "bench", "scopes": ["step"]}
     file = workload.folder / "keys.json"
@@ -185,7 +185,7 @@ def _guarded(workload: Workload) -> Start:
 
 
 def stepwell(workload: Workload, *flags: str, env: Mapping[str, str] | None = None) -> Start:
-    """Return what starts `stepwell serve` with these flags."""
+    """Return a start of `stepwell serve` with these flags."""
 
     @contextlib.contextmanager
     def start(folder: Path) -> Iterator[Running]:
@@ -200,7 +200,7 @@ def stepwell(workload: Workload, *flags: str, env: Mapping[str, str] | None = No
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -275,7 +275,7 @@ def _libpython(python: Path) -> str:
 
 
 def _with_store(make: Callable[[Path], Start]) -> Start:
-    """Start a server of the Redis protocol, set up as the compose file does it, and what needs it."""
+    """Start a server of the Redis protocol, configured as in the compose file, and the server that uses it."""
 
     @contextlib.contextmanager
     def start(folder: Path) -> Iterator[Running]:
@@ -283,7 +283,7 @@ def _with_store(make: Callable[[Path], Start]) -> Start:
         conf = folder / "redis.conf"
         conf.write_text(_REDIS_CONF.read_text().replace("dir /data", f"dir {folder}"))
         command = [str(find_server()), str(conf), "--port", "0", "--unixsocket", str(address)]
-        with ending(subprocess.Popen(command, stdout=subprocess.DEVNULL)) as store:
+        with terminated(subprocess.Popen(command, stdout=subprocess.DEVNULL)) as store:
             _wait(address.exists, store, folder / "log")
             with make(address)(folder) as running:
 
@@ -301,14 +301,14 @@ def _process(command: Sequence[str], folder: Path, port: int, *, env: Mapping[st
     log = folder / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=folder, start_new_session=True)
-    with ending(process):
+    with terminated(process):
         _wait(lambda: _listens(port), process, log)
         yield Running(port, lambda: processes_of(process.pid), pid=process.pid)
 
 
 @contextlib.contextmanager
-def ending(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """End a process with the block, the friendly way first."""
+def terminated(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Terminate a process at the end of the block; kill it if it does not end."""
     try:
         yield process
     finally:
@@ -332,7 +332,7 @@ def _wait(there: Callable[[], bool], process: subprocess.Popen[bytes], log: Path
 
 
 def _listens(port: int) -> bool:
-    """Whether it accepts and answers: some listen long before they can serve."""
+    """Return whether the server accepts and answers requests: some accept connections long before they are ready."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
         probe.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         return probe.recv(12).startswith(b"HTTP/1.1 ")

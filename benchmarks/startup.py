@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import processes_of
-from benchmarks.servers import ending, free_port
+from benchmarks.servers import free_port, terminated
 
 _WITHIN_S = 120.0
 _LOOK_S = 0.01
@@ -72,7 +72,7 @@ def _start(tree: Path, models: Path, folder: Path) -> Start:
     with (folder / "log").open("wb") as log:
         began = time.monotonic()
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=folder, start_new_session=True)
-    with ending(process):
+    with terminated(process):
         while not _is_ready(port):
             if process.poll() is not None or time.monotonic() - began > _WITHIN_S:
                 raise SystemExit(f"{tree}: the service did not start:\n{(folder / 'log').read_text()[-2000:]}")

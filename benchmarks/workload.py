@@ -1,7 +1,7 @@
-"""The model that every server runs, its inputs, and what it has to answer.
+"""The model that every server runs, its inputs and its expected predictions.
 
-LSTM(64) and Dense(1) over 8 features. Stream s of class k = s mod CLASSES takes at step t the row
-(31 k + 17 t) mod ROWS; so the answers of a million streams are known from those of 256.
+LSTM(64) and Dense(1) over 8 features. Stream s of class k = s mod CLASSES gets at step t the row
+(31 k + 17 t) mod ROWS, so 256 sequences give the expected predictions of any number of streams.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Files that the load generator and the servers read.
+    """Files for the load generator and the servers.
 
     Attributes:
-        folder: Where they are.
-        steps: Timesteps for which answers are known.
-        in_process: Steps per second of onnxruntime alone, batches of 256, in this process.
+        folder: Their folder.
+        steps: Timesteps with known predictions.
+        in_process: Steps per second of onnxruntime alone in this process, in batches of 256.
     """
 
     folder: Path
@@ -48,12 +48,12 @@ class Workload:
 
     @property
     def step_graph(self) -> Path:
-        """The same for one timestep alone, as people who write their own server have it."""
+        """The step graph for exactly one timestep, as a self-written server would use it."""
         return self.folder / "step.onnx"
 
     @property
     def keras_model(self) -> Path:
-        """The trained model it was exported from."""
+        """The trained Keras model."""
         return self.folder / "bench.keras"
 
     @property
@@ -63,17 +63,17 @@ class Workload:
 
     @property
     def row_values(self) -> Path:
-        """The same as float32, `(ROWS, FEATURES)`."""
+        """The same rows as float32, `(ROWS, FEATURES)`."""
         return self.folder / "rows.f32"
 
     @property
     def expected(self) -> Path:
-        """Predictions as float32, `(CLASSES, steps)`."""
+        """Expected predictions as float32, `(CLASSES, steps)`."""
         return self.folder / "expected.f32"
 
 
 def make(folder: Path, *, steps: int) -> Workload:
-    """Make the model, export it, and compute what it answers over `steps` timesteps."""
+    """Train and export the model, and compute its predictions for `steps` timesteps."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "models").mkdir(exist_ok=True)
     workload = Workload(folder, steps, 0.0)
@@ -90,7 +90,7 @@ def make(folder: Path, *, steps: int) -> Workload:
 
 
 def _train(workload: Workload) -> None:
-    os.environ.setdefault("KERAS_BACKEND", "jax")  # what the extra installs
+    os.environ.setdefault("KERAS_BACKEND", "jax")  # the extra installs JAX
     import keras
 
     from model_export.keras import candidate, export_model
@@ -106,7 +106,7 @@ def _train(workload: Workload) -> None:
 
 
 def _predict(model: StepModel, rows: Array, steps: int) -> tuple[Array, float]:
-    """Return `(CLASSES, steps)` predictions, and the steps per second of computing them."""
+    """Return the predictions, `(CLASSES, steps)`, and the steps per second of computing them."""
     x, y = model.manifest.inputs[0].name, model.manifest.answered[0].name
     states = model.initial_states(CLASSES)
     classes = np.arange(CLASSES)

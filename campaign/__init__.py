@@ -1,1 +1,1 @@
-"""The campaign: live streams under every fault that can be made here, held against what each answer has to be."""
+"""The campaign: steps streams under faults and checks every answer."""

@@ -1,4 +1,4 @@
-"""`python -m campaign`: break everything that can be broken here, and hold every answer against the fold."""
+"""`python -m campaign`: injects faults, and checks every answer against the fold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from campaign import mutants, result, soak
-from campaign.chaos import Plan, run
+from campaign.chaos import ChaosPlan, run
 from campaign.fuzz import TARGETS
 from campaign.tally import Tally
 
@@ -25,32 +25,35 @@ _INTERRUPTED = 130
 
 @app.callback()
 def main() -> None:
-    """Hold Stepwell's promises against faults, on this machine: every process that is broken is one that it starts."""
+    """Check Stepwell's promises under faults on this machine. Only processes that the campaign started are affected."""
 
 
 @app.command()
 def chaos(
     *,
-    minutes: Annotated[float, typer.Option(min=0.01, help="How long faults come.")] = 10.0,
-    seed: Annotated[int | None, typer.Option(help="Of every choice; a random one by default, and printed.")] = None,
-    streams: Annotated[int, typer.Option(min=1, help="Streams played at once.")] = 32,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long faults are injected.")] = 10.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random choices; random by default, and printed.")
+    ] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 32,
     fault_every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults, on average.")] = 2.0,
     save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
     without: Annotated[
-        str | None, typer.Option(help=f"Break the build first; it has to fail: {' or '.join(mutants.BROKEN)}.")
+        str | None,
+        typer.Option(help=f"Test a broken build, on which the campaign must fail: {' or '.join(mutants.BROKEN)}."),
     ] = None,
 ) -> None:
-    """Kill, pause, delay and cut off two workers and their store while clients step streams by HTTP and WebSocket.
+    """Kill, pause, delay and disconnect two workers and their store while clients step streams over HTTP and WebSocket.
 
-    Exits 0 when no promise was broken, else 1; with --without the other way round.
+    Exits with 0 if there were no violations, else with 1; with --without, the reverse.
     """
     if without is not None and without not in mutants.BROKEN:
         raise typer.BadParameter(f"{without!r}; expected {' or '.join(mutants.BROKEN)}", param_hint="--without")
     seed = secrets.randbelow(10**6) if seed is None else seed
-    plan = Plan(minutes * 60, seed, streams, fault_every_s, stop_when_broken=without is not None)
+    plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, stop_when_broken=without is not None)
     _console.print(f"seed {seed}")
     tally = Tally()
-    ended_early = not _played(plan, tally, without)
+    ended_early = not _run_with_progress(plan, tally, without)
     found = result.document(plan, tally, lacks=without, ended_early=ended_early)
     result.show(found, _console)
     if save is not None:
@@ -63,25 +66,27 @@ def chaos(
 @app.command(name="soak")
 def run_soak(
     *,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 120.0,
-    seed: Annotated[int | None, typer.Option(help="Of every choice; a random one by default, and printed.")] = None,
-    streams: Annotated[int, typer.Option(min=1, help="Streams played at once.")] = 32,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Duration.")] = 120.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random choices; random by default, and printed.")
+    ] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 32,
     save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
 ) -> None:
-    """Let streams come and go; memory, open files and keys must not grow. Linux only."""
+    """Create and abandon streams; memory, open files and keys must not grow. Linux only."""
     seed = secrets.randbelow(10**6) if seed is None else seed
     _console.print(f"seed {seed}")
-    plan, tally, samples = soak.Plan(minutes * 60, seed, streams), Tally(), list[soak.Sample]()
+    plan, tally, samples = soak.SoakPlan(minutes * 60, seed, streams), Tally(), list[soak.Sample]()
     with tempfile.TemporaryDirectory(prefix="sw") as place, Progress(console=_console, transient=True) as bar:
         task = bar.add_task("starting", total=plan.seconds)
 
-        def tell(seconds: float) -> None:
+        def update_progress(seconds: float) -> None:
             bar.update(
                 task, completed=seconds, description=f"{tally.steps:,} steps, {sum(tally.streams.values()):,} streams"
             )
 
         try:
-            asyncio.run(soak.run(plan, Path(place), tally, samples, tell))
+            asyncio.run(soak.run(plan, Path(place), tally, samples, update_progress))
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
     found = result.soak_document(plan, tally, samples)
@@ -95,10 +100,10 @@ def run_soak(
 def run_fuzz(
     target: Annotated[str, typer.Argument(help=f"One of {', '.join(TARGETS)}.")],
     *,
-    seconds: Annotated[int, typer.Option(min=1, help="How long.")] = 60,
-    corpus: Annotated[Path, typer.Option(help="Where the inputs that led to new places are kept.")] = Path(".fuzz"),
+    seconds: Annotated[int, typer.Option(min=1, help="Duration.")] = 60,
+    corpus: Annotated[Path, typer.Option(help="Folder for inputs that reached new code.")] = Path(".fuzz"),
 ) -> None:
-    """Feed a reader of foreign bytes by atheris, guided by coverage. Exits 1 where it raises what it should not."""
+    """Fuzz a reader of foreign bytes with atheris, guided by coverage. Exits with 1 on an unexpected exception."""
     if target not in TARGETS:
         raise typer.BadParameter(f"{target!r}; expected one of {', '.join(TARGETS)}", param_hint="target")
     try:
@@ -118,10 +123,10 @@ def run_fuzz(
 @app.command(name="mutants")
 def run_mutants(
     *,
-    at_once: Annotated[int, typer.Option(min=1, help="How many at a time.")] = 2,
-    machine: Annotated[bool, typer.Option(help="Run the machine of tests/exactly_once alone on each.")] = False,
+    at_once: Annotated[int, typer.Option(min=1, help="Mutants run in parallel.")] = 2,
+    machine: Annotated[bool, typer.Option(help="Run only the state machine of tests/exactly_once on each.")] = False,
 ) -> None:
-    """Break the protocol, one line at a time, and see that a test fails each time."""
+    """Break the protocol one line at a time, and check that a test fails each time."""
     tests = ("tests/exactly_once/test_machine.py",) if machine else ()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -134,8 +139,8 @@ def run_mutants(
     raise typer.Exit(bool(alive))
 
 
-def _played(plan: Plan, tally: Tally, without: str | None) -> bool:
-    """Play a plan with a progress bar; False: it was interrupted."""
+def _run_with_progress(plan: ChaosPlan, tally: Tally, without: str | None) -> bool:
+    """Run a chaos campaign with a progress bar; return False if it was interrupted."""
     with tempfile.TemporaryDirectory(prefix="sw") as place, Progress(console=_console, transient=True) as bar:
         folder = Path(place)
         env = None
@@ -143,12 +148,12 @@ def _played(plan: Plan, tally: Tally, without: str | None) -> bool:
             env = mutants.environment(mutants.broken_copy(mutants.BROKEN[without], folder / "broken"))
         task = bar.add_task("starting", total=plan.seconds)
 
-        def tell(seconds: float) -> None:
+        def update_progress(seconds: float) -> None:
             words = f"{tally.steps:,} steps, {sum(tally.faults.values())} faults, {len(tally.violations)} violations"
             bar.update(task, completed=seconds, description=words)
 
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(run(plan, folder, tally, env=env, on_progress=tell))
+            asyncio.run(run(plan, folder, tally, env=env, on_progress=update_progress))
             return True
         return False
 

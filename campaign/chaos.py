@@ -1,4 +1,4 @@
-"""`run`: many streams on two workers and one store, while all of it breaks; and what came of it."""
+"""`run`: steps many streams on two workers and one store under faults, and checks every answer."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from campaign.client import Client
-from campaign.doors import Doors
-from campaign.faults import trouble
-from campaign.stage import MODEL, stage
-from campaign.streams import Player
+from campaign.client import RandomClient
+from campaign.faults import inject_faults
+from campaign.streams import StreamDriver
+from campaign.system import MODEL, running_system
 from campaign.tally import Tally
+from campaign.transports import Transports
 
-_TELL_EVERY_S = 0.2
+_PROGRESS_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How much of it.
+class ChaosPlan:
+    """Parameters of a chaos campaign.
 
     Attributes:
-        seconds: How long faults come.
-        seed: Of every choice; what the machine makes of them is its own affair.
-        streams: Played at once; a request in columns counts for one.
+        seconds: How long faults are injected.
+        seed: Seed of all random choices; the timing is not reproducible.
+        streams: Concurrent streams; the streams of one bulk request count as one.
         fault_every_s: Seconds between two faults, on average.
-        stop_when_broken: End with the first broken promise.
+        stop_when_broken: Whether to stop at the first violation.
     """
 
     seconds: float
@@ -39,45 +39,45 @@ class Plan:
 
 
 async def run(
-    plan: Plan,
+    plan: ChaosPlan,
     folder: Path,
     tally: Tally,
     *,
     env: Mapping[str, str] | None = None,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Play it; what comes of it is in the tally, also when this is cancelled.
+    """Run a chaos campaign; the results are in `tally`, also after a cancellation.
 
     Args:
-        plan: How much.
-        folder: For everything that it needs; its path has to be short.
-        tally: Counts.
-        env: Of the workers, besides this process's own.
-        on_progress: Told the seconds that are over, now and then.
+        plan: The parameters.
+        folder: For the model, the sockets and the logs; its path must be short enough for a unix socket.
+        tally: Receives the results.
+        env: Environment variables of the workers, in addition to this process's own.
+        on_progress: Called regularly with the elapsed seconds.
     """
     rng = random.Random(plan.seed)
-    async with stage(folder, env=env) as made:
-        doors = Doors(made.ports, MODEL)
-        player = Player(Client(doors, rng, tally), rng, f"s{plan.seed}")
+    async with running_system(folder, env=env) as system:
+        transports = Transports(system.ports, MODEL)
+        driver = StreamDriver(RandomClient(transports, rng, tally), rng, f"s{plan.seed}")
         over = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(plan.streams):
-                    tasks.create_task(player.play())
-                tasks.create_task(trouble(made, random.Random(plan.seed), tally, plan.fault_every_s, over))
+                    tasks.create_task(driver.run_patterns())
+                tasks.create_task(inject_faults(system, random.Random(plan.seed), tally, plan.fault_every_s, over))
                 await _wait(plan, tally, on_progress)
                 over.set()
-                player.stop()
-            await player.look_again()
+                driver.stop()
+            await driver.verify_final_states()
         finally:
-            await doors.close()
+            await transports.close()
 
 
-async def _wait(plan: Plan, tally: Tally, on_progress: Callable[[float], None]) -> None:
+async def _wait(plan: ChaosPlan, tally: Tally, on_progress: Callable[[float], None]) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     while (seconds := loop.time() - began) < plan.seconds and not (plan.stop_when_broken and tally.broken.is_set()):
         on_progress(seconds)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(tally.broken.wait(), _TELL_EVERY_S)
-            await asyncio.sleep(0 if plan.stop_when_broken else _TELL_EVERY_S)
+            await asyncio.wait_for(tally.broken.wait(), _PROGRESS_EVERY_S)
+            await asyncio.sleep(0 if plan.stop_when_broken else _PROGRESS_EVERY_S)

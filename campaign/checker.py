@@ -1,7 +1,7 @@
-"""Holds what clients were told of one life of a stream against the fold of their inputs. Pure.
+"""Compares the answers to one stream with the fold of its inputs. Pure.
 
-A stream is a deterministic fold and each answer says its position, so checking is linear: positions are taken once,
-none is left out, each value follows from all before it, and what was answered first stands first.
+A stream is a deterministic fold and each answer has its position, so checking is linear: each position occurs once,
+none is missing, each value follows from all before it, and steps sent after an answer come after it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Violation(NamedTuple):
     """A broken promise.
 
     Attributes:
-        kind: `lost`: an acknowledged step is not in the stream. `doubled`: the stream took a step that nobody was
-            told of. `wrong`: a value, a position or a refusal that does not follow. `out of order`: a step that was
-            sent after another was answered stands before it. `refused`: a step that had to be taken. `unresolved`:
-            nobody said in time what became of a request. `error`: an answer that no client should ever see.
-        detail: What was found, and what was expected.
+        kind: `lost`: an acknowledged step is not in the stream. `doubled`: the stream has a step that was never
+            acknowledged. `wrong`: a wrong value, position or rejection. `out of order`: a step sent after another was
+            answered comes before it. `refused`: a valid step was rejected. `unresolved`: the outcome of a request
+            stayed unknown. `error`: an answer that no client should ever get.
+        detail: What was found and what was expected.
     """
 
     kind: Kind
@@ -33,14 +33,14 @@ class Violation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A step or chunk that was acknowledged.
+    """An acknowledged step or chunk.
 
     Attributes:
         xs: Its inputs.
-        step: The position of the last of them.
+        step: Position of its last timestep.
         ys: Its predictions.
         sent: When the client first sent it, seconds.
-        answered: When its first answer came, seconds.
+        answered: When its first answer arrived, seconds.
     """
 
     xs: tuple[int, ...]
@@ -51,44 +51,48 @@ class Operation:
 
     @property
     def first(self) -> int:
-        """The position of its first timestep."""
+        """Position of its first timestep."""
         return self.step - len(self.xs) + 1
 
 
 def check(
     stream: str, operations: Sequence[Operation], final: int, *, value: int = 0, start: int = 0
 ) -> list[Violation]:
-    """Return every broken promise in one life of a stream.
+    """Return every violation in one stream, from its start, or a reset or fork, to its end.
 
     Args:
-        stream: Its name, for the words.
-        operations: All that was acknowledged, in any order.
-        final: The step at which the stream was seen at last, after all of it.
-        value: The fold's value at the beginning.
-        start: The step at the beginning.
+        stream: The stream's name, for messages.
+        operations: All acknowledged operations, in any order.
+        final: Step of the stream after all of them.
+        value: Value of the fold at the start.
+        start: Step of the stream at the start.
     """
     found: list[Violation] = []
     taken = start
     ordered = sorted(operations, key=lambda one: one.step)
     for one in ordered:
         if one.first <= taken:
-            found.append(Violation("lost", f"{stream}: position {one.first} was acknowledged twice; one is gone"))
+            found.append(Violation("lost", f"{stream}: position {one.first} was acknowledged twice; one step is lost"))
         elif one.first > taken + 1:
-            found.append(Violation("doubled", f"{stream}: positions {taken + 1} to {one.first - 1} are nobody's"))
+            found.append(
+                Violation("doubled", f"{stream}: positions {taken + 1} to {one.first - 1} were never acknowledged")
+            )
         elif one.ys != (ys := tuple(fold_reference(one.xs, start=value))):
             found.append(Violation("wrong", f"{stream}: step {one.step} is {one.ys}; expected {ys}"))
         taken, value = max(taken, one.step), one.ys[-1]
     if final != taken:
         what: Kind = "lost" if final < taken else "doubled"
-        found.append(Violation(what, f"{stream}: it stands at step {final}; its answers say {taken}"))
+        found.append(Violation(what, f"{stream}: it is at step {final}; its answers end at {taken}"))
     return found + _out_of_order(stream, ordered)
 
 
 def _out_of_order(stream: str, ordered: Sequence[Operation]) -> list[Violation]:
     found = []
-    earliest = float("inf")  # answer of all that stand behind
+    earliest = float("inf")  # answer to any later position
     for one in reversed(ordered):
         if one.sent > earliest:
-            found.append(Violation("out of order", f"{stream}: step {one.step} was sent after a later one's answer"))
+            found.append(
+                Violation("out of order", f"{stream}: step {one.step} was sent after the answer to a later one")
+            )
         earliest = min(earliest, one.answered)
     return found

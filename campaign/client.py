@@ -1,4 +1,4 @@
-"""`Client`: asks a random worker by a random door, and again until it knows what became of its request."""
+"""`RandomClient`: sends requests to random workers over random transports, and retries until the outcome is known."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from campaign.doors import Doors
 from campaign.tally import Tally
+from campaign.transports import Transports
 from tests.exactly_once.http import NoAnswerError
 
-PATIENCE_S = 60.0
-DOORS = {"http": "HTTP", "one": "WebSocket of a stream", "many": "WebSocket of a model"}
+DEADLINE_S = 60.0
+TRANSPORTS = {"http": "HTTP", "one": "WebSocket of a stream", "many": "WebSocket of a model"}
 _TIMEOUT_S = 5.0
-_IMPATIENT = 0.05  # share of the requests that are given up early, their connection with them
+_SHORT_TIMEOUT_SHARE = 0.05  # share of the requests with a very short timeout
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of one stream.
+    """A request for one stream.
 
     Attributes:
-        stream: Its name.
-        what: `step`, `steps`, `reset` and so on; empty: where does it stand.
-        body: As on the wire.
+        stream: The stream's name.
+        what: `step`, `steps`, `reset` and so on; empty for the status.
+        body: As in the API.
         key: The Idempotency-Key.
-        method: HTTP's.
+        method: HTTP method.
     """
 
     stream: str
@@ -38,14 +38,14 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a worker said.
+class TimedAnswer:
+    """A worker's answer.
 
     Attributes:
-        status: As HTTP has it.
+        status: HTTP status, also of answers over WebSocket.
         document: The answer, or the problem.
-        sent: When the request was sent first, on the loop's clock.
-        answered: When this answer came.
+        sent: When the request was first sent, on the loop's clock.
+        answered: When this answer arrived.
     """
 
     status: int
@@ -58,42 +58,46 @@ class Answer:
         """The problem's code, or `ok`."""
         return str(self.document.get("code", "ok"))
 
-    def same_as(self, other: Answer) -> bool:
-        """Whether two answers are the same step's."""
+    def same_as(self, other: TimedAnswer) -> bool:
+        """Whether two answers are of the same step."""
         names = ("outputs", "step", "state_id", "code")
         return [self.document.get(name) for name in names] == [other.document.get(name) for name in names]
 
 
-class Client:
-    """Asks, and asks again."""
+class RandomClient:
+    """Sends requests to random workers, with retries."""
 
-    def __init__(self, doors: Doors, rng: random.Random, tally: Tally) -> None:
-        self.doors = doors
+    def __init__(self, transports: Transports, rng: random.Random, tally: Tally) -> None:
+        self.transports = transports
         self.rng = rng
         self.tally = tally
 
     async def step(
         self, stream: str, xs: Sequence[int], *, key: str | None = None, copies: int = 1, **named: Any
-    ) -> Answer:
-        """Send a step or chunk, maybe in several copies at once; hold the answers against each other."""
+    ) -> TimedAnswer:
+        """Send a step or chunk, possibly in several concurrent copies, and compare the answers."""
         what = "step" if len(xs) == 1 else "steps"
         inputs = [xs[0]] if len(xs) == 1 else [[x] for x in xs]
         request = Request(stream, what, {"inputs": {"x": inputs}, **named}, key)
-        self.tally.tricks["copies"] += copies - 1
-        answers = await asyncio.gather(*(self.insist(request) for _ in range(copies)))
+        self.tally.deliberate["copies"] += copies - 1
+        answers = await asyncio.gather(*(self.send_until_resolved(request) for _ in range(copies)))
         first = min(answers, key=lambda answer: answer.answered)
         for answer in answers:
             if not answer.same_as(first):
-                self.tally.blame("wrong", f"{stream} {request.body}: told {first.document}, then {answer.document}")
+                self.tally.report(
+                    "wrong", f"{stream} {request.body}: answered {first.document}, then {answer.document}"
+                )
         if sum(answer.status == 200 and not answer.document.get("replayed") for answer in answers) > 1:
-            self.tally.blame("doubled", f"{stream} {request.body}: {copies} copies, more than one told as the first")
+            self.tally.report(
+                "doubled", f"{stream} {request.body}: {copies} copies, more than one not marked as replayed"
+            )
         return first
 
-    async def insist(self, request: Request) -> Answer:
-        """Send a request until an answer says what became of it."""
+    async def send_until_resolved(self, request: Request) -> TimedAnswer:
+        """Send a request, and retry until its outcome is known."""
         loop = asyncio.get_running_loop()
         sent, unknown = loop.time(), False
-        while loop.time() < sent + PATIENCE_S:
+        while loop.time() < sent + DEADLINE_S:
             try:
                 status, document = await self._send(request)
             except NoAnswerError:
@@ -103,23 +107,25 @@ class Client:
                     self.tally.resolved += unknown
                     self.tally.unknown += unknown
                     self.tally.replayed += bool(document.get("replayed"))
-                    return Answer(status, document, sent, loop.time())
+                    return TimedAnswer(status, document, sent, loop.time())
                 unknown = unknown or document["applied"] != "no"
-            self.tally.asked_again += 1
+            self.tally.retries += 1
             await asyncio.sleep(self.rng.uniform(0.01, 0.1))  # back off as a client does
         self.tally.unknown += unknown
-        self.tally.blame("unresolved", f"{request}: nobody said what became of it for {PATIENCE_S:.0f} s")
-        return Answer(0, {"code": "unresolved"}, sent, loop.time())
+        self.tally.report("unresolved", f"{request}: outcome unknown after {DEADLINE_S:.0f} s")
+        return TimedAnswer(0, {"code": "unresolved"}, sent, loop.time())
 
     async def _send(self, request: Request) -> tuple[int, dict[str, Any]]:
-        """Send a request once, by any door that takes it."""
-        port = self.rng.choice(self.doors.ports)
-        timeout = self.rng.uniform(0.005, 0.1) if self.rng.random() < _IMPATIENT else _TIMEOUT_S
-        door = self.rng.choice(list(DOORS)) if request.what in ("step", "steps") and not request.key else "http"
-        if door == "http":
-            path = f"{self.doors.path}/streams/{request.stream}"
+        """Send a request once, over a random transport that supports it."""
+        port = self.rng.choice(self.transports.ports)
+        timeout = self.rng.uniform(0.005, 0.1) if self.rng.random() < _SHORT_TIMEOUT_SHARE else _TIMEOUT_S
+        transport = (
+            self.rng.choice(list(TRANSPORTS)) if request.what in ("step", "steps") and not request.key else "http"
+        )
+        if transport == "http":
+            path = f"{self.transports.path}/streams/{request.stream}"
             headers = {"idempotency-key": request.key} if request.key else None
-            status, document = await self.doors.http.request(
+            status, document = await self.transports.http.request(
                 request.method,
                 port,
                 f"{path}/{request.what}" if request.what else path,
@@ -129,15 +135,15 @@ class Client:
             )
         else:
             message = {**(request.body or {}), **({"chunk": True} if request.what == "steps" else {})}
-            socket = self.doors.single(port, request.stream) if door == "one" else self.doors.many(port)
-            if door == "many":
+            socket = self.transports.single(port, request.stream) if transport == "one" else self.transports.many(port)
+            if transport == "many":
                 message["stream"] = request.stream
             try:
-                status, document = await socket.ask(message, timeout)
+                status, document = await socket.request(message, timeout)
             except NoAnswerError:
                 if self.rng.random() < 0.3:
-                    socket.cut()
+                    socket.abort()
                 raise
         if status == 200 and request.what in ("step", "steps"):
-            self.tally.answers[DOORS[door]] += 1
+            self.tally.answers[TRANSPORTS[transport]] += 1
         return status, document

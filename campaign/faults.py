@@ -1,4 +1,4 @@
-"""What is done to the workers, to the store, and to what lies between them. Every fault ends by itself."""
+"""Faults of the workers, of the store and of the network between them. Every fault heals itself."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 
 import redis
 
-from campaign.stage import WORKERS, Stage
+from campaign.system import WORKERS, System
 from campaign.tally import Tally
 
-Do = Callable[[Stage, int, random.Random], Awaitable[None]]
+Inject = Callable[[System, int, random.Random], Awaitable[None]]
 
 
-async def kill_worker(stage: Stage, number: int, rng: random.Random) -> None:
-    """`kill -9`, and a new start after a while."""
-    await asyncio.to_thread(stage.workers[number].kill)
+async def kill_worker(system: System, number: int, rng: random.Random) -> None:
+    """`kill -9`, and a restart after up to a second."""
+    await asyncio.to_thread(system.workers[number].kill)
     await asyncio.sleep(rng.uniform(0, 1))
-    await stage.start_worker(number)
+    await system.start_worker(number)
 
 
-async def pause_worker(stage: Stage, number: int, rng: random.Random) -> None:
-    """SIGSTOP: it wakes up with its old view of everything, and goes on."""
-    process = stage.workers[number].process
+async def pause_worker(system: System, number: int, rng: random.Random) -> None:
+    """SIGSTOP: the worker resumes with a stale cache."""
+    process = system.workers[number].process
     process.send_signal(signal.SIGSTOP)
     try:
         await asyncio.sleep(rng.uniform(0.2, 2.5))
@@ -34,59 +34,61 @@ async def pause_worker(stage: Stage, number: int, rng: random.Random) -> None:
         process.send_signal(signal.SIGCONT)
 
 
-async def kill_store(stage: Stage, _number: int, rng: random.Random) -> None:
-    """`kill -9`, and a new start on its file."""
-    await asyncio.to_thread(stage.store.kill)
+async def kill_store(system: System, _number: int, rng: random.Random) -> None:
+    """`kill -9`, and a restart from the append-only file."""
+    await asyncio.to_thread(system.store.kill)
     await asyncio.sleep(rng.uniform(0, 1))
-    await asyncio.to_thread(stage.store.start)
+    await asyncio.to_thread(system.store.start)
 
 
-async def pause_store(stage: Stage, _number: int, rng: random.Random) -> None:
-    """SIGSTOP: what was sent to it is done when it wakes up."""
-    stage.store.send(signal.SIGSTOP)
+async def pause_store(system: System, _number: int, rng: random.Random) -> None:
+    """SIGSTOP: commands sent meanwhile are executed after it resumes."""
+    system.store.send(signal.SIGSTOP)
     try:
         await asyncio.sleep(rng.uniform(0.2, 2.5))
     finally:
-        stage.store.send(signal.SIGCONT)
+        system.store.send(signal.SIGCONT)
 
 
-async def kill_connections(stage: Stage, _number: int, _rng: random.Random) -> None:
-    """CLIENT KILL, all of them."""
-    await asyncio.to_thread(_tell, stage, lambda client: client.client_kill_filter(_type="normal", skipme=True))
+async def kill_connections(system: System, _number: int, _rng: random.Random) -> None:
+    """CLIENT KILL of all connections."""
+    await asyncio.to_thread(
+        _run_on_store, system, lambda client: client.client_kill_filter(_type="normal", skipme=True)
+    )
 
 
-async def flush_scripts(stage: Stage, _number: int, _rng: random.Random) -> None:
+async def flush_scripts(system: System, _number: int, _rng: random.Random) -> None:
     """SCRIPT FLUSH."""
-    await asyncio.to_thread(_tell, stage, lambda client: client.script_flush())
+    await asyncio.to_thread(_run_on_store, system, lambda client: client.script_flush())
 
 
-async def delay(stage: Stage, number: int, rng: random.Random) -> None:
-    """Everything between a worker and the store is late."""
-    stage.proxies[number].delay = rng.uniform(0.05, 0.4)
+async def delay(system: System, number: int, rng: random.Random) -> None:
+    """Delay everything between a worker and the store."""
+    system.proxies[number].delay = rng.uniform(0.05, 0.4)
     await asyncio.sleep(rng.uniform(0.5, 2))
-    stage.proxies[number].heal()
+    system.proxies[number].heal()
 
 
-async def withhold(stage: Stage, number: int, rng: random.Random) -> None:
-    """Nothing passes between a worker and the store; all of it arrives when the way is free again."""
-    stage.proxies[number].blackhole = True
+async def hold_back(system: System, number: int, rng: random.Random) -> None:
+    """Hold back everything between a worker and the store, and deliver it later."""
+    system.proxies[number].blackhole = True
     await asyncio.sleep(rng.uniform(0.5, 3))
-    stage.proxies[number].heal()
+    system.proxies[number].heal()
 
 
-async def lose_replies(stage: Stage, number: int, rng: random.Random) -> None:
-    """Commits are done, and instead of the reply the connection is reset."""
-    stage.proxies[number].lose_reply(to=b"EVALSHA", times=rng.randint(1, 5))
+async def lose_replies(system: System, number: int, rng: random.Random) -> None:
+    """Let commits be applied, and reset the connection instead of returning the reply."""
+    system.proxies[number].lose_reply(to=b"EVALSHA", times=rng.randint(1, 5))
     await asyncio.sleep(rng.uniform(0.5, 1.5))
-    stage.proxies[number].heal()
+    system.proxies[number].heal()
 
 
-async def refuse(stage: Stage, number: int, rng: random.Random) -> None:
-    """Every connection is reset, and no new one is taken."""
-    stage.proxies[number].refuse = True
-    stage.proxies[number].reset_all()
+async def refuse(system: System, number: int, rng: random.Random) -> None:
+    """Reset all connections and refuse new ones."""
+    system.proxies[number].refuse = True
+    system.proxies[number].reset_all()
     await asyncio.sleep(rng.uniform(0.2, 2))
-    stage.proxies[number].heal()
+    system.proxies[number].heal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +96,12 @@ class Fault:
     """A kind of fault.
 
     Attributes:
-        do: Does it, and heals it.
-        target: What it hits: a fault is not done to what still recovers from another.
+        do: Injects the fault and heals it.
+        target: The part that it affects; a part has at most one fault at a time.
     """
 
-    do: Do
-    target: str  # "worker {}", "way {}" or "store"
+    inject: Inject
+    target: str  # "worker {}", "network {}" or "store"
 
 
 FAULTS: dict[str, Fault] = {
@@ -109,35 +111,35 @@ FAULTS: dict[str, Fault] = {
     "store paused": Fault(pause_store, "store"),
     "connections killed": Fault(kill_connections, "store"),
     "scripts flushed": Fault(flush_scripts, "store"),
-    "store slow": Fault(delay, "way {}"),
-    "store unreachable": Fault(withhold, "way {}"),
-    "replies lost": Fault(lose_replies, "way {}"),
-    "connections refused": Fault(refuse, "way {}"),
+    "store slow": Fault(delay, "network {}"),
+    "store unreachable": Fault(hold_back, "network {}"),
+    "replies lost": Fault(lose_replies, "network {}"),
+    "connections refused": Fault(refuse, "network {}"),
 }
 
 
-async def trouble(stage: Stage, rng: random.Random, tally: Tally, every_s: float, over: asyncio.Event) -> None:
-    """Do one fault after the other until it is over, and see all of them healed.
+async def inject_faults(system: System, rng: random.Random, tally: Tally, every_s: float, over: asyncio.Event) -> None:
+    """Inject faults until the campaign is over, and wait until all are healed.
 
     Args:
-        stage: What is broken.
-        rng: Decides.
-        tally: Counts.
-        every_s: Seconds between two, on average; those of different targets may overlap.
-        over: Set when it is enough.
+        system: The system under test.
+        rng: Source of the random choices.
+        tally: Counts the faults.
+        every_s: Seconds between two faults, on average; faults of different targets may overlap.
+        over: Set when no further faults are to be injected.
     """
     busy: set[str] = set()
     waiting: list[str] = []
 
     async def one(name: str, number: int, target: str) -> None:
         try:
-            await FAULTS[name].do(stage, number, rng)
+            await FAULTS[name].inject(system, number, rng)
         finally:
             busy.discard(target)
 
     async with asyncio.TaskGroup() as tasks:
         while not await _is_over(over, rng.uniform(0.5, 1.5) * every_s):
-            waiting = waiting or rng.sample(list(FAULTS), len(FAULTS))  # each kind as often as the others
+            waiting = waiting or rng.sample(list(FAULTS), len(FAULTS))  # every kind equally often
             for name in waiting:
                 number = rng.randrange(WORKERS)
                 target = FAULTS[name].target.format(number)
@@ -155,6 +157,6 @@ async def _is_over(over: asyncio.Event, seconds: float) -> bool:
     return over.is_set()
 
 
-def _tell(stage: Stage, command: Callable[[redis.Redis], object]) -> None:
-    with contextlib.suppress(redis.RedisError), stage.store.client() as client:
+def _run_on_store(system: System, command: Callable[[redis.Redis], object]) -> None:
+    with contextlib.suppress(redis.RedisError), system.store.client() as client:
         command(client)

@@ -1,7 +1,7 @@
-"""Everything here that reads bytes which others wrote: each reader takes any bytes, or refuses them in its own words.
+"""Fuzz targets: every reader of foreign bytes accepts any input, or rejects it with its documented errors.
 
-A target is a function of bytes that raises nothing. The tests feed them by hypothesis; `python -m campaign fuzz NAME`
-feeds one by atheris, guided by coverage, for as long as one likes.
+A target is a function of bytes that raises nothing. The tests run targets with Hypothesis; `python -m campaign fuzz
+NAME` runs one with atheris, guided by coverage, for as long as needed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def record(data: bytes) -> None:
 
 
 def sound_record(data: bytes) -> None:
-    """A record whose magic, lengths and checksum are right, whatever else it says."""
+    """A record with correct magic, lengths and checksum."""
     if len(data) < HEADER_BYTES:
         return
     raw = bytearray(data)
@@ -72,7 +72,7 @@ def key_entry(data: bytes) -> None:
 
 
 def body(data: bytes) -> None:
-    """A request's body, in both formats and for every route; the first byte chooses."""
+    """A request body, in both formats and for every route; the first byte selects them."""
     if not data:
         return
     form = JSON if data[0] & 1 else MSGPACK
@@ -81,7 +81,7 @@ def body(data: bytes) -> None:
 
 
 def operation(data: bytes) -> None:
-    """The body of a reset, a fork, a snapshot, or a state from outside."""
+    """The body of a reset, a fork, a snapshot or an imported state."""
     for form in (JSON, MSGPACK):
         for read in (read_reset, read_fork, read_snapshot):
             _refusing(lambda form=form, read=read: read(data, form))  # type: ignore[misc]  # mypy infers no defaults
@@ -141,7 +141,7 @@ def _read_body(wire: ModelWire, data: bytes, form: Format) -> None:
 
 
 def _replay(outputs: bytes, step: int, chain: bytes) -> None:
-    """A replay of what a store had kept."""
+    """A replay of stored predictions."""
     for keep in _KEEPS:
         _refusing(lambda keep=keep: replayed(_FOLD, replace(_ASK, keep=keep), outputs, step, chain))  # type: ignore[misc]  # as above
 

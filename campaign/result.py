@@ -1,4 +1,4 @@
-"""A campaign's result: as a document to keep, and as a table to read."""
+"""The result of a campaign, as a JSON document and as a table."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from campaign import soak
-from campaign.chaos import Plan
+from campaign.chaos import ChaosPlan
 from campaign.tally import Tally
 from tests.servers import servers
 
 _PACKAGES = ("stepwell", "onnxruntime", "numpy", "fastapi", "uvicorn", "redis")
 
 
-def document(plan: Plan, tally: Tally, *, lacks: str | None, ended_early: bool) -> dict[str, Any]:
-    """Return all that is worth keeping; nothing in it tells where it ran."""
+def document(plan: ChaosPlan, tally: Tally, *, lacks: str | None, ended_early: bool) -> dict[str, Any]:
+    """Return the result of a chaos campaign as a document; it contains nothing about the machine."""
     return {
         "campaign": "chaos",
         "on": datetime.now(UTC).date().isoformat(),
@@ -38,9 +38,9 @@ def document(plan: Plan, tally: Tally, *, lacks: str | None, ended_early: bool) 
         "steps": tally.steps,
         "answers": dict(sorted(tally.answers.items())),
         "faults": dict(sorted(tally.faults.items())),
-        "clients_on_purpose": dict(sorted(tally.tricks.items())),
+        "clients_on_purpose": dict(sorted(tally.deliberate.items())),
         "requests": {
-            "sent_again": tally.asked_again,
+            "sent_again": tally.retries,
             "outcome_unknown": tally.unknown,
             "resolved_by_asking_again": tally.resolved,
             "replayed": tally.replayed,
@@ -51,8 +51,8 @@ def document(plan: Plan, tally: Tally, *, lacks: str | None, ended_early: bool) 
     }
 
 
-def soak_document(plan: soak.Plan, tally: Tally, samples: Sequence[soak.Sample]) -> dict[str, Any]:
-    """Return all of a soak that is worth keeping."""
+def soak_document(plan: soak.SoakPlan, tally: Tally, samples: Sequence[soak.Sample]) -> dict[str, Any]:
+    """Return the result of a soak campaign as a document."""
     return {
         "campaign": "soak",
         "on": datetime.now(UTC).date().isoformat(),
@@ -62,29 +62,29 @@ def soak_document(plan: soak.Plan, tally: Tally, samples: Sequence[soak.Sample])
         "streams": {"lives": dict(sorted(tally.streams.items())), "at_once": plan.streams},
         "steps": tally.steps,
         "samples": [{**sample._asdict(), "second": round(sample.second, 1)} for sample in samples],
-        "grew": soak.growth(samples),
+        "grew": soak.describe_growth(samples),
         "violations": tally.by_kind(),
         "examples": tally.examples(),
     }
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
-    """Write a result."""
+    """Write a result as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """Print a result."""
+    """Print the result of a chaos campaign."""
     table = Table(title=f"Chaos, {result['minutes']:g} minutes, seed {result['seed']}", show_header=False)
-    lives, faults, requests = result["streams"]["lives"], result["faults"], result["requests"]
+    runs, faults, requests = result["streams"]["lives"], result["faults"], result["requests"]
     within = result["answered_within_s"]
     table.add_row("steps checked", f"{result['steps']:,}")
-    table.add_row("streams played", f"{sum(lives.values()):,}")
+    table.add_row("stream runs", f"{sum(runs.values()):,}")
     table.add_row("faults", f"{sum(faults.values())}: {_listed(faults)}")
-    table.add_row("clients, on purpose", _listed(result["clients_on_purpose"]))
+    table.add_row("deliberate client behaviour", _listed(result["clients_on_purpose"]))
     table.add_row("answers", _listed(result["answers"]))
-    table.add_row("sent again / replayed", f"{requests['sent_again']:,} / {requests['replayed']:,}")
+    table.add_row("retried / replayed", f"{requests['sent_again']:,} / {requests['replayed']:,}")
     table.add_row("outcome unknown / resolved", f"{requests['outcome_unknown']:,} / "
                   f"{requests['resolved_by_asking_again']:,}")  # fmt: skip
     table.add_row("answered within", ", ".join(f"{name} {seconds:.3f} s" for name, seconds in within.items()))
@@ -95,7 +95,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def show_soak(result: dict[str, Any], console: Console) -> None:
-    """Print a soak's result."""
+    """Print the result of a soak campaign."""
     table = Table(title=f"Soak, {result['minutes']:g} minutes, seed {result['seed']}, {result['steps']:,} steps")
     for name in ("second", "workers' memory, MiB", "open files", "keys", "store's values, MiB"):
         table.add_column(name, justify="right")
@@ -111,8 +111,8 @@ def show_soak(result: dict[str, Any], console: Console) -> None:
 
 def _versions() -> dict[str, str]:
     name, binary = next(iter(servers().items()))
-    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout
-    number = re.search(r"v=(\S+)", said)
+    printed = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout
+    number = re.search(r"v=(\S+)", printed)
     return {
         **{package: version(package) for package in _PACKAGES},
         "python": platform.python_version(),

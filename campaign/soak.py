@@ -1,4 +1,4 @@
-"""`run`: streams that come and go for a long time; what a worker and the store hold must not grow with it."""
+"""`run`: creates and abandons streams for a long time; memory, open files and keys must not grow."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from campaign.client import Client
-from campaign.doors import Doors
-from campaign.stage import MODEL, Stage, stage
-from campaign.streams import Player
+from campaign.client import RandomClient
+from campaign.streams import StreamDriver
+from campaign.system import MODEL, System, running_system
 from campaign.tally import Tally
+from campaign.transports import Transports
 
-IDLE_S = 10  # that a stream lives; so there are always as many as were stepped in the last seconds
+IDLE_S = 10  # TTL of a stream: only streams stepped recently exist
 _FLAGS = ("--stream-ttl-s", str(IDLE_S), "--idempotency-ttl-s", str(IDLE_S))
 _SAMPLES = 60
 _MAY_GROW = 1.05
@@ -25,14 +25,14 @@ _MAY_GROW_FILES = 8
 
 
 class Sample(NamedTuple):
-    """What is held at one moment.
+    """Resource usage at one moment.
 
     Attributes:
-        second: Since the beginning.
-        memory: Bytes that the workers have in use.
-        files: Files and sockets that they have open.
-        keys: In the store.
-        store_memory: Bytes that the store's values take.
+        second: Seconds since the start.
+        memory: Resident memory of the workers, bytes.
+        files: Open files and sockets of the workers.
+        keys: Keys in the store.
+        store_memory: Memory of the store's values, bytes.
     """
 
     second: float
@@ -43,13 +43,13 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How much of it.
+class SoakPlan:
+    """Parameters of a soak campaign.
 
     Attributes:
-        seconds: How long.
-        seed: Of every choice.
-        streams: Played at once.
+        seconds: Duration.
+        seed: Seed of all random choices.
+        streams: Concurrent streams.
     """
 
     seconds: float
@@ -58,39 +58,43 @@ class Plan:
 
 
 async def run(
-    plan: Plan, folder: Path, tally: Tally, samples: list[Sample], on_progress: Callable[[float], None] = lambda _: None
+    plan: SoakPlan,
+    folder: Path,
+    tally: Tally,
+    samples: list[Sample],
+    on_progress: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Play it; what was held is in `samples`, the last one from after the end, when every stream has expired."""
+    """Run a soak campaign, appending to `samples`; the last sample is taken after every stream has expired."""
     rng, loop = random.Random(plan.seed), asyncio.get_running_loop()
-    async with stage(folder, flags=_FLAGS) as made:
-        doors, began = Doors(made.ports, MODEL), loop.time()
-        player = Player(Client(doors, rng, tally), rng, f"s{plan.seed}")
+    async with running_system(folder, flags=_FLAGS) as system:
+        transports, began = Transports(system.ports, MODEL), loop.time()
+        driver = StreamDriver(RandomClient(transports, rng, tally), rng, f"s{plan.seed}")
         async with asyncio.TaskGroup() as tasks:
             for _ in range(plan.streams):
-                tasks.create_task(player.play())
+                tasks.create_task(driver.run_patterns())
             while (second := loop.time() - began) < plan.seconds:
                 on_progress(second)
-                samples.append(await asyncio.to_thread(look, made, second))
-                player.ended.clear()
+                samples.append(await asyncio.to_thread(take_sample, system, second))
+                driver.ended.clear()
                 await asyncio.sleep(plan.seconds / _SAMPLES)
-            player.stop()
-        await doors.close()
-        await _until_expired(made)
-        samples.append(await asyncio.to_thread(look, made, loop.time() - began))
+            driver.stop()
+        await transports.close()
+        await _until_expired(system)
+        samples.append(await asyncio.to_thread(take_sample, system, loop.time() - began))
 
 
-def look(made: Stage, second: float) -> Sample:
-    """Return what is held now."""
-    pids = [worker.process.pid for worker in made.workers]
-    with made.store.client() as client:
+def take_sample(system: System, second: float) -> Sample:
+    """Return the current resource usage."""
+    pids = [worker.process.pid for worker in system.workers]
+    with system.store.client() as client:
         keys, memory = client.dbsize(), client.info("memory")["used_memory_dataset"]
     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
     files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
     return Sample(second, pages * resource.getpagesize(), files, int(keys), int(memory))
 
 
-def growth(samples: Sequence[Sample]) -> list[str]:
-    """Say what grew, from when a third of the time was over to the end."""
+def describe_growth(samples: Sequence[Sample]) -> list[str]:
+    """Describe what grew between a third of the duration and the end."""
     first, last, end = samples[len(samples) // 3], samples[-2], samples[-1]
     found = []
     if last.memory > _MAY_GROW * first.memory + _MAY_GROW_BYTES:
@@ -102,9 +106,9 @@ def growth(samples: Sequence[Sample]) -> list[str]:
     return found
 
 
-async def _until_expired(made: Stage) -> None:
-    """Wait as long as streams may live."""
+async def _until_expired(system: System) -> None:
+    """Wait until every stream has expired, or twice the TTL."""
     deadline = asyncio.get_running_loop().time() + 2 * IDLE_S
-    with made.store.client() as client:
-        while client.dbsize() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - the server tells nobody
+    with system.store.client() as client:
+        while client.dbsize() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - the server publishes no event
             await asyncio.sleep(0.2)

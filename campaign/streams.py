@@ -1,4 +1,4 @@
-"""The manners in which clients step streams: each plays one stream to its end and holds it against the fold."""
+"""Client patterns: each steps one stream, or several, to the end and checks the answers against the fold."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from campaign.checker import Operation, check
-from campaign.client import PATIENCE_S, Answer, Client, Request
+from campaign.client import DEADLINE_S, RandomClient, Request, TimedAnswer
 from tests.exactly_once.http import NoAnswerError
 
-STEPS = 60  # of a stream, about
-WRITERS = 3  # of a stream that is stepped by keys
-COLUMNS = (8, 24)  # streams in a request in columns: few go one by one, many as a block
+STEPS = 60  # per stream, approximately
+WRITERS = 3  # concurrent clients of a stream stepped by keys
+BULK_SIZES = (8, 24)  # streams of a bulk request: the engine processes few row by row, many in columns
 
 
 @dataclass
-class Life:
-    """One life of a stream, from its beginning or a reset on.
+class StreamRun:
+    """A stream since its start, or since a reset or fork.
 
     Attributes:
-        name: The stream's.
-        operations: What was acknowledged.
-        step: Where it has to stand.
-        state_id: The newest one.
-        start: Where it stood at the beginning.
-        value: The fold's value at the beginning.
+        name: The stream's name.
+        operations: Acknowledged operations.
+        step: Expected step.
+        state_id: Newest state id.
+        start: Step at the start.
+        value: Value of the fold at the start.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Life:
 
     @property
     def now(self) -> int:
-        """The fold's value, as it was told."""
+        """Newest acknowledged value of the fold."""
         return max(self.operations, key=lambda one: one.step).ys[-1] if self.operations else self.value
 
-    def took(self, xs: Sequence[int], answer: Answer) -> None:
-        """Note an acknowledged step or chunk."""
+    def record(self, xs: Sequence[int], answer: TimedAnswer) -> None:
+        """Record an acknowledged step or chunk."""
         document = answer.document
         ys = [y for row in document["outputs"]["y"] for y in (row if isinstance(row, list) else [row])]
         self.operations.append(Operation(tuple(xs), document["step"], tuple(ys), answer.sent, answer.answered))
@@ -52,20 +52,20 @@ class Life:
             self.step, self.state_id = document["step"], document["state_id"]
 
 
-class Player:
-    """Plays streams, one after the other, until it is told to stop.
+class StreamDriver:
+    """Runs client patterns, one after the other, until stopped.
 
     Attributes:
-        ended: Where each stream stood when its client left it.
+        ended: Step and state id of each stream when its client finished.
     """
 
-    def __init__(self, client: Client, rng: random.Random, prefix: str) -> None:
-        """Prepare.
+    def __init__(self, client: RandomClient, rng: random.Random, prefix: str) -> None:
+        """Create a driver.
 
         Args:
-            client: Asks.
-            rng: Decides.
-            prefix: Of the streams' names.
+            client: Sends the requests.
+            rng: Source of the random choices.
+            prefix: Prefix of the streams' names.
         """
         self.client = client
         self.tally = client.tally
@@ -75,105 +75,107 @@ class Player:
         self._stopping = False
 
     def stop(self) -> None:
-        """Let the streams come to their ends."""
+        """Let the running patterns finish their streams."""
         self._stopping = True
 
-    async def play(self) -> None:
-        """Play streams until told to stop."""
+    async def run_patterns(self) -> None:
+        """Run patterns until stopped."""
         while not self._stopping:
-            manner = self.rng.choice(list(MANNERS))
-            await MANNERS[manner](self)
-            self.tally.streams[manner] += 1
+            pattern = self.rng.choice(list(PATTERNS))
+            await PATTERNS[pattern](self)
+            self.tally.streams[pattern] += 1
 
-    async def look_again(self, at_once: int = 32) -> None:
-        """See that every stream still stands where its client left it."""
+    async def verify_final_states(self, at_once: int = 32) -> None:
+        """Check that every stream is still at the step where its client left it."""
         turn = asyncio.Semaphore(at_once)
 
         async def one(name: str, step: int, state_id: str | None) -> None:
             async with turn:
-                found = await self.client.insist(Request(name, "", method="GET"))
+                found = await self.client.send_until_resolved(Request(name, "", method="GET"))
             if (found.document.get("step"), found.document.get("state_id")) != (step, state_id):
-                self.tally.blame("lost", f"{name}: left at step {step}, {state_id}; found {found.document}")
+                self.tally.report("lost", f"{name}: left at step {step}, {state_id}; found {found.document}")
 
         await asyncio.gather(*(one(name, *where) for name, where in self.ended.items()))
 
-    # ---------------------------------------------------------------- the manners
+    # ---------------------------------------------------------------- the patterns
 
     async def by_seq(self) -> None:
-        """Numbered timesteps; copies, gaps and conflicts on purpose, late copies."""
-        life = Life(next(self._names))
-        for _ in self._turns():
+        """Steps with `seq`; with deliberate copies, gaps, conflicts and late copies."""
+        run = StreamRun(next(self._names))
+        for _ in self._iterations():
             xs = self._xs()
-            if not await self._step(life, xs, seq=life.step + 1):
+            if not await self._step(run, xs, seq=run.step + 1):
                 return
-            await self._trick(life)
-            if self.rng.random() < 0.05 and len(life.operations) > 1:
-                await self._late_copy(life)
-        await self._end(life)
+            await self._send_invalid_step(run)
+            if self.rng.random() < 0.05 and len(run.operations) > 1:
+                await self._late_copy(run)
+        await self._end(run)
 
     async def by_seq_and_after(self) -> None:
-        """As the client library does it; and resets, snapshots and forks, each the beginning of another life."""
-        life, snapshot = Life(next(self._names)), None
-        for _ in self._turns():
-            named: dict[str, Any] = {"seq": life.step + 1}
-            if life.state_id is not None:
-                named["after"] = life.state_id
-            if not await self._step(life, self._xs(), **named):
+        """Steps with `seq` and `after`, as the client library sends them; with resets, snapshots and forks."""
+        run, snapshot = StreamRun(next(self._names)), None
+        for _ in self._iterations():
+            named: dict[str, Any] = {"seq": run.step + 1}
+            if run.state_id is not None:
+                named["after"] = run.state_id
+            if not await self._step(run, self._xs(), **named):
                 return
-            await self._trick(life)
+            await self._send_invalid_step(run)
             dice = self.rng.random()
             if dice < 0.02:
-                snapshot = await self._snapshot(life)
+                snapshot = await self._snapshot(run)
             elif dice < 0.04:
-                await self._check(life)
-                life = await self._reset(life, snapshot)
+                await self._check(run)
+                run = await self._reset(run, snapshot)
             elif dice < 0.06:
-                await self._end(life)
-                life, snapshot = await self._fork(life), None
-            if life.state_id is None:
+                await self._end(run)
+                run, snapshot = await self._fork(run), None
+            if run.state_id is None:
                 return
-        await self._end(life)
+        await self._end(run)
 
     async def by_after(self) -> None:
-        """By histories alone."""
-        life = Life(next(self._names))
-        for _ in self._turns():
-            named = {"seq": 1} if life.state_id is None else {"after": life.state_id}
-            if not await self._step(life, self._xs(), **named):
+        """Steps with `after` alone."""
+        run = StreamRun(next(self._names))
+        for _ in self._iterations():
+            named = {"seq": 1} if run.state_id is None else {"after": run.state_id}
+            if not await self._step(run, self._xs(), **named):
                 return
-        await self._end(life)
+        await self._end(run)
 
     async def by_keys(self) -> None:
-        """Several clients on one stream, who know nothing of each other; late copies of whatever was answered."""
-        life = Life(next(self._names))
+        """Steps with idempotency keys, from several independent clients on one stream; with late copies."""
+        run = StreamRun(next(self._names))
 
         async def writer(number: int) -> None:
-            for n in itertools.islice(self._turns(), STEPS // WRITERS):
+            for n in itertools.islice(self._iterations(), STEPS // WRITERS):
                 xs, key = self._xs(), f"{number}-{n}"
-                answer = await self.client.step(life.name, xs, key=key, copies=self._copies())
-                if not self._taken(life, xs, answer):
+                answer = await self.client.step(run.name, xs, key=key, copies=self._copies())
+                if not self._record_answer(run, xs, answer):
                     return
                 if self.rng.random() < 0.1:
-                    self.tally.tricks["late copies"] += 1
-                    again = await self.client.step(life.name, xs, key=key)
+                    self.tally.deliberate["late copies"] += 1
+                    again = await self.client.step(run.name, xs, key=key)
                     if not again.same_as(answer) or not again.document.get("replayed"):
-                        self.tally.blame("wrong", f"{life.name} {key}: told {answer.document}, then {again.document}")
+                        self.tally.report(
+                            "wrong", f"{run.name} {key}: answered {answer.document}, then {again.document}"
+                        )
 
         await asyncio.gather(*(writer(number) for number in range(WRITERS)))
-        await self._end(life)
+        await self._end(run)
 
-    async def in_columns(self) -> None:
-        """Many streams in one request, numbered; what was not answered is sent again, row by row."""
-        lives = [Life(next(self._names)) for _ in range(self.rng.choice(COLUMNS))]
-        for _ in self._turns():
-            if not await self._step_all(lives):
+    async def in_bulk(self) -> None:
+        """Bulk steps of many streams with `seq`; unanswered rows are sent again."""
+        runs = [StreamRun(next(self._names)) for _ in range(self.rng.choice(BULK_SIZES))]
+        for _ in self._iterations():
+            if not await self._step_all(runs):
                 return
-        for life in lives:
-            await self._end(life)
+        for run in runs:
+            await self._end(run)
 
     # ---------------------------------------------------------------- helpers
 
-    def _turns(self) -> Any:
+    def _iterations(self) -> Any:
         return itertools.takewhile(lambda _: not self._stopping, range(self.rng.randint(STEPS // 2, STEPS * 3 // 2)))
 
     def _xs(self, most: int = 5) -> tuple[int, ...]:
@@ -183,110 +185,112 @@ class Player:
     def _copies(self) -> int:
         return self.rng.choice((2, 3)) if self.rng.random() < 0.1 else 1
 
-    async def _step(self, life: Life, xs: tuple[int, ...], **named: Any) -> bool:
-        return self._taken(life, xs, await self.client.step(life.name, xs, copies=self._copies(), **named))
+    async def _step(self, run: StreamRun, xs: tuple[int, ...], **named: Any) -> bool:
+        return self._record_answer(run, xs, await self.client.step(run.name, xs, copies=self._copies(), **named))
 
-    def _taken(self, life: Life, xs: tuple[int, ...], answer: Answer) -> bool:
-        """Note an answer; False: the step was refused, and nothing more can be said of the stream."""
+    def _record_answer(self, run: StreamRun, xs: tuple[int, ...], answer: TimedAnswer) -> bool:
+        """Record an answer; return False if the step was rejected, after which the stream cannot be checked further."""
         self.tally.seconds.append(answer.answered - answer.sent)
         if answer.status == 200:
-            life.took(xs, answer)
+            run.record(xs, answer)
             return True
         if answer.status:
             kind = "error" if answer.status >= 500 else "refused"
-            self.tally.blame(kind, f"{life.name} at {life.step}, {xs}: {answer.document}")  # type: ignore[arg-type]
+            self.tally.report(kind, f"{run.name} at {run.step}, {xs}: {answer.document}")  # type: ignore[arg-type]
         return False
 
-    async def _trick(self, life: Life) -> None:
-        """Send something that has to be refused. It names the history, so that a late copy of it does no harm."""
+    async def _send_invalid_step(self, run: StreamRun) -> None:
+        """Send a step that must be rejected. It has `after`, so that a late copy of it cannot be applied."""
         if self.rng.random() > 0.08:
             return
-        newest = life.operations[-1]
+        newest = run.operations[-1]
         seq, code = self.rng.choice([
-            (life.step + self.rng.randint(2, 9), "seq_gap"),
+            (run.step + self.rng.randint(2, 9), "seq_gap"),
             (newest.first, "seq_conflict"),
             (self.rng.randint(1, newest.first), "seq_passed"),
         ])  # fmt: skip
         code = "seq_conflict" if seq == newest.first else code
-        self.tally.tricks[code] += 1
-        answer = await self.client.step(life.name, [2**41], seq=seq, after=life.state_id)
+        self.tally.deliberate[code] += 1
+        answer = await self.client.step(run.name, [2**41], seq=seq, after=run.state_id)
         found = (answer.code, answer.document.get("step"), answer.document.get("expected"))
-        if found != (code, life.step, life.step + 1):
-            self.tally.blame("wrong", f"{life.name} at {life.step}, seq {seq}: expected {code}, told {answer.document}")
+        if found != (code, run.step, run.step + 1):
+            self.tally.report("wrong", f"{run.name} at {run.step}, seq {seq}: expected {code}, got {answer.document}")
 
-    async def _late_copy(self, life: Life) -> None:
-        """Send an older step once more."""
-        older = self.rng.choice(life.operations[:-1])
-        self.tally.tricks["late copies"] += 1
-        answer = await self.client.step(life.name, older.xs, seq=older.first)
+    async def _late_copy(self, run: StreamRun) -> None:
+        """Send an older step again."""
+        older = self.rng.choice(run.operations[:-1])
+        self.tally.deliberate["late copies"] += 1
+        answer = await self.client.step(run.name, older.xs, seq=older.first)
         if (answer.code, answer.document.get("applied")) != ("seq_passed", "yes"):
-            self.tally.blame("wrong", f"{life.name}: a late copy of step {older.step} is told {answer.document}")
+            self.tally.report("wrong", f"{run.name}: a late copy of step {older.step} got {answer.document}")
 
-    async def _reset(self, life: Life, snapshot: Life | None) -> Life:
-        """Go back to the beginning, or to a snapshot."""
-        then = snapshot or Life(life.name)
-        body: dict[str, Any] = {"after": life.state_id, **({"to": {"snapshot": "s"}} if snapshot else {})}
-        return await self._begin(then, Request(life.name, "reset", body))
+    async def _reset(self, run: StreamRun, snapshot: StreamRun | None) -> StreamRun:
+        """Reset the stream to its initial state, or to a snapshot."""
+        then = snapshot or StreamRun(run.name)
+        body: dict[str, Any] = {"after": run.state_id, **({"to": {"snapshot": "s"}} if snapshot else {})}
+        return await self._restart(then, Request(run.name, "reset", body))
 
-    async def _fork(self, life: Life) -> Life:
-        """Go on on another stream; this one stays as it is."""
-        other = Life(next(self._names), step=life.step, value=life.now)
-        return await self._begin(other, Request(life.name, "fork", {"to": other.name, "after": life.state_id}))
+    async def _fork(self, run: StreamRun) -> StreamRun:
+        """Fork the stream, and continue with the fork."""
+        other = StreamRun(next(self._names), step=run.step, value=run.now)
+        return await self._restart(other, Request(run.name, "fork", {"to": other.name, "after": run.state_id}))
 
-    async def _snapshot(self, life: Life) -> Life | None:
-        """Keep the stream as it is now; return the life that could begin there."""
-        then = Life(life.name, step=life.step, value=life.now)
-        body = {"after": life.state_id}
-        made = await self._begin(then, Request(life.name, "snapshots/s", body, method="PUT"))
-        return None if made.state_id is None else then
+    async def _snapshot(self, run: StreamRun) -> StreamRun | None:
+        """Take a snapshot; return the stream as it would start from it."""
+        then = StreamRun(run.name, step=run.step, value=run.now)
+        body = {"after": run.state_id}
+        system = await self._restart(then, Request(run.name, "snapshots/s", body, method="PUT"))
+        return None if system.state_id is None else then
 
-    async def _begin(self, then: Life, request: Request) -> Life:
-        """Ask for what begins a life at a step; a life without a state id: it was refused."""
-        self.tally.tricks[f"{request.what.partition('/')[0]}s".replace("ss", "s")] += 1
-        answer = await self.client.insist(request)
+    async def _restart(self, then: StreamRun, request: Request) -> StreamRun:
+        """Send a reset, fork or snapshot; return the stream after it, without a state id if it was rejected."""
+        self.tally.deliberate[f"{request.what.partition('/')[0]}s".replace("ss", "s")] += 1
+        answer = await self.client.send_until_resolved(request)
         if answer.status != 200 or answer.document["step"] != then.step:
-            self.tally.blame("refused", f"{request}: expected step {then.step}, told {answer.document}")
-            return Life(then.name)
+            self.tally.report("refused", f"{request}: expected step {then.step}, got {answer.document}")
+            return StreamRun(then.name)
         return replace(then, operations=[], state_id=answer.document["state_id"], start=then.step)
 
-    async def _step_all(self, lives: Sequence[Life]) -> bool:
-        """Step every stream once; False: one was refused."""
+    async def _step_all(self, runs: Sequence[StreamRun]) -> bool:
+        """Step every stream once; return False if a step was rejected."""
         loop = asyncio.get_running_loop()
-        rows = {life.name: (life, self._xs(most=1), life.step + 1) for life in lives}
+        rows = {run.name: (run, self._xs(most=1), run.step + 1) for run in runs}
         sent, in_doubt = loop.time(), set[str]()
         while rows:
-            answers = await self._columns(list(rows.values()))
+            answers = await self._send_bulk(list(rows.values()))
             for name in list(rows):
                 document = answers.get(name, {"status": 503, "applied": "unknown"})
-                answer = Answer(document.get("status", 200), document, sent, loop.time())
+                answer = TimedAnswer(document.get("status", 200), document, sent, loop.time())
                 if answer.status in (429, 503):
                     in_doubt |= {name} if document["applied"] != "no" else set()
                     continue
                 self.tally.unknown += name in in_doubt
                 self.tally.resolved += name in in_doubt
-                life, xs, _ = rows.pop(name)
-                if not self._taken(life, xs, answer):
+                run, xs, _ = rows.pop(name)
+                if not self._record_answer(run, xs, answer):
                     return False
-            if loop.time() > sent + PATIENCE_S:
-                self.tally.blame("unresolved", f"{list(rows)}: nobody said what became of them")
+            if loop.time() > sent + DEADLINE_S:
+                self.tally.report("unresolved", f"{list(rows)}: outcome unknown")
                 return False
             if rows:
-                self.tally.asked_again += 1
+                self.tally.retries += 1
                 await asyncio.sleep(self.rng.uniform(0.01, 0.1))
         return True
 
-    async def _columns(self, rows: Sequence[tuple[Life, tuple[int, ...], int]]) -> dict[str, dict[str, Any]]:
-        """Send one request in columns; return each row's answer or problem, nothing where none came."""
-        doors = self.client.doors
-        port = self.rng.choice(doors.ports)
-        names = [life.name for life, _, _ in rows]
+    async def _send_bulk(self, rows: Sequence[tuple[StreamRun, tuple[int, ...], int]]) -> dict[str, dict[str, Any]]:
+        """Send one bulk request; return the answer or problem of each row, or nothing without an answer."""
+        transports = self.client.transports
+        port = self.rng.choice(transports.ports)
+        names = [run.name for run, _, _ in rows]
         body = {"streams": names, "inputs": {"x": [xs[:1] for _, xs, _ in rows]}, "seq": [seq for _, _, seq in rows]}
         by_http = self.rng.random() < 0.5
         try:
             if by_http:
-                status, document = await doors.http.request("POST", port, f"{doors.path}/step", body, timeout=5)
+                status, document = await transports.http.request(
+                    "POST", port, f"{transports.path}/step", body, timeout=5
+                )
             else:
-                status, document = await doors.many(port).ask(body, timeout=5)
+                status, document = await transports.many(port).request(body, timeout=5)
         except NoAnswerError:
             return {}
         if status != 200:
@@ -299,28 +303,28 @@ class Player:
             found[name] = error or {**row, "outputs": {"y": document["outputs"]["y"][at]}}
         return found
 
-    async def _check(self, life: Life, final: int | None = None) -> None:
-        self.tally.steps += sum(len(one.xs) for one in life.operations)
-        final = life.step if final is None else final
-        self.tally.add(check(life.name, life.operations, final, value=life.value, start=life.start))
+    async def _check(self, run: StreamRun, final: int | None = None) -> None:
+        self.tally.steps += sum(len(one.xs) for one in run.operations)
+        final = run.step if final is None else final
+        self.tally.add(check(run.name, run.operations, final, value=run.value, start=run.start))
 
-    async def _end(self, life: Life) -> None:
-        """Ask where the stream stands, and check it all."""
-        if life.state_id is None:
+    async def _end(self, run: StreamRun) -> None:
+        """Read the final step of the stream, and check the stream."""
+        if run.state_id is None:
             return
-        await self.client.doors.leave(life.name)
-        found = await self.client.insist(Request(life.name, "", method="GET"))
-        if found.status == 200 and found.document["step"] == life.step != 0:
-            self.ended[life.name] = life.step, life.state_id
-            if found.document["state_id"] != life.state_id:
-                self.tally.blame("wrong", f"{life.name}: its history is {found.document}; expected {life.state_id}")
-        await self._check(life, found.document.get("step", 0))
+        await self.client.transports.close_stream(run.name)
+        found = await self.client.send_until_resolved(Request(run.name, "", method="GET"))
+        if found.status == 200 and found.document["step"] == run.step != 0:
+            self.ended[run.name] = run.step, run.state_id
+            if found.document["state_id"] != run.state_id:
+                self.tally.report("wrong", f"{run.name}: its history is {found.document}; expected {run.state_id}")
+        await self._check(run, found.document.get("step", 0))
 
 
-MANNERS: dict[str, Callable[[Player], Awaitable[None]]] = {
-    "by seq": Player.by_seq,
-    "by seq and after": Player.by_seq_and_after,
-    "by after": Player.by_after,
-    "by keys": Player.by_keys,
-    "in columns": Player.in_columns,
+PATTERNS: dict[str, Callable[[StreamDriver], Awaitable[None]]] = {
+    "by seq": StreamDriver.by_seq,
+    "by seq and after": StreamDriver.by_seq_and_after,
+    "by after": StreamDriver.by_after,
+    "by keys": StreamDriver.by_keys,
+    "in columns": StreamDriver.in_bulk,
 }

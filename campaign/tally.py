@@ -1,4 +1,4 @@
-"""`Tally`: what a campaign asked, what became of it, and every promise that was broken."""
+"""`Tally`: counts of a campaign's requests, outcomes, faults and violations."""
 
 from __future__ import annotations
 
@@ -13,50 +13,51 @@ _SHOWN = 20
 
 @dataclass
 class Tally:
-    """Counts.
+    """Counts of a campaign.
 
     Attributes:
-        steps: Timesteps that were acknowledged and checked.
-        answers: Answers that carried them, copies too, by their door.
-        streams: Lives of streams that were checked, by the manner in which they were stepped.
-        faults: What was done to the service and its store.
-        tricks: What clients did on purpose: copies, gaps, late copies and the like.
-        unknown: Requests of which the client did not learn, at first, what became of them.
-        resolved: Those of which it learned by asking again.
-        replayed: Answers that were told to be the first one again.
-        asked_again: Requests that were sent again, for whatever reason.
-        seconds: From the first sending of each step to its answer.
+        steps: Acknowledged and checked timesteps.
+        answers: Answers that carried them, including copies, by transport.
+        streams: Checked stream runs, by client pattern.
+        faults: Injected faults, by kind.
+        tricks: Deliberate client behaviour: copies, gaps, late copies and the like.
+        unknown: Requests whose outcome was unknown at first.
+        resolved: Those whose outcome a retry resolved.
+        replayed: Answers marked as replayed.
+        asked_again: Retries, for any reason.
+        seconds: Time from the first attempt of each step to its answer.
         violations: Broken promises.
+        broken: Set once there is a violation.
     """
 
     steps: int = 0
     answers: Counter[str] = field(default_factory=Counter)
     streams: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    tricks: Counter[str] = field(default_factory=Counter)
+    deliberate: Counter[str] = field(default_factory=Counter)
     unknown: int = 0
     resolved: int = 0
     replayed: int = 0
-    asked_again: int = 0
+    retries: int = 0
     seconds: list[float] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     broken: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def blame(self, kind: Kind, detail: str) -> None:
-        """Note a broken promise."""
+    def report(self, kind: Kind, detail: str) -> None:
+        """Record a violation."""
         self.add([Violation(kind, detail)])
 
     def add(self, violations: list[Violation]) -> None:
-        """Note broken promises."""
+        """Record violations."""
         if violations:
             self.violations += violations
             self.broken.set()
 
     def by_kind(self) -> dict[str, int]:
-        """Return the number of broken promises of each kind."""
+        """Return the number of violations of each kind."""
         found = Counter(violation.kind for violation in self.violations)
         return {kind: found[kind] for kind in KINDS}
 
     def examples(self) -> list[str]:
-        """Return some of the broken promises in words."""
+        """Return descriptions of the first violations."""
         return [f"{kind}: {detail}" for kind, detail in self.violations[:_SHOWN]]

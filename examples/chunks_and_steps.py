@@ -1,8 +1,8 @@
 """Does it matter whether a stateful model gets whole sequences, chunks of 10, or single timesteps?
 
-No. 32 sequences of 21 timesteps go to the service twice, all 32 streams in each request: in chunks of 10, 10 and 1,
-and one timestep at a time. Keras gets them whole. All agree: what a `stateful=True` model keeps between two batches,
-by the row's place in the batch, the service keeps between two requests, by the stream's name.
+No. 32 sequences of 21 timesteps are sent to the service twice, all 32 streams in each request: in chunks of 10, 10 and
+1, and as single timesteps. Keras gets whole sequences. All results agree: the state that a `stateful=True` model keeps
+between two batches by row, the service keeps between two requests by stream id.
 """
 
 from __future__ import annotations

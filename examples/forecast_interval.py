@@ -1,11 +1,11 @@
 """How do I get a forecast, and how far off it may be?
 
-A model answers the next value of a series and how widely that may spread. One request rolls the live stream out two
-days ahead, 200 times: each next input is drawn around the prediction before it (`"std"` names the output that says how
-widely). The samples' quantiles are the forecast and its interval, and the stream stays where it is. Afterwards Keras
-reads what one of the samples was fed as a whole and must have predicted the same.
+A model predicts the next value of a series and its spread. One request rolls the stream out two days ahead, 200 times:
+each next input is sampled around the previous prediction (`"std"` names the output with the spread). The quantiles of
+the samples are the forecast and its interval, and the stream stays at its step. Afterwards Keras gets the inputs of one
+sample as a whole sequence and must predict the same.
 
-With a file name the forecast is drawn: forecast_interval.py forecast.svg
+With a file name, the forecast is plotted: forecast_interval.py forecast.svg
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RULE = {"value": {"output": "mean", "std": "spread"}}
 
 
 def build() -> tuple[keras.Model, keras.Model]:
-    """Return a model from (batch, timestep, 1) to the next value and its spread, and one to train it by."""
+    """Return a model from (batch, timestep, 1) to the next value and its spread, and a model to train it with."""
     x = keras.Input((None, 1), name="value")
     h = keras.layers.LSTM(48, return_sequences=True)(x)
     mean = keras.layers.Dense(1, name="mean")(h)
@@ -34,13 +34,13 @@ def build() -> tuple[keras.Model, keras.Model]:
 
 
 def surprise(true: keras.KerasTensor, predicted: keras.KerasTensor) -> keras.KerasTensor:
-    """Return how unlikely the true values are under normal distributions of the predicted mean and spread."""
+    """Return the negative log-likelihood of the true values, normal with the predicted mean and spread."""
     mean, spread = predicted[..., :1], predicted[..., 1:] + 1e-3
     return keras.ops.log(spread) + keras.ops.square((true - mean) / spread) / 2
 
 
 def loads(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return hourly loads with a rhythm of a day and a noise that lasts, shape (count, PAST + AHEAD + 1, 1)."""
+    """Return hourly loads with a daily rhythm and autocorrelated noise, shape (count, PAST + AHEAD + 1, 1)."""
     hours = np.arange(PAST + AHEAD + 1) + rng.integers(0, DAY, (count, 1))
     noise = np.zeros(hours.shape)
     for t in range(1, hours.shape[1]):
@@ -65,7 +65,7 @@ def main() -> None:
         answer = http.post(f"{stream}/rollout", json=body).json()
         print(f"{SAMPLES} futures of {AHEAD} hours; the stream is still at step {http.get(stream).json()['step']}")
 
-    samples = np.array(answer["next"]["value"])[..., 0]  # what was drawn around each prediction
+    samples = np.array(answer["next"]["value"])[..., 0]  # sampled around each prediction
     low, middle, high = np.quantile(samples, [0.1, 0.5, 0.9], axis=0)
     inside = ((low <= future) & (future <= high)).mean()
     print(f"forecast: off by {np.abs(middle - future).mean():.2f} on average")

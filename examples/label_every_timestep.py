@@ -1,8 +1,8 @@
 """How do I get a label for every timestep, `return_sequences=True` and TimeDistributed(Dense), as the data comes in?
 
-A tank fills by an unknown amount per timestep, and the model learns to say from when on it is more than a quarter
-full. It never sees the sum, so it has to carry it in its state. Served, each request brings one amount and gets its
-label at once; TimeDistributed(Dense) is a plain Dense when there is one timestep.
+A tank is filled by an unknown amount per timestep, and the model learns to detect when it is more than a quarter full.
+It never gets the sum, so its state has to carry it. Served, each request has one amount and gets its label at once;
+TimeDistributed(Dense) is a plain Dense for one timestep.
 """
 
 from __future__ import annotations

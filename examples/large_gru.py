@@ -1,7 +1,7 @@
 """Does it still agree with Keras when the state is large, and what does it cost? A GRU(600), one timestep a request.
 
-Rounding differences could grow from timestep to timestep in 600 units that feed each other. They do not, and nothing is
-added on the way: the state that comes back from Redis is bit for bit the one that went there, 2,400 bytes a stream.
+Rounding differences could grow over time in 600 units that feed each other. They do not, and storing the state adds
+none: the state that Redis returns is bit for bit the one that was stored, 2,400 bytes per stream.
 """
 
 from __future__ import annotations

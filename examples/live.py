@@ -1,4 +1,4 @@
-"""A model as a live service for as long as a block lasts: what the examples have in common."""
+"""Serves a model as long as a block lasts; shared by the examples."""
 
 from __future__ import annotations
 
@@ -32,55 +32,55 @@ _LOOKS = 1200
 def live(
     model: keras.Model | StepSpec, name: str = "", *, feedback: Mapping[str, Any] | None = None
 ) -> Iterator[httpx.Client]:
-    """Export a model to a verified step graph, and serve that on an embedded store.
+    """Export a model to a verified step graph, and serve it with an embedded store.
 
-    Everything lies in a temporary folder and is gone after the block. On the command line it would be
+    All files are in a temporary folder, which is deleted after the block. The equivalent commands:
 
         stepwell export NAME.keras -o models/NAME.onnx       # or package.module:callable
         stepwell serve --models models
 
     Args:
-        model: A trained Keras model, or a PyTorch module with examples of what it takes.
-        name: The service's name for it; a Keras model has its own.
+        model: A trained Keras model, or a PyTorch module with example inputs.
+        name: Name of the served model; by default the name of the Keras model.
         feedback: For rollouts, which output feeds which input; on the command line `--feedback OUTPUT=INPUT`.
 
     Yields:
-        A client whose paths begin at the service's address. An error of the service ends the example in its words.
+        A client whose base URL is that of the service. An error of the service ends the example with its message.
     """
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         root = Path(folder)
         (root / "models").mkdir()
         if isinstance(model, StepSpec):
             export_source(model, root / "models" / f"{name}.onnx", feedback=feedback)
-        else:  # through the file, as most people would
+        else:  # through a file, as most users would
             model.save(root / f"{model.name}.keras")
             source, target = root / f"{model.name}.keras", root / "models" / f"{model.name}.onnx"
             export_source(str(source), target, feedback=feedback)
-        hooks = {"response": [_demand_good]}
+        hooks = {"response": [_check_status]}
         with _served(root) as url, httpx.Client(base_url=url, event_hooks=hooks, timeout=30, trust_env=False) as http:
             yield http
 
 
 def compare(served: object, expected: np.ndarray, original: str = "Keras") -> None:
-    """Print how far the service's predictions are from the original's; ends with exit code 1 where that is too far.
+    """Print how far the service's predictions differ from the original's; exits with 1 if the difference is too large.
 
     Args:
-        served: Predictions as the service answered them, of the same shape.
-        expected: What the original answers for whole sequences, float32.
-        original: What it was made with.
+        served: Predictions of the service, of the same shape.
+        expected: Predictions of the original for whole sequences, float32.
+        original: Name of its framework.
     """
     got = np.asarray(served, np.float32)
     if got.shape != expected.shape:
         sys.exit(f"the service answered shape {got.shape}; expected {expected.shape}")
     difference = float(np.abs(got - expected).max())
     print(f"largest difference from {original}: {difference:.1e} ({got.size:,} numbers)")
-    if not difference <= ATOL:  # so that NaN fails, too
+    if not difference <= ATOL:  # also fails for NaN
         sys.exit(f"expected at most {ATOL:g}")
 
 
 @contextlib.contextmanager
 def _served(root: Path) -> Iterator[str]:
-    """Run `stepwell serve` until the block ends, and give its address once it can serve."""
+    """Run `stepwell serve` until the block ends; yields its URL once it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -110,7 +110,7 @@ def _wait_ready(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
     sys.exit(f"the service did not start:\n{log.read_text()}")
 
 
-def _demand_good(answer: httpx.Response) -> None:
+def _check_status(answer: httpx.Response) -> None:
     if not answer.is_success:
         answer.read()
         sys.exit(f"{answer.request.method} {answer.request.url.path} was answered {answer.status_code}: {answer.text}")

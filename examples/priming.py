@@ -1,8 +1,8 @@
 """How do I give a new stream the past samples that I already have, and then predict on from there?
 
-With one request: the past as a chunk, `"return": "none"`. It builds up the stream's state and answers no predictions.
-After that, single timesteps go on where the history ended; here each prediction is the next input, a forecast. The
-same forecast from a stream that was not primed shows what the history is worth.
+With one request: the past as a chunk with `"return": "none"`. It builds the state of the stream and returns no
+predictions. Single timesteps then continue where the history ended; here each prediction is the next input, a forecast.
+The same forecast from a stream that was not primed shows the value of the history.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def waves(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def forecast(http: httpx.Client, stream: str, value: list[float]) -> list[list[float]]:
-    """Return AHEAD predictions of a stream, from its next value on; each prediction is the next input."""
+    """Return AHEAD predictions of a stream, starting from its next value; each prediction is the next input."""
     predictions = []
     for _ in range(AHEAD):
         answer = http.post(f"/v1/models/wave/streams/{stream}/step", json={"inputs": {"value": value}}).json()

@@ -1,10 +1,10 @@
 """How do I serve a temporal convolutional network from PyTorch, without sending the last hundred timesteps each time?
 
-As any module over whole sequences: the past that each convolution looks at becomes its state. Padding on the left,
-with `F.pad` or a padding layer, and padding on both sides with the right cut off are both understood.
+Like any module over whole sequences: the past inputs of each convolution become its state. Padding on the left with
+`F.pad` or a padding layer, and padding on both sides with the right side cut off, are both supported.
 
-The network has the residual blocks of Bai et al. 2018 and sees 31 timesteps; it learns an echo, what was said 10
-timesteps ago. Served, a request carries one timestep, and the state of a stream is some hundred numbers.
+The network has the residual blocks of Bai et al. 2018 and a receptive field of 31 timesteps; it learns an echo of the
+input 10 timesteps ago. Served, a request has one timestep, and the state of a stream is a few hundred numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Block(nn.Module):
         self.two = nn.Conv1d(channels, channels, 3, dilation=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Look back; a timestep never sees the ones after it."""
+        """Run the block; each timestep depends on itself and earlier ones only."""
         h = torch.relu(self.norm(self.one(x)[..., : -self.cut]))
         return torch.relu(x + self.two(nn.functional.pad(h, (2, 0))))
 

@@ -1,10 +1,10 @@
 """How do I serve an nn.LSTM that I trained in PyTorch over whole sequences?
 
-As it is: `StepSpec(module, inputs=example, time_axis=1)`. The state of every recurrent layer is taken out of it, and
-the step graph is held against the module on whole sequences before it is written.
+Unchanged: `StepSpec(module, inputs=example, time_axis=1)`. The exporter extracts the state of every recurrent layer,
+and compares the step graph with the module on whole sequences before it writes the file.
 
-The module hears a machine, and says at every timestep how likely it is that the machine has slowed down. It was trained
-on sequences of 80 timesteps; served, each request brings one, and a stream may go on for ever.
+The module gets the sound of a machine and predicts at every timestep how likely it is that the machine has slowed down.
+It was trained on sequences of 80 timesteps; served, each request has one, and a stream may continue indefinitely.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Listener(nn.Module):
         self.head = nn.Linear(24, 1)
 
     def forward(self, sound: torch.Tensor) -> torch.Tensor:
-        """Answer for every timestep, from those up to it."""
+        """Return a probability for every timestep, based on the timesteps up to it."""
         return torch.sigmoid(self.head(self.norm(self.lstm(sound)[0])))
 
 
 def record(machines: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sounds (machine, timestep, 1), and whether each machine has slowed down by then."""
+    """Return sounds (machine, timestep, 1), and whether each machine has slowed down at each timestep."""
     at = rng.integers(TIMESTEPS // 4, 3 * TIMESTEPS // 4, (machines, 1))
     slow = np.arange(TIMESTEPS) >= at
     phase = np.cumsum(np.where(slow, 0.5, 0.9), axis=1) + rng.uniform(0, 2 * np.pi, (machines, 1))

@@ -1,10 +1,10 @@
 """How do I serve a PyTorch module that takes its state and returns it, a policy or a cell of my own?
 
-`StepSpec(module, inputs=one timestep, states=what a stream begins with)`: outputs first, then every next state. Any
-operation will do, for nothing has to be taken apart.
+`StepSpec(module, inputs=one timestep, states=initial states)`: the module returns its outputs, then the next states.
+Any operation is supported, since nothing has to be analysed.
 
-Here it is a filter that follows a noisy value: how much it believes a new measurement is learned, and depends on how
-far off the last ones were. Its state begins at a learned guess, not at zero.
+Here it is a filter that follows a noisy value: the weight of a new measurement is learned, and depends on the error of
+the last ones. Its initial state is learned too, not zero.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIMESTEPS = 40
 
 
 class Filter(nn.Module):
-    """From one measurement (batch, 1) to the value behind it, with the belief and the doubt so far."""
+    """From one measurement (batch, 1) to the true value, with the current estimate and its uncertainty as states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Filter(nn.Module):
         self.guess = nn.Parameter(torch.zeros(1, 1))
 
     def forward(self, measured: torch.Tensor, belief: torch.Tensor, doubt: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Take one measurement, and give the value and the next states."""
+        """Process one measurement; return the value and the next states."""
         off = measured - belief
         fade = torch.sigmoid(self.fade)
         doubt = fade * doubt + (1 - fade) * off.abs()
@@ -48,7 +48,7 @@ def follow(module: Filter, measured: torch.Tensor) -> torch.Tensor:
 
 
 def draw(series: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return noisy measurements (series, timestep, 1) of values that jump now and then, and the values."""
+    """Return noisy measurements (series, timestep, 1) of values that sometimes jump, and the values."""
     jumps = rng.standard_normal((series, TIMESTEPS)) * (rng.random((series, TIMESTEPS)) < 0.1)
     values = 2 + np.cumsum(jumps, axis=1)
     measured = values + 0.3 * rng.standard_normal(values.shape)

@@ -1,7 +1,7 @@
 """What does an IMDb-style model, Embedding + LSTM + sigmoid, say of a review that is still being written?
 
-It was trained on whole reviews, padded with zeros to one length. As a stream it takes one token at a time, without any
-padding, and answers for the prefix so far: what Keras says when it is given that prefix, padded, as a review.
+It was trained on whole reviews, padded with zeros to one length. As a stream it gets one token at a time, without
+padding, and predicts the sentiment of the prefix so far: the same as Keras for that prefix, padded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOKENS = 10
 
 
 def build() -> keras.Model:
-    """Return a model from token numbers (batch, timestep) to the probability of praise (batch, 1)."""
+    """Return a model from token ids (batch, timestep) to the probability of a positive review (batch, 1)."""
     x = keras.Input((None,), dtype="int32", name="token")
     h = keras.layers.Embedding(len(VOCABULARY), 16, mask_zero=True)(x)
     h = keras.layers.LSTM(32)(h)
@@ -36,9 +36,9 @@ def build() -> keras.Model:
 
 
 def invent(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return made-up reviews (at most count, TOKENS), and whether each praises more than it blames.
+    """Return generated reviews (at most count, TOKENS), and whether each is more positive than negative.
 
-    "not" turns the word that follows it. Reviews have 3 tokens or more, and zeros behind them.
+    "not" inverts the word after it. Reviews have at least 3 tokens and are padded with zeros.
     """
     weight = np.array([{PADDING: 0.0, NOT: 4.0}.get(word, 1.0) for word in VOCABULARY])
     reviews = rng.choice(len(VOCABULARY), (count, TOKENS), p=weight / weight.sum())

@@ -1,8 +1,8 @@
 """How do I classify a text that arrives one character at a time, and begin again with the next text?
 
-An LSTM learns to tell English, German and Spanish by their letters. Each request carries one character; every answer
-is the label of what was read so far, so the one to the last character is the label of the text. Then the stream is
-reset, and the next text begins as if nothing had been read before.
+An LSTM learns to distinguish English, German and Spanish by their letters. Each request has one character; every answer
+is the label of the text so far, so the answer to the last character is the label of the text. Then the stream is reset,
+and the next text starts from the initial state.
 """
 
 from __future__ import annotations

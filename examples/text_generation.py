@@ -1,8 +1,8 @@
 """How do I generate text character by character without sending the text so far again and again?
 
-An LSTM(128) learns a short verse. The client sends one character and gets the probabilities of the next one, draws it
-with a temperature of its own choice, and sends that. The text's past is the stream's state; two texts at two
-temperatures are two streams of one model. Afterwards Keras reads each text as a whole and must have said the same.
+An LSTM(128) learns a short verse. The client sends one character, gets the probabilities of the next one, samples it at
+a temperature of its choice, and sends that. The text so far is in the state of the stream; two texts at two
+temperatures are two streams of one model. Afterwards Keras gets each text as a whole and must predict the same.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def encode(text: str) -> np.ndarray:
 
 
 def draw(probabilities: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
-    """Draw a code; near 0 the most probable one, at 1 as the model says, above that ever more evenly."""
+    """Sample a code; the lower the temperature, the more likely the most probable one."""
     weights = np.exp((np.log(probabilities + 1e-12) - np.log(probabilities.max())) / temperature)
     return int(rng.choice(len(weights), p=weights / weights.sum()))
 
 
 def generate(http: httpx.Client, temperature: float, rng: np.random.Generator) -> tuple[str, list[list[float]]]:
-    """Return a text, and what the service answered to each of its characters but the last."""
+    """Return a text, and the service's answers to each of its characters except the last."""
     text, answers = START, []
     for position in range(LENGTH):
         body = {"inputs": {"character": CODES[text[position]]}, "seq": position + 1}

@@ -1,12 +1,12 @@
 """How do I let the server write a whole text in one request?
 
-The model of text_generation.py says which of its outputs feeds which input: `{"character": "next"}`, the next
-character is drawn from the probabilities. Then one request rolls the stream out by 120 characters, at a temperature of
-the request's choice, and comes back with the characters that were drawn. The same seed gives the same text on any
-replica; committed, the text becomes the stream's past, and a retry of that request gets the same text once more.
-Afterwards Keras reads each text as a whole and must have said the same.
+The model of text_generation.py declares which output feeds which input: `{"character": "next"}`, so the next character
+is sampled from the probabilities. One request then rolls the stream out by 120 characters at a temperature of its
+choice, and returns the sampled characters. The same seed gives the same text on any replica; if committed, the text
+becomes the stream's history, and a retry of the request gets the same text again. Afterwards Keras gets each text as a
+whole and must predict the same.
 
-With a file name the texts are drawn, each character the darker the more probable it was: text_rollout.py text.svg
+With a file name, the texts are drawn, more probable characters darker: text_rollout.py text.svg
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
             answer = http.post(f"{stream}/rollout", json=body, headers=key).json()
             again = http.post(f"{stream}/rollout", json=body, headers=key).json()
             if again != {**answer, "replayed": True}:
-                sys.exit(f"the retry was answered {again}; expected the first answer, {answer}")
+                sys.exit(f"the retry got {again}; expected the first answer, {answer}")
             drawn = answer["next"]["character"]
             texts.append(START + "".join(CHARACTERS[code] for code in drawn))
             chances.append(np.array(answer["outputs"]["next"])[np.arange(LENGTH), drawn])
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def drawing(texts: list[str], chances: list[np.ndarray]) -> str:
-    """Return the texts as an SVG, each character the darker the more probable it was."""
+    """Return the texts as an SVG; the more probable a character was, the darker it is."""
     lines, y = [], 0
     for temperature, text, chance in zip(TEMPERATURES, texts, chances, strict=True):
         y += 22

@@ -1,1 +1,1 @@
-"""Stepwell's tests; they mirror the tree. `tests.graphs` builds the small models that they run."""
+"""Stepwell's tests; they mirror the packages. `tests.graphs` builds the small models that they run."""

@@ -12,7 +12,7 @@ import pytest
 
 from tests.servers import Server, server
 
-os.environ.setdefault("KERAS_BACKEND", "jax")  # what the extra installs; Keras would ask for TensorFlow
+os.environ.setdefault("KERAS_BACKEND", "jax")  # the test extra installs JAX, and Keras would default to TensorFlow
 
 TESTS = Path(__file__).parent
 NOT_QUICK = {
@@ -28,13 +28,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what takes long, unless it is named on the command line."""
+    """Leave out the slow files, unless they are named on the command line."""
     is_left_out = config.getoption("quick") and collection_path.relative_to(TESTS).as_posix() in NOT_QUICK
     return True if is_left_out else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests: left for the end, the last one would keep the others waiting."""
+    """Run the files with slow tests first; at the end, the last one would run alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     if config.getoption("quick"):
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep reports in what UTF-8 can say, as they travel between processes: some tests log what it cannot."""
+    """Escape characters that UTF-8 cannot encode: some tests log them, and reports travel between processes."""
     report = yield
     report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
     return report
@@ -53,26 +53,26 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A temporary folder whose path is short enough for a unix socket."""
+    """A temporary folder with a path short enough for a unix socket."""
     with tempfile.TemporaryDirectory(prefix="sw") as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[Server]:
-    """One server for the whole run: for tests that keep to streams of their own."""
+    """One server for the whole run, for tests that use streams of their own."""
     with tempfile.TemporaryDirectory(prefix="sw") as folder, server(Path(folder)) as one:
         yield one
 
 
 @pytest.fixture
 def redis_server(short_path: Path) -> Iterator[Server]:
-    """A server of the test's own, which it may kill, fill and flush."""
+    """A server for one test alone, which it may kill, fill and flush."""
     with server(short_path / "redis") as one:
         yield one
 
 
 @pytest.fixture
 def stream(request: pytest.FixtureRequest) -> str:
-    """A stream id that no other test has."""
+    """A stream id for one test alone."""
     return f"t{zlib.crc32(request.node.nodeid.encode()):08x}"

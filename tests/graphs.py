@@ -1,6 +1,6 @@
-"""Small step graphs whose every step can be checked, as `(ONNX bytes, Manifest)`, and `write_model` to serve them.
+"""Small step graphs with predictable results, as `(ONNX bytes, Manifest)`, and functions that write them to files.
 
-Graphs are written in ONNX's own text syntax. Python references stand beside those that need one.
+Graphs are written in ONNX's text syntax. Some have a reference implementation in Python.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_model(folder: Path, name: str, build: Build, *, version: int | None = 
     """Write a servable model file: `folder/NAME.onnx`, or `folder/NAME/VERSION/model.onnx`.
 
     Args:
-        folder: The model folder; made where it is missing.
+        folder: The model folder; created if it is missing.
         name: The model's name; it goes into the manifest.
         build: One of the functions of this module, or any that returns `Built`.
         version: The version, for Triton's layout; None for the flat one.
@@ -41,6 +41,13 @@ def write_model(folder: Path, name: str, build: Build, *, version: int | None = 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(with_manifest(graph, manifest.model_copy(update={"name": name})))
     return path
+
+
+def write_models(folder: Path, *builds: Callable[[], Built], **named: Callable[[], Built]) -> Path:
+    """Write models, each under its function's name or the given one, and return the folder."""
+    for name, build in {**{build.__name__: build for build in builds}, **named}.items():
+        write_model(folder, name, build)
+    return folder
 
 
 def with_manifest(graph: bytes, manifest: Manifest) -> bytes:
@@ -66,7 +73,7 @@ def manifest_of(**parts: Any) -> Manifest:
 
 
 def fold(factor: int = FOLD_FACTOR) -> Built:
-    """Fold every input into one 64-bit number: any lost, doubled or swapped step is visible for ever.
+    """Fold every input into one 64-bit number: any lost, duplicated or swapped step stays visible.
 
     `h' = h * factor + x + 1` with wrap-around, `y = h'`; x and h are int64 of shape [1].
     """
@@ -88,7 +95,7 @@ def fold(factor: int = FOLD_FACTOR) -> Built:
 
 
 def fold_reference(xs: Iterable[int], *, start: int = 0, factor: int = FOLD_FACTOR) -> list[int]:
-    """Return what `fold` answers after each of `xs`, from state `start`."""
+    """Return the predictions of `fold` for `xs`, from state `start`."""
     answers = []
     h = start
     for x in xs:
@@ -98,7 +105,7 @@ def fold_reference(xs: Iterable[int], *, start: int = 0, factor: int = FOLD_FACT
 
 
 def count(start: int = 0) -> Built:
-    """Count steps from `start`, a non-zero initial state: `n' = n + 1`, `y = n'`; the input is not looked at."""
+    """Count steps from `start`, a non-zero initial state: `n' = n + 1`, `y = n'`; the input is ignored."""
     graph = graph_from_text("""
         count (float[B,1] x, int64[B,1] n) => (int64[B,1] y, int64[B,1] n_next) {
             one = Constant <value = int64[1] {1}> ()
@@ -137,7 +144,7 @@ def two_inputs() -> Built:
 
 
 def latch() -> Built:
-    """A boolean input, state and output: once true, for ever true."""
+    """A boolean input, state and output: once true, true forever."""
     graph = graph_from_text("""
         latch (bool[B,2] x, bool[B,2] on) => (bool[B,2] y, bool[B,2] on_next) {
             on_next = Or (x, on)
@@ -192,7 +199,7 @@ def lstm(features: int = 4, units: int = 8, seed: int = 0) -> Built:
 
 
 def total(size: int = 2, *, store_dtype: str = "float32") -> Built:
-    """A running sum of floats: `s' = s + x`, `y = s'`; `store_dtype="float16"` stores the state in half."""
+    """A running sum of floats: `s' = s + x`, `y = s'`; `store_dtype="float16"` stores the state in half precision."""
     graph = graph_from_text(f"""
         total (float[B,{size}] x, float[B,{size}] s) => (float[B,{size}] y, float[B,{size}] s_next) {{
             s_next = Add (s, x)
@@ -212,7 +219,7 @@ def total_half() -> Built:
 
 
 def batch_axis_1() -> Built:
-    """A running sum in a state of graph shape [2, B, 3]: batch axis 1; y is its first layer."""
+    """A running sum with a state of graph shape [2, B, 3]: batch axis 1; y is its first layer."""
     graph = graph_from_text("""
         batch_axis_1 (float[B,3] x, float[2,B,3] s) => (float[B,3] y, float[2,B,3] s_next) {
             axis = Constant <value = int64[1] {0}> ()
@@ -232,7 +239,7 @@ def batch_axis_1() -> Built:
 
 
 def no_batch_axis() -> Built:
-    """A running sum whose state has no batch axis at all, [3]: it runs one row at a time."""
+    """A running sum with a state without a batch axis, [3]: it runs one row at a time."""
     graph = graph_from_text("""
         no_batch_axis (float[1,3] x, float[3] s) => (float[1,3] y, float[3] s_next) {
             axis = Constant <value = int64[1] {0}> ()
@@ -249,7 +256,7 @@ def no_batch_axis() -> Built:
 
 
 def lying_batch() -> Built:
-    """Declares a symbolic batch axis, yet fails on two rows: a Reshape has 1 written into it."""
+    """Declares a symbolic batch axis but fails for two rows: a Reshape has a literal 1."""
     graph = graph_from_text("""
         lying_batch (float[B,3] x, float[B,3] s) => (float[B,3] y, float[B,3] s_next) {
             shape = Constant <value = int64[2] {1, 3}> ()
@@ -266,7 +273,7 @@ def lying_batch() -> Built:
 
 
 def mixing_rows() -> Built:
-    """Takes any batch, but every row gets the mean over the batch: a stream alone answers otherwise."""
+    """Accepts any batch, but each row gets the mean over the batch, so a stream alone gets another result."""
     graph = graph_from_text("""
         mixing_rows (float[B,3] x, float[B,3] s) => (float[B,3] y, float[B,3] s_next) {
             mean = ReduceMean <axes = [0], keepdims = 1> (x)
@@ -282,7 +289,7 @@ def mixing_rows() -> Built:
 
 
 def time_axis() -> Built:
-    """A running sum that keeps a time axis of length 1 in the graph: x is [B, 1, 2] there, [2] on the wire."""
+    """A running sum with a time axis of length 1 in the graph: x is [B, 1, 2] there, [2] in requests."""
     graph = graph_from_text("""
         time_axis (float[B,1,2] x, float[B,2] s) => (float[B,1,2] y, float[B,2] s_next) {
             axis = Constant <value = int64[1] {1}> ()
@@ -299,7 +306,7 @@ def time_axis() -> Built:
 
 
 def scaled(gain: int = 3) -> Built:
-    """A running sum times a constant graph input `gain`, an int64 scalar that no caller sends."""
+    """A running sum times a constant graph input `gain`, an int64 scalar that is not part of requests."""
     graph = graph_from_text("""
         scaled (float[B,2] x, float[B,2] s, int64 gain) => (float[B,2] y, float[B,2] s_next) {
             s_next = Add (s, x)
@@ -316,7 +323,7 @@ def scaled(gain: int = 3) -> Built:
 
 
 def moving_sum(new: int = 2, context: int = 3) -> Built:
-    """The sum of the last `context` elements and the `new` ones: a window, and no state in the graph."""
+    """The sum of the last `context` elements and the `new` ones: a window, no state in the graph."""
     graph = graph_from_text("""
         moving_sum (float[B,N] x) => (float[B,1] y) {
             axis = Constant <value = int64[1] {1}> ()
@@ -348,7 +355,7 @@ def latest(dtype: str = "float16") -> Built:
 
 
 def stateless() -> Built:
-    """No state at all: `y = 2 x`."""
+    """No state: `y = 2 x`."""
     graph = graph_from_text("""
         stateless (float[B,2] x) => (float[B,2] y) {
             y = Add (x, x)
@@ -356,11 +363,11 @@ def stateless() -> Built:
     return graph, manifest_of(name="stateless", inputs=[_t("x", "float32", [2])], outputs=[_t("y", "float32", [2])])
 
 
-# -------------------------------------------------------------------- predictions that are fed back
+# -------------------------------------------------------------------- feedback
 
 
 def letters(seed: int = 0) -> Built:
-    """Letters 0 to 4, one a timestep: an Elman cell that gives the probabilities of the next one, `{"x": "next"}`."""
+    """Letters 0 to 4, one per timestep: an Elman cell that predicts the next one's probabilities, `{"x": "next"}`."""
     rng = np.random.default_rng(seed)
     weights = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in
                {"E": (5, 8), "U": (8, 8), "V": (8, 5)}.items()}  # fmt: skip
@@ -386,7 +393,7 @@ def letters(seed: int = 0) -> Built:
 
 
 def wave(seed: int = 0) -> Built:
-    """A number a timestep: an Elman cell that gives the next one and how far off it may be, `{"x": "y"}`."""
+    """One number per timestep: an Elman cell that predicts the next number and its spread, `{"x": "y"}`."""
     rng = np.random.default_rng(seed)
     weights = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in
                {"W": (1, 4), "U": (4, 4), "V": (4, 1), "S": (4, 1)}.items()}  # fmt: skip
@@ -412,11 +419,11 @@ def wave(seed: int = 0) -> Built:
     )
 
 
-# -------------------------------------------------------------------- graphs that misbehave
+# -------------------------------------------------------------------- misbehaving graphs
 
 
 def slow() -> Built:
-    """Turns a Loop `x` times (the largest x of the batch) and adds x up: x = 10^12 never ends by itself."""
+    """Runs a Loop `x` times (the largest x of the batch) and adds up x: with x = 10^12 it never finishes."""
     graph = graph_from_text("""
         slow (int64[B,1] x, int64[B,1] s) => (int64[B,1] y, int64[B,1] s_next) {
             longest = ReduceMax <keepdims = 0> (x)
@@ -440,9 +447,9 @@ def slow() -> Built:
 
 
 def nan_at(step: int, *, in_state: bool = True) -> Built:
-    """A running sum that makes NaN at timestep `step` (from 1): in state and output, or in the output alone.
+    """A running sum that becomes NaN at timestep `step` (from 1): in state and output, or in the output alone.
 
-    With `in_state` the sum is NaN for ever after; without, the next step is sound again.
+    With `in_state` the sum stays NaN; without it, the next step is finite again.
     """
     graph = graph_from_text(
         f"""
@@ -466,7 +473,7 @@ def nan_at(step: int, *, in_state: bool = True) -> Built:
 
 
 def noisy() -> Built:
-    """A running sum with a second output that is drawn at random, and a third that is left out of answers."""
+    """A running sum with a second output that is random, and a third that is not returned."""
     graph = graph_from_text("""
         noisy (float[B,2] x, float[B,2] s)
             => (float[B,2] y, float[B,2] draw, float[B,2] scrap, float[B,2] s_next) {

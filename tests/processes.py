@@ -1,4 +1,4 @@
-"""Real services as processes of their own, which a test may kill."""
+"""The service as a separate process, which a test may kill."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from pathlib import Path
 
 import httpx
 
-KEPT = {"STEPWELL_REDIS_SERVER", "STEPWELL_FAST_LANE"}  # of the environment; every other setting is a test's own
+KEPT = {
+    "STEPWELL_REDIS_SERVER",
+    "STEPWELL_FAST_LANE",
+}  # kept from the environment; tests set every other setting themselves
 LAUNCH = [sys.executable, "-P", "-m", "service", "serve"]
 
 
-class Service:
-    """A `stepwell serve` on a port of its own; `kill` and `start` as often as a test likes."""
+class ServiceProcess:
+    """A `stepwell serve` process on its own port; a test may kill and start it repeatedly."""
 
     def __init__(
         self, models: Path, folder: Path, *flags: str, port: int | None = None, env: Mapping[str, str] | None = None
@@ -38,15 +41,17 @@ class Service:
         return self._process
 
     def launch(self) -> None:
-        """Start, without waiting until it can serve."""
+        """Start the process without waiting until it is ready."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k in KEPT}
-        env["STEPWELL_MODEL_PROBE_S"] = "0"  # the tests' own models; tests/test_admission.py is about it
+        env["STEPWELL_MODEL_PROBE_S"] = (
+            "0"  # the models of the tests are trusted; tests/test_admission.py tests the probe
+        )
         env |= self._env
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 
-    def start(self) -> Service:
-        """Start, and wait until it can serve."""
+    def start(self) -> ServiceProcess:
+        """Start the process and wait until it is ready."""
         self.launch()
         self.wait_ready()
         return self
@@ -61,28 +66,36 @@ class Service:
                         return
 
     def kill(self) -> None:
-        """End it as a crash would: nothing is flushed, nobody is told."""
+        """Kill the process, as a crash would."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> int:
-        """End it as an operator would, and return its exit code."""
+        """Stop the process, as an operator would, and return its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
         return self.process.wait(60)
 
 
 @contextlib.contextmanager
-def service(models: Path, folder: Path, *flags: str, port: int | None = None) -> Iterator[Service]:
-    """A running service that ends with the block."""
-    one = Service(models, folder, *flags, port=port).start()
+def service_process(models: Path, folder: Path, *flags: str, port: int | None = None) -> Iterator[ServiceProcess]:
+    """Run a service until the block ends."""
+    one = ServiceProcess(models, folder, *flags, port=port).start()
     try:
         yield one
     finally:
         one.stop()
 
 
+def is_running(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not count."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    return False
+
+
 def free_port() -> int:
+    """Return a free TCP port of loopback."""
     import socket
 
     with socket.socket() as sock:

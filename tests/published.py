@@ -1,4 +1,4 @@
-"""Published stepwise models with their authors' own answers on recorded speech, where they lie beside the project."""
+"""Published step models with reference predictions of their authors on recorded speech, if they are available."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _HINTS = {
 
 
 class Published(NamedTuple):
-    """A model and what its authors' own loop gives.
+    """A model and the reference predictions of its authors.
 
     Attributes:
         file: The ONNX file.
-        hints: What it does not say by itself.
-        given: Name of its input.
-        xs: One recording without the part that Stepwell keeps, `(T, size)`.
-        answered: Name of its answer.
-        ys: The authors' answers, `(T, size)`.
+        hints: What the file does not declare.
+        given: Name of the input.
+        xs: One recording without the context that Stepwell keeps, `(T, size)`.
+        answered: Name of the output.
+        ys: The reference predictions, `(T, size)`.
     """
 
     file: Path
@@ -40,7 +40,7 @@ class Published(NamedTuple):
 
 
 def published(name: str) -> Published:
-    """Return one of `NAMES`; skips the test where the models are not there."""
+    """Return one of `NAMES`; skips the test if the models are not available."""
     if not FOLDER.is_dir():
         pytest.skip("the published models are not beside this project, in ../shared/models")
     file, hints = (FOLDER / name).with_suffix(".onnx"), _HINTS.get(name, Hints())

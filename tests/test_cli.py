@@ -1,4 +1,4 @@
-"""The `stepwell` program: its commands, what it says when something is wrong, and its exit codes."""
+"""The `stepwell` program: its commands, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ STEPWELL = [sys.executable, "-P", "-m", "service"]
 COMMANDS = ("demo", "test", "serve", "export", "adopt", "inspect", "check", "keys", "streams")
 
 
-def stepwell(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def run_stepwell(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
     return subprocess.run([*STEPWELL, *words], cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=60)
 
 
 def test_help_names_every_command() -> None:
-    done = stepwell("--help")
+    done = run_stepwell("--help")
 
     assert done.returncode == 0
     assert [name for name in COMMANDS if f"\n  {name} " not in done.stdout] == []
@@ -28,7 +28,7 @@ def test_help_names_every_command() -> None:
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "test"])
 def test_each_command_has_help(name: str) -> None:
-    done = stepwell(name, "--help")
+    done = run_stepwell(name, "--help")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: ")
@@ -37,16 +37,16 @@ def test_each_command_has_help(name: str) -> None:
 def test_serve_has_a_flag_for_every_setting() -> None:
     from service.settings import Settings
 
-    words = stepwell("serve", "--help", COLUMNS="200").stdout
+    words = run_stepwell("serve", "--help", COLUMNS="200").stdout
 
     assert [name for name in Settings.model_fields if f"--{name.replace('_', '-')} " not in words] == []
 
 
-def test_the_version_is_the_package_s() -> None:
-    assert stepwell("--version").stdout == f"stepwell {version('stepwell')}\n"
+def test_the_version_is_that_of_the_package() -> None:
+    assert run_stepwell("--version").stdout == f"stepwell {version('stepwell')}\n"
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_no_heavy_modules() -> None:
     look = "import sys; import service.cli as c; c.make_app(None); print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split()
 
@@ -57,14 +57,14 @@ def test_help_imports_nothing_heavy() -> None:
     "words", [("nothing",), ("serve", "--nothing"), ("serve", "--port", "x"), ("serve", "--workers", "0"), ("inspect",)]
 )
 def test_wrong_usage_is_exit_code_2(words: tuple[str, ...]) -> None:
-    done = stepwell(*words)
+    done = run_stepwell(*words)
 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_work_that_failed_is_exit_code_1_with_what_to_do(tmp_path: Path) -> None:
-    done = stepwell("inspect", str(tmp_path / "none.onnx"))
+def test_a_failure_is_exit_code_1_with_an_instruction(tmp_path: Path) -> None:
+    done = run_stepwell("inspect", str(tmp_path / "none.onnx"))
 
     first, second = done.stderr.splitlines()
     assert done.returncode == 1
@@ -73,7 +73,7 @@ def test_work_that_failed_is_exit_code_1_with_what_to_do(tmp_path: Path) -> None
 
 
 def test_an_unsafe_start_is_exit_code_3(tmp_path: Path) -> None:
-    done = stepwell("serve", "--host", "0.0.0.0", cwd=tmp_path)
+    done = run_stepwell("serve", "--host", "0.0.0.0", cwd=tmp_path)
 
     assert done.returncode == 3
     assert "--api-keys-file" in done.stderr
@@ -92,8 +92,8 @@ def test_a_missing_extra_is_exit_code_3_with_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["typer", "rich"])
-def test_an_interrupt_while_it_is_being_loaded_is_exit_code_130_without_a_word(tmp_path: Path, module: str) -> None:
-    """The first second of a command is imports: of the program itself, then of the command."""
+def test_an_interrupt_during_the_imports_is_exit_code_130_without_output(tmp_path: Path, module: str) -> None:
+    """The first second of a command is spent on imports: of the program, then of the command."""
     (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
     words = [sys.executable, "-P", "-m", "service", "inspect", "pump.onnx"]
@@ -102,10 +102,10 @@ def test_an_interrupt_while_it_is_being_loaded_is_exit_code_130_without_a_word(t
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_the_caller_s_folder_is_importable_but_shadows_nothing(tmp_path: Path) -> None:
+def test_the_callers_folder_is_importable_but_shadows_nothing(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise SystemExit('shadowed')")
 
-    assert stepwell("--version", cwd=tmp_path).returncode == 0
+    assert run_stepwell("--version", cwd=tmp_path).returncode == 0
     look = "import sys; sys.argv = ['stepwell', '--version']\ntry:\n import service.cli; service.cli.main()\nexcept SystemExit: print(sys.path[-1])"  # noqa: E501
     last = subprocess.run([sys.executable, "-P", "-c", look], cwd=tmp_path, capture_output=True, text=True).stdout
     assert last.splitlines()[-1] == str(tmp_path)

@@ -1,4 +1,4 @@
-"""The Python client against real services: equal to the fold, whatever is lost on the way."""
+"""The Python client against real services: results equal the fold, also when connections or answers are lost."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from service.client.exchanges import Ask, Exchange, ModelExchanges, Place
 from service.client.replies import Lost, Reply
 from service.errors import ServiceError
 from service.wire.formats import JSON, MSGPACK, encode
-from tests.api.running import running
+from tests.api.running import running_service
 from tests.graphs import fold, fold_reference, latch, lstm, two_inputs, write_model
-from tests.processes import Service, free_port, service
+from tests.processes import ServiceProcess, free_port, service_process
 from tests.servers import Server
 
 DOCS = (Path(__file__).parents[1] / "docs" / "client.md").read_text()
@@ -37,25 +37,25 @@ XS = [7, -3, 2**40, 0, -(2**50), 11, 5, 1]
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service on its embedded store, with the demo's model beside ours; tests keep to streams of their own."""
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service with an embedded store and the demo's model; each test uses its own streams."""
     models = tmp_path_factory.mktemp("models")
     for build in (fold, two_inputs, latch, lstm):
         write_model(models, build.__name__, build)
     shutil.copy(str(files("service.demo") / "models" / "activity.onnx"), models)
-    with service(models, tmp_path_factory.mktemp("sw")) as running_one:
+    with service_process(models, tmp_path_factory.mktemp("sw")) as running_one:
         yield running_one
 
 
 @pytest.fixture
-def client(one: Service) -> Iterator[Client]:
+def client(one: ServiceProcess) -> Iterator[Client]:
     with Client(one.url) as made:
         yield made
 
 
 @pytest.fixture
 def stream(request: pytest.FixtureRequest) -> str:
-    """A stream id that no other test has."""
+    """A stream id for one test alone."""
     return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)
 
 
@@ -83,14 +83,16 @@ def test_steps_equal_the_fold(client: Client, stream: str) -> None:
 
 
 @pytest.mark.parametrize(("returns", "expected"), [("all", fold_reference(XS)), ("last", fold_reference(XS)[-1:])])
-def test_a_chunk_answers_what_is_asked_for(client: Client, stream: str, returns: Any, expected: list[int]) -> None:
+def test_a_chunk_returns_the_requested_predictions(
+    client: Client, stream: str, returns: Any, expected: list[int]
+) -> None:
     answer = client.model("fold").stream(stream).steps([[x] for x in XS], returns=returns)
 
     assert answer.output.ravel().tolist() == expected
     assert answer.step == len(XS)
 
 
-def test_a_primed_stream_goes_on_from_its_history(client: Client, stream: str) -> None:
+def test_a_primed_stream_continues_from_its_history(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
 
     primed = handle.prime([[x] for x in XS[:5]])
@@ -99,7 +101,7 @@ def test_a_primed_stream_goes_on_from_its_history(client: Client, stream: str) -
     assert ys([handle.step([x]) for x in XS[5:]]) == fold_reference(XS)[5:]
 
 
-def test_after_a_reset_the_stream_begins_again(client: Client, stream: str) -> None:
+def test_after_a_reset_the_stream_starts_again(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
     handle.step([99])
 
@@ -107,7 +109,7 @@ def test_after_a_reset_the_stream_begins_again(client: Client, stream: str) -> N
     assert ys([handle.step([x]) for x in XS]) == fold_reference(XS)
 
 
-def test_a_deleted_stream_begins_anew(client: Client, stream: str) -> None:
+def test_a_deleted_stream_starts_again(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
     handle.step([99])
     handle.delete()
@@ -116,7 +118,7 @@ def test_a_deleted_stream_begins_anew(client: Client, stream: str) -> None:
     assert handle.step([7]).created
 
 
-def test_a_status_tells_where_the_stream_stands(client: Client, stream: str) -> None:
+def test_a_status_has_the_position_of_the_stream(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
     answer = handle.steps([[x] for x in XS])
 
@@ -128,7 +130,7 @@ def test_a_status_tells_where_the_stream_stands(client: Client, stream: str) -> 
     assert status.expires_in_s > 0
 
 
-def test_a_fresh_handle_goes_on_where_the_stream_stands(client: Client, stream: str) -> None:
+def test_a_new_handle_continues_at_the_position_of_the_stream(client: Client, stream: str) -> None:
     client.model("fold").stream(stream).steps([[x] for x in XS[:5]])
 
     fresh = client.model("fold").stream(stream)
@@ -139,21 +141,21 @@ def test_a_fresh_handle_goes_on_where_the_stream_stands(client: Client, stream: 
 # -------------------------------------------------------------------- arrays
 
 
-def test_several_inputs_and_outputs_go_by_name(client: Client, stream: str) -> None:
+def test_several_inputs_and_outputs_are_addressed_by_name(client: Client, stream: str) -> None:
     answer = client.model("two_inputs").stream(stream).step({"a": [1, 2], "b": np.int64(3)})
 
     assert {name: array.tolist() for name, array in answer.outputs.items()} == {"total": [4, 5], "last": 3}
     assert {name: array.dtype.name for name, array in answer.outputs.items()} == {"total": "int64", "last": "int32"}
 
 
-def test_the_only_output_of_several_is_refused(client: Client, stream: str) -> None:
+def test_the_single_output_of_several_is_an_error(client: Client, stream: str) -> None:
     answer = client.model("two_inputs").stream(stream).step({"a": [1, 2], "b": 3})
 
     with pytest.raises(ClientError, match="2 outputs \\(total, last\\)"):
         _ = answer.output
 
 
-def test_double_precision_becomes_the_models_own(client: Client, stream: str) -> None:
+def test_float64_is_cast_to_the_dtype_of_the_model(client: Client, stream: str) -> None:
     x = np.linspace(-1, 1, 4)
 
     double, single = (client.model("lstm").stream(f"{stream}{kind}").step(x.astype(kind)) for kind in ("f8", "f4"))
@@ -162,7 +164,7 @@ def test_double_precision_becomes_the_models_own(client: Client, stream: str) ->
     assert double.output.dtype == np.float32
 
 
-def test_an_output_is_an_array_of_ones_own(client: Client, stream: str) -> None:
+def test_an_output_is_an_independent_array(client: Client, stream: str) -> None:
     answer = client.model("latch").stream(stream).step([True, False])
 
     answer.output[1] = True
@@ -183,21 +185,23 @@ def test_an_output_is_an_array_of_ones_own(client: Client, stream: str) -> None:
         ("lstm", {"z": [0.0] * 4}, '"z"'),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(client: Client, stream: str, model: str, x: Any, words: str) -> None:
+def test_an_input_that_does_not_fit_the_model_is_rejected(
+    client: Client, stream: str, model: str, x: Any, words: str
+) -> None:
     error = error_of(client.model(model).stream(stream).step, x)
 
     assert (error.code, error.applied, error.retry) == ("bad_input", "no", "never")
     assert words in str(error)
 
 
-def test_values_that_are_not_finite_are_refused_by_the_service(client: Client, stream: str) -> None:
+def test_values_that_are_not_finite_are_rejected_by_the_service(client: Client, stream: str) -> None:
     assert error_of(client.model("lstm").stream(stream).step, [0.0, np.nan, 0.0, 0.0]).code == "non_finite"
 
 
 # -------------------------------------------------------------------- two writers
 
 
-def test_of_two_handles_the_loser_is_told_that_the_state_changed(client: Client, stream: str) -> None:
+def test_of_two_handles_the_late_one_gets_state_changed(client: Client, stream: str) -> None:
     winner, loser = (client.model("fold").stream(stream) for _ in range(2))
     winner.step([7])
     loser.resume()
@@ -215,7 +219,7 @@ def test_of_two_handles_the_loser_is_told_that_the_state_changed(client: Client,
     assert winner.step([2**40]).output[0] == fold_reference(XS[:3])[-1]
 
 
-def test_a_late_reset_does_not_wipe_anothers_steps(client: Client, stream: str) -> None:
+def test_a_late_reset_does_not_discard_the_steps_of_another_handle(client: Client, stream: str) -> None:
     winner, loser = (client.model("fold").stream(stream) for _ in range(2))
     winner.step([7])
     loser.resume()
@@ -225,7 +229,7 @@ def test_a_late_reset_does_not_wipe_anothers_steps(client: Client, stream: str) 
     assert winner.status().step == 2
 
 
-def test_who_begins_a_stream_second_does_not_mix_in(client: Client, stream: str) -> None:
+def test_a_handle_that_starts_an_existing_stream_is_rejected(client: Client, stream: str) -> None:
     winner, loser = (client.model("fold").stream(stream) for _ in range(2))
     assert [winner.resume(), loser.resume()] == [0, 0]
     winner.step([7])
@@ -235,7 +239,7 @@ def test_who_begins_a_stream_second_does_not_mix_in(client: Client, stream: str)
     assert (error.code, error.applied) == ("seq_conflict", "no")
 
 
-def test_who_deleted_a_stream_does_not_mix_in_when_another_begins_it(client: Client, stream: str) -> None:
+def test_a_handle_that_deleted_a_stream_does_not_step_a_new_one(client: Client, stream: str) -> None:
     handle, other = (client.model("fold").stream(stream) for _ in range(2))
     handle.step([7])
     handle.delete()
@@ -245,7 +249,7 @@ def test_who_deleted_a_stream_does_not_mix_in_when_another_begins_it(client: Cli
 
 
 def test_a_status_does_not_move_the_handle(client: Client, stream: str) -> None:
-    """Or who asks for it after a lost answer would send the same timestep as another one."""
+    """Otherwise a status request after a lost answer would turn the retry into another timestep."""
     winner, loser = (client.model("fold").stream(stream) for _ in range(2))
     winner.step([7])
     loser.resume()
@@ -255,7 +259,7 @@ def test_a_status_does_not_move_the_handle(client: Client, stream: str) -> None:
     assert error_of(loser.step, [5]).code == "state_changed"
 
 
-def test_resuming_goes_on_from_where_the_stream_stands(client: Client, stream: str) -> None:
+def test_resume_continues_at_the_position_of_the_stream(client: Client, stream: str) -> None:
     other, handle = (client.model("fold").stream(stream) for _ in range(2))
     handle.step([7])
     other.step([-3])
@@ -264,7 +268,7 @@ def test_resuming_goes_on_from_where_the_stream_stands(client: Client, stream: s
     assert handle.step([2**40]).output[0] == fold_reference(XS[:3])[-1]
 
 
-def test_a_lost_history_sent_again_is_the_same_history(client: Client, stream: str) -> None:
+def test_resending_a_lost_history_gives_the_same_history(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
     first = [handle.step([x]).state_id for x in XS]
     client.model("fold").stream(stream).delete()
@@ -279,7 +283,7 @@ def test_a_lost_history_sent_again_is_the_same_history(client: Client, stream: s
 # -------------------------------------------------------------------- many streams at once
 
 
-def test_many_streams_move_together_and_equal_the_fold(client: Client, stream: str) -> None:
+def test_a_bulk_step_of_many_streams_equals_the_fold(client: Client, stream: str) -> None:
     model = client.model("fold")
     names = [f"{stream}{n}" for n in range(20)]
 
@@ -292,7 +296,7 @@ def test_many_streams_move_together_and_equal_the_fold(client: Client, stream: s
         )
 
 
-def test_a_stream_that_fails_has_its_error_in_the_others_midst(client: Client, stream: str) -> None:
+def test_a_failed_stream_of_a_bulk_step_has_its_own_error(client: Client, stream: str) -> None:
     model = client.model("fold")
     model.step_many({f"{stream}{n}": [7] for n in range(3)})
     client.model("fold").stream(f"{stream}1").step([0])
@@ -305,7 +309,7 @@ def test_a_stream_that_fails_has_its_error_in_the_others_midst(client: Client, s
     assert ys([answer for answer in (fine, other) if isinstance(answer, Answer)]) == [fold_reference([7, -3])[-1]] * 2
 
 
-def test_handles_and_many_streams_of_one_model_know_the_same(client: Client, stream: str) -> None:
+def test_handles_and_bulk_steps_share_the_positions_of_streams(client: Client, stream: str) -> None:
     model = client.model("fold")
     model.stream(stream).step([7])
     model.step_many({stream: [-3]})
@@ -313,13 +317,13 @@ def test_handles_and_many_streams_of_one_model_know_the_same(client: Client, str
     assert model.stream(stream).step([2**40]).output[0] == fold_reference(XS[:3])[-1]
 
 
-def test_rows_of_different_shapes_are_refused(client: Client, stream: str) -> None:
+def test_rows_of_different_shapes_are_rejected(client: Client, stream: str) -> None:
     error = error_of(client.model("lstm").step_many, {f"{stream}a": [0.0] * 4, f"{stream}b": [0.0] * 3})
 
     assert (error.code, error.applied) == ("bad_input", "no")
 
 
-def test_threads_that_share_a_handle_wait_for_one_another(client: Client, stream: str) -> None:
+def test_threads_that_share_a_handle_take_turns(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
     threads = [threading.Thread(target=lambda: [handle.step([1]) for _ in range(10)]) for _ in range(4)]
     for thread in threads:
@@ -333,7 +337,7 @@ def test_threads_that_share_a_handle_wait_for_one_another(client: Client, stream
 # -------------------------------------------------------------------- asyncio and the feed
 
 
-async def test_the_async_client_does_all_that_the_other_does(one: Service, stream: str) -> None:
+async def test_the_async_client_has_the_same_operations(one: ServiceProcess, stream: str) -> None:
     async with AsyncClient(one.url) as client:
         model = client.model("fold")
         handle = model.stream(stream)
@@ -350,7 +354,7 @@ async def test_the_async_client_does_all_that_the_other_does(one: Service, strea
         assert await client.model("fold").stream(stream).resume() == 0
 
 
-async def test_a_feed_has_many_streams_in_flight(one: Service, stream: str) -> None:
+async def test_a_feed_has_many_streams_in_flight(one: ServiceProcess, stream: str) -> None:
     async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
 
         async def live(name: str) -> list[Answer]:
@@ -361,14 +365,14 @@ async def test_a_feed_has_many_streams_in_flight(one: Service, stream: str) -> N
     assert [ys(answers) for answers in found] == [fold_reference(XS)] * 20
 
 
-async def test_steps_of_one_stream_given_to_a_feed_at_once_keep_their_order(one: Service, stream: str) -> None:
+async def test_concurrent_steps_of_one_stream_on_a_feed_keep_their_order(one: ServiceProcess, stream: str) -> None:
     async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
         answers = await asyncio.gather(*(feed.step(stream, [x]) for x in XS))
 
     assert ys(list(answers)) == fold_reference(XS)
 
 
-async def test_a_feed_refuses_one_step_and_goes_on(one: Service, stream: str) -> None:
+async def test_a_rejected_step_leaves_the_feed_open(one: ServiceProcess, stream: str) -> None:
     async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
         refused, fine = await asyncio.gather(
             feed.step(f"{stream}a", [1, 2, 3]), feed.step(f"{stream}b", [7]), return_exceptions=True
@@ -381,14 +385,14 @@ async def test_a_feed_refuses_one_step_and_goes_on(one: Service, stream: str) ->
     assert ys([fine, after]) == fold_reference([7]) * 2
 
 
-async def test_a_step_too_large_for_a_feed_is_refused_and_the_feed_goes_on(one: Service, stream: str) -> None:
+async def test_an_oversized_step_is_rejected_and_leaves_the_feed_open(one: ServiceProcess, stream: str) -> None:
     async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
         assert await code_of(feed.step(stream, np.zeros(2**21, np.int64))) == "too_large"
 
         assert ys([await feed.step(stream, [7])]) == fold_reference([7])
 
 
-async def test_a_feed_and_the_handles_of_its_model_know_the_same(one: Service, stream: str) -> None:
+async def test_a_feed_and_handles_share_the_positions_of_streams(one: ServiceProcess, stream: str) -> None:
     async with AsyncClient(one.url) as client:
         model = client.model("fold")
         await model.stream(stream).prime([[x] for x in XS[:4]])
@@ -398,7 +402,7 @@ async def test_a_feed_and_the_handles_of_its_model_know_the_same(one: Service, s
         assert ys([await model.stream(stream).step([XS[5]])]) == fold_reference(XS)[5:6]
 
 
-async def test_a_step_that_waits_when_its_feed_is_left_is_told(one: Service, stream: str) -> None:
+async def test_a_step_that_waits_when_its_feed_is_closed_gets_an_error(one: ServiceProcess, stream: str) -> None:
     async with AsyncClient(one.url) as client:
         feed = client.model("fold").feed()
         async with feed:
@@ -410,11 +414,11 @@ async def test_a_step_that_waits_when_its_feed_is_left_is_told(one: Service, str
     assert (caught.value.code, caught.value.retry) == ("closed", "same")
 
 
-# -------------------------------------------------------------------- what is lost on the way
+# -------------------------------------------------------------------- lost answers
 
 
-class Wire:
-    """A TCP proxy in front of a service; `cut_answer` cuts the connection in place of the next bytes that come back."""
+class CuttingProxy:
+    """A TCP proxy in front of a service; `cut_answer` closes the connection instead of forwarding the next answer."""
 
     def __init__(self, service_port: int) -> None:
         self._service_port = service_port
@@ -432,7 +436,7 @@ class Wire:
         threading.Thread(target=self._accept, args=(self._listening,), daemon=True).start()
 
     def close(self) -> None:
-        """Take no more connections; those that are open stay."""
+        """Accept no more connections; existing ones stay open."""
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
 
@@ -458,21 +462,21 @@ class Wire:
                     self._cut.clear()
                     break
                 near.sendall(data)
-            near.shutdown(socket.SHUT_RDWR)  # closing alone would wait for the other thread
+            near.shutdown(socket.SHUT_RDWR)  # close() alone would wait for the other thread
 
 
 @pytest.fixture
-def wire(one: Service) -> Iterator[Wire]:
-    made = Wire(one.port)
+def proxy(one: ServiceProcess) -> Iterator[CuttingProxy]:
+    made = CuttingProxy(one.port)
     yield made
     made.close()
 
 
-def test_an_answer_that_was_lost_is_given_again(wire: Wire, stream: str) -> None:
-    with Client(wire.url) as client:
+def test_a_lost_answer_is_fetched_by_a_retry(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url) as client:
         handle = client.model("fold").stream(stream)
         handle.step([7])
-        wire.cut_answer()
+        proxy.cut_answer()
 
         again = handle.step([-3])
 
@@ -480,11 +484,11 @@ def test_an_answer_that_was_lost_is_given_again(wire: Wire, stream: str) -> None
         assert handle.step([2**40]).output[0] == fold_reference(XS[:3])[-1]
 
 
-def test_a_chunk_whose_answer_was_lost_is_applied_once(wire: Wire, stream: str) -> None:
-    with Client(wire.url) as client:
+def test_a_chunk_whose_answer_was_lost_is_applied_once(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url) as client:
         handle = client.model("fold").stream(stream)
         handle.step([7])
-        wire.cut_answer()
+        proxy.cut_answer()
 
         again = handle.steps([[x] for x in XS[1:]])
 
@@ -492,11 +496,11 @@ def test_a_chunk_whose_answer_was_lost_is_applied_once(wire: Wire, stream: str) 
     assert again.output.ravel().tolist() == fold_reference(XS)[1:]
 
 
-def test_many_streams_whose_answer_was_lost_move_once(wire: Wire, stream: str) -> None:
-    with Client(wire.url) as client:
+def test_a_bulk_step_whose_answer_was_lost_is_applied_once(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url) as client:
         model = client.model("fold")
         model.step_many({f"{stream}{n}": [7] for n in range(3)})
-        wire.cut_answer()
+        proxy.cut_answer()
 
         answers = model.step_many({f"{stream}{n}": [-3] for n in range(3)}).values()
 
@@ -504,11 +508,11 @@ def test_many_streams_whose_answer_was_lost_move_once(wire: Wire, stream: str) -
     assert found == [(True, 2, fold_reference([7, -3])[-1])] * 3
 
 
-def test_a_reset_whose_answer_was_lost_is_done_once(wire: Wire, stream: str) -> None:
-    with Client(wire.url) as client:
+def test_a_reset_whose_answer_was_lost_is_applied_once(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url) as client:
         handle = client.model("fold").stream(stream)
         handle.step([7])
-        wire.cut_answer()
+        proxy.cut_answer()
 
         again = handle.reset()
 
@@ -516,11 +520,11 @@ def test_a_reset_whose_answer_was_lost_is_done_once(wire: Wire, stream: str) -> 
         assert ys([handle.step([x]) for x in XS]) == fold_reference(XS)
 
 
-async def test_a_feed_sends_again_what_lost_its_answer(wire: Wire, stream: str) -> None:
-    """At once: the time is too short to give up an attempt that is not told of the loss."""
-    async with AsyncClient(wire.url, timeout=10) as client, client.model("fold").feed() as feed:
+async def test_a_feed_retries_a_step_whose_answer_was_lost(proxy: CuttingProxy, stream: str) -> None:
+    """It retries at once: the deadline is too short to wait for the timeout of an attempt."""
+    async with AsyncClient(proxy.url, timeout=10) as client, client.model("fold").feed() as feed:
         await asyncio.gather(*(feed.step(f"{stream}{n}", [7]) for n in range(3)))
-        wire.cut_answer()
+        proxy.cut_answer()
 
         again = await asyncio.gather(*(feed.step(f"{stream}{n}", [-3]) for n in range(3)))
 
@@ -528,15 +532,15 @@ async def test_a_feed_sends_again_what_lost_its_answer(wire: Wire, stream: str) 
     assert any(answer.replayed for answer in again)
 
 
-def test_a_call_that_ran_out_of_time_can_be_made_again(wire: Wire, stream: str) -> None:
-    with Client(wire.url, timeout=1) as client:
+def test_a_call_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url, timeout=1) as client:
         handle = client.model("fold").stream(stream)
         handle.step([7])
-        wire.cut_answer()
-        wire.close()
+        proxy.cut_answer()
+        proxy.close()
 
         lost, refused = error_of(handle.step, [-3]), error_of(handle.step, [-3])
-        wire.open()
+        proxy.open()
         again = handle.step([-3])
 
     assert (lost.code, lost.applied, lost.retry) == ("no_answer", "unknown", "same")
@@ -544,17 +548,17 @@ def test_a_call_that_ran_out_of_time_can_be_made_again(wire: Wire, stream: str) 
     assert (again.replayed, again.step) == (True, 2)
 
 
-async def test_a_step_on_a_feed_that_ran_out_of_time_can_be_made_again(wire: Wire, stream: str) -> None:
-    async with AsyncClient(wire.url, timeout=1) as client, client.model("fold").feed() as feed:
+async def test_a_step_on_a_feed_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str) -> None:
+    async with AsyncClient(proxy.url, timeout=1) as client, client.model("fold").feed() as feed:
         await feed.step(stream, [7])
-        wire.cut_answer()
-        wire.close()
+        proxy.cut_answer()
+        proxy.close()
 
         with pytest.raises(ClientError) as lost:
             await feed.step(stream, [-3])
         with pytest.raises(ClientError) as refused:
             await feed.step(stream, [-3])
-        wire.open()
+        proxy.open()
         again = await feed.step(stream, [-3])
 
     assert (lost.value.code, lost.value.applied) == ("no_answer", "unknown")
@@ -562,7 +566,7 @@ async def test_a_step_on_a_feed_that_ran_out_of_time_can_be_made_again(wire: Wir
     assert (again.replayed, again.step) == (True, 2)
 
 
-def test_where_nobody_is_the_call_ends_in_time(stream: str) -> None:
+def test_a_call_to_an_unreachable_service_ends_in_time(stream: str) -> None:
     with Client(f"http://127.0.0.1:{free_port()}", timeout=0.3) as client:
         error = error_of(client.model("fold").stream(stream).step, [7])
 
@@ -570,7 +574,7 @@ def test_where_nobody_is_the_call_ends_in_time(stream: str) -> None:
 
 
 def steps_around(killed: threading.Event, under_way: threading.Event) -> Iterator[int]:
-    """The numbers of the steps to take: until the service was killed, and 20 more."""
+    """Yield the numbers of the steps to take: until the service was killed, and 20 more."""
     n = 0
     while not killed.is_set():
         if n == 5:
@@ -580,8 +584,10 @@ def steps_around(killed: threading.Event, under_way: threading.Event) -> Iterato
     yield from range(n, n + 20)
 
 
-async def test_a_killed_service_loses_and_doubles_nothing_through_any_door(one: Service, stream: str) -> None:
-    """Killed in the midst of steps and started again; the clients are not told and do not ask."""
+async def test_a_killed_service_loses_and_duplicates_nothing_over_any_transport(
+    one: ServiceProcess, stream: str
+) -> None:
+    """The service is killed during steps and started again; the clients are not notified."""
     killed = threading.Event()
     doors = {door: threading.Event() for door in ("sync", "async", "feed")}
 
@@ -592,26 +598,26 @@ async def test_a_killed_service_loses_and_doubles_nothing_through_any_door(one: 
         killed.set()
         one.launch()
 
-    def through_a_thread() -> list[Answer]:
+    def run_sync() -> list[Answer]:
         with Client(one.url) as client:
             handle = client.model("fold").stream(f"{stream}-sync")
             return [handle.step([n]) for n in steps_around(killed, doors["sync"])]
 
     async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
 
-        async def through_asyncio(number: int) -> list[Answer]:
+        async def run_async(number: int) -> list[Answer]:
             handle = client.model("fold").stream(f"{stream}-async{number}")
             return [await handle.step([n]) for n in steps_around(killed, doors["async"])]
 
-        async def through_the_feed(number: int) -> list[Answer]:
+        async def run_feed(number: int) -> list[Answer]:
             name = f"{stream}-feed{number}"
             return [await feed.step(name, [n]) for n in steps_around(killed, doors["feed"])]
 
         killing = asyncio.create_task(asyncio.to_thread(kill))
         found = await asyncio.gather(
-            asyncio.to_thread(through_a_thread),
-            *(through_asyncio(number) for number in range(4)),
-            *(through_the_feed(number) for number in range(4)),
+            asyncio.to_thread(run_sync),
+            *(run_async(number) for number in range(4)),
+            *(run_feed(number) for number in range(4)),
         )
         await killing
 
@@ -619,8 +625,10 @@ async def test_a_killed_service_loses_and_doubles_nothing_through_any_door(one: 
     assert [answers[-1].step for answers in found] == [len(answers) for answers in found]
 
 
-@pytest.mark.parametrize("end", [Service.kill, Service.stop])
-async def test_a_restart_between_two_steps_is_not_noticed(one: Service, client: Client, stream: str, end: Any) -> None:
+@pytest.mark.parametrize("end", [ServiceProcess.kill, ServiceProcess.stop])
+async def test_a_restart_between_two_steps_is_not_noticed(
+    one: ServiceProcess, client: Client, stream: str, end: Any
+) -> None:
     handle = client.model("fold").stream(stream)
     async with AsyncClient(one.url) as aclient, aclient.model("fold").feed() as feed:
         before = [handle.step([x]) for x in XS[:4]], [await feed.step(f"{stream}-feed", [x]) for x in XS[:4]]
@@ -631,7 +639,7 @@ async def test_a_restart_between_two_steps_is_not_noticed(one: Service, client: 
     assert [ys(early + late) for early, late in zip(before, after, strict=True)] == [fold_reference(XS)] * 2
 
 
-# -------------------------------------------------------------------- when and how it is sent again
+# -------------------------------------------------------------------- retries
 
 
 def problem(code: str, **more: Any) -> bytes:
@@ -643,7 +651,7 @@ def exchanges(now: Iterator[float] | None = None, jitter: float = 1.0) -> ModelE
 
 
 def begin(exchange: Exchange[Any], *got: Reply | Lost) -> Ask:
-    """Carry an exchange through these replies, and return what it asks then."""
+    """Drive an exchange through these replies, and return its next request."""
     ask = next(exchange)
     for reply in got:
         ask = exchange.send(reply)
@@ -671,13 +679,13 @@ def test_pauses_are_random() -> None:
     assert begin(exchanges(jitter=0.5).status(Place("s")), LOST).wait == pytest.approx(0.025)
 
 
-def test_a_pause_is_never_shorter_than_the_service_asks_for() -> None:
+def test_a_pause_is_at_least_as_long_as_the_service_asks_for() -> None:
     asked = Reply(503, problem("overloaded"), JSON, retry_after=7.0)
 
     assert begin(exchanges(jitter=0.0).status(Place("s")), asked).wait == 7.0
 
 
-def test_a_pause_beyond_the_time_left_is_not_begun() -> None:
+def test_no_pause_exceeds_the_remaining_time() -> None:
     asked = Reply(503, problem("overloaded"), JSON, retry_after=61.0)
 
     error = error_of(begin, exchanges().status(Place("s")), asked)
@@ -705,30 +713,30 @@ def test_a_retry_is_the_same_request() -> None:
     ("before", "applied"),
     [([], "no"), ([BUSY], "no"), ([REFUSED], "no"), ([LOST], "unknown"), ([LOST, BUSY], "unknown")],
 )
-def test_a_refusal_tells_of_all_attempts(before: list[Reply | Lost], applied: str) -> None:
-    """The state may have changed by the very step whose answer was lost."""
+def test_an_error_takes_all_attempts_into_account(before: list[Reply | Lost], applied: str) -> None:
+    """The state may have been changed by the step whose answer was lost."""
     error = error_of(begin, exchanges().move(Place("s"), [7]), DESCRIBED, NONE_THERE, *before, CHANGED)
 
     assert (error.code, error.applied) == ("state_changed", applied)
 
 
-def test_of_many_streams_only_those_that_failed_are_sent_again() -> None:
+def test_only_the_failed_rows_of_a_bulk_step_are_retried() -> None:
     places = [Place(name, known=True) for name in "abc"]
     exchange = exchanges().move_many(places, {name: [7] for name in "abc"})
     begin(exchange, DESCRIBED)
 
-    again = exchange.send(columns({"1": "overloaded", "2": "state_changed"}))
+    again = exchange.send(bulk_reply({"1": "overloaded", "2": "state_changed"}))
 
     assert again.document is not None
     assert again.document["streams"] == ["b"]
     assert again.wait > 0
 
 
-def test_what_was_answered_is_kept_when_the_rest_gets_no_answer() -> None:
+def test_answered_rows_are_kept_when_the_retry_gets_no_answer() -> None:
     exchange = exchanges(now=iter([0, 0, 0, 0, 0, 99])).move_many(
         [Place(n, known=True) for n in "abc"], {name: [7] for name in "abc"}
     )
-    begin(exchange, DESCRIBED, columns({"1": "overloaded", "2": "state_changed"}))
+    begin(exchange, DESCRIBED, bulk_reply({"1": "overloaded", "2": "state_changed"}))
 
     with pytest.raises(StopIteration) as end:
         exchange.send(LOST)
@@ -737,8 +745,8 @@ def test_what_was_answered_is_kept_when_the_rest_gets_no_answer() -> None:
     assert found == {"a": "answered", "b": "no_answer", "c": "state_changed"}
 
 
-def columns(errors: dict[str, str]) -> Reply:
-    """An answer for three streams, of which some failed."""
+def bulk_reply(errors: dict[str, str]) -> Reply:
+    """Return an answer for three streams, some of which failed."""
     document = {
         "outputs": {"y": {"d": "int64", "s": [3, 1], "b": bytes(24)}},
         "step": [None if str(i) in errors else 1 for i in range(3)],
@@ -749,7 +757,7 @@ def columns(errors: dict[str, str]) -> Reply:
 
 
 @pytest.mark.parametrize(("status", "retry"), [(502, "same"), (504, "same"), (404, "never"), (301, "never")])
-def test_the_page_of_a_proxy_is_not_taken_for_an_answer(status: int, retry: str) -> None:
+def test_an_error_page_of_a_proxy_is_not_an_answer(status: int, retry: str) -> None:
     page = Reply(status, b"<html>Bad Gateway</html>", JSON)
 
     error = error_of(
@@ -760,28 +768,30 @@ def test_the_page_of_a_proxy_is_not_taken_for_an_answer(status: int, retry: str)
     assert "Bad Gateway" in str(error)
 
 
-# -------------------------------------------------------------------- the rest
+# -------------------------------------------------------------------- other
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "x" * 129])
-def test_a_stream_id_that_no_stream_has_is_refused_at_once(client: Client, name: str) -> None:
+def test_an_invalid_stream_id_is_rejected_without_a_request(client: Client, name: str) -> None:
     assert error_of(client.model("fold").stream, name).code == "bad_request"
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "redis://localhost", "http://"])
-def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+def test_an_invalid_url_is_rejected_without_a_request(url: str) -> None:
     assert error_of(Client, url).code == "bad_url"
 
 
-def test_a_model_that_is_not_there_is_told(client: Client, stream: str) -> None:
+def test_a_missing_model_is_not_found(client: Client, stream: str) -> None:
     assert error_of(client.model("other").stream(stream).step, [7]).code == "model_not_found"
     assert error_of(client.model, "../secret").code == "bad_request"
 
 
-def test_a_service_that_demands_preconditions_gets_them(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+def test_preconditions_are_sent_to_a_service_that_requires_them(
+    shared_redis: Server, tmp_path: Path, stream: str
+) -> None:
     write_model(tmp_path, "fold", fold)
     with (
-        running(shared_redis.url, tmp_path, require_preconditions=True) as strict,
+        running_service(shared_redis.url, tmp_path, require_preconditions=True) as strict,
         Client(f"http://127.0.0.1:{strict.port}") as client,
     ):
         handle = client.model("fold").stream(stream)
@@ -793,19 +803,17 @@ def test_a_service_that_demands_preconditions_gets_them(shared_redis: Server, tm
 
 
 def write_keys(file: Path, **scopes: list[str]) -> Path:
-    """Write a keys file in one move; each key is its own name."""
+    """Write a keys file and move it into place; each key is its own name."""
     keys = [{"id": k, "sha256": sha256(k.encode()).hexdigest(), "tenant": "a", "scopes": scopes[k]} for k in scopes]
     partial = file.with_suffix(".new")
     partial.write_text(json.dumps({"keys": keys}))
     return partial.replace(file)
 
 
-async def test_a_key_opens_the_doors_that_it_has_the_scopes_for(
-    shared_redis: Server, tmp_path: Path, stream: str
-) -> None:
+async def test_a_key_allows_the_operations_of_its_scopes(shared_redis: Server, tmp_path: Path, stream: str) -> None:
     write_model(tmp_path / "models", "fold", fold)
     keys = write_keys(tmp_path / "keys.json", full=["step", "read"], reader=["read"])
-    with running(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
+    with running_service(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
         url = f"http://127.0.0.1:{keyed.port}"
         async with AsyncClient(url, "full") as client, client.model("fold").feed() as feed:
             assert (await client.model("fold").stream(stream).step([7])).step == 1
@@ -817,15 +825,15 @@ async def test_a_key_opens_the_doors_that_it_has_the_scopes_for(
             assert await code_of(client.model("fold").stream(stream).resume()) == "unauthenticated"
 
 
-async def test_a_feed_whose_key_is_withdrawn_is_told(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    """This refusal names no step, as the service no longer reads what it is sent."""
+async def test_a_feed_whose_key_is_revoked_gets_an_error(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    """The error names no step, since the service no longer reads messages."""
     write_model(tmp_path / "models", "fold", fold)
     keys = write_keys(tmp_path / "keys.json", mine=["step", "read"], other=[])
-    with running(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
+    with running_service(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
         url = f"http://127.0.0.1:{keyed.port}"
         async with AsyncClient(url, "mine") as client, client.model("fold").feed() as feed:
 
-            async def go_on() -> None:
+            async def keep_stepping() -> None:
                 while True:
                     await feed.step(stream, [7])
 
@@ -833,7 +841,7 @@ async def test_a_feed_whose_key_is_withdrawn_is_told(shared_redis: Server, tmp_p
             write_keys(keys, other=[])
 
             with pytest.raises(ClientError) as caught:
-                await go_on()
+                await keep_stepping()
 
     assert (caught.value.code, caught.value.applied) == ("unauthenticated", "no")
 
@@ -844,14 +852,14 @@ async def code_of(call: Awaitable[Any]) -> str:
     return caught.value.code
 
 
-def test_the_client_loads_nothing_of_the_server() -> None:
+def test_the_client_imports_no_server_modules() -> None:
     heavy = "fastapi starlette uvicorn redis onnxruntime prometheus_client typer"
     code = f"import service.client, sys; print([name for name in '{heavy}'.split() if name in sys.modules])"
 
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_the_examples_of_the_page_print_what_it_shows(one: Service) -> None:
+def test_the_examples_in_the_docs_print_what_they_show(one: ServiceProcess) -> None:
     shown = "".join(re.findall(r"```text\n(.*?)```", DOCS, re.S))
     docs = DOCS if find_spec("pandas") else re.sub(r"<!-- pandas -->.*?<!-- /pandas -->", "", DOCS, flags=re.S)
     code = "".join(re.findall(r"```python\n(.*?)```", docs, re.S))

@@ -14,10 +14,10 @@ from typing import Any, Self
 import pytest
 
 from service.client import Answer, AsyncClient, Client, ClientError
-from tests.api.running import Service, models, running
-from tests.graphs import fold, fold_reference
+from tests.api.running import Service, running_service
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
-from tests.test_client import Wire, error_of
+from tests.test_client import CuttingProxy, error_of
 
 TIMEOUT_S = 1.0
 IN_TIME_S = 4.0  # of a busy machine; what is held up for longer than its timeout takes more than ten seconds here
@@ -25,8 +25,8 @@ IN_TIME_S = 4.0  # of a busy machine; what is held up for longer than its timeou
 
 @pytest.fixture(scope="module")
 def one(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = models(tmp_path_factory.mktemp("models"), fold)
-    with running(shared_redis.url, folder) as made:
+    folder = write_models(tmp_path_factory.mktemp("models"), fold)
+    with running_service(shared_redis.url, folder) as made:
         yield made
 
 
@@ -36,8 +36,8 @@ def url(one: Service) -> str:
 
 
 @pytest.fixture
-def wire(one: Service) -> Iterator[Wire]:
-    made = Wire(one.port)
+def proxy(one: Service) -> Iterator[CuttingProxy]:
+    made = CuttingProxy(one.port)
     yield made
     made.close()
 
@@ -51,7 +51,7 @@ def stream(request: pytest.FixtureRequest) -> str:
 # -------------------------------------------------------------------- a call's time
 
 
-class SlowWire(Wire):
+class SlowProxy(CuttingProxy):
     """A proxy that passes on, once it is `slow`, a byte at a time: of answers, of their bodies, or of requests."""
 
     def __init__(self, service_port: int, part: str) -> None:
@@ -82,8 +82,8 @@ class SlowWire(Wire):
 
 
 @pytest.fixture(params=["answer", "body", "request"])
-def slow(one: Service, request: pytest.FixtureRequest) -> Iterator[SlowWire]:
-    made = SlowWire(one.port, request.param)
+def slow(one: Service, request: pytest.FixtureRequest) -> Iterator[SlowProxy]:
+    made = SlowProxy(one.port, request.param)
     yield made
     made.ended.set()
     made.close()
@@ -92,7 +92,7 @@ def slow(one: Service, request: pytest.FixtureRequest) -> Iterator[SlowWire]:
 LARGE = [[n] for n in range(2**18)]  # 2 MiB, more than the buffers on the way hold
 
 
-def test_a_call_that_drips_ends_in_time(slow: SlowWire, stream: str) -> None:
+def test_a_call_that_drips_ends_in_time(slow: SlowProxy, stream: str) -> None:
     with Client(slow.url, timeout=TIMEOUT_S) as client:
         handle = client.model("fold").stream(stream)
         handle.step([1])
@@ -105,7 +105,7 @@ def test_a_call_that_drips_ends_in_time(slow: SlowWire, stream: str) -> None:
     assert time.monotonic() - began < IN_TIME_S
 
 
-async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowWire, stream: str) -> None:
+async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowProxy, stream: str) -> None:
     async with AsyncClient(slow.url, timeout=TIMEOUT_S) as client, asyncio.timeout(IN_TIME_S):
         handle = client.model("fold").stream(stream)
         await handle.step([1])
@@ -115,7 +115,7 @@ async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowWire, stream:
             await handle.steps(LARGE)
 
 
-async def test_a_step_on_a_feed_that_drips_ends_in_time(slow: SlowWire, stream: str) -> None:
+async def test_a_step_on_a_feed_that_drips_ends_in_time(slow: SlowProxy, stream: str) -> None:
     async with (
         asyncio.timeout(IN_TIME_S),
         AsyncClient(slow.url, timeout=TIMEOUT_S) as client,
@@ -128,7 +128,7 @@ async def test_a_step_on_a_feed_that_drips_ends_in_time(slow: SlowWire, stream: 
             await feed.step(stream, [1])
 
 
-def test_calls_that_wait_for_one_another_end_in_time_too(slow: SlowWire, stream: str) -> None:
+def test_calls_that_wait_for_one_another_end_in_time_too(slow: SlowProxy, stream: str) -> None:
     """Or the sixth would take six times as long as it may."""
     errors: list[ClientError] = []
     with Client(slow.url, timeout=TIMEOUT_S) as client:
@@ -147,7 +147,7 @@ def test_calls_that_wait_for_one_another_end_in_time_too(slow: SlowWire, stream:
     assert {error.code for error in errors} == {"no_answer"}
 
 
-async def test_calls_that_wait_for_one_another_end_in_time_by_asyncio(slow: SlowWire, stream: str) -> None:
+async def test_calls_that_wait_for_one_another_end_in_time_by_asyncio(slow: SlowProxy, stream: str) -> None:
     async with AsyncClient(slow.url, timeout=TIMEOUT_S) as client:
         model = client.model("fold")
         handle = model.stream(stream)
@@ -200,15 +200,15 @@ def test_a_handle_that_is_held_stays_the_same(url: str, stream: str) -> None:
         assert model.stream(stream) is handle
 
 
-def test_a_handle_in_doubt_is_kept_so_that_the_same_call_is_applied_once(wire: Wire, stream: str) -> None:
-    with Client(wire.url, timeout=TIMEOUT_S, keep_streams=2) as client:
+def test_a_handle_in_doubt_is_kept_so_that_the_same_call_is_applied_once(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url, timeout=TIMEOUT_S, keep_streams=2) as client:
         model = client.model("fold")
         model.stream(stream).step([7])
-        wire.cut_answer()
-        wire.close()
+        proxy.cut_answer()
+        proxy.close()
         assert error_of(model.stream(stream).step, [-3]).applied == "unknown"
         assert error_of(model.stream(stream).step, [-3]).applied == "no"  # this one; the one before is still open
-        wire.open()
+        proxy.open()
         for n in range(10):
             model.stream(f"{stream}{n}").step([7])
 
@@ -217,15 +217,15 @@ def test_a_handle_in_doubt_is_kept_so_that_the_same_call_is_applied_once(wire: W
     assert (again.replayed, again.step) == (True, 2)
 
 
-def test_a_stream_in_doubt_among_many_is_kept_too(wire: Wire, stream: str) -> None:
-    with Client(wire.url, timeout=TIMEOUT_S, keep_streams=3) as client:
+def test_a_stream_in_doubt_among_many_is_kept_too(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url, timeout=TIMEOUT_S, keep_streams=3) as client:
         model = client.model("fold")
         names = [f"{stream}-{n}" for n in range(3)]
         model.step_many({name: [7] for name in names})
-        wire.cut_answer()
-        wire.close()
+        proxy.cut_answer()
+        proxy.close()
         assert error_of(model.step_many, {name: [-3] for name in names}).applied == "unknown"
-        wire.open()
+        proxy.open()
         for n in range(10):
             model.stream(f"{stream}{n}").step([7])
 
@@ -237,7 +237,7 @@ def test_a_stream_in_doubt_among_many_is_kept_too(wire: Wire, stream: str) -> No
 # -------------------------------------------------------------------- two handles
 
 
-class HeldWire(Wire):
+class HoldingProxy(CuttingProxy):
     """A proxy that keeps back what is answered of a stream that is not there: until `forked`, or for a second."""
 
     def __init__(self, service_port: int) -> None:
@@ -255,13 +255,13 @@ class HeldWire(Wire):
 
 
 @pytest.fixture
-def held(one: Service) -> Iterator[HeldWire]:
-    made = HeldWire(one.port)
+def held(one: Service) -> Iterator[HoldingProxy]:
+    made = HoldingProxy(one.port)
     yield made
     made.close()
 
 
-def test_a_fork_waits_for_what_the_other_handle_does(held: HeldWire, url: str, stream: str) -> None:
+def test_a_fork_waits_for_what_the_other_handle_does(held: HoldingProxy, url: str, stream: str) -> None:
     """Or the answer that came first is written over by the one that was sent first."""
     with Client(held.url) as client, Client(url) as direct:
         direct.model("fold").stream(stream).prime([[7], [-3]])
@@ -278,7 +278,7 @@ def test_a_fork_waits_for_what_the_other_handle_does(held: HeldWire, url: str, s
         assert other.step([2**40]).step == 3
 
 
-async def test_a_fork_waits_for_the_other_handle_by_asyncio(held: HeldWire, url: str, stream: str) -> None:
+async def test_a_fork_waits_for_the_other_handle_by_asyncio(held: HoldingProxy, url: str, stream: str) -> None:
     async with AsyncClient(held.url) as client, AsyncClient(url) as direct:
         await direct.model("fold").stream(stream).prime([[7], [-3]])
         model = client.model("fold")
@@ -326,7 +326,7 @@ def test_closing_a_client_ends_a_watch_that_waits(one: Service, url: str, stream
     client = Client(url)
     ended = threading.Thread(target=lambda: list(client.model("fold").watch(stream)), daemon=True)
     ended.start()
-    one.until_sockets(1)
+    one.wait_for_websockets(1)
 
     client.close()
     ended.join(10)
@@ -338,7 +338,7 @@ def test_closing_a_client_ends_a_watch_that_waits(one: Service, url: str, stream
 async def test_closing_an_asyncio_client_ends_a_watch_that_waits(one: Service, url: str, stream: str) -> None:
     client = AsyncClient(url)
     watch = asyncio.create_task(everything(client.model("fold").watch(stream)))
-    await asyncio.to_thread(one.until_sockets, 1)
+    await asyncio.to_thread(one.wait_for_websockets, 1)
 
     await client.aclose()
 

@@ -1,4 +1,4 @@
-"""The client brings back what a store has lost, and does all else that a stream can do."""
+"""The client restores what a store has lost, and supports every other operation on a stream."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from service.client import Answer, AsyncClient, Client, ClientError, Event, Gap, State
-from tests.api.running import Service, models, running
-from tests.graphs import fold, fold_reference, lstm, scaled
-from tests.processes import service as process
+from tests.api.running import Service, running_service
+from tests.graphs import fold, fold_reference, lstm, scaled, write_models
+from tests.processes import service_process as process
 from tests.servers import Server, server
 
 XS = [[x] for x in range(40)]
@@ -29,8 +29,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def one(store: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = models(tmp_path_factory.mktemp("models"), fold, lstm, scaled)
-    with running(store.url, folder, history=["fold=100"]) as made:
+    folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm, scaled)
+    with running_service(store.url, folder, history=["fold=100"]) as made:
         yield made
 
 
@@ -44,8 +44,8 @@ def stream(request: pytest.FixtureRequest) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)
 
 
-class Past:
-    """A stream's record in the store, as it was."""
+class SavedRecord:
+    """The stored record of a stream at an earlier moment."""
 
     def __init__(self, store: Server, stream: str) -> None:
         self._store = store
@@ -53,8 +53,8 @@ class Past:
         with store.client() as client:
             self._record: Any = client.get(self._key)
 
-    def come_back(self) -> None:
-        """Roll the store back, as a failover to a replica that was behind does."""
+    def restore(self) -> None:
+        """Roll the store back, as a failover to a stale replica does."""
         with self._store.client() as client:
             client.set(self._key, self._record)
 
@@ -63,50 +63,50 @@ def ys(answers: list[Answer]) -> list[int]:
     return [int(answer.output[-1]) for answer in answers]
 
 
-# -------------------------------------------------------------------- what the store lost
+# -------------------------------------------------------------------- lost by the store
 
 
-def test_a_store_that_fell_back_is_brought_forward_unseen(store: Server, url: str, stream: str) -> None:
+def test_steps_that_the_store_lost_are_sent_again_transparently(store: Server, url: str, stream: str) -> None:
     told: list[tuple[str, int, int]] = []
     with Client(url, on_resend=lambda *news: told.append(news)) as client:
         handle = client.model("fold").stream(stream)
         answers = [handle.step(x) for x in XS[:10]]
-        past = Past(store, stream)
+        past = SavedRecord(store, stream)
         answers += [handle.step(x) for x in XS[10:20]]
-        past.come_back()
+        past.restore()
         answers += [handle.step(x) for x in XS[20:]]
 
     assert ys(answers) == fold_reference(range(40))
     assert told == [(stream, done, 10) for done in range(11)]
 
 
-def test_chunks_and_bulk_steps_are_brought_forward_too(store: Server, url: str, stream: str) -> None:
+def test_chunks_and_bulk_steps_are_sent_again_too(store: Server, url: str, stream: str) -> None:
     with Client(url) as client:
         model = client.model("fold")
         handle = model.stream(stream)
         handle.steps(XS[:5])
-        past = Past(store, stream)
+        past = SavedRecord(store, stream)
         handle.steps(XS[5:10], returns="last")
         model.step_many({stream: XS[10]})
-        past.come_back()
+        past.restore()
         [answer] = model.step_many({stream: XS[11]}).values()
 
     assert isinstance(answer, Answer)
     assert ys([answer]) == fold_reference(range(12))[-1:]
 
 
-async def test_a_feed_brings_its_streams_forward(store: Server, url: str, stream: str) -> None:
+async def test_a_feed_sends_lost_steps_again(store: Server, url: str, stream: str) -> None:
     async with AsyncClient(url) as client, client.model("fold").feed() as feed:
         answers = [await feed.step(stream, x) for x in XS[:5]]
-        past = Past(store, stream)
+        past = SavedRecord(store, stream)
         answers += [await feed.step(stream, x) for x in XS[5:10]]
-        past.come_back()
+        past.restore()
         answers += [await feed.step(stream, x) for x in XS[10:]]
 
     assert ys(answers) == fold_reference(range(40))
 
 
-def test_a_stream_that_somebody_reset_is_left_alone(url: str, stream: str) -> None:
+def test_a_stream_that_was_reset_by_another_client_is_left_alone(url: str, stream: str) -> None:
     with Client(url) as client, Client(url) as other:
         handle = client.model("fold").stream(stream)
         for x in XS[:5]:
@@ -118,7 +118,7 @@ def test_a_stream_that_somebody_reset_is_left_alone(url: str, stream: str) -> No
         assert (caught.value.code, handle.status().step) == ("state_changed", 0)
 
 
-def test_a_deleted_stream_is_not_brought_back(url: str, stream: str) -> None:
+def test_a_deleted_stream_is_not_restored(url: str, stream: str) -> None:
     with Client(url) as client, Client(url) as other:
         handle = client.model("fold").stream(stream)
         for x in XS[:5]:
@@ -129,24 +129,26 @@ def test_a_deleted_stream_is_not_brought_back(url: str, stream: str) -> None:
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1000])
-def test_what_is_not_kept_is_the_caller_s(store: Server, url: str, stream: str, keep_bytes: int) -> None:
+def test_steps_that_are_no_longer_buffered_are_the_callers_to_resend(
+    store: Server, url: str, stream: str, keep_bytes: int
+) -> None:
     with Client(url, keep_bytes=keep_bytes) as client:
         handle = client.model("fold").stream(stream)
         handle.step(XS[0])
-        past = Past(store, stream)
+        past = SavedRecord(store, stream)
         for x in XS[1:10]:
             handle.step(x)
-        past.come_back()
+        past.restore()
         with pytest.raises(ClientError) as caught:
             handle.step(XS[10])
 
     assert (caught.value.code, caught.value.retry, caught.value.expected) == ("state_changed", "resend_from", 2)
 
 
-# -------------------------------------------------------------------- looking ahead, copies, states
+# -------------------------------------------------------------------- peeks, rollouts, copies, states
 
 
-def test_a_peek_is_what_the_step_then_is(url: str, stream: str) -> None:
+def test_a_peek_equals_the_step_that_follows(url: str, stream: str) -> None:
     with Client(url) as client:
         handle = client.model("fold").stream(stream)
         handle.step(XS[0])
@@ -157,7 +159,7 @@ def test_a_peek_is_what_the_step_then_is(url: str, stream: str) -> None:
     assert ahead.output.ravel().tolist() == fold_reference(range(3))[1:]
 
 
-def test_a_rollout_looks_ahead_and_goes_there(url: str, stream: str) -> None:
+def test_a_rollout_can_be_a_forecast_or_be_committed(url: str, stream: str) -> None:
     with Client(url) as client:
         handle = client.model("fold").stream(stream)
         handle.step(XS[0])
@@ -173,7 +175,7 @@ def test_a_rollout_looks_ahead_and_goes_there(url: str, stream: str) -> None:
         assert handle.step(XS[1]).step == 5
 
 
-def test_a_fork_goes_its_own_way(url: str, stream: str) -> None:
+def test_a_fork_is_independent_of_its_source(url: str, stream: str) -> None:
     with Client(url) as client:
         handle = client.model("fold").stream(stream)
         for x in XS[:3]:
@@ -183,7 +185,7 @@ def test_a_fork_goes_its_own_way(url: str, stream: str) -> None:
         assert ys([other.step([7]), handle.step([8])]) == [fold_reference([0, 1, 2, x])[-1] for x in (7, 8)]
 
 
-def test_a_snapshot_is_gone_back_to(url: str, stream: str) -> None:
+def test_a_stream_can_be_reset_to_a_snapshot(url: str, stream: str) -> None:
     with Client(url) as client:
         handle = client.model("fold").stream(stream)
         handle.step([1])
@@ -197,7 +199,7 @@ def test_a_snapshot_is_gone_back_to(url: str, stream: str) -> None:
         assert handle.snapshots() == []
 
 
-def test_a_state_goes_out_and_in(url: str, stream: str) -> None:
+def test_a_state_can_be_exported_and_imported(url: str, stream: str) -> None:
     with Client(url) as client:
         handle, other = (client.model("lstm").stream(name) for name in (stream, f"{stream}-moved"))
         rows = np.random.default_rng(0).normal(size=(6, 4))
@@ -209,7 +211,7 @@ def test_a_state_goes_out_and_in(url: str, stream: str) -> None:
             other.put_state(State({"h": state.states["h"]}))
 
 
-async def test_all_of_it_is_there_to_be_awaited(url: str, stream: str) -> None:
+async def test_the_async_client_has_every_operation(url: str, stream: str) -> None:
     async with AsyncClient(url) as client:
         handle = client.model("fold").stream(stream)
         answers = [answer async for answer in handle.replay(XS[:3])]
@@ -228,10 +230,10 @@ async def test_all_of_it_is_there_to_be_awaited(url: str, stream: str) -> None:
     assert ys(answers) == [int(one.output[0]) for one in seen if isinstance(one, Event)] == fold_reference(range(3))
 
 
-# -------------------------------------------------------------------- watching, replaying
+# -------------------------------------------------------------------- watch, replay
 
 
-def test_a_watch_tells_what_others_commit(url: str, stream: str) -> None:
+def test_a_watch_receives_the_commits_of_others(url: str, stream: str) -> None:
     with Client(url) as client, Client(url) as other:
         watch = client.model("fold").stream(stream).watch(since=0, inputs=True)
         sending = threading.Thread(target=lambda: list(other.model("fold").stream(stream).replay(XS)))
@@ -245,8 +247,8 @@ def test_a_watch_tells_what_others_commit(url: str, stream: str) -> None:
     assert [one.inputs["x"].tolist() for one in events] == XS
 
 
-def test_a_watch_that_lost_its_service_goes_on(tmp_path: Path, short_path: Path) -> None:
-    folder = models(tmp_path, fold)
+def test_a_watch_reconnects_after_a_restart(tmp_path: Path, short_path: Path) -> None:
+    folder = write_models(tmp_path, fold)
     with process(folder, short_path, "--history", "100") as live, Client(live.url) as client:
         handle = client.model("fold").stream("a")
         watch = handle.watch(since=0)
@@ -262,12 +264,12 @@ def test_a_watch_that_lost_its_service_goes_on(tmp_path: Path, short_path: Path)
     assert [one.step for one in seen if not isinstance(one, Gap)] == [1, 2, 3, 4, 5]
 
 
-def test_a_watch_that_may_not_is_told(url: str) -> None:
+def test_a_watch_without_permission_gets_an_error(url: str) -> None:
     with Client(url) as client, pytest.raises(ClientError, match="absent"):
         next(client.model("absent").watch())
 
 
-def test_a_table_is_replayed_with_a_bar(url: str, stream: str, capsys: Any) -> None:
+def test_a_table_is_replayed_with_a_progress_bar(url: str, stream: str, capsys: Any) -> None:
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     rows = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
     frame = pandas.DataFrame(rows[:, ::-1], columns=list("dcba"))
@@ -280,7 +282,7 @@ def test_a_table_is_replayed_with_a_bar(url: str, stream: str, capsys: Any) -> N
     assert "100%" in capsys.readouterr().err
 
 
-def test_anything_is_replayed(url: str, stream: str) -> None:
+def test_any_iterable_can_be_replayed(url: str, stream: str) -> None:
     with Client(url) as client:
         answers = client.model("fold").stream(stream).replay(x for x in XS)
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md leads to files that are there."""
+"""CONTRIBUTING.md names existing files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMED = sorted({name for line in TABLE for name in re.findall(r"`([\w.-]+(?:/[\w
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_file_that_the_table_names_is_there(name: str) -> None:
+def test_a_file_in_the_table_exists(name: str) -> None:
     assert (REPOSITORY / name).exists()
 
 

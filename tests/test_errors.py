@@ -1,4 +1,4 @@
-"""Every code is documented, and has its row in the one table of answers."""
+"""Every error code is documented, and has a row in the table of statuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_every_code_has_a_status_and_a_title() -> None:
     assert PROBLEMS.keys() == CODES.keys()
 
 
-def test_the_docs_say_the_status_that_is_answered() -> None:
+def test_the_docs_have_the_status_of_each_code() -> None:
     said = dict(re.findall(r"^### (\w+)\n(\d{3})", DOCS.read_text(), re.M))
 
     assert {code: int(status) for code, status in said.items()} == {

@@ -1,4 +1,4 @@
-"""What docs/examples.md shows runs as it stands, in each of its languages, and prints what the page says."""
+"""The examples of docs/examples.md run unchanged in each language, and print what the page shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.dashboard.browser import browser, chromium
-from tests.processes import Service, service
+from tests.processes import ServiceProcess, service_process
 
 needs_keras = "the page's model is a Keras model: STEPWELL_EXTRAS=keras ./stepwell --version"
 pytestmark = pytest.mark.skipif(find_spec("keras") is None, reason=needs_keras)
@@ -26,58 +26,58 @@ SHOWN = re.findall(r"```text\n(.*?)```", PAGE, re.S)
 
 
 def block(name: str) -> str:
-    """What stands between the two comments of a name, without the fence."""
+    """Return the text between the two comments of a name, without the code fence."""
     found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- /{name} -->", PAGE, re.S)
     assert found, f"the page has no block {name!r}"
     return found[1]
 
 
-def program(language: str, one: Service) -> str:
-    """All blocks of a language after the model's, in their order, on the port that the test has."""
+def program(language: str, one: ServiceProcess) -> str:
+    """Return all blocks of a language after the model's, in order, with the port of the test's service."""
     rest = PAGE[PAGE.index("## A timestep") :].replace(block("browser"), "")
     code = "\n".join(re.findall(rf"```{language}\n(.*?)```", rest, re.S))
     assert ":8000" in code
     return code.replace(":8000", f":{one.port}")
 
 
-def ran(command: list[str], **more: str) -> str:
+def run_program(command: list[str], **more: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The page's model, exported as the page says, and served."""
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """The page's model, exported by the page's commands, and served."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "wave.py").write_text(block("wave"))
     export = block("export").replace("./stepwell", f"{sys.executable} -P -m service")
-    ran(["sh", "-c", f"cd {folder}; {export}"], PYTHONPATH=f"{folder}:{ROOT}")
-    with service(folder / "models", tmp_path_factory.mktemp("sw"), "--history", "wave=64") as running:
+    run_program(["sh", "-c", f"cd {folder}; {export}"], PYTHONPATH=f"{folder}:{ROOT}")
+    with service_process(folder / "models", tmp_path_factory.mktemp("sw"), "--history", "wave=64") as running:
         yield running
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_lines_in_curl_are_answered(one: Service) -> None:
+def test_the_curl_examples_are_answered(one: ServiceProcess) -> None:
     code = program("sh", one).replace("curl -s", "curl -w '\\n' -s")
-    lines = [line for line in ran(["sh", "-c", code]).splitlines() if line.startswith("{")]
+    lines = [line for line in run_program(["sh", "-c", code]).splitlines() if line.startswith("{")]
     answers = [json.loads(line) for line in lines]
 
     assert [answer.get("step") for answer in answers] == [1, 4, [1, 1], 5, 28, 4, 4, 5, 4, None, 4, 5]
     assert answers[9]["snapshots"][0]["name"] == "before"
 
 
-def test_the_events_in_curl_are_told(one: Service) -> None:
-    assert 'data: {"model":"wave"' in ran(["sh", "-c", program("sh", one)])
+def test_the_curl_example_of_events_receives_them(one: ServiceProcess) -> None:
+    assert 'data: {"model":"wave"' in run_program(["sh", "-c", program("sh", one)])
 
 
-def test_the_python_prints_what_the_page_says(one: Service) -> None:
-    assert ran([sys.executable, "-c", program("python", one)]) == "".join(SHOWN)
+def test_the_python_example_prints_what_the_page_shows(one: ServiceProcess) -> None:
+    assert run_program([sys.executable, "-c", program("python", one)]) == "".join(SHOWN)
 
 
 @pytest.fixture
 def node() -> list[str]:
-    """The command of a Node that has a WebSocket."""
+    """The command of a Node with WebSocket support."""
     for flags in ([], ["--experimental-websocket"]):
         command = [shutil.which("node") or "false", *flags]
         look = [*command, "-e", "process.exit(Number(typeof WebSocket === 'undefined'))"]
@@ -86,20 +86,22 @@ def node() -> list[str]:
     pytest.skip("needs Node 20.10 or later: apt-get install nodejs")
 
 
-def test_the_javascript_prints_in_node_what_the_page_says(one: Service, node: list[str], tmp_path: Path) -> None:
+def test_the_javascript_example_prints_in_node_what_the_page_shows(
+    one: ServiceProcess, node: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "examples.mjs").write_text(program("js", one))
 
-    assert ran([*node, str(tmp_path / "examples.mjs")]) == "".join(SHOWN)
+    assert run_program([*node, str(tmp_path / "examples.mjs")]) == "".join(SHOWN)
 
 
 @pytest.mark.browser
 @pytest.mark.skipif(chromium() is None, reason="needs Chromium: apt-get install chromium")
-def test_the_javascript_prints_in_a_browser_what_the_page_says(one: Service, tmp_path: Path) -> None:
+def test_the_javascript_example_prints_in_a_browser_what_the_page_shows(one: ServiceProcess, tmp_path: Path) -> None:
     before, after = program("js", one).split("for (const name of")
     code = f"{before}\n{block('browser')}\nfor (const name of{after}"
     with browser(str(chromium()), tmp_path) as tab:
         tab.open(f"{one.url}/docs/errors")
-        printed = tab.ask(f"""(async () => {{
+        printed = tab.evaluate(f"""(async () => {{
             const printed = [];
             const console = {{log: (...words) => printed.push(words.join(' ') + '\\n')}};
             {code}

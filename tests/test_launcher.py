@@ -1,7 +1,7 @@
-"""The launcher `./stepwell` on machines with little on their PATH; no network needed.
+"""The launcher `./stepwell` on minimal machines; without network access.
 
-What the launcher meets is stood in for by small shell scripts: a `uv` that notes its calls, a `python3` too old.
-The program that it starts is a script as well, which says where it runs and with what.
+Shell scripts replace the programs that the launcher calls: a `uv` that logs its calls, a `python3` that is too old.
+The program that it starts is a script too, which prints its folder and arguments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the launcher is
 
 REPOSITORY = Path(__file__).parents[1]
 
-# All that the launcher calls besides uv and Python; every POSIX system has them.
+# Everything that the launcher calls besides uv and Python; every POSIX system has it.
 POSIX_TOOLS = ("sh", "cat", "cksum", "dirname", "env", "mkdir", "readlink", "rm", "sed", "sort", "tr")
 
 UV = r"""#!/bin/sh
@@ -40,12 +40,12 @@ PYTHON_WITHOUT_VENV = "#!/bin/sh\ncase $2 in *ensurepip*) exit 1 ;; esac\n"
 
 @dataclass(frozen=True)
 class Machine:
-    """A clone and a PATH that holds nothing but POSIX tools and what a test puts there."""
+    """A clone, and a PATH with nothing but POSIX tools and the scripts of a test."""
 
     clone: Path
     bin: Path
 
-    def put(self, name: str, script: str) -> None:
+    def install(self, name: str, script: str) -> None:
         (self.bin / name).write_text(script)
         (self.bin / name).chmod(0o755)
 
@@ -66,14 +66,14 @@ class Machine:
         return self.bin.parent / "uv.log"
 
     def installs(self) -> list[str]:
-        """What uv was asked to install, one line for each time."""
+        """Return what uv installed, one line per call."""
         calls = self.uv_log.read_text().splitlines() if self.uv_log.exists() else []
         return [call.rpartition(" -e ")[2] for call in calls if call.startswith("pip install")]
 
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Machine:
-    """A machine without uv and Python; the clone's path has a space in it."""
+    """A machine without uv and Python; the clone's path contains a space."""
     machine = Machine(clone=tmp_path / "my clone", bin=tmp_path / "bin")
     machine.clone.mkdir()
     machine.bin.mkdir()
@@ -87,11 +87,11 @@ def bare(tmp_path: Path) -> Machine:
 @pytest.fixture
 def machine(bare: Machine) -> Machine:
     """A machine with uv."""
-    bare.put("uv", UV)
+    bare.install("uv", UV)
     return bare
 
 
-def test_without_uv_and_python_one_line_says_what_to_install(bare: Machine) -> None:
+def test_without_uv_and_python_one_line_names_what_to_install(bare: Machine) -> None:
     done = bare.run("demo")
 
     assert done.returncode == 3
@@ -100,13 +100,13 @@ def test_without_uv_and_python_one_line_says_what_to_install(bare: Machine) -> N
 
 
 def test_a_python_that_is_too_old_is_not_used(bare: Machine) -> None:
-    bare.put("python3", OLD_PYTHON)
+    bare.install("python3", OLD_PYTHON)
 
     assert "needs uv, or Python 3.11 to 3.14 with venv" in bare.run("demo").stderr
 
 
-def test_a_python_without_venv_gets_the_line_that_names_the_package(bare: Machine) -> None:
-    bare.put("python3", PYTHON_WITHOUT_VENV)
+def test_a_python_without_venv_is_reported_with_the_missing_package(bare: Machine) -> None:
+    bare.install("python3", PYTHON_WITHOUT_VENV)
 
     done = bare.run("demo")
 
@@ -117,13 +117,13 @@ def test_a_python_without_venv_gets_the_line_that_names_the_package(bare: Machin
     )
 
 
-def test_what_is_missing_leaves_nothing_behind(bare: Machine) -> None:
+def test_a_failed_start_leaves_nothing_behind(bare: Machine) -> None:
     bare.run("demo")
 
     assert sorted(path.name for path in bare.clone.iterdir()) == ["pyproject.toml", "stepwell"]
 
 
-def test_the_program_gets_the_arguments_in_the_folder_of_the_caller(machine: Machine) -> None:
+def test_the_program_gets_the_arguments_and_the_callers_folder(machine: Machine) -> None:
     done = machine.run("inspect", "a b.onnx")
 
     assert done.stdout == f"{machine.bin}|{machine.clone}|inspect a b.onnx\n"
@@ -140,13 +140,13 @@ def test_the_second_run_installs_nothing(machine: Machine) -> None:
     assert machine.installs() == [str(machine.clone)]
 
 
-def test_the_second_run_says_nothing(machine: Machine) -> None:
+def test_the_second_run_prints_nothing(machine: Machine) -> None:
     machine.run("demo")
 
     assert machine.run("demo").stderr == ""
 
 
-def test_a_changed_project_file_installs_again(machine: Machine) -> None:
+def test_a_changed_project_file_triggers_an_install(machine: Machine) -> None:
     machine.run("demo")
     with (machine.clone / "pyproject.toml").open("a") as project:
         project.write("# changed\n")
@@ -172,14 +172,14 @@ def test_a_command_installs_the_extras_it_needs(machine: Machine, command: str, 
     assert machine.installs() == [f"{machine.clone}{installed}"]
 
 
-def test_a_command_that_needs_less_keeps_what_is_there(machine: Machine) -> None:
+def test_a_command_with_fewer_extras_keeps_the_installed_ones(machine: Machine) -> None:
     machine.run("test")
     machine.run("demo")
 
     assert machine.installs() == [f"{machine.clone}[test]"]
 
 
-def test_an_install_that_was_cut_off_begins_again(machine: Machine) -> None:
+def test_an_interrupted_install_is_repeated(machine: Machine) -> None:
     offline = Path(f"{machine.uv_log}.offline")
     offline.touch()
     failed = machine.run("demo")
@@ -191,7 +191,7 @@ def test_an_install_that_was_cut_off_begins_again(machine: Machine) -> None:
     assert not (machine.clone / ".venv/bin/half").exists()
 
 
-def test_an_environment_whose_python_is_gone_is_made_again(machine: Machine) -> None:
+def test_an_environment_whose_python_is_missing_is_created_again(machine: Machine) -> None:
     machine.run("demo")
     python = machine.clone / ".venv/bin/python"
     python.unlink()
@@ -201,7 +201,7 @@ def test_an_environment_whose_python_is_gone_is_made_again(machine: Machine) -> 
 
 
 @pytest.mark.parametrize("target", ["stepwell", "."], ids=["link to the launcher", "link to the clone"])
-def test_a_link_leads_to_the_clone(machine: Machine, target: str) -> None:
+def test_the_launcher_can_be_called_through_a_link(machine: Machine, target: str) -> None:
     link = machine.bin / "link"
     link.symlink_to(Path("../my clone") / target)
 
@@ -210,7 +210,7 @@ def test_a_link_leads_to_the_clone(machine: Machine, target: str) -> None:
     assert done.stdout == f"{machine.bin}|{machine.clone}|demo\n"
 
 
-def test_stepwell_venv_names_another_place_for_the_environment(machine: Machine) -> None:
+def test_stepwell_venv_sets_the_folder_of_the_environment(machine: Machine) -> None:
     machine.run("demo", STEPWELL_VENV=str(machine.bin / "elsewhere"))
 
     assert (machine.bin / "elsewhere/bin/stepwell").exists()

@@ -1,4 +1,4 @@
-"""Every event is one line on standard error, and no line holds a key, an input or a foreign line break."""
+"""Each event is one line on standard error, and no line contains a key, an input or a foreign line break."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
 
 
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
-    """The error with a traceback, as it is logged."""
+    """Return the error with a traceback, as it is logged."""
     try:
         raise error from cause
     except type(error) as exc:
         return exc
 
 
-def test_text_says_when_how_bad_where_and_what(lines: Lines) -> None:
+def test_text_lines_have_time_level_logger_and_message(lines: Lines) -> None:
     logs.configure("text")
     logging.getLogger("service.x").warning("Worker %s ended", 7, extra={"model": "pump", "why": "a b"})
 
@@ -57,7 +57,7 @@ def test_text_says_when_how_bad_where_and_what(lines: Lines) -> None:
     )
 
 
-def test_json_has_the_same_facts(lines: Lines) -> None:
+def test_json_lines_have_the_same_fields(lines: Lines) -> None:
     logs.configure("json")
     logging.getLogger("service.x").warning("Worker %s ended", 7, extra={"model": "pump", "steps": 3})
     found = json.loads(lines()[0])
@@ -80,14 +80,14 @@ def test_nothing_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == ""
 
 
-def test_debug_lines_are_left_out(lines: Lines) -> None:
+def test_debug_records_are_omitted(lines: Lines) -> None:
     logs.configure("text")
     logs.log.debug("detail")
 
     assert lines() == []
 
 
-def test_configured_twice_a_line_is_written_once_in_the_last_format(lines: Lines) -> None:
+def test_after_a_second_configuration_a_record_is_written_once(lines: Lines) -> None:
     logs.configure("text")
     logs.configure("json")
     logs.log.info("once")
@@ -110,7 +110,7 @@ BREAKS = {
 
 @pytest.mark.parametrize("log_format", FORMATS)
 @pytest.mark.parametrize("stream", BREAKS.values(), ids=BREAKS.keys())
-def test_what_a_client_sent_cannot_forge_a_line(stream: str, log_format: LogFormat, lines: Lines) -> None:
+def test_input_from_a_client_cannot_forge_a_line(stream: str, log_format: LogFormat, lines: Lines) -> None:
     logs.configure(log_format)
     logs.log.warning("Refused %s", stream, extra={"stream": stream})
     found = lines()
@@ -119,7 +119,7 @@ def test_what_a_client_sent_cannot_forge_a_line(stream: str, log_format: LogForm
     assert found[0].isprintable()
 
 
-def test_letters_of_other_alphabets_stay_readable_in_text(lines: Lines) -> None:
+def test_non_latin_letters_stay_readable_in_text(lines: Lines) -> None:
     logs.configure("text")
     logs.log.info("Größe 温度")
 
@@ -127,7 +127,7 @@ def test_letters_of_other_alphabets_stay_readable_in_text(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_an_exception_is_one_line_with_its_place_and_its_cause(log_format: LogFormat, lines: Lines) -> None:
+def test_an_exception_is_one_line_with_its_location_and_cause(log_format: LogFormat, lines: Lines) -> None:
     logs.configure(log_format)
     logs.log.error("Failed", exc_info=raised(RuntimeError("over\nthere"), OSError("disk full")))
     found = lines()
@@ -136,7 +136,7 @@ def test_an_exception_is_one_line_with_its_place_and_its_cause(log_format: LogFo
     assert re.search(r"RuntimeError: over\\n+there \(tests/test_logs\.py:\d+ raised\) <- OSError: disk full", found[0])
 
 
-def test_an_exception_group_tells_what_is_in_it(lines: Lines) -> None:
+def test_an_exception_group_lists_its_exceptions(lines: Lines) -> None:
     logs.configure("text")
     logs.log.error("Failed", exc_info=ExceptionGroup("two", [OSError("disk full"), RuntimeError("no luck")]))
     found = lines()[0]
@@ -145,7 +145,7 @@ def test_an_exception_group_tells_what_is_in_it(lines: Lines) -> None:
     assert "RuntimeError: no luck" in found
 
 
-def test_a_warning_is_a_line(lines: Lines) -> None:
+def test_a_warning_is_one_line(lines: Lines) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logs.configure("json")
@@ -183,7 +183,7 @@ def test_a_line_never_holds(write: Callable[[], None], log_format: LogFormat, li
     assert SECRET not in found[0]
 
 
-def test_what_stands_beside_a_secret_stays(lines: Lines) -> None:
+def test_text_beside_a_secret_is_kept(lines: Lines) -> None:
     logs.configure("text")
     logs.log.info("Store redis://user:%s@host:6379/0 does not answer", SECRET)
 
@@ -198,13 +198,15 @@ async def _broken(scope: dict[str, str], _receive: object, _send: object) -> Non
         raise RuntimeError("broken")
 
 
-async def test_uvicorns_lines_are_ours(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging, "_handlerList", [])  # else it closes all there are, and absl's closes pytest's streams
-    uvicorn.Config(_broken)  # sets up its own handlers, as its command line does
+async def test_uvicorns_records_have_our_format(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        logging, "_handlerList", []
+    )  # otherwise it closes all handlers, and absl's handler closes pytest's streams
+    uvicorn.Config(_broken)  # installs its own handlers, as uvicorn's command line does
     logs.configure("json")
     server = uvicorn.Server(uvicorn.Config(_broken, port=0, lifespan="off", log_config=None, access_log=False))
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - it has no event for that
+    while not server.started:  # noqa: ASYNC110 - uvicorn publishes no event for it
         await asyncio.sleep(0)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -218,7 +220,7 @@ async def test_uvicorns_lines_are_ours(lines: Lines, monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_a_line_for_each_websocket_is_left_out(lines: Lines) -> None:
+def test_uvicorns_line_for_each_websocket_is_omitted(lines: Lines) -> None:
     logs.configure("text")
     logging.getLogger("uvicorn.error").info('%s - "WebSocket %s" [accepted]', "127.0.0.1", "/v1/watch")
 

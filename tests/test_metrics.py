@@ -1,4 +1,4 @@
-"""The metrics have the promised names, count what they are told, and are one page however many workers there are."""
+"""The documented metrics count their events, and all workers share one metrics page."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from service.engine.engine import Engine
 from service.engine.models import ModelShelf
 from service.metrics import FOLDER_ENV, Metrics
 from service.store.redis import StateStore
-from tests.engine.bench import models, step
-from tests.graphs import fold
+from tests.engine.harness import step
+from tests.graphs import fold, write_models
 from tests.servers import Server
 
 Labels = frozenset[tuple[str, str]]
@@ -44,8 +44,8 @@ PROMISED = {
 }
 
 
-def told() -> Metrics:
-    """Metrics that were told one of everything."""
+def filled_metrics() -> Metrics:
+    """Metrics after one event of each kind."""
     metrics = Metrics("1.2.3")
     metrics.read_from(queue_rows=lambda: {"pump": 7}, watchers=lambda: 2, websockets=lambda: 3, ready=lambda: True)
     metrics.applied("pump", "http", 5)
@@ -62,12 +62,12 @@ def told() -> Metrics:
 
 
 def page_of(metrics: Metrics) -> tuple[bytes, str]:
-    """The page of what was told until now."""
+    """Return the page with everything that was counted until now."""
     metrics.refresh()
     return metrics.render()
 
 
-def test_answers_that_are_told_together_are_counted_like_each_alone() -> None:
+def test_answers_counted_in_bulk_equal_single_ones() -> None:
     together, alone = Metrics("1"), Metrics("1")
     seconds = [0.0001, 0.00011, 0.004, 0.2, 0.2, 30.0]
     together.answered("pump", seconds)
@@ -80,7 +80,7 @@ def test_answers_that_are_told_together_are_counted_like_each_alone() -> None:
 
 
 def samples(page: bytes) -> dict[tuple[str, Labels], float]:
-    """Every sample of a page by name and labels; one that stands there twice is an error."""
+    """Return every sample of a page by name and labels; a duplicate sample is an error."""
     found: dict[tuple[str, Labels], float] = {}
     for family in text_string_to_metric_families(page.decode()):
         for sample in family.samples:
@@ -94,19 +94,19 @@ def value(page: bytes, name: str, **labels: str) -> float:
     return samples(page)[name, frozenset(labels.items())]
 
 
-def test_the_page_has_the_promised_metrics_and_no_others() -> None:
-    page = page_of(told())[0].decode()
+def test_the_page_has_exactly_the_documented_metrics() -> None:
+    page = page_of(filled_metrics())[0].decode()
     found = {line.split()[2]: line.split()[3] for line in page.splitlines() if line.startswith("# TYPE")}
 
     assert found == {name: kind for name, (kind, _) in PROMISED.items()}
 
 
 @pytest.mark.parametrize("name", PROMISED)
-def test_a_metric_has_the_promised_labels(name: str) -> None:
+def test_a_metric_has_the_documented_labels(name: str) -> None:
     kind, labels = PROMISED[name]
     suffix = "_count" if kind == "histogram" else ""
 
-    assert [{key for key, _ in at} for n, at in samples(page_of(told())[0]) if n == name + suffix] == [labels]
+    assert [{key for key, _ in at} for n, at in samples(page_of(filled_metrics())[0]) if n == name + suffix] == [labels]
 
 
 @pytest.mark.parametrize(
@@ -131,33 +131,33 @@ def test_a_metric_has_the_promised_labels(name: str) -> None:
         ("build_info", {"version": "1.2.3"}, 1),
     ],
 )
-def test_what_is_told_is_counted(name: str, labels: dict[str, str], expected: float) -> None:
-    assert value(page_of(told())[0], f"stepwell_{name}", **labels) == expected
+def test_each_event_is_counted(name: str, labels: dict[str, str], expected: float) -> None:
+    assert value(page_of(filled_metrics())[0], f"stepwell_{name}", **labels) == expected
 
 
-def test_a_status_is_one_series_as_number_and_as_text() -> None:
-    metrics = told()
+def test_a_status_as_number_and_as_text_is_one_series() -> None:
+    metrics = filled_metrics()
     metrics.request("http", "200")
 
     assert value(page_of(metrics)[0], "stepwell_requests_total", door="http", code="200") == 2
 
 
-def test_a_counter_without_labels_is_there_before_its_first_event() -> None:
+def test_a_counter_without_labels_exists_before_its_first_event() -> None:
     assert value(page_of(Metrics("1"))[0], "stepwell_conflicts_total") == 0
 
 
-def test_the_content_type_is_the_text_format_that_every_prometheus_reads() -> None:
+def test_the_content_type_is_the_prometheus_text_format() -> None:
     assert page_of(Metrics("1"))[1] == "text/plain; version=0.0.4; charset=utf-8"
 
 
-def test_two_services_in_one_process_count_apart() -> None:
-    here, there = told(), told()
+def test_two_services_in_one_process_count_separately() -> None:
+    here, there = filled_metrics(), filled_metrics()
     here.conflicts(5)
 
     assert value(page_of(there)[0], "stepwell_conflicts_total") == 1
 
 
-def test_gauges_are_read_again_for_each_page() -> None:
+def test_gauges_are_read_for_each_page() -> None:
     rows = {"pump": 7}
     metrics = Metrics("1")
     metrics.read_from(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
@@ -166,7 +166,7 @@ def test_gauges_are_read_again_for_each_page() -> None:
     assert value(page_of(metrics)[0], "stepwell_queue_rows", model="pump") == 9
 
 
-def test_the_queue_of_a_model_that_went_is_empty() -> None:
+def test_the_queue_of_a_removed_model_is_empty() -> None:
     rows = {"pump": 7}
     metrics = Metrics("1")
     metrics.read_from(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
@@ -176,7 +176,7 @@ def test_the_queue_of_a_model_that_went_is_empty() -> None:
 
 
 def test_a_model_that_is_gone_leaves_no_series() -> None:
-    metrics, there = told(), ["pump"]
+    metrics, there = filled_metrics(), ["pump"]
     reads: dict[str, Any] = {"queue_rows": lambda: {"pump": 0}, "watchers": int, "websockets": int, "ready": bool}
     metrics.read_from(models=lambda: there, **reads)
     before = page_of(metrics)[0]
@@ -193,7 +193,7 @@ def test_a_model_that_is_gone_leaves_no_series() -> None:
 
 async def test_an_engine_counts_its_steps(tmp_path: Path, shared_redis: Server) -> None:
     counted = Metrics("1")
-    shelf = ModelShelf([models(tmp_path, fold=fold)])
+    shelf = ModelShelf([write_models(tmp_path, fold=fold)])
     await shelf.reload()
     engine = Engine(StateStore(shared_redis.url), shelf, observer=counted)
     for x in range(3):
@@ -226,8 +226,8 @@ for _ in sys.stdin:
 """
 
 
-class Worker:
-    """A process that counts in a folder that others count in too."""
+class WorkerProcess:
+    """A process that counts into a folder that it shares with others."""
 
     def __init__(self, folder: Path, queued: int = 1, *, ready: bool = True) -> None:
         self._process = subprocess.Popen(
@@ -258,36 +258,36 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def two_workers(folder: Path) -> Iterator[tuple[Worker, Worker]]:
-    first, second = Worker(folder, queued=1), Worker(folder, queued=10, ready=False)
+def two_workers(folder: Path) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
+    first, second = WorkerProcess(folder, queued=1), WorkerProcess(folder, queued=10, ready=False)
     yield first, second
     first.kill()
     second.kill()
 
 
-def test_any_worker_answers_for_all(two_workers: tuple[Worker, Worker]) -> None:
+def test_any_worker_serves_the_metrics_of_all(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     pages = [worker.page() for worker in two_workers]
 
     assert [value(page, "stepwell_steps_total", model="pump", door="http") for page in pages] == [10, 10]
 
 
-def test_histograms_of_workers_are_added(two_workers: tuple[Worker, Worker]) -> None:
+def test_histograms_of_workers_are_summed(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     assert value(two_workers[0].page(), "stepwell_step_seconds_count", model="pump") == 2
 
 
-def test_queues_of_workers_are_added(two_workers: tuple[Worker, Worker]) -> None:
+def test_queues_of_workers_are_summed(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     assert value(two_workers[0].page(), "stepwell_queue_rows", model="pump") == 11
 
 
-def test_ready_is_zero_while_one_worker_is_not(two_workers: tuple[Worker, Worker]) -> None:
+def test_ready_is_0_while_one_worker_is_not_ready(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     assert value(two_workers[0].page(), "stepwell_ready") == 0
 
 
-def test_the_version_stands_there_once_for_all_workers(two_workers: tuple[Worker, Worker]) -> None:
+def test_the_version_appears_once_for_all_workers(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     assert value(two_workers[0].page(), "stepwell_build_info", version="1") == 1
 
 
-def test_the_names_with_several_workers_are_the_same(two_workers: tuple[Worker, Worker]) -> None:
+def test_several_workers_have_the_same_metric_names(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     labelled_by_what_was_not_told = {name for name, (_, labels) in PROMISED.items() if labels} - {
         "stepwell_steps_total",
         "stepwell_step_seconds",
@@ -300,14 +300,14 @@ def test_the_names_with_several_workers_are_the_same(two_workers: tuple[Worker, 
     assert families == {name.removesuffix("_total") for name in PROMISED.keys() - labelled_by_what_was_not_told}
 
 
-def test_the_counts_of_a_killed_worker_stay(two_workers: tuple[Worker, Worker]) -> None:
+def test_the_counts_of_a_killed_worker_are_kept(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     first, second = two_workers
     second.kill()
 
     assert value(first.page(), "stepwell_steps_total", model="pump", door="http") == 10
 
 
-def test_the_gauges_of_a_killed_worker_go(two_workers: tuple[Worker, Worker]) -> None:
+def test_the_gauges_of_a_killed_worker_are_dropped(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     first, second = two_workers
     second.kill()
     page = first.page()
@@ -316,7 +316,7 @@ def test_the_gauges_of_a_killed_worker_go(two_workers: tuple[Worker, Worker]) ->
     assert value(page, "stepwell_ready") == 1
 
 
-def test_a_folder_that_is_named_too_late_is_told_and_not_used(
+def test_a_folder_that_is_configured_too_late_is_reported_and_not_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(FOLDER_ENV, str(folder))

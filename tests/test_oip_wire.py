@@ -1,4 +1,4 @@
-"""Bodies of the Open Inference Protocol: what is sound is read, as JSON and as bytes alike; all else is refused."""
+"""Request bodies of the Open Inference Protocol: valid ones are decoded, as JSON or binary; others are rejected."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def array_of(dtype: str, shape: tuple[int, ...], seed: int) -> Array:
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(row=st.lists(st.integers(1, 3), max_size=3), rows=st.integers(1, 3), seed=st.integers(0, 2**32))
 @settings(max_examples=15, deadline=None)
-def test_json_and_bytes_bring_the_same_array_bit_for_bit(dtype: str, row: list[int], rows: int, seed: int) -> None:
+def test_json_and_binary_data_decode_to_the_same_array(dtype: str, row: list[int], rows: int, seed: int) -> None:
     array = array_of(dtype, (rows, *row), seed)
     reader = wire(dtype, tuple(row))
     forms = [asked(dtype, array, binary=False), asked(dtype, array, binary=False, nested=True)]
@@ -58,7 +58,7 @@ def test_json_and_bytes_bring_the_same_array_bit_for_bit(dtype: str, row: list[i
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("binary", [False, True])
-def test_an_answer_brings_back_what_was_put_in(dtype: str, binary: bool) -> None:
+def test_an_encoded_response_decodes_to_the_same_array(dtype: str, binary: bool) -> None:
     array = array_of(dtype, (2, 3), 1)
     writer = wire(dtype, (3,))
     ask = writer.read(*asked(dtype, array, binary=binary, parameters={"binary_data_output": binary}))
@@ -72,7 +72,7 @@ def test_an_answer_brings_back_what_was_put_in(dtype: str, binary: bool) -> None
 
 
 @pytest.mark.parametrize("data", ["[1e999,0,0,0]", "[1e39,0,0,0]", "[-1e39,0,0,0]", "[[1e39,0,0,0]]"])
-def test_a_number_too_large_is_not_finite(data: str) -> None:
+def test_a_number_that_overflows_is_not_finite(data: str) -> None:
     body = f'{{"inputs":[{{"name":"x","datatype":"FP32","shape":[1,4],"data":{data}}}]}}'.encode()
     with pytest.raises(ServiceError) as refused:
         wire().read(body, None)
@@ -99,12 +99,12 @@ SOUND = [
     stateful=st.booleans(),
 )
 @settings(max_examples=2000, deadline=None)
-def test_whatever_comes_is_read_or_refused(
+def test_any_bytes_are_decoded_or_rejected(
     which: int, at: int, gone: int, put: bytes, length: int | None, stateful: bool
 ) -> None:
     body, told = SOUND[which]
     body = body[:at] + put + body[at + gone :]
-    found = read_or_refused(wire(stateful=stateful), body, told if length == -1 else length)
+    found = decode_or_error(wire(stateful=stateful), body, told if length == -1 else length)
 
     if isinstance(found, Inference):
         assert np.isfinite(found.inputs["x"]).all()
@@ -113,7 +113,7 @@ def test_whatever_comes_is_read_or_refused(
         assert (found.applied, bool(str(found))) == ("no", True)
 
 
-def read_or_refused(reader: InferWire, body: bytes, length: int | None) -> Inference | ServiceError:
+def decode_or_error(reader: InferWire, body: bytes, length: int | None) -> Inference | ServiceError:
     try:
         return reader.read(body, length)
     except ServiceError as refused:
@@ -135,5 +135,5 @@ KEYS = ["inputs", "outputs", "parameters", "name", "shape", "datatype", "data", 
     max_leaves=12,
 ))  # fmt: skip
 @settings(max_examples=500, deadline=None)
-def test_whatever_document_comes_is_read_or_refused(document: Any) -> None:
-    assert read_or_refused(wire(), json.dumps(document).encode(), None)
+def test_any_document_is_decoded_or_rejected(document: Any) -> None:
+    assert decode_or_error(wire(), json.dumps(document).encode(), None)

@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands."""
+"""The examples of the README run unchanged."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Service, service
+from tests.processes import ServiceProcess, service_process
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def block(name: str) -> str:
-    """The code between the two comments of a name."""
+    """Return the code between the two comments of a name."""
     found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- /{name} -->", README, re.S)
     assert found, f"README has no block {name!r}"
     return found[1]
@@ -30,21 +30,21 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 
 @pytest.fixture(scope="module")
-def demo_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def demo_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     models = Path(str(files("service.demo") / "models"))
-    with service(models, tmp_path_factory.mktemp("sw")) as one:
+    with service_process(models, tmp_path_factory.mktemp("sw")) as one:
         yield one
 
 
-def here(code: str, one: Service) -> str:
-    """The example, on the port that the test has."""
+def with_port(code: str, one: ServiceProcess) -> str:
+    """Return the example with the port of the test's service."""
     assert ":8000" in code
     return code.replace(":8000", f":{one.port}")
 
 
 @needs_curl
-def test_the_curl_example_answers_the_first_step(demo_service: Service) -> None:
-    command = here(block("curl"), demo_service)
+def test_the_curl_example_answers_the_first_step(demo_service: ServiceProcess) -> None:
+    command = with_port(block("curl"), demo_service)
 
     first, again = (json.loads(subprocess.check_output(["sh", "-c", command])) for _ in range(2))
 
@@ -54,9 +54,9 @@ def test_the_curl_example_answers_the_first_step(demo_service: Service) -> None:
 
 
 @needs_curl
-def test_the_answer_that_is_shown_has_the_keys_of_the_real_one(demo_service: Service) -> None:
+def test_the_shown_answer_has_the_keys_of_the_real_one(demo_service: ServiceProcess) -> None:
     shown = json.loads(README.split("```json\n")[1].split("```")[0])
-    command = here(block("curl"), demo_service).replace("my-watch", "another-watch")
+    command = with_port(block("curl"), demo_service).replace("my-watch", "another-watch")
 
     real = json.loads(subprocess.check_output(["sh", "-c", command]))
 
@@ -64,9 +64,9 @@ def test_the_answer_that_is_shown_has_the_keys_of_the_real_one(demo_service: Ser
     assert shown["outputs"]["activity"] == pytest.approx(real["outputs"]["activity"], abs=0.005)
 
 
-def test_the_websocket_example_prints_three_steps(demo_service: Service) -> None:
+def test_the_websocket_example_prints_three_steps(demo_service: ServiceProcess) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", here(block("websocket"), demo_service)], capture_output=True, text=True
+        [sys.executable, "-c", with_port(block("websocket"), demo_service)], capture_output=True, text=True
     )
 
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Settings come from flags and the environment, have the promised defaults, and travel to other processes unchanged."""
+"""Settings come from flags and the environment, have documented defaults, and reach other processes unchanged."""
 
 from __future__ import annotations
 
@@ -81,65 +81,65 @@ OTHER: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(name)
 
 
-def refusal(**flags: Any) -> SettingsError:
+def settings_error(**flags: Any) -> SettingsError:
     with pytest.raises(SettingsError) as caught:
         Settings.load(**flags)
     return caught.value
 
 
 @pytest.mark.parametrize("name", PROMISED)
-def test_a_setting_has_the_promised_default(name: str) -> None:
+def test_a_setting_has_the_documented_default(name: str) -> None:
     assert getattr(Settings.load(), name) == PROMISED[name]
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_a_setting_says_what_it_is(name: str) -> None:
+def test_a_setting_has_a_description(name: str) -> None:
     assert Settings.model_fields[name].description
 
 
-def test_the_environment_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_QUEUE_LIMIT", "7")
 
     assert Settings.load().queue_limit == 7
 
 
-def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_PORT", "1")
 
     assert Settings.load(port=2).port == 2
 
 
-def test_a_flag_that_was_not_given_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_that_is_not_given_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_PORT", "1")
 
     assert Settings.load(port=None).port == 1
 
 
-def test_a_false_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_false_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_INSECURE", "true")
 
     assert Settings.load(insecure=False).insecure is False
 
 
-def test_folders_stand_in_the_environment_as_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_in_the_environment_are_separated_as_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_MODELS", os.pathsep.join(["/models", "/opt/demo models"]))
 
     assert Settings.load().models == [Path("/models"), Path("/opt/demo models")]
 
 
 @pytest.mark.parametrize("name", ["allowed_origins", "execution_providers"])
-def test_a_list_stands_in_the_environment_with_commas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_in_the_environment_are_separated_by_commas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}{name.upper()}", "a, b,,c ")
 
     assert getattr(Settings.load(), name) == ["a", "b", "c"]
 
 
-def test_other_variables_of_the_prefix_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_variables_with_the_prefix_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_REDIS_SERVER", "/usr/bin/redis-server")
 
     assert Settings.load().redis is None
@@ -164,31 +164,31 @@ def test_other_variables_of_the_prefix_are_left_alone(monkeypatch: pytest.Monkey
         ("insecure", "perhaps"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_by_name_and_value(name: str, value: object) -> None:
-    assert refusal(**{name: value}).problem.startswith(f"{name} is {value!r}: ")
+def test_an_invalid_value_is_refused_with_name_and_value(name: str, value: object) -> None:
+    assert settings_error(**{name: value}).problem.startswith(f"{name} is {value!r}: ")
 
 
-def test_a_refusal_names_flag_and_variable() -> None:
-    assert "--max-wait-ms or STEPWELL_MAX_WAIT_MS" in refusal(max_wait_ms=-1).fix
+def test_an_error_names_flag_and_variable() -> None:
+    assert "--max-wait-ms or STEPWELL_MAX_WAIT_MS" in settings_error(max_wait_ms=-1).fix
 
 
-def test_a_bad_value_in_the_environment_is_refused_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_value_in_the_environment_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_PORT", "http")
 
-    assert refusal().problem.startswith("port is 'http': ")
+    assert settings_error().problem.startswith("port is 'http': ")
 
 
-def test_a_setting_that_does_not_exist_is_refused() -> None:
-    assert refusal(prot=1).problem.startswith("prot is 1: ")
+def test_an_unknown_setting_is_refused() -> None:
+    assert settings_error(prot=1).problem.startswith("prot is 1: ")
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError):
-        Settings.load().port = 1  # type: ignore[misc]  # that is the test
+        Settings.load().port = 1  # type: ignore[misc]  # assigning is the test
 
 
 @pytest.mark.parametrize("flags", [{}, OTHER], ids=["defaults", "others"])
-def test_settings_travel_to_another_process_unchanged(flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_reach_another_process_unchanged(flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings.load(**flags)
     for name, value in settings.to_env().items():
         monkeypatch.setenv(name, value)

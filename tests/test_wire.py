@@ -1,4 +1,4 @@
-"""Bodies become arrays or a refusal that names what is wrong; answers become bytes."""
+"""Request bodies are decoded to arrays or rejected with the reason; responses are encoded to bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATE_ID = bytes(range(16))
 
 
 def wire(*inputs: tuple[str, str, list[int]], max_chunk_steps: int = 100) -> ModelWire:
-    """Return the wire of a model with these inputs: name, dtype, shape."""
+    """Return the request decoder of a model with these inputs: name, dtype, shape."""
     return ModelWire(
         manifest_of(
             name="m",
@@ -71,7 +71,7 @@ def detail_of(read: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-# ------------------------------------------------------------------- what is taken
+# ------------------------------------------------------------------- accepted bodies
 
 
 @pytest.mark.parametrize("form", [JSON, MSGPACK])
@@ -118,11 +118,11 @@ def test_a_step_carries_its_options() -> None:
 
 
 @pytest.mark.parametrize("form", [JSON, MSGPACK])
-def test_a_model_with_one_input_takes_it_alone(form: Format) -> None:
+def test_the_input_of_a_single_input_model_needs_no_name(form: Format) -> None:
     assert ONE.step(body_of({"inputs": [1, 2, 3, 4]}, form), form).inputs["x"].tolist() == [[1, 2, 3, 4]]
 
 
-def test_a_model_with_one_input_takes_it_alone_and_packed() -> None:
+def test_the_packed_input_of_a_single_input_model_needs_no_name() -> None:
     body = body_of({"inputs": packed(np.arange(4, dtype=np.float32))}, MSGPACK)
 
     assert ONE.step(body, MSGPACK).inputs["x"].tolist() == [[0, 1, 2, 3]]
@@ -146,11 +146,11 @@ def test_a_chunk_of_scalars_is_a_list() -> None:
     assert (read.length, read.inputs["x"].tolist()) == (2, [7, 8])
 
 
-def test_a_chunk_says_which_predictions_are_wanted() -> None:
+def test_a_chunk_selects_the_returned_predictions() -> None:
     assert ONE.steps(b'{"inputs": [[1, 2, 3, 4]], "return": "none"}', JSON).keep == "none"
 
 
-def test_an_integer_stands_for_a_float_of_the_same_value() -> None:
+def test_an_integer_is_accepted_for_a_float_of_the_same_value() -> None:
     assert ONE.step(b'{"inputs": {"x": [1, -2, 30000000000000000000000, 4e0]}}', JSON).inputs["x"][0, 2] == np.float32(
         3e22
     )
@@ -168,7 +168,7 @@ def test_uint64_keeps_its_largest_number() -> None:
     ]
 
 
-def test_finite_values_whose_squares_overflow_are_taken() -> None:
+def test_finite_values_whose_squares_overflow_are_accepted() -> None:
     assert ONE.step(b'{"inputs": {"x": [3e38, -3e38, 3e38, 3e38]}}', JSON).inputs["x"][0, 0] == np.float32(3e38)
 
 
@@ -184,13 +184,13 @@ def test_an_input_name_may_be_escaped() -> None:
     assert ONE.step(b'{"inputs": {"\\u0078": [1, 2, 3, 4]}}', JSON).inputs["x"].tolist() == [[1, 2, 3, 4]]
 
 
-def test_an_input_name_that_no_decoder_field_can_have_is_read_all_the_same() -> None:
+def test_an_input_name_that_cannot_be_a_decoder_field_is_accepted() -> None:
     read = wire(('a"\\\n', "float32", [1])).step(body_of({"inputs": {'a"\\\n': [1]}}), JSON)
 
     assert read.inputs['a"\\\n'].tolist() == [[1]]
 
 
-# ------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------- rejected bodies
 
 BAD_JSON: dict[str, bytes] = {
     "empty": b"",
@@ -225,18 +225,18 @@ BAD_JSON: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", BAD_JSON)
-def test_what_is_not_sound_json_is_bad_json(name: str) -> None:
+def test_invalid_json_is_bad_json(name: str) -> None:
     assert code_of(lambda: ONE.step(BAD_JSON[name], JSON)) == "bad_json"
 
 
-def test_two_keys_with_escaped_colons_do_not_pass_as_one() -> None:
-    """Counting colons alone would be fooled: each escape hides one, and the second key brings one."""
+def test_two_keys_with_escaped_colons_are_two_keys() -> None:
+    """Counting colons would be wrong: each escape hides one colon, and the second key adds one."""
     body = b'{"inputs": {"x\\u003a0": [1], "x\\u003a0": [2]}}'
 
     assert code_of(lambda: wire(("x:0", "float32", [1])).step(body, JSON)) == "bad_json"
 
 
-def test_a_key_twice_among_very_many_is_found_in_a_blink() -> None:
+def test_a_duplicate_among_very_many_keys_is_found_quickly() -> None:
     keys = ",".join(f'"k{i}":0' for i in range(50_000))
 
     assert code_of(lambda: ONE.step(f'{{{keys},"k49999":0}}'.encode(), JSON)) == "bad_json"
@@ -265,18 +265,18 @@ BAD_REQUEST: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", BAD_REQUEST)
-def test_a_wrong_envelope_is_a_bad_request(name: str) -> None:
+def test_an_invalid_envelope_is_a_bad_request(name: str) -> None:
     assert code_of(lambda: ONE.step(BAD_REQUEST[name], JSON)) == "bad_request"
 
 
 @pytest.mark.parametrize("value", ['"First"', "null", "true", "1", '""'])
-def test_a_wrong_return_is_a_bad_request(value: str) -> None:
+def test_an_invalid_return_is_a_bad_request(value: str) -> None:
     assert (
         code_of(lambda: ONE.steps(f'{{"inputs": [[1, 2, 3, 4]], "return": {value}}}'.encode(), JSON)) == "bad_request"
     )
 
 
-def test_a_wrong_seq_is_told_with_both_values() -> None:
+def test_an_invalid_seq_is_rejected_with_both_values() -> None:
     assert "`seq` is 0; expected an integer from 1 to 9007199254740991" in detail_of(
         lambda: ONE.step(b'{"inputs": [1, 2, 3, 4], "seq": 0}', JSON)
     )
@@ -312,7 +312,7 @@ def test_an_input_that_does_not_fit_is_bad_input(name: str, form: Format) -> Non
 
 
 @pytest.mark.parametrize("value", [1.0, 1.5, True, "1", None, 2**63, -(2**63) - 1, 10**300])
-def test_an_integer_input_takes_integers_in_range_alone(value: Any) -> None:
+def test_an_integer_input_accepts_only_integers_in_range(value: Any) -> None:
     assert code_of(lambda: wire(("x", "int64", [1])).step(body_of({"inputs": {"x": [value]}}), JSON)) == "bad_input"
 
 
@@ -324,29 +324,29 @@ def test_an_integer_beyond_the_dtype_is_bad_input(dtype: str, value: int) -> Non
 
 
 @pytest.mark.parametrize("value", [1, 0, "true", None, 1.0])
-def test_a_boolean_input_takes_booleans_alone(value: Any) -> None:
+def test_a_boolean_input_accepts_only_booleans(value: Any) -> None:
     assert code_of(lambda: wire(("x", "bool", [1])).step(body_of({"inputs": [value]}), JSON)) == "bad_input"
 
 
-def test_a_wrong_shape_is_told_with_name_and_both_shapes() -> None:
+def test_a_wrong_shape_is_rejected_with_the_name_and_both_shapes() -> None:
     assert "Input 'x' has shape [3]; expected shape [4]" in detail_of(
         lambda: ONE.step(b'{"inputs": {"x": [1, 2, 3]}}', JSON)
     )
 
 
-def test_a_wrong_dtype_is_told_with_name_place_and_both_kinds() -> None:
+def test_a_wrong_type_is_rejected_with_the_name_position_and_both_types() -> None:
     assert "Input 'a' at index [1] is 1.0; expected an integer (int64)" in detail_of(
         lambda: TWO.step(b'{"inputs": {"a": [1, 1.0], "b": true}}', JSON)
     )
 
 
-def test_wrong_names_are_told_with_both_lists() -> None:
+def test_wrong_names_are_rejected_with_both_lists() -> None:
     assert '`inputs` has "a"; expected an object with "a", "b"' in detail_of(
         lambda: TWO.step(b'{"inputs": {"a": [1, 1]}}', JSON)
     )
 
 
-def test_a_ragged_chunk_is_told_with_its_place() -> None:
+def test_a_ragged_chunk_is_rejected_with_the_position() -> None:
     assert "Input 'x' at index [1] has length 3; expected length 4" in detail_of(
         lambda: ONE.steps(b'{"inputs": [[1, 2, 3, 4], [1, 2, 3]]}', JSON)
     )
@@ -356,7 +356,7 @@ NON_FINITE = ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 400, "1e3
 
 
 @pytest.mark.parametrize("value", NON_FINITE)
-def test_a_value_that_is_not_finite_is_told_with_name_and_index(value: str) -> None:
+def test_a_value_that_is_not_finite_is_rejected_with_name_and_index(value: str) -> None:
     body = f'{{"inputs": {{"x": [1, 2, {value}, 4]}}, "seq": 1}}'.encode()
 
     assert code_of(lambda: ONE.step(body, JSON)) == "non_finite"
@@ -364,12 +364,12 @@ def test_a_value_that_is_not_finite_is_told_with_name_and_index(value: str) -> N
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e999"])
-def test_a_literal_that_is_not_finite_is_non_finite_in_an_integer_input_too(value: str) -> None:
+def test_a_non_finite_literal_in_an_integer_input_is_non_finite(value: str) -> None:
     assert code_of(lambda: wire(("x", "int64", [1])).step(f'{{"inputs": [{value}]}}'.encode(), JSON)) == "non_finite"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_packed_value_that_is_not_finite_is_told_with_its_index(value: float) -> None:
+def test_a_packed_value_that_is_not_finite_is_rejected_with_its_index(value: float) -> None:
     body = body_of({"inputs": {"x": packed(np.array([[1, 2, 3, 4], [1, value, 3, 4]], np.float32))}}, MSGPACK)
 
     assert code_of(lambda: ONE.steps(body, MSGPACK)) == "non_finite"
@@ -390,11 +390,11 @@ def test_an_empty_packed_chunk_is_bad_input() -> None:
     assert code_of(lambda: ONE.steps(body, MSGPACK)) == "bad_input"
 
 
-def test_a_chunk_at_the_limit_is_taken() -> None:
+def test_a_chunk_at_the_limit_is_accepted() -> None:
     assert ONE.steps(body_of({"inputs": [[1, 2, 3, 4]] * 100}), JSON).length == 100
 
 
-def test_a_chunk_beyond_the_limit_is_too_large_and_both_numbers_are_told() -> None:
+def test_a_chunk_over_the_limit_is_too_large_with_both_numbers() -> None:
     body = body_of({"inputs": [[1, 2, 3, 4]] * 101})
 
     assert code_of(lambda: ONE.steps(body, JSON)) == "too_large"
@@ -435,7 +435,7 @@ def test_a_packed_tensor_that_does_not_fit_is_bad_input(name: str) -> None:
     assert code_of(lambda: ONE.step(body_of({"inputs": {"x": BAD_PACKED[name]}}, MSGPACK), MSGPACK)) == "bad_input"
 
 
-def test_a_packed_boolean_has_bytes_of_0_and_1_alone() -> None:
+def test_a_packed_boolean_is_one_byte_of_0_or_1() -> None:
     body = body_of({"inputs": {"d": "bool", "s": [2], "b": b"\x01\x02"}}, MSGPACK)
 
     assert code_of(lambda: wire(("x", "bool", [2])).step(body, MSGPACK)) == "bad_input"
@@ -462,33 +462,33 @@ BAD_MSGPACK = {
 
 
 @pytest.mark.parametrize("name", BAD_MSGPACK)
-def test_what_is_not_sound_msgpack_is_bad_json(name: str) -> None:
+def test_invalid_msgpack_is_bad_json(name: str) -> None:
     assert code_of(lambda: ONE.step(BAD_MSGPACK[name], MSGPACK)) == "bad_json"
 
 
-# ------------------------------------------------------------------- columns
+# ------------------------------------------------------------------- bulk bodies
 
 
 def bulk(document: Any, *, chunk: bool = False, form: Format = JSON, of: ModelWire = ONE) -> BulkBody:
     return of.bulk(body_of(document, form), form, chunk=chunk)
 
 
-def columns(**more: Any) -> dict[str, Any]:
+def bulk_document(**more: Any) -> dict[str, Any]:
     return {"streams": ["a", "b"], "inputs": {"x": [[1, 2, 3, 4], [5, 6, 7, 8]]}} | more
 
 
-def test_columns_have_a_row_per_stream_and_a_time_axis_of_one() -> None:
-    assert bulk(columns()).inputs["x"].tolist() == [[[1, 2, 3, 4]], [[5, 6, 7, 8]]]
+def test_a_bulk_step_has_a_row_per_stream_and_a_time_axis_of_one() -> None:
+    assert bulk(bulk_document()).inputs["x"].tolist() == [[[1, 2, 3, 4]], [[5, 6, 7, 8]]]
 
 
-def test_columns_of_chunks_have_stream_and_time_axes() -> None:
+def test_bulk_chunks_have_stream_and_time_axes() -> None:
     read = bulk({"streams": ["a:1", "b"], "inputs": [[[1, 2, 3, 4]] * 3] * 2, "return": "last"}, chunk=True)
 
     assert (read.inputs["x"].shape, read.length, read.keep) == ((2, 3, 4), 3, "last")
 
 
-def test_columns_carry_seq_and_after_with_gaps() -> None:
-    read = bulk(columns(seq=[None, 7], after=[encode_state_id(STATE_ID), None]))
+def test_bulk_seq_and_after_may_have_nulls() -> None:
+    read = bulk(bulk_document(seq=[None, 7], after=[encode_state_id(STATE_ID), None]))
 
     assert (read.seqs, read.afters) == ([None, 7], [STATE_ID, None])
 
@@ -496,51 +496,51 @@ def test_columns_carry_seq_and_after_with_gaps() -> None:
 @pytest.mark.parametrize(
     "document",
     [
-        columns(streams=["a", "a"]),
-        columns(streams=["a"]),
-        columns(streams=["a", "b", "c"]),
-        columns(streams=[], inputs={"x": []}),
-        columns(seq=[1]),
-        columns(after=[None, None, None]),
-        columns(inputs={"x": [[1, 2, 3, 4]]}),
-        columns(inputs={"x": [[1, 2], [1, 2]]}),
-        columns(inputs={"x": 1}),
-        columns(inputs={"z": [[1, 2, 3, 4], [5, 6, 7, 8]]}),
+        bulk_document(streams=["a", "a"]),
+        bulk_document(streams=["a"]),
+        bulk_document(streams=["a", "b", "c"]),
+        bulk_document(streams=[], inputs={"x": []}),
+        bulk_document(seq=[1]),
+        bulk_document(after=[None, None, None]),
+        bulk_document(inputs={"x": [[1, 2, 3, 4]]}),
+        bulk_document(inputs={"x": [[1, 2], [1, 2]]}),
+        bulk_document(inputs={"x": 1}),
+        bulk_document(inputs={"z": [[1, 2, 3, 4], [5, 6, 7, 8]]}),
     ],
     ids=lambda document: json.dumps(document)[:40],
 )
-def test_columns_that_do_not_belong_together_are_bad_input(document: Any) -> None:
+def test_a_bulk_body_of_inconsistent_lengths_is_bad_input(document: Any) -> None:
     assert code_of(lambda: bulk(document)) == "bad_input"
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        columns(streams="ab"),
-        columns(streams=["a", 1]),
-        columns(seq=3),
-        columns(seq=[1, "2"]),
-        columns(seq=[0, 1]),
-        columns(after=["x", None]),
-        columns(create=["auto", "auto"]),
-        columns(more=1),
+        bulk_document(streams="ab"),
+        bulk_document(streams=["a", 1]),
+        bulk_document(seq=3),
+        bulk_document(seq=[1, "2"]),
+        bulk_document(seq=[0, 1]),
+        bulk_document(after=["x", None]),
+        bulk_document(create=["auto", "auto"]),
+        bulk_document(more=1),
         {"inputs": {"x": []}},
         {"streams": ["a"]},
     ],
     ids=lambda document: json.dumps(document)[:40],
 )
-def test_a_wrong_envelope_of_columns_is_a_bad_request(document: Any) -> None:
+def test_an_invalid_bulk_envelope_is_a_bad_request(document: Any) -> None:
     assert code_of(lambda: bulk(document)) == "bad_request"
 
 
-def test_more_streams_than_may_wait_are_too_large() -> None:
+def test_more_streams_than_the_queue_holds_are_too_large() -> None:
     few = ModelWire(ONE.manifest, max_streams=1)
 
-    assert code_of(lambda: bulk(columns(), of=few)) == "too_large"
+    assert code_of(lambda: bulk(bulk_document(), of=few)) == "too_large"
 
 
-def test_an_empty_seq_is_as_short_as_any() -> None:
-    assert code_of(lambda: bulk(columns(seq=[]))) == "bad_input"
+def test_an_empty_bulk_seq_is_a_wrong_length() -> None:
+    assert code_of(lambda: bulk(bulk_document(seq=[]))) == "bad_input"
 
 
 @pytest.mark.parametrize(
@@ -548,22 +548,22 @@ def test_an_empty_seq_is_as_short_as_any() -> None:
     [([1, 2], "bad_input"), ([1, 2, 3, "4"], "bad_input"), (None, "bad_input"), ([1, 2, 3, math.nan], "non_finite")],
 )
 @pytest.mark.parametrize("form", [JSON, MSGPACK])
-def test_a_row_that_does_not_fit_fails_alone(row: Any, code: str, form: Format) -> None:
-    read = bulk(columns(inputs={"x": [row, [5, 6, 7, 8]]}), form=form)
+def test_a_bulk_row_that_does_not_fit_fails_alone(row: Any, code: str, form: Format) -> None:
+    read = bulk(bulk_document(inputs={"x": [row, [5, 6, 7, 8]]}), form=form)
 
     assert {i: fault.code for i, fault in read.faults.items()} == {0: code}
     assert read.inputs["x"][1].tolist() == [[5, 6, 7, 8]]
 
 
-def test_a_packed_row_that_is_not_finite_fails_alone() -> None:
+def test_a_packed_bulk_row_that_is_not_finite_fails_alone() -> None:
     array = np.array([[1, 2, 3, 4], [1, 2, math.inf, 4]], np.float32)
 
-    read = bulk(columns(inputs={"x": packed(array)}), form=MSGPACK)
+    read = bulk(bulk_document(inputs={"x": packed(array)}), form=MSGPACK)
 
     assert {i: fault.code for i, fault in read.faults.items()} == {1: "non_finite"}
 
 
-def test_a_row_of_another_length_fails_alone() -> None:
+def test_a_bulk_row_of_another_length_fails_alone() -> None:
     rows = [[[1, 2, 3, 4]] * n for n in (2, 1, 2)]
 
     read = bulk({"streams": ["a", "b", "c"], "inputs": {"x": rows}}, chunk=True)
@@ -571,8 +571,8 @@ def test_a_row_of_another_length_fails_alone() -> None:
     assert (read.length, list(read.faults)) == (2, [1])
 
 
-def test_a_stream_id_that_is_none_fails_alone() -> None:
-    assert {i: f.code for i, f in bulk(columns(streams=["a", "b/c"])).faults.items()} == {1: "bad_request"}
+def test_an_invalid_stream_id_of_a_bulk_body_fails_alone() -> None:
+    assert {i: f.code for i, f in bulk(bulk_document(streams=["a", "b/c"])).faults.items()} == {1: "bad_request"}
 
 
 # ------------------------------------------------------------------- feeds
@@ -580,7 +580,7 @@ def test_a_stream_id_that_is_none_fails_alone() -> None:
 
 @pytest.mark.parametrize("name", [7, "x:y", None, [1, {"a": 2}], 1.5, "ü", 'q"\\'])
 @pytest.mark.parametrize("form", [JSON, MSGPACK])
-def test_a_message_keeps_its_id_as_given(name: Any, form: Format) -> None:
+def test_a_message_keeps_its_id_unchanged(name: Any, form: Format) -> None:
     message = ONE.feed(body_of({"inputs": [1, 2, 3, 4], "id": name}, form), form, many=False)
 
     assert message.id is not None
@@ -592,8 +592,8 @@ def test_a_message_names_its_stream() -> None:
     assert ONE.feed(b'{"stream": "a:b", "inputs": [1, 2, 3, 4], "seq": 1}', JSON, many=True).stream == "a:b"
 
 
-def test_a_message_with_columns_is_a_bulk_body() -> None:
-    assert isinstance(ONE.feed(body_of(columns(id=1)), JSON, many=True).body, BulkBody)
+def test_a_message_with_a_list_of_streams_is_a_bulk_body() -> None:
+    assert isinstance(ONE.feed(body_of(bulk_document(id=1)), JSON, many=True).body, BulkBody)
 
 
 def test_a_message_with_chunk_has_a_time_axis() -> None:
@@ -603,7 +603,7 @@ def test_a_message_with_chunk_has_a_time_axis() -> None:
     assert (body.length, body.chunk, body.keep) == (2, True, "none")
 
 
-def test_a_stream_called_streams_is_no_column() -> None:
+def test_a_stream_named_streams_is_no_bulk_body() -> None:
     assert ONE.feed(b'{"stream": "streams", "inputs": [1, 2, 3, 4]}', JSON, many=True).stream == "streams"
 
 
@@ -614,19 +614,19 @@ def test_a_stream_called_streams_is_no_column() -> None:
         (True, {"stream": "a", "streams": ["a"], "inputs": [[1, 2, 3, 4]]}),
         (True, {"stream": 1, "inputs": [1, 2, 3, 4]}),
         (False, {"stream": "a", "inputs": [1, 2, 3, 4]}),
-        (False, columns()),
+        (False, bulk_document()),
         (False, {"inputs": [1, 2, 3, 4], "return": "all"}),
         (False, {"inputs": [1, 2, 3, 4], "chunk": 1}),
         (False, {"inputs": [1, 2, 3, 4], "seq": [1]}),
-        (True, columns(seq=1)),
+        (True, bulk_document(seq=1)),
     ],
     ids=lambda part: json.dumps(part)[:40],
 )
-def test_a_wrong_message_is_a_bad_request(many: bool, document: Any) -> None:
+def test_an_invalid_message_is_a_bad_request(many: bool, document: Any) -> None:
     assert code_of(lambda: ONE.feed(body_of(document), JSON, many=many)) == "bad_request"
 
 
-# ------------------------------------------------------------------- fast and slow agree
+# ------------------------------------------------------------------- typed and strict decoders agree
 
 
 @contextmanager
@@ -694,7 +694,7 @@ _WIRES = {dtype: wire(("x", dtype, [2])) for dtype in DTYPES}
 
 
 def outcome(read: Callable[[], StepBody]) -> Any:
-    """Return everything that a reading gives, comparable: the body, or the refusal."""
+    """Return the result of decoding in comparable form: the body, or the error."""
     try:
         body = read()
     except ServiceError as exc:
@@ -705,8 +705,8 @@ def outcome(read: Callable[[], StepBody]) -> Any:
 
 @settings(max_examples=400, deadline=None)
 @given(_DOCUMENTS, st.sampled_from(DTYPES), st.booleans())
-def test_an_escape_that_sends_a_body_the_slow_way_changes_nothing(document: Any, dtype: str, chunk: bool) -> None:
-    """A backslash anywhere sends a body the slow way; the same body without it goes the fast way where it can."""
+def test_the_strict_decoder_gives_the_same_result_as_the_typed_one(document: Any, dtype: str, chunk: bool) -> None:
+    """A backslash sends a body to the strict decoder; the same body without it goes to the typed one where possible."""
     body = json.dumps(document)
     read = _WIRES[dtype].steps if chunk else _WIRES[dtype].step
 
@@ -729,9 +729,7 @@ _MORE = st.fixed_dictionaries(
 
 @settings(max_examples=400, deadline=None)
 @given(_DOCUMENTS, _MORE, st.sampled_from(DTYPES), st.sampled_from(["", '"seq":1,', '"stream":"z",', '"id":":",']))
-def test_a_message_that_is_read_in_one_go_says_the_same_as_ever(
-    document: Any, more: Any, dtype: str, twice: str
-) -> None:
+def test_a_message_decoded_in_one_pass_gives_the_same_result(document: Any, more: Any, dtype: str, twice: str) -> None:
     message = ("{" + twice + json.dumps(document | more)[1:]).encode()
     model = _WIRES[dtype]
     assert model.read_message is not None
@@ -747,7 +745,7 @@ def test_a_message_that_is_read_in_one_go_says_the_same_as_ever(
     assert (same.body.inputs["x"].tobytes(),) == inputs
 
 
-def test_a_usual_message_is_read_in_one_go() -> None:
+def test_a_usual_message_is_decoded_in_one_pass() -> None:
     message = b'{"stream":"a:b","inputs":{"x":[1,2,3,4]},"seq":7,"id":{"n":1}}'
     assert ONE.read_message is not None
 
@@ -758,12 +756,12 @@ def test_a_usual_message_is_read_in_one_go() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60), st.sampled_from([JSON, MSGPACK]))
-def test_any_bytes_are_a_body_or_a_refusal(body: bytes, form: Format) -> None:
+def test_any_bytes_are_a_body_or_an_error(body: bytes, form: Format) -> None:
     outcome(lambda: ONE.step(body, form))
 
 
 @pytest.mark.parametrize("form", [JSON, MSGPACK])
-def test_a_sound_body_with_any_byte_changed_is_a_body_or_a_refusal(form: Format) -> None:
+def test_a_valid_body_with_any_byte_changed_is_a_body_or_an_error(form: Format) -> None:
     sound = body_of({"inputs": {"x": [1.5, 2, 3, 4]}, "seq": 3, "after": encode_state_id(STATE_ID)}, form)
     dice = random.Random(1)
 
@@ -773,7 +771,7 @@ def test_a_sound_body_with_any_byte_changed_is_a_body_or_a_refusal(form: Format)
             assert outcome(lambda changed=changed: ONE.step(changed, form))  # type: ignore[misc] # bound at once
 
 
-def test_a_packed_body_with_any_byte_changed_is_a_body_or_a_refusal() -> None:
+def test_a_packed_body_with_any_byte_changed_is_a_body_or_an_error() -> None:
     sound = body_of({"inputs": {"x": packed(ROW)}, "seq": 3}, MSGPACK)
 
     for place in range(len(sound)):
@@ -782,11 +780,11 @@ def test_a_packed_body_with_any_byte_changed_is_a_body_or_a_refusal() -> None:
             assert outcome(lambda changed=changed: ONE.step(changed, MSGPACK))  # type: ignore[misc] # bound at once
 
 
-# ------------------------------------------------------------------- names, formats, answers
+# ------------------------------------------------------------------- state ids, formats, responses
 
 
 @given(st.binary(min_size=16, max_size=16))
-def test_a_state_id_is_22_characters_and_back(state_id: bytes) -> None:
+def test_a_state_id_has_22_characters_and_can_be_decoded(state_id: bytes) -> None:
     text = encode_state_id(state_id)
 
     assert len(text) == 22
@@ -806,7 +804,7 @@ def test_a_state_id_is_22_characters_and_back(state_id: bytes) -> None:
         ("application/vnd.msgpack", MSGPACK),
     ],
 )
-def test_the_content_type_says_the_format_of_the_body(content_type: str | None, form: Format) -> None:
+def test_the_content_type_selects_the_format_of_the_body(content_type: str | None, form: Format) -> None:
     assert format_of_body(content_type) is form
 
 
@@ -823,14 +821,14 @@ def test_the_content_type_says_the_format_of_the_body(content_type: str | None, 
         ("text/html", JSON, JSON),
     ],
 )
-def test_accept_says_the_format_of_the_answer(accept: str | None, body: Format, form: Format) -> None:
+def test_accept_selects_the_format_of_the_response(accept: str | None, body: Format, form: Format) -> None:
     assert format_of_answer(accept, body) is form
 
 
 @pytest.mark.parametrize("form", [JSON, MSGPACK])
 @pytest.mark.parametrize("names", [("x",), ("x", "y")])
-def test_named_inputs_go_the_fast_way(names: tuple[str, ...], form: Format) -> None:
-    """In lists, and packed where the format can; what it does not take it raises on, and that costs much."""
+def test_named_inputs_are_decoded_by_the_typed_decoder(names: tuple[str, ...], form: Format) -> None:
+    """In lists, and packed where the format allows it; an exception in the typed decoder is expensive."""
     specs = [InputSpec(name=name, dtype="float32", shape=[2]) for name in names]
     rows = np.array([[1, 2], [3, 4]], np.float32)
     values = [rows.tolist()] if form is JSON else [rows.tolist(), packed(rows)]
@@ -844,7 +842,7 @@ def prediction(values: list[list[float]], step: int = 3, **more: Any) -> Predict
     return Prediction(Made({"y": np.array([values], np.float32)}, [step], [STATE_ID]), 0, **more)
 
 
-def test_the_answer_to_a_step_has_no_time_axis_and_no_false_flags() -> None:
+def test_a_step_response_has_no_time_axis_and_no_false_flags() -> None:
     assert step_answer(prediction([[0.5, 1]]), JSON, chunk=False) == {
         "outputs": {"y": [0.5, 1.0]},
         "step": 3,
@@ -856,19 +854,19 @@ def test_the_answer_to_a_step_has_no_time_axis_and_no_false_flags() -> None:
     ("keep", "values", "outputs"),
     [("all", [[1, 2], [3, 4]], {"y": [[1, 2], [3, 4]]}), ("last", [[3, 4]], {"y": [3, 4]}), ("none", [], {})],
 )
-def test_the_answer_to_a_chunk_has_what_was_asked_for(keep: Any, values: Any, outputs: Any) -> None:
+def test_a_chunk_response_has_the_requested_predictions(keep: Any, values: Any, outputs: Any) -> None:
     assert step_answer(prediction(values), JSON, chunk=True, keep=keep)["outputs"] == outputs
 
 
-def test_created_and_replayed_stand_where_they_are_true() -> None:
+def test_created_and_replayed_appear_only_if_true() -> None:
     answer = step_answer(prediction([[1, 2]], created=True, replayed=True), JSON, chunk=False)
 
     assert (answer["created"], answer["replayed"]) == (True, True)
 
 
 @given(st.data())
-def test_an_answer_in_json_is_written_as_its_document_would_be(data: st.DataObject) -> None:
-    """Rows of a batch are written together; each must read as if it had been alone."""
+def test_a_json_response_equals_its_encoded_document(data: st.DataObject) -> None:
+    """Rows of a batch are encoded together; each must be the same as encoded alone."""
     rows = data.draw(st.integers(1, 4))
     arrays = {
         name: data.draw(
@@ -889,7 +887,7 @@ def test_an_answer_in_json_is_written_as_its_document_would_be(data: st.DataObje
         assert write_step(found, JSON, chunk=False) == encode(step_answer(found, JSON, chunk=False), JSON)
 
 
-def test_float32_answers_come_back_bit_for_bit_from_json() -> None:
+def test_float32_predictions_can_be_read_exactly_from_json() -> None:
     values = np.frombuffer(struct.pack("<4I", 0x3DCCCCCD, 0x7F7FFFFF, 0x00000001, 0x80000000), np.float32)
 
     text = encode(step_answer(prediction([values.tolist()]), JSON, chunk=False), JSON)
@@ -897,13 +895,13 @@ def test_float32_answers_come_back_bit_for_bit_from_json() -> None:
     assert np.array(json.loads(text)["outputs"]["y"], np.float32).tobytes() == values.tobytes()
 
 
-def test_a_packed_answer_names_dtype_shape_and_bytes() -> None:
+def test_a_packed_tensor_has_dtype_shape_and_bytes() -> None:
     answer = step_answer(prediction([[1, 2], [3, 4]]), MSGPACK, chunk=True)
 
     assert answer["outputs"]["y"] == packed(np.array([[1, 2], [3, 4]], np.float32))
 
 
-def column_answer(form: Format, **more: Any) -> dict[str, Any]:
+def bulk_response(form: Format, **more: Any) -> dict[str, Any]:
     specs = Manifest.model_validate(
         {
             "inputs": [{"name": "x", "dtype": "float32", "shape": [1]}],
@@ -920,8 +918,8 @@ def column_answer(form: Format, **more: Any) -> dict[str, Any]:
     )
 
 
-def test_a_failed_row_is_null_in_the_columns_and_stands_in_errors() -> None:
-    assert column_answer(JSON) == {
+def test_a_failed_bulk_row_is_null_and_has_an_error() -> None:
+    assert bulk_response(JSON) == {
         "outputs": {"y": [[1, 2], None, [5, 6]]},
         "step": [3, None, 3],
         "state_id": [encode_state_id(STATE_ID), None, encode_state_id(STATE_ID)],
@@ -930,12 +928,12 @@ def test_a_failed_row_is_null_in_the_columns_and_stands_in_errors() -> None:
     }
 
 
-def test_a_failed_row_is_zeros_in_msgpack() -> None:
-    answer = column_answer(MSGPACK)
+def test_a_failed_bulk_row_is_zeros_in_msgpack() -> None:
+    answer = bulk_response(MSGPACK)
 
     assert answer["outputs"]["y"] == packed(np.array([[1, 2], [0, 0], [5, 6]], np.float32))
     assert answer["step"] == [3, None, 3]
 
 
-def test_columns_of_last_predictions_have_no_time_axis() -> None:
-    assert column_answer(JSON, length=7, chunk=True, keep="last")["outputs"] == {"y": [[1, 2], None, [5, 6]]}
+def test_a_bulk_response_of_last_predictions_has_no_time_axis() -> None:
+    assert bulk_response(JSON, length=7, chunk=True, keep="last")["outputs"] == {"y": [[1, 2], None, [5, 6]]}

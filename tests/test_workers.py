@@ -1,4 +1,4 @@
-"""A reload is done when every worker of the service has done it, also one that is just starting, and none that died."""
+"""A reload ends when every worker has reloaded, also those that are starting, and does not wait for dead ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ asyncio.run(main())
 """
 
 
-class Shelf:
+class CountingRegistry:
     """Counts its reloads."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Shelf:
 
 @contextlib.asynccontextmanager
 async def another_process(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker that has joined, and follows once it is sent a line."""
+    """A worker that has joined, and follows reloads once it receives a line."""
     pipe = subprocess.PIPE
     other = await asyncio.create_subprocess_exec(
         sys.executable, "-c", OTHER, str(folder), stdin=pipe, stdout=pipe
@@ -75,14 +75,14 @@ def follow(other: asyncio.subprocess.Process) -> None:
     other.stdin.write(b"\n")
 
 
-async def test_a_worker_alone_reloads_itself() -> None:
-    shelf = Shelf()
+async def test_a_single_worker_reloads_itself() -> None:
+    shelf = CountingRegistry()
 
     assert (await Workers(shelf.reload, None).reload_everywhere()).loaded == ["pump/1"]
 
 
 async def test_a_reload_waits_for_a_worker_that_is_starting(tmp_path: Path) -> None:
-    shelf = Shelf()
+    shelf = CountingRegistry()
     here = Workers(shelf.reload, tmp_path)
     async with another_process(tmp_path) as other:
         reload = asyncio.create_task(here.reload_everywhere())
@@ -94,8 +94,8 @@ async def test_a_reload_waits_for_a_worker_that_is_starting(tmp_path: Path) -> N
         assert await line(other) == "reloaded"
 
 
-async def test_a_dead_worker_is_not_waited_for(tmp_path: Path) -> None:
-    shelf = Shelf()
+async def test_a_reload_does_not_wait_for_a_dead_worker(tmp_path: Path) -> None:
+    shelf = CountingRegistry()
     here = Workers(shelf.reload, tmp_path)
     async with another_process(tmp_path) as other:
         other.kill()
@@ -104,17 +104,17 @@ async def test_a_dead_worker_is_not_waited_for(tmp_path: Path) -> None:
         assert (await here.reload_everywhere()).failed == []
 
 
-async def test_a_worker_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_ALL_WITHIN_S", 0.3)
-    here = Workers(Shelf().reload, tmp_path)
+    here = Workers(CountingRegistry().reload, tmp_path)
     async with another_process(tmp_path) as other:
         report = await here.reload_everywhere()
 
     assert [f"worker {other.pid}" in failed for failed in report.failed] == [True]
 
 
-async def test_reloads_that_meet_are_each_done(tmp_path: Path) -> None:
-    shelf = Shelf()
+async def test_concurrent_reloads_are_each_done(tmp_path: Path) -> None:
+    shelf = CountingRegistry()
     here = Workers(shelf.reload, tmp_path)
     async with another_process(tmp_path) as other:
         follow(other)
@@ -124,7 +124,7 @@ async def test_reloads_that_meet_are_each_done(tmp_path: Path) -> None:
 
 
 async def test_a_reload_that_waits_for_another_workers_turn_holds_up_nothing_else(tmp_path: Path) -> None:
-    here = Workers(Shelf().reload, tmp_path)
+    here = Workers(CountingRegistry().reload, tmp_path)
     with (tmp_path / "lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         reload = asyncio.create_task(here.reload_everywhere())
@@ -134,10 +134,10 @@ async def test_a_reload_that_waits_for_another_workers_turn_holds_up_nothing_els
     assert (await reload).loaded == ["pump/1"]
 
 
-async def test_a_folder_that_cannot_be_read_now_is_read_the_next_time(tmp_path: Path) -> None:
-    """The follower survives it, and tells that it is up to date only once it is."""
+async def test_an_unreadable_folder_is_read_again_later(tmp_path: Path) -> None:
+    """The follower survives the error, and reports success only after it has read the folder."""
     failures = [OSError("gone"), OSError("gone")]
-    shelf = Shelf()
+    shelf = CountingRegistry()
 
     async def reload() -> Reloaded:
         if failures:

@@ -1,1 +1,1 @@
-"""The servers that are compared, each a program of its own, as short as its framework's documentation has it."""
+"""The servers that are compared, each as short as in its framework's documentation."""

@@ -1,4 +1,4 @@
-"""uvicorn without any framework: the body that came goes back."""
+"""uvicorn without a framework: returns the request's body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import uvicorn
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer with the request's body."""
+    """Return the body of the request."""
     if scope["type"] != "http":
         return
     body = (await receive()).get("body", b"")

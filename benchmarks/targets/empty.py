@@ -1,4 +1,4 @@
-"""FastAPI's own empty endpoint: a pydantic model in, a response model out, and nothing done. The measure of all."""
+"""An empty FastAPI endpoint with a pydantic request and response: the reference of all comparisons."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import BaseModel
 
 
 class Step(BaseModel):
-    """What a client of a stepping service sends."""
+    """The request of a stepping service."""
 
     inputs: dict[str, list[float]]
     seq: int
 
 
 class Answer(BaseModel):
-    """What it would get."""
+    """The response of a stepping service."""
 
     outputs: dict[str, list[float]]
     step: int
@@ -29,7 +29,7 @@ app = FastAPI()
 
 @app.post("/v1/models/{model}/streams/{stream}/step")
 async def step(model: str, stream: str, body: Step) -> Answer:
-    """Answer without doing anything."""
+    """Return a constant answer."""
     return Answer(outputs={"y": [0.0]}, step=body.seq, state_id="AAAAAAAAAAAAAAAAAAAAAA")
 
 

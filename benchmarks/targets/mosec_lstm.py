@@ -1,6 +1,6 @@
-"""mosec: a Rust front end that batches, one Python worker with every stream's state in its memory.
+"""mosec: a Rust front end that forms batches, and one Python worker with all states in its memory.
 
-The worker answers a killed process's streams from zeros, silently: speed is all that is compared here.
+After a restart, streams silently start from zeros again: only the speed is compared.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Lstm(Worker):  # type: ignore[misc]  # mosec has no types
         self.kept: dict[str, Any] = {}
 
     def deserialize(self, data: bytes) -> Any:
-        """Read a request."""
+        """Decode a request."""
         return msgspec.json.decode(data)
 
     def serialize(self, data: Any) -> bytes:
-        """Write an answer."""
+        """Encode a response."""
         return bytes(msgspec.json.encode(data))
 
     def forward(self, data: list[Any]) -> list[Any]:
-        """Run all that wait together."""
+        """Run a batch."""
         x = np.array([item["inputs"]["x"] for item in data], np.float32)
         packed = np.stack([self.kept.get(item["stream"], self.zeros) for item in data])
         feeds = {"x": x, **{name: np.ascontiguousarray(packed[:, i]) for i, name in enumerate(self.states)}}

@@ -1,6 +1,6 @@
-"""What one writes first: FastAPI, GET the state, run the model, SET the state. Durable, and neither safe nor fast.
+"""A naive service: FastAPI, GET the state, run the model, SET the state. Durable, but neither safe nor fast.
 
-Nothing is checked: two requests at once, or a retry, move the stream wrongly.
+Nothing is checked: concurrent requests or a retry corrupt the stream.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ store: redis.Redis
 
 @app.post("/v1/models/{model}/streams/{stream}/step")
 async def step(model: str, stream: str, body: Step) -> Answer:
-    """Load, run, save."""
-    raw: bytes | None = await store.get(f"{model}:{stream}")  # type: ignore[assignment]  # no decoding was asked for
+    """Load the state, run the model, store the state."""
+    raw: bytes | None = await store.get(f"{model}:{stream}")  # type: ignore[assignment]  # decode_responses is off
     flat = np.zeros((2, 1, 64), np.float32) if raw is None else np.frombuffer(raw, np.float32).reshape(2, 1, 64)
     states = [i.name for i in session.get_inputs() if i.name != "x"]
     feeds = {"x": np.array([body.inputs["x"]], np.float32), **dict(zip(states, flat, strict=True))}

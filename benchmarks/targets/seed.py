@@ -1,6 +1,6 @@
-"""The way in which many begin: FastAPI around a Keras model, each stream's state in a dictionary of the process.
+"""A common first version: FastAPI with a Keras model, and each stream's state in a dictionary of the process.
 
-Everything is lost when the process ends, and a second process would have other states.
+All states are lost when the process ends, and a second process would have other states.
 """
 
 from __future__ import annotations

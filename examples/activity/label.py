@@ -1,9 +1,9 @@
-"""Write the names of channels and classes into the exported model's manifest, for people who look at the dashboard.
+"""Write the names of channels and classes into the exported model's manifest, for the dashboard.
 
     python examples/activity/label.py service/demo/models/activity.onnx
 
-Keras models do not know what their numbers are called. `labels` is a key of this example's own: the service keeps
-keys that it does not know and gives them out with the model; the dashboard uses these where they are there.
+Keras models have no names for their channels and classes. `labels` is an extra key of this example: the service keeps
+unknown keys and returns them with the model; the dashboard shows these names if they exist.
 """
 
 from __future__ import annotations

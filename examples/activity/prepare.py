@@ -1,7 +1,7 @@
-"""Make `basic_motions.npz` from the BasicMotions files that sktime ships (needs `pip install --no-deps sktime`).
+"""Create `basic_motions.npz` from the BasicMotions files of sktime (needs `pip install --no-deps sktime`).
 
-The result is committed, so nobody has to run this; it shows exactly what was done to the numbers: nothing but
-reading them as float32 and putting the time axis in front of the channels.
+The result is committed, so nobody has to run this script. It documents the conversion: the numbers are read as float32,
+and the time axis is moved before the channels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Train the demo's model: which activity is a smartwatch seeing, answered anew at every timestep.
+"""Train the demo's model, which predicts the activity of a smartwatch's wearer at every timestep.
 
-Reads `basic_motions.npz`, trains on its 40 training recordings, and tells the accuracy on the 40 held-out ones.
-Writes `model.keras`, and `service/demo/recordings.npz`: the held-out recordings with this model's own
-whole-sequence predictions, against which the demo checks every live prediction. Takes ten seconds.
+Reads `basic_motions.npz`, trains on its 40 training recordings, and prints the accuracy on the 40 held-out ones.
+Writes `model.keras`, and `service/demo/recordings.npz`: the held-out recordings with this model's whole-sequence
+predictions, with which the demo compares every live prediction. Takes ten seconds.
 
     python examples/activity/train.py
     ./stepwell export model.keras -o service/demo/models/activity.onnx
@@ -34,9 +34,9 @@ def build(channels: int, classes: int) -> keras.Model:
 
 
 def vary(x: np.ndarray, y: np.ndarray, *, times: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return each recording `times` times: begun anywhere, a little stronger or weaker, with a little noise.
+    """Return each recording `times` times, with a random start, scale and noise.
 
-    40 recordings are few; begun at another moment, one is new to a recurrent model.
+    There are only 40 recordings; with another start, a recording is new to a recurrent model.
     """
     x, y = np.repeat(x, times, axis=0), np.repeat(y, times)
     starts = rng.integers(0, x.shape[1], len(x))

@@ -1,1 +1,1 @@
-"""The doors, through real sockets: uvicorn, httpx, websockets, a real store, real models."""
+"""The API over real sockets: uvicorn, httpx and websockets, with a real store and real models."""

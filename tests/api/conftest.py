@@ -1,4 +1,4 @@
-"""One service for the whole run; tests keep to streams of their own."""
+"""A running service that all tests share; each test uses streams of its own."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.api.running import Service, models, running
-from tests.graphs import fold, latch, latest, lstm, nan_at, slow, stateless, total, two_inputs
+from tests.api.running import Service, running_service
+from tests.graphs import fold, latch, latest, lstm, nan_at, slow, stateless, total, two_inputs, write_models
 from tests.servers import Server
 
 
 @pytest.fixture(scope="session")
 def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A running service with small models of every kind."""
-    folder = models(
+    """A running service with one small model of every kind."""
+    folder = write_models(
         tmp_path_factory.mktemp("models"),
         *(fold, two_inputs, latch, lstm, total, slow, stateless),
         nan_at_3=lambda: nan_at(3),
         half=lambda: latest("float16"),
         double=lambda: latest("float64"),
     )
-    with running(shared_redis.url, folder, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1) as one:
+    with running_service(
+        shared_redis.url, folder, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1
+    ) as one:
         yield one

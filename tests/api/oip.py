@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol, written by hand: what is sent is in the tests, byte by byte."""
+"""Requests of the Open Inference Protocol, written by hand, so that tests control every byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LENGTH = "Inference-Header-Content-Length"
 
 
 def tensor(name: str, array: Array, *, binary: bool = False) -> dict[str, Any]:
-    """One input of a request: its values, or how many bytes of them follow."""
+    """Return one input of a request: with its values, or with the size of the binary data that follows."""
     about: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": DATATYPES[array.dtype.name]}
     if binary:
         return {**about, "parameters": {"binary_data_size": array.nbytes}}
@@ -25,7 +25,7 @@ def tensor(name: str, array: Array, *, binary: bool = False) -> dict[str, Any]:
 
 
 def document(*inputs: dict[str, Any], outputs: Sequence[Any] | None = None, **parameters: Any) -> dict[str, Any]:
-    """A request's document."""
+    """Return the JSON document of an infer request."""
     made: dict[str, Any] = {"inputs": list(inputs)}
     if parameters:
         made["parameters"] = parameters
@@ -35,13 +35,13 @@ def document(*inputs: dict[str, Any], outputs: Sequence[Any] | None = None, **pa
 
 
 def binary_body(document: Mapping[str, Any], *arrays: Array) -> tuple[bytes, dict[str, str]]:
-    """The body and the headers of a request whose tensors follow as raw bytes."""
+    """Return body and headers of a request with binary tensor data."""
     head = json.dumps(document).encode()
     return head + b"".join(array.tobytes() for array in arrays), {LENGTH: str(len(head))}
 
 
-class Sequences:
-    """Asks one model of a running service."""
+class InferClient:
+    """Sends infer requests for one model of a running service."""
 
     def __init__(self, service: Service, model: str = "fold") -> None:
         self.http = service.http
@@ -51,32 +51,32 @@ class Sequences:
         content = document if isinstance(document, bytes) else json.dumps(document).encode()
         return self.http.post(f"/v2/models/{self.model}{version}/infer", content=content, **more)
 
-    def ask(
+    def send(
         self, x: int, sequence: int | str | None, *, headers: dict[str, str] | None = None, **parameters: Any
     ) -> httpx.Response:
-        """Send one timestep of an integer model with one input `x` of shape [1]."""
+        """Send one timestep of an integer model with one input `x` of shape `(1,)`."""
         given: dict[str, Any] = {} if sequence is None else {"sequence_id": sequence}
-        ask = document(tensor("x", np.array([[x]], np.int64)), **given, **parameters)
-        return self.post(ask, headers=headers or {})
+        send = document(tensor("x", np.array([[x]], np.int64)), **given, **parameters)
+        return self.post(send, headers=headers or {})
 
-    def y(self, x: int, sequence: int | str, **parameters: Any) -> int:
+    def predict(self, x: int, sequence: int | str, **parameters: Any) -> int:
         """Send one timestep and return the prediction."""
-        answer = self.ask(x, sequence, **parameters)
+        answer = self.send(x, sequence, **parameters)
         assert answer.status_code == 200, answer.text
-        [y] = answer.json()["outputs"][0]["data"]
-        return int(y)
+        [predict] = answer.json()["outputs"][0]["data"]
+        return int(predict)
 
 
-def error(answer: httpx.Response) -> str:
-    """The words of a refusal, which is nothing but words."""
+def error_message(answer: httpx.Response) -> str:
+    """Return the message of an error response; asserts that it contains nothing else."""
     told = answer.json()
     assert answer.status_code >= 400
     assert list(told) == ["error"]
     return str(told["error"])
 
 
-def array_of(answer: httpx.Response, name: str) -> Array:
-    """An output of an answer, as it came: as JSON or as raw bytes."""
+def output_array(answer: httpx.Response, name: str) -> Array:
+    """Return an output of a response as an array, whether it came as JSON or as binary data."""
     dtypes = {datatype: dtype for dtype, datatype in DATATYPES.items()}
     length = answer.headers.get(LENGTH)
     document = json.loads(answer.content[: int(length)] if length else answer.content)

@@ -1,4 +1,4 @@
-"""A running service in a thread of this process: the real application on uvicorn and a TCP port."""
+"""A service that runs in a thread of the test process: the real application on uvicorn and a TCP port."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from websockets.sync.client import ClientConnection, connect
 from service import server
 from service.app import create_app
 from service.settings import Settings
-from tests.graphs import Built, write_model
 
 
 class Service:
-    """A running service.
+    """A service that runs in a thread of this process.
 
     Attributes:
         app: The application.
-        lane: Whether the fast lane is on; None: as the environment says.
-        config: uvicorn's, read by each new connection.
-        http: A client of it.
+        lane: Whether the fast lane is on; None leaves it to the environment.
+        config: uvicorn's configuration, which each new connection reads.
+        http: A client connected to the service.
     """
 
     def __init__(self, app: FastAPI, uvicorn_server: uvicorn.Server, port: int, *, lane: bool | None = None) -> None:
@@ -55,33 +54,33 @@ class Service:
         opened: ClientConnection = connect(url, compression=None, max_size=None, **more)
         return opened
 
-    def until_sockets(self, n: int) -> None:
-        """Wait until the service has so many open WebSockets."""
+    def wait_for_websockets(self, n: int) -> None:
+        """Wait until the service has exactly `n` open WebSockets."""
 
-        async def look() -> None:
+        async def poll() -> None:
             async with asyncio.timeout(10):
-                while self.app.state.context.websockets != n:  # noqa: ASYNC110 - nobody tells of it
+                while self.app.state.context.websockets != n:  # noqa: ASYNC110 - no event is published
                     await asyncio.sleep(0.005)
 
-        self.call(look)
+        self.run_in_loop(poll)
 
-    def call(self, work: Callable[[], Any]) -> Any:
-        """Run a coroutine function on the service's own loop and return its result."""
+    def run_in_loop(self, work: Callable[[], Any]) -> Any:
+        """Run a coroutine function on the event loop of the service and return its result."""
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work(), self._loop).result(30)
 
     def connections(self) -> list[Any]:
-        """Return uvicorn's protocols of the open connections."""
+        """Return uvicorn's protocol objects of the open connections."""
         return list(self._server.server_state.connections)
 
-    def raw(self) -> socket.socket:
-        """Return a bare connection."""
+    def open_connection(self) -> socket.socket:
+        """Return a bare TCP connection to the service."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
 
 @contextlib.contextmanager
-def running(redis: str, models: Path, *, lane: bool | None = None, **settings: Any) -> Iterator[Service]:
-    """A service that ends with the block; without `lane` every request goes the declared way."""
+def running_service(redis: str, models: Path, *, lane: bool | None = None, **settings: Any) -> Iterator[Service]:
+    """Run a service until the block ends; `lane=None` and no variable set: every request takes the declared routes."""
     chosen = Settings.load(redis=redis, models=[models], port=0, **{"drain_s": 0.0, "model_probe_s": 0, **settings})
     app = create_app(chosen)
     listening = server.listen(chosen)
@@ -111,10 +110,3 @@ def running(redis: str, models: Path, *, lane: bool | None = None, **settings: A
         service.http.close()
         uvicorn_server.should_exit = True
         thread.join(30)
-
-
-def models(folder: Path, *builds: Callable[[], Built], **named: Callable[[], Built]) -> Path:
-    """Write models, each under its function's name or the given one, and return the folder."""
-    for name, build in {**{build.__name__: build for build in builds}, **named}.items():
-        write_model(folder, name, build)
-    return folder

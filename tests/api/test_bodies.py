@@ -1,4 +1,4 @@
-"""Bodies that are too large, too slow, or odd: each gets its 4xx, none a 500, and the service goes on."""
+"""Bodies that are too large, too slow or malformed: each gets its 4xx, none a 500, and the service keeps working."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def head(service: Service, path: str, *lines: str) -> bytes:
     return "\r\n".join([f"POST {path} HTTP/1.1", f"host: 127.0.0.1:{service.port}", *lines, "", ""]).encode()
 
 
-def answer_on(connection: socket.socket) -> tuple[int, dict[str, str], Any, bool]:
-    """Read one answer: status, headers, document, and whether the connection was closed after it."""
+def read_response(connection: socket.socket) -> tuple[int, dict[str, str], Any, bool]:
+    """Read one response: status, headers, document, and whether the connection was closed after it."""
     file = connection.makefile("rb")
     status = int(file.readline().split()[1])
     headers = {}
@@ -35,45 +35,45 @@ def answer_on(connection: socket.socket) -> tuple[int, dict[str, str], Any, bool
     return status, headers, document, closed
 
 
-def test_a_body_at_the_limit_is_read(service: Service, stream: str) -> None:
+def test_a_body_at_the_limit_is_accepted(service: Service, stream: str) -> None:
     body = b'{"inputs": [1]}'.ljust(LIMIT)
 
     assert service.http.post(service.path("fold", stream, "step"), content=body).status_code == 200
 
 
-def test_a_body_beyond_the_limit_is_too_large_by_its_length_alone(service: Service, stream: str) -> None:
-    """The answer comes although not a byte of the body was sent."""
-    with service.raw() as connection:
+def test_a_body_over_the_limit_is_rejected_by_its_content_length(service: Service, stream: str) -> None:
+    """The response arrives although no byte of the body was sent."""
+    with service.open_connection() as connection:
         connection.sendall(head(service, service.path("fold", stream, "step"), f"content-length: {LIMIT + 1}"))
         began = time.monotonic()
-        status, _, problem, closed = answer_on(connection)
+        status, _, problem, closed = read_response(connection)
 
     assert (status, problem["code"], problem["applied"]) == (413, "too_large", "no")
     assert f"{LIMIT + 1} bytes; at most {LIMIT}" in problem["detail"]
     assert closed
-    assert time.monotonic() - began < 1.9  # a second of draining, and no more
+    assert time.monotonic() - began < 1.9  # at most one second of draining
 
 
-def test_a_body_that_is_sent_whole_all_the_same_does_not_hide_the_answer(service: Service, stream: str) -> None:
-    with service.raw() as connection:
+def test_a_rejected_body_that_is_sent_anyway_does_not_hide_the_response(service: Service, stream: str) -> None:
+    with service.open_connection() as connection:
         connection.sendall(head(service, service.path("fold", stream, "step"), f"content-length: {8 * LIMIT}"))
         connection.sendall(b" " * (8 * LIMIT))
-        status, _, problem, _ = answer_on(connection)
+        status, _, problem, _ = read_response(connection)
 
     assert (status, problem["code"]) == (413, "too_large")
 
 
-def test_a_body_in_parts_is_cut_at_the_limit(service: Service, stream: str) -> None:
+def test_a_chunked_body_is_cut_off_at_the_limit(service: Service, stream: str) -> None:
     part = b"10000\r\n" + b" " * 65536 + b"\r\n"
-    with service.raw() as connection:
+    with service.open_connection() as connection:
         connection.sendall(head(service, service.path("fold", stream, "step"), "transfer-encoding: chunked"))
         connection.sendall(part * (LIMIT // 65536 + 1))
-        status, _, problem, closed = answer_on(connection)
+        status, _, problem, closed = read_response(connection)
 
     assert (status, problem["code"], closed) == (413, "too_large", True)
 
 
-def test_a_body_in_parts_within_the_limit_is_read(service: Service, stream: str) -> None:
+def test_a_chunked_body_within_the_limit_is_accepted(service: Service, stream: str) -> None:
     def parts() -> Any:
         yield b'{"inputs"'
         yield b": [1]}"
@@ -81,59 +81,59 @@ def test_a_body_in_parts_within_the_limit_is_read(service: Service, stream: str)
     assert service.http.post(service.path("fold", stream, "step"), content=parts()).json()["step"] == 1
 
 
-def test_a_client_that_waits_for_100_continue_is_refused_without_it(service: Service, stream: str) -> None:
-    with service.raw() as connection:
+def test_a_client_that_waits_for_100_continue_gets_the_rejection_instead(service: Service, stream: str) -> None:
+    with service.open_connection() as connection:
         lines = (f"content-length: {LIMIT + 1}", "expect: 100-continue")
         connection.sendall(head(service, service.path("fold", stream, "step"), *lines))
 
-        assert answer_on(connection)[0] == 413
+        assert read_response(connection)[0] == 413
 
 
-def test_a_body_that_does_not_come_is_given_up(service: Service, stream: str) -> None:
-    with service.raw() as connection:
+def test_a_body_that_never_arrives_times_out(service: Service, stream: str) -> None:
+    with service.open_connection() as connection:
         connection.sendall(head(service, service.path("fold", stream, "step"), "content-length: 15"))
         connection.sendall(b'{"inputs"')
-        status, _, problem, closed = answer_on(connection)
+        status, _, problem, closed = read_response(connection)
 
     assert (status, problem["code"], closed) == (400, "bad_request", True)
     assert "did not arrive within 1 s" in problem["detail"]
 
 
-def test_a_client_that_goes_in_the_midst_of_its_body_moves_nothing(service: Service, stream: str) -> None:
-    with service.raw() as connection:
+def test_a_client_that_disconnects_within_its_body_moves_nothing(service: Service, stream: str) -> None:
+    with service.open_connection() as connection:
         connection.sendall(head(service, service.path("fold", stream, "step"), "content-length: 15"))
         connection.sendall(b'{"inputs"')
 
     assert code_of(service.http.get(service.path("fold", stream))) == "stream_not_found"
 
 
-def test_a_refused_body_leaves_the_connection_usable(service: Service, stream: str) -> None:
-    with service.raw() as connection:
+def test_a_rejected_body_leaves_the_connection_usable(service: Service, stream: str) -> None:
+    with service.open_connection() as connection:
         for body, expected in ((b"nonsense", 400), (b'{"inputs": [1]}', 200)):
             line = f"content-length: {len(body)}"
             connection.sendall(head(service, service.path("fold", stream, "step"), line) + body)
-            assert answer_on(connection)[0] == expected
+            assert read_response(connection)[0] == expected
 
 
-def test_a_body_for_a_model_that_is_not_there_leaves_the_connection_usable(service: Service, stream: str) -> None:
-    with service.raw() as connection:
+def test_a_body_for_an_unknown_model_leaves_the_connection_usable(service: Service, stream: str) -> None:
+    with service.open_connection() as connection:
         body = b"x" * 300_000
         connection.sendall(head(service, service.path("nope", stream, "step"), f"content-length: {len(body)}") + body)
-        assert answer_on(connection)[0] == 404
+        assert read_response(connection)[0] == 404
         line = "content-length: 15"
         connection.sendall(head(service, service.path("fold", stream, "step"), line) + b'{"inputs": [1]}')
-        assert answer_on(connection)[0] == 200
+        assert read_response(connection)[0] == 200
 
 
 @pytest.mark.parametrize("name", BAD_JSON)
-def test_what_is_not_sound_json_is_400(service: Service, stream: str, name: str) -> None:
+def test_malformed_json_is_400(service: Service, stream: str, name: str) -> None:
     answer = service.http.post(service.path("total", stream, "step"), content=BAD_JSON[name])
 
     assert (answer.status_code, code_of(answer), answer.json()["applied"]) == (400, "bad_json", "no")
 
 
 @pytest.mark.parametrize("name", BAD_MSGPACK)
-def test_what_is_not_sound_msgpack_is_400(service: Service, stream: str, name: str) -> None:
+def test_malformed_msgpack_is_400(service: Service, stream: str, name: str) -> None:
     answer = service.http.post(
         service.path("total", stream, "step"),
         content=BAD_MSGPACK[name],
@@ -144,14 +144,14 @@ def test_what_is_not_sound_msgpack_is_400(service: Service, stream: str, name: s
 
 
 @pytest.mark.parametrize("name", BAD_REQUEST)
-def test_a_wrong_envelope_is_400(service: Service, stream: str, name: str) -> None:
+def test_an_invalid_envelope_is_400(service: Service, stream: str, name: str) -> None:
     answer = service.http.post(service.path("lstm", stream, "step"), content=BAD_REQUEST[name])
 
     assert (answer.status_code, code_of(answer)) == (400, "bad_request")
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_a_wrong_input_is_422(service: Service, stream: str, name: str) -> None:
+def test_an_invalid_input_is_422(service: Service, stream: str, name: str) -> None:
     answer = service.http.post(service.path("lstm", stream, "step"), content=body_of({"inputs": BAD_INPUT[name]}))
 
     assert (answer.status_code, code_of(answer)) == (422, "bad_input")

@@ -1,4 +1,4 @@
-"""Forks, snapshots, and states out and in over HTTP: every answer and every refusal as the contract says."""
+"""Forks, snapshots, and export and import of states over HTTP, as the API contract specifies."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
-from tests.graphs import count, fold, fold_reference, lstm, total_half, two_inputs
+from tests.graphs import count, fold, fold_reference, lstm, total_half, two_inputs, write_models
 from tests.servers import Server
 
 
-def ys(answer: Any) -> int:
+def y_of(answer: Any) -> int:
     return int(answer.json()["outputs"]["y"][0])
 
 
-def drive(service: Service, stream: str, xs: list[int]) -> None:
-    """Begin a stream of `fold` with these timesteps."""
+def step_through(service: Service, stream: str, xs: list[int]) -> None:
+    """Start a stream of `fold` with these timesteps."""
     answer = service.http.post(service.path("fold", stream, "steps"), json={"inputs": [[x] for x in xs], "seq": 1})
     assert answer.is_success
 
 
-def stands(service: Service, stream: str, model: str = "fold") -> tuple[int, str]:
+def position(service: Service, stream: str, model: str = "fold") -> tuple[int, str]:
     found = service.http.get(service.path(model, stream)).json()
     return found["step"], found["state_id"]
 
@@ -33,30 +33,30 @@ def stands(service: Service, stream: str, model: str = "fold") -> tuple[int, str
 # ------------------------------------------------------------------- forks
 
 
-def test_both_branches_of_a_fork_go_on_from_where_it_was_made(service: Service, stream: str) -> None:
-    drive(service, stream, [1, 2, 3])
+def test_both_branches_of_a_fork_continue_from_the_same_state(service: Service, stream: str) -> None:
+    step_through(service, stream, [1, 2, 3])
     forked = service.http.post(service.path("fold", stream, "fork"), json={"to": f"{stream}-b"})
     mine = service.step("fold", stream, [4], seq=4)
     other = service.step("fold", f"{stream}-b", [5], seq=4)
 
     assert forked.json() == {"stream": f"{stream}-b", "step": 3, "state_id": forked.json()["state_id"]}
-    assert ys(mine) == fold_reference([1, 2, 3, 4])[-1]
-    assert ys(other) == fold_reference([1, 2, 3, 5])[-1]
+    assert y_of(mine) == fold_reference([1, 2, 3, 4])[-1]
+    assert y_of(other) == fold_reference([1, 2, 3, 5])[-1]
 
 
-def test_a_fork_sent_again_is_answered_the_same(service: Service, stream: str) -> None:
-    drive(service, stream, [1, 2])
-    _, history = stands(service, stream)
+def test_a_retried_fork_gets_its_first_answer(service: Service, stream: str) -> None:
+    step_through(service, stream, [1, 2])
+    _, history = position(service, stream)
     body = {"to": f"{stream}-b", "after": history}
     first = service.http.post(service.path("fold", stream, "fork"), json=body).json()
-    service.step("fold", stream, [3], seq=3)  # the first one has moved on: the retry is still about its past
+    service.step("fold", stream, [3], seq=3)  # the source has moved on; the retry still refers to its earlier state
     again = service.http.post(service.path("fold", stream, "fork"), json=body).json()
 
     assert again == {**first, "replayed": True}
 
 
-def test_a_fork_with_a_key_is_answered_the_same_whatever_happened_since(service: Service, stream: str) -> None:
-    drive(service, stream, [1, 2])
+def test_a_fork_with_a_key_gets_its_first_answer_after_later_steps(service: Service, stream: str) -> None:
+    step_through(service, stream, [1, 2])
     path, key = service.path("fold", stream, "fork"), {"idempotency-key": "k"}
     first = service.http.post(path, json={"to": f"{stream}-b"}, headers=key).json()
     for name in (stream, f"{stream}-b"):
@@ -66,24 +66,24 @@ def test_a_fork_with_a_key_is_answered_the_same_whatever_happened_since(service:
 
     assert again == {**first, "replayed": True}
     assert (other.status_code, code_of(other)) == (422, "idempotency_key_reused")
-    assert stands(service, f"{stream}-b")[0] == 3
+    assert position(service, f"{stream}-b")[0] == 3
 
 
-def test_a_fork_onto_a_stream_that_is_there_is_refused_and_leaves_it_alone(service: Service, stream: str) -> None:
-    drive(service, stream, [1, 2])
-    drive(service, f"{stream}-b", [7])
-    before = stands(service, f"{stream}-b")
+def test_a_fork_onto_an_existing_stream_is_rejected_and_leaves_it_unchanged(service: Service, stream: str) -> None:
+    step_through(service, stream, [1, 2])
+    step_through(service, f"{stream}-b", [7])
+    before = position(service, f"{stream}-b")
     refused = service.http.post(service.path("fold", stream, "fork"), json={"to": f"{stream}-b"})
     itself = service.http.post(service.path("fold", stream, "fork"), json={"to": stream})
 
     assert (refused.status_code, code_of(refused), refused.json()["step"]) == (409, "stream_exists", 1)
     assert (itself.status_code, code_of(itself)) == (409, "stream_exists")
-    assert stands(service, f"{stream}-b") == before
+    assert position(service, f"{stream}-b") == before
 
 
-def test_a_fork_of_another_history_or_of_no_stream_is_refused(service: Service, stream: str) -> None:
-    drive(service, stream, [1])
-    _, history = stands(service, stream)
+def test_a_fork_of_another_history_or_of_a_missing_stream_is_rejected(service: Service, stream: str) -> None:
+    step_through(service, stream, [1])
+    _, history = position(service, stream)
     service.step("fold", stream, [2], seq=2)
     moved = service.http.post(service.path("fold", stream, "fork"), json={"to": f"{stream}-b", "after": history})
     none = service.http.post(service.path("fold", f"{stream}-none", "fork"), json={"to": f"{stream}-b"})
@@ -100,7 +100,7 @@ def test_a_fork_of_another_history_or_of_no_stream_is_refused(service: Service, 
 @pytest.mark.parametrize(
     "body", ["", "{}", '{"to": 1}', '{"to": "a b"}', '{"to": "b", "from": "past"}', '{"to": "b", "x": 1}']
 )
-def test_a_wrong_fork_is_a_bad_request(service: Service, stream: str, body: str) -> None:
+def test_an_invalid_fork_is_a_bad_request(service: Service, stream: str, body: str) -> None:
     answer = service.http.post(service.path("fold", stream, "fork"), content=body)
 
     assert (answer.status_code, code_of(answer)) == (400, "bad_request" if body else "bad_json")
@@ -122,9 +122,9 @@ def test_a_reset_to_a_snapshot_reproduces_the_continuation_bit_for_bit(service: 
     assert again == first
 
 
-def test_a_snapshot_is_of_one_moment_and_listed_with_it(service: Service, stream: str) -> None:
-    drive(service, stream, [1, 2])
-    step, history = stands(service, stream)
+def test_a_snapshot_keeps_the_state_at_its_step_and_is_listed_with_it(service: Service, stream: str) -> None:
+    step_through(service, stream, [1, 2])
+    step, history = position(service, stream)
     taken = service.http.put(service.path("fold", stream, "snapshots/b.2"), json={"after": history}).json()
     service.step("fold", stream, [3])
     service.http.put(service.path("fold", stream, "snapshots/a"))
@@ -137,8 +137,8 @@ def test_a_snapshot_is_of_one_moment_and_listed_with_it(service: Service, stream
     assert one == {**listed[1], "states": {"h": fold_reference([1, 2])[-1:]}, "fingerprint": one["fingerprint"]}
 
 
-def test_a_snapshot_under_the_same_name_takes_the_place_of_the_older(service: Service, stream: str) -> None:
-    drive(service, stream, [1])
+def test_a_snapshot_with_the_name_of_an_older_one_replaces_it(service: Service, stream: str) -> None:
+    step_through(service, stream, [1])
     path = service.path("fold", stream, "snapshots/s")
     service.http.put(path)
     service.step("fold", stream, [2])
@@ -147,9 +147,9 @@ def test_a_snapshot_under_the_same_name_takes_the_place_of_the_older(service: Se
     assert [s["step"] for s in service.http.get(path.removesuffix("/s")).json()["snapshots"]] == [2]
 
 
-def test_a_snapshot_sent_again_is_still_of_its_own_moment(service: Service, stream: str) -> None:
-    drive(service, stream, [1])
-    _, history = stands(service, stream)
+def test_a_retried_snapshot_keeps_its_first_state(service: Service, stream: str) -> None:
+    step_through(service, stream, [1])
+    _, history = position(service, stream)
     path, key = service.path("fold", stream, "snapshots/"), {"idempotency-key": "k"}
     first = service.http.put(f"{path}s", json={"after": history}).json()
     keyed = service.http.put(f"{path}keyed", headers=key).json()
@@ -165,11 +165,11 @@ def test_a_snapshot_sent_again_is_still_of_its_own_moment(service: Service, stre
     assert [s["step"] for s in service.http.get(path[:-1]).json()["snapshots"]] == [1, 1]
 
 
-def test_a_reset_to_a_snapshot_is_done_once(service: Service, stream: str) -> None:
-    drive(service, stream, [1, 2])
+def test_a_retried_reset_to_a_snapshot_is_applied_once(service: Service, stream: str) -> None:
+    step_through(service, stream, [1, 2])
     service.http.put(service.path("fold", stream, "snapshots/s"))
     service.step("fold", stream, [3])
-    _, history = stands(service, stream)
+    _, history = position(service, stream)
     path, body = service.path("fold", stream, "reset"), {"to": {"snapshot": "s"}, "after": history}
     first = service.http.post(path, json=body).json()
     again = service.http.post(path, json=body).json()
@@ -178,11 +178,11 @@ def test_a_reset_to_a_snapshot_is_done_once(service: Service, stream: str) -> No
 
     assert again == {**first, "replayed": True}
     assert (late.status_code, code_of(late)) == (409, "state_changed")
-    assert stands(service, stream)[0] == 3
+    assert position(service, stream)[0] == 3
 
 
-def test_a_fork_of_a_snapshot_goes_on_from_there(service: Service, stream: str) -> None:
-    drive(service, stream, [1, 2])
+def test_a_fork_of_a_snapshot_continues_from_its_state(service: Service, stream: str) -> None:
+    step_through(service, stream, [1, 2])
     service.http.put(service.path("fold", stream, "snapshots/s"))
     service.step("fold", stream, [3])
     body = {"to": f"{stream}-b", "from": {"snapshot": "s"}}
@@ -190,16 +190,16 @@ def test_a_fork_of_a_snapshot_goes_on_from_there(service: Service, stream: str) 
     again = service.http.post(service.path("fold", stream, "fork"), json=body).json()
 
     assert (forked["step"], again["replayed"]) == (2, True)
-    assert ys(service.step("fold", f"{stream}-b", [7])) == fold_reference([1, 2, 7])[-1]
+    assert y_of(service.step("fold", f"{stream}-b", [7])) == fold_reference([1, 2, 7])[-1]
 
 
-def test_a_deleted_snapshot_is_gone_and_deleting_it_again_is_no_error(service: Service, stream: str) -> None:
-    drive(service, stream, [1])
+def test_deleting_a_snapshot_twice_is_no_error(service: Service, stream: str) -> None:
+    step_through(service, stream, [1])
     path = service.path("fold", stream, "snapshots/s")
     service.http.put(path)
     statuses = [service.http.delete(path, headers={"idempotency-key": "k"}).status_code for _ in range(2)]
     service.http.put(path)
-    late = service.http.delete(path, headers={"idempotency-key": "k"})  # a copy of what had been done before
+    late = service.http.delete(path, headers={"idempotency-key": "k"})  # a late copy of the first delete
 
     assert [*statuses, late.status_code] == [204] * 3
     assert service.http.get(path).status_code == 200
@@ -208,8 +208,8 @@ def test_a_deleted_snapshot_is_gone_and_deleting_it_again_is_no_error(service: S
     assert (gone.status_code, code_of(gone)) == (404, "snapshot_not_found")
 
 
-def test_snapshots_go_with_their_stream(service: Service, stream: str) -> None:
-    drive(service, stream, [1])
+def test_snapshots_are_deleted_with_their_stream(service: Service, stream: str) -> None:
+    step_through(service, stream, [1])
     service.http.put(service.path("fold", stream, "snapshots/s"))
     service.http.delete(service.path("fold", stream))
     listed = service.http.get(service.path("fold", stream, "snapshots"))
@@ -220,9 +220,9 @@ def test_snapshots_go_with_their_stream(service: Service, stream: str) -> None:
     assert code_of(back) == "snapshot_not_found"
 
 
-def test_a_stream_has_as_many_snapshots_as_it_may(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), max_snapshots=2, snapshot_ttl_s=60) as few:
-        drive(few, stream, [1])
+def test_the_number_of_snapshots_of_a_stream_is_limited(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold), max_snapshots=2, snapshot_ttl_s=60) as few:
+        step_through(few, stream, [1])
         made = [few.http.put(few.path("fold", stream, f"snapshots/{name}")).status_code for name in ("a", "b", "a")]
         more = few.http.put(few.path("fold", stream, "snapshots/c"))
         limits = few.http.get("/v1/info").json()["limits"]
@@ -234,7 +234,7 @@ def test_a_stream_has_as_many_snapshots_as_it_may(shared_redis: Server, tmp_path
 
 @pytest.mark.parametrize("name", ["-a", "a%20b", "a" * 65, ".a"])
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-def test_a_snapshot_has_a_name_as_models_have(service: Service, stream: str, method: str, name: str) -> None:
+def test_snapshot_names_follow_the_rules_of_model_names(service: Service, stream: str, method: str, name: str) -> None:
     answer = service.http.request(method, service.path("fold", stream, f"snapshots/{name}"))
 
     assert (answer.status_code, code_of(answer)) == (400, "bad_request")
@@ -243,16 +243,16 @@ def test_a_snapshot_has_a_name_as_models_have(service: Service, stream: str, met
 # ------------------------------------------------------------------- states
 
 
-def test_a_state_goes_out_and_in_and_the_stream_goes_on_equally(
+def test_a_state_can_be_exported_and_imported_and_continues_equally(
     service: Service, redis_server: Server, tmp_path: Path, stream: str
 ) -> None:
-    """From one service to another, over another store; in JSON and in msgpack."""
+    """From one service to another with another store; in JSON and in msgpack."""
     xs = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32).tolist()
     path = service.path("lstm", stream, "steps")
     service.http.post(path, json={"inputs": xs[:5]})
     state = service.http.get(service.path("lstm", stream, "state")).json()
     packed = service.http.get(service.path("lstm", stream, "state"), headers={"accept": MSGPACK["accept"]}).content
-    with running(redis_server.url, models(tmp_path, lstm)) as other:
+    with running_service(redis_server.url, write_models(tmp_path, lstm)) as other:
         put = other.http.put(other.path("lstm", "json", "state"), json=state)
         other.http.put(other.path("lstm", "msgpack", "state"), content=packed, headers=MSGPACK)
         moved = [
@@ -279,32 +279,30 @@ def test_a_state_goes_out_and_in_and_the_stream_goes_on_equally(
         ({"h": [2**63]}, "bad_input", "int64"),
     ],
 )
-def test_a_state_that_does_not_fit_changes_nothing(
+def test_a_state_that_does_not_fit_the_model_changes_nothing(
     service: Service, stream: str, states: Any, code: str, found: str
 ) -> None:
-    drive(service, stream, [1])
-    before = stands(service, stream)
+    step_through(service, stream, [1])
+    before = position(service, stream)
     answer = service.http.put(service.path("fold", stream, "state"), json={"states": states, "step": 4})
 
     assert (answer.status_code, code_of(answer)) == (422, code)
     assert found in answer.json()["detail"]
-    assert stands(service, stream) == before
+    assert position(service, stream) == before
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e999", "-Infinity", "1e39"])
 def test_a_state_that_is_not_finite_changes_nothing(service: Service, stream: str, value: str) -> None:
     service.step("total", stream, [1.0, 2.0])
-    before = stands(service, stream, "total")
+    before = position(service, stream, "total")
     answer = service.http.put(service.path("total", stream, "state"), content=f'{{"states": {{"s": [{value}, 0]}}}}')
 
     assert (answer.status_code, code_of(answer)) == (422, "non_finite")
-    assert stands(service, stream, "total") == before
+    assert position(service, stream, "total") == before
 
 
-def test_a_state_that_becomes_infinite_as_it_is_stored_is_refused(
-    shared_redis: Server, tmp_path: Path, stream: str
-) -> None:
-    with running(shared_redis.url, models(tmp_path, total_half)) as narrow:
+def test_a_state_that_overflows_its_store_dtype_is_rejected(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, total_half)) as narrow:
         answer = narrow.http.put(narrow.path("total_half", stream, "state"), json={"states": {"s": [1e6, 0]}})
 
     assert (answer.status_code, code_of(answer)) == (422, "non_finite")
@@ -316,7 +314,7 @@ def test_a_state_that_becomes_infinite_as_it_is_stored_is_refused(
      '{"states": {"h": [1]}, "step": true}', '{"states": {"h": [1]}, "fingerprint": "xy"}',
      '{"states": {"h": [1]}, "seq": 1}'],
 )  # fmt: skip
-def test_a_wrong_state_body_is_a_bad_request(service: Service, stream: str, body: str) -> None:
+def test_an_invalid_state_body_is_a_bad_request(service: Service, stream: str, body: str) -> None:
     answer = service.http.put(service.path("fold", stream, "state"), content=body)
 
     assert (answer.status_code, code_of(answer)) == (400, "bad_request" if body else "bad_json")
@@ -326,12 +324,12 @@ def test_a_state_without_a_step_is_at_step_0(service: Service, stream: str) -> N
     put = service.http.put(service.path("fold", stream, "state"), json={"states": {"h": [5]}}).json()
 
     assert put["step"] == 0
-    assert ys(service.step("fold", stream, [7], seq=1)) == fold_reference([7], start=5)[0]
+    assert y_of(service.step("fold", stream, [7], seq=1)) == fold_reference([7], start=5)[0]
 
 
-def test_a_state_put_again_is_answered_the_same(service: Service, stream: str) -> None:
-    drive(service, stream, [1])
-    _, history = stands(service, stream)
+def test_a_retried_import_gets_its_first_answer(service: Service, stream: str) -> None:
+    step_through(service, stream, [1])
+    _, history = position(service, stream)
     path, body = service.path("fold", stream, "state"), {"states": {"h": [5]}, "step": 2, "after": history}
     key = {"idempotency-key": "k"}
     first = service.http.put(path, json=body).json()
@@ -345,17 +343,17 @@ def test_a_state_put_again_is_answered_the_same(service: Service, stream: str) -
     assert (again, keyed_again) == ({**first, "replayed": True}, {**keyed, "replayed": True})
     assert (late.status_code, code_of(late)) == (409, "state_changed")
     assert (reused.status_code, code_of(reused)) == (422, "idempotency_key_reused")
-    assert stands(service, stream)[0] == 1
+    assert position(service, stream)[0] == 1
 
 
-def test_a_state_of_another_model_is_refused_unless_the_version_is_named(
+def test_a_state_of_another_model_version_is_rejected_unless_the_version_is_named(
     redis_server: Server, tmp_path: Path, stream: str
 ) -> None:
-    """The states fit: same names, types and shapes. Only the caller knows whether they mean the same."""
-    with running(redis_server.url, models(tmp_path / "old", fold=lambda: fold(factor=3))) as old:
-        drive(old, stream, [1, 2])
+    """Names, dtypes and shapes of the states match; only the caller can know whether they mean the same."""
+    with running_service(redis_server.url, write_models(tmp_path / "old", fold=lambda: fold(factor=3))) as old:
+        step_through(old, stream, [1, 2])
         state = old.http.get(old.path("fold", stream, "state")).json()
-    with running(redis_server.url, models(tmp_path / "new", fold=fold)) as new:
+    with running_service(redis_server.url, write_models(tmp_path / "new", fold=fold)) as new:
         path = new.path("fold", f"{stream}-b", "state")
         refused = new.http.put(path, json=state)
         unread = new.http.get(new.path("fold", stream, "state"))
@@ -365,16 +363,16 @@ def test_a_state_of_another_model_is_refused_unless_the_version_is_named(
 
     assert [(a.status_code, code_of(a)) for a in (refused, unread)] == [(409, "model_changed")] * 2
     assert (taken.status_code, unsaid.status_code) == (200, 200)
-    assert ys(goes_on) == fold_reference([3], start=fold_reference([1, 2], factor=3)[-1])[0]
+    assert y_of(goes_on) == fold_reference([3], start=fold_reference([1, 2], factor=3)[-1])[0]
 
 
-def test_copies_are_taken_over_by_another_version_only_where_it_carries_the_same_states(
+def test_copies_move_to_another_version_only_if_it_carries_the_same_states(
     redis_server: Server, tmp_path: Path, stream: str
 ) -> None:
     for version, build in (("1", count), ("2", lambda: fold(factor=3)), ("3", fold)):
         (tmp_path / "m" / version).mkdir(parents=True)
-        (models(tmp_path, model=build) / "model.onnx").rename(tmp_path / "m" / version / "model.onnx")
-    with running(redis_server.url, tmp_path) as service:
+        (write_models(tmp_path, model=build) / "model.onnx").rename(tmp_path / "m" / version / "model.onnx")
+    with running_service(redis_server.url, tmp_path) as service:
         service.http.post(service.path("m", stream, "step"), params={"version": 2}, json={"inputs": [1]})
         path = service.path("m", stream, "fork")
         same = service.http.post(path, json={"to": "same"})
@@ -389,12 +387,14 @@ def test_copies_are_taken_over_by_another_version_only_where_it_carries_the_same
 
     assert (same.status_code, newer.status_code, rewound.status_code) == (200, 200, 200)
     assert (other.status_code, code_of(other)) == (409, "model_changed")
-    assert [ys(a) for a in stepped] == [fold_reference([1, 2], factor=3)[-1], fold_reference([2], start=2)[0]]
+    assert [y_of(a) for a in stepped] == [fold_reference([1, 2], factor=3)[-1], fold_reference([2], start=2)[0]]
     assert versions == [2, 3, 3]
 
 
-def test_a_state_of_several_tensors_has_them_all(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, two_inputs)) as service:
+def test_a_state_of_several_tensors_is_exported_with_all_of_them(
+    shared_redis: Server, tmp_path: Path, stream: str
+) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, two_inputs)) as service:
         service.step("two_inputs", stream, {"a": [1, 2], "b": 3})
         state = service.http.get(service.path("two_inputs", stream, "state")).json()
 
@@ -406,19 +406,17 @@ def test_a_state_of_several_tensors_has_them_all(shared_redis: Server, tmp_path:
     [("GET", "state", None), ("GET", "snapshots", None), ("GET", "snapshots/s", None), ("PUT", "snapshots/s", {}),
      ("POST", "fork", {"to": "b"}), ("PUT", "state", {"states": {"h": [1]}, "after": "A" * 22})],
 )  # fmt: skip
-def test_a_stream_that_is_missing_has_nothing_to_copy(
-    service: Service, stream: str, method: str, what: str, body: Any
-) -> None:
+def test_a_missing_stream_cannot_be_copied(service: Service, stream: str, method: str, what: str, body: Any) -> None:
     answer = service.http.request(method, service.path("fold", stream, what), json=body)
 
     assert (answer.status_code, code_of(answer)) == (404, "stream_not_found")
 
 
-def test_preconditions_are_demanded_of_what_replaces_or_deletes(
+def test_preconditions_can_be_required_for_copies_and_deletions(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), require_preconditions=True) as strict:
-        drive(strict, stream, [1])
+    with running_service(shared_redis.url, write_models(tmp_path, fold), require_preconditions=True) as strict:
+        step_through(strict, stream, [1])
         state, snapshot = strict.path("fold", stream, "state"), strict.path("fold", stream, "snapshots/s")
         bare = [
             strict.http.put(state, json={"states": {"h": [1]}}),

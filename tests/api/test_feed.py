@@ -1,4 +1,4 @@
-"""Live feeds: answers in order, many at once, in both formats, and every way that a socket ends."""
+"""WebSocket feeds: replies in order, many at once, in both formats, and every way in which a socket ends."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from websockets.sync.client import ClientConnection
 from service.api.feed_line import FeedLine
 from service.lane import FeedProtocol
 from service.wire import JSON
-from tests.api.running import Service, models, running
-from tests.graphs import fold, fold_reference, lstm
+from tests.api.running import Service, running_service
+from tests.graphs import fold, fold_reference, lstm, write_models
 from tests.servers import Server
 
 
@@ -33,40 +33,40 @@ from tests.servers import Server
 def service(
     request: pytest.FixtureRequest, shared_redis: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A running service whose feeds are carried by the fast lane, or by the application."""
-    folder = models(tmp_path_factory.mktemp("models"), fold, lstm)
-    with running(
+    """A running service whose feeds are served by the fast lane, or by the application."""
+    folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm)
+    with running_service(
         shared_redis.url, folder, lane=request.param, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1
     ) as one:
         yield one
 
 
 @pytest.fixture
-def again(shared_redis: Server, service: Service) -> Again:
-    """Runs another such service, with other settings."""
+def restart_with(shared_redis: Server, service: Service) -> Again:
+    """Starts another such service with other settings."""
     folder = service.app.state.context.settings.models[0]
-    return functools.partial(running, shared_redis.url, folder, lane=service.lane)
+    return functools.partial(running_service, shared_redis.url, folder, lane=service.lane)
 
 
 Again = Callable[..., contextlib.AbstractContextManager[Service]]
 
 
-def say(feed: ClientConnection, **message: Any) -> None:
+def send(feed: ClientConnection, **message: Any) -> None:
     feed.send(json.dumps(message))
 
 
-def ask(feed: ClientConnection, **message: Any) -> dict[str, Any]:
-    say(feed, **message)
-    return hear(feed)
+def request(feed: ClientConnection, **message: Any) -> dict[str, Any]:
+    send(feed, **message)
+    return receive(feed)
 
 
-def hear(feed: ClientConnection) -> dict[str, Any]:
+def receive(feed: ClientConnection) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(feed.recv(timeout=30))
     return answer
 
 
 def close_code(feed: ClientConnection) -> int:
-    """Return the code with which the service closes, after whatever it still says."""
+    """Return the close code, discarding the messages before it."""
     with contextlib.suppress(ConnectionClosed):
         while True:
             feed.recv(timeout=30)
@@ -79,59 +79,59 @@ def close_code(feed: ClientConnection) -> int:
 
 def test_a_feed_answers_each_step_as_http_does(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        first, second = (ask(feed, inputs={"x": [x]}, seq=n) for n, x in enumerate([3, 1], 1))
+        first, second = (request(feed, inputs={"x": [x]}, seq=n) for n, x in enumerate([3, 1], 1))
 
-    again = service.step("fold", stream, [1], seq=2).json()
+    restart_with = service.step("fold", stream, [1], seq=2).json()
     assert (first["outputs"]["y"], first["created"]) == (fold_reference([3]), True)
-    assert {**second, "replayed": True} == again
+    assert {**second, "replayed": True} == restart_with
 
 
-def test_a_feed_keeps_the_id_of_each_message(service: Service, stream: str) -> None:
+def test_a_reply_carries_the_id_of_its_message(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        assert [ask(feed, inputs=[1], id=name)["id"] for name in (1, "a:b", None, [1, {"x": "é"}])] == [
+        assert [request(feed, inputs=[1], id=name)["id"] for name in (1, "a:b", None, [1, {"x": "é"}])] == [
             1, "a:b", None, [1, {"x": "é"}],
         ]  # fmt: skip
 
 
-def test_answers_come_in_the_order_of_their_messages(service: Service, stream: str) -> None:
+def test_replies_come_in_the_order_of_their_messages(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
         for n in range(1, 1001):
-            say(feed, inputs=[n], seq=n)
+            send(feed, inputs=[n], seq=n)
 
-        assert [hear(feed)["outputs"]["y"][0] for _ in range(1000)] == fold_reference(range(1, 1001))
+        assert [receive(feed)["outputs"]["y"][0] for _ in range(1000)] == fold_reference(range(1, 1001))
 
 
 def test_a_chunk_has_a_time_axis_in_and_out(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        answer = ask(feed, inputs=[[1], [2]], chunk=True)
+        answer = request(feed, inputs=[[1], [2]], chunk=True)
 
         assert (answer["outputs"]["y"], answer["step"]) == ([[y] for y in fold_reference([1, 2])], 2)
-        assert ask(feed, inputs=[[3], [4]], chunk=True, **{"return": "none"})["outputs"] == {}
+        assert request(feed, inputs=[[3], [4]], chunk=True, **{"return": "none"})["outputs"] == {}
 
 
 def test_a_problem_leaves_the_feed_open(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        gap = ask(feed, inputs=[1], seq=7, id="g")
-        bad = ask(feed, inputs=["1"], id="b")
-        unknown = ask(feed, inputs=[1], id="u", extra=1)
+        gap = request(feed, inputs=[1], seq=7, id="g")
+        bad = request(feed, inputs=["1"], id="b")
+        unknown = request(feed, inputs=[1], id="u", extra=1)
 
         assert [(p["error"]["code"], p["id"]) for p in (gap, bad, unknown)] == [
             ("stream_not_found", "g"), ("bad_input", "b"), ("bad_request", "u"),
         ]  # fmt: skip
-        assert ask(feed, inputs=[1], seq=1)["step"] == 1
+        assert request(feed, inputs=[1], seq=1)["step"] == 1
 
 
-def test_a_feed_goes_on_over_http_and_back(service: Service, stream: str) -> None:
+def test_a_stream_can_switch_between_feed_and_http(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        ask(feed, inputs=[1], seq=1)
+        request(feed, inputs=[1], seq=1)
         service.step("fold", stream, [2], seq=2)
 
-        assert ask(feed, inputs=[3], seq=3)["outputs"]["y"] == fold_reference([1, 2, 3])[-1:]
+        assert request(feed, inputs=[3], seq=3)["outputs"]["y"] == fold_reference([1, 2, 3])[-1:]
 
 
-def test_a_feed_of_one_stream_takes_no_other(service: Service, stream: str) -> None:
+def test_a_feed_of_one_stream_rejects_other_streams(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        assert ask(feed, stream="other", inputs=[1])["error"]["code"] == "bad_request"
+        assert request(feed, stream="other", inputs=[1])["error"]["code"] == "bad_request"
 
 
 # ------------------------------------------------------------------- many streams
@@ -141,40 +141,40 @@ def test_one_socket_carries_many_streams(service: Service, stream: str) -> None:
     with service.feed("fold") as feed:
         for n in (1, 2, 3):
             for name in "abc":
-                say(feed, stream=f"{stream}-{name}", inputs=[n], seq=n)
-        answers = [hear(feed) for _ in range(9)]
+                send(feed, stream=f"{stream}-{name}", inputs=[n], seq=n)
+        answers = [receive(feed) for _ in range(9)]
 
     assert [answer["stream"] for answer in answers] == [f"{stream}-{name}" for name in "abc"] * 3
     assert [answer["outputs"]["y"][0] for answer in answers[::3]] == fold_reference([1, 2, 3])
 
 
-def test_columns_on_a_feed_are_answered_as_the_bulk_step(service: Service, stream: str) -> None:
+def test_bulk_messages_are_answered_as_bulk_steps_over_http(service: Service, stream: str) -> None:
     with service.feed("fold") as feed:
-        answer = ask(feed, streams=[f"{stream}-a", f"{stream}-b"], inputs=[[1], [2]], seq=[1, 5], id=9)
+        answer = request(feed, streams=[f"{stream}-a", f"{stream}-b"], inputs=[[1], [2]], seq=[1, 5], id=9)
 
     assert (answer["id"], answer["outputs"], answer["step"]) == (9, {"y": [[2], None]}, [1, None])
     assert answer["errors"]["1"]["code"] == "stream_not_found"
 
 
-def test_columns_of_chunks_on_a_feed(service: Service, stream: str) -> None:
+def test_bulk_messages_can_carry_chunks(service: Service, stream: str) -> None:
     with service.feed("fold") as feed:
-        answer = ask(feed, streams=[f"{stream}-a"], inputs=[[[1], [2]]], chunk=True, **{"return": "last"})
+        answer = request(feed, streams=[f"{stream}-a"], inputs=[[[1], [2]]], chunk=True, **{"return": "last"})
 
     assert answer["outputs"] == {"y": [[fold_reference([1, 2])[-1]]]}
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "..", "é", "x" * 129])
-def test_a_stream_id_that_is_none_is_told_and_the_feed_stays_open(service: Service, stream: str, name: str) -> None:
+def test_an_invalid_stream_id_is_a_problem_and_the_feed_stays_open(service: Service, stream: str, name: str) -> None:
     with service.feed("fold") as feed:
-        refused = ask(feed, stream=name, inputs=[1], id=1)
+        refused = request(feed, stream=name, inputs=[1], id=1)
 
         assert (refused["error"]["code"], refused["id"]) == ("bad_request", 1)
-        assert ask(feed, stream=stream, inputs=[1])["step"] == 1
+        assert request(feed, stream=stream, inputs=[1])["step"] == 1
 
 
-def test_a_message_that_names_no_stream_is_a_bad_request(service: Service) -> None:
+def test_a_message_without_a_stream_is_a_bad_request(service: Service) -> None:
     with service.feed("fold") as feed:
-        assert ask(feed, inputs=[1])["error"]["code"] == "bad_request"
+        assert request(feed, inputs=[1])["error"]["code"] == "bad_request"
 
 
 # ------------------------------------------------------------------- msgpack
@@ -216,9 +216,7 @@ def test_a_problem_on_a_msgpack_feed_is_msgpack(service: Service, stream: str) -
         (["other", "stepwell.json"], "stepwell.json"),
     ],
 )
-def test_the_first_subprotocol_that_is_known_is_chosen(
-    service: Service, stream: str, offered: Any, chosen: str | None
-) -> None:
+def test_the_first_known_subprotocol_is_chosen(service: Service, stream: str, offered: Any, chosen: str | None) -> None:
     with service.feed("fold", stream, subprotocols=offered) as feed:
         assert feed.subprotocol == chosen
 
@@ -229,21 +227,23 @@ def test_the_first_subprotocol_that_is_known_is_chosen(
 @pytest.mark.parametrize(
     "message", ["", "{", "nonsense", "[1", '{"inputs": [1], "inputs": [1]}', "[" * 100_000, b"\xff\xfe"]
 )
-def test_a_message_that_cannot_be_read_is_told_and_ends_the_feed(service: Service, stream: str, message: Any) -> None:
+def test_a_message_that_cannot_be_decoded_ends_the_feed_with_a_problem(
+    service: Service, stream: str, message: Any
+) -> None:
     with service.feed("fold", stream) as feed:
         feed.send(message)
 
-        assert hear(feed)["error"]["code"] == "bad_json"
+        assert receive(feed)["error"]["code"] == "bad_json"
         assert close_code(feed) == 1007
 
 
-def test_what_came_before_an_unreadable_message_is_still_answered(service: Service, stream: str) -> None:
+def test_messages_before_an_undecodable_one_are_still_answered(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
         for n in (1, 2, 3):
-            say(feed, inputs=[n], seq=n)
+            send(feed, inputs=[n], seq=n)
         feed.send("{")
 
-        assert [hear(feed).get("step") for _ in range(4)] == [1, 2, 3, None]
+        assert [receive(feed).get("step") for _ in range(4)] == [1, 2, 3, None]
         assert close_code(feed) == 1007
 
 
@@ -257,66 +257,66 @@ def test_what_came_before_an_unreadable_message_is_still_answered(service: Servi
         ("fold", "s", "?version=9", "model_not_found"),
     ],
 )
-def test_a_feed_that_cannot_be_is_told_why_and_closed(
+def test_a_feed_that_cannot_be_opened_gets_a_problem_and_is_closed(
     service: Service, model: str, stream: str | None, query: str, code: str
 ) -> None:
     with service.feed(model, stream, query=query) as feed:
-        assert hear(feed)["error"]["code"] == code
+        assert receive(feed)["error"]["code"] == code
         assert close_code(feed) == 1008
 
 
 def test_an_escaped_slash_opens_no_feed(service: Service) -> None:
-    """Decoded, this would be the feed of another model's stream."""
+    """After decoding, the path would be the feed of another model's stream."""
     with pytest.raises(InvalidStatus) as caught, service.feed("fold%2Fstreams%2Fs"):
         pass
 
     assert caught.value.response.status_code == 400
 
 
-def test_a_client_that_leaves_at_once_leaves_its_steps_applied_or_not(service: Service, stream: str) -> None:
+def test_a_client_that_disconnects_at_once_leaves_each_step_applied_or_not(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        ask(feed, inputs=[1], seq=1)
+        request(feed, inputs=[1], seq=1)
         for n in range(2, 50):
-            say(feed, inputs=[n], seq=n)
+            send(feed, inputs=[n], seq=n)
 
     step = service.http.get(service.path("fold", stream)).json()["step"]
     assert 1 <= step < 50
-    while step < 49:  # the rest again, as a client would that was cut off
+    while step < 49:  # resend the rest, as a disconnected client would
         step = service.step("fold", stream, [step + 1], seq=step + 1).json()["step"]
     answer = service.step("fold", stream, [50], seq=50).json()
     assert answer["outputs"]["y"] == fold_reference(range(1, 51))[-1:]
 
 
-def test_draining_answers_what_was_taken_then_closes_1012(again: Again, stream: str) -> None:
-    with again() as own, own.feed("fold", stream) as feed:
-        assert ask(feed, inputs=[1], seq=1)["step"] == 1
-        own.call(lambda: own.app.state.engine.drain(1.0))
-        refused = ask(feed, inputs=[2], seq=2)
+def test_draining_answers_accepted_messages_then_closes_1012(restart_with: Again, stream: str) -> None:
+    with restart_with() as own, own.feed("fold", stream) as feed:
+        assert request(feed, inputs=[1], seq=1)["step"] == 1
+        own.run_in_loop(lambda: own.app.state.engine.drain(1.0))
+        refused = request(feed, inputs=[2], seq=2)
 
         assert (refused["error"]["code"], refused["error"]["applied"]) == ("draining", "no")
         assert close_code(feed) == 1012
 
 
-def test_an_idle_feed_is_closed_1012_when_the_service_ends(again: Again, stream: str) -> None:
+def test_an_idle_feed_is_closed_1012_when_the_service_ends(restart_with: Again, stream: str) -> None:
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(again())
+        own = stack.enter_context(restart_with())
         feed = contextlib.ExitStack().enter_context(own.feed("fold", stream))
-        ask(feed, inputs=[1])
+        request(feed, inputs=[1])
         stack.close()
 
         assert close_code(feed) == 1012
 
 
-def test_sockets_beyond_the_limit_are_refused(again: Again, stream: str) -> None:
-    with again(max_websockets=1) as own:
+def test_sockets_over_the_limit_are_refused(restart_with: Again, stream: str) -> None:
+    with restart_with(max_websockets=1) as own:
         with own.feed("fold", stream) as feed:
-            ask(feed, inputs=[1])
+            request(feed, inputs=[1])
             with pytest.raises(Exception, match="503"), own.feed("fold", stream):
                 pass
         while own.app.state.context.websockets:
             own.http.get("/healthz")
         with own.feed("fold", stream) as feed:
-            assert ask(feed, inputs=[1])["step"] == 2
+            assert request(feed, inputs=[1])["step"] == 2
 
 
 def test_what_waits_for_its_answers_is_bounded_by_bytes_too(service: Service) -> None:
@@ -336,7 +336,7 @@ def test_what_waits_for_its_answers_is_bounded_by_bytes_too(service: Service) ->
         assert not line.is_full
         return taken
 
-    assert [service.call(functools.partial(filled, size)) for size in (100, 1_000_000)] == [256, 5]
+    assert [service.run_in_loop(functools.partial(filled, size)) for size in (100, 1_000_000)] == [256, 5]
 
 
 def test_many_large_messages_are_answered_in_their_order(service: Service, stream: str) -> None:
@@ -344,7 +344,7 @@ def test_many_large_messages_are_answered_in_their_order(service: Service, strea
         for n in range(1, 13):
             feed.send(json.dumps({"inputs": [n], "seq": n}).ljust(1_000_000))
 
-        assert [hear(feed)["outputs"]["y"][0] for _ in range(12)] == fold_reference(range(1, 13))
+        assert [receive(feed)["outputs"]["y"][0] for _ in range(12)] == fold_reference(range(1, 13))
 
 
 def test_the_answer_to_a_refused_handshake_is_worked_out_once(
@@ -364,23 +364,23 @@ def test_the_answer_to_a_refused_handshake_is_worked_out_once(
     assert len(asked) == 1
 
 
-# ------------------------------------------------------------------- odd frames
+# ------------------------------------------------------------------- unusual frames
 
 
-def bare_answer(one: socket.socket) -> tuple[int, bytes]:
-    """Read one frame of the service from a bare socket: its first byte and its payload."""
+def read_frame(one: socket.socket) -> tuple[int, bytes]:
+    """Read one frame from a raw socket and return its first byte and its payload."""
 
     def read(n: int) -> bytes:
-        return one.recv(n, socket.MSG_WAITALL)  # not a byte more: the next frame may be there already
+        return one.recv(n, socket.MSG_WAITALL)  # exactly n bytes: the next frame may have arrived already
 
     first, length = read(2)
     size = int.from_bytes(read(2)) if length == 126 else length
     return first, read(size)
 
 
-def begun(service: Service, stream: str) -> socket.socket:
-    """Open a feed by hand, its handshake read."""
-    one = bare_feed(service, service.path("fold", stream, "feed"), receive_buffer=65536)
+def open_raw_feed(service: Service, stream: str) -> socket.socket:
+    """Open a feed on a raw socket and read the handshake."""
+    one = open_unread_feed(service, service.path("fold", stream, "feed"), receive_buffer=65536)
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += one.recv(1)
@@ -391,37 +391,37 @@ def test_a_message_in_fragments_is_one_message(service: Service, stream: str) ->
     with service.feed("fold", stream) as feed:
         feed.send(iter(['{"inputs"', ": [", "", "3]}"]))
 
-        assert hear(feed)["outputs"]["y"] == fold_reference([3])
-        assert ask(feed, inputs=[1])["step"] == 2
+        assert receive(feed)["outputs"]["y"] == fold_reference([3])
+        assert request(feed, inputs=[1])["step"] == 2
 
 
-def test_a_ping_between_fragments_is_answered_and_breaks_nothing(service: Service, stream: str) -> None:
-    one = begun(service, stream)
+def test_a_ping_between_fragments_is_answered_and_does_not_break_the_message(service: Service, stream: str) -> None:
+    one = open_raw_feed(service, stream)
     one.sendall(
         b"\x01\x8a" + bytes(4) + b'{"inputs":' + b"\x89\x82" + bytes(4) + b"hi" + b"\x80\x84" + bytes(4) + b"[3]}"
     )
 
-    assert bare_answer(one) == (0x8A, b"hi")
-    assert json.loads(bare_answer(one)[1])["outputs"]["y"] == fold_reference([3])
+    assert read_frame(one) == (0x8A, b"hi")
+    assert json.loads(read_frame(one)[1])["outputs"]["y"] == fold_reference([3])
     one.close()
 
 
 def test_a_message_may_come_byte_by_byte(service: Service, stream: str) -> None:
-    one = begun(service, stream)
+    one = open_raw_feed(service, stream)
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for byte in frame(json.dumps({"inputs": [3]}).ljust(200).encode()):
         one.sendall(bytes([byte]))
 
-    assert json.loads(bare_answer(one)[1])["outputs"]["y"] == fold_reference([3])
+    assert json.loads(read_frame(one)[1])["outputs"]["y"] == fold_reference([3])
     one.close()
 
 
-def test_a_mask_is_taken_off(service: Service, stream: str) -> None:
+def test_frames_are_unmasked(service: Service, stream: str) -> None:
     mask, text = b"\x01\x80\xff\x07", b'{"inputs":[3]}'
-    one = begun(service, stream)
+    one = open_raw_feed(service, stream)
     one.sendall(b"\x81" + bytes([0x80 | len(text)]) + mask + bytes(c ^ mask[i % 4] for i, c in enumerate(text)))
 
-    assert json.loads(bare_answer(one)[1])["outputs"]["y"] == fold_reference([3])
+    assert json.loads(read_frame(one)[1])["outputs"]["y"] == fold_reference([3])
     one.close()
 
 
@@ -431,15 +431,15 @@ def test_a_mask_is_taken_off(service: Service, stream: str) -> None:
         b"\x81\x02hi",  # not masked
         b"\xc1\x82" + bytes(4) + b"hi",  # a reserved bit
         b"\x83\x82" + bytes(4) + b"hi",  # no such kind of frame
-        b"\x80\x82" + bytes(4) + b"hi",  # goes on with what never began
-        b"\x09\x82" + bytes(4) + b"hi",  # a ping in parts
-        b"\x01\x82" + bytes(4) + b"hi" + b"\x81\x82" + bytes(4) + b"hi",  # a message within another
+        b"\x80\x82" + bytes(4) + b"hi",  # a continuation frame without a first fragment
+        b"\x09\x82" + bytes(4) + b"hi",  # a fragmented ping
+        b"\x01\x82" + bytes(4) + b"hi" + b"\x81\x82" + bytes(4) + b"hi",  # a new message inside a fragmented one
     ],
 )
-def test_frames_that_are_against_the_protocol_close_1002(service: Service, stream: str, bad: bytes) -> None:
-    one = begun(service, stream)
+def test_protocol_violations_close_1002(service: Service, stream: str, bad: bytes) -> None:
+    one = open_raw_feed(service, stream)
     one.sendall(bad)
-    first, payload = bare_answer(one)
+    first, payload = read_frame(one)
 
     assert (first, payload[:2]) == (0x88, (1002).to_bytes(2))
     one.close()
@@ -454,19 +454,19 @@ def test_frames_that_are_against_the_protocol_close_1002(service: Service, strea
         pytest.param([(b"\x01", 1, b"{"), (b"\x00", 2**40, b"")], id="one with more to follow"),
     ],
 )
-def test_a_message_beyond_the_limit_is_too_big(
+def test_a_message_over_the_size_limit_closes_1009(
     service: Service, stream: str, frames: list[tuple[bytes, int, bytes]]
 ) -> None:
-    """Nothing is sent that the server need not read.
+    """The test sends nothing that the server does not have to read.
 
-    One that closes a socket with bytes unread resets it, and a reset may overtake what it said.
+    Closing a socket with unread bytes resets the connection, and the reset may overtake the reply.
     """
-    one = begun(service, stream)
+    one = open_raw_feed(service, stream)
     for opcode, size, payload in frames:
         one.sendall(opcode + (b"\xff" + size.to_bytes(8) if size > 1 else b"\x81") + bytes(4) + payload)
-    first, said = bare_answer(one)
+    first, said = read_frame(one)
     while first != 0x88:
-        first, said = bare_answer(one)
+        first, said = read_frame(one)
 
     assert said[:2] == (1009).to_bytes(2)
     one.close()
@@ -477,13 +477,13 @@ def test_what_comes_after_the_end_of_a_feed_is_not_kept(again: Again, service: S
     if not service.lane:
         pytest.skip("uvicorn alone reads the application's feeds")
     with again(max_body_bytes=1_000_000, max_wait_ms=1000) as own:
-        one = begun(own, stream)
+        one = open_raw_feed(own, stream)
         [connection] = [c for c in own.connections() if isinstance(c, FeedProtocol)]
         one.sendall(frame(b'{"inputs": [1]}') + frame(b"{") + b"\x82\xff" + (2**40).to_bytes(8) + bytes(4))
         for _ in range(20):
             one.sendall(bytes(1_000_000))  # the socket's buffers do not hold so much: it was received
         kept = connection._have
-        answers = [bare_answer(one)[1] for _ in range(3)]
+        answers = [read_frame(one)[1] for _ in range(3)]
         one.close()
 
     assert kept <= 1_000_000
@@ -495,28 +495,28 @@ def test_what_comes_after_the_end_of_a_feed_is_not_kept(again: Again, service: S
 def test_a_client_that_goes_on_behind_a_fragment_that_is_too_big_is_told_so(service: Service, stream: str) -> None:
     if not service.lane:
         pytest.skip("uvicorn resets the connection of one that goes on")
-    one = begun(service, stream)
+    one = open_raw_feed(service, stream)
     one.sendall(b"\x01\x81" + bytes(4) + b"{" + b"\x80\xff" + (1_000_001).to_bytes(8) + bytes(4) + bytes(1_000_001))
     one.sendall(frame(b'{"inputs": [1]}'))
-    answers = [bare_answer(one)[1] for _ in range(2)]
+    answers = [read_frame(one)[1] for _ in range(2)]
     one.close()
 
     assert json.loads(answers[0])["error"]["code"] == "too_large"
     assert answers[1][:2] == (1009).to_bytes(2)
 
 
-def test_on_the_lane_a_message_that_is_too_big_is_told_first(service: Service, stream: str) -> None:
+def test_on_the_fast_lane_an_oversized_message_gets_a_problem_first(service: Service, stream: str) -> None:
     if not service.lane:
         pytest.skip("uvicorn closes before an application hears of it")
     with service.feed("fold", stream) as feed:
         feed.send('{"inputs": [1]}'.ljust(1_000_001))
 
-        assert hear(feed)["error"]["code"] == "too_large"
+        assert receive(feed)["error"]["code"] == "too_large"
 
 
-def test_a_client_that_closes_is_answered_in_kind(service: Service, stream: str) -> None:
+def test_a_close_from_the_client_is_answered_with_the_same_code(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        ask(feed, inputs=[1])
+        request(feed, inputs=[1])
         feed.close(1000)
 
     assert feed.protocol.close_rcvd is not None
@@ -526,8 +526,8 @@ def test_a_client_that_closes_is_answered_in_kind(service: Service, stream: str)
 # ------------------------------------------------------------------- slow readers
 
 
-def bare_feed(service: Service, path: str, *, receive_buffer: int) -> socket.socket:
-    """Open a WebSocket by hand whose answers nobody reads."""
+def open_unread_feed(service: Service, path: str, *, receive_buffer: int) -> socket.socket:
+    """Open a WebSocket on a raw socket whose replies are not read."""
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     one.settimeout(60)
@@ -542,16 +542,16 @@ def bare_feed(service: Service, path: str, *, receive_buffer: int) -> socket.soc
 
 
 def frame(text: bytes) -> bytes:
-    """Return a masked text frame; the mask is zeros."""
+    """Return a text frame, masked with zeros."""
     length = bytes([0x80 | len(text)]) if len(text) < 126 else b"\xfe" + struct.pack("!H", len(text))
     return b"\x81" + length + bytes(4) + text
 
 
-def test_a_reader_that_does_not_read_stops_the_reading_and_nothing_grows(service: Service, stream: str) -> None:
-    """Its own sending is held up by TCP, at most 256 answers wait, and other feeds are not touched."""
+def test_a_client_that_does_not_read_is_no_longer_read_from_and_nothing_grows(service: Service, stream: str) -> None:
+    """TCP flow control stops its sending, at most 256 replies wait, and other feeds are not affected."""
     path = f"{service.path('lstm', stream, 'feed')}"
     chunk = json.dumps({"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60, "chunk": True}).encode()
-    slow = bare_feed(service, path, receive_buffer=4096)
+    slow = open_unread_feed(service, path, receive_buffer=4096)
     slow.settimeout(0.5)
     sent = 0
     with contextlib.suppress(TimeoutError):
@@ -561,7 +561,7 @@ def test_a_reader_that_does_not_read_stops_the_reading_and_nothing_grows(service
             assert sent < 20_000
 
     with service.feed("fold", stream) as other:
-        assert ask(other, inputs=[1])["step"] == 1
+        assert request(other, inputs=[1])["step"] == 1
     step = service.http.get(service.path("lstm", stream)).json()["step"]
     slow.close()
 
@@ -575,35 +575,35 @@ async def _task_names() -> set[str]:
     return {task.get_name() for task in asyncio.all_tasks()}
 
 
-def has_given_up(service: Service) -> bool:
-    """Whether the service begins to close its only feed."""
+def is_closing(service: Service) -> bool:
+    """Return whether the service has started to close its only feed."""
     if service.lane:
         return any(getattr(connection, "close_sent", False) for connection in service.connections())
-    return "feed-writer" not in service.call(_task_names)
+    return "feed-writer" not in service.run_in_loop(_task_names)
 
 
-def fill(slow: socket.socket, service: Service) -> None:
-    """Send chunks and read nothing until the service gives up."""
+def send_until_closed(slow: socket.socket, service: Service) -> None:
+    """Send chunks without reading until the service starts to close the feed."""
     chunk = json.dumps({"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60, "chunk": True}).encode()
     frames, sent = memoryview(frame(chunk) * 5_000), 0
     slow.settimeout(0.05)
-    while not has_given_up(service):
+    while not is_closing(service):
         with contextlib.suppress(TimeoutError):
             sent += slow.send(frames[sent : sent + 100_000])
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The patience is ten seconds; here it is short, so that the tests are."""
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the ten-second timeout, so that the tests are short."""
     for module in ("service.api.feed", "service.lane.feed"):
         monkeypatch.setattr(f"{module}.SLOW_S", 0.2)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_reader_that_does_not_read_is_given_up(again: Again, stream: str) -> None:
-    with again() as own:
-        slow = bare_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
-        fill(slow, own)
+@pytest.mark.usefixtures("short_timeouts")
+def test_a_client_that_does_not_read_is_closed(restart_with: Again, stream: str) -> None:
+    with restart_with() as own:
+        slow = open_unread_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
+        send_until_closed(slow, own)
         slow.settimeout(30)
         received = bytearray()
         while not received.endswith(GIVEN_UP) and (data := slow.recv(65536)):
@@ -613,34 +613,34 @@ def test_a_reader_that_does_not_read_is_given_up(again: Again, stream: str) -> N
         assert received.endswith(GIVEN_UP)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_reader_that_never_reads_is_cut_off_in_the_end(
-    again: Again, service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("short_timeouts")
+def test_a_client_that_never_reads_is_disconnected(
+    restart_with: Again, service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not service.lane:
         pytest.skip("an ASGI application cannot cut a connection")
     monkeypatch.setattr("service.lane.feed._CLOSE_WITHIN_S", 0.2)
-    with again() as own:
-        slow = bare_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
-        fill(slow, own)
+    with restart_with() as own:
+        slow = open_unread_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
+        send_until_closed(slow, own)
         while own.app.state.context.websockets:
             own.http.get("/healthz")
         slow.close()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_watcher_that_never_reads_is_cut_off_in_the_end(
-    again: Again, service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("short_timeouts")
+def test_a_watcher_that_never_reads_is_disconnected(
+    restart_with: Again, service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its socket is gone, not only closed: nothing waits for a client that may never notice."""
+    """Its connection is aborted, not only closed, so nothing waits for a client that may never react."""
     if not service.lane:
         pytest.skip("an ASGI application cannot cut a connection")
     monkeypatch.setattr("service.lane.feed._CLOSE_WITHIN_S", 0.2)
     chunk = {"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60}
-    with again() as own:
-        slow = bare_feed(own, "/v1/watch", receive_buffer=4096)
+    with restart_with() as own:
+        slow = open_unread_feed(own, "/v1/watch", receive_buffer=4096)
         slow.sendall(frame(json.dumps({"watch": [{"model": "lstm"}], "inputs": True}).encode()))
-        own.until_sockets(1)
+        own.wait_for_websockets(1)
         while own.app.state.context.websockets:
             assert own.http.post(own.path("lstm", stream, "steps"), json=chunk).status_code == 200
         slow.close()
@@ -656,7 +656,7 @@ def test_many_feeds_at_once_each_keep_their_order(service: Service, stream: str)
                 await feed.send(json.dumps({"inputs": [n + i], "seq": n}))
             return [json.loads(await feed.recv())["outputs"]["y"][0] for _ in range(20)]
 
-    async def all_of_them() -> list[list[int]]:
+    async def run_all() -> list[list[int]]:
         return await asyncio.gather(*(one(i) for i in range(30)))
 
-    assert asyncio.run(all_of_them()) == [fold_reference(range(1 + i, 21 + i)) for i in range(30)]
+    assert asyncio.run(run_all()) == [fold_reference(range(1 + i, 21 + i)) for i in range(30)]

@@ -1,4 +1,4 @@
-"""Each limit at what is just taken and at one more: of a body, a batch, and of what a tenant may have."""
+"""Each limit, exactly met and exceeded by one: of a body, of a batch, and of a tenant."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.engine.tenants import TenantRates
 from service.errors import ServiceError
-from tests.api.running import Service, models, running
-from tests.api.test_auth import bearer, key, write
+from tests.api.running import Service, running_service
+from tests.api.test_auth import bearer, key, write_keys_file
 from tests.api.test_streams import code_of
-from tests.graphs import fold
+from tests.graphs import fold, write_models
 from tests.servers import Server, server
 
 RATE = 20
@@ -26,14 +26,14 @@ RATE = 20
 
 @pytest.fixture(scope="module", params=["lane", "declared"])
 def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with every limit, on a store of its own."""
+    """A service with every limit set, on a store of its own."""
     folder = tmp_path_factory.mktemp("limited")
-    keys = write(folder / "keys.json", *(key(name, tenant=name) for name in "abcdefghi"))
+    keys = write_keys_file(folder / "keys.json", *(key(name, tenant=name) for name in "abcdefghi"))
     with (
         server(folder) as store,
-        running(
+        running_service(
             store.url,
-            models(folder / "models", fold),
+            write_models(folder / "models", fold),
             lane=request.param == "lane",
             api_keys_file=keys,
             tenant_rate=RATE,
@@ -55,30 +55,30 @@ def deep(levels: int) -> bytes:
     return b'{"inputs": ' + b"[" * (levels - 1) + b"1" + b"]" * (levels - 1) + b"}"
 
 
-# ------------------------------------------------------------------- of one request
+# ------------------------------------------------------------------- limits of one request
 
 
 @pytest.mark.parametrize(("steps", "status"), [(8, 200), (9, 413)])
-def test_a_chunk_has_a_longest_length(limited: Service, steps: int, status: int) -> None:
+def test_the_length_of_a_chunk_is_limited(limited: Service, steps: int, status: int) -> None:
     assert post(limited, "a", "streams/chunk/steps", {"inputs": [[1]] * steps}).status_code == status
 
 
 @pytest.mark.parametrize(("streams", "status"), [(16, 200), (17, 413)])
-def test_a_batch_has_a_largest_size(limited: Service, streams: int, status: int) -> None:
+def test_the_size_of_a_batch_is_limited(limited: Service, streams: int, status: int) -> None:
     body = {"streams": [f"s{i}" for i in range(streams)], "inputs": [[1]] * streams}
 
     assert post(limited, "b", "step", body).status_code == status
 
 
 @pytest.mark.parametrize(("levels", "code"), [(32, "bad_input"), (33, "bad_json")])
-def test_json_has_a_greatest_depth(limited: Service, levels: int, code: str) -> None:
+def test_the_depth_of_json_is_limited(limited: Service, levels: int, code: str) -> None:
     answer = limited.http.post("/v1/models/fold/streams/deep/step", content=deep(levels), headers=bearer("c"))
 
     assert code_of(answer) == code
 
 
 @pytest.mark.parametrize(("size", "status"), [(4000, 200), (4001, 413)])
-def test_a_body_has_a_largest_size(limited: Service, size: int, status: int) -> None:
+def test_the_size_of_a_body_is_limited(limited: Service, size: int, status: int) -> None:
     body = b'{"inputs": [1]}'.ljust(size)
 
     assert (
@@ -89,7 +89,7 @@ def test_a_body_has_a_largest_size(limited: Service, size: int, status: int) -> 
 # ------------------------------------------------------------------- the streams of a tenant
 
 
-def test_a_tenant_has_so_many_streams_and_no_more(limited: Service) -> None:
+def test_the_number_of_streams_of_a_tenant_is_limited(limited: Service) -> None:
     created = [post(limited, "d", f"streams/{name}/step", {"inputs": [1]}) for name in ("s1", "s2", "s3", "s4")]
 
     assert [answer.status_code for answer in created] == [200, 200, 200, 429]
@@ -98,7 +98,7 @@ def test_a_tenant_has_so_many_streams_and_no_more(limited: Service) -> None:
     assert created[-1].headers["retry-after"]
 
 
-def test_streams_that_are_there_go_on_and_a_bare_reset_begins_none_beyond(limited: Service) -> None:
+def test_at_the_limit_existing_streams_continue_and_a_bare_reset_creates_none(limited: Service) -> None:
     for name in ("s1", "s2", "s3"):
         post(limited, "e", f"streams/{name}/step", {"inputs": [1]})
 
@@ -109,25 +109,25 @@ def test_streams_that_are_there_go_on_and_a_bare_reset_begins_none_beyond(limite
     assert (rows["step"][0], rows["errors"]["1"]["code"]) == (1, "stream_quota")
 
 
-def test_room_is_there_again_once_streams_have_gone(limited: Service) -> None:
+def test_deleted_streams_free_the_quota(limited: Service) -> None:
     for name in ("s1", "s2", "s3"):
         post(limited, "f", f"streams/{name}/step", {"inputs": [1]})
     limited.http.delete("/v1/models/fold/streams/s1", headers=bearer("f"))
 
-    limited.call(limited.app.state.engine.count_streams)
+    limited.run_in_loop(limited.app.state.engine.count_streams)
 
     assert post(limited, "f", "streams/s4/step", {"inputs": [1]}).status_code == 200
     assert code_of(post(limited, "f", "streams/s5/step", {"inputs": [1]})) == "stream_quota"
 
 
-def test_a_count_sees_each_tenants_streams_alone(redis_server: Server, tmp_path: Path) -> None:
-    keys = write(tmp_path / "keys.json", key("a", tenant="a"), key("b", tenant="b"))
-    folder = models(tmp_path / "models", fold)
-    with running(redis_server.url, folder, api_keys_file=keys, tenant_max_streams=2) as first:
+def test_streams_are_counted_per_tenant(redis_server: Server, tmp_path: Path) -> None:
+    keys = write_keys_file(tmp_path / "keys.json", key("a", tenant="a"), key("b", tenant="b"))
+    folder = write_models(tmp_path / "models", fold)
+    with running_service(redis_server.url, folder, api_keys_file=keys, tenant_max_streams=2) as first:
         for tenant, name in (("a", "s1"), ("a", "s2"), ("b", "s1")):
             post(first, tenant, f"streams/{name}/step", {"inputs": [1]})
-    with running(redis_server.url, folder, api_keys_file=keys, tenant_max_streams=2) as second:
-        second.call(second.app.state.engine.count_streams)
+    with running_service(redis_server.url, folder, api_keys_file=keys, tenant_max_streams=2) as second:
+        second.run_in_loop(second.app.state.engine.count_streams)
 
         assert code_of(post(second, "a", "streams/s3/step", {"inputs": [1]})) == "stream_quota"
         assert post(second, "b", "streams/s3/step", {"inputs": [1]}).status_code == 200
@@ -137,42 +137,42 @@ def test_a_count_sees_each_tenants_streams_alone(redis_server: Server, tmp_path:
 
 
 @pytest.fixture
-def take() -> Callable[..., float]:
-    """Take `n` at `now` from 10 a second; returns the seconds to wait, 0.0 where it was let in."""
+def acquire() -> Callable[..., float]:
+    """Acquire `n` tokens at `now` from a rate of 10 a second; returns the seconds to wait, 0.0 if granted."""
     rates = TenantRates(10)
 
-    def demand(now: float, n: int = 1, tenant: str = "a") -> float:
+    def acquire_at(now: float, n: int = 1, tenant: str = "a") -> float:
         try:
             rates.demand(tenant, n, now)
         except ServiceError as exc:
             return exc.retry_after_s or math.inf
         return 0.0
 
-    return demand
+    return acquire_at
 
 
-def test_a_seconds_worth_may_come_at_once_and_then_as_the_rate_allows(take: Callable[..., float]) -> None:
-    assert [take(0) for _ in range(10)] == [0] * 10
-    assert take(0) == pytest.approx(0.1)
-    assert take(0.1) == 0
-    assert take(0.1) > 0
+def test_a_burst_of_one_second_is_granted_and_then_the_rate(acquire: Callable[..., float]) -> None:
+    assert [acquire(0) for _ in range(10)] == [0] * 10
+    assert acquire(0) == pytest.approx(0.1)
+    assert acquire(0.1) == 0
+    assert acquire(0.1) > 0
 
 
-def test_what_was_refused_costs_nothing(take: Callable[..., float]) -> None:
-    take(0, 10)
-    assert [take(0) > 0 for _ in range(5)] == [True] * 5
-    assert take(0.1) == 0
+def test_a_rejected_request_costs_nothing(acquire: Callable[..., float]) -> None:
+    acquire(0, 10)
+    assert [acquire(0) > 0 for _ in range(5)] == [True] * 5
+    assert acquire(0.1) == 0
 
 
-def test_more_than_a_seconds_worth_is_let_in_and_owed(take: Callable[..., float]) -> None:
-    assert take(0, 40) == 0
-    assert take(0) == pytest.approx(3.1)
-    assert take(3.1) == 0
+def test_a_request_larger_than_a_burst_is_granted_and_delays_the_next(acquire: Callable[..., float]) -> None:
+    assert acquire(0, 40) == 0
+    assert acquire(0) == pytest.approx(3.1)
+    assert acquire(3.1) == 0
 
 
-def test_one_tenants_haste_is_not_anothers(take: Callable[..., float]) -> None:
-    take(0, 10)
-    assert take(0, tenant="b") == 0
+def test_tenants_do_not_share_a_rate(acquire: Callable[..., float]) -> None:
+    acquire(0, 10)
+    assert acquire(0, tenant="b") == 0
 
 
 def test_beyond_the_rate_is_429_with_retry_after(limited: Service) -> None:
@@ -188,7 +188,7 @@ def test_beyond_the_rate_is_429_with_retry_after(limited: Service) -> None:
     assert good[-1].json()["step"] == len(good)
 
 
-def test_a_feeds_messages_are_counted_alike(limited: Service) -> None:
+def test_feed_messages_count_towards_the_rate(limited: Service) -> None:
     with limited.feed("fold", "x", additional_headers=bearer("i")) as feed:
         answers: list[dict[str, Any]] = []
         while len(answers) < 20 * RATE and "error" not in (answers or [{}])[-1]:
@@ -200,7 +200,7 @@ def test_a_feeds_messages_are_counted_alike(limited: Service) -> None:
     assert len(answers) > RATE
 
 
-def test_requests_that_move_nothing_count_too_but_for_the_metrics(limited: Service) -> None:
+def test_requests_that_move_nothing_count_except_metrics(limited: Service) -> None:
     looks = [limited.http.get("/v1/models", headers=bearer("h")).status_code for _ in range(3 * RATE)]
 
     assert 429 in looks
@@ -211,7 +211,7 @@ def test_requests_that_move_nothing_count_too_but_for_the_metrics(limited: Servi
 
 
 @pytest.mark.parametrize("path", ["/v1/models/fold/feed", "/v1/watch"])
-def test_a_tenant_has_so_many_sockets_and_no_more(limited: Service, path: str) -> None:
+def test_the_number_of_sockets_of_a_tenant_is_limited(limited: Service, path: str) -> None:
     with (
         limited.feed("fold", "x", additional_headers=bearer("a")),
         limited.feed("fold", additional_headers=bearer("a")),
@@ -228,17 +228,17 @@ def test_a_tenant_has_so_many_sockets_and_no_more(limited: Service, path: str) -
     assert refused.headers["retry-after"] == "1"
 
 
-def test_a_socket_that_has_gone_makes_room(limited: Service) -> None:
+def test_a_closed_socket_frees_the_quota(limited: Service) -> None:
     for _ in range(4):
         with limited.feed("fold", "x", additional_headers=bearer("c")):
             pass
-        limited.until_sockets(0)
+        limited.wait_for_websockets(0)
 
     assert "c" not in limited.app.state.context.websockets_of
 
 
-def test_a_browser_beyond_the_limit_is_told_after_its_key(limited: Service) -> None:
-    limited.until_sockets(0)
+def test_a_browser_over_the_limit_gets_a_problem_after_its_key(limited: Service) -> None:
+    limited.wait_for_websockets(0)
     with limited.feed("fold", "x") as first, limited.feed("fold", "x") as second, limited.feed("fold", "x") as third:
         for one in (first, second):
             one.send('{"auth": "d"}')

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol by hand: infer requests as JSON and as raw bytes, and Triton's rules of sequences."""
+"""The Open Inference Protocol: infer requests as JSON and as binary data, and Triton's sequence rules."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from model_export.manifest import Array
-from tests.api.oip import LENGTH, Sequences, array_of, binary_body, document, error, tensor
-from tests.api.running import Service, models, running
-from tests.graphs import fold, fold_reference, write_model
+from tests.api.oip import LENGTH, InferClient, binary_body, document, error_message, output_array, tensor
+from tests.api.running import Service, running_service
+from tests.graphs import fold, fold_reference, write_model, write_models
 from tests.servers import Server
 
 X = np.array([[0.1, -0.2, 0.3, 0.4]], np.float32)
@@ -25,187 +25,197 @@ MUST_START = (
 
 
 @pytest.fixture
-def ask(service: Service) -> Sequences:
-    return Sequences(service)
+def client(service: Service) -> InferClient:
+    return InferClient(service)
 
 
-# ------------------------------------------------------------------- sequences, as Triton has them
+# ------------------------------------------------------------------- sequences, as in Triton
 
 
-def test_a_simple_sequence_is_the_fold_of_its_inputs(ask: Sequences, stream: str) -> None:
+def test_a_simple_sequence_is_the_fold_of_its_inputs(client: InferClient, stream: str) -> None:
     xs = [11, 0, -4, 7]
     flags: list[dict[str, Any]] = [{"sequence_start": True}, {}, {}, {"sequence_end": True}]
 
-    assert [ask.y(x, stream, **flag) for x, flag in zip(xs, flags, strict=True)] == fold_reference(xs)
+    assert [client.predict(x, stream, **flag) for x, flag in zip(xs, flags, strict=True)] == fold_reference(xs)
 
 
-def test_a_sequence_may_have_one_timestep(ask: Sequences, stream: str) -> None:
-    assert ask.y(42, stream, sequence_start=True, sequence_end=True) == fold_reference([42])[0]
-    assert error(ask.ask(1, stream)) == MUST_START.format(stream)
+def test_a_sequence_may_have_one_timestep(client: InferClient, stream: str) -> None:
+    assert client.predict(42, stream, sequence_start=True, sequence_end=True) == fold_reference([42])[0]
+    assert error_message(client.send(1, stream)) == MUST_START.format(stream)
 
 
 @pytest.mark.parametrize("sequence", [None, 0, ""])
 @pytest.mark.parametrize("flags", [{}, {"sequence_start": True}])
-def test_a_timestep_without_a_sequence_is_refused(ask: Sequences, sequence: Any, flags: dict[str, Any]) -> None:
-    answer = ask.ask(1, sequence, **flags)
+def test_a_timestep_without_a_sequence_id_is_rejected(
+    client: InferClient, sequence: Any, flags: dict[str, Any]
+) -> None:
+    answer = client.send(1, sequence, **flags)
 
     assert answer.status_code == 400
-    assert error(answer) == "inference request to model 'fold' must specify a non-zero or non-empty correlation ID"
+    assert (
+        error_message(answer) == "inference request to model 'fold' must specify a non-zero or non-empty correlation ID"
+    )
 
 
-def test_a_sequence_has_to_be_started(ask: Sequences, stream: str) -> None:
-    answer = ask.ask(1, stream)
+def test_a_sequence_must_be_started(client: InferClient, stream: str) -> None:
+    answer = client.send(1, stream)
 
-    assert (answer.status_code, error(answer)) == (400, MUST_START.format(stream))
-
-
-def test_a_sequence_that_has_ended_has_to_be_started_again(ask: Sequences, stream: str) -> None:
-    ask.y(1, stream, sequence_start=True)
-    ask.y(2, stream, sequence_end=True)
-
-    assert error(ask.ask(3, stream)) == MUST_START.format(stream)
-    assert ask.y(4, stream, sequence_start=True) == fold_reference([4])[0]
+    assert (answer.status_code, error_message(answer)) == (400, MUST_START.format(stream))
 
 
-def test_a_start_of_a_live_sequence_starts_it_again(ask: Sequences, stream: str) -> None:
+def test_a_sequence_that_has_ended_must_be_started_again(client: InferClient, stream: str) -> None:
+    client.predict(1, stream, sequence_start=True)
+    client.predict(2, stream, sequence_end=True)
+
+    assert error_message(client.send(3, stream)) == MUST_START.format(stream)
+    assert client.predict(4, stream, sequence_start=True) == fold_reference([4])[0]
+
+
+def test_a_start_flag_restarts_a_live_sequence(client: InferClient, stream: str) -> None:
     for x in (1, 2):
-        ask.y(x, stream, sequence_start=x == 1)
+        client.predict(x, stream, sequence_start=x == 1)
 
-    assert ask.y(3, stream, sequence_start=True) == fold_reference([3])[0]
-    assert ask.y(4, stream) == fold_reference([3, 4])[1]
+    assert client.predict(3, stream, sequence_start=True) == fold_reference([3])[0]
+    assert client.predict(4, stream) == fold_reference([3, 4])[1]
 
 
-def test_interleaved_sequences_are_each_their_own_fold(ask: Sequences, stream: str) -> None:
+def test_interleaved_sequences_do_not_affect_each_other(client: InferClient, stream: str) -> None:
     lengths = {f"{stream}-{n}": n + 2 for n in range(5)}
     answers: dict[str, list[int]] = {name: [] for name in lengths}
     for turn in range(max(lengths.values())):
         for name, length in lengths.items():
             if turn < length:
                 flags = {"sequence_start": turn == 0, "sequence_end": turn == length - 1}
-                answers[name].append(ask.y(turn * 10 + length, name, **flags))
+                answers[name].append(client.predict(turn * 10 + length, name, **flags))
 
     expected = {n: fold_reference([turn * 10 + length for turn in range(length)]) for n, length in lengths.items()}
     assert answers == expected
 
 
-def test_more_sequences_than_a_batch_has_rows_are_all_answered(
+def test_more_concurrent_sequences_than_batch_rows_are_all_answered(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), max_batch_size=4, max_wait_ms=1) as own:
-        ask = Sequences(own)
+    with running_service(shared_redis.url, write_models(tmp_path, fold), max_batch_size=4, max_wait_ms=1) as own:
+        client = InferClient(own)
         for turn in (0, 1, 2):
             for n in range(20):
                 xs = [n, n + 1, n + 2]
-                y = ask.y(xs[turn], f"{stream}-{n}", sequence_start=turn == 0, sequence_end=turn == 2)
+                y = client.predict(xs[turn], f"{stream}-{n}", sequence_start=turn == 0, sequence_end=turn == 2)
                 assert y == fold_reference(xs)[turn]
 
 
-def test_a_batch_of_one_sequence_is_refused(ask: Sequences, stream: str) -> None:
-    answer = ask.post(document(tensor("x", np.array([[1], [2]])), sequence_id=stream, sequence_start=True))
+def test_a_batch_within_one_sequence_is_rejected(client: InferClient, stream: str) -> None:
+    answer = client.post(document(tensor("x", np.array([[1], [2]])), sequence_id=stream, sequence_start=True))
 
     assert answer.status_code == 400
-    assert error(answer) == (
+    assert error_message(answer) == (
         "inference request to model 'fold' must specify batch-size 1 due to requirements of sequence batcher"
     )
 
 
 @pytest.mark.parametrize("shape", [[1, 7], [1], [1, 1, 1], [0, 1], [-1, 1], []])
-def test_a_wrong_shape_is_refused_and_the_sequence_stays(ask: Sequences, stream: str, shape: list[int]) -> None:
-    ask.y(1, stream, sequence_start=True)
+def test_a_wrong_shape_is_rejected_and_the_sequence_is_unchanged(
+    client: InferClient, stream: str, shape: list[int]
+) -> None:
+    client.predict(1, stream, sequence_start=True)
     wrong = {"name": "x", "datatype": "INT64", "shape": shape, "data": [1]}
-    answer = ask.post(document(wrong, sequence_id=stream))
+    answer = client.post(document(wrong, sequence_id=stream))
 
     assert answer.status_code == 400
     told = (
         f"unexpected shape for input 'x' for model 'fold'. Expected [-1,1], got {json.dumps(shape).replace(' ', '')}."
     )
-    assert error(answer).startswith(told)
-    assert ask.y(2, stream) == fold_reference([1, 2])[1]
+    assert error_message(answer).startswith(told)
+    assert client.predict(2, stream) == fold_reference([1, 2])[1]
 
 
-def test_an_idle_sequence_is_forgotten(redis_server: Server, tmp_path: Path) -> None:
-    with running(redis_server.url, models(tmp_path, fold), stream_ttl_s=0.1) as own:
-        ask = Sequences(own)
-        ask.y(1, "idle", sequence_start=True)
+def test_an_idle_sequence_expires(redis_server: Server, tmp_path: Path) -> None:
+    with running_service(redis_server.url, write_models(tmp_path, fold), stream_ttl_s=0.1) as own:
+        client = InferClient(own)
+        client.predict(1, "idle", sequence_start=True)
         while redis_server.client().dbsize():
             pass
 
-        assert error(ask.ask(2, "idle")) == MUST_START.format("idle")
+        assert error_message(client.send(2, "idle")) == MUST_START.format("idle")
 
 
 @pytest.mark.parametrize("sequence", [1, 42, 2**53 + 1, 2**64 - 1, "42", "0", "e333c95a-07fc-42d2-ab16-033b1a566ed5"])
-def test_a_sequence_is_the_stream_of_its_name(service: Service, sequence: int | str) -> None:
-    ask = Sequences(service)
-    started = ask.ask(5, sequence, sequence_start=True).json()
+def test_a_sequence_is_the_stream_with_its_id(service: Service, sequence: int | str) -> None:
+    client = InferClient(service)
+    started = client.send(5, sequence, sequence_start=True).json()
 
     assert started["parameters"] == {"sequence_id": sequence, "step": 1, "replayed": False}
     assert service.step("fold", str(sequence), [6]).json()["outputs"]["y"] == fold_reference([5, 6])[1:]
-    assert ask.y(7, str(sequence), sequence_end=True) == fold_reference([5, 6, 7])[2]
+    assert client.predict(7, str(sequence), sequence_end=True) == fold_reference([5, 6, 7])[2]
     assert service.http.get(service.path("fold", str(sequence))).status_code == 404
 
 
 @pytest.mark.parametrize("sequence", [-1, 2**64, 1.5, True, None, [1], {}])
-def test_what_is_no_sequence_id_is_refused(ask: Sequences, sequence: Any) -> None:
-    answer = ask.post(document(tensor("x", np.array([[1]])), sequence_id=sequence, sequence_start=True))
+def test_an_invalid_sequence_id_is_rejected(client: InferClient, sequence: Any) -> None:
+    answer = client.post(document(tensor("x", np.array([[1]])), sequence_id=sequence, sequence_start=True))
 
     assert answer.status_code == 400
-    assert error(answer).startswith("Unable to parse 'sequence_id'")
+    assert error_message(answer).startswith("Unable to parse 'sequence_id'")
 
 
 @pytest.mark.parametrize("sequence", ["a b", "a/b", "é", ".", "..", "x" * 129, "\n"])
-def test_a_sequence_id_that_is_no_stream_id_is_refused(ask: Sequences, sequence: str) -> None:
-    answer = ask.ask(1, sequence, sequence_start=True)
+def test_a_sequence_id_that_is_no_valid_stream_id_is_rejected(client: InferClient, sequence: str) -> None:
+    answer = client.send(1, sequence, sequence_start=True)
 
     assert answer.status_code == 400
-    assert "expected 1 to 128 of A-Z" in error(answer)
+    assert "expected 1 to 128 of A-Z" in error_message(answer)
 
 
 @pytest.mark.parametrize("flag", ["sequence_start", "sequence_end", "binary_data_output"])
 @pytest.mark.parametrize("value", [1, "true", None])
-def test_a_flag_is_true_or_false(ask: Sequences, stream: str, flag: str, value: Any) -> None:
-    answer = ask.ask(1, stream, **{flag: value})
+def test_a_sequence_flag_must_be_a_boolean(client: InferClient, stream: str, flag: str, value: Any) -> None:
+    answer = client.send(1, stream, **{flag: value})
 
-    assert (answer.status_code, error(answer).partition(":")[0]) == (400, f"Unable to parse '{flag}'")
+    assert (answer.status_code, error_message(answer).partition(":")[0]) == (400, f"Unable to parse '{flag}'")
 
 
 # ------------------------------------------------------------------- exactly once
 
 
-def test_a_numbered_timestep_is_applied_once(ask: Sequences, stream: str) -> None:
-    answers = [ask.ask(x, stream, step=step, sequence_start=step == 1).json() for x, step in ((1, 1), (2, 2), (2, 2))]
+def test_a_numbered_timestep_is_applied_once(client: InferClient, stream: str) -> None:
+    answers = [
+        client.send(x, stream, step=step, sequence_start=step == 1).json() for x, step in ((1, 1), (2, 2), (2, 2))
+    ]
 
     assert [a["parameters"]["replayed"] for a in answers] == [False, False, True]
     assert [a["parameters"]["step"] for a in answers] == [1, 2, 2]
     assert answers[1]["outputs"] == answers[2]["outputs"]
 
 
-def test_a_gap_in_the_numbers_is_refused_with_the_number_that_comes_next(ask: Sequences, stream: str) -> None:
-    ask.y(1, stream, sequence_start=True)
-    answer = ask.ask(2, stream, step=3)
+def test_a_gap_in_the_numbers_is_rejected_with_the_expected_number(client: InferClient, stream: str) -> None:
+    client.predict(1, stream, sequence_start=True)
+    answer = client.send(2, stream, step=3)
 
     assert answer.status_code == 400
-    assert error(answer) == (
+    assert error_message(answer) == (
         "`step` is 3; the stream stands at step 1, so 2 comes next. Send the missing timesteps from `expected` on, "
         "then this one. (code: seq_gap, applied: no)"
     )
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "1", 2**53, True])
-def test_a_number_that_is_none_is_refused(ask: Sequences, stream: str, value: Any) -> None:
-    assert error(ask.ask(1, stream, step=value, sequence_start=True)).startswith("Unable to parse 'step'")
+def test_an_invalid_number_is_rejected(client: InferClient, stream: str, value: Any) -> None:
+    assert error_message(client.send(1, stream, step=value, sequence_start=True)).startswith("Unable to parse 'step'")
 
 
-def test_a_sequence_starts_with_the_number_one(ask: Sequences, stream: str) -> None:
-    assert error(ask.ask(1, stream, step=2, sequence_start=True)).startswith("'step' is 2 with 'sequence_start'")
+def test_a_sequence_starts_at_number_1(client: InferClient, stream: str) -> None:
+    assert error_message(client.send(1, stream, step=2, sequence_start=True)).startswith(
+        "'step' is 2 with 'sequence_start'"
+    )
 
 
 @pytest.mark.parametrize("where", ["parameter", "header"])
-def test_a_key_makes_start_and_end_safe_to_send_again(ask: Sequences, stream: str, where: str) -> None:
+def test_an_idempotency_key_makes_start_and_end_safe_to_retry(client: InferClient, stream: str, where: str) -> None:
     def send(x: int, key: str, **flags: Any) -> Any:
         named: dict[str, Any] = (
             {"idempotency_key": key} if where == "parameter" else {"headers": {"Idempotency-Key": key}}
         )
-        answer = ask.ask(x, stream, **named, **flags)
+        answer = client.send(x, stream, **named, **flags)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -217,10 +227,10 @@ def test_a_key_makes_start_and_end_safe_to_send_again(ask: Sequences, stream: st
     assert [a["parameters"]["replayed"] for a in [*first, *ended]] == [False, False, True, False, True]
 
 
-def test_two_keys_that_differ_are_refused(ask: Sequences, stream: str) -> None:
-    answer = ask.ask(1, stream, sequence_start=True, idempotency_key="a", headers={"Idempotency-Key": "b"})
+def test_two_different_idempotency_keys_are_rejected(client: InferClient, stream: str) -> None:
+    answer = client.send(1, stream, sequence_start=True, idempotency_key="a", headers={"Idempotency-Key": "b"})
 
-    assert (answer.status_code, "differ" in error(answer)) == (400, True)
+    assert (answer.status_code, "differ" in error_message(answer)) == (400, True)
 
 
 # ------------------------------------------------------------------- tensors
@@ -228,28 +238,26 @@ def test_two_keys_that_differ_are_refused(ask: Sequences, stream: str) -> None:
 
 @pytest.mark.parametrize("binary_out", [False, True])
 @pytest.mark.parametrize("binary_in", [False, True])
-def test_tensors_travel_as_json_and_as_bytes_in_any_mixture(
-    service: Service, stream: str, binary_in: bool, binary_out: bool
-) -> None:
+def test_json_and_binary_tensors_can_be_mixed(service: Service, stream: str, binary_in: bool, binary_out: bool) -> None:
     a, b = np.array([[3, 2**60]], np.int64), np.array([-7], np.int32)
-    ask = document(
+    client = document(
         tensor("a", a),
         tensor("b", b, binary=binary_in),
         outputs=[{"name": "last", "parameters": {"binary_data": binary_out}}, {"name": "total"}],
         sequence_id=stream,
         sequence_start=True,
     )
-    body, headers = binary_body(ask, *([b] if binary_in else []))
-    answer = Sequences(service, "two_inputs").post(body, headers=headers)
+    body, headers = binary_body(client, *([b] if binary_in else []))
+    answer = InferClient(service, "two_inputs").post(body, headers=headers)
 
-    assert array_of(answer, "last").tolist() == [-7]
-    assert array_of(answer, "total").tolist() == [[-4, 2**60 - 7]]
+    assert output_array(answer, "last").tolist() == [-7]
+    assert output_array(answer, "total").tolist() == [[-4, 2**60 - 7]]
     assert (LENGTH in answer.headers) is binary_out
     assert answer.headers["content-type"] == ("application/octet-stream" if binary_out else "application/json")
 
 
-def test_the_flag_of_an_output_is_above_that_of_the_request(service: Service, stream: str) -> None:
-    ask = document(
+def test_the_binary_flag_of_an_output_overrides_that_of_the_request(service: Service, stream: str) -> None:
+    client = document(
         tensor("a", np.array([[1, 2]])),
         tensor("b", np.array([3], np.int32)),
         outputs=[{"name": "last", "parameters": {"binary_data": False}}, {"name": "total"}],
@@ -257,7 +265,7 @@ def test_the_flag_of_an_output_is_above_that_of_the_request(service: Service, st
         sequence_start=True,
         binary_data_output=True,
     )
-    answer = Sequences(service, "two_inputs").post(ask)
+    answer = InferClient(service, "two_inputs").post(client)
     head = json.loads(answer.content[: int(answer.headers[LENGTH])])
 
     assert [set(output) - {"name", "datatype", "shape"} for output in head["outputs"]] == [{"data"}, {"parameters"}]
@@ -265,17 +273,17 @@ def test_the_flag_of_an_output_is_above_that_of_the_request(service: Service, st
 
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("model", ["half", "double", "latch"])
-def test_every_dtype_travels_both_ways(service: Service, stream: str, model: str, binary: bool) -> None:
+def test_every_dtype_can_be_sent_and_returned(service: Service, stream: str, model: str, binary: bool) -> None:
     values: dict[str, Array] = {
         "half": np.array([[0.5, -2.25]], np.float16),
         "double": np.array([[0.1, 1e300]], np.float64),
         "latch": np.array([[True, False]]),
     }
     x = values[model]
-    ask = document(tensor("x", x, binary=binary), sequence_id=stream, sequence_start=True, binary_data_output=binary)
-    body, headers = binary_body(ask, *([x] if binary else []))
-    answer = Sequences(service, model).post(body, headers=headers)
-    y = array_of(answer, "y")
+    client = document(tensor("x", x, binary=binary), sequence_id=stream, sequence_start=True, binary_data_output=binary)
+    body, headers = binary_body(client, *([x] if binary else []))
+    answer = InferClient(service, model).post(body, headers=headers)
+    y = output_array(answer, "y")
 
     assert (y.dtype, y.tolist()) == (x.dtype, x.tolist())
 
@@ -284,15 +292,15 @@ def test_values_may_be_nested(service: Service, stream: str) -> None:
     nested = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": X.tolist()}
     flat = tensor("x", X)
     answers = [
-        Sequences(service, "lstm").post(document(one, sequence_id=stream, sequence_start=True)).json()["outputs"]
+        InferClient(service, "lstm").post(document(one, sequence_id=stream, sequence_start=True)).json()["outputs"]
         for one in (nested, flat)
     ]
 
     assert answers[0] == answers[1]
 
 
-def test_an_answer_says_which_request_model_and_version_it_is_of(ask: Sequences, stream: str) -> None:
-    answer = ask.post(
+def test_a_response_names_its_request_model_and_version(client: InferClient, stream: str) -> None:
+    answer = client.post(
         {"id": "req-17", **document(tensor("x", np.array([[1]])), sequence_id=stream, sequence_start=True)}
     )
 
@@ -306,15 +314,15 @@ def test_an_answer_says_which_request_model_and_version_it_is_of(ask: Sequences,
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
-def test_a_body_may_be_compressed(ask: Sequences, stream: str, encoding: str) -> None:
+def test_a_body_may_be_compressed(client: InferClient, stream: str, encoding: str) -> None:
     x = np.array([[5]])
     ask_for = document(tensor("x", x, binary=True), sequence_id=stream, sequence_start=True)
     body, headers = binary_body(ask_for, x)
     compress: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}
     packed = compress[encoding](body)
-    answer = ask.post(packed, headers={**headers, "Content-Encoding": encoding})
+    answer = client.post(packed, headers={**headers, "Content-Encoding": encoding})
 
-    assert array_of(answer, "y").tolist() == [fold_reference([5])]
+    assert output_array(answer, "y").tolist() == [fold_reference([5])]
 
 
 @pytest.mark.parametrize(
@@ -327,20 +335,22 @@ def test_a_body_may_be_compressed(ask: Sequences, stream: str, encoding: str) ->
     ],
     ids=["plain", "cut short", "another encoding", "too much in it"],
 )
-def test_a_body_that_is_not_so_compressed_is_refused(ask: Sequences, body: bytes, encoding: str, words: str) -> None:
-    answer = ask.post(body, headers={"Content-Encoding": encoding})
+def test_a_body_with_invalid_compression_is_rejected(
+    client: InferClient, body: bytes, encoding: str, words: str
+) -> None:
+    answer = client.post(body, headers={"Content-Encoding": encoding})
 
     assert answer.status_code in (400, 413)
-    assert error(answer).startswith(words)
+    assert error_message(answer).startswith(words)
 
 
-def test_what_is_asked_for_is_answered_whatever_type_the_body_says_it_is(ask: Sequences, stream: str) -> None:
+def test_the_content_type_of_a_request_is_ignored(client: InferClient, stream: str) -> None:
     body = document(tensor("x", np.array([[1]])), sequence_id=stream, sequence_start=True)
     for kind in ("application/octet-stream", "text/plain", "application/msgpack", ""):
-        assert ask.post(body, headers={"Content-Type": kind, "Accept": "application/msgpack"}).json()["outputs"]
+        assert client.post(body, headers={"Content-Type": kind, "Accept": "application/msgpack"}).json()["outputs"]
 
 
-# ------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------- rejections
 
 GOOD = {"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [1]}
 
@@ -366,11 +376,13 @@ GOOD = {"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [1]}
         ("x", "failed to parse the request: Expected `array`, got `str`"),
     ],
 )  # fmt: skip
-def test_a_bad_input_is_refused_with_what_is_wrong(ask: Sequences, stream: str, inputs: Any, words: str) -> None:
-    answer = ask.post({"inputs": inputs, "parameters": {"sequence_id": stream, "sequence_start": True}})
+def test_an_invalid_input_is_rejected_with_the_reason(
+    client: InferClient, stream: str, inputs: Any, words: str
+) -> None:
+    answer = client.post({"inputs": inputs, "parameters": {"sequence_id": stream, "sequence_start": True}})
 
     assert answer.status_code == (501 if "shared_memory" in words else 400)
-    assert error(answer).startswith(words)
+    assert error_message(answer).startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -381,34 +393,36 @@ def test_a_bad_input_is_refused_with_what_is_wrong(ask: Sequences, stream: str, 
         ({"binary_data_size": "8"}, "Unable to parse 'binary_data_size': it is \"8\""),
     ],
 )
-def test_bytes_that_do_not_fit_are_refused(ask: Sequences, stream: str, change: dict[str, Any], words: str) -> None:
+def test_binary_data_that_does_not_fit_is_rejected(
+    client: InferClient, stream: str, change: dict[str, Any], words: str
+) -> None:
     x = np.array([[1]])
     one = {**tensor("x", x, binary=True), "parameters": change}
     body, headers = binary_body(document(one, sequence_id=stream, sequence_start=True), x)
 
-    assert error(ask.post(body, headers=headers)).startswith(words)
+    assert error_message(client.post(body, headers=headers)).startswith(words)
 
 
-def test_bytes_that_are_too_few_or_too_many_are_refused(ask: Sequences, stream: str) -> None:
+def test_too_little_or_too_much_binary_data_is_rejected(client: InferClient, stream: str) -> None:
     x = np.array([[1]])
     ask_for = document(tensor("x", x, binary=True), sequence_id=stream, sequence_start=True)
     body, headers = binary_body(ask_for, x)
 
-    few = ask.post(body[:-3], headers=headers)
-    assert error(few) == "unexpected size for input 'x', expecting 3 additional bytes for model 'fold'"
-    many = ask.post(body + b"..", headers=headers)
-    assert error(many) == "unexpected additional input data for model 'fold': 2 bytes"
+    few = client.post(body[:-3], headers=headers)
+    assert error_message(few) == "unexpected size for input 'x', expecting 3 additional bytes for model 'fold'"
+    many = client.post(body + b"..", headers=headers)
+    assert error_message(many) == "unexpected additional input data for model 'fold': 2 bytes"
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "1.5", "99999999999", "", "9" * 99])
-def test_a_length_that_is_none_is_refused(ask: Sequences, stream: str, length: str) -> None:
-    answer = ask.post(document(GOOD, sequence_id=stream), headers={LENGTH: length})
+def test_an_invalid_header_length_is_rejected(client: InferClient, stream: str, length: str) -> None:
+    answer = client.post(document(GOOD, sequence_id=stream), headers={LENGTH: length})
 
-    assert (answer.status_code, error(answer)[:47]) == (400, "Unable to parse Inference-Header-Content-Length")
+    assert (answer.status_code, error_message(answer)[:47]) == (400, "Unable to parse Inference-Header-Content-Length")
 
 
-def test_a_document_longer_than_its_body_is_refused(ask: Sequences, stream: str) -> None:
-    assert "the body has" in error(ask.post(document(GOOD, sequence_id=stream), headers={LENGTH: "5000"}))
+def test_a_header_length_beyond_the_body_is_rejected(client: InferClient, stream: str) -> None:
+    assert "the body has" in error_message(client.post(document(GOOD, sequence_id=stream), headers={LENGTH: "5000"}))
 
 
 @pytest.mark.parametrize(
@@ -418,33 +432,33 @@ def test_a_document_longer_than_its_body_is_refused(ask: Sequences, stream: str)
         b'{"id": "\\ud800", "inputs": []}',
     ],
 )
-def test_what_cannot_be_read_is_refused(ask: Sequences, body: bytes) -> None:
-    answer = ask.post(body)
+def test_an_undecodable_body_is_rejected(client: InferClient, body: bytes) -> None:
+    answer = client.post(body)
 
     assert answer.status_code == 400
-    assert error(answer).startswith("failed to parse the request")
+    assert error_message(answer).startswith("failed to parse the request")
 
 
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_is_refused(service: Service, stream: str, value: float, binary: bool) -> None:
+def test_a_value_that_is_not_finite_is_rejected(service: Service, stream: str, value: float, binary: bool) -> None:
     x = X.copy()
     x[0, 2] = value
-    ask = document(tensor("x", x, binary=binary), sequence_id=stream, sequence_start=True)
-    body, headers = binary_body(ask, *([x] if binary else []))
-    answer = Sequences(service, "lstm").post(body, headers=headers)
+    client = document(tensor("x", x, binary=binary), sequence_id=stream, sequence_start=True)
+    body, headers = binary_body(client, *([x] if binary else []))
+    answer = InferClient(service, "lstm").post(body, headers=headers)
 
     assert answer.status_code == 400
-    assert not binary or "Input 'x' at index [0, 2] is not a finite number of float32" in error(answer)
+    assert not binary or "Input 'x' at index [0, 2] is not a finite number of float32" in error_message(answer)
 
 
-def test_a_boolean_has_one_byte_that_is_zero_or_one(service: Service, stream: str) -> None:
+def test_a_binary_boolean_is_one_byte_of_0_or_1(service: Service, stream: str) -> None:
     x = np.array([[2, 0]], np.uint8)
     about = {"name": "x", "datatype": "BOOL", "shape": [1, 2], "parameters": {"binary_data_size": 2}}
     body, headers = binary_body(document(about, sequence_id=stream, sequence_start=True), x)
-    answer = Sequences(service, "latch").post(body, headers=headers)
+    answer = InferClient(service, "latch").post(body, headers=headers)
 
-    assert (answer.status_code, "bytes other than 0 and 1" in error(answer)) == (400, True)
+    assert (answer.status_code, "bytes other than 0 and 1" in error_message(answer)) == (400, True)
 
 
 @pytest.mark.parametrize(
@@ -455,87 +469,91 @@ def test_a_boolean_has_one_byte_that_is_zero_or_one(service: Service, stream: st
         ([{"name": "y", "parameters": {"binary_data": 1}}], 400, "Unable to parse 'binary_data': it is 1"),
     ],
 )  # fmt: skip
-def test_an_output_that_is_not_to_be_had_is_refused(
-    ask: Sequences, stream: str, outputs: Any, status: int, words: str
+def test_an_unavailable_output_is_rejected(
+    client: InferClient, stream: str, outputs: Any, status: int, words: str
 ) -> None:
-    answer = ask.post(document(GOOD, outputs=outputs, sequence_id=stream, sequence_start=True))
+    answer = client.post(document(GOOD, outputs=outputs, sequence_id=stream, sequence_start=True))
 
     assert answer.status_code == status
-    assert error(answer).startswith(words)
+    assert error_message(answer).startswith(words)
 
 
-def test_tritons_own_parameters_are_taken_and_its_reserved_ones_are_refused(ask: Sequences, stream: str) -> None:
+def test_tritons_parameters_are_accepted_and_its_reserved_ones_are_rejected(client: InferClient, stream: str) -> None:
     more: dict[str, Any] = {"priority": 1, "timeout": 1000, "headers": "x", "of_my_own": 1.5}
     body = document(tensor("x", np.array([[1]])), sequence_id=stream, sequence_start=True, **more)
-    assert ask.post(body).status_code == 200
+    assert client.post(body).status_code == 200
 
-    refused = ask.ask(1, stream, triton_enable_empty_final_response=True)
-    assert error(refused).startswith("parameter keys starting with 'triton_' are reserved")
+    refused = client.send(1, stream, triton_enable_empty_final_response=True)
+    assert error_message(refused).startswith("parameter keys starting with 'triton_' are reserved")
 
 
 @pytest.mark.parametrize(
     ("version", "status"), [("/versions/1", 200), ("/versions/2", 404), ("/versions/0", 404), ("/versions/x", 404)]
 )
-def test_a_version_may_be_named(ask: Sequences, stream: str, version: str, status: int) -> None:
+def test_a_request_may_name_a_version(client: InferClient, stream: str, version: str, status: int) -> None:
     body = document(tensor("x", np.array([[1]])), sequence_id=stream, sequence_start=True)
-    answer = ask.post(body, version=version)
+    answer = client.post(body, version=version)
 
     assert answer.status_code == status
     if status == 404:
-        assert error(answer) == f"Request for unknown model: 'fold' version {version[10:]} is not found"
+        assert error_message(answer) == f"Request for unknown model: 'fold' version {version[10:]} is not found"
 
 
-def test_a_sequence_goes_on_with_the_version_that_began_it(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    folder = models(tmp_path / "models")
+def test_a_sequence_continues_with_the_version_that_started_it(
+    shared_redis: Server, tmp_path: Path, stream: str
+) -> None:
+    folder = write_models(tmp_path / "models")
     write_model(folder, "fold", fold, version=1)
-    with running(shared_redis.url, folder) as own:
-        ask = Sequences(own)
-        ask.y(1, stream, sequence_start=True)
+    with running_service(shared_redis.url, folder) as own:
+        client = InferClient(own)
+        client.predict(1, stream, sequence_start=True)
         write_model(folder, "fold", lambda: fold(factor=3), version=2)
         assert own.http.post("/v2/repository/models/fold/load").status_code == 200
 
-        onward = ask.ask(2, stream).json()
-        other = ask.post(document(tensor("x", np.array([[2]])), sequence_id=stream), version="/versions/2")
-        again = ask.ask(3, stream, sequence_start=True).json()
+        onward = client.send(2, stream).json()
+        other = client.post(document(tensor("x", np.array([[2]])), sequence_id=stream), version="/versions/2")
+        again = client.send(3, stream, sequence_start=True).json()
 
     assert (onward["model_version"], onward["outputs"][0]["data"]) == ("1", fold_reference([1, 2])[1:])
-    assert "code: model_changed" in error(other)
+    assert "code: model_changed" in error_message(other)
     assert (again["model_version"], again["outputs"][0]["data"]) == ("2", fold_reference([3], factor=3))
 
 
-# ------------------------------------------------------------------- models without state
+# ------------------------------------------------------------------- stateless models
 
 
 @pytest.mark.parametrize("rows", [1, 3, 200])
 @pytest.mark.parametrize("binary", [False, True])
-def test_a_model_without_state_takes_a_batch(service: Service, rows: int, binary: bool) -> None:
+def test_a_stateless_model_accepts_a_batch(service: Service, rows: int, binary: bool) -> None:
     x = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
     body, headers = binary_body(document(tensor("x", x, binary=binary), binary_data_output=binary), *([x] * binary))
-    answer = Sequences(service, "stateless").post(body, headers=headers)
+    answer = InferClient(service, "stateless").post(body, headers=headers)
 
-    assert array_of(answer, "y").tolist() == (2 * x).tolist()
-
-
-def test_a_batch_beyond_the_largest_is_refused(service: Service) -> None:
-    answer = Sequences(service, "stateless").post(document(tensor("x", np.zeros((257, 2), np.float32))))
-
-    assert error(answer) == "inference request batch-size must be <= 256 for 'stateless'"
+    assert output_array(answer, "y").tolist() == (2 * x).tolist()
 
 
-def test_a_raw_body_is_the_one_input(service: Service) -> None:
+def test_a_batch_over_the_maximum_is_rejected(service: Service) -> None:
+    answer = InferClient(service, "stateless").post(document(tensor("x", np.zeros((257, 2), np.float32))))
+
+    assert error_message(answer) == "inference request batch-size must be <= 256 for 'stateless'"
+
+
+def test_a_raw_binary_body_is_the_single_input(service: Service) -> None:
     x = np.array([[1, 2], [3, 4]], np.float32)
-    answer = Sequences(service, "stateless").post(x.tobytes(), headers={LENGTH: "0"})
+    answer = InferClient(service, "stateless").post(x.tobytes(), headers={LENGTH: "0"})
 
-    assert array_of(answer, "y").tolist() == (2 * x).tolist()
-
-
-def test_a_raw_body_of_a_sequence_has_no_place_for_its_id(ask: Sequences) -> None:
-    assert "correlation ID" in error(ask.post(b"\0" * 8, headers={LENGTH: "0"}))
+    assert output_array(answer, "y").tolist() == (2 * x).tolist()
 
 
-def test_a_model_without_state_takes_sequences_too(service: Service, stream: str) -> None:
+def test_a_raw_binary_body_cannot_be_used_for_a_sequence(client: InferClient) -> None:
+    assert "correlation ID" in error_message(client.post(b"\0" * 8, headers={LENGTH: "0"}))
+
+
+def test_a_stateless_model_accepts_sequences_too(service: Service, stream: str) -> None:
     x = np.array([[1, 2]], np.float32)
-    ask = Sequences(service, "stateless")
-    answers = [ask.post(document(tensor("x", x), sequence_id=stream, sequence_start=n == 0)).json() for n in range(2)]
+    client = InferClient(service, "stateless")
+    answers = [
+        client.post(document(tensor("x", x), sequence_id=stream, sequence_start=n == 0)).json() for n in range(2)
+    ]
 
     assert [a["parameters"]["step"] for a in answers] == [1, 2]

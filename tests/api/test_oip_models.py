@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol says of the server and its models, who may ask, and how it is counted."""
+"""The Open Inference Protocol: metadata, readiness, repository and statistics, and who may read them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.api.oip import Sequences, document, error, tensor
-from tests.api.running import Service, models, running
-from tests.api.test_auth import key, write
-from tests.graphs import fold, total, write_model
+from tests.api.oip import InferClient, document, error_message, tensor
+from tests.api.running import Service, running_service
+from tests.api.test_auth import key, write_keys_file
+from tests.graphs import fold, total, write_model, write_models
 from tests.servers import Server
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])
-def test_the_server_says_what_it_is_and_what_it_has(service: Service, path: str) -> None:
+def test_server_metadata_lists_name_version_and_extensions(service: Service, path: str) -> None:
     assert service.http.get(path).json() == {
         "name": "stepwell",
         "version": service.app.version,
@@ -32,8 +32,8 @@ def test_a_healthy_server_is_live_and_ready(service: Service) -> None:
     assert service.http.get("/v2/health/ready").json() == {"live": True, "ready": True}
 
 
-def test_a_server_without_models_is_live_and_not_ready(shared_redis: Server, tmp_path: Path) -> None:
-    with running(shared_redis.url, tmp_path) as own:
+def test_a_server_without_models_is_live_but_not_ready(shared_redis: Server, tmp_path: Path) -> None:
+    with running_service(shared_redis.url, tmp_path) as own:
         ready = own.http.get("/v2/health/ready")
 
         assert (ready.status_code, ready.json()) == (503, {"live": True, "ready": False})
@@ -42,7 +42,7 @@ def test_a_server_without_models_is_live_and_not_ready(shared_redis: Server, tmp
 
 
 @pytest.mark.parametrize("version", ["", "/versions/1"])
-def test_a_models_metadata_has_what_travels_and_no_states(service: Service, version: str) -> None:
+def test_model_metadata_lists_inputs_and_outputs_but_no_states(service: Service, version: str) -> None:
     assert service.http.get(f"/v2/models/two_inputs{version}").json() == {
         "name": "two_inputs",
         "versions": ["1"],
@@ -59,7 +59,7 @@ def test_a_models_metadata_has_what_travels_and_no_states(service: Service, vers
 
 
 @pytest.mark.parametrize("version", ["", "/versions/1"])
-def test_a_models_configuration_says_that_it_is_batched_by_sequence(service: Service, version: str) -> None:
+def test_a_stateful_models_configuration_has_sequence_batching(service: Service, version: str) -> None:
     config = service.http.get(f"/v2/models/lstm{version}/config").json()
 
     assert config == {
@@ -81,12 +81,12 @@ def test_a_models_configuration_says_that_it_is_batched_by_sequence(service: Ser
     }
 
 
-def test_a_model_without_state_is_not_batched_by_sequence(service: Service) -> None:
+def test_a_stateless_models_configuration_has_no_sequence_batching(service: Service) -> None:
     assert "sequence_batching" not in service.http.get("/v2/models/stateless/config").json()
 
 
 @pytest.mark.parametrize("version", ["", "/versions/1"])
-def test_a_model_that_is_there_is_ready(service: Service, version: str) -> None:
+def test_a_loaded_model_is_ready(service: Service, version: str) -> None:
     assert service.http.get(f"/v2/models/fold{version}/ready").json() == {"name": "fold", "ready": True}
 
 
@@ -101,21 +101,21 @@ def test_a_model_that_is_there_is_ready(service: Service, version: str) -> None:
         ("fold/versions/01", "'fold' version 01"),
     ],
 )
-def test_a_model_that_is_not_there_is_unknown(service: Service, model: str, which: str, what: str) -> None:
+def test_a_missing_model_is_unknown(service: Service, model: str, which: str, what: str) -> None:
     method = "POST" if what == "/infer" else "GET"
     answer = service.http.request(method, f"/v2/models/{model}{what}")
 
-    assert (answer.status_code, error(answer)) == (404, f"Request for unknown model: {which} is not found")
+    assert (answer.status_code, error_message(answer)) == (404, f"Request for unknown model: {which} is not found")
 
 
 # ------------------------------------------------------------------- the repository
 
 
 def test_the_index_lists_every_version(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path, total)
+    folder = write_models(tmp_path, total)
     for version in (1, 3):
         write_model(folder, "fold", fold, version=version)
-    with running(shared_redis.url, folder) as own:
+    with running_service(shared_redis.url, folder) as own:
         assert own.http.post("/v2/repository/index").json() == [
             {"name": name, "version": version, "state": "READY", "reason": ""}
             for name, version in (("fold", "1"), ("fold", "3"), ("total", "1"))
@@ -124,34 +124,34 @@ def test_the_index_lists_every_version(shared_redis: Server, tmp_path: Path) -> 
         assert own.http.get("/v2/models/fold/versions/1").json()["versions"] == ["1"]
 
 
-def test_a_load_looks_at_the_folders_again(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path / "models", fold)
-    with running(shared_redis.url, folder) as own:
+def test_a_load_request_scans_the_model_folders_again(shared_redis: Server, tmp_path: Path) -> None:
+    folder = write_models(tmp_path / "models", fold)
+    with running_service(shared_redis.url, folder) as own:
         assert own.http.post("/v2/repository/models/total/load").status_code == 400
-        models(folder, total)
+        write_models(folder, total)
         (folder / "broken.onnx").write_bytes(b"no graph")
 
         assert own.http.post("/v2/repository/models/total/load").status_code == 200
         assert own.http.post("/v2/repository/models/total/load", content=b'{"parameters": {}}').status_code == 200
         assert own.http.get("/v2/models/total/ready").status_code == 200
         failed = own.http.post("/v2/repository/models/broken/load")
-        assert (failed.status_code, error(failed)[:37]) == (400, "failed to load 'broken', broken.onnx:")
+        assert (failed.status_code, error_message(failed)[:37]) == (400, "failed to load 'broken', broken.onnx:")
         absent = own.http.post("/v2/repository/models/none/load")
-        assert error(absent) == "failed to load 'none', there is no such file in the models folders"
+        assert error_message(absent) == "failed to load 'none', there is no such file in the models folders"
 
 
-def test_what_the_repository_cannot_do_is_told(service: Service) -> None:
+def test_unsupported_repository_requests_are_rejected_with_a_reason(service: Service) -> None:
     load = service.http.post("/v2/repository/models/fold/load", content=b'{"parameters": {"config": "{}"}}')
     unload = service.http.post("/v2/repository/models/fold/unload")
 
-    assert [(answer.status_code, error(answer)[:32]) for answer in (load, unload)] == [
+    assert [(answer.status_code, error_message(answer)[:32]) for answer in (load, unload)] == [
         (501, "load of 'fold' with parameters i"),
         (501, "unload of 'fold' is not supporte"),
     ]
     assert service.http.get("/v2/models/fold/ready").status_code == 200
 
 
-# ------------------------------------------------------------------- counts
+# ------------------------------------------------------------------- statistics
 
 
 def test_the_statistics_of_all_models_are_collected_in_one_go(shared_redis: Server, tmp_path: Path) -> None:
@@ -162,14 +162,14 @@ def test_the_statistics_of_all_models_are_collected_in_one_go(shared_redis: Serv
         read.append(None)
         return {}
 
-    folder = models(tmp_path / "models", **{f"m{n}": fold for n in range(20)})
-    with running(shared_redis.url, folder) as own:
+    folder = write_models(tmp_path / "models", **{f"m{n}": fold for n in range(20)})
+    with running_service(shared_redis.url, folder) as own:
 
         async def read_from() -> None:
             own.app.state.context.metrics.read_from(queue_rows=queue_rows, watchers=int, websockets=int, ready=bool)
             read.clear()
 
-        own.call(read_from)
+        own.run_in_loop(read_from)
         stats = own.http.get("/v2/models/stats").json()["model_stats"]
 
         assert len(stats) == 20
@@ -182,11 +182,11 @@ def stats_of(service: Service, model: str) -> tuple[int, int, dict[str, Any]]:
 
 
 def test_statistics_are_counted(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, fold, total)) as own:
-        ask = Sequences(own)
+    with running_service(shared_redis.url, write_models(tmp_path, fold, total)) as own:
+        ask = InferClient(own)
         for x in range(5):
-            ask.y(x, stream, sequence_start=x == 0)
-        ask.ask(1, stream, step=99)
+            ask.predict(x, stream, sequence_start=x == 0)
+        ask.send(1, stream, step=99)
         count, runs, told = stats_of(own, "fold")
 
         assert (count, runs) == (5, 5)
@@ -203,11 +203,11 @@ def test_statistics_are_counted(shared_redis: Server, tmp_path: Path, stream: st
         ]
 
 
-def test_requests_count_under_a_door_of_their_own(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, fold)) as own:
-        ask = Sequences(own)
-        ask.y(1, stream, sequence_start=True)
-        ask.ask(1, stream, step=99)
+def test_requests_are_counted_under_their_own_transport(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold)) as own:
+        ask = InferClient(own)
+        ask.predict(1, stream, sequence_start=True)
+        ask.send(1, stream, step=99)
         own.http.get("/v2/models/nope")
         own.http.get("/v2/nope")
         text = own.http.get("/metrics").text
@@ -219,7 +219,7 @@ def test_requests_count_under_a_door_of_their_own(shared_redis: Server, tmp_path
     assert 'stepwell_refusals_total{code="seq_gap"} 1.0' in text
 
 
-# ------------------------------------------------------------------- what no route answers, who may ask
+# ------------------------------------------------------------------- unknown routes, access
 
 
 @pytest.mark.parametrize(
@@ -232,36 +232,38 @@ def test_requests_count_under_a_door_of_their_own(shared_redis: Server, tmp_path
         ("POST", "/v2/models/fo%2Fld/infer", 400),
     ],
 )
-def test_what_has_no_route_is_refused_in_the_same_form(service: Service, method: str, path: str, status: int) -> None:
+def test_an_unknown_route_is_rejected_in_tritons_error_format(
+    service: Service, method: str, path: str, status: int
+) -> None:
     answer = service.http.request(method, path)
 
     assert answer.status_code == status
-    assert error(answer)
+    assert error_message(answer)
     assert answer.headers["content-type"] == "application/json"
 
 
-def test_a_page_from_elsewhere_may_not_move_a_sequence(service: Service, stream: str) -> None:
+def test_a_page_of_a_foreign_origin_cannot_step_a_sequence(service: Service, stream: str) -> None:
     body = document(tensor("x", np.array([[1]])), sequence_id=stream, sequence_start=True)
-    answer = Sequences(service).post(body, headers={"Origin": "https://evil.example"})
+    answer = InferClient(service).post(body, headers={"Origin": "https://evil.example"})
 
-    assert (answer.status_code, "code: forbidden" in error(answer)) == (403, True)
+    assert (answer.status_code, "code: forbidden" in error_message(answer)) == (403, True)
 
 
-def test_keys_tenants_and_scopes_are_kept(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+def test_keys_tenants_and_scopes_are_enforced(shared_redis: Server, tmp_path: Path, stream: str) -> None:
     keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"]), key("stepper", scopes=["step"])]
-    file = write(tmp_path / "keys.json", *keys)
-    with running(shared_redis.url, models(tmp_path / "models", fold), api_keys_file=file) as own:
-        ask = Sequences(own)
+    file = write_keys_file(tmp_path / "keys.json", *keys)
+    with running_service(shared_redis.url, write_models(tmp_path / "models", fold), api_keys_file=file) as own:
+        ask = InferClient(own)
 
         def status(name: str, **flags: bool) -> int:
-            return ask.ask(1, stream, headers={"Authorization": f"Bearer {name}"}, **flags).status_code
+            return ask.send(1, stream, headers={"Authorization": f"Bearer {name}"}, **flags).status_code
 
         assert status("wrong", sequence_start=True) == 401
         assert status("reader", sequence_start=True) == 403
         assert status("stepper", sequence_start=True) == 200
         assert status("full") == 200
-        assert status("other") == 400  # no such sequence of theirs
-        assert error(ask.ask(1, stream)).startswith("The request has no Authorization header")
+        assert status("other") == 400  # the other tenant has no such sequence
+        assert error_message(ask.send(1, stream)).startswith("The request has no Authorization header")
         for path, may in (("/v2", "reader"), ("/v2/models/fold", "reader"), ("/v2/models/stats", "reader")):
             assert own.http.get(path, headers={"Authorization": f"Bearer {may}"}).status_code == 200
             assert own.http.get(path, headers={"Authorization": "Bearer stepper"}).status_code == 403
@@ -272,11 +274,11 @@ def test_keys_tenants_and_scopes_are_kept(shared_redis: Server, tmp_path: Path, 
         assert loaded.status_code == 403
 
 
-def test_a_process_that_ends_says_so_in_tritons_words(
+def test_a_draining_server_answers_in_tritons_error_format(
     service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.app.state.engine, "draining", True)
-    answer = Sequences(service).ask(1, stream, sequence_start=True)
+    answer = InferClient(service).send(1, stream, sequence_start=True)
 
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert error(answer).startswith("Server is stopping, scheduler for model has stopped accepting")
+    assert error_message(answer).startswith("Server is stopping, scheduler for model has stopped accepting")

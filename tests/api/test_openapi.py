@@ -1,6 +1,6 @@
-"""`/openapi.json` is true: requests made from it get the statuses and documents that it says, and no error of ours.
+"""Requests generated from `/openapi.json` get the documented statuses and documents, and no server error.
 
-CI sends a few per operation; by hand: STEPWELL_OPENAPI=500 ./stepwell test tests/api/test_openapi.py.
+CI sends a few per operation; for more: STEPWELL_OPENAPI=500 ./stepwell test tests/api/test_openapi.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from tests.api.running import Service, models, running
-from tests.api.test_auth import key, write
-from tests.graphs import fold, two_inputs
+from tests.api.running import Service, running_service
+from tests.api.test_auth import key, write_keys_file
+from tests.graphs import fold, two_inputs, write_models
 from tests.servers import Server
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis, which the extra `dev` brings")
@@ -35,7 +35,7 @@ INPUTS = [{"x": [5]}, [6], [[7], [8]], {"x": [[9]]}, [[[1]], [[2]]], {"a": [1, 2
 
 
 def no_server_error(_context: Any, response: Any, _case: Any) -> None:
-    """Nothing fails inside, and nothing is too much; what the protocol has and Stepwell has not is 501."""
+    """No request fails with a server error, except 501 for features that Stepwell does not implement."""
     assert response.status_code < 500 or response.status_code == 501, response.text
 
 
@@ -45,33 +45,33 @@ CHECKS = [no_server_error, status_code_conformance, content_type_conformance, re
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models(tmp_path_factory.mktemp("models"), fold, two_inputs)
+    return write_models(tmp_path_factory.mktemp("models"), fold, two_inputs)
 
 
 @pytest.fixture(scope="module", params=["open", "with keys"])
 def service(
     request: pytest.FixtureRequest, shared_redis: Server, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    keys = write(tmp_path_factory.mktemp("keys") / "keys.json", key("full"))
+    keys = write_keys_file(tmp_path_factory.mktemp("keys") / "keys.json", key("full"))
     more: dict[str, Any] = {} if request.param == "open" else {"api_keys_file": keys}
-    with running(shared_redis.url, folder, lane=True, **more) as one:
+    with running_service(shared_redis.url, folder, lane=True, **more) as one:
         yield one
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["sound", "unsound"])
-def test_what_the_description_says_is_so(service: Service, mode: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_responses_match_the_openapi_document(service: Service, mode: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    schema = schemathesis.openapi.from_dict(sharpened(service.app.openapi()))
+    schema = schemathesis.openapi.from_dict(narrowed(service.app.openapi()))
     broken: list[str] = []
     seen: set[int] = set()
     for operation in (result.ok() for result in schema.get_all_operations()):
-        if operation.path.endswith("/events"):  # an answer without end
+        if operation.path.endswith("/events"):  # a response without end
             continue
         try:
-            seen |= _hold(operation, mode, f"http://127.0.0.1:{service.port}")
-        except Unsatisfiable:  # it takes nothing that could be unsound
+            seen |= _check_operation(operation, mode, f"http://127.0.0.1:{service.port}")
+        except Unsatisfiable:  # every input of this operation is valid
             continue
         except (Exception, BaseExceptionGroup) as exc:  # noqa: BLE001 - all of them are told at once
             broken.append(f"{operation.label}: {exc}")
@@ -80,32 +80,34 @@ def test_what_the_description_says_is_so(service: Service, mode: Any, caplog: py
     assert {200, 400, 404} < seen if mode is GenerationMode.POSITIVE else {400, 404} < seen
     own = [
         record.message for record in caplog.records if record.name != "service.api.tokens"
-    ]  # of other tests' threads
+    ]  # logged by threads of other tests
     assert own == []
 
 
-def sharpened(document: Any) -> Any:
-    """Return a description that leads to models which are there, to few streams, and to inputs that fit."""
+def narrowed(document: Any) -> Any:
+    """Return the document restricted to existing models, a few streams, and inputs that fit."""
     if isinstance(document, list):
-        return [sharpened(item) for item in document]
+        return [narrowed(item) for item in document]
     if not isinstance(document, dict):
         return document
     if document.get("in") == "path" and document.get("name") in NAMES:
         return {**document, "schema": {"enum": NAMES[document["name"]]}}
-    made = {name: sharpened(value) for name, value in document.items()}
+    made = {name: narrowed(value) for name, value in document.items()}
     if isinstance(found := made.get("properties"), dict) and "seq" in found and "anyOf" in found.get("inputs", {}):
         found["inputs"] = {"enum": INPUTS}
     return made
 
 
-def _hold(operation: Any, mode: Any, url: str) -> set[int]:
+def _check_operation(operation: Any, mode: Any, url: str) -> set[int]:
     """Return the statuses that were seen."""
 
     @settings(max_examples=EACH, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode), who=st.sampled_from(["full", "full", "full", "nobody"]))
     def ask(case: Any, who: str) -> None:
         parts = [str(value) for value in (case.path_parameters or {}).values()]
-        assume(not any(mark in part for part in parts for mark in "?#"))  # the path would end there, at another route
+        assume(
+            not any(mark in part for part in parts for mark in "?#")
+        )  # such a character would end the path and lead to another route
         answer = case.call_and_validate(url, checks=CHECKS, headers={"Authorization": f"Bearer {who}"})
         seen.add(answer.status_code)
 

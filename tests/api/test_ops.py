@@ -1,4 +1,4 @@
-"""Routes about the service itself, and what no route answers."""
+"""Routes for health, models and documentation, and answers to unknown routes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from prometheus_client import generate_latest
 
 from service.api.problems import PROBLEMS
 from service.errors import CODES
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
-from tests.graphs import fold, nan_at, total
+from tests.graphs import fold, nan_at, total, write_models
 from tests.servers import Server
 
 
-def test_every_code_has_a_row_in_the_one_table() -> None:
+def test_every_error_code_has_a_row_in_the_status_table() -> None:
     assert PROBLEMS.keys() == CODES.keys()
 
 
-def test_every_problem_type_leads_to_a_word_about_it(service: Service) -> None:
+def test_every_problem_type_links_to_its_documentation(service: Service) -> None:
     problem = service.http.get("/nope").json()
     path, _, anchor = problem["type"].partition("#")
 
     assert f'id="{anchor}"' in service.http.get(path).text
 
 
-def test_a_model_is_described_whole(service: Service) -> None:
+def test_a_model_description_has_every_field(service: Service) -> None:
     assert service.http.get("/v1/models/two_inputs").json() == {
         "name": "two_inputs",
         "version": 1,
@@ -52,17 +52,17 @@ def test_a_model_is_described_whole(service: Service) -> None:
     }
 
 
-def test_all_models_are_listed_as_one_is_described(service: Service) -> None:
+def test_the_model_list_has_the_same_descriptions(service: Service) -> None:
     listed = service.http.get("/v1/models").json()["models"]
 
     assert [model["name"] for model in listed] == sorted(model["name"] for model in listed)
     assert service.http.get("/v1/models/fold").json() in listed
 
 
-def test_a_reload_finds_new_models_and_tells_which_fail(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path / "models", fold)
-    with running(shared_redis.url, folder) as own:
-        models(folder, total)
+def test_a_reload_loads_new_models_and_reports_failures(shared_redis: Server, tmp_path: Path) -> None:
+    folder = write_models(tmp_path / "models", fold)
+    with running_service(shared_redis.url, folder) as own:
+        write_models(folder, total)
         (folder / "broken.onnx").write_bytes(b"no graph")
 
         report = own.http.post("/v1/models/reload").json()
@@ -72,21 +72,21 @@ def test_a_reload_finds_new_models_and_tells_which_fail(shared_redis: Server, tm
         assert own.step("total", "reloaded", [1.0, 2.0]).status_code == 200
 
 
-def test_a_model_read_again_reads_its_bodies_by_its_new_inputs(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path / "models", m=lambda: total(2))
-    with running(shared_redis.url, folder) as own:
+def test_a_reloaded_model_decodes_bodies_by_its_new_inputs(shared_redis: Server, tmp_path: Path) -> None:
+    folder = write_models(tmp_path / "models", m=lambda: total(2))
+    with running_service(shared_redis.url, folder) as own:
         assert own.step("m", "before", [1.0, 2.0]).status_code == 200
-        models(folder, m=lambda: total(3))
+        write_models(folder, m=lambda: total(3))
         own.http.post("/v1/models/reload")
 
         assert own.step("m", "after", [1.0, 2.0, 3.0]).json()["outputs"] == {"y": [1.0, 2.0, 3.0]}
         assert code_of(own.step("m", "other", [1.0, 2.0])) == "bad_input"
 
 
-def test_models_are_watched_where_that_is_wished(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path / "models", fold)
-    with running(shared_redis.url, folder, watch_models=True) as own:
-        models(folder, total)
+def test_model_folders_are_polled_if_configured(shared_redis: Server, tmp_path: Path) -> None:
+    folder = write_models(tmp_path / "models", fold)
+    with running_service(shared_redis.url, folder, watch_models=True) as own:
+        write_models(folder, total)
 
         while own.http.get("/v1/models/total").status_code != 200:
             assert own.http.get("/v1/models/total").status_code in (200, 404)
@@ -94,11 +94,11 @@ def test_models_are_watched_where_that_is_wished(shared_redis: Server, tmp_path:
 
 def test_a_broken_link_beside_a_model_ends_neither_reloading_nor_watching(shared_redis: Server, tmp_path: Path) -> None:
     """What comes and goes beside a model, as copies and editors make it, is not the model's."""
-    folder = models(tmp_path / "models", fold)
-    with running(shared_redis.url, folder, watch_models=True) as own:
+    folder = write_models(tmp_path / "models", fold)
+    with running_service(shared_redis.url, folder, watch_models=True) as own:
         (folder / "fold.onnx.part").symlink_to("nowhere")
         report = own.http.post("/v1/models/reload")
-        models(folder, total)
+        write_models(folder, total)
 
         assert (report.status_code, report.json()) == (200, {"loaded": [], "failed": []})
         while own.http.get("/v1/models/total").status_code != 200:
@@ -115,7 +115,7 @@ def test_the_gauges_are_read_again_after_an_error(shared_redis: Server, tmp_path
         read.set()
         return 0
 
-    with running(shared_redis.url, models(tmp_path / "models", fold)) as own:
+    with running_service(shared_redis.url, write_models(tmp_path / "models", fold)) as own:
         metrics = own.app.state.context.metrics
         others = {"queue_rows": dict, "websockets": int, "ready": bool}
 
@@ -124,7 +124,7 @@ def test_the_gauges_are_read_again_after_an_error(shared_redis: Server, tmp_path
                 metrics.read_from(watchers=watchers, **others)
             errors.append(OSError("gone"))
 
-        own.call(read_from)
+        own.run_in_loop(read_from)
 
         assert read.wait(10)
 
@@ -141,7 +141,10 @@ def test_other_requests_are_answered_while_a_page_of_metrics_is_made(
         return generate_latest(*args)
 
     monkeypatch.setattr("service.metrics.generate_latest", slow_page)
-    with running(shared_redis.url, models(tmp_path / "models", fold)) as own, ThreadPoolExecutor(1) as other:
+    with (
+        running_service(shared_redis.url, write_models(tmp_path / "models", fold)) as own,
+        ThreadPoolExecutor(1) as other,
+    ):
         page = other.submit(own.http.get, "/metrics")
         assert begun.wait(10)
         alive = own.http.get("/healthz", timeout=5).status_code
@@ -156,14 +159,14 @@ def test_the_document_of_the_api_is_made_once(service: Service) -> None:
 
 
 def test_models_that_are_gone_leave_nothing_behind(shared_redis: Server, tmp_path: Path) -> None:
-    folder = models(tmp_path / "models", fold, total)
-    with running(shared_redis.url, folder) as own:
+    folder = write_models(tmp_path / "models", fold, total)
+    with running_service(shared_redis.url, folder) as own:
         context, shelf = own.app.state.context, own.app.state.engine.shelf
         own.step("total", "gone", [1.0, 2.0])
         readers = [weakref.ref(read(shelf.get("total"))) for read in (context.wire, context.infer_wire)]
         before = own.http.get("/metrics").text
         (folder / "total.onnx").unlink()
-        models(folder, fold)  # read again, as it is a new file
+        write_models(folder, fold)  # read again, as it is a new file
         own.http.post("/v1/models/reload")
         for read in (context.wire, context.infer_wire):
             read(shelf.get("fold"))
@@ -174,7 +177,7 @@ def test_models_that_are_gone_leave_nothing_behind(shared_redis: Server, tmp_pat
         assert [reader() for reader in readers] == [None, None]
 
 
-def test_info_tells_version_durability_and_limits(service: Service) -> None:
+def test_info_reports_version_durability_and_limits(service: Service) -> None:
     info = service.http.get("/v1/info").json()
 
     assert info["durability"] == "memory"
@@ -188,8 +191,8 @@ def test_a_healthy_service_is_alive_and_ready(service: Service, path: str, metho
     assert service.http.request(method, path).status_code == 200
 
 
-def test_a_service_without_models_is_not_ready_and_says_why(shared_redis: Server, tmp_path: Path) -> None:
-    with running(shared_redis.url, tmp_path) as own:
+def test_a_service_without_models_is_not_ready_and_gives_the_reason(shared_redis: Server, tmp_path: Path) -> None:
+    with running_service(shared_redis.url, tmp_path) as own:
         answer = own.http.get("/readyz")
 
         assert answer.status_code == 503
@@ -197,8 +200,8 @@ def test_a_service_without_models_is_not_ready_and_says_why(shared_redis: Server
         assert "retry-after" in answer.headers
 
 
-def test_metrics_count_steps_requests_and_refusals(shared_redis: Server, tmp_path: Path) -> None:
-    with running(shared_redis.url, models(tmp_path, fold, nan_at_3=lambda: nan_at(3))) as own:
+def test_metrics_count_steps_requests_and_rejections(shared_redis: Server, tmp_path: Path) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold, nan_at_3=lambda: nan_at(3))) as own:
         own.step("fold", "metered", [1])
         own.step("fold", "metered", [1, 2])
         own.http.get("/nope")
@@ -213,7 +216,7 @@ def test_metrics_count_steps_requests_and_refusals(shared_redis: Server, tmp_pat
         assert "metered" not in text
 
 
-# ------------------------------------------------------------------- what no route answers
+# ------------------------------------------------------------------- unknown routes
 
 
 UNKNOWN = (
@@ -242,7 +245,7 @@ def test_an_unknown_route_is_not_found(service: Service, path: str) -> None:
         ("PATCH", "/v1/info", "GET"),
     ],
 )
-def test_a_method_that_a_route_has_not_is_told_with_those_it_has(
+def test_an_unsupported_method_is_rejected_with_the_allowed_ones(
     service: Service, method: str, path: str, allow: str
 ) -> None:
     answer = service.http.request(method, path)
@@ -255,7 +258,7 @@ def test_a_method_that_a_route_has_not_is_told_with_those_it_has(
 # ------------------------------------------------------------------- pages
 
 
-def test_the_page_may_load_from_here_alone(service: Service) -> None:
+def test_the_page_may_load_from_its_own_origin_only(service: Service) -> None:
     for path in ("/", "/dashboard/app.js", "/docs/errors", "/docs", "/reference/reference.js"):
         policy = service.http.get(path).headers["content-security-policy"]
 
@@ -265,11 +268,11 @@ def test_the_page_may_load_from_here_alone(service: Service) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/dashboard/app.js", "/v1/info", "/nope", "/v1/models/fold/streams/none"])
-def test_no_answer_may_be_taken_for_another_type(service: Service, path: str) -> None:
+def test_responses_forbid_content_type_sniffing(service: Service, path: str) -> None:
     assert service.http.get(path).headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-def test_the_document_of_the_api_has_every_route_of_the_contract(service: Service) -> None:
+def test_the_openapi_document_has_every_route_of_the_contract(service: Service) -> None:
     paths = service.http.get("/openapi.json").json()["paths"]
 
     found = {(method.upper(), path) for path, methods in paths.items() for method in methods}
@@ -320,29 +323,29 @@ def test_the_document_of_the_api_has_every_route_of_the_contract(service: Servic
     }
 
 
-def test_the_document_names_every_path_parameter(service: Service) -> None:
+def test_the_openapi_document_names_every_path_parameter(service: Service) -> None:
     for path, methods in service.http.get("/openapi.json").json()["paths"].items():
         for operation in methods.values():
             named = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
             assert named == {part.strip("{}") for part in path.split("/") if part.startswith("{")}
 
 
-def test_the_documentation_shows_that_document(service: Service) -> None:
+def test_the_reference_page_shows_the_openapi_document(service: Service) -> None:
     assert "openapi.json" in service.http.get("/docs").text
     assert "openapi.json" in service.http.get("/reference/reference.js").text
 
 
-def test_in_production_there_is_no_documentation(shared_redis: Server, tmp_path: Path) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), production=True) as one:
+def test_in_production_there_is_no_reference_page(shared_redis: Server, tmp_path: Path) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold), production=True) as one:
         closed = {
             path: one.http.get(path).status_code for path in ("/docs", "/openapi.json", "/reference/reference.js")
         }
 
         assert set(closed.values()) == {404}
-        assert one.http.get("/docs/errors").status_code == 200  # where every problem's `type` leads
+        assert one.http.get("/docs/errors").status_code == 200  # the target of every problem's `type`
 
 
-def test_cross_origin_requests_get_no_leave(service: Service) -> None:
+def test_cross_origin_requests_are_not_allowed(service: Service) -> None:
     answer = service.http.get("/v1/models", headers={"origin": "https://evil.example"})
 
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -352,7 +355,7 @@ REBOUND = {"host": "evil.example:8000", "sec-fetch-site": "same-origin"}
 """A browser's request to a name that its owner has made to point at this machine (DNS rebinding)."""
 
 
-def test_a_page_whose_name_was_made_to_point_here_reads_and_changes_nothing(service: Service, stream: str) -> None:
+def test_dns_rebinding_can_neither_read_nor_change_anything(service: Service, stream: str) -> None:
     posted = service.http.post(
         service.path("fold", stream, "step"),
         json={"inputs": [1]},
@@ -365,22 +368,22 @@ def test_a_page_whose_name_was_made_to_point_here_reads_and_changes_nothing(serv
 
 
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000", "stepwell.localhost"])
-def test_names_of_this_machine_are_the_services_own(service: Service, stream: str, host: str) -> None:
+def test_local_host_names_are_accepted(service: Service, stream: str, host: str) -> None:
     headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
 
     assert service.http.get("/v1/models", headers=headers).status_code == 200
     assert service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers).is_success
 
 
-def test_another_name_can_be_allowed(shared_redis: Server, tmp_path: Path) -> None:
-    with running(shared_redis.url, models(tmp_path, fold), allowed_origins=["http://box.example"]) as own:
+def test_another_host_name_can_be_allowed(shared_redis: Server, tmp_path: Path) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold), allowed_origins=["http://box.example"]) as own:
         headers = {"host": "box.example", "origin": "http://box.example", "sec-fetch-site": "same-origin"}
 
         assert own.http.get("/v1/models", headers=headers).status_code == 200
         assert own.http.post(own.path("fold", "s", "step"), json={"inputs": [1]}, headers=headers).is_success
 
 
-def test_a_page_from_elsewhere_may_not_change_anything(service: Service, stream: str) -> None:
+def test_a_page_of_a_foreign_origin_cannot_change_anything(service: Service, stream: str) -> None:
     path = service.path("fold", stream, "step")
 
     evil = service.http.post(path, json={"inputs": [1]}, headers={"origin": "https://evil.example"})

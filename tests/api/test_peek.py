@@ -1,4 +1,4 @@
-"""Peeks over HTTP: what a step would answer, and nothing is moved."""
+"""Peeks over HTTP: the prediction of a step, without applying it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def peek(service: Service, model: str, stream: str, **body: Any) -> Any:
     return service.http.post(service.path(model, stream, "peek"), json=body)
 
 
-def stands(service: Service, stream: str) -> tuple[int, str]:
+def position(service: Service, stream: str) -> tuple[int, str]:
     found = service.http.get(service.path("fold", stream)).json()
     return found["step"], found["state_id"]
 
 
 def test_a_peek_answers_what_the_step_then_answers(service: Service, stream: str) -> None:
     service.step("fold", stream, [1])
-    before = stands(service, stream)
+    before = position(service, stream)
     peeks = [peek(service, "fold", stream, inputs=[x]).json() for x in (5, 6, 5)]
-    after = stands(service, stream)
+    after = position(service, stream)
     stepped = service.step("fold", stream, [5]).json()
 
     assert before == after
@@ -45,7 +45,7 @@ def test_a_peek_at_a_chunk_has_a_time_axis(service: Service, stream: str) -> Non
     assert (whole["step"], last["step"]) == (3, 3)
 
 
-def test_a_missing_stream_is_peeked_at_from_the_initial_state_and_not_begun(service: Service, stream: str) -> None:
+def test_a_peek_at_a_missing_stream_uses_the_initial_state_and_creates_nothing(service: Service, stream: str) -> None:
     answer = peek(service, "fold", stream, inputs=[5], seq=1).json()
 
     assert answer == {"outputs": {"y": [6]}, "step": 1}
@@ -64,26 +64,26 @@ def test_a_missing_stream_is_peeked_at_from_the_initial_state_and_not_begun(serv
         ({"id": 1}, 400, "bad_request"),
     ],
 )
-def test_a_peek_out_of_place_is_refused_as_the_step_would_be(
+def test_a_peek_at_a_wrong_position_is_rejected_as_the_step_would_be(
     service: Service, stream: str, more: Any, status: int, code: str
 ) -> None:
     for n in (1, 2):
         service.step("fold", stream, [n], seq=n)
     answer = peek(service, "fold", stream, inputs=[3], **more)
-    good = peek(service, "fold", stream, inputs=[3], seq=3, after=stands(service, stream)[1])
+    good = peek(service, "fold", stream, inputs=[3], seq=3, after=position(service, stream)[1])
 
     assert (answer.status_code, code_of(answer)) == (status, code)
     assert good.status_code == 200
 
 
 @pytest.mark.parametrize("more", [{"seq": 2}, {"after": encode_state_id(bytes(16))}, {"create": "never"}])
-def test_a_peek_into_the_midst_of_a_missing_stream_is_not_found(service: Service, stream: str, more: Any) -> None:
+def test_a_peek_at_a_later_position_of_a_missing_stream_is_not_found(service: Service, stream: str, more: Any) -> None:
     answer = peek(service, "fold", stream, inputs=[3], **more)
 
     assert (answer.status_code, code_of(answer)) == (404, "stream_not_found")
 
 
-def test_a_peek_that_makes_no_number_is_refused(service: Service, stream: str) -> None:
+def test_a_peek_with_a_non_finite_prediction_is_rejected(service: Service, stream: str) -> None:
     for _ in range(2):
         service.step("nan_at_3", stream, [1])
     answer = peek(service, "nan_at_3", stream, inputs=[1])
@@ -93,7 +93,7 @@ def test_a_peek_that_makes_no_number_is_refused(service: Service, stream: str) -
     assert (wrong.status_code, code_of(wrong)) == (422, "bad_input")
 
 
-def test_a_peek_takes_and_answers_msgpack(service: Service, stream: str) -> None:
+def test_a_peek_accepts_and_returns_msgpack(service: Service, stream: str) -> None:
     body = msgspec.msgpack.encode({"inputs": {"x": {"d": "int64", "s": [1], "b": b"\5" + b"\0" * 7}}})
     answer = service.http.post(service.path("fold", stream, "peek"), content=body, headers=MSGPACK)
 

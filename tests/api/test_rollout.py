@@ -1,4 +1,4 @@
-"""Rollouts over HTTP: the loop that a client would make by hand, in one request."""
+"""Rollouts over HTTP: the feedback loop of a client, in one request."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from websockets.sync.client import connect
 from model_export.feedback import Draw
 from service.engine.sampling import draw, normals, uniforms
 from service.wire import encode_state_id
-from tests.api.running import Service, models, running
+from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
-from tests.graphs import fold, fold_reference, letters, nan_at, slow, total, two_inputs, wave
+from tests.graphs import fold, fold_reference, letters, nan_at, slow, total, two_inputs, wave, write_models
 from tests.servers import Server
 
 
 @pytest.fixture(scope="module")
 def rolling(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = models(
+    folder = write_models(
         tmp_path_factory.mktemp("rolling"),
         fold,
         letters,
@@ -32,7 +32,7 @@ def rolling(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> I
         two_inputs,
         nan_at=lambda: nan_at(4),
     )
-    with running(shared_redis.url, folder, max_horizon=200, max_samples=20) as one:
+    with running_service(shared_redis.url, folder, max_horizon=200, max_samples=20) as one:
         yield one
 
 
@@ -41,10 +41,10 @@ def rollout(service: Service, model: str, stream: str, horizon: int, *, key: str
     return service.http.post(service.path(model, stream, "rollout"), json={"horizon": horizon, **body}, headers=headers)
 
 
-def by_hand(
+def client_loop(
     service: Service, model: str, stream: str, x: Any, horizon: int, follow: Any
 ) -> tuple[list[Any], list[Any]]:
-    """Step a stream, each input made of the prediction before it by `follow(outputs, t)`."""
+    """Step a stream, computing each input from the previous prediction with `follow(outputs, t)`."""
     outputs, fed = [], []
     for t in range(1, horizon + 1):
         outputs.append(service.step(model, stream, x).json()["outputs"])
@@ -57,7 +57,7 @@ def columns(outputs: list[Any]) -> dict[str, list[Any]]:
     return {name: [one[name] for one in outputs] for name in outputs[0]}
 
 
-def stands(service: Service, model: str, stream: str) -> tuple[int, str]:
+def position(service: Service, model: str, stream: str) -> tuple[int, str]:
     found = service.http.get(service.path(model, stream)).json()
     return found["step"], found["state_id"]
 
@@ -70,12 +70,12 @@ def prime(service: Service, model: str, stream: str) -> None:
 # ------------------------------------------------------------------- the loop
 
 
-def test_a_rollout_is_the_loop_by_hand_bit_for_bit(rolling: Service, stream: str) -> None:
+def test_a_rollout_equals_the_client_loop_bit_for_bit(rolling: Service, stream: str) -> None:
     prime(rolling, "wave", stream)
-    before = stands(rolling, "wave", stream)
+    before = position(rolling, "wave", stream)
     found = rollout(rolling, "wave", stream, 30, inputs=[0.5]).json()
-    after = stands(rolling, "wave", stream)
-    outputs, fed = by_hand(rolling, "wave", stream, [0.5], 30, lambda y, _: y["y"])
+    after = position(rolling, "wave", stream)
+    outputs, fed = client_loop(rolling, "wave", stream, [0.5], 30, lambda y, _: y["y"])
 
     assert before == after == (3, found["state_id"])
     assert found["outputs"] == columns(outputs)
@@ -83,7 +83,7 @@ def test_a_rollout_is_the_loop_by_hand_bit_for_bit(rolling: Service, stream: str
     assert found["step"] == 33
 
 
-def test_a_rollout_without_inputs_goes_on_from_the_last_prediction(rolling: Service, stream: str) -> None:
+def test_a_rollout_without_inputs_continues_from_the_last_prediction(rolling: Service, stream: str) -> None:
     prime(rolling, "wave", stream)
     y = rolling.step("wave", stream, [0.1]).json()["outputs"]["y"]
 
@@ -91,7 +91,7 @@ def test_a_rollout_without_inputs_goes_on_from_the_last_prediction(rolling: Serv
 
 
 @pytest.mark.parametrize("how", ["reset", "none", "state"])
-def test_a_rollout_without_inputs_says_when_no_prediction_is_kept(rolling: Service, stream: str, how: str) -> None:
+def test_a_rollout_without_inputs_is_rejected_if_no_prediction_is_kept(rolling: Service, stream: str, how: str) -> None:
     prime(rolling, "wave", stream)
     http, path = rolling.http, rolling.path
     if how == "reset":
@@ -119,34 +119,34 @@ def test_forks_and_snapshots_keep_the_last_prediction(rolling: Service, stream: 
     assert rollout(rolling, "wave", f"{stream}-b", 5).json()["outputs"] == expected
 
 
-def test_a_missing_stream_is_rolled_out_from_the_initial_state(rolling: Service, stream: str) -> None:
+def test_a_rollout_of_a_missing_stream_uses_the_initial_state(rolling: Service, stream: str) -> None:
     found = rollout(rolling, "wave", stream, 4, inputs=[0.5]).json()
-    outputs, _ = by_hand(rolling, "wave", f"{stream}-b", [0.5], 4, lambda y, _: y["y"])
+    outputs, _ = client_loop(rolling, "wave", f"{stream}-b", [0.5], 4, lambda y, _: y["y"])
 
     assert (found["outputs"], found["step"]) == (columns(outputs), 4)
     assert "state_id" not in found
     assert rolling.http.get(rolling.path("wave", stream)).status_code == 404
 
 
-def test_the_request_may_feed_otherwise_than_the_manifest(rolling: Service, stream: str) -> None:
+def test_the_request_can_override_the_feedback_of_the_manifest(rolling: Service, stream: str) -> None:
     prime(rolling, "wave", stream)
     rule = {"x": {"output": "spread", "scale": 2, "offset": -0.5}}
     found = rollout(rolling, "wave", stream, 6, inputs=[0.5], feedback=rule).json()
-    outputs, fed = by_hand(
+    outputs, fed = client_loop(
         rolling, "wave", stream, [0.5], 6, lambda y, _: [float(np.float32(np.float32(y["spread"][0]) * 2.0 - 0.5))]
     )
 
     assert (found["outputs"], found["next"]["x"]) == (columns(outputs), fed)
 
 
-def test_an_input_without_a_rule_stays_as_it_is(rolling: Service, stream: str) -> None:
+def test_an_input_without_a_feedback_rule_stays_constant(rolling: Service, stream: str) -> None:
     found = rollout(rolling, "two_inputs", stream, 3, inputs={"a": [1, 2], "b": 3}, feedback={"a": "total"}).json()
 
     assert found["outputs"] == {"total": [[4, 5], [11, 13], [25, 29]], "last": [3, 3, 3]}
     assert found["next"] == {"a": [[4, 5], [11, 13], [25, 29]]}
 
 
-def test_a_rollout_takes_and_answers_msgpack(rolling: Service, stream: str) -> None:
+def test_a_rollout_accepts_and_returns_msgpack(rolling: Service, stream: str) -> None:
     body = {"horizon": 3, "inputs": {"x": {"d": "float32", "s": [1], "b": np.float32(0.5).tobytes()}}}
     packed = rolling.http.post(
         rolling.path("wave", stream, "rollout"), content=msgspec.msgpack.encode(body), headers=MSGPACK
@@ -163,10 +163,10 @@ def test_a_rollout_takes_and_answers_msgpack(rolling: Service, stream: str) -> N
     assert alone.content == packed.content
 
 
-# ------------------------------------------------------------------- chance
+# ------------------------------------------------------------------- sampling
 
 
-def letters_by_hand(
+def sampled_client_loop(
     service: Service, stream: str, x: int, horizon: int, seed: int, how: Draw, sample: int = 0
 ) -> list[int]:
     numbers = uniforms(seed, sample, 0, horizon + 1)
@@ -174,13 +174,15 @@ def letters_by_hand(
     def follow(outputs: Any, t: int) -> int:
         return int(draw(np.array(outputs["next"], np.float32)[None], numbers[t : t + 1], how)[0])
 
-    return by_hand(service, "letters", stream, x, horizon, follow)[1]
+    return client_loop(service, "letters", stream, x, horizon, follow)[1]
 
 
 @pytest.mark.parametrize(
     "how", [Draw(), Draw(0.3), Draw(1.5, top_k=3), Draw(top_p=0.7), Draw(0)], ids=lambda how: repr(how)[5:-1]
 )
-def test_letters_are_those_of_the_loop_by_hand_with_the_same_seed(rolling: Service, stream: str, how: Draw) -> None:
+def test_sampled_letters_equal_those_of_the_client_loop_with_the_same_seed(
+    rolling: Service, stream: str, how: Draw
+) -> None:
     given = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
     said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     found = rollout(rolling, "letters", stream, 60, inputs=2, seed=11, **said).json()
@@ -188,12 +190,12 @@ def test_letters_are_those_of_the_loop_by_hand_with_the_same_seed(rolling: Servi
         rolling, "letters", stream, 60, inputs=2, seed=11, feedback={"x": {"output": "next", **said}}
     ).json()
 
-    assert found["next"]["x"] == letters_by_hand(rolling, stream, 2, 60, 11, how)
+    assert found["next"]["x"] == sampled_client_loop(rolling, stream, 2, 60, 11, how)
     assert found == in_rule
     assert found.get("seed") == (None if how.temperature == 0 else 11)
 
 
-def test_a_seed_that_was_told_gives_the_same_again(rolling: Service, stream: str) -> None:
+def test_a_returned_seed_reproduces_the_rollout(rolling: Service, stream: str) -> None:
     first, second = (rollout(rolling, "letters", stream, 40, inputs=0).json() for _ in range(2))
     again = rollout(rolling, "letters", stream, 40, inputs=0, seed=first["seed"]).json()
 
@@ -202,20 +204,20 @@ def test_a_seed_that_was_told_gives_the_same_again(rolling: Service, stream: str
     assert again == first
 
 
-def test_samples_have_an_axis_of_their_own_and_do_not_depend_on_their_number(rolling: Service, stream: str) -> None:
+def test_samples_have_their_own_axis_and_do_not_depend_on_their_number(rolling: Service, stream: str) -> None:
     many = rollout(rolling, "letters", stream, 12, inputs=1, samples=20, seed=5).json()
     few = rollout(rolling, "letters", stream, 8, inputs=1, samples=3, seed=5).json()
     one = rollout(rolling, "letters", stream, 12, inputs=1, seed=5).json()
-    by_hand = letters_by_hand(rolling, stream, 1, 12, 5, Draw(), sample=7)
+    client_loop = sampled_client_loop(rolling, stream, 1, 12, 5, Draw(), sample=7)
 
     assert np.shape(many["outputs"]["next"]) == (20, 12, 5)
     assert [row[:8] for row in many["next"]["x"][:3]] == few["next"]["x"]
     assert many["next"]["x"][0] == one["next"]["x"]
-    assert many["next"]["x"][7] == by_hand
+    assert many["next"]["x"][7] == client_loop
     assert len({tuple(row) for row in many["next"]["x"]}) > 10
 
 
-def test_noise_is_as_wide_as_the_model_says(rolling: Service, stream: str) -> None:
+def test_noise_has_the_spread_that_the_model_predicts(rolling: Service, stream: str) -> None:
     rule = {"x": {"output": "y", "std": "spread"}}
     found = rollout(rolling, "wave", stream, 5, inputs=[0.5], feedback=rule, seed=3, samples=2).json()
     numbers = uniforms(3, 1, 0, 2 * 6).reshape(6, 2)
@@ -225,13 +227,13 @@ def test_noise_is_as_wide_as_the_model_says(rolling: Service, stream: str) -> No
         found: list[float] = (np.float32(outputs["y"]) + np.float32(outputs["spread"]) * chance).astype("f4").tolist()
         return found
 
-    outputs, fed = by_hand(rolling, "wave", stream, [0.5], 5, follow)
+    outputs, fed = client_loop(rolling, "wave", stream, [0.5], 5, follow)
     assert found["next"]["x"][1] == fed
     assert found["outputs"]["y"][1] == columns(outputs)["y"]
 
 
-def test_rollouts_that_go_on_together_answer_as_each_alone(rolling: Service, stream: str) -> None:
-    """Of different streams, horizons, rules and seeds, in one run each timestep."""
+def test_concurrent_rollouts_answer_as_each_alone(rolling: Service, stream: str) -> None:
+    """With different streams, horizons, rules and seeds, in one batch per timestep."""
 
     asks = [(f"{stream}-{n}", 10 + 17 * n % 90, {"inputs": n % 5, "seed": n, "temperature": n / 4}) for n in range(12)]
 
@@ -253,10 +255,10 @@ def test_a_committed_rollout_counts_as_its_timesteps(rolling: Service, stream: s
     found = rollout(rolling, "wave", stream, 7, inputs=[0.5], commit=True, seq=4).json()
     other = f"{stream}-b"
     prime(rolling, "wave", other)
-    by_hand(rolling, "wave", other, [0.5], 7, lambda y, _: y["y"])
+    client_loop(rolling, "wave", other, [0.5], 7, lambda y, _: y["y"])
 
     assert (found["outputs"], found["step"]) == (looked["outputs"], 10)
-    assert stands(rolling, "wave", stream) == (10, found["state_id"])
+    assert position(rolling, "wave", stream) == (10, found["state_id"])
     assert (
         rolling.step("wave", stream, [0.1], seq=11).json()["outputs"]
         == rolling.step("wave", other, [0.1]).json()["outputs"]
@@ -264,10 +266,10 @@ def test_a_committed_rollout_counts_as_its_timesteps(rolling: Service, stream: s
 
 
 @pytest.mark.parametrize("named", ["seq", "after", "key"])
-def test_a_committed_rollout_sent_again_is_answered_the_same(rolling: Service, stream: str, named: str) -> None:
-    """Also what was drawn: without a seed in the request it comes from the request's name."""
+def test_a_retried_committed_rollout_gets_its_first_answer(rolling: Service, stream: str, named: str) -> None:
+    """Including samples: without a seed in the request, the seed is derived from the operation id."""
     rolling.step("letters", stream, 3)
-    _, history = stands(rolling, "letters", stream)
+    _, history = position(rolling, "letters", stream)
     ways: dict[str, dict[str, Any]] = {"seq": {"seq": 2}, "after": {"after": history}, "key": {"key": "k"}}
     more = ways[named]
     first = rollout(rolling, "letters", stream, 20, commit=True, **more).json()
@@ -275,18 +277,18 @@ def test_a_committed_rollout_sent_again_is_answered_the_same(rolling: Service, s
     other = rollout(rolling, "letters", stream, 21, commit=True, **more)
 
     assert again == {**first, "replayed": True}
-    assert stands(rolling, "letters", stream)[0] == 21
+    assert position(rolling, "letters", stream)[0] == 21
     assert code_of(other) == {"seq": "seq_conflict", "after": "state_changed", "key": "idempotency_key_reused"}[named]
 
 
-def test_a_key_replays_a_rollout_also_after_other_steps(rolling: Service, stream: str) -> None:
+def test_an_idempotency_key_replays_a_rollout_after_later_steps(rolling: Service, stream: str) -> None:
     first = rollout(rolling, "letters", stream, 9, inputs=1, commit=True, key="k").json()
     rolling.step("letters", stream, 0)
     again = rollout(rolling, "letters", stream, 9, inputs=1, commit=True, key="k").json()
 
     assert first.pop("created") is True
     assert again == {**first, "replayed": True}
-    assert stands(rolling, "letters", stream)[0] == 10
+    assert position(rolling, "letters", stream)[0] == 10
 
 
 def test_integers_are_fed_back_exactly(rolling: Service, stream: str) -> None:
@@ -300,7 +302,7 @@ def test_integers_are_fed_back_exactly(rolling: Service, stream: str) -> None:
     assert rolling.step("fold", stream, [1], seq=5).json()["outputs"]["y"] == fold_reference([*xs[:-1], 1])[-1:]
 
 
-def test_a_committed_rollout_is_watched(rolling: Service, stream: str) -> None:
+def test_a_committed_rollout_is_published_to_watchers(rolling: Service, stream: str) -> None:
 
     with connect(f"ws://127.0.0.1:{rolling.port}/v1/watch") as watch:
         watch.send(msgspec.json.encode({"watch": [{"model": "wave", "stream": stream}], "inputs": True}).decode())
@@ -313,7 +315,7 @@ def test_a_committed_rollout_is_watched(rolling: Service, stream: str) -> None:
     assert seen["inputs"]["x"] == [[0.5], *found["next"]["x"][:-1]]
 
 
-# ------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------- rejections
 
 
 @pytest.mark.parametrize(
@@ -343,13 +345,13 @@ def test_a_committed_rollout_is_watched(rolling: Service, stream: str) -> None:
     ],
     ids=str,
 )
-def test_a_wrong_rollout_is_refused_and_moves_nothing(rolling: Service, stream: str, body: Any, code: str) -> None:
+def test_an_invalid_rollout_is_rejected_and_moves_nothing(rolling: Service, stream: str, body: Any, code: str) -> None:
     prime(rolling, "wave", stream)
-    before = stands(rolling, "wave", stream)
+    before = position(rolling, "wave", stream)
     answer = rolling.http.post(rolling.path("wave", stream, "rollout"), json=body)
 
     assert code_of(answer) == code
-    assert stands(rolling, "wave", stream) == before
+    assert position(rolling, "wave", stream) == before
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ def test_a_wrong_rollout_is_refused_and_moves_nothing(rolling: Service, stream: 
     ],
 )
 @pytest.mark.parametrize("commit", [False, True])
-def test_a_rollout_out_of_place_is_refused_as_a_step_is(
+def test_a_rollout_at_a_wrong_position_is_rejected_as_a_step_is(
     rolling: Service, stream: str, more: Any, code: str, commit: bool
 ) -> None:
     prime(rolling, "wave", stream)
@@ -371,7 +373,7 @@ def test_a_rollout_out_of_place_is_refused_as_a_step_is(
     assert (answer.status_code, code_of(answer)) == (409, code)
 
 
-def test_a_model_that_says_of_no_output_that_it_feeds_an_input_needs_a_rule(rolling: Service, stream: str) -> None:
+def test_a_model_without_a_feedback_rule_needs_one_in_the_request(rolling: Service, stream: str) -> None:
     answer = rollout(rolling, "fold", stream, 3, inputs=[1])
 
     assert (answer.status_code, code_of(answer)) == (422, "bad_input")
@@ -380,27 +382,27 @@ def test_a_model_that_says_of_no_output_that_it_feeds_an_input_needs_a_rule(roll
     assert rolling.http.get("/v1/models/fold").json()["feedback"] == {}
 
 
-def test_an_input_that_nothing_makes_has_to_be_sent(rolling: Service, stream: str) -> None:
+def test_an_input_without_a_source_must_be_sent(rolling: Service, stream: str) -> None:
     answer = rollout(rolling, "two_inputs", stream, 3, inputs={"a": [1, 2]}, feedback={"a": "total"})
 
     assert (answer.status_code, code_of(answer)) == (422, "bad_input")
     assert "'b'" in answer.json()["detail"]
 
 
-def test_a_rollout_that_makes_no_number_is_refused_whole(rolling: Service, stream: str) -> None:
+def test_a_rollout_with_a_non_finite_prediction_is_rejected_as_a_whole(rolling: Service, stream: str) -> None:
     rolling.step("nan_at", stream, [1.0])
-    before = stands(rolling, "nan_at", stream)
+    before = position(rolling, "nan_at", stream)
     answer = rollout(rolling, "nan_at", stream, 5, feedback={"x": "y"}, commit=True)
     grows = rollout(rolling, "total", stream, 200, inputs=[1.0, 1.0], feedback={"x": "y"})
 
     assert (answer.status_code, code_of(answer)) == (422, "non_finite_state")
     assert "timestep 3" in answer.json()["detail"]
     assert code_of(grows) in ("non_finite_state", "non_finite")
-    assert stands(rolling, "nan_at", stream) == before
+    assert position(rolling, "nan_at", stream) == before
 
 
-def test_one_rollout_on_which_the_model_cannot_run_fails_alone(rolling: Service, stream: str) -> None:
-    """An index outside of the letters, among rollouts that are sound."""
+def test_a_rollout_that_the_model_cannot_run_fails_alone(rolling: Service, stream: str) -> None:
+    """An index outside the vocabulary, among valid rollouts."""
 
     with ThreadPoolExecutor(9) as threads:
         found = list(threads.map(lambda n: rollout(rolling, "letters", f"{stream}-{n}", 50, inputs=n), range(9)))
@@ -409,21 +411,23 @@ def test_one_rollout_on_which_the_model_cannot_run_fails_alone(rolling: Service,
     assert code_of(found[-1]) == "bad_input"
 
 
-def test_predictions_beyond_what_may_be_answered_are_too_large(
+def test_a_rollout_whose_predictions_exceed_the_response_limit_is_too_large(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
-    with running(shared_redis.url, models(tmp_path, wave), max_body_bytes=1000) as small:
+    with running_service(shared_redis.url, write_models(tmp_path, wave), max_body_bytes=1000) as small:
         fits, beyond = (rollout(small, "wave", stream, n, inputs=[0.5]) for n in (125, 126))
 
     assert (fits.status_code, beyond.status_code) == (200, 413)
     assert code_of(beyond) == "too_large"
 
 
-def test_a_rollout_that_takes_too_long_is_given_up(shared_redis: Server, tmp_path: Path, stream: str) -> None:
-    with running(shared_redis.url, models(tmp_path, slow), request_timeout_s=0.5, run_timeout_s=30) as hasty:
+def test_a_rollout_that_takes_too_long_times_out(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    with running_service(
+        shared_redis.url, write_models(tmp_path, slow), request_timeout_s=0.5, run_timeout_s=30
+    ) as hasty:
         by_time = rollout(hasty, "slow", stream, 4000, inputs=[200_000], feedback={"x": {"output": "y"}})
         alive = hasty.http.get("/healthz")
-    with running(shared_redis.url, models(tmp_path, slow), run_timeout_s=0.3) as strict:
+    with running_service(shared_redis.url, write_models(tmp_path, slow), run_timeout_s=0.3) as strict:
         by_run = rollout(strict, "slow", stream, 2, inputs=[10**12], feedback={"x": "y"})
 
     assert [(a.status_code, code_of(a)) for a in (by_time, by_run)] == [(503, "model_timeout")] * 2

@@ -1,4 +1,4 @@
-"""HTTP routes that move and look at streams: every answer and every refusal as the contract says."""
+"""HTTP routes that step, reset, delete and list streams, as the API contract specifies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.wire import encode_state_id
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.graphs import fold_reference
 from tests.servers import Server
 
@@ -20,7 +20,7 @@ MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack
 
 
 def code_of(answer: httpx.Response) -> str:
-    """Return a problem's code, after looking at what every problem has."""
+    """Return the code of a problem, after checking the fields that every problem has."""
     problem = answer.json()
     assert answer.headers["content-type"] == "application/problem+json"
     assert problem["status"] == answer.status_code
@@ -32,7 +32,7 @@ def code_of(answer: httpx.Response) -> str:
 # ------------------------------------------------------------------- step
 
 
-def test_the_first_step_creates_the_stream_and_says_so(service: Service, stream: str) -> None:
+def test_the_first_step_creates_the_stream_and_reports_it(service: Service, stream: str) -> None:
     answer = service.step("fold", stream, {"x": [5]}).json()
 
     assert answer == {"outputs": {"y": [6]}, "step": 1, "state_id": answer["state_id"], "created": True}
@@ -47,7 +47,7 @@ def test_steps_fold_one_after_the_other(service: Service, stream: str) -> None:
     assert not any("created" in answer or "replayed" in answer for answer in answers[1:])
 
 
-def test_a_step_sent_twice_is_applied_once_and_answered_the_same(service: Service, stream: str) -> None:
+def test_a_retried_step_is_applied_once_and_gets_its_first_answer(service: Service, stream: str) -> None:
     first = service.step("fold", stream, [7], seq=1).json()
     again = service.step("fold", stream, [7], seq=1).json()
 
@@ -62,7 +62,7 @@ def test_inputs_of_several_shapes_and_outputs_of_several_dtypes(service: Service
     assert answer["outputs"] == {"total": [13, 23], "last": 3}
 
 
-def test_booleans_go_in_and_come_out(service: Service, stream: str) -> None:
+def test_booleans_can_be_sent_and_returned(service: Service, stream: str) -> None:
     service.step("latch", stream, {"x": [True, False]})
 
     assert service.step("latch", stream, {"x": [False, False]}).json()["outputs"] == {"y": [True, False]}
@@ -81,7 +81,7 @@ def test_msgpack_gives_the_same_bits_as_json(service: Service, stream: str) -> N
     assert packed["b"] == np.array(by_json["outputs"]["y"], np.float32).tobytes()
 
 
-def test_a_json_body_may_be_answered_in_msgpack(service: Service, stream: str) -> None:
+def test_a_json_request_may_accept_msgpack(service: Service, stream: str) -> None:
     answer = service.http.post(
         service.path("fold", stream, "step"), json={"inputs": [1]}, headers={"accept": "application/msgpack"}
     )
@@ -89,13 +89,13 @@ def test_a_json_body_may_be_answered_in_msgpack(service: Service, stream: str) -
     assert msgspec.msgpack.decode(answer.content)["step"] == 1
 
 
-def test_a_problem_is_json_whatever_is_accepted(service: Service, stream: str) -> None:
+def test_a_problem_is_json_whatever_the_accept_header(service: Service, stream: str) -> None:
     answer = service.http.post(service.path("fold", stream, "step"), content=b"\xc1", headers=MSGPACK)
 
     assert (answer.status_code, code_of(answer)) == (400, "bad_json")
 
 
-def test_a_body_with_curls_own_content_type_is_read_as_json(service: Service, stream: str) -> None:
+def test_a_body_with_curls_default_content_type_is_read_as_json(service: Service, stream: str) -> None:
     answer = service.http.post(
         service.path("fold", stream, "step"),
         content='{"inputs": [1]}',
@@ -105,7 +105,7 @@ def test_a_body_with_curls_own_content_type_is_read_as_json(service: Service, st
     assert answer.status_code == 200
 
 
-# ------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------- rejections
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_body_with_curls_own_content_type_is_read_as_json(service: Service, st
         ({"create": "must"}, 409, "stream_exists", "no", "never"),
     ],
 )
-def test_a_step_out_of_place_is_refused_and_told_where_the_stream_stands(
+def test_a_step_at_a_wrong_position_is_rejected_with_the_position_of_the_stream(
     service: Service, stream: str, more: Any, status: int, code: str, applied: str, retry: str
 ) -> None:
     for x in (1, 2, 3):
@@ -133,14 +133,14 @@ def test_a_step_out_of_place_is_refused_and_told_where_the_stream_stands(
 
 
 @pytest.mark.parametrize("more", [{"seq": 2}, {"after": encode_state_id(bytes(16))}, {"create": "never"}])
-def test_a_missing_stream_is_not_begun_where_it_should_be_there(service: Service, stream: str, more: Any) -> None:
+def test_a_missing_stream_is_not_created_if_it_must_exist(service: Service, stream: str, more: Any) -> None:
     answer = service.step("fold", stream, [1], **more)
 
     assert (answer.status_code, code_of(answer)) == (404, "stream_not_found")
     assert service.http.get(service.path("fold", stream)).status_code == 404
 
 
-def test_a_key_replays_its_answer_also_after_other_steps(service: Service, stream: str) -> None:
+def test_an_idempotency_key_replays_its_answer_after_later_steps(service: Service, stream: str) -> None:
     headers = {"idempotency-key": "k1"}
     path = service.path("fold", stream, "step")
     first = service.http.post(path, json={"inputs": [1]}, headers=headers).json()
@@ -151,7 +151,7 @@ def test_a_key_replays_its_answer_also_after_other_steps(service: Service, strea
     assert (again["replayed"], again["step"], again["outputs"]) == (True, 1, first["outputs"])
 
 
-def test_a_key_with_another_body_is_refused(service: Service, stream: str) -> None:
+def test_an_idempotency_key_with_another_body_is_rejected(service: Service, stream: str) -> None:
     path = service.path("fold", stream, "step")
     service.http.post(path, json={"inputs": [1]}, headers={"idempotency-key": "k1"})
 
@@ -161,7 +161,7 @@ def test_a_key_with_another_body_is_refused(service: Service, stream: str) -> No
 
 
 @pytest.mark.parametrize("keys", [[""], ["k" * 256], ["a", "b"]])
-def test_a_key_has_1_to_255_characters(service: Service, stream: str, keys: list[str]) -> None:
+def test_an_idempotency_key_has_1_to_255_characters(service: Service, stream: str, keys: list[str]) -> None:
     headers = [("idempotency-key", key) for key in keys]
 
     answer = service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers)
@@ -169,27 +169,27 @@ def test_a_key_has_1_to_255_characters(service: Service, stream: str, keys: list
     assert (answer.status_code, code_of(answer)) == (400, "bad_request")
 
 
-def test_a_key_of_255_characters_is_taken(service: Service, stream: str) -> None:
+def test_an_idempotency_key_of_255_characters_is_accepted(service: Service, stream: str) -> None:
     headers = {"idempotency-key": "k" * 255}
 
     assert service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers).is_success
 
 
-def test_a_bad_input_names_the_input(service: Service, stream: str) -> None:
+def test_a_bad_input_is_named(service: Service, stream: str) -> None:
     answer = service.step("two_inputs", stream, {"a": [1, 2, 3], "b": 1})
 
     assert (answer.status_code, code_of(answer)) == (422, "bad_input")
     assert "'a'" in answer.json()["detail"]
 
 
-def test_a_value_that_is_not_finite_is_refused_without_being_repeated(service: Service, stream: str) -> None:
+def test_a_value_that_is_not_finite_is_rejected_and_not_repeated(service: Service, stream: str) -> None:
     answer = service.http.post(service.path("lstm", stream, "step"), content='{"inputs": [1, NaN, 1, 1]}')
 
     assert (answer.status_code, code_of(answer)) == (422, "non_finite")
     assert "NaN" not in answer.text
 
 
-def test_a_state_that_is_not_finite_is_refused_and_the_stream_stays(service: Service, stream: str) -> None:
+def test_a_state_that_is_not_finite_is_rejected_and_the_stream_is_unchanged(service: Service, stream: str) -> None:
     for _ in (1, 2):
         service.step("nan_at_3", stream, [1.0])
 
@@ -201,7 +201,7 @@ def test_a_state_that_is_not_finite_is_refused_and_the_stream_stays(service: Ser
 
 @pytest.mark.parametrize("model", ["nope", "a b", "-", "..%2e", "x" * 65, "%C3%BC", "%00", "{model}"])
 @pytest.mark.parametrize("method", ["step", "reset", ""])
-def test_a_model_that_is_not_there_is_told(service: Service, stream: str, model: str, method: str) -> None:
+def test_a_missing_model_is_not_found(service: Service, stream: str, model: str, method: str) -> None:
     path = service.path(model, stream, method)
 
     answer = service.http.post(path, json={"inputs": [1]}) if method else service.http.get(path)
@@ -227,7 +227,7 @@ def test_a_model_that_is_not_there_is_told(service: Service, stream: str, model:
     ],
 )
 @pytest.mark.parametrize("method", ["step", "steps", "reset", ""])
-def test_a_stream_id_of_other_characters_is_a_bad_request(service: Service, stream: str, method: str) -> None:
+def test_a_stream_id_with_other_characters_is_a_bad_request(service: Service, stream: str, method: str) -> None:
     path = service.path("fold", stream, method)
 
     answer = service.http.post(path, json={"inputs": [1]}) if method else service.http.get(path)
@@ -236,7 +236,7 @@ def test_a_stream_id_of_other_characters_is_a_bad_request(service: Service, stre
 
 
 @pytest.mark.parametrize("stream", ["a:b@c-d._", "x" * 128, "...", "%61"])
-def test_a_stream_id_of_all_its_characters_is_taken(service: Service, stream: str) -> None:
+def test_a_stream_id_of_all_allowed_characters_is_accepted(service: Service, stream: str) -> None:
     assert service.step("fold", stream, [1]).status_code == 200
 
 
@@ -247,13 +247,13 @@ def test_an_escaped_stream_id_is_the_same_stream(service: Service, stream: str) 
 
 
 @pytest.mark.parametrize("version", ["0", "-1", "x", "1.0", "9" * 30, "%C2%B2", ""])
-def test_a_version_is_a_number_from_1(service: Service, stream: str, version: str) -> None:
+def test_a_version_is_a_positive_integer(service: Service, stream: str, version: str) -> None:
     answer = service.http.post(service.path("fold", stream, f"step?version={version}"), json={"inputs": [1]})
 
     assert (answer.status_code, code_of(answer)) == (400, "bad_request")
 
 
-def test_a_version_that_is_not_there_is_not_found(service: Service, stream: str) -> None:
+def test_a_missing_version_is_not_found(service: Service, stream: str) -> None:
     answer = service.http.post(service.path("fold", stream, "step?version=2"), json={"inputs": [1]})
 
     assert (answer.status_code, code_of(answer)) == (404, "model_not_found")
@@ -262,7 +262,7 @@ def test_a_version_that_is_not_there_is_not_found(service: Service, stream: str)
 # ------------------------------------------------------------------- chunks
 
 
-def test_a_chunk_is_the_same_as_its_steps(service: Service, stream: str) -> None:
+def test_a_chunk_equals_its_steps(service: Service, stream: str) -> None:
     answer = service.http.post(service.path("fold", stream, "steps"), json={"inputs": {"x": [[3], [1], [4]]}}).json()
 
     assert answer["outputs"]["y"] == [[y] for y in fold_reference([3, 1, 4])]
@@ -272,7 +272,7 @@ def test_a_chunk_is_the_same_as_its_steps(service: Service, stream: str) -> None
 @pytest.mark.parametrize(
     ("keep", "outputs"), [("last", {"y": [fold_reference([3, 1, 4])[-1]]}), ("none", {}), ("all", None)]
 )
-def test_a_chunk_answers_what_was_asked_for_also_again(
+def test_a_chunk_and_its_retry_return_the_requested_predictions(
     service: Service, stream: str, keep: str, outputs: dict[str, Any] | None
 ) -> None:
     body = {"inputs": [[3], [1], [4]], "return": keep, "seq": 1}
@@ -298,10 +298,10 @@ def test_a_chunk_of_too_many_timesteps_is_too_large(service: Service, stream: st
     assert "65 timesteps; at most 64" in answer.json()["detail"]
 
 
-# ------------------------------------------------------------------- columns
+# ------------------------------------------------------------------- bulk steps
 
 
-def test_columns_move_many_streams_each_on_its_own(service: Service, stream: str) -> None:
+def test_a_bulk_step_moves_each_of_its_streams(service: Service, stream: str) -> None:
     names = [f"{stream}-{i}" for i in range(3)]
     service.step("fold", names[1], [100])
 
@@ -313,7 +313,7 @@ def test_columns_move_many_streams_each_on_its_own(service: Service, stream: str
     assert all(len(state_id) == 22 for state_id in answer["state_id"])
 
 
-def test_a_row_that_is_refused_leaves_the_others_done(service: Service, stream: str) -> None:
+def test_a_rejected_row_does_not_affect_the_others(service: Service, stream: str) -> None:
     names = [f"{stream}-{i}" for i in range(4)]
     body = {"streams": names, "inputs": {"x": [[1], [2.5], [3], [4]]}, "seq": [1, 1, 7, None]}
 
@@ -327,7 +327,7 @@ def test_a_row_that_is_refused_leaves_the_others_done(service: Service, stream: 
     }
 
 
-def test_columns_sent_again_are_replayed_row_by_row(service: Service, stream: str) -> None:
+def test_a_retried_bulk_step_is_replayed_row_by_row(service: Service, stream: str) -> None:
     body = {"streams": [f"{stream}-a", f"{stream}-b"], "inputs": [[1], [2]], "seq": [1, 1]}
     service.step("fold", f"{stream}-b", [2], seq=1)
 
@@ -346,7 +346,7 @@ def test_a_stream_named_twice_fails_the_whole_request(service: Service, stream: 
     assert service.http.get(service.path("fold", stream)).status_code == 404
 
 
-def test_columns_of_chunks_have_stream_and_time_axes(service: Service, stream: str) -> None:
+def test_bulk_chunks_have_stream_and_time_axes(service: Service, stream: str) -> None:
     body = {"streams": [f"{stream}-a", f"{stream}-b"], "inputs": {"x": [[[1], [2]], [[3], [4]]]}}
 
     answer = service.http.post("/v1/models/fold/steps", json=body).json()
@@ -358,7 +358,7 @@ def test_columns_of_chunks_have_stream_and_time_axes(service: Service, stream: s
 @pytest.mark.parametrize(
     ("keep", "outputs"), [("last", {"y": [[fold_reference([1, 2])[-1]], [fold_reference([3, 4])[-1]]]}), ("none", {})]
 )
-def test_columns_of_chunks_answer_what_was_asked_for(service: Service, stream: str, keep: str, outputs: Any) -> None:
+def test_bulk_chunks_return_the_requested_predictions(service: Service, stream: str, keep: str, outputs: Any) -> None:
     body = {"streams": [f"{stream}-a", f"{stream}-b"], "inputs": [[[1], [2]], [[3], [4]]], "return": keep}
 
     assert service.http.post("/v1/models/fold/steps", json=body).json()["outputs"] == outputs
@@ -380,7 +380,7 @@ def test_a_failed_row_is_zeros_and_nil_in_msgpack(service: Service, stream: str)
     assert document["errors"]["1"]["code"] == "non_finite"
 
 
-# ------------------------------------------------------------------- reset, delete, look
+# ------------------------------------------------------------------- reset, delete, status
 
 
 def test_a_reset_brings_a_stream_back_to_step_0(service: Service, stream: str) -> None:
@@ -400,7 +400,7 @@ def test_a_bare_reset_creates_a_missing_stream_at_step_0(service: Service, strea
     assert service.http.get(service.path("fold", stream)).json()["step"] == 0
 
 
-def test_a_reset_after_a_history_demands_it(service: Service, stream: str) -> None:
+def test_a_reset_with_after_requires_that_history(service: Service, stream: str) -> None:
     old = service.step("fold", stream, [1]).json()["state_id"]
     service.step("fold", stream, [2])
 
@@ -409,7 +409,7 @@ def test_a_reset_after_a_history_demands_it(service: Service, stream: str) -> No
     assert (answer.status_code, code_of(answer)) == (409, "state_changed")
 
 
-def test_a_reset_after_the_history_is_done_once(service: Service, stream: str) -> None:
+def test_a_retried_reset_with_after_is_applied_once(service: Service, stream: str) -> None:
     state_id = service.step("fold", stream, [1]).json()["state_id"]
 
     answers = [
@@ -427,19 +427,19 @@ def test_a_reset_with_after_of_a_missing_stream_is_not_found(service: Service, s
 
 
 @pytest.mark.parametrize("body", ["[]", '{"to": "start"}', '{"to": {}}', '{"after": 1}', '{"x": 1}', '{"to": null}'])
-def test_a_wrong_reset_is_a_bad_request(service: Service, stream: str, body: str) -> None:
+def test_an_invalid_reset_is_a_bad_request(service: Service, stream: str, body: str) -> None:
     answer = service.http.post(service.path("fold", stream, "reset"), content=body)
 
     assert (answer.status_code, code_of(answer)) == (400, "bad_request")
 
 
-def test_a_snapshot_that_is_not_there_is_not_found(service: Service, stream: str) -> None:
+def test_a_missing_snapshot_is_not_found(service: Service, stream: str) -> None:
     answer = service.http.post(service.path("fold", stream, "reset"), json={"to": {"snapshot": "monday"}})
 
     assert (answer.status_code, code_of(answer)) == (404, "snapshot_not_found")
 
 
-def test_a_deleted_stream_is_gone_and_deleting_it_again_is_no_error(service: Service, stream: str) -> None:
+def test_deleting_a_stream_twice_is_no_error(service: Service, stream: str) -> None:
     service.step("fold", stream, [1])
 
     answers = [service.http.delete(service.path("fold", stream)) for _ in range(2)]
@@ -448,7 +448,7 @@ def test_a_deleted_stream_is_gone_and_deleting_it_again_is_no_error(service: Ser
     assert code_of(service.http.get(service.path("fold", stream))) == "stream_not_found"
 
 
-def test_a_status_has_all_that_the_contract_says(service: Service, stream: str) -> None:
+def test_a_status_has_every_field_of_the_contract(service: Service, stream: str) -> None:
     state_id = service.step("fold", stream, [1]).json()["state_id"]
 
     status = service.http.get(service.path("fold", stream)).json()
@@ -487,15 +487,15 @@ NESTED = base64.urlsafe_b64encode(b"[" * 9000).decode()
     ["limit=0", "limit=1001", "limit=x", "prefix=*", "prefix=a%5Bb", "cursor=%21", "cursor=%C2%B2", f"cursor={NESTED}"],
     ids=lambda query: query[:16],
 )
-def test_a_wrong_query_of_a_list_is_a_bad_request(service: Service, query: str) -> None:
+def test_an_invalid_list_query_is_a_bad_request(service: Service, query: str) -> None:
     answer = service.http.get(f"/v1/models/fold/streams?{query}")
 
     assert (answer.status_code, code_of(answer)) == (400, "bad_request")
 
 
-def test_all_streams_of_a_model_are_reset_together(redis_server: Server, service: Service) -> None:
+def test_all_streams_of_a_model_can_be_reset_at_once(redis_server: Server, service: Service) -> None:
     folder = service.app.state.context.settings.models[0]
-    with running(redis_server.url, folder) as own:
+    with running_service(redis_server.url, folder) as own:
         for name in "abc":
             own.step("fold", name, [1])
         own.step("total", "d", [1.0, 2.0])
@@ -508,11 +508,9 @@ def test_all_streams_of_a_model_are_reset_together(redis_server: Server, service
 # ------------------------------------------------------------------- settings that change answers
 
 
-def test_preconditions_are_demanded_where_the_setting_says_so(
-    shared_redis: Server, service: Service, stream: str
-) -> None:
+def test_preconditions_are_required_if_configured(shared_redis: Server, service: Service, stream: str) -> None:
     folder = service.app.state.context.settings.models[0]
-    with running(shared_redis.url, folder, require_preconditions=True) as own:
+    with running_service(shared_redis.url, folder, require_preconditions=True) as own:
         bare = own.http.post(own.path("fold", stream, "reset"))
         keyed = own.http.post(own.path("fold", stream, "reset"), headers={"idempotency-key": "k"})
 
@@ -520,9 +518,9 @@ def test_preconditions_are_demanded_where_the_setting_says_so(
         assert keyed.status_code == 200
 
 
-def test_a_store_that_is_away_is_503_with_a_time_to_wait(redis_server: Server, service: Service, stream: str) -> None:
+def test_an_unreachable_store_is_503_with_retry_after(redis_server: Server, service: Service, stream: str) -> None:
     folder = service.app.state.context.settings.models[0]
-    with running(redis_server.url, folder, request_timeout_s=0.5) as own:
+    with running_service(redis_server.url, folder, request_timeout_s=0.5) as own:
         redis_server.kill()
 
         answer = own.step("fold", stream, [1], seq=1)
@@ -537,8 +535,8 @@ def test_while_draining_steps_are_refused_and_readiness_is_false(
     shared_redis: Server, service: Service, stream: str
 ) -> None:
     folder = service.app.state.context.settings.models[0]
-    with running(shared_redis.url, folder) as own:
-        own.call(lambda: own.app.state.engine.drain(1.0))
+    with running_service(shared_redis.url, folder) as own:
+        own.run_in_loop(lambda: own.app.state.engine.drain(1.0))
 
         answer = own.step("fold", stream, [1])
 
@@ -547,7 +545,7 @@ def test_while_draining_steps_are_refused_and_readiness_is_false(
         assert own.http.get("/readyz").json()["ready"] is False
 
 
-def test_the_steps_of_one_stream_sent_at_once_are_each_applied_once(service: Service, stream: str) -> None:
+def test_concurrent_steps_of_one_stream_are_each_applied_once(service: Service, stream: str) -> None:
     async def all_at_once() -> list[int]:
         async with httpx.AsyncClient(base_url=service.http.base_url, timeout=30) as client:
             path = service.path("fold", stream, "step")
@@ -557,10 +555,10 @@ def test_the_steps_of_one_stream_sent_at_once_are_each_applied_once(service: Ser
     assert asyncio.run(all_at_once()) == list(range(1, 51))
 
 
-def test_an_error_nobody_foresaw_is_500_without_details(
+def test_an_unexpected_error_is_500_without_details(
     service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one test that breaks a part on purpose: there is no other way to see what nobody foresaw."""
+    """The only test that patches a part: an unexpected error cannot be caused in another way."""
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret detail")
@@ -572,7 +570,7 @@ def test_an_error_nobody_foresaw_is_500_without_details(
     assert "secret" not in answer.text
 
 
-def test_the_status_shows_the_last_prediction_where_that_is_asked_for(service: Service, stream: str) -> None:
+def test_the_status_includes_the_last_prediction_on_request(service: Service, stream: str) -> None:
     service.http.post(service.path("fold", stream, "steps"), json={"inputs": [[1], [2]]})
     plain = service.http.get(service.path("fold", stream)).json()
     shown = service.http.get(service.path("fold", stream), params={"outputs": "true"}).json()

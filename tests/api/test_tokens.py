@@ -1,4 +1,4 @@
-"""Tokens of an identity provider: what is accepted, and that whatever is odd about one makes it nobody's."""
+"""JWTs of an identity provider: which are accepted, and that every defect makes a token invalid."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from service.api.auth import KeysFileError
 from service.api.tokens import LEEWAY_S, Tokens, keys_of
 from service.errors import ServiceError
 from service.settings import Settings
-from tests.api.running import Service, models, running
-from tests.api.test_auth import bearer, key, write
-from tests.graphs import fold
+from tests.api.running import Service, running_service
+from tests.api.test_auth import bearer, key, write_keys_file
+from tests.graphs import fold, write_models
 from tests.servers import Server
 
 jwt = pytest.importorskip("jwt", reason="needs PyJWT: pip install 'stepwell[jwt]'")
@@ -71,8 +71,8 @@ def token(kid: str | None = "rsa", private: Any = None, algorithm: str | None = 
     return str(jwt.encode(claims(**changed), private or own, algorithm or usual, headers=headers))
 
 
-def by_hand(header: dict[str, Any], signature: bytes | None = None, secret: bytes = b"") -> str:
-    """A token that the library would not make."""
+def handmade_token(header: dict[str, Any], signature: bytes | None = None, secret: bytes = b"") -> str:
+    """Return a token that the library would refuse to create."""
     parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims())]
     signed = b".".join(parts)
     made = hmac.new(secret, signed, hashlib.sha256).digest() if signature is None else signature
@@ -88,19 +88,19 @@ def tokens(tmp_path: Path) -> Tokens:
     return Tokens(settings(key_set(tmp_path / "jwks.json")))
 
 
-def refusal(tokens: Tokens, text: str) -> str:
+def rejection(tokens: Tokens, text: str) -> str:
     with pytest.raises(ServiceError) as caught:
         tokens.caller(text)
     assert caught.value.code == "unauthenticated"
     return caught.value.problem
 
 
-# ------------------------------------------------------------------- what is accepted
+# ------------------------------------------------------------------- accepted tokens
 
 
 @pytest.mark.parametrize("kid", ["rsa", "ec", "ed"])
-def test_a_good_token_tells_tenant_scopes_and_subject(tokens: Tokens, kid: str) -> None:
-    for _ in range(2):  # the second time it is remembered
+def test_a_valid_token_gives_tenant_scopes_and_subject(tokens: Tokens, kid: str) -> None:
+    for _ in range(2):  # the second time from the cache
         caller = tokens.caller(token(kid))
 
         assert (caller.tenant, set(caller.scopes), caller.key_id) == ("a", {"step", "read"}, "pump")
@@ -116,7 +116,7 @@ def test_a_good_token_tells_tenant_scopes_and_subject(tokens: Tokens, kid: str) 
         ({"scope": {"step": True}}, set()),
     ],
 )
-def test_scopes_are_those_that_are_known(tokens: Tokens, told: dict[str, Any], scopes: set[str]) -> None:
+def test_unknown_scopes_are_ignored(tokens: Tokens, told: dict[str, Any], scopes: set[str]) -> None:
     assert set(tokens.caller(token(**told)).scopes) == scopes
 
 
@@ -126,16 +126,16 @@ def test_one_of_several_audiences_is_enough(tokens: Tokens) -> None:
 
 def test_clocks_may_differ_by_a_minute(tokens: Tokens) -> None:
     assert tokens.caller(token(exp=time.time() - LEEWAY_S + 20)).tenant == "a"
-    assert "expired" in refusal(tokens, token(exp=time.time() - LEEWAY_S - 20))
+    assert "expired" in rejection(tokens, token(exp=time.time() - LEEWAY_S - 20))
 
 
-def test_the_claim_of_the_tenant_can_be_another(tmp_path: Path) -> None:
+def test_the_tenant_claim_can_be_configured(tmp_path: Path) -> None:
     tokens = Tokens(settings(key_set(tmp_path / "jwks.json"), jwt_tenant_claim="org"))
 
     assert tokens.caller(token(org="b", tenant="a")).tenant == "b"
 
 
-# ------------------------------------------------------------------- what is not
+# ------------------------------------------------------------------- rejected tokens
 
 
 @pytest.mark.parametrize(
@@ -148,63 +148,63 @@ def test_the_claim_of_the_tenant_can_be_another(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_claim_that_is_missing_or_wrong_makes_it_nobodys(tokens: Tokens, changed: dict[str, Any]) -> None:
-    refusal(tokens, token(**changed))
+def test_a_token_with_a_missing_or_wrong_claim_is_rejected(tokens: Tokens, changed: dict[str, Any]) -> None:
+    rejection(tokens, token(**changed))
 
 
-def test_another_providers_signature_is_none(tokens: Tokens) -> None:
-    refusal(tokens, token(private=OTHER_RSA))
+def test_a_signature_of_another_provider_is_rejected(tokens: Tokens) -> None:
+    rejection(tokens, token(private=OTHER_RSA))
 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "nOnE", "", None, "HS256", 1])
-def test_no_signature_or_a_shared_secret_is_none(tokens: Tokens, algorithm: Any) -> None:
-    refusal(tokens, by_hand({"alg": algorithm, "typ": "JWT", "kid": "rsa"}, signature=b""))
-    refusal(tokens, by_hand({"alg": algorithm, "typ": "JWT"}, signature=b""))
+def test_a_missing_signature_or_a_shared_secret_is_rejected(tokens: Tokens, algorithm: Any) -> None:
+    rejection(tokens, handmade_token({"alg": algorithm, "typ": "JWT", "kid": "rsa"}, signature=b""))
+    rejection(tokens, handmade_token({"alg": algorithm, "typ": "JWT"}, signature=b""))
 
 
 @pytest.mark.parametrize("kid", ["rsa", "shared"])
-def test_a_public_key_is_no_shared_secret(tokens: Tokens, kid: str) -> None:
-    """The oldest trick: sign with HMAC, and the text of the public key as its secret."""
+def test_a_public_key_is_not_accepted_as_a_shared_secret(tokens: Tokens, kid: str) -> None:
+    """A known attack: sign with HMAC, with the text of the public key as the secret."""
     public = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     for secret in (public, b"s" * 32):
-        refusal(tokens, by_hand({"alg": "HS256", "typ": "JWT", "kid": kid}, secret=secret))
+        rejection(tokens, handmade_token({"alg": "HS256", "typ": "JWT", "kid": kid}, secret=secret))
 
 
-def test_an_algorithm_that_is_not_in_the_list_is_refused(tmp_path: Path) -> None:
+def test_an_algorithm_that_is_not_allowed_is_refused(tmp_path: Path) -> None:
     file = key_set(tmp_path / "jwks.json", jwk("ec384", EC_384, "ES384"))
 
-    refusal(Tokens(settings(file)), token("ec384", EC_384, "ES384"))
+    rejection(Tokens(settings(file)), token("ec384", EC_384, "ES384"))
     assert Tokens(settings(file, jwt_algorithms=["ES384"])).caller(token("ec384", EC_384, "ES384")).tenant == "a"
     with pytest.raises(Exception, match="jwt_algorithms"):
         settings(file, jwt_algorithms=["HS256"])
 
 
-def test_a_key_has_to_be_of_the_algorithms_kind_and_strong(tokens: Tokens, tmp_path: Path) -> None:
-    refusal(tokens, token("weak"))
-    refusal(tokens, token("ec", RSA, "RS256"))
+def test_a_key_must_fit_its_algorithm_and_be_strong(tokens: Tokens, tmp_path: Path) -> None:
+    rejection(tokens, token("weak"))
+    rejection(tokens, token("ec", RSA, "RS256"))
     sealing = Tokens(settings(key_set(tmp_path / "two.json", jwk("seal", OTHER_RSA, "RS256", use="enc"))))
-    refusal(sealing, token("seal", OTHER_RSA, "RS256"))
+    rejection(sealing, token("seal", OTHER_RSA, "RS256"))
 
 
-def test_a_token_has_to_name_its_key_unless_there_is_one_only(tokens: Tokens, tmp_path: Path) -> None:
+def test_a_token_must_name_its_key_unless_there_is_only_one(tokens: Tokens, tmp_path: Path) -> None:
     single = tmp_path / "one.json"
     single.write_text(json.dumps({"keys": [jwk("rsa", RSA, "RS256")]}))
 
-    refusal(tokens, token("nobody"))
-    refusal(tokens, token(None))
+    rejection(tokens, token("nobody"))
+    rejection(tokens, token(None))
     assert Tokens(settings(single)).caller(token(None)).tenant == "a"
 
 
 @pytest.mark.parametrize(
     "text", ["a.b.c", "..", "e30.e30.", "é.ü.ß", "\ud800.a.b", "x" * 20_000 + ".a.b", "W10.e30.AA"]
 )
-def test_what_is_no_token_is_refused(tokens: Tokens, text: str) -> None:
-    refusal(tokens, text)
+def test_text_that_is_no_token_is_rejected(tokens: Tokens, text: str) -> None:
+    rejection(tokens, text)
 
 
-def test_a_refusal_repeats_nothing_of_the_token(tokens: Tokens) -> None:
+def test_a_rejection_does_not_repeat_the_token(tokens: Tokens) -> None:
     text = token(private=OTHER_RSA, sub="canary", tenant="canary")
-    problem = refusal(tokens, text)
+    problem = rejection(tokens, text)
 
     assert "canary" not in problem
     assert [part for part in text.split(".") if part in problem] == []
@@ -213,7 +213,7 @@ def test_a_refusal_repeats_nothing_of_the_token(tokens: Tokens) -> None:
 # ------------------------------------------------------------------- the provider's keys
 
 
-def test_a_remembered_token_expires_all_the_same(tmp_path: Path) -> None:
+def test_a_cached_token_expires(tmp_path: Path) -> None:
     now = time.time()
     later = 0.0
     tokens = Tokens(settings(key_set(tmp_path / "jwks.json")), clock=lambda: now + later)
@@ -221,19 +221,19 @@ def test_a_remembered_token_expires_all_the_same(tmp_path: Path) -> None:
     tokens.caller(text)
     later = 60 + LEEWAY_S + 1
 
-    assert "expired" in refusal(tokens, text)
+    assert "expired" in rejection(tokens, text)
 
 
-def test_a_key_that_is_withdrawn_ends_its_tokens(tokens: Tokens, tmp_path: Path) -> None:
+def test_a_withdrawn_key_invalidates_its_tokens(tokens: Tokens, tmp_path: Path) -> None:
     text = token()
     tokens.caller(text)
     (tmp_path / "jwks.json").write_text(json.dumps({"keys": [jwk("ec", EC, "ES256")]}))
 
-    refusal(tokens, text)
+    rejection(tokens, text)
     assert tokens.caller(token("ec")).tenant == "a"
 
 
-def test_a_file_that_goes_bad_leaves_the_keys_in_force_and_is_logged_once(
+def test_a_file_that_becomes_invalid_leaves_the_keys_in_force_and_is_logged_once(
     tokens: Tokens, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "jwks.json").write_text("{}")
@@ -253,7 +253,7 @@ def test_a_file_that_goes_bad_leaves_the_keys_in_force_and_is_logged_once(
         ("ftp://id.example/keys", {}, "https"),
     ],
 )
-def test_what_would_not_be_safe_is_refused_at_the_start(
+def test_an_unsafe_configuration_is_refused_at_start(
     tmp_path: Path, keys: str, more: dict[str, Any], said: str
 ) -> None:
     key_set(tmp_path / "jwks.json")
@@ -275,25 +275,25 @@ class _Provider(http.server.BaseHTTPRequestHandler):
         self.wfile.write(self.document)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Silence the log."""
 
 
-def test_keys_at_an_address_are_fetched_once_for_many_tokens() -> None:
+def test_keys_at_a_url_are_fetched_once_for_many_tokens() -> None:
     _Provider.document = json.dumps({"keys": [jwk("rsa", RSA, "RS256")]}).encode()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Provider) as provider:
         threading.Thread(target=provider.serve_forever, daemon=True).start()
         tokens = Tokens(settings(f"http://127.0.0.1:{provider.server_address[1]}/keys"))
         found = [tokens.caller(token(sub=str(n))).tenant for n in range(5)]
-        refusal(tokens, token("nobody"))
+        rejection(tokens, token("nobody"))
         provider.shutdown()
 
     assert (found, _Provider.asked) == (["a"] * 5, 1)
 
 
-def test_a_provider_that_is_away_at_the_start_stops_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreachable_provider_at_start_does_not_stop_other_callers(caplog: pytest.LogCaptureFixture) -> None:
     tokens = Tokens(settings("http://127.0.0.1:1/keys"))
 
-    refusal(tokens, token())
+    rejection(tokens, token())
     assert "cannot be fetched" in caplog.text
 
 
@@ -302,12 +302,12 @@ def test_a_provider_that_is_away_at_the_start_stops_nobody_else(caplog: pytest.L
 
 @pytest.fixture(scope="module")
 def both(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that takes keys and tokens."""
+    """A service that accepts API keys and tokens."""
     folder = tmp_path_factory.mktemp("both")
-    with running(
+    with running_service(
         shared_redis.url,
-        models(folder / "models", fold),
-        api_keys_file=write(folder / "keys.json", key("full", tenant="a")),
+        write_models(folder / "models", fold),
+        api_keys_file=write_keys_file(folder / "keys.json", key("full", tenant="a")),
         jwt_keys=str(key_set(folder / "jwks.json")),
         jwt_issuer=ISSUER,
         jwt_audience=AUDIENCE,
@@ -316,7 +316,7 @@ def both(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield one
 
 
-def test_keys_and_tokens_of_a_tenant_meet_the_same_streams(both: Service, stream: str) -> None:
+def test_keys_and_tokens_of_a_tenant_reach_the_same_streams(both: Service, stream: str) -> None:
     path = both.path("fold", stream, "step")
     steps = [both.http.post(path, json={"inputs": [1]}, headers=bearer(who)) for who in ("full", token(), "full")]
 
@@ -333,8 +333,8 @@ def test_a_token_without_the_scope_is_forbidden(both: Service) -> None:
     assert [one.status_code for one in answers] == [403, 401, 401]
 
 
-def test_the_same_head_is_refused_once_its_token_has_expired(both: Service, stream: str) -> None:
-    """Heads are remembered where they are hot; what a token allows is not remembered for longer than it does."""
+def test_a_cached_request_head_is_rejected_once_its_token_has_expired(both: Service, stream: str) -> None:
+    """The fast lane caches request heads; a cached authorization must not outlive its token."""
     headers = bearer(token(exp=time.time() - LEEWAY_S + 1.5))
     answers = [both.http.post(both.path("fold", stream, "step"), json={"inputs": [1]}, headers=headers)]
     while answers[-1].status_code == 200:
@@ -345,7 +345,7 @@ def test_the_same_head_is_refused_once_its_token_has_expired(both: Service, stre
     assert answers[-1].status_code == 401
 
 
-def test_the_same_head_is_refused_once_its_tokens_key_is_withdrawn(
+def test_a_cached_request_head_is_rejected_once_its_key_is_withdrawn(
     shared_redis: Server, tmp_path: Path, stream: str
 ) -> None:
     headers = bearer(token())
@@ -354,7 +354,7 @@ def test_the_same_head_is_refused_once_its_tokens_key_is_withdrawn(
         "jwt_issuer": ISSUER,
         "jwt_audience": AUDIENCE,
     }
-    with running(shared_redis.url, models(tmp_path / "models", fold), **known) as own:
+    with running_service(shared_redis.url, write_models(tmp_path / "models", fold), **known) as own:
         path = own.path("fold", stream, "step")
         before = [own.http.post(path, json={"inputs": [1]}, headers=headers).status_code for _ in range(3)]
         (tmp_path / "jwks.json").write_text(json.dumps({"keys": [jwk("ec", EC, "ES256")]}))

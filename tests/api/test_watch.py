@@ -1,4 +1,4 @@
-"""Watching over HTTP and WebSocket: what one replica commits is told by another, complete and in order."""
+"""Watching over SSE and WebSocket: what one replica commits, another publishes, complete and in order."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from service.api.visitors import Visitor
 from service.engine.watcher import Watcher
 from service.wire.answers import tensor
 from service.wire.formats import MSGPACK, encode
-from tests.api.running import Service, models, running
-from tests.api.test_auth import bearer, key, write
+from tests.api.running import Service, running_service
+from tests.api.test_auth import bearer, key, write_keys_file
 from tests.api.test_streams import code_of
-from tests.graphs import fold, fold_reference, total
-from tests.processes import service as process
+from tests.graphs import fold, fold_reference, total, write_models
+from tests.processes import service_process as process
 from tests.servers import Server
 
-WIDE = 32768  # so that few events are too many for one that does not read
+WIDE = 32768  # so wide that few events fill the buffer of a client that does not read
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models(tmp_path_factory.mktemp("models"), fold, wide=lambda: total(WIDE))
+    return write_models(tmp_path_factory.mktemp("models"), fold, wide=lambda: total(WIDE))
 
 
 @pytest.fixture(scope="module")
 def replicas(shared_redis: Server, folder: Path) -> Iterator[tuple[Service, Service]]:
-    """Two replicas on one store; `fold` keeps a history."""
+    """Two replicas on one store; `fold` has an event log."""
     with (
-        running(shared_redis.url, folder, history=["fold=100"]) as one,
-        running(shared_redis.url, folder, history=["fold=100"]) as two,
+        running_service(shared_redis.url, folder, history=["fold=100"]) as one,
+        running_service(shared_redis.url, folder, history=["fold=100"]) as two,
     ):
         yield one, two
 
 
-class Events:
-    """An open event stream, read line by line."""
+class EventReader:
+    """An open SSE response, read line by line."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self.answer = answer
@@ -59,7 +59,7 @@ class Events:
         assert self.next() == {"event": "watching", "data": {"watching": 1}, "retry": "1000"}
 
     def next(self) -> dict[str, Any]:
-        """Return the next event's fields."""
+        """Return the fields of the next event."""
         fields: dict[str, Any] = {}
         for line in self._lines:
             if not line and fields:
@@ -74,27 +74,27 @@ class Events:
 
 
 @pytest.fixture
-def events() -> Iterator[Callable[..., Events]]:
-    """Opens event streams, which end with the test."""
+def events() -> Iterator[Callable[..., EventReader]]:
+    """Opens SSE responses, which are closed after the test."""
     opened = []
 
-    def open_one(service: Service, model: str, stream: str, **more: Any) -> Events:
-        url = f"http://127.0.0.1:{service.port}" + service.path(model, stream, "events")
+    def open_stream(service_process: Service, model: str, stream: str, **more: Any) -> EventReader:
+        url = f"http://127.0.0.1:{service_process.port}" + service_process.path(model, stream, "events")
         answer = httpx.stream("GET", url, timeout=20, trust_env=False, **more)
         opened.append(answer)
-        return Events(answer.__enter__())
+        return EventReader(answer.__enter__())
 
-    yield open_one
+    yield open_stream
     for answer in opened:
         answer.__exit__(None, None, None)
 
 
 def watch(
-    service: Service, *follows: dict[str, Any], wait: bool = True, packed: bool = False, **more: Any
+    service_process: Service, *follows: dict[str, Any], wait: bool = True, packed: bool = False, **more: Any
 ) -> ClientConnection:
-    """A WebSocket that watches, in JSON or msgpack."""
+    """Return a WebSocket that watches, in JSON or msgpack."""
     ws: ClientConnection = connect(
-        f"ws://127.0.0.1:{service.port}/v1/watch",
+        f"ws://127.0.0.1:{service_process.port}/v1/watch",
         compression=None,
         max_size=None,
         additional_headers=more.pop("headers", None),
@@ -112,13 +112,13 @@ def take(ws: ClientConnection, n: int) -> list[dict[str, Any]]:
     return [json.loads(one) if isinstance(one, str) else msgspec.msgpack.decode(one) for one in messages]
 
 
-def send(service: Service, stream: str, xs: range) -> None:
+def send(service_process: Service, stream: str, xs: range) -> None:
     for x in xs:
-        assert service.step("fold", stream, [x]).status_code == 200
+        assert service_process.step("fold", stream, [x]).status_code == 200
 
 
-def test_a_thousand_predictions_on_one_replica_are_seen_on_another(
-    replicas: tuple[Service, Service], stream: str, events: Callable[..., Events]
+def test_a_thousand_commits_of_one_replica_are_received_from_another(
+    replicas: tuple[Service, Service], stream: str, events: Callable[..., EventReader]
 ) -> None:
     here, there = replicas
     by_events = events(here, "fold", stream, params={"inputs": "true"})
@@ -151,8 +151,8 @@ def test_a_chunk_is_one_message_with_a_time_axis(replicas: tuple[Service, Servic
     }
 
 
-def test_one_that_comes_back_with_the_last_event_id_misses_nothing(
-    replicas: tuple[Service, Service], stream: str, events: Callable[..., Events]
+def test_a_reconnect_with_last_event_id_misses_nothing(
+    replicas: tuple[Service, Service], stream: str, events: Callable[..., EventReader]
 ) -> None:
     here, there = replicas
     send(there, stream, range(20))
@@ -168,7 +168,9 @@ def test_one_that_comes_back_with_the_last_event_id_misses_nothing(
     assert [one["data"]["outputs"]["y"][0] for one in told] == fold_reference(range(60))[20:]
 
 
-def test_a_socket_that_was_cut_comes_back_since_its_step(replicas: tuple[Service, Service], stream: str) -> None:
+def test_a_websocket_that_reconnects_since_its_step_misses_nothing(
+    replicas: tuple[Service, Service], stream: str
+) -> None:
     here, there = replicas
     with watch(here, {"model": "fold", "stream": stream}) as ws:
         send(there, stream, range(10))
@@ -181,8 +183,8 @@ def test_a_socket_that_was_cut_comes_back_since_its_step(replicas: tuple[Service
     assert [one["outputs"]["y"][0] for one in seen] == fold_reference(range(20))
 
 
-def test_what_is_not_kept_any_more_is_told_as_a_gap(
-    replicas: tuple[Service, Service], stream: str, events: Callable[..., Events]
+def test_events_that_are_no_longer_kept_are_reported_as_a_gap(
+    replicas: tuple[Service, Service], stream: str, events: Callable[..., EventReader]
 ) -> None:
     here, _ = replicas
     send(here, stream, range(130))
@@ -194,12 +196,12 @@ def test_what_is_not_kept_any_more_is_told_as_a_gap(
         assert take(ws, 101)[0] == {"gap": 20}
 
 
-def never_reading(service: Service, stream: str) -> socket.socket:
-    """A watcher of `wide` that does not read, whose system takes little for it."""
+def open_unread_watch(service_process: Service, stream: str) -> socket.socket:
+    """Return a watcher of `wide` that does not read, with a small receive buffer."""
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    one.connect(("127.0.0.1", service.port))
-    path = service.path("wide", stream, "events")
+    one.connect(("127.0.0.1", service_process.port))
+    path = service_process.path("wide", stream, "events")
     one.sendall(f"GET {path}?inputs=true HTTP/1.1\r\nhost: x\r\n\r\n".encode())
     head = b""
     while b"watching" not in head:
@@ -207,45 +209,47 @@ def never_reading(service: Service, stream: str) -> socket.socket:
     return one
 
 
-def send_wide(service: Service, stream: str, steps: int) -> None:
+def send_wide(service_process: Service, stream: str, steps: int) -> None:
     body = encode({"inputs": {"x": tensor(np.zeros(WIDE, np.float32), MSGPACK)}}, MSGPACK)
     for _ in range(steps):
-        path = service.path("wide", stream, "step")
-        service.http.post(path, content=body, headers={"content-type": "application/msgpack"}).raise_for_status()
+        path = service_process.path("wide", stream, "step")
+        service_process.http.post(
+            path, content=body, headers={"content-type": "application/msgpack"}
+        ).raise_for_status()
 
 
 @pytest.fixture
-def patience(replicas: tuple[Service, Service]) -> Iterator[Callable[[float], None]]:
-    """Sets how long the first replica bears one that does not read."""
+def write_timeout(replicas: tuple[Service, Service]) -> Iterator[Callable[[float], None]]:
+    """Sets how long the first replica waits for a client that does not read."""
     connection = replicas[0].config.http_protocol_class
-    before = connection.patience_s  # type: ignore[attr-defined]  # uvicorn knows not our class
+    before = connection.patience_s  # type: ignore[attr-defined]  # uvicorn's type does not declare it
 
-    def bear(seconds: float) -> None:
+    def set_timeout(seconds: float) -> None:
         connection.patience_s = seconds  # type: ignore[attr-defined]
 
-    yield bear
-    bear(before)
+    yield set_timeout
+    set_timeout(before)
 
 
-def test_a_reader_that_never_reads_is_cut_off(
-    replicas: tuple[Service, Service], stream: str, patience: Callable[[float], None]
+def test_a_client_that_never_reads_is_disconnected(
+    replicas: tuple[Service, Service], stream: str, write_timeout: Callable[[float], None]
 ) -> None:
     here, there = replicas
-    patience(0.2)
-    with never_reading(here, stream):
+    write_timeout(0.2)
+    with open_unread_watch(here, stream):
         send_wide(there, stream, 30)
         while len(here.app.state.context.engine.watchers):
             here.http.get("/healthz")
 
 
-def test_a_reader_that_does_not_read_is_told_its_gap_and_others_miss_nothing(
-    replicas: tuple[Service, Service], stream: str, patience: Callable[[float], None]
+def test_a_slow_reader_receives_its_gap_and_others_miss_nothing(
+    replicas: tuple[Service, Service], stream: str, write_timeout: Callable[[float], None]
 ) -> None:
     here, there = replicas
-    patience(60)
+    write_timeout(60)
     steps = 70
     readers = [watch(here, {"model": "wide", "stream": stream}, packed=True) for _ in range(5)]
-    with never_reading(here, stream) as lazy, ThreadPoolExecutor(5) as threads:
+    with open_unread_watch(here, stream) as lazy, ThreadPoolExecutor(5) as threads:
         seen = [threads.submit(take, one, steps) for one in readers]
         send_wide(there, stream, steps)
         assert [[one["step"] for one in some.result(30)] for some in seen] == [list(range(1, steps + 1))] * 5
@@ -275,7 +279,9 @@ def test_a_reader_that_does_not_read_is_told_its_gap_and_others_miss_nothing(
         ({"model": "fold", "streams": ["a"]}, "streams"),
     ],
 )
-def test_what_cannot_be_watched_is_told(replicas: tuple[Service, Service], follow: dict[str, Any], word: str) -> None:
+def test_an_invalid_subscription_gets_a_problem(
+    replicas: tuple[Service, Service], follow: dict[str, Any], word: str
+) -> None:
     with watch(replicas[0], follow, wait=False) as ws:
         problem = json.loads(ws.recv(10))["error"]
 
@@ -293,7 +299,7 @@ def test_what_cannot_be_watched_is_told(replicas: tuple[Service, Service], follo
         ({}, {"Last-Event-ID": "half"}, 400),
     ],
 )
-def test_an_event_stream_that_is_asked_for_wrongly_is_refused(
+def test_an_invalid_sse_request_is_rejected(
     replicas: tuple[Service, Service], query: dict[str, str], headers: dict[str, str], status: int
 ) -> None:
     one = replicas[0]
@@ -302,15 +308,15 @@ def test_an_event_stream_that_is_asked_for_wrongly_is_refused(
     assert (answer.status_code, code_of(answer)) == (status, "bad_request")
 
 
-def test_events_of_a_model_that_is_not_there_are_not_found(replicas: tuple[Service, Service]) -> None:
+def test_events_of_a_missing_model_are_not_found(replicas: tuple[Service, Service]) -> None:
     assert code_of(replicas[0].http.get("/v1/models/absent/streams/a/events")) == "model_not_found"
 
 
-def test_tenants_see_their_own_streams_alone(
-    shared_redis: Server, folder: Path, tmp_path: Path, stream: str, events: Callable[..., Events]
+def test_tenants_receive_events_of_their_own_streams_only(
+    shared_redis: Server, folder: Path, tmp_path: Path, stream: str, events: Callable[..., EventReader]
 ) -> None:
-    keys = write(tmp_path / "keys.json", key("a"), key("b", tenant="b"), key("step", scopes=["step"]))
-    with running(shared_redis.url, folder, api_keys_file=keys, history=["100"]) as one:
+    keys = write_keys_file(tmp_path / "keys.json", key("a"), key("b", tenant="b"), key("step", scopes=["step"]))
+    with running_service(shared_redis.url, folder, api_keys_file=keys, history=["100"]) as one:
         mine = events(one, "fold", stream, headers=bearer("a"))
         theirs = events(one, "fold", stream, headers=bearer("b"))
         with watch(one, {"model": "fold"}, headers=bearer("a")) as ws:
@@ -329,7 +335,7 @@ def test_tenants_see_their_own_streams_alone(
         assert one.http.get(path, headers=bearer("step")).status_code == 403
 
 
-def test_a_process_that_ends_lets_its_watchers_go(folder: Path, short_path: Path) -> None:
+def test_a_stopping_service_ends_its_watchers(folder: Path, short_path: Path) -> None:
     path = "/v1/models/fold/streams/a/events"
     with (
         process(folder, short_path) as one,
@@ -343,13 +349,13 @@ def test_a_process_that_ends_lets_its_watchers_go(folder: Path, short_path: Path
         assert one.stop() == 0
         with pytest.raises(ConnectionClosed) as closed:
             ws.recv(10)
-        list(text)  # it ends as an answer does, not in the middle
+        list(text)  # it ends as a complete response, not in the middle
 
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
 
 
-async def test_a_quiet_stream_gives_signs_of_life(replicas: tuple[Service, Service]) -> None:
+async def test_an_idle_watch_gets_heartbeats(replicas: tuple[Service, Service]) -> None:
     context: Context = replicas[0].app.state.context
     watcher = Watcher([], inputs=False)
     answer = EventStream(context.engine.watchers, watcher, Visitor(context, "read", None, ()), beat_s=0.01)
@@ -358,14 +364,14 @@ async def test_a_quiet_stream_gives_signs_of_life(replicas: tuple[Service, Servi
     assert [await anext(texts) for _ in range(3)][1:] == [b":\n\n", b":\n\n"]
 
 
-async def test_a_key_that_is_taken_back_ends_the_watch(shared_redis: Server, folder: Path, tmp_path: Path) -> None:
-    keys = write(tmp_path / "keys.json", key("a"))
-    with running(shared_redis.url, folder, api_keys_file=keys) as one:
+async def test_a_revoked_key_ends_the_watch(shared_redis: Server, folder: Path, tmp_path: Path) -> None:
+    keys = write_keys_file(tmp_path / "keys.json", key("a"))
+    with running_service(shared_redis.url, folder, api_keys_file=keys) as one:
         context: Context = one.app.state.context
         visitor = Visitor(context, "read", "Bearer a", ())
         texts = EventStream(context.engine.watchers, Watcher([], inputs=False), visitor, beat_s=0.01).texts()
         await anext(texts)
-        write(keys)
+        write_keys_file(keys)
         rest = [text async for text in texts]
 
     assert rest[-1].startswith(b"event: problem\n")

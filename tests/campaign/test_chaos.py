@@ -1,4 +1,4 @@
-"""A short piece of the campaign, with every kind of fault; and that it fails on builds that are broken on purpose.
+"""A short campaign with every kind of fault, and proof that it fails on deliberately broken builds.
 
 The whole: python -m campaign chaos --minutes 10.
 """
@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from campaign import mutants
-from campaign.chaos import Plan, run
+from campaign.chaos import ChaosPlan, run
 from campaign.faults import FAULTS
 from campaign.tally import Tally
 
-SHORT = Plan(seconds=14, seed=1, streams=24, fault_every_s=0.8)
+SHORT = ChaosPlan(seconds=14, seed=1, streams=24, fault_every_s=0.8)
 
 
 @pytest.mark.slow
-async def test_no_promise_is_broken_while_everything_breaks(short_path: Path) -> None:
+async def test_no_promise_is_broken_under_faults(short_path: Path) -> None:
     tally = Tally()
     await run(SHORT, short_path, tally)
 

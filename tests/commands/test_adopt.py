@@ -15,25 +15,25 @@ from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import sidecar_of
 from model_export.step_model import StepModel
 from tests import graphs
-from tests.commands.program import stepwell
+from tests.commands.program import run_stepwell
 
 
-def bare(folder: Path, build: graphs.Build) -> Path:
-    """Write a graph without manifest."""
+def write_graph(folder: Path, build: graphs.Build) -> Path:
+    """Write a graph without a manifest."""
     path = folder / "pump.onnx"
     path.write_bytes(build()[0])
     return path
 
 
-def found(path: Path, *words: str) -> dict[str, Any]:
-    """Adopt and return the manifest."""
-    document: dict[str, Any] = json.loads(stepwell("adopt", path, *words, "--json").stdout)["manifest"]
+def adopted_manifest(path: Path, *words: str) -> dict[str, Any]:
+    """Adopt a graph and return its manifest."""
+    document: dict[str, Any] = json.loads(run_stepwell("adopt", path, *words, "--json").stdout)["manifest"]
     return document
 
 
-def test_what_was_found_is_printed_and_the_manifest_lies_beside_the_file(tmp_path: Path) -> None:
-    path = bare(tmp_path, graphs.lstm)
-    done = stepwell("adopt", path)
+def test_the_manifest_is_printed_and_written_beside_the_file(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.lstm)
+    done = run_stepwell("adopt", path)
 
     assert done.exit_code == 0
     assert "-> h_next" in done.stdout
@@ -41,10 +41,10 @@ def test_what_was_found_is_printed_and_the_manifest_lies_beside_the_file(tmp_pat
     assert sidecar_of(path).is_file()
 
 
-def test_every_flag_reaches_the_manifest(tmp_path: Path) -> None:
-    path = bare(tmp_path, graphs.noisy)
+def test_every_flag_is_written_to_the_manifest(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.noisy)
     words = ["--name", "valve", "--state", "s=s_next", "--output", "draw=random", "--output", "scrap=ignore"]
-    told = json.loads(stepwell("adopt", path, *words, "--shape", "x=1x2", "--json").stdout)
+    told = json.loads(run_stepwell("adopt", path, *words, "--shape", "x=1x2", "--json").stdout)
     manifest = told["manifest"]
 
     assert (manifest["name"], told["states_found_by"]) == ("valve", {"s": "said"})
@@ -53,41 +53,41 @@ def test_every_flag_reaches_the_manifest(tmp_path: Path) -> None:
     assert json.loads(sidecar_of(path).read_text()) == manifest
 
 
-def test_windows_and_constants_reach_the_manifest(tmp_path: Path) -> None:
-    window = found(bare(tmp_path, graphs.moving_sum), "--window", "x=3", "--shape", "x=2")
-    constant = found(bare(tmp_path, graphs.scaled), "--constant", "gain=7")
+def test_windows_and_constants_are_written_to_the_manifest(tmp_path: Path) -> None:
+    window = adopted_manifest(write_graph(tmp_path, graphs.moving_sum), "--window", "x=3", "--shape", "x=2")
+    constant = adopted_manifest(write_graph(tmp_path, graphs.scaled), "--constant", "gain=7")
 
     assert window["windows"] == [{"input": "x", "context": 3, "axis": 0, "init": "zeros"}]
     assert constant["constants"] == {"gain": {"dtype": "int64", "value": 7}}
 
 
-def test_the_command_line_that_is_told_gives_the_same_again(tmp_path: Path) -> None:
-    path = bare(tmp_path, graphs.scaled)
-    first = stepwell("adopt", path, "--constant", "gain=7")
+def test_the_printed_command_line_reproduces_the_manifest(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.scaled)
+    first = run_stepwell("adopt", path, "--constant", "gain=7")
     manifest = sidecar_of(path).read_text()
     [line] = [line for line in first.stdout.splitlines() if line.startswith("same as: ")]
-    stepwell(*shlex.split(line.removeprefix("same as: stepwell ")))
+    run_stepwell(*shlex.split(line.removeprefix("same as: stepwell ")))
 
     assert sidecar_of(path).read_text() == manifest
 
 
-def test_it_asks_where_the_graph_is_open_and_writes_nothing(tmp_path: Path) -> None:
-    path = bare(tmp_path, graphs.scaled)
-    done = stepwell("adopt", path)
+def test_an_ambiguous_graph_is_refused_with_a_question_and_nothing_is_written(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.scaled)
+    done = run_stepwell("adopt", path)
 
     assert (done.exit_code, type(done.exception)) == (1, UnclearModelError)
     assert not sidecar_of(path).exists()
 
 
-def test_a_refused_graph_fails(tmp_path: Path) -> None:
-    assert type(stepwell("adopt", bare(tmp_path, graphs.noisy)).exception) is RefusedModelError
+def test_a_refused_graph_exits_with_an_error(tmp_path: Path) -> None:
+    assert type(run_stepwell("adopt", write_graph(tmp_path, graphs.noisy)).exception) is RefusedModelError
 
 
-def test_a_manifest_inside_is_replaced_only_when_asked(tmp_path: Path) -> None:
+def test_an_embedded_manifest_is_replaced_only_on_request(tmp_path: Path) -> None:
     path = graphs.write_model(tmp_path, "pump", graphs.fold)
 
-    assert stepwell("adopt", path).exit_code == 1
-    assert stepwell("adopt", path, "--replace").exit_code == 0
+    assert run_stepwell("adopt", path).exit_code == 1
+    assert run_stepwell("adopt", path, "--replace").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -105,25 +105,25 @@ def test_a_manifest_inside_is_replaced_only_when_asked(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_is_exit_code_2(tmp_path: Path, words: list[str]) -> None:
-    path = bare(tmp_path, graphs.scaled)
+    path = write_graph(tmp_path, graphs.scaled)
 
-    assert stepwell("adopt", path, *words).exit_code == 2
+    assert run_stepwell("adopt", path, *words).exit_code == 2
     assert not sidecar_of(path).exists()
 
 
-def test_the_library_and_the_command_find_the_same(tmp_path: Path) -> None:
-    path = bare(tmp_path, graphs.fold)
+def test_the_library_and_the_command_produce_the_same_manifest(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.fold)
 
-    assert found(path) == json.loads(adopt(path).manifest.to_json())
-
-
-# -------------------------------------------------------------------- initial states, narrower stores, new files
+    assert adopted_manifest(path) == json.loads(adopt(path).manifest.to_json())
 
 
-def test_initial_states_are_given_as_values_or_as_a_file(tmp_path: Path) -> None:
-    path = bare(tmp_path, graphs.lstm)
+# -------------------------------------------------------------------- initial states, store dtypes, new files
+
+
+def test_initial_states_can_be_values_or_a_file(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.lstm)
     np.savez(tmp_path / "start.npz", c=np.arange(8, dtype=np.float32))
-    manifest = found(path, "--init", "h=0.5", "--init", str(tmp_path / "start.npz"))
+    manifest = adopted_manifest(path, "--init", "h=0.5", "--init", str(tmp_path / "start.npz"))
     states = StepModel(path).initial_states(1)
 
     assert [state["init"] != "zeros" for state in manifest["states"]] == [True, True]
@@ -131,16 +131,16 @@ def test_initial_states_are_given_as_values_or_as_a_file(tmp_path: Path) -> None
     assert states["c"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-def test_initial_states_stand_in_the_command_line_that_is_told(tmp_path: Path) -> None:
-    done = stepwell("adopt", bare(tmp_path, graphs.lstm), "--init", "h=[1,2,3,4,5,6,7,8]")
+def test_initial_states_are_part_of_the_printed_command_line(tmp_path: Path) -> None:
+    done = run_stepwell("adopt", write_graph(tmp_path, graphs.lstm), "--init", "h=[1,2,3,4,5,6,7,8]")
 
     assert "--init 'h=[1,2,3,4,5,6,7,8]'" in done.stdout
 
 
-def test_states_stored_in_half_are_told_with_what_it_does(tmp_path: Path) -> None:
-    path = bare(tmp_path, graphs.lstm)
-    done = stepwell("adopt", path, "--store-dtype", "float16")
-    told = json.loads(stepwell("adopt", path, "--store-dtype", "float16", "--json").stdout)
+def test_the_effect_of_storing_states_as_float16_is_reported(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.lstm)
+    done = run_stepwell("adopt", path, "--store-dtype", "float16")
+    told = json.loads(run_stepwell("adopt", path, "--store-dtype", "float16", "--json").stdout)
 
     assert "stored:  states as float16: 32 bytes a stream, 64 bytes before; answers moved by" in done.stdout
     assert [state["store_dtype"] for state in told["manifest"]["states"]] == ["float16", "float16"]
@@ -149,17 +149,17 @@ def test_states_stored_in_half_are_told_with_what_it_does(tmp_path: Path) -> Non
     assert StepModel(path).state_bytes == 32
 
 
-def test_states_of_integers_cannot_be_stored_in_half(tmp_path: Path) -> None:
-    path = bare(tmp_path, graphs.fold)
+def test_integer_states_cannot_be_stored_as_float16(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.fold)
 
-    assert type(stepwell("adopt", path, "--store-dtype", "float16").exception) is RefusedModelError
+    assert type(run_stepwell("adopt", path, "--store-dtype", "float16").exception) is RefusedModelError
     assert not sidecar_of(path).exists()
 
 
-def test_a_folded_and_batchified_graph_goes_into_a_new_file(tmp_path: Path) -> None:
-    path, new = bare(tmp_path, graphs.moving_sum), tmp_path / "new.onnx"
+def test_a_rewritten_graph_is_written_to_a_new_file(tmp_path: Path) -> None:
+    path, new = write_graph(tmp_path, graphs.moving_sum), tmp_path / "new.onnx"
     before = path.read_bytes()
-    done = stepwell("adopt", path, "--window", "x=3", "--shape", "x=2", "--fold-context", "-o", new)
+    done = run_stepwell("adopt", path, "--window", "x=3", "--shape", "x=2", "--fold-context", "-o", new)
 
     assert done.exit_code == 0
     assert "0.0e+00 largest difference from pump.onnx as it was in 100 steps" in done.stdout
@@ -169,7 +169,7 @@ def test_a_folded_and_batchified_graph_goes_into_a_new_file(tmp_path: Path) -> N
     assert sorted(file.name for file in tmp_path.iterdir()) == ["new.onnx", "pump.onnx"]
 
 
-def test_a_graph_made_for_one_row_is_batchified_and_its_states_stored_in_half(tmp_path: Path) -> None:
+def test_a_single_row_graph_is_batched_and_its_states_are_stored_as_float16(tmp_path: Path) -> None:
     def one_row() -> graphs.Built:
         return graphs.graph_from_text(
             """g (float[1,3] x, float[1,3] s) => (float[1,3] y, float[1,3] s_next) {
@@ -182,18 +182,18 @@ def test_a_graph_made_for_one_row_is_batchified_and_its_states_stored_in_half(tm
             }"""
         ), graphs.total(3)[1]
 
-    path, new = bare(tmp_path, one_row), tmp_path / "new.onnx"
+    path, new = write_graph(tmp_path, one_row), tmp_path / "new.onnx"
     words = ["--batchify", "-o", new, "--store-dtype", "float16"]
-    told = json.loads(stepwell("adopt", path, *words, "--json").stdout)
+    told = json.loads(run_stepwell("adopt", path, *words, "--json").stdout)
 
     assert (told["batched"], told["written"]) == (True, str(new))
     assert (StepModel(new).batched, StepModel(new).state_bytes) == (True, 6)
 
 
-def test_a_refused_rewriting_leaves_no_file(tmp_path: Path) -> None:
-    path, new = bare(tmp_path, graphs.no_batch_axis), tmp_path / "new.onnx"
+def test_a_refused_rewrite_leaves_no_file(tmp_path: Path) -> None:
+    path, new = write_graph(tmp_path, graphs.no_batch_axis), tmp_path / "new.onnx"
 
-    assert type(stepwell("adopt", path, "--batchify", "-o", new).exception) is RefusedModelError
+    assert type(run_stepwell("adopt", path, "--batchify", "-o", new).exception) is RefusedModelError
     assert [file.name for file in tmp_path.iterdir()] == ["pump.onnx"]
 
 
@@ -208,35 +208,35 @@ def test_a_refused_rewriting_leaves_no_file(tmp_path: Path) -> None:
         ["--store-dtype", "int8"],
     ],
 )
-def test_flags_that_need_another_or_a_value_are_wrong_usage(tmp_path: Path, words: list[str]) -> None:
-    path = bare(tmp_path, graphs.lstm)
+def test_a_flag_without_its_value_or_companion_is_wrong_usage(tmp_path: Path, words: list[str]) -> None:
+    path = write_graph(tmp_path, graphs.lstm)
 
-    assert stepwell("adopt", path, *words).exit_code == 2
+    assert run_stepwell("adopt", path, *words).exit_code == 2
     assert [file.name for file in tmp_path.iterdir()] == ["pump.onnx"]
 
 
-def test_feedback_reaches_the_manifest_and_the_command_that_says_it_all(tmp_path: Path) -> None:
-    path = bare(tmp_path, graphs.wave)
-    done = stepwell("adopt", path, "--feedback", "y=x")
+def test_feedback_is_written_to_the_manifest_and_the_printed_command_line(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.wave)
+    done = run_stepwell("adopt", path, "--feedback", "y=x")
 
     assert json.loads(sidecar_of(path).read_text())["feedback"] == {"x": "y"}
     assert "--feedback y=x" in done.stdout
     assert "made of y" in done.stdout
 
 
-def test_feedback_takes_a_rule_as_json(tmp_path: Path) -> None:
+def test_feedback_accepts_a_rule_as_json(tmp_path: Path) -> None:
     rule = {"x": {"output": "y", "scale": 2, "std": "spread"}}
 
-    assert found(bare(tmp_path, graphs.wave), "--feedback", json.dumps(rule))["feedback"] == rule
+    assert adopted_manifest(write_graph(tmp_path, graphs.wave), "--feedback", json.dumps(rule))["feedback"] == rule
 
 
 @pytest.mark.parametrize(
     ("words", "exit_code"),
     [(["y"], 2), (['{"x": '], 2), (["y=x", "--feedback", "spread=x"], 2), (["z=x"], 1), (["x=y"], 1), (["h=x"], 1)],
 )
-def test_feedback_that_does_not_fit_writes_nothing(tmp_path: Path, words: list[str], exit_code: int) -> None:
-    path = bare(tmp_path, graphs.wave)
-    done = stepwell("adopt", path, "--feedback", *words)
+def test_invalid_feedback_writes_nothing(tmp_path: Path, words: list[str], exit_code: int) -> None:
+    path = write_graph(tmp_path, graphs.wave)
+    done = run_stepwell("adopt", path, "--feedback", *words)
 
     assert done.exit_code == exit_code
     assert not sidecar_of(path).exists()

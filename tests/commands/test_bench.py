@@ -1,4 +1,4 @@
-"""`stepwell bench` puts a load on a running service; a real one, on a real store."""
+"""`stepwell bench` sends load to a running service on a real store."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from model_export.errors import StepwellError
 from service.bench.meter import Meter
 from service.bench.plan import Plan, Stream
 from service.commands.bench import bench
+from tests.commands.program import invoke
 from tests.graphs import fold, lstm, nan_at, write_model
-from tests.processes import Service, free_port, service
+from tests.processes import ServiceProcess, free_port, service_process
 
 TRANSPORTS = ("http", "websocket", "columns")
 
@@ -29,7 +29,7 @@ app.command()(bench)
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder with three models, short enough for a socket."""
+    """A folder with three models and a path short enough for a unix socket."""
     with tempfile.TemporaryDirectory(prefix="sw") as name:
         models = Path(name) / "models"
         write_model(models, "fold", fold)
@@ -39,31 +39,27 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def running(folder: Path) -> Iterator[Service]:
-    with service(folder / "models", folder / "open", "--drain-s", "0") as one:
+def running(folder: Path) -> Iterator[ServiceProcess]:
+    with service_process(folder / "models", folder / "open", "--drain-s", "0") as one:
         yield one
 
 
-def run(url: str, *words: str, key: str | None = None) -> Result:
-    """Run `stepwell bench WORDS` for a moment; a `StepwellError` is kept in the result's `exception`."""
-    env = {"COLUMNS": "200", "TERM": "dumb", "STEPWELL_URL": url, "STEPWELL_KEY": key}
+def run_bench(url: str, *words: str, key: str | None = None) -> Result:
+    """Run `stepwell bench WORDS` for a short time; a `StepwellError` is in the result's `exception`."""
     quick = ("--seconds", "0.3", "--warmup", "0.1", "--streams", "12", "--connections", "3")
-    result = CliRunner().invoke(app, [*words, *quick], env=env)
-    if result.exception is not None and not isinstance(result.exception, SystemExit | StepwellError):
-        raise result.exception
-    return result
+    return invoke(app, [*words, *quick], STEPWELL_URL=url, STEPWELL_KEY=key)
 
 
-def measured(url: str, *words: str, key: str | None = None) -> Any:
-    result = run(url, *words, "--json", key=key)
+def bench_report(url: str, *words: str, key: str | None = None) -> Any:
+    result = run_bench(url, *words, "--json", key=key)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("model", ["lstm", "fold"])
-def test_it_counts_what_was_answered_in_order_of_seq(running: Service, transport: str, model: str) -> None:
-    found = measured(running.url, model, "--transport", transport)
+def test_answers_are_counted_in_the_order_of_seq(running: ServiceProcess, transport: str, model: str) -> None:
+    found = bench_report(running.url, model, "--transport", transport)
     assert found["steps"] > 0
     assert found["errors"] == {}
     assert 0 < found["p50_ms"] <= found["p90_ms"] <= found["p99_ms"] <= found["max_ms"]
@@ -71,47 +67,49 @@ def test_it_counts_what_was_answered_in_order_of_seq(running: Service, transport
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_load_of_errors_alone_names_them_and_fails(running: Service, transport: str) -> None:
-    result = run(running.url, "broken", "--transport", transport, "--warmup", "0.3", "--json")
+def test_a_load_that_only_fails_names_the_errors_and_exits_with_an_error(
+    running: ServiceProcess, transport: str
+) -> None:
+    result = run_bench(running.url, "broken", "--transport", transport, "--warmup", "0.3", "--json")
     assert json.loads(result.stdout)["errors"]["non_finite_state"] > 0
     assert result.exit_code == 1
 
 
-def test_its_streams_are_forgotten_at_the_end(running: Service) -> None:
-    run(running.url, "fold")
+def test_its_streams_are_deleted_at_the_end(running: ServiceProcess) -> None:
+    run_bench(running.url, "fold")
     assert httpx.get(f"{running.url}/v1/models/fold/streams").json()["streams"] == []
 
 
-def test_a_rate_is_kept_where_the_service_can_keep_it(running: Service) -> None:
-    found = measured(running.url, "fold", "--rate", "100", "--seconds", "1")
+def test_a_feasible_rate_is_kept(running: ServiceProcess) -> None:
+    found = bench_report(running.url, "fold", "--rate", "100", "--seconds", "1")
     assert found["requests"] == pytest.approx(100 * found["seconds"], rel=0.2)
 
 
-def test_people_get_a_table(running: Service) -> None:
-    assert "steps/s" in run(running.url, "fold").stdout
+def test_the_default_output_is_a_table(running: ServiceProcess) -> None:
+    assert "steps/s" in run_bench(running.url, "fold").stdout
 
 
-def test_the_model_has_to_be_named_where_there_are_several(running: Service) -> None:
-    assert "serves 3 models: broken, fold, lstm" in str(run(running.url).exception)
+def test_the_model_must_be_named_if_there_are_several(running: ServiceProcess) -> None:
+    assert "serves 3 models: broken, fold, lstm" in str(run_bench(running.url).exception)
 
 
-def test_no_service_is_said_in_one_line() -> None:
-    assert "No Stepwell answers at" in str(run(f"http://127.0.0.1:{free_port()}", "fold").exception)
+def test_an_unreachable_service_is_reported_in_one_line() -> None:
+    assert "No Stepwell answers at" in str(run_bench(f"http://127.0.0.1:{free_port()}", "fold").exception)
 
 
-def test_a_key_is_sent_over_every_transport(folder: Path) -> None:
+def test_an_api_key_is_sent_over_every_transport(folder: Path) -> None:
     key = "a-key-for-tests"
     scopes = ["step", "read", "admin"]
     keys = [{"id": "t", "sha256": sha256(key.encode()).hexdigest(), "tenant": "t", "scopes": scopes}]
     (folder / "keys.json").write_text(json.dumps({"keys": keys}))
     flags = ("--api-keys-file", str(folder / "keys.json"), "--drain-s", "0")
-    with service(folder / "models", folder / "guarded", *flags) as guarded:
-        assert "unauthenticated" in str(run(guarded.url, "fold").exception)
+    with service_process(folder / "models", folder / "guarded", *flags) as guarded:
+        assert "unauthenticated" in str(run_bench(guarded.url, "fold").exception)
         for transport in TRANSPORTS:
-            assert measured(guarded.url, "fold", "--transport", transport, key=key)["steps"] > 0
+            assert bench_report(guarded.url, "fold", "--transport", transport, key=key)["steps"] > 0
 
 
-def test_warming_up_is_not_counted() -> None:
+def test_the_warm_up_is_not_counted() -> None:
     meter = Meter()
     meter.answered(9.0)
     meter.failed("overloaded")
@@ -122,6 +120,6 @@ def test_warming_up_is_not_counted() -> None:
     assert (meter.result()["steps"], meter.result()["max_ms"], meter.result()["errors"]) == (1, 1.0, {})
 
 
-def test_a_body_carries_the_number_of_the_timestep() -> None:
+def test_a_request_body_has_the_number_of_its_timestep() -> None:
     plan = Plan.of({"name": "m", "inputs": [{"name": "x", "dtype": "int64", "shape": [2]}]})
     assert json.loads(plan.body(Stream("s", step=6)))["seq"] == 7

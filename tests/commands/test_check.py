@@ -1,4 +1,4 @@
-"""`stepwell check` tells what `serve` would refuse, and which models fail."""
+"""`stepwell check` reports what `serve` would refuse and which models fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def models(tmp_path: Path) -> Path:
     return folder
 
 
-def examined(models: Path, server: Server, **given: Any) -> Checked:
+def run_check(models: Path, server: Server, **given: Any) -> Checked:
     return examine(Settings.load(**{"models": [models], "redis": server.url, "port": 0} | given))
 
 
@@ -43,9 +43,9 @@ def taken_port() -> Iterator[int]:
         yield sock.getsockname()[1]
 
 
-def test_a_good_configuration_has_run_every_model(models: Path, shared_redis: Server) -> None:
+def test_a_valid_configuration_runs_every_model(models: Path, shared_redis: Server) -> None:
     graphs.write_model(models, "total", graphs.total)
-    found = examined(models, shared_redis)
+    found = run_check(models, shared_redis)
 
     assert found.exit_code == 0
     assert [(one["name"], one["version"], one["step_ms"] > 0) for one in found.models] == [
@@ -55,12 +55,12 @@ def test_a_good_configuration_has_run_every_model(models: Path, shared_redis: Se
     assert found.store["policy"] == "noeviction"
 
 
-def test_the_embedded_store_is_started_and_ended(models: Path, short_path: Path, shared_redis: Server) -> None:
-    found = examined(models, shared_redis, redis=None, data_dir=short_path)
+def test_the_embedded_store_is_started_and_stopped(models: Path, short_path: Path, shared_redis: Server) -> None:
+    found = run_check(models, shared_redis, redis=None, data_dir=short_path)
 
     assert (found.exit_code, found.store["appendonly"]) == (0, True)
     store = EmbeddedStore(short_path)
-    store.start()  # the folder is free again
+    store.start()  # the folder is unlocked
     store.stop()
 
 
@@ -77,8 +77,10 @@ def test_the_embedded_store_is_started_and_ended(models: Path, short_path: Path,
         ({"host": "no.such.host.invalid", "insecure": True}, "no.such.host.invalid"),
     ],
 )
-def test_what_serve_would_refuse_is_told(models: Path, shared_redis: Server, given: dict[str, Any], told: str) -> None:
-    found = examined(models, shared_redis, **given)
+def test_a_configuration_that_serve_refuses_is_reported(
+    models: Path, shared_redis: Server, given: dict[str, Any], told: str
+) -> None:
+    found = run_check(models, shared_redis, **given)
 
     assert found.exit_code == 3
     assert told in found.refusals[0]["problem"]
@@ -86,41 +88,41 @@ def test_what_serve_would_refuse_is_told(models: Path, shared_redis: Server, giv
     assert len(found.models) == 1
 
 
-def test_an_evicting_store_is_told(models: Path, redis_server: Server) -> None:
+def test_an_evicting_store_is_reported(models: Path, redis_server: Server) -> None:
     with redis_server.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
 
-    assert "allkeys-lru" in examined(models, redis_server).refusals[0]["problem"]
-    assert examined(models, redis_server, allow_eviction=True).exit_code == 0
+    assert "allkeys-lru" in run_check(models, redis_server).refusals[0]["problem"]
+    assert run_check(models, redis_server, allow_eviction=True).exit_code == 0
 
 
-def test_a_port_in_use_is_told(models: Path, shared_redis: Server) -> None:
+def test_a_port_in_use_is_reported(models: Path, shared_redis: Server) -> None:
     with taken_port() as port:
-        found = examined(models, shared_redis, port=port)
+        found = run_check(models, shared_redis, port=port)
 
     assert (found.exit_code, str(port) in found.refusals[0]["problem"]) == (3, True)
 
 
-def test_a_data_folder_in_use_is_told(models: Path, short_path: Path, shared_redis: Server) -> None:
+def test_a_data_folder_in_use_is_reported(models: Path, short_path: Path, shared_redis: Server) -> None:
     store = EmbeddedStore(short_path)
     store.start()
-    found = examined(models, shared_redis, redis=None, data_dir=short_path)
+    found = run_check(models, shared_redis, redis=None, data_dir=short_path)
 
     assert "in use" in found.refusals[0]["problem"]
     assert store.running
     store.stop()
 
 
-def test_a_broken_model_fails_beside_a_good_one(models: Path, shared_redis: Server) -> None:
+def test_a_broken_model_fails_and_a_valid_one_passes(models: Path, shared_redis: Server) -> None:
     (models / "broken.onnx").write_bytes(b"no graph")
-    found = examined(models, shared_redis)
+    found = run_check(models, shared_redis)
 
     assert (found.exit_code, len(found.models)) == (1, 1)
     assert found.failed[0].startswith("broken.onnx")
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_the_command_tells_what_was_found(models: Path, shared_redis: Server, form: list[str]) -> None:
+def test_the_command_prints_its_findings(models: Path, shared_redis: Server, form: list[str]) -> None:
     (models / "broken.onnx").write_bytes(b"no graph")
     words = ["--models", str(models), "--redis", shared_redis.url, "--port", "0", "--host", "0.0.0.0", *form]
     done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
@@ -129,7 +131,7 @@ def test_the_command_tells_what_was_found(models: Path, shared_redis: Server, fo
     assert [part for part in ("pump", "broken.onnx", "no api_keys_file", "noeviction") if part not in done.stdout] == []
 
 
-def test_json_says_in_a_word_whether_all_is_well(models: Path, shared_redis: Server) -> None:
+def test_the_json_output_has_one_overall_result(models: Path, shared_redis: Server) -> None:
     words = ["--models", str(models), "--redis", shared_redis.url, "--port", "0", "--json"]
 
     assert json.loads(CliRunner().invoke(app, words).stdout)["ok"] is True

@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 from model_export.errors import ParityError, RefusedModelError
-from tests.commands.program import stepwell
+from tests.commands.program import run_stepwell
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recurrent model in a `.keras` file, wide enough that no two ways of adding up give the same in all bits."""
+    """A recurrent model in a `.keras` file, large enough that different summation orders give different bits."""
     keras.utils.set_random_seed(1)
     path = tmp_path_factory.mktemp("source") / "small.keras"
     keras.Sequential([keras.Input((None, 2)), keras.layers.SimpleRNN(32), keras.layers.Dense(1, name="y")]).save(path)
     return path
 
 
-def test_the_parity_table_is_printed_and_the_file_written(tmp_path: Path, source: Path) -> None:
-    done = stepwell("export", source, "-o", tmp_path / "pump.onnx", "--name", "valve")
+def test_the_parity_table_is_printed_and_the_file_is_written(tmp_path: Path, source: Path) -> None:
+    done = run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--name", "valve")
 
     assert done.exit_code == 0
     assert "valve: step by step against keras" in done.stdout
@@ -33,16 +33,16 @@ def test_the_parity_table_is_printed_and_the_file_written(tmp_path: Path, source
 
 
 def test_the_report_is_one_json_document(tmp_path: Path, source: Path) -> None:
-    report = json.loads(stepwell("export", source, "-o", tmp_path / "pump.onnx", "--json").stdout)
+    report = json.loads(run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--json").stdout)
 
     assert (report["name"], [line["name"] for line in report["outputs"]]) == ("pump", ["y"])
     assert report["parity"]["max_abs"] <= 1e-5
     assert report["bytes"] == (tmp_path / "pump.onnx").stat().st_size
 
 
-def test_everything_that_was_compared_is_in_both_reports(tmp_path: Path, source: Path) -> None:
-    table = stepwell("export", source, "-o", tmp_path / "pump.onnx").stdout
-    report = json.loads(stepwell("export", source, "-o", tmp_path / "pump.onnx", "--json").stdout)
+def test_both_reports_have_every_comparison(tmp_path: Path, source: Path) -> None:
+    table = run_stepwell("export", source, "-o", tmp_path / "pump.onnx").stdout
+    report = json.loads(run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--json").stdout)
 
     lines = ["parity:", "long:", "alone:", "saved:", "chunks:", "speed:", "written:"]
     assert [line for line in lines if f"\n{line}" not in table] == []
@@ -52,15 +52,15 @@ def test_everything_that_was_compared_is_in_both_reports(tmp_path: Path, source:
     assert {timing["steps"] for timing in report["chunk"]["timings"]} >= {1}
 
 
-def test_without_parity_it_fails_and_writes_nothing(tmp_path: Path, source: Path) -> None:
-    done = stepwell("export", source, "-o", tmp_path / "pump.onnx", "--tolerance", "0")
+def test_an_export_without_parity_fails_and_writes_nothing(tmp_path: Path, source: Path) -> None:
+    done = run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--tolerance", "0")
 
     assert (done.exit_code, type(done.exception)) == (1, ParityError)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_refused_source_fails(tmp_path: Path) -> None:
-    done = stepwell("export", "nothing", "-o", tmp_path / "pump.onnx")
+def test_a_refused_source_exits_with_an_error(tmp_path: Path) -> None:
+    done = run_stepwell("export", "nothing", "-o", tmp_path / "pump.onnx")
 
     assert (done.exit_code, type(done.exception)) == (1, RefusedModelError)
 
@@ -76,11 +76,11 @@ def test_a_refused_source_fails(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_is_exit_code_2(words: list[str]) -> None:
-    assert stepwell(*words).exit_code == 2
+    assert run_stepwell(*words).exit_code == 2
 
 
 def test_feedback_is_checked_before_anything_is_written(tmp_path: Path, source: Path) -> None:
-    done = stepwell("export", source, "-o", tmp_path / "pump.onnx", "--feedback", "y=x")
+    done = run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--feedback", "y=x")
 
     assert done.exit_code == 1
     assert "no such input" in str(done.exception) or "same shape" in str(done.exception)

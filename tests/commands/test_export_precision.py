@@ -9,7 +9,7 @@ import pytest
 
 from model_export.errors import ParityError
 from model_export.step_model import StepModel
-from tests.commands.program import stepwell
+from tests.commands.program import run_stepwell
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 
@@ -23,8 +23,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_what_became_smaller_is_told_beside_by_how_much_the_answers_moved(tmp_path: Path, source: Path) -> None:
-    done = stepwell("export", source, "-o", tmp_path / "m.onnx", "--weights", "fp16", "--store-dtype", "float16")
+def test_smaller_weights_are_reported_with_the_change_of_the_predictions(tmp_path: Path, source: Path) -> None:
+    done = run_stepwell("export", source, "-o", tmp_path / "m.onnx", "--weights", "fp16", "--store-dtype", "float16")
 
     assert "allowed 0.005 + 0.005 of the value" in done.stdout
     assert "file:    " in done.stdout
@@ -33,7 +33,7 @@ def test_what_became_smaller_is_told_beside_by_how_much_the_answers_moved(tmp_pa
 
 def test_the_written_model_is_the_smaller_one(tmp_path: Path, source: Path) -> None:
     words = ["--weights", "int8", "--store-dtype", "float16", "--json"]
-    report = json.loads(stepwell("export", source, "-o", tmp_path / "m.onnx", *words).stdout)
+    report = json.loads(run_stepwell("export", source, "-o", tmp_path / "m.onnx", *words).stdout)
     model = StepModel(tmp_path / "m.onnx")
 
     assert report["saved"]["bytes_per_stream"] == {"before": 256, "after": 128}
@@ -43,13 +43,13 @@ def test_the_written_model_is_the_smaller_one(tmp_path: Path, source: Path) -> N
     assert (model.state_bytes, model.manifest.model_dump()["weights"]) == (128, "int8")
 
 
-def test_a_tolerance_that_is_given_wins_and_nothing_is_written_beyond_it(tmp_path: Path, source: Path) -> None:
-    done = stepwell("export", source, "-o", tmp_path / "m.onnx", "--weights", "int8", "--tolerance", "1e-5")
+def test_the_given_tolerance_is_used_and_nothing_beyond_it_is_written(tmp_path: Path, source: Path) -> None:
+    done = run_stepwell("export", source, "-o", tmp_path / "m.onnx", "--weights", "int8", "--tolerance", "1e-5")
 
     assert type(done.exception) is ParityError
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["--weights", "int4"], ["--store-dtype", "int8"]])
-def test_a_format_that_is_not_known_is_wrong_usage(tmp_path: Path, source: Path, words: list[str]) -> None:
-    assert stepwell("export", source, "-o", tmp_path / "m.onnx", *words).exit_code == 2
+def test_an_unknown_format_is_wrong_usage(tmp_path: Path, source: Path, words: list[str]) -> None:
+    assert run_stepwell("export", source, "-o", tmp_path / "m.onnx", *words).exit_code == 2

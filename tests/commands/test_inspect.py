@@ -11,7 +11,7 @@ import pytest
 from model_export.describe import describe, load
 from model_export.errors import FileError, ManifestError
 from tests import graphs
-from tests.commands.program import stepwell
+from tests.commands.program import run_stepwell
 
 
 @pytest.mark.parametrize(
@@ -32,20 +32,20 @@ from tests.commands.program import stepwell
         (lambda: graphs.count(5), ["starts from given values"]),
     ],
 )
-def test_what_a_model_is_stands_in_the_tables(tmp_path: Path, build: graphs.Build, told: list[str]) -> None:
-    done = stepwell("inspect", graphs.write_model(tmp_path, "pump", build))
+def test_the_tables_describe_the_model(tmp_path: Path, build: graphs.Build, told: list[str]) -> None:
+    done = run_stepwell("inspect", graphs.write_model(tmp_path, "pump", build))
 
     assert done.exit_code == 0
     assert [words for words in told if words not in done.stdout] == []
 
 
-def test_json_is_the_description(tmp_path: Path) -> None:
+def test_the_json_output_is_the_description(tmp_path: Path) -> None:
     path = graphs.write_model(tmp_path, "pump", graphs.lstm)
 
-    assert json.loads(stepwell("inspect", path, "--json").stdout) == describe(path, load(path))
+    assert json.loads(run_stepwell("inspect", path, "--json").stdout) == describe(path, load(path))
 
 
-def test_names_are_never_read_as_markup(tmp_path: Path) -> None:
+def test_names_are_not_interpreted_as_markup(tmp_path: Path) -> None:
     graph, manifest = graphs.total()
     model = onnx.load_model_from_string(graph)
     model.graph.output[0].name = model.graph.node[1].output[0] = "[red]y[/red]"
@@ -53,21 +53,21 @@ def test_names_are_never_read_as_markup(tmp_path: Path) -> None:
     built = model.SerializeToString(), manifest.model_copy(update={"outputs": renamed})
     path = graphs.write_model(tmp_path, "pump", lambda: built)
 
-    assert "[red]y[/red]" in stepwell("inspect", path).stdout
+    assert "[red]y[/red]" in run_stepwell("inspect", path).stdout
 
 
-def test_a_missing_file_fails(tmp_path: Path) -> None:
-    done = stepwell("inspect", tmp_path / "none.onnx")
+def test_a_missing_file_exits_with_an_error(tmp_path: Path) -> None:
+    done = run_stepwell("inspect", tmp_path / "none.onnx")
 
     assert (done.exit_code, type(done.exception)) == (1, FileError)
 
 
-def test_a_graph_without_manifest_fails(tmp_path: Path) -> None:
+def test_a_graph_without_manifest_exits_with_an_error(tmp_path: Path) -> None:
     path = tmp_path / "bare.onnx"
     path.write_bytes(graphs.fold()[0])
 
-    assert type(stepwell("inspect", path).exception) is ManifestError
+    assert type(run_stepwell("inspect", path).exception) is ManifestError
 
 
 def test_wrong_usage_is_exit_code_2() -> None:
-    assert stepwell("inspect").exit_code == 2
+    assert run_stepwell("inspect").exit_code == 2

@@ -1,4 +1,4 @@
-"""`stepwell test` runs pytest on the clone's tests, wherever the caller stands."""
+"""`stepwell test` runs pytest on the tests of the clone, from any folder."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def test_all_tests_run_from_another_folder(clone: Path, tmp_path: Path) -> None:
     assert "1 failed, 1 passed" in run(clone, "-q", cwd=tmp_path).stdout
 
 
-def test_all_tests_run_side_by_side_and_selected_ones_do_not(clone: Path) -> None:
+def test_all_tests_run_in_parallel_and_selected_ones_do_not(clone: Path) -> None:
     assert "workers" in run(clone, cwd=clone).stdout
     assert "workers" not in run(clone, "-k", "good", cwd=clone).stdout
 
 
-def test_pytest_s_own_options_reach_it(clone: Path) -> None:
+def test_options_of_pytest_are_passed_on(clone: Path) -> None:
     done = run(clone, "-q", "-k", "good", "--strict-markers", "-p", "no:cacheprovider", cwd=clone)
 
     assert done.returncode == 0
     assert "1 passed, 1 deselected" in done.stdout
 
 
-def test_a_path_means_the_caller_s_folder(clone: Path) -> None:
+def test_a_path_is_relative_to_the_callers_folder(clone: Path) -> None:
     assert "1 passed" in run(clone, "-q", "test_one.py::test_good", cwd=clone / "tests").stdout
 
 
-def test_help_is_pytest_s(clone: Path) -> None:
+def test_help_is_that_of_pytest(clone: Path) -> None:
     assert "--collect-only" in run(clone, "--help", cwd=clone).stdout
 
 

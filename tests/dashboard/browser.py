@@ -1,4 +1,4 @@
-"""A real Chromium, driven over its DevTools protocol: open a page, ask it, wait for facts in it."""
+"""A real Chromium, controlled over its DevTools protocol: open a page, evaluate scripts, wait for conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WAIT_S = 20
 
 
 def chromium() -> str | None:
-    """Where a Chromium is, if there is one."""
+    """Return the path of an installed Chromium, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -31,24 +31,24 @@ class Page:
     """One tab.
 
     Attributes:
-        troubles: Uncaught errors, console errors and blocked content, in words.
-        requested: Every address that the page asked for.
+        errors: Uncaught errors, console errors and blocked content, as messages.
+        requested: Every URL that the page requested.
     """
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._calls = 0
-        self.troubles: list[str] = []
+        self.errors: list[str] = []
         self.requested: list[str] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
     def open(self, url: str) -> None:
-        """Go to an address; returns when its scripts run."""
+        """Open a URL; returns when its scripts have run."""
         self._call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete'")
 
-    def ask(self, script: str) -> Any:
+    def evaluate(self, script: str) -> Any:
         """Return the value of an expression; a promise is awaited."""
         answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
@@ -56,7 +56,7 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, fact: str) -> Any:
-        """Return the value of an expression once it is true; looked at in each frame that the page draws."""
+        """Return the value of an expression once it is true; evaluated in each animation frame."""
         wait = f"""new Promise((done, fail) => {{
             const until = performance.now() + {WAIT_S * 1000};
             const look = () => {{
@@ -67,28 +67,28 @@ class Page:
             }};
             look();
         }})"""
-        return self.ask(wait)
+        return self.evaluate(wait)
 
     def text(self, selector: str) -> str:
-        """Return an element's text as a reader sees it."""
-        return str(self.ask(f"document.querySelector({selector!r}).innerText"))
+        """Return the visible text of an element."""
+        return str(self.evaluate(f"document.querySelector({selector!r}).innerText"))
 
     def press(self, key: str) -> None:
-        """Press a key where the focus is."""
+        """Press a key in the focused element."""
         text = {"text": "\r", "windowsVirtualKeyCode": 13} if key == "Enter" else {}
         self._call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **text)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
 
     def type(self, text: str) -> None:
-        """Type into what has the focus."""
+        """Type into the focused element."""
         self._call("Input.insertText", text=text)
 
-    def prefer(self, scheme: str) -> None:
-        """Be in an environment that prefers `light` or `dark`."""
+    def prefer_color_scheme(self, scheme: str) -> None:
+        """Emulate a system that prefers `light` or `dark`."""
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def picture(self, file: Path) -> None:
-        """Write what is seen as PNG."""
+    def screenshot(self, file: Path) -> None:
+        """Write a screenshot as PNG."""
         file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -100,16 +100,16 @@ class Page:
                 if "error" in message:
                     raise AssertionError(f"{method}: {message['error']['message']}")
                 return dict(message["result"])
-            self._note(message)
+            self._record_event(message)
 
-    def _note(self, event: dict[str, Any]) -> None:
+    def _record_event(self, event: dict[str, Any]) -> None:
         method, params = event.get("method"), event.get("params", {})
         if method == "Runtime.exceptionThrown":
-            self.troubles.append(params["exceptionDetails"]["exception"].get("description", "an exception"))
+            self.errors.append(params["exceptionDetails"]["exception"].get("description", "an exception"))
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.troubles.append(params["entry"]["text"])
+            self.errors.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] == "error":
-            self.troubles.append(str(params["args"]))
+            self.errors.append(str(params["args"]))
         elif method == "Network.requestWillBeSent":
             self.requested.append(params["request"]["url"])
         elif method == "Network.webSocketCreated":
@@ -118,7 +118,7 @@ class Page:
 
 @contextlib.contextmanager
 def browser(binary: str, folder: Path) -> Iterator[Page]:
-    """A tab of a new browser with a profile in `folder`; it ends with the block."""
+    """Open a tab in a new browser with its profile in `folder`; the browser is closed after the block."""
     command = [binary, f"--user-data-dir={folder}", *FLAGS]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -1,4 +1,4 @@
-"""Fixtures of the page's tests: a browser, and the page's files without a service."""
+"""Fixtures for tests of the dashboard: a browser, and the dashboard's files without a service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = Path(__file__).parents[2] / "service" / "api" / "dashboard"
 
 @pytest.fixture
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A tab of a browser of the test's own."""
+    """A tab of a new browser."""
     binary = chromium()
     if binary is None:
         pytest.skip("needs Chromium: apt-get install chromium")
@@ -27,12 +27,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Silence the log."""
 
 
 @pytest.fixture(scope="module")
 def files() -> Iterator[str]:
-    """The address of the page's folder as a plain web server gives it."""
+    """The URL of the dashboard's folder, served by a plain web server."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(FILES))) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""What the page's modules compute, asked in a real browser."""
+"""The functions of the dashboard's modules, evaluated in a real browser."""
 
 from __future__ import annotations
 
@@ -11,58 +11,64 @@ import pytest
 from tests.dashboard.browser import Page, browser, chromium
 
 pytestmark = pytest.mark.browser
-Ask = Callable[[str], Any]
+Evaluate = Callable[[str], Any]
 
 VECTOR = "[{name: 'y', shape: [3]}]"
 TWO = "[{name: 'y', shape: [2], labels: ['sit', 'stand']}]"
 
 
 @pytest.fixture(scope="module")
-def ask(files: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """Evaluate an expression with the modules at hand."""
+def evaluate(files: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluate]:
+    """Evaluates an expression with the modules imported."""
     binary = chromium()
     if binary is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     with browser(binary, tmp_path_factory.mktemp("profile")) as tab:
         tab.open(f"{files}/icon.svg")
         for module in ("shapes", "metrics", "streams", "ahead", "standing"):
-            tab.ask(f"import('/{module}.js').then((found) => {{ globalThis.{module} = found; }})")
-        yield tab.ask
+            tab.evaluate(f"import('/{module}.js').then((found) => {{ globalThis.{module} = found; }})")
+        yield tab.evaluate
 
 
-def test_a_timestep_becomes_one_row(ask: Ask) -> None:
-    assert ask(f"shapes.timesteps({{y: [1, 2, 3]}}, {VECTOR})") == [{"y": [1, 2, 3]}]
+def test_a_timestep_becomes_one_row(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.timesteps({{y: [1, 2, 3]}}, {VECTOR})") == [{"y": [1, 2, 3]}]
 
 
-def test_a_chunk_becomes_a_row_for_each_timestep(ask: Ask) -> None:
-    assert ask(f"shapes.timesteps({{y: [[1, 2, 3], [4, 5, 6]]}}, {VECTOR})") == [{"y": [1, 2, 3]}, {"y": [4, 5, 6]}]
+def test_a_chunk_becomes_a_row_for_each_timestep(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.timesteps({{y: [[1, 2, 3], [4, 5, 6]]}}, {VECTOR})") == [
+        {"y": [1, 2, 3]},
+        {"y": [4, 5, 6]},
+    ]
 
 
-def test_a_scalar_becomes_one_row_and_a_list_of_scalars_many(ask: Ask) -> None:
-    assert ask("shapes.timesteps({y: 7}, [{name: 'y', shape: []}])") == [{"y": [7]}]
-    assert ask("shapes.timesteps({y: [7, 8]}, [{name: 'y', shape: []}])") == [{"y": [7]}, {"y": [8]}]
+def test_a_scalar_becomes_one_row_and_a_list_of_scalars_many(evaluate: Evaluate) -> None:
+    assert evaluate("shapes.timesteps({y: 7}, [{name: 'y', shape: []}])") == [{"y": [7]}]
+    assert evaluate("shapes.timesteps({y: [7, 8]}, [{name: 'y', shape: []}])") == [{"y": [7]}, {"y": [8]}]
 
 
-def test_what_is_no_number_stays_none(ask: Ask) -> None:
-    assert ask(f"Number.isNaN(shapes.timesteps({{y: [1, null, 3]}}, {VECTOR})[0].y[1])")
+def test_values_that_are_no_numbers_become_null(evaluate: Evaluate) -> None:
+    assert evaluate(f"Number.isNaN(shapes.timesteps({{y: [1, null, 3]}}, {VECTOR})[0].y[1])")
 
 
-def test_a_matrix_is_flattened_in_its_order(ask: Ask) -> None:
-    assert ask("shapes.timesteps({y: [[1, 2], [3, 4]]}, [{name: 'y', shape: [2, 2]}])") == [{"y": [1, 2, 3, 4]}]
+def test_a_matrix_is_flattened_in_row_order(evaluate: Evaluate) -> None:
+    assert evaluate("shapes.timesteps({y: [[1, 2], [3, 4]]}, [{name: 'y', shape: [2, 2]}])") == [{"y": [1, 2, 3, 4]}]
 
 
-def test_series_are_named_by_labels_or_by_tensor_and_index(ask: Ask) -> None:
-    assert ask(f"shapes.seriesOf({TWO}).series.map(s => s.name)") == ["sit", "stand"]
-    assert ask(f"shapes.seriesOf({VECTOR}).series.map(s => s.name)") == ["y 0", "y 1", "y 2"]
-    assert ask("shapes.seriesOf([{name: 'y', shape: []}]).series.map(s => s.name)") == ["y"]
+def test_series_are_named_by_labels_or_by_tensor_and_index(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.seriesOf({TWO}).series.map(s => s.name)") == ["sit", "stand"]
+    assert evaluate(f"shapes.seriesOf({VECTOR}).series.map(s => s.name)") == ["y 0", "y 1", "y 2"]
+    assert evaluate("shapes.seriesOf([{name: 'y', shape: []}]).series.map(s => s.name)") == ["y"]
 
 
-def test_labels_of_another_length_are_not_used(ask: Ask) -> None:
-    assert ask("shapes.seriesOf([{name: 'y', shape: [2], labels: ['a']}]).series.map(s => s.name)") == ["y 0", "y 1"]
+def test_labels_of_another_length_are_ignored(evaluate: Evaluate) -> None:
+    assert evaluate("shapes.seriesOf([{name: 'y', shape: [2], labels: ['a']}]).series.map(s => s.name)") == [
+        "y 0",
+        "y 1",
+    ]
 
 
-def test_at_most_twelve_series_are_drawn_and_the_total_is_told(ask: Ask) -> None:
-    assert ask("(f => [f.series.length, f.total])(shapes.seriesOf([{name: 'x', shape: [500]}]))") == [12, 500]
+def test_at_most_twelve_series_are_drawn_and_the_total_is_shown(evaluate: Evaluate) -> None:
+    assert evaluate("(f => [f.series.length, f.total])(shapes.seriesOf([{name: 'x', shape: [500]}]))") == [12, 500]
 
 
 @pytest.mark.parametrize(
@@ -77,29 +83,29 @@ def test_at_most_twelve_series_are_drawn_and_the_total_is_told(ask: Ask) -> None
         ("undefined", False),
     ],
 )
-def test_probabilities_are_between_0_and_1_and_make_1(ask: Ask, values: str, are: bool) -> None:
-    assert ask(f"shapes.areProbabilities({values})") is are
+def test_probabilities_are_between_0_and_1_and_sum_to_1(evaluate: Evaluate, values: str, are: bool) -> None:
+    assert evaluate(f"shapes.areProbabilities({values})") is are
 
 
-def test_the_most_probable_class_has_its_label_and_share(ask: Ask) -> None:
-    assert ask(f"shapes.mostProbable({{y: [0.1, 0.9]}}, {TWO})") == {"name": "stand", "index": 1, "share": 0.9}
+def test_the_most_probable_class_is_shown_with_label_and_probability(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.mostProbable({{y: [0.1, 0.9]}}, {TWO})") == {"name": "stand", "index": 1, "share": 0.9}
 
 
-def test_values_that_are_no_probabilities_have_no_most_probable_class(ask: Ask) -> None:
-    assert ask(f"shapes.mostProbable({{y: [3, 4]}}, {TWO})") is None
+def test_values_that_are_no_probabilities_have_no_most_probable_class(evaluate: Evaluate) -> None:
+    assert evaluate(f"shapes.mostProbable({{y: [3, 4]}}, {TWO})") is None
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [("0", "0"), ("1234567", "1,234,567"), ("0.12345", "0.123"), ("12.345", "12.35"), ("1e-5", "1.0e-5"), ("NaN", "–")],
 )
-def test_numbers_have_at_most_a_few_digits(ask: Ask, value: str, words: str) -> None:
-    assert ask(f"shapes.number({value})") == words
+def test_numbers_are_shown_with_few_digits(evaluate: Evaluate, value: str, words: str) -> None:
+    assert evaluate(f"shapes.number({value})") == words
 
 
-def test_the_curl_line_fits_the_model_s_inputs(ask: Ask) -> None:
+def test_the_curl_command_fits_the_models_inputs(evaluate: Evaluate) -> None:
     model = "{name: 'm', inputs: [{name: 'x', shape: [2], dtype: 'float32'}, {name: 'on', shape: [], dtype: 'bool'}]}"
-    line = ask(f"shapes.curlLine({model}, 'http://h:1/base/', true)")
+    line = evaluate(f"shapes.curlLine({model}, 'http://h:1/base/', true)")
 
     assert line.startswith("curl http://h:1/base/v1/models/m/streams/first/step")
     assert """-d '{"inputs":{"x":[0,0],"on":false}}'""" in line
@@ -117,8 +123,8 @@ process_start_time_seconds 1.7e9
 `"""
 
 
-def test_metrics_of_the_model_are_read(ask: Ask) -> None:
-    assert ask(f"metrics.read({METRICS}, 'm')") == {
+def test_the_metrics_of_a_model_are_parsed(evaluate: Evaluate) -> None:
+    assert evaluate(f"metrics.read({METRICS}, 'm')") == {
         "process": 1.7e9,
         "replays": 4,
         "conflicts": 2,
@@ -126,21 +132,21 @@ def test_metrics_of_the_model_are_read(ask: Ask) -> None:
     }
 
 
-def test_a_quantile_is_interpolated_in_its_bucket(ask: Ask) -> None:
-    assert ask(f"metrics.quantile(metrics.read({METRICS}, 'm').buckets, 0.75)") == pytest.approx(0.0015)
+def test_a_quantile_is_interpolated_in_its_bucket(evaluate: Evaluate) -> None:
+    assert evaluate(f"metrics.quantile(metrics.read({METRICS}, 'm').buckets, 0.75)") == pytest.approx(0.0015)
 
 
-def test_no_answers_have_no_quantile(ask: Ask) -> None:
-    assert ask("Number.isNaN(metrics.quantile([[0.1, 0], [Infinity, 0]], 0.5))")
+def test_a_histogram_without_samples_has_no_quantile(evaluate: Evaluate) -> None:
+    assert evaluate("Number.isNaN(metrics.quantile([[0.1, 0], [Infinity, 0]], 0.5))")
 
 
-def test_buckets_since_the_last_scrape_are_the_difference(ask: Ask) -> None:
-    assert ask("metrics.since([[1, 5], [2, 9]], [[1, 4], [2, 6]])") == [[1, 1], [2, 3]]
+def test_buckets_since_the_last_scrape_are_the_difference(evaluate: Evaluate) -> None:
+    assert evaluate("metrics.since([[1, 5], [2, 9]], [[1, 4], [2, 6]])") == [[1, 1], [2, 3]]
 
 
-def test_buckets_of_another_process_are_taken_whole(ask: Ask) -> None:
-    assert ask("metrics.since([[1, 5], [2, 9]], [[1, 7], [2, 8]])") == [[1, 5], [2, 9]]
-    assert ask("metrics.since([[1, 5], [2, 9]], undefined)") == [[1, 5], [2, 9]]
+def test_buckets_of_a_restarted_process_are_used_whole(evaluate: Evaluate) -> None:
+    assert evaluate("metrics.since([[1, 5], [2, 9]], [[1, 7], [2, 8]])") == [[1, 5], [2, 9]]
+    assert evaluate("metrics.since([[1, 5], [2, 9]], undefined)") == [[1, 5], [2, 9]]
 
 
 def keep(*messages: str) -> str:
@@ -148,54 +154,54 @@ def keep(*messages: str) -> str:
     return f"(() => {{ const s = new streams.Streams().get('a'); {takes}; return s.rows.map(r => [r.at, r.step]); }})()"
 
 
-def test_rows_are_kept_in_order_with_their_steps(ask: Ask) -> None:
-    assert ask(keep("1, [], [{}]", "3, [], [{}, {}]")) == [[1, 1], [2, 2], [3, 3]]
+def test_rows_are_kept_in_order_with_their_steps(evaluate: Evaluate) -> None:
+    assert evaluate(keep("1, [], [{}]", "3, [], [{}, {}]")) == [[1, 1], [2, 2], [3, 3]]
 
 
-def test_a_reset_breaks_the_line_and_counts_on(ask: Ask) -> None:
-    assert ask(keep("7, [], [{}]", "1, [], [{}]")) == [[1, 7], [2, None], [3, 1]]
+def test_a_reset_breaks_the_line_and_continues_the_count(evaluate: Evaluate) -> None:
+    assert evaluate(keep("7, [], [{}]", "1, [], [{}]")) == [[1, 7], [2, None], [3, 1]]
 
 
-def test_lost_messages_break_the_line(ask: Ask) -> None:
-    assert ask(keep("7, [], [{}]", "9, [], [{}]")) == [[1, 7], [2, None], [3, 9]]
+def test_lost_messages_break_the_line(evaluate: Evaluate) -> None:
+    assert evaluate(keep("7, [], [{}]", "9, [], [{}]")) == [[1, 7], [2, None], [3, 9]]
 
 
-def test_only_the_window_is_kept(ask: Ask) -> None:
-    rows = ask(keep("1000, [], Array(1000).fill({})"))
+def test_only_rows_in_the_window_are_kept(evaluate: Evaluate) -> None:
+    rows = evaluate(keep("1000, [], Array(1000).fill({})"))
 
     assert [len(rows), rows[0], rows[-1]] == [300, [701, 701], [1000, 1000]]
 
 
-def test_steps_ahead_of_what_was_known_are_counted_also_over_a_gap(ask: Ask) -> None:
+def test_new_steps_are_counted_across_a_gap(evaluate: Evaluate) -> None:
     script = "(s => [s.see(5, [{}]), s.see(9, [{}]), s.see(1, [{}]), s.see(4, [{}, {}, {}])])"
 
-    assert ask(f"{script}(new streams.Streams().get('a'))") == [1, 4, 1, 3]
+    assert evaluate(f"{script}(new streams.Streams().get('a'))") == [1, 4, 1, 3]
 
 
-def test_a_stream_that_the_service_does_not_list_any_more_goes(ask: Ask) -> None:
+def test_a_stream_that_is_no_longer_listed_is_removed(evaluate: Evaluate) -> None:
     script = """(() => { const all = new streams.Streams();
         all.list({streams: [{stream: 'a', step: 1}, {stream: 'b', step: 2}], cursor: null});
         all.list({streams: [{stream: 'b', step: 2}], cursor: null});
         return [...all.byName.keys()]; })()"""
 
-    assert ask(script) == ["b"]
+    assert evaluate(script) == ["b"]
 
 
-def test_a_stream_that_was_told_has_that_row_until_it_is_seen(ask: Ask) -> None:
+def test_a_stream_shows_its_last_known_row_until_an_event_arrives(evaluate: Evaluate) -> None:
     script = """(() => { const s = new streams.Streams().get('a');
         s.stand(7, {y: [1]}); s.stand(7, {y: [1]}); %s; return s.rows.map(r => [r.at, r.step]); })()"""
 
-    assert ask(script % "") == [[1, 7]]
-    assert ask(script % "s.keep(8, [], [{}])") == [[1, 7], [2, 8]]
-    assert ask(script % "s.keep(7, [], [{}])") == [[1, 7]]  # the same one, on its way meanwhile
-    assert ask(script % "s.stand(2, {y: [0]})") == [[1, 7], [2, None], [3, 2]]
-    assert ask(script % "s.stand(0, null); s.stand(0, null); s.keep(1, [], [{}])") == [[1, 7], [2, None], [3, 1]]
+    assert evaluate(script % "") == [[1, 7]]
+    assert evaluate(script % "s.keep(8, [], [{}])") == [[1, 7], [2, 8]]
+    assert evaluate(script % "s.keep(7, [], [{}])") == [[1, 7]]  # the same row, which arrived meanwhile as an event
+    assert evaluate(script % "s.stand(2, {y: [0]})") == [[1, 7], [2, None], [3, 2]]
+    assert evaluate(script % "s.stand(0, null); s.stand(0, null); s.keep(1, [], [{}])") == [[1, 7], [2, None], [3, 1]]
 
 
-def test_the_interval_of_samples_is_that_of_their_quantiles(ask: Ask) -> None:
+def test_the_interval_of_samples_is_that_of_their_quantiles(evaluate: Evaluate) -> None:
     samples = np.random.default_rng(0).normal(size=(40, 3, 2))
     low, middle, high = np.quantile(samples, [0.1, 0.5, 0.9], axis=0)
-    found = ask(f"ahead.fans({samples.tolist()})")
+    found = evaluate(f"ahead.fans({samples.tolist()})")
 
     assert len(found) == 2
     for element, fan in enumerate(found):
@@ -213,32 +219,32 @@ BEYOND = """(() => { const look = new ahead.Lookahead({});
     return [of('outputs', 'y'), of('inputs', 'x')]; })()"""
 
 
-def test_what_is_ahead_of_a_row_goes_on_from_it(ask: Ask) -> None:
-    outputs, inputs = ask(BEYOND % "")
+def test_a_forecast_starts_at_its_row(evaluate: Evaluate) -> None:
+    outputs, inputs = evaluate(BEYOND % "")
 
     assert (outputs["at"], outputs["horizon"]) == (1, 2)
     assert outputs["fans"] == [{"middle": [6, 1, 2], "low": [6, 0, 1], "high": [6, 2, 3]}, None]
-    assert inputs["fans"][0]["middle"] == [None, None, 1]  # the first prediction makes the input after the next
+    assert inputs["fans"][0]["middle"] == [None, None, 1]  # the first prediction is the input after the next
 
 
-def test_what_was_ahead_before_a_reset_is_not_drawn(ask: Ask) -> None:
-    assert ask(BEYOND % "s.keep(8, [], [{}])")[0]["at"] == 1
-    assert ask(BEYOND % "s.keep(1, [], [{}])") == [None, None]
+def test_a_forecast_from_before_a_reset_is_not_drawn(evaluate: Evaluate) -> None:
+    assert evaluate(BEYOND % "s.keep(8, [], [{}])")[0]["at"] == 1
+    assert evaluate(BEYOND % "s.keep(1, [], [{}])") == [None, None]
 
 
-def test_a_norm_is_that_of_all_numbers_of_a_state(ask: Ask) -> None:
-    assert ask("standing.norm([[3, 0], [0, 4]])") == 5
-    assert ask("standing.norm([true, false])") == 1
+def test_a_norm_covers_all_numbers_of_a_state(evaluate: Evaluate) -> None:
+    assert evaluate("standing.norm([[3, 0], [0, 4]])") == 5
+    assert evaluate("standing.norm([true, false])") == 1
 
 
-def test_outputs_are_told_by_their_names_and_at_most_eight(ask: Ask) -> None:
-    assert ask(f"standing.inWords({TWO}[0], [0.25, 0.75])") == "sit 0.250   stand 0.750"
-    assert ask("standing.inWords({name: 'y', shape: []}, [7])") == "7"
-    assert ask("standing.inWords({name: 'y', shape: [20]}, Array(20).fill(1))").endswith("y 7 1 … (20)")
+def test_at_most_eight_outputs_are_listed_by_name(evaluate: Evaluate) -> None:
+    assert evaluate(f"standing.inWords({TWO}[0], [0.25, 0.75])") == "sit 0.250   stand 0.750"
+    assert evaluate("standing.inWords({name: 'y', shape: []}, [7])") == "7"
+    assert evaluate("standing.inWords({name: 'y', shape: [20]}, Array(20).fill(1))").endswith("y 7 1 … (20)")
 
 
-def test_the_page_without_a_service_says_so(page: Page, files: str) -> None:
+def test_the_page_without_a_service_shows_an_error(page: Page, files: str) -> None:
     page.open(f"{files}/index.html")
-    page.ask("import('/app.js')")  # a plain web server has the folder's files beside the page, not under dashboard/
+    page.evaluate("import('/app.js')")  # a plain web server serves these files at /, not under /dashboard/
 
     assert page.wait_for("/does not answer/.exec(document.getElementById('state').textContent)?.[0]")

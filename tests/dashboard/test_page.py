@@ -1,4 +1,4 @@
-"""The page in a real browser, against a real service."""
+"""The dashboard in a real browser, with a real service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from service.demo.recordings import MODELS, Recordings
 from tests.dashboard.browser import Page
 from tests.graphs import total, write_model
-from tests.processes import Service, service
+from tests.processes import ServiceProcess, service_process
 
 pytestmark = pytest.mark.browser
 RECORDINGS = Recordings.load()
@@ -27,7 +27,7 @@ RECORDINGS = Recordings.load()
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's model, and a running sum, whose outputs are no probabilities."""
+    """The demo's model, and a running sum whose outputs are no probabilities."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copy(MODELS / "activity.onnx", folder)
     write_model(folder, "total", total)
@@ -35,39 +35,39 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def live(models: Path) -> Iterator[Service]:
-    """A service for all tests: each has streams of its own."""
-    with tempfile.TemporaryDirectory(prefix="sw") as folder, service(models, Path(folder)) as one:
+def live(models: Path) -> Iterator[ServiceProcess]:
+    """A service for all tests of this file; each uses its own streams."""
+    with tempfile.TemporaryDirectory(prefix="sw") as folder, service_process(models, Path(folder)) as one:
         yield one
 
 
 @pytest.fixture
-def own(models: Path, short_path: Path) -> Iterator[Service]:
-    """A service of the test's own."""
-    with service(models, short_path) as one:
+def own(models: Path, short_path: Path) -> Iterator[ServiceProcess]:
+    """A service for one test alone."""
+    with service_process(models, short_path) as one:
         yield one
 
 
 @pytest.fixture
 def stream(request: pytest.FixtureRequest) -> str:
-    """A stream of the test's own."""
+    """A stream id for one test alone."""
     return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name.removeprefix("test_"))
 
 
-def send(live: Service, stream: str, timesteps: int = 1, *, recording: int = 0) -> None:
-    """Send the first timesteps of a recording, one by one."""
+def send(live: ServiceProcess, stream: str, timesteps: int = 1, *, recording: int = 0) -> None:
+    """Send the first timesteps of a recording as single steps."""
     for row in RECORDINGS.x[recording, :timesteps]:
         post(live, f"activity/streams/{stream}/step", {"inputs": {"motion": row.tolist()}})
 
 
-def post(live: Service, path: str, body: dict[str, Any]) -> dict[str, Any]:
+def post(live: ServiceProcess, path: str, body: dict[str, Any]) -> dict[str, Any]:
     answer = httpx.post(f"{live.url}/v1/models/{path}", json=body, trust_env=False)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
-def open_page(page: Page, live: Service, stream: str | None = None, *, model: str = "activity") -> None:
-    """Open the page, at a stream, and wait until it follows the service."""
+def open_page(page: Page, live: ServiceProcess, stream: str | None = None, *, model: str = "activity") -> None:
+    """Open the page, optionally at a stream, and wait until it has connected."""
     page.open(f"{live.url}/#model={model}" + (f"&stream={stream}" if stream else ""))
     page.wait_for("document.getElementById('state').textContent === 'Ready'")
 
@@ -80,7 +80,7 @@ def wait_for_step(page: Page, stream: str, step: int) -> None:
 
 
 def shown(page: Page, stream: str) -> str:
-    """Wait until the list has a stream, and return its row's text."""
+    """Wait until a stream is listed, and return the text of its row."""
     return str(page.wait_for(row(stream)))
 
 
@@ -88,14 +88,14 @@ def row(stream: str) -> str:
     return f"""[...document.querySelectorAll('[role=option]')].find(o => o.dataset.name === '{stream}')?.innerText"""
 
 
-def test_a_stream_shows_with_its_first_prediction(page: Page, live: Service, stream: str) -> None:
+def test_a_stream_is_listed_with_its_first_prediction(page: Page, live: ServiceProcess, stream: str) -> None:
     open_page(page, live)
     send(live, stream)
 
     assert page.wait_for(f"/%/.test({row(stream)})")
 
 
-def test_the_step_counts_on(page: Page, live: Service, stream: str) -> None:
+def test_the_step_of_a_stream_is_updated(page: Page, live: ServiceProcess, stream: str) -> None:
     send(live, stream)
     open_page(page, live, stream)
     wait_for_step(page, stream, 1)
@@ -104,7 +104,9 @@ def test_the_step_counts_on(page: Page, live: Service, stream: str) -> None:
     wait_for_step(page, stream, 7)
 
 
-def test_the_label_is_the_most_probable_class_of_the_last_prediction(page: Page, live: Service, stream: str) -> None:
+def test_the_label_is_the_most_probable_class_of_the_last_prediction(
+    page: Page, live: ServiceProcess, stream: str
+) -> None:
     post(live, f"activity/streams/{stream}/reset", {})
     open_page(page, live, stream)
     send(live, stream, 30, recording=15)
@@ -114,7 +116,7 @@ def test_the_label_is_the_most_probable_class_of_the_last_prediction(page: Page,
     assert page.text("#verdict-name") == best
 
 
-def test_the_legend_shows_the_last_inputs_by_their_names(page: Page, live: Service, stream: str) -> None:
+def test_the_legend_shows_the_last_inputs_by_their_names(page: Page, live: ServiceProcess, stream: str) -> None:
     post(live, f"activity/streams/{stream}/reset", {})
     open_page(page, live, stream)
     send(live, stream, 3, recording=15)
@@ -125,7 +127,7 @@ def test_the_legend_shows_the_last_inputs_by_their_names(page: Page, live: Servi
     assert float(value) == pytest.approx(float(RECORDINGS.x[15, 2, 0]), abs=0.01)
 
 
-def test_both_charts_are_painted(page: Page, live: Service, stream: str) -> None:
+def test_both_charts_are_painted(page: Page, live: ServiceProcess, stream: str) -> None:
     post(live, f"activity/streams/{stream}/reset", {})
     open_page(page, live, stream)
     send(live, stream, 20, recording=15)
@@ -143,46 +145,46 @@ def test_both_charts_are_painted(page: Page, live: Service, stream: str) -> None
         }})()""")
 
 
-def test_the_filter_leaves_the_streams_whose_name_has_the_text(page: Page, live: Service) -> None:
+def test_the_filter_keeps_streams_whose_id_contains_the_text(page: Page, live: ServiceProcess) -> None:
     send(live, "pump-1")
     send(live, "fan-1")
     open_page(page, live)
     shown(page, "fan-1")
-    page.ask("document.getElementById('filter').focus()")
+    page.evaluate("document.getElementById('filter').focus()")
     page.type("PUMP")
 
     assert page.wait_for(f"!({row('fan-1')}) && {row('pump-1')}")
 
 
-def test_arrow_keys_choose_the_next_stream(page: Page, live: Service) -> None:
+def test_arrow_keys_select_the_next_stream(page: Page, live: ServiceProcess) -> None:
     send(live, "arrow-1")
     send(live, "arrow-2")
     open_page(page, live, "arrow-1")
-    page.ask("document.getElementById('filter').value = 'arrow'")
+    page.evaluate("document.getElementById('filter').value = 'arrow'")
     shown(page, "arrow-2")
     page.wait_for("document.querySelectorAll('[role=option]').length === 2")
-    page.ask("document.getElementById('stream-list').focus()")
+    page.evaluate("document.getElementById('stream-list').focus()")
     page.press("ArrowDown")
 
     assert page.wait_for("document.querySelector('[aria-selected=true]')?.dataset.name") == "arrow-2"
-    assert page.ask("location.hash") == "#model=activity&stream=arrow-2"
+    assert page.evaluate("location.hash") == "#model=activity&stream=arrow-2"
 
 
-def test_a_paused_page_stands_still_and_then_catches_up(page: Page, live: Service, stream: str) -> None:
+def test_a_paused_page_does_not_change_and_then_catches_up(page: Page, live: ServiceProcess, stream: str) -> None:
     send(live, stream)
     open_page(page, live, stream)
     send(live, stream)
     wait_for_step(page, stream, 2)
-    page.ask("document.getElementById('pause').click()")
+    page.evaluate("document.getElementById('pause').click()")
     send(live, stream, 5)
     page.wait_for("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
     assert page.text("#stream-facts") == "step 2"
 
-    page.ask("document.getElementById('pause').click()")
+    page.evaluate("document.getElementById('pause').click()")
     wait_for_step(page, stream, 7)
 
 
-def test_the_line_of_the_empty_page_makes_the_first_stream(page: Page, own: Service) -> None:
+def test_the_command_of_the_empty_page_creates_the_first_stream(page: Page, own: ServiceProcess) -> None:
     open_page(page, own)
     page.wait_for("!document.getElementById('empty').hidden")
     _, url, _, header, _, body = shlex.split(page.text("#curl-line").replace("\\\n", " "))
@@ -192,15 +194,15 @@ def test_the_line_of_the_empty_page_makes_the_first_stream(page: Page, own: Serv
     assert shown(page, "first")
 
 
-def test_outputs_that_are_no_probabilities_have_no_label(page: Page, live: Service, stream: str) -> None:
+def test_outputs_that_are_no_probabilities_have_no_label(page: Page, live: ServiceProcess, stream: str) -> None:
     open_page(page, live, model="total")
     post(live, f"total/streams/{stream}/step", {"inputs": {"x": [2.5, 4]}})
 
     assert page.wait_for(f"/2[.]500/.test({row(stream)})")
-    assert page.ask("document.getElementById('verdict').hidden") is True
+    assert page.evaluate("document.getElementById('verdict').hidden") is True
 
 
-def test_a_chunk_shows_as_its_timesteps(page: Page, live: Service, stream: str) -> None:
+def test_a_chunk_is_shown_as_its_timesteps(page: Page, live: ServiceProcess, stream: str) -> None:
     post(live, f"activity/streams/{stream}/reset", {})
     open_page(page, live, stream)
     post(live, f"activity/streams/{stream}/steps", {"inputs": {"motion": RECORDINGS.x[15, :40].tolist()}})
@@ -208,7 +210,7 @@ def test_a_chunk_shows_as_its_timesteps(page: Page, live: Service, stream: str) 
     wait_for_step(page, stream, 40)
 
 
-def test_a_reset_begins_the_steps_anew(page: Page, live: Service, stream: str) -> None:
+def test_a_reset_restarts_the_steps(page: Page, live: ServiceProcess, stream: str) -> None:
     send(live, stream, 5)
     open_page(page, live, stream)
     send(live, stream)
@@ -219,14 +221,14 @@ def test_a_reset_begins_the_steps_anew(page: Page, live: Service, stream: str) -
     wait_for_step(page, stream, 1)
 
 
-def test_streams_from_before_the_page_was_opened_are_listed(page: Page, live: Service, stream: str) -> None:
+def test_streams_that_exist_when_the_page_opens_are_listed(page: Page, live: ServiceProcess, stream: str) -> None:
     send(live, stream)
     open_page(page, live)
 
     assert "idle" in shown(page, stream)
 
 
-def test_the_page_comes_back_after_the_service_was_restarted(page: Page, own: Service) -> None:
+def test_the_page_reconnects_after_the_service_was_restarted(page: Page, own: ServiceProcess) -> None:
     open_page(page, own)
     send(own, "before")
     shown(page, "before")
@@ -239,31 +241,33 @@ def test_the_page_comes_back_after_the_service_was_restarted(page: Page, own: Se
     assert shown(page, "after")
 
 
-def test_the_page_asks_for_a_key_where_the_service_does(page: Page, models: Path, short_path: Path) -> None:
+def test_the_page_asks_for_a_key_if_the_service_requires_one(page: Page, models: Path, short_path: Path) -> None:
     keys = short_path / "keys.json"
     digest = hashlib.sha256(b"sesame").hexdigest()
     scopes = ["step", "read", "models", "metrics"]
     keys.write_text(json.dumps({"keys": [{"id": "me", "sha256": digest, "tenant": "t", "scopes": scopes}]}))
-    with service(models, short_path, "--api-keys-file", str(keys)) as one:
+    with service_process(models, short_path, "--api-keys-file", str(keys)) as one:
         page.open(one.url)
         page.wait_for("!document.getElementById('key-form').hidden")
         for key, told in (
             ("wrong", "#key-form:not([hidden]) #key-problem:not(:empty)"),
             ("sesame", "#empty:not([hidden])"),
         ):
-            page.ask("document.getElementById('key').focus()")
+            page.evaluate("document.getElementById('key').focus()")
             page.type(key)
             page.press("Enter")
             assert page.wait_for(f"document.querySelector('{told}')?.innerText")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_has_no_troubles_and_asks_nobody_else(page: Page, live: Service, stream: str, scheme: str) -> None:
-    page.prefer(scheme)
+def test_the_page_has_no_errors_and_requests_nothing_from_elsewhere(
+    page: Page, live: ServiceProcess, stream: str, scheme: str
+) -> None:
+    page.prefer_color_scheme(scheme)
     post(live, f"activity/streams/{stream}/reset", {})
     open_page(page, live, stream)
     send(live, stream, 10)
     wait_for_step(page, stream, 10)
 
-    assert page.troubles == []
+    assert page.errors == []
     assert {url.split("/")[2] for url in page.requested} == {f"127.0.0.1:{live.port}"}

@@ -1,4 +1,4 @@
-"""The API's page in a real browser: every route stands there, and can be sent."""
+"""The API reference page in a real browser: every route is listed and can be called."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import pytest
 
 from tests.dashboard.browser import Page
 from tests.graphs import total, write_model
-from tests.processes import Service, service
+from tests.processes import ServiceProcess, service_process
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def live() -> Iterator[Service]:
+def live() -> Iterator[ServiceProcess]:
     with tempfile.TemporaryDirectory(prefix="sw") as name:
         write_model(Path(name) / "models", "total", total)
-        with service(Path(name) / "models", Path(name) / "data") as one:
+        with service_process(Path(name) / "models", Path(name) / "data") as one:
             yield one
 
 
-def fill(page: Page, values: str) -> None:
-    """Open the first route of the page, which is the step, and fill its fields in."""
+def fill_in_step(page: Page, values: str) -> None:
+    """Expand the first route of the page, the step, and fill in its fields."""
     page.wait_for("document.querySelector('details summary code').textContent.endsWith('/step')")
-    page.ask(f"""(() => {{
+    page.evaluate(f"""(() => {{
         const step = document.querySelector('details');
         step.open = true;
         const [model, stream] = step.querySelectorAll('.fields input');
@@ -35,18 +35,18 @@ def fill(page: Page, values: str) -> None:
     }})()""")
 
 
-def test_every_route_stands_there_and_nothing_comes_from_elsewhere(live: Service, page: Page) -> None:
+def test_every_route_is_listed_and_nothing_is_loaded_from_elsewhere(live: ServiceProcess, page: Page) -> None:
     page.open(f"{live.url}/docs")
 
     page.wait_for("document.querySelectorAll('main > details').length >= 15")
-    assert page.troubles == []
+    assert page.errors == []
     assert {url for url in page.requested if not url.startswith(live.url)} == set()
 
 
-def test_a_step_can_be_sent_from_there(live: Service, page: Page) -> None:
+def test_a_step_can_be_sent_from_the_page(live: ServiceProcess, page: Page) -> None:
     page.open(f"{live.url}/docs")
-    fill(page, '{"inputs": [2, 3]}')
-    page.ask("document.querySelector('details button[type=submit]').click()")
+    fill_in_step(page, '{"inputs": [2, 3]}')
+    page.evaluate("document.querySelector('details button[type=submit]').click()")
 
     answer = page.wait_for("document.querySelector('.answer[data-good=yes]').textContent")
 
@@ -54,10 +54,10 @@ def test_a_step_can_be_sent_from_there(live: Service, page: Page) -> None:
     assert '"step": 1' in answer
 
 
-def test_a_request_can_be_had_as_curl(live: Service, page: Page) -> None:
+def test_a_request_can_be_copied_as_curl(live: ServiceProcess, page: Page) -> None:
     page.open(f"{live.url}/docs")
-    fill(page, '{"inputs": [2, 3]}')
-    page.ask("document.querySelector('details .curl').click()")
+    fill_in_step(page, '{"inputs": [2, 3]}')
+    page.evaluate("document.querySelector('details .curl').click()")
 
     line = page.text(".answer")
 

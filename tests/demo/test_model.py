@@ -1,4 +1,4 @@
-"""The committed model and recordings belong together."""
+"""The committed model and recordings of the demo fit each other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_step_equals_the_whole_sequence_prediction_of_keras(model: StepMod
     assert difference <= 5e-6
 
 
-def test_the_model_knows_held_out_activities(recordings: Recordings) -> None:
+def test_the_model_recognizes_held_out_activities(recordings: Recordings) -> None:
     assert (recordings.expected[:, -1].argmax(-1) == recordings.labels).mean() >= 0.95
 
 
@@ -37,14 +37,14 @@ def test_the_expected_predictions_are_probabilities(recordings: Recordings) -> N
     np.testing.assert_allclose(recordings.expected.sum(-1), 1, atol=1e-5)
 
 
-def test_the_held_out_recordings_have_every_class_equally_often(recordings: Recordings) -> None:
+def test_each_class_has_equally_many_held_out_recordings(recordings: Recordings) -> None:
     assert np.bincount(recordings.labels).tolist() == [10, 10, 10, 10]
 
 
-def test_the_manifest_names_the_classes_as_the_recordings_do(model: StepModel, recordings: Recordings) -> None:
+def test_the_manifest_has_the_class_names_of_the_recordings(model: StepModel, recordings: Recordings) -> None:
     assert (model.manifest.outputs[0].model_extra or {})["labels"] == list(recordings.classes)
 
 
-def test_the_manifest_states_the_tolerance_that_was_demanded(model: StepModel) -> None:
+def test_the_manifest_has_the_tolerance_of_the_export(model: StepModel) -> None:
     assert model.manifest.verified is not None
     assert model.manifest.verified.max_abs <= model.manifest.verified.atol == 1e-5

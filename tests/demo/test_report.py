@@ -1,4 +1,4 @@
-"""The report counts what it is given and prints it."""
+"""The report counts its samples and prints a table."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def row(*values: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     return np.asarray(values, np.float32)
 
 
-def test_nothing_answered_is_not_ok() -> None:
+def test_a_report_without_answers_fails() -> None:
     assert not report().ok
 
 
-def test_a_difference_within_the_tolerance_is_ok() -> None:
+def test_a_difference_within_the_tolerance_passes() -> None:
     one = report()
     one.compare(row(0.500001, 0.5), row(0.5, 0.5), latency=0.001)
 
@@ -32,7 +32,7 @@ def test_a_difference_within_the_tolerance_is_ok() -> None:
     assert one.max_difference == pytest.approx(1e-6, rel=0.1)
 
 
-def test_the_largest_difference_stays() -> None:
+def test_the_largest_difference_is_kept() -> None:
     one = report()
     one.compare(row(0.7), row(0.5), latency=0.001)
     one.compare(row(0.5), row(0.5), latency=0.001)
@@ -41,7 +41,7 @@ def test_the_largest_difference_stays() -> None:
     assert one.beyond == 1
 
 
-def test_a_prediction_that_is_not_a_number_is_not_ok() -> None:
+def test_a_prediction_that_is_nan_fails() -> None:
     one = report()
     one.compare(row(math.nan), row(0.5), latency=0.001)
     one.compare(row(0.5), row(0.5), latency=0.001)
@@ -50,7 +50,7 @@ def test_a_prediction_that_is_not_a_number_is_not_ok() -> None:
     assert math.isnan(one.max_difference)
 
 
-def test_latencies_are_quantiles_in_milliseconds() -> None:
+def test_latency_quantiles_are_in_milliseconds() -> None:
     one = report()
     for ms in range(1, 102):
         one.compare(row(0.5), row(0.5), latency=ms / 1000)

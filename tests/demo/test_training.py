@@ -1,4 +1,4 @@
-"""The demo's model can be made again by the documented commands."""
+"""The documented commands reproduce the demo's model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "activity"
 
 
 def script(name: str) -> ModuleType:
-    """Load a script of the example."""
+    """Load a script of the example as a module."""
     spec = importlib.util.spec_from_file_location(f"activity_{name}", EXAMPLE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -28,7 +28,7 @@ def script(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the model was trained, exported and labelled."""
+    """The folder in which the model was trained, exported and labelled."""
     from model_export.export import export_source
 
     folder = tmp_path_factory.mktemp("activity")
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_again_knows_the_held_out_activities(folder: Path) -> None:
+def test_a_newly_trained_model_recognizes_the_held_out_activities(folder: Path) -> None:
     again = Recordings.load(folder / "recordings.npz")
 
     assert (again.expected[:, -1].argmax(-1) == again.labels).mean() >= 0.9

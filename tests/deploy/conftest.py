@@ -1,4 +1,4 @@
-"""The stack runs only when it is asked for: it builds images and takes minutes."""
+"""The tests of the compose stack run on request only: they build images and take minutes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests that need the stack, unless `-m compose` asks for them and a Docker engine is there."""
+    """Skip the tests of the stack unless `-m compose` selects them and Docker is available."""
     if "compose" not in config.getoption("markexpr"):
         why = "builds and runs the whole stack with Docker: ./stepwell test -m compose"
     elif shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:

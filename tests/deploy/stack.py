@@ -1,9 +1,8 @@
-"""The stack of docker-compose.yml under a name and a port of its own, for the tests that need it running."""
+"""The stack of docker-compose.yml, with its own project name and port, for tests that need it running."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +11,15 @@ import httpx
 
 REPOSITORY = Path(__file__).parents[2]
 
-# A replica's own view through the Python in its image; the image has no curl.
+# Read a replica's metrics with the Python of its image, which has no curl.
 READ_METRICS = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def docker(*arguments: str, **environment: str) -> str:
-    """Run docker and return what it printed.
+    """Run docker and return its output.
 
     Raises:
-        AssertionError: It failed; with its own words.
+        AssertionError: The command failed; with its output.
     """
     done = subprocess.run(
         ["docker", *arguments],
@@ -58,7 +50,7 @@ class Stack:
         )
 
     def up(self, *more: str) -> None:
-        """Start what is not running and wait until all of it is healthy."""
+        """Start what is not running, and wait until every container is healthy."""
         docker(
             *("compose", "--project-name", self.project, "up", "--detach", "--wait", *more),
             PUBLISH=self.address,
@@ -69,11 +61,11 @@ class Stack:
         self.compose("down", "--volumes", "--remove-orphans")
 
     def containers(self, name: str = "service") -> list[str]:
-        """The ids of the running containers of one name."""
+        """Return the ids of the running containers of a service."""
         return self.compose("ps", "--quiet", "--status", "running", name).split()
 
-    def everything(self) -> dict[str, list[str]]:
-        """What Docker still holds of this project, by kind."""
+    def remaining(self) -> dict[str, list[str]]:
+        """Return what Docker still has of this project, by kind."""
         label = f"label=com.docker.compose.project={self.project}"
         return {
             "containers": docker("ps", "--all", "--quiet", "--filter", label).split(),
@@ -82,10 +74,10 @@ class Stack:
         }
 
     def client(self) -> httpx.Client:
-        """A client that opens a connection of its own for each request, so that any replica may get it."""
+        """Return a client that opens a new connection for each request, so that any replica may get it."""
         return httpx.Client(base_url=f"http://{self.address}", timeout=20, headers={"Connection": "close"})
 
-    def requests_taken(self, container: str) -> int:
-        """HTTP requests that one replica has counted."""
+    def requests_served(self, container: str) -> int:
+        """Return the number of HTTP requests that a replica has counted."""
         lines = docker("exec", container, "python", "-c", READ_METRICS).splitlines()
         return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("stepwell_requests_total"))

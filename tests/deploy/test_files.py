@@ -1,4 +1,4 @@
-"""The files that deploy Stepwell, checked without a Docker engine."""
+"""The deployment files, checked without Docker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXAMPLE = dict(
 
 
 def container(name: str) -> dict[str, Any]:
-    """One container of the compose file, with the defaults of its variables."""
+    """Return one container of the compose file, with defaults for its variables."""
     found: dict[str, Any] = COMPOSE["services"][name]
     return found
 
@@ -58,19 +58,19 @@ def test_a_container_gains_no_privilege(name: str) -> None:
     assert container(name)["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_our_images_run_as_a_user_without_rights() -> None:
+def test_our_images_run_as_an_unprivileged_user() -> None:
     dockerfile = (REPOSITORY / "docker/Dockerfile").read_text()
 
     assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001:10001", "10001:10001"]
 
 
-def test_the_proxy_alone_is_published_and_on_this_machine_only() -> None:
+def test_only_the_proxy_is_published_and_only_on_loopback() -> None:
     published = {name: each["ports"] for name, each in COMPOSE["services"].items() if "ports" in each}
 
     assert published == {"proxy": ["127.0.0.1:8000:8080"]}
 
 
-def test_the_service_alone_reaches_redis() -> None:
+def test_only_the_service_reaches_redis() -> None:
     on_store = {name for name, each in COMPOSE["services"].items() if "store" in each.get("networks", [])}
 
     assert on_store == {"redis", "service"}
@@ -85,23 +85,23 @@ def test_models_are_mounted_read_only() -> None:
     assert container("service")["volumes"] == ["./models:/models:ro"]
 
 
-def test_a_replica_has_longer_to_stop_than_it_takes_to_drain() -> None:
+def test_a_replica_may_take_longer_to_stop_than_to_drain() -> None:
     assert float(container("service")["stop_grace_period"].removesuffix("s")) > default_of("drain_s") + 5
 
 
-def test_the_proxy_waits_longer_than_the_service_does() -> None:
+def test_the_proxys_timeout_is_longer_than_the_services() -> None:
     [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", NGINX)
 
     assert float(seconds) > default_of("request_timeout_s")
 
 
 @pytest.mark.parametrize("line", ["appendonly yes", "appendfsync everysec", "maxmemory-policy noeviction"], ids=str)
-def test_redis_keeps_what_it_was_given(line: str) -> None:
+def test_redis_is_durable_and_never_evicts(line: str) -> None:
     assert line in (REPOSITORY / "docker/redis.conf").read_text().splitlines()
 
 
 @pytest.mark.parametrize("line", [f"auto-aof-rewrite-min-size {REWRITTEN_FROM}", "rdbcompression no"], ids=str)
-def test_redis_rewrites_its_file_as_the_embedded_store_does(line: str) -> None:
+def test_redis_rewrites_its_append_only_file_as_the_embedded_store_does(line: str) -> None:
     assert line in (REPOSITORY / "docker/redis.conf").read_text().splitlines()
 
 
@@ -117,14 +117,14 @@ def test_the_service_needs_no_training_framework() -> None:
     assert needed.isdisjoint({"keras", "torch", "jax", "tensorflow", "onnx"})
 
 
-def test_the_example_of_env_names_each_variable_with_its_default() -> None:
+def test_the_env_example_lists_each_variable_with_its_default() -> None:
     defaults = dict(VARIABLE.findall(COMPOSE_TEXT))
 
     assert {name: EXAMPLE.get(name) for name in defaults} == defaults
 
 
 @pytest.mark.parametrize("name", [name for name in EXAMPLE if name.startswith("STEPWELL_")])
-def test_a_variable_of_the_example_is_a_setting(name: str) -> None:
+def test_a_variable_of_the_env_example_is_a_setting(name: str) -> None:
     assert name.removeprefix("STEPWELL_").lower() in Settings.model_fields
 
 
@@ -134,28 +134,28 @@ def test_a_variable_that_is_no_setting_is_used_by_compose(name: str) -> None:
 
 
 @pytest.mark.parametrize("setting", ["durability", "workers", "stream_ttl_s", "max_body_bytes", "log_format"])
-def test_the_example_shows_the_default_of_a_setting(setting: str) -> None:
+def test_the_env_example_has_the_default_of_a_setting(setting: str) -> None:
     assert EXAMPLE[f"STEPWELL_{setting.upper()}"] == str(default_of(setting))
 
 
-def answers_of_the_proxy() -> list[dict[str, Any]]:
-    """Each problem that nginx answers by itself, with every outcome filled in."""
+def proxy_problems() -> list[dict[str, Any]]:
+    """Return each problem that nginx answers itself, with every value of `applied` filled in."""
     outcomes = re.findall(r"""^\s+(?:default|"~\[1-9\]")\s+'("type".*)';$""", NGINX, re.MULTILINE)
     bodies = re.findall(r"return \d+ '(.*)';", NGINX)
     filled = {body.replace("$outcome", each) for body in bodies for each in outcomes}
     return [json.loads(each) for each in sorted(filled)]
 
 
-@pytest.mark.parametrize("problem", answers_of_the_proxy(), ids=lambda problem: str(problem["code"]))
-def test_the_proxy_speaks_of_problems_as_the_service_does(problem: dict[str, Any]) -> None:
+@pytest.mark.parametrize("problem", proxy_problems(), ids=lambda problem: str(problem["code"]))
+def test_the_proxy_answers_problems_in_the_format_of_the_service(problem: dict[str, Any]) -> None:
     assert problem.keys() == {"type", "title", "status", "detail", "code", "applied", "retry"}
     assert problem["retry"] == CODES[problem["code"]]
     assert (problem["status"], problem["title"]) == PROBLEMS[problem["code"]]
     assert problem["type"] == f"/docs/errors#{problem['code']}"
 
 
-def test_the_proxy_never_repeats_a_post_that_was_sent() -> None:
-    """nginx does so only when told by `non_idempotent`; a step without seq and key would move its stream twice."""
+def test_the_proxy_never_retries_a_post_that_was_sent() -> None:
+    """nginx does so only with `non_idempotent`; a step without `seq` and key would be applied twice."""
     [rule] = re.findall(r"^\s*proxy_next_upstream (.*);", NGINX, re.MULTILINE)
 
     assert rule.split() == ["error", "timeout", "http_503"]

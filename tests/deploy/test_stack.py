@@ -1,6 +1,6 @@
-"""The stack of docker-compose.yml, run for real: `./stepwell test -m compose` on a machine with Docker.
+"""The stack of docker-compose.yml, running: `./stepwell test -m compose` on a machine with Docker.
 
-The tests share one stack and run from top to bottom; each uses streams of its own and leaves the stack whole.
+The tests share one stack and run from top to bottom; each uses its own streams and leaves the stack healthy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.deploy.stack import Stack, docker, free_port
+from tests.deploy.stack import Stack, docker
+from tests.processes import free_port
 
 pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -67,25 +68,25 @@ def test_a_fresh_clone_serves_the_model_of_the_demo(client: httpx.Client) -> Non
     assert "activity" in [model["name"] for model in client.get("/v1/models").json()["models"]]
 
 
-def test_a_step_goes_through_the_proxy(client: httpx.Client, row: list[Any]) -> None:
+def test_a_step_passes_the_proxy(client: httpx.Client, row: list[Any]) -> None:
     answer = send(client, "first", row, seq=1)
 
     assert answer.status_code == 200
     assert answer.json()["step"] == 1
 
 
-def test_replicas_take_turns(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
-    before = {replica: stack.requests_taken(replica) for replica in stack.containers()}
+def test_requests_are_spread_over_the_replicas(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+    before = {replica: stack.requests_served(replica) for replica in stack.containers()}
     for seq in range(1, 41):
         assert send(client, "turns", row, seq=seq).status_code == 200
 
-    taken = {replica: stack.requests_taken(replica) - count for replica, count in before.items()}
+    taken = {replica: stack.requests_served(replica) - count for replica, count in before.items()}
 
     assert len(taken) == 2
     assert min(taken.values()) >= 5
 
 
-def test_a_stream_goes_on_when_a_replica_is_killed(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_a_stream_continues_when_a_replica_is_killed(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
     steps = [send(client, "survivor", row, seq=seq).json()["step"] for seq in range(1, 11)]
     docker("kill", stack.containers()[0])
     answers = [send(client, "survivor", row, seq=seq) for seq in range(11, 31)]
@@ -95,8 +96,8 @@ def test_a_stream_goes_on_when_a_replica_is_killed(stack: Stack, client: httpx.C
     assert steps + [answer.json()["step"] for answer in answers] == list(range(1, 31))
 
 
-def test_replicas_that_restart_one_by_one_fail_no_step(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
-    """A client that sends the same request again when it is told `"retry": "same"` notices nothing."""
+def test_a_rolling_restart_of_the_replicas_fails_no_step(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+    """A client that repeats a request when the answer has `"retry": "same"` sees no failure."""
     finished = threading.Event()
     steps: list[int] = []
     refused: list[dict[str, Any]] = []
@@ -124,14 +125,14 @@ def test_replicas_that_restart_one_by_one_fail_no_step(stack: Stack, client: htt
     assert len(steps) > 50
 
 
-def test_a_third_replica_takes_its_turn_without_a_reload(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_a_third_replica_gets_requests_without_a_reload(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
     known = set(stack.containers())
     stack.up("--scale", "service=3", "--no-recreate")
     [third] = set(stack.containers()) - known
-    before = stack.requests_taken(third)
+    before = stack.requests_served(third)
     seq = 0
-    while stack.requests_taken(third) == before:
-        assert seq < 1000, "the proxy never asked the third replica"
+    while stack.requests_served(third) == before:
+        assert seq < 1000, "the proxy sent no request to the third replica"
         for _ in range(10):
             seq += 1
             assert send(client, "wider", row, seq=seq).status_code == 200
@@ -141,7 +142,7 @@ def test_a_third_replica_takes_its_turn_without_a_reload(stack: Stack, client: h
     assert send(client, "wider", row, seq=seq + 1).status_code == 200
 
 
-def test_a_live_feed_goes_through_the_proxy(stack: Stack, row: list[Any]) -> None:
+def test_a_feed_passes_the_proxy(stack: Stack, row: list[Any]) -> None:
     with connect(f"ws://{stack.address}/v1/models/activity/streams/live/feed") as feed:
         for seq in range(1, 21):
             feed.send(json.dumps({"inputs": row, "seq": seq}))
@@ -150,7 +151,7 @@ def test_a_live_feed_goes_through_the_proxy(stack: Stack, row: list[Any]) -> Non
     assert steps == list(range(1, 21))
 
 
-def test_a_feed_goes_on_where_http_stopped(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_a_feed_continues_a_stream_of_http(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
     send(client, "both", row, seq=1)
     with connect(f"ws://{stack.address}/v1/models/activity/streams/both/feed") as feed:
         feed.send(json.dumps({"inputs": row, "seq": 2}))
@@ -159,7 +160,7 @@ def test_a_feed_goes_on_where_http_stopped(stack: Stack, client: httpx.Client, r
     assert answer["step"] == 2
 
 
-def test_streams_outlive_a_redis_that_was_killed(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_streams_outlive_a_killed_redis(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
     send(client, "kept", row, seq=1)
     docker("kill", *stack.containers("redis"))
     stack.up()
@@ -167,7 +168,7 @@ def test_streams_outlive_a_redis_that_was_killed(stack: Stack, client: httpx.Cli
     assert send(client, "kept", row, seq=2).json()["step"] == 2
 
 
-def test_a_body_that_is_too_large_is_refused_in_the_words_of_the_service(client: httpx.Client) -> None:
+def test_an_oversized_body_gets_the_problem_of_the_service(client: httpx.Client) -> None:
     answer = client.post("/v1/models/activity/streams/large/step", content=b" " * (8 * 2**20 + 1))
 
     assert answer.status_code == 413
@@ -175,7 +176,7 @@ def test_a_body_that_is_too_large_is_refused_in_the_words_of_the_service(client:
     assert (answer.json()["code"], answer.json()["applied"]) == ("too_large", "no")
 
 
-def test_without_a_replica_the_answer_says_that_nothing_was_applied(
+def test_without_a_replica_the_answer_reports_that_nothing_was_applied(
     stack: Stack, client: httpx.Client, row: list[Any]
 ) -> None:
     send(client, "alone", row, seq=1)
@@ -200,20 +201,20 @@ def test_no_process_has_a_capability(stack: Stack, name: str) -> None:
     assert "CapEff:\t0000000000000000" in status.splitlines()
 
 
-def test_the_image_holds_no_training_framework(stack: Stack) -> None:
+def test_the_image_has_no_training_framework(stack: Stack) -> None:
     code = "import importlib.util as u; print([m for m in ('keras', 'torch', 'onnx', 'jax', 'pip') if u.find_spec(m)])"
 
     assert docker("exec", stack.containers()[0], "/opt/stepwell/bin/python", "-c", code) == "[]"
 
 
-def test_the_image_holds_no_caches(stack: Stack) -> None:
+def test_the_image_has_no_caches(stack: Stack) -> None:
     code = "find /root/.cache /var/lib/apt/lists /build /tmp -type f 2>/dev/null || true"
 
     assert docker("exec", "--user", "0", stack.containers()[0], "sh", "-c", code) == ""
 
 
 def test_the_exporter_runs_on_mounted_folders(stack: Stack, tmp_path: Path) -> None:
-    """What a person trained is read from one folder; the step graph is written to another, as that person's file."""
+    """The trained model is read from one folder, and the step graph is written to another with the caller's owner."""
     source, models = tmp_path / "trained", tmp_path / "models"
     source.mkdir()
     models.mkdir()
@@ -233,4 +234,4 @@ def test_the_exporter_runs_on_mounted_folders(stack: Stack, tmp_path: Path) -> N
 def test_down_leaves_nothing(stack: Stack) -> None:
     stack.down()
 
-    assert stack.everything() == {"containers": [], "networks": [], "volumes": []}
+    assert stack.remaining() == {"containers": [], "networks": [], "volumes": []}

@@ -1,4 +1,4 @@
-"""The queue's laws, over random comings and goings."""
+"""The laws of the queue, checked on random sequences of operations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Item:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Puts, takes and releases in any order; a plain list is the model."""
+    """Enqueues, takes and releases in random order; a plain list is the model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.queue: BatchQueue[Item] = BatchQueue()
         self.waiting: list[Item] = []
         self.out: dict[str, Item] = {}
-        self.made: list[Item] | None = None  # a ready-made batch that more may be put in
+        self.made: list[Item] | None = None  # an open prepared batch, to which rows can still be added
         self.count = 0
 
     @rule(key=st.sampled_from("abcde"), shape=st.sampled_from([1, 1, 1, 4]))
@@ -36,7 +36,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.put(item)
 
     @rule(key=st.sampled_from("abcde"))
-    def put_in_a_ready_made_batch(self, key: str) -> None:
+    def put_in_a_prepared_batch(self, key: str) -> None:
         is_free = key not in self.out and key not in {item.name for item in self.waiting}
         assert self.queue.may_claim([key]) is is_free
         if not self.queue.claim(key):
@@ -55,13 +55,13 @@ class QueueMachine(RuleBasedStateMachine):
         first = {i.name: i for i in reversed(self.waiting) if i.name not in self.out}
         batch = self.queue.take(limit)
 
-        assert bool(batch) == bool(first), "something may go exactly when a stream waits that is not out"
+        assert bool(batch) == bool(first), "a batch is available exactly when a waiting stream is not in flight"
         assert len({item.shape for item in batch}) <= 1
         assert batch is self.made or len(batch) <= limit
         if batch is self.made:
             self.made = None
         for item in batch:
-            assert first[item.name] == item, "one per stream, and its oldest"
+            assert first[item.name] == item, "each stream's oldest item, one per stream"
             self.waiting.remove(item)
             self.out[item.name] = item
 
@@ -72,14 +72,14 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.release([self.out.pop(key).name])
 
     @invariant()
-    def rows_are_those_that_wait(self) -> None:
+    def row_count_equals_the_waiting_rows(self) -> None:
         assert self.queue.rows == len(self.waiting)
 
 
 TestQueue = QueueMachine.TestCase
 
 
-def test_streams_that_wait_longest_go_first() -> None:
+def test_the_longest_waiting_streams_are_taken_first() -> None:
     queue: BatchQueue[Item] = BatchQueue()
     items = [Item(key, 1, number) for number, key in enumerate("abcdef")]
     for item in items:
@@ -88,7 +88,7 @@ def test_streams_that_wait_longest_go_first() -> None:
     assert [list(queue.take(4)), list(queue.take(4))] == [items[:4], items[4:]]
 
 
-def test_a_busy_stream_does_not_hold_up_the_others() -> None:
+def test_a_busy_stream_does_not_delay_the_others() -> None:
     queue: BatchQueue[Item] = BatchQueue()
     for number in range(3):
         queue.put(Item("busy", 1, number))
@@ -100,7 +100,7 @@ def test_a_busy_stream_does_not_hold_up_the_others() -> None:
     assert [item.name for item in queue.take(2)] == ["calm", "busy"]
 
 
-def test_ready_made_batches_and_others_take_turns() -> None:
+def test_prepared_and_gathered_batches_alternate() -> None:
     queue: BatchQueue[Item] = BatchQueue()
     for number in range(2):
         queue.put(Item(f"step{number}", 1, number))
@@ -116,7 +116,7 @@ def test_ready_made_batches_and_others_take_turns() -> None:
     assert [item.number for item in queue.take(9)] == [5]
 
 
-def test_chunks_and_single_steps_take_turns() -> None:
+def test_chunks_and_single_steps_alternate() -> None:
     queue: BatchQueue[Item] = BatchQueue()
     for number in range(4):
         queue.put(Item(f"step{number}", 1, number))

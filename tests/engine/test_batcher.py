@@ -18,8 +18,8 @@ from service.engine.engine import Engine, EngineOptions
 from service.engine.names import RequestNames
 from service.engine.types import RolloutAsk, StreamKey
 from service.errors import ServiceError
-from tests.engine.bench import FOLD, Counts, all_of, chunk, models, move_together, refusal, step, worker
-from tests.graphs import fold, slow
+from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, submit_bulk, worker
+from tests.graphs import fold, slow, write_models
 from tests.servers import Server
 
 LONG = 200_000
@@ -28,7 +28,7 @@ LONG = 200_000
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold, slow=slow)
+    return write_models(tmp_path, fold=fold, slow=slow)
 
 
 def codes(found: Sequence[Any]) -> list[tuple[str, str]]:
@@ -58,8 +58,8 @@ async def test_an_error_before_a_batch_is_run_is_answered_and_the_queue_goes_on(
 
     monkeypatch.setattr(RequestNames, "numbered", failing_once)
     async with worker(redis_server.url, folder) as engine, asyncio.timeout(10):
-        first = await all_of(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
-        second = await all_of(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
+        first = await gather_results(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
+        second = await gather_results(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
         await engine.drain(5)  # ends as soon as nothing is open
 
     assert codes(first) == [("internal", "no")] * 2
@@ -74,7 +74,7 @@ async def test_what_is_refused_for_want_of_room_costs_no_tokens(folder: Path, re
     options = EngineOptions(queue_limit=4, tenant_rate=1000)
     async with worker(redis_server.url, folder, options=options) as engine:
         full = [engine.advance(step("a", 1)) for _ in range(4)]
-        *_, crowded = await all_of(*full, engine.advance(chunk("b", [1] * 900)))
+        *_, crowded = await gather_results(*full, engine.advance(chunk("b", [1] * 900)))
         again = await engine.advance(chunk("b", [1] * 900))
 
     assert codes([crowded]) == [("overloaded", "no")]
@@ -86,7 +86,7 @@ async def test_a_rollout_that_is_refused_for_want_of_room_costs_no_tokens(folder
     options = EngineOptions(queue_limit=4, tenant_rate=1000)
     async with worker(redis_server.url, folder, options=options) as engine:
         full = [engine.advance(step("a", 1)) for _ in range(4)]
-        *_, crowded = await all_of(*full, engine.rollout(ask))
+        *_, crowded = await gather_results(*full, engine.rollout(ask))
         again = await engine.rollout(ask)
 
     assert codes([crowded]) == [("overloaded", "no")]
@@ -102,7 +102,7 @@ async def test_a_queue_is_bounded_by_the_bytes_of_its_inputs(
         for n in range(3):  # what is answered, however that is, has left
             rows = [chunk(f"s{i}", [1] * length, seq=1 + n * length) for i in range(fit)]
             refused = [chunk("a", [1] * length, seq=1), chunk("b", [1] * length)]
-            found = await all_of(*(engine.advance(one) for one in (*rows, *refused)))
+            found = await gather_results(*(engine.advance(one) for one in (*rows, *refused)))
 
             assert [one.step for one in found[:fit]] == [(n + 1) * length] * fit
             assert codes(found[fit:]) == [("overloaded", "no")] * 2
@@ -111,7 +111,7 @@ async def test_a_queue_is_bounded_by_the_bytes_of_its_inputs(
 async def test_columns_and_peeks_count_towards_the_bytes_that_wait(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder, options=EngineOptions(queue_bytes=160)) as engine:
         for seq in (1, 2):
-            columns = asyncio.ensure_future(move_together(engine, {f"s{i}": ([1], seq) for i in range(20)}))
+            columns = asyncio.ensure_future(submit_bulk(engine, {f"s{i}": ([1], seq) for i in range(20)}))
             await asyncio.sleep(0)
             for ask in (engine.advance(step("a", 1)), engine.peek(step("a", 1))):
                 with pytest.raises(ServiceError) as refused:
@@ -119,7 +119,7 @@ async def test_columns_and_peeks_count_towards_the_bytes_that_wait(folder: Path,
                 assert refused.value.code == "overloaded"
             assert await columns is not None
 
-        assert await move_together(engine, {f"s{i}": ([1], 3) for i in range(21)}) is None
+        assert await submit_bulk(engine, {f"s{i}": ([1], 3) for i in range(21)}) is None
         assert (await engine.peek(chunk("a", [1] * 20))).step == 20
         assert (await engine.peek(chunk("a", [1] * 20))).step == 20
 
@@ -158,13 +158,13 @@ async def test_a_refusal_has_the_number_that_it_was_decided_on(
 
 async def test_closing_answers_what_runs_and_what_waits(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        running = asyncio.ensure_future(refusal(engine, step("a", LONG, model="slow")))
+        running = asyncio.ensure_future(expect_error(engine, step("a", LONG, model="slow")))
         await until_one_runs(engine, "slow")
         found: list[Any] = []
         for n in range(3):
             engine.submit(step("a", 2, model="slow", seq=2 + n), found.append)
             engine.submit(step(f"s{n}", 1, seq=1), found.append)
-        columns = asyncio.ensure_future(move_together(engine, {f"c{n}": ([1], 1) for n in range(20)}))
+        columns = asyncio.ensure_future(submit_bulk(engine, {f"c{n}": ([1], 1) for n in range(20)}))
         await asyncio.sleep(0)
         await engine.close()
         async with asyncio.timeout(5):
@@ -178,11 +178,11 @@ async def test_closing_answers_what_runs_and_what_waits(folder: Path, redis_serv
 
 async def test_closing_ends_commits_to_a_store_that_is_away(folder: Path, redis_server: Server) -> None:
     """They would go on until their deadline, and open connections that nobody closes."""
-    counts = Counts()
+    counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
         await engine.advance(step("a", 1))
         redis_server.stop()
-        running = asyncio.ensure_future(refusal(engine, step("a", 2)))
+        running = asyncio.ensure_future(expect_error(engine, step("a", 2)))
         while len(counts.batches) < 2:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
         await engine.close()
@@ -200,7 +200,7 @@ async def test_closing_answers_rollouts(folder: Path, redis_server: Server) -> N
         done, _ = await asyncio.wait(rollouts, timeout=0.2)
         await engine.close()
         async with asyncio.timeout(5):
-            found = await all_of(*rollouts)
+            found = await gather_results(*rollouts)
 
     assert not done
     assert codes(found) == [("draining", "no")] * 2

@@ -1,4 +1,4 @@
-"""The worker's hot records: what is put is found again, within a bound of bytes."""
+"""The cache of records: what is stored is found again, within a bound in bytes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from service.engine.cache import MISSING, CacheMemory, StateCache
 from service.store.record_rows import HEAD, blank_head
 
 STATE = b"begin..."
-ROOM = 420  # bytes that one record with such a state takes, about
+RECORD_BYTES = 420  # bytes that one record with such a state takes, approximately
 
 
-def a_cache(records: int) -> StateCache:
-    return StateCache(blank_head(b"f" * 8), STATE, records * ROOM)
+def make_cache(records: int) -> StateCache:
+    return StateCache(blank_head(b"f" * 8), STATE, records * RECORD_BYTES)
 
 
 def put(cache: StateCache, *names: str, step: int = 1, refreshed: float = 5.0) -> None:
@@ -29,8 +29,8 @@ def slots(cache: StateCache, *names: str) -> Array:
     return cache.find(names)
 
 
-def test_what_was_put_is_found() -> None:
-    cache = a_cache(10)
+def test_a_stored_record_is_found() -> None:
+    cache = make_cache(10)
     put(cache, "a", "b", step=1, refreshed=3.0)
     put(cache, "c", step=2, refreshed=4.0)
 
@@ -41,16 +41,16 @@ def test_what_was_put_is_found() -> None:
     assert cache.refreshed(at).tolist() == [4.0, 3.0]
 
 
-def test_what_was_put_again_is_replaced() -> None:
-    cache = a_cache(10)
+def test_storing_a_record_again_replaces_it() -> None:
+    cache = make_cache(10)
     put(cache, "a", step=1)
     put(cache, "a", step=2)
 
     assert (len(cache), cache.heads(slots(cache, "a"))["step"].tolist()) == (1, [2])
 
 
-def test_a_stream_that_is_not_here_looks_like_one_that_begins() -> None:
-    cache = a_cache(10)
+def test_a_missing_stream_reads_as_a_new_stream() -> None:
+    cache = make_cache(10)
     put(cache, "a")
 
     at = slots(cache, "b")
@@ -61,8 +61,8 @@ def test_a_stream_that_is_not_here_looks_like_one_that_begins() -> None:
     assert cache.refreshed(at).tolist() == [-np.inf]
 
 
-def test_a_stream_that_was_dropped_is_gone_and_its_slot_is_used_again() -> None:
-    cache = a_cache(2)
+def test_a_dropped_stream_is_gone_and_its_slot_is_reused() -> None:
+    cache = make_cache(2)
     put(cache, "a", "b")
     cache.drop("a")
     cache.drop("never there")
@@ -71,8 +71,8 @@ def test_a_stream_that_was_dropped_is_gone_and_its_slot_is_used_again() -> None:
     assert slots(cache, *"abc").astype(bool).tolist() == [False, True, True]
 
 
-def test_a_full_cache_forgets_a_stream_that_was_not_asked_for() -> None:
-    cache = a_cache(10)
+def test_a_full_cache_evicts_a_stream_that_was_not_read() -> None:
+    cache = make_cache(10)
     names = [f"s{n}" for n in range(100)]
     for name in names:
         put(cache, name)
@@ -83,7 +83,7 @@ def test_a_full_cache_forgets_a_stream_that_was_not_asked_for() -> None:
 
 
 def test_a_batch_larger_than_the_cache_leaves_no_wrong_record() -> None:
-    cache = a_cache(1)
+    cache = make_cache(1)
     heads = np.zeros(5, HEAD)
     heads["step"] = range(1, 6)
     cache.put("abcde", heads, np.zeros((5, len(STATE)), np.uint8), 1.0)
@@ -91,8 +91,8 @@ def test_a_batch_larger_than_the_cache_leaves_no_wrong_record() -> None:
     assert {n: cache.heads(slots(cache, n))["step"].tolist() for n in "abcde" if slots(cache, n)} == {"e": [5]}
 
 
-def test_copies_do_not_change_with_the_cache() -> None:
-    cache = a_cache(10)
+def test_returned_copies_do_not_change_with_the_cache() -> None:
+    cache = make_cache(10)
     put(cache, "a", step=1)
     at = slots(cache, "a")
     heads, states = cache.heads(at), cache.states(at)
@@ -102,13 +102,13 @@ def test_copies_do_not_change_with_the_cache() -> None:
 
 
 @pytest.mark.parametrize("records", [1, 3, 5, 8, 20])
-def test_another_bound_keeps_what_fits_it(records: int) -> None:
-    cache = a_cache(10)
+def test_changing_the_limit_keeps_the_records_that_fit(records: int) -> None:
+    cache = make_cache(10)
     names = [f"s{n}" for n in range(8)]
     for n, name in enumerate(names):
         put(cache, name, step=n + 1)
     cache.drop("s7")
-    cache.limit(records * ROOM)
+    cache.limit(records * RECORD_BYTES)
 
     found = dict(zip(names, cache.heads(slots(cache, *names))["step"].tolist(), strict=True))
     kept = {name: step for name, step in found.items() if step}
@@ -119,12 +119,12 @@ def test_another_bound_keeps_what_fits_it(records: int) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 9)), max_size=60))
 def test_whatever_happens_to_its_bound_a_cache_has_the_newest_record_or_none(happens: list[tuple[str, int]]) -> None:
-    cache, newest = a_cache(4), dict.fromkeys("abcdefgh", 0)
+    cache, newest = make_cache(4), dict.fromkeys("abcdefgh", 0)
     for step, (name, what) in enumerate(happens, 1):
         if what == 0:
             cache.drop(name)
         elif what <= 2:
-            cache.limit(step % 9 * ROOM)
+            cache.limit(step % 9 * RECORD_BYTES)
         else:
             put(cache, name, step=step)
             newest[name] = step
@@ -143,7 +143,7 @@ def fill(cache: StateCache, prefix: str, records: int) -> None:
 
 
 def test_a_model_that_comes_takes_nothing_from_those_that_fit_beside_it() -> None:
-    memory = CacheMemory(160 * ROOM)
+    memory = CacheMemory(160 * RECORD_BYTES)
     first = memory.new_cache(blank_head(b"f" * 8), STATE)
     fill(first, "a", 130)
     memory.new_cache(blank_head(b"g" * 8), STATE)
@@ -152,7 +152,7 @@ def test_a_model_that_comes_takes_nothing_from_those_that_fit_beside_it() -> Non
 
 
 def test_models_that_need_more_than_there_is_have_equal_shares() -> None:
-    memory = CacheMemory(160 * ROOM)
+    memory = CacheMemory(160 * RECORD_BYTES)
     first = memory.new_cache(blank_head(b"f" * 8), STATE)
     fill(first, "a", 300)
     alone = len(first)
@@ -164,11 +164,11 @@ def test_models_that_need_more_than_there_is_have_equal_shares() -> None:
     assert beside > 0.8 * alone, "what came is empty as yet"
     assert len(first) == pytest.approx(alone / 2, rel=0.1)
     assert len(second) == pytest.approx(alone / 2, rel=0.1)
-    assert first.nbytes + second.nbytes <= 160 * ROOM
+    assert first.nbytes + second.nbytes <= 160 * RECORD_BYTES
 
 
 def test_a_model_that_goes_leaves_its_room_to_the_others() -> None:
-    memory = CacheMemory(160 * ROOM)
+    memory = CacheMemory(160 * RECORD_BYTES)
     first = memory.new_cache(blank_head(b"f" * 8), STATE)
     second = memory.new_cache(blank_head(b"g" * 8), STATE)
     fill(first, "a", 300)

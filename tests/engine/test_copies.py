@@ -1,4 +1,4 @@
-"""Forks, snapshots and peeks on a real store: by whichever worker, and while the stream is stepped."""
+"""Forks, snapshots and peeks on a real store: through any worker, and while the stream is stepped."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from service.engine.engine import Engine, EngineOptions
 from service.engine.types import GivenState, Position, StreamKey
 from service.errors import ServiceError
-from tests.engine.bench import FOLD, Counts, all_of, chunk, models, refusal, step, worker, ys
-from tests.graphs import fold, fold_reference, write_model
+from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
+from tests.graphs import fold, fold_reference, write_model, write_models
 from tests.servers import Server
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 def key(stream: str) -> StreamKey:
@@ -38,8 +38,8 @@ async def snapshot(engine: Engine, name: str) -> Position:
 # ---------------------------------------------------------------- forks
 
 
-async def test_forks_of_a_stream_at_full_speed_are_each_of_one_moment(folder: Path, redis_server: Server) -> None:
-    """Both branches follow the fold from wherever the fork was made."""
+async def test_a_fork_of_a_busy_stream_copies_one_consistent_state(folder: Path, redis_server: Server) -> None:
+    """Each branch continues the fold from the step at which it was forked."""
     steps, forks = 400, 30
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         workers = (one, two)
@@ -50,7 +50,7 @@ async def test_forks_of_a_stream_at_full_speed_are_each_of_one_moment(folder: Pa
             ]
 
         async def branch(n: int) -> tuple[int, int]:
-            """Fork, go on with another timestep, and return the step of the fork and that timestep's prediction."""
+            """Fork the stream, step the fork once, and return the step of the fork and that step's prediction."""
             made = await fork(workers[n % 2], f"b{n}")
             after = await workers[(n + 1) % 2].advance(step(f"b{n}", 1_000_000 + n, seq=made.step + 1))
             return made.step, ys(after)[0]
@@ -67,13 +67,13 @@ async def test_forks_of_a_stream_at_full_speed_are_each_of_one_moment(folder: Pa
         trunk, made = await asyncio.gather(live(), branches())
 
     assert trunk == fold_reference(range(1, steps + 1))
-    assert len({at for at, _ in made}) > forks // 2, "the forks were to be made at different moments"
+    assert len({at for at, _ in made}) > forks // 2, "the forks were not made at different steps"
     assert [y for _, y in made] == [
         fold_reference([*range(1, at + 1), 1_000_000 + n])[-1] for n, (at, _) in enumerate(made)
     ]
 
 
-async def test_of_many_equal_forks_at_once_one_is_made(folder: Path, redis_server: Server) -> None:
+async def test_of_many_equal_concurrent_forks_one_is_made(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         history = (await one.advance(chunk("a", [1, 2]))).state_id
         by_history = await asyncio.gather(*(fork((one, two)[n % 2], "b", after=history) for n in range(20)))
@@ -84,10 +84,12 @@ async def test_of_many_equal_forks_at_once_one_is_made(folder: Path, redis_serve
         assert sum(not p.replayed for p in made) == 1
 
 
-async def test_of_many_different_forks_onto_one_stream_one_is_made(folder: Path, redis_server: Server) -> None:
+async def test_of_many_different_concurrent_forks_onto_one_stream_one_is_made(
+    folder: Path, redis_server: Server
+) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 1))
-        made = await all_of(*(fork(engine, "b", idempotency_key=f"k{n}") for n in range(10)))
+        made = await gather_results(*(fork(engine, "b", idempotency_key=f"k{n}") for n in range(10)))
 
     assert sum(isinstance(p, Position) and not p.replayed for p in made) == 1
     assert [p.code for p in made if isinstance(p, ServiceError)] == ["stream_exists"] * 9
@@ -96,21 +98,21 @@ async def test_of_many_different_forks_onto_one_stream_one_is_made(folder: Path,
 # ---------------------------------------------------------------- snapshots, states
 
 
-async def test_no_race_makes_more_snapshots_than_there_may_be(folder: Path, redis_server: Server) -> None:
+async def test_concurrent_requests_cannot_exceed_the_snapshot_limit(folder: Path, redis_server: Server) -> None:
     options = EngineOptions(max_snapshots=5)
     async with (
         worker(redis_server.url, folder, options=options) as one,
         worker(redis_server.url, folder, options=options) as two,
     ):
         await one.advance(step("a", 1))
-        made = await all_of(*(snapshot((one, two)[n % 2], f"s{n}") for n in range(20)))
+        made = await gather_results(*(snapshot((one, two)[n % 2], f"s{n}") for n in range(20)))
         kept = await one.copies.list_snapshots(key("a"))
 
     assert sum(isinstance(p, Position) for p in made) == len(kept) == 5
     assert {p.code for p in made if isinstance(p, ServiceError)} == {"stream_quota"}
 
 
-async def test_snapshots_live_on_as_long_as_they_are_used(folder: Path, redis_server: Server) -> None:
+async def test_using_a_snapshot_extends_its_ttl(folder: Path, redis_server: Server) -> None:
     options = EngineOptions(snapshot_ttl_s=60)
     async with worker(redis_server.url, folder, options=options) as engine:
         await engine.advance(step("a", 1))
@@ -127,20 +129,20 @@ async def test_snapshots_live_on_as_long_as_they_are_used(folder: Path, redis_se
     assert 50_000 < used <= 60_000
 
 
-async def test_a_reset_to_a_snapshot_ends_the_old_life(folder: Path, redis_server: Server) -> None:
-    """A slow worker's late step of the old life is refused, though the stream stands at the same step."""
+async def test_a_reset_to_a_snapshot_rejects_steps_of_the_previous_history(folder: Path, redis_server: Server) -> None:
+    """A late step that names the previous history is rejected, although the stream is at the same step again."""
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         old = await one.advance(step("a", 1))
         await snapshot(one, "s")
         await two.reset(key("a"), snapshot="s")
-        late = await refusal(one, step("a", 2, after=old.state_id))
+        late = await expect_error(one, step("a", 2, after=old.state_id))
         goes_on = await one.advance(step("a", 2, seq=2))
 
     assert late.code == "state_changed"
     assert ys(goes_on) == fold_reference([1, 2])[-1:]
 
 
-async def test_a_forgotten_stream_comes_back_from_a_snapshot_that_outlived_it(
+async def test_an_expired_stream_can_be_restored_from_a_snapshot_that_outlived_it(
     folder: Path, redis_server: Server
 ) -> None:
     async with worker(redis_server.url, folder, options=EngineOptions(snapshot_ttl_s=60)) as engine:
@@ -155,7 +157,7 @@ async def test_a_forgotten_stream_comes_back_from_a_snapshot_that_outlived_it(
     assert ys(goes_on) == fold_reference([1, 2, 3, 4])[-1:]
 
 
-async def test_a_state_goes_in_and_out(folder: Path, redis_server: Server) -> None:
+async def test_an_imported_state_can_be_exported_and_stepped(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         served = engine.shelf.get(FOLD)
         given = GivenState({"h": np.array([12], np.int64)}, 5)
@@ -170,8 +172,8 @@ async def test_a_state_goes_in_and_out(folder: Path, redis_server: Server) -> No
 # ---------------------------------------------------------------- peeks
 
 
-async def test_peeks_at_many_streams_are_run_together(folder: Path, redis_server: Server) -> None:
-    counts = Counts()
+async def test_peeks_at_many_streams_run_in_one_batch(folder: Path, redis_server: Server) -> None:
+    counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
         found = await asyncio.gather(*(engine.peek(step(f"s{n}", n)) for n in range(100)))
 
@@ -179,8 +181,8 @@ async def test_peeks_at_many_streams_are_run_together(folder: Path, redis_server
     assert max(counts.batches) > 10
 
 
-async def test_a_peek_sees_what_another_worker_has_committed(folder: Path, redis_server: Server) -> None:
-    """Where a step would notice by its commit, a peek has to read first."""
+async def test_a_peek_sees_what_another_worker_committed(folder: Path, redis_server: Server) -> None:
+    """A step detects a stale cache when it commits; a peek does not commit, so it has to read the store first."""
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await one.advance(step("a", 1))
         await two.advance(step("a", 2))
@@ -189,7 +191,7 @@ async def test_a_peek_sees_what_another_worker_has_committed(folder: Path, redis
     assert (ys(found), found.step) == (fold_reference([1, 2, 3])[-1:], 3)
 
 
-async def test_a_peek_comes_after_the_steps_that_were_sent_before_it(folder: Path, redis_server: Server) -> None:
+async def test_a_peek_runs_after_the_steps_that_were_sent_before_it(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         *_, found, last = await asyncio.gather(
             *(engine.advance(step("a", x)) for x in range(5)), engine.peek(step("a", 5)), engine.advance(step("a", 6))
@@ -199,7 +201,7 @@ async def test_a_peek_comes_after_the_steps_that_were_sent_before_it(folder: Pat
     assert ys(last) == fold_reference([0, 1, 2, 3, 4, 6])[-1:]
 
 
-async def test_a_peek_runs_the_model_that_began_the_stream(tmp_path: Path, redis_server: Server) -> None:
+async def test_a_peek_runs_the_model_version_that_started_the_stream(tmp_path: Path, redis_server: Server) -> None:
     write_model(tmp_path, "fold", lambda: fold(factor=3))
     async with worker(redis_server.url, tmp_path) as engine:
         await engine.advance(step("a", 1))
@@ -210,9 +212,9 @@ async def test_a_peek_runs_the_model_that_began_the_stream(tmp_path: Path, redis
     assert (ys(old), ys(new)) == (fold_reference([1, 2], factor=3)[-1:], fold_reference([2]))
 
 
-async def test_nothing_is_peeked_at_while_draining(folder: Path, redis_server: Server) -> None:
+async def test_a_draining_engine_rejects_peeks_forks_and_snapshots(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.drain(0)
-        refused = await all_of(engine.peek(step("a", 1)), fork(engine, "b"), snapshot(engine, "s"))
+        refused = await gather_results(engine.peek(step("a", 1)), fork(engine, "b"), snapshot(engine, "s"))
 
     assert [error.code for error in refused] == ["draining"] * 3

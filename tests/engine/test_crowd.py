@@ -1,4 +1,4 @@
-"""How many may wait follows from how fast they are answered."""
+"""The bound of the queue follows the rate at which requests are answered."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import pytest
 from service.engine.crowd import Crowd
 
 
-def watched(crowd: Crowd, *, rate: float, waiting: int, seconds: float, since: float = 0.0) -> Crowd:
-    """Look ten times a second at a queue that never empties."""
+def sampled(crowd: Crowd, *, rate: float, waiting: int, seconds: float, since: float = 0.0) -> Crowd:
+    """Sample a queue that never empties, ten times a second."""
     for tick in range(round(seconds * 10) + 1):
         crowd.look(since + tick / 10, waiting, int((since + tick / 10) * rate))
     return crowd
 
 
-def test_without_a_rate_there_is_room_for_everyone() -> None:
+def test_without_a_measured_rate_the_queue_is_unbounded() -> None:
     assert Crowd(2.5).room == math.inf
-    assert watched(Crowd(2.5), rate=600, waiting=100, seconds=0.3).room == math.inf
+    assert sampled(Crowd(2.5), rate=600, waiting=100, seconds=0.3).room == math.inf
 
 
-def test_so_many_may_wait_as_are_answered_in_time() -> None:
-    assert watched(Crowd(2.5), rate=600, waiting=5000, seconds=1).room == pytest.approx(1500)
+def test_the_queue_is_bounded_by_what_can_be_answered_in_time() -> None:
+    assert sampled(Crowd(2.5), rate=600, waiting=5000, seconds=1).room == pytest.approx(1500)
 
 
-def test_a_queue_that_empties_has_room_again() -> None:
-    crowd = watched(Crowd(2.5), rate=600, waiting=5000, seconds=1)
+def test_an_empty_queue_removes_the_bound() -> None:
+    crowd = sampled(Crowd(2.5), rate=600, waiting=5000, seconds=1)
     crowd.look(1.1, 0, 660)
 
     assert crowd.room == math.inf
 
 
-def test_the_rate_is_that_of_the_last_second() -> None:
+def test_the_rate_is_measured_over_the_last_second() -> None:
     crowd = Crowd(2.5)
     for tick in range(51):
         answered = tick * 60 if tick <= 30 else 1800 + (tick - 30) * 6
@@ -41,17 +41,17 @@ def test_the_rate_is_that_of_the_last_second() -> None:
     assert crowd.room == pytest.approx(150)
 
 
-def test_where_nothing_is_answered_everyone_waits_for_the_reason() -> None:
-    """A store that is gone is told as such, and not as a crowd."""
-    assert watched(Crowd(2.5), rate=0, waiting=5000, seconds=3).room == math.inf
+def test_the_queue_is_unbounded_while_nothing_is_answered() -> None:
+    """A store that is down is reported as such, not as overload."""
+    assert sampled(Crowd(2.5), rate=0, waiting=5000, seconds=3).room == math.inf
 
 
-def test_a_few_may_always_wait() -> None:
-    assert watched(Crowd(2.5), rate=1, waiting=5000, seconds=3).room == 16
+def test_a_few_requests_may_always_wait() -> None:
+    assert sampled(Crowd(2.5), rate=1, waiting=5000, seconds=3).room == 16
 
 
-def test_the_wait_for_room_is_told() -> None:
-    crowd = watched(Crowd(2.5), rate=600, waiting=5000, seconds=1)
+def test_the_time_until_there_is_room_is_estimated() -> None:
+    crowd = sampled(Crowd(2.5), rate=600, waiting=5000, seconds=1)
 
     assert crowd.excess(2100) == pytest.approx((1500, 1.0))
     assert crowd.excess(10) is None

@@ -1,4 +1,4 @@
-"""The decision table, all of it: what a request does to a stream that is missing or stands somewhere."""
+"""The whole decision table: what a request does to a missing stream, or to one at a given step."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ MODEL, OTHER_MODEL = b"model..1", b"model..2"
 NEWEST, MINE = b"newest-operation", b"this-operation.."
 
 
-def at(step: int, *, length: int = 1, fingerprint: bytes = MODEL) -> Record:
+def record_at(step: int, *, length: int = 1, fingerprint: bytes = MODEL) -> Record:
     return Record(9, step, length, Kind.STEP, NEWEST, HERE, fingerprint, 0, 0, b"", b"")
 
 
-def asks(**parts: Any) -> Intent:
+def request(**parts: Any) -> Intent:
     defaults: dict[str, Any] = {
         "op_id": MINE, "length": 1, "seq": None, "after": None, "create": "auto", "fingerprint": MODEL,
     }  # fmt: skip
     return Intent(**{**defaults, **parts})
 
 
-def verdict(record: Record | None, intent: Intent) -> str:
+def decision_or_code(record: Record | None, intent: Intent) -> str:
     try:
         return decide(record, intent).value
     except ServiceError as exc:
@@ -36,7 +36,7 @@ def verdict(record: Record | None, intent: Intent) -> str:
 
 
 def expected(record: Record | None, intent: Intent) -> str:
-    """The table of the protocol, written a second time and in another way."""
+    """The protocol's table, written a second time, in another form."""
     q, r = intent, record
     if r is None:
         missing_ok = q.after is None and q.seq in (None, 1) and q.create != "never"
@@ -54,35 +54,42 @@ def expected(record: Record | None, intent: Intent) -> str:
     return next(code for matches, code in first_match if matches)
 
 
-RECORDS = [None, at(0, length=0), at(1), at(5), at(5, length=3), at(5, fingerprint=OTHER_MODEL)]
+RECORDS = [
+    None,
+    record_at(0, length=0),
+    record_at(1),
+    record_at(5),
+    record_at(5, length=3),
+    record_at(5, fingerprint=OTHER_MODEL),
+]
 CREATES: tuple[Create, ...] = ("auto", "never", "must")
 
 
 def test_every_row_of_the_table() -> None:
-    """Missing or present, each seq around the step, own or other operation, right or wrong history, each create."""
+    """Every combination of stream, operation, `seq` near the step, `after`, `create` and model."""
     rows = itertools.product(
         RECORDS, (MINE, NEWEST), (None, 1, 2, 3, 5, 6, 7, 2**53 - 1), (None, HERE, ELSEWHERE), CREATES, (MODEL, None)
     )
 
     for record, op_id, seq, after, create, fingerprint in rows:
-        intent = asks(op_id=op_id, seq=seq, after=after, create=create, fingerprint=fingerprint)
-        assert verdict(record, intent) == expected(record, intent), (record, intent)
+        intent = request(op_id=op_id, seq=seq, after=after, create=create, fingerprint=fingerprint)
+        assert decision_or_code(record, intent) == expected(record, intent), (record, intent)
 
 
 @pytest.mark.parametrize(
     ("record", "intent", "applied", "facts"),
     [
-        (None, asks(seq=2), "no", (None, 1, "resend_from")),
-        (None, asks(create="never"), "no", (None, 1, "never")),
-        (at(5), asks(seq=9), "no", (5, 6, "resend_from")),
-        (at(5), asks(seq=2), "yes", (5, 6, "never")),
-        (at(5), asks(seq=5), "no", (5, 6, "never")),
-        (at(5), asks(after=ELSEWHERE), "no", (5, 6, "never")),
-        (at(5), asks(seq=9, after=ELSEWHERE), "no", (5, 6, "resend_from")),
-        (at(5), asks(create="must"), "no", (5, None, "never")),
+        (None, request(seq=2), "no", (None, 1, "resend_from")),
+        (None, request(create="never"), "no", (None, 1, "never")),
+        (record_at(5), request(seq=9), "no", (5, 6, "resend_from")),
+        (record_at(5), request(seq=2), "yes", (5, 6, "never")),
+        (record_at(5), request(seq=5), "no", (5, 6, "never")),
+        (record_at(5), request(after=ELSEWHERE), "no", (5, 6, "never")),
+        (record_at(5), request(seq=9, after=ELSEWHERE), "no", (5, 6, "resend_from")),
+        (record_at(5), request(create="must"), "no", (5, None, "never")),
     ],
 )
-def test_a_refusal_says_where_the_stream_stands(
+def test_a_rejection_reports_the_position_of_the_stream(
     record: Record | None, intent: Intent, applied: str, facts: tuple[int | None, int | None, str]
 ) -> None:
     with pytest.raises(ServiceError) as refused:
@@ -94,39 +101,42 @@ def test_a_refusal_says_where_the_stream_stands(
     assert error.fix
 
 
-def test_a_chunk_is_taken_from_its_first_timestep() -> None:
-    """After a chunk of 3 that ended at step 5, position 3 is the chunk's own; 4 and 5 lie inside it."""
-    assert [verdict(at(5, length=3), asks(seq=seq)) for seq in (2, 3, 4, 5, 6)] == [
+def test_a_chunk_conflicts_at_its_first_timestep_only() -> None:
+    """The last operation was a chunk of 3 that ended at step 5: `seq` 3 is a conflict, 4 and 5 have passed."""
+    assert [decision_or_code(record_at(5, length=3), request(seq=seq)) for seq in (2, 3, 4, 5, 6)] == [
         "seq_passed", "seq_conflict", "seq_passed", "seq_passed", "apply",
     ]  # fmt: skip
 
 
-def test_a_key_answers_its_own_request_only() -> None:
+def test_an_idempotency_key_replays_its_own_request_only() -> None:
     entry = KeyEntry(MINE, 1, 4, HERE, 1, b"")
 
-    assert replay_of_key(entry, asks()) is entry
+    assert replay_of_key(entry, request()) is entry
     with pytest.raises(ServiceError, match="used for another request"):
-        replay_of_key(entry, asks(op_id=NEWEST))
+        replay_of_key(entry, request(op_id=NEWEST))
 
 
-def test_the_same_operation_is_a_replay_whatever_else_it_says() -> None:
-    assert decide(at(5), asks(op_id=NEWEST, seq=99, after=ELSEWHERE, create="must")) is Verdict.REPLAY
+def test_the_same_operation_is_a_replay_whatever_its_preconditions() -> None:
+    assert decide(record_at(5), request(op_id=NEWEST, seq=99, after=ELSEWHERE, create="must")) is Verdict.REPLAY
 
 
-def test_what_surely_applies_is_applied() -> None:
-    """On every record of the model whose newest operation is another one."""
+def test_a_request_that_surely_applies_is_applied() -> None:
+    """For every record of the same model whose newest operation is another one."""
     sure = 0
     rows = itertools.product(
-        (at(0, length=0), at(1), at(5), at(5, length=3)), (None, 1, 2, 3, 5, 6, 7), (None, HERE, ELSEWHERE), CREATES
+        (record_at(0, length=0), record_at(1), record_at(5), record_at(5, length=3)),
+        (None, 1, 2, 3, 5, 6, 7),
+        (None, HERE, ELSEWHERE),
+        CREATES,
     )
     for record, seq, after, create in rows:
         ask = Timestep(StreamKey("t", "m", "s"), (), seq=seq, after=after, create=create)
         if surely_applies(record.step, record.chain, ask):
             sure += 1
-            assert verdict(record, asks(seq=seq, after=after, create=create)) == "apply", (record, ask)
+            assert decision_or_code(record, request(seq=seq, after=after, create=create)) == "apply", (record, ask)
 
     assert sure > 20
 
 
-def test_a_request_with_a_key_never_surely_applies() -> None:
+def test_a_request_with_an_idempotency_key_never_surely_applies() -> None:
     assert not surely_applies(5, HERE, Timestep(StreamKey("t", "m", "s"), (), seq=6, idempotency_key="k"))

@@ -17,8 +17,8 @@ from service.engine.types import StreamKey, Timestep
 from service.errors import ServiceError
 from service.store.keys import entry_key, record_key
 from service.store.record import decode
-from tests.engine.bench import FOLD, Counts, all_of, chunk, models, refusal, step, worker, ys
-from tests.graphs import Build, Built, count, fold, fold_reference, lstm, nan_at, slow, write_model
+from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
+from tests.graphs import Build, Built, count, fold, fold_reference, lstm, nan_at, slow, write_model, write_models
 from tests.servers import Server
 
 NO_ID = b"?" * 16
@@ -26,7 +26,7 @@ NO_ID = b"?" * 16
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 # ---------------------------------------------------------------- stepping
@@ -42,7 +42,7 @@ async def test_steps_fold_into_the_state(folder: Path, redis_server: Server) -> 
 
 
 async def test_a_new_stream_begins_at_the_initial_state(tmp_path: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, models(tmp_path, count=lambda: count(start=7))) as engine:
+    async with worker(redis_server.url, write_models(tmp_path, count=lambda: count(start=7))) as engine:
         key = StreamKey("default", "count", "a")
         answer = await engine.advance(Timestep(key, (np.zeros((1, 1), np.float32).tobytes(),)))
 
@@ -50,7 +50,7 @@ async def test_a_new_stream_begins_at_the_initial_state(tmp_path: Path, redis_se
 
 
 async def test_streams_tenants_and_models_are_apart(tmp_path: Path, redis_server: Server) -> None:
-    folder = models(tmp_path, fold=fold, other=lambda: fold(factor=3))
+    folder = write_models(tmp_path, fold=fold, other=lambda: fold(factor=3))
     async with worker(redis_server.url, folder) as engine:
         keys = [StreamKey(t, m, s) for t in ("default", "t2") for m in ("fold", "other") for s in ("a", "b")]
         answers = [await engine.advance(Timestep(key, (np.array([[5]]).tobytes(),), seq=1)) for key in keys]
@@ -79,8 +79,8 @@ async def test_a_chunk_keeps_what_was_asked_for(folder: Path, redis_server: Serv
 
 
 async def test_waiting_streams_are_run_together(tmp_path: Path, redis_server: Server) -> None:
-    counts = Counts()
-    async with worker(redis_server.url, models(tmp_path, fold=fold), counts=counts) as engine:
+    counts = CountingObserver()
+    async with worker(redis_server.url, write_models(tmp_path, fold=fold), counts=counts) as engine:
         await asyncio.gather(*(engine.advance(step(f"s{n}", n)) for n in range(100)))
 
     assert sum(counts.batches) == 100
@@ -160,8 +160,8 @@ async def test_a_key_is_answered_once_however_far_the_stream_went(folder: Path, 
 async def test_a_key_with_another_request_is_refused(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 5, idempotency_key="k"))
-        other_input = await refusal(engine, step("a", 6, idempotency_key="k"))
-        other_place = await refusal(engine, step("a", 5, seq=2, idempotency_key="k"))
+        other_input = await expect_error(engine, step("a", 6, idempotency_key="k"))
+        other_place = await expect_error(engine, step("a", 5, seq=2, idempotency_key="k"))
 
     assert {other_input.code, other_place.code} == {"idempotency_key_reused"}
 
@@ -171,7 +171,7 @@ async def test_after_is_retried_and_refused_by_history(folder: Path, redis_serve
         first = await engine.advance(step("a", 1))
         second = await engine.advance(step("a", 2, after=first.state_id))
         again = await engine.advance(step("a", 2, after=first.state_id))
-        refused = await refusal(engine, step("a", 3, after=first.state_id))
+        refused = await expect_error(engine, step("a", 3, after=first.state_id))
 
     assert (again.replayed, again.state_id) == (True, second.state_id)
     assert (refused.code, refused.step, refused.state_id) == ("state_changed", 2, second.state_id)
@@ -180,7 +180,7 @@ async def test_after_is_retried_and_refused_by_history(folder: Path, redis_serve
 async def test_a_retry_that_asks_for_more_than_was_kept_is_told_so(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(chunk("a", [1, 2], seq=1, keep="none"))
-        more = await refusal(engine, chunk("a", [1, 2], seq=1))
+        more = await expect_error(engine, chunk("a", [1, 2], seq=1))
         same = await engine.advance(chunk("a", [1, 2], seq=1, keep="none"))
 
     assert (more.code, more.applied) == ("seq_passed", "yes")
@@ -189,7 +189,7 @@ async def test_a_retry_that_asks_for_more_than_was_kept_is_told_so(folder: Path,
 
 async def test_a_stale_cache_is_never_believed(folder: Path, redis_server: Server) -> None:
     """Each worker's cache is behind when its turn comes; no refusal and no replay comes of it."""
-    counts = Counts()
+    counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as one, worker(redis_server.url, folder) as two:
         answers = [await (one, two)[x % 2].advance(step("a", x, seq=x + 1)) for x in range(10)]
 
@@ -200,7 +200,7 @@ async def test_an_answer_that_brings_a_new_model_into_use_leaves_the_batch_its_s
     tmp_path: Path, redis_server: Server
 ) -> None:
     """Models share the cache's memory, so the first use of another may empty it while a batch is on its way."""
-    folder, options = models(tmp_path, fold=fold, other=fold), EngineOptions(cache_bytes=12 * 400)
+    folder, options = write_models(tmp_path, fold=fold, other=fold), EngineOptions(cache_bytes=12 * 400)
     async with worker(redis_server.url, folder, options=options) as engine:
         for n in range(9):
             await engine.advance(step(f"s{n}", n, seq=1))
@@ -222,26 +222,27 @@ async def test_an_answer_that_brings_a_new_model_into_use_leaves_the_batch_its_s
 async def test_the_first_use_of_another_model_makes_nobody_read_from_the_store(
     tmp_path: Path, redis_server: Server
 ) -> None:
-    folder, options, counts = models(tmp_path, fold=fold, other=fold), EngineOptions(cache_bytes=24 * 400), Counts()
+    folder, options = write_models(tmp_path, fold=fold, other=fold), EngineOptions(cache_bytes=24 * 400)
+    counts = CountingObserver()
     async with worker(redis_server.url, folder, options=options, counts=counts) as engine:
         for seq in (1, 2):
             if seq == 2:
                 await engine.advance(step("x", 1, model="other", seq=1))
-                counts.asked.clear()
+                counts.store_ops.clear()
             for n in range(15):
                 await engine.advance(step(f"s{n}", n, seq=seq))
 
-    assert counts.asked == ["commit"] * 15
+    assert counts.store_ops == ["commit"] * 15
 
 
 async def test_a_lost_store_is_noticed_and_never_restarted_silently(folder: Path, redis_server: Server) -> None:
-    counts = Counts()
+    counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
         first = await engine.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
             client.flushall()
-        by_seq = await refusal(engine, step("a", 2, seq=2))
-        by_history = await refusal(engine, step("a", 2, after=first.state_id))
+        by_seq = await expect_error(engine, step("a", 2, seq=2))
+        by_history = await expect_error(engine, step("a", 2, after=first.state_id))
         again = await engine.advance(step("a", 1, seq=1))
 
     assert (by_seq.code, by_seq.expected, by_seq.retry) == ("stream_not_found", 1, "resend_from")
@@ -299,7 +300,7 @@ async def test_reset_with_a_history_needs_the_stream(folder: Path, redis_server:
 
 
 async def test_all_streams_of_one_tenant_and_model_are_reset(tmp_path: Path, redis_server: Server) -> None:
-    folder = models(tmp_path, fold=fold, other=fold)
+    folder = write_models(tmp_path, fold=fold, other=fold)
     async with worker(redis_server.url, folder) as engine:
         for tenant, model in (("default", "fold"), ("t2", "fold"), ("default", "other")):
             for n in range(30):
@@ -320,7 +321,7 @@ def forbid(server: Server, *rules: str) -> None:
         client.execute_command("ACL", "SETUSER", "default", *rules)
 
 
-async def reset_all_but(server: Server, engine: Engine, rules: Sequence[str]) -> tuple[ServiceError, list[int]]:
+async def reset_all_but(server: Server, engine: Engine, rules: Sequence[str]) -> tuple[ServiceError, list[int | None]]:
     """Reset ten streams of which some may not be written; return the refusal and where all stand then."""
     for n in range(10):
         await engine.advance(step(f"s{n}", n))
@@ -399,7 +400,7 @@ async def test_a_deleted_stream_is_gone(folder: Path, redis_server: Server) -> N
 async def test_an_unknown_model_is_refused_by_every_door(folder: Path, redis_server: Server) -> None:
     key = StreamKey("default", "nope", "a")
     async with worker(redis_server.url, folder) as engine:
-        errors = await all_of(
+        errors = await gather_results(
             engine.advance(step("a", 1, model="nope")),
             engine.reset(key),
             engine.delete(key),
@@ -415,7 +416,7 @@ async def test_an_unknown_model_is_refused_by_every_door(folder: Path, redis_ser
 
 
 async def test_a_state_that_is_not_finite_is_never_kept(tmp_path: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, models(tmp_path, nan=lambda: nan_at(3))) as engine:
+    async with worker(redis_server.url, write_models(tmp_path, nan=lambda: nan_at(3))) as engine:
 
         def one(stream: str, seq: int) -> Timestep:
             return Timestep(StreamKey("default", "nan", stream), (np.ones((1, 1), np.float32).tobytes(),), seq=seq)
@@ -423,7 +424,7 @@ async def test_a_state_that_is_not_finite_is_never_kept(tmp_path: Path, redis_se
         for seq in (1, 2):
             await engine.advance(one("poisoned", seq))
         await engine.advance(one("healthy", 1))
-        bad, good = await all_of(engine.advance(one("poisoned", 3)), engine.advance(one("healthy", 2)))
+        bad, good = await gather_results(engine.advance(one("poisoned", 3)), engine.advance(one("healthy", 2)))
         status = await engine.status(StreamKey("default", "nan", "poisoned"))
 
     assert (bad.code, bad.applied) == ("non_finite_state", "no")
@@ -453,13 +454,13 @@ async def test_an_input_that_the_model_cannot_run_on_fails_alone(tmp_path: Path,
             outputs=[{"name": "y", **tensor}],
         )
 
-    folder = models(tmp_path, vocabulary=vocabulary)  # type: ignore[arg-type]
+    folder = write_models(tmp_path, vocabulary=vocabulary)  # type: ignore[arg-type]
     async with worker(redis_server.url, folder) as engine:
         words = {"a": 1, "b": 99, "c": 3}
         found = dict(
             zip(
                 words,
-                await all_of(*(engine.advance(step(s, x, model="vocabulary")) for s, x in words.items())),
+                await gather_results(*(engine.advance(step(s, x, model="vocabulary")) for s, x in words.items())),
                 strict=True,
             )
         )
@@ -484,7 +485,7 @@ async def test_a_damaged_record_stops_its_own_stream_only(folder: Path, redis_se
                 raw[-1] ^= 1
                 client.set(name, bytes(raw) if damage == "flip" else bytes(raw[:-3]))
             stored = client.dump(name)
-        bad, good = await all_of(other.advance(step("a", 6)), other.advance(step("b", 6)))
+        bad, good = await gather_results(other.advance(step("a", 6)), other.advance(step("b", 6)))
         with redis_server.client() as client:
             assert client.dump(name) == stored, "left as it is"
         position = await other.reset(StreamKey("default", FOLD, "a"))
@@ -498,9 +499,9 @@ async def test_a_damaged_record_stops_its_own_stream_only(folder: Path, redis_se
 
 async def test_a_run_that_never_ends_is_ended(tmp_path: Path, redis_server: Server) -> None:
     options = EngineOptions(run_timeout_s=0.3)
-    async with worker(redis_server.url, models(tmp_path, slow=slow), options=options) as engine:
+    async with worker(redis_server.url, write_models(tmp_path, slow=slow), options=options) as engine:
         await engine.advance(step("a", 1, model="slow"))
-        hung = await refusal(engine, step("a", 10**12, model="slow"))
+        hung = await expect_error(engine, step("a", 10**12, model="slow"))
         after = await engine.advance(step("a", 2, model="slow"))
 
     assert (hung.code, hung.applied) == ("model_timeout", "no")
@@ -509,7 +510,7 @@ async def test_a_run_that_never_ends_is_ended(tmp_path: Path, redis_server: Serv
 
 async def test_a_full_queue_refuses_at_once(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder, options=EngineOptions(queue_limit=10)) as engine:
-        found = await all_of(*(engine.advance(step("a", x)) for x in range(30)))
+        found = await gather_results(*(engine.advance(step("a", x)) for x in range(30)))
 
     refused = [f for f in found if isinstance(f, ServiceError)]
     assert {e.code for e in refused} == {"overloaded"}
@@ -529,7 +530,7 @@ async def test_a_stream_stays_with_the_version_that_began_it(tmp_path: Path, red
         report = await engine.shelf.reload()
         old = await engine.advance(step("old", 6, seq=2))
         new = await engine.advance(step("new", 6))
-        explicit = await refusal(engine, step("old", 7, version=2))
+        explicit = await expect_error(engine, step("old", 7, version=2))
         versions = [(await engine.status(StreamKey("default", "fold", s))).version for s in ("old", "new")]
 
     assert report.loaded == ["fold/2"]
@@ -579,7 +580,7 @@ async def test_a_retry_whose_version_is_gone_is_told_that_it_was_applied(tmp_pat
     path.unlink()
     write_model(tmp_path, "fold", fold)
     async with worker(redis_server.url, tmp_path) as engine:
-        refused = [await refusal(engine, ask) for ask in (step("a", 5, seq=1), keyed)]
+        refused = [await expect_error(engine, ask) for ask in (step("a", 5, seq=1), keyed)]
         again = await engine.advance(primed)
 
     assert [(error.code, error.applied, error.step, error.expected) for error in refused] == [
@@ -599,7 +600,7 @@ async def test_a_damaged_entry_of_a_key_stops_its_own_request_only(
             raw = bytearray(client.get(name))
             raw[-1] ^= 1
             client.set(name, {"flip": bytes(raw), "cut": bytes(raw[:-3]), "foreign": b"short"}[damage])
-        bad, good, same_stream = await all_of(
+        bad, good, same_stream = await gather_results(
             engine.advance(step("a", 5, idempotency_key="k")),
             engine.advance(step("b", 5, idempotency_key="k")),
             engine.advance(step("a", 6, idempotency_key="k2")),
@@ -621,20 +622,20 @@ async def test_a_version_that_takes_other_inputs_is_not_fed_with_the_new_ones(
         write_model(tmp_path, "fold", total, version=2)
         await engine.shelf.reload()
         key = StreamKey("default", "fold", "old")
-        refused = await refusal(engine, Timestep(key, (np.ones((1, 2), np.float32).tobytes(),)))
+        refused = await expect_error(engine, Timestep(key, (np.ones((1, 2), np.float32).tobytes(),)))
 
     assert (refused.code, refused.step) == ("model_changed", 1)
 
 
 async def test_a_replaced_file_goes_on_serving_the_streams_it_began(tmp_path: Path, redis_server: Server) -> None:
-    models(tmp_path, fold=fold)
+    write_models(tmp_path, fold=fold)
     async with worker(redis_server.url, tmp_path) as engine:
         await engine.advance(step("old", 5))
-        models(tmp_path, fold=lambda: fold(factor=3))
+        write_models(tmp_path, fold=lambda: fold(factor=3))
         await engine.shelf.reload()
         old = await engine.advance(step("old", 6, seq=2))
     async with worker(redis_server.url, tmp_path) as restarted:
-        lost = await refusal(restarted, step("old", 7, seq=3))
+        lost = await expect_error(restarted, step("old", 7, seq=3))
 
     assert ys(old) == fold_reference([5, 6])[-1:]
     assert lost.code == "model_changed"
@@ -648,7 +649,7 @@ async def test_draining_finishes_what_was_taken_and_refuses_the_rest(folder: Pat
         taken = [asyncio.create_task(engine.advance(step(f"s{n}", n))) for n in range(40)]
         await asyncio.sleep(0)
         await engine.drain(5)
-        late = await refusal(engine, step("late", 1))
+        late = await expect_error(engine, step("late", 1))
         answers = await asyncio.gather(*taken)
 
     assert [answer.step for answer in answers] == [1] * 40
@@ -688,7 +689,7 @@ async def test_a_stream_lives_its_time_after_each_step_whoever_made_it(folder: P
 
 
 async def test_a_packed_record_is_no_larger_than_header_output_and_state(tmp_path: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, models(tmp_path, lstm=lambda: lstm(8, 64))) as engine:
+    async with worker(redis_server.url, write_models(tmp_path, lstm=lambda: lstm(8, 64))) as engine:
         await engine.advance(Timestep(StreamKey("default", "lstm", "a"), (np.zeros((1, 8), np.float32).tobytes(),)))
         model = engine.shelf.get("lstm").step_model
         with redis_server.client() as client:

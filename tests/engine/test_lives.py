@@ -1,4 +1,4 @@
-"""A timestep that begins a stream anew or ends it: one commit, exactly once under retry."""
+"""A timestep that starts or ends a stream: one commit, exactly once under retries."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from msgspec.structs import replace
 from service.engine.types import Life, StreamKey, Timestep
 from service.store.keys import last_words_key, record_key, snapshots_key
 from service.store.redis import StateStore
-from tests.engine.bench import Counts, all_of, chunk, models, refusal, step, worker, ys
-from tests.graphs import count, fold, fold_reference, lstm, nan_at, stateless
+from tests.engine.harness import CountingObserver, chunk, expect_error, gather_results, step, worker, ys
+from tests.graphs import count, fold, fold_reference, lstm, nan_at, stateless, write_models
 from tests.servers import Server
-from tests.store.clusters import pair
+from tests.store.clusters import primary_and_replica
 
 NAME = record_key("default", "fold", "a")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 def last(x: int, **more: Any) -> Timestep:
     return step("a", x, life="last", create="never", **more)
 
 
-# ---------------------------------------------------------------- beginning anew
+# ---------------------------------------------------------------- start
 
 
-async def test_a_stream_that_begins_anew_starts_from_the_initial_state(folder: Path, redis_server: Server) -> None:
+async def test_a_start_uses_the_initial_state(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         answers = [await engine.advance(step("a", x, life=life)) for x, life in ((1, "new"), (2, "on"), (3, "new"))]
 
@@ -41,35 +41,37 @@ async def test_a_stream_that_begins_anew_starts_from_the_initial_state(folder: P
     assert [(a.step, a.created) for a in answers] == [(1, True), (2, False), (1, False)]
 
 
-async def test_an_initial_state_that_is_not_zero_is_begun_with_again(tmp_path: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, models(tmp_path, count=lambda: count(start=7))) as engine:
+async def test_a_start_uses_an_initial_state_that_is_not_zero(tmp_path: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, write_models(tmp_path, count=lambda: count(start=7))) as engine:
         ask = Timestep(StreamKey("default", "count", "a"), (np.zeros((1, 1), np.float32).tobytes(),))
         answers = [await engine.advance(replace(ask, life=life)) for life in ("new", "on", "new")]
 
     assert [ys(a) for a in answers] == [[8], [9], [8]]
 
 
-async def test_a_new_life_is_another_history_though_its_inputs_are_the_same(folder: Path, redis_server: Server) -> None:
-    """So a late request of the first life, with `after`, finds nothing that it fits."""
+async def test_a_restart_has_another_history_though_its_inputs_are_the_same(folder: Path, redis_server: Server) -> None:
+    """So a late request of the previous incarnation, with `after`, is rejected."""
     async with worker(redis_server.url, folder) as engine:
         first = await engine.advance(step("a", 1, life="new"))
         again = await engine.advance(step("a", 1, life="new"))
-        late = await refusal(engine, step("a", 2, after=first.state_id))
+        late = await expect_error(engine, step("a", 2, after=first.state_id))
 
     assert ys(first) == ys(again)
     assert first.state_id != again.state_id
     assert late.code == "state_changed"
 
 
-async def test_a_retry_of_a_numbered_beginning_gets_its_first_answer(folder: Path, redis_server: Server) -> None:
+async def test_a_retried_start_with_seq_gets_its_first_answer(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         first = await one.advance(step("a", 1, seq=1, life="new"))
-        again = await all_of(*(engine.advance(step("a", 1, seq=1, life="new")) for engine in (one, two)))
+        again = await gather_results(*(engine.advance(step("a", 1, seq=1, life="new")) for engine in (one, two)))
 
     assert [(ys(a), a.step, a.state_id, a.replayed) for a in again] == [(ys(first), 1, first.state_id, True)] * 2
 
 
-async def test_a_late_retry_of_a_beginning_with_a_key_does_not_begin_again(folder: Path, redis_server: Server) -> None:
+async def test_a_late_retry_of_a_start_with_a_key_does_not_restart_the_stream(
+    folder: Path, redis_server: Server
+) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         first = await one.advance(step("a", 1, life="new", idempotency_key="k"))
         await two.advance(step("a", 2))
@@ -80,14 +82,14 @@ async def test_a_late_retry_of_a_beginning_with_a_key_does_not_begin_again(folde
     assert ys(onward) == fold_reference([1, 2, 3])[-1:]
 
 
-async def test_a_key_that_began_a_stream_is_no_key_for_going_on(folder: Path, redis_server: Server) -> None:
+async def test_the_key_of_a_start_cannot_be_used_for_a_continuation(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 1, life="new", idempotency_key="k"))
 
-        assert (await refusal(engine, step("a", 1, idempotency_key="k"))).code == "idempotency_key_reused"
+        assert (await expect_error(engine, step("a", 1, idempotency_key="k"))).code == "idempotency_key_reused"
 
 
-async def test_beginnings_at_the_same_time_leave_one_of_them(folder: Path, redis_server: Server) -> None:
+async def test_concurrent_starts_leave_one_of_them(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         answers = await asyncio.gather(*((one, two)[n % 2].advance(step("a", n, life="new")) for n in range(20)))
         onward = await one.advance(step("a", 5))
@@ -97,37 +99,39 @@ async def test_beginnings_at_the_same_time_leave_one_of_them(folder: Path, redis
     assert ys(onward) in [fold_reference([n, 5])[-1:] for n in range(20)]
 
 
-async def test_a_stream_of_another_model_version_begins_anew_with_this_one(
+async def test_a_start_moves_a_stream_of_another_model_version_to_the_current_one(
     tmp_path: Path, redis_server: Server
 ) -> None:
-    folder = models(tmp_path, m=lstm)
+    folder = write_models(tmp_path, m=lstm)
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(Timestep(StreamKey("default", "m", "a"), (np.zeros((1, 4), np.float32).tobytes(),)))
-        models(folder, m=fold)
+        write_models(folder, m=fold)
         await engine.shelf.reload()
         answers = [await engine.advance(step("a", x, model="m", life=life)) for x, life in ((1, "new"), (2, "on"))]
 
     assert [ys(a) for a in answers] == [[y] for y in fold_reference([1, 2])]
 
 
-async def test_a_beginning_that_the_model_cannot_take_leaves_the_stream(tmp_path: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, models(tmp_path, m=lambda: nan_at(1))) as engine:
+async def test_a_start_that_the_model_cannot_run_leaves_the_stream_unchanged(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, write_models(tmp_path, m=lambda: nan_at(1))) as engine:
         key = StreamKey("default", "m", "a")
-        refused = await refusal(engine, Timestep(key, (np.ones((1, 1), np.float32).tobytes(),), life="new"))
+        refused = await expect_error(engine, Timestep(key, (np.ones((1, 1), np.float32).tobytes(),), life="new"))
 
         assert refused.code == "non_finite_state"
-        assert (await refusal(engine, step("a", 1, model="m", create="never"))).code == "stream_not_found"
+        assert (await expect_error(engine, step("a", 1, model="m", create="never"))).code == "stream_not_found"
 
 
-# ---------------------------------------------------------------- ending
+# ---------------------------------------------------------------- end
 
 
-async def test_a_stream_is_forgotten_after_its_last_timestep(folder: Path, redis_server: Server) -> None:
+async def test_an_end_deletes_the_stream(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 1))
         end = await engine.advance(last(2))
         page = await engine.list_streams("default", "fold")
-        refused = await refusal(engine, step("a", 3, create="never"))
+        refused = await expect_error(engine, step("a", 3, create="never"))
 
     assert (ys(end), end.step) == (fold_reference([1, 2])[-1:], 2)
     assert page.streams == []
@@ -135,19 +139,17 @@ async def test_a_stream_is_forgotten_after_its_last_timestep(folder: Path, redis
 
 
 @pytest.mark.parametrize("named", [{"seq": 2}, {"idempotency_key": "k"}], ids=["by its number", "by its key"])
-async def test_a_retry_of_an_end_gets_its_first_answer(
-    folder: Path, redis_server: Server, named: dict[str, Any]
-) -> None:
+async def test_a_retried_end_gets_its_first_answer(folder: Path, redis_server: Server, named: dict[str, Any]) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await one.advance(step("a", 1))
         first = await one.advance(last(2, **named))
-        again = await all_of(*(engine.advance(last(2, **named)) for engine in (one, two)))
+        again = await gather_results(*(engine.advance(last(2, **named)) for engine in (one, two)))
 
     assert [(ys(a), a.step, a.state_id, a.replayed) for a in again] == [(ys(first), 2, first.state_id, True)] * 2
 
 
-async def test_a_retry_of_an_end_waits_for_a_replica_where_that_is_promised(folder: Path, short_path: Path) -> None:
-    with pair(short_path) as (primary, _, _, _):
+async def test_a_retried_end_waits_for_a_replica_if_durability_requires_it(folder: Path, short_path: Path) -> None:
+    with primary_and_replica(short_path) as (primary, _, _, _):
         async with worker(primary.url, folder, durability="replica") as engine:
             await engine.advance(step("a", 1))
             first = await engine.advance(last(2, seq=2))
@@ -158,7 +160,7 @@ async def test_a_retry_of_an_end_waits_for_a_replica_where_that_is_promised(fold
     assert [a.replayed for a in keyed] == [False, True]
 
 
-async def test_ends_at_the_same_time_are_one(folder: Path, redis_server: Server) -> None:
+async def test_concurrent_copies_of_an_end_are_applied_once(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await one.advance(step("a", 1))
         answers = await asyncio.gather(*((one, two)[n % 2].advance(last(2, seq=2)) for n in range(20)))
@@ -167,7 +169,9 @@ async def test_ends_at_the_same_time_are_one(folder: Path, redis_server: Server)
     assert sum(not a.replayed for a in answers) == 1
 
 
-async def test_whole_lives_of_one_key_at_the_same_time_are_one(folder: Path, redis_server: Server) -> None:
+async def test_concurrent_copies_of_a_single_timestep_stream_are_applied_once(
+    folder: Path, redis_server: Server
+) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         ask = step("a", 1, life="whole", idempotency_key="k")
         answers = await asyncio.gather(*((one, two)[n % 2].advance(ask) for n in range(20)))
@@ -176,15 +180,15 @@ async def test_whole_lives_of_one_key_at_the_same_time_are_one(folder: Path, red
     assert sum(not a.replayed for a in answers) == 1
 
 
-async def test_an_end_without_a_name_is_not_done_twice(folder: Path, redis_server: Server) -> None:
+async def test_an_end_without_seq_or_key_is_rejected_the_second_time(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 1))
         await engine.advance(last(2))
 
-        assert (await refusal(engine, last(2))).code == "stream_not_found"
+        assert (await expect_error(engine, last(2))).code == "stream_not_found"
 
 
-async def test_the_last_words_of_one_life_answer_nothing_in_the_next(folder: Path, redis_server: Server) -> None:
+async def test_the_end_of_one_incarnation_is_not_replayed_in_the_next(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         for x in (1, 5):
             await one.advance(step("a", x, life="new"))
@@ -193,22 +197,22 @@ async def test_the_last_words_of_one_life_answer_nothing_in_the_next(folder: Pat
             assert (ys(end), end.replayed) == (fold_reference([x, 2])[-1:], False)
 
 
-async def test_an_end_that_comes_late_into_the_next_life_is_refused(folder: Path, redis_server: Server) -> None:
+async def test_a_late_end_is_rejected_by_the_next_incarnation(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         for x, life in ((1, "new"), (2, "on")):
             await engine.advance(step("a", x, life=life))
         await engine.advance(last(3, seq=3))
         await engine.advance(step("a", 1, life="new"))
 
-        assert (await refusal(engine, last(3, seq=3))).code == "seq_gap"
+        assert (await expect_error(engine, last(3, seq=3))).code == "seq_gap"
         assert ys(await engine.advance(step("a", 2))) == fold_reference([1, 2])[-1:]
 
 
-async def test_an_end_whose_reply_was_lost_is_answered_and_not_done_again(
+async def test_an_end_whose_reply_was_lost_is_answered_and_not_applied_again(
     folder: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store has done it, and the worker asks again because it did not hear."""
-    counts = Counts()
+    """The store applied the commit, and the worker retries it because the reply did not arrive."""
+    counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
         await engine.advance(step("a", 1))
         commit = StateStore.commit
@@ -224,25 +228,25 @@ async def test_an_end_whose_reply_was_lost_is_answered_and_not_done_again(
     assert counts.regressed == 0
 
 
-async def test_what_others_did_meanwhile_is_what_an_end_follows(folder: Path, redis_server: Server) -> None:
+async def test_an_end_follows_the_steps_of_other_workers(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await one.advance(step("a", 1))
         await two.advance(step("a", 2))
         end = await one.advance(last(3))
-        refused = await refusal(two, step("a", 4, create="never"))
+        refused = await expect_error(two, step("a", 4, create="never"))
 
     assert ys(end) == fold_reference([1, 2, 3])[-1:]
     assert refused.code == "stream_not_found"
 
 
 @pytest.mark.parametrize("life", ["on", "whole"])
-async def test_a_whole_life_in_one_timestep_leaves_nothing(folder: Path, redis_server: Server, life: Life) -> None:
+async def test_a_single_timestep_stream_leaves_nothing(folder: Path, redis_server: Server, life: Life) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 9, life=life))
         answers = [await engine.advance(step("a", 1, seq=1, life="whole")) for _ in range(2)]
 
         assert [(ys(a), a.step) for a in answers] == [(fold_reference([1]), 1)] * 2
-        assert (await refusal(engine, step("a", 2, create="never"))).code == "stream_not_found"
+        assert (await expect_error(engine, step("a", 2, create="never"))).code == "stream_not_found"
 
 
 async def test_an_ended_stream_leaves_no_snapshots(folder: Path, redis_server: Server) -> None:
@@ -254,7 +258,7 @@ async def test_an_ended_stream_leaves_no_snapshots(folder: Path, redis_server: S
     assert redis_server.client().exists(snapshots_key(NAME)) == 0
 
 
-async def test_last_words_are_forgotten_in_their_time(folder: Path, redis_server: Server) -> None:
+async def test_the_replay_entry_of_an_end_expires(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder, idempotency_ttl_s=50) as engine:
         await engine.advance(step("a", 1))
         await engine.advance(last(2, seq=2))
@@ -263,7 +267,7 @@ async def test_last_words_are_forgotten_in_their_time(folder: Path, redis_server
     assert 40_000 < redis_server.client().pttl(last_words_key(NAME)) <= 50_000
 
 
-async def test_a_chunk_may_begin_or_end_a_stream(folder: Path, redis_server: Server) -> None:
+async def test_a_chunk_may_start_or_end_a_stream(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 9))
         begun = await engine.advance(chunk("a", [1, 2], life="new"))
@@ -272,12 +276,12 @@ async def test_a_chunk_may_begin_or_end_a_stream(folder: Path, redis_server: Ser
     assert [*ys(begun), *ys(ended)] == fold_reference([1, 2, 3, 4])
 
 
-# ---------------------------------------------------------------- of no stream
+# ---------------------------------------------------------------- stateless
 
 
-async def test_a_model_without_state_runs_timesteps_of_no_stream_together(tmp_path: Path, redis_server: Server) -> None:
-    counts = Counts()
-    async with worker(redis_server.url, models(tmp_path, double=stateless), counts=counts) as engine:
+async def test_timesteps_of_a_stateless_model_run_in_one_batch(tmp_path: Path, redis_server: Server) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, write_models(tmp_path, double=stateless), counts=counts) as engine:
         key = StreamKey("default", "double", "")
         rows = [Timestep(key, (np.array([[n, 1]], np.float32).tobytes(),), life="none") for n in range(50)]
         answers = await asyncio.gather(*map(engine.advance, rows))

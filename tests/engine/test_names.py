@@ -1,4 +1,4 @@
-"""What requests are called: the same for every retry, another for every other request."""
+"""Operation ids: equal for every retry of a request, different for every other request."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tests.graphs import two_inputs
 AFTER = b"a" * 16
 
 
-def names() -> RequestNames:
+def make_hasher() -> RequestNames:
     return RequestNames(two_inputs()[1])
 
 
-def op_id(by: RequestNames, *, stream: str = "s", a: Any = ((1, 2),), b: Any = (3,), **more: Any) -> bytes:
+def op_id(hasher: RequestNames, *, stream: str = "s", a: Any = ((1, 2),), b: Any = (3,), **more: Any) -> bytes:
     inputs = (np.array(a, np.int64).tobytes(), np.array(b, np.int32).tobytes())
     ask = Timestep(StreamKey("default", "m", stream), inputs, length=len(b), **more)
-    return by.of(ask)
+    return hasher.of(ask)
 
 
-def test_a_retry_has_the_same_name_in_every_process() -> None:
+def test_a_retry_has_the_same_operation_id_in_every_process() -> None:
     asks: list[dict[str, Any]] = [{"seq": 4}, {"after": AFTER}, {"seq": 4, "after": AFTER}, {"idempotency_key": "k"}]
 
     for ask in asks:
-        assert op_id(names(), **ask) == op_id(names(), **ask)
+        assert op_id(make_hasher(), **ask) == op_id(make_hasher(), **ask)
 
 
 def test_the_order_of_inputs_in_the_manifest_does_not_matter() -> None:
@@ -39,7 +39,7 @@ def test_the_order_of_inputs_in_the_manifest_does_not_matter() -> None:
     assert op_id(RequestNames(manifest), seq=1) == op_id(RequestNames(turned), seq=1)
 
 
-def test_different_requests_have_different_names() -> None:
+def test_different_requests_have_different_operation_ids() -> None:
     places: list[dict[str, Any]] = [
         {"seq": seq, "after": after, "idempotency_key": key}
         for seq, after, key in itertools.product((None, 1, 2), (None, AFTER, b"b" * 16), (None, "k", "l"))
@@ -52,14 +52,14 @@ def test_different_requests_have_different_names() -> None:
         {"a": ((1, 2), (1, 2)), "b": (3, 3)},
         {"a": ((1, 2), (3, 1)), "b": (3, 3)},
     ]
-    by = names()
+    hasher = make_hasher()
 
-    found = [op_id(by, **place, **value) for place in places for value in values]
+    found = [op_id(hasher, **place, **value) for place in places for value in values]
 
     assert len(set(found)) == len(found)
 
 
-def test_a_request_that_cannot_be_told_from_others_gets_a_name_of_its_own() -> None:
-    by = names()
+def test_a_request_without_a_name_gets_a_unique_operation_id() -> None:
+    hasher = make_hasher()
 
-    assert len({op_id(by), op_id(by), op_id(names())}) == 3
+    assert len({op_id(hasher), op_id(hasher), op_id(make_hasher())}) == 3

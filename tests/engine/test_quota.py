@@ -11,8 +11,8 @@ from service.engine.engine import EngineOptions
 from service.engine.tenants import StreamQuota
 from service.engine.types import StreamKey, Timestep
 from service.errors import ServiceError
-from tests.engine.bench import FOLD, Counts, all_of, models, refusal, step, worker
-from tests.graphs import fold, nan_at
+from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker
+from tests.graphs import fold, nan_at, write_models
 from tests.servers import Server
 
 
@@ -73,39 +73,39 @@ def test_a_stream_that_has_begun_makes_another_count_due() -> None:
 
 
 async def test_steps_that_the_model_refuses_take_no_room(tmp_path: Path, redis_server: Server) -> None:
-    folder = models(tmp_path, fold=fold, bad=lambda: nan_at(1))
+    folder = write_models(tmp_path, fold=fold, bad=lambda: nan_at(1))
     async with worker(redis_server.url, folder, options=limited(2)) as engine:
         for n in range(5):
             bad = Timestep(StreamKey("default", "bad", f"bad{n}"), (np.zeros((1, 1), np.float32).tobytes(),))
-            assert (await refusal(engine, bad)).code == "non_finite_state"
+            assert (await expect_error(engine, bad)).code == "non_finite_state"
 
         assert [(await engine.advance(step(name, 1))).created for name in "ab"] == [True] * 2
-        assert (await refusal(engine, step("c", 1))).code == "stream_quota"
+        assert (await expect_error(engine, step("c", 1))).code == "stream_quota"
 
 
 async def test_steps_that_the_store_refuses_take_no_room(tmp_path: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, models(tmp_path, fold=fold), options=limited(2)) as engine:
+    async with worker(redis_server.url, write_models(tmp_path, fold=fold), options=limited(2)) as engine:
         forbid_writes(redis_server)
         for n in range(5):
-            assert (await refusal(engine, step(f"s{n}", 1))).code == "store_unavailable"
+            assert (await expect_error(engine, step(f"s{n}", 1))).code == "store_unavailable"
         allow_writes(redis_server)
 
         assert [(await engine.advance(step(name, 1))).created for name in "ab"] == [True] * 2
-        assert (await refusal(engine, step("c", 1))).code == "stream_quota"
+        assert (await expect_error(engine, step("c", 1))).code == "stream_quota"
 
 
 async def test_a_step_that_finds_the_stream_begun_by_another_worker_takes_no_room(
     tmp_path: Path, redis_server: Server
 ) -> None:
     """Both find none and let it begin; the one that comes second is decided again on what is there then."""
-    folder, counts = models(tmp_path, fold=fold), Counts()
+    folder, counts = write_models(tmp_path, fold=fold), CountingObserver()
     async with (
         worker(redis_server.url, folder) as other,
         worker(redis_server.url, folder, options=limited(1), counts=counts) as here,
     ):
         while not counts.conflicted:
             await here.count_streams()
-            answers = await all_of(other.advance(step("a", 1)), here.advance(step("a", 2)))
+            answers = await gather_results(other.advance(step("a", 1)), here.advance(step("a", 2)))
             assert {answer.step for answer in answers} == {1, 2}
             await here.delete(StreamKey("default", FOLD, "a"))
 
@@ -113,7 +113,7 @@ async def test_a_step_that_finds_the_stream_begun_by_another_worker_takes_no_roo
 
 
 async def test_steps_that_end_a_stream_at_once_take_no_room(tmp_path: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, models(tmp_path, fold=fold), options=limited(1)) as engine:
+    async with worker(redis_server.url, write_models(tmp_path, fold=fold), options=limited(1)) as engine:
         for n in range(3):
             await engine.advance(step(f"s{n}", 1, life="whole"))
             await engine.advance(step(f"t{n}", 1, life="last"))
@@ -122,7 +122,7 @@ async def test_steps_that_end_a_stream_at_once_take_no_room(tmp_path: Path, redi
 
 
 async def test_many_streams_that_begin_at_once_are_counted_one_by_one(tmp_path: Path, redis_server: Server) -> None:
-    async with worker(redis_server.url, models(tmp_path, fold=fold), options=limited(3)) as engine:
-        answers = await all_of(*(engine.advance(step(f"s{n}", 1)) for n in range(8)))
+    async with worker(redis_server.url, write_models(tmp_path, fold=fold), options=limited(3)) as engine:
+        answers = await gather_results(*(engine.advance(step(f"s{n}", 1)) for n in range(8)))
 
     assert sorted(str(getattr(one, "code", "begun")) for one in answers) == ["begun"] * 3 + ["stream_quota"] * 5

@@ -1,4 +1,4 @@
-"""Committed rollouts on a real store: once, in one order with all else, by whichever worker."""
+"""Committed rollouts on a real store: once, in one order with the steps, through any worker."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import pytest
 from service.engine.types import RolledOut, RolloutAsk, StreamKey
 from service.errors import ServiceError
 from service.store.keys import record_key
-from tests.engine.bench import FOLD, all_of, models, step, worker, ys
-from tests.graphs import fold, fold_reference
+from tests.engine.harness import FOLD, gather_results, step, worker, ys
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
-def ask(stream: str, horizon: int, x: int | None = None, **more: object) -> RolloutAsk:
+def request(stream: str, horizon: int, x: int | None = None, **more: object) -> RolloutAsk:
     inputs = {} if x is None else {"x": np.array([x], np.int64)}
     feedback = {"x": "y"}
     return RolloutAsk(StreamKey("default", FOLD, stream), horizon, inputs, feedback=feedback, **more)  # type: ignore[arg-type]  # by name
 
 
-def rolled(found: RolledOut) -> list[int]:
+def predictions_of(found: RolledOut) -> list[int]:
     return [int(y) for y in found.outputs["y"][0, :, 0]]
 
 
 async def test_rollouts_and_steps_of_one_stream_have_one_order(folder: Path, redis_server: Server) -> None:
-    """Every answer follows the fold of what came before it, whoever wrote that; nothing is lost or doubled."""
-    done: dict[int, tuple[int, list[int]]] = {}  # by the last step: the first input, the predictions
+    """Each answer continues the fold from the previous one, whichever worker gave that; none is lost or doubled."""
+    done: dict[int, tuple[int, list[int]]] = {}  # by last step: the first input and the predictions
 
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
 
@@ -46,8 +46,8 @@ async def test_rollouts_and_steps_of_one_stream_have_one_order(folder: Path, red
         async def rolling(seed: int) -> None:
             for n in range(15):
                 x = seed * 1000 + n
-                answer = await (one, two)[n % 2].rollout(ask("a", 1 + n % 7, x, commit=True))
-                done[answer.step] = x, rolled(answer)
+                answer = await (one, two)[n % 2].rollout(request("a", 1 + n % 7, x, commit=True))
+                done[answer.step] = x, predictions_of(answer)
 
         await asyncio.gather(stepping(1), stepping(2), rolling(3), rolling(4))
         status = await one.status(StreamKey("default", FOLD, "a"))
@@ -63,40 +63,40 @@ async def test_rollouts_and_steps_of_one_stream_have_one_order(folder: Path, red
     assert status.step == len(xs) == 120 + 2 * sum(1 + n % 7 for n in range(15))
 
 
-async def test_of_many_equal_rollouts_at_once_one_is_committed(folder: Path, redis_server: Server) -> None:
+async def test_of_many_equal_concurrent_rollouts_one_is_committed(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await one.advance(step("a", 1))
         for more in ({"seq": 2}, {"idempotency_key": "k"}):
             found = await asyncio.gather(
-                *((one, two)[n % 2].rollout(ask("a", 5, 7, commit=True, **more)) for n in range(20))
+                *((one, two)[n % 2].rollout(request("a", 5, 7, commit=True, **more)) for n in range(20))
             )
-            assert len({(f.step, f.state_id, tuple(rolled(f))) for f in found}) == 1
+            assert len({(f.step, f.state_id, tuple(predictions_of(f))) for f in found}) == 1
             assert sum(not f.replayed for f in found) == 1
         status = await one.status(StreamKey("default", FOLD, "a"))
 
     assert status.step == 11
 
 
-async def test_a_rollout_is_begun_by_a_stream_that_is_missing_and_by_none_that_is_corrupt(
-    folder: Path, redis_server: Server
-) -> None:
+async def test_a_rollout_creates_a_missing_stream_and_rejects_a_corrupt_one(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        made = await engine.rollout(ask("new", 2, 7, commit=True))
+        made = await engine.rollout(request("new", 2, 7, commit=True))
         with redis_server.client() as client:
             client.set(record_key("default", FOLD, "bad"), b"no record of ours")
-        refused = await all_of(engine.rollout(ask("bad", 2, 7, commit=True)), engine.rollout(ask("bad", 2)))
+        refused = await gather_results(
+            engine.rollout(request("bad", 2, 7, commit=True)), engine.rollout(request("bad", 2))
+        )
 
-    assert (made.created, made.step, rolled(made)) == (True, 2, fold_reference([7, fold_reference([7])[0]]))
+    assert (made.created, made.step, predictions_of(made)) == (True, 2, fold_reference([7, fold_reference([7])[0]]))
     assert [error.code for error in refused] == ["state_corrupt"] * 2
 
 
-async def test_a_drain_waits_for_rollouts_and_takes_no_new_ones(folder: Path, redis_server: Server) -> None:
+async def test_a_drain_waits_for_running_rollouts_and_rejects_new_ones(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        going = asyncio.create_task(engine.rollout(ask("a", 2000, 1, commit=True)))
+        going = asyncio.create_task(engine.rollout(request("a", 2000, 1, commit=True)))
         await asyncio.sleep(0)
         await engine.drain(30)
         with pytest.raises(ServiceError) as refused:
-            await engine.rollout(ask("b", 1, 1))
+            await engine.rollout(request("b", 1, 1))
 
     assert going.done()
     assert (await going).step == 2000

@@ -1,4 +1,4 @@
-"""Drawing: as probable as it is said, the same by seed, whatever is drawn beside it."""
+"""Sampling: with the given probabilities, reproducible by seed, independent of what else is sampled."""
 
 from __future__ import annotations
 
@@ -24,50 +24,50 @@ HOWS = st.builds(
 NUMBERS = st.floats(0, 1, exclude_max=True)
 
 
-def one(weights: Any, number: float, how: Draw) -> int:
+def draw_one(weights: Any, number: float, how: Draw) -> int:
     return int(draw(np.asarray(weights)[None], np.array([number]), how)[0])
 
 
 @given(st.lists(WEIGHTS, min_size=1, max_size=5), NUMBERS, HOWS)
-def test_a_row_is_drawn_alike_alone_and_among_others(rows: list[Array], number: float, how: Draw) -> None:
+def test_a_row_is_drawn_the_same_alone_and_in_a_batch(rows: list[Array], number: float, how: Draw) -> None:
     together = draw(np.stack(rows), np.full(len(rows), number), how)
 
-    assert together.tolist() == [one(row, number, how) for row in rows]
+    assert together.tolist() == [draw_one(row, number, how) for row in rows]
 
 
 @given(WEIGHTS, NUMBERS, HOWS)
-def test_what_has_no_chance_is_never_drawn(weights: Array, number: float, how: Draw) -> None:
-    assert weights[one(weights, number, how)] > 0
+def test_an_outcome_of_probability_0_is_never_drawn(weights: Array, number: float, how: Draw) -> None:
+    assert weights[draw_one(weights, number, how)] > 0
 
 
 @given(WEIGHTS, NUMBERS, st.integers(1, 6))
-def test_of_the_top_k_nothing_less_probable_is_drawn(weights: Array, number: float, k: int) -> None:
-    drawn = one(weights, number, Draw(top_k=k))
+def test_only_the_top_k_outcomes_are_drawn(weights: Array, number: float, k: int) -> None:
+    drawn = draw_one(weights, number, Draw(top_k=k))
 
     assert weights[drawn] >= np.sort(weights)[-k]
 
 
 @given(WEIGHTS, NUMBERS, st.floats(0.01, 1.0))
-def test_what_is_more_probable_than_the_top_p_needs_is_never_passed_over(
-    weights: Array, number: float, p: float
-) -> None:
-    drawn = one(weights, number, Draw(top_p=p))
+def test_only_the_top_p_outcomes_are_drawn(weights: Array, number: float, p: float) -> None:
+    drawn = draw_one(weights, number, Draw(top_p=p))
     more_probable = weights[weights > weights[drawn]].astype(np.float64).sum()
 
     assert more_probable <= p * weights.astype(np.float64).sum() * (1 + 1e-6)
 
 
 @given(WEIGHTS, NUMBERS)
-def test_at_temperature_0_the_most_probable_is_drawn(weights: Array, number: float) -> None:
-    assert one(weights, number, Draw(temperature=0)) == weights.argmax() == one(weights, number, Draw(top_k=1))
+def test_temperature_0_draws_the_most_probable_outcome(weights: Array, number: float) -> None:
+    assert (
+        draw_one(weights, number, Draw(temperature=0)) == weights.argmax() == draw_one(weights, number, Draw(top_k=1))
+    )
 
 
 @given(WEIGHTS, NUMBERS, st.sampled_from([0.5, 1.0, 2.0]))
-def test_logarithms_draw_as_their_probabilities_do(weights: Array, number: float, temperature: float) -> None:
+def test_logits_draw_the_same_as_their_probabilities(weights: Array, number: float, temperature: float) -> None:
     with np.errstate(divide="ignore"):
         logits = np.log(weights.astype(np.float64)) + 3
 
-    assert one(logits, number, Draw(temperature, logits=True)) == one(weights, number, Draw(temperature))
+    assert draw_one(logits, number, Draw(temperature, logits=True)) == draw_one(weights, number, Draw(temperature))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_logarithms_draw_as_their_probabilities_do(weights: Array, number: float
         (Draw(top_p=0.4), [0, 0, 0, 1]),
     ],
 )
-def test_draws_are_as_probable_as_they_should_be(how: Draw, expected: list[float]) -> None:
+def test_outcomes_are_drawn_with_their_probabilities(how: Draw, expected: list[float]) -> None:
     weights = np.tile(np.array([[0.1, 0.2, 0.3, 0.4]]), (20_000, 1))
     drawn = draw(weights, uniforms(7, 0, 0, len(weights)), how)
 
@@ -88,13 +88,15 @@ def test_draws_are_as_probable_as_they_should_be(how: Draw, expected: list[float
 
 
 @pytest.mark.parametrize("weights", [[0.5, -0.1], [0.0, 0.0]])
-def test_what_are_no_probabilities_are_refused(weights: list[float]) -> None:
+def test_weights_that_are_not_probabilities_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="probabilities"):
-        one(weights, 0.5, Draw())
+        draw_one(weights, 0.5, Draw())
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 300), st.integers(0, 3), st.integers(1, 40), st.integers(1, 40))
-def test_numbers_are_known_by_seed_sample_and_series(seed: int, sample: int, series: int, few: int, many: int) -> None:
+def test_random_numbers_depend_on_seed_sample_and_series_alone(
+    seed: int, sample: int, series: int, few: int, many: int
+) -> None:
     numbers = uniforms(seed, sample, series, few + many)
 
     assert uniforms(seed, sample, series, few).tolist() == numbers[:few].tolist()
@@ -103,12 +105,12 @@ def test_numbers_are_known_by_seed_sample_and_series(seed: int, sample: int, ser
     assert 0 <= numbers.min() <= numbers.max() < 1
 
 
-def test_numbers_stay_what_they_are() -> None:
-    """What a seed gives is told to people: it must not change with a release."""
+def test_random_numbers_do_not_change_between_releases() -> None:
+    """Results are documented as reproducible by their seed."""
     assert uniforms(7, 1, 2, 3).tolist() == [0.8954189979360949, 0.7310251272314244, 0.09275352988795904]
 
 
-def test_normal_numbers_are_normal() -> None:
+def test_normal_numbers_are_normally_distributed() -> None:
     first, second = uniforms(1, 0, 0, 40_000).reshape(2, -1)
     found = normals(first, second)
 

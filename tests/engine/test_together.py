@@ -1,4 +1,4 @@
-"""Timesteps in columns: the same answers as one by one, whatever is the matter with one of them."""
+"""Bulk requests in columns: the same answers as row by row, also when some rows fail."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import redis
 from service.engine.engine import Engine, EngineOptions
 from service.engine.types import Prediction, StreamKey, Timestep
 from service.errors import ServiceError
-from tests.engine.bench import Counts, all_of, models, move_together, step, worker, ys
-from tests.graphs import fold, fold_reference, nan_at
+from tests.engine.harness import CountingObserver, gather_results, step, submit_bulk, worker, ys
+from tests.graphs import fold, fold_reference, nan_at, write_models
 from tests.servers import Server
 
 MANY = [f"s{n}" for n in range(40)]
@@ -23,25 +23,27 @@ MANY = [f"s{n}" for n in range(40)]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
-async def begin(engine: Engine) -> dict[str, bytes]:
-    """Bring every stream to step 1, and return their state ids."""
+async def start_streams(engine: Engine) -> dict[str, bytes]:
+    """Bring every stream to step 1 and return their state ids."""
     found = [await engine.advance(step(name, at, seq=1)) for at, name in enumerate(MANY)]
     return {name: one.state_id for name, one in zip(MANY, found, strict=True)}
 
 
-async def columns(engine: Engine, rows: dict[str, tuple[list[int], int]], **more: Any) -> dict[str, Prediction]:
-    """Move streams in columns, and demand that all were moved."""
-    found = await move_together(engine, rows, **more)
+async def bulk_predictions(
+    engine: Engine, rows: dict[str, tuple[list[int], int]], **more: Any
+) -> dict[str, Prediction]:
+    """Submit a bulk request and assert that every row was applied."""
+    found = await submit_bulk(engine, rows, **more)
     assert found is not None
     assert not [one for one in found.values() if isinstance(one, ServiceError)]
     return {name: one for name, one in found.items() if isinstance(one, Prediction)}
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_any_mixture_of_doors_and_workers_folds_every_stream(
+async def test_any_mix_of_transports_and_workers_folds_every_stream(
     folder: Path, redis_server: Server, seed: int
 ) -> None:
     rng, sent = random.Random(seed), {name: list[int]() for name in MANY}
@@ -50,7 +52,7 @@ async def test_any_mixture_of_doors_and_workers_folds_every_stream(
             engine, length, names = rng.choice((one, two)), rng.choice((1, 1, 3)), rng.sample(MANY, rng.randint(16, 40))
             rows = {name: ([rng.randrange(1000) for _ in range(length)], len(sent[name]) + 1) for name in names}
             if rng.random() < 0.5 or length > 1:
-                answers = await columns(engine, rows)
+                answers = await bulk_predictions(engine, rows)
             else:
                 found = await asyncio.gather(*(engine.advance(step(n, xs[0], seq=q)) for n, (xs, q) in rows.items()))
                 answers = dict(zip(rows, found, strict=True))
@@ -58,31 +60,31 @@ async def test_any_mixture_of_doors_and_workers_folds_every_stream(
                 sent[name] += xs
             wanted = {name: (fold_reference(sent[name])[-length:], len(sent[name])) for name in names}
             assert {name: (ys(one), one.step) for name, one in answers.items()} == wanted
-            if rng.random() < 0.5:  # a retry, by whichever door and worker
-                again = await columns(rng.choice((one, two)), rows)
+            if rng.random() < 0.5:  # a retry, over either transport, on either worker
+                again = await bulk_predictions(rng.choice((one, two)), rows)
                 assert {name: one.state_id for name, one in again.items()} == {
                     name: one.state_id for name, one in answers.items()
                 }
                 assert all(one.replayed for one in again.values())
 
 
-async def test_the_same_columns_at_two_workers_move_each_stream_once(folder: Path, redis_server: Server) -> None:
+async def test_the_same_bulk_request_on_two_workers_is_applied_once(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await begin(one)
+        await start_streams(one)
         for seq in range(2, 12):
             rows = {name: ([seq], seq) for name in MANY}
-            first, second = await asyncio.gather(columns(one, rows), columns(two, rows))
+            first, second = await asyncio.gather(bulk_predictions(one, rows), bulk_predictions(two, rows))
             assert {n: (one.state_id, ys(one)) for n, one in first.items()} == {
                 n: (one.state_id, ys(one)) for n, one in second.items()
             }
             assert all(first[name].replayed is not second[name].replayed for name in MANY)
 
 
-async def test_a_stream_that_another_worker_moved_is_refused_alone(folder: Path, redis_server: Server) -> None:
+async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await begin(one)
+        await start_streams(one)
         await two.advance(step("s7", 9, seq=2))
-        found = await move_together(one, {name: ([5], 2) for name in MANY})
+        found = await submit_bulk(one, {name: ([5], 2) for name in MANY})
 
     assert found is not None
     refused = {name: one for name, one in found.items() if isinstance(one, ServiceError)}
@@ -96,61 +98,59 @@ async def test_a_stream_that_another_worker_moved_is_refused_alone(folder: Path,
 
 
 @pytest.mark.parametrize("known", [0, 20, 40])
-async def test_what_a_worker_does_not_know_is_read_for_all_at_once(
+async def test_records_missing_from_the_cache_are_loaded_in_one_batch(
     folder: Path, redis_server: Server, known: int
 ) -> None:
-    """Some it never heard of, some another worker moved on since."""
-    counts = Counts()
+    """Some were never cached; others are stale, since another worker stepped their streams."""
+    counts = CountingObserver()
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder, counts=counts) as two:
-        await begin(one)
+        await start_streams(one)
         if known:
             await asyncio.gather(*(two.advance(step(name, 1, seq=2)) for name in MANY[:known]))
             await asyncio.gather(*(one.advance(step(name, 1, seq=2)) for name in MANY[known:]))
-            await columns(one, {name: ([2], 3) for name in MANY})
+            await bulk_predictions(one, {name: ([2], 3) for name in MANY})
         seq = 4 if known else 2
-        counts.asked.clear()
+        counts.store_ops.clear()
         counts.batches.clear()
-        answers = await columns(two, {name: ([7], seq) for name in MANY})
+        answers = await bulk_predictions(two, {name: ([7], seq) for name in MANY})
 
     sent = [1, 2, 7] if known else [7]
     assert {n: ys(one) for n, one in answers.items()} == {
         name: fold_reference([at, *sent])[-1:] for at, name in enumerate(MANY)
     }
-    assert (counts.asked, counts.batches, counts.conflicted) == (["load", "commit"], [40], 0)
+    assert (counts.store_ops, counts.batches, counts.conflicted) == (["load", "commit"], [40], 0)
 
 
-async def test_a_broken_record_stops_its_own_stream_alone(folder: Path, redis_server: Server) -> None:
+async def test_a_corrupt_record_fails_its_own_row_only(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await begin(one)
+        await start_streams(one)
         name = StreamKey("default", "fold", MANY[3]).name
         with redis.Redis.from_url(redis_server.url) as client:
             record = client.get(name)
             assert isinstance(record, bytes)
             client.set(name, record[:-1] + bytes([record[-1] ^ 1]))
-        found = await move_together(two, {stream: ([7], 2) for stream in MANY})
+        found = await submit_bulk(two, {stream: ([7], 2) for stream in MANY})
 
     assert found is not None
     failed = {stream: one.code for stream, one in found.items() if isinstance(one, ServiceError)}
     assert failed == {MANY[3]: "state_corrupt"}
 
 
-async def test_after_is_held_against_each_stream(folder: Path, redis_server: Server) -> None:
+async def test_after_is_checked_for_each_row(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        ids = await begin(engine)
-        moved = await columns(engine, {name: ([3], 2) for name in MANY}, afters=list(ids.values()))
+        ids = await start_streams(engine)
+        moved = await bulk_predictions(engine, {name: ([3], 2) for name in MANY}, afters=list(ids.values()))
         afters = [b"?" * 16 if name == "s3" else one.state_id for name, one in moved.items()]
-        found = await move_together(engine, {name: ([4], 3) for name in MANY}, afters=afters)
+        found = await submit_bulk(engine, {name: ([4], 3) for name in MANY}, afters=afters)
 
     assert found is not None
     codes = {name: one.code for name, one in found.items() if isinstance(one, ServiceError)}
     assert codes == {"s3": "state_changed"}
 
 
-async def test_what_is_made_of_one_stream_alone_is_not_held_against_the_others(
-    tmp_path: Path, redis_server: Server
-) -> None:
-    counts = Counts()
-    async with worker(redis_server.url, models(tmp_path, nan=lambda: nan_at(3)), counts=counts) as engine:
+async def test_a_row_whose_state_is_not_finite_does_not_affect_the_others(tmp_path: Path, redis_server: Server) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, write_models(tmp_path, nan=lambda: nan_at(3)), counts=counts) as engine:
 
         def ask(name: str, seq: int) -> Timestep:
             return Timestep(StreamKey("default", "nan", name), (np.ones(1, np.float32).tobytes(),), seq=seq)
@@ -161,20 +161,22 @@ async def test_what_is_made_of_one_stream_alone_is_not_held_against_the_others(
             await engine.advance(ask(name, 1))
         asked = [ask("far", 3), *(ask(name, 2) for name in MANY)]
         counts.batches.clear()
-        far, *others = await all_of(*(engine.advance(one) for one in asked))
+        far, *others = await gather_results(*(engine.advance(one) for one in asked))
 
     assert isinstance(far, ServiceError)
     assert (far.code, far.applied) == ("non_finite_state", "no")
-    assert counts.batches == [41], "what was run well is not run again"
+    assert counts.batches == [41], "rows that succeeded are not run again"
     assert [(one.step, float(one.outputs["y"][0, 0])) for one in others] == [(2, 2.0)] * len(MANY)
 
 
-async def test_the_longer_the_columns_the_more_runs_but_one_commit_each(folder: Path, redis_server: Server) -> None:
-    counts = Counts()
+async def test_a_bulk_of_chunks_runs_the_model_once_per_timestep_and_commits_once(
+    folder: Path, redis_server: Server
+) -> None:
+    counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
-        await begin(engine)
+        await start_streams(engine)
         counts.batches.clear()
-        await columns(engine, {name: ([1, 2, 3], 2) for name in MANY})
+        await bulk_predictions(engine, {name: ([1, 2, 3], 2) for name in MANY})
         await asyncio.gather(*(engine.advance(step(name, 1, seq=5)) for name in MANY))
 
     assert counts.batches == [40, 40]
@@ -190,24 +192,28 @@ async def test_the_longer_the_columns_the_more_runs_but_one_commit_each(folder: 
     ],
     ids=lambda more: next(iter(more)),
 )
-async def test_unusual_columns_go_one_by_one(folder: Path, redis_server: Server, more: dict[str, Any]) -> None:
+async def test_unusual_bulk_requests_are_processed_row_by_row(
+    folder: Path, redis_server: Server, more: dict[str, Any]
+) -> None:
     async with worker(redis_server.url, folder) as engine:
-        assert await move_together(engine, {name: ([1], 1) for name in MANY}, **more) is None
+        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY}, **more) is None
 
 
-async def test_too_few_columns_or_too_many_go_one_by_one(folder: Path, redis_server: Server) -> None:
+async def test_bulk_requests_that_are_too_small_or_too_large_are_processed_row_by_row(
+    folder: Path, redis_server: Server
+) -> None:
     async with worker(redis_server.url, folder, options=EngineOptions(max_batch_size=39)) as engine:
-        assert await move_together(engine, {name: ([1], 1) for name in MANY}) is None
-        assert await move_together(engine, {name: ([1], 1) for name in MANY[:15]}) is None
-        assert await move_together(engine, {name: ([1], 1) for name in MANY[:16]}) is not None
+        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY}) is None
+        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY[:15]}) is None
+        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY[:16]}) is not None
 
 
 @pytest.mark.parametrize(("most", "parts"), [(256, [160, 96]), (100, [100, 100, 56])])
-async def test_many_that_come_one_by_one_go_in_parts(
+async def test_many_single_steps_are_split_into_batches(
     folder: Path, redis_server: Server, most: int, parts: list[int]
 ) -> None:
-    """The one is run while the store commits the other; never more rows than asked for, either."""
-    counts = Counts()
+    """One batch runs while the store commits the other; no batch exceeds `max_batch_size`."""
+    counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts, options=EngineOptions(max_batch_size=most)) as engine:
         for seq in (1, 2):
             asked = (engine.advance(step(f"s{n}", n, seq=seq)) for n in range(256))
@@ -217,23 +223,23 @@ async def test_many_that_come_one_by_one_go_in_parts(
     assert sorted(counts.batches) == sorted(parts * 2)
 
 
-async def test_columns_behind_a_timestep_of_one_of_their_streams_wait_for_it(
+async def test_a_bulk_request_waits_for_an_earlier_step_of_one_of_its_streams(
     folder: Path, redis_server: Server
 ) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await begin(engine)
+        await start_streams(engine)
         first = asyncio.create_task(engine.advance(step("s5", 7, seq=2)))
         await asyncio.sleep(0)
-        assert await move_together(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY}) is None
+        assert await submit_bulk(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY}) is None
         await first
-        after = await columns(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY})
+        after = await bulk_predictions(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY})
 
     assert ys(after["s5"]) == fold_reference([5, 7, 8])[-1:]
 
 
-async def test_what_answers_one_of_them_cannot_hurt_the_others(folder: Path, redis_server: Server) -> None:
+async def test_a_reply_callback_that_raises_does_not_affect_the_others(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await begin(engine)
+        await start_streams(engine)
         answers: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in MANY]
 
         def broken(_: Any) -> None:
@@ -246,13 +252,11 @@ async def test_what_answers_one_of_them_cannot_hurt_the_others(folder: Path, red
     assert [one.step for one in found] == [2] * 39
 
 
-async def test_a_tenant_beyond_its_rate_gets_as_many_of_its_columns_as_it_may(
-    folder: Path, redis_server: Server
-) -> None:
+async def test_a_rejected_bulk_request_costs_the_tenant_no_rate(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder, options=EngineOptions(tenant_rate=50)) as engine:
-        await columns(engine, {name: ([1], 1) for name in MANY})
-        assert await move_together(engine, {name: ([1], 2) for name in MANY}) is None
-        found = await all_of(*(engine.advance(step(name, 1, seq=2)) for name in MANY))
+        await bulk_predictions(engine, {name: ([1], 1) for name in MANY})
+        assert await submit_bulk(engine, {name: ([1], 2) for name in MANY}) is None
+        found = await gather_results(*(engine.advance(step(name, 1, seq=2)) for name in MANY))
 
     moved = [one for one in found if isinstance(one, Prediction)]
-    assert 10 <= len(moved) < len(MANY), "what the refused columns asked for was not taken from the tenant"
+    assert 10 <= len(moved) < len(MANY), "the rejected bulk request took tokens of the tenant"

@@ -1,4 +1,4 @@
-"""Watchers see what any worker commits, complete and in order; slow ones lose the oldest and are told."""
+"""Subscribers receive what any worker commits, in order; slow ones lose the oldest events and receive a gap."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from service.engine.engine import Engine, EngineOptions
 from service.engine.events import Event, Packed
 from service.engine.types import StreamKey
 from service.engine.watcher import QUEUE_BYTES, Gap, Watcher
-from tests.engine.bench import chunk, models, step, worker
-from tests.graphs import fold
+from tests.engine.harness import chunk, step, worker
+from tests.graphs import fold, write_models
 from tests.servers import Server
 
 A = StreamKey("default", "fold", "a")
@@ -25,19 +25,19 @@ ONE = Want("default", "fold", "a")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 @contextlib.asynccontextmanager
-async def telling(url: str, folder: Path, *, history: int = 0, **more: Any) -> AsyncIterator[Engine]:
-    """A worker that serves watchers."""
+async def watch_engine(url: str, folder: Path, *, history: int = 0, **more: Any) -> AsyncIterator[Engine]:
+    """Run an engine that publishes commits to subscribers."""
     async with worker(url, folder, options=EngineOptions(history={"fold": history}), **more) as engine:
         await engine.start()
         yield engine
 
 
 @contextlib.asynccontextmanager
-async def watching(engine: Engine, *wants: Want, since: int | None = None) -> AsyncIterator[Watcher]:
+async def subscribed(engine: Engine, *wants: Want, since: int | None = None) -> AsyncIterator[Watcher]:
     watcher = Watcher(wants, inputs=True, since=None if since is None else {A: since})
     await engine.watchers.add(watcher)
     try:
@@ -46,8 +46,8 @@ async def watching(engine: Engine, *wants: Want, since: int | None = None) -> As
         engine.watchers.remove(watcher)
 
 
-async def told(watcher: Watcher, n: int) -> list[Any]:
-    """The next n things that it is told: `(stream, step)`, or a gap as its length."""
+async def received(watcher: Watcher, n: int) -> list[Any]:
+    """Return the next n items: `(stream, step)` for an event, the number of timesteps for a gap."""
     found: list[Any] = []
     while len(found) < n:
         news = await watcher.take()
@@ -55,8 +55,8 @@ async def told(watcher: Watcher, n: int) -> list[Any]:
     return found
 
 
-async def events(watcher: Watcher, n: int) -> list[Event]:
-    """The next n events that it is told."""
+async def received_events(watcher: Watcher, n: int) -> list[Event]:
+    """Return the next n events."""
     found: list[Event] = []
     while len(found) < n:
         found += [news for news in await watcher.take() if isinstance(news, Event)]
@@ -68,7 +68,7 @@ def steps(numbers: Sequence[int]) -> list[tuple[str, int]]:
 
 
 def values(tensors: Mapping[str, Packed]) -> Any:
-    """The only tensor of some, as lists."""
+    """Return the only tensor, as lists."""
     [packed] = tensors.values()
     return packed.array().tolist()
 
@@ -78,37 +78,37 @@ async def advance(engine: Engine, n: int, stream: str = "a") -> None:
         await engine.advance(step(stream, x))
 
 
-async def test_a_watcher_sees_the_commits_of_another_worker(folder: Path, redis_server: Server) -> None:
+async def test_a_subscriber_receives_the_commits_of_another_worker(folder: Path, redis_server: Server) -> None:
     async with (
-        telling(redis_server.url, folder) as here,
-        telling(redis_server.url, folder) as there,
-        watching(here, ONE) as watcher,
+        watch_engine(redis_server.url, folder) as here,
+        watch_engine(redis_server.url, folder) as there,
+        subscribed(here, ONE) as watcher,
     ):
         for x in range(100):
             await there.advance(step("a", x))
             await there.advance(step("unwatched", x))
         await here.advance(step("a", 100))
 
-        assert await told(watcher, 101) == steps(range(1, 102))
+        assert await received(watcher, 101) == steps(range(1, 102))
 
 
-async def test_a_stream_stepped_by_two_workers_in_turn_is_told_in_order(folder: Path, redis_server: Server) -> None:
+async def test_commits_of_two_workers_arrive_in_order(folder: Path, redis_server: Server) -> None:
     async with (
-        telling(redis_server.url, folder) as here,
-        telling(redis_server.url, folder) as there,
-        watching(here, ONE) as watcher,
+        watch_engine(redis_server.url, folder) as here,
+        watch_engine(redis_server.url, folder) as there,
+        subscribed(here, ONE) as watcher,
     ):
         for x in range(100):
             await (here, there)[x % 2].advance(step("a", x))
 
-        assert await told(watcher, 100) == steps(range(1, 101))
+        assert await received(watcher, 100) == steps(range(1, 101))
 
 
 async def test_an_event_has_the_inputs_and_the_predictions(folder: Path, redis_server: Server) -> None:
-    async with telling(redis_server.url, folder) as engine, watching(engine, ONE) as watcher:
+    async with watch_engine(redis_server.url, folder) as engine, subscribed(engine, ONE) as watcher:
         first = await engine.advance(step("a", 7))
         second = await engine.advance(chunk("a", [8, 9]))
-        one, two = await events(watcher, 2)
+        one, two = await received_events(watcher, 2)
 
         assert (one.state_id, values(one.inputs), values(two.inputs)) == (first.state_id, [7], [[8], [9]])
         assert values(one.outputs) == first.outputs["y"][0].tolist()
@@ -123,52 +123,54 @@ class NeverHashed(bytes):
 
 async def test_events_are_told_from_marks_by_their_topic(folder: Path, redis_server: Server) -> None:
     event = Event(*A, 3, 1, b"i" * 16, {}, {})
-    async with telling(redis_server.url, folder) as engine, watching(engine, ONE) as watcher:
+    async with watch_engine(redis_server.url, folder) as engine, subscribed(engine, ONE) as watcher:
         engine.watchers.hear(ONE.topic, NeverHashed(event.encode()))
 
-        assert await told(watcher, 1) == steps([3])
+        assert await received(watcher, 1) == steps([3])
 
 
-async def test_prefix_and_whole_model_are_followed(folder: Path, redis_server: Server) -> None:
+async def test_a_prefix_and_a_whole_model_can_be_followed(folder: Path, redis_server: Server) -> None:
     async with (
-        telling(redis_server.url, folder) as engine,
-        watching(engine, Want("default", "fold", None, "pump-")) as pumps,
-        watching(engine, Want("default", "fold")) as everything,
-        watching(engine, Want("tenant2", "fold")) as others,
+        watch_engine(redis_server.url, folder) as engine,
+        subscribed(engine, Want("default", "fold", None, "pump-")) as pumps,
+        subscribed(engine, Want("default", "fold")) as everything,
+        subscribed(engine, Want("tenant2", "fold")) as others,
     ):
         await engine.advance(step("pump-1", 1))
         await engine.advance(chunk("fan-1", [1, 2, 3]))
 
-        assert await told(everything, 2) == [("pump-1", 1), ("fan-1", 3)]
-        assert await told(pumps, 1) == [("pump-1", 1)]
+        assert await received(everything, 2) == [("pump-1", 1), ("fan-1", 3)]
+        assert await received(pumps, 1) == [("pump-1", 1)]
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(others.take(), 0.01)
 
 
-async def test_a_watcher_that_does_not_read_loses_the_oldest_and_is_told(folder: Path, redis_server: Server) -> None:
+async def test_a_subscriber_that_does_not_read_loses_the_oldest_events_and_receives_a_gap(
+    folder: Path, redis_server: Server
+) -> None:
     async with (
-        telling(redis_server.url, folder) as engine,
-        watching(engine, ONE) as slow,
-        watching(engine, ONE) as quick,
+        watch_engine(redis_server.url, folder) as engine,
+        subscribed(engine, ONE) as slow,
+        subscribed(engine, ONE) as quick,
     ):
         for x in range(300):
             await engine.advance(step("a", x))
-            await told(quick, 1)
+            await received(quick, 1)
 
-        assert await told(slow, 257) == [300 - 256, *steps(range(45, 301))]
+        assert await received(slow, 257) == [300 - 256, *steps(range(45, 301))]
 
 
-async def test_no_more_bytes_wait_than_are_allowed() -> None:
+async def test_the_buffer_is_bounded_in_bytes() -> None:
     watcher = Watcher([ONE], inputs=True)
     large = {"y": Packed("uint8", (QUEUE_BYTES // 10,), bytes(QUEUE_BYTES // 10))}
     for number in range(1, 31):
         watcher.offer(Event(*A, number, 1, b"", large, {}))
 
-    assert await told(watcher, 11) == [20, *steps(range(21, 31))]
+    assert await received(watcher, 11) == [20, *steps(range(21, 31))]
 
 
-async def test_what_nobody_follows_is_not_published(folder: Path, redis_server: Server) -> None:
-    async with telling(redis_server.url, folder) as engine, watching(engine, ONE):
+async def test_streams_without_subscribers_are_not_published(folder: Path, redis_server: Server) -> None:
+    async with watch_engine(redis_server.url, folder) as engine, subscribed(engine, ONE):
         with redis_server.client() as client:
             before = client.info("commandstats")["cmdstat_publish"]["calls"]
             await advance(engine, 5, "unwatched")
@@ -179,60 +181,62 @@ async def test_what_nobody_follows_is_not_published(folder: Path, redis_server: 
     assert (unwatched - before, watched - unwatched) == (0, 5)
 
 
-async def test_a_worker_that_comes_later_tells_what_is_watched_already(folder: Path, redis_server: Server) -> None:
-    async with telling(redis_server.url, folder) as here, watching(here, ONE) as watcher:
-        async with telling(redis_server.url, folder) as late:
+async def test_a_worker_that_starts_later_publishes_to_existing_subscribers(folder: Path, redis_server: Server) -> None:
+    async with watch_engine(redis_server.url, folder) as here, subscribed(here, ONE) as watcher:
+        async with watch_engine(redis_server.url, folder) as late:
             await late.advance(step("a", 1))
 
-        assert await told(watcher, 1) == steps([1])
+        assert await received(watcher, 1) == steps([1])
 
 
-async def test_one_that_comes_back_is_told_what_it_missed_and_then_what_comes(
+async def test_a_reconnecting_subscriber_receives_what_it_missed_and_then_live_events(
     folder: Path, redis_server: Server
 ) -> None:
-    async with telling(redis_server.url, folder, history=1000) as engine:
+    async with watch_engine(redis_server.url, folder, history=1000) as engine:
         await advance(engine, 400)
-        async with watching(engine, ONE, since=57) as watcher:
+        async with subscribed(engine, ONE, since=57) as watcher:
             await advance(engine, 10)
 
-            assert await told(watcher, 353) == steps(range(58, 411))
+            assert await received(watcher, 353) == steps(range(58, 411))
 
 
-async def test_one_that_comes_back_while_the_stream_moves_misses_nothing(folder: Path, redis_server: Server) -> None:
+async def test_a_subscriber_that_reconnects_while_the_stream_is_stepped_misses_nothing(
+    folder: Path, redis_server: Server
+) -> None:
     async with (
-        telling(redis_server.url, folder, history=50) as here,
-        telling(redis_server.url, folder, history=50) as there,
+        watch_engine(redis_server.url, folder, history=50) as here,
+        watch_engine(redis_server.url, folder, history=50) as there,
     ):
         moving = asyncio.create_task(advance(there, 600))
         seen: list[Any] = []
         while len(seen) < 600:
-            async with watching(here, ONE, since=len(seen)) as watcher:
-                seen += await told(watcher, min(20, 600 - len(seen)))
+            async with subscribed(here, ONE, since=len(seen)) as watcher:
+                seen += await received(watcher, min(20, 600 - len(seen)))
         await moving
 
     assert seen == steps(range(1, 601))
 
 
-async def test_only_so_much_is_kept_and_the_rest_is_a_gap(folder: Path, redis_server: Server) -> None:
-    async with telling(redis_server.url, folder, history=10) as engine:
+async def test_events_beyond_the_event_log_are_a_gap(folder: Path, redis_server: Server) -> None:
+    async with watch_engine(redis_server.url, folder, history=10) as engine:
         await advance(engine, 30)
-        async with watching(engine, ONE, since=5) as watcher:
-            assert await told(watcher, 11) == [15, *steps(range(21, 31))]
+        async with subscribed(engine, ONE, since=5) as watcher:
+            assert await received(watcher, 11) == [15, *steps(range(21, 31))]
 
 
-async def test_without_a_history_one_that_comes_back_is_told_how_much_it_missed(
+async def test_without_an_event_log_a_reconnecting_subscriber_receives_a_gap(
     folder: Path, redis_server: Server
 ) -> None:
-    async with telling(redis_server.url, folder) as engine:
+    async with watch_engine(redis_server.url, folder) as engine:
         await advance(engine, 30)
-        async with watching(engine, ONE, since=5) as watcher:
+        async with subscribed(engine, ONE, since=5) as watcher:
             await advance(engine, 1)
 
-            assert await told(watcher, 2) == [25, ("a", 31)]
+            assert await received(watcher, 2) == [25, ("a", 31)]
 
 
-async def test_a_deleted_stream_leaves_no_history(folder: Path, redis_server: Server) -> None:
-    async with telling(redis_server.url, folder, history=10) as engine:
+async def test_a_deleted_stream_leaves_no_event_log(folder: Path, redis_server: Server) -> None:
+    async with watch_engine(redis_server.url, folder, history=10) as engine:
         await advance(engine, 3)
         await engine.delete(A)
 
@@ -240,8 +244,8 @@ async def test_a_deleted_stream_leaves_no_history(folder: Path, redis_server: Se
             assert client.dbsize() == 0
 
 
-async def test_a_history_goes_with_its_stream(folder: Path, redis_server: Server) -> None:
-    async with telling(redis_server.url, folder, history=10, stream_ttl_s=100) as engine:
+async def test_the_event_log_expires_with_its_stream(folder: Path, redis_server: Server) -> None:
+    async with watch_engine(redis_server.url, folder, history=10, stream_ttl_s=100) as engine:
         await advance(engine, 1)
 
         with redis_server.client() as client:
@@ -250,8 +254,8 @@ async def test_a_history_goes_with_its_stream(folder: Path, redis_server: Server
     assert all(100 < left <= 125 for left in lives)
 
 
-async def test_something_else_in_the_place_of_a_history_stops_no_step(folder: Path, redis_server: Server) -> None:
-    async with telling(redis_server.url, folder, history=10) as engine:
+async def test_a_foreign_value_under_the_key_of_an_event_log_stops_no_step(folder: Path, redis_server: Server) -> None:
+    async with watch_engine(redis_server.url, folder, history=10) as engine:
         with redis_server.client() as client:
             client.set("swl:1:{default/fold/a}:h", "foreign")
         await advance(engine, 3)
@@ -259,27 +263,31 @@ async def test_something_else_in_the_place_of_a_history_stops_no_step(folder: Pa
         assert (await engine.status(A)).step == 3
 
 
-async def test_a_worker_that_lost_its_line_mends_what_its_watchers_missed(folder: Path, redis_server: Server) -> None:
+async def test_a_worker_that_lost_its_subscription_recovers_what_its_subscribers_missed(
+    folder: Path, redis_server: Server
+) -> None:
     async with (
-        telling(redis_server.url, folder, history=100) as here,
-        telling(redis_server.url, folder, history=100) as there,
-        watching(here, ONE) as watcher,
-        watching(here, Want("default", "fold", None, "a")) as by_prefix,
+        watch_engine(redis_server.url, folder, history=100) as here,
+        watch_engine(redis_server.url, folder, history=100) as there,
+        subscribed(here, ONE) as watcher,
+        subscribed(here, Want("default", "fold", None, "a")) as by_prefix,
     ):
         await advance(there, 5)
-        assert await told(watcher, 5) == await told(by_prefix, 5) == steps(range(1, 6))
+        assert await received(watcher, 5) == await received(by_prefix, 5) == steps(range(1, 6))
         with redis_server.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await advance(there, 5)
-        assert await told(watcher, 5) == steps(range(6, 11))
+        assert await received(watcher, 5) == steps(range(6, 11))
 
-        assert await told(by_prefix, 1) == [1]  # at least one timestep
+        assert await received(by_prefix, 1) == [1]  # at least one timestep
         await advance(there, 1)
-        assert await told(by_prefix, 1) == await told(watcher, 1) == steps([11])
+        assert await received(by_prefix, 1) == await received(watcher, 1) == steps([11])
 
 
-async def test_a_worker_that_does_not_hear_the_others_tells_everything(folder: Path, redis_server: Server) -> None:
-    async with telling(redis_server.url, folder) as engine:
+async def test_a_worker_that_cannot_receive_subscriptions_publishes_everything(
+    folder: Path, redis_server: Server
+) -> None:
+    async with watch_engine(redis_server.url, folder) as engine:
         engine.watchers.lost()
         with redis_server.client() as client:
             before = client.info("commandstats")["cmdstat_publish"]["calls"]
@@ -288,8 +296,8 @@ async def test_a_worker_that_does_not_hear_the_others_tells_everything(folder: P
             assert client.info("commandstats")["cmdstat_publish"]["calls"] == before + 5
 
 
-async def test_the_end_of_a_process_ends_its_watchers(folder: Path, redis_server: Server) -> None:
-    async with telling(redis_server.url, folder) as engine, watching(engine, ONE) as watcher:
+async def test_a_drain_closes_the_subscriptions(folder: Path, redis_server: Server) -> None:
+    async with watch_engine(redis_server.url, folder) as engine, subscribed(engine, ONE) as watcher:
         await engine.drain(1)
         await watcher.take()
 

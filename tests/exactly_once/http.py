@@ -1,4 +1,4 @@
-"""A lean HTTP/1.1 client for campaigns: a full-featured one takes five times the time of the service it tests."""
+"""A minimal HTTP/1.1 client: a full-featured one uses five times the CPU time of the service under test."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ TIMEOUT_S = 15.0
 
 
 class NoAnswerError(Exception):
-    """The connection failed before an answer was there: the request may or may not have been done."""
+    """The connection failed before the response arrived; the request may or may not have been applied."""
 
 
 class Http:
-    """Keep-alive connections to some services on loopback."""
+    """Keep-alive connections to services on loopback."""
 
     def __init__(self) -> None:
         self._idle: dict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {}
@@ -33,7 +33,7 @@ class Http:
         """Send one request and return its status and JSON document.
 
         Raises:
-            NoAnswerError: The connection could not be had, or broke off, or no answer came in time.
+            NoAnswerError: Connecting failed, the connection broke, or no response arrived in time.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -44,7 +44,7 @@ class Http:
                     head = [f"{method} {path} HTTP/1.1", "host: localhost", f"content-length: {len(data)}"]
                     head += [f"{name}: {value}" for name, value in (headers or {}).items()]
                     writer.write("\r\n".join([*head, "", ""]).encode() + data)
-                    answer = await _answer(reader)
+                    answer = await _read_response(reader)
                 except BaseException:
                     writer.close()
                     raise
@@ -60,7 +60,7 @@ class Http:
                 writer.close()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
+async def _read_response(reader: asyncio.StreamReader) -> tuple[int, Any]:
     status, *headers = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
     length = next((int(h.partition(b":")[2]) for h in headers if h.lower().startswith(b"content-length:")), 0)
     body = await reader.readexactly(length)

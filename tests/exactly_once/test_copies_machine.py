@@ -1,38 +1,31 @@
-"""Whatever is forked, kept, rewound, put in and rolled out in whatever order: each once, as the protocol says.
+"""Random forks, snapshots, resets, imports and rollouts: each applied once, as the reference model expects.
 
-CI runs a part of it; by hand: STEPWELL_MACHINE=2000x60, runs x operations.
+CI runs a part; for more: STEPWELL_MACHINE=2000x60, runs x operations.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-import tempfile
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from msgspec.structs import replace as of
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from msgspec.structs import replace as replace_struct
 
-from model_export.step_model import StepModel
 from service.engine.engine import Engine
-from service.engine.models import ModelShelf
 from service.engine.types import GivenState, RolloutAsk, StreamKey
 from service.errors import ServiceError
 from service.store.keys import record_key
 from service.store.record import decode
 from service.store.redis import StateStore
-from tests.engine.bench import FOLD, models, step, ys
-from tests.exactly_once.copies import Ask, Told, World
-from tests.graphs import fold
-from tests.servers import Server, server
+from tests.engine.harness import FOLD, step, ys
+from tests.exactly_once.copies_model import CopiesModel, CopyRequest, CopyResponse
+from tests.exactly_once.machines import Shared, run_machine
 
 RUNS, OPERATIONS = (int(part) for part in os.environ.get("STEPWELL_MACHINE", "25x40").split("x"))
 
@@ -43,40 +36,32 @@ HISTORIES = st.sampled_from([None, None, "now", "now", "before", "foreign"])
 KEYS = st.sampled_from([None, None, None, "k1", "k2"])
 XS = st.integers(-(2**63), 2**63 - 1)
 FOREIGN = b"nobody's history"
-ASKS = st.one_of(
-    st.builds(Ask, st.just("step"), STREAMS, XS),
-    st.builds(Ask, st.just("rollout"), STREAMS, st.none() | XS, st.integers(1, 4)),
-    st.builds(Ask, st.just("fork"), STREAMS, name=st.none() | NAMES, to=STREAMS),
-    st.builds(Ask, st.just("snapshot"), STREAMS, name=NAMES),
-    st.builds(Ask, st.just("drop"), STREAMS, name=NAMES),
-    st.builds(Ask, st.just("rewind"), STREAMS, name=NAMES),
-    st.builds(Ask, st.just("state"), STREAMS, XS, st.integers(0, 3)),
+REQUESTS = st.one_of(
+    st.builds(CopyRequest, st.just("step"), STREAMS, XS),
+    st.builds(CopyRequest, st.just("rollout"), STREAMS, st.none() | XS, st.integers(1, 4)),
+    st.builds(CopyRequest, st.just("fork"), STREAMS, name=st.none() | NAMES, to=STREAMS),
+    st.builds(CopyRequest, st.just("snapshot"), STREAMS, name=NAMES),
+    st.builds(CopyRequest, st.just("drop"), STREAMS, name=NAMES),
+    st.builds(CopyRequest, st.just("rewind"), STREAMS, name=NAMES),
+    st.builds(CopyRequest, st.just("state"), STREAMS, XS, st.integers(0, 3)),
 )
 
 
-class Place:
-    """What outlives a run: the server and the loaded model."""
-
-    server: Server
-    shelf: ModelShelf
-    tenants = itertools.count()
-
-
-class Copies(RuleBasedStateMachine):
-    """Two workers on one store, three streams, and everything that copies and moves them."""
+class CopiesMachine(RuleBasedStateMachine):
+    """Two engines on one store, three streams, and every operation that copies or changes them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tenant = f"c{next(Place.tenants)}"
-        self.raw = Place.server.client()
-        self.ids: dict[tuple[Hashable, ...], bytes] = {}  # state ids by what they name
-        self.world = World(self.ids.__getitem__)
-        self.sent: list[Ask] = []
+        self.tenant = f"c{next(Shared.tenants)}"
+        self.raw = Shared.server.client()
+        self.ids: dict[tuple[Hashable, ...], bytes] = {}  # state ids by history
+        self.model = CopiesModel(self.ids.__getitem__)
+        self.sent: list[CopyRequest] = []
         self.loop = asyncio.Runner()
         self.workers: list[Engine] = []
 
     @initialize()
-    def begin(self) -> None:
+    def start(self) -> None:
         self.workers = [self.loop.run(self._worker()) for _ in range(2)]
 
     def teardown(self) -> None:
@@ -85,193 +70,180 @@ class Copies(RuleBasedStateMachine):
         self.loop.close()
         self.raw.close()
 
-    # ---------------------------------------------------------------- what happens
+    # ---------------------------------------------------------------- rules
 
-    @rule(ask=ASKS, history=HISTORIES, key=KEYS, worker=WORKERS)
-    def one_asks(self, ask: Ask, history: str | None, key: str | None, worker: int) -> None:
-        self.expect(self.concrete(ask, history, key), worker)
+    @rule(request=REQUESTS, history=HISTORIES, key=KEYS, worker=WORKERS)
+    def send_request(self, request: CopyRequest, history: str | None, key: str | None, worker: int) -> None:
+        self.expect(self.make_concrete(request, history, key), worker)
 
     @rule(which=st.integers(0, 2**16), worker=WORKERS)
-    def a_copy_comes_late(self, which: int, worker: int) -> None:
-        """Of any request that was ever sent, through either worker."""
-        if copies := [ask for ask in self.sent if ask.is_named]:
+    def send_late_copy(self, which: int, worker: int) -> None:
+        """Send a copy of any earlier request, through either worker."""
+        if copies := [request for request in self.sent if request.is_named]:
             self.expect(copies[-1 - which % len(copies)], worker)
 
-    @rule(ask=ASKS, history=HISTORIES, key=st.sampled_from(["k1", "k2"]), copies=st.integers(2, 4))
-    def copies_come_at_once(self, ask: Ask, history: str | None, key: str, copies: int) -> None:
-        """One of them is the first, whichever; the others are told the same, or nothing is done at all."""
-        asked = self.concrete(ask, history, key)
-        expected = [self.world.ask(asked) for _ in range(copies)]
+    @rule(request=REQUESTS, history=HISTORIES, key=st.sampled_from(["k1", "k2"]), copies=st.integers(2, 4))
+    def send_concurrent_copies(self, request: CopyRequest, history: str | None, key: str, copies: int) -> None:
+        """One copy is applied and the others are replays, or all get the same error."""
+        concrete_request = self.make_concrete(request, history, key)
+        expected = [self.model.apply(concrete_request) for _ in range(copies)]
 
-        async def at_once() -> list[tuple[Told, bytes | None]]:
-            return await asyncio.gather(*(self.answer(asked, n % 2) for n in range(copies)))
+        async def send_all() -> list[tuple[CopyResponse, bytes | None]]:
+            return await asyncio.gather(*(self.send(concrete_request, n % 2) for n in range(copies)))
 
-        found = self.loop.run(at_once())
-        self.learn(expected[0].history, found[0][1])
+        found = self.loop.run(send_all())
+        self.check_state_id(expected[0].history, found[0][1])
         assert len({state_id for _, state_id in found}) == 1, found
-        order = sorted((told for told, _ in found), key=lambda told: told.what)
-        assert order == [replace(told, history=None) for told in sorted(expected, key=lambda told: told.what)], asked
+        order = sorted((response for response, _ in found), key=lambda one: one.outcome)
+        assert order == [
+            replace(response, history=None) for response in sorted(expected, key=lambda one: one.outcome)
+        ], concrete_request
         self.check()
 
     @rule(stream=STREAMS, x=XS, worker=WORKERS)
-    def one_looks_ahead(self, stream: str, x: int, worker: int) -> None:
-        """Which moves nothing."""
-        life, engine, key = self.world.streams.get(stream), self.workers[worker], self.key(stream)
-        value, at = (0, 0) if life is None else (life.value, life.step)
+    def peek_and_roll_out(self, stream: str, x: int, worker: int) -> None:
+        """A peek and an uncommitted rollout change nothing."""
+        state, engine, key = self.model.streams.get(stream), self.workers[worker], self.key(stream)
+        value, at = (0, 0) if state is None else (state.value, state.step)
 
-        async def look() -> tuple[list[int], list[int]]:
-            peeked = await engine.peek(of(step(stream, x), key=key))
+        async def peek_then_roll_out() -> tuple[list[int], list[int]]:
+            peeked = await engine.peek(replace_struct(step(stream, x), key=key))
             ahead = await engine.rollout(RolloutAsk(key, 2, {"x": np.array([x])}, feedback={"x": "y"}))
             assert (peeked.step, ahead.step) == (at + 1, at + 2)
             return ys(peeked), ahead.outputs["y"][0, :, 0].tolist()
 
-        peeked, ahead = self.loop.run(look())
-        world = World(self.ids.__getitem__)
-        world.streams = dict(self.world.streams)
-        assert peeked == [world.ask(Ask("step", stream, x)).ys[0]] == ahead[:1], value
+        peeked, ahead = self.loop.run(peek_then_roll_out())
+        model = CopiesModel(self.ids.__getitem__)
+        model.streams = dict(self.model.streams)
+        assert peeked == [model.apply(CopyRequest("step", stream, x)).ys[0]] == ahead[:1], value
         self.check()
 
     @rule(stream=STREAMS, worker=WORKERS)
-    def one_deletes(self, stream: str, worker: int) -> None:
+    def delete_stream(self, stream: str, worker: int) -> None:
         self.loop.run(self.workers[worker].delete(self.key(stream)))
-        self.world.delete(stream)
+        self.model.delete(stream)
         self.check()
 
     @rule()
-    def the_scripts_are_flushed(self) -> None:
+    def flush_scripts(self) -> None:
         self.raw.script_flush()
 
-    @rule(ask=ASKS, history=HISTORIES, key=st.sampled_from(["k1", "k2"]), worker=WORKERS, ticks=st.integers(0, 12))
-    def connections_are_killed_under_a_request(
-        self, ask: Ask, history: str | None, key: str, worker: int, ticks: int
+    @rule(
+        request=REQUESTS, history=HISTORIES, key=st.sampled_from(["k1", "k2"]), worker=WORKERS, ticks=st.integers(0, 12)
+    )
+    def kill_connections_during_a_request(
+        self, request: CopyRequest, history: str | None, key: str, worker: int, ticks: int
     ) -> None:
-        """What was done and whose answer was lost on the way is told as a replay; never is it done twice."""
-        asked = self.concrete(ask, history, key)
+        """If the response of an applied request is lost, the retry gets a replay and is not applied again."""
+        concrete_request = self.make_concrete(request, history, key)
 
-        async def disturbed() -> tuple[Told, bytes | None]:
-            answering = asyncio.create_task(self.answer(asked, worker))
+        async def send_and_kill() -> tuple[CopyResponse, bytes | None]:
+            sending = asyncio.create_task(self.send(concrete_request, worker))
             for _ in range(ticks):
                 await asyncio.sleep(0)
             self.raw.client_kill_filter(_type="normal", skipme=True)
-            return await answering
+            return await sending
 
-        told, state_id = self.loop.run(disturbed())
-        expected = self.world.ask(asked)
-        if (told.what, expected.what) == ("replayed", "applied"):
-            told = replace(told, what="applied")
-        assert told == replace(expected, history=None), asked
-        self.learn(expected.history, state_id)
+        response, state_id = self.loop.run(send_and_kill())
+        expected = self.model.apply(concrete_request)
+        if (response.outcome, expected.outcome) == ("replayed", "applied"):
+            response = replace(response, outcome="applied")
+        assert response == replace(expected, history=None), concrete_request
+        self.check_state_id(expected.history, state_id)
         self.check()
 
-    # ---------------------------------------------------------------- asking
+    # ---------------------------------------------------------------- sending
 
     def key(self, stream: str) -> StreamKey:
         return StreamKey(self.tenant, FOLD, stream)
 
-    def concrete(self, ask: Ask, history: str | None, key: str | None) -> Ask:
-        """Return the request that is meant where its stream stands."""
-        life = self.world.streams.get(ask.stream)
-        if ask.what == "drop":
-            history = None  # it takes none
+    def make_concrete(self, request: CopyRequest, history: str | None, key: str | None) -> CopyRequest:
+        """Return the request with `after` and `key` filled in from the state of its stream."""
+        state = self.model.streams.get(request.stream)
+        if request.operation == "drop":
+            history = None  # this request has no `after`
         after = None if history is None else FOREIGN
-        if life is not None and history == "now":
-            after = self.ids[life.history]
-        if life is not None and history == "before":
-            after = self.ids.get(life.history[:-1], FOREIGN)
-        return replace(ask, after=after, key=key)
+        if state is not None and history == "now":
+            after = self.ids[state.history]
+        if state is not None and history == "before":
+            after = self.ids.get(state.history[:-1], FOREIGN)
+        return replace(request, after=after, key=key)
 
-    async def answer(self, ask: Ask, worker: int) -> tuple[Told, bytes | None]:
-        """Return what a worker answers, and the state id in it."""
-        self.sent.append(ask)
+    async def send(self, request: CopyRequest, worker: int) -> tuple[CopyResponse, bytes | None]:
+        """Send a request to a worker; return its response and state id."""
+        self.sent.append(request)
         try:
-            return await self._do(self.workers[worker], ask)
+            return await self._call_engine(self.workers[worker], request)
         except ServiceError as exc:
-            return Told(exc.code if exc.applied == "no" else f"{exc.code}, applied: {exc.applied}"), None
+            return CopyResponse(exc.code if exc.applied == "no" else f"{exc.code}, applied: {exc.applied}"), None
 
-    async def _do(self, engine: Engine, ask: Ask) -> tuple[Told, bytes | None]:
-        key = self.key(ask.stream)
-        named: dict[str, Any] = {"after": ask.after, "idempotency_key": ask.key}
+    async def _call_engine(self, engine: Engine, request: CopyRequest) -> tuple[CopyResponse, bytes | None]:
+        key = self.key(request.stream)
+        named: dict[str, Any] = {"after": request.after, "idempotency_key": request.key}
         found: Any
-        told: tuple[int, ...] = ()
-        if ask.what == "step":
-            found = await engine.advance(of(step(ask.stream, ask.x or 0, **named), key=key))
-            told = tuple(ys(found))
-        elif ask.what == "rollout":
-            inputs = {} if ask.x is None else {"x": np.array([ask.x])}
-            asked = RolloutAsk(key, ask.number, inputs, feedback={"x": "y"}, commit=True)
-            found = await engine.rollout(replace(asked, **named))
-            told = tuple(found.outputs["y"][0, :, 0].tolist())
+        values: tuple[int, ...] = ()
+        if request.operation == "step":
+            found = await engine.advance(replace_struct(step(request.stream, request.x or 0, **named), key=key))
+            values = tuple(ys(found))
+        elif request.operation == "rollout":
+            inputs = {} if request.x is None else {"x": np.array([request.x])}
+            rollout = RolloutAsk(key, request.number, inputs, feedback={"x": "y"}, commit=True)
+            found = await engine.rollout(replace(rollout, **named))
+            values = tuple(found.outputs["y"][0, :, 0].tolist())
             assert found.followed["x"].tolist() == found.outputs["y"].tolist()
-        elif ask.what == "fork":
-            found = await engine.copies.fork(key, self.key(ask.to), snapshot=ask.name, version=None, **named)
-        elif ask.what == "snapshot":
-            found = await engine.copies.take_snapshot(key, ask.name or "", **named)
-        elif ask.what == "drop":
-            await engine.copies.delete_snapshot(key, ask.name or "", idempotency_key=ask.key)
-            return Told("applied"), None
-        elif ask.what == "rewind":
-            found = await engine.reset(key, snapshot=ask.name, **named)
+        elif request.operation == "fork":
+            found = await engine.copies.fork(key, self.key(request.to), snapshot=request.name, version=None, **named)
+        elif request.operation == "snapshot":
+            found = await engine.copies.take_snapshot(key, request.name or "", **named)
+        elif request.operation == "drop":
+            await engine.copies.delete_snapshot(key, request.name or "", idempotency_key=request.key)
+            return CopyResponse("applied"), None
+        elif request.operation == "rewind":
+            found = await engine.reset(key, snapshot=request.name, **named)
         else:
-            given = GivenState({"h": np.array([ask.x])}, ask.number)
+            given = GivenState({"h": np.array([request.x])}, request.number)
             found = await engine.resets.to_state(key, engine.shelf.get(FOLD), given, **named)
-        return Told("replayed" if found.replayed else "applied", found.step, None, told), found.state_id
+        return CopyResponse("replayed" if found.replayed else "applied", found.step, None, values), found.state_id
 
     async def _worker(self) -> Engine:
-        engine = Engine(StateStore(Place.server.url), Place.shelf)
+        engine = Engine(StateStore(Shared.server.url), Shared.shelf)
         await engine.store.ping(timeout=5)
         return engine
 
-    # ---------------------------------------------------------------- expecting
+    # ---------------------------------------------------------------- checking
 
-    def expect(self, ask: Ask, worker: int) -> None:
-        expected = self.world.ask(ask)
-        told, state_id = self.loop.run(self.answer(ask, worker))
-        assert told == replace(expected, history=None), ask
-        self.learn(expected.history, state_id)
+    def expect(self, request: CopyRequest, worker: int) -> None:
+        expected = self.model.apply(request)
+        response, state_id = self.loop.run(self.send(request, worker))
+        assert response == replace(expected, history=None), request
+        self.check_state_id(expected.history, state_id)
         self.check()
 
-    def learn(self, history: tuple[Hashable, ...] | None, state_id: bytes | None) -> None:
-        """Hold that equal histories have equal names, and others have others."""
+    def check_state_id(self, history: tuple[Hashable, ...] | None, state_id: bytes | None) -> None:
+        """Check that equal histories have equal state ids, and different histories different ones."""
         assert (history is None) == (state_id is None), (history, state_id)
         if history is not None and state_id is not None:
-            assert self.ids.setdefault(history, state_id) == state_id, "one history, two names"
+            assert self.ids.setdefault(history, state_id) == state_id, "one history, two state ids"
 
     def check(self) -> None:
-        """Hold what is stored against what has to be."""
+        """Compare the stored records with the reference model."""
         for name in ("a", "b", "c"):
-            record, life = record_key(*self.key(name)), self.world.streams.get(name)
+            record, state = record_key(*self.key(name)), self.model.streams.get(name)
             raw = self.raw.get(record)
-            assert (raw is None) == (life is None), (name, raw, life)
-            if isinstance(raw, bytes) and life is not None:
+            assert (raw is None) == (state is None), (name, raw, state)
+            if isinstance(raw, bytes) and state is not None:
                 stored = decode(raw)
-                assert (stored.step, stored.chain) == (life.step, self.ids[life.history])
-                assert int.from_bytes(stored.state, "little", signed=True) == life.value
+                assert (stored.step, stored.chain) == (state.step, self.ids[state.history])
+                assert int.from_bytes(stored.state, "little", signed=True) == state.value
             kept: dict[Any, Any] = self.raw.hgetall(f"{record}:s")
-            assert {snapshot.decode() for snapshot in kept} == {s for n, s in self.world.snapshots if n == name}
+            assert {snapshot.decode() for snapshot in kept} == {s for n, s in self.model.snapshots if n == name}
             for snapshot, value in kept.items():
-                assert decode(value[8:]).chain == self.ids[self.world.snapshots[name, snapshot.decode()].history]
-        assert len(set(self.ids.values())) == len(self.ids), "two histories, one name"
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="sw") as folder, server(Path(folder) / "r") as Place.server:
-        Place.shelf = ModelShelf([models(Path(folder) / "models", fold=fold)], StepModel)
-        assert not asyncio.run(Place.shelf.reload()).failed
-        yield
+                assert decode(value[8:]).chain == self.ids[self.model.snapshots[name, snapshot.decode()].history]
+        assert len(set(self.ids.values())) == len(self.ids), "two histories, one state id"
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("shared")
 @pytest.mark.timeout(0)
-def test_copies_are_made_once_and_are_what_the_protocol_says() -> None:
-    run_state_machine_as_test(
-        Copies,
-        settings=settings(
-            max_examples=RUNS,
-            stateful_step_count=OPERATIONS,
-            deadline=None,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+def test_copies_are_applied_once_as_the_reference_model_expects() -> None:
+    run_machine(CopiesMachine, RUNS, OPERATIONS)

@@ -1,4 +1,4 @@
-"""Runs scripts of examples/ as people do: in a process of their own, from any folder."""
+"""Runs scripts of examples/ as users do: in a separate process, from any folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
 
 
-def run(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run this Python with arguments in a folder; no STEPWELL_ setting but the given variables."""
+def run_python(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python with arguments in a folder, with no STEPWELL_ variables but the given ones."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")} | variables
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=150, check=False

@@ -1,4 +1,4 @@
-"""Each example runs from any folder, and what the service answers is what Keras or PyTorch says."""
+"""Each example runs from any folder, and the service's predictions equal those of Keras or PyTorch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.examples.runs import EXAMPLES, run
+from tests.examples.runs import EXAMPLES, run_python
 
-QUESTIONS = [
+EXAMPLE_NAMES = [
     pytest.param(path.stem, marks=pytest.mark.torch if path.stem.startswith("pytorch_") else ())
     for path in sorted(EXAMPLES.glob("*.py"))
     if path.stem not in {"live", "quickstart"}
@@ -23,23 +23,23 @@ LINE = re.compile(r"^largest difference from (?:Keras|PyTorch): (\S+) \(([\d,]+)
 
 
 @dataclass(frozen=True)
-class Ran:
+class ExampleRun:
     name: str
     folder: Path
     process: subprocess.CompletedProcess[str]
 
     @property
     def comparisons(self) -> list[tuple[float, int]]:
-        """The largest difference, and how many numbers were compared."""
+        """The largest difference and the count of compared numbers, for each comparison that was printed."""
         return [(float(most), int(count.replace(",", ""))) for most, count in LINE.findall(self.process.stdout)]
 
 
-@pytest.fixture(scope="module", params=QUESTIONS)
-def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+@pytest.fixture(scope="module", params=EXAMPLE_NAMES)
+def example_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExampleRun:
     if request.param.startswith("pytorch_") and not find_spec("torch"):
         pytest.skip("PyTorch is not installed (the extra `torch`)")
     folder = tmp_path_factory.mktemp(request.param)
-    return Ran(request.param, folder, run(str(EXAMPLES / f"{request.param}.py"), folder=folder))
+    return ExampleRun(request.param, folder, run_python(str(EXAMPLES / f"{request.param}.py"), folder=folder))
 
 
 NUMBERS = {
@@ -56,38 +56,38 @@ NUMBERS = {
     "text_generation": [120 * 24] * 2,
     "text_rollout": [120 * 24] * 3,
 }
-"""How many predictions each example compares: all that it asked for."""
+"""Number of predictions that each example compares: all that it requested."""
 
 
 @pytest.mark.slow
-def test_an_example_ends_well(ran: Ran) -> None:
-    assert ran.process.returncode == 0, ran.process.stdout + ran.process.stderr
+def test_an_example_succeeds(example_run: ExampleRun) -> None:
+    assert example_run.process.returncode == 0, example_run.process.stdout + example_run.process.stderr
 
 
 @pytest.mark.slow
-def test_an_example_compares_every_prediction_with_the_original(ran: Ran) -> None:
-    assert [count for _, count in ran.comparisons] == NUMBERS[ran.name]
+def test_an_example_compares_every_prediction_with_the_original_model(example_run: ExampleRun) -> None:
+    assert [count for _, count in example_run.comparisons] == NUMBERS[example_run.name]
 
 
 @pytest.mark.slow
-def test_an_example_agrees_with_the_original(ran: Ran) -> None:
-    assert max(most for most, _ in ran.comparisons) <= 5e-6
+def test_an_example_agrees_with_the_original_model(example_run: ExampleRun) -> None:
+    assert max(most for most, _ in example_run.comparisons) <= 5e-6
 
 
 @pytest.mark.slow
-def test_an_example_leaves_nothing_in_the_folder_it_is_started_in(ran: Ran) -> None:
-    assert list(ran.folder.iterdir()) == []
+def test_an_example_leaves_no_files_in_the_current_folder(example_run: ExampleRun) -> None:
+    assert list(example_run.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("served", [[0.50002], [float("nan")], [0.5, 0.5]])
-def test_an_example_fails_where_a_prediction_is_not_that_of_the_original(served: list[float]) -> None:
+def test_an_example_fails_if_a_prediction_differs_from_the_original(served: list[float]) -> None:
     compare = runpy.run_path(str(EXAMPLES / "live.py"))["compare"]
 
     with pytest.raises(SystemExit, match="expected"):
         compare(served, np.array([0.5], np.float32))
 
 
-def test_the_readme_leads_to_every_example_and_to_nothing_else() -> None:
+def test_the_readme_links_every_example_and_nothing_else() -> None:
     linked = re.findall(r"\]\(([\w/.]+)\)", (EXAMPLES / "README.md").read_text())
 
     assert sorted(linked) == sorted([*(path.name for path in EXAMPLES.glob("*.py")), "activity/README.md"])

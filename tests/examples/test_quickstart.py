@@ -9,26 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.examples.runs import EXAMPLES, REPOSITORY, run
+from tests.examples.runs import EXAMPLES, REPOSITORY, run_python
 from tests.processes import free_port
 
 QUICKSTART = (EXAMPLES / "quickstart.py").read_text()
 
 
-def test_the_readme_shows_the_quickstart_as_it_is() -> None:
+def test_the_readme_shows_the_quickstart_unchanged() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 
     assert QUICKSTART in blocks
 
 
 @pytest.mark.slow
-def test_the_quickstart_serves_what_keras_says(tmp_path: Path) -> None:
-    """On another port: 8000 may be taken."""
+def test_the_quickstart_gives_the_predictions_of_keras(tmp_path: Path) -> None:
+    """On another port, since 8000 may be in use."""
     port = str(free_port())
     script = tmp_path / "quickstart.py"
     script.write_text(QUICKSTART.replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
 
-    ran = run(script.name, folder=tmp_path, STEPWELL_PORT=port, STEPWELL_DRAIN_S="0")
+    ran = run_python(script.name, folder=tmp_path, STEPWELL_PORT=port, STEPWELL_DRAIN_S="0")
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     served, keras = ran.stdout.split("\n", 1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from service.engine.engine import Engine
 from service.engine.types import Prediction, Timestep
 from service.errors import ServiceError
-from tests.engine.bench import chunk, ys
+from tests.engine.harness import chunk, ys
 from tests.graphs import fold_reference
 
 PAUSE_S = 0.02

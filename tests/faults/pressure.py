@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.graphs import fold, slow, write_model
-from tests.processes import Service, service
+from tests.processes import ServiceProcess, service_process
 
 STREAMS = 5_000
 """More than wait at once: nobody sends a timestep before the last one was answered."""
@@ -114,7 +114,7 @@ async def open_loop(
     return tally
 
 
-async def overload(one: Service, seconds: float, *, calm_s: float = 8) -> dict[str, float]:
+async def overload(one: ServiceProcess, seconds: float, *, calm_s: float = 8) -> dict[str, float]:
     """Find the capacity, offer three times as much, then half of it; `calm_s` are the seconds before and after."""
     clients = Clients(one.port, most=8000)
     await closed_loop(clients, "slow", TURNS, at_once=16, seconds=calm_s / 4)
@@ -177,7 +177,7 @@ async def held(port: int, kind: tuple[str, bytes, bytes]) -> float:
     return time.monotonic() - began
 
 
-async def slow_clients(one: Service, sockets: int) -> dict[str, float]:
+async def slow_clients(one: ServiceProcess, sockets: int) -> dict[str, float]:
     """Measure normal requests alone, then beside slow clients."""
     clients = Clients(one.port, most=100)
     await closed_loop(clients, "fold", 1, at_once=1, seconds=2)
@@ -217,13 +217,13 @@ def missed(what: str, found: dict[str, float]) -> list[str]:
 
 
 @contextlib.contextmanager
-def under_pressure(*flags: str) -> Iterator[Service]:
+def under_pressure(*flags: str) -> Iterator[ServiceProcess]:
     """A service with a quick model and a slow one, which runs one timestep at a time."""
     with tempfile.TemporaryDirectory(prefix="sw") as name:
         folder = Path(name)
         for build in (fold, slow):
             write_model(folder / "models", build.__name__, build)
-        with service(folder / "models", folder / "one", "--max-batch-size", "1", *flags) as one:
+        with service_process(folder / "models", folder / "one", "--max-batch-size", "1", *flags) as one:
             yield one
 
 
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--sockets", type=int, default=200)
     chosen = parser.parse_args()
-    work: Callable[[Service], Awaitable[dict[str, float]]] = (
+    work: Callable[[ServiceProcess], Awaitable[dict[str, float]]] = (
         (lambda one: overload(one, chosen.seconds))
         if chosen.what == "overload"
         else (lambda one: slow_clients(one, chosen.sockets))

@@ -17,11 +17,11 @@ from typing import Any
 
 import httpx
 
-from tests.engine.bench import models, worker
+from tests.engine.harness import worker
 from tests.faults.feeder import Feeder, feeders, judged, reached, run, run_until, told
 from tests.faults.proxy import Proxy
-from tests.graphs import fold, write_model
-from tests.processes import service
+from tests.graphs import fold, write_model, write_models
+from tests.processes import service_process
 from tests.servers import AOF, server
 from tests.store.clusters import SLOTS, cluster
 
@@ -38,7 +38,7 @@ async def kills(folder: Path, *, times: int, streams: int = 20, between: int = 5
         streams: How many; every fourth with idempotency keys.
         between: Confirmed timesteps between two kills.
     """
-    built = models(folder / "models", fold=fold)
+    built = write_models(folder / "models", fold=fold)
     with server(folder / "r", *ALWAYS) as store:
         async with worker(store.url, built) as one, worker(store.url, built) as two:
             fed, done = feeders([one, two], streams, keyed_every=4), asyncio.Event()
@@ -60,7 +60,7 @@ async def reshard(folder: Path, *, share: float, streams: int = 40) -> Found:
         share: Of all slots, which are moved from the first primary on to the next ones.
         streams: How many.
     """
-    built = models(folder / "models", fold=fold)
+    built = write_models(folder / "models", fold=fold)
     with cluster() as three:
         async with worker(three.url, built) as one, worker(three.url, built) as two:
             fed, done = feeders([one, two], streams, keyed_every=2), asyncio.Event()
@@ -89,8 +89,8 @@ def recovery(folder: Path) -> Found:
     with (
         server(folder / "r", *AOF) as store,
         Proxy(store.socket) as way,
-        service(folder / "models", folder / "one", "--redis", store.url) as one,
-        service(folder / "models", folder / "two", "--redis", way.url) as two,
+        service_process(folder / "models", folder / "one", "--redis", store.url) as one,
+        service_process(folder / "models", folder / "two", "--redis", way.url) as two,
     ):
         seq = 0
 

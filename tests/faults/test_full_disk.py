@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.graphs import fold, fold_reference, write_model
-from tests.processes import Service, service
+from tests.processes import ServiceProcess, service_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")]
 
@@ -38,7 +38,7 @@ def fill(file: Path) -> None:
             out.write(b"x" * 4096)
 
 
-def step(one: Service, seq: int) -> httpx.Response:
+def step(one: ServiceProcess, seq: int) -> httpx.Response:
     body = {"inputs": [seq], "seq": seq}
     return httpx.post(f"{one.url}/v1/models/fold/streams/a/step", json=body, timeout=30, trust_env=False)
 
@@ -47,7 +47,7 @@ def step(one: Service, seq: int) -> httpx.Response:
 def test_steps_are_refused_and_go_on_when_there_is_room(disk: Path, tmp_path: Path, durability: str) -> None:
     write_model(tmp_path / "models", "fold", fold)
     flags = ("--durability", durability, "--drain-s", "0", "--request-timeout-s", "2")
-    with service(tmp_path / "models", disk, *flags) as one:
+    with service_process(tmp_path / "models", disk, *flags) as one:
         told = [step(one, 1).json()]
         filler = disk / "filler"
         fill(filler)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.graphs import fold, write_model
-from tests.processes import service
+from tests.processes import service_process
 from tests.servers import Server
 
 ASKED: tuple[tuple[str, str, dict[str, list[int]] | None], ...] = (
@@ -25,7 +25,7 @@ ASKED: tuple[tuple[str, str, dict[str, list[int]] | None], ...] = (
 def test_a_store_that_is_away_is_told_without_its_address(redis_server: Server, tmp_path: Path, how: str) -> None:
     folder = write_model(tmp_path / "models", "fold", fold).parent
     flags = ("--redis", redis_server.url, "--request-timeout-s", "1", "--drain-s", "0")
-    with service(folder, tmp_path / "one", *flags) as one:
+    with service_process(folder, tmp_path / "one", *flags) as one:
         redis_server.kill() if how == "killed" else redis_server.send(signal.SIGSTOP)
         answers = [httpx.request(method, one.url + path, json=body, timeout=20) for method, path, body in ASKED]
         if how == "frozen":

@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 
 from tests.faults.pressure import KINDS, held, overload, under_pressure
 from tests.graphs import fold_reference
-from tests.processes import Service
+from tests.processes import ServiceProcess
 
 RECEIVE_S = 1
 GROWTH = 50 * 2**20
@@ -29,12 +29,12 @@ CANARIES = (b"Traceback", b"site-packages", b'.py"', b"/service/", b"redis://", 
 
 
 @pytest.fixture(scope="module")
-def one() -> Iterator[Service]:
+def one() -> Iterator[ServiceProcess]:
     with under_pressure("--receive-timeout-s", str(RECEIVE_S), "--drain-s", "0") as running:
         yield running
 
 
-def rss(service: Service) -> int:
+def rss(service: ServiceProcess) -> int:
     return int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * 4096
 
 
@@ -58,7 +58,7 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered_in_time() 
 # ------------------------------------------------------------------- slow clients
 
 
-def test_two_hundred_slow_clients_of_four_kinds_are_gone_soon(one: Service) -> None:
+def test_two_hundred_slow_clients_of_four_kinds_are_gone_soon(one: ServiceProcess) -> None:
     async def run() -> list[float]:
         async with asyncio.timeout(30):
             return await asyncio.gather(*(held(one.port, KINDS[n % len(KINDS)]) for n in range(200)))
@@ -150,7 +150,7 @@ ROUTES = (
 )
 
 
-def test_hostile_bodies_get_no_500_tell_no_secrets_and_leave_the_service_right(one: Service) -> None:
+def test_hostile_bodies_get_no_500_tell_no_secrets_and_leave_the_service_right(one: ServiceProcess) -> None:
     """More than 400, each on several routes: what is told is a problem, and memory stays where it was."""
     rng = random.Random(7)
     sent = [(body, "application/json") for body in json_bodies(rng)]
@@ -173,7 +173,7 @@ def test_hostile_bodies_get_no_500_tell_no_secrets_and_leave_the_service_right(o
     assert [answer["outputs"]["y"][0] for answer in after] == fold_reference([1, 2])
 
 
-def test_hostile_messages_on_a_feed_get_a_problem(one: Service) -> None:
+def test_hostile_messages_on_a_feed_get_a_problem(one: ServiceProcess) -> None:
     """One that cannot be read ends the feed, once that was told."""
     url = one.url.replace("http", "ws") + "/v1/models/fold/streams/f/feed"
     short = (body for body in json_bodies(random.Random(8)) if len(body) < 10_000)
@@ -189,7 +189,7 @@ def test_hostile_messages_on_a_feed_get_a_problem(one: Service) -> None:
     assert told > 50
 
 
-def test_the_log_holds_neither_keys_nor_inputs(one: Service) -> None:
+def test_the_log_holds_neither_keys_nor_inputs(one: ServiceProcess) -> None:
     secrets = ("canary-of-a-key", "canary-of-an-input", "4242424242")
     with httpx.Client(base_url=one.url, timeout=30, trust_env=False) as http:
         for method, path in (*ROUTES, ("GET", "/v1/models/canary-of-an-input%0aERROR%20forged")):

@@ -13,22 +13,22 @@ import pytest
 from service.client import Client
 from tests.faults.balancer import Balancer
 from tests.graphs import fold, fold_reference, write_model
-from tests.processes import Service, service
+from tests.processes import ServiceProcess, service_process
 from tests.servers import Server
 
 
 @pytest.fixture
-def replicas(redis_server: Server, tmp_path: Path) -> Iterator[list[Service]]:
+def replicas(redis_server: Server, tmp_path: Path) -> Iterator[list[ServiceProcess]]:
     """Two services over one store."""
     folder = write_model(tmp_path / "models", "fold", fold).parent
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(service(folder, tmp_path / name, "--redis", redis_server.url))
+            stack.enter_context(service_process(folder, tmp_path / name, "--redis", redis_server.url))
             for name in ("first", "second")
         ]
 
 
-def restart_each(replicas: list[Service]) -> None:
+def restart_each(replicas: list[ServiceProcess]) -> None:
     for replica in replicas:
         assert replica.stop() == 0
         replica.start()
@@ -81,7 +81,7 @@ class WithoutRetries(Writer):
         return answer.json()["step"], answer.json()["outputs"]["y"][0]
 
 
-def test_a_rolling_restart_refuses_nobody(replicas: list[Service]) -> None:
+def test_a_rolling_restart_refuses_nobody(replicas: list[ServiceProcess]) -> None:
     """Not even those who never send anything again."""
     kinds = (ThroughTheClient, WithoutRetries) * 2
     with Balancer([one.port for one in replicas]) as balancer:

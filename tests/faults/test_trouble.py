@@ -19,12 +19,12 @@ from service.engine.types import StreamKey
 from service.errors import ServiceError
 from service.store.keys import entry_key, record_key
 from service.store.record import HEADER_BYTES
-from tests.engine.bench import FOLD, all_of, chunk, models, refusal, step, worker, ys
+from tests.engine.harness import FOLD, chunk, expect_error, gather_results, step, worker, ys
 from tests.faults.feeder import feeders, judged, reached, run, run_until, told
 from tests.faults.proxy import Proxy
-from tests.graphs import fold, fold_reference
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import AOF, Server, server
-from tests.store.clusters import has_caught_up, link_is_up, pair, sentinels
+from tests.store.clusters import has_caught_up, is_synchronized, primary_and_replica, sentinels
 
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
 QUICK = EngineOptions(request_timeout_s=1)
@@ -33,7 +33,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="limits a process of 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 # ---------------------------------------------------------------- F10, F11, F12: restarted
@@ -46,7 +46,7 @@ async def test_a_store_that_lost_its_file_is_told_and_can_be_filled_again(folder
         await run(streams, 5)
         redis_server.kill()
         redis_server.start()
-        refused = await refusal(engine, step("s0", 1, seq=6))
+        refused = await expect_error(engine, step("s0", 1, seq=6))
         await run(streams, 3, seed=1)
 
     assert (refused.code, refused.applied, refused.retry) == ("stream_not_found", "no", "resend_from")
@@ -62,7 +62,7 @@ async def test_a_file_with_a_torn_tail_is_told_by_every_stream_that_lost_steps(f
             one.kill()
             tear(short_path / "r", 3000)
             one.start()
-            lost = [await refusal(engine, step(f"s{n}", 0, seq=21 + 1)) for n in range(5)]
+            lost = [await expect_error(engine, step(f"s{n}", 0, seq=21 + 1)) for n in range(5)]
             await run(streams, 2, seed=1)
 
     assert {refused.code for refused in lost} == {"seq_gap"}
@@ -94,7 +94,7 @@ async def test_a_folder_that_is_rolled_back_is_told_by_every_stream(folder: Path
             shutil.rmtree(short_path / "r")
             shutil.copytree(short_path / "older", short_path / "r")
             one.start()
-            refused = [await refusal(engine, step(f"s{n}", 1, seq=11)) for n in range(12)]
+            refused = [await expect_error(engine, step(f"s{n}", 1, seq=11)) for n in range(12)]
             await run(streams, 2, seed=2)
 
     assert {(r.code, r.applied, r.retry, r.expected) for r in refused} == {("seq_gap", "no", "resend_from", 7)}
@@ -110,7 +110,7 @@ async def test_a_full_store_refuses_what_grows_and_still_answers_retries(folder:
         first = await engine.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
             client.config_set("maxmemory", 1)
-        refused = [await refusal(engine, step("a", 2, seq=2)), await refusal(engine, step("b", 1, seq=1))]
+        refused = [await expect_error(engine, step("a", 2, seq=2)), await expect_error(engine, step("b", 1, seq=1))]
         again = await engine.advance(step("a", 1, seq=1))
         status = await engine.status(StreamKey("default", FOLD, "a"))
         await engine.delete(StreamKey("default", FOLD, "a"))
@@ -132,10 +132,10 @@ async def test_a_full_disk_refuses_steps_until_there_is_room(folder: Path, short
             await engine.advance(step("a", 1, seq=1))
             room = resource.prlimit(one.pid, resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
             seq = 2
-            while written(refused := await all_of(engine.advance(step("a", seq, seq=seq)))):
+            while written(refused := await gather_results(engine.advance(step("a", seq, seq=seq)))):
                 seq += 1  # the file is written once in a while, not with each step
             resource.prlimit(one.pid, resource.RLIMIT_FSIZE, room)
-            while not written(after := await all_of(engine.advance(step("a", seq, seq=seq)))):
+            while not written(after := await gather_results(engine.advance(step("a", seq, seq=seq)))):
                 refused += after
             one.kill()
             one.start()
@@ -155,10 +155,10 @@ def written(answers: list[object]) -> bool:
 
 async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: Path, short_path: Path) -> None:
     """F18: the way to the replica is cut, the primary goes on, and the replica takes over."""
-    with pair(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
+    with primary_and_replica(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
         with replica.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", way.port)
-            while not link_is_up(client):
+            while not is_synchronized(client):
                 pass
         async with worker(primary.url, folder) as before, worker(replica.url, folder) as after:
             where = [before]
@@ -172,8 +172,8 @@ async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: 
                 await run(streams, 4, seed=1)
                 second.execute_command("REPLICAOF", "NO", "ONE")
             where[0] = after
-            refused = await refusal(after, step("s0", 1, seq=10))
-            changed = await refusal(after, step("s1", 1, seq=10, after=streams[1].told[-1][1]))
+            refused = await expect_error(after, step("s0", 1, seq=10))
+            changed = await expect_error(after, step("s1", 1, seq=10, after=streams[1].told[-1][1]))
             await run(streams, 2, seed=2)
             way.heal()
 
@@ -186,10 +186,10 @@ async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: 
 @pytest.mark.parametrize("fault", ["cut off", "frozen"])
 async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, short_path: Path, fault: str) -> None:
     """F20: nor its retry, by whichever worker, numbered or keyed, nor the answer that it was applied before."""
-    with pair(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
+    with primary_and_replica(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
         with replica.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", way.port)
-            while not link_is_up(client):
+            while not is_synchronized(client):
                 pass
         level: dict[str, Any] = {"durability": "replica", "timeout": 0.6}
         async with worker(primary.url, folder, **level) as one, worker(primary.url, folder, **level) as two:
@@ -201,9 +201,9 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
                 way.blackhole = True
             keyed = step("b", 2, seq=2, idempotency_key="k")
             asks = [step("a", 2, seq=2), keyed]
-            refused = [await refusal(engine, ask) for ask in asks for engine in (one, one, two)]
-            refused.append(await refusal(two, step("a", 3, seq=3)))
-            refused.append(await refusal(one, step("a", 2, seq=2)))  # passed by now, and not confirmed either
+            refused = [await expect_error(engine, ask) for ask in asks for engine in (one, one, two)]
+            refused.append(await expect_error(two, step("a", 3, seq=3)))
+            refused.append(await expect_error(one, step("a", 2, seq=2)))  # passed by now, and not confirmed either
             reset = StreamKey("default", FOLD, "c")
             for _ in range(2):
                 try:
@@ -213,7 +213,7 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
             way.heal()
             replica.send(signal.SIGCONT)
             confirmed = [await two.advance(ask) for ask in (step("a", 3, seq=3), keyed)]
-            passed = await refusal(one, step("a", 2, seq=2))
+            passed = await expect_error(one, step("a", 2, seq=2))
             again = await one.reset(reset, idempotency_key="r")
 
     assert {(exc.code, exc.applied, exc.retry) for exc in refused} == {("not_durable", "yes", "same")}
@@ -233,19 +233,19 @@ async def test_a_conflict_is_not_told_as_applied_while_no_replica_confirms(folde
         worker(redis_server.url, folder, durability="replica", timeout=0.4) as engine,
     ):
         await writer.advance(step("a", 1, seq=1))
-        await refusal(engine, step("b", 1, seq=1))
+        await expect_error(engine, step("b", 1, seq=1))
         with redis_server.client() as client:
             before = client.get(record_key("default", FOLD, "a"))
-        await refusal(engine, step("a", 2, seq=2))
+        await expect_error(engine, step("a", 2, seq=2))
         with redis_server.client() as client:
             client.set(record_key("default", FOLD, "a"), before)
-        refused = await refusal(engine, step("a", 3, seq=3))
+        refused = await expect_error(engine, step("a", 3, seq=3))
 
     assert (refused.code, refused.applied, refused.expected) == ("seq_gap", "no", 2)
 
 
 async def test_sentinel_leads_to_the_new_primary_and_nothing_confirmed_is_lost(folder: Path, short_path: Path) -> None:
-    with pair(short_path, *AOF) as (primary, replica, port, _), sentinels(short_path, port) as guard:
+    with primary_and_replica(short_path, *AOF) as (primary, replica, port, _), sentinels(short_path, port) as guard:
         url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{guard}/pumps/0"  # the first Sentinel is gone
         async with worker(url, folder, durability="replica") as engine:
             before = feeders([engine], 10)
@@ -277,7 +277,7 @@ async def test_a_stream_that_expires_before_its_step_is_written_is_told_as_missi
             client.pexpire(record_key("default", FOLD, "a"), 1)
             while client.exists(record_key("default", FOLD, "a")):
                 pass
-        refused = await refusal(engine, step("a", 2, seq=2))
+        refused = await expect_error(engine, step("a", 2, seq=2))
         again = await engine.advance(step("a", 1, seq=1))
 
     assert (refused.code, refused.applied) == ("stream_not_found", "no")
@@ -297,7 +297,7 @@ async def every_answer(
             broken = bytearray(raw)
             broken[position] ^= 0xFF
             client.set(key, bytes(broken))
-            exc = await refusal(engine, ask)  # type: ignore[arg-type]
+            exc = await expect_error(engine, ask)  # type: ignore[arg-type]
             found.append((exc.code, exc.applied, client.get(key) == bytes(broken)))
     return found
 
@@ -346,7 +346,9 @@ async def test_a_record_of_another_release_waits_for_it(folder: Path, redis_serv
             other = raw[:2] + version + raw[3:HEADER_BYTES] + b"a field that we do not know" + raw[HEADER_BYTES:]
             client.set(record_key(*key), other)
     async with worker(redis_server.url, folder) as engine:
-        refused = [await refusal(engine, ask) for ask in (step("a", 2, seq=2), step("a", 1, seq=1), chunk("a", [1, 2]))]
+        refused = [
+            await expect_error(engine, ask) for ask in (step("a", 2, seq=2), step("a", 1, seq=1), chunk("a", [1, 2]))
+        ]
         try:
             await engine.reset(key)
         except Exception as exc:  # noqa: BLE001 - looked at below
@@ -364,12 +366,12 @@ async def test_a_record_of_another_release_waits_for_it(folder: Path, redis_serv
 async def test_of_two_clients_on_one_stream_each_learns_who_was_first(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         begun = await one.advance(step("a", 1, seq=1))
-        numbered = await all_of(one.advance(step("a", 2, seq=2)), two.advance(step("a", 3, seq=2)))
+        numbered = await gather_results(one.advance(step("a", 2, seq=2)), two.advance(step("a", 3, seq=2)))
         now = await one.status(StreamKey("default", FOLD, "a"))
-        keyed = await all_of(
+        keyed = await gather_results(
             one.advance(step("a", 4, idempotency_key="k")), two.advance(step("a", 5, idempotency_key="l"))
         )
-        stale = await refusal(two, step("a", 6, after=begun.state_id))
+        stale = await expect_error(two, step("a", 6, after=begun.state_id))
 
     lost = [exc for exc in numbered if isinstance(exc, ServiceError)]
     assert [(exc.code, exc.applied) for exc in lost] == [("seq_conflict", "no")]
@@ -401,13 +403,13 @@ async def test_a_clock_that_jumps_moves_no_stream_and_no_expiry(
 async def test_live_streams_stay_with_their_model_while_another_takes_its_place(
     tmp_path: Path, redis_server: Server
 ) -> None:
-    folder = models(tmp_path, fold=fold)
+    folder = write_models(tmp_path, fold=fold)
     async with worker(redis_server.url, folder) as engine:
         streams, done = feeders([engine], 10), asyncio.Event()
         running = asyncio.create_task(run_until(streams, done))
         for factor in (3, 5, 7):
             await reached(streams, told(streams) + 100)
-            models(folder, fold=partial(fold, factor))
+            write_models(folder, fold=partial(fold, factor))
             await engine.shelf.reload()
             new = await engine.advance(chunk(f"new-{factor}", [1, 2, 3]))
             assert ys(new) == fold_reference([1, 2, 3], factor=factor)

@@ -14,10 +14,9 @@ from service.engine.engine import Engine
 from service.engine.types import GivenState, RolloutAsk, StreamKey
 from service.errors import ServiceError
 from service.store.keys import entry_key, record_key
-from tests.api.running import models as served_models
-from tests.api.running import running
-from tests.engine.bench import FOLD, all_of, chunk, models, move_together, step, worker, ys
-from tests.graphs import fold, fold_reference
+from tests.api.running import running_service
+from tests.engine.harness import FOLD, chunk, gather_results, step, submit_bulk, worker, ys
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 
 A = StreamKey("default", FOLD, "a")
@@ -34,7 +33,7 @@ Operation = Callable[[Engine], Awaitable[Any]]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 def damage(server: Server, left: int, name: str = NAME) -> bytes:
@@ -59,7 +58,7 @@ def dumped(server: Server, name: str = NAME) -> bytes:
 async def in_columns(engine: Engine) -> object:
     """The stream among as many others as make a bulk step."""
     rows: dict[str, tuple[list[int], int]] = {f"c{n}": ([1], 1) for n in range(20)}
-    found = await move_together(engine, rows | {"a": ([1], 1)})
+    found = await submit_bulk(engine, rows | {"a": ([1], 1)})
     assert found is not None
     answer = found.pop("a")
     assert [one for one in found.values() if isinstance(one, ServiceError)] == []
@@ -133,7 +132,7 @@ async def refusals(engine: Engine, operations: dict[str, Operation]) -> dict[str
     """Code and `applied` of what each operation is refused with; of one that is not, what it answers."""
     found: dict[str, tuple[str, str] | object] = {}
     for name, operation in operations.items():
-        [answer] = await all_of(operation(engine))
+        [answer] = await gather_results(operation(engine))
         found[name] = (answer.code, answer.applied) if isinstance(answer, ServiceError) else answer
     return found
 
@@ -230,7 +229,7 @@ async def test_an_empty_or_cut_entry_of_a_key_is_no_missing_one(folder: Path, re
 
 
 def test_over_http_it_is_a_500_for_its_own_stream_only(tmp_path: Path, redis_server: Server) -> None:
-    with running(redis_server.url, served_models(tmp_path, fold)) as one:
+    with running_service(redis_server.url, write_models(tmp_path, fold)) as one:
         for stream in "ab":
             one.http.post(one.path("fold", stream, "step"), json={"inputs": [1]})
         damage(redis_server, 0)

@@ -13,9 +13,9 @@ import pytest
 from service.engine.engine import Engine, EngineOptions
 from service.errors import ServiceError
 from service.store.keys import record_key
-from tests.engine.bench import FOLD, Counts, all_of, models, refusal, step, worker, ys
+from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker, ys
 from tests.faults.proxy import Proxy
-from tests.graphs import fold, fold_reference
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 
 QUICK = EngineOptions(request_timeout_s=1)
@@ -23,7 +23,7 @@ QUICK = EngineOptions(request_timeout_s=1)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ async def test_an_outcome_that_stays_unknown_is_told_and_resolved_by_the_retry(f
     async with worker(proxy.url, folder, options=QUICK) as engine:
         await engine.advance(step("a", 1, seq=1))
         proxy.lose_reply(to=b"EVALSHA", times=10_000)
-        unknown = await refusal(engine, step("a", 2, seq=2))
+        unknown = await expect_error(engine, step("a", 2, seq=2))
         proxy.heal()
         again = await engine.advance(step("a", 2, seq=2))
 
@@ -84,7 +84,7 @@ async def test_a_worker_that_wakes_up_late_changes_nothing(folder: Path, proxy: 
     async with worker(proxy.url, folder, timeout=20) as zombie, worker(redis_server.url, folder) as other:
         await zombie.advance(step("a", 1, seq=1))
         proxy.hold_requests = True
-        late = asyncio.create_task(refusal(zombie, step("a", 99, seq=2)))
+        late = asyncio.create_task(expect_error(zombie, step("a", 99, seq=2)))
         twice = asyncio.create_task(zombie.advance(step("b", 5, seq=1)))
         await held(proxy)
         others = [await other.advance(step("a", x, seq=x)) for x in (2, 3)]
@@ -105,7 +105,7 @@ async def test_a_late_first_step_of_a_stream_that_was_reset_brings_no_old_life_b
     async with worker(proxy.url, folder, timeout=20) as zombie, worker(redis_server.url, folder) as other:
         first = await zombie.advance(step("a", 1, seq=1))
         proxy.hold_requests = True
-        late = asyncio.create_task(refusal(zombie, step("a", 2, seq=2, after=first.state_id)))
+        late = asyncio.create_task(expect_error(zombie, step("a", 2, seq=2, after=first.state_id)))
         await held(proxy)
         await other.reset(step("a", 0).key)
         proxy.heal()
@@ -161,9 +161,9 @@ async def test_a_store_out_of_reach_is_told_fast_and_is_used_again_when_it_is_ba
             return bool(await engine.not_ready())
 
         noticed = await within(not_ready, 3)
-        waiting = await all_of(*(engine.advance(step(f"s{n}", 1, seq=1)) for n in range(20)))
+        waiting = await gather_results(*(engine.advance(step(f"s{n}", 1, seq=1)) for n in range(20)))
         began = time.monotonic()
-        refused = await refusal(engine, step("a", 2, seq=2))
+        refused = await expect_error(engine, step("a", 2, seq=2))
         told_in = time.monotonic() - began
         proxy.heal()
         back = await within(lambda: goes_on(engine, "a", 2), 5)
@@ -193,19 +193,19 @@ async def test_a_caller_that_is_short_of_time_takes_no_ones_connection(folder: P
 
 
 async def test_lost_steps_are_counted(folder: Path, redis_server: Server) -> None:
-    counts = Counts()
+    counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
         await engine.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
             before = client.get(record_key("default", FOLD, "a"))
             await engine.advance(step("a", 2, seq=2))
             client.set(record_key("default", FOLD, "a"), before)
-        refused = await refusal(engine, step("a", 3, seq=3))
+        refused = await expect_error(engine, step("a", 3, seq=3))
 
     assert (refused.code, refused.expected, counts.regressed) == ("seq_gap", 2, 1)
 
 
-async def ran(counts: Counts, batches: int) -> None:
+async def ran(counts: CountingObserver, batches: int) -> None:
     """Wait until the model was run that often."""
     for _ in range(1_000_000):
         if len(counts.batches) >= batches:
@@ -215,7 +215,7 @@ async def ran(counts: Counts, batches: int) -> None:
 
 
 async def test_what_comes_while_a_batch_is_out_goes_together_and_soon(folder: Path, proxy: Proxy) -> None:
-    counts = Counts()
+    counts = CountingObserver()
     async with worker(proxy.url, folder, counts=counts) as engine:
         for stream in "abc":
             await engine.advance(step(stream, 1, seq=1))
@@ -233,7 +233,7 @@ async def test_what_comes_while_a_batch_is_out_goes_together_and_soon(folder: Pa
 
 
 async def test_many_that_come_while_a_batch_is_out_go_at_once(folder: Path, proxy: Proxy) -> None:
-    counts, streams = Counts(), [f"s{n}" for n in range(100)]
+    counts, streams = CountingObserver(), [f"s{n}" for n in range(100)]
     async with worker(proxy.url, folder, counts=counts) as engine:
         await asyncio.gather(*(engine.advance(step(stream, 1, seq=1)) for stream in streams))
         counts.batches.clear()

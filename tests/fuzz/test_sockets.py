@@ -1,4 +1,4 @@
-"""Whatever bytes come on a connection, HTTP or WebSocket, it is answered or closed, and nothing fails inside."""
+"""Any bytes on a connection, HTTP or WebSocket, are answered or end it, and cause no internal error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.api.running import Service, models, running
-from tests.fuzz.test_readers import nearly
-from tests.graphs import fold
+from tests.api.running import Service, running_service
+from tests.fuzz.test_readers import mutated
+from tests.graphs import fold, write_models
 from tests.lane.ways import chunked, everything, request, statuses
 from tests.servers import Server
 
@@ -39,7 +39,7 @@ REQUESTS = [
 
 
 def frame(message: bytes, first: int = 0x81) -> bytes:
-    """A client's frame, masked with zeros."""
+    """Return a client's frame, masked with zeros."""
     length = bytes([0x80 | len(message)]) if len(message) < 126 else b"\xfe" + len(message).to_bytes(2)
     return bytes([first]) + length + bytes(4) + message
 
@@ -54,36 +54,36 @@ FRAMES = [
 ]
 
 
-class Faults(logging.Handler):
-    """Keeps what is logged as an error."""
+class ErrorLog(logging.Handler):
+    """Keeps the error records of the log."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.seen: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.threadName != "jwt-keys":  # which another test's service has left behind
+        if record.threadName != "jwt-keys":  # a thread left by another test's service
             self.seen.append(self.format(record))
 
 
 @pytest.fixture(scope="module")
 def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = models(tmp_path_factory.mktemp("models"), fold)
-    with running(shared_redis.url, folder, lane=True, receive_timeout_s=1, max_body_bytes=100_000) as one:
+    folder = write_models(tmp_path_factory.mktemp("models"), fold)
+    with running_service(shared_redis.url, folder, lane=True, receive_timeout_s=1, max_body_bytes=100_000) as one:
         yield one
 
 
 @pytest.fixture
-def faults() -> Iterator[Faults]:
-    handler = Faults()
+def errors() -> Iterator[ErrorLog]:
+    handler = ErrorLog()
     logging.getLogger().addHandler(handler)
     yield handler
     logging.getLogger().removeHandler(handler)
 
 
-def told(service: Service, data: bytes, *, opening: bytes = b"") -> bytes:
-    """Return all that comes back when nothing comes after these bytes."""
-    with service.raw() as sock:
+def response_to(service: Service, data: bytes, *, opening: bytes = b"") -> bytes:
+    """Return everything that the service sends in response to these bytes."""
+    with service.open_connection() as sock:
         try:
             if opening:
                 sock.sendall(opening)
@@ -91,36 +91,38 @@ def told(service: Service, data: bytes, *, opening: bytes = b"") -> bytes:
                     pass
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
-        except OSError:  # it has closed already
+        except OSError:  # already closed
             return b""
         return everything(sock)
 
 
 @FEW
-@given(parts=st.lists(st.one_of(nearly(REQUESTS), nearly(REQUESTS), st.binary(max_size=100)), min_size=1, max_size=3))
-def test_any_bytes_of_http_are_answered_or_closed(service: Service, faults: Faults, parts: list[bytes]) -> None:
-    answer = told(service, b"".join(parts))
+@given(parts=st.lists(st.one_of(mutated(REQUESTS), mutated(REQUESTS), st.binary(max_size=100)), min_size=1, max_size=3))
+def test_any_http_bytes_are_answered_or_close_the_connection(
+    service: Service, errors: ErrorLog, parts: list[bytes]
+) -> None:
+    answer = response_to(service, b"".join(parts))
 
     assert 500 not in statuses(answer), answer
-    assert not faults.seen, "\n".join(faults.seen)
+    assert not errors.seen, "\n".join(errors.seen)
 
 
 @FEW
 @given(
-    parts=st.lists(st.one_of(nearly(FRAMES), nearly(FRAMES), st.binary(max_size=100)), min_size=1, max_size=3),
+    parts=st.lists(st.one_of(mutated(FRAMES), mutated(FRAMES), st.binary(max_size=100)), min_size=1, max_size=3),
     path=st.sampled_from([b"feed", b"streams/w/feed"]),
 )
-def test_any_bytes_of_a_feed_are_answered_or_closed(
-    service: Service, faults: Faults, parts: list[bytes], path: bytes
+def test_any_feed_bytes_are_answered_or_close_the_connection(
+    service: Service, errors: ErrorLog, parts: list[bytes], path: bytes
 ) -> None:
-    answer = told(service, b"".join(parts), opening=UPGRADE % (path, KEY))
+    answer = response_to(service, b"".join(parts), opening=UPGRADE % (path, KEY))
 
     assert b'"internal"' not in answer, answer
-    assert not faults.seen, "\n".join(faults.seen)
+    assert not errors.seen, "\n".join(errors.seen)
 
 
-def test_four_hundred_hostile_bodies_leave_nothing_behind(service: Service, faults: Faults) -> None:
-    """No 500, no memory kept; the service answers right after."""
+def test_four_hundred_hostile_bodies_leave_no_memory_behind(service: Service, errors: ErrorLog) -> None:
+    """No 500 and no leaked memory; the service answers immediately afterwards."""
     hostile = [
         b"[" * 100_000,
         b'{"a":' * 20_000,
@@ -140,7 +142,7 @@ def test_four_hundred_hostile_bodies_leave_nothing_behind(service: Service, faul
     kinds = ("application/json", "application/msgpack")
     paths = ("streams/s/step", "streams/s/steps", "step", "streams/s/reset")
     asked = [(body, kind, path) for body in hostile for kind in kinds for path in paths]
-    before = resident()
+    before = resident_bytes()
     answers = [
         service.http.post(f"/v1/models/fold/{path}", content=body, headers={"content-type": kind}).status_code
         for body, kind, path in (asked * 4)[:400]
@@ -148,12 +150,12 @@ def test_four_hundred_hostile_bodies_leave_nothing_behind(service: Service, faul
 
     assert {status for status in answers if status >= 500} == set()
     assert service.step("fold", "after", [1]).status_code == 200
-    assert resident() - before < 50 * 2**20
-    assert not faults.seen, "\n".join(faults.seen)
+    assert resident_bytes() - before < 50 * 2**20
+    assert not errors.seen, "\n".join(errors.seen)
 
 
-def resident() -> int:
-    """Bytes of memory that this process has in use; the most it ever had, where that cannot be known."""
+def resident_bytes() -> int:
+    """Return the resident memory of this process, or its peak where only that is available."""
     try:
         return int(Path(f"/proc/{os.getpid()}/statm").read_text().split()[1]) * resource.getpagesize()
     except FileNotFoundError:

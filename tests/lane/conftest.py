@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.api.running import models, running
-from tests.api.test_auth import key, write
-from tests.graphs import fold, lstm, nan_at, slow, stateless, two_inputs
+from tests.api.running import running_service
+from tests.api.test_auth import key, write_keys_file
+from tests.graphs import fold, lstm, nan_at, slow, stateless, two_inputs, write_models
 from tests.lane.ways import Ways
 from tests.servers import server
 
@@ -23,7 +23,7 @@ MAX_BODY = 100_000
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models(
+    return write_models(
         tmp_path_factory.mktemp("models"), fold, two_inputs, lstm, slow, stateless, nan_at_3=lambda: nan_at(3)
     )
 
@@ -39,7 +39,7 @@ def ways(folder: Path) -> Iterator[Ways]:
 def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
     """Both, with keys: `full`, `other` of another tenant, and `reader`, which may not step."""
     keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"])]
-    with two(folder, api_keys_file=write(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as both:
+    with two(folder, api_keys_file=write_keys_file(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as both:
         yield both
 
 
@@ -57,5 +57,5 @@ def two(folder: Path, **settings: Any) -> Iterator[Ways]:
         for lane in (True, False):
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sw")))
             store = stack.enter_context(server(place))
-            ours.append(stack.enter_context(running(store.url, folder, lane=lane, **limits, **settings)))
+            ours.append(stack.enter_context(running_service(store.url, folder, lane=lane, **limits, **settings)))
         yield Ways(*ours)

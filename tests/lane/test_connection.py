@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.graphs import fold_reference
 from tests.lane.conftest import WITHIN_S
 from tests.lane.test_same_answers import infer, raw_infer
@@ -237,7 +237,7 @@ def test_what_one_connection_pipelines_is_bounded_by_bytes_too(redis_server: Ser
     """Of large requests few are begun before some are answered: 4 MiB of them."""
     asked = [request(GOOD.ljust(1_000_000), path(f"large-{n}")) for n in range(12)]
     with (
-        running(redis_server.url, folder, lane=True, max_wait_ms=500) as one,
+        running_service(redis_server.url, folder, lane=True, max_wait_ms=500) as one,
         connected(one) as sock,
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
@@ -314,7 +314,7 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_kept(
 def test_the_last_answer_before_the_end_says_so(folder: Path, redis_server: Server) -> None:
     """A process that ends answers what it has taken, and closes."""
     with contextlib.ExitStack() as stack:
-        with running(redis_server.url, folder, lane=True, drain_s=5, run_timeout_s=0.5) as one:
+        with running_service(redis_server.url, folder, lane=True, drain_s=5, run_timeout_s=0.5) as one:
             sock = stack.enter_context(connected(one))
             sock.sendall(request(b'{"inputs": [1000000000000]}', "/v1/models/slow/streams/s/step"))
             one.http.get("/healthz")  # came later and is answered: so the step was taken

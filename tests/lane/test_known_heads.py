@@ -11,8 +11,8 @@ import pytest
 
 from service.api.auth import Caller, Keys, unauthenticated
 from service.api.hot import call_of
-from tests.api.running import running
-from tests.api.test_auth import key, write
+from tests.api.running import running_service
+from tests.api.test_auth import key, write_keys_file
 from tests.graphs import fold, fold_reference, stateless, write_model
 from tests.lane.ways import connected, request
 from tests.servers import Server
@@ -39,10 +39,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_key_that_is_taken_away_steps_no_more(redis_server: Server, folder: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "keys.json", key("a.b.c"))
-    with running(redis_server.url, folder, lane=True, api_keys_file=file) as service, connected(service) as sock:
+    file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
+    with (
+        running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        connected(service) as sock,
+    ):
         before = [asked_again(sock), asked_again(sock)]
-        write(file, key("another"))
+        write_keys_file(file, key("another"))
 
         assert [*before, asked_again(sock)] == [200, 200, 401]
 
@@ -50,14 +53,14 @@ def test_a_key_that_is_taken_away_steps_no_more(redis_server: Server, folder: Pa
 def test_a_key_that_is_taken_away_steps_no_more_where_another_connection_heard_of_it_first(
     redis_server: Server, folder: Path, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "keys.json", key("a.b.c"))
+    file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
     with (
-        running(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
         connected(service) as sock,
         connected(service) as other,
     ):
         before = [asked_again(one) for one in (sock, sock, other, other)]
-        write(file, key("another"))
+        write_keys_file(file, key("another"))
 
         assert [*before, asked_again(other), asked_again(sock)] == [200, 200, 200, 200, 401, 401]
 
@@ -65,16 +68,19 @@ def test_a_key_that_is_taken_away_steps_no_more_where_another_connection_heard_o
 def test_headers_as_long_as_known_ones_are_not_taken_for_them(
     redis_server: Server, folder: Path, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "keys.json", key("a.b.c"))
+    file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
     wrong = STEP.replace(b"a.b.c", b"a.b.x")
-    with running(redis_server.url, folder, lane=True, api_keys_file=file) as service, connected(service) as sock:
+    with (
+        running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        connected(service) as sock,
+    ):
         assert [asked_again(sock, text) for text in (STEP, STEP, wrong, STEP, wrong, wrong, STEP)] == [
             200, 200, 401, 200, 401, 401, 200
         ]  # fmt: skip
 
 
 def test_each_of_many_streams_on_one_connection_gets_its_own_answer(redis_server: Server, folder: Path) -> None:
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         answers = [
             answer(sock, request(b'{"inputs": [%d], "seq": %d}' % (x, seq), f"/v1/models/m/streams/many-{x}/step"))
             for seq in (1, 2, 3)
@@ -90,7 +96,7 @@ def test_each_of_many_streams_on_one_connection_gets_its_own_answer(redis_server
 def test_a_connection_on_which_the_stream_changes_stays_at_rest(
     redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         first = asked_again(sock, STEP)  # its header lines are known from here on
         monkeypatch.setattr("service.lane.connection.LaneConnection._begin", None)
         others = [STEP.replace(b"/s/", f"/other-{i}/".encode()) for i in range(3)]
@@ -102,7 +108,7 @@ def test_a_connection_on_which_a_header_changes_stays_at_rest(
     redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trace id, say, or the client's address behind a proxy."""
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         first = asked_again(sock, STEP)
         monkeypatch.setattr("service.lane.connection.LaneConnection._begin", None)
         others = [STEP.replace(b"Host: x\r\n", b"Host: x\r\nX-Request-Id: %d\r\n" % 7**i) for i in range(20)]
@@ -111,7 +117,7 @@ def test_a_connection_on_which_a_header_changes_stays_at_rest(
 
 
 def test_a_request_line_that_begins_as_the_last_one_is_not_taken_for_it(redis_server: Server, folder: Path) -> None:
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         assert [asked_again(sock), asked_again(sock)] == [200, 200]
         assert asked_again(sock, STEP.replace(b"HTTP/1.1", b"HTTP/1.10", 1)) == 400
 
@@ -128,7 +134,7 @@ def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: 
             return Caller("default", frozenset({"step"}))
 
     tokens = Tokens()
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         service.app.state.context.keys = Keys(None, tokens)
         before = [asked_again(sock), asked_again(sock)]
         tokens.over = True
@@ -137,7 +143,7 @@ def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: 
 
 
 def test_a_model_that_is_replaced_steps_no_new_stream(redis_server: Server, folder: Path) -> None:
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         before = [asked_again(sock), asked_again(sock)]
         (folder / "m.onnx").unlink()
         write_model(folder, "other", stateless)
@@ -158,7 +164,7 @@ def test_a_look_at_the_models_that_finds_nothing_new_forgets_nothing(
         return call_of(*args)
 
     monkeypatch.setattr("service.lane.lane.call_of", noted)
-    with running(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         asked_again(sock)
         asked_again(sock)
         first = resolved

@@ -43,7 +43,7 @@ def told(service: Service, parts: Iterable[bytes]) -> bytes:
 
 @contextlib.contextmanager
 def connected(service: Service) -> Iterator[socket.socket]:
-    with service.raw() as sock:
+    with service.open_connection() as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield sock
 

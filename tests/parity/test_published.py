@@ -1,4 +1,4 @@
-"""Parity: published models, adopted as their authors ship them, answer over HTTP as their authors' own loops do."""
+"""Parity: published models, adopted unchanged, answer over HTTP as the inference code of their authors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from model_export.adopt import adopt, write_sidecar
-from tests.parity.doors import MSGPACK, packed, unpacked
-from tests.processes import Service, service
+from tests.parity.transports import MSGPACK, packed, unpacked
+from tests.processes import ServiceProcess, service_process
 from tests.published import NAMES, published
 
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Service]:
+def served() -> Iterator[ServiceProcess]:
     originals = [published(name) for name in NAMES]
     with tempfile.TemporaryDirectory(prefix="sw") as folder:
         models = Path(folder) / "models"
@@ -30,12 +30,12 @@ def served() -> Iterator[Service]:
             file = models / original.file.name
             shutil.copyfile(original.file, file)
             write_sidecar(file, adopt(file, hints=original.hints).manifest)
-        with service(models, Path(folder) / "s") as one:
+        with service_process(models, Path(folder) / "s") as one:
             yield one
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_timestep_equals_the_authors_answer(served: Service, name: str) -> None:
+def test_every_timestep_equals_the_authors_result(served: ServiceProcess, name: str) -> None:
     one = published(name)
     found = []
     with httpx.Client(base_url=served.url, trust_env=False, timeout=30) as http:
@@ -50,7 +50,7 @@ def test_every_timestep_equals_the_authors_answer(served: Service, name: str) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_whole_recording_in_one_request_equals_the_authors_answers(served: Service, name: str) -> None:
+def test_a_whole_recording_in_one_request_equals_the_authors_results(served: ServiceProcess, name: str) -> None:
     one = published(name)
     body = msgspec.msgpack.encode({"inputs": {one.given: packed(one.xs)}})
     with httpx.Client(base_url=served.url, trust_env=False, timeout=30) as http:

@@ -1,4 +1,4 @@
-"""A rollout equals the loop made by hand on the original Keras model, exported and served."""
+"""Parity: a rollout equals the feedback loop on the original Keras model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from model_export.export import export_source
 from model_export.feedback import Draw
 from service.engine.sampling import draw, uniforms
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.servers import Server
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
@@ -21,7 +21,7 @@ LETTERS = 12
 
 
 def series() -> Any:
-    """A model from two numbers to the two that come next."""
+    """A model that predicts the next pair of numbers from the current one."""
     x = keras.Input((None, 2), name="now")
     h = keras.layers.GRU(16, return_sequences=True)(x)
     h = keras.layers.LSTM(8, return_sequences=True)(h)
@@ -29,7 +29,7 @@ def series() -> Any:
 
 
 def text() -> Any:
-    """A model from a letter's code to the probabilities of the next letter."""
+    """A model that predicts the probabilities of the next letter from the current one."""
     x = keras.Input((None,), dtype="int32", name="letter")
     h = keras.layers.Embedding(LETTERS, 8)(x)
     h = keras.layers.LSTM(24, return_sequences=True)(h)
@@ -38,24 +38,24 @@ def text() -> Any:
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """The trained models, and the folder of their step graphs."""
+    """The Keras models, and the folder of their step graphs."""
     keras.utils.set_random_seed(3)
     folder = tmp_path_factory.mktemp("models")
     made = {"series": series(), "text": text()}
     for name, rule in (("series", {"now": "next"}), ("text", {"letter": "next"})):
-        made[name].set_weights([2 * weight for weight in made[name].get_weights()])  # so that predictions move
+        made[name].set_weights([2 * weight for weight in made[name].get_weights()])  # so that the predictions vary
         export_source(made[name], folder / f"{name}.onnx", feedback=rule)
     return made, folder
 
 
 @pytest.fixture(scope="module")
 def served(originals: tuple[dict[str, Any], Path], shared_redis: Server) -> Iterator[Service]:
-    with running(shared_redis.url, originals[1]) as one:
+    with running_service(shared_redis.url, originals[1]) as one:
         yield one
 
 
-class ByHand:
-    """A sequence that grows by what the original says of it as a whole, in one length, so that it is compiled once."""
+class KerasLoop:
+    """A growing sequence that Keras evaluates as a whole, padded to one length so that it is compiled once."""
 
     def __init__(self, model: Any, past: Any, room: int) -> None:
         self._model = model
@@ -64,7 +64,7 @@ class ByHand:
         self._whole[0, : len(past)] = past
 
     def predict(self) -> np.ndarray[Any, Any]:
-        """Return the prediction of the last timestep so far; what comes later is no matter to it."""
+        """Return the prediction of the last timestep so far; later timesteps do not affect it."""
         found: np.ndarray[Any, Any] = self._model.predict_on_batch(self._whole)[0, self._length - 1]
         return found
 
@@ -73,23 +73,23 @@ class ByHand:
         self._length += 1
 
 
-def test_numbers_that_are_fed_back_are_those_of_keras(
+def test_numbers_fed_back_equal_those_of_the_keras_loop(
     originals: tuple[dict[str, Any], Path], served: Service, stream: str
 ) -> None:
     past = np.random.default_rng(5).normal(size=(10, 2)).astype(np.float32)
     served.http.post(served.path("series", stream, "steps"), json={"inputs": past.tolist(), "return": "last"})
     found = served.http.post(served.path("series", stream, "rollout"), json={"horizon": 50}).json()
 
-    loop, by_hand = ByHand(originals[0]["series"], past, 50), []
+    loop, by_hand = KerasLoop(originals[0]["series"], past, 50), []
     for _ in range(50):
         loop.grow(loop.predict())
         by_hand.append(loop.predict())
     np.testing.assert_allclose(found["outputs"]["next"], by_hand, atol=1e-5, rtol=0)
-    assert np.ptp(by_hand, axis=0).min() > 0.01, "the predictions were to move"
+    assert np.ptp(by_hand, axis=0).min() > 0.01, "the predictions do not vary"
 
 
 @pytest.mark.parametrize("how", [Draw(), Draw(0.7, top_k=4), Draw(1.3, top_p=0.8)], ids=["plain", "top_k", "top_p"])
-def test_letters_that_are_drawn_are_those_of_keras_token_for_token(
+def test_sampled_letters_equal_those_of_the_keras_loop(
     originals: tuple[dict[str, Any], Path], served: Service, stream: str, how: Draw
 ) -> None:
     horizon, seed = 100, 23
@@ -98,7 +98,7 @@ def test_letters_that_are_drawn_are_those_of_keras_token_for_token(
     found = served.http.post(served.path("text", stream, "rollout"), json=body).json()
 
     numbers, by_hand = uniforms(seed, 0, 0, horizon + 1), []
-    loop = ByHand(originals[0]["text"], np.array([1], np.int32), horizon)
+    loop = KerasLoop(originals[0]["text"], np.array([1], np.int32), horizon)
     for t in range(1, horizon + 1):
         by_hand.append(int(draw(loop.predict()[None], numbers[t : t + 1], how)[0]))
         loop.grow(by_hand[-1])

@@ -1,4 +1,4 @@
-"""Private Clusters and Sentinels for tests: real servers on loopback, made without any other tool."""
+"""Clusters, Sentinels and replicas for tests: real servers on loopback, started and connected by this module alone."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from tests.servers import Server, server, servers
 
 SLOTS = 16384
 _WITHIN_S = 20.0
-_PATIENCE_S = 60  # with a server on a busy machine
+_PATIENCE_S = 60  # for a server on a busy machine
 
 
 class Node(Server):
-    """One node of a Cluster, on a port and a unix socket."""
+    """One node of a Cluster, listening on a port and a unix socket."""
 
     def __init__(self, folder: Path, *options: str, binary: Path | None = None) -> None:
-        self.port = port_with_a_bus()
+        self.port = port_with_bus()
         own = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
         super().__init__(folder, "--port", str(self.port), "--bind", "127.0.0.1", *own, *options, binary=binary)
         self.id = ""
 
     @functools.cached_property
     def direct(self) -> Any:
-        """A client that is kept, for many commands."""
+        """A client that is reused for many commands."""
         return redis.Redis.from_url(self.url, socket_timeout=_PATIENCE_S)
 
 
 class Cluster:
-    """Primaries that share the slots evenly, and as many replicas for each as were asked for."""
+    """Primaries that share the slots evenly, each with the requested number of replicas."""
 
     def __init__(self, nodes: list[Node], primaries: int) -> None:
         self.nodes = nodes
@@ -63,11 +63,11 @@ class Cluster:
         raise LookupError(slot)
 
     def move(self, slot: int, to: Node) -> None:
-        """Move one slot as redis-cli does, its keys one by one."""
+        """Move one slot as redis-cli does, key by key."""
         self._move(slot, self.owner(slot), to)
 
     def move_many(self, slots: Iterable[int]) -> None:
-        """Move slots, each to the primary after its own."""
+        """Move slots, each to the primary after its current one."""
         owners = {slot: node for node in self.primaries for slot in self._slots_of(node)}
         for slot in slots:
             source = owners[slot]
@@ -87,8 +87,8 @@ class Cluster:
         for node in (to, source, *(other for other in self.primaries if other not in (source, to))):
             node.direct.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
 
-    def begin_move(self, slot: int, to: Node) -> None:
-        """Open a slot for its move, and leave it so: its keys are at home, new ones go to the other node."""
+    def start_move(self, slot: int, to: Node) -> None:
+        """Start a move and leave it unfinished: existing keys stay on the source node, new ones go to the other."""
         source = self.owner(slot)
         with source.client() as src, to.client() as dst:
             dst.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
@@ -102,7 +102,7 @@ def slot_of(key: str) -> int:
 
 @contextmanager
 def cluster(*, primaries: int = 3, replicas: int = 0, binary: Path | None = None) -> Iterator[Cluster]:
-    """A Cluster that serves, and ends with the block."""
+    """Run a Cluster until the block ends."""
     total = primaries * (1 + replicas)
     with tempfile.TemporaryDirectory(prefix="swc") as folder, ExitStack() as stack:
         nodes = [stack.enter_context(_node(Path(folder) / str(n), binary)) for n in range(total)]
@@ -115,11 +115,11 @@ def cluster(*, primaries: int = 3, replicas: int = 0, binary: Path | None = None
             client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
         for node in nodes[1:]:
             clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
-        _until(lambda: all(_info(client)["cluster_known_nodes"] == str(total) for client in clients))
+        _wait_until(lambda: all(_info(client)["cluster_known_nodes"] == str(total) for client in clients))
         for n in range(primaries, total):
-            _until(lambda n=n: _accepts(clients[n], "CLUSTER", "REPLICATE", nodes[n % primaries].id))  # type: ignore[misc]
-        _until(lambda: all(_info(client)["cluster_state"] == "ok" for client in clients))
-        _until(lambda: all(link_is_up(client) for client in clients[primaries:]))
+            _wait_until(lambda n=n: _accepts(clients[n], "CLUSTER", "REPLICATE", nodes[n % primaries].id))  # type: ignore[misc]
+        _wait_until(lambda: all(_info(client)["cluster_state"] == "ok" for client in clients))
+        _wait_until(lambda: all(is_synchronized(client) for client in clients[primaries:]))
         yield Cluster(nodes, primaries)
 
 
@@ -134,7 +134,7 @@ def sentinels(
     password: str | None = None,
     binary: Path | None = None,
 ) -> Iterator[int]:
-    """The port of a Sentinel that watches a primary and knows its replicas."""
+    """Run a Sentinel that monitors a primary and its replicas; yields its port."""
     port, conf = free_port(), folder / "sentinel.conf"
     lines = [
         f"port {port}",
@@ -150,7 +150,7 @@ def sentinels(
         try:
             with redis.Redis(port=port, password=password, retry=Retry(ConstantBackoff(0.02), 200)) as client:
                 client.ping()
-                with contextlib.suppress(redis.ResponseError):  # 6.2 looks every ten seconds, whatever one wishes
+                with contextlib.suppress(redis.ResponseError):  # 6.2 has no such command and polls every ten seconds
                     for what in ("INFO", "PUBLISH", "PING", "ASK"):
                         client.execute_command("SENTINEL", "DEBUG", f"{what}-PERIOD", 100)
             yield port
@@ -159,8 +159,8 @@ def sentinels(
 
 
 @contextmanager
-def pair(folder: Path, *options: str) -> Iterator[tuple[Server, Server, int, int]]:
-    """A primary and its replica, in step with each other, and their ports."""
+def primary_and_replica(folder: Path, *options: str) -> Iterator[tuple[Server, Server, int, int]]:
+    """Run a primary and a synchronized replica; yields both servers and both ports."""
     one, two = free_port(), free_port()
     listen = ("--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0", *options)
     with (
@@ -168,12 +168,12 @@ def pair(folder: Path, *options: str) -> Iterator[tuple[Server, Server, int, int
         server(folder / "two", "--port", str(two), "--replicaof", "127.0.0.1", str(one), *listen) as replica,
     ):
         with replica.client() as client:
-            _until(lambda: link_is_up(client))
+            _wait_until(lambda: is_synchronized(client))
         yield primary, replica, one, two
 
 
-def port_with_a_bus() -> int:
-    """Return a free port; the nodes of a Cluster talk to each other on the one that is 10,000 above."""
+def port_with_bus() -> int:
+    """Return a free port whose cluster bus port, 10,000 above it, is free too."""
     while True:
         port = free_port()
         if port < 2**16 - 10_000:
@@ -182,13 +182,13 @@ def port_with_a_bus() -> int:
                 return port
 
 
-def link_is_up(client: redis.Redis) -> bool:
-    """Whether a replica is in step with its primary."""
+def is_synchronized(client: redis.Redis) -> bool:
+    """Return whether a replica is connected to its primary and synchronized."""
     return client.info("replication").get("master_link_status") == "up"
 
 
 def has_caught_up(replica: redis.Redis, primary: redis.Redis) -> bool:
-    """Whether a replica has done what its primary has until now; WAIT would only look at its own client's writes."""
+    """Return whether a replica has processed all writes of its primary; WAIT would cover one client's writes only."""
     written = int(primary.info("replication")["master_repl_offset"])
     return int(replica.info("replication")["slave_repl_offset"]) >= written
 
@@ -217,11 +217,11 @@ def _accepts(client: redis.Redis, *command: str) -> bool:
     return True
 
 
-def _until(fact: Callable[[], bool]) -> None:
+def _wait_until(fact: Callable[[], bool]) -> None:
     import time
 
     deadline = time.monotonic() + _WITHIN_S
     while not fact():
         if time.monotonic() > deadline:
             raise TimeoutError("the servers did not come together")
-        time.sleep(0.01)  # noqa: TID251 - no event tells of other processes
+        time.sleep(0.01)  # noqa: TID251 - no event reports the state of other processes

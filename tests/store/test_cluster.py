@@ -1,4 +1,4 @@
-"""Streams on a Redis Cluster: slots that move, nodes that die, and what a client sees of it (latency)."""
+"""Streams on a Redis Cluster: slots that move, nodes that fail, and what clients see of it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from service.store.keys import entry_key, record_key
 from service.store.link import NotSentError
 from service.store.redis import StateStore
 from service.store.wire import open_wire
-from tests.api.running import models as served_models
-from tests.api.running import running
-from tests.engine.bench import FOLD, models, step, worker, ys
-from tests.graphs import fold, fold_reference
+from tests.api.running import running_service
+from tests.engine.harness import FOLD, step, worker, ys
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 from tests.store.clusters import Cluster, cluster, slot_of
-from tests.store.test_laws import SOON, a_record, now, write
+from tests.store.test_laws import SOON, make_record, now, write
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ async def store(three: Cluster) -> AsyncIterator[StateStore]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 async def committed(store: StateStore, *commits: object, within: float = SOON) -> list[Outcome]:
@@ -56,54 +55,54 @@ async def committed(store: StateStore, *commits: object, within: float = SOON) -
     return [answers[place].outcome for place in range(len(commits))]
 
 
-async def test_a_batch_reaches_every_primary(three: Cluster, store: StateStore) -> None:
+async def test_a_batch_is_committed_on_every_primary(three: Cluster, store: StateStore) -> None:
     keys = [record_key("default", "batch", f"s{n}") for n in range(60)]
 
-    assert await committed(store, *(write(key, a_record(1)) for key in keys)) == [Outcome.APPLIED] * 60
-    assert await store.load(keys, deadline=now() + SOON) == [a_record(1).encode()] * 60
+    assert await committed(store, *(write(key, make_record(1)) for key in keys)) == [Outcome.APPLIED] * 60
+    assert await store.load(keys, deadline=now() + SOON) == [make_record(1).encode()] * 60
     assert {three.owner(slot_of(key)).port for key in keys} == {node.port for node in three.primaries}
 
 
-async def test_a_slot_that_moved_is_followed(three: Cluster, store: StateStore) -> None:
+async def test_a_moved_slot_is_followed(three: Cluster, store: StateStore) -> None:
     key = record_key("default", "m", "moved")
     slot = slot_of(key)
-    await committed(store, write(key, a_record(1)))
+    await committed(store, write(key, make_record(1)))
     for _ in three.primaries:
         source = three.owner(slot)
         target = three.primaries[three.primaries.index(source) - 1]
         three.move(slot, target)
         [stored] = await store.load([key], deadline=now() + SOON)
-        assert stored == a_record(1).encode()
-    assert await committed(store, write(key, a_record(2), a_record(1).guard)) == [Outcome.APPLIED]
+        assert stored == make_record(1).encode()
+    assert await committed(store, write(key, make_record(2), make_record(1).guard)) == [Outcome.APPLIED]
 
 
-async def test_a_stream_in_a_slot_on_its_way_is_served_on_both_sides(three: Cluster, store: StateStore) -> None:
-    """ASK: a new stream begins at the slot's next home, an old one is served where it is."""
+async def test_a_stream_in_a_migrating_slot_is_served_on_both_nodes(three: Cluster, store: StateStore) -> None:
+    """ASK: a new stream starts on the slot's next node, an existing one is served by its current node."""
     old, new = "swl:1:{way}old", "swl:1:{way}new"
     slot = slot_of(old)
-    await committed(store, write(old, a_record(1)))
+    await committed(store, write(old, make_record(1)))
     source = three.owner(slot)
     target = three.primaries[three.primaries.index(source) - 1]
-    three.begin_move(slot, target)
+    three.start_move(slot, target)
 
     assert (
-        await committed(store, write(old, a_record(2), a_record(1).guard), write(new, a_record(1)))
+        await committed(store, write(old, make_record(2), make_record(1).guard), write(new, make_record(1)))
         == [Outcome.APPLIED] * 2
     )
-    assert await store.load([old, new], deadline=now() + SOON) == [a_record(2).encode(), a_record(1).encode()]
+    assert await store.load([old, new], deadline=now() + SOON) == [make_record(2).encode(), make_record(1).encode()]
     three.move(slot, target)
-    assert await store.load([old, new], deadline=now() + SOON) == [a_record(2).encode(), a_record(1).encode()]
+    assert await store.load([old, new], deadline=now() + SOON) == [make_record(2).encode(), make_record(1).encode()]
 
 
-async def test_a_keyed_commit_in_a_slot_on_its_way_waits_for_it(three: Cluster, store: StateStore) -> None:
-    """TRYAGAIN, as the record is at one node and the new key's entry would be at the other."""
+async def test_a_keyed_commit_in_a_migrating_slot_waits_for_the_migration(three: Cluster, store: StateStore) -> None:
+    """TRYAGAIN: the record is on one node, the entry of the new idempotency key would be on the other."""
     key = record_key("default", "m", "try-again")
     slot = slot_of(key)
-    await committed(store, write(key, a_record(1)))
+    await committed(store, write(key, make_record(1)))
     source = three.owner(slot)
     target = three.primaries[three.primaries.index(source) - 1]
-    three.begin_move(slot, target)
-    commit = write(key, a_record(2), a_record(1).guard, entry="k")
+    three.start_move(slot, target)
+    commit = write(key, make_record(2), make_record(1).guard, entry="k")
 
     with pytest.raises(StoreUnavailableError) as refused:
         (await store.commit([commit], deadline=now() + 0.3))[0]
@@ -142,17 +141,17 @@ async def test_a_closed_way_to_a_cluster_opens_no_connection(three: Cluster) -> 
         assert reply.hopeless
 
 
-async def test_a_flushed_script_is_sent_again_where_it_is_missing(three: Cluster, store: StateStore) -> None:
+async def test_a_flushed_script_is_loaded_again_where_it_is_missing(three: Cluster, store: StateStore) -> None:
     keys = [record_key("default", "flushed", f"s{n}") for n in range(30)]
-    await committed(store, *(write(key, a_record(1)) for key in keys))
+    await committed(store, *(write(key, make_record(1)) for key in keys))
     with three.primaries[1].client() as client:
         client.script_flush()
 
-    commits = [write(key, a_record(2), a_record(1).guard) for key in keys]
+    commits = [write(key, make_record(2), make_record(1).guard) for key in keys]
     assert await committed(store, *commits) == [Outcome.APPLIED] * 30
 
 
-async def test_facts_are_those_of_the_worst_primary(three: Cluster, store: StateStore) -> None:
+async def test_reported_settings_are_those_of_the_worst_primary(three: Cluster, store: StateStore) -> None:
     with three.primaries[2].client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
         facts = await read_facts(store, patience=SOON)
@@ -163,8 +162,8 @@ async def test_facts_are_those_of_the_worst_primary(three: Cluster, store: State
         demand_safe(facts, "replica", allow_eviction=True)
 
 
-class Heard:
-    """Hears a channel's messages."""
+class RecordingListener:
+    """Records the messages of a channel."""
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
@@ -173,19 +172,19 @@ class Heard:
         self.messages.put_nowait((topic, message))
 
     def lost(self) -> None:
-        """Nothing is lost here."""
+        """Never called here."""
 
     def back(self) -> None:
-        """Nor comes back."""
+        """Never called here."""
 
 
-async def test_messages_reach_whoever_listens_at_another_node(three: Cluster) -> None:
-    heard = [Heard() for _ in range(3)]
+async def test_messages_reach_listeners_on_other_nodes(three: Cluster) -> None:
+    heard = [RecordingListener() for _ in range(3)]
     wires = [open_wire(three.url, timeout=2) for _ in range(3)]
     channels = [Channel(wire) for wire in wires]
     for n, channel in enumerate(channels):
         for _ in range(n):
-            (await wires[n].open()).close()  # each at another node
+            (await wires[n].open()).close()  # each on another node
         await channel.start(heard[n])
         await channel.listen(["swl:news"])
     async with asyncio.timeout(SOON):
@@ -196,7 +195,7 @@ async def test_messages_reach_whoever_listens_at_another_node(three: Cluster) ->
         await wire.close()
 
 
-async def test_watchers_see_the_commits_of_every_shard_and_come_back(three: Cluster, folder: Path) -> None:
+async def test_watchers_receive_the_commits_of_every_shard_and_reconnect(three: Cluster, folder: Path) -> None:
     options = EngineOptions(history={"fold": 100})
     async with (
         worker(three.url, folder, options=options) as here,
@@ -224,14 +223,14 @@ async def test_watchers_see_the_commits_of_every_shard_and_come_back(three: Clus
     assert seen == {name: list(range(3, 11)) for name in names}
 
 
-async def test_a_listing_that_began_before_slots_moved_misses_no_stream(three: Cluster, store: StateStore) -> None:
+async def test_a_listing_that_started_before_slots_moved_misses_no_stream(three: Cluster, store: StateStore) -> None:
     names = {f"s{n}" for n in range(120)}
-    await committed(store, *(write(record_key("default", "list", name), a_record(1)) for name in names))
+    await committed(store, *(write(record_key("default", "list", name), make_record(1)) for name in names))
     found, cursor = await store.page("default", "list", "", None, 20, deadline=now() + SOON)
     for slot in {slot_of(record_key("default", "list", name)) for name in list(names)[:20]}:
         source = three.owner(slot)
         await asyncio.to_thread(three.move, slot, three.primaries[three.primaries.index(source) - 1])
-    await asyncio.sleep(1.1)  # as long as who has what is believed without a look
+    await asyncio.sleep(1.1)  # longer than the cached slot table is trusted
     while cursor is not None:
         page, cursor = await store.page("default", "list", "", cursor, 20, deadline=now() + SOON)
         found += page
@@ -239,8 +238,8 @@ async def test_a_listing_that_began_before_slots_moved_misses_no_stream(three: C
     assert set(found) == names
 
 
-async def test_a_shard_that_is_away_fails_its_own_streams_only(folder: Path) -> None:
-    """A batch holds streams of every shard; those of the sound ones are answered."""
+async def test_an_unreachable_shard_fails_its_own_streams_only(folder: Path) -> None:
+    """One batch holds streams of every shard; those of the reachable shards are answered."""
     with cluster() as three:
         for node in three.nodes:
             with node.client() as client:
@@ -264,7 +263,7 @@ async def advanced(engine: Engine, name: str, seq: int) -> int | str:
         return exc.code
 
 
-async def test_a_primary_that_dies_is_replaced_by_its_replica(folder: Path) -> None:
+async def test_a_failed_primary_is_replaced_by_its_replica(folder: Path) -> None:
     names = [f"s{n}" for n in range(20)]
     with cluster(replicas=1) as six:
         async with worker(six.url, folder, durability="replica") as engine:
@@ -272,19 +271,19 @@ async def test_a_primary_that_dies_is_replaced_by_its_replica(folder: Path) -> N
         async with worker(six.url, folder) as engine:
             six.primaries[0].kill()
 
-            async def insist(name: str) -> int:
+            async def retry_until_answered(name: str) -> int:
                 while True:
                     with contextlib.suppress(ServiceError):
                         return ys(await engine.advance(step(name, 2, seq=2)))[0]
 
             async with asyncio.timeout(40):
-                answers = await asyncio.gather(*(insist(name) for name in names))
+                answers = await asyncio.gather(*(retry_until_answered(name) for name in names))
 
     assert answers == [fold_reference([1, 2])[-1]] * 20
 
 
 def test_a_service_on_a_cluster_steps_lists_snapshots_and_is_watched(three: Cluster, tmp_path: Path) -> None:
-    with running(three.url, served_models(tmp_path, of_its_own=fold)) as one:
+    with running_service(three.url, write_models(tmp_path, of_its_own=fold)) as one:
         url = f"ws://127.0.0.1:{one.port}/v1/watch"
         with connect(url) as watcher:
             watcher.send(json.dumps({"watch": [{"model": "of_its_own"}]}))
@@ -306,7 +305,7 @@ def test_a_service_on_a_cluster_steps_lists_snapshots_and_is_watched(three: Clus
     assert (info["store"]["primaries"], ready) == (3, 200)
 
 
-async def test_a_server_that_is_no_cluster_is_told_by_name(redis_server: Server, short_path: Path) -> None:
+async def test_a_server_without_cluster_mode_is_named_in_the_error(redis_server: Server, short_path: Path) -> None:
     store = StateStore("redis+cluster://127.0.0.1:1,127.0.0.1:2", timeout=0.3)
 
     with pytest.raises(UnsafeStoreError, match="no node of the Cluster"):
@@ -314,5 +313,5 @@ async def test_a_server_that_is_no_cluster_is_told_by_name(redis_server: Server,
     with pytest.raises(StoreUnavailableError):
         await store.load(["swl:1:{a}"], deadline=now() + 0.3)
     with pytest.raises((StoreUnavailableError, OutcomeUnknownError)):
-        (await store.commit([write("swl:1:{a}", a_record(1))], deadline=now() + 0.3))[0]
+        (await store.commit([write("swl:1:{a}", make_record(1))], deadline=now() + 0.3))[0]
     await store.close()

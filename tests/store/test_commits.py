@@ -1,4 +1,4 @@
-"""Commits of a batch in arrays: on the wire they are the very bytes of the same commits one by one."""
+"""Commits of a batch in arrays: sent as the same bytes as the single commits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.store.record import GUARD_BYTES
 
 
 @given(st.data(), st.integers(1, 6), st.integers(1, 40), st.booleans())
-def test_rows_go_over_the_wire_as_their_commits_would(
+def test_commits_in_arrays_are_sent_as_the_bytes_of_single_commits(
     data: st.DataObject, rows: int, record_bytes: int, keep: bool
 ) -> None:
     one_by_one = [

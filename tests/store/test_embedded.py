@@ -1,4 +1,4 @@
-"""The embedded store: one per folder, gone with its service, its data there again at the next start."""
+"""The embedded store: one per folder, stopped with its service, its data there at the next start."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError, find_server
+from tests.processes import is_running
 
 KILLED_SERVICE = """
 import os, signal, sys
@@ -52,14 +53,6 @@ def client(store: EmbeddedStore) -> redis.Redis:
     return redis.Redis.from_url(store.url, socket_timeout=5)
 
 
-def runs(pid: int) -> bool:
-    """Whether a process runs; one that ended and waits to be noticed does not."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
-    except FileNotFoundError:
-        return False
-
-
 def test_data_is_there_at_the_next_start(short_path: Path) -> None:
     store = EmbeddedStore(short_path)
     store.start()
@@ -89,7 +82,7 @@ def test_it_is_private_and_never_evicts(short_path: Path) -> None:
     store.stop()
 
 
-def test_its_file_is_rewritten_seldom_and_uncompressed(short_path: Path) -> None:
+def test_its_append_only_file_is_rewritten_rarely_and_uncompressed(short_path: Path) -> None:
     store = EmbeddedStore(short_path)
     store.start()
 
@@ -100,7 +93,7 @@ def test_its_file_is_rewritten_seldom_and_uncompressed(short_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread; elsewhere none is set")
-def test_the_thread_that_flushes_yields_to_the_one_that_serves(short_path: Path) -> None:
+def test_the_flushing_thread_yields_to_the_serving_thread(short_path: Path) -> None:
     store = EmbeddedStore(short_path)
     store.start()
     assert store._process is not None
@@ -111,11 +104,13 @@ def test_the_thread_that_flushes_yields_to_the_one_that_serves(short_path: Path)
         for thread in (server / "task").iterdir()
     }
     serving = priority[(server / "comm").read_text().strip()]
-    assert priority["bio_aof"] == min(serving + 10, 19)  # the kernel knows none beyond, and the tests may be nice
+    assert priority["bio_aof"] == min(
+        serving + 10, 19
+    )  # 19 is the lowest priority, and the tests may run with one already
     store.stop()
 
 
-def test_fsync_is_always_where_that_is_asked_for(short_path: Path) -> None:
+def test_fsync_is_always_if_configured(short_path: Path) -> None:
     store = EmbeddedStore(short_path, fsync_always=True)
     store.start()
 
@@ -135,7 +130,7 @@ def test_a_second_service_on_one_folder_is_refused_by_name(short_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the store of its service's end on Linux only")
-def test_a_store_ends_with_a_killed_service_and_keeps_its_data(short_path: Path) -> None:
+def test_a_store_stops_with_a_killed_service_and_keeps_its_data(short_path: Path) -> None:
     service = subprocess.run(
         [sys.executable, "-c", KILLED_SERVICE, str(short_path)], capture_output=True, text=True, timeout=60
     )
@@ -144,7 +139,7 @@ def test_a_store_ends_with_a_killed_service_and_keeps_its_data(short_path: Path)
     store.start()
 
     assert service.returncode == -signal.SIGKILL
-    assert not runs(left_behind)
+    assert not is_running(left_behind)
     with client(store) as c:
         assert c.get("left") == b"behind"
     store.stop()
@@ -159,7 +154,7 @@ def test_a_store_that_was_started_again_ends_with_a_killed_service(short_path: P
 
     assert service.returncode == -signal.SIGKILL, service.stderr
     assert first != second
-    while runs(second):
+    while is_running(second):
         pass
 
 
@@ -178,8 +173,8 @@ def test_a_store_outlives_the_thread_that_asked_for_it(short_path: Path) -> None
     store.stop()
 
 
-def test_a_store_left_behind_is_ended_before_the_next_one_starts(short_path: Path) -> None:
-    """As after a killed service on a system whose kernel tells nobody."""
+def test_an_orphaned_store_is_stopped_before_the_next_one_starts(short_path: Path) -> None:
+    """As after a killed service on a system that cannot tie a child's life to its parent."""
     untold = "from service.store import embedded\nembedded.end_with_parent = lambda: None\n"
     service = subprocess.run(
         [sys.executable, "-c", untold + KILLED_SERVICE, str(short_path)], capture_output=True, text=True, timeout=60
@@ -194,10 +189,10 @@ def test_a_store_left_behind_is_ended_before_the_next_one_starts(short_path: Pat
         assert before == left_behind != c.info("server")["process_id"]
         assert c.get("left") == b"behind"
     store.stop()
-    assert not runs(left_behind)
+    assert not is_running(left_behind)
 
 
-def test_a_long_folder_name_has_a_socket_elsewhere(tmp_path: Path) -> None:
+def test_a_long_folder_name_puts_the_socket_elsewhere(tmp_path: Path) -> None:
     store = EmbeddedStore(tmp_path / ("long" * 40))
     store.start()
 
@@ -213,7 +208,7 @@ def test_a_server_that_does_not_start_shows_its_log(short_path: Path) -> None:
         EmbeddedStore(short_path).start()
 
 
-def test_the_named_server_is_used_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_configured_server_is_used_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     named = tmp_path / "my-redis"
     named.touch(mode=0o755)
     monkeypatch.setenv("STEPWELL_REDIS_SERVER", str(named))
@@ -224,7 +219,7 @@ def test_the_named_server_is_used_or_refused(monkeypatch: pytest.MonkeyPatch, tm
         find_server()
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(EmbeddedStoreError, match="cannot be used"):

@@ -1,4 +1,4 @@
-"""The store's laws, on every server of the Redis protocol that is here, and on a Cluster."""
+"""The laws of `StateStore`, on every available server of the Redis protocol and on a Cluster."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def a_record(step: int, *, epoch: int = 1, op: str = "", state: bytes = b"s" * 8) -> Record:
+def make_record(step: int, *, epoch: int = 1, op: str = "", state: bytes = b"s" * 8) -> Record:
     op_id = (op or f"op{step}").encode().ljust(16)
     return Record(epoch, step, 1, Kind.STEP, op_id, op_id, b"f" * 8, 0, 0, b"y", state)
 
@@ -53,8 +53,8 @@ def write(key: str, record: Record, expect: bytes = b"", entry: str | None = Non
     return Commit(key, expect, record.encode(), entry_key(key, entry), answer.encode())
 
 
-class Bench:
-    """A store, a fresh stream's key, and a deadline, for one test."""
+class StoreHarness:
+    """A store, the key of a new stream, and a deadline, for one test."""
 
     def __init__(self, store: StateStore, key: str) -> None:
         self.store, self.key = store, key
@@ -68,140 +68,140 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(any_server: Server | Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+async def harness(any_server: Server | Cluster, request: pytest.FixtureRequest) -> AsyncIterator[StoreHarness]:
     store = StateStore(any_server.url)
-    yield Bench(store, record_key("default", "m", request.node.name[:60]))
+    yield StoreHarness(store, record_key("default", "m", request.node.name[:60]))
     await store.close()
 
 
-async def test_a_commit_is_read_back(bench: Bench) -> None:
-    assert await bench.commit(write(bench.key, a_record(1))) == [Outcome.APPLIED]
-    assert await bench.load() == [a_record(1).encode()]
+async def test_a_commit_is_read_back(harness: StoreHarness) -> None:
+    assert await harness.commit(write(harness.key, make_record(1))) == [Outcome.APPLIED]
+    assert await harness.load() == [make_record(1).encode()]
 
 
-async def test_of_two_commits_on_one_guard_one_is_applied(bench: Bench) -> None:
-    await bench.commit(write(bench.key, a_record(1)))
-    expect = a_record(1).guard
+async def test_of_two_commits_that_expect_the_same_guard_one_is_applied(harness: StoreHarness) -> None:
+    await harness.commit(write(harness.key, make_record(1)))
+    expect = make_record(1).guard
 
     results = await asyncio.gather(
-        *(bench.commit(write(bench.key, a_record(2, op=f"writer{n}"), expect)) for n in range(20))
+        *(harness.commit(write(harness.key, make_record(2, op=f"writer{n}"), expect)) for n in range(20))
     )
 
     assert sorted(outcome for [outcome] in results) == [Outcome.CONFLICT] * 19 + [Outcome.APPLIED]
 
 
-async def test_a_commit_sent_twice_is_applied_once(bench: Bench) -> None:
-    commit = write(bench.key, a_record(1))
+async def test_a_commit_sent_twice_is_applied_once(harness: StoreHarness) -> None:
+    commit = write(harness.key, make_record(1))
 
-    assert await bench.commit(commit) == [Outcome.APPLIED]
-    again = (await bench.store.commit([commit], deadline=now() + SOON))[0]
-    assert (again.outcome, again.stored) == (Outcome.SAME, a_record(1).encode())
-
-
-async def test_a_stream_that_was_reset_refuses_its_old_life(bench: Bench) -> None:
-    await bench.commit(write(bench.key, a_record(1)))
-    await bench.commit(write(bench.key, a_record(1, epoch=2), a_record(1).guard))
-
-    assert await bench.commit(write(bench.key, a_record(2), a_record(1).guard)) == [Outcome.CONFLICT]
+    assert await harness.commit(commit) == [Outcome.APPLIED]
+    again = (await harness.store.commit([commit], deadline=now() + SOON))[0]
+    assert (again.outcome, again.stored) == (Outcome.SAME, make_record(1).encode())
 
 
-def forget(key: str, expect: bytes) -> Commit:
-    return write(key, a_record(9), expect, entry="")._replace(record=FORGET, entry_key=last_words_key(key))
+async def test_a_reset_stream_rejects_commits_of_its_previous_history(harness: StoreHarness) -> None:
+    await harness.commit(write(harness.key, make_record(1)))
+    await harness.commit(write(harness.key, make_record(1, epoch=2), make_record(1).guard))
+
+    assert await harness.commit(write(harness.key, make_record(2), make_record(1).guard)) == [Outcome.CONFLICT]
 
 
-async def test_a_stream_is_forgotten_only_from_where_it_was_seen(bench: Bench) -> None:
-    """With its snapshots; what was answered is remembered then, and not before."""
-    await bench.commit(write(bench.key, a_record(1)))
-    await bench.store.ask(now() + SOON, "HSET", snapshots_key(bench.key), "s", "x")
+def delete(key: str, expect: bytes) -> Commit:
+    return write(key, make_record(9), expect, entry="")._replace(record=FORGET, entry_key=last_words_key(key))
 
-    assert await bench.commit(forget(bench.key, b"g" * 56)) == [Outcome.CONFLICT]
-    assert await bench.load(bench.key, last_words_key(bench.key)) == [a_record(1).encode(), None]
-    assert await bench.commit(forget(bench.key, a_record(1).guard)) == [Outcome.APPLIED]
-    record, entry = await bench.load(bench.key, last_words_key(bench.key))
+
+async def test_a_stream_is_deleted_only_if_its_record_is_unchanged(harness: StoreHarness) -> None:
+    """Its snapshots are deleted with it, and only then is the idempotency entry of the end written."""
+    await harness.commit(write(harness.key, make_record(1)))
+    await harness.store.ask(now() + SOON, "HSET", snapshots_key(harness.key), "s", "x")
+
+    assert await harness.commit(delete(harness.key, b"g" * 56)) == [Outcome.CONFLICT]
+    assert await harness.load(harness.key, last_words_key(harness.key)) == [make_record(1).encode(), None]
+    assert await harness.commit(delete(harness.key, make_record(1).guard)) == [Outcome.APPLIED]
+    record, entry = await harness.load(harness.key, last_words_key(harness.key))
     assert (record, entry is None) == (None, False)
-    assert await bench.store.ask(now() + SOON, "EXISTS", snapshots_key(bench.key)) == 0
+    assert await harness.store.ask(now() + SOON, "EXISTS", snapshots_key(harness.key)) == 0
 
 
-async def test_a_stream_that_was_forgotten_is_not_forgotten_again(bench: Bench) -> None:
-    """Nor is the next one of that name, by a late copy of the same commit."""
-    await bench.commit(write(bench.key, a_record(1)))
-    await bench.commit(forget(bench.key, a_record(1).guard))
+async def test_a_deleted_stream_is_not_deleted_again(harness: StoreHarness) -> None:
+    """Neither does a late copy of the same commit delete the next stream of that name."""
+    await harness.commit(write(harness.key, make_record(1)))
+    await harness.commit(delete(harness.key, make_record(1).guard))
 
-    assert await bench.commit(forget(bench.key, a_record(1).guard)) == [Outcome.CONFLICT]
-    await bench.commit(write(bench.key, a_record(1, epoch=2)))
-    assert await bench.commit(forget(bench.key, a_record(1).guard)) == [Outcome.CONFLICT]
-    assert await bench.load() == [a_record(1, epoch=2).encode()]
-
-
-async def test_a_key_that_was_used_forgets_nothing(bench: Bench) -> None:
-    """And a stream that is not there is forgotten once by a key."""
-    commit = write(bench.key, a_record(9), b"", entry="k")._replace(record=FORGET)
-
-    assert await bench.commit(commit) == [Outcome.APPLIED]
-    assert await bench.commit(commit) == [Outcome.KEY_KNOWN]
-    await bench.commit(write(bench.key, a_record(1)))
-    assert await bench.commit(commit._replace(expect=a_record(1).guard)) == [Outcome.KEY_KNOWN]
-    assert await bench.load() == [a_record(1).encode()]
+    assert await harness.commit(delete(harness.key, make_record(1).guard)) == [Outcome.CONFLICT]
+    await harness.commit(write(harness.key, make_record(1, epoch=2)))
+    assert await harness.commit(delete(harness.key, make_record(1).guard)) == [Outcome.CONFLICT]
+    assert await harness.load() == [make_record(1, epoch=2).encode()]
 
 
-async def test_a_refusal_leaves_the_others_of_the_call_alone(bench: Bench) -> None:
-    other = bench.key.replace("}", "x}")
+async def test_a_used_idempotency_key_deletes_nothing(harness: StoreHarness) -> None:
+    """A missing stream is deleted once by a key."""
+    commit = write(harness.key, make_record(9), b"", entry="k")._replace(record=FORGET)
 
-    outcomes = await bench.commit(write(bench.key, a_record(2), b"g" * 56), write(other, a_record(1)))
+    assert await harness.commit(commit) == [Outcome.APPLIED]
+    assert await harness.commit(commit) == [Outcome.KEY_KNOWN]
+    await harness.commit(write(harness.key, make_record(1)))
+    assert await harness.commit(commit._replace(expect=make_record(1).guard)) == [Outcome.KEY_KNOWN]
+    assert await harness.load() == [make_record(1).encode()]
+
+
+async def test_a_rejected_commit_does_not_affect_the_others_of_the_call(harness: StoreHarness) -> None:
+    other = harness.key.replace("}", "x}")
+
+    outcomes = await harness.commit(write(harness.key, make_record(2), b"g" * 56), write(other, make_record(1)))
 
     assert outcomes == [Outcome.CONFLICT, Outcome.APPLIED]
-    assert await bench.load(bench.key, other) == [None, a_record(1).encode()]
+    assert await harness.load(harness.key, other) == [None, make_record(1).encode()]
 
 
-async def test_a_conflict_brings_the_truth(bench: Bench) -> None:
-    await bench.commit(write(bench.key, a_record(5)))
+async def test_a_conflict_returns_the_stored_record(harness: StoreHarness) -> None:
+    await harness.commit(write(harness.key, make_record(5)))
 
-    answer = (await bench.store.commit([write(bench.key, a_record(6), b"g" * 56)], deadline=now() + SOON))[0]
+    answer = (await harness.store.commit([write(harness.key, make_record(6), b"g" * 56)], deadline=now() + SOON))[0]
 
-    assert answer.stored == a_record(5).encode()
+    assert answer.stored == make_record(5).encode()
 
 
-async def test_a_missing_stream_is_told_apart_from_an_empty_one(bench: Bench) -> None:
-    answer = (await bench.store.commit([write(bench.key, a_record(6), b"g" * 56)], deadline=now() + SOON))[0]
+async def test_a_missing_stream_differs_from_an_empty_one(harness: StoreHarness) -> None:
+    answer = (await harness.store.commit([write(harness.key, make_record(6), b"g" * 56)], deadline=now() + SOON))[0]
 
     assert (answer.outcome, answer.stored) == (Outcome.CONFLICT, None)
 
 
-async def test_a_known_key_answers_whatever_the_stream_did_since(bench: Bench) -> None:
-    first = a_record(1)
-    await bench.commit(write(bench.key, first, entry="k"))
-    await bench.commit(write(bench.key, a_record(2), first.guard))
+async def test_an_idempotency_key_replays_after_later_steps(harness: StoreHarness) -> None:
+    first = make_record(1)
+    await harness.commit(write(harness.key, first, entry="k"))
+    await harness.commit(write(harness.key, make_record(2), first.guard))
 
-    answers = await bench.store.commit(
-        [write(bench.key, a_record(3), a_record(2).guard, entry="k")], deadline=now() + SOON
+    answers = await harness.store.commit(
+        [write(harness.key, make_record(3), make_record(2).guard, entry="k")], deadline=now() + SOON
     )
     answer = answers[0]
 
     assert answer.outcome is Outcome.KEY_KNOWN
     assert answer.stored is not None
     assert KeyEntry.decode(answer.stored).step == 1
-    assert await bench.load() == [a_record(2).encode()]
+    assert await harness.load() == [make_record(2).encode()]
 
 
-async def test_keys_and_records_of_one_batch_are_not_mixed_up(bench: Bench) -> None:
-    names = [bench.key.replace("}", f"{n}}}") for n in range(6)]
-    await bench.commit(write(names[3], a_record(1), entry="k3"))
+async def test_keys_and_records_of_one_batch_are_not_mixed_up(harness: StoreHarness) -> None:
+    names = [harness.key.replace("}", f"{n}}}") for n in range(6)]
+    await harness.commit(write(names[3], make_record(1), entry="k3"))
 
-    outcomes = await bench.commit(
-        *(write(name, a_record(1), entry=f"k{n}" if n % 3 == 0 else None) for n, name in enumerate(names))
+    outcomes = await harness.commit(
+        *(write(name, make_record(1), entry=f"k{n}" if n % 3 == 0 else None) for n, name in enumerate(names))
     )
 
     assert outcomes == [Outcome.APPLIED] * 3 + [Outcome.KEY_KNOWN] + [Outcome.APPLIED] * 2
-    assert None not in await bench.load(*(entry_key(names[n], f"k{n}") for n in (0, 3)))
+    assert None not in await harness.load(*(entry_key(names[n], f"k{n}") for n in (0, 3)))
 
 
-async def test_a_value_of_another_type_is_left_alone(bench: Bench, any_server: Server | Cluster) -> None:
+async def test_a_value_of_another_type_is_left_unchanged(harness: StoreHarness, any_server: Server | Cluster) -> None:
     with any_server.client() as client:
-        client.rpush(bench.key, "somebody's list")
+        client.rpush(harness.key, "somebody's list")
 
-    assert await bench.commit(write(bench.key, a_record(1))) == [Outcome.FOREIGN]
+    assert await harness.commit(write(harness.key, make_record(1))) == [Outcome.FOREIGN]
     with any_server.client() as client:
-        assert client.lrange(bench.key, 0, -1) == [b"somebody's list"]
+        assert client.lrange(harness.key, 0, -1) == [b"somebody's list"]
 
 
 def hold(server: Server | Cluster, key: str, value: bytes | None) -> bytes:
@@ -217,117 +217,123 @@ def hold(server: Server | Cluster, key: str, value: bytes | None) -> bytes:
 
 @pytest.mark.parametrize("value", [b"", b"x", b"12345678", None])
 async def test_what_is_no_record_counts_as_no_missing_stream(
-    bench: Bench, any_server: Server | Cluster, value: bytes | None
+    harness: StoreHarness, any_server: Server | Cluster, value: bytes | None
 ) -> None:
     """Nor as one with any guard."""
-    stored = hold(any_server, bench.key, value)
-    commit = write(bench.key, a_record(1))
-    late = [commit, write(bench.key, a_record(2), a_record(1).guard), commit._replace(record=FORGET)]
+    stored = hold(any_server, harness.key, value)
+    commit = write(harness.key, make_record(1))
+    late = [commit, write(harness.key, make_record(2), make_record(1).guard), commit._replace(record=FORGET)]
 
-    assert [await bench.commit(one) for one in late] == [[Outcome.FOREIGN]] * 3
+    assert [await harness.commit(one) for one in late] == [[Outcome.FOREIGN]] * 3
     with any_server.client() as client:
-        assert client.dump(bench.key) == stored
+        assert client.dump(harness.key) == stored
 
 
 @pytest.mark.parametrize("value", [b"", b"x", b"12345678", None])
 async def test_what_is_no_record_is_replaced_by_who_expects_that(
-    bench: Bench, any_server: Server | Cluster, value: bytes | None
+    harness: StoreHarness, any_server: Server | Cluster, value: bytes | None
 ) -> None:
     """And by nobody who comes later: neither a record nor a missing stream is taken for it."""
-    hold(any_server, bench.key, value)
+    hold(any_server, harness.key, value)
 
-    assert await bench.commit(write(bench.key, a_record(1), NO_RECORD)) == [Outcome.APPLIED]
-    assert await bench.commit(write(bench.key, a_record(2), NO_RECORD)) == [Outcome.CONFLICT]
-    assert await bench.load() == [a_record(1).encode()]
-    assert await bench.commit(write(bench.key.replace("}", "x}"), a_record(2), NO_RECORD)) == [Outcome.CONFLICT]
+    assert await harness.commit(write(harness.key, make_record(1), NO_RECORD)) == [Outcome.APPLIED]
+    assert await harness.commit(write(harness.key, make_record(2), NO_RECORD)) == [Outcome.CONFLICT]
+    assert await harness.load() == [make_record(1).encode()]
+    assert await harness.commit(write(harness.key.replace("}", "x}"), make_record(2), NO_RECORD)) == [Outcome.CONFLICT]
 
 
-async def test_an_empty_entry_of_a_key_is_a_known_key(bench: Bench, any_server: Server | Cluster) -> None:
+async def test_an_empty_entry_of_a_key_is_a_known_key(harness: StoreHarness, any_server: Server | Cluster) -> None:
     """What it answered cannot be read any more; that it was used is certain."""
-    hold(any_server, entry_key(bench.key, "k"), b"")
+    hold(any_server, entry_key(harness.key, "k"), b"")
 
-    answers = await bench.store.commit([write(bench.key, a_record(1), entry="k")], deadline=now() + SOON)
+    answers = await harness.store.commit([write(harness.key, make_record(1), entry="k")], deadline=now() + SOON)
 
     assert (answers[0].outcome, answers[0].stored) == (Outcome.KEY_KNOWN, b"")
-    assert await bench.load() == [None]
+    assert await harness.load() == [None]
 
 
 async def test_a_value_of_another_type_is_an_error_where_it_is_read_exactly(
-    bench: Bench, any_server: Server | Cluster
+    harness: StoreHarness, any_server: Server | Cluster
 ) -> None:
     """Under a record's key; under an entry's it is none of ours and answers nothing."""
-    entry, other = entry_key(bench.key, "k"), bench.key.replace("}", "x}")
-    hold(any_server, bench.key, None)
+    entry, other = entry_key(harness.key, "k"), harness.key.replace("}", "x}")
+    hold(any_server, harness.key, None)
     hold(any_server, entry, None)
-    await bench.commit(write(other, a_record(1)))
+    await harness.commit(write(other, make_record(1)))
 
-    record, nothing, good = await bench.store.load_each([bench.key, entry, other], deadline=now() + SOON, exact=True)
+    record, nothing, good = await harness.store.load_each(
+        [harness.key, entry, other], deadline=now() + SOON, exact=True
+    )
 
     assert isinstance(record, CorruptRecordError)
-    assert (nothing, good) == (None, a_record(1).encode())
+    assert (nothing, good) == (None, make_record(1).encode())
 
 
-async def test_an_entry_of_another_type_stops_no_other_commit(bench: Bench, any_server: Server | Cluster) -> None:
-    """A script that fails half way has done the half; and its caller would be told that nothing was applied."""
-    other = bench.key.replace("}", "x}")
+async def test_an_entry_of_another_type_fails_its_own_commit_only(
+    harness: StoreHarness, any_server: Server | Cluster
+) -> None:
+    """A script that fails halfway has applied the first half, but its caller would be told that nothing was applied."""
+    other = harness.key.replace("}", "x}")
     with any_server.client() as client:
-        client.rpush(entry_key(bench.key, "k"), "somebody's list")
+        client.rpush(entry_key(harness.key, "k"), "somebody's list")
 
-    outcomes = await bench.commit(write(other, a_record(1)), write(bench.key, a_record(1), entry="k"))
+    outcomes = await harness.commit(write(other, make_record(1)), write(harness.key, make_record(1), entry="k"))
 
     assert outcomes == [Outcome.APPLIED] * 2
-    assert None not in await bench.load(other, bench.key, entry_key(bench.key, "k"))
+    assert None not in await harness.load(other, harness.key, entry_key(harness.key, "k"))
 
 
-async def test_a_flushed_script_is_sent_again(bench: Bench, any_server: Server | Cluster) -> None:
+async def test_a_flushed_script_is_loaded_again(harness: StoreHarness, any_server: Server | Cluster) -> None:
     with any_server.client() as client:
         client.script_flush()
 
-    assert await bench.commit(write(bench.key, a_record(1))) == [Outcome.APPLIED]
+    assert await harness.commit(write(harness.key, make_record(1))) == [Outcome.APPLIED]
 
 
-async def test_an_idle_stream_lives_its_time_and_goes(any_server: Server | Cluster, bench: Bench) -> None:
+async def test_an_idle_stream_outlives_its_ttl_and_then_expires(
+    any_server: Server | Cluster, harness: StoreHarness
+) -> None:
     store = StateStore(any_server.url, stream_ttl_s=0.4)
-    await store.commit([write(bench.key, a_record(1))], deadline=now() + SOON)
+    await store.commit([write(harness.key, make_record(1))], deadline=now() + SOON)
 
-    _, ttl = await store.load_with_ttl(bench.key, deadline=now() + SOON)
+    _, ttl = await store.load_with_ttl(harness.key, deadline=now() + SOON)
     assert 300 < ttl <= 500
-    while await bench.load() != [None]:
+    while await harness.load() != [None]:
         pass
     await store.close()
 
 
-async def test_an_expiry_is_set_anew_only_when_less_than_the_time_to_live_may_be_left(
-    any_server: Server | Cluster, bench: Bench
+async def test_an_expiry_is_renewed_only_when_a_quarter_of_the_ttl_has_passed(
+    any_server: Server | Cluster, harness: StoreHarness
 ) -> None:
-    """Law 6, with the moment of the last refresh known: after, within and at the edge of a quarter of the time."""
+    """Law 6, with a known time of the last refresh: shortly after it, within a quarter of the TTL, and at its edge."""
     store = StateStore(any_server.url, stream_ttl_s=100)
-    first = await store.commit([write(bench.key, a_record(1))], deadline=now() + SOON)
+    first = await store.commit([write(harness.key, make_record(1))], deadline=now() + SOON)
     assert first.refreshed is not None
     with any_server.client() as client:
         lives = []
         for step, ago in enumerate((0.0, 19.0, 20.0 + 0.1, 26.0), 2):
-            client.pexpire(bench.key, int(125_000 - 1000 * ago))
+            client.pexpire(harness.key, int(125_000 - 1000 * ago))
             at = store.clock() - ago
-            commit = write(bench.key, a_record(step), a_record(step - 1).guard)
+            commit = write(harness.key, make_record(step), make_record(step - 1).guard)
             done = await store.commit([commit], deadline=now() + SOON, refreshed=at)
-            lives.append((done.refreshed is None, client.pttl(bench.key)))
+            lives.append((done.refreshed is None, client.pttl(harness.key)))
     await store.close()
 
     assert [kept for kept, _ in lives] == [True, True, False, False]
     assert all(100_000 <= left <= 125_000 for _, left in lives)
 
 
-async def test_every_stream_is_listed_once_in_full_pages(bench: Bench) -> None:
+async def test_every_stream_is_listed_once_in_full_pages(harness: StoreHarness) -> None:
     names = {f"listed-{n}" for n in range(250)}
-    await bench.commit(*(write(record_key("default", "pages", name), a_record(3)) for name in names))
-    await bench.commit(write(record_key("default", "pages", "other"), a_record(3)))
-    await bench.commit(write(record_key("tenant", "pages", "listed-x"), a_record(3), entry="k"))
+    await harness.commit(*(write(record_key("default", "pages", name), make_record(3)) for name in names))
+    await harness.commit(write(record_key("default", "pages", "other"), make_record(3)))
+    await harness.commit(write(record_key("tenant", "pages", "listed-x"), make_record(3), entry="k"))
 
     pages: list[list[str]] = []
     cursor: str | None = None
     while True:
-        page, cursor = await bench.store.page("default", "pages", "listed-", cursor, 40, deadline=now() + SOON)
+        page, cursor = await harness.store.page("default", "pages", "listed-", cursor, 40, deadline=now() + SOON)
         pages.append(page)
         if cursor is None:
             break
@@ -352,73 +358,73 @@ async def test_a_page_costs_in_proportion_to_its_streams(redis_server: Server) -
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "W10", "WyJ4Il0", "Ww", "e30"])
-async def test_a_foreign_cursor_is_refused(bench: Bench, cursor: str) -> None:
+async def test_a_foreign_cursor_is_refused(harness: StoreHarness, cursor: str) -> None:
     with pytest.raises(ServiceError) as refused:
-        await bench.store.page("default", "m", "", cursor, 10, deadline=now() + SOON)
+        await harness.store.page("default", "m", "", cursor, 10, deadline=now() + SOON)
 
     assert refused.value.code == "bad_request"
 
 
-async def test_a_full_store_applies_nothing_and_says_so(redis_server: Server) -> None:
+async def test_a_full_store_applies_nothing_and_reports_it(redis_server: Server) -> None:
     store = StateStore(redis_server.url)
-    first = a_record(1, state=b"s" * 10_000)
+    first = make_record(1, state=b"s" * 10_000)
     await store.commit([write("{a}", first)], deadline=now() + SOON)
     with redis_server.client() as client:
         client.config_set("maxmemory", 1)
 
     with pytest.raises(StoreFullError) as refused:
-        await store.commit([write("{a}", a_record(2), first.guard)], deadline=now() + SOON)
+        await store.commit([write("{a}", make_record(2), first.guard)], deadline=now() + SOON)
 
     assert refused.value.applied == "no"
     assert await store.load(["{a}"], deadline=now() + SOON) == [first.encode()]
     await store.close()
 
 
-async def test_a_commit_that_no_replica_confirms_is_told_as_applied_but_not_durable(redis_server: Server) -> None:
+async def test_a_commit_that_no_replica_confirms_is_reported_as_applied_but_not_durable(redis_server: Server) -> None:
     store = StateStore(redis_server.url, durability="replica", timeout=0.4)
-    commit = write("{a}", a_record(1))
+    commit = write("{a}", make_record(1))
 
-    for _ in range(2):  # the retry finds the step done, and asks the replicas again
+    for _ in range(2):  # the retry finds the step applied, and waits for the replicas again
         answers = await store.commit([commit], deadline=now() + SOON)
         with pytest.raises(ServiceError) as refused:
             answers[0]
         assert (refused.value.code, refused.value.applied) == ("not_durable", "yes")
 
-    assert await store.load(["{a}"], deadline=now() + SOON) == [a_record(1).encode()]
+    assert await store.load(["{a}"], deadline=now() + SOON) == [make_record(1).encode()]
     await store.close()
 
 
-async def test_a_store_that_is_away_is_told_at_the_deadline(redis_server: Server) -> None:
+async def test_an_unreachable_store_is_reported_at_the_deadline(redis_server: Server) -> None:
     store = StateStore(redis_server.url, timeout=0.2)
     redis_server.kill()
 
     with pytest.raises(StoreUnavailableError) as refused:
-        await store.commit([write("{a}", a_record(1))], deadline=now() + 0.3)
+        await store.commit([write("{a}", make_record(1))], deadline=now() + 0.3)
 
     assert refused.value.applied == "no"
     await store.close()
 
 
-async def test_a_store_that_does_not_answer_leaves_the_outcome_unknown(redis_server: Server) -> None:
+async def test_a_store_that_does_not_reply_leaves_the_outcome_unknown(redis_server: Server) -> None:
     store = StateStore(redis_server.url, timeout=0.2)
     await store.ping(timeout=SOON)
     with redis_server.client() as client:
         client.execute_command("CLIENT", "PAUSE", 10_000, "ALL")
 
         with pytest.raises(OutcomeUnknownError) as unknown:
-            await store.commit([write("{a}", a_record(1))], deadline=now() + 0.5)
+            await store.commit([write("{a}", make_record(1))], deadline=now() + 0.5)
 
     assert unknown.value.applied == "unknown"
     await store.close()
 
 
 async def test_a_commit_waits_for_a_store_that_comes_back(short_path: Path) -> None:
-    """The reply of the first try never came; the second try finds its own work done or does it."""
+    """The reply of the first attempt never arrived; the second attempt finds it applied, or applies it."""
     one = Server(short_path / "r", "--appendonly", "yes").start()
     store = StateStore(one.url, timeout=0.5)
     await store.ping(timeout=SOON)
     one.kill()
-    waiting = asyncio.create_task(store.commit([write("{a}", a_record(1))], deadline=now() + 10))
+    waiting = asyncio.create_task(store.commit([write("{a}", make_record(1))], deadline=now() + 10))
     await asyncio.to_thread(one.start)
 
     answer = (await waiting)[0]
@@ -431,7 +437,7 @@ async def test_a_commit_waits_for_a_store_that_comes_back(short_path: Path) -> N
 async def test_a_commit_that_is_tried_again_ends_when_the_store_is_closed(redis_server: Server) -> None:
     store = StateStore(redis_server.url, timeout=0.5)
     redis_server.kill()
-    waiting = asyncio.create_task(store.commit([write("{a}", a_record(1))], deadline=now() + 1000))
+    waiting = asyncio.create_task(store.commit([write("{a}", make_record(1))], deadline=now() + 1000))
     await asyncio.sleep(0)
     await store.close()
     redis_server.start()

@@ -1,4 +1,4 @@
-"""The record's bytes: what is written is read, and nothing else is."""
+"""The record's bytes: every written record can be read, and nothing else can."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def after(chain: bytes, kind: Kind, op_id: bytes, fingerprint: bytes) -> bytes:
 
 
 @given(RECORDS)
-def test_a_record_survives_the_store(record: Record) -> None:
+def test_a_decoded_record_equals_the_encoded_one(record: Record) -> None:
     assert decode(record.encode()) == record
 
 
@@ -58,7 +58,7 @@ def test_the_checksum_is_the_crc_32_of_the_record_without_it(record: Record) -> 
     assert int.from_bytes(raw[84:88], "little") == zlib.crc32(raw[:84] + bytes(4) + raw[88:])
 
 
-def test_each_flipped_bit_is_noticed() -> None:
+def test_each_flipped_bit_is_detected() -> None:
     raw = a_record().encode()
     for position in range(len(raw)):
         for bit in range(8):
@@ -68,7 +68,7 @@ def test_each_flipped_bit_is_noticed() -> None:
                 decode(bytes(broken))
 
 
-def test_each_cut_is_noticed() -> None:
+def test_each_truncation_is_detected() -> None:
     raw = a_record().encode()
     for length in range(len(raw)):
         with pytest.raises(CorruptRecordError):
@@ -81,7 +81,7 @@ def test_foreign_bytes_are_never_a_record(raw: bytes) -> None:
         decode(raw)
 
 
-def test_another_format_version_is_told_by_name() -> None:
+def test_another_format_version_is_named() -> None:
     raw = bytearray(a_record().encode())
     raw[2:3] = b"2"
 
@@ -98,14 +98,14 @@ def test_the_header_has_the_documented_length() -> None:
         KeyEntry, op_id=B16, epoch=U64, step=U64, chain=B16, length=U32, outputs=st.binary(max_size=40), fingerprint=B8
     )
 )
-def test_an_entry_survives_the_store(entry: KeyEntry) -> None:
+def test_a_decoded_entry_equals_the_encoded_one(entry: KeyEntry) -> None:
     assert KeyEntry.decode(entry.encode()) == entry
 
 
 ENTRY = KeyEntry(b"o" * 16, 1, 2, b"c" * 16, 1, b"outputs", b"f" * 8).encode()
 
 
-def test_each_flipped_bit_of_an_entry_is_noticed() -> None:
+def test_each_flipped_bit_of_an_entry_is_detected() -> None:
     for bit in range(8 * len(ENTRY)):
         raw = bytearray(ENTRY)
         raw[bit // 8] ^= 1 << bit % 8
@@ -114,24 +114,24 @@ def test_each_flipped_bit_of_an_entry_is_noticed() -> None:
         assert refused.value.applied == "unknown"
 
 
-def test_each_cut_of_an_entry_is_noticed() -> None:
+def test_each_truncation_of_an_entry_is_detected() -> None:
     for length in range(len(ENTRY)):
         with pytest.raises(CorruptRecordError):
             KeyEntry.decode(ENTRY[:length])
 
 
-def test_an_entry_of_another_format_version_is_told_by_name() -> None:
+def test_an_entry_of_another_format_version_is_named() -> None:
     with pytest.raises(RecordVersionError, match="format version b'2'"):
         KeyEntry.decode(b"SK2\0" + ENTRY[4:])
 
 
 @given(st.lists(st.binary(max_size=5), max_size=4), st.lists(st.binary(max_size=5), max_size=4))
 def test_different_parts_have_different_digests(a: list[bytes], b: list[bytes]) -> None:
-    """Also where their concatenations are equal."""
+    """Even if their concatenations are equal."""
     assert (digest16(*a) == digest16(*b)) == (a == b)
 
 
-def test_the_chain_tells_apart_every_part_of_a_history() -> None:
+def test_the_chain_depends_on_every_part_of_a_history() -> None:
     base = (b"c" * 16, Kind.STEP, b"o" * 16, b"f" * 8)
     others = [
         (b"C" * 16, *base[1:]),
@@ -143,7 +143,7 @@ def test_the_chain_tells_apart_every_part_of_a_history() -> None:
     assert after(*base) not in [after(*other) for other in others]
 
 
-def test_the_chains_of_a_batch_are_those_of_its_rows() -> None:
+def test_the_chains_of_a_batch_equal_those_of_its_rows() -> None:
     chains, op_ids = [bytes([n]) * 16 for n in range(5)], [bytes([n + 9]) * 16 for n in range(5)]
 
     together = next_chains(chains, Kind.STEP, op_ids, b"f" * 8)
@@ -152,7 +152,7 @@ def test_the_chains_of_a_batch_are_those_of_its_rows() -> None:
 
 
 def test_the_epoch_is_in_the_guard_but_not_in_the_chain() -> None:
-    """A stream that was lost and sent again has its old state ids, and still cannot be hit by an old commit."""
+    """A stream that was lost and sent again has its old state ids, and no old commit can be applied to it."""
     one, two = a_record(), dataclasses.replace(a_record(), epoch=8)
 
     assert one.guard != two.guard

@@ -1,4 +1,4 @@
-"""Records of a batch: the same bytes as one by one."""
+"""Records of a batch in arrays: the same bytes as the single records."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from service.store.record_rows import HEAD, blank_head, decode_rows, encode_rows
 from tests.store.test_record import RECORDS
 
 
-def sized(record: Record, n: int) -> Record:
-    """The record with outputs and state of given lengths."""
+def resized(record: Record, n: int) -> Record:
+    """Return the record with outputs and state of given lengths."""
     outputs, state = record.outputs.ljust(40)[: n % 17], record.state.ljust(40)[: n % 23]
     return dataclasses.replace(record, outputs=outputs, state=state)
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400))
 def test_a_batch_is_encoded_as_its_records_are(records: list[Record], n: int) -> None:
-    records = [sized(record, n) for record in records]
+    records = [resized(record, n) for record in records]
     heads = heads_of([dataclasses.replace(record, outputs=b"", state=b"other").encode() for record in records]).copy()
 
     table = np.empty((len(records), records[0].nbytes), np.uint8)
@@ -36,7 +36,7 @@ def test_a_batch_is_encoded_as_its_records_are(records: list[Record], n: int) ->
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=5))
-def test_the_guards_of_a_batch_are_those_of_its_records(records: list[Record]) -> None:
+def test_the_guards_of_a_batch_equal_those_of_its_records(records: list[Record]) -> None:
     found = guard_rows(heads_of([record.encode() for record in records]))
 
     assert [guard.tobytes() for guard in found] == [record.guard for record in records]
@@ -45,14 +45,14 @@ def test_the_guards_of_a_batch_are_those_of_its_records(records: list[Record]) -
 MODEL = b"f" * 8
 
 
-def of_model(records: list[Record], n: int) -> list[Record]:
-    """The records as one model's, equally long."""
-    return [dataclasses.replace(sized(record, n), fingerprint=MODEL) for record in records]
+def of_one_model(records: list[Record], n: int) -> list[Record]:
+    """Return the records as records of one model, all of the same length."""
+    return [dataclasses.replace(resized(record, n), fingerprint=MODEL) for record in records]
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400))
-def test_sound_records_of_a_model_are_read_together_as_each_alone(records: list[Record], n: int) -> None:
-    records = of_model(records, n)
+def test_valid_records_of_a_model_are_decoded_in_arrays_as_each_alone(records: list[Record], n: int) -> None:
+    records = of_one_model(records, n)
     found = decode_rows([record.encode() for record in records], MODEL, n % 23)
 
     assert found is not None
@@ -61,10 +61,10 @@ def test_sound_records_of_a_model_are_read_together_as_each_alone(records: list[
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=4), st.integers(0, 400), st.data())
-def test_no_record_is_read_together_with_others_that_alone_would_be_refused(
+def test_a_record_that_is_refused_alone_is_not_decoded_in_arrays(
     records: list[Record], n: int, data: st.DataObject
 ) -> None:
-    whole = [record.encode() for record in of_model(records, n)]
+    whole = [record.encode() for record in of_one_model(records, n)]
     at = data.draw(st.integers(0, len(whole) - 1))
     byte, change = data.draw(st.integers(0, len(whole[at]) - 1)), data.draw(st.integers(1, 255))
     broken = bytearray(whole[at])
@@ -90,7 +90,7 @@ def test_a_header_has_the_layout_of_the_record() -> None:
     assert [head[name].item() for name in ("output_bytes", "state_bytes", "updated_ms", "created_ms")] == [3, 5, 5, 6]
 
 
-def test_a_blank_header_is_one_of_a_stream_at_step_0() -> None:
+def test_an_empty_header_is_that_of_a_stream_at_step_0() -> None:
     table = np.empty((1, HEAD.itemsize + 4), np.uint8)
     encode_rows(table, blank_head(b"f" * 8), np.zeros((1, 0), np.uint8), np.zeros((1, 4), np.uint8))
     record = decode(table.tobytes())

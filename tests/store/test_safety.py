@@ -1,4 +1,4 @@
-"""A store that would lose what is promised, or denies what serving takes: refused at the start, noticed later."""
+"""Stores whose settings or permissions break a promise: refused at start, reported while running."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from service.errors import ServiceError
 from service.store.facts import SafetyWatch, UnsafeStoreError, demand_safe, read_facts
 from service.store.redis import StateStore
 from service.store.rights import demand_rights
-from tests.api.running import models as served_models
-from tests.api.running import running
-from tests.engine.bench import FOLD, models, refusal, step, worker, ys
-from tests.graphs import fold, fold_reference
+from tests.api.running import running_service
+from tests.engine.harness import FOLD, expect_error, step, worker, ys
+from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
-from tests.store.clusters import cluster, pair
+from tests.store.clusters import cluster, primary_and_replica
 
 DOC = (Path(__file__).parents[2] / "docs" / "stores.md").read_text()
 ALWAYS = {"appendonly": "yes", "appendfsync": "always"}
@@ -30,7 +29,7 @@ ALWAYS = {"appendonly": "yes", "appendfsync": "always"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 def configure(server: Server, **settings: str) -> None:
@@ -64,8 +63,8 @@ async def test_a_store_that_cannot_keep_a_promise_is_refused(
         demand_safe(facts, durability, allow_eviction=False)
 
 
-async def test_a_store_that_keeps_it_is_taken(short_path: Path) -> None:
-    with pair(short_path, "--appendonly", "yes", "--appendfsync", "always") as (primary, _, _, _):
+async def test_a_store_that_keeps_the_promises_is_accepted(short_path: Path) -> None:
+    with primary_and_replica(short_path, "--appendonly", "yes", "--appendfsync", "always") as (primary, _, _, _):
         store = StateStore(primary.url, durability="replica")
         facts = await read_facts(store, patience=5)
         for durability in ("memory", "fsync", "replica"):
@@ -74,7 +73,9 @@ async def test_a_store_that_keeps_it_is_taken(short_path: Path) -> None:
         await store.close()
 
 
-async def test_a_file_that_is_no_longer_flushed_ends_commits_until_it_is(folder: Path, redis_server: Server) -> None:
+async def test_commits_are_rejected_while_the_append_only_file_is_not_flushed(
+    folder: Path, redis_server: Server
+) -> None:
     configure(redis_server, **ALWAYS)
     async with worker(redis_server.url, folder, durability="fsync") as engine:
         watch = SafetyWatch(engine.store, "fsync", allow_eviction=False)
@@ -82,7 +83,7 @@ async def test_a_file_that_is_no_longer_flushed_ends_commits_until_it_is(folder:
         await engine.advance(step("a", 1, seq=1))
         configure(redis_server, appendfsync="everysec")
         await watch.look()
-        refused = await refusal(engine, step("a", 2, seq=2))
+        refused = await expect_error(engine, step("a", 2, seq=2))
         told = list(watch.reasons)
         configure(redis_server, **ALWAYS)
         await watch.look()
@@ -93,7 +94,7 @@ async def test_a_file_that_is_no_longer_flushed_ends_commits_until_it_is(folder:
     assert (ys(again), watch.reasons) == (fold_reference([1, 2])[-1:], [])
 
 
-async def test_a_store_that_is_away_is_not_judged(redis_server: Server) -> None:
+async def test_an_unreachable_store_is_not_judged(redis_server: Server) -> None:
     store = StateStore(redis_server.url, timeout=0.3)
     watch = SafetyWatch(store, "memory", allow_eviction=False)
     await watch.look()
@@ -105,7 +106,7 @@ async def test_a_store_that_is_away_is_not_judged(redis_server: Server) -> None:
     await store.close()
 
 
-async def test_evicted_keys_and_another_history_are_logged(
+async def test_evicted_keys_and_a_changed_replication_history_are_logged(
     redis_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = StateStore(redis_server.url)
@@ -128,19 +129,19 @@ async def test_evicted_keys_and_another_history_are_logged(
     assert "restarted or failed over" in caplog.text
 
 
-def test_a_policy_that_evicts_ends_readiness_while_it_runs(
+def test_an_eviction_policy_that_is_set_later_ends_readiness(
     tmp_path: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "_SAFETY_S", 0.05)
-    with running(redis_server.url, served_models(tmp_path, fold)) as one:
-        ready = [seen(one.http, 200)]
+    with running_service(redis_server.url, write_models(tmp_path, fold)) as one:
+        ready = [wait_for_readiness(one.http, 200)]
         configure(redis_server, maxmemory_policy="allkeys-lru")
-        ready.append(seen(one.http, 503))
+        ready.append(wait_for_readiness(one.http, 503))
         info = one.http.get("/v1/info").json()
         metric = "stepwell_store_safe 0.0" in one.http.get("/metrics").text
         alive = one.http.get("/healthz").status_code
         configure(redis_server, maxmemory_policy="noeviction")
-        ready.append(seen(one.http, 200))
+        ready.append(wait_for_readiness(one.http, 200))
 
     assert [reasons for reasons in ready if reasons] == [ready[1]]
     assert "'allkeys-lru'; expected 'noeviction'" in ready[1][0]
@@ -148,26 +149,26 @@ def test_a_policy_that_evicts_ends_readiness_while_it_runs(
     assert (metric, alive) == (True, 200)
 
 
-def seen(http: httpx.Client, status: int) -> list[str]:
+def wait_for_readiness(http: httpx.Client, status: int) -> list[str]:
     """Wait until readiness has a status, and return its reasons."""
     while (answer := http.get("/readyz")).status_code != status:
         pass
     return [str(reason) for reason in answer.json()["reasons"]]
 
 
-# ---------------------------------------------------------------- rights
+# ---------------------------------------------------------------- permissions
 
 
-def documented() -> list[str]:
-    """What docs/stores.md says to `ACL SETUSER`, without the name and the password."""
+def documented_permissions() -> list[str]:
+    """Return the arguments that docs/stores.md gives to `ACL SETUSER`, without name and password."""
     [command] = re.findall(r"<!-- acl -->\n```\n(.*)\n```", DOC)
     words = command.split()
     assert words[:5] == ["ACL", "SETUSER", "stepwell", "on", ">a-long-password"]
     return [str(word) for word in words[5:]]
 
 
-class Guarded:
-    """A server with a user of its own for each store."""
+class AclServer:
+    """A server with a separate ACL user for each store."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -180,12 +181,12 @@ class Guarded:
 
 
 @pytest.fixture
-def guarded(redis_server: Server) -> Guarded:
-    return Guarded(redis_server)
+def acl_server(redis_server: Server) -> AclServer:
+    return AclServer(redis_server)
 
 
-async def test_the_documented_rights_are_enough(folder: Path, guarded: Guarded) -> None:
-    async with worker(guarded.url(*documented()), folder) as engine:
+async def test_the_documented_permissions_suffice(folder: Path, acl_server: AclServer) -> None:
+    async with worker(acl_server.url(*documented_permissions()), folder) as engine:
         facts = await read_facts(engine.store, patience=5)
         await demand_rights(engine.store)
         await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
@@ -203,33 +204,35 @@ async def test_the_documented_rights_are_enough(folder: Path, guarded: Guarded) 
     assert (replayed.replayed, status.step, page.streams, reasons) == (True, 2, [("a", 2)], [])
 
 
-async def test_the_documented_rights_of_each_level_and_kind_are_enough(short_path: Path, guarded: Guarded) -> None:
-    store = StateStore(guarded.url(*documented(), "+config|get"))
+async def test_the_documented_permissions_of_each_durability_and_kind_suffice(
+    short_path: Path, acl_server: AclServer
+) -> None:
+    store = StateStore(acl_server.url(*documented_permissions(), "+config|get"))
     assert (await read_facts(store, patience=5)).appendfsync == "everysec"
     await store.close()
-    with pair(short_path) as (primary, _, _, _):
-        store = StateStore(Guarded(primary).url(*documented(), "+wait"), durability="replica")
+    with primary_and_replica(short_path) as (primary, _, _, _):
+        store = StateStore(AclServer(primary).url(*documented_permissions(), "+wait"), durability="replica")
         await demand_rights(store)
         await store.close()
 
 
-async def test_the_documented_rights_on_a_cluster_are_enough(folder: Path) -> None:
+async def test_the_documented_permissions_on_a_cluster_suffice(folder: Path) -> None:
     with cluster() as three:
         for node in three.nodes:
             with node.client() as client:
-                rights = [*documented(), "+cluster|slots", "+asking"]
+                rights = [*documented_permissions(), "+cluster|slots", "+asking"]
                 client.execute_command("ACL", "SETUSER", "stepwell", "on", ">secret", *rights)
         async with worker(three.url.replace("://", "://stepwell:secret@"), folder) as engine:
             await demand_rights(engine.store)
             assert (await engine.advance(step("a", 1, seq=1))).step == 1
 
 
-GRANTED = [word for word in documented() if word.startswith("+")]
+GRANTED = [word for word in documented_permissions() if word.startswith("+")]
 
 
 @pytest.mark.parametrize("right", [word for word in GRANTED if word not in ("+ping", "+info", "+unsubscribe")])
-async def test_a_right_that_is_missing_is_named_before_the_first_request(guarded: Guarded, right: str) -> None:
-    store = StateStore(guarded.url(*(word for word in documented() if word != right)))
+async def test_a_missing_permission_is_named_before_the_first_request(acl_server: AclServer, right: str) -> None:
+    store = StateStore(acl_server.url(*(word for word in documented_permissions() if word != right)))
     await read_facts(store, patience=5)
 
     with pytest.raises(UnsafeStoreError, match=f"(?i){right[1:]}"):
@@ -241,40 +244,40 @@ async def test_a_right_that_is_missing_is_named_before_the_first_request(guarded
     "command",
     ["FLUSHALL", "KEYS *", "CONFIG GET *", "SHUTDOWN", "SCRIPT FLUSH", "GET other", "PUBLISH other x", "ACL LIST"],
 )
-def test_the_documented_rights_are_no_more_than_that(guarded: Guarded, command: str) -> None:
+def test_the_documented_permissions_allow_nothing_else(acl_server: AclServer, command: str) -> None:
     with (
-        redis.Redis.from_url(guarded.url(*documented())) as client,
+        redis.Redis.from_url(acl_server.url(*documented_permissions())) as client,
         pytest.raises(redis.ResponseError, match=r"permission|NOPERM"),
     ):
         client.execute_command(*command.split())
-    with redis.Redis.from_url(guarded.url(*documented())) as client, pytest.raises(redis.ResponseError):
+    with redis.Redis.from_url(acl_server.url(*documented_permissions())) as client, pytest.raises(redis.ResponseError):
         client.eval(f"return redis.call({', '.join(repr(word) for word in command.split())})", 0)
 
 
 @pytest.mark.parametrize("rights", [["-@all", "~swl:*"], ["~other:*", "+@all"], ["~swl:*", "+@all", "resetchannels"]])
-async def test_a_user_without_commands_keys_or_channels_is_refused(guarded: Guarded, rights: list[str]) -> None:
-    store = StateStore(guarded.url(*rights))
+async def test_a_user_without_commands_keys_or_channels_is_refused(acl_server: AclServer, rights: list[str]) -> None:
+    store = StateStore(acl_server.url(*rights))
 
-    with pytest.raises(UnsafeStoreError, match=r"permission|NOPERM"):  # noqa: PT012 - either of the two notices
+    with pytest.raises(UnsafeStoreError, match=r"permission|NOPERM"):  # noqa: PT012 - either check may detect it
         await read_facts(store, patience=0)
         await demand_rights(store)
     await store.close()
 
 
-async def test_a_right_that_is_taken_away_later_is_a_503(folder: Path, guarded: Guarded) -> None:
-    url = guarded.url(*documented())
+async def test_a_permission_that_is_revoked_later_is_a_503(folder: Path, acl_server: AclServer) -> None:
+    url = acl_server.url(*documented_permissions())
     async with worker(url, folder) as engine:
         await engine.advance(step("a", 1, seq=1))
-        with guarded.server.client() as client:
+        with acl_server.server.client() as client:
             client.execute_command("ACL", "SETUSER", url[7:].partition(":")[0], "-evalsha", "-eval")
-        refused = await refusal(engine, step("a", 2, seq=2))
+        refused = await expect_error(engine, step("a", 2, seq=2))
 
     assert isinstance(refused, ServiceError)
     assert (refused.code, refused.applied) == ("store_unavailable", "no")
 
 
-async def test_a_wrong_password_is_refused_at_once(guarded: Guarded) -> None:
-    store = StateStore(guarded.url(*documented()).replace(":secret@", ":wrong@"))
+async def test_a_wrong_password_is_refused_at_once(acl_server: AclServer) -> None:
+    store = StateStore(acl_server.url(*documented_permissions()).replace(":secret@", ":wrong@"))
 
     with pytest.raises(UnsafeStoreError, match="password"):
         await read_facts(store, patience=60)

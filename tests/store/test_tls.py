@@ -1,4 +1,4 @@
-"""Stores over TLS: one server, a Cluster, Sentinels; certificates that nobody knows are refused."""
+"""Stores over TLS: a single server, a Cluster and Sentinels; untrusted certificates are refused."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import pytest
 
 from service.store.facts import UnsafeStoreError, read_facts
 from service.store.rights import demand_rights
-from tests.engine.bench import models, step, worker
-from tests.graphs import fold
+from tests.engine.harness import step, worker
+from tests.graphs import fold, write_models
 from tests.processes import free_port
 from tests.servers import Server, server, servers
-from tests.store.clusters import SLOTS, Node, port_with_a_bus, sentinels
+from tests.store.clusters import SLOTS, Node, port_with_bus, sentinels
 from tests.store.test_laws import SOON
 
 NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
 
 
-def speaks_tls(binary: Path, folder: Path) -> bool:
-    """Whether a server was built with TLS."""
+def supports_tls(binary: Path, folder: Path) -> bool:
+    """Return whether a server was built with TLS."""
     try:
-        with server(folder / "probe", "--tls-port", str(free_port()), *certified(folder), binary=binary):
+        with server(folder / "probe", "--tls-port", str(free_port()), *tls_options(folder), binary=binary):
             return True
     except RuntimeError:
         return False
 
 
-def certified(folder: Path) -> tuple[str, ...]:
-    """Options of a server with a certificate of its own; made at the first call."""
+def tls_options(folder: Path) -> tuple[str, ...]:
+    """Return the options of a server with its own certificate, which the first call creates."""
     cert, key = folder / "cert.pem", folder / "key.pem"
     if not cert.exists():
         request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
@@ -43,76 +43,78 @@ def certified(folder: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A server that speaks TLS."""
+    """A server binary with TLS support."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl here to make a certificate")
     for one in servers().values():
-        if speaks_tls(one, tmp_path_factory.mktemp("t")):
+        if supports_tls(one, tmp_path_factory.mktemp("t")):
             return one
     pytest.skip("none of the servers here was built with TLS")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return models(tmp_path, fold=fold)
+    return write_models(tmp_path, fold=fold)
 
 
 @pytest.fixture
-def encrypted(short_path: Path, binary: Path) -> Iterator[tuple[Server, int]]:
-    """A server that is reached over TLS alone, and its port."""
+def tls_server(short_path: Path, binary: Path) -> Iterator[tuple[Server, int]]:
+    """A server that accepts TLS only, and its port."""
     port = free_port()
-    with server(short_path / "r", "--tls-port", str(port), *certified(short_path), binary=binary) as one:
+    with server(short_path / "r", "--tls-port", str(port), *tls_options(short_path), binary=binary) as one:
         yield one, port
 
 
-async def steps_on(url: str, folder: Path) -> int:
-    """Whether a worker starts and steps on a store: the step that it reached."""
+async def first_step(url: str, folder: Path) -> int:
+    """Start an engine on the store and return the step that its first request reaches."""
     async with worker(url, folder) as engine:
         await read_facts(engine.store, patience=SOON)
         await demand_rights(engine.store)
         return (await engine.advance(step("a", 1, seq=1))).step
 
 
-async def test_a_server_over_tls_is_used(encrypted: tuple[Server, int], short_path: Path, folder: Path) -> None:
-    _, port = encrypted
+async def test_a_server_over_tls_can_be_used(tls_server: tuple[Server, int], short_path: Path, folder: Path) -> None:
+    _, port = tls_server
 
-    assert await steps_on(f"rediss://localhost:{port}/0?ssl_ca_certs={short_path}/cert.pem", folder) == 1
+    assert await first_step(f"rediss://localhost:{port}/0?ssl_ca_certs={short_path}/cert.pem", folder) == 1
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(encrypted: tuple[Server, int], folder: Path) -> None:
-    _, port = encrypted
+async def test_an_untrusted_certificate_is_refused(tls_server: tuple[Server, int], folder: Path) -> None:
+    _, port = tls_server
 
     with pytest.raises(UnsafeStoreError, match=r"(?i)certificate"):
         async with worker(f"rediss://localhost:{port}/0", folder) as engine:
             await read_facts(engine.store, patience=0)
 
 
-async def test_a_server_that_is_asked_without_tls_is_told(encrypted: tuple[Server, int], folder: Path) -> None:
-    _, port = encrypted
+async def test_a_connection_without_tls_to_a_tls_server_is_reported(
+    tls_server: tuple[Server, int], folder: Path
+) -> None:
+    _, port = tls_server
 
     with pytest.raises(UnsafeStoreError, match="The store does not serve us"):
         async with worker(f"redis://localhost:{port}/0", folder, timeout=0.5) as engine:
             await read_facts(engine.store, patience=0)
 
 
-async def test_a_cluster_over_tls_is_used(short_path: Path, binary: Path, folder: Path) -> None:
-    port = port_with_a_bus()
-    tls = ("--tls-port", str(port), "--tls-cluster", "yes", "--port", "0", *certified(short_path))
+async def test_a_cluster_over_tls_can_be_used(short_path: Path, binary: Path, folder: Path) -> None:
+    port = port_with_bus()
+    tls = ("--tls-port", str(port), "--tls-cluster", "yes", "--port", "0", *tls_options(short_path))
     node = Node(short_path / "c", *tls, binary=binary)
     node.start()
     try:
         with node.client() as client:
             client.execute_command("CLUSTER", "ADDSLOTS", *range(SLOTS))
         options = f"ssl_ca_certs={short_path}/cert.pem"
-        assert await steps_on(f"rediss+cluster://localhost:{port}?{options}", folder) == 1
+        assert await first_step(f"rediss+cluster://localhost:{port}?{options}", folder) == 1
     finally:
         node.kill()
 
 
-async def test_sentinels_over_tls_are_used(
-    encrypted: tuple[Server, int], short_path: Path, binary: Path, folder: Path
+async def test_sentinels_over_tls_can_be_used(
+    tls_server: tuple[Server, int], short_path: Path, binary: Path, folder: Path
 ) -> None:
-    _, port = encrypted
+    _, port = tls_server
     guard = free_port()
     tls = f"""
         tls-port {guard}
@@ -124,4 +126,4 @@ async def test_sentinels_over_tls_are_used(
     """
     with sentinels(short_path, port, options=tls, binary=binary):
         url = f"rediss+sentinel://localhost:{guard}/pumps/0?ssl_ca_certs={short_path}/cert.pem"
-        assert await steps_on(url, folder) == 1
+        assert await first_step(url, folder) == 1

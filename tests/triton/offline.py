@@ -1,4 +1,4 @@
-"""What onnxruntime itself answers to a whole sequence, one timestep after the other, at batch 1."""
+"""The predictions of onnxruntime for a whole sequence, timestep by timestep, at batch size 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from model_export.manifest import Array
 from tests.graphs import Build
 
 
-def offline(build: Build, xs: Array) -> Array:
+def offline_predictions(build: Build, xs: Array) -> Array:
     """Return the predictions `(T, *row)` for `(T, *row)` inputs of a model with one input `x` and one output `y`."""
     graph, manifest = build()
     options = ort.SessionOptions()

@@ -1,4 +1,4 @@
-"""What docs/oip.md shows runs as it stands."""
+"""The examples in docs/oip.md run unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.running import Service, running
+from tests.api.running import Service, running_service
 from tests.servers import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "oip.md").read_text()
@@ -22,12 +22,12 @@ PAGE = (Path(__file__).parents[2] / "docs" / "oip.md").read_text()
 
 @pytest.fixture(scope="module")
 def demo(shared_redis: Server) -> Iterator[Service]:
-    with running(shared_redis.url, Path(str(files("service.demo") / "models")), lane=True) as one:
+    with running_service(shared_redis.url, Path(str(files("service.demo") / "models")), lane=True) as one:
         yield one
 
 
 def block(name: str, one: Service) -> str:
-    """The code between the two comments of a name, on the port that the test has."""
+    """Return the code between the two comments of a name, with the port of the test's service."""
     found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- /{name} -->", PAGE, re.S)
     assert found, f"the page has no block {name!r}"
     assert ":8000" in found[1]

@@ -1,4 +1,4 @@
-"""`perf_analyzer`, unchanged, as an independent judge: it compares every answer bit for bit with what was expected."""
+"""`perf_analyzer`, unmodified, compares every answer bit for bit with the expected one."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.api.running import Service, models, running
-from tests.graphs import lstm
+from tests.api.running import Service, running_service
+from tests.graphs import lstm, write_models
 from tests.servers import Server
-from tests.triton.offline import offline
+from tests.triton.offline import offline_predictions
 
 FOUND = shutil.which("perf_analyzer", path=str(Path(sys.executable).parent)) or shutil.which("perf_analyzer")
-STEPS = int(os.environ.get("STEPWELL_PERF_STEPS", "200"))  # of each sequence; the whole: 1000
-STREAMS = 16  # more are not sound: at its end it closes the sequences of further threads before they are answered
+STEPS = int(os.environ.get("STEPWELL_PERF_STEPS", "200"))  # timesteps per sequence; the whole: 1000
+STREAMS = 16  # with more, it closes the sequences of further threads before they are answered
 
 
 def write_data(file: Path, *, streams: int, steps: int, wrong: bool = False) -> None:
-    """Write inputs and the answers of onnxruntime at batch 1; `wrong` makes one value of each stream wrong."""
+    """Write inputs and predictions of onnxruntime at batch size 1; `wrong` changes one value of each."""
     xs = np.random.default_rng(7).normal(size=(streams, steps, 4)).astype(np.float32)
-    ys = np.array([offline(lstm, x) for x in xs])
+    ys = np.array([offline_predictions(lstm, x) for x in xs])
     if wrong:
         ys[:, steps // 2, 0] += 1e-3
     data = {
@@ -36,8 +36,10 @@ def write_data(file: Path, *, streams: int, steps: int, wrong: bool = False) -> 
     file.write_text(json.dumps(data))
 
 
-def analyzed(service: Service, data: Path, *more: str, streams: int, steps: int) -> subprocess.CompletedProcess[str]:
-    """Let it send each sequence once."""
+def run_perf_analyzer(
+    service: Service, data: Path, *more: str, streams: int, steps: int
+) -> subprocess.CompletedProcess[str]:
+    """Run perf_analyzer, which sends each sequence once."""
     assert FOUND is not None
     command = [FOUND, "-m", "lstm", "-u", f"127.0.0.1:{service.port}", "-i", "http", "--input-data", str(data)]
     command += ["--concurrency-range", str(streams), "--serial-sequences", "--request-count", str(streams * steps)]
@@ -50,12 +52,12 @@ pytestmark = pytest.mark.skipif(FOUND is None, reason="perf_analyzer is not inst
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("form", ["binary", "json"])
-def test_every_answer_is_bit_equal_to_onnxruntime(shared_redis: Server, tmp_path: Path, form: str) -> None:
+def test_every_answer_equals_onnxruntime_bit_for_bit(shared_redis: Server, tmp_path: Path, form: str) -> None:
     steps = STEPS if form == "binary" else STEPS // 4
     write_data(tmp_path / "data.json", streams=STREAMS, steps=steps)
     forms = [f"--{side}-tensor-format={form}" for side in ("input", "output")]
-    with running(shared_redis.url, models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
-        done = analyzed(own, tmp_path / "data.json", *forms, streams=STREAMS, steps=steps)
+    with running_service(shared_redis.url, write_models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
+        done = run_perf_analyzer(own, tmp_path / "data.json", *forms, streams=STREAMS, steps=steps)
         applied = own.http.get("/metrics").text
 
     assert "Throughput: " in done.stdout, done.stdout + done.stderr
@@ -64,10 +66,10 @@ def test_every_answer_is_bit_equal_to_onnxruntime(shared_redis: Server, tmp_path
     assert float(steps_total) >= STREAMS * steps
 
 
-def test_a_wrong_value_is_noticed(shared_redis: Server, tmp_path: Path) -> None:
-    """So the judge judges."""
+def test_a_wrong_value_is_detected(shared_redis: Server, tmp_path: Path) -> None:
+    """Shows that the comparison works."""
     write_data(tmp_path / "data.json", streams=4, steps=20, wrong=True)
-    with running(shared_redis.url, models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
-        done = analyzed(own, tmp_path / "data.json", streams=4, steps=20)
+    with running_service(shared_redis.url, write_models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
+        done = run_perf_analyzer(own, tmp_path / "data.json", streams=4, steps=20)
 
     assert "match expected output" in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Triton's Python backend with its sequence batcher: every stream's state in the memory of the backend's process."""
+"""Triton's Python backend with its sequence batcher: all states in the memory of the backend process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb
 
 
 class TritonPythonModel:
-    """Steps whatever requests the batcher hands over together."""
+    """Steps the requests of a batch."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model."""
@@ -24,7 +24,7 @@ class TritonPythonModel:
         self.kept: dict[int, Any] = {}
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run all that wait together."""
+        """Run a batch."""
         tensors = [
             [pb.get_input_tensor_by_name(request, name).as_numpy() for name in ("x", "START", "CORRID")]
             for request in requests

@@ -1,4 +1,4 @@
-"""`Stage`: a store, a proxy before it for each worker, and two workers: all of it real, and there to be broken."""
+"""`System`: the system under test: a store, two workers, and for each worker a proxy in front of the store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.exactly_once.http import Http, NoAnswerError
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, write_model
-from tests.processes import Service
+from tests.processes import ServiceProcess
 from tests.servers import Server
 
 MODEL = "fold"
@@ -23,29 +23,29 @@ _START_S = 60.0
 
 
 @dataclass
-class Stage:
-    """What the campaign is played on.
+class System:
+    """The system under test.
 
     Attributes:
-        store: The server of the Redis protocol; its append-only file is synced before each answer.
-        proxies: One per worker.
-        workers: Two replicas on the one store.
+        store: A server of the Redis protocol that syncs its append-only file before each reply.
+        proxies: One per worker, between the worker and the store.
+        workers: Two replicas on the store.
     """
 
     store: Server
     proxies: list[Proxy]
-    workers: list[Service]
+    workers: list[ServiceProcess]
 
     @property
     def ports(self) -> list[int]:
-        """Where the workers listen."""
+        """Ports of the workers."""
         return [worker.port for worker in self.workers]
 
     async def start_worker(self, number: int) -> None:
-        """Start a worker, again where it ended because its store was away, until it can serve.
+        """Start a worker until it is ready; restart it if it exits because the store is unreachable.
 
         Raises:
-            RuntimeError: It cannot be started.
+            RuntimeError: The worker is not ready in time.
         """
         worker, http = self.workers[number], Http()
         worker.launch()
@@ -65,29 +65,29 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(
+async def running_system(
     folder: Path, *, flags: Sequence[str] = (), env: Mapping[str, str] | None = None
-) -> AsyncIterator[Stage]:
-    """Set up everything; ends with the block, and leaves nothing running.
+) -> AsyncIterator[System]:
+    """Run the system under test until the block ends.
 
     Args:
-        folder: For the model, the sockets and the logs; its path has to be short.
-        flags: Of the workers, over their defaults here.
-        env: Of the workers, besides this process's own.
+        folder: For the model, the sockets and the logs; its path must be short enough for a unix socket.
+        flags: Flags of the workers, after the default ones.
+        env: Environment variables of the workers, in addition to this process's own.
     """
     write_model(folder / "models", MODEL, fold)
     store = Server(folder / "r", *STORE)
     with contextlib.ExitStack() as ways:
         proxies = [ways.enter_context(Proxy(store.socket)) for _ in range(WORKERS)]
         workers = [
-            Service(folder / "models", folder / f"w{n}", "--redis", way.url, *_WORKER, *flags, env=env)
+            ServiceProcess(folder / "models", folder / f"w{n}", "--redis", way.url, *_WORKER, *flags, env=env)
             for n, way in enumerate(proxies)
         ]
-        made = Stage(store, proxies, workers)
+        system = System(store, proxies, workers)
         try:
             await asyncio.to_thread(store.start)
-            await asyncio.gather(*(made.start_worker(n) for n in range(WORKERS)))
-            yield made
+            await asyncio.gather(*(system.start_worker(n) for n in range(WORKERS)))
+            yield system
         finally:
             for worker in workers:
                 with contextlib.suppress(AssertionError):  # it was never started

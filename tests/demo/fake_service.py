@@ -1,4 +1,4 @@
-"""A service of one model, as much of it as a replay needs, that can be told to go wrong."""
+"""A minimal service of one model for tests of the replay, with faults that can be switched on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from service.demo.recordings import MODEL, MODELS
 
 
 @dataclass
-class Peer:
-    """Answers as the service does, by the demo's real model; `shift` is added to each prediction."""
+class FakeService:
+    """Answers as the service does, with the demo's real model; `shift` is added to each prediction."""
 
     shift: float = 0.0
     refuses: bool = False
@@ -65,7 +65,7 @@ class Peer:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
-        """Serve on a free port of loopback; the address is the block's value."""
+        """Serve on a free port of loopback; yields the URL."""
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(self.app(), log_level="error", lifespan="off", ws="websockets-sansio"))
         task = asyncio.create_task(server.serve(sockets=[listener]))

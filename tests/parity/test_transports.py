@@ -1,4 +1,4 @@
-"""Parity: whichever door a stream comes by, its predictions are Keras' own over the whole sequence."""
+"""Parity: over every transport, a stream's predictions equal those of Keras over the whole sequence."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from model_export.export import export_source
 from model_export.step_model import StepModel
-from tests.parity.doors import DOORS, INPUT, OUTPUT, Sequences
-from tests.processes import Service, service
+from tests.parity.transports import INPUT, OUTPUT, TRANSPORTS, Sequences
+from tests.processes import ServiceProcess, service_process
 
 keras = pytest.importorskip("keras", reason="Keras is not installed (the test extra brings it)")
 
@@ -23,9 +23,9 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """A served model, sequences, and what Keras says of them."""
+    """A served model, sequences, and the predictions of Keras for them."""
 
-    service: Service
+    service: ServiceProcess
     file: Path
     sequences: Sequences
     expected: Sequences
@@ -44,27 +44,30 @@ def case() -> Iterator[Case]:
         model.save(Path(folder) / "m.keras")
         export_source(str(Path(folder) / "m.keras"), models / "m.onnx")
         expected = np.asarray(model.predict(sequences, verbose=0))
-        with service(models, Path(folder) / "s") as one:
+        with service_process(models, Path(folder) / "s") as one:
             yield Case(one, models / "m.onnx", sequences, expected)
 
 
-@pytest.mark.parametrize("door", DOORS)
-async def test_every_door_gives_the_original_models_predictions(case: Case, door: str) -> None:
-    found = await DOORS[door](case.service.url, "m", case.sequences)
+@pytest.mark.parametrize("door", TRANSPORTS)
+async def test_every_transport_gives_the_predictions_of_the_keras_model(case: Case, transport: str) -> None:
+    found = await TRANSPORTS[transport](case.service.url, "m", case.sequences)
 
     assert found.shape == case.expected.shape
     assert np.abs(found - case.expected).max() <= TOLERANCE
 
 
-def test_python_gives_the_original_models_predictions(case: Case) -> None:
+def test_the_step_model_gives_the_predictions_of_the_keras_model(case: Case) -> None:
     model = StepModel(case.file)
     found, _ = model.chunk({INPUT: case.sequences}, model.initial_states(STREAMS))
 
     assert np.abs(found[OUTPUT] - case.expected).max() <= TOLERANCE
 
 
-async def test_the_doors_agree_to_the_last_bit(case: Case) -> None:
-    """The same step graph runs behind each of them, and batches do not show in the numbers."""
-    one, two = [await DOORS[door](case.service.url, "m", case.sequences) for door in ("HTTP, JSON", "HTTP, msgpack")]
+async def test_transports_agree_bit_for_bit(case: Case) -> None:
+    """All run the same step graph, and the results do not depend on the batch."""
+    one, two = [
+        await TRANSPORTS[transport](case.service.url, "m", case.sequences)
+        for transport in ("HTTP, JSON", "HTTP, msgpack")
+    ]
 
     assert np.array_equal(one, two)

@@ -1,10 +1,10 @@
-"""One-line arrangements for tests of the engine: workers on one store, and requests to them."""
+"""Helpers for tests of the engine: engines that share one store, requests, and readers of results."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,18 @@ from service.engine.observer import EngineObserver
 from service.engine.types import Prediction, Predictions, StreamKey, Timestep, Timesteps
 from service.errors import ServiceError
 from service.store.redis import StateStore
-from tests.graphs import Built, write_model
 
 FOLD = "fold"
 
 
-class Counts(EngineObserver):
-    """Counts what tests ask about."""
+class CountingObserver(EngineObserver):
+    """Records the events that tests assert on."""
 
     def __init__(self) -> None:
         self.conflicted = 0
         self.regressed = 0
         self.batches: list[int] = []
-        self.asked: list[str] = []  # of the store
+        self.store_ops: list[str] = []  # names of the store's operations, in order
 
     def conflicts(self, n: int) -> None:
         self.conflicted += n
@@ -42,14 +41,19 @@ class Counts(EngineObserver):
         self.batches.append(rows)
 
     def store(self, op: str, seconds: float) -> None:
-        self.asked.append(op)
+        self.store_ops.append(op)
 
 
 @contextlib.asynccontextmanager
 async def worker(
-    url: str, models: Path, *, options: EngineOptions | None = None, counts: Counts | None = None, **store: Any
+    url: str,
+    models: Path,
+    *,
+    options: EngineOptions | None = None,
+    counts: CountingObserver | None = None,
+    **store: Any,
 ) -> AsyncIterator[Engine]:
-    """A worker's engine with every model of a folder."""
+    """Run an engine, as one worker process does, with every model of a folder."""
     shelf = ModelShelf([models], StepModel)
     report = await shelf.reload()
     assert not report.failed
@@ -60,37 +64,33 @@ async def worker(
         await engine.close()
 
 
-def models(folder: Path, **builds: Callable[[], Built]) -> Path:
-    """Write models by name."""
-    for name, build in builds.items():
-        write_model(folder, name, build)
-    return folder
-
-
 def step(stream: str, x: int, *, model: str = FOLD, **more: Any) -> Timestep:
-    """One timestep for an integer model with one input `x` of shape [1]."""
+    """Return one timestep for an integer model with one input `x` of shape `(1,)`."""
     return chunk(stream, [x], model=model, **more)
 
 
 def chunk(stream: str, xs: Sequence[int], *, model: str = FOLD, **more: Any) -> Timestep:
-    """Timesteps for an integer model with one input `x` of shape [1]."""
+    """Return a chunk for an integer model with one input `x` of shape `(1,)`."""
     return Timestep(StreamKey("default", model, stream), (np.array(xs, np.int64).tobytes(),), length=len(xs), **more)
 
 
 def ys(prediction: Prediction) -> list[int]:
-    """The predictions of a model whose output `y` has shape [1]."""
+    """Return the predictions of a model whose output `y` has shape `(1,)`."""
     return [int(y) for y in prediction.outputs["y"][:, 0]]
 
 
-async def move_together(
+async def submit_bulk(
     engine: Engine, rows: Mapping[str, tuple[Sequence[int], int]], **more: Any
 ) -> dict[str, Prediction | ServiceError] | None:
-    """Move streams in columns, None where those would have to go one by one.
+    """Submit one bulk request with a row per stream.
 
     Args:
-        engine: The worker's.
-        rows: The inputs of each stream, all equally long, and `seq`.
-        more: Fields of the `Timesteps`.
+        engine: The engine to submit to.
+        rows: By stream: its inputs, as many for each stream, and `seq`.
+        more: Fields of `Timesteps` that differ from the usual ones.
+
+    Returns:
+        The result of each stream, or None if the engine does not process these rows in columns.
     """
     keys = [StreamKey("default", FOLD, stream) for stream in rows]
     xs = np.array([xs for xs, _ in rows.values()], np.int64)[:, :, None]
@@ -111,8 +111,8 @@ async def move_together(
     return dict(zip(rows, found, strict=True))
 
 
-async def refusal(engine: Engine, timestep: Timestep) -> ServiceError:
-    """The error that a request is refused with."""
+async def expect_error(engine: Engine, timestep: Timestep) -> ServiceError:
+    """Return the error that a request is rejected with."""
     try:
         found = await engine.advance(timestep)
     except ServiceError as exc:
@@ -120,6 +120,6 @@ async def refusal(engine: Engine, timestep: Timestep) -> ServiceError:
     raise AssertionError(f"not refused: {found}")
 
 
-async def all_of(*advances: Any) -> list[Any]:
-    """Await all, errors as values."""
+async def gather_results(*advances: Any) -> list[Any]:
+    """Await all and return results and errors, in order."""
     return await asyncio.gather(*advances, return_exceptions=True)

@@ -1,5 +1,6 @@
-"""The ways in: each takes whole sequences to a running service, timestep by timestep or in pieces, and brings back
-every prediction. A new door is one function here and a line in `DOORS`."""
+"""The transports: each sends whole sequences to a running service, in single timesteps or chunks, and returns every
+prediction. A new transport is one function here and a line in `TRANSPORTS`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 Sequences = npt.NDArray[np.float32]
-Door = Callable[[str, str, Sequences], Awaitable[Sequences]]
+Transport = Callable[[str, str, Sequences], Awaitable[Sequences]]
 """From (service URL, model, sequences (N, T, features)) to predictions (N, T, classes)."""
 
 INPUT, OUTPUT = "x", "y"
@@ -25,12 +26,12 @@ _names = itertools.count()
 
 
 def streams_for(sequences: Sequences) -> list[str]:
-    """Names that no other door has used."""
+    """Return stream names that no other transport has used."""
     return [f"stream-{next(_names)}" for _ in sequences]
 
 
-def pieces(length: int, size: int) -> Iterator[slice]:
-    """Cut a sequence; the last piece may be shorter."""
+def chunk_slices(length: int, size: int) -> Iterator[slice]:
+    """Return the slices that cut a sequence into chunks; the last one may be shorter."""
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
@@ -55,9 +56,9 @@ async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any], *, msgp
 
 
 async def http_steps(url: str, model: str, sequences: Sequences, *, msgpack: bool = False) -> Sequences:
-    """One POST per timestep, all streams at once."""
+    """Send one POST per timestep, all streams concurrently."""
 
-    async def one(http: httpx.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
+    async def run_stream(http: httpx.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
         path = f"/v1/models/{model}/streams/{stream}/step"
         answers = []
         for seq, x in enumerate(sequence, 1):
@@ -68,7 +69,7 @@ async def http_steps(url: str, model: str, sequences: Sequences, *, msgpack: boo
         return answers
 
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
-        found = [one(http, s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
+        found = [run_stream(http, s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
         return np.array(await asyncio.gather(*found), np.float32)
 
 
@@ -77,9 +78,9 @@ async def http_steps_msgpack(url: str, model: str, sequences: Sequences) -> Sequ
 
 
 async def infer(url: str, model: str, sequences: Sequences, *, binary: bool = False) -> Sequences:
-    """One infer request of the Open Inference Protocol per timestep, all streams at once."""
+    """Send one infer request of the Open Inference Protocol per timestep, all streams concurrently."""
 
-    async def one(http: httpx.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
+    async def run_stream(http: httpx.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
         answers = []
         for step, x in enumerate(sequence, 1):
             about = {"size": {"parameters": {"binary_data_size": x.nbytes}}, "data": {"data": x.tolist()}}
@@ -98,7 +99,7 @@ async def infer(url: str, model: str, sequences: Sequences, *, binary: bool = Fa
         return answers
 
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
-        found = [one(http, s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
+        found = [run_stream(http, s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
         return np.array(await asyncio.gather(*found), np.float32)
 
 
@@ -107,12 +108,12 @@ async def infer_binary(url: str, model: str, sequences: Sequences) -> Sequences:
 
 
 async def http_chunks(url: str, model: str, sequences: Sequences) -> Sequences:
-    """Chunks of 7 timesteps, one stream after the other."""
+    """Send chunks of 7 timesteps, one stream after the other."""
     found = []
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
         for stream, sequence in zip(streams_for(sequences), sequences, strict=True):
             rows: list[Any] = []
-            for piece in pieces(len(sequence), 7):
+            for piece in chunk_slices(len(sequence), 7):
                 body = {"inputs": {INPUT: sequence[piece].tolist()}, "seq": piece.start + 1}
                 answer = await post(http, f"/v1/models/{model}/streams/{stream}/steps", body)
                 rows += answer["outputs"][OUTPUT]
@@ -121,7 +122,7 @@ async def http_chunks(url: str, model: str, sequences: Sequences) -> Sequences:
 
 
 async def bulk_steps(url: str, model: str, sequences: Sequences) -> Sequences:
-    """One POST per timestep for all streams, as columns."""
+    """Send one bulk POST per timestep for all streams."""
     streams, found = streams_for(sequences), []
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
         for t in range(sequences.shape[1]):
@@ -133,18 +134,18 @@ async def bulk_steps(url: str, model: str, sequences: Sequences) -> Sequences:
 
 
 async def bulk_chunks_msgpack(url: str, model: str, sequences: Sequences) -> Sequences:
-    """Columns of chunks of 6 timesteps, packed."""
+    """Send bulk chunks of 6 timesteps, as packed tensors."""
     streams, found = streams_for(sequences), []
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
-        for piece in pieces(sequences.shape[1], 6):
+        for piece in chunk_slices(sequences.shape[1], 6):
             inputs = {INPUT: packed(np.ascontiguousarray(sequences[:, piece]))}
             answer = await post(http, f"/v1/models/{model}/steps", {"streams": streams, "inputs": inputs}, msgpack=True)
             found.append(unpacked(answer["outputs"][OUTPUT]))
     return np.concatenate(found, axis=1)
 
 
-class Feed:
-    """A WebSocket in one of the two formats."""
+class FeedClient:
+    """A feed over a WebSocket, in one of the two formats."""
 
     def __init__(self, socket: ClientConnection, *, msgpack: bool) -> None:
         self._socket = socket
@@ -177,19 +178,19 @@ def subprotocol(msgpack: bool) -> list[Subprotocol]:
 
 
 async def stream_feed(url: str, model: str, sequences: Sequences, *, msgpack: bool = False) -> Sequences:
-    """A socket per stream; all timesteps are sent before any answer is read."""
+    """Open one socket per stream; send all timesteps before reading any answer."""
 
-    async def one(stream: str, sequence: Sequences) -> list[Any]:
+    async def run_stream(stream: str, sequence: Sequences) -> list[Any]:
         path = feed_url(url, f"/v1/models/{model}/streams/{stream}/feed")
         async with connect(path, subprotocols=subprotocol(msgpack)) as socket:
-            feed = Feed(socket, msgpack=msgpack)
+            feed = FeedClient(socket, msgpack=msgpack)
             for seq, x in enumerate(sequence, 1):
                 await feed.send({"inputs": {INPUT: feed.tensor(x)}, "seq": seq})
             answers = [await feed.receive() for _ in sequence]
             assert [answer["step"] for answer in answers] == list(range(1, len(sequence) + 1))
             return [feed.array(answer["outputs"][OUTPUT]) for answer in answers]
 
-    found = [one(s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
+    found = [run_stream(s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
     return np.array(await asyncio.gather(*found), np.float32)
 
 
@@ -198,11 +199,11 @@ async def stream_feed_msgpack(url: str, model: str, sequences: Sequences) -> Seq
 
 
 async def model_feed(url: str, model: str, sequences: Sequences) -> Sequences:
-    """One socket for all streams, each message with a stream and an id."""
+    """Open one socket for all streams; each message names its stream and has an id."""
     streams = streams_for(sequences)
     found = np.empty((*sequences.shape[:2], 0), np.float32).tolist()
     async with connect(feed_url(url, f"/v1/models/{model}/feed"), subprotocols=subprotocol(False)) as socket:
-        feed = Feed(socket, msgpack=False)
+        feed = FeedClient(socket, msgpack=False)
         for t in range(sequences.shape[1]):
             for n, stream in enumerate(streams):
                 await feed.send({"stream": stream, "inputs": {INPUT: sequences[n, t].tolist()}, "id": [n, t]})
@@ -215,17 +216,17 @@ async def model_feed(url: str, model: str, sequences: Sequences) -> Sequences:
 
 
 async def model_feed_columns_msgpack(url: str, model: str, sequences: Sequences) -> Sequences:
-    """One socket, columns of all streams in each frame, four timesteps in a frame."""
+    """Open one socket; each message holds a chunk of 4 timesteps of every stream."""
     streams, found = streams_for(sequences), []
     async with connect(feed_url(url, f"/v1/models/{model}/feed"), subprotocols=subprotocol(True)) as socket:
-        feed = Feed(socket, msgpack=True)
-        for piece in pieces(sequences.shape[1], 4):
+        feed = FeedClient(socket, msgpack=True)
+        for piece in chunk_slices(sequences.shape[1], 4):
             await feed.send({"streams": streams, "inputs": {INPUT: feed.tensor(sequences[:, piece])}, "chunk": True})
             found.append(unpacked((await feed.receive())["outputs"][OUTPUT]))
     return np.concatenate(found, axis=1)
 
 
-DOORS: dict[str, Door] = {
+TRANSPORTS: dict[str, Transport] = {
     "HTTP, JSON": http_steps,
     "HTTP, msgpack": http_steps_msgpack,
     "HTTP, chunks": http_chunks,

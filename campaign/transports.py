@@ -1,4 +1,4 @@
-"""The ways in, each with its own manner of breaking: one POST, a socket for one stream, a socket for many."""
+"""The transports, each with its own failures: HTTP, a WebSocket for one stream, a WebSocket for many."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from tests.exactly_once.http import Http, NoAnswerError
 _OPEN_S = 3.0
 
 
-class Socket:
-    """A live feed of one worker; it is opened when it is needed, and again when it broke."""
+class FeedSocket:
+    """A feed of one worker, opened on first use and reopened after a failure."""
 
     def __init__(self, url: str) -> None:
-        """Prepare; nothing is opened yet."""
         self._url = url
         self._names = itertools.count()
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._open: ClientConnection | None = None
         self._reading: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[Any]] = {}
 
-    async def ask(self, message: Mapping[str, Any], timeout: float) -> tuple[int, Any]:
-        """Send a message and return its answer, as HTTP would tell it.
+    async def request(self, message: Mapping[str, Any], timeout: float) -> tuple[int, Any]:
+        """Send a message and return the HTTP status and the document of its answer.
 
         Raises:
-            NoAnswerError: The socket could not be had, or broke off, or no answer came in time.
+            NoAnswerError: Connecting failed, the connection broke, or no answer arrived in time.
         """
         name = next(self._names)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -49,20 +48,20 @@ class Socket:
         problem = document.get("error")
         return (200, document) if problem is None else (problem["status"], problem)
 
-    def cut(self) -> None:
-        """Break off, whatever is under way."""
+    def abort(self) -> None:
+        """Abort the connection."""
         if self._open is not None:
             self._open.transport.abort()
             self._open = None
 
     async def close(self) -> None:
-        """Break off, and wait until nothing is left of it."""
-        self.cut()
+        """Abort the connection, and wait until its reader has ended."""
+        self.abort()
         if self._reading is not None:
             await self._reading
 
     async def _socket(self) -> ClientConnection:
-        async with self._turn:
+        async with self._lock:
             if self._open is None:
                 self._open = await connect(
                     self._url, compression=None, max_size=None, open_timeout=_OPEN_S, ping_interval=None, proxy=None
@@ -84,36 +83,35 @@ class Socket:
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(NoAnswerError())
-                    waiting.exception()  # whoever asked may have given up in this very turn
+                    waiting.exception()  # the caller may have timed out in this iteration of the loop
 
 
-class Doors:
-    """All ways into all workers for the streams of one model."""
+class Transports:
+    """All transports to all workers, for the streams of one model."""
 
     def __init__(self, ports: list[int], model: str) -> None:
-        """Prepare; nothing is opened yet."""
         self.ports = ports
         self.path = f"/v1/models/{model}"
         self.http = Http()
-        self._many = {port: Socket(self._url(port, "feed")) for port in ports}
-        self._single: dict[tuple[int, str], Socket] = {}
+        self._many = {port: FeedSocket(self._url(port, "feed")) for port in ports}
+        self._single: dict[tuple[int, str], FeedSocket] = {}
 
-    def many(self, port: int) -> Socket:
+    def many(self, port: int) -> FeedSocket:
         """Return the worker's socket for many streams."""
         return self._many[port]
 
-    def single(self, port: int, stream: str) -> Socket:
+    def single(self, port: int, stream: str) -> FeedSocket:
         """Return the worker's socket for one stream."""
-        return self._single.setdefault((port, stream), Socket(self._url(port, f"streams/{stream}/feed")))
+        return self._single.setdefault((port, stream), FeedSocket(self._url(port, f"streams/{stream}/feed")))
 
-    async def leave(self, stream: str) -> None:
+    async def close_stream(self, stream: str) -> None:
         """Close the sockets of one stream."""
         for port in self.ports:
             if socket := self._single.pop((port, stream), None):
                 await socket.close()
 
     async def close(self) -> None:
-        """Close everything."""
+        """Close all connections."""
         self.http.close()
         for socket in [*self._many.values(), *self._single.values()]:
             await socket.close()
