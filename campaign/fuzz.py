@@ -16,26 +16,26 @@ from msgspec.structs import replace
 from model_export.errors import StepwellError
 from model_export.manifest import Manifest
 from model_export.state_rows import lay_out
-from service.engine.replay import replayed
-from service.engine.types import Return, StreamKey, Timestep
+from service.codec import JSON, MSGPACK, Format, RequestDecoder
+from service.codec.envelopes import guess_correlation
+from service.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
+from service.engine.protocol.replay import replay_prediction
 from service.errors import ServiceError
-from service.lane.frames import frames_of, next_frame
-from service.lane.heads import Heads
-from service.store.record import HEADER_BYTES, MAGIC, KeyEntry, decode
-from service.wire import JSON, MSGPACK, Format, ModelWire, decode_state_id
-from service.wire.bodies import label_of
-from service.wire.names import is_state_id
-from service.wire.operations import read_fork, read_reset, read_snapshot, read_state, states_of
+from service.ids import decode_state_id, is_state_id
+from service.protocols.header_cache import HeaderBlockCache
+from service.protocols.ws_frames import encode_frames, next_frame
+from service.store.record import HEADER_BYTES, MAGIC, IdempotencyEntry, decode
+from service.types import ReturnMode, StreamKey, Timestep
 from tests.graphs import fold, two_inputs
 
 Target = Callable[[bytes], None]
 
 _FOLD = fold()[1]
-_WIRES = [ModelWire(manifest, max_chunk_steps=64) for manifest in (_FOLD, two_inputs()[1])]
+_WIRES = [RequestDecoder(manifest, max_chunk_steps=64) for manifest in (_FOLD, two_inputs()[1])]
 _STATES = lay_out(_FOLD)
 _CRC_AT = 84
 _ASK = Timestep(StreamKey("t", "m", "s"), (bytes(8),))
-_KEEPS: tuple[Return, ...] = ("all", "last", "none")
+_KEEPS: tuple[ReturnMode, ...] = ("all", "last", "none")
 
 
 def record(data: bytes) -> None:
@@ -44,7 +44,7 @@ def record(data: bytes) -> None:
         found = decode(data)
     except ServiceError:
         return
-    _replay(found.outputs, found.step, found.chain)
+    _replay(found.outputs, found.step, found.history_hash)
 
 
 def sound_record(data: bytes) -> None:
@@ -59,16 +59,16 @@ def sound_record(data: bytes) -> None:
     raw[_CRC_AT : _CRC_AT + 4] = bytes(4)
     raw[_CRC_AT : _CRC_AT + 4] = struct.pack("<I", zlib.crc32(raw))
     found = decode(bytes(raw))
-    _replay(found.outputs, found.step, found.chain)
+    _replay(found.outputs, found.step, found.history_hash)
 
 
 def key_entry(data: bytes) -> None:
     """The entry of an idempotency key."""
     try:
-        entry = KeyEntry.decode(data)
+        entry = IdempotencyEntry.decode(data)
     except ServiceError:
         return
-    _replay(entry.outputs, entry.step, entry.chain)
+    _replay(entry.outputs, entry.step, entry.history_hash)
 
 
 def body(data: bytes) -> None:
@@ -102,7 +102,7 @@ def state_id(data: bytes) -> None:
 
 def head(data: bytes) -> None:
     """The header lines of a request on the fast lane."""
-    Heads(1000).read(b"\r\n" + data + b"\r\n")
+    HeaderBlockCache(1000).read(b"\r\n" + data + b"\r\n")
 
 
 def frame(data: bytes) -> None:
@@ -113,7 +113,7 @@ def frame(data: bytes) -> None:
         assert message is None or at < end <= len(data)
         if message is None:
             break
-        frames_of([message], text=bool(data[0] & 1))
+        encode_frames([message], text=bool(data[0] & 1))
         at = end
 
 
@@ -130,20 +130,20 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def _read_body(wire: ModelWire, data: bytes, form: Format) -> None:
+def _read_body(wire: RequestDecoder, data: bytes, form: Format) -> None:
     _refusing(lambda: wire.step(data, form))
     _refusing(lambda: wire.steps(data, form))
     _refusing(lambda: wire.peek(data, form))
     for flag in (False, True):
         _refusing(lambda flag=flag: wire.bulk(data, form, chunk=flag))  # type: ignore[misc]  # as above
         _refusing(lambda flag=flag: wire.feed(data, form, many=flag))  # type: ignore[misc]  # as above
-    label_of(data, form)
+    guess_correlation(data, form)
 
 
 def _replay(outputs: bytes, step: int, chain: bytes) -> None:
     """A replay of stored predictions."""
     for keep in _KEEPS:
-        _refusing(lambda keep=keep: replayed(_FOLD, replace(_ASK, keep=keep), outputs, step, chain))  # type: ignore[misc]  # as above
+        _refusing(lambda keep=keep: replay_prediction(_FOLD, replace(_ASK, keep=keep), outputs, step, chain))  # type: ignore[misc]  # as above
 
 
 def _refusing(read: Callable[[], object]) -> None:

@@ -19,26 +19,27 @@ from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
 from model_export.errors import StepwellError
-from service.admission import Admission
-from service.api import events, feed, oip, openapi, operations, ops, streams, watch
-from service.api.context import Context
-from service.api.dialects import dialect_of
-from service.api.http import DirectRoute, demand_plain_path, problem_response
-from service.api.problems import unforeseen
-from service.api.tokens import keys_of
+from service.asgi.http import RawRoute, problem_response, reject_escaped_slash
+from service.asgi.openapi import streams as openapi
+from service.asgi.routes import admin, feed, oip, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
 from service.engine.engine import Engine, EngineOptions
-from service.engine.models import ModelShelf, Reloaded
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.models.registry import ModelRegistry, ReloadReport
+from service.models.reload import ADMITTED_ENV, CONTROL_ENV, ReloadCoordinator
+from service.models.vetting import ModelVetting
+from service.requests.context import AppContext
+from service.requests.error_formats import error_format_of
+from service.requests.jwt import keys_of
+from service.requests.problems import internal_error
 from service.settings import Settings
-from service.store.facts import SafetyWatch
-from service.store.redis import StateStore
-from service.workers import ADMITTED_ENV, CONTROL_ENV, Workers
+from service.store.checks.safety import SafetyMonitor
+from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # between two counts of streams, where their number is limited
-_LOOK_S = 1.0  # between two readings of readiness and gauges, and of the models folders
+_HOUSEKEEPING_S = 1.0  # between two readings of readiness and gauges, and of the models folders
 _SAFETY_S = 5.0  # between two checks of the store's own settings
 
 
@@ -55,30 +56,30 @@ def create_app(settings: Settings) -> FastAPI:
         KeysFileError: `api_keys_file` cannot be used.
     """
     version = importlib.metadata.version("stepwell")
-    context = Context(settings, keys_of(settings), Metrics(version))
+    context = AppContext(settings, keys_of(settings), Metrics(version))
     app = FastAPI(
         title="Stepwell",
         version=version,
-        lifespan=lambda app: _life(app, context),
+        lifespan=lambda app: _lifespan(app, context),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
     )
     app.state.context = context
-    app.router.route_class = DirectRoute
+    app.router.route_class = RawRoute
     # FastAPI's own way to change it; all routes are there when somebody reads it
     app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_exception_handler(WebSocketDisconnect, _gone)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(WebSocketDisconnect, _ignore_disconnect)
+    app.add_exception_handler(Exception, _internal_error)
     streams.add_routes(app, context)  # first: routes are tried in their order, and these are asked for most
     oip.add_routes(app, context)
     feed.add_routes(app, context)
-    operations.add_routes(app, context)
+    stream_ops.add_routes(app, context)
     watch.add_routes(app, context)
-    events.add_routes(app, context)
-    ops.add_routes(app, context)
+    sse.add_routes(app, context)
+    admin.add_routes(app, context)
     return app
 
 
@@ -114,19 +115,19 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         history=settings.kept_history,
     )
     folder = os.environ.get(ADMITTED_ENV)
-    load = Admission(settings, Path(folder) if folder else None).load
-    return Engine(store, ModelShelf(settings.models, load), options, metrics)
+    load = ModelVetting(settings, Path(folder) if folder else None).load
+    return Engine(store, ModelRegistry(settings.models, load), options, metrics)
 
 
 @contextlib.asynccontextmanager
-async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI, context: AppContext) -> AsyncIterator[None]:
     """Open what requests need, serve, and close it in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
         engine = build_engine(context.settings, context.metrics)
         stack.push_async_callback(engine.close)
         folder = os.environ.get(CONTROL_ENV)
-        workers = Workers(engine.shelf.reload, Path(folder) if folder else None)
-        report = await engine.shelf.reload()
+        workers = ReloadCoordinator(engine.models.reload, Path(folder) if folder else None)
+        report = await engine.models.reload()
         _log_failed(report)
         _log.info("Models: %s", ", ".join(report.loaded) or "none")
 
@@ -134,31 +135,31 @@ async def _life(app: FastAPI, context: Context) -> AsyncIterator[None]:
 
         context.engine, context.reload = engine, workers.reload_everywhere
         settings = context.settings
-        context.safety = SafetyWatch(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
-        await context.safety.look()
+        context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
+        await context.safety.check()
         app.state.engine = engine
-        context.metrics.read_from(
-            models=engine.shelf.names,
+        context.metrics.bind_gauges(
+            models=engine.models.names,
             queue_rows=engine.queue_rows,
-            watchers=lambda: len(engine.watchers),
+            watchers=lambda: len(engine.watch),
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
             store_safe=lambda: not context.safety.reasons,
             durability=settings.durability,
         )
-        tasks = [asyncio.create_task(work) for work in (workers.follow(), *_background(context))]
+        tasks = [asyncio.create_task(work) for work in (workers.watch(), *_background(context))]
         stack.push_async_callback(cancel, tasks)
         yield
         await engine.drain(context.settings.drain_s)
         context.metrics.refresh()  # other workers may still be asked
 
 
-def _background(context: Context) -> Iterator[Coroutine[Any, Any, None]]:
+def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
     """Return what goes on for as long as requests are served, each to run in a task of its own."""
     engine, loop = context.engine, asyncio.get_running_loop()
 
     async def refresh() -> None:
-        await context.look_if_ready()
+        await context.check_readiness()
         context.metrics.refresh()
 
     async def count_streams() -> None:
@@ -168,15 +169,15 @@ def _background(context: Context) -> Iterator[Coroutine[Any, Any, None]]:
         # A count may cost the store a twentieth of its time at most.
         await asyncio.sleep(max(0.0, 20 * (loop.time() - began) - _COUNT_S))
 
-    yield run_forever(refresh, every_s=_LOOK_S, name="Reading readiness and gauges")
-    yield run_forever(context.safety.look, every_s=_SAFETY_S, name="Checking the store's settings")
+    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Reading readiness and gauges")
+    yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
     if context.settings.watch_models:
-        yield run_forever(_reload_of(engine.shelf), every_s=_LOOK_S, name="Watching the models folders")
+        yield run_forever(_reload_of(engine.models), every_s=_HOUSEKEEPING_S, name="Watching the models folders")
     if context.settings.tenant_max_streams is not None:
         yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
 
 
-def _reload_of(shelf: ModelShelf) -> Callable[[], Awaitable[None]]:
+def _reload_of(shelf: ModelRegistry) -> Callable[[], Awaitable[None]]:
     """Return what reloads the models; failures are logged when they are new."""
     known: list[str] = []
 
@@ -190,7 +191,7 @@ def _reload_of(shelf: ModelShelf) -> Callable[[], Awaitable[None]]:
     return reload
 
 
-def _log_failed(report: Reloaded) -> None:
+def _log_failed(report: ReloadReport) -> None:
     for failed in report.failed:
         _log.error("A model cannot be served: %s", failed)
 
@@ -201,12 +202,12 @@ def _log_failed(report: Reloaded) -> None:
 async def _no_route(request: Request, exc: Exception) -> Response:
     """Answer where the framework found no route, or none for the method."""
     assert isinstance(exc, HTTPException)
-    context: Context = request.app.state.context
+    context: AppContext = request.app.state.context
     headers = {}
     path = request.scope["path"]
-    dialect = dialect_of(path)
+    dialect = error_format_of(path)
     try:
-        demand_plain_path(request.scope)
+        reject_escaped_slash(request.scope)
         if exc.status_code == 405:
             headers["allow"] = ", ".join(sorted(_methods(request)))
             error = ServiceError(
@@ -220,7 +221,7 @@ async def _no_route(request: Request, exc: Exception) -> Response:
         error = refused
     context.metrics.refusal(error.code)
     response = problem_response(error, dialect)
-    context.metrics.request(dialect.door, response.status_code)
+    context.metrics.request(dialect.transport, response.status_code)
     response.headers.update(headers)
     return response
 
@@ -234,14 +235,14 @@ def _methods(request: Request) -> set[str]:
     return methods
 
 
-async def _gone(_websocket: Any, _exc: Exception) -> None:
+async def _ignore_disconnect(_websocket: Any, _exc: Exception) -> None:
     """A client that has gone is no error."""
 
 
-async def _unforeseen(request: Request, exc: Exception) -> Response:
+async def _internal_error(request: Request, exc: Exception) -> Response:
     """Answer what nobody foresaw, without its details; the server's log has them."""
-    context: Context = request.app.state.context
+    context: AppContext = request.app.state.context
     context.metrics.refusal("internal")
-    dialect = dialect_of(request.scope["path"])
-    context.metrics.request(dialect.door, 500)
-    return problem_response(unforeseen(), dialect)
+    dialect = error_format_of(request.scope["path"])
+    context.metrics.request(dialect.transport, 500)
+    return problem_response(internal_error(), dialect)

@@ -27,12 +27,12 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_NOTED = 4096  # values that a histogram notes before it counts them
+_BUFFERED_MAX = 4096  # values that a histogram notes before it counts them
 _OIP = "stepwell_oip_"  # what is counted for the statistics of the Open Inference Protocol, and is on no page
 _log = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=MetricWrapperBase)
-_Together = Literal["livesum", "livemin", "livemax"]  # how the gauges of several workers become one
+_Pending = Literal["livesum", "livemin", "livemax"]  # how the gauges of several workers become one
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Metrics(EngineObserver):
         def histogram(name: str, text: str, label: str, buckets: Sequence[float] = _SECONDS) -> _Histogram:
             return _Histogram(f"stepwell_{name}", text, [label], buckets=buckets, registry=registry)
 
-        def gauge(name: str, text: str, workers: _Together, *labels: str) -> Gauge:
+        def gauge(name: str, text: str, workers: _Pending, *labels: str) -> Gauge:
             return Gauge(f"stepwell_{name}", text, labels, multiprocess_mode=workers, registry=registry)
 
         self._steps = _Labelled(counter("steps_total", "Timesteps applied, by door.", "model", "door"))
@@ -108,14 +108,14 @@ class Metrics(EngineObserver):
         self._store_safe = gauge("store_safe", "1 when the store's settings keep what is promised, else 0.", "livemin")
         self._durability = gauge("durability_info", "1 for the durability level in force.", "livemax", "level")
         gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
-        self._held: defaultdict[Counter, float] = defaultdict(float)  # what was counted since `refresh`
+        self._buffered: defaultdict[Counter, float] = defaultdict(float)  # what was counted since `refresh`
         of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
         self._by_model: list[_Labelled[Any]] = [*of_models, self._queue_rows]  # the model is the first label
         self._read_models: Callable[[], Collection[str]] | None = None
         self._read_queue_rows: Callable[[], Mapping[str, int]] = dict
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
 
-    def read_from(
+    def bind_gauges(
         self,
         *,
         models: Callable[[], Collection[str]] | None = None,
@@ -150,33 +150,33 @@ class Metrics(EngineObserver):
 
     # ---------------------------------------------------------------- what the engine tells
 
-    def applied(self, model: str, door: str, timesteps: int) -> None:
+    def steps_applied(self, model: str, door: str, timesteps: int) -> None:
         """Count timesteps that were committed."""
-        self._held[self._steps[model, door]] += timesteps
+        self._buffered[self._steps[model, door]] += timesteps
 
-    def batch(self, model: str, rows: int, seconds: float) -> None:
+    def batch_run(self, model: str, rows: int, seconds: float) -> None:
         """Count a model run."""
-        self._batch_rows[(model,)].note((rows,))
-        self._run_s[(model,)].note((seconds,))
-        self._held[self._row_s[(model,)]] += rows * seconds
+        self._batch_rows[(model,)].buffer((rows,))
+        self._run_s[(model,)].buffer((seconds,))
+        self._buffered[self._row_s[(model,)]] += rows * seconds
 
-    def answered(self, model: str, seconds: Sequence[float]) -> None:
+    def replied(self, model: str, seconds: Sequence[float]) -> None:
         """Count answers of the engine."""
-        self._step_s[(model,)].note(seconds)
+        self._step_s[(model,)].buffer(seconds)
 
-    def refused(self, model: str, seconds: float) -> None:
+    def rejected(self, model: str, seconds: float) -> None:
         """Count a refusal of the engine."""
         self._refused_s[(model,)].observe(seconds)
 
-    def store(self, op: str, seconds: float) -> None:
+    def store_latency(self, op: str, seconds: float) -> None:
         """Count a round trip to the store."""
-        self._store_s[(op,)].note((seconds,))
+        self._store_s[(op,)].buffer((seconds,))
 
-    def cache(self, hits: int, misses: int) -> None:
+    def cache_lookup(self, hits: int, misses: int) -> None:
         """Count looks into the worker's memory."""
-        self._held[self._hits] += hits
+        self._buffered[self._hits] += hits
         if misses:
-            self._held[self._misses] += misses
+            self._buffered[self._misses] += misses
 
     def conflicts(self, n: int) -> None:
         """Count commits that found another guard."""
@@ -194,7 +194,7 @@ class Metrics(EngineObserver):
 
     def request(self, door: str, code: int | str, n: int = 1) -> None:
         """Count requests or messages that were answered, whatever the answer; `code` is the HTTP status."""
-        self._held[self._requests[door, str(code)]] += n
+        self._buffered[self._requests[door, str(code)]] += n
 
     def refusal(self, code: str) -> None:
         """Count a problem that was answered, by its `code` of `service.errors.CODES`."""
@@ -204,12 +204,12 @@ class Metrics(EngineObserver):
 
     def refresh(self) -> None:
         """Count what is held, read the gauges; each worker calls this every second or so, as only one is asked."""
-        held, self._held = self._held, defaultdict(float)
+        held, self._buffered = self._buffered, defaultdict(float)
         for counter, n in held.items():
             counter.inc(n)
         for histograms in (self._step_s, self._run_s, self._store_s, self._batch_rows):
             for histogram in histograms.values():
-                histogram.count()
+                histogram.flush()
         rows = self._read_queue_rows()
         for model in {*rows, *(model for (model,) in self._queue_rows)}:
             self._queue_rows[(model,)].set(rows.get(model, 0))
@@ -227,7 +227,7 @@ class Metrics(EngineObserver):
         """
         if self._folder is not None:
             _forget_dead_workers(self._folder)
-        return generate_latest(_Page(self._collector())), CONTENT_TYPE
+        return generate_latest(_PublicMetrics(self._collector())), CONTENT_TYPE
 
     def counts(self) -> dict[str, ModelCounts]:
         """Return what was counted by all workers, by model, likewise."""
@@ -282,13 +282,13 @@ class _Histogram(Histogram):
         super()._metric_init()
         self._noted: list[float] = []
 
-    def note(self, amounts: Sequence[float]) -> None:
-        """Take values, which nobody sees before `count`."""
+    def buffer(self, amounts: Sequence[float]) -> None:
+        """Take values, which nobody sees before `flush`."""
         self._noted += amounts
-        if len(self._noted) >= _NOTED:
-            self.count()
+        if len(self._noted) >= _BUFFERED_MAX:
+            self.flush()
 
-    def count(self) -> None:
+    def flush(self) -> None:
         """Count what was noted."""
         amounts, self._noted = self._noted, []
         if not amounts:
@@ -299,7 +299,7 @@ class _Histogram(Histogram):
             self._buckets[bucket].inc(int(counts[bucket]))
 
 
-class _Page(Collector):
+class _PublicMetrics(Collector):
     """What is shown: not what `counts` alone is for, nor the `_created` series.
 
     Those would double the page, and workers that share a folder do not have them.

@@ -13,11 +13,11 @@ from typing import Any, Self
 
 import pytest
 
-from service.client import Answer, AsyncClient, Client, ClientError
+from service.client import AsyncClient, Client, ClientError, StepResult
 from tests.api.running import Service, running_service
+from tests.client.test_client import CuttingProxy, error_of
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
-from tests.test_client import CuttingProxy, error_of
 
 TIMEOUT_S = 1.0
 IN_TIME_S = 4.0  # of a busy machine; what is held up for longer than its timeout takes more than ten seconds here
@@ -231,7 +231,7 @@ def test_a_stream_in_doubt_among_many_is_kept_too(proxy: CuttingProxy, stream: s
 
         again = model.step_many({name: [-3] for name in names})
 
-    assert [(one.replayed, one.step) for one in again.values() if isinstance(one, Answer)] == [(True, 2)] * 3
+    assert [(one.replayed, one.step) for one in again.values() if isinstance(one, StepResult)] == [(True, 2)] * 3
 
 
 # -------------------------------------------------------------------- two handles

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from service.api.problems import PROBLEMS
 from service.errors import CODES
+from service.requests.problems import PROBLEMS
 
 DOCS = Path(__file__).parents[1] / "docs" / "errors.md"
 

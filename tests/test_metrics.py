@@ -12,9 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.engine import Engine
-from service.engine.models import ModelShelf
 from service.metrics import FOLDER_ENV, Metrics
-from service.store.redis import StateStore
+from service.models.registry import ModelRegistry
+from service.store.state_store import StateStore
 from tests.engine.harness import step
 from tests.graphs import fold, write_models
 from tests.servers import Server
@@ -47,12 +47,12 @@ PROMISED = {
 def filled_metrics() -> Metrics:
     """Metrics after one event of each kind."""
     metrics = Metrics("1.2.3")
-    metrics.read_from(queue_rows=lambda: {"pump": 7}, watchers=lambda: 2, websockets=lambda: 3, ready=lambda: True)
-    metrics.applied("pump", "http", 5)
-    metrics.batch("pump", 4, 0.003)
-    metrics.answered("pump", [0.004])
-    metrics.store("commit", 0.0007)
-    metrics.cache(3, 1)
+    metrics.bind_gauges(queue_rows=lambda: {"pump": 7}, watchers=lambda: 2, websockets=lambda: 3, ready=lambda: True)
+    metrics.steps_applied("pump", "http", 5)
+    metrics.batch_run("pump", 4, 0.003)
+    metrics.replied("pump", [0.004])
+    metrics.store_latency("commit", 0.0007)
+    metrics.cache_lookup(3, 1)
     metrics.conflicts(1)
     metrics.replays(2)
     metrics.regressions(1)
@@ -70,9 +70,9 @@ def page_of(metrics: Metrics) -> tuple[bytes, str]:
 def test_answers_counted_in_bulk_equal_single_ones() -> None:
     together, alone = Metrics("1"), Metrics("1")
     seconds = [0.0001, 0.00011, 0.004, 0.2, 0.2, 30.0]
-    together.answered("pump", seconds)
+    together.replied("pump", seconds)
     for each in seconds:
-        alone.answered("pump", [each])
+        alone.replied("pump", [each])
 
     assert page_of(together) == page_of(alone)
     assert value(page_of(together)[0], "stepwell_step_seconds_bucket", model="pump", le="0.0001") == 1
@@ -160,7 +160,7 @@ def test_two_services_in_one_process_count_separately() -> None:
 def test_gauges_are_read_for_each_page() -> None:
     rows = {"pump": 7}
     metrics = Metrics("1")
-    metrics.read_from(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
+    metrics.bind_gauges(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
     rows["pump"] = 9
 
     assert value(page_of(metrics)[0], "stepwell_queue_rows", model="pump") == 9
@@ -169,7 +169,7 @@ def test_gauges_are_read_for_each_page() -> None:
 def test_the_queue_of_a_removed_model_is_empty() -> None:
     rows = {"pump": 7}
     metrics = Metrics("1")
-    metrics.read_from(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
+    metrics.bind_gauges(queue_rows=lambda: rows, watchers=lambda: 0, websockets=lambda: 0, ready=lambda: True)
     del rows["pump"]
 
     assert value(page_of(metrics)[0], "stepwell_queue_rows", model="pump") == 0
@@ -178,7 +178,7 @@ def test_the_queue_of_a_removed_model_is_empty() -> None:
 def test_a_model_that_is_gone_leaves_no_series() -> None:
     metrics, there = filled_metrics(), ["pump"]
     reads: dict[str, Any] = {"queue_rows": lambda: {"pump": 0}, "watchers": int, "websockets": int, "ready": bool}
-    metrics.read_from(models=lambda: there, **reads)
+    metrics.bind_gauges(models=lambda: there, **reads)
     before = page_of(metrics)[0]
     there.clear()
     after = page_of(metrics)[0]
@@ -186,14 +186,14 @@ def test_a_model_that_is_gone_leaves_no_series() -> None:
     assert b'"pump"' in before
     assert b'"pump"' not in after
     assert value(after, "stepwell_requests_total", door="http", code="200") == 1
-    metrics.applied("pump", "http", 2)
+    metrics.steps_applied("pump", "http", 2)
     there.append("pump")
     assert value(page_of(metrics)[0], "stepwell_steps_total", model="pump", door="http") == 2
 
 
 async def test_an_engine_counts_its_steps(tmp_path: Path, shared_redis: Server) -> None:
     counted = Metrics("1")
-    shelf = ModelShelf([write_models(tmp_path, fold=fold)])
+    shelf = ModelRegistry([write_models(tmp_path, fold=fold)])
     await shelf.reload()
     engine = Engine(StateStore(shared_redis.url), shelf, observer=counted)
     for x in range(3):

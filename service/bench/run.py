@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass
 from time import perf_counter
 
-from service.bench.doors import Door
-from service.bench.meter import Meter
-from service.bench.plan import Stream
+from service.bench.drivers import LoadDriver
+from service.bench.latency import LatencyRecorder
+from service.bench.workload import BenchStream
 
 _PROGRESS_EVERY_S = 0.2
 _GAP = frozenset({"seq_gap", "seq_passed", "seq_conflict", "state_changed"})
@@ -37,9 +37,9 @@ class Load:
 
 async def run(
     load: Load,
-    streams: Sequence[Stream],
-    open_door: Callable[[], Awaitable[Door]],
-    meter: Meter,
+    streams: Sequence[BenchStream],
+    open_door: Callable[[], Awaitable[LoadDriver]],
+    meter: LatencyRecorder,
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
     """Put the load on; what comes of it is in `meter`, also when this is cancelled.
@@ -55,7 +55,7 @@ async def run(
         BenchError: A connection cannot be had, or ended.
     """
     doors = [await open_door() for _ in range(load.connections)]
-    dues = _Dues(load.rate)
+    dues = _Pacer(load.rate)
     try:
         async with asyncio.TaskGroup() as tasks:
             steppers = [
@@ -76,7 +76,7 @@ async def run(
             await door.close()
 
 
-async def _clock(load: Load, meter: Meter) -> AsyncIterator[float]:
+async def _clock(load: Load, meter: LatencyRecorder) -> AsyncIterator[float]:
     await asyncio.sleep(load.warmup_s)
     meter.start()
     while (seconds := meter.seconds) < load.seconds:
@@ -85,7 +85,9 @@ async def _clock(load: Load, meter: Meter) -> AsyncIterator[float]:
     yield load.seconds
 
 
-async def _step(door: Door, own: Sequence[Stream], at_once: int, dues: _Dues, meter: Meter) -> None:
+async def _step(
+    door: LoadDriver, own: Sequence[BenchStream], at_once: int, dues: _Pacer, meter: LatencyRecorder
+) -> None:
     groups = itertools.cycle([own[i : i + at_once] for i in range(0, len(own), at_once)])
     for group in groups:
         began = await dues.next()
@@ -100,10 +102,10 @@ async def _step(door: Door, own: Sequence[Stream], at_once: int, dues: _Dues, me
                 if code in _GAP:  # somebody else steps it: leave it as it is, and count
                     stream.step += 1
         if good:
-            meter.answered(seconds, steps=good)
+            meter.replied(seconds, steps=good)
 
 
-class _Dues:
+class _Pacer:
     """When requests are due: now, or one after the other at a fixed rate."""
 
     def __init__(self, rate: float) -> None:

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 from service.client.aio import AsyncClient, AsyncModel, AsyncStream
-from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State, Status
 from service.client.feed import Feed
+from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from service.client.sync import Client, Model, Stream
 
 __all__ = [
-    "Answer",
     "AsyncClient",
     "AsyncModel",
     "AsyncStream",
@@ -25,5 +24,6 @@ __all__ = [
     "Snapshot",
     "State",
     "Status",
+    "StepResult",
     "Stream",
 ]

@@ -9,17 +9,17 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client import http
-from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State, Status
-from service.client.exchanges import Ask, Exchange, OnResend, Place, Returns, Send, busy, carry_async
+from service.client import http_transport
+from service.client.decoding import NoReply, Reply
 from service.client.feed import Feed
 from service.client.handles import KEEP_STREAMS, Handles
-from service.client.memory import KEEP_BYTES, Memory
-from service.client.operations import Operations
+from service.client.inputs import Inputs
+from service.client.protocol import ClientRequest, Exchange, OnResend, ReturnMode, Send, StreamCursor, busy, drive_async
 from service.client.replay import timesteps_of, with_bar
-from service.client.replies import Lost, Reply
-from service.client.tensors import Inputs
-from service.client.watching import OpenAsyncWatches, Watch, follow_async
+from service.client.resend_buffer import KEEP_BYTES, ResendBuffer
+from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from service.client.stream_ops import StreamOps
+from service.client.watch import OpenAsyncWatches, WatchCursor, follow_async
 
 T = TypeVar("T")
 
@@ -50,11 +50,13 @@ class AsyncClient:
         Raises:
             ClientError: `bad_url`.
         """
-        self._http = httpx.AsyncClient(**http.options(url, key))
-        self._turn = asyncio.Semaphore(http.MOST)  # httpx gets slow where many wait for its connections
+        self._http = httpx.AsyncClient(**http_transport.options(url, key))
+        self._turn = asyncio.Semaphore(
+            http_transport.MAX_CONNECTIONS
+        )  # httpx gets slow where many wait for its connections
         self._timeout = timeout
         self._keep_streams = keep_streams
-        self._memory = Memory(keep_bytes) if keep_bytes else None
+        self._memory = ResendBuffer(keep_bytes) if keep_bytes else None
         self._on_resend = on_resend
         self._watches = OpenAsyncWatches()
 
@@ -66,7 +68,7 @@ class AsyncClient:
         Raises:
             ClientError: `bad_request`: no model can have this name.
         """
-        exchanges = Operations(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
+        exchanges = StreamOps(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
         return AsyncModel(self, name, exchanges, self._keep_streams)
 
     async def aclose(self) -> None:
@@ -80,24 +82,24 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _send(self, ask: Ask) -> Reply | Lost:
+    async def _send(self, ask: ClientRequest) -> Reply | NoReply:
         if ask.wait:
             await asyncio.sleep(ask.wait)
         if self._watches.closed.is_set():
-            raise http.closed()
+            raise http_transport.closed()
         sent = False
         try:
             async with asyncio.timeout(ask.timeout), self._turn:
                 sent = True
-                return http.reply(await self._http.request(**http.request(ask)))
+                return http_transport.reply(await self._http.request(**http_transport.request(ask)))
         except (httpx.RequestError, TimeoutError) as exc:
-            return http.lost(exc, self._http.base_url, sent=sent)
+            return http_transport.lost(exc, self._http.base_url, sent=sent)
 
 
 class AsyncModel:
     """A model of a service, and what is known of its streams."""
 
-    def __init__(self, client: AsyncClient, name: str, exchanges: Operations, keep_streams: int) -> None:
+    def __init__(self, client: AsyncClient, name: str, exchanges: StreamOps, keep_streams: int) -> None:
         """Use `AsyncClient.model`."""
         self.name = name
         self._client = client
@@ -113,30 +115,32 @@ class AsyncModel:
         """
         return self._handles.get(name)
 
-    async def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, Answer | ClientError]:
+    async def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, StepResult | ClientError]:
         """Move many streams by one timestep each, in one request; as `Model.step_many`."""
         streams = [self.stream(name) for name in sorted(inputs)]  # in one order, so that no two calls lock each other
-        exchange = self._exchanges.move_many([stream._place for stream in streams], inputs)
+        exchange = self._exchanges.step_many([stream._place for stream in streams], inputs)
         async with _turns(streams, self._exchanges.timeout):
-            return await carry_async(exchange, self._send)
+            return await drive_async(exchange, self._send)
 
     def feed(self) -> Feed:
         """Return a feed: many streams on one WebSocket, to be used in `async with`."""
 
-        async def move(name: str, x: Inputs, send: Send) -> Answer:
+        async def move(name: str, x: Inputs, send: Send) -> StepResult:
             stream = self.stream(name)
-            exchange = self._exchanges.move(stream._place, x)
+            exchange = self._exchanges.step(stream._place, x)
             async with _turns([stream], self._exchanges.timeout):
-                return await carry_async(exchange, send)
+                return await drive_async(exchange, send)
 
-        return Feed(http.feed_address(self._client._http, f"{self._exchanges.path}/feed"), move, self._send)
+        return Feed(http_transport.feed_address(self._client._http, f"{self._exchanges.path}/feed"), move, self._send)
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
     ) -> AsyncIterator[Event | Gap]:
         """Follow predictions as they are committed; as `Model.watch`, to be read with `async for`."""
-        address = http.feed_address(self._client._http, "/v1/watch")
-        return follow_async(Watch(address, self.name, stream, prefix, since, inputs=inputs), self._client._watches)
+        address = http_transport.feed_address(self._client._http, "/v1/watch")
+        return follow_async(
+            WatchCursor(address, self.name, stream, prefix, since, inputs=inputs), self._client._watches
+        )
 
 
 class AsyncStream:
@@ -146,7 +150,7 @@ class AsyncStream:
         name: The stream's id.
     """
 
-    def __init__(self, model: AsyncModel, exchanges: Operations, place: Place, send: Send) -> None:
+    def __init__(self, model: AsyncModel, exchanges: StreamOps, place: StreamCursor, send: Send) -> None:
         """Use `AsyncModel.stream`."""
         self._model = model
         self.name = place.stream
@@ -155,19 +159,19 @@ class AsyncStream:
         self._exchanges = exchanges
         self._send = send
 
-    async def step(self, x: Inputs) -> Answer:
+    async def step(self, x: Inputs) -> StepResult:
         """Move the stream by one timestep; as `Stream.step`."""
-        return await self._run(self._exchanges.move(self._place, x))
+        return await self._run(self._exchanges.step(self._place, x))
 
-    async def steps(self, xs: Inputs, returns: Returns = "all") -> Answer:
+    async def steps(self, xs: Inputs, returns: ReturnMode = "all") -> StepResult:
         """Move the stream by a chunk of timesteps; as `Stream.steps`."""
-        return await self._run(self._exchanges.move(self._place, xs, returns))
+        return await self._run(self._exchanges.step(self._place, xs, returns))
 
-    async def prime(self, xs: Inputs) -> Answer:
+    async def prime(self, xs: Inputs) -> StepResult:
         """Give the stream its history, without predictions; as `Stream.prime`."""
         return await self.steps(xs, "none")
 
-    async def reset(self, to: str | None = None) -> Answer:
+    async def reset(self, to: str | None = None) -> StepResult:
         """Bring the stream back to its initial state, or to a snapshot; as `Stream.reset`."""
         if to is not None:
             return await self._run(self._exchanges.reset_to(self._place, to))
@@ -175,15 +179,15 @@ class AsyncStream:
 
     async def replay(
         self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncIterator[StepResult]:
         """Step through recorded timesteps; as `Stream.replay`, to be read with `async for`."""
         timesteps = timesteps_of(rows, columns)
         for x in with_bar(timesteps, self.name) if progress else timesteps:
             yield await self.step(x)
 
-    async def peek(self, x: Inputs, *, chunk: bool = False) -> Answer:
+    async def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
         """Return what a step would be answered; as `Stream.peek`."""
-        return await carry_async(self._exchanges.peek(self._place, x, chunk=chunk), self._send)
+        return await drive_async(self._exchanges.peek(self._place, x, chunk=chunk), self._send)
 
     async def rollout(self, horizon: int, x: Inputs | None = None, *, commit: bool = False, **options: Any) -> Rollout:
         """Return where the stream goes by its own predictions; as `Stream.rollout`."""
@@ -197,21 +201,21 @@ class AsyncStream:
 
     async def snapshots(self) -> list[Snapshot]:
         """List the stream's snapshots; as `Stream.snapshots`."""
-        return await carry_async(self._exchanges.snapshots(self._place), self._send)
+        return await drive_async(self._exchanges.snapshots(self._place), self._send)
 
-    async def take_snapshot(self, name: str) -> Answer:
+    async def take_snapshot(self, name: str) -> StepResult:
         """Copy the stream as it is now; as `Stream.take_snapshot`."""
-        return await carry_async(self._exchanges.take_snapshot(self._place, name), self._send)
+        return await drive_async(self._exchanges.take_snapshot(self._place, name), self._send)
 
     async def forget_snapshot(self, name: str) -> None:
         """Forget a snapshot; as `Stream.forget_snapshot`."""
-        await carry_async(self._exchanges.forget_snapshot(self._place, name), self._send)
+        await drive_async(self._exchanges.forget_snapshot(self._place, name), self._send)
 
     async def state(self) -> State:
         """Return the stream's state; as `Stream.state`."""
-        return await carry_async(self._exchanges.state(self._place), self._send)
+        return await drive_async(self._exchanges.state(self._place), self._send)
 
-    async def put_state(self, state: State) -> Answer:
+    async def put_state(self, state: State) -> StepResult:
         """Let the stream go on from a state; as `Stream.put_state`."""
         return await self._run(self._exchanges.put_state(self._place, state))
 
@@ -225,7 +229,7 @@ class AsyncStream:
 
     async def status(self) -> Status:
         """Return where the stream stands; as `Stream.status`."""
-        return await carry_async(self._exchanges.status(self._place), self._send)
+        return await drive_async(self._exchanges.status(self._place), self._send)
 
     async def delete(self) -> None:
         """Forget the stream; as `Stream.delete`."""
@@ -233,7 +237,7 @@ class AsyncStream:
 
     async def _run(self, exchange: Exchange[T]) -> T:
         async with _turns([self], self._exchanges.timeout):
-            return await carry_async(exchange, self._send)
+            return await drive_async(exchange, self._send)
 
 
 @asynccontextmanager

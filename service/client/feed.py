@@ -12,12 +12,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from service.client.answers import Answer, ClientError
-from service.client.exchanges import Ask, Send
-from service.client.http import FeedAddress, lost
-from service.client.replies import Lost, Reply, seconds
-from service.client.tensors import Inputs
-from service.wire.formats import MSGPACK, encode, format_of_body
+from service.client.decoding import NoReply, Reply, seconds
+from service.client.http_transport import FeedAddress, lost
+from service.client.inputs import Inputs
+from service.client.protocol import ClientRequest, Send
+from service.client.results import ClientError, StepResult
+from service.codec.formats import MSGPACK, encode, format_of_body
 
 _PROTOCOL = Subprotocol("stepwell.msgpack")
 _CLOSE_WITHIN_S = 2.0
@@ -25,7 +25,7 @@ _LARGEST = 65536
 """Bytes of a message. A larger timestep goes over HTTP: were it too large for the service, the feed would be closed
 without a word to whom it concerns."""
 
-Move = Callable[[str, Inputs, Send], Awaitable[Answer]]
+Move = Callable[[str, Inputs, Send], Awaitable[StepResult]]
 
 
 class Feed:
@@ -49,7 +49,7 @@ class Feed:
         self._aside = aside
         self._opening = asyncio.Lock()
         self._numbers = itertools.count(1)
-        self._line: _Line | None = None
+        self._connection: _FeedConnection | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -57,10 +57,10 @@ class Feed:
 
     async def __aexit__(self, *_: object) -> None:
         self._closed = True
-        if self._line is not None:
-            await self._line.close()
+        if self._connection is not None:
+            await self._connection.close()
 
-    async def step(self, stream: str, x: Inputs) -> Answer:
+    async def step(self, stream: str, x: Inputs) -> StepResult:
         """Move a stream by one timestep and return the prediction.
 
         Args:
@@ -72,7 +72,7 @@ class Feed:
         """
         return await self._move(stream, x, self._send)
 
-    async def _send(self, ask: Ask) -> Reply | Lost:
+    async def _send(self, ask: ClientRequest) -> Reply | NoReply:
         if ask.stream is None or ask.document is None:
             return await self._aside(ask)
         number = next(self._numbers)
@@ -94,7 +94,7 @@ class Feed:
         except (OSError, TimeoutError, WebSocketException) as exc:
             return lost(exc, self._address.url, sent=sent)
 
-    async def _open(self) -> _Line:
+    async def _open(self) -> _FeedConnection:
         """Return the open connection; made anew where it was lost."""
         async with self._opening:
             if self._closed:
@@ -105,7 +105,7 @@ class Feed:
                     applied="unknown",
                     retry="same",
                 )
-            if self._line is None or self._line.ended:
+            if self._connection is None or self._connection.ended:
                 socket = await connect(
                     self._address.url,
                     subprotocols=[_PROTOCOL],
@@ -115,24 +115,24 @@ class Feed:
                     open_timeout=None,  # the ask's own timeout holds here
                     close_timeout=_CLOSE_WITHIN_S,
                 )
-                self._line = _Line(socket)
-            return self._line
+                self._connection = _FeedConnection(socket)
+            return self._connection
 
 
-class _Label(msgspec.Struct):
+class _ReplyEnvelope(msgspec.Struct):
     """What tells whose answer a message is, and whether it is a problem."""
 
     id: int | None = None
     error: msgspec.Raw = msgspec.Raw()
 
 
-class _Line:
+class _FeedConnection:
     """One connection, and the steps that wait for their answers on it."""
 
     def __init__(self, socket: ClientConnection) -> None:
         """Take over an open connection."""
         self._socket = socket
-        self._waiting: dict[int, asyncio.Future[Reply | Lost]] = {}
+        self._waiting: dict[int, asyncio.Future[Reply | NoReply]] = {}
         self._reader = asyncio.create_task(self._read(), name="client-feed-reader")
 
     @property
@@ -140,9 +140,9 @@ class _Line:
         """The connection was lost or closed."""
         return self._reader.done()
 
-    async def ask(self, number: int, message: bytes) -> Reply | Lost:
+    async def ask(self, number: int, message: bytes) -> Reply | NoReply:
         """Send a message and return what answers its number, or that the connection was lost."""
-        answered: asyncio.Future[Reply | Lost] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[Reply | NoReply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answered
         try:
             await self._socket.send(message)
@@ -165,14 +165,14 @@ class _Line:
         finally:
             for answered in self._waiting.values():
                 if not answered.done():
-                    answered.set_result(Lost(f"The feed was lost before the answer came: {why}.", sent=True))
+                    answered.set_result(NoReply(f"The feed was lost before the answer came: {why}.", sent=True))
 
     def _take(self, message: bytes) -> None:
         """Hand a message to the step that waits for it; one without an `id` answers the oldest."""
         try:
-            label = msgspec.msgpack.decode(message, type=_Label)
+            label = msgspec.msgpack.decode(message, type=_ReplyEnvelope)
         except msgspec.MsgspecError:
-            label = _Label()  # not understood, and told so to the oldest
+            label = _ReplyEnvelope()  # not understood, and told so to the oldest
         number = next(iter(self._waiting), None) if label.id is None else label.id
         answered = self._waiting.get(number) if number is not None else None
         if answered is None or answered.done():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from service.client.exchanges import Place
+from service.client.protocol import StreamCursor
 
 KEEP_STREAMS = 65_536
 """Handles that a model keeps if nothing else is said; one takes about 1.2 KB."""
@@ -17,7 +17,7 @@ KEEP_STREAMS = 65_536
 class Handle(Protocol):
     """A stream's handle."""
 
-    _place: Place
+    _place: StreamCursor
 
 
 H = TypeVar("H", bound=Handle)
@@ -31,7 +31,7 @@ class Handles(Generic[H]):
     Threads may share it.
     """
 
-    def __init__(self, make: Callable[[Place], H], most: int) -> None:
+    def __init__(self, make: Callable[[StreamCursor], H], most: int) -> None:
         """Begin empty.
 
         Args:
@@ -53,7 +53,7 @@ class Handles(Generic[H]):
         with self._lock:
             handle = self._recent.get(stream) or self._alive.get(stream)
             if handle is None:
-                handle = self._alive[stream] = self._make(Place.of(stream))
+                handle = self._alive[stream] = self._make(StreamCursor.of(stream))
             self._recent[stream] = handle
             self._recent.move_to_end(stream)
             for _ in range(2):  # two for each that comes, so that those in doubt leave too once they are not

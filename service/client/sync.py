@@ -10,17 +10,17 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client import http
-from service.client.answers import Answer, ClientError, Event, Gap, Rollout, Snapshot, State, Status
+from service.client import http_transport
 from service.client.deadline import Deadline, limit
-from service.client.exchanges import Ask, Exchange, OnResend, Place, Returns, busy, carry
+from service.client.decoding import NoReply, Reply
 from service.client.handles import KEEP_STREAMS, Handles
-from service.client.memory import KEEP_BYTES, Memory
-from service.client.operations import Operations
+from service.client.inputs import Inputs
+from service.client.protocol import ClientRequest, Exchange, OnResend, ReturnMode, StreamCursor, busy, drive
 from service.client.replay import timesteps_of, with_bar
-from service.client.replies import Lost, Reply
-from service.client.tensors import Inputs
-from service.client.watching import OpenWatches, Watch, follow
+from service.client.resend_buffer import KEEP_BYTES, ResendBuffer
+from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from service.client.stream_ops import StreamOps
+from service.client.watch import OpenWatches, WatchCursor, follow
 
 T = TypeVar("T")
 
@@ -52,12 +52,12 @@ class Client:
         Raises:
             ClientError: `bad_url`.
         """
-        self._http = httpx.Client(**http.options(url, key))
+        self._http = httpx.Client(**http_transport.options(url, key))
         self._deadline = Deadline()
         limit(self._http, self._deadline)
         self._timeout = timeout
         self._keep_streams = keep_streams
-        self._memory = Memory(keep_bytes) if keep_bytes else None
+        self._memory = ResendBuffer(keep_bytes) if keep_bytes else None
         self._on_resend = on_resend
         self._watches = OpenWatches()
 
@@ -66,7 +66,7 @@ class Client:
 
         What is known of its streams is kept in what is returned: two of them are two writers.
         """
-        exchanges = Operations(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
+        exchanges = StreamOps(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
         return Model(self, name, exchanges, self._keep_streams)
 
     def close(self) -> None:
@@ -82,28 +82,28 @@ class Client:
 
     def run(self, exchange: Exchange[T]) -> T:
         """Carry an exchange to its end and return its result."""
-        return carry(exchange, self._send)
+        return drive(exchange, self._send)
 
     def watch(self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool) -> Any:
         """Follow commits; use `Model.watch`."""
-        address = http.feed_address(self._http, "/v1/watch")
-        return follow(Watch(address, model, stream, prefix, since, inputs=inputs), self._watches)
+        address = http_transport.feed_address(self._http, "/v1/watch")
+        return follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
 
-    def _send(self, ask: Ask) -> Reply | Lost:
+    def _send(self, ask: ClientRequest) -> Reply | NoReply:
         self._watches.closed.wait(ask.wait)
         if self._watches.closed.is_set():
-            raise http.closed()
+            raise http_transport.closed()
         self._deadline.at = time.monotonic() + ask.timeout
         try:
-            return http.reply(self._http.request(**http.request(ask)))
+            return http_transport.reply(self._http.request(**http_transport.request(ask)))
         except httpx.RequestError as exc:
-            return http.lost(exc, self._http.base_url)
+            return http_transport.lost(exc, self._http.base_url)
 
 
 class Model:
     """A model of a service, and what is known of its streams. Threads may share it."""
 
-    def __init__(self, client: Client, name: str, exchanges: Operations, keep_streams: int) -> None:
+    def __init__(self, client: Client, name: str, exchanges: StreamOps, keep_streams: int) -> None:
         """Use `Client.model`."""
         self.name = name
         self._client = client
@@ -118,7 +118,7 @@ class Model:
         """
         return self._handles.get(name)
 
-    def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, Answer | ClientError]:
+    def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, StepResult | ClientError]:
         """Move many streams by one timestep each, in one request.
 
         Args:
@@ -131,7 +131,7 @@ class Model:
             ClientError: No stream was moved, or for none is it known.
         """
         streams = [self.stream(name) for name in sorted(inputs)]  # in one order, so that no two calls lock each other
-        exchange = self._exchanges.move_many([stream._place for stream in streams], inputs)
+        exchange = self._exchanges.step_many([stream._place for stream in streams], inputs)
         with _turns(streams, self._exchanges.timeout):
             return self._client.run(exchange)
 
@@ -167,7 +167,7 @@ class Stream:
         name: The stream's id.
     """
 
-    def __init__(self, model: Model, client: Client, exchanges: Operations, place: Place) -> None:
+    def __init__(self, model: Model, client: Client, exchanges: StreamOps, place: StreamCursor) -> None:
         """Use `Model.stream`."""
         self._model = model
         self.name = place.stream
@@ -176,7 +176,7 @@ class Stream:
         self._client = client
         self._exchanges = exchanges
 
-    def step(self, x: Inputs) -> Answer:
+    def step(self, x: Inputs) -> StepResult:
         """Move the stream by one timestep and return the prediction.
 
         Args:
@@ -185,9 +185,9 @@ class Stream:
         Raises:
             ClientError: It was refused, or got no answer in time.
         """
-        return self._run(self._exchanges.move(self._place, x))
+        return self._run(self._exchanges.step(self._place, x))
 
-    def steps(self, xs: Inputs, returns: Returns = "all") -> Answer:
+    def steps(self, xs: Inputs, returns: ReturnMode = "all") -> StepResult:
         """Move the stream by a chunk of timesteps, all or nothing.
 
         Args:
@@ -197,13 +197,15 @@ class Stream:
         Raises:
             ClientError: It was refused, or got no answer in time.
         """
-        return self._run(self._exchanges.move(self._place, xs, returns))
+        return self._run(self._exchanges.step(self._place, xs, returns))
 
-    def prime(self, xs: Inputs) -> Answer:
+    def prime(self, xs: Inputs) -> StepResult:
         """Give the stream its history, without predictions: `steps` with `none`."""
         return self.steps(xs, "none")
 
-    def replay(self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False) -> Iterator[Answer]:
+    def replay(
+        self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False
+    ) -> Iterator[StepResult]:
         """Step through recorded timesteps, and give each prediction as it comes.
 
         Args:
@@ -218,7 +220,7 @@ class Stream:
         for x in with_bar(timesteps, self.name) if progress else timesteps:
             yield self.step(x)
 
-    def peek(self, x: Inputs, *, chunk: bool = False) -> Answer:
+    def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
         """Return what a step, or a chunk, would be answered from where the stream stands now; nothing moves.
 
         Raises:
@@ -254,7 +256,7 @@ class Stream:
         """List the stream's snapshots."""
         return self._client.run(self._exchanges.snapshots(self._place))
 
-    def take_snapshot(self, name: str) -> Answer:
+    def take_snapshot(self, name: str) -> StepResult:
         """Copy the stream, as it is now, under a name; a snapshot of that name is replaced."""
         return self._client.run(self._exchanges.take_snapshot(self._place, name))
 
@@ -266,7 +268,7 @@ class Stream:
         """Return the stream's state."""
         return self._client.run(self._exchanges.state(self._place))
 
-    def put_state(self, state: State) -> Answer:
+    def put_state(self, state: State) -> StepResult:
         """Let the stream go on from a state, which may be of another service's stream.
 
         Raises:
@@ -278,7 +280,7 @@ class Stream:
         """Follow the stream; as `Model.watch`."""
         return self._model.watch(self.name, since=since, inputs=inputs)
 
-    def reset(self, to: str | None = None) -> Answer:
+    def reset(self, to: str | None = None) -> StepResult:
         """Bring the stream back to its initial state, from where this handle stands; or to a snapshot.
 
         Args:

@@ -21,7 +21,7 @@ from model_export.manifest import Manifest
 from model_export.precision import StoreDType, StoreEffect, narrow_store
 from model_export.rewrite import Change, rewrite, write_new_file
 from service.commands.feedback import Feedback, feedback_of
-from service.commands.tables import named_values, parity_words, show, size_words, tensors_table
+from service.commands.tables import format_bytes, named_values, parity_lines, show, tensors_table
 
 
 def adopt(
@@ -122,7 +122,7 @@ def _show(found: Adoption, manifest: Manifest, effect: StoreEffect | None, writt
     verified = manifest.verified
     lines = [
         *(f"note: {note}." for note in found.notes),
-        f"proved:  {parity_words(verified.model_dump())}." if verified else "proved:  it runs, and twice the same.",
+        f"proved:  {parity_lines(verified.model_dump())}." if verified else "proved:  it runs, and twice the same.",
         f"rows:    {'run together' if manifest.batch.mode == 'stack' else 'run one at a time'}",
     ]
     if manifest.time.chunk == "dynamic":
@@ -130,7 +130,7 @@ def _show(found: Adoption, manifest: Manifest, effect: StoreEffect | None, writt
     if effect:
         was, now = effect.saved
         lines.append(
-            f"stored:  states as {effect.dtype}: {size_words(now)} a stream, {size_words(was)} before; "
+            f"stored:  states as {effect.dtype}: {format_bytes(now)} a stream, {format_bytes(was)} before; "
             f"answers moved by {effect.max_abs:.1e} at most in {effect.steps} steps"
         )
     show(

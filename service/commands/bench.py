@@ -16,11 +16,11 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from service.bench.doors import BenchError, Door, FeedDoor, HttpDoor
-from service.bench.meter import Meter
-from service.bench.plan import Plan, Stream
+from service.bench.drivers import BenchError, FeedDriver, HttpDriver, LoadDriver
+from service.bench.latency import LatencyRecorder
 from service.bench.run import Load, run
-from service.commands.tables import facts_table, show
+from service.bench.workload import BenchStream, Workload
+from service.commands.tables import key_value_table, show
 
 _TIMEOUT_S = 30.0
 
@@ -61,13 +61,13 @@ def bench(
     """
     count = min(connections or (4 if transport is Transport.COLUMNS else 64), streams)
     one = secrets.token_hex(3)
-    stepped = [Stream(f"bench-{one}-{i}") for i in range(streams)]
+    stepped = [BenchStream(f"bench-{one}-{i}") for i in range(streams)]
     at_once = 1 if transport is Transport.HTTP else -(-streams // count)
     load = Load(count, at_once, seconds, warmup, rate)
-    meter = Meter()
+    meter = LatencyRecorder()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False) as http:
-        plan = Plan.of(_model(http, url, model))
+        plan = Workload.of(_model(http, url, model))
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_measure(load, stepped, _door(transport, url, plan, key), meter))
@@ -84,7 +84,9 @@ def bench(
         )
 
 
-async def _measure(load: Load, streams: list[Stream], open_door: Callable[[], Awaitable[Door]], meter: Meter) -> None:
+async def _measure(
+    load: Load, streams: list[BenchStream], open_door: Callable[[], Awaitable[LoadDriver]], meter: LatencyRecorder
+) -> None:
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -97,10 +99,10 @@ async def _measure(load: Load, streams: list[Stream], open_door: Callable[[], Aw
         await run(load, streams, open_door, meter, progress)
 
 
-def _door(transport: Transport, url: str, plan: Plan, key: str | None) -> Callable[[], Awaitable[Door]]:
+def _door(transport: Transport, url: str, plan: Workload, key: str | None) -> Callable[[], Awaitable[LoadDriver]]:
     if transport is Transport.HTTP:
-        return lambda: HttpDoor.open(url, plan, key)
-    return lambda: FeedDoor.open(url, plan, key, columns=transport is Transport.COLUMNS)
+        return lambda: HttpDriver.open(url, plan, key)
+    return lambda: FeedDriver.open(url, plan, key, columns=transport is Transport.COLUMNS)
 
 
 def _model(http: httpx.Client, url: str, name: str | None) -> Any:
@@ -136,7 +138,7 @@ def _get(http: httpx.Client, url: str, path: str) -> Any:
     return body
 
 
-def _forget(http: httpx.Client, model: str, streams: list[Stream]) -> None:
+def _forget(http: httpx.Client, model: str, streams: list[BenchStream]) -> None:
     """Leave the service as it was; a service that is gone by now needs nothing."""
     try:
         for stream in streams:
@@ -150,7 +152,7 @@ def _table(result: dict[str, Any]) -> Any:
     times = ", ".join(f"{name[:-3]} {result[name]:,.2f} ms" for name in ("p50_ms", "p90_ms", "p99_ms", "max_ms")
                       if result[name] is not None)  # fmt: skip
     errors = ", ".join(f"{code} {count:,}" for code, count in sorted(result["errors"].items())) or "none"
-    return facts_table(
+    return key_value_table(
         f"{result['model']} at {result['url']}",
         {
             "transport": f"{result['transport']}, {result['connections']} connections, {result['streams']} streams",

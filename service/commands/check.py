@@ -14,13 +14,13 @@ import typer
 
 from model_export.errors import ManifestError, StepwellError
 from model_export.feedback import fault_of
-from service import server
-from service.admission import Admission
-from service.api.tokens import keys_of
 from service.commands.flags import with_setting_flags
 from service.commands.serve import demand_providers, demand_safe_bind, store_for
-from service.commands.tables import facts_table, parity_table, parity_words, show, size_words
-from service.engine.models import ModelShelf, ServedModel
+from service.commands.tables import format_bytes, key_value_table, parity_lines, show, table
+from service.models.registry import ModelRegistry, ServedModel
+from service.models.vetting import ModelVetting
+from service.process import server
+from service.requests.jwt import keys_of
 from service.settings import Settings
 
 _FAILED, _REFUSED = 1, 3
@@ -74,8 +74,8 @@ def examine(settings: Settings) -> Checked:
     with _noting(found):
         server.listen(settings).close()
     with _noting(found), store_for(settings) as (_, facts):
-        found.store.update(facts.shown())
-    shelf = ModelShelf(settings.models, Admission(settings, None).load)
+        found.store.update(facts.as_dict())
+    shelf = ModelRegistry(settings.models, ModelVetting(settings, None).load)
     found.failed.extend(asyncio.run(shelf.reload()).failed)
     for name in shelf.names():
         for version in shelf.versions(name):
@@ -123,15 +123,15 @@ def _show(found: Checked) -> None:
         (
             one["name"],
             str(one["version"]),
-            size_words(one["bytes_per_stream"]),
+            format_bytes(one["bytes_per_stream"]),
             f"{one['step_ms']:.2f} ms",
-            parity_words(one["parity"]),
+            parity_lines(one["parity"]),
         )
         for one in found.models
     ]
-    show(parity_table("Models", columns, lines))
+    show(table("Models", columns, lines))
     if found.store:
-        show(facts_table("Store", {name: str(value) for name, value in found.store.items()}))
+        show(key_value_table("Store", {name: str(value) for name, value in found.store.items()}))
     show(*(f"model fails: {reason}" for reason in found.failed))
     for refusal in found.refusals:
         show(f"serve would refuse: {refusal['problem']}", f"  {refusal['fix']}")

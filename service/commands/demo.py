@@ -26,8 +26,8 @@ from rich.text import Text
 from service.demo.recordings import Recordings
 from service.demo.replay import replay
 from service.demo.report import Report, print_report
-from service.server import StartError
-from service.store.embedded import end_with_parent
+from service.process.server import StartError
+from service.store.embedded_server import end_with_parent
 
 _HOST = "127.0.0.1"
 _PORT = 8000

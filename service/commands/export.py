@@ -15,8 +15,8 @@ from model_export.precision import Precision, StoreDType
 from model_export.verify import ATOL
 from model_export.weights import Weights
 from service.commands.feedback import Feedback, feedback_of
-from service.commands.parity import outputs_table, report_lines
-from service.commands.tables import named_values, saved_lines, show, size_words
+from service.commands.tables import format_bytes, named_values, saved_lines, show
+from service.commands.verification_report import outputs_table, report_lines
 
 
 def export(
@@ -111,5 +111,5 @@ def _show(done: Exported) -> None:
         outputs_table(done.name, done.report),
         *report_lines(done.report),
         *saved_lines(done.saved),
-        f"written: {done.path} ({size_words(done.nbytes)})",
+        f"written: {done.path} ({format_bytes(done.nbytes)})",
     )

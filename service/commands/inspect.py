@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from model_export.describe import describe, load
-from service.commands.tables import facts_table, parity_words, show, size_words, tensors_table
+from service.commands.tables import format_bytes, key_value_table, parity_lines, show, tensors_table
 
 
 def inspect(
@@ -26,15 +26,15 @@ def inspect(
     opset = ", ".join(f"{domain} {version}".strip() for domain, version in graph["opset"].items())
     show(
         tensors_table(model.manifest),
-        facts_table(
+        key_value_table(
             "",
             {
-                "bytes per stream": size_words(found["bytes_per_stream"]),
+                "bytes per stream": format_bytes(found["bytes_per_stream"]),
                 "rows": f"run together, {batch['max']} at most" if batch["together"] else "run one at a time",
                 "chunks": "many timesteps in one run" if found["chunked"] else "timestep by timestep",
                 "weights": f"stored as {found['weights']}" if found["weights"] else "as they were",
-                "parity": parity_words(found["parity"]),
-                "graph": f"{size_words(graph['bytes'])}, {graph['nodes']} nodes, opset {opset}",
+                "parity": parity_lines(found["parity"]),
+                "graph": f"{format_bytes(graph['bytes'])}, {graph['nodes']} nodes, opset {opset}",
                 "fingerprint": found["fingerprint"],
                 "manifest": "inside the file" if found["manifest_from"] == "file" else "beside the file",
             },

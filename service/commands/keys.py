@@ -8,9 +8,9 @@ from typing import Annotated, get_args
 
 import typer
 
-from service.api.auth import Scope
-from service.api.keys_file import add_key, list_keys, revoke_key
-from service.commands.tables import parity_table, show
+from service.commands.tables import show, table
+from service.requests.api_keys import Scope
+from service.requests.api_keys_file import add_key, list_keys, revoke_key
 from service.settings import PREFIX
 
 File = Annotated[
@@ -53,7 +53,7 @@ def ls(*, file: File, as_json: Json = False) -> None:
         typer.echo(json.dumps({"keys": keys}, indent=2))
         return
     lines = [(one.key_id, one.tenant, ", ".join(sorted(one.scopes))) for one in found]
-    show(parity_table("", ("id", "tenant", "scopes"), lines), f"{len(lines):,} keys")
+    show(table("", ("id", "tenant", "scopes"), lines), f"{len(lines):,} keys")
 
 
 @keys_app.command()

@@ -15,17 +15,18 @@ from typing import Any
 
 import typer
 
-from service import logs, server
-from service.api.tokens import keys_of
+from service import logs
 from service.commands.flags import with_setting_flags
-from service.server import StartError
+from service.models.reload import ADMITTED_ENV, CONTROL_ENV
+from service.process import server
+from service.process.server import StartError
+from service.process.supervisor import Supervisor
+from service.requests.jwt import keys_of
 from service.settings import Settings, is_loopback
-from service.store.embedded import EmbeddedStore
-from service.store.facts import StoreFacts, demand_safe, read_facts
-from service.store.redis import StateStore
-from service.store.rights import demand_rights
-from service.supervisor import Supervisor
-from service.workers import ADMITTED_ENV, CONTROL_ENV
+from service.store.checks.permissions import check_permissions
+from service.store.checks.safety import ServerInfo, check_safe, read_server_info
+from service.store.embedded_server import EmbeddedStore
+from service.store.state_store import StateStore
 
 _FILES_BESIDES = 512  # connections to the store, model files, log, libraries
 
@@ -105,7 +106,7 @@ def demand_providers(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def store_for(settings: Settings) -> Iterator[tuple[Settings, StoreFacts]]:
+def store_for(settings: Settings) -> Iterator[tuple[Settings, ServerInfo]]:
     """Give settings that name a store which was found safe; ends the embedded one with the block."""
     with contextlib.ExitStack() as stack:
         if settings.redis is None:
@@ -116,7 +117,7 @@ def store_for(settings: Settings) -> Iterator[tuple[Settings, StoreFacts]]:
         yield settings, asyncio.run(_safe_facts(settings))
 
 
-async def _safe_facts(settings: Settings) -> StoreFacts:
+async def _safe_facts(settings: Settings) -> ServerInfo:
     """Return what the store says of itself, once it is sure that it can be used.
 
     Raises:
@@ -125,9 +126,9 @@ async def _safe_facts(settings: Settings) -> StoreFacts:
     assert settings.redis is not None
     store = StateStore(settings.redis, durability=settings.durability)
     try:
-        facts = await read_facts(store, patience=settings.request_timeout_s)
-        demand_safe(facts, settings.durability, allow_eviction=settings.allow_eviction)
-        await demand_rights(store)
+        facts = await read_server_info(store, patience=settings.request_timeout_s)
+        check_safe(facts, settings.durability, allow_eviction=settings.allow_eviction)
+        await check_permissions(store)
         return facts
     finally:
         await store.close()

@@ -40,7 +40,7 @@ def tensors_table(manifest: Manifest) -> Table:
     return table
 
 
-def facts_table(title: str, facts: Mapping[str, str]) -> Table:
+def key_value_table(title: str, facts: Mapping[str, str]) -> Table:
     """Return a table of two columns, what and how much."""
     table = _table(title, "", "")
     table.show_header = False
@@ -49,7 +49,7 @@ def facts_table(title: str, facts: Mapping[str, str]) -> Table:
     return table
 
 
-def parity_table(title: str, columns: Iterable[str], lines: Iterable[Iterable[str]]) -> Table:
+def table(title: str, columns: Iterable[str], lines: Iterable[Iterable[str]]) -> Table:
     """Return one line for each output that was compared."""
     table = _table(title, *columns)
     for line in lines:
@@ -57,7 +57,7 @@ def parity_table(title: str, columns: Iterable[str], lines: Iterable[Iterable[st
     return table
 
 
-def parity_words(parity: Mapping[str, Any] | None) -> str:
+def parity_lines(parity: Mapping[str, Any] | None) -> str:
     """Say in one line what a model was verified against."""
     if parity is None:
         return "not verified against anything"
@@ -71,11 +71,12 @@ def saved_lines(saved: Mapping[str, tuple[int, int]]) -> list[str]:
     """Say what a lower precision made smaller, one line for each."""
     words = {"file": "file:    ", "bytes_per_stream": "stream:  "}
     return [
-        f"{words[what]}{size_words(was)} at full precision, {size_words(now)} now" for what, (was, now) in saved.items()
+        f"{words[what]}{format_bytes(was)} at full precision, {format_bytes(now)} now"
+        for what, (was, now) in saved.items()
     ]
 
 
-def size_words(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Say a number of bytes for people."""
     size, unit = float(count), "bytes"
     for bigger in ("KiB", "MiB", "GiB"):

@@ -25,7 +25,7 @@ from service.demo.report import Report
 _JSON = Subprotocol("stepwell.json")
 _ANSWER_WITHIN_S = 15.0
 _PROGRESS_EVERY_S = 1.0
-_LOOK = "Look at the service's log."
+_POLL = "Look at the service's log."
 _NEXT_RECORDING = 11  # the recordings are sorted by activity: 11 on is another one, and in the end all were played
 
 
@@ -68,8 +68,10 @@ async def replay(
         report = Report(streams=len(recordings), atol=parity["atol"], rtol=parity["rtol"])
         start = perf_counter()
         until = start + (math.inf if seconds is None else seconds)
-        async with _Feed.open(base_url) as feed:
-            stage = _Stage(recordings, report, feed, http, model["inputs"][0]["name"], model["outputs"][0]["name"])
+        async with _DemoFeed.open(base_url) as feed:
+            stage = _ReplaySession(
+                recordings, report, feed, http, model["inputs"][0]["name"], model["outputs"][0]["name"]
+            )
             try:
                 async with asyncio.TaskGroup() as tasks:
                     players = [tasks.create_task(stage.play(i, speed, until=until)) for i in range(len(recordings))]
@@ -84,12 +86,12 @@ async def replay(
 
 
 @dataclass(frozen=True, slots=True)
-class _Stage:
+class _ReplaySession:
     """What the streams of a replay share."""
 
     recordings: Recordings
     report: Report
-    feed: _Feed
+    feed: _DemoFeed
     http: httpx.AsyncClient
     input: str
     output: str
@@ -120,7 +122,7 @@ class _Stage:
             self.report.finish(right=int(got.argmax()) == int(self.recordings.labels[recording]))
 
 
-class _Feed:
+class _DemoFeed:
     """The WebSocket that carries all streams; an answer finds its question by the id."""
 
     def __init__(self, socket: ClientConnection) -> None:
@@ -136,7 +138,7 @@ class _Feed:
         try:
             socket = await connect(url, subprotocols=[_JSON], proxy=None)
         except (OSError, InvalidHandshake) as exc:
-            raise DemoError(f"{url} cannot be opened: {exc}.", fix=_LOOK) from exc
+            raise DemoError(f"{url} cannot be opened: {exc}.", fix=_POLL) from exc
         async with socket:
             feed = cls(socket)
             reader = asyncio.create_task(feed._read())
@@ -163,7 +165,7 @@ class _Feed:
                 return await answer
         except TimeoutError as exc:
             what = f"Step {seq} of {stream} was not answered within {_ANSWER_WITHIN_S:g} s."
-            raise DemoError(what, fix=_LOOK) from exc
+            raise DemoError(what, fix=_POLL) from exc
         except ConnectionClosed as exc:
             raise self._closed() from exc
         finally:
@@ -183,13 +185,13 @@ class _Feed:
         if answer is None or answer.done():
             return
         if error := message.get("error"):
-            answer.set_exception(DemoError(f"The service refused a timestep: {error.get('detail', error)}", fix=_LOOK))
+            answer.set_exception(DemoError(f"The service refused a timestep: {error.get('detail', error)}", fix=_POLL))
         else:
             answer.set_result(message)
 
     def _closed(self) -> DemoError:
         said = f"code {self._socket.close_code} {self._socket.close_reason or ''}".strip()
-        return DemoError(f"The service closed the connection ({said}).", fix=_LOOK)
+        return DemoError(f"The service closed the connection ({said}).", fix=_POLL)
 
 
 async def _call(http: httpx.AsyncClient, method: str, path: str) -> Any:
@@ -199,5 +201,5 @@ async def _call(http: httpx.AsyncClient, method: str, path: str) -> Any:
     except httpx.TransportError as exc:
         raise DemoError(f"{http.base_url} does not answer: {exc!r}.", fix="Start it first: stepwell serve.") from exc
     if not answer.is_success:
-        raise DemoError(f"{method} {path} answered {answer.status_code}: {answer.text}", fix=_LOOK)
+        raise DemoError(f"{method} {path} answered {answer.status_code}: {answer.text}", fix=_POLL)
     return answer.json()

@@ -8,42 +8,42 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from service.engine.audience import Audience
-from service.engine.batch import last_prediction
-from service.engine.batcher import Batcher
-from service.engine.block import Results
-from service.engine.cache import CacheMemory
-from service.engine.copies import Copies
-from service.engine.models import ModelShelf, ServedModel
+from service.engine.limits import StreamQuota, TenantRates
 from service.engine.observer import EngineObserver
-from service.engine.origins import Origins, no_stream
-from service.engine.pending import Pending
-from service.engine.resets import Resets
-from service.engine.rollouts import Rollouts
-from service.engine.tenants import StreamQuota, TenantRates
-from service.engine.types import (
-    Done,
-    Position,
+from service.engine.packing import last_prediction
+from service.engine.rollout.service import RolloutService
+from service.engine.stepping.batcher import Batcher
+from service.engine.stepping.columnar_batch import BulkOutcomes
+from service.engine.stepping.queued import QueuedStep
+from service.engine.stepping.record_cache import CacheMemory
+from service.engine.stepping.run_watchdog import Watchdog
+from service.engine.streams.copies import StreamCopies
+from service.engine.streams.deps import StreamOpDeps
+from service.engine.streams.resets import Resets
+from service.engine.streams.sources import StateSources, no_stream
+from service.engine.watch.hub import WatchHub
+from service.engine.watch.interests import InterestTable
+from service.errors import ServiceError
+from service.models.registry import ModelRegistry, ServedModel
+from service.store import keys
+from service.store.pubsub import StorePubSub
+from service.store.record import decode
+from service.store.record_arrays import empty_header
+from service.store.snapshots import SnapshotStore
+from service.store.state_store import StateStore
+from service.types import (
+    BulkTimesteps,
     Prediction,
-    RolledOut,
-    RolloutAsk,
-    StreamDoor,
+    ReplyCallback,
+    RolloutRequest,
+    RolloutResult,
+    StreamHandle,
     StreamKey,
-    StreamPage,
+    StreamList,
+    StreamPosition,
     StreamStatus,
     Timestep,
-    Timesteps,
 )
-from service.engine.watchdog import Watchdog
-from service.engine.watchers import Watchers
-from service.engine.ways import Ways
-from service.errors import ServiceError
-from service.store import keys
-from service.store.channel import Channel
-from service.store.record import decode
-from service.store.record_rows import blank_head
-from service.store.redis import StateStore
-from service.store.snapshots import Snapshots
 
 _READY_PING_S = 1.0
 
@@ -95,7 +95,7 @@ class Engine:
     def __init__(
         self,
         store: StateStore,
-        shelf: ModelShelf,
+        shelf: ModelRegistry,
         options: EngineOptions | None = None,
         observer: EngineObserver | None = None,
     ) -> None:
@@ -107,7 +107,7 @@ class Engine:
             options: How to work.
             observer: Counts the work.
         """
-        self.shelf = shelf
+        self.models = shelf
         self.store = store
         self.draining = False
         self._options = options or EngineOptions()
@@ -117,32 +117,34 @@ class Engine:
         self._quota = None if most is None else StreamQuota(most)
         self._batchers: dict[ServedModel, Batcher] = {}
         self._cache_memory = CacheMemory(self._options.cache_bytes)
-        self._audience = Audience(self._options.history)
-        self.watchers = Watchers(self._audience, store, Channel(store.wire))
+        self._interests = InterestTable(self._options.history)
+        self.watch = WatchHub(self._interests, store, StorePubSub(store.transport))
         self._open = 0
         self._open_bytes = 0
         self._most_bytes = self._options.queue_bytes
-        self._alarm = self._options.queue_limit  # with fewer open timesteps there surely is room for one more
-        self._all_answered = asyncio.Event()
-        snapshots = Snapshots(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
-        origins = Origins(store, shelf, snapshots)
-        ways = Ways(store, shelf, self._begin, self.demand_room_for_stream, self._forget)
+        self._fast_accept_limit = (
+            self._options.queue_limit
+        )  # with fewer open timesteps there surely is room for one more
+        self._drained = asyncio.Event()
+        snapshots = SnapshotStore(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
+        origins = StateSources(store, shelf, snapshots)
+        ways = StreamOpDeps(store, shelf, self._start_request, self.check_stream_quota, self._forget)
         self.resets = Resets(ways, origins)
-        self.copies = Copies(ways, snapshots, origins)
-        self._rollouts = Rollouts(ways, self._observer, self._audience, most_rows=self._options.max_batch_size)
+        self.copies = StreamCopies(ways, snapshots, origins)
+        self._rollouts = RolloutService(ways, self._observer, self._interests, most_rows=self._options.max_batch_size)
         self._watchdog = Watchdog(
             self._options.run_timeout_s,
             lambda: [served.step_model for served in (*self._batchers, *self._rollouts.models)],
-            self._look_at_crowds,
+            self._sample_queues,
         )
 
     async def start(self) -> None:
         """Begin to serve watchers, also those of other workers."""
-        await self.watchers.start()
+        await self.watch.start()
 
     # ---------------------------------------------------------------- stepping
 
-    def submit(self, timestep: Timestep, done: Done, served: ServedModel | None = None) -> None:
+    def submit(self, timestep: Timestep, done: ReplyCallback, served: ServedModel | None = None) -> None:
         """Move a stream, and hand the answer to `done`, exactly once, on the event loop.
 
         A refusal may come before this returns.
@@ -154,13 +156,13 @@ class Engine:
         """
         try:
             if served is None:
-                served = self.shelf.get(timestep.key.model, timestep.version)
+                served = self.models.get(timestep.key.model, timestep.version)
             batcher = self._batchers.get(served) or self._batcher(served)
             now = batcher.time()
-            if self.draining or self._open >= self._alarm or self._open_bytes >= self._most_bytes:
-                self._demand_room(batcher)
+            if self.draining or self._open >= self._fast_accept_limit or self._open_bytes >= self._most_bytes:
+                self._check_capacity(batcher)
             if self._rates is not None:
-                self._rates.demand(timestep.key.tenant, timestep.length, now)
+                self._rates.acquire(timestep.key.tenant, timestep.length, now)
         except ServiceError as exc:
             done(exc)
             return
@@ -168,25 +170,25 @@ class Engine:
         self._open += 1
         self._open_bytes += timestep.length * batcher.timestep_bytes
 
-    def submit_plain(
-        self, stream: StreamDoor, inputs: tuple[bytes, ...], seq: int, done: Done, *, served: ServedModel
+    def submit_sequenced(
+        self, stream: StreamHandle, inputs: tuple[bytes, ...], seq: int, done: ReplyCallback, *, served: ServedModel
     ) -> None:
         """Move a stream by one timestep that says nothing but its number; otherwise as `submit`."""
         batcher = self._batchers.get(served) or self._batcher(served)
         now = batcher.time()
         try:
-            if self.draining or self._open >= self._alarm or self._open_bytes >= self._most_bytes:
-                self._demand_room(batcher)
+            if self.draining or self._open >= self._fast_accept_limit or self._open_bytes >= self._most_bytes:
+                self._check_capacity(batcher)
             if self._rates is not None:
-                self._rates.demand(stream.key.tenant, 1, now)
+                self._rates.acquire(stream.key.tenant, 1, now)
         except ServiceError as exc:
             done(exc)
             return
-        batcher.submit_plain(stream, inputs, seq, done, now)
+        batcher.submit_sequenced(stream, inputs, seq, done, now)
         self._open += 1
         self._open_bytes += batcher.timestep_bytes
 
-    def submit_together(self, asked: Timesteps, done: Callable[[Results], None], served: ServedModel) -> bool:
+    def submit_columnar(self, asked: BulkTimesteps, done: Callable[[BulkOutcomes], None], served: ServedModel) -> bool:
         """Move many streams in one go, if nothing about them is unusual; otherwise as `submit`.
 
         Args:
@@ -199,14 +201,14 @@ class Engine:
         """
         batcher, rows = self._batchers.get(served) or self._batcher(served), len(asked.names)
         nbytes = rows * asked.length * batcher.timestep_bytes
-        if self.draining or self._open + rows > self._alarm or self._open_bytes + nbytes > self._most_bytes:
+        if self.draining or self._open + rows > self._fast_accept_limit or self._open_bytes + nbytes > self._most_bytes:
             return False
-        if not batcher.takes_together(asked):
+        if not batcher.accepts_columnar(asked):
             return False
         now = batcher.time()
-        if self._rates is not None and not self._rates.allows(asked.keys[0].tenant, asked.length * rows, now):
+        if self._rates is not None and not self._rates.try_acquire(asked.keys[0].tenant, asked.length * rows, now):
             return False
-        batcher.submit_together(asked, done, now)
+        batcher.submit_columnar(asked, done, now)
         self._open += rows
         self._open_bytes += nbytes
         return True
@@ -219,7 +221,7 @@ class Engine:
         Raises:
             ServiceError: It was refused, or its outcome is not known; see `applied`.
         """
-        future, done = _answer()
+        future, done = _result_or_raise()
         self.submit(timestep, done)
         return await future
 
@@ -232,26 +234,26 @@ class Engine:
         Raises:
             ServiceError: As for `advance`.
         """
-        batcher = self._batcher(self.shelf.get(timestep.key.model, timestep.version))
-        self._demand_room(batcher)
+        batcher = self._batcher(self.models.get(timestep.key.model, timestep.version))
+        self._check_capacity(batcher)
         now = asyncio.get_running_loop().time()
         if self._rates is not None:
-            self._rates.demand(timestep.key.tenant, timestep.length, now)
-        future, done = _answer()
+            self._rates.acquire(timestep.key.tenant, timestep.length, now)
+        future, done = _result_or_raise()
         batcher.peek(timestep, done, now)
         self._open += 1
         self._open_bytes += timestep.length * batcher.timestep_bytes
         return await future
 
-    async def rollout(self, ask: RolloutAsk) -> RolledOut:
+    async def rollout(self, ask: RolloutRequest) -> RolloutResult:
         """Go on from where a stream stands by its own predictions; commit that where it is asked for.
 
         Raises:
             ServiceError: It was refused, or its outcome is not known; see `applied`.
         """
-        self._demand_room()
+        self._check_capacity()
         if self._rates is not None:
-            self._rates.demand(ask.key.tenant, ask.horizon * ask.samples, asyncio.get_running_loop().time())
+            self._rates.acquire(ask.key.tenant, ask.horizon * ask.samples, asyncio.get_running_loop().time())
         self._open += 1
         try:
             return await self._rollouts.run(ask)
@@ -268,7 +270,7 @@ class Engine:
         version: int | None = None,
         after: bytes | None = None,
         idempotency_key: str | None = None,
-    ) -> Position:
+    ) -> StreamPosition:
         """Bring a stream back to its initial state, or to one of its snapshots; see `Resets`.
 
         Raises:
@@ -287,7 +289,7 @@ class Engine:
             ServiceError: Not all could be reset; `applied` is "no" where none was, "unknown" where some may have been.
                 No reset is still going on then.
         """
-        self.shelf.get(model)
+        self.models.get(model)
         cursor: str | None = None
         done: set[str] = set()
         while True:
@@ -312,11 +314,11 @@ class Engine:
 
     async def delete(self, key: StreamKey) -> None:
         """Forget a stream and its snapshots; also where there is none."""
-        self.shelf.get(key.model)
+        self.models.get(key.model)
         name = keys.record_key(*key)
-        await self.store.delete(name, keys.snapshots_key(name), keys.log_key(name), deadline=self._deadline())
+        await self.store.delete(name, keys.snapshots_key(name), keys.event_log_key(name), deadline=self._deadline())
         if self._quota is not None:
-            self._quota.due = True
+            self._quota.needs_recount = True
         self._forget(key)
 
     # ---------------------------------------------------------------- looking
@@ -327,17 +329,17 @@ class Engine:
         Raises:
             ServiceError: `stream_not_found`, `model_not_found`, `state_corrupt`, or the store's.
         """
-        self.shelf.get(key.model)
+        self.models.get(key.model)
         raw, ttl = await self.store.load_with_ttl(keys.record_key(*key), deadline=self._deadline())
         if raw is None:
             raise no_stream(key)
         record = decode(raw)
-        served = self.shelf.by_fingerprint(key.model, record.fingerprint)
+        served = self.models.by_fingerprint(key.model, record.fingerprint)
         return StreamStatus(
             key,
             None if served is None else served.version,
             record.step,
-            record.chain,
+            record.history_hash,
             record.created_ms,
             record.updated_ms,
             max(ttl, 0),
@@ -346,22 +348,22 @@ class Engine:
 
     async def list_streams(
         self, tenant: str, model: str, *, prefix: str = "", cursor: str | None = None, limit: int = 100
-    ) -> StreamPage:
+    ) -> StreamList:
         """Return one page of a model's streams with their steps."""
-        self.shelf.get(model)
+        self.models.get(model)
         deadline = self._deadline()
         names, following = await self.store.page(tenant, model, prefix, cursor, limit, deadline=deadline)
         records = [keys.record_key(tenant, model, name) for name in names]
         steps = await self.store.steps(records, deadline=deadline)
         found = [(name, steps[record]) for name, record in zip(names, records, strict=True) if record in steps]
-        return StreamPage(found, following)
+        return StreamList(found, following)
 
-    async def not_ready(self) -> list[str]:
+    async def readiness_problems(self) -> list[str]:
         """Return why requests cannot be served now; empty when they can."""
         reasons = []
         if self.draining:
             reasons.append("nothing new is taken")
-        if not self.shelf.names():
+        if not self.models.names():
             reasons.append("no model is loaded")
         try:
             await self.store.ping(timeout=_READY_PING_S)
@@ -378,34 +380,34 @@ class Engine:
 
     # ---------------------------------------------------------------- what a tenant may take
 
-    def demand_rate(self, tenant: str) -> None:
+    def check_rate(self, tenant: str) -> None:
         """Count a request of a tenant that moves no stream; those that do are counted by their timesteps.
 
         Raises:
             ServiceError: `rate_limited`.
         """
         if self._rates is not None:
-            self._rates.demand(tenant, 1, asyncio.get_running_loop().time())
+            self._rates.acquire(tenant, 1, asyncio.get_running_loop().time())
 
-    def demand_room_for_stream(self, tenant: str) -> None:
+    def check_stream_quota(self, tenant: str) -> None:
         """Let a tenant begin one more stream.
 
         Raises:
             ServiceError: `stream_quota`.
         """
         if self._quota is not None:
-            self._quota.demand(tenant)
+            self._quota.check(tenant)
             self._quota.confirm(tenant)
 
     async def count_streams(self) -> None:
         """Count every tenant's streams in the store, where that is limited and something has changed."""
-        if self._quota is None or not self._quota.due:
+        if self._quota is None or not self._quota.needs_recount:
             return
         self._quota.begin_count()
         try:
-            self._quota.counted(await self.store.count_by_tenant(deadline=self._deadline))
+            self._quota.set_counts(await self.store.count_by_tenant(deadline=self._deadline))
         except ServiceError:
-            self._quota.due = True
+            self._quota.needs_recount = True
             raise
 
     # ---------------------------------------------------------------- ending
@@ -413,21 +415,21 @@ class Engine:
     async def drain(self, timeout: float) -> None:
         """Refuse new timesteps and wait until those that were taken are answered, at most `timeout` seconds."""
         self.draining = True
-        self._all_answered.clear()
+        self._drained.clear()
         if self._open:
             try:
                 async with asyncio.timeout(timeout):
-                    await self._all_answered.wait()
+                    await self._drained.wait()
             except TimeoutError:
                 pass
-        self.watchers.end()
+        self.watch.end_all()
 
     async def close(self) -> None:
         """Answer what is still open, and let threads and connections go; `drain` comes first."""
         self.draining = True
         self._watchdog.stop()
         self._rollouts.close()
-        await self.watchers.close()
+        await self.watch.close()
         await asyncio.gather(*(batcher.stop() for batcher in self._batchers.values()))
         await self.store.close()
 
@@ -436,16 +438,16 @@ class Engine:
     def _batcher(self, served: ServedModel) -> Batcher:
         batcher = self._batchers.get(served)
         if batcher is None:
-            self._drop_idle()
+            self._close_idle_batchers()
             batcher = self._batchers[served] = Batcher(
                 served,
                 self.store,
                 self._observer,
-                self._audience,
+                self._interests,
                 max_batch=self._options.max_batch_size,
                 max_wait=self._options.max_wait_s,
                 timeout=self._options.request_timeout_s,
-                cache=self._cache_memory.new_cache(blank_head(served.fingerprint), served.step_model.initial_state),
+                cache=self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state),
                 reroute=partial(self._reroute, served),
                 answered=self._count_answered,
                 quota=self._quota,
@@ -456,7 +458,7 @@ class Engine:
         self._open -= rows
         self._open_bytes -= nbytes
         if not self._open:
-            self._all_answered.set()
+            self._drained.set()
 
     def _forget(self, key: StreamKey) -> None:
         """Drop what is cached of a stream, under whichever version of its model."""
@@ -464,32 +466,32 @@ class Engine:
         for batcher in self._batchers.values():
             batcher.cache.drop(name)
 
-    def _drop_idle(self) -> None:
+    def _close_idle_batchers(self) -> None:
         """Let go of replaced models that nobody uses; a stream of theirs brings its batcher back."""
         for served, batcher in list(self._batchers.items()):
-            if batcher.idle and not self.shelf.serves(served):
+            if batcher.is_idle and not self.models.is_current(served):
                 batcher.close()
                 self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
 
-    def _reroute(self, asked: ServedModel, pending: Pending, fingerprint: bytes) -> bool:
+    def _reroute(self, asked: ServedModel, pending: QueuedStep, fingerprint: bytes) -> bool:
         """Hand a request to the version that began its stream, if that takes what was checked for the one asked for."""
-        served = self.shelf.by_fingerprint(pending.timestep.key.model, fingerprint)
-        if served is None or _signature(served) != _signature(asked):
+        served = self.models.by_fingerprint(pending.timestep.key.model, fingerprint)
+        if served is None or _tensor_signature(served) != _tensor_signature(asked):
             return False
-        self._batcher(served).put(pending.moved())
+        self._batcher(served).requeue(pending.for_other_version())
         return True
 
-    def _look_at_crowds(self) -> None:
+    def _sample_queues(self) -> None:
         """See how fast the queues move; if one of them is too long, every timestep is looked at as it comes."""
         now = time.monotonic()
         crowded = False
         for batcher in list(self._batchers.values()):
-            batcher.look_at_crowd(now)
-            crowded = crowded or 2 * batcher.rows >= batcher.crowd.room
-        self._alarm = 0 if crowded else self._options.queue_limit
+            batcher.sample_load(now)
+            crowded = crowded or 2 * batcher.rows >= batcher.admission.max_rows
+        self._fast_accept_limit = 0 if crowded else self._options.queue_limit
 
-    def _demand_room(self, batcher: Batcher | None = None) -> None:
+    def _check_capacity(self, batcher: Batcher | None = None) -> None:
         if self.draining:
             raise ServiceError(
                 "draining", "This process is about to end and takes nothing new.", fix="Send it to another replica."
@@ -508,7 +510,7 @@ class Engine:
                 f"{self._open_bytes} bytes of inputs wait or are run already; the limit is {self._most_bytes}.",
                 fix="Send the same request again after a pause.",
             )
-        if batcher is not None and (excess := batcher.crowd.excess(batcher.rows)) is not None:
+        if batcher is not None and (excess := batcher.admission.excess(batcher.rows)) is not None:
             room, seconds = excess
             raise ServiceError(
                 "overloaded",
@@ -517,16 +519,16 @@ class Engine:
                 retry_after_s=seconds,
             )
 
-    def _begin(self) -> float:
+    def _start_request(self) -> float:
         """Return the deadline of a request that begins now, if there is room for it."""
-        self._demand_room()
+        self._check_capacity()
         return self._deadline()
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._options.request_timeout_s
 
 
-def _answer() -> tuple[asyncio.Future[Prediction], Done]:
+def _result_or_raise() -> tuple[asyncio.Future[Prediction], ReplyCallback]:
     """Return an answer to wait for, and what takes it; whoever waits may be cancelled."""
     future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
 
@@ -560,6 +562,6 @@ def _reset_in_part(done: int, errors: Sequence[ServiceError], *, is_all: bool) -
     )
 
 
-def _signature(served: ServedModel) -> list[tuple[str, str, tuple[int, ...]]]:
+def _tensor_signature(served: ServedModel) -> list[tuple[str, str, tuple[int, ...]]]:
     """Return what a model's inputs are: two with the same take each other's timesteps."""
     return [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]

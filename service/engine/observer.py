@@ -11,22 +11,22 @@ class EngineObserver:
     Seconds are monotonic differences.
     """
 
-    def applied(self, model: str, door: str, timesteps: int) -> None:
+    def steps_applied(self, model: str, door: str, timesteps: int) -> None:
         """Timesteps were committed."""
 
-    def batch(self, model: str, rows: int, seconds: float) -> None:
+    def batch_run(self, model: str, rows: int, seconds: float) -> None:
         """A batch was run in `seconds`."""
 
-    def answered(self, model: str, seconds: Sequence[float]) -> None:
+    def replied(self, model: str, seconds: Sequence[float]) -> None:
         """Requests were answered, each so many seconds after its receipt."""
 
-    def refused(self, model: str, seconds: float) -> None:
-        """A request, which `answered` tells too, was answered with a refusal."""
+    def rejected(self, model: str, seconds: float) -> None:
+        """A request, which `replied` tells too, was answered with a refusal."""
 
-    def store(self, op: str, seconds: float) -> None:
+    def store_latency(self, op: str, seconds: float) -> None:
         """A round trip to the store was made."""
 
-    def cache(self, hits: int, misses: int) -> None:
+    def cache_lookup(self, hits: int, misses: int) -> None:
         """Records were looked for in the worker's memory."""
 
     def conflicts(self, n: int) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 
 from model_export.manifest import Array
 from service.errors import ServiceError
-from service.store.link import Argument, Prepared
 from service.store.record import GUARD_BYTES
-from service.store.script import Script
+from service.store.scripts import Script
+from service.store.transport.connection import Argument, PackedCommand
 
-FORGET: Final = b"-"
+DELETE: Final = b"-"
 """What a commit has in place of a record where the stream is to be forgotten; `commit.lua` knows it."""
 
 NO_RECORD: Final = b"!"
@@ -35,7 +35,7 @@ class Commit(NamedTuple):
     Attributes:
         key: The record's key.
         expect: The guard that the stored record must have; empty: the stream must be missing; or `NO_RECORD`.
-        record: The new record's bytes, or `FORGET`; a commit that forgets is never `SAME`.
+        record: The new record's bytes, or `DELETE`; a commit that forgets is never `DUPLICATE`.
         entry_key: Where to remember the answer of an idempotency key, or None.
         entry: The entry's bytes.
     """
@@ -47,7 +47,7 @@ class Commit(NamedTuple):
     entry: bytes = b""
 
 
-class RowCommits(Sequence[Commit]):
+class ColumnarCommits(Sequence[Commit]):
     """Commits of a batch whose streams all exist and whose records are equally long.
 
     Guards and records lie in one array as they go over the wire, so nothing is made of each.
@@ -103,7 +103,7 @@ def _frame(record_bytes: int) -> tuple[Array, int, int]:
     return np.frombuffer(frame, np.uint8), len(guard), len(guard) + GUARD_BYTES + 2 + len(record)
 
 
-class Telling(NamedTuple):
+class Notification(NamedTuple):
     """What watchers are told of a commit, in the moment in which it is applied, and only then.
 
     Attributes:
@@ -114,11 +114,11 @@ class Telling(NamedTuple):
         most: How many are kept.
     """
 
-    place: int
+    row: int
     event: bytes
     topic: str
     log_key: str | None = None
-    most: int = 0
+    max_kept: int = 0
 
 
 class Outcome(IntEnum):
@@ -126,19 +126,19 @@ class Outcome(IntEnum):
 
     CONFLICT = 0
     APPLIED = 1
-    SAME = 2
-    KEY_KNOWN = 3
-    FOREIGN = 4
+    DUPLICATE = 2
+    KEY_REPLAY = 3
+    WRONG_TYPE = 4
     FAILED = 5  # never the script's own: see the error
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class CommitResult:
     """The store's answer to one commit.
 
     Attributes:
         outcome: What became of it.
-        stored: The stored record (`CONFLICT`, `SAME`; None: the stream is missing) or entry (`KEY_KNOWN`). It may
+        stored: The stored record (`CONFLICT`, `DUPLICATE`; None: the stream is missing) or entry (`KEY_REPLAY`). It may
             be no record of ours.
         error: Why it failed (`FAILED`), and whether it was applied.
     """
@@ -148,11 +148,11 @@ class Committed:
     error: ServiceError | None = None
 
 
-APPLIED: Final = Committed(Outcome.APPLIED)
+APPLIED: Final = CommitResult(Outcome.APPLIED)
 
 
 @dataclass(frozen=True, slots=True)
-class Commits:
+class CommitResults:
     """The store's answer to the commits of one call.
 
     Attributes:
@@ -161,16 +161,16 @@ class Commits:
             they were left to live on as before.
     """
 
-    others: Mapping[int, Committed]
-    refreshed: float | None
+    not_applied: Mapping[int, CommitResult]
+    expiry_set_at: float | None
 
-    def __getitem__(self, place: int) -> Committed:
+    def __getitem__(self, place: int) -> CommitResult:
         """What became of one commit.
 
         Raises:
             ServiceError: It failed.
         """
-        answer = self.others.get(place, APPLIED)
+        answer = self.not_applied.get(place, APPLIED)
         if answer.error is not None:
             raise answer.error
         return answer
@@ -178,7 +178,7 @@ class Commits:
 
 def script_call(
     commits: Sequence[Commit],
-    tellings: Sequence[Telling] = (),
+    tellings: Sequence[Notification] = (),
     *,
     ttl_ms: int,
     entry_ttl_ms: int,
@@ -207,14 +207,14 @@ def script_call(
     for i, c in keyed:
         call += (i, c.entry)
     for t in tellings:
-        call += (t.place + 1, t.event, t.topic, 0 if t.log_key is None else t.most)
+        call += (t.row + 1, t.event, t.topic, 0 if t.log_key is None else t.max_kept)
     return tuple(call)
 
 
-def rows_call(commits: RowCommits, *, ttl_ms: int, entry_ttl_ms: int, keep: bool) -> Prepared:
+def rows_call(commits: ColumnarCommits, *, ttl_ms: int, entry_ttl_ms: int, keep: bool) -> PackedCommand:
     """Return the same command for rows, packed already; arguments as for `script_call`."""
     rows = len(commits)
     head: list[Argument] = ["EVALSHA", COMMIT.sha, rows, *commits.names, rows, ttl_ms, entry_ttl_ms, int(keep), 0]
-    return Prepared(
+    return PackedCommand(
         commits.packed(head), lambda: script_call(commits, ttl_ms=ttl_ms, entry_ttl_ms=entry_ttl_ms, keep=keep)
     )

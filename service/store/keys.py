@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.store.record import digest16
+from service.store.record import blake2b_128
 
 PREFIX = "swl:1:"
 
@@ -15,9 +15,9 @@ def record_key(tenant: str, model: str, stream: str) -> str:
     return f"{PREFIX}{{{tenant}/{model}/{stream}}}"
 
 
-def entry_key(record: str, idempotency_key: str) -> str:
+def idempotency_key_of(record: str, idempotency_key: str) -> str:
     """Return the key of the entry that remembers what an idempotency key of this stream answered."""
-    return f"{record}:k:{digest16(idempotency_key.encode()).hex()}"
+    return f"{record}:k:{blake2b_128(idempotency_key.encode()).hex()}"
 
 
 def snapshots_key(record: str) -> str:
@@ -25,12 +25,12 @@ def snapshots_key(record: str) -> str:
     return f"{record}:s"
 
 
-def log_key(record: str) -> str:
+def event_log_key(record: str) -> str:
     """Return the key of a stream's history: its newest events, for watchers that come back."""
     return f"{record}:h"
 
 
-def last_words_key(record: str) -> str:
+def end_entry_key(record: str) -> str:
     """Return the key of the entry that remembers the answer to the request that ended it; `commit.lua` knows it."""
     return f"{record}:end"
 

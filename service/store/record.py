@@ -39,7 +39,7 @@ _HEADER = struct.Struct("<4sIQQII16s16s8sIIIIQQ")
 _CRC = struct.Struct("<I")
 _CRC_AT = 84
 HEADER_BYTES = _HEADER.size
-NO_CHAIN = bytes(16)
+NO_HISTORY = bytes(16)
 HAD_KEY = 0x100
 
 _GUARD = struct.Struct("<QQII16s16s")
@@ -55,7 +55,7 @@ class Kind(IntEnum):
     STEP = 1
     RESET = 2
     FORK = 3
-    REWIND = 4  # a reset to a snapshot
+    RESET_TO_SNAPSHOT = 4  # a reset to a snapshot
     PUT_STATE = 5
     ROLLOUT = 6  # a committed one
 
@@ -83,7 +83,7 @@ class Record:
     length: int
     flags: int
     op_id: bytes
-    chain: bytes
+    history_hash: bytes
     fingerprint: bytes
     updated_ms: int
     created_ms: int
@@ -101,7 +101,7 @@ class Record:
                 self.length,
                 self.flags,
                 self.op_id,
-                self.chain,
+                self.history_hash,
                 self.fingerprint,
                 len(self.outputs),
                 len(self.state),
@@ -118,7 +118,7 @@ class Record:
     @property
     def guard(self) -> bytes:
         """The 56 bytes that the store compares."""
-        return _GUARD.pack(self.epoch, self.step, self.length, self.flags, self.op_id, self.chain)
+        return _GUARD.pack(self.epoch, self.step, self.length, self.flags, self.op_id, self.history_hash)
 
     @property
     def nbytes(self) -> int:
@@ -158,7 +158,7 @@ def decode(raw: bytes) -> Record:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyEntry:
+class IdempotencyEntry:
     """What an idempotency key answered: kept beside the record, with a time limit of its own.
 
     Its bytes begin with `SK1` and a zero, where 1 is the format version, and a CRC-32 of all that follows.
@@ -176,7 +176,7 @@ class KeyEntry:
     op_id: bytes
     epoch: int
     step: int
-    chain: bytes
+    history_hash: bytes
     length: int
     outputs: bytes
     fingerprint: bytes = bytes(8)
@@ -187,11 +187,11 @@ class KeyEntry:
         return self._packed(crc32(body))[:8] + body
 
     def _packed(self, crc: int) -> bytes:
-        parts = (self.op_id, self.epoch, self.step, self.chain, self.length, self.fingerprint)
+        parts = (self.op_id, self.epoch, self.step, self.history_hash, self.length, self.fingerprint)
         return _ENTRY.pack(_ENTRY_MAGIC, crc, *parts)
 
     @classmethod
-    def decode(cls, raw: bytes) -> KeyEntry:
+    def decode(cls, raw: bytes) -> IdempotencyEntry:
         """Read an entry, trusting nothing. Where it cannot be read, its request had been applied, or had not.
 
         Raises:
@@ -220,7 +220,7 @@ def _corrupt_entry(what: str) -> CorruptRecordError:
     )
 
 
-def digest16(*parts: bytes) -> bytes:
+def blake2b_128(*parts: bytes) -> bytes:
     """Return BLAKE2b-16 of the parts, each with its length, so that no two lists of parts are alike."""
     h = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -229,7 +229,7 @@ def digest16(*parts: bytes) -> bytes:
     return h.digest()
 
 
-def next_chains(chains: Sequence[bytes], kind: Kind, op_ids: Sequence[bytes], fingerprint: bytes) -> list[bytes]:
+def extend_history(chains: Sequence[bytes], kind: Kind, op_ids: Sequence[bytes], fingerprint: bytes) -> list[bytes]:
     """Return the hash of each history that goes on by one operation, 16 bytes.
 
     The operation's name covers its inputs. The epoch is left out on purpose: a client that sends its inputs again

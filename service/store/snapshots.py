@@ -1,4 +1,4 @@
-"""`Snapshots`: named copies of streams' records, one hash for each stream, so that they are listed without a search."""
+"""`SnapshotStore`: named copies of streams' records, one hash for each stream, so that they are listed without a search."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, Final, NamedTuple
 
 from service.errors import CorruptRecordError, ServiceError
 from service.store import keys
-from service.store.link import Argument
 from service.store.record import Record, decode
-from service.store.redis import StateStore
-from service.store.script import Script
+from service.store.scripts import Script
+from service.store.state_store import StateStore
+from service.store.transport.connection import Argument
 
 SCRIPT: Final = Script.of("snapshots.lua")
 """What changes a stream's snapshots."""
 
-_DONE, _KEY_KNOWN = 1, 3
+_DONE, _KEY_REPLAY = 1, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class StoredSnapshot:
     """A copy of a stream's record.
 
     Attributes:
@@ -33,7 +33,7 @@ class Snapshot:
     record: Record
 
 
-class Remember(NamedTuple):
+class IdempotencyWrite(NamedTuple):
     """What an idempotency key is answered from now on.
 
     Attributes:
@@ -45,7 +45,7 @@ class Remember(NamedTuple):
     entry: bytes
 
 
-class Snapshots:
+class SnapshotStore:
     """Keeps the snapshots of streams.
 
     All snapshots of a stream live until none of them was taken or used for their time to live. They go with the
@@ -63,10 +63,10 @@ class Snapshots:
         self._store = store
         self._ttl = int((store.stream_ttl_s if ttl_s is None else ttl_s) * 1000)
         self._entry_ttl = int(store.idempotency_ttl_s * 1000)
-        self._most = most
+        self._max_snapshots = most
 
     async def put(
-        self, stream: str, name: str, record: bytes, *, deadline: float, remember: Remember | None = None
+        self, stream: str, name: str, record: bytes, *, deadline: float, remember: IdempotencyWrite | None = None
     ) -> bytes | None:
         """Keep a copy of a record under a name, in place of an older one.
 
@@ -87,12 +87,12 @@ class Snapshots:
         return await self._change(stream, name, value, remember, deadline=deadline)
 
     async def delete(
-        self, stream: str, name: str, *, deadline: float, remember: Remember | None = None
+        self, stream: str, name: str, *, deadline: float, remember: IdempotencyWrite | None = None
     ) -> bytes | None:
         """Forget a snapshot, also where there is none; arguments and answer as for `put`."""
         return await self._change(stream, name, b"", remember, deadline=deadline)
 
-    async def get(self, stream: str, name: str, *, deadline: float, use: bool = False) -> Snapshot | None:
+    async def get(self, stream: str, name: str, *, deadline: float, use: bool = False) -> StoredSnapshot | None:
         """Return a snapshot, None where there is none.
 
         Args:
@@ -105,33 +105,42 @@ class Snapshots:
             CorruptRecordError: What is kept is no record.
         """
         key = keys.snapshots_key(stream)
-        found = _checked(await self._store.ask(deadline, "HGET", key, name))
+        found = _checked(await self._store.execute(deadline, "HGET", key, name))
         if found is not None and use:
-            await self._store.ask(deadline, "PEXPIRE", key, self._ttl)
+            await self._store.execute(deadline, "PEXPIRE", key, self._ttl)
         return None if found is None else _read(found)
 
-    async def all(self, stream: str, *, deadline: float) -> Mapping[str, Snapshot]:
+    async def all(self, stream: str, *, deadline: float) -> Mapping[str, StoredSnapshot]:
         """Return a stream's snapshots by name, sorted."""
-        flat = _checked(await self._store.ask(deadline, "HGETALL", keys.snapshots_key(stream)))
+        flat = _checked(await self._store.execute(deadline, "HGETALL", keys.snapshots_key(stream)))
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return {name.decode(): _read(value) for name, value in sorted(pairs)}
 
     async def _change(
-        self, stream: str, name: str, value: bytes, remember: Remember | None, *, deadline: float
+        self, stream: str, name: str, value: bytes, remember: IdempotencyWrite | None, *, deadline: float
     ) -> bytes | None:
         names, entry = [keys.snapshots_key(stream)], b""
         if remember is not None:
             names.append(remember.key)
             entry = remember.entry
-        arguments: list[Argument] = [len(names), *names, name, value, self._most, self._ttl, entry, self._entry_ttl]
+        arguments: list[Argument] = [
+            len(names),
+            *names,
+            name,
+            value,
+            self._max_snapshots,
+            self._ttl,
+            entry,
+            self._entry_ttl,
+        ]
         outcome, *known = await self._store.run(SCRIPT, arguments, deadline=deadline)
-        if outcome == _KEY_KNOWN:
+        if outcome == _KEY_REPLAY:
             stored: bytes = known[0]
             return stored
         if outcome != _DONE:
             raise ServiceError(
                 "stream_quota",
-                f"The stream has {self._most} snapshots; that is as many as it may.",
+                f"The stream has {self._max_snapshots} snapshots; that is as many as it may.",
                 fix="Delete one, take this one under a name that is there, or raise `max_snapshots`.",
             )
         return None
@@ -144,5 +153,5 @@ def _checked(reply: Any) -> Any:
     return reply
 
 
-def _read(value: bytes) -> Snapshot:
-    return Snapshot(int.from_bytes(value[:8], "little"), decode(value[8:]))
+def _read(value: bytes) -> StoredSnapshot:
+    return StoredSnapshot(int.from_bytes(value[:8], "little"), decode(value[8:]))

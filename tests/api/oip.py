@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 
 from model_export.manifest import Array
-from service.wire.oip import DATATYPES
+from service.codec.oip import DATATYPES
 from tests.api.running import Service
 
 LENGTH = "Inference-Header-Content-Length"

@@ -15,8 +15,8 @@ import uvicorn
 from fastapi import FastAPI
 from websockets.sync.client import ClientConnection, connect
 
-from service import server
 from service.app import create_app
+from service.process import server
 from service.settings import Settings
 
 

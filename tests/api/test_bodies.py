@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.api.running import Service
 from tests.api.test_streams import code_of
-from tests.test_wire import BAD_INPUT, BAD_JSON, BAD_MSGPACK, BAD_REQUEST, body_of
+from tests.codec.test_codec import BAD_INPUT, BAD_JSON, BAD_MSGPACK, BAD_REQUEST, body_of
 
 LIMIT = 1_000_000
 

@@ -21,9 +21,9 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.sync.client import ClientConnection
 
-from service.api.feed_line import FeedLine
-from service.lane import FeedProtocol
-from service.wire import JSON
+from service.codec import JSON
+from service.protocols import FastFeedProtocol
+from service.requests.feed_session import FeedSession
 from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, lstm, write_models
 from tests.servers import Server
@@ -324,14 +324,14 @@ def test_what_waits_for_its_answers_is_bounded_by_bytes_too(service: Service) ->
     context = service.app.state.context
 
     async def filled(size: int) -> int:
-        line = FeedLine(context, JSON, "fold", None, stream=None, on_ready=lambda: None)
+        line = FeedSession(context, JSON, "fold", None, stream=None, on_ready=lambda: None)
         taken = 0
         while not line.is_full:
-            line.take(b'{"stream":"s%d","inputs":[1]}'.ljust(size) % taken, "default")
+            line.handle_message(b'{"stream":"s%d","inputs":[1]}'.ljust(size) % taken, "default")
             taken += 1
         left = taken
         while left:
-            left -= len(line.ready())
+            left -= len(line.pop_ready())
             await asyncio.sleep(0)
         assert not line.is_full
         return taken
@@ -478,11 +478,11 @@ def test_what_comes_after_the_end_of_a_feed_is_not_kept(again: Again, service: S
         pytest.skip("uvicorn alone reads the application's feeds")
     with again(max_body_bytes=1_000_000, max_wait_ms=1000) as own:
         one = open_raw_feed(own, stream)
-        [connection] = [c for c in own.connections() if isinstance(c, FeedProtocol)]
+        [connection] = [c for c in own.connections() if isinstance(c, FastFeedProtocol)]
         one.sendall(frame(b'{"inputs": [1]}') + frame(b"{") + b"\x82\xff" + (2**40).to_bytes(8) + bytes(4))
         for _ in range(20):
             one.sendall(bytes(1_000_000))  # the socket's buffers do not hold so much: it was received
-        kept = connection._have
+        kept = connection._buffered
         answers = [read_frame(one)[1] for _ in range(3)]
         one.close()
 
@@ -595,7 +595,7 @@ def send_until_closed(slow: socket.socket, service: Service) -> None:
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the ten-second timeout, so that the tests are short."""
-    for module in ("service.api.feed", "service.lane.feed"):
+    for module in ("service.asgi.routes.feed", "service.protocols.fast_feed"):
         monkeypatch.setattr(f"{module}.SLOW_S", 0.2)
 
 
@@ -619,7 +619,7 @@ def test_a_client_that_never_reads_is_disconnected(
 ) -> None:
     if not service.lane:
         pytest.skip("an ASGI application cannot cut a connection")
-    monkeypatch.setattr("service.lane.feed._CLOSE_WITHIN_S", 0.2)
+    monkeypatch.setattr("service.protocols.fast_feed._CLOSE_TIMEOUT_S", 0.2)
     with restart_with() as own:
         slow = open_unread_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
         send_until_closed(slow, own)
@@ -635,7 +635,7 @@ def test_a_watcher_that_never_reads_is_disconnected(
     """Its connection is aborted, not only closed, so nothing waits for a client that may never react."""
     if not service.lane:
         pytest.skip("an ASGI application cannot cut a connection")
-    monkeypatch.setattr("service.lane.feed._CLOSE_WITHIN_S", 0.2)
+    monkeypatch.setattr("service.protocols.fast_feed._CLOSE_TIMEOUT_S", 0.2)
     chunk = {"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60}
     with restart_with() as own:
         slow = open_unread_feed(own, "/v1/watch", receive_buffer=4096)

@@ -12,12 +12,12 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from service.engine.tenants import TenantRates
+from service.engine.limits import TenantRates
 from service.errors import ServiceError
 from tests.api.running import Service, running_service
-from tests.api.test_auth import bearer, key, write_keys_file
 from tests.api.test_streams import code_of
 from tests.graphs import fold, write_models
+from tests.requests.test_api_keys import bearer, key, write_keys_file
 from tests.servers import Server, server
 
 RATE = 20
@@ -143,7 +143,7 @@ def acquire() -> Callable[..., float]:
 
     def acquire_at(now: float, n: int = 1, tenant: str = "a") -> float:
         try:
-            rates.demand(tenant, n, now)
+            rates.acquire(tenant, n, now)
         except ServiceError as exc:
             return exc.retry_after_s or math.inf
         return 0.0

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from service.api.problems import PROBLEMS
 from service.errors import CODES
+from service.requests.problems import PROBLEMS
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, nan_at, total, write_models

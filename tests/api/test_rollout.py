@@ -13,8 +13,8 @@ import pytest
 from websockets.sync.client import connect
 
 from model_export.feedback import Draw
-from service.engine.sampling import draw, normals, uniforms
-from service.wire import encode_state_id
+from service.engine.rollout.sampling import normals, sample_indices, uniforms
+from service.ids import encode_state_id
 from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
 from tests.graphs import fold, fold_reference, letters, nan_at, slow, total, two_inputs, wave, write_models
@@ -172,7 +172,7 @@ def sampled_client_loop(
     numbers = uniforms(seed, sample, 0, horizon + 1)
 
     def follow(outputs: Any, t: int) -> int:
-        return int(draw(np.array(outputs["next"], np.float32)[None], numbers[t : t + 1], how)[0])
+        return int(sample_indices(np.array(outputs["next"], np.float32)[None], numbers[t : t + 1], how)[0])
 
     return client_loop(service, "letters", stream, x, horizon, follow)[1]
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from service.wire import encode_state_id
+from service.ids import encode_state_id
 from tests.api.running import Service, running_service
 from tests.graphs import fold_reference
 from tests.servers import Server
@@ -563,7 +563,7 @@ def test_an_unexpected_error_is_500_without_details(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(service.app.state.context, "wire", broken)
+    monkeypatch.setattr(service.app.state.context, "decoder", broken)
     answer = service.step("fold", stream, [1])
 
     assert (answer.status_code, code_of(answer), answer.json()["applied"]) == (500, "internal", "unknown")

@@ -18,17 +18,17 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from service.api.context import Context
-from service.api.events import EventStream
-from service.api.visitors import Visitor
-from service.engine.watcher import Watcher
-from service.wire.answers import tensor
-from service.wire.formats import MSGPACK, encode
+from service.asgi.routes.sse import SseResponse
+from service.codec.formats import MSGPACK, encode
+from service.codec.responses import encode_tensor
+from service.engine.watch.subscriber import Subscriber
+from service.requests.context import AppContext
+from service.requests.socket_auth import SocketAuth
 from tests.api.running import Service, running_service
-from tests.api.test_auth import bearer, key, write_keys_file
 from tests.api.test_streams import code_of
 from tests.graphs import fold, fold_reference, total, write_models
 from tests.processes import service_process as process
+from tests.requests.test_api_keys import bearer, key, write_keys_file
 from tests.servers import Server
 
 WIDE = 32768  # so wide that few events fill the buffer of a client that does not read
@@ -210,7 +210,7 @@ def open_unread_watch(service_process: Service, stream: str) -> socket.socket:
 
 
 def send_wide(service_process: Service, stream: str, steps: int) -> None:
-    body = encode({"inputs": {"x": tensor(np.zeros(WIDE, np.float32), MSGPACK)}}, MSGPACK)
+    body = encode({"inputs": {"x": encode_tensor(np.zeros(WIDE, np.float32), MSGPACK)}}, MSGPACK)
     for _ in range(steps):
         path = service_process.path("wide", stream, "step")
         service_process.http.post(
@@ -356,9 +356,9 @@ def test_a_stopping_service_ends_its_watchers(folder: Path, short_path: Path) ->
 
 
 async def test_an_idle_watch_gets_heartbeats(replicas: tuple[Service, Service]) -> None:
-    context: Context = replicas[0].app.state.context
-    watcher = Watcher([], inputs=False)
-    answer = EventStream(context.engine.watchers, watcher, Visitor(context, "read", None, ()), beat_s=0.01)
+    context: AppContext = replicas[0].app.state.context
+    watcher = Subscriber([], inputs=False)
+    answer = SseResponse(context.engine.watch, watcher, SocketAuth(context, "read", None, ()), beat_s=0.01)
     texts = answer.texts()
 
     assert [await anext(texts) for _ in range(3)][1:] == [b":\n\n", b":\n\n"]
@@ -367,9 +367,9 @@ async def test_an_idle_watch_gets_heartbeats(replicas: tuple[Service, Service]) 
 async def test_a_revoked_key_ends_the_watch(shared_redis: Server, folder: Path, tmp_path: Path) -> None:
     keys = write_keys_file(tmp_path / "keys.json", key("a"))
     with running_service(shared_redis.url, folder, api_keys_file=keys) as one:
-        context: Context = one.app.state.context
-        visitor = Visitor(context, "read", "Bearer a", ())
-        texts = EventStream(context.engine.watchers, Watcher([], inputs=False), visitor, beat_s=0.01).texts()
+        context: AppContext = one.app.state.context
+        visitor = SocketAuth(context, "read", "Bearer a", ())
+        texts = SseResponse(context.engine.watch, Subscriber([], inputs=False), visitor, beat_s=0.01).texts()
         await anext(texts)
         write_keys_file(keys)
         rest = [text async for text in texts]

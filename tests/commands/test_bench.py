@@ -14,8 +14,8 @@ import pytest
 import typer
 from typer.testing import Result
 
-from service.bench.meter import Meter
-from service.bench.plan import Plan, Stream
+from service.bench.latency import LatencyRecorder
+from service.bench.workload import BenchStream, Workload
 from service.commands.bench import bench
 from tests.commands.program import invoke
 from tests.graphs import fold, lstm, nan_at, write_model
@@ -110,16 +110,16 @@ def test_an_api_key_is_sent_over_every_transport(folder: Path) -> None:
 
 
 def test_the_warm_up_is_not_counted() -> None:
-    meter = Meter()
-    meter.answered(9.0)
+    meter = LatencyRecorder()
+    meter.replied(9.0)
     meter.failed("overloaded")
     meter.start()
-    meter.answered(0.001)
+    meter.replied(0.001)
     meter.stop()
-    meter.answered(9.0)
+    meter.replied(9.0)
     assert (meter.result()["steps"], meter.result()["max_ms"], meter.result()["errors"]) == (1, 1.0, {})
 
 
 def test_a_request_body_has_the_number_of_its_timestep() -> None:
-    plan = Plan.of({"name": "m", "inputs": [{"name": "x", "dtype": "int64", "shape": [2]}]})
-    assert json.loads(plan.body(Stream("s", step=6)))["seq"] == 7
+    plan = Workload.of({"name": "m", "inputs": [{"name": "x", "dtype": "int64", "shape": [2]}]})
+    assert json.loads(plan.body(BenchStream("s", step=6)))["seq"] == 7

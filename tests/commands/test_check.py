@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from service.commands.check import Checked, check, examine
 from service.settings import Settings
-from service.store.embedded import EmbeddedStore
+from service.store.embedded_server import EmbeddedStore
 from tests import graphs
 from tests.servers import Server
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from service.api.auth import Keys, KeysFileError
-from service.api.keys_file import add_key, list_keys
 from service.commands.keys import keys_app
 from service.errors import ServiceError
+from service.requests.api_keys import ApiKeys, KeysFileError
+from service.requests.api_keys_file import add_key, list_keys
 from tests.commands.program import invoke
 
 
@@ -34,7 +34,7 @@ def created_key(file: Path, *words: str) -> str:
 def test_the_service_accepts_a_created_key(file: Path) -> None:
     key = run_keys(file, "add", "pump-7", "--tenant", "plant", "--scopes", "step,admin").stdout.strip()
 
-    caller = Keys(file).caller(f"Bearer {key}")
+    caller = ApiKeys(file).caller(f"Bearer {key}")
 
     assert (caller.key_id, caller.tenant, set(caller.scopes)) == ("pump-7", "plant", {"step", "admin"})
 
@@ -83,7 +83,7 @@ def test_keys_are_listed_by_name_tenant_and_scopes(file: Path) -> None:
 
 def test_a_revoked_key_is_rejected_and_the_others_stay_valid(file: Path) -> None:
     old, kept = created_key(file, "old"), created_key(file, "kept")
-    service = Keys(file)
+    service = ApiKeys(file)
 
     assert run_keys(file, "revoke", "old", "--yes").exit_code == 0
 

@@ -18,7 +18,7 @@ from typer.testing import Result
 
 from model_export.errors import StepwellError
 from service.commands.streams import streams_app
-from service.store.embedded import EmbeddedStore
+from service.store.embedded_server import EmbeddedStore
 from service.store.keys import record_key
 from tests.commands.program import invoke
 from tests.graphs import count, fold, fold_reference, wave, write_model

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
 
-from service.api.problems import PROBLEMS
 from service.errors import CODES
+from service.requests.problems import PROBLEMS
 from service.settings import Settings
-from service.store.embedded import REWRITTEN_FROM
+from service.store.embedded_server import AOF_REWRITE_MIN_SIZE
 
 REPOSITORY = Path(__file__).parents[2]
 CONTAINERS = ("proxy", "service", "redis", "export")
@@ -100,7 +100,7 @@ def test_redis_is_durable_and_never_evicts(line: str) -> None:
     assert line in (REPOSITORY / "docker/redis.conf").read_text().splitlines()
 
 
-@pytest.mark.parametrize("line", [f"auto-aof-rewrite-min-size {REWRITTEN_FROM}", "rdbcompression no"], ids=str)
+@pytest.mark.parametrize("line", [f"auto-aof-rewrite-min-size {AOF_REWRITE_MIN_SIZE}", "rdbcompression no"], ids=str)
 def test_redis_rewrites_its_append_only_file_as_the_embedded_store_does(line: str) -> None:
     assert line in (REPOSITORY / "docker/redis.conf").read_text().splitlines()
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from model_export.step_model import StepModel
-from service.engine.block import Results
 from service.engine.engine import Engine, EngineOptions
-from service.engine.models import ModelShelf
 from service.engine.observer import EngineObserver
-from service.engine.types import Prediction, Predictions, StreamKey, Timestep, Timesteps
+from service.engine.stepping.columnar_batch import BulkOutcomes
 from service.errors import ServiceError
-from service.store.redis import StateStore
+from service.models.registry import ModelRegistry
+from service.store.state_store import StateStore
+from service.types import BulkPrediction, BulkTimesteps, Prediction, StreamKey, Timestep
 
 FOLD = "fold"
 
@@ -37,10 +37,10 @@ class CountingObserver(EngineObserver):
     def regressions(self, n: int) -> None:
         self.regressed += n
 
-    def batch(self, model: str, rows: int, seconds: float) -> None:
+    def batch_run(self, model: str, rows: int, seconds: float) -> None:
         self.batches.append(rows)
 
-    def store(self, op: str, seconds: float) -> None:
+    def store_latency(self, op: str, seconds: float) -> None:
         self.store_ops.append(op)
 
 
@@ -54,7 +54,7 @@ async def worker(
     **store: Any,
 ) -> AsyncIterator[Engine]:
     """Run an engine, as one worker process does, with every model of a folder."""
-    shelf = ModelShelf([models], StepModel)
+    shelf = ModelRegistry([models], StepModel)
     report = await shelf.reload()
     assert not report.failed
     engine = Engine(StateStore(url, **store), shelf, options, counts)
@@ -87,7 +87,7 @@ async def submit_bulk(
     Args:
         engine: The engine to submit to.
         rows: By stream: its inputs, as many for each stream, and `seq`.
-        more: Fields of `Timesteps` that differ from the usual ones.
+        more: Fields of `BulkTimesteps` that differ from the usual ones.
 
     Returns:
         The result of each stream, or None if the engine does not process these rows in columns.
@@ -98,16 +98,16 @@ async def submit_bulk(
         "seqs": [seq for _, seq in rows.values()], "afters": [None] * len(keys), "create": "auto",
         "idempotency_key": None, "keep": "all", "version": None, "door": "websocket",
     }  # fmt: skip
-    asked = Timesteps(
+    asked = BulkTimesteps(
         keys=keys, names=[key.name for key in keys], inputs={"x": xs}, packed=[(row.tobytes(),) for row in xs],
         length=xs.shape[1], **usual | more,
     )  # fmt: skip
-    answer: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
-    if not engine.submit_together(asked, answer.set_result, engine.shelf.get(FOLD)):
+    answer: asyncio.Future[BulkOutcomes] = asyncio.get_running_loop().create_future()
+    if not engine.submit_columnar(asked, answer.set_result, engine.models.get(FOLD)):
         return None
     found = await answer
-    if isinstance(found, Predictions):
-        found = [Prediction(found.made, at) for at in range(len(found.made.steps))]
+    if isinstance(found, BulkPrediction):
+        found = [Prediction(found.batch, at) for at in range(len(found.batch.steps))]
     return dict(zip(rows, found, strict=True))
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine import batcher
-from service.engine.crowd import Crowd
 from service.engine.engine import Engine, EngineOptions
-from service.engine.names import RequestNames
-from service.engine.types import RolloutAsk, StreamKey
+from service.engine.protocol.op_ids import OpIdHasher
+from service.engine.stepping import batcher
+from service.engine.stepping.overload import QueueAdmission
 from service.errors import ServiceError
+from service.types import RolloutRequest, StreamKey
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, submit_bulk, worker
 from tests.graphs import fold, slow, write_models
 from tests.servers import Server
@@ -49,14 +49,14 @@ async def until_one_runs(engine: Engine, model: str) -> None:
 async def test_an_error_before_a_batch_is_run_is_answered_and_the_queue_goes_on(
     folder: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbered, errors = RequestNames.numbered, [MemoryError("no room")]
+    numbered, errors = OpIdHasher.for_sequenced, [MemoryError("no room")]
 
-    def failing_once(self: RequestNames, *args: Any) -> list[bytes]:
+    def failing_once(self: OpIdHasher, *args: Any) -> list[bytes]:
         if errors:
             raise errors.pop()
         return numbered(self, *args)
 
-    monkeypatch.setattr(RequestNames, "numbered", failing_once)
+    monkeypatch.setattr(OpIdHasher, "for_sequenced", failing_once)
     async with worker(redis_server.url, folder) as engine, asyncio.timeout(10):
         first = await gather_results(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
         second = await gather_results(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
@@ -82,7 +82,7 @@ async def test_what_is_refused_for_want_of_room_costs_no_tokens(folder: Path, re
 
 
 async def test_a_rollout_that_is_refused_for_want_of_room_costs_no_tokens(folder: Path, redis_server: Server) -> None:
-    ask = RolloutAsk(StreamKey("default", FOLD, "b"), 900, {"x": np.array([1], np.int64)}, feedback={"x": "y"})
+    ask = RolloutRequest(StreamKey("default", FOLD, "b"), 900, {"x": np.array([1], np.int64)}, feedback={"x": "y"})
     options = EngineOptions(queue_limit=4, tenant_rate=1000)
     async with worker(redis_server.url, folder, options=options) as engine:
         full = [engine.advance(step("a", 1)) for _ in range(4)]
@@ -129,7 +129,7 @@ async def test_a_refusal_has_the_number_that_it_was_decided_on(
 ) -> None:
     """The watchdog's thread writes it at any time."""
 
-    class Wavering(Crowd):
+    class Wavering(QueueAdmission):
         """Has room for one where the event loop reads it first, and for everyone from then on."""
 
         def __getattribute__(self, name: str) -> Any:
@@ -139,7 +139,7 @@ async def test_a_refusal_has_the_number_that_it_was_decided_on(
             asked.append(name)
             return 1.0 if len(asked) == 1 else math.inf
 
-    monkeypatch.setattr(batcher, "Crowd", Wavering)
+    monkeypatch.setattr(batcher, "QueueAdmission", Wavering)
     async with worker(redis_server.url, folder) as engine:
         answers: list[Any] = []
         for n in range(3):
@@ -194,7 +194,7 @@ async def test_closing_ends_commits_to_a_store_that_is_away(folder: Path, redis_
 
 
 async def test_closing_answers_rollouts(folder: Path, redis_server: Server) -> None:
-    ask = RolloutAsk(StreamKey("default", FOLD, "a"), 10**6, {"x": np.array([1], np.int64)}, feedback={"x": "y"})
+    ask = RolloutRequest(StreamKey("default", FOLD, "a"), 10**6, {"x": np.array([1], np.int64)}, feedback={"x": "y"})
     async with worker(redis_server.url, folder) as engine:
         rollouts = [asyncio.ensure_future(engine.rollout(ask)) for _ in range(2)]
         done, _ = await asyncio.wait(rollouts, timeout=0.2)

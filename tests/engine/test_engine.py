@@ -13,10 +13,10 @@ import onnx
 import pytest
 
 from service.engine.engine import Engine, EngineOptions
-from service.engine.types import StreamKey, Timestep
 from service.errors import ServiceError
-from service.store.keys import entry_key, record_key
+from service.store.keys import idempotency_key_of, record_key
 from service.store.record import decode
+from service.types import StreamKey, Timestep
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
 from tests.graphs import Build, Built, count, fold, fold_reference, lstm, nan_at, slow, write_model, write_models
 from tests.servers import Server
@@ -527,7 +527,7 @@ async def test_a_stream_stays_with_the_version_that_began_it(tmp_path: Path, red
     async with worker(redis_server.url, tmp_path) as engine:
         await engine.advance(step("old", 5))
         write_model(tmp_path, "fold", lambda: fold(factor=3), version=2)
-        report = await engine.shelf.reload()
+        report = await engine.models.reload()
         old = await engine.advance(step("old", 6, seq=2))
         new = await engine.advance(step("new", 6))
         explicit = await expect_error(engine, step("old", 7, version=2))
@@ -561,7 +561,7 @@ async def test_a_retry_gets_its_first_answer_also_where_a_new_version_answers_ot
         firsts = [await engine.advance(ask) for ask in asks]
         await engine.advance(step("b", 6))
         write_model(tmp_path, "fold", after, version=2)
-        await engine.shelf.reload()
+        await engine.models.reload()
         agains = [await engine.advance(ask) for ask in asks]
 
     assert [again.replayed for again in agains] == [True] * 3
@@ -595,7 +595,7 @@ async def test_a_damaged_entry_of_a_key_stops_its_own_request_only(
 ) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 5, idempotency_key="k"))
-        name = entry_key(record_key("default", FOLD, "a"), "k")
+        name = idempotency_key_of(record_key("default", FOLD, "a"), "k")
         with redis_server.client() as client:
             raw = bytearray(client.get(name))
             raw[-1] ^= 1
@@ -620,7 +620,7 @@ async def test_a_version_that_takes_other_inputs_is_not_fed_with_the_new_ones(
     async with worker(redis_server.url, tmp_path) as engine:
         await engine.advance(step("old", 5))
         write_model(tmp_path, "fold", total, version=2)
-        await engine.shelf.reload()
+        await engine.models.reload()
         key = StreamKey("default", "fold", "old")
         refused = await expect_error(engine, Timestep(key, (np.ones((1, 2), np.float32).tobytes(),)))
 
@@ -632,7 +632,7 @@ async def test_a_replaced_file_goes_on_serving_the_streams_it_began(tmp_path: Pa
     async with worker(redis_server.url, tmp_path) as engine:
         await engine.advance(step("old", 5))
         write_models(tmp_path, fold=lambda: fold(factor=3))
-        await engine.shelf.reload()
+        await engine.models.reload()
         old = await engine.advance(step("old", 6, seq=2))
     async with worker(redis_server.url, tmp_path) as restarted:
         lost = await expect_error(restarted, step("old", 7, seq=3))
@@ -691,7 +691,7 @@ async def test_a_stream_lives_its_time_after_each_step_whoever_made_it(folder: P
 async def test_a_packed_record_is_no_larger_than_header_output_and_state(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, write_models(tmp_path, lstm=lambda: lstm(8, 64))) as engine:
         await engine.advance(Timestep(StreamKey("default", "lstm", "a"), (np.zeros((1, 8), np.float32).tobytes(),)))
-        model = engine.shelf.get("lstm").step_model
+        model = engine.models.get("lstm").step_model
         with redis_server.client() as client:
             raw = client.get(record_key("default", "lstm", "a"))
 

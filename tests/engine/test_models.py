@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model_export.step_model import StepModel
-from service.engine.models import ModelShelf
+from service.models.registry import ModelRegistry
 from tests.graphs import fold, total, write_model, write_models
 
 
@@ -31,7 +31,7 @@ def no_more_files() -> Iterator[None]:
 async def test_a_folder_that_cannot_be_listed_keeps_its_models_and_is_reported(tmp_path: Path) -> None:
     folder = write_models(tmp_path / "models", flat=fold)
     write_model(folder, "deep", total, version=2)
-    shelf = ModelShelf([folder])
+    shelf = ModelRegistry([folder])
     await shelf.reload()
 
     with no_more_files():
@@ -48,7 +48,7 @@ async def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_loaded(
             raise OSError(5, "Input/output error")
         return StepModel(path)
 
-    shelf = ModelShelf([write_models(tmp_path / "models", a=fold, b=fold, c=fold)], load)
+    shelf = ModelRegistry([write_models(tmp_path / "models", a=fold, b=fold, c=fold)], load)
     report = await shelf.reload()
 
     assert report.loaded == ["a/1", "c/1"]
@@ -64,7 +64,7 @@ async def test_a_file_that_cannot_be_read_now_goes_on_being_served_as_it_was(tmp
         return StepModel(path)
 
     folder = write_models(tmp_path / "models", m=fold)
-    shelf = ModelShelf([folder], load)
+    shelf = ModelRegistry([folder], load)
     await shelf.reload()
     before, broken = shelf.get("m"), True
     write_models(folder, m=total)
@@ -78,7 +78,7 @@ async def test_a_file_that_cannot_be_read_now_goes_on_being_served_as_it_was(tmp
 @pytest.mark.parametrize("beside", ["m.onnx.part", "m.onnx~", "m.onnx.stepwell.json.bak"])
 async def test_a_file_beside_a_model_that_is_not_its_own_changes_nothing(tmp_path: Path, beside: str) -> None:
     folder = write_models(tmp_path / "models", m=fold)
-    shelf = ModelShelf([folder])
+    shelf = ModelRegistry([folder])
     await shelf.reload()
     (folder / beside).write_text("something")
 
@@ -87,7 +87,7 @@ async def test_a_file_beside_a_model_that_is_not_its_own_changes_nothing(tmp_pat
 
 async def test_a_new_sidecar_brings_the_model_anew(tmp_path: Path) -> None:
     folder = write_models(tmp_path / "models", m=fold)
-    shelf = ModelShelf([folder])
+    shelf = ModelRegistry([folder])
     await shelf.reload()
     (folder / "m.onnx.stepwell.json").write_text(shelf.get("m").manifest.to_json())
 

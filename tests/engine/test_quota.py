@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from service.engine.engine import EngineOptions
-from service.engine.tenants import StreamQuota
-from service.engine.types import StreamKey, Timestep
+from service.engine.limits import StreamQuota
 from service.errors import ServiceError
+from service.types import StreamKey, Timestep
 from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker
 from tests.graphs import fold, nan_at, write_models
 from tests.servers import Server
@@ -37,36 +37,36 @@ def allow_writes(server: Server) -> None:
 def test_what_begins_while_the_store_is_counted_is_not_forgotten() -> None:
     quota = StreamQuota(2)
     quota.begin_count()
-    quota.demand("a")
+    quota.check("a")
     quota.confirm("a")
-    quota.counted({"a": 1})
+    quota.set_counts({"a": 1})
 
     with pytest.raises(ServiceError):
-        quota.demand("a")
+        quota.check("a")
 
 
 @pytest.mark.parametrize("counts", [0, 1])
 def test_room_that_is_taken_before_a_count_and_given_back_after_it_is_the_same_room(counts: int) -> None:
     quota = StreamQuota(2)
-    quota.demand("a")
+    quota.check("a")
     for _ in range(counts):
         quota.begin_count()
-        quota.counted({"a": 1})
+        quota.set_counts({"a": 1})
     quota.release("a")
     for _ in range(2 - counts):
-        quota.demand("a")
+        quota.check("a")
 
     with pytest.raises(ServiceError):
-        quota.demand("a")
+        quota.check("a")
 
 
 def test_a_stream_that_has_begun_makes_another_count_due() -> None:
     quota = StreamQuota(2)
-    quota.demand("a")
+    quota.check("a")
     quota.begin_count()
     quota.confirm("a")
 
-    assert quota.due
+    assert quota.needs_recount
 
 
 # ---------------------------------------------------------------- steps

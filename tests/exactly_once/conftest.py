@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from model_export.step_model import StepModel
-from service.engine.models import ModelShelf
+from service.models.registry import ModelRegistry
 from tests.exactly_once.machines import Shared
 from tests.graphs import fold, write_models
 from tests.servers import server
@@ -19,6 +19,6 @@ from tests.servers import server
 @pytest.fixture(scope="module")
 def shared() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="sw") as folder, server(Path(folder) / "r") as Shared.server:
-        Shared.shelf = ModelShelf([write_models(Path(folder) / "models", fold=fold)], StepModel)
+        Shared.shelf = ModelRegistry([write_models(Path(folder) / "models", fold=fold)], StepModel)
         assert not asyncio.run(Shared.shelf.reload()).failed
         yield

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from service.engine.models import ModelShelf
+from service.models.registry import ModelRegistry
 from tests.servers import Server
 
 
@@ -15,7 +15,7 @@ class Shared:
     """Outlives a run; the fixture `shared` sets it up. Each run has a tenant of its own."""
 
     server: Server
-    shelf: ModelShelf
+    shelf: ModelRegistry
     tenants = itertools.count()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from service.engine.types import BEGINS, ENDS, Create, Life, Return
+from service.types import ENDS, STARTS, Create, Lifecycle, ReturnMode
 from tests.graphs import fold_reference
 
 _unique = itertools.count()
@@ -38,8 +38,8 @@ class StreamRequest:
     after: bytes | None = None
     key: str | None = None
     create: Create = "auto"
-    keep: Return = "all"
-    life: Life = "on"
+    keep: ReturnMode = "all"
+    life: Lifecycle = "on"
     to: Literal["initial", "snapshot", "state"] = "initial"
     given: tuple[int, int] = (0, 0)
     unnamed: int = field(default_factory=lambda: next(_unique))
@@ -143,14 +143,14 @@ class StreamModel:
             return _replay(request, end_entry.kept, end_entry.step, end_entry.history), self
         if life is not None and life.newest == request.identity:
             return _replay(request, life.kept, life.step, life.history), self
-        if request.life in BEGINS:
+        if request.life in STARTS:
             return self._apply(request)
         rejected = _missing(request) if life is None else _position_error(life, request, state_id)
         return (rejected, self) if rejected else self._apply(request)
 
     def _apply(self, request: StreamRequest) -> tuple[StreamResponse, StreamModel]:
         before = self.life or LiveStream()
-        if request.life in BEGINS:
+        if request.life in STARTS:
             before = LiveStream((*before.history, ("reset", request.identity)))
         if request.xs:
             ys = tuple(fold_reference(request.xs, start=before.value))

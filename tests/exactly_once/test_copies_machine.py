@@ -18,11 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from msgspec.structs import replace as replace_struct
 
 from service.engine.engine import Engine
-from service.engine.types import GivenState, RolloutAsk, StreamKey
 from service.errors import ServiceError
 from service.store.keys import record_key
 from service.store.record import decode
-from service.store.redis import StateStore
+from service.store.state_store import StateStore
+from service.types import ImportedState, RolloutRequest, StreamKey
 from tests.engine.harness import FOLD, step, ys
 from tests.exactly_once.copies_model import CopiesModel, CopyRequest, CopyResponse
 from tests.exactly_once.machines import Shared, run_machine
@@ -108,7 +108,7 @@ class CopiesMachine(RuleBasedStateMachine):
 
         async def peek_then_roll_out() -> tuple[list[int], list[int]]:
             peeked = await engine.peek(replace_struct(step(stream, x), key=key))
-            ahead = await engine.rollout(RolloutAsk(key, 2, {"x": np.array([x])}, feedback={"x": "y"}))
+            ahead = await engine.rollout(RolloutRequest(key, 2, {"x": np.array([x])}, feedback={"x": "y"}))
             assert (peeked.step, ahead.step) == (at + 1, at + 2)
             return ys(peeked), ahead.outputs["y"][0, :, 0].tolist()
 
@@ -187,22 +187,22 @@ class CopiesMachine(RuleBasedStateMachine):
             values = tuple(ys(found))
         elif request.operation == "rollout":
             inputs = {} if request.x is None else {"x": np.array([request.x])}
-            rollout = RolloutAsk(key, request.number, inputs, feedback={"x": "y"}, commit=True)
+            rollout = RolloutRequest(key, request.number, inputs, feedback={"x": "y"}, commit=True)
             found = await engine.rollout(replace(rollout, **named))
             values = tuple(found.outputs["y"][0, :, 0].tolist())
             assert found.followed["x"].tolist() == found.outputs["y"].tolist()
         elif request.operation == "fork":
             found = await engine.copies.fork(key, self.key(request.to), snapshot=request.name, version=None, **named)
         elif request.operation == "snapshot":
-            found = await engine.copies.take_snapshot(key, request.name or "", **named)
+            found = await engine.copies.create_snapshot(key, request.name or "", **named)
         elif request.operation == "drop":
             await engine.copies.delete_snapshot(key, request.name or "", idempotency_key=request.key)
             return CopyResponse("applied"), None
         elif request.operation == "rewind":
             found = await engine.reset(key, snapshot=request.name, **named)
         else:
-            given = GivenState({"h": np.array([request.x])}, request.number)
-            found = await engine.resets.to_state(key, engine.shelf.get(FOLD), given, **named)
+            given = ImportedState({"h": np.array([request.x])}, request.number)
+            found = await engine.resets.to_state(key, engine.models.get(FOLD), given, **named)
         return CopyResponse("replayed" if found.replayed else "applied", found.step, None, values), found.state_id
 
     async def _worker(self) -> Engine:
@@ -233,12 +233,12 @@ class CopiesMachine(RuleBasedStateMachine):
             assert (raw is None) == (state is None), (name, raw, state)
             if isinstance(raw, bytes) and state is not None:
                 stored = decode(raw)
-                assert (stored.step, stored.chain) == (state.step, self.ids[state.history])
+                assert (stored.step, stored.history_hash) == (state.step, self.ids[state.history])
                 assert int.from_bytes(stored.state, "little", signed=True) == state.value
             kept: dict[Any, Any] = self.raw.hgetall(f"{record}:s")
             assert {snapshot.decode() for snapshot in kept} == {s for n, s in self.model.snapshots if n == name}
             for snapshot, value in kept.items():
-                assert decode(value[8:]).chain == self.ids[self.model.snapshots[name, snapshot.decode()].history]
+                assert decode(value[8:]).history_hash == self.ids[self.model.snapshots[name, snapshot.decode()].history]
         assert len(set(self.ids.values())) == len(self.ids), "two histories, one state id"
 
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from service.engine.engine import Engine
-from service.engine.types import GivenState, Position, StreamKey
 from service.errors import ServiceError
-from service.store.keys import entry_key, last_words_key, record_key, snapshots_key
+from service.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
 from service.store.record import decode
-from service.store.redis import StateStore
+from service.store.state_store import StateStore
+from service.types import ImportedState, StreamKey, StreamPosition
 from tests.engine.harness import FOLD, chunk, ys
 from tests.exactly_once.machines import Shared, run_machine
 from tests.exactly_once.protocol_model import ForkRequest, LiveStream, StreamModel, StreamRequest, StreamResponse
@@ -153,7 +153,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
     @rule(name=STREAMS, worker=WORKERS, history=st.sampled_from([None, "now", "now", "before", "foreign"]))
     def take_snapshot(self, name: str, worker: int, history: str | None) -> None:
         after = self.make_concrete(name, {"xs": (), "history": history}).after
-        response = self.run(self._position_response(self.workers[worker].copies.take_snapshot(
+        response = self.run(self._position_response(self.workers[worker].copies.create_snapshot(
             self.key(name), "s", after=after, idempotency_key=None
         )))  # fmt: skip
         expected, stream = self.streams[name].take_snapshot(after, self.ids)
@@ -235,14 +235,14 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
 
     @rule(name=STREAMS, key=st.sampled_from(KEYS))
     def expire_key(self, name: str, key: str) -> None:
-        self.raw.delete(entry_key(self.record(name), key))
+        self.raw.delete(idempotency_key_of(self.record(name), key))
         stream = self.streams[name]
         entries = {k: v for k, v in stream.entries.items() if k != key}
         self.streams[name] = replace(stream, entries=entries)
 
     @rule(name=STREAMS)
     def expire_end_entry(self, name: str) -> None:
-        self.raw.delete(last_words_key(self.record(name)))
+        self.raw.delete(end_entry_key(self.record(name)))
         self.streams[name] = replace(self.streams[name], end_entry=None)
 
     @rule(name=STREAMS)
@@ -276,12 +276,12 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
 
     def all_keys(self, name: str) -> list[str]:
         record = self.record(name)
-        return [record, last_words_key(record), *(entry_key(record, key) for key in KEYS)]
+        return [record, end_entry_key(record), *(idempotency_key_of(record, key) for key in KEYS)]
 
     def new_entries(self, name: str, request: StreamRequest) -> list[str]:
         """Return the key of the idempotency entry that a request creates, if it creates one."""
         is_new = request.key is not None and request.key not in self.streams[name].entries
-        return [entry_key(self.record(name), str(request.key))] if is_new else []
+        return [idempotency_key_of(self.record(name), str(request.key))] if is_new else []
 
     def make_concrete(self, name: str, step: Template) -> StreamRequest:
         """Return the request that a template means in the current state of its stream."""
@@ -319,10 +319,10 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
         return StreamResponse(outcome, values, found.step, state_id=found.state_id, created=found.created)
 
     @staticmethod
-    async def _reset(engine: Engine, key: StreamKey, request: StreamRequest) -> Position:
+    async def _reset(engine: Engine, key: StreamKey, request: StreamRequest) -> StreamPosition:
         if request.to == "state":
             value, step = request.given
-            given = GivenState({"h": np.array([value], np.int64)}, step)
+            given = ImportedState({"h": np.array([value], np.int64)}, step)
             served = Shared.shelf.get(FOLD)
             return await engine.resets.to_state(key, served, given, after=request.after, idempotency_key=request.key)
         snapshot = "s" if request.to == "snapshot" else None
@@ -339,7 +339,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
         sending = asyncio.create_task(self.send(worker, name, request))
         await yield_to_loop(ticks)
         response = sending.result() if sending.done() else None
-        [other] = await self.workers[1 - worker].store.wire.call(("CLIENT", "ID"))
+        [other] = await self.workers[1 - worker].store.transport.call(("CLIENT", "ID"))
         own_connections = {int(c["id"]) for c in self.raw.client_list()} - {other, self.raw.client_id()}
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
@@ -368,7 +368,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
 
     def stored_id(self, name: str) -> bytes | None:
         raw = self.stored(self.record(name))
-        return None if raw is None else decode(raw).chain
+        return None if raw is None else decode(raw).history_hash
 
     def check_state_id(self, history: tuple[Hashable, ...] | None, state_id: bytes | None) -> None:
         """Check that equal histories have equal state ids, and different histories different ones."""
@@ -392,7 +392,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
         self.check(name)
 
     @staticmethod
-    async def _position_response(pending: Awaitable[Position]) -> StreamResponse:
+    async def _position_response(pending: Awaitable[StreamPosition]) -> StreamResponse:
         try:
             return position_response(await pending)
         except ServiceError as exc:
@@ -429,18 +429,18 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
         assert (raw is None) == (life is None), (raw, life)
         if raw is not None and life is not None:
             record = decode(raw)
-            assert (record.step, record.length, record.chain) == (life.step, life.length, self.ids[life.history])
+            assert (record.step, record.length, record.history_hash) == (life.step, life.length, self.ids[life.history])
             assert int.from_bytes(record.state, "little", signed=True) == life.value
         assert len(set(self.ids.values())) == len(self.ids), "two histories, one state id"
         for key in KEYS:
-            exists = self.raw.exists(entry_key(self.record(name), key)) == 1
+            exists = self.raw.exists(idempotency_key_of(self.record(name), key)) == 1
             assert exists == (key in self.streams[name].entries), key
         has_snapshot = self.raw.exists(snapshots_key(self.record(name))) == 1
         assert has_snapshot == (self.streams[name].snapshot is not None)
-        assert (self.raw.exists(last_words_key(self.record(name))) == 1) == (self.streams[name].end_entry is not None)
+        assert (self.raw.exists(end_entry_key(self.record(name))) == 1) == (self.streams[name].end_entry is not None)
 
 
-def position_response(at: Position) -> StreamResponse:
+def position_response(at: StreamPosition) -> StreamResponse:
     return StreamResponse("replayed" if at.replayed else "applied", (), at.step, state_id=at.state_id)
 
 

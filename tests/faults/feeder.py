@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from service.engine.engine import Engine
-from service.engine.types import Prediction, Timestep
 from service.errors import ServiceError
+from service.types import Prediction, Timestep
 from tests.engine.harness import chunk, ys
 from tests.graphs import fold_reference
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from service.engine.engine import Engine, EngineOptions
-from service.engine.types import StreamKey
 from service.errors import ServiceError
-from service.store.keys import entry_key, record_key
+from service.store.keys import idempotency_key_of, record_key
 from service.store.record import HEADER_BYTES
+from service.types import StreamKey
 from tests.engine.harness import FOLD, chunk, expect_error, gather_results, step, worker, ys
 from tests.faults.feeder import feeders, judged, reached, run, run_until, told
 from tests.faults.proxy import Proxy
@@ -114,7 +114,7 @@ async def test_a_full_store_refuses_what_grows_and_still_answers_retries(folder:
         again = await engine.advance(step("a", 1, seq=1))
         status = await engine.status(StreamKey("default", FOLD, "a"))
         await engine.delete(StreamKey("default", FOLD, "a"))
-        ready = await engine.not_ready()
+        ready = await engine.readiness_problems()
         with redis_server.client() as client:
             client.config_set("maxmemory", 0)
         after = await engine.advance(step("b", 1, seq=1))
@@ -323,7 +323,7 @@ async def test_no_damaged_byte_of_a_record_is_ever_answered_from(folder: Path, r
 
 async def test_no_damaged_byte_of_an_entry_is_ever_answered_from(folder: Path, redis_server: Server) -> None:
     ask = step("a", 1, seq=1, idempotency_key="k")
-    key = entry_key(record_key("default", FOLD, "a"), "k")
+    key = idempotency_key_of(record_key("default", FOLD, "a"), "k")
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(ask)
         await engine.advance(step("a", 2, seq=2))
@@ -410,7 +410,7 @@ async def test_live_streams_stay_with_their_model_while_another_takes_its_place(
         for factor in (3, 5, 7):
             await reached(streams, told(streams) + 100)
             write_models(folder, fold=partial(fold, factor))
-            await engine.shelf.reload()
+            await engine.models.reload()
             new = await engine.advance(chunk(f"new-{factor}", [1, 2, 3]))
             assert ys(new) == fold_reference([1, 2, 3], factor=factor)
         done.set()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from service.engine.engine import Engine
-from service.engine.types import GivenState, RolloutAsk, StreamKey
 from service.errors import ServiceError
-from service.store.keys import entry_key, record_key
+from service.store.keys import idempotency_key_of, record_key
+from service.types import ImportedState, RolloutRequest, StreamKey
 from tests.api.running import running_service
 from tests.engine.harness import FOLD, chunk, gather_results, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, write_models
@@ -69,12 +69,12 @@ async def in_columns(engine: Engine) -> object:
 
 def rollout(*, commit: bool) -> Operation:
     inputs = {"x": np.array([1], np.int64)}
-    return lambda engine: engine.rollout(RolloutAsk(A, 2, inputs, feedback={"x": "y"}, commit=commit))
+    return lambda engine: engine.rollout(RolloutRequest(A, 2, inputs, feedback={"x": "y"}, commit=commit))
 
 
 def state_of(engine: Engine, after: bytes | None) -> Awaitable[Any]:
-    given = GivenState({"h": np.array([12], np.int64)}, 5)
-    return engine.resets.to_state(A, engine.shelf.get(FOLD), given, after=after, idempotency_key=None)
+    given = ImportedState({"h": np.array([12], np.int64)}, 5)
+    return engine.resets.to_state(A, engine.models.get(FOLD), given, after=after, idempotency_key=None)
 
 
 def fork(source: str, to: str) -> Operation:
@@ -98,11 +98,11 @@ BEGINNING: dict[str, Operation] = {
 }
 READING: dict[str, Operation] = {
     "status": lambda engine: engine.status(A),
-    "state": lambda engine: engine.copies.state(A, version=None),
+    "state": lambda engine: engine.copies.get_state(A, version=None),
     "fork": fork("a", "other"),
     "snapshots": lambda engine: engine.copies.list_snapshots(A),
-    "snapshot": lambda engine: engine.copies.snapshot(A, "before"),
-    "take a snapshot": lambda engine: engine.copies.take_snapshot(A, "s", after=None, idempotency_key=None),
+    "snapshot": lambda engine: engine.copies.get_snapshot(A, "before"),
+    "take a snapshot": lambda engine: engine.copies.create_snapshot(A, "s", after=None, idempotency_key=None),
     "reset after": lambda engine: engine.reset(A, after=b"h" * 16),
     "reset to a snapshot after": lambda engine: engine.reset(A, snapshot="before", after=b"h" * 16),
     "state after": lambda engine: state_of(engine, b"h" * 16),
@@ -124,7 +124,7 @@ async def with_two_steps(engine: Engine) -> None:
     """Streams `a` and `b`; the first has a snapshot."""
     for x in (1, 2):
         await engine.advance(step("a", x))
-    await engine.copies.take_snapshot(A, "before", after=None, idempotency_key=None)
+    await engine.copies.create_snapshot(A, "before", after=None, idempotency_key=None)
     await engine.advance(step("b", 1))
 
 
@@ -217,7 +217,7 @@ async def test_it_is_listed_without_a_step(folder: Path, redis_server: Server, l
 async def test_an_empty_or_cut_entry_of_a_key_is_no_missing_one(folder: Path, redis_server: Server, left: int) -> None:
     """The request had been applied or had not; applied again it must not be."""
     keyed = step("a", 3, idempotency_key="k")
-    entry = entry_key(NAME, "k")
+    entry = idempotency_key_of(NAME, "k")
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(keyed)
         stored = damage(redis_server, left, entry)

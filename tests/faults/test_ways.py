@@ -158,7 +158,7 @@ async def test_a_store_out_of_reach_is_told_fast_and_is_used_again_when_it_is_ba
             proxy.blackhole = True
 
         async def not_ready() -> bool:
-            return bool(await engine.not_ready())
+            return bool(await engine.readiness_problems())
 
         noticed = await within(not_ready, 3)
         waiting = await gather_results(*(engine.advance(step(f"s{n}", 1, seq=1)) for n in range(20)))
@@ -167,7 +167,7 @@ async def test_a_store_out_of_reach_is_told_fast_and_is_used_again_when_it_is_ba
         told_in = time.monotonic() - began
         proxy.heal()
         back = await within(lambda: goes_on(engine, "a", 2), 5)
-        ready = await engine.not_ready()
+        ready = await engine.readiness_problems()
 
     assert noticed < 3
     assert {error.code for error in waiting} <= {"store_unavailable", "outcome_unknown"}

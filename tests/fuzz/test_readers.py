@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from campaign.fuzz import TARGETS
-from service.store.record import KeyEntry, Kind, Record
+from service.store.record import IdempotencyEntry, Kind, Record
 from tests.graphs import fold
 
 _RECORD = Record(9, 5, 1, Kind.STEP, b"o" * 16, b"c" * 16, b"f" * 8, 1, 1, bytes(8), bytes(8)).encode()
-_ENTRY = KeyEntry(b"o" * 16, 9, 5, b"c" * 16, 1, bytes(8)).encode()
+_ENTRY = IdempotencyEntry(b"o" * 16, 9, 5, b"c" * 16, 1, bytes(8)).encode()
 _BODIES: list[Any] = [
     {"inputs": {"x": [5]}, "seq": 1, "after": "A" * 22, "create": "auto", "return": "all", "chunk": True, "id": 1},
     {"streams": ["a", "b"], "inputs": {"x": [[1], [2]]}, "seq": [1, None], "after": [None, "A" * 22]},

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.api.running import Service, running_service
 from tests.fuzz.test_readers import mutated
 from tests.graphs import fold, write_models
-from tests.lane.ways import chunked, everything, request, statuses
+from tests.protocols.ways import chunked, everything, request, statuses
 from tests.servers import Server
 
 FEW = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

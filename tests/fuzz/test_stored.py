@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.types import Prediction
 from service.errors import ServiceError
-from service.store.keys import entry_key, record_key
+from service.store.keys import idempotency_key_of, record_key
+from service.types import Prediction
 from tests.engine.harness import gather_results, step, worker
 from tests.fuzz.test_readers import mutated
 from tests.graphs import fold, write_models
@@ -46,7 +46,7 @@ def valid_bytes(store: Server, folder: Path) -> tuple[bytes, bytes]:
     asyncio.run(write())
     name = record_key("default", "fold", "sound")
     with store.client() as client:
-        record, entry = client.get(name), client.get(entry_key(name, "k"))
+        record, entry = client.get(name), client.get(idempotency_key_of(name, "k"))
     assert isinstance(record, bytes)
     assert isinstance(entry, bytes)
     return record, entry
@@ -62,7 +62,7 @@ def test_foreign_bytes_affect_their_own_stream_only(
     bad, good = next(_names), next(_names)
     with store.client() as client:
         name = record_key("default", "fold", bad)
-        for key, value in ((name, record), (entry_key(name, "k"), entry)):
+        for key, value in ((name, record), (idempotency_key_of(name, "k"), entry)):
             if value is not None:
                 client.set(key, value)
 

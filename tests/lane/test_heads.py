@@ -1,4 +1,4 @@
-"""`Heads` reads header lines as httptools does, or leaves them to it; what was read before changes nothing."""
+"""`HeaderBlockCache` reads header lines as httptools does, or leaves them to it; what was read before changes nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.hot import Fields, fields_of
-from service.lane.heads import Heads
+from service.protocols.header_cache import HeaderBlockCache
+from service.requests.hot_routes import RequestHeaders, parse_headers
 
 MAX_BODY = 1_000_000
 PLAIN = [
@@ -62,7 +62,7 @@ class _Parsed:
     def on_headers_complete(self) -> None:
         self.is_complete = True
 
-    def check(self, fields: Fields, length: int) -> None:
+    def check(self, fields: RequestHeaders, length: int) -> None:
         """Check what was read of the same text."""
         names = {name for name, _ in self.headers}
         assert self.is_sound
@@ -70,15 +70,15 @@ class _Parsed:
         assert self.keeps_alive
         assert names.isdisjoint({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
         assert [int(value) for name, value in self.headers if name == b"content-length"] == [length]
-        assert fields_of(header for header in self.headers if header[0] != b"content-length") == fields
+        assert parse_headers(header for header in self.headers if header[0] != b"content-length") == fields
 
 
-shared = Heads(MAX_BODY)
+shared = HeaderBlockCache(MAX_BODY)
 
 
 def check(text: bytes) -> bool:
     """Check what is read of header lines, and return whether they were taken."""
-    fresh, first, again = Heads(MAX_BODY).read(text), shared.read(text), shared.read(text)
+    fresh, first, again = HeaderBlockCache(MAX_BODY).read(text), shared.read(text), shared.read(text)
     assert fresh == first == again
     if fresh is None:
         return False
@@ -150,31 +150,31 @@ def test_fields_of_other_lengths_and_other_lines_are_the_same_object() -> None:
 
 def test_what_is_remembered_is_bounded() -> None:
     """With names that never come again, and values, and bodies of any length."""
-    heads = Heads(MAX_BODY)
+    heads = HeaderBlockCache(MAX_BODY)
     for n in range(20_000):
         text = block([b"Host: x%d" % n, b"Y-%d: z" % n, b"Content-Length: %d" % n])
         for _ in range(3):
-            assert heads.find(text + bytes(n), 0) is not None
+            assert heads.match(text + bytes(n), 0) is not None
 
-    sizes = [len(kept) for kept in (heads._known, heads._fields, heads._blocks, heads.likely)]
+    sizes = [len(kept) for kept in (heads._known, heads._fields, heads._blocks, heads.by_length)]
     assert sizes[:3] == [16_384, 16_384, 1024]
     assert sizes[3] < 4096
 
 
 def test_what_never_comes_again_pushes_nothing_out() -> None:
-    heads = Heads(MAX_BODY)
+    heads = HeaderBlockCache(MAX_BODY)
     constant = block([b"Host: x", b"Content-Length: 0"])
     for _ in range(2):
-        heads.find(constant, 0)
+        heads.match(constant, 0)
     for n in range(5000):
-        heads.find(block([b"X-Request-Id: %d" % n, b"Host: x", b"Content-Length: 0"]), 0)
+        heads.match(block([b"X-Request-Id: %d" % n, b"Host: x", b"Content-Length: 0"]), 0)
 
     assert list(heads._blocks) == [constant]
 
 
 def test_what_is_of_one_request_alone_is_not_remembered() -> None:
-    heads = Heads(MAX_BODY)
-    found = [heads.find(block([b"Idempotency-Key: k", b"Content-Length: 0"]), 0) for _ in range(3)]
+    heads = HeaderBlockCache(MAX_BODY)
+    found = [heads.match(block([b"Idempotency-Key: k", b"Content-Length: 0"]), 0) for _ in range(3)]
 
     assert None not in found
     assert [*heads._blocks, *heads._known, *heads._fields] == []

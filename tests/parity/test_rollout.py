@@ -11,7 +11,7 @@ import pytest
 
 from model_export.export import export_source
 from model_export.feedback import Draw
-from service.engine.sampling import draw, uniforms
+from service.engine.rollout.sampling import sample_indices, uniforms
 from tests.api.running import Service, running_service
 from tests.servers import Server
 
@@ -100,7 +100,7 @@ def test_sampled_letters_equal_those_of_the_keras_loop(
     numbers, by_hand = uniforms(seed, 0, 0, horizon + 1), []
     loop = KerasLoop(originals[0]["text"], np.array([1], np.int32), horizon)
     for t in range(1, horizon + 1):
-        by_hand.append(int(draw(loop.predict()[None], numbers[t : t + 1], how)[0]))
+        by_hand.append(int(sample_indices(loop.predict()[None], numbers[t : t + 1], how)[0]))
         loop.grow(by_hand[-1])
     assert found["next"]["letter"] == by_hand
     assert len(set(by_hand)) > 3

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from service.store import channel
-from service.store.channel import Channel
-from service.store.link import NotSentError
-from service.store.redis import StateStore
-from service.store.rights import demand_rights
-from service.store.wire import Wire
+from service.store import pubsub
+from service.store.checks.permissions import check_permissions
+from service.store.pubsub import StorePubSub
+from service.store.state_store import StateStore
+from service.store.transport.connection import NotSentError
+from service.store.transport.transport import RedisTransport
 from tests.servers import Server
 
 WITHIN_S = 10.0
@@ -97,7 +97,7 @@ class Heard:
 class FailingOnce:
     """A store's connections, one of which cannot be opened for a reason that nobody foresaw."""
 
-    def __init__(self, wire: Wire, fails_at: int) -> None:
+    def __init__(self, wire: RedisTransport, fails_at: int) -> None:
         self._wire = wire
         self._fails_at = fails_at
 
@@ -105,7 +105,7 @@ class FailingOnce:
         self._fails_at -= 1
         if self._fails_at == 0:
             raise RuntimeError("a transport of another kind")
-        return await self._wire.open()
+        return await self._wire.open_dedicated()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wire, name)
@@ -137,8 +137,8 @@ async def test_a_store_that_does_not_answer_does_not_hold_the_start(
     store: StateStore, proxy: SilentProxy, discards: Callable[[bytes], bool]
 ) -> None:
     proxy.discards = discards
-    messages = Channel(store.wire)
-    await messages.listen(["t"])
+    messages = StorePubSub(store.transport)
+    await messages.subscribe(["t"])
 
     async with asyncio.timeout(WITHIN_S):
         await messages.start(Heard())
@@ -152,11 +152,11 @@ async def test_a_new_connection_that_is_never_answered_is_replaced(
     store: StateStore, proxy: SilentProxy, discards: Callable[[bytes], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection is lost, the next one is not answered, the store answers again: messages arrive again."""
-    monkeypatch.setattr(channel, "_RECONNECT_S", 0.01)
-    heard, messages = Heard(), Channel(store.wire)
+    monkeypatch.setattr(pubsub, "_RECONNECT_S", 0.01)
+    heard, messages = Heard(), StorePubSub(store.transport)
     async with asyncio.timeout(WITHIN_S):
         await messages.start(heard)
-        await messages.listen(["t"])
+        await messages.subscribe(["t"])
         proxy.discards = discards
         proxy.drop_connections()
         await heard.is_lost.wait()
@@ -175,7 +175,7 @@ async def test_a_connection_of_ones_own_is_opened_in_time_or_not_at_all(store: S
 
     async with asyncio.timeout(WITHIN_S):
         with pytest.raises((TimeoutError, NotSentError)):
-            await store.wire.open()
+            await store.transport.open_dedicated()
 
 
 async def test_the_check_of_permissions_ends_where_a_subscriber_is_not_answered(
@@ -186,16 +186,16 @@ async def test_the_check_of_permissions_ends_where_a_subscriber_is_not_answered(
     proxy.discards = lambda data: b"CLIENT" in data
 
     async with asyncio.timeout(WITHIN_S):
-        await demand_rights(store)
+        await check_permissions(store)
 
     assert proxy.discarded.is_set()
 
 
 async def test_an_unforeseen_error_ends_no_listening(redis_server: Server) -> None:
     store, heard = StateStore(redis_server.url), Heard()
-    channel = Channel(FailingOnce(store.wire, fails_at=2))
-    await channel.start(heard)
-    await channel.listen(["t"])
+    channel = StorePubSub(FailingOnce(store.transport, fails_at=2))
+    await pubsub.start(heard)
+    await pubsub.subscribe(["t"])
     with redis_server.client() as client:
         client.client_kill_filter(_type="pubsub")
         async with asyncio.timeout(10):
@@ -204,5 +204,5 @@ async def test_an_unforeseen_error_ends_no_listening(redis_server: Server) -> No
 
     async with asyncio.timeout(10):
         assert await heard.messages.get() == ("t", b"news")
-    await channel.close()
+    await pubsub.close()
     await store.close()

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.commits import Commit, RowCommits, rows_call, script_call
+from service.store.commits import ColumnarCommits, Commit, rows_call, script_call
 from service.store.record import GUARD_BYTES
 
 
@@ -25,7 +25,7 @@ def test_commits_in_arrays_are_sent_as_the_bytes_of_single_commits(
         )
         for at in range(rows)
     ]
-    together = RowCommits([commit.key for commit in one_by_one], record_bytes)
+    together = ColumnarCommits([commit.key for commit in one_by_one], record_bytes)
     together.guards[:] = [np.frombuffer(commit.expect, np.uint8) for commit in one_by_one]
     together.records[:] = [np.frombuffer(commit.record, np.uint8) for commit in one_by_one]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
-from service.store.commits import FORGET, NO_RECORD, Commit, Outcome
-from service.store.keys import entry_key, last_words_key, record_key, snapshots_key
-from service.store.record import KeyEntry, Kind, Record
-from service.store.redis import StateStore
+from service.store.commits import DELETE, NO_RECORD, Commit, Outcome
+from service.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
+from service.store.record import IdempotencyEntry, Kind, Record
+from service.store.state_store import StateStore
 from tests.servers import Server, server, servers
 from tests.store.clusters import Cluster, cluster
 
@@ -49,8 +49,8 @@ def make_record(step: int, *, epoch: int = 1, op: str = "", state: bytes = b"s" 
 def write(key: str, record: Record, expect: bytes = b"", entry: str | None = None) -> Commit:
     if entry is None:
         return Commit(key, expect, record.encode())
-    answer = KeyEntry(b"d" * 16, record.epoch, record.step, record.chain, 1, record.outputs)
-    return Commit(key, expect, record.encode(), entry_key(key, entry), answer.encode())
+    answer = IdempotencyEntry(b"d" * 16, record.epoch, record.step, record.history_hash, 1, record.outputs)
+    return Commit(key, expect, record.encode(), idempotency_key_of(key, entry), answer.encode())
 
 
 class StoreHarness:
@@ -95,7 +95,7 @@ async def test_a_commit_sent_twice_is_applied_once(harness: StoreHarness) -> Non
 
     assert await harness.commit(commit) == [Outcome.APPLIED]
     again = (await harness.store.commit([commit], deadline=now() + SOON))[0]
-    assert (again.outcome, again.stored) == (Outcome.SAME, make_record(1).encode())
+    assert (again.outcome, again.stored) == (Outcome.DUPLICATE, make_record(1).encode())
 
 
 async def test_a_reset_stream_rejects_commits_of_its_previous_history(harness: StoreHarness) -> None:
@@ -106,20 +106,20 @@ async def test_a_reset_stream_rejects_commits_of_its_previous_history(harness: S
 
 
 def delete(key: str, expect: bytes) -> Commit:
-    return write(key, make_record(9), expect, entry="")._replace(record=FORGET, entry_key=last_words_key(key))
+    return write(key, make_record(9), expect, entry="")._replace(record=DELETE, entry_key=end_entry_key(key))
 
 
 async def test_a_stream_is_deleted_only_if_its_record_is_unchanged(harness: StoreHarness) -> None:
     """Its snapshots are deleted with it, and only then is the idempotency entry of the end written."""
     await harness.commit(write(harness.key, make_record(1)))
-    await harness.store.ask(now() + SOON, "HSET", snapshots_key(harness.key), "s", "x")
+    await harness.store.execute(now() + SOON, "HSET", snapshots_key(harness.key), "s", "x")
 
     assert await harness.commit(delete(harness.key, b"g" * 56)) == [Outcome.CONFLICT]
-    assert await harness.load(harness.key, last_words_key(harness.key)) == [make_record(1).encode(), None]
+    assert await harness.load(harness.key, end_entry_key(harness.key)) == [make_record(1).encode(), None]
     assert await harness.commit(delete(harness.key, make_record(1).guard)) == [Outcome.APPLIED]
-    record, entry = await harness.load(harness.key, last_words_key(harness.key))
+    record, entry = await harness.load(harness.key, end_entry_key(harness.key))
     assert (record, entry is None) == (None, False)
-    assert await harness.store.ask(now() + SOON, "EXISTS", snapshots_key(harness.key)) == 0
+    assert await harness.store.execute(now() + SOON, "EXISTS", snapshots_key(harness.key)) == 0
 
 
 async def test_a_deleted_stream_is_not_deleted_again(harness: StoreHarness) -> None:
@@ -135,12 +135,12 @@ async def test_a_deleted_stream_is_not_deleted_again(harness: StoreHarness) -> N
 
 async def test_a_used_idempotency_key_deletes_nothing(harness: StoreHarness) -> None:
     """A missing stream is deleted once by a key."""
-    commit = write(harness.key, make_record(9), b"", entry="k")._replace(record=FORGET)
+    commit = write(harness.key, make_record(9), b"", entry="k")._replace(record=DELETE)
 
     assert await harness.commit(commit) == [Outcome.APPLIED]
-    assert await harness.commit(commit) == [Outcome.KEY_KNOWN]
+    assert await harness.commit(commit) == [Outcome.KEY_REPLAY]
     await harness.commit(write(harness.key, make_record(1)))
-    assert await harness.commit(commit._replace(expect=make_record(1).guard)) == [Outcome.KEY_KNOWN]
+    assert await harness.commit(commit._replace(expect=make_record(1).guard)) == [Outcome.KEY_REPLAY]
     assert await harness.load() == [make_record(1).encode()]
 
 
@@ -177,9 +177,9 @@ async def test_an_idempotency_key_replays_after_later_steps(harness: StoreHarnes
     )
     answer = answers[0]
 
-    assert answer.outcome is Outcome.KEY_KNOWN
+    assert answer.outcome is Outcome.KEY_REPLAY
     assert answer.stored is not None
-    assert KeyEntry.decode(answer.stored).step == 1
+    assert IdempotencyEntry.decode(answer.stored).step == 1
     assert await harness.load() == [make_record(2).encode()]
 
 
@@ -191,15 +191,15 @@ async def test_keys_and_records_of_one_batch_are_not_mixed_up(harness: StoreHarn
         *(write(name, make_record(1), entry=f"k{n}" if n % 3 == 0 else None) for n, name in enumerate(names))
     )
 
-    assert outcomes == [Outcome.APPLIED] * 3 + [Outcome.KEY_KNOWN] + [Outcome.APPLIED] * 2
-    assert None not in await harness.load(*(entry_key(names[n], f"k{n}") for n in (0, 3)))
+    assert outcomes == [Outcome.APPLIED] * 3 + [Outcome.KEY_REPLAY] + [Outcome.APPLIED] * 2
+    assert None not in await harness.load(*(idempotency_key_of(names[n], f"k{n}") for n in (0, 3)))
 
 
 async def test_a_value_of_another_type_is_left_unchanged(harness: StoreHarness, any_server: Server | Cluster) -> None:
     with any_server.client() as client:
         client.rpush(harness.key, "somebody's list")
 
-    assert await harness.commit(write(harness.key, make_record(1))) == [Outcome.FOREIGN]
+    assert await harness.commit(write(harness.key, make_record(1))) == [Outcome.WRONG_TYPE]
     with any_server.client() as client:
         assert client.lrange(harness.key, 0, -1) == [b"somebody's list"]
 
@@ -222,9 +222,9 @@ async def test_what_is_no_record_counts_as_no_missing_stream(
     """Nor as one with any guard."""
     stored = hold(any_server, harness.key, value)
     commit = write(harness.key, make_record(1))
-    late = [commit, write(harness.key, make_record(2), make_record(1).guard), commit._replace(record=FORGET)]
+    late = [commit, write(harness.key, make_record(2), make_record(1).guard), commit._replace(record=DELETE)]
 
-    assert [await harness.commit(one) for one in late] == [[Outcome.FOREIGN]] * 3
+    assert [await harness.commit(one) for one in late] == [[Outcome.WRONG_TYPE]] * 3
     with any_server.client() as client:
         assert client.dump(harness.key) == stored
 
@@ -244,11 +244,11 @@ async def test_what_is_no_record_is_replaced_by_who_expects_that(
 
 async def test_an_empty_entry_of_a_key_is_a_known_key(harness: StoreHarness, any_server: Server | Cluster) -> None:
     """What it answered cannot be read any more; that it was used is certain."""
-    hold(any_server, entry_key(harness.key, "k"), b"")
+    hold(any_server, idempotency_key_of(harness.key, "k"), b"")
 
     answers = await harness.store.commit([write(harness.key, make_record(1), entry="k")], deadline=now() + SOON)
 
-    assert (answers[0].outcome, answers[0].stored) == (Outcome.KEY_KNOWN, b"")
+    assert (answers[0].outcome, answers[0].stored) == (Outcome.KEY_REPLAY, b"")
     assert await harness.load() == [None]
 
 
@@ -256,12 +256,12 @@ async def test_a_value_of_another_type_is_an_error_where_it_is_read_exactly(
     harness: StoreHarness, any_server: Server | Cluster
 ) -> None:
     """Under a record's key; under an entry's it is none of ours and answers nothing."""
-    entry, other = entry_key(harness.key, "k"), harness.key.replace("}", "x}")
+    entry, other = idempotency_key_of(harness.key, "k"), harness.key.replace("}", "x}")
     hold(any_server, harness.key, None)
     hold(any_server, entry, None)
     await harness.commit(write(other, make_record(1)))
 
-    record, nothing, good = await harness.store.load_each(
+    record, nothing, good = await harness.store.load_with_errors(
         [harness.key, entry, other], deadline=now() + SOON, exact=True
     )
 
@@ -275,12 +275,12 @@ async def test_an_entry_of_another_type_fails_its_own_commit_only(
     """A script that fails halfway has applied the first half, but its caller would be told that nothing was applied."""
     other = harness.key.replace("}", "x}")
     with any_server.client() as client:
-        client.rpush(entry_key(harness.key, "k"), "somebody's list")
+        client.rpush(idempotency_key_of(harness.key, "k"), "somebody's list")
 
     outcomes = await harness.commit(write(other, make_record(1)), write(harness.key, make_record(1), entry="k"))
 
     assert outcomes == [Outcome.APPLIED] * 2
-    assert None not in await harness.load(other, harness.key, entry_key(harness.key, "k"))
+    assert None not in await harness.load(other, harness.key, idempotency_key_of(harness.key, "k"))
 
 
 async def test_a_flushed_script_is_loaded_again(harness: StoreHarness, any_server: Server | Cluster) -> None:
@@ -309,7 +309,7 @@ async def test_an_expiry_is_renewed_only_when_a_quarter_of_the_ttl_has_passed(
     """Law 6, with a known time of the last refresh: shortly after it, within a quarter of the TTL, and at its edge."""
     store = StateStore(any_server.url, stream_ttl_s=100)
     first = await store.commit([write(harness.key, make_record(1))], deadline=now() + SOON)
-    assert first.refreshed is not None
+    assert first.expiry_set_at is not None
     with any_server.client() as client:
         lives = []
         for step, ago in enumerate((0.0, 19.0, 20.0 + 0.1, 26.0), 2):
@@ -317,7 +317,7 @@ async def test_an_expiry_is_renewed_only_when_a_quarter_of_the_ttl_has_passed(
             at = store.clock() - ago
             commit = write(harness.key, make_record(step), make_record(step - 1).guard)
             done = await store.commit([commit], deadline=now() + SOON, refreshed=at)
-            lives.append((done.refreshed is None, client.pttl(harness.key)))
+            lives.append((done.expiry_set_at is None, client.pttl(harness.key)))
     await store.close()
 
     assert [kept for kept, _ in lives] == [True, True, False, False]

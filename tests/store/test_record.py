@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import CorruptRecordError, RecordVersionError
-from service.store.record import HEADER_BYTES, KeyEntry, Kind, Record, decode, digest16, next_chains
+from service.store.record import HEADER_BYTES, IdempotencyEntry, Kind, Record, blake2b_128, decode, extend_history
 
 U64 = st.integers(0, 2**64 - 1)
 U32 = st.integers(0, 2**32 - 1)
@@ -37,7 +37,7 @@ def a_record() -> Record:
 
 
 def after(chain: bytes, kind: Kind, op_id: bytes, fingerprint: bytes) -> bytes:
-    return next_chains([chain], kind, [op_id], fingerprint)[0]
+    return extend_history([chain], kind, [op_id], fingerprint)[0]
 
 
 @given(RECORDS)
@@ -95,14 +95,21 @@ def test_the_header_has_the_documented_length() -> None:
 
 @given(
     st.builds(
-        KeyEntry, op_id=B16, epoch=U64, step=U64, chain=B16, length=U32, outputs=st.binary(max_size=40), fingerprint=B8
+        IdempotencyEntry,
+        op_id=B16,
+        epoch=U64,
+        step=U64,
+        chain=B16,
+        length=U32,
+        outputs=st.binary(max_size=40),
+        fingerprint=B8,
     )
 )
-def test_a_decoded_entry_equals_the_encoded_one(entry: KeyEntry) -> None:
-    assert KeyEntry.decode(entry.encode()) == entry
+def test_a_decoded_entry_equals_the_encoded_one(entry: IdempotencyEntry) -> None:
+    assert IdempotencyEntry.decode(entry.encode()) == entry
 
 
-ENTRY = KeyEntry(b"o" * 16, 1, 2, b"c" * 16, 1, b"outputs", b"f" * 8).encode()
+ENTRY = IdempotencyEntry(b"o" * 16, 1, 2, b"c" * 16, 1, b"outputs", b"f" * 8).encode()
 
 
 def test_each_flipped_bit_of_an_entry_is_detected() -> None:
@@ -110,25 +117,25 @@ def test_each_flipped_bit_of_an_entry_is_detected() -> None:
         raw = bytearray(ENTRY)
         raw[bit // 8] ^= 1 << bit % 8
         with pytest.raises((CorruptRecordError, RecordVersionError)) as refused:
-            KeyEntry.decode(bytes(raw))
+            IdempotencyEntry.decode(bytes(raw))
         assert refused.value.applied == "unknown"
 
 
 def test_each_truncation_of_an_entry_is_detected() -> None:
     for length in range(len(ENTRY)):
         with pytest.raises(CorruptRecordError):
-            KeyEntry.decode(ENTRY[:length])
+            IdempotencyEntry.decode(ENTRY[:length])
 
 
 def test_an_entry_of_another_format_version_is_named() -> None:
     with pytest.raises(RecordVersionError, match="format version b'2'"):
-        KeyEntry.decode(b"SK2\0" + ENTRY[4:])
+        IdempotencyEntry.decode(b"SK2\0" + ENTRY[4:])
 
 
 @given(st.lists(st.binary(max_size=5), max_size=4), st.lists(st.binary(max_size=5), max_size=4))
 def test_different_parts_have_different_digests(a: list[bytes], b: list[bytes]) -> None:
     """Even if their concatenations are equal."""
-    assert (digest16(*a) == digest16(*b)) == (a == b)
+    assert (blake2b_128(*a) == blake2b_128(*b)) == (a == b)
 
 
 def test_the_chain_depends_on_every_part_of_a_history() -> None:
@@ -146,7 +153,7 @@ def test_the_chain_depends_on_every_part_of_a_history() -> None:
 def test_the_chains_of_a_batch_equal_those_of_its_rows() -> None:
     chains, op_ids = [bytes([n]) * 16 for n in range(5)], [bytes([n + 9]) * 16 for n in range(5)]
 
-    together = next_chains(chains, Kind.STEP, op_ids, b"f" * 8)
+    together = extend_history(chains, Kind.STEP, op_ids, b"f" * 8)
 
     assert together == [after(chain, Kind.STEP, op_id, b"f" * 8) for chain, op_id in zip(chains, op_ids, strict=True)]
 
@@ -156,4 +163,4 @@ def test_the_epoch_is_in_the_guard_but_not_in_the_chain() -> None:
     one, two = a_record(), dataclasses.replace(a_record(), epoch=8)
 
     assert one.guard != two.guard
-    assert one.chain == two.chain
+    assert one.history_hash == two.history_hash

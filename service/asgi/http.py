@@ -1,0 +1,295 @@
+"""What all HTTP routes share: reading requests, answering, and turning errors into problems."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.codec import JSON, Format
+from service.codec.formats import encode, format_of_answer, format_of_body
+from service.errors import ServiceError
+from service.ids import check_stream_id
+from service.models.registry import ServedModel
+from service.requests.api_keys import Scope as KeyScope
+from service.requests.context import AppContext
+from service.requests.error_formats import NATIVE, ErrorFormat, error_format_of
+from service.requests.hot_routes import KEY_LIMIT
+from service.requests.problems import internal_error, problem_headers
+from service.types import StreamKey
+
+_log = logging.getLogger(__name__)
+_DRAIN_S = 1.0
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+
+
+class RawResponse(Response):
+    """A finished body: no header is computed that is not needed."""
+
+    def __init__(
+        self, body: bytes, media_type: str, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Make an answer.
+
+        Args:
+            body: As it goes out.
+            media_type: As it is said.
+            status: The HTTP status.
+            headers: More headers; names in lower case.
+        """
+        self.status_code = status
+        self.body = body
+        self.background = None
+        self.raw_headers = [
+            (b"content-type", media_type.encode("latin-1")),
+            (b"content-length", str(len(body)).encode()),
+            _NOSNIFF,
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()),
+        ]
+
+
+class RespondThenCloseResponse(RawResponse):
+    """An answer before the whole body was taken; then the connection closes.
+
+    Closing at once would reset a connection on which input still waits, and the client might never see the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, then take what comes for at most a second, then end."""
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class UnreadBodyError(ServiceError):
+    """A refusal while the rest of the body is still to come, so that the connection cannot be used again."""
+
+
+class RawRoute(APIRoute):
+    """A declared and documented FastAPI route whose function takes the request itself and answers itself.
+
+    FastAPI's own parsing and validation would cost five times what a step costs; what is taken and what is refused
+    is the wire's affair.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the function around the endpoint: errors become problems, and every answer is counted."""
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        dialect = error_format_of(self.path)
+
+        async def handle(request: Request) -> Response:
+            context: AppContext = request.app.state.context
+            return await run_with_problems(_checked(request, context, endpoint), context, dialect)
+
+        return handle
+
+
+async def _checked(
+    request: Request, context: AppContext, endpoint: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    reject_escaped_slash(request.scope)
+    headers = request.headers
+    if request.method != "GET" and (origin := headers.get("origin")) is not None:
+        context.check_origin(origin, headers.get("host"))
+    elif "sec-fetch-site" in headers:  # a browser
+        context.check_host(headers.get("host"))
+    return await endpoint(request)
+
+
+async def run_with_problems(work: Awaitable[Response], context: AppContext, dialect: ErrorFormat) -> Response:
+    """Return the answer that work on a request makes, or the one to what goes wrong in it; it is counted."""
+    try:
+        response = await work
+    except ClientDisconnect:
+        response = RawResponse(b"", dialect.media_type, status=499)  # nobody is there to get it
+    except ServiceError as exc:
+        context.metrics.refusal(exc.code)
+        response = problem_response(exc, dialect)
+    except Exception as exc:  # noqa: BLE001 - it is logged, and answered as what nobody foresaw
+        _log.error("A request failed", exc_info=exc)
+        context.metrics.refusal("internal")
+        response = problem_response(internal_error(), dialect)
+    context.metrics.request(dialect.transport, response.status_code)
+    return response
+
+
+def problem_response(error: ServiceError, dialect: ErrorFormat = NATIVE) -> Response:
+    """Return the answer to a request that failed."""
+    kind = RespondThenCloseResponse if isinstance(error, UnreadBodyError) else RawResponse
+    status = dialect.status(error)
+    return kind(dialect.body(error), dialect.media_type, status=status, headers=problem_headers(error, status))
+
+
+def reject_escaped_slash(scope: Scope) -> None:
+    """Refuse an escaped slash: it was decoded before the route was chosen, which may so be another one.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    if b"%2f" in scope.get("raw_path", b"").lower():
+        raise ServiceError(
+            "bad_request",
+            "The path has an escaped slash (%2F); expected names of models and streams without slashes.",
+            fix="Stream ids are 1 to 128 of A-Z a-z 0-9 . _ : @ -.",
+        )
+
+
+def model_of(request: Request, context: AppContext) -> ServedModel:
+    """Return the model that the path names, in the version that the query asks for.
+
+    Raises:
+        ServiceError: `model_not_found`, or `bad_request` for a version that is no number.
+    """
+    return context.engine.models.get(request.path_params["model"], version_of(request))
+
+
+def stream_of(request: Request, context: AppContext, tenant: str) -> StreamKey:
+    """Return the stream that the path names, of a model that is there.
+
+    Raises:
+        ServiceError: As for `model_of`, and `bad_request` for what is no stream id.
+    """
+    return StreamKey(tenant, model_of(request, context).name, check_stream_id(request.path_params["stream"]))
+
+
+def authorized_stream(request: Request, context: AppContext, scope: KeyScope) -> StreamKey:
+    """Return the stream that the path names, once it is sure that the caller may do with it what the scope allows.
+
+    Raises:
+        ServiceError: As for `stream_of`, and `unauthenticated` or `forbidden`.
+    """
+    return stream_of(
+        request, context, context.authenticate_and_count(request.headers.get("authorization"), scope).tenant
+    )
+
+
+def version_of(request: Request) -> int | None:
+    """Return `?version=`, or None.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    return number_of(request.query_params, "version", 1, 2**31 - 1) if request.scope["query_string"] else None
+
+
+def number_of(query: Mapping[str, str], name: str, least: int, most: int) -> int | None:
+    """Return a number of the query, or None where it is not there.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    text = query.get(name)
+    if text is None:
+        return None
+    if text.isascii() and text.isdecimal() and len(text) <= 16 and least <= int(text) <= most:
+        return int(text)
+    raise ServiceError(
+        "bad_request",
+        f"`{name}` is {text[:40]!a}; expected an integer from {least} to {most}.",
+        fix=f"Leave `{name}` out, or give such a number.",
+    )
+
+
+def flag_of(query: Mapping[str, str], name: str) -> bool:
+    """Return a yes or no of the query; no where it is not there.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    text = query.get(name, "false")
+    if text not in ("true", "false"):
+        raise ServiceError(
+            "bad_request", f"`{name}` is {text[:40]!a}; expected true or false.", fix=f"Leave `{name}` out for false."
+        )
+    return text == "true"
+
+
+def idempotency_key_of(request: Request) -> str | None:
+    """Return the `Idempotency-Key`, or None.
+
+    Raises:
+        ServiceError: `bad_request`: it does not have 1 to 255 characters, or there are two.
+    """
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) == 1 and 1 <= len(keys[0]) <= KEY_LIMIT:
+        return keys[0]
+    found = f"{len(keys)} of them" if len(keys) > 1 else f"{len(keys[0])} characters"
+    raise ServiceError(
+        "bad_request",
+        f"The Idempotency-Key header has {found}; expected one of 1 to {KEY_LIMIT} characters.",
+        fix="Send one fresh key per request, and the same again with its retries.",
+    )
+
+
+async def body_of(request: Request, context: AppContext) -> bytes:
+    """Return the request's body.
+
+    Raises:
+        ServiceError: `too_large`, before it is read where its length is told; `bad_request` where it does not come.
+        ClientDisconnect: The client has gone.
+    """
+    limit, seconds = context.settings.max_body_bytes, context.settings.receive_timeout_s
+    length = request.headers.get("content-length")
+    if length is not None and int(length) > limit:
+        raise _too_large(f"{int(length)} bytes", limit)
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read(request.receive, limit)
+    except TimeoutError:
+        raise body_timeout(seconds) from None
+
+
+def body_timeout(seconds: float) -> UnreadBodyError:
+    """Return the refusal of a request whose body did not come within so many seconds."""
+    return UnreadBodyError(
+        "bad_request", f"The body did not arrive within {seconds:g} s.", fix="Send the whole body at once."
+    )
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(f"more than {limit} bytes", limit)
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(found: str, limit: int) -> ServiceError:
+    return UnreadBodyError(
+        "too_large",
+        f"The body has {found}; at most {limit} are taken.",
+        fix="Send it in parts, or raise `max_body_bytes`.",
+    )
+
+
+def respond(document: Any, request: Request, body: Format = JSON, *, status: int = 200) -> Response:
+    """Return a document in the format that the request wants."""
+    form = format_of_answer(request.headers.get("accept"), body)
+    return RawResponse(encode(document, form), form.value, status=status)
+
+
+def format_of(request: Request) -> Format:
+    """Return the format of the request's body."""
+    return format_of_body(request.headers.get("content-type"))

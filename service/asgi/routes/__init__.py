@@ -1,0 +1,1 @@
+"""The declared routes, a module for each family."""

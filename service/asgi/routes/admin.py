@@ -1,0 +1,191 @@
+"""Routes about the service itself: models, readiness, metrics, documentation, the dashboard's files."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from model_export.manifest import TensorSpec
+from service.asgi.http import RawResponse, model_of, respond
+from service.asgi.openapi import streams as openapi
+from service.codec.formats import JSON, encode
+from service.errors import CODES
+from service.models.registry import ModelRegistry, ServedModel
+from service.requests.api_keys import Scope
+from service.requests.context import AppContext
+from service.requests.problems import PROBLEMS, RETRY_AFTER_S
+
+DASHBOARD = Path(__file__).parents[1] / "static" / "dashboard"
+REFERENCE = Path(__file__).parents[1] / "static" / "reference"
+
+_PAGE_HEADERS = {
+    # Everything the page needs comes from here; 'self' covers the WebSocket too.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+_NOSNIFF = {"x-content-type-options": "nosniff"}
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the routes."""
+    routes = AdminRoutes(app, context)
+    add = app.add_api_route
+    add("/v1/models", routes.models, methods=["GET"], **openapi.MODELS)
+    add("/v1/models/reload", routes.reload, methods=["POST"], **openapi.RELOAD)
+    add("/v1/models/{model}", routes.model, methods=["GET"], **openapi.MODEL)
+    add("/v1/info", routes.info, methods=["GET"], **openapi.INFO)
+    add("/healthz", routes.healthz, methods=["GET"], **openapi.HEALTHZ)
+    add("/readyz", routes.readyz, methods=["GET"], **openapi.READYZ)
+    add("/healthz", routes.healthz, methods=["HEAD"], include_in_schema=False)
+    add("/readyz", routes.readyz, methods=["HEAD"], include_in_schema=False)
+    add("/metrics", routes.metrics, methods=["GET"], **openapi.METRICS)
+    if not context.settings.production:
+        add("/openapi.json", routes.openapi, methods=["GET"], include_in_schema=False)
+        add("/docs", routes.docs, methods=["GET"], include_in_schema=False)
+        app.mount("/reference", PageFiles(directory=REFERENCE), name="reference")
+    add("/docs/errors", routes.errors, methods=["GET"], include_in_schema=False)
+    add("/", routes.page, methods=["GET"], include_in_schema=False)
+    app.mount("/dashboard", PageFiles(directory=DASHBOARD), name="dashboard")
+
+
+class AdminRoutes:
+    """The routes' functions."""
+
+    def __init__(self, app: FastAPI, context: AppContext) -> None:
+        self._app = app
+        self._context = context
+        self._openapi = functools.cache(lambda: encode(app.openapi(), JSON))
+
+    async def models(self, request: Request) -> Response:
+        """Describe every model."""
+        self._check(request, "read")
+        shelf = self._context.engine.models
+        return respond({"models": [describe(shelf.get(name), shelf) for name in shelf.names()]}, request)
+
+    async def model(self, request: Request) -> Response:
+        """Describe one model."""
+        self._check(request, "read")
+        return respond(describe(model_of(request, self._context), self._context.engine.models), request)
+
+    async def reload(self, request: Request) -> Response:
+        """Look at the model folders again, in every worker."""
+        self._check(request, "models")
+        report = await self._context.reload()
+        return respond({"loaded": report.loaded, "failed": report.failed}, request)
+
+    async def info(self, request: Request) -> Response:
+        """Say version, durability, what the store says of itself, and limits."""
+        self._check(request, "read")
+        settings = self._context.settings
+        limits = (
+            *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "queue_bytes", "max_websockets"),
+            *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
+            *("tenant_rate", "tenant_max_websockets", "tenant_max_streams"),
+            *("max_snapshots", "max_horizon", "max_samples"),
+        )
+        found = {name: getattr(settings, name) for name in limits}
+        found["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
+        safety = self._context.safety
+        answer = {
+            "version": self._app.version,
+            "durability": settings.durability,
+            "store": {**({} if safety.info is None else safety.info.as_dict()), "unsafe": safety.reasons},
+            "limits": found,
+        }
+        return respond(answer, request)
+
+    async def healthz(self, _request: Request) -> Response:
+        """Say that the process is alive."""
+        return RawResponse(b'{"alive":true}', JSON.value)
+
+    async def readyz(self, _request: Request) -> Response:
+        """Say whether requests can be served now."""
+        reasons = await self._context.check_readiness()
+        answer = {"ready": not reasons, "reasons": reasons}
+        headers = {"retry-after": str(RETRY_AFTER_S)} if reasons else None
+        return RawResponse(encode(answer, JSON), JSON.value, status=503 if reasons else 200, headers=headers)
+
+    async def metrics(self, request: Request) -> Response:
+        """Give the metrics in Prometheus' text format."""
+        self._check(request, "metrics")
+        self._context.metrics.refresh()
+        body, media_type = await asyncio.to_thread(self._context.metrics.render)
+        return RawResponse(body, media_type)
+
+    async def openapi(self, request: Request) -> Response:
+        """Give the OpenAPI document."""
+        self._check(request, "read")
+        return RawResponse(await asyncio.to_thread(self._openapi), JSON.value)
+
+    async def docs(self, _request: Request) -> Response:
+        """Show the API's documentation; its document is asked for by the page."""
+        return FileResponse(REFERENCE / "index.html", headers={**_PAGE_HEADERS, **_NOSNIFF})
+
+    async def errors(self, _request: Request) -> Response:
+        """Show what each problem means: where the problems' `type` leads."""
+        return RawResponse(_errors_page(), "text/html; charset=utf-8", headers=_PAGE_HEADERS)
+
+    async def page(self, _request: Request) -> Response:
+        """Show the dashboard."""
+        return FileResponse(DASHBOARD / "index.html", headers={**_PAGE_HEADERS, **_NOSNIFF})
+
+    def _check(self, request: Request, scope: Scope) -> None:
+        self._context.authenticate_and_count(request.headers.get("authorization"), scope)
+
+
+class PageFiles(StaticFiles):
+    """The files of a page."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file with the page's headers."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update({**_PAGE_HEADERS, **_NOSNIFF})
+        return response
+
+
+def describe(served: ServedModel, shelf: ModelRegistry) -> dict[str, Any]:
+    """Return what a caller may know of a model, as plain values."""
+    manifest = served.manifest
+    return {
+        "name": served.name,
+        "version": served.version,
+        "versions": shelf.versions(served.name),
+        "inputs": [_tensor(spec, "name", "dtype", "shape") for spec in manifest.inputs],
+        "outputs": [_tensor(spec, "name", "dtype", "shape", "kind") for spec in manifest.answered],
+        "states": [
+            {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape)}
+            for field in served.step_model.fields
+        ],
+        "feedback": manifest.feedback,
+        "bytes_per_stream": served.step_model.state_bytes,
+        "parity": None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
+    }
+
+
+def _tensor(spec: TensorSpec, *keys: str) -> dict[str, Any]:
+    """Return some keys of a tensor's spec, and those of the manifest's writer: say, the names of its elements."""
+    return {**spec.model_dump(include=set(keys)), **(spec.model_extra or {})}
+
+
+def _errors_page() -> bytes:
+    rows = "".join(
+        f'<tr id="{code}"><td><code>{code}</code><td>{status}<td>{escape(title)}<td>{CODES[code]}'
+        for code, (status, title) in PROBLEMS.items()
+    )
+    head = "<tr><th>code<th>status<th>what happened<th>retry"
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Stepwell: problems</title>"
+        f"<h1>Problems</h1><table>{head}{rows}</table>"
+    ).encode()

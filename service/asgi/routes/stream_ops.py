@@ -1,0 +1,191 @@
+"""Routes that look ahead of a stream, branch it, keep copies of it, and hand its state out and in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from service.asgi.http import (
+    authorized_stream,
+    body_of,
+    format_of,
+    idempotency_key_of,
+    model_of,
+    respond,
+    version_of,
+)
+from service.asgi.openapi import stream_ops as openapi
+from service.codec import JSON, Format
+from service.codec.formats import format_of_answer
+from service.codec.responses import encode_tensor, position_response, rfc3339, step_response
+from service.codec.rollout import RolloutLimits, read_rollout, rollout_response
+from service.codec.stream_ops import (
+    check_snapshot_name,
+    read_fork,
+    read_snapshot,
+    read_state,
+    states_of,
+)
+from service.ids import encode_state_id
+from service.requests.bulk import to_timestep
+from service.requests.context import AppContext
+from service.types import ImportedState, RolloutRequest, SnapshotStatus, StreamKey, StreamState
+
+_STREAM = "/v1/models/{model}/streams/{stream}"
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the routes."""
+    routes = StreamOpRoutes(context)
+    add = app.add_api_route
+    add(f"{_STREAM}/peek", routes.peek, methods=["POST"], **openapi.PEEK)
+    add(f"{_STREAM}/rollout", routes.rollout, methods=["POST"], **openapi.ROLLOUT)
+    add(f"{_STREAM}/fork", routes.fork, methods=["POST"], **openapi.FORK)
+    add(f"{_STREAM}/state", routes.state, methods=["GET"], **openapi.STATE)
+    add(f"{_STREAM}/state", routes.put_state, methods=["PUT"], **openapi.PUT_STATE)
+    add(f"{_STREAM}/snapshots", routes.snapshots, methods=["GET"], **openapi.SNAPSHOTS)
+    add(f"{_STREAM}/snapshots/{{name}}", routes.snapshot, methods=["GET"], **openapi.SNAPSHOT)
+    add(f"{_STREAM}/snapshots/{{name}}", routes.put_snapshot, methods=["PUT"], **openapi.PUT_SNAPSHOT)
+    add(f"{_STREAM}/snapshots/{{name}}", routes.delete_snapshot, methods=["DELETE"], **openapi.DELETE_SNAPSHOT)
+
+
+class StreamOpRoutes:
+    """The routes' functions."""
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+
+    async def peek(self, request: Request) -> Response:
+        """Say what a timestep, or a chunk, would be answered; the stream stays where it is."""
+        context = self._context
+        key = authorized_stream(request, context, "step")
+        served, form = model_of(request, context), format_of(request)
+        body = context.decoder(served).peek(await body_of(request, context), form)
+        found = await context.engine.peek(to_timestep(body, key, version_of(request), door="http"))
+        answer_form = format_of_answer(request.headers.get("accept"), form)
+        answer = step_response(found, answer_form, chunk=body.chunk, keep=body.keep)
+        if not found.state_id:
+            del answer["state_id"]  # there is no stream yet, so it has no history
+        return respond(answer, request, form)
+
+    async def rollout(self, request: Request) -> Response:
+        """Go on from where a stream stands by its own predictions; with `commit` the stream moves there."""
+        context, settings = self._context, self._context.settings
+        key = authorized_stream(request, context, "step")
+        served, form, version = model_of(request, context), format_of(request), version_of(request)
+        limits = RolloutLimits(settings.max_horizon, settings.max_samples, settings.max_body_bytes)
+        body = read_rollout(await body_of(request, context), form, served.manifest, limits)
+        ask = RolloutRequest(
+            key,
+            body.horizon,
+            body.inputs,
+            feedback=body.feedback,
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            samples=body.samples or 1,
+            seed=body.seed,
+            commit=body.commit,
+            seq=body.seq,
+            after=body.after,
+            create=body.create,
+            idempotency_key=idempotency_key_of(request),
+            version=version,
+        )
+        found = await context.engine.rollout(ask)
+        answer_form = format_of_answer(request.headers.get("accept"), form)
+        return respond(rollout_response(found, answer_form, samples=body.samples is not None), request, form)
+
+    # ---------------------------------------------------------------- forks
+
+    async def fork(self, request: Request) -> Response:
+        """Begin another stream with this one's state, or with that of a snapshot of it."""
+        key, form = authorized_stream(request, self._context, "admin"), format_of(request)
+        body = read_fork(await body_of(request, self._context), form)
+        to = StreamKey(key.tenant, key.model, body.to)
+        position = await self._context.engine.copies.fork(
+            key,
+            to,
+            snapshot=body.snapshot,
+            version=version_of(request),
+            after=body.after,
+            idempotency_key=idempotency_key_of(request),
+        )
+        return respond({"stream": to.stream, **position_response(position)}, request, form)
+
+    # ---------------------------------------------------------------- states
+
+    async def state(self, request: Request) -> Response:
+        """Give the state of a stream."""
+        state = await self._context.engine.copies.get_state(
+            authorized_stream(request, self._context, "read"), version=version_of(request)
+        )
+        return respond(_state_response(state, _response_format(request)), request)
+
+    async def put_state(self, request: Request) -> Response:
+        """Put a stream into a state that is given."""
+        key, form, version = authorized_stream(request, self._context, "admin"), format_of(request), version_of(request)
+        engine, idempotency_key = self._context.engine, idempotency_key_of(request)
+        body = read_state(await body_of(request, self._context), form)
+        self._context.require_precondition("new state", body.after, idempotency_key)
+        served = engine.copies.model_for_import(key.model, body.fingerprint, version)
+        given = ImportedState(states_of(body.states, served.step_model.fields), body.step)
+        position = await engine.resets.to_state(key, served, given, after=body.after, idempotency_key=idempotency_key)
+        return respond(position_response(position), request, form)
+
+    # ---------------------------------------------------------------- snapshots
+
+    async def snapshots(self, request: Request) -> Response:
+        """List the snapshots of a stream."""
+        found = await self._context.engine.copies.list_snapshots(authorized_stream(request, self._context, "read"))
+        return respond({"snapshots": [_snapshot_response(status) for status in found]}, request)
+
+    async def snapshot(self, request: Request) -> Response:
+        """Give a snapshot of a stream, with the state in it."""
+        key, name = authorized_stream(request, self._context, "read"), check_snapshot_name(request.path_params["name"])
+        status, state = await self._context.engine.copies.get_snapshot(key, name)
+        answer = {**_snapshot_response(status), **_state_response(state, _response_format(request))}
+        return respond(answer, request)
+
+    async def put_snapshot(self, request: Request) -> Response:
+        """Keep a copy of a stream, as it is now, under a name."""
+        key, name, form = (
+            authorized_stream(request, self._context, "admin"),
+            check_snapshot_name(request.path_params["name"]),
+            format_of(request),
+        )
+        after, idempotency_key = read_snapshot(await body_of(request, self._context), form), idempotency_key_of(request)
+        self._context.require_precondition("snapshot", after, idempotency_key)
+        position = await self._context.engine.copies.create_snapshot(
+            key, name, after=after, idempotency_key=idempotency_key
+        )
+        return respond({"name": name, **position_response(position)}, request, form)
+
+    async def delete_snapshot(self, request: Request) -> Response:
+        """Forget a snapshot."""
+        key, name = authorized_stream(request, self._context, "admin"), check_snapshot_name(request.path_params["name"])
+        idempotency_key = idempotency_key_of(request)
+        self._context.require_precondition("deletion", idempotency_key)
+        await self._context.engine.copies.delete_snapshot(key, name, idempotency_key=idempotency_key)
+        return Response(status_code=204)
+
+
+def _response_format(request: Request) -> Format:
+    return format_of_answer(request.headers.get("accept"), JSON)
+
+
+def _state_response(state: StreamState, form: Format) -> dict[str, Any]:
+    states = {name: encode_tensor(array, form) for name, array in state.states.items()}
+    return {"states": states, "step": state.step, "fingerprint": state.fingerprint.hex()}
+
+
+def _snapshot_response(status: SnapshotStatus) -> dict[str, Any]:
+    return {
+        "name": status.name,
+        "version": status.version,
+        "step": status.step,
+        "state_id": encode_state_id(status.state_id),
+        "taken_at": rfc3339(status.taken_ms),
+    }

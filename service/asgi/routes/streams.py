@@ -1,0 +1,167 @@
+"""Routes that move and look at streams, one at a time or in columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from service.asgi.http import (
+    RawResponse,
+    authorized_stream,
+    body_of,
+    flag_of,
+    format_of,
+    idempotency_key_of,
+    model_of,
+    number_of,
+    respond,
+    version_of,
+)
+from service.asgi.openapi import streams as openapi
+from service.codec import JSON, Format
+from service.codec.formats import format_of_answer
+from service.codec.responses import encode_tensor, position_response, rfc3339
+from service.codec.stream_ops import read_reset
+from service.errors import ServiceError
+from service.ids import STREAM_ID, check_stream_id, encode_state_id
+from service.requests.context import AppContext
+from service.requests.handlers import BulkHandler, RequestHandler, StepHandler, run
+from service.types import StreamKey
+
+_STREAM = "/v1/models/{model}/streams/{stream}"
+_MODEL = "/v1/models/{model}"
+_PAGE_LIMIT = 1000
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the routes."""
+    routes = StreamRoutes(context)
+    add = app.add_api_route
+    add(f"{_STREAM}/step", routes.step, methods=["POST"], **openapi.STEP)
+    add(f"{_STREAM}/steps", routes.steps, methods=["POST"], **openapi.STEPS)
+    add(f"{_MODEL}/step", routes.bulk_step, methods=["POST"], **openapi.BULK_STEP)
+    add(f"{_MODEL}/steps", routes.bulk_steps, methods=["POST"], **openapi.BULK_STEPS)
+    add(f"{_STREAM}/reset", routes.reset, methods=["POST"], **openapi.RESET)
+    add(f"{_MODEL}/reset", routes.reset_all, methods=["POST"], **openapi.RESET_ALL)
+    add(_STREAM, routes.status, methods=["GET"], **openapi.STATUS)
+    add(_STREAM, routes.delete, methods=["DELETE"], **openapi.DELETE)
+    add(f"{_MODEL}/streams", routes.list_streams, methods=["GET"], **openapi.LIST)
+
+
+class StreamRoutes:
+    """The routes' functions."""
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+
+    async def step(self, request: Request) -> Response:
+        """Move one stream by one timestep."""
+        return await self._step_one(request, chunk=False)
+
+    async def steps(self, request: Request) -> Response:
+        """Move one stream by a chunk of timesteps, all or nothing."""
+        return await self._step_one(request, chunk=True)
+
+    async def bulk_step(self, request: Request) -> Response:
+        """Move many streams by one timestep each."""
+        return await self._step_bulk(request, chunk=False)
+
+    async def bulk_steps(self, request: Request) -> Response:
+        """Move many streams by a chunk of timesteps each."""
+        return await self._step_bulk(request, chunk=True)
+
+    async def reset(self, request: Request) -> Response:
+        """Bring one stream back to its initial state, or to one of its snapshots."""
+        key = authorized_stream(request, self._context, "admin")
+        form = format_of(request)
+        after, snapshot = read_reset(await body_of(request, self._context), form)
+        idempotency_key = idempotency_key_of(request)
+        self._context.require_precondition("reset", after, idempotency_key)
+        position = await self._context.engine.reset(
+            key, snapshot=snapshot, version=version_of(request), after=after, idempotency_key=idempotency_key
+        )
+        return respond(position_response(position), request, form)
+
+    async def reset_all(self, request: Request) -> Response:
+        """Bring every stream of a model, as far as they are the caller's, back to its initial state."""
+        caller = self._context.authenticate_and_count(request.headers.get("authorization"), "admin")
+        model = model_of(request, self._context)
+        self._context.require_precondition("reset", idempotency_key_of(request))
+        return respond({"reset": await self._context.engine.reset_all(caller.tenant, model.name)}, request)
+
+    async def delete(self, request: Request) -> Response:
+        """Forget one stream."""
+        key = authorized_stream(request, self._context, "admin")
+        self._context.require_precondition("delete", idempotency_key_of(request))
+        await self._context.engine.delete(key)
+        return Response(status_code=204)
+
+    async def status(self, request: Request) -> Response:
+        """Say where one stream stands."""
+        key = authorized_stream(request, self._context, "read")
+        status = await self._context.engine.status(key)
+        answer: dict[str, Any] = {
+            "stream": key.stream,
+            "model": key.model,
+            "version": status.version,
+            "step": status.step,
+            "state_id": encode_state_id(status.state_id),
+            "created_at": rfc3339(status.created_ms),
+            "updated_at": rfc3339(status.updated_ms),
+            "expires_in_s": status.expires_in_ms / 1000,
+        }
+        if flag_of(request.query_params, "outputs"):
+            form = format_of_answer(request.headers.get("accept"), JSON)
+            answer["outputs"] = {name: encode_tensor(array, form) for name, array in status.outputs.items()}
+        return respond(answer, request)
+
+    async def list_streams(self, request: Request) -> Response:
+        """List a model's streams, page by page."""
+        caller = self._context.authenticate_and_count(request.headers.get("authorization"), "read")
+        model = model_of(request, self._context)
+        query = request.query_params
+        prefix = query.get("prefix", "")
+        if prefix and not STREAM_ID.fullmatch(prefix):
+            raise ServiceError(
+                "bad_request",
+                f"`prefix` is {prefix[:140]!a}; expected the beginning of a stream id, of A-Z a-z 0-9 . _ : @ -.",
+                fix="Leave `prefix` out to list all.",
+            )
+        page = await self._context.engine.list_streams(
+            caller.tenant,
+            model.name,
+            prefix=prefix,
+            cursor=query.get("cursor") or None,
+            limit=number_of(query, "limit", 1, _PAGE_LIMIT) or 100,
+        )
+        streams = [{"stream": stream, "step": step} for stream, step in page.streams]
+        return respond({"streams": streams, "cursor": page.cursor}, request)
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _step_one(self, request: Request, *, chunk: bool) -> Response:
+        context = self._context
+        caller = context.authenticate_and_count(request.headers.get("authorization"), "step")
+        served = model_of(request, context)
+        key = StreamKey(caller.tenant, served.name, check_stream_id(request.path_params["stream"]))
+        return await self._respond(StepHandler(context, served, key, chunk, *self._handler_options(request)), request)
+
+    async def _step_bulk(self, request: Request, *, chunk: bool) -> Response:
+        context = self._context
+        caller = context.authenticate_and_count(request.headers.get("authorization"), "step")
+        served = model_of(request, context)
+        return await self._respond(
+            BulkHandler(context, served, caller.tenant, chunk, *self._handler_options(request)), request
+        )
+
+    def _handler_options(self, request: Request) -> tuple[int | None, str | None, Format, Format]:
+        """Return version, idempotency key, the body's format and the answer's."""
+        idempotency_key = idempotency_key_of(request)
+        form = format_of(request)
+        return version_of(request), idempotency_key, form, format_of_answer(request.headers.get("accept"), form)
+
+    async def _respond(self, call: RequestHandler, request: Request) -> Response:
+        body = await run(call, await body_of(request, self._context))
+        return RawResponse(body, call.response_format.value, headers=call.extra_headers)

@@ -1,0 +1,109 @@
+"""The WebSocket `/v1/watch`: predictions as they are committed, from whichever worker committed them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import msgspec
+from fastapi import FastAPI
+from starlette.websockets import WebSocket
+
+from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
+from service.asgi.websocket import DRAINING, SEND_TIMEOUT_S, TOO_SLOW, AcceptedWebSocket
+from service.codec.strict_parse import parse
+from service.engine.watch.subscriber import Subscriber
+from service.errors import ServiceError
+from service.ids import SEQ_LIMIT
+from service.requests.context import AppContext
+
+_MAX_SUBSCRIPTIONS = 100
+
+
+class _WatchedStreams(msgspec.Struct, forbid_unknown_fields=True):
+    """What one watcher follows: a stream, the streams whose id begins alike, or a whole model."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    stream: str | None = None
+    prefix: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    since: Annotated[int, msgspec.Meta(ge=0, lt=SEQ_LIMIT)] | None = None
+
+
+class _WatchRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The first message."""
+
+    watch: Annotated[list[_WatchedStreams], msgspec.Meta(min_length=1, max_length=_MOST_WANTS)]
+    inputs: bool = False
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the route."""
+
+    @app.websocket("/v1/watch")
+    async def watch(websocket: WebSocket) -> None:
+        async with AcceptedWebSocket.accepted(websocket, context, "read") as socket:
+            await _serve(socket, context)
+
+
+async def _serve(socket: AcceptedWebSocket, context: AppContext) -> None:
+    watcher = _read(await socket.receive(), socket, context)
+    watchers = context.engine.watch
+    work: list[asyncio.Task[None]] = []
+    try:
+        await watchers.add(watcher)
+        await socket.send({"watching": len(watcher.subscriptions)})
+        work = [asyncio.create_task(_send(socket, watcher)), asyncio.create_task(_wait_for_end(socket))]
+        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        watchers.remove(watcher)
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+
+
+def _read(message: bytes, socket: AcceptedWebSocket, context: AppContext) -> Subscriber:
+    """Return who watches what.
+
+    Raises:
+        ServiceError: `bad_json`, `bad_request` or `model_not_found`.
+    """
+    try:
+        body = msgspec.convert(parse(message, socket.message_format), _WatchRequest)
+    except msgspec.ValidationError as exc:
+        raise ServiceError(
+            "bad_request", f"The message is not what to watch: {exc}.", fix='Send {"watch": [{"model": "m"}]}.'
+        ) from exc
+    wants, since = [], {}
+    for follow in body.watch:
+        want = parse_subscription(follow.model, follow.stream, follow.prefix, socket.caller, context)
+        wants.append(want)
+        if follow.since is not None:
+            if want.key is None:
+                raise ServiceError(
+                    "bad_request",
+                    "`since` stands without `stream`; expected the last step that you have seen of one stream.",
+                    fix="Name the `stream`, or leave `since` out.",
+                )
+            since[want.key] = follow.since
+    return Subscriber(wants, inputs=body.inputs, since=since)
+
+
+async def _send(socket: AcceptedWebSocket, watcher: Subscriber) -> None:
+    """Send news as they come; a reader that does not read loses the oldest, and after a while the socket."""
+    try:
+        while not watcher.closed:
+            for news in await wait_for_events(watcher):
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await socket.send(event_document(news, socket.message_format, inputs=watcher.inputs))
+            socket.check()
+        await socket.close(DRAINING)
+    except TimeoutError:
+        await socket.close(TOO_SLOW)
+
+
+async def _wait_for_end(socket: AcceptedWebSocket) -> None:
+    """Take what comes, though nothing more is expected, until the reader has gone."""
+    while True:
+        await socket.receive()

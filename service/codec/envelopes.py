@@ -1,0 +1,244 @@
+"""What a body asks for, and its envelope: everything of a body but the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NoReturn
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from model_export.manifest import Array
+from service.codec.formats import Format, encode
+from service.codec.strict_parse import json_type, parse, preview
+from service.errors import ServiceError
+from service.ids import SEQ_LIMIT, is_state_id
+
+Create = Literal["auto", "never", "must"]
+Keep = Literal["all", "last", "none"]
+Seq = Annotated[int, Meta(ge=1, lt=SEQ_LIMIT)]
+
+
+class StepBody(Struct, gc=False):
+    """A body that moves one stream.
+
+    Attributes:
+        inputs: `(T, *row)` per model input, its declared dtype, checked and finite.
+        length: T; 1 where the body had no time axis.
+        chunk: The body had a time axis, so the answer has one too.
+        seq: Number of the first timestep, or None.
+        after: 16 bytes, or None.
+        create: What a missing stream means.
+        keep: Which predictions are answered.
+    """
+
+    inputs: dict[str, Array]
+    length: int
+    chunk: bool
+    seq: int | None
+    after: bytes | None
+    create: Create
+    keep: Keep
+
+
+@dataclass(slots=True)
+class BulkBody:
+    """A body that moves many streams, as columns.
+
+    Attributes:
+        streams: Their ids, as given, each once.
+        inputs: `(N, T, *row)` per model input; the rows of `faults` are not to be used.
+        length: T; 1 where the body had no time axis.
+        chunk: The body had a time axis, so the answer has one too.
+        seqs: One per stream, None where not given.
+        afters: One per stream, None where not given.
+        create: What a missing stream means.
+        keep: Which predictions are answered.
+        faults: What is wrong with single rows, by index; the others are sound.
+    """
+
+    streams: list[str]
+    inputs: dict[str, Array]
+    length: int
+    chunk: bool
+    seqs: list[int | None]
+    afters: list[bytes | None]
+    create: Create
+    keep: Keep
+    faults: dict[int, ServiceError] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class FeedMessage:
+    """One message of a feed.
+
+    Attributes:
+        body: What to do.
+        stream: The stream that it names, or None in columns and on the feed of one stream.
+        id: The client's own name of the message, as bytes of the message's format, or None.
+    """
+
+    body: StepBody | BulkBody
+    stream: str | None
+    id: Raw | None
+
+
+# ------------------------------------------------------------------- the fast way: typed
+
+
+class StepEnvelope(Struct, forbid_unknown_fields=True, gc=False):
+    """The body of a step."""
+
+    inputs: Raw
+    seq: Seq | UnsetType = UNSET
+    after: str | UnsetType = UNSET
+    create: Create | UnsetType = UNSET
+
+
+class StepsEnvelope(StepEnvelope, forbid_unknown_fields=True, gc=False):
+    """The body of a chunk."""
+
+    keep: Keep | UnsetType = msgspec.field(name="return", default=UNSET)
+
+
+class PeekEnvelope(StepsEnvelope, forbid_unknown_fields=True, gc=False):
+    """The body of a peek."""
+
+    chunk: bool | UnsetType = UNSET
+
+
+class BulkEnvelope(Struct, forbid_unknown_fields=True, gc=False):
+    """The body of a step of many streams."""
+
+    streams: list[str]
+    inputs: Raw
+    seq: list[Seq | None] | UnsetType = UNSET
+    after: list[str | None] | UnsetType = UNSET
+    create: Create | UnsetType = UNSET
+
+
+class BulkStepsEnvelope(BulkEnvelope, forbid_unknown_fields=True, gc=False):
+    """The body of a chunk of many streams."""
+
+    keep: Keep | UnsetType = msgspec.field(name="return", default=UNSET)
+
+
+class FeedEnvelope(StepsEnvelope, forbid_unknown_fields=True, gc=False):
+    """A message of a feed for one stream."""
+
+    stream: str | UnsetType = UNSET
+    chunk: bool | UnsetType = UNSET
+    id: Raw | UnsetType = UNSET
+
+
+class FeedColumnsEnvelope(BulkStepsEnvelope, forbid_unknown_fields=True, gc=False):
+    """A message of a feed for many streams."""
+
+    chunk: bool | UnsetType = UNSET
+    id: Raw | UnsetType = UNSET
+
+
+Envelope = StepEnvelope | BulkEnvelope
+
+
+# ------------------------------------------------------------------- the slow way: says what is wrong
+
+
+def _is_seq(value: Any) -> bool:
+    return type(value) is int and 1 <= value < SEQ_LIMIT
+
+
+def _is_after(value: Any) -> bool:
+    return isinstance(value, str) and is_state_id(value)
+
+
+def _is_list_of(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(item is None or is_item(item) for item in value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+_SEQ = (_is_seq, f"an integer from 1 to {SEQ_LIMIT - 1}")
+_AFTER = (_is_after, "a state_id of an earlier answer, 22 characters")
+_STEP_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "stream": (lambda value: isinstance(value, str), "a stream id"),
+    "seq": _SEQ,
+    "after": _AFTER,
+    "create": (lambda value: value in ("auto", "never", "must"), 'one of "auto", "never", "must"'),
+    "return": (lambda value: value in ("all", "last", "none"), 'one of "all", "last", "none"'),
+    "chunk": (lambda value: isinstance(value, bool), "true or false"),
+}
+_BULK_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **_STEP_CHECKS,
+    "streams": (_is_texts, "a list of stream ids"),
+    "seq": (_is_list_of(_is_seq), f"a list of one per stream: {_SEQ[1]}, or null"),
+    "after": (_is_list_of(_is_after), f"a list of one per stream: {_AFTER[1]}, or null"),
+}
+
+
+def check_envelope(document: Any, optional: tuple[str, ...], *, needed: tuple[str, ...]) -> dict[str, Any]:
+    """Return a body's document, with every key known, every needed one there, and all but `inputs` checked.
+
+    Args:
+        document: The body as plain values.
+        optional: Keys that may be there.
+        needed: Keys that have to be there; with `streams` among them, `seq` and `after` are columns.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    if not isinstance(document, dict):
+        bad_request(
+            f"The body is {json_type(document)}; expected an object{' with ' if needed else ''}{' and '.join(needed)}."
+        )
+    for key in document:
+        if key not in needed and key not in optional:
+            bad_request(f"The body has the key {preview(key)}; expected {_listed((*needed, *optional))}.")
+    for key in needed:
+        if key not in document:
+            bad_request(f"The body has no `{key}`; it has {_listed(tuple(map(preview, document))) or 'no keys'}.")
+    checks = _BULK_CHECKS if "streams" in needed else _STEP_CHECKS
+    for key, value in document.items():
+        if key in checks and not checks[key][0](value):
+            bad_request(f"`{key}` is {_shown(value)}; expected {checks[key][1]}.")
+    return document
+
+
+def correlation_fields(stream: str | None, name: Raw | None) -> dict[str, Any]:
+    """Return what stands in front of a feed's answer: the stream, and the client's own name of the message."""
+    label: dict[str, Any] = {} if stream is None else {"stream": stream}
+    if name is not None:
+        label["id"] = name
+    return label
+
+
+def guess_correlation(message: bytes, form: Format) -> dict[str, Any]:
+    """Return the label of a message that was refused, as far as it can be made out."""
+    try:
+        document = parse(message, form)
+    except ServiceError:
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    stream = document.get("stream")
+    name = Raw(encode(document["id"], form)) if "id" in document else None
+    return correlation_fields(stream if isinstance(stream, str) else None, name)
+
+
+def bad_request(problem: str) -> NoReturn:
+    """Raise `bad_request` with what was found and expected."""
+    raise ServiceError("bad_request", problem, fix="Send the body as /docs describes it.")
+
+
+def _shown(value: Any) -> str:
+    """Show a short list by its items."""
+    if isinstance(value, list) and len(value) <= 4:
+        return f"[{', '.join(map(preview, value))}]"
+    return preview(value)
+
+
+def _listed(keys: tuple[str, ...]) -> str:
+    return ", ".join(keys[:20])

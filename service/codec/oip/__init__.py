@@ -1,0 +1,18 @@
+"""The Open Inference Protocol, version 2, with its binary tensors and Triton's sequences: bytes to arrays and back."""
+
+from service.codec.oip.errors import TritonError, missing_start_flag, quote, unknown_model
+from service.codec.oip.infer import InferCodec, InferRequest
+from service.codec.oip.metadata import config_of, metadata_of
+from service.codec.oip.tensors import DATATYPES
+
+__all__ = [
+    "DATATYPES",
+    "InferCodec",
+    "InferRequest",
+    "TritonError",
+    "config_of",
+    "metadata_of",
+    "missing_start_flag",
+    "quote",
+    "unknown_model",
+]

@@ -1,0 +1,345 @@
+"""Infer requests to arrays, and predictions to answers; tensors as JSON, or as raw bytes behind the document.
+
+How much of a body is the JSON document, a header says. Tensors have the batch in front: `[1, *row]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from model_export.manifest import Array, Manifest
+from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, refuse_name
+from service.codec.oip.tensors import DeclaredTensor, raw_bytes
+from service.codec.strict_parse import preview
+from service.ids import SEQ_LIMIT, check_stream_id
+
+_ID_LIMIT: Final = 2**64
+_KEY_LIMIT: Final = 255
+
+Parameters = dict[str, Any]
+
+
+class InferRequest(NamedTuple):
+    """What an infer request asks for.
+
+    Attributes:
+        inputs: `(rows, *row)` per model input, its declared dtype, checked and finite.
+        rows: The batch: 1 where there is a sequence.
+        name: The client's own name of the request, or None.
+        sequence: The sequence's id as given, or None.
+        start: The sequence begins anew.
+        end: The sequence ends.
+        step: Number of the timestep in its sequence, or None.
+        idempotency_key: 1 to 255 characters, or None.
+        outputs: What is answered, and whether as raw bytes.
+    """
+
+    inputs: dict[str, Array]
+    rows: int
+    name: str | None
+    sequence: int | str | None
+    start: bool
+    end: bool
+    step: int | None
+    idempotency_key: str | None
+    outputs: Sequence[tuple[DeclaredTensor, bool]]
+
+    @property
+    def stream(self) -> str | None:
+        """The stream that the sequence is: `42` and `"42"` are one."""
+        return None if self.sequence is None else str(self.sequence)
+
+
+class _InputTensor(Struct, gc=False):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: Parameters | None = None
+    data: Raw | UnsetType = UNSET
+
+
+class _RequestedOutput(Struct, gc=False):
+    name: str
+    parameters: Parameters | None = None
+
+
+class _RequestDocument(Struct, gc=False):
+    inputs: list[_InputTensor]
+    id: str | None = None
+    parameters: Parameters | None = None
+    outputs: list[_RequestedOutput] | None = None
+
+
+class _OutputTensor(Struct, omit_defaults=True, gc=False):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: dict[str, int] | UnsetType = UNSET
+    data: list[Any] | UnsetType = UNSET
+
+
+class _InferResponse(Struct, omit_defaults=True, gc=False):
+    model_name: str
+    model_version: str
+    outputs: list[_OutputTensor]
+    id: str | UnsetType = UNSET
+    parameters: Parameters | UnsetType = UNSET
+
+
+_decode = msgspec.json.Decoder(_RequestDocument).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class InferCodec:
+    """Reads infer requests to one model and writes the answers.
+
+    Attributes:
+        manifest: What the model takes and gives.
+    """
+
+    def __init__(self, model: str, manifest: Manifest, *, stateful: bool, max_rows: int) -> None:
+        """Prepare for a model.
+
+        Args:
+            model: Its name.
+            manifest: Its manifest.
+            stateful: It carries a state, so a request belongs to a sequence and has one row.
+            max_rows: Largest batch that a model without state is given at once.
+        """
+        self.manifest = manifest
+        self._model = model
+        self._stateful = stateful
+        self._max_rows = max_rows
+        self._inputs = {spec.name: DeclaredTensor(spec, model) for spec in manifest.inputs}
+        self._answered = {spec.name: DeclaredTensor(spec, model) for spec in manifest.answered}
+        self._all = {binary: [(one, binary) for one in self._answered.values()] for binary in (False, True)}
+
+    # ---------------------------------------------------------------- requests
+
+    def read(self, body: bytes, document_bytes: int | None) -> InferRequest:
+        """Read an infer request.
+
+        Args:
+            body: The request's body.
+            document_bytes: How much of it is the JSON document, as its header says; None: all; 0: there is none, and
+                the body is the tensor of the model's one input.
+
+        Raises:
+            ServiceError: `bad_json`, `bad_request`, `bad_input` or `non_finite`.
+        """
+        if document_bytes == 0:
+            return self._read_raw(body)
+        request = _document(body, document_bytes)
+        parameters = request.parameters or {}
+        for name in parameters:
+            if name.startswith("triton_"):
+                bad_request(
+                    "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+                )
+        sequence = self._sequence(parameters.get("sequence_id", 0))
+        start, end = _flag(parameters, "sequence_start"), _flag(parameters, "sequence_end")
+        inputs, rows = self._tensors(request.inputs, body, document_bytes, one_row=sequence is not None)
+        return InferRequest(
+            inputs,
+            rows,
+            request.id,
+            sequence,
+            start,
+            end,
+            _step(parameters.get("step"), start=start, sequence=sequence),
+            _key(parameters.get("idempotency_key")),
+            self._outputs(request.outputs, binary=_flag(parameters, "binary_data_output")),
+        )
+
+    def _read_raw(self, body: bytes) -> InferRequest:
+        """Read a body that is one tensor's bytes."""
+        self._sequence(0)
+        if len(self._inputs) != 1:
+            bad_request(
+                f"a body without a document is for models with 1 input; '{self._model}' has {len(self._inputs)}"
+            )
+        [one] = self._inputs.values()
+        rows = self._check_rows(one.rows_of_bytes(len(body)), one_row=False)
+        inputs = {one.name: one.from_bytes(body, 0, len(body), rows)}
+        return InferRequest(inputs, rows, None, None, False, False, None, None, self._all[True])
+
+    def _sequence(self, sequence: Any) -> int | str | None:
+        if type(sequence) is str:
+            if sequence:
+                return check_stream_id(sequence)
+        elif type(sequence) is not int or not 0 <= sequence < _ID_LIMIT:
+            bad_request(
+                f"Unable to parse 'sequence_id': it is {preview(sequence)}; expected an integer of 64 bits or text"
+            )
+        elif sequence:
+            return sequence
+        if self._stateful:
+            bad_request(
+                f"inference request to model '{self._model}' must specify a non-zero or non-empty correlation ID"
+            )
+        return None
+
+    def _tensors(
+        self, tensors: Sequence[_InputTensor], body: bytes, document_bytes: int | None, *, one_row: bool
+    ) -> tuple[dict[str, Array], int]:
+        at = len(body) if document_bytes is None else document_bytes
+        arrays: dict[str, Array] = {}
+        rows = 0
+        for tensor in tensors:
+            name = tensor.name
+            declared = self._inputs.get(name) or refuse_name("input", name, self._model)
+            if tensor.datatype != declared.datatype:
+                bad_request(
+                    f"inference input {quote(name)} data-type is {quote(tensor.datatype)}, but model "
+                    f"'{self._model}' expects '{declared.datatype}'",
+                    code="bad_input",
+                )
+            found = self._check_rows(declared.rows(tensor.shape), one_row=one_row)
+            if rows not in (0, found):
+                bad_request(
+                    f"input '{name}' batch size does not match other inputs for '{self._model}'", code="bad_input"
+                )
+            rows = found
+            size = None if tensor.parameters is None else _binary_size(tensor, tensor.parameters)
+            if size is not None:
+                arrays[name] = declared.from_bytes(body, at, size, rows)
+                at += size
+            elif isinstance(tensor.data, Raw):
+                arrays[name] = declared.from_json(tensor.data, rows)
+            else:
+                bad_request(f"Unable to parse 'data': input '{name}' has neither 'data' nor 'binary_data_size'")
+        if len(arrays) != len(self._inputs) or len(tensors) != len(arrays):
+            bad_request(
+                f"expected {len(self._inputs)} inputs but got {len(tensors)} inputs for model '{self._model}'. Got "
+                f"input(s) {listed(tensor.name for tensor in tensors)}, but missing required input(s) "
+                f"{listed(name for name in self._inputs if name not in arrays)}. Please provide all required input(s).",
+                code="bad_input",
+            )
+        if at < len(body):
+            bad_request(f"unexpected additional input data for model '{self._model}': {len(body) - at} bytes")
+        return arrays, rows
+
+    def _check_rows(self, rows: int, *, one_row: bool) -> int:
+        """Check that a batch may be so large."""
+        if one_row and rows > 1:
+            bad_request(
+                f"inference request to model '{self._model}' must specify batch-size 1 due to requirements of "
+                "sequence batcher",
+                code="bad_input",
+            )
+        if rows > self._max_rows:
+            bad_request(
+                f"inference request batch-size must be <= {self._max_rows} for '{self._model}'", code="bad_input"
+            )
+        return rows
+
+    def _outputs(
+        self, wanted: Sequence[_RequestedOutput] | None, *, binary: bool
+    ) -> Sequence[tuple[DeclaredTensor, bool]]:
+        if not wanted:
+            return self._all[binary]
+        outputs = []
+        for one in wanted:
+            declared = self._answered.get(one.name) or refuse_name("output", one.name, self._model)
+            parameters = one.parameters or {}
+            for name in parameters:
+                if name == "classification" or name.startswith("shared_memory_"):
+                    not_supported(f"output {quote(one.name)}: the parameter '{name}'")
+            outputs.append((declared, _flag(parameters, "binary_data", default=binary)))
+        return outputs
+
+    # ---------------------------------------------------------------- answers
+
+    def write(
+        self, asked: InferRequest, outputs: Mapping[str, Array], version: int, parameters: Parameters | None
+    ) -> tuple[bytes, int | None]:
+        """Return the body of an answer, and how much of it is the JSON document where raw bytes follow, else None.
+
+        Args:
+            asked: The request.
+            outputs: `(rows, *row)` per answered output.
+            version: The model version that made them.
+            parameters: What the answer says besides.
+        """
+        tensors, parts = [], [b""]
+        for declared, binary in asked.outputs:
+            array = outputs[declared.name]
+            tensor = _OutputTensor(declared.name, declared.datatype, array.shape)
+            if binary:
+                parts.append(raw_bytes(array))
+                tensor.parameters = {"binary_data_size": array.nbytes}
+            else:
+                tensor.data = array.ravel().tolist()
+            tensors.append(tensor)
+        name = UNSET if asked.name is None else asked.name
+        document = _encode(_InferResponse(self._model, str(version), tensors, name, parameters or UNSET))
+        if len(parts) == 1:
+            return document, None
+        parts[0] = document
+        return b"".join(parts), len(document)
+
+
+def _document(body: bytes, document_bytes: int | None) -> _RequestDocument:
+    if document_bytes is not None and document_bytes > len(body):
+        bad_request(
+            f"Unable to parse Inference-Header-Content-Length: it is {document_bytes}, and the body has "
+            f"{len(body)} bytes"
+        )
+    try:
+        return _decode(body if document_bytes is None else body[:document_bytes])
+    except msgspec.ValidationError as exc:
+        bad_request(f"failed to parse the request: {exc}")
+    except RecursionError:
+        _not_json("it is nested too deeply")
+    except (ValueError, OverflowError) as exc:
+        _not_json(str(exc)[:200])
+
+
+def _not_json(why: str) -> NoReturn:
+    raise TritonError("bad_json", f"failed to parse the request JSON buffer: {why}")
+
+
+def _binary_size(tensor: _InputTensor, parameters: Parameters) -> int | None:
+    """Return the bytes that a tensor has behind the document, None where its values stand in it."""
+    for name in parameters:
+        if name.startswith("shared_memory_"):
+            not_supported(f"input {quote(tensor.name)}: the parameter '{name}'")
+    size = parameters.get("binary_data_size")
+    if size is None:
+        return None
+    if type(size) is not int or size < 0:
+        bad_request(f"Unable to parse 'binary_data_size': it is {preview(size)}; expected the number of bytes")
+    if tensor.data is not UNSET:
+        bad_request(f"input {quote(tensor.name)} has both 'data' and 'binary_data_size'; expected one of them")
+    return size
+
+
+def _flag(parameters: Parameters, name: str, *, default: bool = False) -> bool:
+    value = parameters.get(name, default)
+    if type(value) is not bool:
+        bad_request(f"Unable to parse '{name}': it is {preview(value)}; expected true or false")
+    return value
+
+
+def _step(step: Any, *, start: bool, sequence: int | str | None) -> int | None:
+    if step is None or sequence is None:
+        return None
+    if type(step) is not int or not 1 <= step < SEQ_LIMIT:
+        bad_request(f"Unable to parse 'step': it is {preview(step)}; expected an integer from 1 to {SEQ_LIMIT - 1}")
+    if start and step != 1:
+        bad_request(f"'step' is {step} with 'sequence_start'; expected 1, the number of a sequence's first timestep")
+    return step
+
+
+def _key(key: Any) -> str | None:
+    if key is None:
+        return None
+    if type(key) is not str or not 1 <= len(key) <= _KEY_LIMIT:
+        bad_request(
+            f"Unable to parse 'idempotency_key': it is {preview(key)}; expected text of 1 to {_KEY_LIMIT} characters"
+        )
+    return key

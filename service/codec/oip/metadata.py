@@ -1,0 +1,64 @@
+"""What the Open Inference Protocol says of a model: its metadata, and its configuration as Triton has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from model_export.manifest import Manifest, TensorSpec
+from service.codec.oip.tensors import DATATYPES
+
+
+def config_of(model: str, manifest: Manifest, *, max_rows: int, idle_s: float, stateful: bool) -> dict[str, Any]:
+    """Return a model's configuration as Triton's clients read it.
+
+    Args:
+        model: Its name.
+        manifest: Its manifest.
+        max_rows: Most rows in one run.
+        idle_s: Seconds after which an idle sequence may be forgotten.
+        stateful: It carries a state, so its requests are batched by sequence.
+    """
+    config: dict[str, Any] = {
+        "name": model,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": max_rows,
+        "input": [_config_tensor(spec) for spec in manifest.inputs],
+        "output": [_config_tensor(spec) for spec in manifest.answered],
+        "model_transaction_policy": {"decoupled": False},
+    }
+    if stateful:
+        config["sequence_batching"] = {
+            "max_sequence_idle_microseconds": int(idle_s * 1_000_000),
+            "direct": {},
+            "state": [
+                {
+                    "input_name": state.input,
+                    "output_name": state.output,
+                    "data_type": f"TYPE_{DATATYPES[state.dtype]}",
+                    "dims": state.shape,
+                }
+                for state in manifest.states
+            ],
+        }
+    return config
+
+
+def metadata_of(model: str, versions: Sequence[int], manifest: Manifest) -> dict[str, Any]:
+    """Return a model's metadata: what travels, and no states."""
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
+
+    return {
+        "name": model,
+        "versions": [str(version) for version in versions],
+        "platform": "onnx_onnxv1",
+        "inputs": [tensor(spec) for spec in manifest.inputs],
+        "outputs": [tensor(spec) for spec in manifest.answered],
+    }
+
+
+def _config_tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": spec.shape}

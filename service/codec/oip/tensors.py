@@ -1,0 +1,161 @@
+"""One tensor of the Open Inference Protocol, from JSON or from raw bytes, exactly checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from model_export.manifest import Array, TensorSpec
+from service.codec.formats import JSON
+from service.codec.oip.errors import bad_request, format_shape
+from service.codec.strict_parse import parse
+from service.codec.strict_tensors import check_finite, is_finite, read_tensor, unpack
+from service.codec.typed_decoder import DECODE_ERRORS, row_packer
+
+DATATYPES: Final = {
+    "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64",
+    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+    "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+}  # fmt: skip
+"""The protocol's name of each dtype."""
+
+_MAX_ROWS: Final = 2**31
+_FLAT: Final[dict[str, msgspec.json.Decoder[Any]]] = {
+    "b": msgspec.json.Decoder(list[bool]),
+    "f": msgspec.json.Decoder(list[float]),
+    "i": msgspec.json.Decoder(list[int]),
+    "u": msgspec.json.Decoder(list[int]),
+}
+
+
+class DeclaredTensor:
+    """A tensor that a model declares, with what every request asks of it worked out once.
+
+    Attributes:
+        name: Its name.
+        datatype: The protocol's name of its dtype.
+    """
+
+    __slots__ = (
+        "_dtype",
+        "_flat",
+        "_model",
+        "_one",
+        "_pack",
+        "_row",
+        "_row_bytes",
+        "_spec",
+        "_what",
+        "datatype",
+        "name",
+    )
+
+    def __init__(self, spec: TensorSpec, model: str) -> None:
+        """Prepare.
+
+        Args:
+            spec: The declaration.
+            model: The model's name, for messages.
+        """
+        self.name = spec.name
+        self.datatype = DATATYPES[spec.dtype]
+        self._spec = spec
+        self._model = model
+        self._dtype = np.dtype(spec.dtype)
+        self._flat = _FLAT[self._dtype.kind].decode
+        self._pack = row_packer(self._dtype, (spec.row_size,))
+        self._row = spec.row_shape
+        self._row_bytes = spec.row_bytes
+        self._one = [1, *spec.row_shape]
+        self._what = f"Input {spec.name!r}"
+
+    def rows(self, shape: Sequence[int]) -> int:
+        """Return the batch that a shape has in front.
+
+        Raises:
+            PlainError: The shape is not the declared one.
+        """
+        if shape == self._one:
+            return 1
+        if len(shape) != len(self._one) or shape[1:] != self._one[1:] or not 0 < shape[0] < _MAX_ROWS:
+            bad_request(
+                f"unexpected shape for input '{self.name}' for model '{self._model}'. Expected "
+                f"{format_shape([-1, *self._row])}, got {format_shape(shape)}. The first dimension is the batch.",
+                code="bad_input",
+            )
+        return shape[0]
+
+    def rows_of_bytes(self, size: int) -> int:
+        """Return the batch that so many bytes are.
+
+        Raises:
+            PlainError: They are no whole rows.
+        """
+        rows, rest = divmod(size, max(self._row_bytes, 1))
+        if rest or not rows:
+            self._refuse_size(max(rows, 1), size)
+        return rows
+
+    def from_bytes(self, body: bytes, at: int, size: int, rows: int) -> Array:
+        """Return `(rows, *row)` of the bytes at a place of the body.
+
+        Raises:
+            ServiceError: They are too few or too many, no booleans, or not finite.
+        """
+        if size != rows * self._row_bytes:
+            self._refuse_size(rows, size)
+        if len(body) < at + size:
+            missing = at + size - len(body)
+            bad_request(
+                f"unexpected size for input '{self.name}', expecting {missing} additional bytes for model "
+                f"'{self._model}'"
+            )
+        shape = (rows, *self._row)
+        if self._dtype.kind == "b":
+            packed = {"d": "bool", "s": list(shape), "b": body[at : at + size]}
+            return unpack(packed, self._spec, shape, self._what)
+        dtype = self._dtype.newbyteorder("<")
+        array: Array = np.ndarray(shape, dtype, body, at)
+        if array.dtype != self._dtype:
+            array = array.astype(self._dtype)
+        if not is_finite(array):
+            check_finite(array, self._what)
+        return array
+
+    def from_json(self, data: msgspec.Raw, rows: int) -> Array:
+        """Return `(rows, *row)` of values, flat or nested.
+
+        Raises:
+            ServiceError: They do not fit.
+        """
+        shape = (rows, *self._row)
+        try:
+            values = self._flat(data)
+            if rows == 1:
+                return np.ndarray(shape, self._dtype, self._pack(values))
+            with np.errstate(over="ignore"):  # what becomes infinite is found, without a warning
+                array = np.array(values, self._dtype).reshape(shape)
+            if is_finite(array):
+                return array
+        except DECODE_ERRORS:
+            pass
+        value = parse(bytes(data), JSON)  # the slow way takes it after all, or says what is wrong
+        if isinstance(value, list) and not (value and isinstance(value[0], list)):
+            flat = self._spec.model_copy(update={"shape": [rows * self._spec.row_size], "graph_shape": None})
+            return read_tensor(value, flat, (), self._what).reshape(shape)
+        return read_tensor(value, self._spec, (rows,), self._what)
+
+    def _refuse_size(self, rows: int, found: int) -> None:
+        bad_request(
+            f"input byte size mismatch for input '{self.name}' for model '{self._model}'. Expected "
+            f"{rows * self._row_bytes}, got {found}",
+            code="bad_input",
+        )
+
+
+def raw_bytes(array: Array) -> bytes:
+    """Return an array's values as they travel: little-endian, row-major."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

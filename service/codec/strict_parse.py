@@ -1,0 +1,137 @@
+"""Reads a whole body strictly into plain Python values: the slow, exact way, for what the fast way refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import msgspec
+
+from service.codec.formats import JSON, Format
+from service.errors import ServiceError
+
+MAX_DEPTH = 32
+_SHOWN = 60  # characters of a value that a message repeats
+
+
+class _DuplicateKeyError(Exception):
+    """A key that stands twice in one object."""
+
+
+def parse(body: bytes, form: Format) -> Any:
+    """Return the document as plain values; `NaN`, `Infinity` and `1e999` come out as non-finite floats.
+
+    Raises:
+        ServiceError: `bad_json`: not JSON or not msgpack, a key twice in an object, not UTF-8, an unpaired
+            surrogate, or nested deeper than 32.
+    """
+    document = _parse_json(body) if form is JSON else _parse_msgpack(body)
+    _check_depth(document)
+    return document
+
+
+def preview(value: Any) -> str:
+    """Return a value for a message: short, printable, and never a literal that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a number that is not finite"
+    if isinstance(value, (dict, list, tuple)):
+        return f"{json_type(value)} of {len(value)}"
+    if isinstance(value, str):
+        text = json.dumps(value[: _SHOWN + 1])
+    elif value is None or isinstance(value, (bool, float, int)):
+        text = json.dumps(value) if not isinstance(value, int) or abs(value) < 10**_SHOWN else "a very long integer"
+    else:
+        text = json_type(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def json_type(value: Any) -> str:
+    """Return what a value is, in JSON's words."""
+    names: Sequence[tuple[type | tuple[type, ...], str]] = (
+        (dict, "an object"),
+        ((list, tuple), "an array"),
+        (str, "text"),
+        (bool, "a boolean"),
+        ((int, float), "a number"),
+        (bytes, "bytes"),
+    )
+    return "null" if value is None else next((name for types, name in names if isinstance(value, types)), "a value")
+
+
+def _parse_json(body: bytes) -> Any:
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        _bad_json(f"The body is not UTF-8 at byte {exc.start}; expected JSON in UTF-8.", exc)
+    try:
+        document = json.loads(text, object_pairs_hook=_object_with_unique_keys)
+    except _DuplicateKeyError as exc:
+        _bad_json(f"The body has the key {preview(exc.args[0])} twice in one object; expected once.", exc)
+    except json.JSONDecodeError as exc:
+        _bad_json(f"The body is not JSON: {exc.msg} at character {exc.pos} of {len(text)}.", exc)
+    except RecursionError as exc:
+        _bad_json(_too_deep(), exc)
+    except ValueError as exc:  # an integer of more digits than Python reads
+        _bad_json("The body has an integer of more than 4300 digits; expected a number that a tensor can hold.", exc)
+    if "\\u" in text:
+        _check_surrogates(document)
+    return document
+
+
+def _parse_msgpack(body: bytes) -> Any:
+    try:
+        return msgspec.msgpack.decode(body)
+    except RecursionError as exc:
+        _bad_json(_too_deep(), exc)
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError) as exc:
+        _bad_json(f"The body is not msgpack: {str(exc)[:200]}.", exc)
+
+
+def _object_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(key)
+            seen.add(key)
+    return unique
+
+
+def _check_depth(document: Any) -> None:
+    level = [document] if isinstance(document, (list, dict)) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (list, dict))
+        ]
+        if not level:
+            return
+    _bad_json(_too_deep())
+
+
+def _check_surrogates(document: Any) -> None:
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as exc:
+                _bad_json(f"The body has an unpaired surrogate in {preview(value)}; expected Unicode text.", exc)
+
+
+def _too_deep() -> str:
+    return f"The body is nested deeper than {MAX_DEPTH}; expected an object with arrays of the model's shape."
+
+
+def _bad_json(problem: str, cause: BaseException | None = None) -> NoReturn:
+    raise ServiceError("bad_json", problem, fix="Send one well-formed document.") from cause

@@ -1,0 +1,58 @@
+"""A verification's report for people: a table of outputs, and a line for everything else that was compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from model_export.chunk.choice import ChunkChoice
+from model_export.drift import Drift
+from model_export.report import ParityReport
+from service.commands.tables import parity_lines, table
+
+
+def outputs_table(name: str, report: ParityReport) -> Table:
+    """Return one line per output: how far it was off, where, and over how many numbers."""
+    lines = [
+        (line.name, f"{line.max_abs:.1e}", f"{line.max_rel:.1e}", f"{line.at_step:,}",
+         f"{line.sequence}, sequence {line.row}", f"{line.compared:,}")
+        for line in report.outputs
+    ]  # fmt: skip
+    columns = ("output", "largest difference", "of the value", "at timestep", "of", "numbers compared")
+    return table(f"{name}: step by step against {report.parity.against}", columns, lines)
+
+
+def report_lines(report: ParityReport) -> Iterator[str]:
+    """Return a line for each other part of the verification, what was left out included."""
+    yield f"parity:  {parity_lines(report.parity.model_dump())}"
+    if report.drift is not None:
+        yield f"long:    {_drift_line(report.drift)}"
+    yield f"alone:   {report.max_abs_alone:.1e} largest difference of a row run alone from the same row in a batch"
+    yield f"saved:   {report.max_abs_saved:.1e} largest difference that saving and restoring states each timestep makes"
+    lengths = " and of ".join(", ".join(map(str, part)) for part in report.chunk_lengths)
+    yield f"chunks:  {report.max_abs_chunk:.1e} largest difference of chunks of {lengths} timesteps from single steps"
+    if report.chunk is not None:
+        yield f"speed:   {_chunk_line(report.chunk)}"
+    for left_out in report.skipped:
+        yield f"skipped: {left_out.what}: {left_out.why}"
+
+
+def _drift_line(drift: Drift) -> str:
+    words = (
+        f"{drift.max_abs:.1e} largest difference in a run of {drift.steps:,} timesteps (at {drift.at_step:,}): "
+        f"{drift.first:.1e} in the first {drift.ends}, {drift.last:.1e} in the last"
+    )
+    return f"{words}; {drift.note}" if drift.note else words
+
+
+def _chunk_line(chunk: ChunkChoice) -> str:
+    if chunk.chunk == "step":
+        return f"a chunk takes as many runs as it has timesteps: {chunk.why}"
+    alone = {timing.steps > 1: timing for timing in chunk.timings if timing.rows == 1}
+    several, one = alone[True], alone[False]
+    return (
+        f"a chunk of {several.steps} timesteps takes {several.dynamic:,.0f} us in one run, {several.stepwise:,.0f} us "
+        f"step by step ({chunk.gain:.1f} times): {chunk.why}; a single step takes {one.dynamic:.1f} us, and "
+        f"{one.stepwise:.1f} us without a time axis in the graph"
+    )

@@ -1,0 +1,1 @@
+"""The exactly-once rules: operation ids, the decision table, replays."""

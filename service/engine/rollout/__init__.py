@@ -1,0 +1,1 @@
+"""Rollouts: predictions fed back as inputs."""

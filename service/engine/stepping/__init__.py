@@ -1,0 +1,1 @@
+"""How timesteps become batches, run, and are committed."""

@@ -1,0 +1,1 @@
+"""Operations on whole streams: reset, fork, snapshots, state in and out."""

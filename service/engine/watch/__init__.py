@@ -1,0 +1,1 @@
+"""Watching: committed predictions, published to subscribers."""

@@ -1,0 +1,1 @@
+"""Model files: loading, vetting, the registry of served versions, reload."""

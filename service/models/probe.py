@@ -1,0 +1,54 @@
+"""Loads and probes one model in this process, with bounds; what came out is one line of JSON on standard output.
+
+Run by `service.models.vetting` as a process of its own: a file that crashes onnxruntime, eats memory or never ends takes
+only this process with it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+from model_export.errors import StepwellError
+from model_export.step_model import StepModel
+
+
+def main(path: str, seconds: str, memory: str, threads: str, *providers: str) -> None:
+    """Load and probe a model.
+
+    Args:
+        path: The file.
+        seconds: Of computing that are allowed.
+        memory: Bytes beyond what this process has already; 0: no limit.
+        threads: As for `StepModel`.
+        providers: As for `StepModel`.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit = (int(float(seconds)) + 1) * int(threads)  # in case nobody is there any more to look at the clock
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    if int(memory) and (used := _address_space()):
+        resource.setrlimit(resource.RLIMIT_AS, (used + int(memory), used + int(memory)))
+    found: dict[str, str] = {}
+    try:
+        StepModel(Path(path), threads=int(threads), providers=providers)
+    except StepwellError as exc:
+        found = {"problem": exc.problem, "fix": exc.fix}
+    except MemoryError:
+        found = {"problem": "It takes more memory than it may.", "fix": "Raise `model_memory_bytes`."}
+    except Exception as exc:  # noqa: BLE001 - whatever it is, the file is not served
+        found = {"problem": f"Loading it failed: {type(exc).__name__}.", "fix": "Export the model again."}
+    print(json.dumps(found), flush=True)  # noqa: T201 - to the process that asked
+
+
+def _address_space() -> int:
+    """Return how many bytes this process has mapped; 0 where that cannot be told."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""What the operating system sees: one serving process, and the supervisor of several."""

@@ -1,0 +1,209 @@
+"""One serving process: uvicorn with our protocols, and an end that finishes what was accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from model_export.errors import StepwellError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from service.engine.engine import Engine
+    from service.models.registry import ModelRegistry
+    from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+READINESS_GRACE_S = 1.0
+"""Seconds that the port stays open: a load balancer that asks every second or so must see "not ready" before."""
+
+_PARENT_WATCH_S = 0.5
+
+
+class StartError(StepwellError):
+    """The service does not start: the configuration is unsafe, or a needed part is not there."""
+
+    code = "cannot_start"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a drain in front of its shutdown.
+
+    On SIGTERM or SIGINT readiness goes false, and for a second all is served as before, but each answer asks its client
+    to come back over another connection; then the port is closed, what was accepted is answered, within `drain_s`, and
+    WebSockets are closed. A second Ctrl-C ends it without waiting; a second SIGTERM does not: `timeout` and some inits
+    send it to the process and again to its group.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        drain_s: float,
+        parent: int | None = None,
+        on_start: Callable[[Engine], None] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            config: uvicorn's own.
+            drain_s: Most seconds that accepted requests get.
+            parent: Process that this one must not outlive.
+            on_start: Called when requests are served.
+        """
+        super().__init__(config)
+        self._drain_s = drain_s
+        self._parent = parent
+        self._on_start = on_start
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain_task: asyncio.Task[None] | None = None
+        self._orphan_watch: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to serve."""
+        self._loop = asyncio.get_running_loop()
+        if self._parent is not None:
+            self._orphan_watch = asyncio.create_task(self._stop_with_parent(self._parent))
+        await super().startup(sockets)
+        _freeze_startup_objects()
+        if self.started and self._on_start is not None and (engine := self._engine()) is not None:
+            self._on_start(engine)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the end; uvicorn would raise the signal again afterwards, but ours is a clean exit."""
+        if sig == signal.SIGINT and self._parent is not None:
+            return  # Ctrl-C reaches every process of a terminal; the parent tells this one
+        if self._loop is None:
+            self.should_exit = True
+        elif self._drain_task is None:
+            self._loop.call_soon_threadsafe(self._start_drain)
+        elif sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+
+    def _start_drain(self) -> None:
+        if self._drain_task is None:
+            self._drain_task = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        if (engine := self._engine()) is not None:
+            _log.info("Draining: no longer ready; what is accepted finishes within %g s", self._drain_s)
+            self.config.loaded_app.state.context.leaving = True
+            await asyncio.sleep(min(READINESS_GRACE_S, self._drain_s))
+            engine.watch.end_all()  # their answers would go on for ever
+        self.should_exit = True
+
+    def _engine(self) -> Engine | None:
+        """Return the application's engine; before its start there is none."""
+        return getattr(getattr(self.config.loaded_app, "state", None), "engine", None)
+
+    async def _stop_with_parent(self, parent: int) -> None:
+        while os.getppid() == parent:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(_PARENT_WATCH_S)
+        _log.warning("The parent process has gone; this worker ends too")
+        self._start_drain()
+
+
+def _freeze_startup_objects() -> None:
+    """Keep the garbage collector from walking what was made at the start, over and over.
+
+    Imports and routes are some hundred thousand objects that never go; its walks over them showed in the slowest
+    answers under load. What is made later is walked seldom, but not so seldom that connections which came and went, and
+    are cycles of objects, pile up.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+
+
+def config(settings: Settings, app: FastAPI, *, lane: bool | None = None) -> uvicorn.Config:
+    """Return uvicorn's configuration for an application.
+
+    Args:
+        settings: The knobs.
+        app: The application.
+        lane: Whether hot requests take the fast lane; None: unless `STEPWELL_FAST_LANE` is `off`. To compare the two.
+    """
+    from service.protocols import fast_feed_class, fast_http_class
+    from service.protocols.http_limits import limited_http_class
+
+    has_lane = os.environ.get("STEPWELL_FAST_LANE") != "off" if lane is None else lane
+    return uvicorn.Config(
+        app,
+        http=(fast_http_class if has_lane else limited_http_class)(app.state.context),
+        ws=fast_feed_class(app.state.context) if has_lane else "websockets-sansio",
+        ws_max_size=settings.max_body_bytes,
+        ws_per_message_deflate=False,  # 300 kB a socket, for numbers that hardly compress
+        lifespan="on",
+        access_log=False,
+        log_level="warning",  # start and end are told in our own words
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(int(settings.drain_s), 1),
+        backlog=4096,
+    )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Bind the address.
+
+    Raises:
+        StartError: It is taken, or may not be bound.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # With its protocol named: asyncio sets TCP_NODELAY on no other, and each answer would wait for 40 ms.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as exc:
+        sock.close()
+        raise StartError(
+            f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc}.",
+            fix="End what uses the port, or choose another with --port.",
+        ) from exc
+    sock.set_inheritable(True)
+    return sock
+
+
+def run(settings: Settings, sock: socket.socket, *, parent: int | None = None, store: str | None = None) -> int:
+    """Serve until a signal comes, and return the exit code.
+
+    Args:
+        settings: With the store named.
+        sock: The bound socket.
+        parent: Process that this one must not outlive.
+        store: What the store is, for the line that is printed when this process serves; None: print none.
+    """
+    from service.app import create_app
+
+    def greet(engine: Engine) -> None:
+        if store is not None:
+            print(_greeting(settings, engine.models, store), file=sys.stderr, flush=True)  # noqa: T201 - for people
+
+    server = Server(config(settings, create_app(settings)), drain_s=settings.drain_s, parent=parent, on_start=greet)
+    server.run(sockets=[sock])
+    return 0 if server.started else 1
+
+
+def _greeting(settings: Settings, shelf: ModelRegistry, store: str) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    models = [f"{name} ({', '.join(f'v{version}' for version in shelf.versions(name))})" for name in shelf.names()]
+    return (
+        f"Stepwell serves {', '.join(models) or 'no model yet'} on {url} (dashboard {url}/ , API {url}/docs ); "
+        f"{store}, durability {settings.durability}, workers {settings.workers}"
+    )

@@ -1,0 +1,114 @@
+"""Several serving processes on one socket: started, replaced when one dies, ended together."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from service.process import server
+from service.process.server import StartError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+    from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_EARLY_EXIT_S = 5.0  # a worker that ends sooner has not started
+_MAX_EARLY_EXITS = 3
+_POLL_S = 0.5
+
+
+class Supervisor:
+    """Keeps `settings.workers` processes serving; the kernel spreads connections over them."""
+
+    def __init__(self, settings: Settings, sock: socket.socket, *, store: str) -> None:
+        """Prepare.
+
+        Args:
+            settings: For every worker alike.
+            sock: The bound socket that they share.
+            store: What the store is, for the line that the first worker prints when it serves.
+        """
+        self._settings = settings
+        self._sock = sock
+        self._store: str | None = store
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: dict[SpawnProcess, float] = {}
+        self._signals = 0
+        self._early_exits = 0
+
+    def run(self) -> int:
+        """Serve until a signal comes, and return the exit code.
+
+        Raises:
+            StartError: Workers end again and again right after their start.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._record_exit)
+        for _ in range(self._settings.workers):
+            self._start()
+        try:
+            while not self._signals:
+                wait([worker.sentinel for worker in self._workers], timeout=_POLL_S)
+                self._replace_dead()
+        finally:
+            self._stop_workers()
+        return 0
+
+    def _record_exit(self, number: int, _frame: FrameType | None) -> None:
+        if self._signals and number == signal.SIGINT:
+            for worker in self._workers:
+                worker.kill()
+        self._signals += 1
+
+    def _start(self) -> None:
+        worker = self._context.Process(target=_work, args=(self._settings, self._sock, os.getpid(), self._store))
+        worker.start()
+        self._store = None
+        self._workers[worker] = time.monotonic()
+
+    def _replace_dead(self) -> None:
+        for worker, began in list(self._workers.items()):
+            if worker.is_alive() or self._signals:
+                continue
+            del self._workers[worker]
+            self._early_exits = self._early_exits + 1 if time.monotonic() - began < _EARLY_EXIT_S else 0
+            if self._early_exits >= _MAX_EARLY_EXITS:
+                raise StartError(
+                    f"Workers ended {_MAX_EARLY_EXITS} times within {_EARLY_EXIT_S:g} s of their start (last exit code "
+                    f"{worker.exitcode}).",
+                    fix="See the lines above for the reason.",
+                )
+            _log.warning("Worker %s ended with %s; starting another", worker.pid, worker.exitcode)
+            self._start()
+
+    def _stop_workers(self) -> None:
+        for worker in self._workers:
+            worker.terminate()
+        wait(
+            [worker.sentinel for worker in self._workers], timeout=min(server.READINESS_GRACE_S, self._settings.drain_s)
+        )
+        self._sock.close()  # with the workers' own: else who connects now would wait for nobody
+        for worker in self._workers:
+            worker.join(self._settings.drain_s + 10)
+            if worker.is_alive():
+                _log.warning("Worker %s did not end in time", worker.pid)
+                worker.kill()
+                worker.join()
+
+
+def _work(settings: Settings, sock: socket.socket, parent: int, store: str | None) -> None:
+    from service import logs
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn takes over; the parent tells us
+    logs.configure(settings.log_format)
+    raise SystemExit(server.run(settings, sock, parent=parent, store=store))

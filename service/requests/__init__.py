@@ -1,0 +1,1 @@
+"""A request once its bytes are there, whichever transport brought them; no web framework."""

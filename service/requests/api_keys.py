@@ -1,0 +1,234 @@
+"""Who calls: API keys by their hashes, each with a tenant and scopes; the file is read again when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model_export.errors import StepwellError
+from model_export.manifest import NAME
+from service.errors import ServiceError
+
+Scope = Literal["step", "read", "admin", "models", "metrics"]
+SCOPES: frozenset[Scope] = frozenset({"step", "read", "admin", "models", "metrics"})
+
+_log = logging.getLogger(__name__)
+_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+) *")
+
+
+class KeysFileError(StepwellError):
+    """The file of API keys cannot be used."""
+
+    code = "bad_keys_file"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request.
+
+    Attributes:
+        tenant: Whose streams they are.
+        scopes: What may be done.
+        key_id: Which key it was, for people; empty without keys.
+    """
+
+    tenant: str
+    scopes: frozenset[Scope]
+    key_id: str = ""
+
+    def check_scope(self, scope: Scope) -> None:
+        """Check that this may be done.
+
+        Raises:
+            ServiceError: `forbidden`.
+        """
+        if scope not in self.scopes:
+            raise ServiceError(
+                "forbidden",
+                f"This key has the scopes {', '.join(sorted(self.scopes)) or 'none'}; this needs {scope}.",
+                fix="Use a key with that scope.",
+            )
+
+
+ANYONE = Caller("default", SCOPES)
+"""The caller where no keys are asked for."""
+
+
+class TokenVerifier(Protocol):
+    """Knows the callers of tokens."""
+
+    def caller(self, token: str) -> Caller:
+        """Return who sends a token.
+
+        Raises:
+            ServiceError: `unauthenticated`.
+        """
+        ...
+
+
+class _Key(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    id: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+    tenant: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    scopes: list[Scope]
+
+
+class _KeysFile(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    keys: list[_Key]
+
+
+class ApiKeys:
+    """The API keys in force."""
+
+    def __init__(self, file: Path | None, tokens: TokenVerifier | None = None) -> None:
+        """Read the file.
+
+        Args:
+            file: `api_keys_file`; None: there are no keys.
+            tokens: Knows the callers of tokens; None: none are taken. Without both everybody may do everything, as
+                tenant `default`.
+
+        Raises:
+            KeysFileError: It cannot be read, or is not what it should be.
+        """
+        self._file = file
+        self._tokens = tokens
+        self._file_signature: tuple[int, ...] = ()
+        self._callers: Mapping[bytes, Caller] = {}
+        self._generation = 0
+        self._checked_this_tick = False  # in this turn of the loop
+        self._last_logged = ""
+        if file is not None:
+            self._file_signature = file_signature(file)
+            self._callers = read_keys(file)
+
+    @property
+    def required(self) -> bool:
+        """Whether keys or tokens are asked for."""
+        return self._file is not None or self._tokens is not None
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether what is allowed stays so until `generation` grows; a token's time ends by itself."""
+        return self._tokens is None
+
+    def generation(self) -> int:
+        """Return a number that grows when other keys come into force."""
+        if self._file is not None and not self._checked_this_tick:
+            self._reload_if_changed(self._file)
+        return self._generation
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Return who sends an `Authorization` header; without a file it is ignored.
+
+        Raises:
+            ServiceError: `unauthenticated`.
+        """
+        if self._file is None and self._tokens is None:
+            return ANYONE
+        match = _BEARER.fullmatch(authorization) if authorization is not None else None
+        if match is None:
+            found = "no Authorization header" if authorization is None else "an Authorization header of another form"
+            raise unauthenticated(f"The request has {found}; expected `Authorization: Bearer KEY`.")
+        return self.caller_of_key(match[1])
+
+    def caller_of_key(self, key: str) -> Caller:
+        """Return whose key it is.
+
+        Raises:
+            ServiceError: `unauthenticated`.
+        """
+        if self._file is None and self._tokens is None:
+            return ANYONE
+        if self._file is not None and not self._checked_this_tick:
+            self._reload_if_changed(self._file)
+        # The time this takes could at most reveal a part of a hash, from which no key of 256 random bits is found.
+        caller = self._callers.get(sha256(key.encode("utf-8", "surrogatepass")).digest())
+        if caller is not None:
+            return caller
+        if self._tokens is not None and key.count(".") == 2:
+            return self._tokens.caller(key)
+        raise unauthenticated("The key is not one of those in force; expected one of `api_keys_file`.")
+
+    def _reload_if_changed(self, file: Path) -> None:
+        """Look at the file, once for all requests that came in the same turn of the loop: a look costs 2 us."""
+        self._read_again_if_changed(file)
+        try:
+            asyncio.get_running_loop().call_soon(self._look_again)
+        except RuntimeError:  # no loop runs
+            return
+        self._checked_this_tick = True
+
+    def _look_again(self) -> None:
+        self._checked_this_tick = False
+
+    def _read_again_if_changed(self, file: Path) -> None:
+        try:
+            stamp = file_signature(file)
+            if stamp == self._file_signature:
+                return
+            self._file_signature = stamp
+            self._callers = read_keys(file)
+            self._generation += 1
+        except KeysFileError as exc:
+            if str(exc) != self._last_logged:  # told once, not with every request
+                _log.error("The keys read before stay in force: %s", exc)
+            self._last_logged = str(exc)
+        else:
+            self._last_logged = ""
+            _log.info("Read the API keys again: %d keys", len(self._callers))
+
+
+def unauthenticated(problem: str) -> ServiceError:
+    """Return the refusal of who cannot be told."""
+    return ServiceError("unauthenticated", problem, fix="Send a valid key.")
+
+
+def file_signature(file: Path) -> tuple[int, ...]:
+    """Return what changes when a file of keys changes.
+
+    Raises:
+        KeysFileError: It cannot be read.
+    """
+    try:
+        stat = os.stat(file)  # noqa: PTH116 - pathlib takes twice as long, and this is asked for each request
+    except OSError as exc:
+        raise KeysFileError(
+            f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
+        ) from exc
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def read_keys(file: Path) -> dict[bytes, Caller]:
+    """Return whose keys a file holds, by the SHA-256 of each, in its order.
+
+    Raises:
+        KeysFileError: It cannot be read, or is not what it should be.
+    """
+    try:
+        content = _KeysFile.model_validate_json(file.read_bytes())
+    except OSError as exc:
+        raise KeysFileError(
+            f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
+        ) from exc
+    except ValidationError as exc:
+        first = exc.errors(include_input=False)[0]  # a message never repeats what may be a key
+        place = ".".join(map(str, first["loc"])) or "the document"
+        raise KeysFileError(
+            f"The keys file {file.name} is wrong at {place}: {first['msg']}.",
+            fix='Write {"keys": [{"id": "..", "sha256": "hex of the key", "tenant": "..", "scopes": ["step"]}]}.',
+        ) from exc
+    return {bytes.fromhex(key.sha256): Caller(key.tenant, frozenset(key.scopes), key.id) for key in content.keys}

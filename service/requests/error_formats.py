@@ -1,0 +1,64 @@
+"""`ErrorFormat`: how a family of routes says that something went wrong, and by which door it counts.
+
+The native routes say it as problems. The Open Inference Protocol has one key, `error`, and Triton's statuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from service.codec.oip import TritonError
+from service.errors import ServiceError
+from service.requests.problems import MEDIA_TYPE, problem_body, status_of
+from service.types import Transport
+
+_DRAINING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+_KEPT: Final = frozenset({401, 403, 404, 405, 413, 429, 500, 503})  # of our statuses; Triton has 400 for the others
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorFormat:
+    """How a family of routes answers what it refuses.
+
+    Attributes:
+        door: Under which its requests are counted.
+        media_type: Of a refusal.
+        status: The HTTP status of a refusal.
+        body: The body of a refusal.
+    """
+
+    transport: Transport
+    media_type: str
+    status: Callable[[ServiceError], int]
+    body: Callable[[ServiceError], bytes]
+
+
+def _oip_status(error: ServiceError) -> int:
+    if isinstance(error, TritonError) and error.status is not None:
+        return error.status
+    status = status_of(error)
+    return 400 if status not in _KEPT or error.code == "stream_not_found" else status
+
+
+def _oip_body(error: ServiceError) -> bytes:
+    """Return the one key. What is no word of Triton's also tells our code, and whether the request was applied."""
+    if isinstance(error, TritonError):
+        text = str(error)
+    elif error.code == "draining":
+        text = _DRAINING
+    else:
+        text = f"{str(error).replace('`seq`', '`step`')} (code: {error.code}, applied: {error.applied})"
+    return msgspec.json.encode({"error": text})
+
+
+NATIVE: Final = ErrorFormat("http", MEDIA_TYPE, status_of, problem_body)
+OIP: Final = ErrorFormat("oip", "application/json", _oip_status, _oip_body)
+
+
+def error_format_of(path: str) -> ErrorFormat:
+    """Return the dialect of the routes at a path."""
+    return OIP if path.startswith("/v2/") or path == "/v2" else NATIVE

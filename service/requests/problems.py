@@ -1,0 +1,100 @@
+"""Problems as answers: the one table from codes to HTTP, and the document of RFC 9457."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from service.errors import ServiceError
+from service.ids import encode_state_id
+
+PROBLEMS: dict[str, tuple[int, str]] = {
+    "bad_json": (400, "The body cannot be read"),
+    "bad_request": (400, "The request is not well formed"),
+    "unauthenticated": (401, "No valid key"),
+    "forbidden": (403, "Not allowed"),
+    "model_not_found": (404, "No such model"),
+    "stream_not_found": (404, "No such stream"),
+    "snapshot_not_found": (404, "No such snapshot"),
+    "not_found": (404, "No such route"),
+    "method_not_allowed": (405, "No such method here"),
+    "seq_gap": (409, "Timesteps are missing in between"),
+    "seq_passed": (409, "This position was applied before"),
+    "seq_conflict": (409, "This position was taken by another request"),
+    "state_changed": (409, "The stream has another history"),
+    "stream_exists": (409, "The stream exists"),
+    "model_changed": (409, "The stream belongs to another model version"),
+    "too_large": (413, "Too large"),
+    "bad_input": (422, "An input does not fit the model"),
+    "non_finite": (422, "An input is not finite"),
+    "non_finite_state": (422, "The model made a state that is not finite"),
+    "idempotency_key_reused": (422, "The key was used for another request"),
+    "precondition_required": (428, "A precondition is required"),
+    "stream_quota": (429, "Too many streams"),
+    "rate_limited": (429, "Too many requests"),
+    "state_corrupt": (500, "The stored state cannot be read"),
+    "internal": (500, "Internal error"),
+    "overloaded": (503, "Too much waits already"),
+    "draining": (503, "This process is about to end"),
+    "store_unavailable": (503, "The store does not answer"),
+    "outcome_unknown": (503, "The outcome is not known"),
+    "store_full": (503, "The store is full"),
+    "not_durable": (503, "The step is not as durable as promised"),
+    "model_timeout": (503, "The model took too long"),
+    "record_version": (503, "The state was written by another release"),
+}
+"""HTTP status and title of every code."""
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+"""Seconds that a client should wait before it sends the same again, where nothing better is known."""
+
+
+def status_of(error: ServiceError) -> int:
+    """Return the HTTP status."""
+    return PROBLEMS[error.code][0]
+
+
+def problem_document(error: ServiceError) -> dict[str, Any]:
+    """Return the problem document; what is not known is left out."""
+    status, title = PROBLEMS[error.code]
+    document: dict[str, Any] = {
+        "type": f"/docs/errors#{error.code}",
+        "title": title,
+        "status": status,
+        "detail": str(error),
+        "code": error.code,
+        "applied": error.applied,
+        "retry": error.retry,
+    }
+    if error.step is not None:
+        document["step"] = error.step
+    if error.expected is not None:
+        document["expected"] = error.expected
+    if error.state_id is not None:
+        document["state_id"] = encode_state_id(error.state_id)
+    return document
+
+
+def problem_body(error: ServiceError) -> bytes:
+    """Return the problem document as JSON."""
+    return msgspec.json.encode(problem_document(error))
+
+
+def problem_headers(error: ServiceError, status: int) -> dict[str, str]:
+    """Return the headers that a refusal needs where it is answered with this status."""
+    if status in (429, 503):
+        return {"retry-after": str(max(RETRY_AFTER_S, math.ceil(error.retry_after_s or 0)))}
+    return {"www-authenticate": "Bearer"} if status == 401 else {}
+
+
+def internal_error() -> ServiceError:
+    """Return what is told when something went wrong that nobody foresaw: no details, the server's log has them."""
+    return ServiceError(
+        "internal",
+        "Something went wrong that should not have.",
+        fix="Send the same again with seq, after or Idempotency-Key; tell the operator, whose log says more.",
+        applied="unknown",
+    )

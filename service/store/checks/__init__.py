@@ -1,0 +1,1 @@
+"""What the store must be: settings that lose nothing, permissions that suffice."""

@@ -1,0 +1,1 @@
+"""Commands to servers of the Redis protocol: connections, retries, Cluster, Sentinel."""

@@ -1,0 +1,873 @@
+"""The Python client against real services: results equal the fold, also when connections or answers are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Iterator
+from hashlib import sha256
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.client import AsyncClient, Client, ClientError, StepResult
+from service.client.decoding import NoReply, Reply
+from service.client.protocol import ClientRequest, Exchange, ModelProtocol, StreamCursor
+from service.codec.formats import JSON, MSGPACK, encode
+from service.errors import ServiceError
+from service.requests.problems import problem_body
+from tests.api.running import running_service
+from tests.graphs import fold, fold_reference, latch, lstm, two_inputs, write_model
+from tests.processes import ServiceProcess, free_port, service_process
+from tests.servers import Server
+
+DOCS = (Path(__file__).parents[1] / "docs" / "client.md").read_text()
+XS = [7, -3, 2**40, 0, -(2**50), 11, 5, 1]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service with an embedded store and the demo's model; each test uses its own streams."""
+    models = tmp_path_factory.mktemp("models")
+    for build in (fold, two_inputs, latch, lstm):
+        write_model(models, build.__name__, build)
+    shutil.copy(str(files("service.demo") / "models" / "activity.onnx"), models)
+    with service_process(models, tmp_path_factory.mktemp("sw")) as running_one:
+        yield running_one
+
+
+@pytest.fixture
+def client(one: ServiceProcess) -> Iterator[Client]:
+    with Client(one.url) as made:
+        yield made
+
+
+@pytest.fixture
+def stream(request: pytest.FixtureRequest) -> str:
+    """A stream id for one test alone."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)
+
+
+def ys(answers: list[StepResult]) -> list[int]:
+    return [int(answer.output[0]) for answer in answers]
+
+
+def error_of(call: Any, *args: Any) -> ClientError:
+    with pytest.raises(ClientError) as caught:
+        call(*args)
+    return caught.value
+
+
+# -------------------------------------------------------------------- one stream
+
+
+def test_steps_equal_the_fold(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+
+    answers = [handle.step([x]) for x in XS]
+
+    assert ys(answers) == fold_reference(XS)
+    assert [answer.step for answer in answers] == list(range(1, len(XS) + 1))
+    assert [answer.created for answer in answers] == [True] + [False] * (len(XS) - 1)
+
+
+@pytest.mark.parametrize(("returns", "expected"), [("all", fold_reference(XS)), ("last", fold_reference(XS)[-1:])])
+def test_a_chunk_returns_the_requested_predictions(
+    client: Client, stream: str, returns: Any, expected: list[int]
+) -> None:
+    answer = client.model("fold").stream(stream).steps([[x] for x in XS], returns=returns)
+
+    assert answer.output.ravel().tolist() == expected
+    assert answer.step == len(XS)
+
+
+def test_a_primed_stream_continues_from_its_history(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+
+    primed = handle.prime([[x] for x in XS[:5]])
+
+    assert (primed.step, primed.outputs) == (5, {})
+    assert ys([handle.step([x]) for x in XS[5:]]) == fold_reference(XS)[5:]
+
+
+def test_after_a_reset_the_stream_starts_again(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+    handle.step([99])
+
+    assert handle.reset().step == 0
+    assert ys([handle.step([x]) for x in XS]) == fold_reference(XS)
+
+
+def test_a_deleted_stream_starts_again(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+    handle.step([99])
+    handle.delete()
+
+    assert error_of(handle.status).code == "stream_not_found"
+    assert handle.step([7]).created
+
+
+def test_a_status_has_the_position_of_the_stream(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+    answer = handle.steps([[x] for x in XS])
+
+    status = handle.status()
+
+    assert (status.stream, status.model, status.version) == (stream, "fold", 1)
+    assert (status.step, status.state_id) == (answer.step, answer.state_id)
+    assert status.created_at <= status.updated_at
+    assert status.expires_in_s > 0
+
+
+def test_a_new_handle_continues_at_the_position_of_the_stream(client: Client, stream: str) -> None:
+    client.model("fold").stream(stream).steps([[x] for x in XS[:5]])
+
+    fresh = client.model("fold").stream(stream)
+
+    assert ys([fresh.step([x]) for x in XS[5:]]) == fold_reference(XS)[5:]
+
+
+# -------------------------------------------------------------------- arrays
+
+
+def test_several_inputs_and_outputs_are_addressed_by_name(client: Client, stream: str) -> None:
+    answer = client.model("two_inputs").stream(stream).step({"a": [1, 2], "b": np.int64(3)})
+
+    assert {name: array.tolist() for name, array in answer.outputs.items()} == {"total": [4, 5], "last": 3}
+    assert {name: array.dtype.name for name, array in answer.outputs.items()} == {"total": "int64", "last": "int32"}
+
+
+def test_the_single_output_of_several_is_an_error(client: Client, stream: str) -> None:
+    answer = client.model("two_inputs").stream(stream).step({"a": [1, 2], "b": 3})
+
+    with pytest.raises(ClientError, match="2 outputs \\(total, last\\)"):
+        _ = answer.output
+
+
+def test_float64_is_cast_to_the_dtype_of_the_model(client: Client, stream: str) -> None:
+    x = np.linspace(-1, 1, 4)
+
+    double, single = (client.model("lstm").stream(f"{stream}{kind}").step(x.astype(kind)) for kind in ("f8", "f4"))
+
+    assert np.array_equal(double.output, single.output)
+    assert double.output.dtype == np.float32
+
+
+def test_an_output_is_an_independent_array(client: Client, stream: str) -> None:
+    answer = client.model("latch").stream(stream).step([True, False])
+
+    answer.output[1] = True
+
+    assert answer.output.tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "words"),
+    [
+        ("fold", [1.5], "has dtype float64; the model takes int64"),
+        ("fold", ["one"], "the model takes int64"),
+        ("latch", [1, 0], "the model takes bool"),
+        ("two_inputs", {"a": [1, 2], "b": 2**31}, "int32 holds -2147483648 to 2147483647"),
+        ("two_inputs", [1, 2], "one array for the inputs a, b"),
+        ("lstm", [[1.0], [1.0, 2.0]], "is no array"),
+        ("lstm", [1.0, 2.0], "shape"),
+        ("lstm", {"z": [0.0] * 4}, '"z"'),
+    ],
+)
+def test_an_input_that_does_not_fit_the_model_is_rejected(
+    client: Client, stream: str, model: str, x: Any, words: str
+) -> None:
+    error = error_of(client.model(model).stream(stream).step, x)
+
+    assert (error.code, error.applied, error.retry) == ("bad_input", "no", "never")
+    assert words in str(error)
+
+
+def test_values_that_are_not_finite_are_rejected_by_the_service(client: Client, stream: str) -> None:
+    assert error_of(client.model("lstm").stream(stream).step, [0.0, np.nan, 0.0, 0.0]).code == "non_finite"
+
+
+# -------------------------------------------------------------------- two writers
+
+
+def test_of_two_handles_the_late_one_gets_state_changed(client: Client, stream: str) -> None:
+    winner, loser = (client.model("fold").stream(stream) for _ in range(2))
+    winner.step([7])
+    loser.resume()
+    winner.step([-3])
+
+    error = error_of(loser.step, [5])
+
+    assert (error.code, error.applied, error.retry, error.step, error.expected) == (
+        "state_changed",
+        "no",
+        "never",
+        2,
+        3,
+    )
+    assert winner.step([2**40]).output[0] == fold_reference(XS[:3])[-1]
+
+
+def test_a_late_reset_does_not_discard_the_steps_of_another_handle(client: Client, stream: str) -> None:
+    winner, loser = (client.model("fold").stream(stream) for _ in range(2))
+    winner.step([7])
+    loser.resume()
+    winner.step([-3])
+
+    assert error_of(loser.reset).code == "state_changed"
+    assert winner.status().step == 2
+
+
+def test_a_handle_that_starts_an_existing_stream_is_rejected(client: Client, stream: str) -> None:
+    winner, loser = (client.model("fold").stream(stream) for _ in range(2))
+    assert [winner.resume(), loser.resume()] == [0, 0]
+    winner.step([7])
+
+    error = error_of(loser.step, [5])
+
+    assert (error.code, error.applied) == ("seq_conflict", "no")
+
+
+def test_a_handle_that_deleted_a_stream_does_not_step_a_new_one(client: Client, stream: str) -> None:
+    handle, other = (client.model("fold").stream(stream) for _ in range(2))
+    handle.step([7])
+    handle.delete()
+    other.step([-3])
+
+    assert error_of(handle.step, [5]).code == "seq_conflict"
+
+
+def test_a_status_does_not_move_the_handle(client: Client, stream: str) -> None:
+    """Otherwise a status request after a lost answer would turn the retry into another timestep."""
+    winner, loser = (client.model("fold").stream(stream) for _ in range(2))
+    winner.step([7])
+    loser.resume()
+    winner.step([-3])
+
+    assert loser.status().step == 2
+    assert error_of(loser.step, [5]).code == "state_changed"
+
+
+def test_resume_continues_at_the_position_of_the_stream(client: Client, stream: str) -> None:
+    other, handle = (client.model("fold").stream(stream) for _ in range(2))
+    handle.step([7])
+    other.step([-3])
+
+    assert handle.resume() == 2
+    assert handle.step([2**40]).output[0] == fold_reference(XS[:3])[-1]
+
+
+def test_resending_a_lost_history_gives_the_same_history(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+    first = [handle.step([x]).state_id for x in XS]
+    client.model("fold").stream(stream).delete()
+
+    error = error_of(handle.step, [1])
+
+    assert (error.code, error.retry, error.expected) == ("stream_not_found", "resend_from", 1)
+    assert handle.resume() == 0
+    assert [handle.step([x]).state_id for x in XS] == first
+
+
+# -------------------------------------------------------------------- many streams at once
+
+
+def test_a_bulk_step_of_many_streams_equals_the_fold(client: Client, stream: str) -> None:
+    model = client.model("fold")
+    names = [f"{stream}{n}" for n in range(20)]
+
+    rounds = [model.step_many({name: [x + n] for n, name in enumerate(names)}) for x in XS]
+
+    for n, name in enumerate(names):
+        answers = [answers[name] for answers in rounds]
+        assert [answer.output[0] for answer in answers if isinstance(answer, StepResult)] == fold_reference(
+            x + n for x in XS
+        )
+
+
+def test_a_failed_stream_of_a_bulk_step_has_its_own_error(client: Client, stream: str) -> None:
+    model = client.model("fold")
+    model.step_many({f"{stream}{n}": [7] for n in range(3)})
+    client.model("fold").stream(f"{stream}1").step([0])
+
+    answers = model.step_many({f"{stream}{n}": [-3] for n in range(3)})
+
+    fine, failed, other = (answers[f"{stream}{n}"] for n in range(3))
+    assert isinstance(failed, ClientError)
+    assert (failed.code, failed.applied, failed.step) == ("state_changed", "no", 2)
+    assert (
+        ys([answer for answer in (fine, other) if isinstance(answer, StepResult)]) == [fold_reference([7, -3])[-1]] * 2
+    )
+
+
+def test_handles_and_bulk_steps_share_the_positions_of_streams(client: Client, stream: str) -> None:
+    model = client.model("fold")
+    model.stream(stream).step([7])
+    model.step_many({stream: [-3]})
+
+    assert model.stream(stream).step([2**40]).output[0] == fold_reference(XS[:3])[-1]
+
+
+def test_rows_of_different_shapes_are_rejected(client: Client, stream: str) -> None:
+    error = error_of(client.model("lstm").step_many, {f"{stream}a": [0.0] * 4, f"{stream}b": [0.0] * 3})
+
+    assert (error.code, error.applied) == ("bad_input", "no")
+
+
+def test_threads_that_share_a_handle_take_turns(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+    threads = [threading.Thread(target=lambda: [handle.step([1]) for _ in range(10)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert handle.step([1]).output[0] == fold_reference([1] * 41)[-1]
+
+
+# -------------------------------------------------------------------- asyncio and the feed
+
+
+async def test_the_async_client_has_the_same_operations(one: ServiceProcess, stream: str) -> None:
+    async with AsyncClient(one.url) as client:
+        model = client.model("fold")
+        handle = model.stream(stream)
+        assert await handle.resume() == 0
+        await handle.step([99])
+        assert (await handle.reset()).step == 0
+        assert (await handle.prime([[x] for x in XS[:2]])).outputs == {}
+        assert (await handle.steps([[x] for x in XS[2:5]])).output.ravel().tolist() == fold_reference(XS)[2:5]
+        many = (await model.step_many({stream: [XS[5]]}))[stream]
+        assert isinstance(many, StepResult)
+        assert ys([many, await handle.step([XS[6]])]) == fold_reference(XS)[5:7]
+        assert (await handle.status()).step == 7
+        await handle.delete()
+        assert await client.model("fold").stream(stream).resume() == 0
+
+
+async def test_a_feed_has_many_streams_in_flight(one: ServiceProcess, stream: str) -> None:
+    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+
+        async def live(name: str) -> list[StepResult]:
+            return [await feed.step(name, [x]) for x in XS]
+
+        found = await asyncio.gather(*(live(f"{stream}{n}") for n in range(20)))
+
+    assert [ys(answers) for answers in found] == [fold_reference(XS)] * 20
+
+
+async def test_concurrent_steps_of_one_stream_on_a_feed_keep_their_order(one: ServiceProcess, stream: str) -> None:
+    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+        answers = await asyncio.gather(*(feed.step(stream, [x]) for x in XS))
+
+    assert ys(list(answers)) == fold_reference(XS)
+
+
+async def test_a_rejected_step_leaves_the_feed_open(one: ServiceProcess, stream: str) -> None:
+    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+        refused, fine = await asyncio.gather(
+            feed.step(f"{stream}a", [1, 2, 3]), feed.step(f"{stream}b", [7]), return_exceptions=True
+        )
+        after = await feed.step(f"{stream}a", [7])
+
+    assert isinstance(refused, ClientError)
+    assert (refused.code, refused.applied) == ("bad_input", "no")
+    assert isinstance(fine, StepResult)
+    assert ys([fine, after]) == fold_reference([7]) * 2
+
+
+async def test_an_oversized_step_is_rejected_and_leaves_the_feed_open(one: ServiceProcess, stream: str) -> None:
+    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+        assert await code_of(feed.step(stream, np.zeros(2**21, np.int64))) == "too_large"
+
+        assert ys([await feed.step(stream, [7])]) == fold_reference([7])
+
+
+async def test_a_feed_and_handles_share_the_positions_of_streams(one: ServiceProcess, stream: str) -> None:
+    async with AsyncClient(one.url) as client:
+        model = client.model("fold")
+        await model.stream(stream).prime([[x] for x in XS[:4]])
+        async with model.feed() as feed:
+            await feed.step(stream, [XS[4]])
+
+        assert ys([await model.stream(stream).step([XS[5]])]) == fold_reference(XS)[5:6]
+
+
+async def test_a_step_that_waits_when_its_feed_is_closed_gets_an_error(one: ServiceProcess, stream: str) -> None:
+    async with AsyncClient(one.url) as client:
+        feed = client.model("fold").feed()
+        async with feed:
+            await feed.step(stream, [7])
+
+        with pytest.raises(ClientError, match="was left") as caught:
+            await feed.step(stream, [-3])
+
+    assert (caught.value.code, caught.value.retry) == ("closed", "same")
+
+
+# -------------------------------------------------------------------- lost answers
+
+
+class CuttingProxy:
+    """A TCP proxy in front of a service; `cut_answer` closes the connection instead of forwarding the next answer."""
+
+    def __init__(self, service_port: int) -> None:
+        self._service_port = service_port
+        self._cut = threading.Event()
+        self._port = 0
+        self.open()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def cut_answer(self) -> None:
+        self._cut.set()
+
+    def open(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", self._port))
+        self._port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._listening,), daemon=True).start()
+
+    def close(self) -> None:
+        """Accept no more connections; existing ones stay open."""
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def _accept(self, listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listening.accept()
+                far = socket.create_connection(("127.0.0.1", self._service_port))
+                threading.Thread(target=self._pass_on, args=(near, far), daemon=True).start()
+                threading.Thread(target=self._pass_back, args=(far, near), daemon=True).start()
+
+    def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := near.recv(65536):
+                far.sendall(data)
+        with contextlib.suppress(OSError):
+            far.shutdown(socket.SHUT_WR)
+
+    def _pass_back(self, far: socket.socket, near: socket.socket) -> None:
+        with contextlib.suppress(OSError), far, near:
+            while data := far.recv(65536):
+                if self._cut.is_set():
+                    self._cut.clear()
+                    break
+                near.sendall(data)
+            near.shutdown(socket.SHUT_RDWR)  # close() alone would wait for the other thread
+
+
+@pytest.fixture
+def proxy(one: ServiceProcess) -> Iterator[CuttingProxy]:
+    made = CuttingProxy(one.port)
+    yield made
+    made.close()
+
+
+def test_a_lost_answer_is_fetched_by_a_retry(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([7])
+        proxy.cut_answer()
+
+        again = handle.step([-3])
+
+        assert (again.replayed, again.step, again.output[0]) == (True, 2, fold_reference([7, -3])[-1])
+        assert handle.step([2**40]).output[0] == fold_reference(XS[:3])[-1]
+
+
+def test_a_chunk_whose_answer_was_lost_is_applied_once(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([7])
+        proxy.cut_answer()
+
+        again = handle.steps([[x] for x in XS[1:]])
+
+    assert (again.replayed, again.step) == (True, len(XS))
+    assert again.output.ravel().tolist() == fold_reference(XS)[1:]
+
+
+def test_a_bulk_step_whose_answer_was_lost_is_applied_once(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url) as client:
+        model = client.model("fold")
+        model.step_many({f"{stream}{n}": [7] for n in range(3)})
+        proxy.cut_answer()
+
+        answers = model.step_many({f"{stream}{n}": [-3] for n in range(3)}).values()
+
+    found = [(a.replayed, a.step, a.output[0]) for a in answers if isinstance(a, StepResult)]
+    assert found == [(True, 2, fold_reference([7, -3])[-1])] * 3
+
+
+def test_a_reset_whose_answer_was_lost_is_applied_once(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([7])
+        proxy.cut_answer()
+
+        again = handle.reset()
+
+        assert (again.replayed, again.step) == (True, 0)
+        assert ys([handle.step([x]) for x in XS]) == fold_reference(XS)
+
+
+async def test_a_feed_retries_a_step_whose_answer_was_lost(proxy: CuttingProxy, stream: str) -> None:
+    """It retries at once: the deadline is too short to wait for the timeout of an attempt."""
+    async with AsyncClient(proxy.url, timeout=10) as client, client.model("fold").feed() as feed:
+        await asyncio.gather(*(feed.step(f"{stream}{n}", [7]) for n in range(3)))
+        proxy.cut_answer()
+
+        again = await asyncio.gather(*(feed.step(f"{stream}{n}", [-3]) for n in range(3)))
+
+    assert ys(list(again)) == [fold_reference([7, -3])[-1]] * 3
+    assert any(answer.replayed for answer in again)
+
+
+def test_a_call_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str) -> None:
+    with Client(proxy.url, timeout=1) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([7])
+        proxy.cut_answer()
+        proxy.close()
+
+        lost, refused = error_of(handle.step, [-3]), error_of(handle.step, [-3])
+        proxy.open()
+        again = handle.step([-3])
+
+    assert (lost.code, lost.applied, lost.retry) == ("no_answer", "unknown", "same")
+    assert (refused.code, refused.applied, refused.retry) == ("no_answer", "no", "same")
+    assert (again.replayed, again.step) == (True, 2)
+
+
+async def test_a_step_on_a_feed_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str) -> None:
+    async with AsyncClient(proxy.url, timeout=1) as client, client.model("fold").feed() as feed:
+        await feed.step(stream, [7])
+        proxy.cut_answer()
+        proxy.close()
+
+        with pytest.raises(ClientError) as lost:
+            await feed.step(stream, [-3])
+        with pytest.raises(ClientError) as refused:
+            await feed.step(stream, [-3])
+        proxy.open()
+        again = await feed.step(stream, [-3])
+
+    assert (lost.value.code, lost.value.applied) == ("no_answer", "unknown")
+    assert (refused.value.code, refused.value.applied) == ("no_answer", "no")
+    assert (again.replayed, again.step) == (True, 2)
+
+
+def test_a_call_to_an_unreachable_service_ends_in_time(stream: str) -> None:
+    with Client(f"http://127.0.0.1:{free_port()}", timeout=0.3) as client:
+        error = error_of(client.model("fold").stream(stream).step, [7])
+
+    assert (error.code, error.applied, error.retry) == ("no_answer", "no", "same")
+
+
+def steps_around(killed: threading.Event, under_way: threading.Event) -> Iterator[int]:
+    """Yield the numbers of the steps to take: until the service was killed, and 20 more."""
+    n = 0
+    while not killed.is_set():
+        if n == 5:
+            under_way.set()
+        yield n
+        n += 1
+    yield from range(n, n + 20)
+
+
+async def test_a_killed_service_loses_and_duplicates_nothing_over_any_transport(
+    one: ServiceProcess, stream: str
+) -> None:
+    """The service is killed during steps and started again; the clients are not notified."""
+    killed = threading.Event()
+    doors = {door: threading.Event() for door in ("sync", "async", "feed")}
+
+    def kill() -> None:
+        for under_way in doors.values():
+            under_way.wait(60)
+        one.kill()
+        killed.set()
+        one.launch()
+
+    def run_sync() -> list[StepResult]:
+        with Client(one.url) as client:
+            handle = client.model("fold").stream(f"{stream}-sync")
+            return [handle.step([n]) for n in steps_around(killed, doors["sync"])]
+
+    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+
+        async def run_async(number: int) -> list[StepResult]:
+            handle = client.model("fold").stream(f"{stream}-async{number}")
+            return [await handle.step([n]) for n in steps_around(killed, doors["async"])]
+
+        async def run_feed(number: int) -> list[StepResult]:
+            name = f"{stream}-feed{number}"
+            return [await feed.step(name, [n]) for n in steps_around(killed, doors["feed"])]
+
+        killing = asyncio.create_task(asyncio.to_thread(kill))
+        found = await asyncio.gather(
+            asyncio.to_thread(run_sync),
+            *(run_async(number) for number in range(4)),
+            *(run_feed(number) for number in range(4)),
+        )
+        await killing
+
+    assert [ys(answers) for answers in found] == [fold_reference(range(len(answers))) for answers in found]
+    assert [answers[-1].step for answers in found] == [len(answers) for answers in found]
+
+
+@pytest.mark.parametrize("end", [ServiceProcess.kill, ServiceProcess.stop])
+async def test_a_restart_between_two_steps_is_not_noticed(
+    one: ServiceProcess, client: Client, stream: str, end: Any
+) -> None:
+    handle = client.model("fold").stream(stream)
+    async with AsyncClient(one.url) as aclient, aclient.model("fold").feed() as feed:
+        before = [handle.step([x]) for x in XS[:4]], [await feed.step(f"{stream}-feed", [x]) for x in XS[:4]]
+        end(one)
+        one.launch()
+        after = [handle.step([x]) for x in XS[4:]], [await feed.step(f"{stream}-feed", [x]) for x in XS[4:]]
+
+    assert [ys(early + late) for early, late in zip(before, after, strict=True)] == [fold_reference(XS)] * 2
+
+
+# -------------------------------------------------------------------- retries
+
+
+def problem(code: str, **more: Any) -> bytes:
+    return problem_body(ServiceError(code, "Found this.", **more))
+
+
+def exchanges(now: Iterator[float] | None = None, jitter: float = 1.0) -> ModelProtocol:
+    return ModelProtocol("m", 60, clock=lambda: next(now) if now else 0.0, jitter=lambda: jitter)
+
+
+def begin(exchange: Exchange[Any], *got: Reply | NoReply) -> ClientRequest:
+    """Drive an exchange through these replies, and return its next request."""
+    ask = next(exchange)
+    for reply in got:
+        ask = exchange.send(reply)
+    return ask
+
+
+LOST = NoReply("The line went dead.", sent=True)
+REFUSED = NoReply("Nobody listens.", sent=False)
+BUSY = Reply(503, problem("overloaded"), JSON)
+DESCRIBED = Reply(200, encode({"inputs": [{"name": "x", "dtype": "int64"}]}, MSGPACK), MSGPACK)
+NONE_THERE = Reply(404, problem("stream_not_found"), JSON)
+CHANGED = Reply(409, problem("state_changed"), JSON)
+
+
+def test_pauses_grow_up_to_two_seconds() -> None:
+    exchange = exchanges().status(StreamCursor("s"))
+    begin(exchange)
+
+    waits = [exchange.send(LOST).wait for _ in range(8)]
+
+    assert waits == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0])
+
+
+def test_pauses_are_random() -> None:
+    assert begin(exchanges(jitter=0.5).status(StreamCursor("s")), LOST).wait == pytest.approx(0.025)
+
+
+def test_a_pause_is_at_least_as_long_as_the_service_asks_for() -> None:
+    asked = Reply(503, problem("overloaded"), JSON, retry_after=7.0)
+
+    assert begin(exchanges(jitter=0.0).status(StreamCursor("s")), asked).wait == 7.0
+
+
+def test_no_pause_exceeds_the_remaining_time() -> None:
+    asked = Reply(503, problem("overloaded"), JSON, retry_after=61.0)
+
+    error = error_of(begin, exchanges().status(StreamCursor("s")), asked)
+
+    assert (error.code, error.retry_after) == ("overloaded", 61.0)
+
+
+@pytest.mark.parametrize(("timeout", "attempt"), [(5, 5), (60, 15)])
+def test_an_attempt_leaves_time_for_others(timeout: float, attempt: float) -> None:
+    assert begin(ModelProtocol("m", timeout, clock=lambda: 0.0).status(StreamCursor("s"))).timeout == attempt
+
+
+def test_a_retry_is_the_same_request() -> None:
+    exchange = exchanges().step(StreamCursor("s", 4, "history", known=True), [7])
+    first = begin(exchange, DESCRIBED)
+
+    again = exchange.send(LOST)
+
+    assert (again.method, again.path, again.document) == (first.method, first.path, first.document)
+    assert first.document is not None
+    assert (first.document["seq"], first.document["after"]) == (5, "history")
+
+
+@pytest.mark.parametrize(
+    ("before", "applied"),
+    [([], "no"), ([BUSY], "no"), ([REFUSED], "no"), ([LOST], "unknown"), ([LOST, BUSY], "unknown")],
+)
+def test_an_error_takes_all_attempts_into_account(before: list[Reply | NoReply], applied: str) -> None:
+    """The state may have been changed by the step whose answer was lost."""
+    error = error_of(begin, exchanges().step(StreamCursor("s"), [7]), DESCRIBED, NONE_THERE, *before, CHANGED)
+
+    assert (error.code, error.applied) == ("state_changed", applied)
+
+
+def test_only_the_failed_rows_of_a_bulk_step_are_retried() -> None:
+    places = [StreamCursor(name, known=True) for name in "abc"]
+    exchange = exchanges().step_many(places, {name: [7] for name in "abc"})
+    begin(exchange, DESCRIBED)
+
+    again = exchange.send(bulk_reply({"1": "overloaded", "2": "state_changed"}))
+
+    assert again.document is not None
+    assert again.document["streams"] == ["b"]
+    assert again.wait > 0
+
+
+def test_answered_rows_are_kept_when_the_retry_gets_no_answer() -> None:
+    exchange = exchanges(now=iter([0, 0, 0, 0, 0, 99])).step_many(
+        [StreamCursor(n, known=True) for n in "abc"], {name: [7] for name in "abc"}
+    )
+    begin(exchange, DESCRIBED, bulk_reply({"1": "overloaded", "2": "state_changed"}))
+
+    with pytest.raises(StopIteration) as end:
+        exchange.send(LOST)
+
+    found = {name: getattr(result, "code", "answered") for name, result in end.value.value.items()}
+    assert found == {"a": "answered", "b": "no_answer", "c": "state_changed"}
+
+
+def bulk_reply(errors: dict[str, str]) -> Reply:
+    """Return an answer for three streams, some of which failed."""
+    document = {
+        "outputs": {"y": {"d": "int64", "s": [3, 1], "b": bytes(24)}},
+        "step": [None if str(i) in errors else 1 for i in range(3)],
+        "state_id": [None if str(i) in errors else "id" for i in range(3)],
+        "errors": {i: json.loads(problem(code)) for i, code in errors.items()},
+    }
+    return Reply(200, encode(document, MSGPACK), MSGPACK)
+
+
+@pytest.mark.parametrize(("status", "retry"), [(502, "same"), (504, "same"), (404, "never"), (301, "never")])
+def test_an_error_page_of_a_proxy_is_not_an_answer(status: int, retry: str) -> None:
+    page = Reply(status, b"<html>Bad Gateway</html>", JSON)
+
+    error = error_of(
+        begin, ModelProtocol("m", 0, clock=lambda: 0.0).step(StreamCursor("s", known=True), [7]), DESCRIBED, page
+    )
+
+    assert (error.code, error.applied, error.retry) == ("unreadable_answer", "unknown", retry)
+    assert "Bad Gateway" in str(error)
+
+
+# -------------------------------------------------------------------- other
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "x" * 129])
+def test_an_invalid_stream_id_is_rejected_without_a_request(client: Client, name: str) -> None:
+    assert error_of(client.model("fold").stream, name).code == "bad_request"
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "redis://localhost", "http://"])
+def test_an_invalid_url_is_rejected_without_a_request(url: str) -> None:
+    assert error_of(Client, url).code == "bad_url"
+
+
+def test_a_missing_model_is_not_found(client: Client, stream: str) -> None:
+    assert error_of(client.model("other").stream(stream).step, [7]).code == "model_not_found"
+    assert error_of(client.model, "../secret").code == "bad_request"
+
+
+def test_preconditions_are_sent_to_a_service_that_requires_them(
+    shared_redis: Server, tmp_path: Path, stream: str
+) -> None:
+    write_model(tmp_path, "fold", fold)
+    with (
+        running_service(shared_redis.url, tmp_path, require_preconditions=True) as strict,
+        Client(f"http://127.0.0.1:{strict.port}") as client,
+    ):
+        handle = client.model("fold").stream(stream)
+
+        assert handle.reset().step == 0
+        assert handle.step([7]).step == 1
+        handle.delete()
+        assert handle.step([7]).created
+
+
+def write_keys(file: Path, **scopes: list[str]) -> Path:
+    """Write a keys file and move it into place; each key is its own name."""
+    keys = [{"id": k, "sha256": sha256(k.encode()).hexdigest(), "tenant": "a", "scopes": scopes[k]} for k in scopes]
+    partial = file.with_suffix(".new")
+    partial.write_text(json.dumps({"keys": keys}))
+    return partial.replace(file)
+
+
+async def test_a_key_allows_the_operations_of_its_scopes(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    write_model(tmp_path / "models", "fold", fold)
+    keys = write_keys(tmp_path / "keys.json", full=["step", "read"], reader=["read"])
+    with running_service(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
+        url = f"http://127.0.0.1:{keyed.port}"
+        async with AsyncClient(url, "full") as client, client.model("fold").feed() as feed:
+            assert (await client.model("fold").stream(stream).step([7])).step == 1
+            assert (await feed.step(stream, [7])).step == 2
+        async with AsyncClient(url, "reader") as client, client.model("fold").feed() as feed:
+            assert await code_of(client.model("fold").stream(stream).step([7])) == "forbidden"
+            assert await code_of(feed.step(stream, [7])) == "forbidden"
+        async with AsyncClient(url) as client:
+            assert await code_of(client.model("fold").stream(stream).resume()) == "unauthenticated"
+
+
+async def test_a_feed_whose_key_is_revoked_gets_an_error(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    """The error names no step, since the service no longer reads messages."""
+    write_model(tmp_path / "models", "fold", fold)
+    keys = write_keys(tmp_path / "keys.json", mine=["step", "read"], other=[])
+    with running_service(shared_redis.url, tmp_path / "models", api_keys_file=keys) as keyed:
+        url = f"http://127.0.0.1:{keyed.port}"
+        async with AsyncClient(url, "mine") as client, client.model("fold").feed() as feed:
+
+            async def keep_stepping() -> None:
+                while True:
+                    await feed.step(stream, [7])
+
+            await feed.step(stream, [7])
+            write_keys(keys, other=[])
+
+            with pytest.raises(ClientError) as caught:
+                await keep_stepping()
+
+    assert (caught.value.code, caught.value.applied) == ("unauthenticated", "no")
+
+
+async def code_of(call: Awaitable[Any]) -> str:
+    with pytest.raises(ClientError) as caught:
+        await call
+    return caught.value.code
+
+
+def test_the_client_imports_no_server_modules() -> None:
+    heavy = "fastapi starlette uvicorn redis onnxruntime prometheus_client typer"
+    code = f"import service.client, sys; print([name for name in '{heavy}'.split() if name in sys.modules])"
+
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_examples_in_the_docs_print_what_they_show(one: ServiceProcess) -> None:
+    shown = "".join(re.findall(r"```text\n(.*?)```", DOCS, re.S))
+    docs = DOCS if find_spec("pandas") else re.sub(r"<!-- pandas -->.*?<!-- /pandas -->", "", DOCS, flags=re.S)
+    code = "".join(re.findall(r"```python\n(.*?)```", docs, re.S))
+    assert ":8000" in code
+
+    done = subprocess.run([sys.executable, "-c", code.replace(":8000", f":{one.port}")], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown

@@ -1,0 +1,142 @@
+"""The whole decision table: what a request does to a missing stream, or to one at a given step."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from service.engine.protocol.decide import Decision, StepIntent, applies_without_store, check_idempotency_entry, decide
+from service.errors import CODES, ServiceError
+from service.store.record import IdempotencyEntry, Kind, Record
+from service.types import Create, StreamKey, Timestep
+
+HERE, ELSEWHERE = b"c" * 16, b"x" * 16
+MODEL, OTHER_MODEL = b"model..1", b"model..2"
+NEWEST, MINE = b"newest-operation", b"this-operation.."
+
+
+def record_at(step: int, *, length: int = 1, fingerprint: bytes = MODEL) -> Record:
+    return Record(9, step, length, Kind.STEP, NEWEST, HERE, fingerprint, 0, 0, b"", b"")
+
+
+def request(**parts: Any) -> StepIntent:
+    defaults: dict[str, Any] = {
+        "op_id": MINE, "length": 1, "seq": None, "after": None, "create": "auto", "fingerprint": MODEL,
+    }  # fmt: skip
+    return StepIntent(**{**defaults, **parts})
+
+
+def decision_or_code(record: Record | None, intent: StepIntent) -> str:
+    try:
+        return decide(record, intent).value
+    except ServiceError as exc:
+        return exc.code
+
+
+def expected(record: Record | None, intent: StepIntent) -> str:
+    """The protocol's table, written a second time, in another form."""
+    q, r = intent, record
+    if r is None:
+        missing_ok = q.after is None and q.seq in (None, 1) and q.create != "never"
+        return "apply" if missing_ok else "stream_not_found"
+    first_match = [
+        (r.op_id == q.op_id, "replay"),
+        (q.create == "must", "stream_exists"),
+        (q.after not in (None, r.history_hash), "state_changed"),
+        (q.seq is not None and q.seq > r.step + 1, "seq_gap"),
+        (q.seq is not None and r.length > 0 and q.seq == r.step - r.length + 1, "seq_conflict"),
+        (q.seq is not None and q.seq <= r.step, "seq_passed"),
+        (q.fingerprint not in (None, r.fingerprint), "model_changed"),
+        (True, "apply"),
+    ]
+    return next(code for matches, code in first_match if matches)
+
+
+RECORDS = [
+    None,
+    record_at(0, length=0),
+    record_at(1),
+    record_at(5),
+    record_at(5, length=3),
+    record_at(5, fingerprint=OTHER_MODEL),
+]
+CREATES: tuple[Create, ...] = ("auto", "never", "must")
+
+
+def test_every_row_of_the_table() -> None:
+    """Every combination of stream, operation, `seq` near the step, `after`, `create` and model."""
+    rows = itertools.product(
+        RECORDS, (MINE, NEWEST), (None, 1, 2, 3, 5, 6, 7, 2**53 - 1), (None, HERE, ELSEWHERE), CREATES, (MODEL, None)
+    )
+
+    for record, op_id, seq, after, create, fingerprint in rows:
+        intent = request(op_id=op_id, seq=seq, after=after, create=create, fingerprint=fingerprint)
+        assert decision_or_code(record, intent) == expected(record, intent), (record, intent)
+
+
+@pytest.mark.parametrize(
+    ("record", "intent", "applied", "facts"),
+    [
+        (None, request(seq=2), "no", (None, 1, "resend_from")),
+        (None, request(create="never"), "no", (None, 1, "never")),
+        (record_at(5), request(seq=9), "no", (5, 6, "resend_from")),
+        (record_at(5), request(seq=2), "yes", (5, 6, "never")),
+        (record_at(5), request(seq=5), "no", (5, 6, "never")),
+        (record_at(5), request(after=ELSEWHERE), "no", (5, 6, "never")),
+        (record_at(5), request(seq=9, after=ELSEWHERE), "no", (5, 6, "resend_from")),
+        (record_at(5), request(create="must"), "no", (5, None, "never")),
+    ],
+)
+def test_a_rejection_reports_the_position_of_the_stream(
+    record: Record | None, intent: StepIntent, applied: str, facts: tuple[int | None, int | None, str]
+) -> None:
+    with pytest.raises(ServiceError) as refused:
+        decide(record, intent)
+
+    error = refused.value
+    assert (error.applied, (error.step, error.expected, error.retry)) == (applied, facts)
+    assert error.code in CODES
+    assert error.fix
+
+
+def test_a_chunk_conflicts_at_its_first_timestep_only() -> None:
+    """The last operation was a chunk of 3 that ended at step 5: `seq` 3 is a conflict, 4 and 5 have passed."""
+    assert [decision_or_code(record_at(5, length=3), request(seq=seq)) for seq in (2, 3, 4, 5, 6)] == [
+        "seq_passed", "seq_conflict", "seq_passed", "seq_passed", "apply",
+    ]  # fmt: skip
+
+
+def test_an_idempotency_key_replays_its_own_request_only() -> None:
+    entry = IdempotencyEntry(MINE, 1, 4, HERE, 1, b"")
+
+    assert check_idempotency_entry(entry, request()) is entry
+    with pytest.raises(ServiceError, match="used for another request"):
+        check_idempotency_entry(entry, request(op_id=NEWEST))
+
+
+def test_the_same_operation_is_a_replay_whatever_its_preconditions() -> None:
+    assert decide(record_at(5), request(op_id=NEWEST, seq=99, after=ELSEWHERE, create="must")) is Decision.REPLAY
+
+
+def test_a_request_that_surely_applies_is_applied() -> None:
+    """For every record of the same model whose newest operation is another one."""
+    sure = 0
+    rows = itertools.product(
+        (record_at(0, length=0), record_at(1), record_at(5), record_at(5, length=3)),
+        (None, 1, 2, 3, 5, 6, 7),
+        (None, HERE, ELSEWHERE),
+        CREATES,
+    )
+    for record, seq, after, create in rows:
+        ask = Timestep(StreamKey("t", "m", "s"), (), seq=seq, after=after, create=create)
+        if applies_without_store(record.step, record.history_hash, ask):
+            sure += 1
+            assert decision_or_code(record, request(seq=seq, after=after, create=create)) == "apply", (record, ask)
+
+    assert sure > 20
+
+
+def test_a_request_with_an_idempotency_key_never_surely_applies() -> None:
+    assert not applies_without_store(5, HERE, Timestep(StreamKey("t", "m", "s"), (), seq=6, idempotency_key="k"))

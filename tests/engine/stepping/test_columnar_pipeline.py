@@ -1,0 +1,262 @@
+"""Bulk requests in columns: the same answers as row by row, also when some rows fail."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from service.engine.engine import Engine, EngineOptions
+from service.errors import ServiceError
+from service.types import Prediction, StreamKey, Timestep
+from tests.engine.harness import CountingObserver, gather_results, step, submit_bulk, worker, ys
+from tests.graphs import fold, fold_reference, nan_at, write_models
+from tests.servers import Server
+
+MANY = [f"s{n}" for n in range(40)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_models(tmp_path, fold=fold)
+
+
+async def start_streams(engine: Engine) -> dict[str, bytes]:
+    """Bring every stream to step 1 and return their state ids."""
+    found = [await engine.advance(step(name, at, seq=1)) for at, name in enumerate(MANY)]
+    return {name: one.state_id for name, one in zip(MANY, found, strict=True)}
+
+
+async def bulk_predictions(
+    engine: Engine, rows: dict[str, tuple[list[int], int]], **more: Any
+) -> dict[str, Prediction]:
+    """Submit a bulk request and assert that every row was applied."""
+    found = await submit_bulk(engine, rows, **more)
+    assert found is not None
+    assert not [one for one in found.values() if isinstance(one, ServiceError)]
+    return {name: one for name, one in found.items() if isinstance(one, Prediction)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_mix_of_transports_and_workers_folds_every_stream(
+    folder: Path, redis_server: Server, seed: int
+) -> None:
+    rng, sent = random.Random(seed), {name: list[int]() for name in MANY}
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        for _ in range(30):
+            engine, length, names = rng.choice((one, two)), rng.choice((1, 1, 3)), rng.sample(MANY, rng.randint(16, 40))
+            rows = {name: ([rng.randrange(1000) for _ in range(length)], len(sent[name]) + 1) for name in names}
+            if rng.random() < 0.5 or length > 1:
+                answers = await bulk_predictions(engine, rows)
+            else:
+                found = await asyncio.gather(*(engine.advance(step(n, xs[0], seq=q)) for n, (xs, q) in rows.items()))
+                answers = dict(zip(rows, found, strict=True))
+            for name, (xs, _) in rows.items():
+                sent[name] += xs
+            wanted = {name: (fold_reference(sent[name])[-length:], len(sent[name])) for name in names}
+            assert {name: (ys(one), one.step) for name, one in answers.items()} == wanted
+            if rng.random() < 0.5:  # a retry, over either transport, on either worker
+                again = await bulk_predictions(rng.choice((one, two)), rows)
+                assert {name: one.state_id for name, one in again.items()} == {
+                    name: one.state_id for name, one in answers.items()
+                }
+                assert all(one.replayed for one in again.values())
+
+
+async def test_the_same_bulk_request_on_two_workers_is_applied_once(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await start_streams(one)
+        for seq in range(2, 12):
+            rows = {name: ([seq], seq) for name in MANY}
+            first, second = await asyncio.gather(bulk_predictions(one, rows), bulk_predictions(two, rows))
+            assert {n: (one.state_id, ys(one)) for n, one in first.items()} == {
+                n: (one.state_id, ys(one)) for n, one in second.items()
+            }
+            assert all(first[name].replayed is not second[name].replayed for name in MANY)
+
+
+async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await start_streams(one)
+        await two.advance(step("s7", 9, seq=2))
+        found = await submit_bulk(one, {name: ([5], 2) for name in MANY})
+
+    assert found is not None
+    refused = {name: one for name, one in found.items() if isinstance(one, ServiceError)}
+    assert {name: (one.code, one.step, one.applied) for name, one in refused.items()} == {
+        "s7": ("seq_conflict", 2, "no")
+    }
+    others = [one for one in found.values() if isinstance(one, Prediction)]
+    assert [(ys(one), one.step) for one in others] == [
+        (fold_reference([at, 5])[-1:], 2) for at, name in enumerate(MANY) if name != "s7"
+    ]
+
+
+@pytest.mark.parametrize("known", [0, 20, 40])
+async def test_records_missing_from_the_cache_are_loaded_in_one_batch(
+    folder: Path, redis_server: Server, known: int
+) -> None:
+    """Some were never cached; others are stale, since another worker stepped their streams."""
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder, counts=counts) as two:
+        await start_streams(one)
+        if known:
+            await asyncio.gather(*(two.advance(step(name, 1, seq=2)) for name in MANY[:known]))
+            await asyncio.gather(*(one.advance(step(name, 1, seq=2)) for name in MANY[known:]))
+            await bulk_predictions(one, {name: ([2], 3) for name in MANY})
+        seq = 4 if known else 2
+        counts.store_ops.clear()
+        counts.batches.clear()
+        answers = await bulk_predictions(two, {name: ([7], seq) for name in MANY})
+
+    sent = [1, 2, 7] if known else [7]
+    assert {n: ys(one) for n, one in answers.items()} == {
+        name: fold_reference([at, *sent])[-1:] for at, name in enumerate(MANY)
+    }
+    assert (counts.store_ops, counts.batches, counts.conflicted) == (["load", "commit"], [40], 0)
+
+
+async def test_a_corrupt_record_fails_its_own_row_only(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await start_streams(one)
+        name = StreamKey("default", "fold", MANY[3]).name
+        with redis.Redis.from_url(redis_server.url) as client:
+            record = client.get(name)
+            assert isinstance(record, bytes)
+            client.set(name, record[:-1] + bytes([record[-1] ^ 1]))
+        found = await submit_bulk(two, {stream: ([7], 2) for stream in MANY})
+
+    assert found is not None
+    failed = {stream: one.code for stream, one in found.items() if isinstance(one, ServiceError)}
+    assert failed == {MANY[3]: "state_corrupt"}
+
+
+async def test_after_is_checked_for_each_row(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        ids = await start_streams(engine)
+        moved = await bulk_predictions(engine, {name: ([3], 2) for name in MANY}, afters=list(ids.values()))
+        afters = [b"?" * 16 if name == "s3" else one.state_id for name, one in moved.items()]
+        found = await submit_bulk(engine, {name: ([4], 3) for name in MANY}, afters=afters)
+
+    assert found is not None
+    codes = {name: one.code for name, one in found.items() if isinstance(one, ServiceError)}
+    assert codes == {"s3": "state_changed"}
+
+
+async def test_a_row_whose_state_is_not_finite_does_not_affect_the_others(tmp_path: Path, redis_server: Server) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, write_models(tmp_path, nan=lambda: nan_at(3)), counts=counts) as engine:
+
+        def ask(name: str, seq: int) -> Timestep:
+            return Timestep(StreamKey("default", "nan", name), (np.ones(1, np.float32).tobytes(),), seq=seq)
+
+        for seq in (1, 2):
+            await engine.advance(ask("far", seq))
+        for name in MANY:
+            await engine.advance(ask(name, 1))
+        asked = [ask("far", 3), *(ask(name, 2) for name in MANY)]
+        counts.batches.clear()
+        far, *others = await gather_results(*(engine.advance(one) for one in asked))
+
+    assert isinstance(far, ServiceError)
+    assert (far.code, far.applied) == ("non_finite_state", "no")
+    assert counts.batches == [41], "rows that succeeded are not run again"
+    assert [(one.step, float(one.outputs["y"][0, 0])) for one in others] == [(2, 2.0)] * len(MANY)
+
+
+async def test_a_bulk_of_chunks_runs_the_model_once_per_timestep_and_commits_once(
+    folder: Path, redis_server: Server
+) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await start_streams(engine)
+        counts.batches.clear()
+        await bulk_predictions(engine, {name: ([1, 2, 3], 2) for name in MANY})
+        await asyncio.gather(*(engine.advance(step(name, 1, seq=5)) for name in MANY))
+
+    assert counts.batches == [40, 40]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"create": "must"},
+        {"idempotency_key": "k"},
+        {"seqs": [None] + [2] * 39},
+        {"afters": [b"a" * 16] + [None] * 39},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+async def test_unusual_bulk_requests_are_processed_row_by_row(
+    folder: Path, redis_server: Server, more: dict[str, Any]
+) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY}, **more) is None
+
+
+async def test_bulk_requests_that_are_too_small_or_too_large_are_processed_row_by_row(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder, options=EngineOptions(max_batch_size=39)) as engine:
+        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY}) is None
+        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY[:15]}) is None
+        assert await submit_bulk(engine, {name: ([1], 1) for name in MANY[:16]}) is not None
+
+
+@pytest.mark.parametrize(("most", "parts"), [(256, [160, 96]), (100, [100, 100, 56])])
+async def test_many_single_steps_are_split_into_batches(
+    folder: Path, redis_server: Server, most: int, parts: list[int]
+) -> None:
+    """One batch runs while the store commits the other; no batch exceeds `max_batch_size`."""
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder, counts=counts, options=EngineOptions(max_batch_size=most)) as engine:
+        for seq in (1, 2):
+            asked = (engine.advance(step(f"s{n}", n, seq=seq)) for n in range(256))
+            answers = await asyncio.gather(*asked)
+
+    assert [ys(one) for one in answers] == [fold_reference([n, n])[-1:] for n in range(256)]
+    assert sorted(counts.batches) == sorted(parts * 2)
+
+
+async def test_a_bulk_request_waits_for_an_earlier_step_of_one_of_its_streams(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await start_streams(engine)
+        first = asyncio.create_task(engine.advance(step("s5", 7, seq=2)))
+        await asyncio.sleep(0)
+        assert await submit_bulk(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY}) is None
+        await first
+        after = await bulk_predictions(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY})
+
+    assert ys(after["s5"]) == fold_reference([5, 7, 8])[-1:]
+
+
+async def test_a_reply_callback_that_raises_does_not_affect_the_others(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await start_streams(engine)
+        answers: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in MANY]
+
+        def broken(_: Any) -> None:
+            raise RuntimeError("nobody listens")
+
+        for at, (name, answer) in enumerate(zip(MANY, answers, strict=True)):
+            engine.submit(step(name, 1, seq=2), answer.set_result if at else broken)
+        found = await asyncio.wait_for(asyncio.gather(*answers[1:]), 5)
+
+    assert [one.step for one in found] == [2] * 39
+
+
+async def test_a_rejected_bulk_request_costs_the_tenant_no_rate(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder, options=EngineOptions(tenant_rate=50)) as engine:
+        await bulk_predictions(engine, {name: ([1], 1) for name in MANY})
+        assert await submit_bulk(engine, {name: ([1], 2) for name in MANY}) is None
+        found = await gather_results(*(engine.advance(step(name, 1, seq=2)) for name in MANY))
+
+    moved = [one for one in found if isinstance(one, Prediction)]
+    assert 10 <= len(moved) < len(MANY), "the rejected bulk request took tokens of the tenant"

@@ -1,0 +1,291 @@
+"""A timestep that starts or ends a stream: one commit, exactly once under retries."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from service.store.keys import end_entry_key, record_key, snapshots_key
+from service.store.state_store import StateStore
+from service.types import Lifecycle, StreamKey, Timestep
+from tests.engine.harness import CountingObserver, chunk, expect_error, gather_results, step, worker, ys
+from tests.graphs import count, fold, fold_reference, lstm, nan_at, stateless, write_models
+from tests.servers import Server
+from tests.store.clusters import primary_and_replica
+
+NAME = record_key("default", "fold", "a")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_models(tmp_path, fold=fold)
+
+
+def last(x: int, **more: Any) -> Timestep:
+    return step("a", x, life="last", create="never", **more)
+
+
+# ---------------------------------------------------------------- start
+
+
+async def test_a_start_uses_the_initial_state(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        answers = [await engine.advance(step("a", x, life=life)) for x, life in ((1, "new"), (2, "on"), (3, "new"))]
+
+    assert [ys(a) for a in answers] == [[y] for y in [*fold_reference([1, 2]), *fold_reference([3])]]
+    assert [(a.step, a.created) for a in answers] == [(1, True), (2, False), (1, False)]
+
+
+async def test_a_start_uses_an_initial_state_that_is_not_zero(tmp_path: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, write_models(tmp_path, count=lambda: count(start=7))) as engine:
+        ask = Timestep(StreamKey("default", "count", "a"), (np.zeros((1, 1), np.float32).tobytes(),))
+        answers = [await engine.advance(replace(ask, lifecycle=life)) for life in ("new", "on", "new")]
+
+    assert [ys(a) for a in answers] == [[8], [9], [8]]
+
+
+async def test_a_restart_has_another_history_though_its_inputs_are_the_same(folder: Path, redis_server: Server) -> None:
+    """So a late request of the previous incarnation, with `after`, is rejected."""
+    async with worker(redis_server.url, folder) as engine:
+        first = await engine.advance(step("a", 1, life="new"))
+        again = await engine.advance(step("a", 1, life="new"))
+        late = await expect_error(engine, step("a", 2, after=first.state_id))
+
+    assert ys(first) == ys(again)
+    assert first.state_id != again.state_id
+    assert late.code == "state_changed"
+
+
+async def test_a_retried_start_with_seq_gets_its_first_answer(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        first = await one.advance(step("a", 1, seq=1, life="new"))
+        again = await gather_results(*(engine.advance(step("a", 1, seq=1, life="new")) for engine in (one, two)))
+
+    assert [(ys(a), a.step, a.state_id, a.replayed) for a in again] == [(ys(first), 1, first.state_id, True)] * 2
+
+
+async def test_a_late_retry_of_a_start_with_a_key_does_not_restart_the_stream(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        first = await one.advance(step("a", 1, life="new", idempotency_key="k"))
+        await two.advance(step("a", 2))
+        again = await one.advance(step("a", 1, life="new", idempotency_key="k"))
+        onward = await two.advance(step("a", 3))
+
+    assert (ys(again), again.replayed) == (ys(first), True)
+    assert ys(onward) == fold_reference([1, 2, 3])[-1:]
+
+
+async def test_the_key_of_a_start_cannot_be_used_for_a_continuation(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 1, life="new", idempotency_key="k"))
+
+        assert (await expect_error(engine, step("a", 1, idempotency_key="k"))).code == "idempotency_key_reused"
+
+
+async def test_concurrent_starts_leave_one_of_them(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        answers = await asyncio.gather(*((one, two)[n % 2].advance(step("a", n, life="new")) for n in range(20)))
+        onward = await one.advance(step("a", 5))
+
+    assert [ys(a) for a in answers] == [fold_reference([n]) for n in range(20)]
+    assert onward.step == 2
+    assert ys(onward) in [fold_reference([n, 5])[-1:] for n in range(20)]
+
+
+async def test_a_start_moves_a_stream_of_another_model_version_to_the_current_one(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    folder = write_models(tmp_path, m=lstm)
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(Timestep(StreamKey("default", "m", "a"), (np.zeros((1, 4), np.float32).tobytes(),)))
+        write_models(folder, m=fold)
+        await engine.models.reload()
+        answers = [await engine.advance(step("a", x, model="m", life=life)) for x, life in ((1, "new"), (2, "on"))]
+
+    assert [ys(a) for a in answers] == [[y] for y in fold_reference([1, 2])]
+
+
+async def test_a_start_that_the_model_cannot_run_leaves_the_stream_unchanged(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, write_models(tmp_path, m=lambda: nan_at(1))) as engine:
+        key = StreamKey("default", "m", "a")
+        refused = await expect_error(engine, Timestep(key, (np.ones((1, 1), np.float32).tobytes(),), lifecycle="new"))
+
+        assert refused.code == "non_finite_state"
+        assert (await expect_error(engine, step("a", 1, model="m", create="never"))).code == "stream_not_found"
+
+
+# ---------------------------------------------------------------- end
+
+
+async def test_an_end_deletes_the_stream(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 1))
+        end = await engine.advance(last(2))
+        page = await engine.list_streams("default", "fold")
+        refused = await expect_error(engine, step("a", 3, create="never"))
+
+    assert (ys(end), end.step) == (fold_reference([1, 2])[-1:], 2)
+    assert page.streams == []
+    assert refused.code == "stream_not_found"
+
+
+@pytest.mark.parametrize("named", [{"seq": 2}, {"idempotency_key": "k"}], ids=["by its number", "by its key"])
+async def test_a_retried_end_gets_its_first_answer(folder: Path, redis_server: Server, named: dict[str, Any]) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await one.advance(step("a", 1))
+        first = await one.advance(last(2, **named))
+        again = await gather_results(*(engine.advance(last(2, **named)) for engine in (one, two)))
+
+    assert [(ys(a), a.step, a.state_id, a.replayed) for a in again] == [(ys(first), 2, first.state_id, True)] * 2
+
+
+async def test_a_retried_end_waits_for_a_replica_if_durability_requires_it(folder: Path, short_path: Path) -> None:
+    with primary_and_replica(short_path) as (primary, _, _, _):
+        async with worker(primary.url, folder, durability="replica") as engine:
+            await engine.advance(step("a", 1))
+            first = await engine.advance(last(2, seq=2))
+            again = await engine.advance(last(2, seq=2))
+            keyed = [await engine.advance(step("b", 1, life="whole", idempotency_key="k")) for _ in range(2)]
+
+    assert (ys(again), again.replayed) == (ys(first), True)
+    assert [a.replayed for a in keyed] == [False, True]
+
+
+async def test_concurrent_copies_of_an_end_are_applied_once(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await one.advance(step("a", 1))
+        answers = await asyncio.gather(*((one, two)[n % 2].advance(last(2, seq=2)) for n in range(20)))
+
+    assert {(tuple(ys(a)), a.step) for a in answers} == {(tuple(fold_reference([1, 2])[-1:]), 2)}
+    assert sum(not a.replayed for a in answers) == 1
+
+
+async def test_concurrent_copies_of_a_single_timestep_stream_are_applied_once(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        ask = step("a", 1, life="whole", idempotency_key="k")
+        answers = await asyncio.gather(*((one, two)[n % 2].advance(ask) for n in range(20)))
+
+    assert [ys(a) for a in answers] == [fold_reference([1])] * 20
+    assert sum(not a.replayed for a in answers) == 1
+
+
+async def test_an_end_without_seq_or_key_is_rejected_the_second_time(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 1))
+        await engine.advance(last(2))
+
+        assert (await expect_error(engine, last(2))).code == "stream_not_found"
+
+
+async def test_the_end_of_one_incarnation_is_not_replayed_in_the_next(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        for x in (1, 5):
+            await one.advance(step("a", x, life="new"))
+            end = await two.advance(last(2, seq=2))
+
+            assert (ys(end), end.replayed) == (fold_reference([x, 2])[-1:], False)
+
+
+async def test_a_late_end_is_rejected_by_the_next_incarnation(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        for x, life in ((1, "new"), (2, "on")):
+            await engine.advance(step("a", x, life=life))
+        await engine.advance(last(3, seq=3))
+        await engine.advance(step("a", 1, life="new"))
+
+        assert (await expect_error(engine, last(3, seq=3))).code == "seq_gap"
+        assert ys(await engine.advance(step("a", 2))) == fold_reference([1, 2])[-1:]
+
+
+async def test_an_end_whose_reply_was_lost_is_answered_and_not_applied_again(
+    folder: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store applied the commit, and the worker retries it because the reply did not arrive."""
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await engine.advance(step("a", 1))
+        commit = StateStore.commit
+
+        async def twice(*args: Any, **more: Any) -> Any:
+            await commit(*args, **more)
+            return await commit(*args, **more)
+
+        monkeypatch.setattr(StateStore, "commit", twice)
+        end = await engine.advance(last(2))
+
+    assert (ys(end), end.step) == (fold_reference([1, 2])[-1:], 2)
+    assert counts.regressed == 0
+
+
+async def test_an_end_follows_the_steps_of_other_workers(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await one.advance(step("a", 1))
+        await two.advance(step("a", 2))
+        end = await one.advance(last(3))
+        refused = await expect_error(two, step("a", 4, create="never"))
+
+    assert ys(end) == fold_reference([1, 2, 3])[-1:]
+    assert refused.code == "stream_not_found"
+
+
+@pytest.mark.parametrize("life", ["on", "whole"])
+async def test_a_single_timestep_stream_leaves_nothing(folder: Path, redis_server: Server, life: Lifecycle) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 9, life=life))
+        answers = [await engine.advance(step("a", 1, seq=1, life="whole")) for _ in range(2)]
+
+        assert [(ys(a), a.step) for a in answers] == [(fold_reference([1]), 1)] * 2
+        assert (await expect_error(engine, step("a", 2, create="never"))).code == "stream_not_found"
+
+
+async def test_an_ended_stream_leaves_no_snapshots(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 1))
+        redis_server.client().hset(snapshots_key(NAME), "s", "...")
+        await engine.advance(last(2))
+
+    assert redis_server.client().exists(snapshots_key(NAME)) == 0
+
+
+async def test_the_replay_entry_of_an_end_expires(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder, idempotency_ttl_s=50) as engine:
+        await engine.advance(step("a", 1))
+        await engine.advance(last(2, seq=2))
+
+    assert redis_server.client().exists(NAME) == 0
+    assert 40_000 < redis_server.client().pttl(end_entry_key(NAME)) <= 50_000
+
+
+async def test_a_chunk_may_start_or_end_a_stream(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 9))
+        begun = await engine.advance(chunk("a", [1, 2], life="new"))
+        ended = await engine.advance(chunk("a", [3, 4], life="last"))
+
+    assert [*ys(begun), *ys(ended)] == fold_reference([1, 2, 3, 4])
+
+
+# ---------------------------------------------------------------- stateless
+
+
+async def test_timesteps_of_a_stateless_model_run_in_one_batch(tmp_path: Path, redis_server: Server) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, write_models(tmp_path, double=stateless), counts=counts) as engine:
+        key = StreamKey("default", "double", "")
+        rows = [Timestep(key, (np.array([[n, 1]], np.float32).tobytes(),), lifecycle="none") for n in range(50)]
+        answers = await asyncio.gather(*map(engine.advance, rows))
+
+    assert [a.outputs["y"].tolist() for a in answers] == [[[2.0 * n, 2.0]] for n in range(50)]
+    assert max(counts.batches) > 10
+    assert redis_server.client().dbsize() == 0

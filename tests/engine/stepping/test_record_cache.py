@@ -1,0 +1,179 @@
+"""The cache of records: what is stored is found again, within a bound in bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_export.manifest import Array
+from service.engine.stepping.record_cache import EMPTY_SLOT, CacheMemory, RecordCache
+from service.store.record_arrays import HEAD, empty_header
+
+STATE = b"begin..."
+RECORD_BYTES = 420  # bytes that one record with such a state takes, approximately
+
+
+def make_cache(records: int) -> RecordCache:
+    return RecordCache(empty_header(b"f" * 8), STATE, records * RECORD_BYTES)
+
+
+def put(cache: RecordCache, *names: str, step: int = 1, refreshed: float = 5.0) -> None:
+    heads = np.zeros(len(names), HEAD)
+    heads["step"] = step
+    cache.put(names, heads, np.full((len(names), len(STATE)), step, np.uint8), refreshed)
+
+
+def slots(cache: RecordCache, *names: str) -> Array:
+    return cache.slots_for(names)
+
+
+def test_a_stored_record_is_found() -> None:
+    cache = make_cache(10)
+    put(cache, "a", "b", step=1, refreshed=3.0)
+    put(cache, "c", step=2, refreshed=4.0)
+
+    at = slots(cache, "c", "a")
+
+    assert cache.headers(at)["step"].tolist() == [2, 1]
+    assert cache.states(at).tolist() == [[2] * 8, [1] * 8]
+    assert cache.expiry_set_at(at).tolist() == [4.0, 3.0]
+
+
+def test_storing_a_record_again_replaces_it() -> None:
+    cache = make_cache(10)
+    put(cache, "a", step=1)
+    put(cache, "a", step=2)
+
+    assert (len(cache), cache.headers(slots(cache, "a"))["step"].tolist()) == (1, [2])
+
+
+def test_a_missing_stream_reads_as_a_new_stream() -> None:
+    cache = make_cache(10)
+    put(cache, "a")
+
+    at = slots(cache, "b")
+
+    assert at.tolist() == [EMPTY_SLOT]
+    assert cache.headers(at)["step"].tolist() == [0]
+    assert cache.states(at).tobytes() == STATE
+    assert cache.expiry_set_at(at).tolist() == [-np.inf]
+
+
+def test_a_dropped_stream_is_gone_and_its_slot_is_reused() -> None:
+    cache = make_cache(2)
+    put(cache, "a", "b")
+    cache.drop("a")
+    cache.drop("never there")
+    put(cache, "c")
+
+    assert slots(cache, *"abc").astype(bool).tolist() == [False, True, True]
+
+
+def test_a_full_cache_evicts_a_stream_that_was_not_read() -> None:
+    cache = make_cache(10)
+    names = [f"s{n}" for n in range(100)]
+    for name in names:
+        put(cache, name)
+        cache.slots_for(["s0"])
+
+    assert 5 < len(cache) < 20
+    assert slots(cache, "s0", "s1").astype(bool).tolist() == [True, False]
+
+
+def test_a_batch_larger_than_the_cache_leaves_no_wrong_record() -> None:
+    cache = make_cache(1)
+    heads = np.zeros(5, HEAD)
+    heads["step"] = range(1, 6)
+    cache.put("abcde", heads, np.zeros((5, len(STATE)), np.uint8), 1.0)
+
+    assert {n: cache.headers(slots(cache, n))["step"].tolist() for n in "abcde" if slots(cache, n)} == {"e": [5]}
+
+
+def test_returned_copies_do_not_change_with_the_cache() -> None:
+    cache = make_cache(10)
+    put(cache, "a", step=1)
+    at = slots(cache, "a")
+    heads, states = cache.headers(at), cache.states(at)
+    put(cache, "a", step=2)
+
+    assert (heads["step"].tolist(), states.max()) == ([1], 1)
+
+
+@pytest.mark.parametrize("records", [1, 3, 5, 8, 20])
+def test_changing_the_limit_keeps_the_records_that_fit(records: int) -> None:
+    cache = make_cache(10)
+    names = [f"s{n}" for n in range(8)]
+    for n, name in enumerate(names):
+        put(cache, name, step=n + 1)
+    cache.drop("s7")
+    cache.limit(records * RECORD_BYTES)
+
+    found = dict(zip(names, cache.headers(slots(cache, *names))["step"].tolist(), strict=True))
+    kept = {name: step for name, step in found.items() if step}
+    assert len(kept) == len(cache) == min(records, 7)
+    assert all(step == int(name[1:]) + 1 for name, step in kept.items())
+    assert not cache.slots_for(["s7"])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 9)), max_size=60))
+def test_whatever_happens_to_its_bound_a_cache_has_the_newest_record_or_none(happens: list[tuple[str, int]]) -> None:
+    cache, newest = make_cache(4), dict.fromkeys("abcdefgh", 0)
+    for step, (name, what) in enumerate(happens, 1):
+        if what == 0:
+            cache.drop(name)
+        elif what <= 2:
+            cache.limit(step % 9 * RECORD_BYTES)
+        else:
+            put(cache, name, step=step)
+            newest[name] = step
+        found = cache.headers(slots(cache, *newest))["step"].tolist()
+
+        assert all(one in (0, known) for one, known in zip(found, newest.values(), strict=True))
+        assert sum(map(bool, found)) == len(cache)
+
+
+# ---------------------------------------------------------------- several models
+
+
+def fill(cache: RecordCache, prefix: str, records: int) -> None:
+    for n in range(records):
+        put(cache, f"{prefix}{n}")
+
+
+def test_a_model_that_comes_takes_nothing_from_those_that_fit_beside_it() -> None:
+    memory = CacheMemory(160 * RECORD_BYTES)
+    first = memory.new_cache(empty_header(b"f" * 8), STATE)
+    fill(first, "a", 130)
+    memory.new_cache(empty_header(b"g" * 8), STATE)
+
+    assert len(first) == 130
+
+
+def test_models_that_need_more_than_there_is_have_equal_shares() -> None:
+    memory = CacheMemory(160 * RECORD_BYTES)
+    first = memory.new_cache(empty_header(b"f" * 8), STATE)
+    fill(first, "a", 300)
+    alone = len(first)
+    second = memory.new_cache(empty_header(b"g" * 8), STATE)
+    beside = len(first)
+    fill(second, "b", 300)
+
+    assert alone > 150
+    assert beside > 0.8 * alone, "what came is empty as yet"
+    assert len(first) == pytest.approx(alone / 2, rel=0.1)
+    assert len(second) == pytest.approx(alone / 2, rel=0.1)
+    assert first.nbytes + second.nbytes <= 160 * RECORD_BYTES
+
+
+def test_a_model_that_goes_leaves_its_room_to_the_others() -> None:
+    memory = CacheMemory(160 * RECORD_BYTES)
+    first = memory.new_cache(empty_header(b"f" * 8), STATE)
+    second = memory.new_cache(empty_header(b"g" * 8), STATE)
+    fill(first, "a", 300)
+    fill(second, "b", 300)
+    memory.remove(second)
+    fill(first, "a", 300)
+
+    assert len(first) > 150

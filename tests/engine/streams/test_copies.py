@@ -1,0 +1,222 @@
+"""Forks, snapshots and peeks on a real store: through any worker, and while the stream is stepped."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.engine.engine import Engine, EngineOptions
+from service.errors import ServiceError
+from service.types import ImportedState, StreamKey, StreamPosition
+from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
+from tests.graphs import fold, fold_reference, write_model, write_models
+from tests.servers import Server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_models(tmp_path, fold=fold)
+
+
+def key(stream: str) -> StreamKey:
+    return StreamKey("default", FOLD, stream)
+
+
+async def fork(
+    engine: Engine, to: str, *, after: bytes | None = None, idempotency_key: str | None = None
+) -> StreamPosition:
+    return await engine.copies.fork(
+        key("a"), key(to), snapshot=None, version=None, after=after, idempotency_key=idempotency_key
+    )
+
+
+async def snapshot(engine: Engine, name: str) -> StreamPosition:
+    return await engine.copies.create_snapshot(key("a"), name, after=None, idempotency_key=None)
+
+
+# ---------------------------------------------------------------- forks
+
+
+async def test_a_fork_of_a_busy_stream_copies_one_consistent_state(folder: Path, redis_server: Server) -> None:
+    """Each branch continues the fold from the step at which it was forked."""
+    steps, forks = 400, 30
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        workers = (one, two)
+
+        async def live() -> list[int]:
+            return [
+                y for seq in range(1, steps + 1) for y in ys(await workers[seq % 2].advance(step("a", seq, seq=seq)))
+            ]
+
+        async def branch(n: int) -> tuple[int, int]:
+            """Fork the stream, step the fork once, and return the step of the fork and that step's prediction."""
+            made = await fork(workers[n % 2], f"b{n}")
+            after = await workers[(n + 1) % 2].advance(step(f"b{n}", 1_000_000 + n, seq=made.step + 1))
+            return made.step, ys(after)[0]
+
+        async def branches() -> list[tuple[int, int]]:
+            made = []
+            for n in range(forks):
+                made.append(await branch(n))
+                await asyncio.sleep(0)
+            return made
+
+        await one.advance(step("a", 0))
+        await one.reset(key("a"))
+        trunk, made = await asyncio.gather(live(), branches())
+
+    assert trunk == fold_reference(range(1, steps + 1))
+    assert len({at for at, _ in made}) > forks // 2, "the forks were not made at different steps"
+    assert [y for _, y in made] == [
+        fold_reference([*range(1, at + 1), 1_000_000 + n])[-1] for n, (at, _) in enumerate(made)
+    ]
+
+
+async def test_of_many_equal_concurrent_forks_one_is_made(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        history = (await one.advance(chunk("a", [1, 2]))).state_id
+        by_history = await asyncio.gather(*(fork((one, two)[n % 2], "b", after=history) for n in range(20)))
+        by_key = await asyncio.gather(*(fork((one, two)[n % 2], "c", idempotency_key="k") for n in range(20)))
+
+    for made in (by_history, by_key):
+        assert {(p.step, p.state_id) for p in made} == {(2, made[0].state_id)}
+        assert sum(not p.replayed for p in made) == 1
+
+
+async def test_of_many_different_concurrent_forks_onto_one_stream_one_is_made(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.advance(step("a", 1))
+        made = await gather_results(*(fork(engine, "b", idempotency_key=f"k{n}") for n in range(10)))
+
+    assert sum(isinstance(p, StreamPosition) and not p.replayed for p in made) == 1
+    assert [p.code for p in made if isinstance(p, ServiceError)] == ["stream_exists"] * 9
+
+
+# ---------------------------------------------------------------- snapshots, states
+
+
+async def test_concurrent_requests_cannot_exceed_the_snapshot_limit(folder: Path, redis_server: Server) -> None:
+    options = EngineOptions(max_snapshots=5)
+    async with (
+        worker(redis_server.url, folder, options=options) as one,
+        worker(redis_server.url, folder, options=options) as two,
+    ):
+        await one.advance(step("a", 1))
+        made = await gather_results(*(snapshot((one, two)[n % 2], f"s{n}") for n in range(20)))
+        kept = await one.copies.list_snapshots(key("a"))
+
+    assert sum(isinstance(p, StreamPosition) for p in made) == len(kept) == 5
+    assert {p.code for p in made if isinstance(p, ServiceError)} == {"stream_quota"}
+
+
+async def test_using_a_snapshot_extends_its_ttl(folder: Path, redis_server: Server) -> None:
+    options = EngineOptions(snapshot_ttl_s=60)
+    async with worker(redis_server.url, folder, options=options) as engine:
+        await engine.advance(step("a", 1))
+        await snapshot(engine, "s")
+        with redis_server.client() as client:
+            [name] = client.keys("*:s")
+            client.pexpire(name, 5_000)
+            await engine.copies.list_snapshots(key("a"))
+            looked = client.pttl(name)
+            await engine.reset(key("a"), snapshot="s")
+            used = client.pttl(name)
+
+    assert looked <= 5_000
+    assert 50_000 < used <= 60_000
+
+
+async def test_a_reset_to_a_snapshot_rejects_steps_of_the_previous_history(folder: Path, redis_server: Server) -> None:
+    """A late step that names the previous history is rejected, although the stream is at the same step again."""
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        old = await one.advance(step("a", 1))
+        await snapshot(one, "s")
+        await two.reset(key("a"), snapshot="s")
+        late = await expect_error(one, step("a", 2, after=old.state_id))
+        goes_on = await one.advance(step("a", 2, seq=2))
+
+    assert late.code == "state_changed"
+    assert ys(goes_on) == fold_reference([1, 2])[-1:]
+
+
+async def test_an_expired_stream_can_be_restored_from_a_snapshot_that_outlived_it(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder, options=EngineOptions(snapshot_ttl_s=60)) as engine:
+        await engine.advance(chunk("a", [1, 2, 3]))
+        await snapshot(engine, "s")
+        with redis_server.client() as client:
+            client.delete(*[name for name in client.keys("*") if not name.endswith(b":s")])
+        back = await engine.reset(key("a"), snapshot="s")
+        goes_on = await engine.advance(step("a", 4, seq=4))
+
+    assert back.step == 3
+    assert ys(goes_on) == fold_reference([1, 2, 3, 4])[-1:]
+
+
+async def test_an_imported_state_can_be_exported_and_stepped(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        served = engine.models.get(FOLD)
+        given = ImportedState({"h": np.array([12], np.int64)}, 5)
+        await engine.resets.to_state(key("a"), served, given, after=None, idempotency_key=None)
+        state = await engine.copies.get_state(key("a"), version=None)
+        goes_on = await engine.advance(step("a", 1, seq=6))
+
+    assert (state.states["h"].tolist(), state.step, state.fingerprint) == ([12], 5, served.fingerprint)
+    assert ys(goes_on) == fold_reference([1], start=12)
+
+
+# ---------------------------------------------------------------- peeks
+
+
+async def test_peeks_at_many_streams_run_in_one_batch(folder: Path, redis_server: Server) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        found = await asyncio.gather(*(engine.peek(step(f"s{n}", n)) for n in range(100)))
+
+    assert [ys(p) for p in found] == [fold_reference([n]) for n in range(100)]
+    assert max(counts.batches) > 10
+
+
+async def test_a_peek_sees_what_another_worker_committed(folder: Path, redis_server: Server) -> None:
+    """A step detects a stale cache when it commits; a peek does not commit, so it has to read the store first."""
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await one.advance(step("a", 1))
+        await two.advance(step("a", 2))
+        found = await one.peek(step("a", 3))
+
+    assert (ys(found), found.step) == (fold_reference([1, 2, 3])[-1:], 3)
+
+
+async def test_a_peek_runs_after_the_steps_that_were_sent_before_it(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        *_, found, last = await asyncio.gather(
+            *(engine.advance(step("a", x)) for x in range(5)), engine.peek(step("a", 5)), engine.advance(step("a", 6))
+        )
+
+    assert ys(found) == fold_reference(range(6))[-1:]
+    assert ys(last) == fold_reference([0, 1, 2, 3, 4, 6])[-1:]
+
+
+async def test_a_peek_runs_the_model_version_that_started_the_stream(tmp_path: Path, redis_server: Server) -> None:
+    write_model(tmp_path, "fold", lambda: fold(factor=3))
+    async with worker(redis_server.url, tmp_path) as engine:
+        await engine.advance(step("a", 1))
+        write_model(tmp_path, "fold", fold)
+        await engine.models.reload()
+        old, new = await engine.peek(step("a", 2)), await engine.peek(step("b", 2))
+
+    assert (ys(old), ys(new)) == (fold_reference([1, 2], factor=3)[-1:], fold_reference([2]))
+
+
+async def test_a_draining_engine_rejects_peeks_forks_and_snapshots(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.drain(0)
+        refused = await gather_results(engine.peek(step("a", 1)), fork(engine, "b"), snapshot(engine, "s"))
+
+    assert [error.code for error in refused] == ["draining"] * 3

@@ -1,0 +1,383 @@
+"""What the lane keeps of a connection's rules: order, deadlines, flow control, a clean end; and what takes it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.running import Service, running_service
+from tests.graphs import fold_reference
+from tests.protocols.conftest import WITHIN_S
+from tests.protocols.test_same_answers import infer, raw_infer
+from tests.protocols.ways import LAST, Ways, chunked, connected, everything, request, statuses, told
+from tests.servers import Server
+
+GOOD = b'{"inputs": [5]}'
+UPGRADE = (
+    b"GET /v1/models/fold/feed HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@pytest.fixture
+def fast(ways: Ways) -> Service:
+    return ways.lane
+
+
+@pytest.fixture(params=["lane", "declared"])
+def either(request: pytest.FixtureRequest, ways: Ways) -> Service:
+    service: Service = getattr(ways, request.param)
+    return service
+
+
+@pytest.fixture
+def closed_app(fast: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application that answers nothing: what is answered took the lane."""
+
+    async def nothing(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 418, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    monkeypatch.setattr(fast.app, "middleware_stack", nothing)
+
+
+def path(stream: str, what: str = "step") -> str:
+    return f"/v1/models/fold/streams/{stream}/{what}"
+
+
+def metrics(service: Service, *lines: str) -> list[float]:
+    page = service.http.get("/metrics").text
+    found = [re.search(rf"^{re.escape(line)} (\S+)$", page, re.MULTILINE) for line in lines]
+    return [float(one[1]) if one else 0.0 for one in found]
+
+
+# ------------------------------------------------------------------- what takes the lane
+
+
+@pytest.mark.usefixtures("closed_app")
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        ["Content-Type: application/json", "Accept: */*", "User-Agent: x"],
+        ["Idempotency-Key: k"],
+        ["X-Request-Id: 1"],
+    ],
+    ids=["bare", "as curl", "with a key", "with an unknown header"],
+)
+def test_a_plain_step_never_meets_the_application(fast: Service, stream: str, headers: list[str]) -> None:
+    assert statuses(told(fast, [request(GOOD, path(stream), *headers), LAST])) == [200, 418]
+
+
+@pytest.mark.usefixtures("closed_app")
+def test_chunks_and_columns_take_the_lane(fast: Service, stream: str) -> None:
+    columns = json.dumps({"streams": [stream], "inputs": [[1]]}).encode()
+    parts = [
+        request(b'{"inputs": [[1], [2]]}', path(stream, "steps")),
+        request(columns, "/v1/models/fold/step"),
+        request(columns.replace(b"[[1]]", b"[[[1]]]"), "/v1/models/fold/steps?version=1"),
+    ]
+
+    assert statuses(told(fast, [b"".join(parts) + LAST])) == [200, 200, 200, 418]
+
+
+@pytest.mark.usefixtures("closed_app")
+def test_infer_requests_take_the_lane(fast: Service, stream: str) -> None:
+    """As Triton's clients send them: with raw bytes, and no type."""
+    parts = [raw_infer(sequence_id=stream), infer(1, sequence_id=stream), infer(1, "/v2/models/fold/versions/1/infer")]
+    text = told(fast, [b"".join(parts) + LAST])
+
+    assert statuses(text) == [200, 200, 200, 418]
+    assert text.count(b"inference-header-content-length: ") == 1
+
+
+@pytest.mark.usefixtures("closed_app")
+def test_a_refused_step_takes_the_lane(fast: Service, stream: str) -> None:
+    assert statuses(told(fast, [request(b"{", path(stream)), LAST])) == [400, 418]
+
+
+@pytest.mark.usefixtures("closed_app")
+def test_a_body_that_comes_after_its_head_takes_the_lane(fast: Service, stream: str) -> None:
+    whole = request(GOOD, path(stream))
+
+    assert statuses(told(fast, [whole[:-15], whole[-15:-5], whole[-5:], LAST])) == [200, 418]
+
+
+@pytest.mark.usefixtures("closed_app")
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        chunked(GOOD),
+        request(GOOD, path("a"), "Expect: 100-continue"),
+        request(GOOD, path("a"), "Connection: close"),
+        request(GOOD, path("a%20b")),
+        request(GOOD, path("a") + "?x=1"),
+        request(GOOD, path("a"), version="1.0"),
+    ],
+    ids=["chunks", "expect", "close", "an escape", "a query", "HTTP/1.0"],
+)
+def test_an_unusual_request_goes_the_declared_way(fast: Service, unusual: bytes) -> None:
+    assert statuses(told(fast, [unusual, LAST]))[0] == 418
+
+
+# ------------------------------------------------------------------- order
+
+
+def test_answers_come_in_the_order_of_their_requests(fast: Service, stream: str) -> None:
+    """Hot ones and others, also where a later one is ready first."""
+    parts = [
+        request(b'{"inputs": [1], "seq": 1}', path(stream)),
+        request(b"", path(stream), method="GET", length=None).replace(b"/step ", b" "),
+        request(b"{", path(stream)),
+        request(b'{"inputs": [2], "seq": 2}', path(stream)),
+        request(b'{"inputs": [3], "seq": 9}', path(stream)),
+        request(b"", "/healthz", method="GET", length=None),
+        request(b'{"inputs": [3], "seq": 3}', path(stream)),
+    ]
+    text = told(fast, [b"".join(parts) + LAST])
+
+    assert statuses(text) == [200, 200, 400, 200, 409, 200, 200, 404]
+    assert [int(step) for step in re.findall(rb'"step":(\d+)', text)] == [1, 1, 2, 2, 3]
+
+
+def test_a_step_waits_for_a_request_before_it_that_went_the_declared_way(fast: Service, stream: str) -> None:
+    with connected(fast) as sock:
+        sock.sendall(chunked(b'{"inputs": [1000000]}', f"/v1/models/slow/streams/{stream}/step"))
+        fast.http.get("/healthz")  # came later and is answered: so that one was taken
+        sock.sendall(request(b"{", path(stream)) + LAST)
+        text = everything(sock)
+
+    assert statuses(text) == [200, 400, 404]
+
+
+def test_many_pipelined_steps_of_one_stream_fold_in_order(fast: Service, stream: str) -> None:
+    xs = list(range(300))
+    text = told(fast, [b"".join(request(b'{"inputs": [%d]}' % x, path(stream)) for x in xs) + LAST])
+
+    assert [int(y) for y in re.findall(rb'"y":\[(-?\d+)\]', text)] == fold_reference(xs)
+
+
+def test_what_one_connection_pipelines_does_not_fill_the_queue(fast: Service, stream: str) -> None:
+    """More steps than may wait in all (the setting is 500) are begun as earlier ones are answered."""
+    text = told(fast, [b"".join(request(GOOD, path(f"{stream}-{n}")) for n in range(1500)) + LAST])
+
+    assert statuses(text) == [200] * 1500 + [404]
+
+
+def test_what_is_not_http_is_answered_behind_the_rest(fast: Service, stream: str) -> None:
+    parts = [request(b'{"inputs": [%d]}' % x, path(stream)) for x in range(3)]
+
+    assert statuses(told(fast, [b"".join(parts) + b"no HTTP\r\n\r\n"])) == [200, 200, 200, 400]
+
+
+# ------------------------------------------------------------------- bounds
+
+
+def test_a_body_that_never_comes_is_not_waited_for(either: Service, stream: str) -> None:
+    began = time.monotonic()
+    with connected(either) as sock:
+        sock.sendall(request(GOOD, path(stream))[:-1])
+        text = everything(sock)
+
+    assert statuses(text) == [400]
+    assert b"The body did not arrive within 0.5 s" in text
+    assert b"\r\nconnection: close\r\n" in text
+    assert WITHIN_S * 0.9 < time.monotonic() - began < 10
+
+
+def test_a_dripped_body_is_not_waited_for(either: Service, stream: str) -> None:
+    with connected(either) as sock:
+        sock.sendall(request(b" " * 1000, path(stream))[:-1000])
+        sock.settimeout(0.1)
+        text = b""
+        began = time.monotonic()
+        while not text and time.monotonic() - began < 10:
+            sock.sendall(b" ")
+            try:
+                text = sock.recv(65536)
+            except TimeoutError:
+                continue
+
+    assert statuses(text) == [400]
+
+
+def test_a_head_that_is_refused_is_answered_before_its_body_comes(fast: Service) -> None:
+    with connected(fast) as sock:
+        sock.sendall(request(GOOD, "/v1/models/none/streams/s/step")[:-1])
+        began = time.monotonic()
+        answer = sock.recv(65536)
+
+    assert statuses(answer) == [404]
+    assert time.monotonic() - began < WITHIN_S * 0.9
+
+
+def test_a_client_that_does_not_read_is_not_read_from(fast: Service, stream: str) -> None:
+    """What waits in the service stays bounded, whatever is sent."""
+    with connected(fast) as sock:
+        sock.settimeout(1)
+        taken = sent_until_full(sock, request(b"{", path(stream)) * 100, most=2**26)
+        sock.settimeout(30)
+        answered = 0
+        while answered < 1000:  # it goes on where it is read again
+            answered += sock.recv(65536).count(b"HTTP/1.1 400")
+
+    assert taken < 2**25
+
+
+def test_what_one_connection_pipelines_is_bounded_by_bytes_too(redis_server: Server, folder: Path) -> None:
+    """Of large requests few are begun before some are answered: 4 MiB of them."""
+    asked = [request(GOOD.ljust(1_000_000), path(f"large-{n}")) for n in range(12)]
+    with (
+        running_service(redis_server.url, folder, lane=True, max_wait_ms=500) as one,
+        connected(one) as sock,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        sending = pool.submit(sock.sendall, b"".join(asked) + LAST)
+        while not (connections := one.connections()):
+            pass
+        answering = pool.submit(everything, sock)
+        most = 0
+        while not answering.done():
+            most = max(most, len(connections[0]._line))
+        sending.result()
+
+    assert statuses(answering.result()) == [200] * 12 + [404]
+    assert most <= 5
+
+
+def sent_until_full(sock: socket.socket, part: bytes, *, most: int) -> int:
+    """Send until nothing more is taken for as long as the socket's timeout."""
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while sent < most:
+            sent += sock.send(part)
+    return sent
+
+
+def test_a_client_that_has_gone_leaves_its_step_done(fast: Service, stream: str) -> None:
+    with connected(fast) as sock:
+        sock.sendall(request(b'{"inputs": [1], "seq": 1}', path(stream)))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    while (status := fast.http.get(path(stream, "")[:-1])).status_code == 404:
+        pass
+
+    assert status.json()["step"] == 1
+
+
+@pytest.mark.parametrize("last", [b"no HTTP\r\n\r\n", UPGRADE], ids=["no HTTP", "an upgrade"])
+def test_a_client_that_has_gone_while_several_of_its_requests_wait_is_no_error(
+    fast: Service, stream: str, last: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first is being answered, another waits behind it, and then comes what goes no further way."""
+    asks = request(b"", path(stream, "reset")) + chunked(GOOD, "/v1/nothing") + last
+    for _ in range(50):
+        with connected(fast) as sock:
+            sock.sendall(asks)
+            sock.shutdown(socket.SHUT_WR)
+            everything(sock)
+    fast.http.get("/healthz")
+
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_websocket_that_is_asked_for_behind_an_unanswered_request_is_refused(fast: Service, stream: str) -> None:
+    text = told(fast, [chunked(GOOD, path(stream)) + UPGRADE])
+
+    assert statuses(text) == [200, 400]
+    assert b"before the requests before it were answered" in text
+
+
+def test_an_idle_connection_is_closed_and_a_busy_one_is_kept(
+    fast: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast.config, "timeout_keep_alive", 1)
+    began = time.monotonic()
+    with connected(fast) as sock:
+        while time.monotonic() - began < 1.5:  # longer than an idle one is kept
+            sock.sendall(request(GOOD, path(stream)))
+            assert statuses(sock.recv(65536)) == [200]
+        quiet = time.monotonic()
+        assert sock.recv(65536) == b""
+
+    assert 0.9 < time.monotonic() - quiet < 10
+
+
+def test_the_last_answer_before_the_end_says_so(folder: Path, redis_server: Server) -> None:
+    """A process that ends answers what it has taken, and closes."""
+    with contextlib.ExitStack() as stack:
+        with running_service(redis_server.url, folder, lane=True, drain_s=5, run_timeout_s=0.5) as one:
+            sock = stack.enter_context(connected(one))
+            sock.sendall(request(b'{"inputs": [1000000000000]}', "/v1/models/slow/streams/s/step"))
+            one.http.get("/healthz")  # came later and is answered: so the step was taken
+        text = everything(sock)
+
+    assert statuses(text) == [503]
+    assert b"\r\nconnection: close\r\n\r\n" in text
+
+
+# ------------------------------------------------------------------- faults of the server's own
+
+
+def test_what_nobody_foresaw_is_answered_and_the_connection_goes_on(
+    fast: Service, stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(fast.app.state.engine, "submit", broken)
+    text = told(fast, [request(GOOD, path(stream)) * 2 + LAST])
+
+    assert statuses(text) == [500, 500, 404]
+    assert text.count(b'"applied":"unknown"') == 2
+    assert "RuntimeError: broken" in caplog.text
+
+
+# ------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"), [(GOOD, 200, None), (b"{", 400, "bad_json"), (b'{"inputs": [1, 2]}', 422, "bad_input")]
+)
+def test_answers_and_refusals_are_counted(
+    fast: Service, stream: str, body: bytes, status: int, code: str | None
+) -> None:
+    lines = [f'stepwell_requests_total{{code="{status}",door="http"}}', f'stepwell_refusals_total{{code="{code}"}}']
+    answers, refusals = metrics(fast, *lines)
+    told(fast, [request(body, path(stream)), LAST])
+    asked = status == 200  # to ask for the metrics is a request, too
+
+    assert metrics(fast, *lines) == [answers + 1 + asked, refusals + (code is not None)]
+
+
+def test_infer_requests_are_counted_under_their_own_door(fast: Service, stream: str) -> None:
+    lines = [f'stepwell_requests_total{{code="{code}",door="oip"}}' for code in (200, 400)]
+    before = metrics(fast, *lines)
+    told(fast, [infer(1, sequence_id=stream, sequence_start=True), infer(2, sequence_id=stream, step=9), LAST])
+
+    assert metrics(fast, *lines) == [count + 1 for count in before]
+
+
+def test_refused_rows_of_columns_are_counted(fast: Service, stream: str) -> None:
+    line = 'stepwell_refusals_total{code="seq_gap"}'
+    [before] = metrics(fast, line)
+    fast.step("fold", stream, [1])
+    columns = json.dumps({"streams": [stream], "inputs": [[1]], "seq": [7]}).encode()
+    told(fast, [request(columns, "/v1/models/fold/step"), LAST])
+
+    assert metrics(fast, line) == [before + 1]
+
+
+def test_httpx_gets_along_with_it(fast: Service, stream: str) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{fast.port}") as client:
+        answers = [client.post(path(stream), json={"inputs": [x]}).json()["outputs"]["y"][0] for x in range(5)]
+
+    assert answers == fold_reference(range(5))

@@ -1,0 +1,179 @@
+"""What the lane remembers of a head never outlives what it was made of: keys, tokens, models."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.requests.api_keys import ApiKeys, Caller, unauthenticated
+from service.requests.hot_routes import make_handler
+from tests.api.running import running_service
+from tests.graphs import fold, fold_reference, stateless, write_model
+from tests.protocols.ways import connected, request
+from tests.requests.test_api_keys import key, write_keys_file
+from tests.servers import Server
+
+STEP = request(b'{"inputs": [5]}', "/v1/models/m/streams/s/step", "Authorization: Bearer a.b.c")
+
+
+def answer(sock: socket.socket, text: bytes) -> bytes:
+    """Send a request and return its answer."""
+    sock.sendall(text)
+    return sock.recv(65536)
+
+
+def asked_again(sock: socket.socket, text: bytes = STEP) -> int:
+    """Send the very same request once more and return the status of its answer."""
+    return int(answer(sock, text).split(b" ", 2)[1])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    write_model(tmp_path / "models", "m", fold)
+    return tmp_path / "models"
+
+
+def test_a_key_that_is_taken_away_steps_no_more(redis_server: Server, folder: Path, tmp_path: Path) -> None:
+    file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
+    with (
+        running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        connected(service) as sock,
+    ):
+        before = [asked_again(sock), asked_again(sock)]
+        write_keys_file(file, key("another"))
+
+        assert [*before, asked_again(sock)] == [200, 200, 401]
+
+
+def test_a_key_that_is_taken_away_steps_no_more_where_another_connection_heard_of_it_first(
+    redis_server: Server, folder: Path, tmp_path: Path
+) -> None:
+    file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
+    with (
+        running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        connected(service) as sock,
+        connected(service) as other,
+    ):
+        before = [asked_again(one) for one in (sock, sock, other, other)]
+        write_keys_file(file, key("another"))
+
+        assert [*before, asked_again(other), asked_again(sock)] == [200, 200, 200, 200, 401, 401]
+
+
+def test_headers_as_long_as_known_ones_are_not_taken_for_them(
+    redis_server: Server, folder: Path, tmp_path: Path
+) -> None:
+    file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
+    wrong = STEP.replace(b"a.b.c", b"a.b.x")
+    with (
+        running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
+        connected(service) as sock,
+    ):
+        assert [asked_again(sock, text) for text in (STEP, STEP, wrong, STEP, wrong, wrong, STEP)] == [
+            200, 200, 401, 200, 401, 401, 200
+        ]  # fmt: skip
+
+
+def test_each_of_many_streams_on_one_connection_gets_its_own_answer(redis_server: Server, folder: Path) -> None:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        answers = [
+            answer(sock, request(b'{"inputs": [%d], "seq": %d}' % (x, seq), f"/v1/models/m/streams/many-{x}/step"))
+            for seq in (1, 2, 3)
+            for x in range(10)
+        ]
+
+    found = [json.loads(text.partition(b"\r\n\r\n")[2]) for text in answers]
+    assert [(one["step"], one["outputs"]["y"]) for one in found] == [
+        (seq, [fold_reference([x] * seq)[-1]]) for seq in (1, 2, 3) for x in range(10)
+    ]
+
+
+def test_a_connection_on_which_the_stream_changes_stays_at_rest(
+    redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        first = asked_again(sock, STEP)  # its header lines are known from here on
+        monkeypatch.setattr("service.protocols.fast_http.FastHttpProtocol._start_request", None)
+        others = [STEP.replace(b"/s/", f"/other-{i}/".encode()) for i in range(3)]
+
+        assert [first, *[asked_again(sock, text) for text in others]] == [200, 200, 200, 200]
+
+
+def test_a_connection_on_which_a_header_changes_stays_at_rest(
+    redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace id, say, or the client's address behind a proxy."""
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        first = asked_again(sock, STEP)
+        monkeypatch.setattr("service.protocols.fast_http.FastHttpProtocol._start_request", None)
+        others = [STEP.replace(b"Host: x\r\n", b"Host: x\r\nX-Request-Id: %d\r\n" % 7**i) for i in range(20)]
+
+        assert [first, *[asked_again(sock, text) for text in others]] == [200] * 21
+
+
+def test_a_request_line_that_begins_as_the_last_one_is_not_taken_for_it(redis_server: Server, folder: Path) -> None:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        assert [asked_again(sock), asked_again(sock)] == [200, 200]
+        assert asked_again(sock, STEP.replace(b"HTTP/1.1", b"HTTP/1.10", 1)) == 400
+
+
+def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: Path) -> None:
+    class Tokens:
+        """One token, good until it is over."""
+
+        over = False
+
+        def caller(self, _token: str) -> Caller:
+            if self.over:
+                raise unauthenticated("The token has expired.")
+            return Caller("default", frozenset({"step"}))
+
+    tokens = Tokens()
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        service.app.state.context.keys = ApiKeys(None, tokens)
+        before = [asked_again(sock), asked_again(sock)]
+        tokens.over = True
+
+        assert [*before, asked_again(sock)] == [200, 200, 401]
+
+
+def test_a_model_that_is_replaced_steps_no_new_stream(redis_server: Server, folder: Path) -> None:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        before = [asked_again(sock), asked_again(sock)]
+        (folder / "m.onnx").unlink()
+        write_model(folder, "other", stateless)
+        service.http.post("/v1/models/reload")
+
+        assert [*before, asked_again(sock)] == [200, 200, 404]
+
+
+def test_a_look_at_the_models_that_finds_nothing_new_forgets_nothing(
+    redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`watch_models` looks each second; a stream's request is not to be resolved anew each time."""
+    resolved = 0
+
+    def noted(*args: Any) -> Any:
+        nonlocal resolved
+        resolved += 1
+        return make_handler(*args)
+
+    monkeypatch.setattr("service.protocols.request_cache.call_of", noted)
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        asked_again(sock)
+        asked_again(sock)
+        first = resolved
+        for _ in range(3):
+            service.http.post("/v1/models/reload")
+            asked_again(sock)
+        unchanged = resolved
+        write_model(folder, "m", lambda: fold(7))
+        service.http.post("/v1/models/reload")
+        asked_again(sock)
+
+    assert (unchanged - first, resolved - first) == (0, 1)

@@ -1,0 +1,226 @@
+"""Limits of connections: time and size of a request head, and their number, which excludes health checks."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import httpx
+import pytest
+
+from service.protocols.http_limits import HEAD_LIMIT
+from tests.graphs import fold, write_model
+from tests.processes import ServiceProcess, service_process
+from tests.servers import Server
+
+GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
+WITHIN_S = 0.5
+MOST = 8
+
+
+@pytest.fixture(scope="module")
+def limited_service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service with short timeouts and few connections."""
+    folder = tmp_path_factory.mktemp("small")
+    write_model(folder / "models", "fold", fold)
+    flags = ["--redis", shared_redis.url, "--drain-s", "0"]
+    flags += ["--receive-timeout-s", str(WITHIN_S), "--max-connections", str(MOST)]
+    with service_process(folder / "models", folder / "one", *flags) as one:
+        yield one
+
+
+@pytest.fixture
+def idle_service(limited_service: ServiceProcess) -> ServiceProcess:
+    """The service, after all connections of earlier tests are closed."""
+    while "connection: close" in exchange(limited_service, GET + b"\r\n").lower():
+        pass
+    return limited_service
+
+
+@contextlib.contextmanager
+def connection(one: ServiceProcess) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
+        yield sock
+
+
+def read_response(sock: socket.socket) -> str:
+    """Read until the server closes the connection, or one whole response has arrived."""
+    text = b""
+    while part := sock.recv(65536):
+        text += part
+        head, _, body = text.partition(b"\r\n\r\n")
+        length = [int(line[16:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length: ")]
+        if length and len(body) >= length[0]:
+            break
+    return text.decode()
+
+
+def exchange(one: ServiceProcess, request: bytes) -> str:
+    with connection(one) as sock:
+        sock.sendall(request)
+        return read_response(sock)
+
+
+def seconds_until_closed(sock: socket.socket, parts: Sequence[bytes] = (), *, every: float = 0.1) -> float:
+    """Send the parts repeatedly, and return the seconds until the server closes the connection."""
+    began = time.monotonic()
+    ended = threading.Event()
+
+    def send_slowly() -> None:
+        while not ended.is_set():
+            for part in parts:
+                with contextlib.suppress(OSError):
+                    sock.sendall(part)
+                ended.wait(every)
+
+    dripping = threading.Thread(target=send_slowly)
+    if parts:
+        dripping.start()
+    with contextlib.suppress(ConnectionError):
+        while sock.recv(65536):
+            pass
+    took = time.monotonic() - began
+    ended.set()
+    if parts:
+        dripping.join()
+    return took
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(b"", ()), (GET, ()), (GET, (b"x: y\r\n",)), (b"", (b"\r\n",)), (GET + b"\r\n", (b"\r\n",)), (GET + b"\r\nG", ())],
+    ids=["silent", "half a head", "a dripped head", "empty lines", "empty lines after an answer", "half a second head"],
+)
+def test_a_connection_without_a_complete_head_is_closed(
+    idle_service: ServiceProcess, first: bytes, then: tuple[bytes, ...]
+) -> None:
+    with connection(idle_service) as sock:
+        sock.sendall(first)
+        took = seconds_until_closed(sock, then)
+
+    assert WITHIN_S * 0.9 < took < 10
+
+
+def test_an_idle_connection_is_kept_after_a_response(idle_service: ServiceProcess) -> None:
+    with connection(idle_service) as sock:
+        sock.sendall(GET + b"\r\n")
+        read_response(sock)
+        sock.settimeout(3 * WITHIN_S)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.settimeout(20)
+        sock.sendall(GET + b"\r\n")
+
+        assert read_response(sock).startswith("HTTP/1.1 200")
+
+
+def test_a_head_in_pieces_is_accepted(idle_service: ServiceProcess) -> None:
+    with connection(idle_service) as sock:
+        for piece in (b"GET /hea", b"lthz HTTP/1.1\r\nho", b"st: x\r\n", b"\r\n"):
+            sock.sendall(piece)
+
+        assert read_response(sock).startswith("HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize(("size", "status"), [(HEAD_LIMIT - 200, 200), (HEAD_LIMIT + 200, 413)])
+def test_the_size_of_a_head_is_limited(idle_service: ServiceProcess, pieces: int, size: int, status: int) -> None:
+    request = GET + b"x: " + b"y" * (size - len(GET)) + b"\r\n\r\n"
+    length = len(request) // pieces + 1
+    with connection(idle_service) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(request), length):
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(request[start : start + length])
+        told = read_response(sock)
+
+    assert told.startswith(f"HTTP/1.1 {status} ")
+    assert ('"code":"too_large"' in told) == (status == 413)
+
+
+def test_an_oversized_head_is_rejected_at_once(idle_service: ServiceProcess) -> None:
+    assert exchange(idle_service, GET + b"x: " + b"y" * HEAD_LIMIT).startswith("HTTP/1.1 413 ")
+
+
+def test_a_large_body_does_not_count_as_head(idle_service: ServiceProcess) -> None:
+    body = b'{"inputs": [1], "seq": 1, "nothing": "' + b"y" * 3 * HEAD_LIMIT + b'"}'
+    head = b"POST /v1/models/fold/streams/long/step HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+
+    assert "too_large" not in exchange(idle_service, head + body)
+
+
+def test_invalid_http_is_answered_with_a_problem(idle_service: ServiceProcess) -> None:
+    told = exchange(idle_service, b"\x16\x03\x01 hello\r\n\r\n")
+
+    assert told.startswith("HTTP/1.1 400 ")
+    assert "application/problem+json" in told
+    assert '"code":"bad_request"' in told
+
+
+def test_too_many_connections_are_rejected_except_for_health_checks(idle_service: ServiceProcess) -> None:
+    upgrade = b"GET /v1/watch HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    upgrade += b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connection(idle_service)) for _ in range(MOST)]
+        for sock in held:
+            sock.sendall(GET + b"\r\n")
+            assert read_response(sock).startswith("HTTP/1.1 200")
+        health, ready = (
+            exchange(idle_service, GET + b"\r\n"),
+            exchange(idle_service, GET.replace(b"healthz", b"readyz") + b"\r\n"),
+        )
+        step = b'POST /v1/models/fold/streams/s/step HTTP/1.1\r\nhost: x\r\ncontent-length: 15\r\n\r\n{"inputs": [1]}'
+        refused = [
+            exchange(idle_service, GET.replace(b"healthz", b"v1/models") + b"\r\n"),
+            exchange(idle_service, upgrade),
+            exchange(idle_service, step),
+        ]
+        held[0].sendall(GET.replace(b"healthz", b"v1/models") + b"\r\n")
+        kept = read_response(held[0])
+
+    assert [told[:12] for told in (health, ready, kept)] == ["HTTP/1.1 200"] * 3
+    for told in refused:
+        assert told.startswith("HTTP/1.1 503 ")
+        assert "retry-after: " in told
+        assert '"code":"overloaded"' in told
+
+
+def test_invalid_http_is_answered_after_the_requests_before_it(idle_service: ServiceProcess) -> None:
+    told = exchange_all(idle_service, GET + b"\r\n" + GET + b"\r\nnothing\r\n\r\n")
+
+    assert re.findall(r"HTTP/1\.1 (\d+) ", told) == ["200", "200", "400"]
+
+
+def test_pipelined_requests_do_not_count_as_one_head(idle_service: ServiceProcess) -> None:
+    requests = 2 * HEAD_LIMIT // len(GET)
+    with connection(idle_service) as sock:
+        sock.sendall((GET + b"\r\n") * requests + GET)
+        told = sock.recv(65536)
+        sock.sendall(b"connection: close\r\n\r\n")
+        told += b"".join(iter(lambda: sock.recv(65536), b""))
+
+    assert told.count(b"HTTP/1.1 200 OK") == requests + 1
+
+
+def exchange_all(one: ServiceProcess, requests: bytes) -> str:
+    """Return everything that arrives until the server closes the connection."""
+    with connection(one) as sock:
+        sock.sendall(requests)
+        return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+
+
+def test_rejections_are_counted(idle_service: ServiceProcess) -> None:
+    before = rejections(idle_service)
+    exchange(idle_service, b"nothing\r\n\r\n")
+
+    assert rejections(idle_service) == before + 1
+
+
+def rejections(one: ServiceProcess) -> float:
+    page = httpx.get(one.url + "/metrics", trust_env=False).text
+    lines = [line for line in page.splitlines() if line.startswith('stepwell_refusals_total{code="bad_request"}')]
+    return float(lines[0].split()[1]) if lines else 0.0

@@ -1,0 +1,100 @@
+"""Records of a batch in arrays: the same bytes as the single records."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.store.record import Record, decode
+from service.store.record_arrays import HEAD, decode_records, empty_header, encode_records, guards, read_headers
+from tests.store.test_record import RECORDS
+
+
+def resized(record: Record, n: int) -> Record:
+    """Return the record with outputs and state of given lengths."""
+    outputs, state = record.outputs.ljust(40)[: n % 17], record.state.ljust(40)[: n % 23]
+    return dataclasses.replace(record, outputs=outputs, state=state)
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400))
+def test_a_batch_is_encoded_as_its_records_are(records: list[Record], n: int) -> None:
+    records = [resized(record, n) for record in records]
+    heads = read_headers(
+        [dataclasses.replace(record, outputs=b"", state=b"other").encode() for record in records]
+    ).copy()
+
+    table = np.empty((len(records), records[0].nbytes), np.uint8)
+    encode_records(
+        table,
+        heads,
+        np.frombuffer(b"".join(r.outputs for r in records), np.uint8).reshape(len(records), n % 17),
+        np.frombuffer(b"".join(r.state for r in records), np.uint8).reshape(len(records), n % 23),
+    )
+
+    assert [row.tobytes() for row in table] == [record.encode() for record in records]
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=5))
+def test_the_guards_of_a_batch_equal_those_of_its_records(records: list[Record]) -> None:
+    found = guards(read_headers([record.encode() for record in records]))
+
+    assert [guard.tobytes() for guard in found] == [record.guard for record in records]
+
+
+MODEL = b"f" * 8
+
+
+def of_one_model(records: list[Record], n: int) -> list[Record]:
+    """Return the records as records of one model, all of the same length."""
+    return [dataclasses.replace(resized(record, n), fingerprint=MODEL) for record in records]
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400))
+def test_valid_records_of_a_model_are_decoded_in_arrays_as_each_alone(records: list[Record], n: int) -> None:
+    records = of_one_model(records, n)
+    found = decode_records([record.encode() for record in records], MODEL, n % 23)
+
+    assert found is not None
+    assert [head.tobytes() for head in guards(found[0])] == [record.guard for record in records]
+    assert [state.tobytes() for state in found[1]] == [record.state for record in records]
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=4), st.integers(0, 400), st.data())
+def test_a_record_that_is_refused_alone_is_not_decoded_in_arrays(
+    records: list[Record], n: int, data: st.DataObject
+) -> None:
+    whole = [record.encode() for record in of_one_model(records, n)]
+    at = data.draw(st.integers(0, len(whole) - 1))
+    byte, change = data.draw(st.integers(0, len(whole[at]) - 1)), data.draw(st.integers(1, 255))
+    broken = bytearray(whole[at])
+    broken[byte] ^= change
+    others: list[bytes | Exception | None] = [
+        bytes(broken), whole[at][:-1], whole[at] + b"x", b"", None, ValueError(),
+        dataclasses.replace(decode(whole[at]), fingerprint=b"another!").encode(),
+    ]  # fmt: skip
+
+    for other in others:
+        assert decode_records([*whole[:at], other, *whole[at + 1 :]], MODEL, n % 23) is None
+    assert decode_records(whole, MODEL, n % 23 + 1) is None
+
+
+def test_a_header_has_the_layout_of_the_record() -> None:
+    record = Record(1, 2, 3, 4, b"o" * 16, b"c" * 16, b"f" * 8, 5, 6, b"out", b"state")
+    head = read_headers([record.encode()])[0]
+
+    assert HEAD.itemsize == 104
+    assert [head[name].item() for name in ("epoch", "step", "length", "flags", "op_id", "chain", "fingerprint")] == [
+        1, 2, 3, 4, b"o" * 16, b"c" * 16, b"f" * 8,
+    ]  # fmt: skip
+    assert [head[name].item() for name in ("output_bytes", "state_bytes", "updated_ms", "created_ms")] == [3, 5, 5, 6]
+
+
+def test_an_empty_header_is_that_of_a_stream_at_step_0() -> None:
+    table = np.empty((1, HEAD.itemsize + 4), np.uint8)
+    encode_records(table, empty_header(b"f" * 8), np.zeros((1, 0), np.uint8), np.zeros((1, 4), np.uint8))
+    record = decode(table.tobytes())
+
+    assert (record.step, record.history_hash, record.fingerprint, record.state) == (0, bytes(16), b"f" * 8, bytes(4))
