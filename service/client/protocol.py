@@ -153,7 +153,7 @@ def timed(
 
     @functools.wraps(method)
     def start(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Exchange[T]:
-        return method(self, self._patience(), *args, **kwargs)
+        return method(self, self._retry_policy(), *args, **kwargs)
 
     return start
 

@@ -99,7 +99,7 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         if (engine := self._engine()) is not None:
             _log.info("Draining: no longer ready; what is accepted finishes within %g s", self._drain_s)
-            self.config.loaded_app.state.context.leaving = True
+            self.config.loaded_app.state.context.draining = True
             await asyncio.sleep(min(READINESS_GRACE_S, self._drain_s))
             engine.watch.end_all()  # their answers would go on for ever
         self.should_exit = True

@@ -29,14 +29,14 @@ class FastHttpProtocol(LimitedHttpProtocol):
     answered, all that come go that way, and uvicorn keeps their order.
     """
 
-    __slots__ = ("_pipeline_active",)  # beside uvicorn's attributes: found without a look into their dictionary
+    __slots__ = ("_pipeline",)  # beside uvicorn's attributes: found without a look into their dictionary
 
     matcher: ClassVar[HotRequestMatcher]
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._pipeline_active = ResponsePipeline(self.matcher, self.server_state, self._send_in_order)
-        self._responses = self._pipeline_active.in_flight  # the lane's requests without an answer, or behind such
+        self._pipeline = ResponsePipeline(self.matcher, self.server_state, self._send_in_order)
+        self._in_flight = self._pipeline.in_flight  # the lane's requests without an answer, or behind such
         self._line_bytes = 0  # of their bodies
         self._partial = bytearray()  # the beginning of a request of the lane, or what has to wait
         self._partial_needs = 0  # its length, once its head is there
@@ -50,9 +50,9 @@ class FastHttpProtocol(LimitedHttpProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come: hot requests to the engine, the rest to uvicorn."""
-        if self._pipeline_active.submit(data):  # what nearly all are
+        if self._pipeline.submit(data):  # what nearly all are
             return
-        self._pipeline_active.leave_single_request_mode()
+        self._pipeline.leave_single_request_mode()
         if self._partial:
             self._partial += data
             if len(self._partial) < self._partial_needs:
@@ -85,8 +85,8 @@ class FastHttpProtocol(LimitedHttpProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go; what was begun goes on, and nobody hears of it."""
-        self._pipeline_active.leave_single_request_mode()
-        self._responses.clear()
+        self._pipeline.leave_single_request_mode()
+        self._in_flight.clear()
         if self._partial_needs:
             path = bytes(self._partial[5:9]).decode()  # behind POST and a space
             self.metrics.request(error_format_of(path).transport, 499)  # as the declared route counts it
@@ -96,7 +96,7 @@ class FastHttpProtocol(LimitedHttpProtocol):
 
     def _send_in_order(self, exchange: InFlightRequest) -> None:
         """Send an answer, when all before it are sent; those that are ready together go in one write."""
-        line = self._responses
+        line = self._in_flight
         if self._flush_scheduled or not line or line[0] is not exchange:
             return
         if len(line) > 1:
@@ -109,17 +109,17 @@ class FastHttpProtocol(LimitedHttpProtocol):
     def on_response_complete(self) -> None:
         """See uvicorn end an answer."""
         super().on_response_complete()
-        self._pipeline_active.idle_since = self.loop.time()
+        self._pipeline.idle_since = self.loop.time()
 
     def pause_writing(self) -> None:
         """See that the client does not read."""
-        self._pipeline_active.leave_single_request_mode()
+        self._pipeline.leave_single_request_mode()
         super().pause_writing()
 
     def shutdown(self) -> None:
         """Close, when all that was taken is answered."""
-        self._pipeline_active.leave_single_request_mode()
-        if self._responses or self._partial_needs:
+        self._pipeline.leave_single_request_mode()
+        if self._in_flight or self._partial_needs:
             self._is_ending = not self.pipeline
         if self._is_ending:
             return
@@ -128,9 +128,9 @@ class FastHttpProtocol(LimitedHttpProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Close when nothing came for long; the timer is not set again with each request."""
         self.timeout_keep_alive_task = None
-        self._pipeline_active.leave_single_request_mode()
-        left = self._pipeline_active.idle_since + self.timeout_keep_alive - self.loop.time()
-        if self._responses or self._partial_needs or left > 0:
+        self._pipeline.leave_single_request_mode()
+        left = self._pipeline.idle_since + self.timeout_keep_alive - self.loop.time()
+        if self._in_flight or self._partial_needs or left > 0:
             self._close_when_idle(max(left, 1.0))
         elif self.transport.get_write_buffer_size():
             self.transport.abort()  # it does not read either
@@ -147,20 +147,20 @@ class FastHttpProtocol(LimitedHttpProtocol):
 
     def _start_request(self, head: RequestHead, body: bytes) -> None:
         self._receive_by = None
-        exchange = InFlightRequest(self._pipeline_active, head.request_line.route.error_format, body_bytes=head.length)
-        self._responses.append(exchange)
+        exchange = InFlightRequest(self._pipeline, head.request_line.route.error_format, body_bytes=head.length)
+        self._in_flight.append(exchange)
         self._line_bytes += head.length
         exchange.submit(head, body)
 
     def _pop(self) -> InFlightRequest:
         """Take the first of the line, which is answered."""
-        exchange = self._responses.popleft()
+        exchange = self._in_flight.popleft()
         self._line_bytes -= exchange.body_bytes
         return exchange
 
     def _is_ahead(self) -> bool:
         """Whether so much waits for its answers that nothing more is begun."""
-        return len(self._responses) >= _MAX_PIPELINED or self._line_bytes >= _AHEAD_BYTES
+        return len(self._in_flight) >= _MAX_PIPELINED or self._line_bytes >= _AHEAD_BYTES
 
     def _is_allowed(self, head: RequestHead) -> bool:
         """Whether its body may be waited for; where the head is refused, the declared route says so at once."""
@@ -185,8 +185,8 @@ class FastHttpProtocol(LimitedHttpProtocol):
         return data
 
     def _on_receive_timeout(self) -> None:
-        self._pipeline_active.leave_single_request_mode()
-        if self._partial_needs and not self._responses:
+        self._pipeline.leave_single_request_mode()
+        if self._partial_needs and not self._in_flight:
             self._is_late = body_timeout(self.receive_timeout_s)
             super().data_received(self._take_partial())
         else:
@@ -196,13 +196,13 @@ class FastHttpProtocol(LimitedHttpProtocol):
         return self._is_late or super()._problem_bytes(path)
 
     def _is_idle(self) -> bool:
-        return not self._responses and not self._partial_needs and super()._is_idle()
+        return not self._in_flight and not self._partial_needs and super()._is_idle()
 
     def _may_read(self) -> bool:
         return not self._is_ahead() and super()._may_read()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self._responses:
+        if self._in_flight:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, app))
         else:
@@ -211,7 +211,7 @@ class FastHttpProtocol(LimitedHttpProtocol):
     def _flush(self) -> None:
         """Write the answers that are ready and in order."""
         self._flush_scheduled = False
-        line, ready = self._responses, list[bytes]()
+        line, ready = self._in_flight, list[bytes]()
         while line and line[0].text:
             ready.append(self._pop().text)
         if ready:
@@ -222,13 +222,13 @@ class FastHttpProtocol(LimitedHttpProtocol):
         transport = self.transport
         if transport.is_closing():
             return
-        if (self._is_ending or self.context.draining) and not self._responses and self._may_end():
+        if (self._is_ending or self.context.draining) and not self._in_flight and self._may_end():
             last = last.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
             transport.write(b"".join([*before, last]))
             transport.close()
             return
         transport.write(b"".join([*before, last]) if before else last)
-        if not self._responses:
+        if not self._in_flight:
             self._begin_waiting()
 
     def _may_end(self) -> bool:
@@ -240,7 +240,7 @@ class FastHttpProtocol(LimitedHttpProtocol):
         if self.pipeline:
             super()._start_asgi_task(*self.pipeline.pop())
             return
-        self._pipeline_active.idle_since = self.loop.time()
+        self._pipeline.idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._close_when_idle(self.timeout_keep_alive)
         if self._final_response is not None:
@@ -251,7 +251,7 @@ class FastHttpProtocol(LimitedHttpProtocol):
         elif self.flow.read_paused:
             self.flow.resume_reading()
         elif self._is_open() and not self._partial and not self._is_ending and not self.context.draining:
-            self._pipeline_active.enter_single_request_mode(self.transport)
+            self._pipeline.enter_single_request_mode(self.transport)
 
     def _resume(self) -> None:
         if not self.transport.is_closing():

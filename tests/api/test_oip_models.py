@@ -165,11 +165,11 @@ def test_the_statistics_of_all_models_are_collected_in_one_go(shared_redis: Serv
     folder = write_models(tmp_path / "models", **{f"m{n}": fold for n in range(20)})
     with running_service(shared_redis.url, folder) as own:
 
-        async def read_from() -> None:
-            own.app.state.context.metrics.read_from(queue_rows=queue_rows, watchers=int, websockets=int, ready=bool)
+        async def bind_gauges() -> None:
+            own.app.state.context.metrics.bind_gauges(queue_rows=queue_rows, watchers=int, websockets=int, ready=bool)
             read.clear()
 
-        own.run_in_loop(read_from)
+        own.run_in_loop(bind_gauges)
         stats = own.http.get("/v2/models/stats").json()["model_stats"]
 
         assert len(stats) == 20

@@ -119,12 +119,12 @@ def test_the_gauges_are_read_again_after_an_error(shared_redis: Server, tmp_path
         metrics = own.app.state.context.metrics
         others = {"queue_rows": dict, "websockets": int, "ready": bool}
 
-        async def read_from() -> None:
+        async def bind_gauges() -> None:
             with contextlib.suppress(OSError):  # it reads them at once
-                metrics.read_from(watchers=watchers, **others)
+                metrics.bind_gauges(watchers=watchers, **others)
             errors.append(OSError("gone"))
 
-        own.run_in_loop(read_from)
+        own.run_in_loop(bind_gauges)
 
         assert read.wait(10)
 
@@ -161,15 +161,15 @@ def test_the_document_of_the_api_is_made_once(service: Service) -> None:
 def test_models_that_are_gone_leave_nothing_behind(shared_redis: Server, tmp_path: Path) -> None:
     folder = write_models(tmp_path / "models", fold, total)
     with running_service(shared_redis.url, folder) as own:
-        context, shelf = own.app.state.context, own.app.state.engine.shelf
+        context, registry = own.app.state.context, own.app.state.engine.models
         own.step("total", "gone", [1.0, 2.0])
-        readers = [weakref.ref(read(shelf.get("total"))) for read in (context.wire, context.infer_wire)]
+        readers = [weakref.ref(read(registry.get("total"))) for read in (context.decoder, context.infer_codec)]
         before = own.http.get("/metrics").text
         (folder / "total.onnx").unlink()
         write_models(folder, fold)  # read again, as it is a new file
         own.http.post("/v1/models/reload")
-        for read in (context.wire, context.infer_wire):
-            read(shelf.get("fold"))
+        for read in (context.decoder, context.infer_codec):
+            read(registry.get("fold"))
         gc.collect()
 
         assert 'model="total"' in before

@@ -247,7 +247,7 @@ def test_what_one_connection_pipelines_is_bounded_by_bytes_too(redis_server: Ser
         answering = pool.submit(everything, sock)
         most = 0
         while not answering.done():
-            most = max(most, len(connections[0]._line))
+            most = max(most, len(connections[0]._in_flight))
         sending.result()
 
     assert statuses(answering.result()) == [200] * 12 + [404]

@@ -32,7 +32,7 @@ class _WatchedStreams(msgspec.Struct, forbid_unknown_fields=True):
 class _WatchRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The first message."""
 
-    watch: Annotated[list[_WatchedStreams], msgspec.Meta(min_length=1, max_length=_MOST_WANTS)]
+    watch: Annotated[list[_WatchedStreams], msgspec.Meta(min_length=1, max_length=_MAX_SUBSCRIPTIONS)]
     inputs: bool = False
 
 

@@ -235,7 +235,7 @@ class BatchPipeline:
         return [
             rows[at]
             for at, slot, step, chain in cached
-            if not rows[at].fresh and not (slot and applies_without_store(step, chain, rows[at].timestep))
+            if not rows[at].is_loaded and not (slot and applies_without_store(step, chain, rows[at].timestep))
         ]
 
     async def _load_rows(self, rows: Sequence[QueuedStep], deadline: float, *, exact: bool = False) -> None:

@@ -23,7 +23,7 @@ class Watchdog:
         Args:
             limit: Seconds that one run may take.
             models: Whose runs to watch.
-            look: What else is to be looked at each time.
+            on_tick: What else is to be looked at each time.
         """
         self._on_tick = on_tick
         self._limit = limit

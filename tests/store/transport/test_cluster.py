@@ -168,13 +168,13 @@ class RecordingListener:
     def __init__(self) -> None:
         self.messages: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
 
-    def hear(self, topic: str, message: bytes) -> None:
+    def on_message(self, topic: str, message: bytes) -> None:
         self.messages.put_nowait((topic, message))
 
-    def lost(self) -> None:
+    def on_disconnect(self) -> None:
         """Never called here."""
 
-    def back(self) -> None:
+    def on_reconnect(self) -> None:
         """Never called here."""
 
 

@@ -84,13 +84,13 @@ class Heard:
         self.is_lost = asyncio.Event()
         self.is_back = asyncio.Event()
 
-    def hear(self, topic: str, message: bytes) -> None:
+    def on_message(self, topic: str, message: bytes) -> None:
         self.messages.put_nowait((topic, message))
 
-    def lost(self) -> None:
+    def on_disconnect(self) -> None:
         self.is_lost.set()
 
-    def back(self) -> None:
+    def on_reconnect(self) -> None:
         self.is_back.set()
 
 
@@ -194,8 +194,8 @@ async def test_the_check_of_permissions_ends_where_a_subscriber_is_not_answered(
 async def test_an_unforeseen_error_ends_no_listening(redis_server: Server) -> None:
     store, heard = StateStore(redis_server.url), Heard()
     channel = StorePubSub(FailingOnce(store.transport, fails_at=2))
-    await pubsub.start(heard)
-    await pubsub.subscribe(["t"])
+    await channel.start(heard)
+    await channel.subscribe(["t"])
     with redis_server.client() as client:
         client.client_kill_filter(_type="pubsub")
         async with asyncio.timeout(10):
@@ -204,5 +204,5 @@ async def test_an_unforeseen_error_ends_no_listening(redis_server: Server) -> No
 
     async with asyncio.timeout(10):
         assert await heard.messages.get() == ("t", b"news")
-    await pubsub.close()
+    await channel.close()
     await store.close()
