@@ -23,12 +23,11 @@ from service.requests.api_keys import Scope as KeyScope
 from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, ErrorFormat, error_format_of
 from service.requests.hot_routes import KEY_LIMIT
-from service.requests.problems import internal_error, problem_headers
+from service.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
 from service.types import StreamKey
 
 _log = logging.getLogger(__name__)
 _DRAIN_S = 1.0
-_NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class RawResponse(Response):
@@ -48,12 +47,7 @@ class RawResponse(Response):
         self.status_code = status
         self.body = body
         self.background = None
-        self.raw_headers = [
-            (b"content-type", media_type.encode("latin-1")),
-            (b"content-length", str(len(body)).encode()),
-            _NOSNIFF,
-            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()),
-        ]
+        self.raw_headers = response_headers(body, media_type, headers or {})
 
 
 class RespondThenCloseResponse(RawResponse):
@@ -72,10 +66,6 @@ class RespondThenCloseResponse(RawResponse):
                 while (await receive()).get("more_body"):
                     pass
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-class UnreadBodyError(ServiceError):
-    """A refusal while the rest of the body is still to come, so that the connection cannot be used again."""
 
 
 class RawRoute(APIRoute):
@@ -252,13 +242,6 @@ async def body_of(request: Request, context: AppContext) -> bytes:
             return await _read(request.receive, limit)
     except TimeoutError:
         raise body_timeout(seconds) from None
-
-
-def body_timeout(seconds: float) -> UnreadBodyError:
-    """Return the refusal of a request whose body did not come within so many seconds."""
-    return UnreadBodyError(
-        "bad_request", f"The body did not arrive within {seconds:g} s.", fix="Send the whole body at once."
-    )
 
 
 async def _read(receive: Receive, limit: int) -> bytes:

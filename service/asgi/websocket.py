@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -14,19 +14,10 @@ from service.codec import JSON, Format
 from service.codec.formats import encode
 from service.errors import ServiceError
 from service.requests.api_keys import Caller, Scope
+from service.requests.close_codes import POLICY, UNREADABLE
 from service.requests.context import AppContext
 from service.requests.problems import problem_document
 from service.requests.socket_auth import SocketAuth
-
-UNREADABLE: Final = 1007
-POLICY: Final = 1008
-TOO_BIG: Final = 1009
-FAILED: Final = 1011
-DRAINING: Final = 1012
-TOO_SLOW: Final = 1013
-
-SEND_TIMEOUT_S: Final = 10.0
-"""Seconds that one send may be blocked before its reader is given up."""
 
 _CLOSE_TIMEOUT_S = 5.0
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from service.asgi.websocket import DRAINING, FAILED, SEND_TIMEOUT_S, TOO_SLOW
 from service.codec import JSON
 from service.errors import ServiceError
 from service.protocols.ws_frames import CONTROL, MAX_HEAD_BYTES, encode_frames, next_frame
+from service.requests.close_codes import DRAINING, FAILED, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.feed_session import FeedSession
 from service.requests.socket_auth import SocketAuth
 

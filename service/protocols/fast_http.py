@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.asgi.http import body_timeout
 from service.errors import ServiceError
 from service.protocols.http_limits import LimitedHttpProtocol, protocol_attributes
 from service.protocols.pipeline import InFlightRequest, ResponsePipeline
@@ -15,6 +14,7 @@ from service.protocols.request_cache import HotRequestMatcher, RequestHead
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
 from service.requests.hot_routes import HOT_ROUTES
+from service.requests.problems import body_timeout
 
 _MAX_PIPELINED: Final = (
     64  # requests of one connection that may wait for their answers; beyond that nothing more is begun

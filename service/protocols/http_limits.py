@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.asgi.http import problem_response
-from service.asgi.websocket import SEND_TIMEOUT_S
 from service.errors import ServiceError
-from service.requests.error_formats import error_format_of
+from service.requests.close_codes import SEND_TIMEOUT_S
+from service.requests.error_formats import RawHttpResponse, error_format_of
 
 if TYPE_CHECKING:
     from service.metrics import Metrics
@@ -168,7 +166,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             cycle.keep_alive = False
             app = _with_connection_close(app)
         if refusal is not None:
-            app = self._respond(refusal, cycle.scope["path"])
+            app = _asgi_app(self._respond(refusal, cycle.scope["path"]))
         self._has_responded = cycle
         super()._start_asgi_task(cycle, app)
 
@@ -183,18 +181,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             )
         return None
 
-    def _respond(self, refusal: ServiceError, path: str = "") -> Response:
+    def _respond(self, refusal: ServiceError, path: str = "") -> RawHttpResponse:
         dialect = error_format_of(path)
-        response = problem_response(refusal, dialect)
+        response = dialect.response(refusal)
         self.metrics.refusal(refusal.code)
-        self.metrics.request(dialect.transport, response.status_code)
+        self.metrics.request(dialect.transport, response.status)
         return response
 
     def _respond_and_close(self, refusal: ServiceError) -> None:
         """Answer past the application."""
         response = self._respond(refusal)
-        headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
-        self._send_and_close(response_bytes(response.status_code, headers, bytes(response.body)))
+        headers = [*self.server_state.default_headers, *response.headers, (b"connection", b"close")]
+        self._send_and_close(response_bytes(response.status, headers, response.body))
 
     def _send_and_close(self, text: bytes) -> None:
         """Send what is no answer of the application, behind those to the requests before."""
@@ -279,6 +277,16 @@ def protocol_attributes(context: AppContext) -> dict[str, Any]:
         "metrics": context.metrics,
         "context": context,
     }
+
+
+def _asgi_app(response: RawHttpResponse) -> Any:
+    """Return an ASGI application that sends one response."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    return app
 
 
 def _with_connection_close(app: Any) -> Any:

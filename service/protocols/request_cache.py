@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.asgi.http import problem_response
 from service.codec import JSON, Format
 from service.errors import ServiceError
 from service.protocols.header_cache import HeaderBlockCache, remember
@@ -188,13 +187,11 @@ class HotRequestMatcher:
     def write_problem(self, error: ServiceError, dialect: ErrorFormat, server_state: ServerState) -> bytes:
         """Return the answer to a request that failed, whole."""
         self.context.metrics.refusal(error.code)
-        response = problem_response(error, dialect)
+        response = dialect.response(error)
         if not self._flush_scheduled:
             self._flush_metrics_later(server_state)
-        self._counted_requests[dialect.transport, response.status_code] += 1
-        return response_bytes(
-            response.status_code, [*self._default_headers, *response.raw_headers], bytes(response.body)
-        )
+        self._counted_requests[dialect.transport, response.status] += 1
+        return response_bytes(response.status, [*self._default_headers, *response.headers], response.body)
 
     # ---------------------------------------------------------------- helpers
 

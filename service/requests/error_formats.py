@@ -7,17 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from service.codec.oip import TritonError
 from service.errors import ServiceError
-from service.requests.problems import MEDIA_TYPE, problem_body, status_of
+from service.requests.problems import MEDIA_TYPE, problem_body, problem_headers, response_headers, status_of
 from service.types import Transport
 
 _DRAINING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 _KEPT: Final = frozenset({401, 403, 404, 405, 413, 429, 500, 503})  # of our statuses; Triton has 400 for the others
+
+
+class RawHttpResponse(NamedTuple):
+    """A whole response.
+
+    Attributes:
+        status: The HTTP status.
+        headers: Names in lower case, and values.
+        body: The bytes of the body.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,11 @@ class ErrorFormat:
     media_type: str
     status: Callable[[ServiceError], int]
     body: Callable[[ServiceError], bytes]
+
+    def response(self, error: ServiceError) -> RawHttpResponse:
+        """Return the whole response to a request that failed with this error."""
+        status, body = self.status(error), self.body(error)
+        return RawHttpResponse(status, response_headers(body, self.media_type, problem_headers(error, status)), body)
 
 
 def _oip_status(error: ServiceError) -> int:

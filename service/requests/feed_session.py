@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from msgspec import Raw
 
-from service.asgi.websocket import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.codec import JSON, BulkBody, Format
 from service.codec.envelopes import Keep, correlation_fields, guess_correlation
 from service.codec.formats import encode
@@ -20,6 +19,7 @@ from service.errors import ServiceError
 from service.ids import check_stream_id
 from service.models.registry import ServedModel
 from service.requests.bulk import StreamKeyCache, bulk_document, submit_columns, to_timestep
+from service.requests.close_codes import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.requests.context import AppContext
 from service.requests.problems import problem_document, status_of
 from service.types import BulkPrediction, StreamHandle, StreamKey

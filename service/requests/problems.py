@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -52,6 +53,10 @@ RETRY_AFTER_S = 1
 """Seconds that a client should wait before it sends the same again, where nothing better is known."""
 
 
+class UnreadBodyError(ServiceError):
+    """A refusal while the rest of the body is still to come, so that the connection cannot be used again."""
+
+
 def status_of(error: ServiceError) -> int:
     """Return the HTTP status."""
     return PROBLEMS[error.code][0]
@@ -90,6 +95,16 @@ def problem_headers(error: ServiceError, status: int) -> dict[str, str]:
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 
+def response_headers(body: bytes, media_type: str, more: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a response with this body; names are in lower case."""
+    return [
+        (b"content-type", media_type.encode("latin-1")),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-content-type-options", b"nosniff"),
+        *((name.encode("latin-1"), value.encode("latin-1")) for name, value in more.items()),
+    ]
+
+
 def internal_error() -> ServiceError:
     """Return what is told when something went wrong that nobody foresaw: no details, the server's log has them."""
     return ServiceError(
@@ -97,4 +112,11 @@ def internal_error() -> ServiceError:
         "Something went wrong that should not have.",
         fix="Send the same again with seq, after or Idempotency-Key; tell the operator, whose log says more.",
         applied="unknown",
+    )
+
+
+def body_timeout(seconds: float) -> UnreadBodyError:
+    """Return the refusal of a request whose body did not come within so many seconds."""
+    return UnreadBodyError(
+        "bad_request", f"The body did not arrive within {seconds:g} s.", fix="Send the whole body at once."
     )

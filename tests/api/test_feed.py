@@ -596,7 +596,7 @@ def send_until_closed(slow: socket.socket, service: Service) -> None:
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the ten-second timeout, so that the tests are short."""
     for module in ("service.asgi.routes.feed", "service.protocols.fast_feed"):
-        monkeypatch.setattr(f"{module}.SLOW_S", 0.2)
+        monkeypatch.setattr(f"{module}.SEND_TIMEOUT_S", 0.2)
 
 
 @pytest.mark.usefixtures("short_timeouts")

@@ -11,9 +11,10 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service.asgi.http import number_of
-from service.asgi.websocket import FAILED, SEND_TIMEOUT_S, TOO_SLOW, AcceptedWebSocket
+from service.asgi.websocket import AcceptedWebSocket
 from service.errors import ServiceError
 from service.ids import check_stream_id
+from service.requests.close_codes import FAILED, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.context import AppContext
 from service.requests.feed_session import FeedSession
 

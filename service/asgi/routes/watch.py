@@ -10,11 +10,12 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
 from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
-from service.asgi.websocket import DRAINING, SEND_TIMEOUT_S, TOO_SLOW, AcceptedWebSocket
+from service.asgi.websocket import AcceptedWebSocket
 from service.codec.strict_parse import parse
 from service.engine.watch.subscriber import Subscriber
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT
+from service.requests.close_codes import DRAINING, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.context import AppContext
 
 _MAX_SUBSCRIPTIONS = 100
