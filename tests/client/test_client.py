@@ -32,7 +32,7 @@ from tests.graphs import fold, fold_reference, latch, lstm, two_inputs, write_mo
 from tests.processes import ServiceProcess, free_port, service_process
 from tests.servers import Server
 
-DOCS = (Path(__file__).parents[1] / "docs" / "client.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 XS = [7, -3, 2**40, 0, -(2**50), 11, 5, 1]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.dashboard.browser import Page, browser, chromium
 
-FILES = Path(__file__).parents[2] / "service" / "api" / "dashboard"
+FILES = Path(__file__).parents[2] / "service" / "asgi" / "static" / "dashboard"
 
 
 @pytest.fixture

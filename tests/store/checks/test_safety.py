@@ -23,7 +23,7 @@ from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 from tests.store.clusters import cluster, primary_and_replica
 
-DOC = (Path(__file__).parents[2] / "docs" / "stores.md").read_text()
+DOC = (Path(__file__).parents[3] / "docs" / "stores.md").read_text()
 ALWAYS = {"appendonly": "yes", "appendfsync": "always"}
 
 
