@@ -10,7 +10,6 @@ from msgspec import Struct
 
 from model_export.manifest import Array
 from service.errors import ServiceError
-from service.store.keys import record_key
 
 Create = Literal["auto", "never", "must"]
 ReturnMode = Literal["all", "last", "none"]
@@ -28,11 +27,6 @@ class StreamKey(NamedTuple):
     tenant: str
     model: str
     stream: str
-
-    @property
-    def name(self) -> str:
-        """Where the store has it."""
-        return record_key(*self)
 
 
 _SEQUENCED_ONLY: Final = (1, "auto", "all", "on")

@@ -14,12 +14,13 @@ from service.client.decoding import NoReply, Reply
 from service.client.feed import Feed
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.inputs import Inputs
-from service.client.protocol import ClientRequest, Exchange, OnResend, ReturnMode, Send, StreamCursor, busy, drive_async
+from service.client.protocol import ClientRequest, Exchange, OnResend, Send, StreamCursor, busy, drive_async
 from service.client.replay import timesteps_of, with_bar
 from service.client.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from service.client.stream_ops import StreamOps
 from service.client.watch import OpenAsyncWatches, WatchCursor, follow_async
+from service.types import ReturnMode
 
 T = TypeVar("T")
 

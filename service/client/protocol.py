@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,8 +28,8 @@ from service.client.results import ClientError, Status, StepResult
 from service.codec.formats import MSGPACK
 from service.codec.responses import encode_tensor
 from service.ids import bad_stream_id, is_stream_id
+from service.types import ReturnMode
 
-ReturnMode = Literal["all", "last", "none"]
 T = TypeVar("T")
 A = TypeVar("A", bound=StepResult)
 P = ParamSpec("P")

@@ -15,12 +15,13 @@ from service.client.deadline import Deadline, limit
 from service.client.decoding import NoReply, Reply
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.inputs import Inputs
-from service.client.protocol import ClientRequest, Exchange, OnResend, ReturnMode, StreamCursor, busy, drive
+from service.client.protocol import ClientRequest, Exchange, OnResend, StreamCursor, busy, drive
 from service.client.replay import timesteps_of, with_bar
 from service.client.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from service.client.stream_ops import StreamOps
 from service.client.watch import OpenWatches, WatchCursor, follow
+from service.types import ReturnMode
 
 T = TypeVar("T")
 

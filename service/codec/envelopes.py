@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -14,9 +14,8 @@ from service.codec.formats import Format, encode
 from service.codec.strict_parse import json_type, parse, preview
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT, is_state_id
+from service.types import Create, ReturnMode
 
-Create = Literal["auto", "never", "must"]
-Keep = Literal["all", "last", "none"]
 Seq = Annotated[int, Meta(ge=1, lt=SEQ_LIMIT)]
 
 
@@ -39,7 +38,7 @@ class StepBody(Struct, gc=False):
     seq: int | None
     after: bytes | None
     create: Create
-    keep: Keep
+    keep: ReturnMode
 
 
 @dataclass(slots=True)
@@ -65,7 +64,7 @@ class BulkBody:
     seqs: list[int | None]
     afters: list[bytes | None]
     create: Create
-    keep: Keep
+    keep: ReturnMode
     faults: dict[int, ServiceError] = field(default_factory=dict)
 
 
@@ -99,7 +98,7 @@ class StepEnvelope(Struct, forbid_unknown_fields=True, gc=False):
 class StepsEnvelope(StepEnvelope, forbid_unknown_fields=True, gc=False):
     """The body of a chunk."""
 
-    keep: Keep | UnsetType = msgspec.field(name="return", default=UNSET)
+    keep: ReturnMode | UnsetType = msgspec.field(name="return", default=UNSET)
 
 
 class PeekEnvelope(StepsEnvelope, forbid_unknown_fields=True, gc=False):
@@ -121,7 +120,7 @@ class BulkEnvelope(Struct, forbid_unknown_fields=True, gc=False):
 class BulkStepsEnvelope(BulkEnvelope, forbid_unknown_fields=True, gc=False):
     """The body of a chunk of many streams."""
 
-    keep: Keep | UnsetType = msgspec.field(name="return", default=UNSET)
+    keep: ReturnMode | UnsetType = msgspec.field(name="return", default=UNSET)
 
 
 class FeedEnvelope(StepsEnvelope, forbid_unknown_fields=True, gc=False):
@@ -161,14 +160,19 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _one_of(literal: Any) -> tuple[Callable[[Any], bool], str]:
+    values = get_args(literal)
+    return (lambda value: value in values), "one of " + ", ".join(f'"{value}"' for value in values)
+
+
 _SEQ = (_is_seq, f"an integer from 1 to {SEQ_LIMIT - 1}")
 _AFTER = (_is_after, "a state_id of an earlier answer, 22 characters")
 _STEP_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "stream": (lambda value: isinstance(value, str), "a stream id"),
     "seq": _SEQ,
     "after": _AFTER,
-    "create": (lambda value: value in ("auto", "never", "must"), 'one of "auto", "never", "must"'),
-    "return": (lambda value: value in ("all", "last", "none"), 'one of "all", "last", "none"'),
+    "create": _one_of(Create),
+    "return": _one_of(ReturnMode),
     "chunk": (lambda value: isinstance(value, bool), "true or false"),
 }
 _BULK_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {

@@ -6,90 +6,29 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from model_export.manifest import Array, OutputSpec
-from service.codec.envelopes import Keep
 from service.codec.formats import JSON, Format, encode
 from service.ids import encode_state_id, encode_state_ids, encode_state_ids_ascii
+from service.types import BatchOutput, BulkPrediction, Prediction, ReturnMode, StreamPosition
 
 _encode_json = msgspec.json.Encoder().encode
 _BATCH = attrgetter("batch")
 _NO_STATE = bytes(16)
 
 
-class StepBatch(Protocol):
-    """The predictions that were made together: what `service.types.BatchOutput` has."""
-
-    steps: Sequence[int]
-    state_ids: Sequence[bytes]
-    encoded_rows: Sequence[bytes]
-
-    @property
-    def arrays(self) -> Mapping[str, Array]:
-        """`(rows, T', *row)` per output."""
-        ...
-
-
-class StepLike(Protocol):
-    """A committed step: what `service.types.Prediction` has."""
-
-    @property
-    def batch(self) -> StepBatch:
-        """What was made together with it."""
-        ...
-
-    @property
-    def row(self) -> int:
-        """Its place in that."""
-        ...
-
-    @property
-    def outputs(self) -> Mapping[str, Array]:
-        """`(T', *row)` per output."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """The last timestep that was applied."""
-        ...
-
-    @property
-    def state_id(self) -> bytes:
-        """16 bytes."""
-        ...
-
-    @property
-    def replayed(self) -> bool:
-        """This is the first answer again."""
-        ...
-
-    @property
-    def created(self) -> bool:
-        """The stream began with it."""
-        ...
-
-
-class BulkLike(Protocol):
-    """The committed steps of many streams: what `service.types.BulkPrediction` has."""
-
-    @property
-    def batch(self) -> StepBatch:
-        """What was made of them, row by row."""
-        ...
-
-
-def encode_step(answered: StepLike, form: Format, *, chunk: bool, keep: Keep = "all") -> bytes:
+def encode_step(answered: Prediction, form: Format, *, chunk: bool, keep: ReturnMode = "all") -> bytes:
     """Return the answer to a step or a chunk, written out: `step_response` in `form`, made in one go where it is hot."""
     if form is not JSON or chunk:
         return encode(step_response(answered, form, chunk=chunk, keep=keep), form)
     return encode_json_step(answered)
 
 
-def encode_json_step(answered: StepLike) -> bytes:
+def encode_json_step(answered: Prediction) -> bytes:
     """Return the answer to one timestep, written out in JSON: what nearly all are."""
     made = answered.batch
     if not made.encoded_rows:
@@ -104,7 +43,7 @@ def encode_json_step(answered: StepLike) -> bytes:
     return text
 
 
-def _in_json(made: StepBatch) -> list[bytes]:
+def _in_json(made: BatchOutput) -> list[bytes]:
     """Return the answer to each row.
 
     All rows are encoded at once, and then parted: a row alone takes several times as long.
@@ -128,7 +67,7 @@ def _outputs_in_json(arrays: Mapping[str, Array]) -> tuple[bytes, list[list[byte
     return b",".join(members), columns
 
 
-def step_response(answered: StepLike, form: Format, *, chunk: bool, keep: Keep = "all") -> dict[str, Any]:
+def step_response(answered: Prediction, form: Format, *, chunk: bool, keep: ReturnMode = "all") -> dict[str, Any]:
     """Return the answer to a step or a chunk; only a whole chunk (`keep` is `all`) has a time axis."""
     if keep == "none":
         outputs: dict[str, Any] = {}
@@ -145,7 +84,7 @@ def step_response(answered: StepLike, form: Format, *, chunk: bool, keep: Keep =
 
 
 def bulk_response(
-    answered: BulkLike, specs: Sequence[OutputSpec], form: Format, *, chunk: bool, keep: Keep
+    answered: BulkPrediction, specs: Sequence[OutputSpec], form: Format, *, chunk: bool, keep: ReturnMode
 ) -> dict[str, Any]:
     """Return the answer to columns where every stream moved, none for the second time; otherwise see `bulk_response_of_rows`."""
     made = answered.batch
@@ -164,14 +103,14 @@ def bulk_response(
 
 
 def bulk_response_of_rows(
-    results: Sequence[StepLike | None],
+    results: Sequence[Prediction | None],
     errors: Mapping[int, Mapping[str, Any]],
     specs: Sequence[OutputSpec],
     form: Format,
     *,
     length: int,
     chunk: bool,
-    keep: Keep = "all",
+    keep: ReturnMode = "all",
 ) -> dict[str, Any]:
     """Return the answer to columns.
 
@@ -216,7 +155,7 @@ def bulk_response_of_rows(
     return answer
 
 
-def _together(results: Sequence[StepLike | None], name: str, shape: tuple[int, ...]) -> Array | None:
+def _together(results: Sequence[Prediction | None], name: str, shape: tuple[int, ...]) -> Array | None:
     """Return the predictions of all rows behind each other; None where one is not there, or of another shape."""
     parts = []
     for made, run in groupby(results, _BATCH):  # rows that were asked for together were mostly made together
@@ -227,32 +166,13 @@ def _together(results: Sequence[StepLike | None], name: str, shape: tuple[int, .
     return np.concatenate(parts)
 
 
-def _state_ids(results: Sequence[StepLike | None]) -> list[str | None]:
+def _state_ids(results: Sequence[Prediction | None]) -> list[str | None]:
     """Return each row's state id, all made at once; None where a row failed."""
     texts = encode_state_ids([_NO_STATE if result is None else result.state_id for result in results])
     return [text if result is not None else None for text, result in zip(texts, results, strict=True)]
 
 
-class PositionLike(Protocol):
-    """Where a stream stands: what `service.types.StreamPosition` has."""
-
-    @property
-    def step(self) -> int:
-        """Timesteps that it counts."""
-        ...
-
-    @property
-    def state_id(self) -> bytes:
-        """16 bytes."""
-        ...
-
-    @property
-    def replayed(self) -> bool:
-        """This is the first answer again."""
-        ...
-
-
-def position_response(position: PositionLike) -> dict[str, Any]:
+def position_response(position: Prediction | StreamPosition) -> dict[str, Any]:
     """Return the answer to what put a stream somewhere."""
     answer: dict[str, Any] = {"step": position.step, "state_id": encode_state_id(position.state_id)}
     return {**answer, "replayed": True} if position.replayed else answer

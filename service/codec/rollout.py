@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from model_export.feedback import FeedbackError, check_draw
 from model_export.manifest import Array, Manifest
-from service.codec.envelopes import Create, bad_request, check_envelope
+from service.codec.envelopes import bad_request, check_envelope
 from service.codec.formats import Format
 from service.codec.responses import encode_tensor
 from service.codec.strict_parse import parse, preview
 from service.codec.strict_tensors import read_tensor
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT, decode_state_id, encode_state_id
+from service.types import Create, RolloutResult
 
 _OPTIONAL = (
     *("inputs", "feedback", "temperature", "top_k", "top_p", "samples", "seed", "commit"),
@@ -68,45 +68,6 @@ class RolloutBody:
     create: Create
 
 
-class RolloutLike(Protocol):
-    """Where a rollout came: what `service.types.RolloutResult` has."""
-
-    @property
-    def outputs(self) -> Mapping[str, Array]:
-        """`(samples, horizon, *row)` per output."""
-        ...
-
-    @property
-    def next_inputs(self) -> Mapping[str, Array]:
-        """`(samples, horizon, *row)` per input that is fed back."""
-        ...
-
-    @property
-    def seed(self) -> int | None:
-        """Of the chances."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """Where the stream came, or would come."""
-        ...
-
-    @property
-    def state_id(self) -> bytes:
-        """16 bytes, or none where there is no stream."""
-        ...
-
-    @property
-    def replayed(self) -> bool:
-        """This is the first answer again."""
-        ...
-
-    @property
-    def created(self) -> bool:
-        """The stream began with it."""
-        ...
-
-
 def read_rollout(body: bytes, form: Format, manifest: Manifest, limits: RolloutLimits) -> RolloutBody:
     """Return what a rollout asks for.
 
@@ -154,7 +115,7 @@ def read_rollout(body: bytes, form: Format, manifest: Manifest, limits: RolloutL
     )
 
 
-def rollout_response(found: RolloutLike, form: Format, *, samples: bool) -> dict[str, Any]:
+def rollout_response(found: RolloutResult, form: Format, *, samples: bool) -> dict[str, Any]:
     """Return the answer to a rollout; only with `samples` it has an axis for them."""
     answer: dict[str, Any] = {
         "outputs": {name: encode_tensor(array if samples else array[0], form) for name, array in found.outputs.items()},

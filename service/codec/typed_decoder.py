@@ -16,10 +16,11 @@ from msgspec import Raw, Struct
 from msgspec.structs import astuple as _astuple
 
 from model_export.manifest import Array, InputSpec
-from service.codec.envelopes import Create, Seq, StepBody
+from service.codec.envelopes import Seq, StepBody
 from service.codec.formats import JSON, Format
 from service.codec.strict_tensors import is_finite
 from service.ids import decode_state_id, is_state_id
+from service.types import Create
 
 DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
 """What the fast way raises on a body that is not sound. msgspec's errors and UnicodeDecodeError are ValueErrors,

@@ -14,6 +14,7 @@ from service.engine.stepping.columnar_batch import BulkOutcomes, ResultGatherer,
 from service.errors import ServiceError
 from service.models.registry import ServedModel
 from service.requests.problems import problem_document
+from service.store.keys import record_key
 from service.types import BulkPrediction, BulkTimesteps, Prediction, StreamKey, Timestep, Transport
 
 
@@ -52,7 +53,7 @@ class StreamKeyCache:
         if streams != self._streams:
             self._streams = streams
             self._keys = [StreamKey(self.tenant, self._model, stream) for stream in streams]
-            self._names = [key.name for key in self._keys]
+            self._names = [record_key(*key) for key in self._keys]
         return self._keys, self._names
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from msgspec import Raw
 
 from service.codec import JSON, BulkBody, Format
-from service.codec.envelopes import Keep, correlation_fields, guess_correlation
+from service.codec.envelopes import correlation_fields, guess_correlation
 from service.codec.formats import encode
 from service.codec.responses import encode_json_step, step_response
 from service.codec.typed_decoder import DECODE_ERRORS, StepParts
@@ -22,7 +22,8 @@ from service.requests.bulk import StreamKeyCache, bulk_document, submit_columns,
 from service.requests.close_codes import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.requests.context import AppContext
 from service.requests.problems import problem_document, status_of
-from service.types import BulkPrediction, StreamHandle, StreamKey
+from service.store.keys import record_key
+from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
 
 _MAX_CACHED_STREAMS: Final = 4096  # streams
 _MAX_PENDING: Final = 256  # messages that may wait for their answers
@@ -149,7 +150,7 @@ class FeedSession:
             if len(self._handles) >= _MAX_CACHED_STREAMS:
                 self._handles.clear()
             key = StreamKey(tenant, self._model, named or self._stream or "")
-            stream = self._handles[tenant, named] = StreamHandle(key, key.name, self._version, "websocket")
+            stream = self._handles[tenant, named] = StreamHandle(key, record_key(*key), self._version, "websocket")
         step = _PendingStep(self, correlation_fields(named, name))
         self._pending.append(step)
         self._context.engine.submit_sequenced(stream, inputs, seq, step.on_result, served=served)
@@ -237,7 +238,9 @@ class _PendingStep(_PendingReply):
 
     __slots__ = ("_chunk", "_keep")
 
-    def __init__(self, line: FeedSession, label: Mapping[str, Any], *, chunk: bool = False, keep: Keep = "all") -> None:
+    def __init__(
+        self, line: FeedSession, label: Mapping[str, Any], *, chunk: bool = False, keep: ReturnMode = "all"
+    ) -> None:
         super().__init__(line, label)
         self._chunk = chunk
         self._keep = keep

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from service.codec import BulkBody, Format, RequestDecoder
-from service.codec.envelopes import Keep
 from service.codec.formats import encode
 from service.codec.responses import encode_json_step, encode_step
 from service.codec.typed_decoder import DECODE_ERRORS, StepParts
 from service.engine.stepping.columnar_batch import BulkOutcomes, StepOutcome
 from service.errors import ServiceError
 from service.requests.bulk import StreamKeyCache, bulk_document, submit_columns, to_timestep
-from service.types import BulkPrediction, StreamHandle, StreamKey, Timestep
+from service.store.keys import record_key
+from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey, Timestep
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
@@ -82,7 +82,7 @@ class StepHandler:
     idempotency_key: str | None
     request_format: Format
     response_format: Format
-    _keep: Keep = "all"
+    _keep: ReturnMode = "all"
     _decoder: RequestDecoder = field(init=False)
     _read: Callable[[bytes], StepParts] | None = field(init=False)
     _sequenced_only: bool = field(init=False)
@@ -95,7 +95,7 @@ class StepHandler:
         self._decoder = self.context.decoder(self.served)
         self._read = self._decoder.read_step if self.request_format is Format.JSON and not self.chunk else None
         self._sequenced_only = self.response_format is Format.JSON and not self.chunk
-        self._stream = StreamHandle(self.key, self.key.name, self.version, "http")
+        self._stream = StreamHandle(self.key, record_key(*self.key), self.version, "http")
 
     @property
     def is_reusable(self) -> bool:

@@ -16,6 +16,7 @@ from service.engine.observer import EngineObserver
 from service.engine.stepping.columnar_batch import BulkOutcomes
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry
+from service.store.keys import record_key
 from service.store.state_store import StateStore
 from service.types import BulkPrediction, BulkTimesteps, Prediction, StreamKey, Timestep
 
@@ -99,7 +100,7 @@ async def submit_bulk(
         "idempotency_key": None, "keep": "all", "version": None, "door": "websocket",
     }  # fmt: skip
     asked = BulkTimesteps(
-        keys=keys, names=[key.name for key in keys], inputs={"x": xs}, packed=[(row.tobytes(),) for row in xs],
+        keys=keys, names=[record_key(*key) for key in keys], inputs={"x": xs}, packed=[(row.tobytes(),) for row in xs],
         length=xs.shape[1], **usual | more,
     )  # fmt: skip
     answer: asyncio.Future[BulkOutcomes] = asyncio.get_running_loop().create_future()

@@ -129,7 +129,7 @@ class Batcher:
         """Queue a timestep; it goes with the next batch."""
         if timestep.is_sequenced_only and timestep.seq is not None:
             stream = StreamHandle(
-                timestep.key, timestep.name or timestep.key.name, timestep.version, timestep.transport
+                timestep.key, timestep.name or keys.record_key(*timestep.key), timestep.version, timestep.transport
             )
             self.submit_sequenced(stream, timestep.inputs, timestep.seq, done, received)
         else:
@@ -209,7 +209,7 @@ class Batcher:
     def _submit_row(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
         life = timestep.lifecycle
         op_id = self._op_ids.for_timestep(timestep)
-        name = timestep.name or (timestep.key.name if life != "none" else op_id.hex())
+        name = timestep.name or (keys.record_key(*timestep.key) if life != "none" else op_id.hex())
         length, keep = timestep.length, timestep.keep
         shape = length if life == "on" and keep == "all" else (length, keep, life)  # a number is hashed in no time
         self.requeue(QueuedStep(timestep, done, received, name, shape, op_id, expected_previous_step(timestep)))

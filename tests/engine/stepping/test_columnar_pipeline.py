@@ -13,6 +13,7 @@ import redis
 
 from service.engine.engine import Engine, EngineOptions
 from service.errors import ServiceError
+from service.store.keys import record_key
 from service.types import Prediction, StreamKey, Timestep
 from tests.engine.harness import CountingObserver, gather_results, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, nan_at, write_models
@@ -124,7 +125,7 @@ async def test_records_missing_from_the_cache_are_loaded_in_one_batch(
 async def test_a_corrupt_record_fails_its_own_row_only(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await start_streams(one)
-        name = StreamKey("default", "fold", MANY[3]).name
+        name = record_key("default", "fold", MANY[3])
         with redis.Redis.from_url(redis_server.url) as client:
             record = client.get(name)
             assert isinstance(record, bytes)
