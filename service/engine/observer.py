@@ -11,7 +11,7 @@ class EngineObserver:
     Seconds are monotonic differences.
     """
 
-    def steps_applied(self, model: str, door: str, timesteps: int) -> None:
+    def steps_applied(self, model: str, transport: str, timesteps: int) -> None:
         """Timesteps were committed."""
 
     def batch_run(self, model: str, rows: int, seconds: float) -> None:

@@ -19,12 +19,12 @@ from service.types import BulkPrediction, BulkTimesteps, Prediction, StreamKey, 
 
 
 def to_timestep(
-    step: StepBody, key: StreamKey, version: int | None, *, door: Transport, idempotency_key: str | None = None
+    step: StepBody, key: StreamKey, version: int | None, *, transport: Transport, idempotency_key: str | None = None
 ) -> Timestep:
     """Return what the engine is asked for."""
     inputs = pack_inputs(step.inputs)
     return Timestep(
-        key, inputs, step.length, step.seq, step.after, step.create, idempotency_key, step.keep, version, door
+        key, inputs, step.length, step.seq, step.after, step.create, idempotency_key, step.keep, version, transport
     )
 
 
@@ -65,7 +65,7 @@ def submit_columns(
     done: Callable[[BulkOutcomes], None],
     *,
     served: ServedModel,
-    door: Transport,
+    transport: Transport,
     idempotency_key: str | None = None,
 ) -> None:
     """Submit what columns ask for, one timestep or chunk per stream; `done` gets the answers when all are there."""
@@ -82,7 +82,7 @@ def submit_columns(
         idempotency_key,
         bulk.keep,
         version,
-        door,
+        transport,
     )
     if not bulk.faults and engine.submit_columnar(asked, done, served):
         return

@@ -39,7 +39,7 @@ class ErrorFormat:
     """How a family of routes answers what it refuses.
 
     Attributes:
-        door: Under which its requests are counted.
+        transport: Under which its requests are counted.
         media_type: Of a refusal.
         status: The HTTP status of a refusal.
         body: The body of a refusal.

@@ -115,13 +115,13 @@ class FeedSession:
             if self._stream_keys.tenant != tenant:
                 self._stream_keys = StreamKeyCache(tenant, self._model)
             submit_columns(
-                engine, body, self._stream_keys, self._version, columns.on_result, served=served, door="websocket"
+                engine, body, self._stream_keys, self._version, columns.on_result, served=served, transport="websocket"
             )
         else:
             step = _PendingStep(self, label, chunk=body.chunk, keep=body.keep)
             self._pending.append(step)
             key = StreamKey(tenant, self._model, asked.stream or self._stream or "")
-            engine.submit(to_timestep(body, key, self._version, door="websocket"), step.on_result)
+            engine.submit(to_timestep(body, key, self._version, transport="websocket"), step.on_result)
 
     def _handle_sequenced(
         self,

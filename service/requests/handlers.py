@@ -130,7 +130,7 @@ class StepHandler:
             self._keep = step.keep
         else:
             step = self._decoder.step(body, self.request_format)
-        timestep = to_timestep(step, self.key, self.version, door="http", idempotency_key=self.idempotency_key)
+        timestep = to_timestep(step, self.key, self.version, transport="http", idempotency_key=self.idempotency_key)
         self._engine.submit(timestep, done, self.served)
 
     def encode_response(self, result: Any) -> bytes:
@@ -177,7 +177,7 @@ class BulkHandler:
             self.version,
             done,
             served=self.served,
-            door="http",
+            transport="http",
             idempotency_key=self.idempotency_key,
         )
 

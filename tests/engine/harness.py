@@ -97,7 +97,7 @@ async def submit_bulk(
     xs = np.array([xs for xs, _ in rows.values()], np.int64)[:, :, None]
     usual: dict[str, Any] = {
         "seqs": [seq for _, seq in rows.values()], "afters": [None] * len(keys), "create": "auto",
-        "idempotency_key": None, "keep": "all", "version": None, "door": "websocket",
+        "idempotency_key": None, "keep": "all", "version": None, "transport": "websocket",
     }  # fmt: skip
     asked = BulkTimesteps(
         keys=keys, names=[record_key(*key) for key in keys], inputs={"x": xs}, packed=[(row.tobytes(),) for row in xs],

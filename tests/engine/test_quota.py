@@ -115,8 +115,8 @@ async def test_a_step_that_finds_the_stream_begun_by_another_worker_takes_no_roo
 async def test_steps_that_end_a_stream_at_once_take_no_room(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, write_models(tmp_path, fold=fold), options=limited(1)) as engine:
         for n in range(3):
-            await engine.advance(step(f"s{n}", 1, life="whole"))
-            await engine.advance(step(f"t{n}", 1, life="last"))
+            await engine.advance(step(f"s{n}", 1, lifecycle="whole"))
+            await engine.advance(step(f"t{n}", 1, lifecycle="last"))
 
         assert (await engine.advance(step("a", 1))).created
 

@@ -309,7 +309,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
                 return position_response(await self._reset(engine, key, request))
             timestep = chunk(
                 name, request.xs, seq=request.seq, after=request.after, idempotency_key=request.key,
-                create=request.create, keep=request.keep, life=request.life,
+                create=request.create, keep=request.keep, lifecycle=request.life,
             )  # fmt: skip
             found = await engine.advance(msgspec.structs.replace(timestep, key=key))
         except ServiceError as exc:

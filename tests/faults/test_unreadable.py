@@ -93,8 +93,8 @@ BEGINNING: dict[str, Operation] = {
     "rollout": rollout(commit=False),
     "committed rollout": rollout(commit=True),
     "fork to it": fork("b", "a"),
-    "sequence_start": lambda engine: engine.advance(step("a", 1, life="new")),
-    "sequence_end": lambda engine: engine.advance(step("a", 1, life="last")),
+    "sequence_start": lambda engine: engine.advance(step("a", 1, lifecycle="new")),
+    "sequence_end": lambda engine: engine.advance(step("a", 1, lifecycle="last")),
 }
 READING: dict[str, Operation] = {
     "status": lambda engine: engine.status(A),

@@ -63,7 +63,7 @@ class StreamOpRoutes:
         key = authorized_stream(request, context, "step")
         served, form = model_of(request, context), format_of(request)
         body = context.decoder(served).peek(await body_of(request, context), form)
-        found = await context.engine.peek(to_timestep(body, key, version_of(request), door="http"))
+        found = await context.engine.peek(to_timestep(body, key, version_of(request), transport="http"))
         answer_form = format_of_answer(request.headers.get("accept"), form)
         answer = step_response(found, answer_form, chunk=body.chunk, keep=body.keep)
         if not found.state_id:

@@ -218,8 +218,8 @@ class CoalescedBatch(ColumnarBatch):
         self._seqs, self.op_ids = seqs, request_names.for_sequenced(1, seqs, self._packed)
         self._streams = streams
         self.oldest_received = self._received[0]
-        doors = [stream.transport for stream in streams]
-        self.rows_by_transport = {door: doors.count(door) for door in set(doors)}
+        transports = [stream.transport for stream in streams]
+        self.rows_by_transport = {transport: transports.count(transport) for transport in set(transports)}
 
     def inputs(self, join: Callable[[Sequence[Sequence[bytes]], int], dict[str, Array]]) -> Mapping[str, Array]:
         """Return what each brought, joined."""

@@ -76,8 +76,8 @@ class ColumnarPipeline(BatchPipeline):
         block.reply(BatchOutput(outputs, heads["step"].tolist(), chains), served.version)
         self._on_answered(len(names), len(names) * block.length * self._timestep_bytes)
         self._observer.replied(served.name, block.latencies(self._time()))
-        for door, rows in block.rows_by_transport.items():
-            self._observer.steps_applied(served.name, door, rows * block.length)
+        for transport, rows in block.rows_by_transport.items():
+            self._observer.steps_applied(served.name, transport, rows * block.length)
         return []
 
     async def _load_columnar(

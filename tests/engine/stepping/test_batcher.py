@@ -133,7 +133,7 @@ async def test_a_refusal_has_the_number_that_it_was_decided_on(
         """Has room for one where the event loop reads it first, and for everyone from then on."""
 
         def __getattribute__(self, name: str) -> Any:
-            if name != "room" or threading.current_thread() is not threading.main_thread():
+            if name != "max_rows" or threading.current_thread() is not threading.main_thread():
                 return super().__getattribute__(name)
             asked = self.__dict__.setdefault("asked", [])
             asked.append(name)

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def last(x: int, **more: Any) -> Timestep:
-    return step("a", x, life="last", create="never", **more)
+    return step("a", x, lifecycle="last", create="never", **more)
 
 
 # ---------------------------------------------------------------- start
@@ -35,7 +35,7 @@ def last(x: int, **more: Any) -> Timestep:
 
 async def test_a_start_uses_the_initial_state(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        answers = [await engine.advance(step("a", x, life=life)) for x, life in ((1, "new"), (2, "on"), (3, "new"))]
+        answers = [await engine.advance(step("a", x, lifecycle=life)) for x, life in ((1, "new"), (2, "on"), (3, "new"))]
 
     assert [ys(a) for a in answers] == [[y] for y in [*fold_reference([1, 2]), *fold_reference([3])]]
     assert [(a.step, a.created) for a in answers] == [(1, True), (2, False), (1, False)]
@@ -52,8 +52,8 @@ async def test_a_start_uses_an_initial_state_that_is_not_zero(tmp_path: Path, re
 async def test_a_restart_has_another_history_though_its_inputs_are_the_same(folder: Path, redis_server: Server) -> None:
     """So a late request of the previous incarnation, with `after`, is rejected."""
     async with worker(redis_server.url, folder) as engine:
-        first = await engine.advance(step("a", 1, life="new"))
-        again = await engine.advance(step("a", 1, life="new"))
+        first = await engine.advance(step("a", 1, lifecycle="new"))
+        again = await engine.advance(step("a", 1, lifecycle="new"))
         late = await expect_error(engine, step("a", 2, after=first.state_id))
 
     assert ys(first) == ys(again)
@@ -63,8 +63,8 @@ async def test_a_restart_has_another_history_though_its_inputs_are_the_same(fold
 
 async def test_a_retried_start_with_seq_gets_its_first_answer(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await one.advance(step("a", 1, seq=1, life="new"))
-        again = await gather_results(*(engine.advance(step("a", 1, seq=1, life="new")) for engine in (one, two)))
+        first = await one.advance(step("a", 1, seq=1, lifecycle="new"))
+        again = await gather_results(*(engine.advance(step("a", 1, seq=1, lifecycle="new")) for engine in (one, two)))
 
     assert [(ys(a), a.step, a.state_id, a.replayed) for a in again] == [(ys(first), 1, first.state_id, True)] * 2
 
@@ -73,9 +73,9 @@ async def test_a_late_retry_of_a_start_with_a_key_does_not_restart_the_stream(
     folder: Path, redis_server: Server
 ) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await one.advance(step("a", 1, life="new", idempotency_key="k"))
+        first = await one.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
         await two.advance(step("a", 2))
-        again = await one.advance(step("a", 1, life="new", idempotency_key="k"))
+        again = await one.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
         onward = await two.advance(step("a", 3))
 
     assert (ys(again), again.replayed) == (ys(first), True)
@@ -84,14 +84,14 @@ async def test_a_late_retry_of_a_start_with_a_key_does_not_restart_the_stream(
 
 async def test_the_key_of_a_start_cannot_be_used_for_a_continuation(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 1, life="new", idempotency_key="k"))
+        await engine.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
 
         assert (await expect_error(engine, step("a", 1, idempotency_key="k"))).code == "idempotency_key_reused"
 
 
 async def test_concurrent_starts_leave_one_of_them(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        answers = await asyncio.gather(*((one, two)[n % 2].advance(step("a", n, life="new")) for n in range(20)))
+        answers = await asyncio.gather(*((one, two)[n % 2].advance(step("a", n, lifecycle="new")) for n in range(20)))
         onward = await one.advance(step("a", 5))
 
     assert [ys(a) for a in answers] == [fold_reference([n]) for n in range(20)]
@@ -107,7 +107,7 @@ async def test_a_start_moves_a_stream_of_another_model_version_to_the_current_on
         await engine.advance(Timestep(StreamKey("default", "m", "a"), (np.zeros((1, 4), np.float32).tobytes(),)))
         write_models(folder, m=fold)
         await engine.models.reload()
-        answers = [await engine.advance(step("a", x, model="m", life=life)) for x, life in ((1, "new"), (2, "on"))]
+        answers = [await engine.advance(step("a", x, model="m", lifecycle=life)) for x, life in ((1, "new"), (2, "on"))]
 
     assert [ys(a) for a in answers] == [[y] for y in fold_reference([1, 2])]
 
@@ -154,7 +154,7 @@ async def test_a_retried_end_waits_for_a_replica_if_durability_requires_it(folde
             await engine.advance(step("a", 1))
             first = await engine.advance(last(2, seq=2))
             again = await engine.advance(last(2, seq=2))
-            keyed = [await engine.advance(step("b", 1, life="whole", idempotency_key="k")) for _ in range(2)]
+            keyed = [await engine.advance(step("b", 1, lifecycle="whole", idempotency_key="k")) for _ in range(2)]
 
     assert (ys(again), again.replayed) == (ys(first), True)
     assert [a.replayed for a in keyed] == [False, True]
@@ -173,7 +173,7 @@ async def test_concurrent_copies_of_a_single_timestep_stream_are_applied_once(
     folder: Path, redis_server: Server
 ) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        ask = step("a", 1, life="whole", idempotency_key="k")
+        ask = step("a", 1, lifecycle="whole", idempotency_key="k")
         answers = await asyncio.gather(*((one, two)[n % 2].advance(ask) for n in range(20)))
 
     assert [ys(a) for a in answers] == [fold_reference([1])] * 20
@@ -191,7 +191,7 @@ async def test_an_end_without_seq_or_key_is_rejected_the_second_time(folder: Pat
 async def test_the_end_of_one_incarnation_is_not_replayed_in_the_next(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         for x in (1, 5):
-            await one.advance(step("a", x, life="new"))
+            await one.advance(step("a", x, lifecycle="new"))
             end = await two.advance(last(2, seq=2))
 
             assert (ys(end), end.replayed) == (fold_reference([x, 2])[-1:], False)
@@ -200,9 +200,9 @@ async def test_the_end_of_one_incarnation_is_not_replayed_in_the_next(folder: Pa
 async def test_a_late_end_is_rejected_by_the_next_incarnation(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         for x, life in ((1, "new"), (2, "on")):
-            await engine.advance(step("a", x, life=life))
+            await engine.advance(step("a", x, lifecycle=life))
         await engine.advance(last(3, seq=3))
-        await engine.advance(step("a", 1, life="new"))
+        await engine.advance(step("a", 1, lifecycle="new"))
 
         assert (await expect_error(engine, last(3, seq=3))).code == "seq_gap"
         assert ys(await engine.advance(step("a", 2))) == fold_reference([1, 2])[-1:]
@@ -242,8 +242,8 @@ async def test_an_end_follows_the_steps_of_other_workers(folder: Path, redis_ser
 @pytest.mark.parametrize("life", ["on", "whole"])
 async def test_a_single_timestep_stream_leaves_nothing(folder: Path, redis_server: Server, life: Lifecycle) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 9, life=life))
-        answers = [await engine.advance(step("a", 1, seq=1, life="whole")) for _ in range(2)]
+        await engine.advance(step("a", 9, lifecycle=life))
+        answers = [await engine.advance(step("a", 1, seq=1, lifecycle="whole")) for _ in range(2)]
 
         assert [(ys(a), a.step) for a in answers] == [(fold_reference([1]), 1)] * 2
         assert (await expect_error(engine, step("a", 2, create="never"))).code == "stream_not_found"
@@ -270,8 +270,8 @@ async def test_the_replay_entry_of_an_end_expires(folder: Path, redis_server: Se
 async def test_a_chunk_may_start_or_end_a_stream(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 9))
-        begun = await engine.advance(chunk("a", [1, 2], life="new"))
-        ended = await engine.advance(chunk("a", [3, 4], life="last"))
+        begun = await engine.advance(chunk("a", [1, 2], lifecycle="new"))
+        ended = await engine.advance(chunk("a", [3, 4], lifecycle="last"))
 
     assert [*ys(begun), *ys(ended)] == fold_reference([1, 2, 3, 4])
 
