@@ -15,7 +15,7 @@ from service.api.auth import Scope
 from service.api.calls import answered
 from service.api.context import Context
 from service.api.hot import Fields, infer_call, is_length
-from service.api.http import Answer, body_of, idempotency_key_of
+from service.api.http import Answer, body_of, encoding_of, idempotency_key_of
 from service.api.infer import served_for_oip
 from service.engine.models import ServedModel
 from service.errors import ServiceError
@@ -76,9 +76,9 @@ class OipRoutes:
             _document_bytes(headers.getlist("inference-header-content-length")),
         )
         call = infer_call(self._context, path["model"], path.get("version"), fields)
-        body = await body_of(request, self._context)
-        if encodings := headers.getlist("content-encoding"):
-            body = _decompressed(body, encodings, self._context.settings.max_body_bytes)
+        body = await body_of(request, self._context, encodings=list(_WINDOW_BITS))
+        if (encoding := encoding_of(request)) in _WINDOW_BITS:
+            body = _decompressed(body, encoding, self._context.settings.max_body_bytes)
         answer = await answered(call, body)
         return Answer(answer, call.answer_form.value, headers=call.more_headers)
 
@@ -236,17 +236,12 @@ def _document_bytes(values: Sequence[str]) -> int | None:
     )
 
 
-def _decompressed(body: bytes, encodings: Sequence[str], limit: int) -> bytes:
-    """Undo the one encoding that a body has.
+def _decompressed(body: bytes, encoding: str, limit: int) -> bytes:
+    """Decompress a body.
 
     Raises:
-        ServiceError: `bad_request`: an encoding that is not known, or a body that is not so encoded; `too_large`.
+        ServiceError: `bad_request`: it is not so encoded; `too_large`.
     """
-    encoding = ", ".join(encodings).strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in _WINDOW_BITS:
-        raise PlainError("bad_request", f"Content-Encoding is {quoted(encoding)}; expected gzip or deflate")
     stream = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
         found = stream.decompress(body, limit + 1)
