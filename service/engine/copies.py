@@ -10,12 +10,12 @@ import numpy as np
 from service.engine.decide import Intent
 from service.engine.models import ServedModel
 from service.engine.origins import Origins, no_stream
-from service.engine.resets import demand_time, known_position
+from service.engine.resets import known_position
+from service.engine.transaction import Loaded, Reply, Write, commit_when_decided
 from service.engine.types import Position, SnapshotStatus, StreamKey, StreamState
 from service.engine.ways import Ways
-from service.errors import ServiceError, not_a_record, state_changed, stream_exists, wrong_state_size
+from service.errors import ServiceError, state_changed, stream_exists, wrong_state_size
 from service.store import keys
-from service.store.commits import Commit, Outcome
 from service.store.record import KeyEntry, Kind, Record, decode, digest16
 from service.store.redis import checked
 from service.store.snapshots import Remember, Snapshot, Snapshots
@@ -65,48 +65,36 @@ class Copies:
             ServiceError: `stream_not_found`, `snapshot_not_found`, `state_changed`, `stream_exists`, `model_changed`,
                 `idempotency_key_reused`, or the store's.
         """
-        deadline, target = self._ways.begin(), keys.record_key(*to)
-        entry_name = None if idempotency_key is None else keys.entry_key(target, idempotency_key)
-        request = digest16(
-            b"fork", key.stream.encode(), (snapshot or "").encode(), after or b"", _number(version)
-        )  # the idempotency key's entry lies with the new stream
-        while True:
-            names = [keys.record_key(*key), target, *([] if entry_name is None else [entry_name])]
-            source, there, *entry = await self._ways.store.load_each(names, deadline=deadline, exact=True)
-            if entry and (found := checked(entry[0])) is not None:
-                known = known_position(found, Intent(request, 0, None, after, "auto", None))
-                await self._ways.store.confirm(target, there, entry_name, deadline=deadline)
-                return known
-            if (found := checked(source)) is None:
+        # The idempotency key's entry lies with the new stream.
+        request = digest16(b"fork", key.stream.encode(), (snapshot or "").encode(), after or b"", _number(version))
+
+        async def fork(found: Loaded) -> Reply[Position] | Write[Position]:
+            if found.entry is not None:
+                return Reply(known_position(found.entry, Intent(request, 0, None, after, "auto", None)))
+            present, existing = _decoded(found.others[0]), _decoded(found.raw)
+            if present is None:
                 raise no_stream(key)
-            record = present = decode(found)
-            existing = None if (found := checked(there)) is None else decode(found)
+            record = present
             if snapshot is not None:
-                record = (await self._origins.snapshot(key, snapshot, deadline=deadline)).record
+                record = (await self._origins.snapshot(key, snapshot, deadline=found.deadline)).record
             # A retry names the history that it was about, wherever the stream is by now.
             about = after if after is not None and snapshot is None else record.chain
             op_id = digest16(b"fork", about, to.stream.encode(), _number(version), (idempotency_key or "").encode())
             if existing is not None and existing.op_id == op_id:
-                if not await self._ways.store.confirm(target, there, deadline=deadline):
-                    continue
-                return Position(existing.step, existing.chain, replayed=True)
+                return Reply(Position(existing.step, existing.chain, replayed=True))
             if after is not None and present.chain != after:
                 raise state_changed(present.step, present.chain)
             if existing is not None:
                 why, fix = "`to` has to name a new one", "Name another stream, or delete that one first."
                 raise stream_exists(existing.step, existing.chain, why, fix=fix)
-            self._ways.begins(to.tenant)
             content = self._origins.content(Kind.FORK, key.model, record, version)
-            made = content.record(op_id, record.chain, had_key=entry_name is not None)
-            remembered = KeyEntry(request, made.epoch, made.step, made.chain, 0, b"").encode()
-            commit = Commit(target, b"", made.encode(), entry_name, remembered)
-            answer = (await self._ways.store.commit([commit], deadline=deadline))[0]
-            self._ways.forget(to)
-            if answer.outcome in (Outcome.APPLIED, Outcome.SAME):
-                return Position(made.step, made.chain)
-            if answer.outcome is Outcome.FOREIGN:
-                raise not_a_record("The key of the stream to begin")
-            demand_time(deadline, "the streams")
+            made = content.record(op_id, record.chain, had_key=idempotency_key is not None)
+            entry = KeyEntry(request, made.epoch, made.step, made.chain, 0, b"")
+            done = Position(made.step, made.chain)
+            return Write(made, b"", entry, done, lambda _stored: done)
+
+        source = keys.record_key(*key)
+        return await commit_when_decided(self._ways, to, fork, idempotency_key=idempotency_key, also=[source])
 
     # ---------------------------------------------------------------- snapshots
 
@@ -121,31 +109,30 @@ class Copies:
         Raises:
             ServiceError: `stream_not_found`, `state_changed`, `stream_quota`, `idempotency_key_reused`, or the store's.
         """
-        deadline, stream = self._ways.begin(), keys.record_key(*key)
-        request = digest16(b"snapshot", name.encode(), after or b"")
-        entry_name = None if idempotency_key is None else keys.entry_key(stream, idempotency_key)
-        names = [stream, *([] if entry_name is None else [entry_name])]
-        raw, *entry = await self._ways.store.load_each(names, deadline=deadline, exact=True)
+        stream, request = keys.record_key(*key), digest16(b"snapshot", name.encode(), after or b"")
         intent = Intent(request, 0, None, after, "auto", None)
-        if entry and (found := checked(entry[0])) is not None:
-            replay = known_position(found, intent)
-            await self._ways.store.confirm(stream, raw, entry_name, deadline=deadline)
-            return replay
-        if (found := checked(raw)) is None:
-            raise no_stream(key)
-        record = decode(found)
-        if after is not None and record.chain != after:
-            before = await self._snapshots.get(stream, name, deadline=deadline)
-            if before is not None and before.record.chain == after:
-                return Position(before.record.step, after, replayed=True)
-            raise state_changed(record.step, record.chain)
-        remember = None
-        if entry_name is not None:
-            known = KeyEntry(request, record.epoch, record.step, record.chain, 0, b"")
-            remember = Remember(entry_name, known.encode())
-        kept = replace(record, outputs=self._origins.last_prediction(key.model, record))  # of a chunk, one is enough
-        answered = await self._snapshots.put(stream, name, kept.encode(), deadline=deadline, remember=remember)
-        return Position(record.step, record.chain) if answered is None else known_position(answered, intent)
+
+        async def take(found: Loaded) -> Reply[Position]:
+            if found.entry is not None:
+                return Reply(known_position(found.entry, intent))
+            record = _decoded(found.raw)
+            if record is None:
+                raise no_stream(key)
+            if after is not None and record.chain != after:
+                before = await self._snapshots.get(stream, name, deadline=found.deadline)
+                if before is not None and before.record.chain == after:
+                    return Reply(Position(before.record.step, after, replayed=True), is_replay=False)
+                raise state_changed(record.step, record.chain)
+            entry = KeyEntry(request, record.epoch, record.step, record.chain, 0, b"")
+            remember = _remember(stream, idempotency_key, entry)
+            kept = replace(
+                record, outputs=self._origins.last_prediction(key.model, record)
+            )  # of a chunk, one is enough
+            known = await self._snapshots.put(stream, name, kept.encode(), deadline=found.deadline, remember=remember)
+            done = Position(record.step, record.chain) if known is None else _known(known, intent)
+            return Reply(done, is_replay=False)
+
+        return await commit_when_decided(self._ways, key, take, idempotency_key=idempotency_key)
 
     async def snapshot(self, key: StreamKey, name: str) -> tuple[SnapshotStatus, StreamState]:
         """Return a snapshot of a stream, and the state in it.
@@ -179,13 +166,10 @@ class Copies:
         """
         deadline, stream = self._ways.begin(), keys.record_key(*key)
         request = digest16(b"no snapshot", name.encode())
-        remember = None
-        if idempotency_key is not None:
-            known = KeyEntry(request, 0, 0, bytes(16), 0, b"")
-            remember = Remember(keys.entry_key(stream, idempotency_key), known.encode())
-        answered = await self._snapshots.delete(stream, name, deadline=deadline, remember=remember)
-        if answered is not None:
-            known_position(answered, Intent(request, 0, None, None, "auto", None))
+        remember = _remember(stream, idempotency_key, KeyEntry(request, 0, 0, bytes(16), 0, b""))
+        known = await self._snapshots.delete(stream, name, deadline=deadline, remember=remember)
+        if known is not None:
+            _known(known, Intent(request, 0, None, None, "auto", None))
 
     # ---------------------------------------------------------------- states
 
@@ -247,6 +231,18 @@ class Copies:
         served = self._ways.shelf.by_fingerprint(model, record.fingerprint)
         version = None if served is None else served.version
         return SnapshotStatus(name, version, record.step, record.chain, snapshot.taken_ms)
+
+
+def _decoded(raw: bytes | ServiceError | None) -> Record | None:
+    return None if (stored := checked(raw)) is None else decode(stored)
+
+
+def _known(entry: bytes, intent: Intent) -> Position:
+    return known_position(KeyEntry.decode(entry), intent)
+
+
+def _remember(stream: str, idempotency_key: str | None, entry: KeyEntry) -> Remember | None:
+    return None if idempotency_key is None else Remember(keys.entry_key(stream, idempotency_key), entry.encode())
 
 
 def _number(version: int | None) -> bytes:

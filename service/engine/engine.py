@@ -126,7 +126,7 @@ class Engine:
         self._all_answered = asyncio.Event()
         snapshots = Snapshots(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
         origins = Origins(store, shelf, snapshots)
-        ways = Ways(store, shelf, self._begin, self.demand_room_for_stream, self._forget)
+        ways = Ways(store, shelf, self._begin, self._quota, self._forget)
         self.resets = Resets(ways, origins)
         self.copies = Copies(ways, snapshots, origins)
         self._rollouts = Rollouts(ways, self._observer, self._audience, most_rows=self._options.max_batch_size)
@@ -386,16 +386,6 @@ class Engine:
         """
         if self._rates is not None:
             self._rates.demand(tenant, 1, asyncio.get_running_loop().time())
-
-    def demand_room_for_stream(self, tenant: str) -> None:
-        """Let a tenant begin one more stream.
-
-        Raises:
-            ServiceError: `stream_quota`.
-        """
-        if self._quota is not None:
-            self._quota.demand(tenant)
-            self._quota.confirm(tenant)
 
     async def count_streams(self) -> None:
         """Count every tenant's streams in the store, where that is limited and something has changed."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from service.engine.batch import finite_rows
 from service.engine.decide import Intent, Verdict, decide, replay_of_key
 from service.engine.models import ServedModel
 from service.engine.origins import Content, Origins
+from service.engine.transaction import Loaded, Reply, Write, commit_when_decided
 from service.engine.types import GivenState, Position, StreamKey
 from service.engine.ways import Ways
 from service.errors import CorruptRecordError, ServiceError
-from service.store import keys
-from service.store.commits import NO_RECORD, Commit, Outcome
+from service.store.commits import NO_RECORD
 from service.store.record import NO_CHAIN, KeyEntry, Kind, Record, decode, digest16
 from service.store.redis import checked
 
@@ -132,58 +132,41 @@ class Resets:
         after: bytes | None,
         idempotency_key: str | None,
     ) -> Position:
-        deadline = self._ways.begin()
-        name, intent = keys.record_key(*key), Intent(op_id, 0, None, after, "auto", None)
-        entry_name = None if idempotency_key is None else keys.entry_key(name, idempotency_key)
-        while True:
-            names = [name] if entry_name is None else [name, entry_name]
-            raw, *entry_found = await self._ways.store.load_each(names, deadline=deadline, exact=True)
-            if entry_found and (remembered := checked(entry_found[0])) is not None:
-                known = known_position(remembered, intent)
-                await self._ways.store.confirm(name, raw, entry_name, deadline=deadline)
-                return known
-            current, expect = _record_to_replace(raw, intent)
+        intent = Intent(op_id, 0, None, after, "auto", None)
+
+        async def put(found: Loaded) -> Reply[Position] | Write[Position]:
+            if found.entry is not None:
+                return Reply(known_position(found.entry, intent))
+            current, expect = _record_to_replace(found.raw, intent)
             if decide(current, intent) is Verdict.REPLAY and current is not None:
-                if not await self._ways.store.confirm(name, raw, deadline=deadline):
-                    continue
-                return Position(current.step, current.chain, replayed=True)
-            if raw is None:
-                self._ways.begins(key.tenant)
-            made = (await content(deadline)).record(
+                return Reply(Position(current.step, current.chain, replayed=True))
+            made = (await content(found.deadline)).record(
                 op_id,
                 NO_CHAIN if current is None else current.chain,
                 created_ms=None if current is None else current.created_ms,
-                had_key=entry_name is not None,
+                had_key=idempotency_key is not None,
             )
-            entry = KeyEntry(op_id, made.epoch, made.step, made.chain, 0, b"").encode()
-            commit = Commit(name, expect, made.encode(), entry_name, entry)
-            answer = (await self._ways.store.commit([commit], deadline=deadline))[0]
-            self._ways.forget(key)
-            if answer.outcome in (Outcome.APPLIED, Outcome.SAME):
-                return Position(made.step, made.chain, replayed=answer.outcome is Outcome.SAME)
-            demand_time(deadline, "the stream")
+            done = Position(made.step, made.chain)
+            return Write(
+                made,
+                expect,
+                KeyEntry(op_id, made.epoch, made.step, made.chain, 0, b""),
+                done,
+                lambda _stored: replace(done, replayed=True),
+                replaces_foreign=True,
+            )
+
+        return await commit_when_decided(self._ways, key, put, idempotency_key=idempotency_key)
 
 
-def known_position(entry: bytes, intent: Intent) -> Position:
+def known_position(entry: KeyEntry, intent: Intent) -> Position:
     """Return what an idempotency key had been answered.
 
     Raises:
         ServiceError: `idempotency_key_reused`.
     """
-    known = replay_of_key(KeyEntry.decode(entry), intent)
+    known = replay_of_key(entry, intent)
     return Position(known.step, known.chain, replayed=True)
-
-
-def demand_time(deadline: float, what: str) -> None:
-    """Check that there is time for another try.
-
-    Raises:
-        ServiceError: `overloaded`.
-    """
-    if asyncio.get_running_loop().time() >= deadline:
-        raise ServiceError(
-            "overloaded", f"Others kept moving {what} until the deadline.", fix="Send the same request again."
-        )
 
 
 def _record_to_replace(raw: bytes | ServiceError | None, intent: Intent) -> tuple[Record | None, bytes]:

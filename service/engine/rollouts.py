@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 from service.engine.decide import Verdict, decide, replay_of_key
 from service.engine.models import ServedModel
 from service.engine.plan import Plan
-from service.engine.resets import demand_time
 from service.engine.rollout_loop import Roll, RolloutLoop
+from service.engine.transaction import Loaded, Reply, Write, commit_when_decided
 from service.engine.types import RolledOut, RolloutAsk, Timestep
 from service.engine.ways import Ways
-from service.errors import ServiceError, not_a_record
-from service.store import keys
-from service.store.commits import Commit, Outcome
+from service.errors import ServiceError
 from service.store.record import KeyEntry, Record, decode, digest16
 from service.store.redis import checked
 
@@ -68,32 +66,27 @@ class Rollouts:
         Raises:
             ServiceError: It was refused, or its outcome is not known; see `applied`.
         """
-        deadline, name, op_id = self._ways.begin(), keys.record_key(*ask.key), _name_of(ask)
-        named = ask.commit and ask.idempotency_key is not None
-        entry_name = keys.entry_key(name, ask.idempotency_key or "") if named else None
-        while True:
-            names = [name] if entry_name is None else [name, entry_name]
-            raw, *entry = await self._ways.store.load_each(names, deadline=deadline, exact=True)
-            record = None if (stored := checked(raw)) is None else decode(stored)
+        op_id, loop = _name_of(ask), asyncio.get_running_loop()
+
+        async def roll_out(found: Loaded) -> Reply[RolledOut] | Write[RolledOut]:
+            record = None if (stored := checked(found.raw)) is None else decode(stored)
             plan = Plan.of(ask, op_id, self._model_of(ask, record))
-            if entry and (found := checked(entry[0])) is not None:
-                known = replay_of_key(KeyEntry.decode(found), plan.intent)
-                await self._ways.store.confirm(name, raw, entry_name, deadline=deadline)
-                return self._told_again(plan, known)
+            if found.entry is not None:
+                return Reply(self._told_again(plan, replay_of_key(found.entry, plan.intent)))
             if decide(record, plan.intent) is Verdict.REPLAY and record is not None:
-                if not await self._ways.store.confirm(name, raw, deadline=deadline):
-                    continue
-                return self._told_again(plan, record)
-            left = deadline - asyncio.get_running_loop().time()
-            roll = plan.roll(record, time.monotonic() + left)
+                return Reply(self._told_again(plan, record))
+            roll = plan.roll(record, time.monotonic() + found.deadline - loop.time())
             await self._loop_of(plan.served).run(roll)
             done = plan.told(record, roll)
-            if not ask.commit:
-                return done
-            committed = await self._commit(plan, record, roll, done, entry_name, deadline=deadline)
-            if committed is not None:
-                return committed
-            demand_time(deadline, "the stream")
+            return self._write(plan, record, roll, done) if ask.commit else Reply(done, is_replay=False)
+
+        remembered = ask.idempotency_key if ask.commit else None
+        done = await commit_when_decided(self._ways, ask.key, roll_out, idempotency_key=remembered)
+        if done.replayed:
+            self._observer.replays(1)
+        elif ask.commit:
+            self._observer.applied(ask.key.model, "http", ask.horizon)
+        return done
 
     def _model_of(self, ask: RolloutAsk, record: Record | None) -> ServedModel:
         """Return the model that goes on: the one that is named, else the stream's own."""
@@ -125,36 +118,24 @@ class Rollouts:
                 state_id=kept.chain,
                 expected=kept.step + 1,
             )
-        self._observer.replays(1)
         return Plan.of(plan.ask, plan.op_id, served).told_again(kept)
 
-    async def _commit(
-        self, plan: Plan, record: Record | None, roll: Roll, done: RolledOut, entry_name: str | None, *, deadline: float
-    ) -> RolledOut | None:
-        """Write where a rollout came; None: the stream moved meanwhile."""
+    def _write(self, plan: Plan, record: Record | None, roll: Roll, done: RolledOut) -> Write[RolledOut]:
+        """Return what is written of where a rollout came."""
         key, served = plan.ask.key, plan.served
-        if record is None:
-            self._ways.begins(key.tenant)
         made = plan.record(record, roll, done)
-        entry = KeyEntry(
-            plan.op_id, made.epoch, made.step, made.chain, made.length, made.outputs, served.fingerprint
-        ).encode()
-        expect = b"" if record is None else record.guard
-        commit = Commit(keys.record_key(*key), expect, made.encode(), entry_name, entry)
         tellings: Sequence[Telling] = ()
         if self._audience.hears(served.name):
             fed = Timestep(key, tuple(array.tobytes() for _, array in sorted(roll.fed.items())), length=made.length)
             tellings = self._audience.tellings([fed], served.inputs, done.outputs, [made.step], [made.chain])
-        answer = (await self._ways.store.commit([commit], deadline=deadline, tellings=tellings))[0]
-        self._ways.forget(key)
-        if answer.outcome is Outcome.FOREIGN:
-            raise not_a_record()
-        if answer.outcome is Outcome.SAME and answer.stored is not None:
-            return self._told_again(plan, decode(answer.stored))
-        if answer.outcome is not Outcome.APPLIED:
-            return None
-        self._observer.applied(served.name, "http", made.length)
-        return replace(done, state_id=made.chain, created=record is None)
+        return Write(
+            made,
+            b"" if record is None else record.guard,
+            KeyEntry(plan.op_id, made.epoch, made.step, made.chain, made.length, made.outputs, served.fingerprint),
+            replace(done, state_id=made.chain, created=record is None),
+            lambda stored: self._told_again(plan, decode(stored)),
+            tellings,
+        )
 
 
 def _name_of(ask: RolloutAsk) -> bytes:

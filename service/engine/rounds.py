@@ -23,6 +23,7 @@ from service.engine.decide import Verdict, decide, replay_of_key, surely_applies
 from service.engine.pending import Pending
 from service.engine.replay import replayed
 from service.engine.runner import ModelRunner, Ran
+from service.engine.tenants import Reservation
 from service.engine.types import BEGINS, ENDS, Made, Prediction
 from service.errors import Applied, OutcomeUnknownError, ServiceError, not_a_record, wrong_state_size
 from service.store.commits import FORGET, Commit, Commits, Outcome, RowCommits
@@ -291,8 +292,8 @@ class Rounds:
         if row.answered:
             return False
         view = row.view
-        if view is not None:
-            self._return_room(row, begun=False)  # somebody else has begun it since
+        if view is not None and row.room is not None:
+            row.room.end(begun=False)  # somebody else has begun it since
         try:
             if row.entry is not None:
                 self._replay_key(row, row.entry)
@@ -311,15 +312,10 @@ class Rounds:
         return False
 
     def _take_room(self, row: Pending) -> None:
-        if self._quota is not None and not row.holds_room:
-            self._quota.demand(row.timestep.key.tenant)
-            row.holds_room = True
-
-    def _return_room(self, row: Pending, *, begun: bool) -> None:
-        """Say what became of the stream for which a row took room, if it did."""
-        if self._quota is not None and row.holds_room:
-            row.holds_room = False
-            (self._quota.confirm if begun else self._quota.release)(row.timestep.key.tenant)
+        """Take room for a stream from the tenant's quota, once however often the row comes round."""
+        if self._quota is not None:
+            row.room = row.room or Reservation(self._quota, row.timestep.key.tenant)
+            row.room.take()
 
     def _rerouted(self, row: Pending) -> bool:
         """Hand a stream that another version began to that version, unless the request names one."""
@@ -446,7 +442,8 @@ class Rounds:
                 raise answer.error
             current = None if answer.stored is None else decode(answer.stored)
             if answer.outcome is Outcome.SAME and current is not None:
-                self._return_room(row, begun=True)
+                if row.room is not None:
+                    row.room.end(begun=True)
                 self._replay(row, current)
                 return False
         except ServiceError as exc:
@@ -467,8 +464,8 @@ class Rounds:
         version, began = self._served.version, frozenset(begun)
         for at, row in enumerate(rows):
             row.answered = True
-            if row.holds_room:
-                self._return_room(row, begun=True)
+            if row.room is not None:
+                row.room.end(begun=True)
             try:
                 row.done(Prediction(made, at, False, at in began, version))
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
@@ -500,7 +497,8 @@ class Rounds:
     def _answer(self, row: Pending, result: Prediction | ServiceError) -> None:
         if row.answered:
             return
-        self._return_room(row, begun=isinstance(result, ServiceError) and result.applied != "no")
+        if row.room is not None:
+            row.room.end(begun=isinstance(result, ServiceError) and result.applied != "no")
         self._hand_over(row, result)
         self._answered(1, row.timestep.length * self._timestep_bytes)
         seconds = self._time() - row.received

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.engine.models import ModelShelf
+from service.engine.tenants import StreamQuota
 from service.engine.types import StreamKey
 from service.store.redis import StateStore
 
@@ -18,12 +19,12 @@ class Ways:
         store: Where records live.
         shelf: The models.
         begin: Returns the deadline of a request that begins now, or raises why none is taken.
-        begins: Lets a tenant begin a stream, or raises.
+        quota: Of the streams that a tenant may have; None: as many as it likes.
         forget: Told which stream moved or came to be, so that nobody trusts an older view of it.
     """
 
     store: StateStore
     shelf: ModelShelf
     begin: Callable[[], float]
-    begins: Callable[[str], None]
+    quota: StreamQuota | None
     forget: Callable[[StreamKey], None]
