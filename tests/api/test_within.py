@@ -55,13 +55,13 @@ async def test_an_error_of_the_work_is_raised() -> None:
 
 
 async def test_a_cancellation_reaches_the_work() -> None:
-    heard = asyncio.Event()
+    cancelled = asyncio.Event()
 
     async def work() -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            heard.set()
+            cancelled.set()
 
     task = asyncio.create_task(within(30, work()))
     await asyncio.sleep(0)
@@ -69,4 +69,4 @@ async def test_a_cancellation_reaches_the_work() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert heard.is_set()
+    assert cancelled.is_set()
