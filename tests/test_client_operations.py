@@ -67,8 +67,8 @@ def ys(answers: list[Answer]) -> list[int]:
 
 
 def test_steps_that_the_store_lost_are_sent_again_transparently(store: Server, url: str, stream: str) -> None:
-    told: list[tuple[str, int, int]] = []
-    with Client(url, on_resend=lambda *news: told.append(news)) as client:
+    resent: list[tuple[str, int, int]] = []
+    with Client(url, on_resend=lambda *news: resent.append(news)) as client:
         handle = client.model("fold").stream(stream)
         answers = [handle.step(x) for x in XS[:10]]
         past = SavedRecord(store, stream)
@@ -77,7 +77,7 @@ def test_steps_that_the_store_lost_are_sent_again_transparently(store: Server, u
         answers += [handle.step(x) for x in XS[20:]]
 
     assert ys(answers) == fold_reference(range(40))
-    assert told == [(stream, done, 10) for done in range(11)]
+    assert resent == [(stream, done, 10) for done in range(11)]
 
 
 def test_chunks_and_bulk_steps_are_sent_again_too(store: Server, url: str, stream: str) -> None:

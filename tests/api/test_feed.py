@@ -448,7 +448,7 @@ def test_protocol_violations_close_1002(service: Service, stream: str, bad: byte
 @pytest.mark.parametrize(
     "frames",
     [
-        pytest.param([(b"\x81", 1_000_001, b"")], id="one that says so before it comes"),
+        pytest.param([(b"\x81", 1_000_001, b"")], id="announced by its header"),
         pytest.param([(b"\x01", 1_000_000, b" " * 1_000_000), (b"\x80", 1, b" ")], id="fragments, together"),
         pytest.param([(b"\x01", 1, b"{"), (b"\x80", 2**40, b"")], id="a fragment that says so before it comes"),
         pytest.param([(b"\x01", 1, b"{"), (b"\x00", 2**40, b"")], id="one with more to follow"),
@@ -507,7 +507,7 @@ def test_a_client_that_goes_on_behind_a_fragment_that_is_too_big_is_told_so(serv
 
 def test_on_the_fast_lane_an_oversized_message_gets_a_problem_first(service: Service, stream: str) -> None:
     if not service.lane:
-        pytest.skip("uvicorn closes before an application hears of it")
+        pytest.skip("uvicorn closes before the application gets the message")
     with service.feed("fold", stream) as feed:
         feed.send('{"inputs": [1]}'.ljust(1_000_001))
 

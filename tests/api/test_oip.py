@@ -122,10 +122,10 @@ def test_a_wrong_shape_is_rejected_and_the_sequence_is_unchanged(
     answer = client.post(document(wrong, sequence_id=stream))
 
     assert answer.status_code == 400
-    told = (
+    message = (
         f"unexpected shape for input 'x' for model 'fold'. Expected [-1,1], got {json.dumps(shape).replace(' ', '')}."
     )
-    assert error_message(answer).startswith(told)
+    assert error_message(answer).startswith(message)
     assert client.predict(2, stream) == fold_reference([1, 2])[1]
 
 

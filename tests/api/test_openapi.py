@@ -73,7 +73,7 @@ def test_responses_match_the_openapi_document(service: Service, mode: Any, caplo
             seen |= _check_operation(operation, mode, f"http://127.0.0.1:{service.port}")
         except Unsatisfiable:  # every input of this operation is valid
             continue
-        except (Exception, BaseExceptionGroup) as exc:  # noqa: BLE001 - all of them are told at once
+        except (Exception, BaseExceptionGroup) as exc:  # noqa: BLE001 - all of them are reported together
             broken.append(f"{operation.label}: {exc}")
 
     assert not broken, "\n\n".join(broken)

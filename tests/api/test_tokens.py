@@ -109,7 +109,7 @@ def test_a_valid_token_gives_tenant_scopes_and_subject(tokens: Tokens, kid: str)
 
 
 @pytest.mark.parametrize(
-    ("told", "scopes"),
+    ("scope_claims", "scopes"),
     [
         ({"scope": "openid step profile"}, {"step"}),
         ({"scope": None, "scp": ["read", "admin"]}, {"read", "admin"}),
@@ -118,8 +118,8 @@ def test_a_valid_token_gives_tenant_scopes_and_subject(tokens: Tokens, kid: str)
         ({"scope": {"step": True}}, set()),
     ],
 )
-def test_unknown_scopes_are_ignored(tokens: Tokens, told: dict[str, Any], scopes: set[str]) -> None:
-    assert set(tokens.caller(token(**told)).scopes) == scopes
+def test_unknown_scopes_are_ignored(tokens: Tokens, scope_claims: dict[str, Any], scopes: set[str]) -> None:
+    assert set(tokens.caller(token(**scope_claims)).scopes) == scopes
 
 
 def test_one_of_several_audiences_is_enough(tokens: Tokens) -> None:

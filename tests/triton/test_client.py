@@ -114,9 +114,9 @@ def test_compressed_requests_are_accepted(client: Any, stream: str, how: str) ->
 def test_the_response_parameters_can_be_read(client: Any, stream: str) -> None:
     result = infer(client, 5, stream, sequence_start=True, request_id="r1", parameters={"step": 1})
 
-    told = result.get_response()
-    assert (told["id"], told["model_name"], told["model_version"]) == ("r1", "fold", "1")
-    assert told["parameters"] == {"sequence_id": stream, "step": 1, "replayed": False}
+    response = result.get_response()
+    assert (response["id"], response["model_name"], response["model_version"]) == ("r1", "fold", "1")
+    assert response["parameters"] == {"sequence_id": stream, "step": 1, "replayed": False}
 
 
 def test_a_retry_is_applied_once(client: Any, stream: str) -> None:
