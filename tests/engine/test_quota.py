@@ -178,7 +178,7 @@ async def test_what_another_worker_has_begun_meanwhile_takes_no_room(
     """It was missing when it was read; its commit finds the other worker's, and it goes on from that or is refused."""
     folder, begun = write_models(tmp_path, fold=fold), list[Prediction]()
     async with worker(redis_server.url, folder) as other, worker(redis_server.url, folder, options=limited(1)) as here:
-        load = here.store.load
+        load = here.store.load_each
 
         async def load_before_the_other_begins(*args: Any, **more: Any) -> Any:
             found = await load(*args, **more)
@@ -188,7 +188,7 @@ async def test_what_another_worker_has_begun_meanwhile_takes_no_room(
 
         for name in ("A", "OWN"):
             await other.advance(step(name, 1))
-        monkeypatch.setattr(here.store, "load", load_before_the_other_begins)
+        monkeypatch.setattr(here.store, "load_each", load_before_the_other_begins)
         await gather_results(begin(here, "a"))
         after = await here.status(StreamKey("default", FOLD, "a"))
         await begin(here, "own")
