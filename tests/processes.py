@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Service:
                 with contextlib.suppress(httpx.TransportError):
                     if http.get("/readyz").status_code == 200:
                         return
+                time.sleep(0.02)  # noqa: TID251 - nothing tells of another process, and it needs the processor to start
 
     def kill(self) -> None:
         """End it as a crash would: nothing is flushed, nobody is told."""
