@@ -37,7 +37,7 @@ class Ran:
 @pytest.fixture(scope="module", params=QUESTIONS)
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     if request.param.startswith("pytorch_") and not find_spec("torch"):
-        pytest.skip("PyTorch is not installed (the extra `torch`)")
+        pytest.skip("PyTorch is not installed (STEPWELL_EXTRAS=torch)")
     folder = tmp_path_factory.mktemp(request.param)
     return Ran(request.param, folder, run(str(EXAMPLES / f"{request.param}.py"), folder=folder))
 
