@@ -270,7 +270,7 @@ def test_a_watch_without_permission_gets_an_error(url: str) -> None:
 
 
 def test_a_table_is_replayed_with_a_progress_bar(url: str, stream: str, capsys: Any) -> None:
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed: pip install pandas")
     rows = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
     frame = pandas.DataFrame(rows[:, ::-1], columns=list("dcba"))
     with Client(url) as client:

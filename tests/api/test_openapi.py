@@ -21,7 +21,7 @@ from tests.api.test_auth import key, write_keys_file
 from tests.graphs import fold, two_inputs, write_models
 from tests.servers import Server
 
-schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis, which the extra `dev` brings")
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: STEPWELL_EXTRAS=dev")
 
 from schemathesis import GenerationMode  # noqa: E402 - it may not be there
 from schemathesis.specs.openapi.checks import (  # noqa: E402

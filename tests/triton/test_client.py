@@ -14,7 +14,7 @@ from tests.graphs import fold_reference, lstm
 from tests.triton.offline import offline_predictions
 
 triton = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed: STEPWELL_EXTRAS=triton")
-utils = pytest.importorskip("tritonclient.utils")
+utils = pytest.importorskip("tritonclient.utils", reason="tritonclient is not installed: STEPWELL_EXTRAS=triton")
 
 FORMS = pytest.mark.parametrize("binary", [False, True], ids=["JSON", "binary"])
 
@@ -171,7 +171,9 @@ def test_many_concurrent_requests_are_answered(client: Any, service: Service, st
 
 
 async def test_the_asyncio_client_works(service: Service, stream: str) -> None:
-    aio = pytest.importorskip("tritonclient.http.aio")
+    aio = pytest.importorskip(
+        "tritonclient.http.aio", reason="tritonclient is not installed with aiohttp: STEPWELL_EXTRAS=triton"
+    )
     async with aio.InferenceServerClient(f"127.0.0.1:{service.port}") as client:
         assert await client.is_server_live()
         for at, x in enumerate((1, 2, 3)):
