@@ -16,8 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
 from model_export.manifest import NAME
 from service.api.auth import SCOPES, Caller, Keys, KeysFileError, file_stamp, unauthenticated
 
@@ -248,6 +246,8 @@ class _KeysAtUrl(_Keys):
             self._fetch()
 
     def _fetch(self) -> None:
+        import httpx  # here and below: it would add a tenth to each start, and few services have keys at a URL
+
         try:
             answer = httpx.get(self._url, timeout=_FETCH_WITHIN_S, follow_redirects=False)
             answer.raise_for_status()
@@ -259,6 +259,8 @@ class _KeysAtUrl(_Keys):
 def _keys_at(place: str) -> _Keys:
     if "://" not in place:
         return _KeysInFile(Path(place))
+    import httpx
+
     url = httpx.URL(place)
     if url.scheme == "https" or (url.scheme == "http" and url.host in ("127.0.0.1", "localhost")):
         return _KeysAtUrl(place)
