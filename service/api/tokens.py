@@ -17,8 +17,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
 from model_export.manifest import NAME
 from service.api.auth import SCOPES, Caller, Keys, KeysFileError, ReloadedFile, unauthenticated
 
@@ -212,6 +210,8 @@ class _RemoteJwkSet:
 def _keys_at(place: str, algorithms: Sequence[str]) -> _FileJwkSet | _RemoteJwkSet:
     if "://" not in place:
         return _FileJwkSet(Path(place), algorithms)
+    import httpx  # here: it would add a tenth to each start, and few services have keys at a URL
+
     url = httpx.URL(place)
     if url.scheme == "https" or (url.scheme == "http" and url.host in ("127.0.0.1", "localhost")):
         return _RemoteJwkSet(place, algorithms)
