@@ -335,7 +335,7 @@ static size_t take_one(Connection *c, int index) {
 }
 
 /* Read from the socket; true when all answers of the connection have arrived. */
-static int hear(Connection *c, int index) {
+static int receive(Connection *c, int index) {
     ssize_t got = read(c->fd, c->in + c->have, BUFFER - c->have - 1);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
     if (got <= 0) {
@@ -490,7 +490,7 @@ int main(int argc, char **argv) {
             uint64_t ticks;
             if (index == TICK)
                 while (read(timer, &ticks, sizeof ticks) > 0) continue;
-            else if (hear(&all[index], index)) idle[idle_count++] = index;
+            else if (receive(&all[index], index)) idle[idle_count++] = index;
         }
     }
     double took = (now - measured_from) / 1e9;

@@ -54,21 +54,25 @@ def measure(trees: Sequence[Path], models: Path, *, rounds: int) -> list[Started
         rounds: How often.
     """
     found: dict[Path, list[tuple[Start, Start]]] = {tree: [] for tree in trees}
-    for _ in range(rounds):
-        for tree in trees:
-            with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-                first, again = (_start(tree, models, Path(folder)) for _ in range(2))
-                found[tree].append((first, again))
+    with tempfile.TemporaryDirectory(prefix="bench-") as compiled:
+        for number in range(rounds + 1):
+            for tree in trees:
+                with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+                    first, again = (_start(tree, models, Path(folder), compiled) for _ in range(2))
+                    if number:  # the first of all compiles the modules, as an installation does
+                        found[tree].append((first, again))
     return [
         Started(str(tree), *(_median(starts) for starts in zip(*pairs, strict=True))) for tree, pairs in found.items()
     ]
 
 
-def _start(tree: Path, models: Path, folder: Path) -> Start:
+def _start(tree: Path, models: Path, folder: Path, compiled: str) -> Start:
     port = free_port()
     command = [sys.executable, "-P", "-m", "service", "serve", "--models", str(models)]
     command += ["--port", str(port), "--data-dir", str(folder / "data")]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")} | {"PYTHONPATH": str(tree)}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    env |= {"PYTHONPATH": str(tree.resolve()), "PYTHONPYCACHEPREFIX": compiled}
     with (folder / "log").open("wb") as log:
         began = time.monotonic()
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=folder, start_new_session=True)

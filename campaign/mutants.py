@@ -168,8 +168,8 @@ MUTANTS = (
     Mutant(
         "a reset ignores `after`",
         "service/engine/streams/resets.py",
-        'name, intent = keys.record_key(*key), StepIntent(op_id, 0, None, after, "auto", None)',
-        'name, intent = keys.record_key(*key), StepIntent(op_id, 0, None, None, "auto", None)',
+        'intent = StepIntent(op_id, 0, None, after, "auto", None)',
+        'intent = StepIntent(op_id, 0, None, None, "auto", None)',
         (f"{_ENGINE}test_a_late_copy_of_a_reset_wipes_nothing",),
     ),
     Mutant(

@@ -8,6 +8,7 @@ Source: onnx.proto, the field numbers below.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
@@ -67,16 +68,34 @@ def contents_of(source: Path | bytes) -> Contents:
     Raises:
         ModelLoadError: It cannot be read, or its bytes are no ONNX model.
     """
-    if isinstance(source, bytes):
-        return _walk(memoryview(source), "The given bytes")
+    with opened(source) as data:
+        return _walk(data)
+
+
+@contextlib.contextmanager
+def opened(source: Path | bytes) -> Iterator[memoryview]:
+    """Give a model file's bytes.
+
+    Raises:
+        ModelLoadError: It cannot be read, or its bytes, as far as `fields` was asked for them, are no ONNX model.
+    """
+    name = "The given bytes" if isinstance(source, bytes) else source.name
     try:
+        if isinstance(source, bytes):
+            yield memoryview(source)
+            return
         with source.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:
-                return _walk(memoryview(b""), source.name)
+                yield memoryview(b"")
+                return
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-                return _walk(view, source.name)
+                yield view
+    except BrokenError as exc:
+        raise ModelLoadError(
+            f"{name} is no ONNX model: {exc}.", fix="Give an .onnx file; check that it is complete."
+        ) from exc
     except OSError as exc:
-        raise ModelLoadError(f"{source.name} cannot be read: {exc.strerror}.", fix="Check the file's rights.") from exc
+        raise ModelLoadError(f"{name} cannot be read: {exc.strerror}.", fix="Check the file's rights.") from exc
 
 
 def demand_harmless(source: Path | bytes) -> Contents:
@@ -148,53 +167,48 @@ def _demand_own_file(source: Path, location: str) -> None:
 # ------------------------------------------------------------------- protocol buffers
 
 
-class _BrokenError(Exception):
+class BrokenError(Exception):
     """Bytes that are no protocol buffer."""
 
 
-def _walk(data: memoryview, name: str) -> Contents:
+def _walk(data: memoryview) -> Contents:
     operators: set[tuple[str, str]] = set()
     functions: set[tuple[str, str]] = set()
     weights: set[str] = set()
     to_do = [("model", 0, len(data), 0)]
     seen = 0
-    try:
-        while to_do:
-            kind, start, end, depth = to_do.pop()
-            if seen > _MOST:
-                raise _BrokenError(f"it has more than {_MOST} parts")
-            if depth > _DEEPEST:
-                raise _BrokenError(f"it is nested deeper than {_DEEPEST}")
-            within, texts = _WITHIN.get(kind, {}), _TEXTS.get(kind, (0, 0))
-            first = second = ""
-            for field, at, to in _fields(data, start, end):
-                seen += 1
-                if (inner := within.get(field)) is not None:
-                    to_do.append((inner, at, to, depth + 1))
-                elif field == texts[0]:
-                    first = str(data[at:to], "utf-8", "replace")
-                elif field == texts[1]:
-                    second = str(data[at:to], "utf-8", "replace")
-            if kind == "node":
-                operators.add((second, first))
-            elif kind == "function":
-                functions.add((second, first))
-            elif kind == "entry" and first == "location":
-                weights.add(second)
-    except _BrokenError as exc:
-        raise ModelLoadError(
-            f"{name} is no ONNX model: {exc}.", fix="Give an .onnx file; check that it is complete."
-        ) from exc
+    while to_do:
+        kind, start, end, depth = to_do.pop()
+        if seen > _MOST:
+            raise BrokenError(f"it has more than {_MOST} parts")
+        if depth > _DEEPEST:
+            raise BrokenError(f"it is nested deeper than {_DEEPEST}")
+        within, texts = _WITHIN.get(kind, {}), _TEXTS.get(kind, (0, 0))
+        first = second = ""
+        for field, at, to in fields(data, start, end):
+            seen += 1
+            if (inner := within.get(field)) is not None:
+                to_do.append((inner, at, to, depth + 1))
+            elif field == texts[0]:
+                first = str(data[at:to], "utf-8", "replace")
+            elif field == texts[1]:
+                second = str(data[at:to], "utf-8", "replace")
+        if kind == "node":
+            operators.add((second, first))
+        elif kind == "function":
+            functions.add((second, first))
+        elif kind == "entry" and first == "location":
+            weights.add(second)
     return Contents(frozenset(operators), frozenset(functions), frozenset(weights))
 
 
-def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Give number, beginning and end of each field of a message that has bytes (a text, a message)."""
     while at < end:
         tag, at = _varint(data, at, end)
         field, kind = tag >> 3, tag & 7
         if not field or tag >= 2**32:
-            raise _BrokenError("a field has no number")
+            raise BrokenError("a field has no number")
         if kind == _VARINT:
             _, at = _varint(data, at, end)
             continue
@@ -205,9 +219,9 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
         elif kind == _FIXED32:
             size = 4
         else:
-            raise _BrokenError(f"a field is of kind {kind}")
+            raise BrokenError(f"a field is of kind {kind}")
         if size > end - at:
-            raise _BrokenError("a field is longer than what it stands in")
+            raise BrokenError("a field is longer than what it stands in")
         if kind == _BYTES:
             yield field, at, at + size
         at += size
@@ -223,4 +237,4 @@ def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    raise _BrokenError("a number does not end")
+    raise BrokenError("a number does not end")

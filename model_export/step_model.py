@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from model_export.chance import demand_declared_chance
 from model_export.contents import demand_harmless, weight_files
 from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from model_export.manifest import METADATA_KEY, Array, Manifest, sidecar_of
@@ -75,8 +76,8 @@ class StepModel:
 
         Raises:
             ManifestError: No manifest, or one that contradicts the graph.
-            ModelLoadError: The graph has operators or files that are not taken, onnxruntime refuses it, or it fails
-                on zeros.
+            ModelLoadError: The graph has operators or files that are not taken, a state that is random, onnxruntime
+                refuses it, or it fails on zeros.
         """
         self._where = str(source) if isinstance(source, Path) else "the given bytes"
         contents = demand_harmless(source)
@@ -84,6 +85,7 @@ class StepModel:
         self._open = partial(open_session, source, where=self._where, threads=threads, providers=providers)
         self._session = self._open()
         self.manifest = manifest or self._read_manifest(source)
+        demand_declared_chance(source, contents, self.manifest)
         self._calls: dict[int, tuple[ort.RunOptions, float]] = {}
         self._inputs = [Place(i.name, i.row_shape, i.graph_row_shape, i.batch_axis) for i in self.manifest.inputs]
         self._states = [Place(s.input, s.row_shape, s.row_shape, s.batch_axis) for s in self.manifest.states]

@@ -13,6 +13,7 @@ try:
     import typer
 
     from model_export.errors import StepwellError
+    from service.collector import collector_paused
 except KeyboardInterrupt:  # this takes a moment, and `main` cannot catch anything yet
     sys.exit(130)
 
@@ -73,7 +74,9 @@ def main() -> None:
             sys.path.append(os.getcwd())  # noqa: PTH109 - `export` may name a module of the caller's
     wanted = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     try:
-        make_app(wanted)()
+        with collector_paused():
+            app = make_app(wanted)
+        app()
     except StepwellError as exc:
         typer.echo(f"stepwell: {exc.problem}", err=True)
         if exc.fix:

@@ -35,6 +35,7 @@ CODES: dict[str, Retry] = {
     "stream_exists": "never",
     "model_changed": "never",
     "too_large": "never",
+    "unsupported_encoding": "never",
     "bad_input": "never",
     "non_finite": "never",
     "non_finite_state": "never",

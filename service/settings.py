@@ -8,8 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from model_export.errors import StepwellError
 from model_export.manifest import NAME
@@ -31,14 +30,14 @@ class SettingsError(StepwellError):
     code = "bad_setting"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What a service is told. Durations are seconds, sizes bytes, unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
     )
 
-    models: Annotated[list[Path], NoDecode] = Field(default_factory=lambda: [Path("models")], min_length=1)
+    models: list[Path] = Field(default_factory=lambda: [Path("models")], min_length=1)
     """Folders with models; in the environment separated as PATH is. The first that has a name wins."""
     host: str = "127.0.0.1"
     """Address to listen on. Beyond loopback it takes `api_keys_file`, or `insecure`."""
@@ -77,11 +76,11 @@ class Settings(BaseSettings):
     """Who has to have issued a token: its claim iss."""
     jwt_audience: str | None = None
     """Whom a token has to be for: its claim aud."""
-    jwt_algorithms: Annotated[list[JwtAlgorithm], NoDecode] = Field(["RS256", "ES256", "EdDSA"], min_length=1)
+    jwt_algorithms: list[JwtAlgorithm] = Field(["RS256", "ES256", "EdDSA"], min_length=1)
     """How a token may be signed; comma-separated in the environment."""
     jwt_tenant_claim: str = "tenant"
     """The claim that names the tenant; scopes are in `scope`, `scp` or `scopes`."""
-    allowed_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    allowed_origins: list[str] = Field(default_factory=list)
     """Origins besides the service's own whose pages may open a WebSocket; comma-separated in the environment."""
     request_timeout_s: Seconds = 10
     """Seconds from a request's receipt to its answer."""
@@ -109,16 +108,14 @@ class Settings(BaseSettings):
     """Live streams of one tenant, to what began or went within the last ten seconds or so. Unset: no limit."""
     idempotency_ttl_s: Seconds = 600
     """Seconds that an Idempotency-Key is remembered."""
-    history: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    history: list[str] = Field(default_factory=list)
     """Newest predictions that are kept of each stream, for watchers that come back: MODEL=N, comma-separated in the
     environment; N alone is for every other model. Unset: none."""
     drain_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10
     """Seconds that accepted requests get to finish after SIGTERM."""
     ort_threads: Count = 1
     """Threads of onnxruntime within one model run."""
-    execution_providers: Annotated[list[str], NoDecode] = Field(
-        default_factory=lambda: ["CPUExecutionProvider"], min_length=1
-    )
+    execution_providers: list[str] = Field(default_factory=lambda: ["CPUExecutionProvider"], min_length=1)
     """onnxruntime execution providers, best first; comma-separated in the environment."""
     log_format: Literal["text", "json"] = "text"
     """How log lines are written."""
@@ -168,8 +165,10 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: A value is not one that its setting can have.
         """
+        around = {name.upper(): value for name, value in os.environ.items()}
+        found = {name: around[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in around}
         try:
-            return cls(**{name: value for name, value in flags.items() if value is not None})
+            return cls(**found | {name: value for name, value in flags.items() if value is not None})
         except ValidationError as exc:
             first = exc.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else "the settings"

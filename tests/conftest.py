@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import Server, server
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # the test extra installs JAX, and Keras would default to TensorFlow
+settings.register_profile("patient", parent=settings.default, deadline=None)  # how long one example takes is no fact
+settings.load_profile("patient")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it starts with `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else the programs that tests start would inherit it
 
 TESTS = Path(__file__).parent
 NOT_QUICK = {
-    *("campaign", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz", "parity", "triton"),
-    *("model_export/keras", "model_export/sequence", "model_export/torch", "model_export/test_models_page.py"),
-    *("commands/test_demo.py", "commands/test_export.py", "commands/test_export_precision.py", "commands/test_test.py"),
+    *("campaign", "commands", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz", "parity", "triton"),
+    *("test_admission.py", "test_cli.py", "test_client_operations.py", "test_examples_page.py", "test_readme.py"),
+    *("test_serve.py", "test_workers.py"),
+    *(f"model_export/{name}" for name in ("keras", "sequence", "torch", "test_export.py", "test_models_page.py")),
+    *(f"model_export/{name}" for name in ("test_precision.py", "test_sources.py", "test_suspect.py")),
 }
-"""What `--quick` leaves out: training frameworks, browsers, and what kills, loads or watches services for long."""
+"""What `--quick` leaves out: what needs a training framework or a browser, or starts one program after the other."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class ServiceProcess:
                 with contextlib.suppress(httpx.TransportError):
                     if http.get("/readyz").status_code == 200:
                         return
+                time.sleep(0.02)  # noqa: TID251 - nothing tells of another process, and it needs the processor to start
 
     def kill(self) -> None:
         """Kill the process, as a crash would."""

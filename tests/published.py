@@ -42,7 +42,7 @@ class Published(NamedTuple):
 def published(name: str) -> Published:
     """Return one of `NAMES`; skips the test if the models are not available."""
     if not FOLDER.is_dir():
-        pytest.skip("the published models are not beside this project, in ../shared/models")
+        pytest.skip("the published models are not available in ../shared/models")
     file, hints = (FOLDER / name).with_suffix(".onnx"), _HINTS.get(name, Hints())
     arrays = dict(np.load(file.with_suffix(".reference.npz")))
     [given], [answered] = ([key for key in arrays if key.startswith(kind)] for kind in ("x:", "y:"))

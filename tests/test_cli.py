@@ -109,3 +109,14 @@ def test_the_callers_folder_is_importable_but_shadows_nothing(tmp_path: Path) ->
     look = "import sys; sys.argv = ['stepwell', '--version']\ntry:\n import service.cli; service.cli.main()\nexcept SystemExit: print(sys.path[-1])"  # noqa: E501
     last = subprocess.run([sys.executable, "-P", "-c", look], cwd=tmp_path, capture_output=True, text=True).stdout
     assert last.splitlines()[-1] == str(tmp_path)
+
+
+def test_serving_imports_nothing_that_only_other_commands_need() -> None:
+    """What is imported at the start is most of what a start costs."""
+    needless = "httpx rich pygments onnx keras torch jax"
+    code = (
+        "import sys; from service.cli import make_app; make_app('serve'); import service.app, service.lane; "
+        f"print([name for name in '{needless}'.split() if name in sys.modules])"
+    )
+
+    assert subprocess.check_output([sys.executable, "-P", "-c", code], text=True).strip() == "[]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -226,13 +226,26 @@ def idempotency_key_of(request: Request) -> str | None:
     )
 
 
-async def body_of(request: Request, context: AppContext) -> bytes:
-    """Return the request's body.
+async def body_of(request: Request, context: AppContext, *, encodings: Sequence[str] = ()) -> bytes:
+    """Return the request's body, as it came.
+
+    Args:
+        request: The request.
+        context: Has the limits.
+        encodings: What its `Content-Encoding` may be, beside none and `identity`.
 
     Raises:
-        ServiceError: `too_large`, before it is read where its length is told; `bad_request` where it does not come.
+        ServiceError: `too_large`, before it is read where its length is told; `unsupported_encoding`, before it is
+            read; `bad_request` where it does not come.
         ClientDisconnect: The client has gone.
     """
+    found = encoding_of(request)
+    if found not in ("identity", *encodings):
+        raise UnreadBodyError(
+            "unsupported_encoding",
+            f"The body's Content-Encoding is {found[:40]!a}; expected none, or {_any_of(['identity', *encodings])}.",
+            fix="Send the body as it is, without a Content-Encoding.",
+        )
     limit, seconds = context.settings.max_body_bytes, context.settings.receive_timeout_s
     length = request.headers.get("content-length")
     if length is not None and int(length) > limit:
@@ -242,6 +255,11 @@ async def body_of(request: Request, context: AppContext) -> bytes:
             return await _read(request.receive, limit)
     except TimeoutError:
         raise body_timeout(seconds) from None
+
+
+def encoding_of(request: Request) -> str:
+    """Return the `Content-Encoding` of the body, in lower case; `identity` where there is none."""
+    return ", ".join(request.headers.getlist("content-encoding")).strip().lower() or "identity"
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
@@ -265,6 +283,11 @@ def _too_large(found: str, limit: int) -> ServiceError:
         f"The body has {found}; at most {limit} are taken.",
         fix="Send it in parts, or raise `max_body_bytes`.",
     )
+
+
+def _any_of(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def respond(document: Any, request: Request, body: Format = JSON, *, status: int = 200) -> Response:

@@ -128,7 +128,7 @@ class Engine:
         self._drained = asyncio.Event()
         snapshots = SnapshotStore(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
         origins = StateSources(store, shelf, snapshots)
-        ways = StreamOpDeps(store, shelf, self._start_request, self.check_stream_quota, self._forget)
+        ways = StreamOpDeps(store, shelf, self._start_request, self._quota, self._forget)
         self.resets = Resets(ways, origins)
         self.copies = StreamCopies(ways, snapshots, origins)
         self._rollouts = RolloutService(ways, self._observer, self._interests, most_rows=self._options.max_batch_size)
@@ -388,16 +388,6 @@ class Engine:
         """
         if self._rates is not None:
             self._rates.acquire(tenant, 1, asyncio.get_running_loop().time())
-
-    def check_stream_quota(self, tenant: str) -> None:
-        """Let a tenant begin one more stream.
-
-        Raises:
-            ServiceError: `stream_quota`.
-        """
-        if self._quota is not None:
-            self._quota.check(tenant)
-            self._quota.confirm(tenant)
 
     async def count_streams(self) -> None:
         """Count every tenant's streams in the store, where that is limited and something has changed."""

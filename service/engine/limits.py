@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from types import TracebackType
 
 from service.errors import ServiceError
 
@@ -150,3 +151,42 @@ class StreamQuota:
         """Take the streams by tenant that a count found; what began meanwhile may be among them, and is added."""
         self._counted = streams
         self._begun, self._begun_meanwhile = self._begun_meanwhile, Counter()
+
+
+class Reservation:
+    """Room for one stream of a tenant while it is not known whether the stream begins; given back at the end."""
+
+    def __init__(self, quota: StreamQuota | None, tenant: str) -> None:
+        """Begin with none.
+
+        Args:
+            quota: Of the streams that a tenant may have; None: as many as it likes.
+            tenant: Whose.
+        """
+        self._quota = quota
+        self._tenant = tenant
+        self._is_taken = False
+
+    def take(self) -> None:
+        """Take it, if it is not yet.
+
+        Raises:
+            ServiceError: `stream_quota`.
+        """
+        if self._quota is not None and not self._is_taken:
+            self._quota.check(self._tenant)
+            self._is_taken = True
+
+    def end(self, *, begun: bool) -> None:
+        """Give it back, unless the stream has begun, or may have."""
+        if self._quota is not None and self._is_taken:
+            self._is_taken = False
+            (self._quota.confirm if begun else self._quota.release)(self._tenant)
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.end(begun=error is not None and not (isinstance(error, ServiceError) and error.applied == "no"))

@@ -24,7 +24,7 @@ from model_export.step_model import StepModel
 if TYPE_CHECKING:
     from service.settings import Settings
 
-_FORMAT: Final = "1"  # of a verdict; another one when more is looked at
+_FORMAT: Final = "2"  # of a verdict; another one when more is looked at
 _CPU: Final = ["CPUExecutionProvider"]
 
 

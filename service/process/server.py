@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from model_export.errors import StepwellError
+from service.collector import collector_paused
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -188,15 +190,33 @@ def run(settings: Settings, sock: socket.socket, *, parent: int | None = None, s
         parent: Process that this one must not outlive.
         store: What the store is, for the line that is printed when this process serves; None: print none.
     """
-    from service.app import create_app
+    with collector_paused():
+        _import_fastapi()
+        from service.app import create_app
+
+        chosen = config(settings, create_app(settings))
 
     def greet(engine: Engine) -> None:
         if store is not None:
             print(_greeting(settings, engine.models, store), file=sys.stderr, flush=True)  # noqa: T201 - for people
 
-    server = Server(config(settings, create_app(settings)), drain_s=settings.drain_s, parent=parent, on_start=greet)
+    server = Server(chosen, drain_s=settings.drain_s, parent=parent, on_start=greet)
     server.run(sockets=[sock])
     return 0 if server.started else 1
+
+
+def _import_fastapi() -> None:
+    """Import FastAPI without building the 30 models of OpenAPI documents, a tenth of its import.
+
+    Ours is written by hand (`api/openapi.py`); anyone else who uses one of these models builds it by that.
+    """
+    from pydantic import BaseModel
+
+    BaseModel.model_config["defer_build"] = True
+    try:
+        importlib.import_module("fastapi")
+    finally:
+        del BaseModel.model_config["defer_build"]
 
 
 def _greeting(settings: Settings, shelf: ModelRegistry, store: str) -> str:

@@ -85,16 +85,15 @@ class HeaderBlockCache:
         begins = data.find(b"\r\n\r\n", at, at + _LIKELY_BYTES) + 4
         text = data[at:begins]
         block = self._blocks.get(text)
-        if block is not None:
-            fields, length = block.fields, block.length
-            if len(data) - at <= _LIKELY_BYTES:
-                self.by_length[len(data) - at] = block
-        elif (found := self.read(text)) is not None:
-            fields, length = found
-            self._remember_what_repeats(text, fields, length)
-        else:
+        found = self.read(text) if block is None else (block.fields, block.length)
+        if found is None or begins + found[1] != len(data):
             return None
-        return (fields, begins) if begins + length == len(data) else None
+        fields, length = found
+        if block is None:
+            self._remember_what_repeats(text, fields, length)
+        elif len(data) - at <= _LIKELY_BYTES:
+            self.by_length[len(data) - at] = block
+        return fields, begins
 
     def read(self, text: bytes) -> tuple[RequestHeaders, int] | None:
         """Return what header lines contain, and the length of the body in bytes.

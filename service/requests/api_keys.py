@@ -6,11 +6,11 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,8 @@ from service.errors import ServiceError
 
 Scope = Literal["step", "read", "admin", "models", "metrics"]
 SCOPES: frozenset[Scope] = frozenset({"step", "read", "admin", "models", "metrics"})
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+) *")
@@ -90,6 +92,52 @@ class _KeysFile(BaseModel):
     keys: list[_Key]
 
 
+class ReloadedFile(Generic[_T]):
+    """A file of keys that is read again when it changes; while it cannot be read, what was read before stays in force.
+
+    Attributes:
+        content: What was read last.
+        generation: How often it was read again.
+    """
+
+    def __init__(self, file: Path, read: Callable[[Path], _T]) -> None:
+        """Read the file.
+
+        Args:
+            file: Which.
+            read: Returns what it holds, or raises a `KeysFileError`.
+
+        Raises:
+            KeysFileError: It cannot be read, or is not what it should be.
+        """
+        self._file = file
+        self._read = read
+        self._stamp = file_signature(file)
+        self._trouble = ""  # as it was logged
+        self.content = read(file)
+        self.generation = 0
+
+    def refresh(self) -> None:
+        """Read the file again if it has changed."""
+        try:
+            stamp = file_signature(self._file)
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            self.content = self._read(self._file)
+        except KeysFileError as exc:
+            if str(exc) != self._trouble:  # once, not with every request
+                _log.error("The keys read before stay in force: %s", exc)
+            self._trouble = str(exc)
+        else:
+            self._trouble = ""
+            self.generation += 1
+            _log.info("Read the keys again: %s", self._file.name)
+
+
+_Callers = ReloadedFile[Mapping[bytes, Caller]]
+
+
 class ApiKeys:
     """The API keys in force."""
 
@@ -104,16 +152,9 @@ class ApiKeys:
         Raises:
             KeysFileError: It cannot be read, or is not what it should be.
         """
-        self._file = file
+        self._file: _Callers | None = None if file is None else ReloadedFile(file, read_keys)
         self._tokens = tokens
-        self._file_signature: tuple[int, ...] = ()
-        self._callers: Mapping[bytes, Caller] = {}
-        self._generation = 0
         self._checked_this_tick = False  # in this turn of the loop
-        self._last_logged = ""
-        if file is not None:
-            self._file_signature = file_signature(file)
-            self._callers = read_keys(file)
 
     @property
     def required(self) -> bool:
@@ -127,9 +168,7 @@ class ApiKeys:
 
     def generation(self) -> int:
         """Return a number that grows when other keys come into force."""
-        if self._file is not None and not self._checked_this_tick:
-            self._reload_if_changed(self._file)
-        return self._generation
+        return 0 if self._file is None else self._looked_at(self._file).generation
 
     def caller(self, authorization: str | None) -> Caller:
         """Return who sends an `Authorization` header; without a file it is ignored.
@@ -153,43 +192,30 @@ class ApiKeys:
         """
         if self._file is None and self._tokens is None:
             return ANYONE
-        if self._file is not None and not self._checked_this_tick:
-            self._reload_if_changed(self._file)
-        # The time this takes could at most reveal a part of a hash, from which no key of 256 random bits is found.
-        caller = self._callers.get(sha256(key.encode("utf-8", "surrogatepass")).digest())
-        if caller is not None:
-            return caller
+        if self._file is not None:
+            callers = self._looked_at(self._file).content
+            # The time this takes could at most reveal a part of a hash, from which no key of 256 random bits is found.
+            caller = callers.get(sha256(key.encode("utf-8", "surrogatepass")).digest())
+            if caller is not None:
+                return caller
         if self._tokens is not None and key.count(".") == 2:
             return self._tokens.caller(key)
         raise unauthenticated("The key is not one of those in force; expected one of `api_keys_file`.")
 
-    def _reload_if_changed(self, file: Path) -> None:
+    def _looked_at(self, file: _Callers) -> _Callers:
         """Look at the file, once for all requests that came in the same turn of the loop: a look costs 2 us."""
-        self._read_again_if_changed(file)
+        if self._checked_this_tick:
+            return file
+        file.refresh()
         try:
             asyncio.get_running_loop().call_soon(self._look_again)
         except RuntimeError:  # no loop runs
-            return
+            return file
         self._checked_this_tick = True
+        return file
 
     def _look_again(self) -> None:
         self._checked_this_tick = False
-
-    def _read_again_if_changed(self, file: Path) -> None:
-        try:
-            stamp = file_signature(file)
-            if stamp == self._file_signature:
-                return
-            self._file_signature = stamp
-            self._callers = read_keys(file)
-            self._generation += 1
-        except KeysFileError as exc:
-            if str(exc) != self._last_logged:  # told once, not with every request
-                _log.error("The keys read before stay in force: %s", exc)
-            self._last_logged = str(exc)
-        else:
-            self._last_logged = ""
-            _log.info("Read the API keys again: %d keys", len(self._callers))
 
 
 def unauthenticated(problem: str) -> ServiceError:

@@ -17,7 +17,9 @@ from service.requests.problems import MEDIA_TYPE, problem_body, problem_headers,
 from service.types import Transport
 
 _DRAINING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
-_KEPT: Final = frozenset({401, 403, 404, 405, 413, 429, 500, 503})  # of our statuses; Triton has 400 for the others
+_KEPT: Final = frozenset(
+    {401, 403, 404, 405, 413, 415, 429, 500, 503}
+)  # of our statuses; Triton has 400 for the others
 
 
 class RawHttpResponse(NamedTuple):

@@ -1,6 +1,6 @@
 """`JwtVerifier`: who sends a JSON Web Token of an identity provider; its signature, issuer, audience and expiry are checked.
 
-PyJWT, an extra, does what is about signatures; here is what this service accepts, and where the provider's keys are.
+PyJWT, an extra, verifies signatures and fetches keys; here is what this service accepts, and how long keys are used.
 
 Source: RFC 7519 (JWT), RFC 7517 (JWK), RFC 8725 (best current practices).
 """
@@ -11,17 +11,18 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
 from model_export.manifest import NAME
-from service.requests.api_keys import SCOPES, ApiKeys, Caller, KeysFileError, file_signature, unauthenticated
+from service.requests.api_keys import SCOPES, ApiKeys, Caller, KeysFileError, ReloadedFile, unauthenticated
 
 if TYPE_CHECKING:
+    from jwt import PyJWK
+
     from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -32,18 +33,8 @@ LEEWAY_S: Final = 60.0
 _RENEW_S: Final = 300.0  # how long keys from a URL are used before they are fetched again
 _AGAIN_S: Final = 10.0  # the least time between two fetches
 _FETCH_WITHIN_S: Final = 5.0
-_LARGEST: Final = 2**20  # bytes of a document of keys
 _MAX_TOKEN_CHARS: Final = 2**14  # characters of a token: a header is not longer
 _REMEMBERED: Final = 10_000  # tokens that were found good
-_LEAST_RSA_BITS: Final = 2048
-# What a key has to be for an algorithm: its type, and its curve.
-_KINDS: Final = {
-    **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), ("RSA", None)),
-    "ES256": ("EC", "P-256"),
-    "ES384": ("EC", "P-384"),
-    "ES512": ("EC", "P-521"),
-    "EdDSA": ("OKP", "Ed25519"),
-}
 
 
 class JwtVerifier:
@@ -78,7 +69,7 @@ class JwtVerifier:
         self._algorithms = [str(name) for name in settings.jwt_algorithms]
         self._tenant_claim = settings.jwt_tenant_claim
         self._clock = clock
-        self._keys = _keys_at(str(settings.jwt_keys))
+        self._keys = _keys_at(str(settings.jwt_keys), self._algorithms)
         self._known: dict[bytes, tuple[Caller, float, int]] = {}  # good ones, until when, and by which keys
 
     def caller(self, token: str) -> Caller:
@@ -89,7 +80,7 @@ class JwtVerifier:
         """
         if len(token) > _MAX_TOKEN_CHARS:
             raise unauthenticated(f"The token has more than {_MAX_TOKEN_CHARS} characters.")
-        keys, generation = self._keys.now()
+        keys, generation = self._keys.current()
         digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
         known = self._known.get(digest)
         if known is not None and known[2] == generation:
@@ -104,46 +95,34 @@ class JwtVerifier:
 
     # ---------------------------------------------------------------- helpers
 
-    def _checked(self, token: str, keys: list[Mapping[str, Any]]) -> tuple[Caller, float]:
+    def _checked(self, token: str, keys: Sequence[PyJWK]) -> tuple[Caller, float]:
         """Return whose token it is, and until when it is good; raises as `caller` does."""
         jwt = self._jwt
         try:
             head = jwt.get_unverified_header(token)
-            algorithm = head.get("alg")
-            if algorithm not in self._algorithms:
+            if head.get("alg") not in self._algorithms:
                 raise unauthenticated(f"The token is signed with another algorithm than {', '.join(self._algorithms)}.")
-            key = jwt.PyJWK(dict(self._key(head, algorithm, keys)), algorithm=algorithm)
-            if _KINDS[algorithm][0] == "RSA" and key.key.key_size < _LEAST_RSA_BITS:
-                raise unauthenticated(f"The provider's key has fewer than {_LEAST_RSA_BITS} bits.")
             claims = jwt.decode(
                 token,
-                key,
-                algorithms=[algorithm],
+                self._key(head, keys),
+                algorithms=self._algorithms,
                 audience=self._audience,
                 issuer=self._issuer,
                 leeway=LEEWAY_S,
-                options={"require": ["exp", "aud", "iss"]},
+                options={"require": ["exp", "aud", "iss"], "enforce_minimum_key_length": True},
             )
         except (jwt.PyJWTError, ValueError, TypeError) as exc:
             # The library's words never repeat a token; they say which claim is wrong.
             raise unauthenticated(f"The token is not accepted: {str(exc)[:200] or type(exc).__name__}.") from exc
         return self._caller_of(claims), float(claims["exp"]) + LEEWAY_S
 
-    def _key(self, head: Mapping[str, Any], algorithm: str, keys: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    def _key(self, head: Mapping[str, Any], keys: Sequence[PyJWK]) -> PyJWK:
         """Return the key that a token names, if it may be used for such a signature."""
-        kind, curve = _KINDS[algorithm]
-        fitting = [
-            key
-            for key in keys
-            if key.get("kty") == kind
-            and (curve is None or key.get("crv") == curve)
-            and key.get("alg", algorithm) == algorithm
-            and key.get("use", "sig") == "sig"
-        ]
+        fitting = [key for key in keys if key.algorithm_name == head["alg"]]
         if "kid" in head:
-            fitting = [key for key in fitting if key.get("kid") == head["kid"]]
+            fitting = [key for key in fitting if key.key_id == head["kid"]]
             if not fitting:
-                self._keys.missed()
+                self._keys.request_refresh()
         if len(fitting) != 1:
             raise unauthenticated("The token names no key of the provider that is known.")
         return fitting[0]
@@ -169,77 +148,53 @@ def keys_of(settings: Settings) -> ApiKeys:
     return ApiKeys(settings.api_keys_file, JwtVerifier(settings) if settings.jwt_keys else None)
 
 
-class _Keys:
-    """The provider's keys, and a number that changes with them."""
+class _FileJwkSet:
+    """The provider's keys, from a file."""
 
-    def __init__(self) -> None:
-        self._held: tuple[list[Mapping[str, Any]], int] = ([], 0)
+    def __init__(self, file: Path, algorithms: Sequence[str]) -> None:
+        self._file = ReloadedFile(file, partial(_read_keys, algorithms))
 
-    def now(self) -> tuple[list[Mapping[str, Any]], int]:
-        """Return the keys in force, without waiting for anything."""
-        return self._held
+    def current(self) -> tuple[list[PyJWK], int]:
+        """Return the keys in force, one for each algorithm that it may be used with, and a number that changes."""
+        self._file.refresh()
+        return self._file.content, self._file.generation
 
-    def missed(self) -> None:
-        """Hear that a token names a key that is not there."""
-
-    def _take(self, document: bytes) -> None:
-        keys, generation = self._held
-        found = _keys_of(document)
-        if found != keys:
-            self._held = found, generation + 1
+    def request_refresh(self) -> None:
+        """Ask for the keys to be read again, since a token names one that is not there; that is done anyway."""
 
 
-class _KeysInFile(_Keys):
-    """Keys in a file, which is read again when it changes."""
+class _RemoteJwkSet:
+    """The provider's keys, from a URL: fetched at the start and then by a thread, for which no request waits."""
 
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self._file = file
-        self._stamp: tuple[int, ...] = file_signature(file)
-        self._complaint = ""
-        self._read()
+    def __init__(self, url: str, algorithms: Sequence[str]) -> None:
+        from jwt import PyJWKClient
 
-    def now(self) -> tuple[list[Mapping[str, Any]], int]:
-        try:
-            stamp = file_signature(self._file)
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._read()
-                self._complaint = ""
-        except KeysFileError as exc:
-            if str(exc) != self._complaint:  # told once, not with every request
-                _log.error("The keys of tokens read before stay in force: %s", exc)
-            self._complaint = str(exc)
-        return self._held
+        import httpx  # here and below: it would add a tenth to each start, and few services have keys at a URL
 
-    def _read(self) -> None:
-        try:
-            self._take(self._file.read_bytes())
-        except (OSError, ValueError) as exc:
-            raise KeysFileError(
-                f"The file {self._file.name} has no keys of tokens: {exc}.", fix="Give a JWK set in `jwt_keys`."
-            ) from exc
-
-
-class _KeysAtUrl(_Keys):
-    """Keys at a URL: fetched at the start, and now and then by a thread of its own; requests never wait for it."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__()
-        self._url = url
+        self._algorithms = algorithms
+        self._held: tuple[list[PyJWK], int] = ([], 0)
+        self._client = PyJWKClient(
+            url,
+            cache_jwk_set=False,  # a cache forgets keys that are old, although newer ones cannot be had
+            headers={"User-Agent": "stepwell"},
+            timeout=_FETCH_WITHIN_S,
+            ssl_context=httpx.create_ssl_context(),
+        )
         self._wanted = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="jwt-keys", daemon=True)
+        self._thread = threading.Thread(target=self._refresh, name="jwt-keys", daemon=True)
         self._fetch()
 
-    def now(self) -> tuple[list[Mapping[str, Any]], int]:
+    def current(self) -> tuple[list[PyJWK], int]:
+        """As of `_FileJwkSet`."""
         if not self._thread.is_alive():
             self._thread.start()
         return self._held
 
-    def missed(self) -> None:
+    def request_refresh(self) -> None:
+        """Ask for the keys to be fetched, since a token names one that is not there."""
         self._wanted.set()
 
-    def _follow(self) -> None:
+    def _refresh(self) -> None:
         pause = threading.Event()  # never set
         while True:
             pause.wait(_AGAIN_S)  # whoever names keys that do not exist makes no more fetches than this
@@ -249,35 +204,57 @@ class _KeysAtUrl(_Keys):
 
     def _fetch(self) -> None:
         try:
-            answer = httpx.get(self._url, timeout=_FETCH_WITHIN_S, follow_redirects=False)
-            answer.raise_for_status()
-            self._take(answer.content)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
+            self._held = _keys_in(self._client.fetch_data(), self._algorithms), self._held[1] + 1
+        except Exception as exc:  # noqa: BLE001 - whatever the address answers, the thread goes on; it is logged
             _log.error("The keys of tokens cannot be fetched; those known stay in force: %s", type(exc).__name__)
 
 
-def _keys_at(place: str) -> _Keys:
+def _keys_at(place: str, algorithms: Sequence[str]) -> _FileJwkSet | _RemoteJwkSet:
     if "://" not in place:
-        return _KeysInFile(Path(place))
+        return _FileJwkSet(Path(place), algorithms)
+    import httpx
+
     url = httpx.URL(place)
     if url.scheme == "https" or (url.scheme == "http" and url.host in ("127.0.0.1", "localhost")):
-        return _KeysAtUrl(place)
+        return _RemoteJwkSet(place, algorithms)
     raise KeysFileError(
         f"`jwt_keys` is a URL of scheme {url.scheme!r}; expected https: who could change the answer could sign.",
         fix="Give an https URL, or a file.",
     )
 
 
-def _keys_of(document: bytes) -> list[Mapping[str, Any]]:
-    """Return the public keys of a JWK set; others (shared secrets among them) are left out.
+def _read_keys(algorithms: Sequence[str], file: Path) -> list[PyJWK]:
+    try:
+        return _keys_in(json.loads(file.read_bytes()), algorithms)
+    except (OSError, ValueError, RecursionError) as exc:
+        raise KeysFileError(
+            f"The file {file.name} has no keys of tokens: {exc}.", fix="Give a JWK set in `jwt_keys`."
+        ) from exc
+
+
+def _keys_in(document: object, algorithms: Sequence[str]) -> list[PyJWK]:
+    """Return the public keys of a JWK set, once for each algorithm; others (shared secrets, say) are left out.
 
     Raises:
         ValueError: It is none.
     """
-    if len(document) > _LARGEST:
-        raise ValueError(f"it has more than {_LARGEST} bytes")
-    found = json.loads(document)
-    keys = found.get("keys") if isinstance(found, dict) else None
-    if not isinstance(keys, list):
+    found = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(found, list):
         raise ValueError('expected {"keys": [..]}')
-    return [key for key in keys if isinstance(key, dict) and key.get("kty") in ("RSA", "EC", "OKP")]
+    return [key for raw in found for name in algorithms if (key := _key_for(raw, name)) is not None]
+
+
+def _key_for(raw: object, algorithm: str) -> PyJWK | None:
+    """Return a key of a JWK set as one for an algorithm; None: it is no public key, or not meant for that."""
+    from jwt import PyJWK
+
+    if not isinstance(raw, dict) or "d" in raw:
+        return None
+    if raw.get("use", "sig") != "sig" or raw.get("alg", algorithm) != algorithm:
+        return None
+    try:
+        key = PyJWK(raw, algorithm)
+        key.Algorithm.prepare_key(key.key)  # holds its curve against the algorithm's
+    except Exception:  # noqa: BLE001 - one that the library cannot read is none of ours, and harms no other
+        return None
+    return key

@@ -28,6 +28,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "stream_exists": (409, "The stream exists"),
     "model_changed": (409, "The stream belongs to another model version"),
     "too_large": (413, "Too large"),
+    "unsupported_encoding": (415, "The body's encoding is not supported"),
     "bad_input": (422, "An input does not fit the model"),
     "non_finite": (422, "An input is not finite"),
     "non_finite_state": (422, "The model made a state that is not finite"),

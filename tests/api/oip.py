@@ -69,10 +69,10 @@ class InferClient:
 
 def error_message(answer: httpx.Response) -> str:
     """Return the message of an error response; asserts that it contains nothing else."""
-    told = answer.json()
+    document = answer.json()
     assert answer.status_code >= 400
-    assert list(told) == ["error"]
-    return str(told["error"])
+    assert list(document) == ["error"]
+    return str(document["error"])
 
 
 def output_array(answer: httpx.Response, name: str) -> Array:

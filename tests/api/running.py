@@ -103,7 +103,7 @@ def running_service(redis: str, models: Path, *, lane: bool | None = None, **set
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     assert started.wait(30)
-    assert uvicorn_server.started, "the application did not start; its log says why"
+    assert uvicorn_server.started, "the application did not start; see its log"
     try:
         yield service
     finally:

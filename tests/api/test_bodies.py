@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import time
@@ -52,6 +53,50 @@ def test_a_body_over_the_limit_is_rejected_by_its_content_length(service: Servic
     assert f"{LIMIT + 1} bytes; at most {LIMIT}" in problem["detail"]
     assert closed
     assert time.monotonic() - began < 1.9  # at most one second of draining
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "BR", "identity, gzip", "utf-8"])
+def test_a_body_in_an_encoding_is_refused_without_being_read(service: Service, stream: str, encoding: str) -> None:
+    """The answer comes although not a byte of the body was sent."""
+    lines = (f"content-encoding: {encoding}", "content-length: 100")
+    with service.open_connection() as connection:
+        connection.sendall(head(service, service.path("fold", stream, "step"), *lines))
+        status, _, problem, closed = read_response(connection)
+
+    assert (status, problem["code"], problem["applied"], problem["retry"]) == (
+        415, "unsupported_encoding", "no", "never",
+    )  # fmt: skip
+    assert f"Content-Encoding is '{encoding.lower()}'; expected none, or identity" in problem["detail"]
+    assert closed
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_a_body_as_it_is_may_say_so(service: Service, stream: str, encoding: str) -> None:
+    answer = service.http.post(
+        service.path("fold", stream, "step"), content=b'{"inputs": [1]}', headers={"Content-Encoding": encoding}
+    )
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/models/fold/streams/s/steps"),
+        ("POST", "/v1/models/fold/step"),
+        ("POST", "/v1/models/fold/steps"),
+        ("POST", "/v1/models/fold/streams/s/peek"),
+        ("POST", "/v1/models/fold/streams/s/rollout"),
+        ("POST", "/v1/models/fold/streams/s/reset"),
+        ("POST", "/v1/models/fold/streams/s/fork"),
+        ("PUT", "/v1/models/fold/streams/s/state"),
+        ("PUT", "/v1/models/fold/streams/s/snapshots/a"),
+    ],
+)
+def test_no_route_reads_a_body_in_an_encoding(service: Service, method: str, path: str) -> None:
+    answer = service.http.request(method, path, content=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})
+
+    assert (answer.status_code, code_of(answer)) == (415, "unsupported_encoding")
 
 
 def test_a_rejected_body_that_is_sent_anyway_does_not_hide_the_response(service: Service, stream: str) -> None:

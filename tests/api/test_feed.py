@@ -81,9 +81,9 @@ def test_a_feed_answers_each_step_as_http_does(service: Service, stream: str) ->
     with service.feed("fold", stream) as feed:
         first, second = (request(feed, inputs={"x": [x]}, seq=n) for n, x in enumerate([3, 1], 1))
 
-    restart_with = service.step("fold", stream, [1], seq=2).json()
+    repeated = service.step("fold", stream, [1], seq=2).json()
     assert (first["outputs"]["y"], first["created"]) == (fold_reference([3]), True)
-    assert {**second, "replayed": True} == restart_with
+    assert {**second, "replayed": True} == repeated
 
 
 def test_a_reply_carries_the_id_of_its_message(service: Service, stream: str) -> None:
@@ -448,7 +448,7 @@ def test_protocol_violations_close_1002(service: Service, stream: str, bad: byte
 @pytest.mark.parametrize(
     "frames",
     [
-        pytest.param([(b"\x81", 1_000_001, b"")], id="one that says so before it comes"),
+        pytest.param([(b"\x81", 1_000_001, b"")], id="announced by its header"),
         pytest.param([(b"\x01", 1_000_000, b" " * 1_000_000), (b"\x80", 1, b" ")], id="fragments, together"),
         pytest.param([(b"\x01", 1, b"{"), (b"\x80", 2**40, b"")], id="a fragment that says so before it comes"),
         pytest.param([(b"\x01", 1, b"{"), (b"\x00", 2**40, b"")], id="one with more to follow"),
@@ -472,11 +472,11 @@ def test_a_message_over_the_size_limit_closes_1009(
     one.close()
 
 
-def test_what_comes_after_the_end_of_a_feed_is_not_kept(again: Again, service: Service, stream: str) -> None:
+def test_what_comes_after_the_end_of_a_feed_is_not_kept(restart_with: Again, service: Service, stream: str) -> None:
     """The feed waits for one more answer before it closes; what the client sends meanwhile is dropped."""
     if not service.lane:
         pytest.skip("uvicorn alone reads the application's feeds")
-    with again(max_body_bytes=1_000_000, max_wait_ms=1000) as own:
+    with restart_with(max_body_bytes=1_000_000, max_wait_ms=1000) as own:
         one = open_raw_feed(own, stream)
         [connection] = [c for c in own.connections() if isinstance(c, FastFeedProtocol)]
         one.sendall(frame(b'{"inputs": [1]}') + frame(b"{") + b"\x82\xff" + (2**40).to_bytes(8) + bytes(4))
@@ -507,7 +507,7 @@ def test_a_client_that_goes_on_behind_a_fragment_that_is_too_big_is_told_so(serv
 
 def test_on_the_fast_lane_an_oversized_message_gets_a_problem_first(service: Service, stream: str) -> None:
     if not service.lane:
-        pytest.skip("uvicorn closes before an application hears of it")
+        pytest.skip("uvicorn closes before the application gets the message")
     with service.feed("fold", stream) as feed:
         feed.send('{"inputs": [1]}'.ljust(1_000_001))
 

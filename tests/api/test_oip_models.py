@@ -187,14 +187,14 @@ def test_statistics_are_counted(shared_redis: Server, tmp_path: Path, stream: st
         for x in range(5):
             ask.predict(x, stream, sequence_start=x == 0)
         ask.send(1, stream, step=99)
-        count, runs, told = stats_of(own, "fold")
+        count, runs, stats = stats_of(own, "fold")
 
         assert (count, runs) == (5, 5)
-        assert {name: part["count"] for name, part in told.items() if part["count"]} == {
+        assert {name: part["count"] for name, part in stats.items() if part["count"]} == {
             **dict.fromkeys(("success", "queue", "compute_input", "compute_infer", "compute_output"), 5),
             "fail": 1,
         }
-        assert told["compute_infer"]["ns"] > 0
+        assert stats["compute_infer"]["ns"] > 0
         assert stats_of(own, "total")[0] == 0
         all_of = own.http.get("/v2/models/stats").json()["model_stats"]
         assert [(one["name"], one["version"], one["inference_count"]) for one in all_of] == [

@@ -125,13 +125,13 @@ def test_a_thousand_commits_of_one_replica_are_received_from_another(
     with watch(here, {"model": "fold", "stream": stream}, inputs=True) as ws:
         sending = threading.Thread(target=send, args=(there, stream, range(1000)))
         sending.start()
-        told, also = take(ws, 1000), by_events.take(1000)
+        received, also = take(ws, 1000), by_events.take(1000)
         sending.join()
 
-    assert [one["step"] for one in told] == list(range(1, 1001))
-    assert [one["outputs"]["y"][0] for one in told] == fold_reference(range(1000))
-    assert [one["inputs"]["x"][0] for one in told] == list(range(1000))
-    assert [one["data"] for one in also] == told
+    assert [one["step"] for one in received] == list(range(1, 1001))
+    assert [one["outputs"]["y"][0] for one in received] == fold_reference(range(1000))
+    assert [one["inputs"]["x"][0] for one in received] == list(range(1000))
+    assert [one["data"] for one in also] == received
     assert [one["id"] for one in also] == [str(number) for number in range(1, 1001)]
 
 
@@ -139,9 +139,9 @@ def test_a_chunk_is_one_message_with_a_time_axis(replicas: tuple[Service, Servic
     here, there = replicas
     with watch(here, {"model": "fold", "stream": stream}, inputs=True) as ws:
         answer = there.http.post(there.path("fold", stream, "steps"), json={"inputs": {"x": [[1], [2], [3]]}}).json()
-        [told] = take(ws, 1)
+        [received] = take(ws, 1)
 
-    assert told == {
+    assert received == {
         "model": "fold",
         "stream": stream,
         "step": 3,
@@ -163,9 +163,9 @@ def test_a_reconnect_with_last_event_id_misses_nothing(
     again = events(there, "fold", stream, params={"since": 0}, headers={"Last-Event-ID": "20"})
     send(here, stream, range(50, 60))
 
-    told = again.take(40)
-    assert [one["id"] for one in told] == [str(number) for number in range(21, 61)]
-    assert [one["data"]["outputs"]["y"][0] for one in told] == fold_reference(range(60))[20:]
+    received = again.take(40)
+    assert [one["id"] for one in received] == [str(number) for number in range(21, 61)]
+    assert [one["data"]["outputs"]["y"][0] for one in received] == fold_reference(range(60))[20:]
 
 
 def test_a_websocket_that_reconnects_since_its_step_misses_nothing(
@@ -253,18 +253,18 @@ def test_a_slow_reader_receives_its_gap_and_others_miss_nothing(
         seen = [threads.submit(take, one, steps) for one in readers]
         send_wide(there, stream, steps)
         assert [[one["step"] for one in some.result(30)] for some in seen] == [list(range(1, steps + 1))] * 5
-        told, gap = [], 0
+        received, gap = [], 0
         for line in lazy.makefile("rb"):
             if line.startswith(b"id: "):
-                told.append(int(line[4:]))
+                received.append(int(line[4:]))
             elif line.startswith(b'data: {"gap"'):
                 gap += json.loads(line[6:])["gap"]
-            if told and told[-1] == steps:
+            if received and received[-1] == steps:
                 break
     for reader in readers:
         reader.close()
 
-    assert len(told) + gap == steps
+    assert len(received) + gap == steps
     assert gap > 0
 
 

@@ -21,7 +21,7 @@ from tests.graphs import fold, two_inputs, write_models
 from tests.requests.test_api_keys import key, write_keys_file
 from tests.servers import Server
 
-schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis, which the extra `dev` brings")
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: STEPWELL_EXTRAS=dev")
 
 from schemathesis import GenerationMode  # noqa: E402 - it may not be there
 from schemathesis.specs.openapi.checks import (  # noqa: E402
@@ -73,7 +73,7 @@ def test_responses_match_the_openapi_document(service: Service, mode: Any, caplo
             seen |= _check_operation(operation, mode, f"http://127.0.0.1:{service.port}")
         except Unsatisfiable:  # every input of this operation is valid
             continue
-        except (Exception, BaseExceptionGroup) as exc:  # noqa: BLE001 - all of them are told at once
+        except (Exception, BaseExceptionGroup) as exc:  # noqa: BLE001 - all of them are reported together
             broken.append(f"{operation.label}: {exc}")
 
     assert not broken, "\n\n".join(broken)

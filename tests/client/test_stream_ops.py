@@ -67,8 +67,8 @@ def ys(answers: list[StepResult]) -> list[int]:
 
 
 def test_steps_that_the_store_lost_are_sent_again_transparently(store: Server, url: str, stream: str) -> None:
-    told: list[tuple[str, int, int]] = []
-    with Client(url, on_resend=lambda *news: told.append(news)) as client:
+    resent: list[tuple[str, int, int]] = []
+    with Client(url, on_resend=lambda *news: resent.append(news)) as client:
         handle = client.model("fold").stream(stream)
         answers = [handle.step(x) for x in XS[:10]]
         past = SavedRecord(store, stream)
@@ -77,7 +77,7 @@ def test_steps_that_the_store_lost_are_sent_again_transparently(store: Server, u
         answers += [handle.step(x) for x in XS[20:]]
 
     assert ys(answers) == fold_reference(range(40))
-    assert told == [(stream, done, 10) for done in range(11)]
+    assert resent == [(stream, done, 10) for done in range(11)]
 
 
 def test_chunks_and_bulk_steps_are_sent_again_too(store: Server, url: str, stream: str) -> None:
@@ -270,7 +270,7 @@ def test_a_watch_without_permission_gets_an_error(url: str) -> None:
 
 
 def test_a_table_is_replayed_with_a_progress_bar(url: str, stream: str, capsys: Any) -> None:
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed: pip install pandas")
     rows = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
     frame = pandas.DataFrame(rows[:, ::-1], columns=list("dcba"))
     with Client(url) as client:

@@ -63,11 +63,11 @@ def test_an_encoded_response_decodes_to_the_same_array(dtype: str, binary: bool)
     writer = wire(dtype, (3,))
     ask = writer.read(*asked(dtype, array, binary=binary, parameters={"binary_data_output": binary}))
     body, length = writer.write(ask, {"y": array}, 7, None)
-    told = json.loads(body[:length])
-    [output] = told["outputs"]
+    document = json.loads(body[:length])
+    [output] = document["outputs"]
     flat = np.frombuffer(body[length:], dtype) if binary else np.array(output["data"], dtype)
 
-    assert (told["model_version"], output["datatype"], output["shape"]) == ("7", DATATYPES[dtype], [2, 3])
+    assert (document["model_version"], output["datatype"], output["shape"]) == ("7", DATATYPES[dtype], [2, 3])
     assert flat.tobytes() == array.tobytes()
 
 
@@ -102,9 +102,9 @@ SOUND = [
 def test_any_bytes_are_decoded_or_rejected(
     which: int, at: int, gone: int, put: bytes, length: int | None, stateful: bool
 ) -> None:
-    body, told = SOUND[which]
+    body, header_length = SOUND[which]
     body = body[:at] + put + body[at + gone :]
-    found = decode_or_error(wire(stateful=stateful), body, told if length == -1 else length)
+    found = decode_or_error(wire(stateful=stateful), body, header_length if length == -1 else length)
 
     if isinstance(found, InferRequest):
         assert np.isfinite(found.inputs["x"]).all()

@@ -44,10 +44,10 @@ def test_the_manifest_is_printed_and_written_beside_the_file(tmp_path: Path) -> 
 def test_every_flag_is_written_to_the_manifest(tmp_path: Path) -> None:
     path = write_graph(tmp_path, graphs.noisy)
     words = ["--name", "valve", "--state", "s=s_next", "--output", "draw=random", "--output", "scrap=ignore"]
-    told = json.loads(run_stepwell("adopt", path, *words, "--shape", "x=1x2", "--json").stdout)
-    manifest = told["manifest"]
+    report = json.loads(run_stepwell("adopt", path, *words, "--shape", "x=1x2", "--json").stdout)
+    manifest = report["manifest"]
 
-    assert (manifest["name"], told["states_found_by"]) == ("valve", {"s": "said"})
+    assert (manifest["name"], report["states_found_by"]) == ("valve", {"s": "said"})
     assert [output["kind"] for output in manifest["outputs"]] == ["value", "random", "ignore"]
     assert (manifest["inputs"][0]["shape"], manifest["inputs"][0]["graph_shape"]) == ([1, 2], [2])
     assert json.loads(sidecar_of(path).read_text()) == manifest
@@ -140,12 +140,12 @@ def test_initial_states_are_part_of_the_printed_command_line(tmp_path: Path) -> 
 def test_the_effect_of_storing_states_as_float16_is_reported(tmp_path: Path) -> None:
     path = write_graph(tmp_path, graphs.lstm)
     done = run_stepwell("adopt", path, "--store-dtype", "float16")
-    told = json.loads(run_stepwell("adopt", path, "--store-dtype", "float16", "--json").stdout)
+    report = json.loads(run_stepwell("adopt", path, "--store-dtype", "float16", "--json").stdout)
 
     assert "stored:  states as float16: 32 bytes a stream, 64 bytes before; answers moved by" in done.stdout
-    assert [state["store_dtype"] for state in told["manifest"]["states"]] == ["float16", "float16"]
-    assert told["store"]["saved"] == [64, 32]
-    assert 0 < told["store"]["max_abs"] < 5e-3
+    assert [state["store_dtype"] for state in report["manifest"]["states"]] == ["float16", "float16"]
+    assert report["store"]["saved"] == [64, 32]
+    assert 0 < report["store"]["max_abs"] < 5e-3
     assert StepModel(path).state_bytes == 32
 
 
@@ -184,9 +184,9 @@ def test_a_single_row_graph_is_batched_and_its_states_are_stored_as_float16(tmp_
 
     path, new = write_graph(tmp_path, one_row), tmp_path / "new.onnx"
     words = ["--batchify", "-o", new, "--store-dtype", "float16"]
-    told = json.loads(run_stepwell("adopt", path, *words, "--json").stdout)
+    report = json.loads(run_stepwell("adopt", path, *words, "--json").stdout)
 
-    assert (told["batched"], told["written"]) == (True, str(new))
+    assert (report["batched"], report["written"]) == (True, str(new))
     assert (StepModel(new).batched, StepModel(new).state_bytes) == (True, 6)
 
 

@@ -65,7 +65,7 @@ def test_the_embedded_store_is_started_and_stopped(models: Path, short_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ({"host": "0.0.0.0"}, "no api_keys_file"),
         ({"api_keys_file": Path("nowhere.json")}, "nowhere.json"),
@@ -78,12 +78,12 @@ def test_the_embedded_store_is_started_and_stopped(models: Path, short_path: Pat
     ],
 )
 def test_a_configuration_that_serve_refuses_is_reported(
-    models: Path, shared_redis: Server, given: dict[str, Any], told: str
+    models: Path, shared_redis: Server, given: dict[str, Any], expected: str
 ) -> None:
     found = run_check(models, shared_redis, **given)
 
     assert found.exit_code == 3
-    assert told in found.refusals[0]["problem"]
+    assert expected in found.refusals[0]["problem"]
     assert len(found.refusals) == 1
     assert len(found.models) == 1
 

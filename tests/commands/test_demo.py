@@ -79,7 +79,7 @@ def test_a_signal_stops_the_demo_and_every_process_it_started(
     assert list(demo_folder.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the service of the demo's end on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie the life of the service to that of the demo")
 def test_a_killed_demo_leaves_no_service_running(demo_folder: Path) -> None:
     with running_demo() as one:
         first_line(one)

@@ -15,7 +15,7 @@ from tests.commands.program import run_stepwell
 
 
 @pytest.mark.parametrize(
-    ("build", "told"),
+    ("build", "expected"),
     [
         (
             graphs.lstm,
@@ -32,11 +32,11 @@ from tests.commands.program import run_stepwell
         (lambda: graphs.count(5), ["starts from given values"]),
     ],
 )
-def test_the_tables_describe_the_model(tmp_path: Path, build: graphs.Build, told: list[str]) -> None:
+def test_the_tables_describe_the_model(tmp_path: Path, build: graphs.Build, expected: list[str]) -> None:
     done = run_stepwell("inspect", graphs.write_model(tmp_path, "pump", build))
 
     assert done.exit_code == 0
-    assert [words for words in told if words not in done.stdout] == []
+    assert [words for words in expected if words not in done.stdout] == []
 
 
 def test_the_json_output_is_the_description(tmp_path: Path) -> None:

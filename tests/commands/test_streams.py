@@ -205,9 +205,9 @@ def test_the_question_is_not_part_of_the_standard_output(running: ServiceProcess
 def test_reset_does_not_discard_a_step_that_was_applied_meanwhile(running: ServiceProcess) -> None:
     old = advance(running, "moving")
     advance(running, "moving")
-    told = error_of(run_streams(running.url, "reset", "fold", "moving", "--after", old, "--yes"))
+    error = error_of(run_streams(running.url, "reset", "fold", "moving", "--after", old, "--yes"))
 
-    assert "state_changed" in told.problem
+    assert "state_changed" in error.problem
     assert step_of(running, "moving") == 2
 
 
@@ -246,9 +246,9 @@ def test_reset_applies_to_the_state_at_the_time_of_the_question(
     running: ServiceProcess, step_before_reset: str
 ) -> None:
     advance(running, "overtaken")
-    told = error_of(run_streams(step_before_reset, "reset", "fold", "overtaken", "--yes"))
+    error = error_of(run_streams(step_before_reset, "reset", "fold", "overtaken", "--yes"))
 
-    assert "state_changed" in told.problem
+    assert "state_changed" in error.problem
     assert step_of(running, "overtaken") == 2
 
 
@@ -297,17 +297,17 @@ def test_rm_deletes_nothing_if_one_name_is_invalid(running: ServiceProcess) -> N
     ],
 )
 def test_an_error_has_a_message_and_a_code(running: ServiceProcess, words: list[str], code: str) -> None:
-    told = error_of(run_streams(running.url, *words))
+    error = error_of(run_streams(running.url, *words))
 
-    assert told.problem.endswith(f"(404 {code})")
-    assert repr(words[1]) in told.problem or repr(words[2]) in told.problem
+    assert error.problem.endswith(f"(404 {code})")
+    assert repr(words[1]) in error.problem or repr(words[2]) in error.problem
 
 
 def test_a_missing_key_is_reported_with_how_to_pass_one(guarded: ServiceProcess) -> None:
-    told = error_of(run_streams(guarded.url, "ls", "fold"))
+    error = error_of(run_streams(guarded.url, "ls", "fold"))
 
-    assert "unauthenticated" in told.problem
-    assert "STEPWELL_KEY" in told.fix
+    assert "unauthenticated" in error.problem
+    assert "STEPWELL_KEY" in error.fix
 
 
 def test_the_key_in_the_environment_is_sent(guarded: ServiceProcess) -> None:
@@ -324,10 +324,10 @@ def test_an_error_never_repeats_the_key(guarded: ServiceProcess) -> None:
 
 def test_an_unreachable_service_is_reported_with_how_to_start_one() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    told = error_of(run_streams(url, "ls", "fold"))
+    error = error_of(run_streams(url, "ls", "fold"))
 
-    assert told.problem.startswith(f"No Stepwell answers at {url}: ")
-    assert "stepwell serve" in told.fix
+    assert error.problem.startswith(f"No Stepwell answers at {url}: ")
+    assert "stepwell serve" in error.fix
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://[", ""])

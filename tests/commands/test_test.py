@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+REPOSITORY = Path(__file__).parents[2]
 STEPWELL = [sys.executable, "-P", "-m", "service", "test"]
 
 
@@ -50,6 +51,25 @@ def test_options_of_pytest_are_passed_on(clone: Path) -> None:
 
 def test_a_path_is_relative_to_the_callers_folder(clone: Path) -> None:
     assert "1 passed" in run(clone, "-q", "test_one.py::test_good", cwd=clone / "tests").stdout
+
+
+def test_a_quick_run_is_a_part_of_the_tests() -> None:
+    done = run(REPOSITORY, "--quick", "--collect-only", "-q", cwd=REPOSITORY)
+    folders = {line.split("/")[1] for line in done.stdout.splitlines() if "::" in line}
+
+    assert done.returncode == 0
+    assert folders > {"api", "engine", "lane", "model_export", "store"}
+    assert folders.isdisjoint({"campaign", "dashboard", "examples", "faults"})
+
+
+def test_a_slow_test_is_not_quick_and_runs_where_it_is_named_without_the_option() -> None:
+    where = "tests/faults/test_full_disk.py"
+
+    assert "2 tests collected" in run(REPOSITORY, "--collect-only", "-q", where, cwd=REPOSITORY).stdout
+    assert (
+        "no tests collected (2 deselected)"
+        in run(REPOSITORY, "--quick", "--collect-only", "-q", where, cwd=REPOSITORY).stdout
+    )
 
 
 def test_help_is_that_of_pytest(clone: Path) -> None:

@@ -249,14 +249,14 @@ def test_the_page_asks_for_a_key_if_the_service_requires_one(page: Page, models:
     with service_process(models, short_path, "--api-keys-file", str(keys)) as one:
         page.open(one.url)
         page.wait_for("!document.getElementById('key-form').hidden")
-        for key, told in (
+        for key, selector in (
             ("wrong", "#key-form:not([hidden]) #key-problem:not(:empty)"),
             ("sesame", "#empty:not([hidden])"),
         ):
             page.evaluate("document.getElementById('key').focus()")
             page.type(key)
             page.press("Enter")
-            assert page.wait_for(f"document.querySelector('{told}')?.innerText")
+            assert page.wait_for(f"document.querySelector('{selector}')?.innerText")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

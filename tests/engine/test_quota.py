@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from service.engine.engine import EngineOptions
+from service.engine.engine import Engine, EngineOptions
 from service.engine.limits import StreamQuota
 from service.errors import ServiceError
-from service.types import StreamKey, Timestep
+from service.types import Prediction, RolloutRequest, StreamKey, Timestep
 from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker
 from tests.graphs import fold, nan_at, write_models
 from tests.servers import Server
@@ -126,3 +128,71 @@ async def test_many_streams_that_begin_at_once_are_counted_one_by_one(tmp_path: 
         answers = await gather_results(*(engine.advance(step(f"s{n}", 1)) for n in range(8)))
 
     assert sorted(str(getattr(one, "code", "begun")) for one in answers) == ["begun"] * 3 + ["stream_quota"] * 5
+
+
+# ---------------------------------------------------------------- other operations that begin streams
+
+
+async def reset(engine: Engine, stream: str) -> object:
+    return await engine.reset(StreamKey("default", FOLD, stream))
+
+
+async def fork(engine: Engine, stream: str) -> object:
+    """Fork the stream of the same name in upper case."""
+    source, to = StreamKey("default", FOLD, stream.upper()), StreamKey("default", FOLD, stream)
+    return await engine.copies.fork(source, to, snapshot=None, version=None, after=None, idempotency_key=None)
+
+
+async def roll_out(engine: Engine, stream: str) -> object:
+    first, feedback = {"x": np.array([1], np.int64)}, {"x": "y"}
+    return await engine.rollout(
+        RolloutRequest(StreamKey("default", FOLD, stream), 3, first, feedback=feedback, commit=True)
+    )
+
+
+Begin = Callable[[Engine, str], Awaitable[object]]
+
+
+@pytest.fixture(params=[reset, fork, roll_out])
+def begin(request: pytest.FixtureRequest) -> Begin:
+    return request.param  # type: ignore[no-any-return]
+
+
+async def test_what_the_store_refuses_takes_no_room(begin: Begin, tmp_path: Path, redis_server: Server) -> None:
+    folder = write_models(tmp_path, fold=fold)
+    async with worker(redis_server.url, folder) as free, worker(redis_server.url, folder, options=limited(2)) as engine:
+        for name in "ABCDE":
+            await free.advance(step(name, 1))
+        forbid_writes(redis_server)
+        refused = [(await gather_results(begin(engine, name)))[0] for name in "abcde"]
+        allow_writes(redis_server)
+        begun = [(await gather_results(begin(engine, name)))[0] for name in "abc"]
+
+    assert {one.code for one in refused} == {"store_unavailable"}
+    assert [getattr(one, "code", "begun") for one in begun] == ["begun", "begun", "stream_quota"]
+
+
+async def test_what_another_worker_has_begun_meanwhile_takes_no_room(
+    begin: Begin, tmp_path: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was missing when it was read; its commit finds the other worker's, and it goes on from that or is refused."""
+    folder, begun = write_models(tmp_path, fold=fold), list[Prediction]()
+    async with worker(redis_server.url, folder) as other, worker(redis_server.url, folder, options=limited(1)) as here:
+        load = here.store.load_with_errors
+
+        async def load_before_the_other_begins(*args: Any, **more: Any) -> Any:
+            found = await load(*args, **more)
+            if not begun:
+                begun.append(await other.advance(step("a", 1)))
+            return found
+
+        for name in ("A", "OWN"):
+            await other.advance(step(name, 1))
+        monkeypatch.setattr(here.store, "load_with_errors", load_before_the_other_begins)
+        await gather_results(begin(here, "a"))
+        after = await here.status(StreamKey("default", FOLD, "a"))
+        await begin(here, "own")
+
+    assert begun[0].created
+    expected: dict[Begin, int] = {reset: 0, fork: 1, roll_out: 4}
+    assert after.step == expected[begin]

@@ -69,7 +69,7 @@ async def run_sequences(
                     key = {"idempotency_key": f"{name}-{number}-{at}"}
                     await step(x, y, {"sequence_id": name, "step": at + 1, **flags, **key})
                 if ends and (late := await send(1, {"sequence_id": name}))["status"] != 400:
-                    campaign.wrong.append(f"sequence {name} goes on after its end: {late}")
+                    campaign.wrong.append(f"sequence {name} continues after its end: {late}")
 
     async with asyncio.TaskGroup() as tasks:
         for name in range(1, ids + 1):

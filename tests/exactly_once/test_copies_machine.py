@@ -35,7 +35,7 @@ WORKERS = st.integers(0, 1)
 HISTORIES = st.sampled_from([None, None, "now", "now", "before", "foreign"])
 KEYS = st.sampled_from([None, None, None, "k1", "k2"])
 XS = st.integers(-(2**63), 2**63 - 1)
-FOREIGN = b"nobody's history"
+FOREIGN = b"another history."
 REQUESTS = st.one_of(
     st.builds(CopyRequest, st.just("step"), STREAMS, XS),
     st.builds(CopyRequest, st.just("rollout"), STREAMS, st.none() | XS, st.integers(1, 4)),

@@ -33,7 +33,7 @@ RUNS, OPERATIONS = (int(part) for part in os.environ.get("STEPWELL_MACHINE", "60
 
 NAMES = ("a", "b")
 KEYS = ("k1", "k2")
-FOREIGN = b"nobody's history"
+FOREIGN = b"another history."
 
 Template = dict[str, Any]  # a request, relative to the state of its stream
 

@@ -37,7 +37,7 @@ class ExampleRun:
 @pytest.fixture(scope="module", params=EXAMPLE_NAMES)
 def example_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExampleRun:
     if request.param.startswith("pytorch_") and not find_spec("torch"):
-        pytest.skip("PyTorch is not installed (the extra `torch`)")
+        pytest.skip("PyTorch is not installed (STEPWELL_EXTRAS=torch)")
     folder = tmp_path_factory.mktemp(request.param)
     return ExampleRun(request.param, folder, run_python(str(EXAMPLES / f"{request.param}.py"), folder=folder))
 

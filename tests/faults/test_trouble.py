@@ -158,16 +158,16 @@ async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: 
     with primary_and_replica(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
         with replica.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", way.port)
-            while not is_synchronized(client):
-                pass
+            while not is_synchronized(client):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.02)
         async with worker(primary.url, folder) as before, worker(replica.url, folder) as after:
             where = [before]
             streams = feeders(where, 10)
             way.delay = 0.05
             await run(streams, 5)
             with primary.client() as first, replica.client() as second:
-                while not has_caught_up(second, first):
-                    pass
+                while not has_caught_up(second, first):  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.02)
                 way.blackhole = True
                 await run(streams, 4, seed=1)
                 second.execute_command("REPLICAOF", "NO", "ONE")
@@ -189,8 +189,8 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
     with primary_and_replica(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
         with replica.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", way.port)
-            while not is_synchronized(client):
-                pass
+            while not is_synchronized(client):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.02)
         level: dict[str, Any] = {"durability": "replica", "timeout": 0.6}
         async with worker(primary.url, folder, **level) as one, worker(primary.url, folder, **level) as two:
             for stream in "abc":

@@ -69,18 +69,18 @@ def test_foreign_bytes_affect_their_own_stream_only(
         async def ask() -> tuple[object, object]:
             async with worker(store.url, folder) as engine:
                 asked = step(bad, 5, idempotency_key="k")
-                told, fine = await gather_results(
+                result, fine = await gather_results(
                     engine.advance(asked), engine.advance(step(good, 5, idempotency_key="k"))
                 )
-                return told, fine
+                return result, fine
 
-        told, fine = asyncio.run(ask())
+        result, fine = asyncio.run(ask())
         left = client.get(name)
 
     assert isinstance(fine, Prediction)
-    if isinstance(told, ServiceError):
-        assert told.code in ("state_corrupt", "record_version", "model_changed", "idempotency_key_reused"), told
-        assert told.applied in ("no", "unknown")
+    if isinstance(result, ServiceError):
+        assert result.code in ("state_corrupt", "record_version", "model_changed", "idempotency_key_reused"), result
+        assert result.applied in ("no", "unknown")
         assert left == record
     else:
-        assert isinstance(told, Prediction), told
+        assert isinstance(result, Prediction), result

@@ -11,7 +11,7 @@ from tests.model_export.models_page import PAGE, SECTIONS, part_of
 def test_the_page_is_as_the_tests_have_it(name: str) -> None:
     """Where it is not: python -m tests.model_export.models_page."""
     if name == "torch":
-        pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
-        pytest.importorskip("onnxscript", reason="onnxscript is not installed (the extra `torch`)")
+        pytest.importorskip("torch", reason="PyTorch is not installed (STEPWELL_EXTRAS=torch)")
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed (STEPWELL_EXTRAS=torch)")
 
     assert part_of(PAGE.read_text(), name) == SECTIONS[name]()

@@ -48,7 +48,7 @@ def case() -> Iterator[Case]:
             yield Case(one, models / "m.onnx", sequences, expected)
 
 
-@pytest.mark.parametrize("door", TRANSPORTS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_every_transport_gives_the_predictions_of_the_keras_model(case: Case, transport: str) -> None:
     found = await TRANSPORTS[transport](case.service.url, "m", case.sequences)
 

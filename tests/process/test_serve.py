@@ -209,13 +209,14 @@ async def test_accepted_requests_are_answered_and_later_ones_are_sent_elsewhere(
         other = await stack.enter_async_context(httpx.AsyncClient(base_url=one.url, timeout=20, trust_env=False))
         await other.get("/healthz")
         accepted = asyncio.create_task(http.post(STEP, json={"inputs": [7]}))
-        while not re.search(r'queue_rows\{model="fold"\} 1', (await other.get("/metrics")).text):
-            pass
+        while 'queue_rows{model="fold"} 1' not in (await other.get("/metrics")).text:  # noqa: ASYNC110 - a process
+            await asyncio.sleep(0.02)
         for pid in [one.process.pid, *(children(one.process.pid) if by == "Ctrl-C" else [one.process.pid])]:
             os.kill(pid, signal.SIGINT if by == "Ctrl-C" else signal.SIGTERM)  # `timeout` sends SIGTERM twice
-        while (ready := await other.get("/readyz")).status_code == 200 or "connection" not in ready.headers:
-            pass  # the signal may arrive during this request, and at one worker before the other
-        late = await other.post("/v1/models/fold/streams/b/step", json={"inputs": [1]})  # possibly to the other worker
+        # The signal may come while this is asked, and to one worker before the other.
+        while (ready := await other.get("/readyz")).status_code == 200 or "connection" not in ready.headers:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        late = await other.post("/v1/models/fold/streams/b/step", json={"inputs": [1]})  # maybe to the other worker
         answer = await accepted
         code = await asyncio.to_thread(one.process.wait, 30)
 

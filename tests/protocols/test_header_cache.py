@@ -116,6 +116,19 @@ def test_a_connection_on_which_a_header_changes_stays_at_rest(
         assert [first, *[asked_again(sock, text) for text in others]] == [200] * 21
 
 
+def test_a_request_of_known_headers_may_be_cut_anywhere(redis_server: Server, folder: Path) -> None:
+    with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
+        for place in range(1, len(STEP)):
+            for _ in range(3):
+                asked_again(sock)
+            sock.sendall(STEP[:place])
+            last = answer(sock, STEP[place:])
+
+    found = json.loads(last.partition(b"\r\n\r\n")[2])
+    steps = 4 * (len(STEP) - 1)
+    assert (found["step"], found["outputs"]["y"]) == (steps, [fold_reference([5] * steps)[-1]])
+
+
 def test_a_request_line_that_begins_as_the_last_one_is_not_taken_for_it(redis_server: Server, folder: Path) -> None:
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         assert [asked_again(sock), asked_again(sock)] == [200, 200]

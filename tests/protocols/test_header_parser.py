@@ -161,6 +161,15 @@ def test_what_is_remembered_is_bounded() -> None:
     assert sizes[3] < 4096
 
 
+@pytest.mark.parametrize("body", [b"", b"1234", b"123456"], ids=["none yet", "a part", "more behind it"])
+def test_a_request_that_did_not_come_alone_and_whole_is_never_likely(body: bytes) -> None:
+    heads = HeaderBlockCache(MAX_BODY)
+    text = block([b"Host: x", b"Content-Length: 5"])
+
+    assert [heads.match(text + body, 0) for _ in range(4)] == [None] * 4
+    assert heads.by_length == {}
+
+
 def test_what_never_comes_again_pushes_nothing_out() -> None:
     heads = HeaderBlockCache(MAX_BODY)
     constant = block([b"Host: x", b"Content-Length: 0"])

@@ -136,10 +136,10 @@ def test_the_size_of_a_head_is_limited(idle_service: ServiceProcess, pieces: int
         for start in range(0, len(request), length):
             with contextlib.suppress(ConnectionError):
                 sock.sendall(request[start : start + length])
-        told = read_response(sock)
+        response = read_response(sock)
 
-    assert told.startswith(f"HTTP/1.1 {status} ")
-    assert ('"code":"too_large"' in told) == (status == 413)
+    assert response.startswith(f"HTTP/1.1 {status} ")
+    assert ('"code":"too_large"' in response) == (status == 413)
 
 
 def test_an_oversized_head_is_rejected_at_once(idle_service: ServiceProcess) -> None:
@@ -154,11 +154,11 @@ def test_a_large_body_does_not_count_as_head(idle_service: ServiceProcess) -> No
 
 
 def test_invalid_http_is_answered_with_a_problem(idle_service: ServiceProcess) -> None:
-    told = exchange(idle_service, b"\x16\x03\x01 hello\r\n\r\n")
+    response = exchange(idle_service, b"\x16\x03\x01 hello\r\n\r\n")
 
-    assert told.startswith("HTTP/1.1 400 ")
-    assert "application/problem+json" in told
-    assert '"code":"bad_request"' in told
+    assert response.startswith("HTTP/1.1 400 ")
+    assert "application/problem+json" in response
+    assert '"code":"bad_request"' in response
 
 
 def test_too_many_connections_are_rejected_except_for_health_checks(idle_service: ServiceProcess) -> None:
@@ -182,28 +182,28 @@ def test_too_many_connections_are_rejected_except_for_health_checks(idle_service
         held[0].sendall(GET.replace(b"healthz", b"v1/models") + b"\r\n")
         kept = read_response(held[0])
 
-    assert [told[:12] for told in (health, ready, kept)] == ["HTTP/1.1 200"] * 3
-    for told in refused:
-        assert told.startswith("HTTP/1.1 503 ")
-        assert "retry-after: " in told
-        assert '"code":"overloaded"' in told
+    assert [response[:12] for response in (health, ready, kept)] == ["HTTP/1.1 200"] * 3
+    for response in refused:
+        assert response.startswith("HTTP/1.1 503 ")
+        assert "retry-after: " in response
+        assert '"code":"overloaded"' in response
 
 
 def test_invalid_http_is_answered_after_the_requests_before_it(idle_service: ServiceProcess) -> None:
-    told = exchange_all(idle_service, GET + b"\r\n" + GET + b"\r\nnothing\r\n\r\n")
+    response = exchange_all(idle_service, GET + b"\r\n" + GET + b"\r\nnothing\r\n\r\n")
 
-    assert re.findall(r"HTTP/1\.1 (\d+) ", told) == ["200", "200", "400"]
+    assert re.findall(r"HTTP/1\.1 (\d+) ", response) == ["200", "200", "400"]
 
 
 def test_pipelined_requests_do_not_count_as_one_head(idle_service: ServiceProcess) -> None:
     requests = 2 * HEAD_LIMIT // len(GET)
     with connection(idle_service) as sock:
         sock.sendall((GET + b"\r\n") * requests + GET)
-        told = sock.recv(65536)
+        response = sock.recv(65536)
         sock.sendall(b"connection: close\r\n\r\n")
-        told += b"".join(iter(lambda: sock.recv(65536), b""))
+        response += b"".join(iter(lambda: sock.recv(65536), b""))
 
-    assert told.count(b"HTTP/1.1 200 OK") == requests + 1
+    assert response.count(b"HTTP/1.1 200 OK") == requests + 1
 
 
 def exchange_all(one: ServiceProcess, requests: bytes) -> str:

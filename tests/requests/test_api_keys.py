@@ -296,8 +296,8 @@ def status_and_text(keyed: Service, who: str, route: tuple[str, str], stream: st
     body = None if route[0] in ("GET", "DELETE") else BODIES.get(what, {"inputs": [1]})
     path = route[1].replace("{stream}", stream)
     answer = keyed.http.request(route[0], filled(path), json=body, headers=bearer(who))
-    told = re.sub(r'"(state_id|seed)":("[^"]*"|\d+)', "", answer.text).replace(stream, "S")
-    return answer.status_code, told
+    text = re.sub(r'"(state_id|seed)":("[^"]*"|\d+)', "", answer.text).replace(stream, "S")
+    return answer.status_code, text
 
 
 @pytest.mark.parametrize("route", OF_A_STREAM, ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.server
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+import service.requests.jwt
 from service.errors import ServiceError
 from service.requests.api_keys import KeysFileError
 from service.requests.jwt import LEEWAY_S, JwtVerifier, keys_of
@@ -107,7 +109,7 @@ def test_a_valid_token_gives_tenant_scopes_and_subject(tokens: JwtVerifier, kid:
 
 
 @pytest.mark.parametrize(
-    ("told", "scopes"),
+    ("scope_claims", "scopes"),
     [
         ({"scope": "openid step profile"}, {"step"}),
         ({"scope": None, "scp": ["read", "admin"]}, {"read", "admin"}),
@@ -116,8 +118,8 @@ def test_a_valid_token_gives_tenant_scopes_and_subject(tokens: JwtVerifier, kid:
         ({"scope": {"step": True}}, set()),
     ],
 )
-def test_unknown_scopes_are_ignored(tokens: JwtVerifier, told: dict[str, Any], scopes: set[str]) -> None:
-    assert set(tokens.caller(token(**told)).scopes) == scopes
+def test_unknown_scopes_are_ignored(tokens: JwtVerifier, scope_claims: dict[str, Any], scopes: set[str]) -> None:
+    assert set(tokens.caller(token(**scope_claims)).scopes) == scopes
 
 
 def test_one_of_several_audiences_is_enough(tokens: JwtVerifier) -> None:
@@ -195,6 +197,41 @@ def test_a_token_must_name_its_key_unless_there_is_only_one(tokens: JwtVerifier,
     assert JwtVerifier(settings(single)).caller(token(None)).tenant == "a"
 
 
+def test_a_token_nested_too_deeply_is_refused(tokens: JwtVerifier) -> None:
+    deep = base64.urlsafe_b64encode(b"[" * 9_000).rstrip(b"=").decode()
+
+    rejection(tokens, f"{deep}.e30.AA")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"kty": "EC", "crv": "P-256", "kid": "odd"},
+        {"kty": "RSA", "n": 5, "e": [1], "kid": "odd"},
+        {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": {}},
+        {"kty": "made up"},
+        {**jwt.get_algorithm_by_name("RS256").to_jwk(OTHER_RSA, as_dict=True), "kid": "private"},
+        "a key",
+        None,
+    ],
+    ids=["no point", "odd numbers", "short point", "unknown type", "private", "text", "null"],
+)
+def test_what_is_no_public_key_is_left_out_of_a_set(tmp_path: Path, odd: Any) -> None:
+    tokens = JwtVerifier(settings(key_set(tmp_path / "jwks.json", odd)))
+
+    assert tokens.caller(token()).tenant == "a"
+    rejection(tokens, token("private", OTHER_RSA, "RS256"))
+
+
+def test_a_key_is_used_for_the_algorithms_that_it_may_be_used_for(tmp_path: Path) -> None:
+    bound = jwk("bound", OTHER_RSA, "RS256", alg="RS256")
+    tokens = JwtVerifier(settings(key_set(tmp_path / "jwks.json", bound), jwt_algorithms=["RS256", "PS256"]))
+
+    assert [tokens.caller(token("rsa", RSA, name)).tenant for name in ("RS256", "PS256")] == ["a", "a"]
+    assert tokens.caller(token("bound", OTHER_RSA, "RS256")).tenant == "a"
+    rejection(tokens, token("bound", OTHER_RSA, "PS256"))
+
+
 @pytest.mark.parametrize(
     "text", ["a.b.c", "..", "e30.e30.", "é.ü.ß", "\ud800.a.b", "x" * 20_000 + ".a.b", "W10.e30.AA"]
 )
@@ -267,27 +304,89 @@ def test_an_unsafe_configuration_is_refused_at_start(
 class _Provider(http.server.BaseHTTPRequestHandler):
     document = b""
     asked = 0
+    may_answer = threading.Event()
 
     def do_GET(self) -> None:
         type(self).asked += 1
-        self.send_response(200)
+        self.may_answer.wait(30)
+        self.send_response(302 if self.path == "/moved" else 200)
+        self.send_header("Location", "/keys")
         self.end_headers()
-        self.wfile.write(self.document)
+        self.wfile.write(self.document if self.path == "/keys" else b"")
 
     def log_message(self, *_: object) -> None:
         """Silence the log."""
 
 
-def test_keys_at_a_url_are_fetched_once_for_many_tokens() -> None:
-    _Provider.document = json.dumps({"keys": [jwk("rsa", RSA, "RS256")]}).encode()
+@pytest.fixture
+def address() -> Iterator[str]:
+    """Where a provider has the keys of `_Provider.document`; at first, one of them."""
+    _Provider.document, _Provider.asked = json.dumps({"keys": [jwk("rsa", RSA, "RS256")]}).encode(), 0
+    _Provider.may_answer.set()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Provider) as provider:
         threading.Thread(target=provider.serve_forever, daemon=True).start()
-        tokens = JwtVerifier(settings(f"http://127.0.0.1:{provider.server_address[1]}/keys"))
-        found = [tokens.caller(token(sub=str(n))).tenant for n in range(5)]
-        rejection(tokens, token("nobody"))
+        yield f"http://127.0.0.1:{provider.server_address[1]}/keys"
+        _Provider.may_answer.set()
         provider.shutdown()
 
+
+def test_keys_at_a_url_are_fetched_once_for_many_tokens(address: str) -> None:
+    tokens = JwtVerifier(settings(address))
+    found = [tokens.caller(token(sub=str(n))).tenant for n in range(5)]
+    rejection(tokens, token("nobody"))
+
     assert (found, _Provider.asked) == (["a"] * 5, 1)
+
+
+def test_keys_are_not_fetched_from_where_an_address_leads_to(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = JwtVerifier(settings(address.replace("/keys", "/moved")))
+
+    rejection(tokens, token())
+    assert "cannot be fetched" in caplog.text
+
+
+def test_whatever_an_address_answers_the_keys_stay_and_are_fetched_again(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.requests.jwt, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(service.requests.jwt, "_RENEW_S", 0.01)
+    good = _Provider.document
+    tokens = JwtVerifier(settings(address))
+    for answer in (b"[" * 200_000, b"", b"{}", b"[]", b'{"keys": 1}', b"\xff", b"<html>"):
+        _Provider.document, seen = answer, _Provider.asked
+        while _Provider.asked < seen + 3:  # by then one that began after this has been read
+            assert tokens.caller(token()).tenant == "a"
+    _Provider.document = good.replace(b'"rsa"', b'"new"')
+    while "rsa" in tokens_named(tokens):
+        pass
+
+    assert tokens.caller(token("new", RSA, "RS256")).tenant == "a"
+
+
+def test_no_request_waits_for_keys_and_a_name_that_is_not_known_brings_them(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.requests.jwt, "_AGAIN_S", 0.01)
+    tokens = JwtVerifier(settings(address))
+    _Provider.document = _Provider.document.replace(b'"rsa"', b'"new"')
+    _Provider.may_answer.clear()
+    assert tokens_named(tokens) == ["rsa"]
+    while _Provider.asked < 2:
+        pass
+    assert tokens_named(tokens) == ["rsa"]
+    _Provider.may_answer.set()
+    while tokens_named(tokens) != ["new"]:
+        pass
+
+
+def tokens_named(tokens: JwtVerifier) -> list[str]:
+    """Return the names under which a token's key is known."""
+    found = []
+    for name in ("rsa", "new"):
+        with contextlib.suppress(ServiceError):
+            tokens.caller(token(name, RSA, "RS256"))
+            found.append(name)
+    return found
 
 
 def test_an_unreachable_provider_at_start_does_not_stop_other_callers(caplog: pytest.LogCaptureFixture) -> None:

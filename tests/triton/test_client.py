@@ -14,7 +14,7 @@ from tests.graphs import fold_reference, lstm
 from tests.triton.offline import offline_predictions
 
 triton = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed: STEPWELL_EXTRAS=triton")
-utils = pytest.importorskip("tritonclient.utils")
+utils = pytest.importorskip("tritonclient.utils", reason="tritonclient is not installed: STEPWELL_EXTRAS=triton")
 
 FORMS = pytest.mark.parametrize("binary", [False, True], ids=["JSON", "binary"])
 
@@ -114,9 +114,9 @@ def test_compressed_requests_are_accepted(client: Any, stream: str, how: str) ->
 def test_the_response_parameters_can_be_read(client: Any, stream: str) -> None:
     result = infer(client, 5, stream, sequence_start=True, request_id="r1", parameters={"step": 1})
 
-    told = result.get_response()
-    assert (told["id"], told["model_name"], told["model_version"]) == ("r1", "fold", "1")
-    assert told["parameters"] == {"sequence_id": stream, "step": 1, "replayed": False}
+    response = result.get_response()
+    assert (response["id"], response["model_name"], response["model_version"]) == ("r1", "fold", "1")
+    assert response["parameters"] == {"sequence_id": stream, "step": 1, "replayed": False}
 
 
 def test_a_retry_is_applied_once(client: Any, stream: str) -> None:
@@ -171,7 +171,9 @@ def test_many_concurrent_requests_are_answered(client: Any, service: Service, st
 
 
 async def test_the_asyncio_client_works(service: Service, stream: str) -> None:
-    aio = pytest.importorskip("tritonclient.http.aio")
+    aio = pytest.importorskip(
+        "tritonclient.http.aio", reason="tritonclient is not installed with aiohttp: STEPWELL_EXTRAS=triton"
+    )
     async with aio.InferenceServerClient(f"127.0.0.1:{service.port}") as client:
         assert await client.is_server_live()
         for at, x in enumerate((1, 2, 3)):

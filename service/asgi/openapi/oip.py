@@ -123,7 +123,10 @@ ALL_STATS = _route(answer=_STATS, errors=[401, 403, 500])
 INDEX = _route(
     answer=list_of(_object(["name"], name=_TEXT, version=_TEXT, state=_TEXT, reason=_TEXT)), errors=[401, 403]
 )
-LOAD = {**_route(parameters=[_MODEL], errors=[400, 401, 403, 500, 501]), "response_class": Response}  # it is empty
+LOAD = {
+    **_route(parameters=[_MODEL], errors=[400, 401, 403, 413, 415, 500, 501]),
+    "response_class": Response,
+}  # it is empty
 UNLOAD = _route(parameters=[_MODEL], errors=[401, 403, 501])
 
 
@@ -133,7 +136,7 @@ def infer(version: Sequence[Schema]) -> dict[str, Any]:
         parameters=[_MODEL, *version, *_HEADERS],
         body=_INFER_BODY,
         answer=_INFER_ANSWER,
-        errors=(*_READ, 413, 429, 501, 503),
+        errors=(*_READ, 413, 415, 429, 501, 503),
     )
 
 

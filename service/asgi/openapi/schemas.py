@@ -93,7 +93,15 @@ IDEMPOTENCY_KEY: Schema = {
 COMMON_PROBLEMS = ("unauthenticated", "forbidden", "rate_limited", "internal")
 STORE = ("store_unavailable", "overloaded", "draining")
 STREAM_READ = (*COMMON_PROBLEMS, *STORE, "bad_request", "model_not_found")
-STREAM_WRITE = (*STREAM_READ, "bad_json", "too_large", "outcome_unknown", "store_full", "not_durable")
+STREAM_WRITE = (
+    *STREAM_READ,
+    "bad_json",
+    "too_large",
+    "unsupported_encoding",
+    "outcome_unknown",
+    "store_full",
+    "not_durable",
+)
 STEPPING = (
     *STREAM_WRITE,
     *("stream_not_found", "seq_gap", "seq_passed", "seq_conflict", "state_changed", "stream_exists", "model_changed"),

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from service.asgi.http import RawResponse, body_of, idempotency_key_of
+from service.asgi.http import RawResponse, body_of, encoding_of, idempotency_key_of
 from service.asgi.openapi import oip as openapi
 from service.codec.formats import JSON, encode
 from service.codec.oip import TritonError, config_of, metadata_of, quote
@@ -76,9 +76,9 @@ class OipRoutes:
             _document_bytes(headers.getlist("inference-header-content-length")),
         )
         call = make_infer_handler(self._context, path["model"], path.get("version"), fields)
-        body = await body_of(request, self._context)
-        if encodings := headers.getlist("content-encoding"):
-            body = _decompressed(body, encodings, self._context.settings.max_body_bytes)
+        body = await body_of(request, self._context, encodings=list(_WINDOW_BITS))
+        if (encoding := encoding_of(request)) in _WINDOW_BITS:
+            body = _decompressed(body, encoding, self._context.settings.max_body_bytes)
         answer = await run(call, body)
         return RawResponse(answer, call.response_format.value, headers=call.extra_headers)
 
@@ -236,17 +236,12 @@ def _document_bytes(values: Sequence[str]) -> int | None:
     )
 
 
-def _decompressed(body: bytes, encodings: Sequence[str], limit: int) -> bytes:
-    """Undo the one encoding that a body has.
+def _decompressed(body: bytes, encoding: str, limit: int) -> bytes:
+    """Decompress a body.
 
     Raises:
-        ServiceError: `bad_request`: an encoding that is not known, or a body that is not so encoded; `too_large`.
+        ServiceError: `bad_request`: it is not so encoded; `too_large`.
     """
-    encoding = ", ".join(encodings).strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in _WINDOW_BITS:
-        raise TritonError("bad_request", f"Content-Encoding is {quote(encoding)}; expected gzip or deflate")
     stream = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
         found = stream.decompress(body, limit + 1)

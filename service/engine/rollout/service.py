@@ -14,11 +14,9 @@ from service.engine.protocol.decide import Decision, check_idempotency_entry, de
 from service.engine.rollout.plan import RolloutPlan
 from service.engine.rollout.worker import ActiveRollout, RolloutWorker
 from service.engine.streams.deps import StreamOpDeps
-from service.engine.streams.resets import check_deadline
-from service.errors import ServiceError, not_a_record
+from service.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
+from service.errors import ServiceError
 from service.models.registry import ServedModel
-from service.store import keys
-from service.store.commits import Commit, Outcome
 from service.store.record import IdempotencyEntry, Record, blake2b_128, decode
 from service.store.state_store import checked
 from service.types import RolloutRequest, RolloutResult, Timestep
@@ -70,32 +68,27 @@ class RolloutService:
         Raises:
             ServiceError: It was refused, or its outcome is not known; see `steps_applied`.
         """
-        deadline, name, op_id = self._deps.start(), keys.record_key(*ask.key), _op_id(ask)
-        named = ask.commit and ask.idempotency_key is not None
-        entry_name = keys.idempotency_key_of(name, ask.idempotency_key or "") if named else None
-        while True:
-            names = [name] if entry_name is None else [name, entry_name]
-            raw, *entry = await self._deps.store.load_with_errors(names, deadline=deadline, exact=True)
-            record = None if (stored := checked(raw)) is None else decode(stored)
+        op_id, loop = _op_id(ask), asyncio.get_running_loop()
+
+        async def roll_out(found: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:
+            record = None if (stored := checked(found.raw)) is None else decode(stored)
             plan = RolloutPlan.of(ask, op_id, self._model_for(ask, record))
-            if entry and (found := checked(entry[0])) is not None:
-                known = check_idempotency_entry(IdempotencyEntry.decode(found), plan.intent)
-                await self._deps.store.wait_for_replica(name, raw, entry_name, deadline=deadline)
-                return self._replay(plan, known)
+            if found.entry is not None:
+                return Reply(self._replay(plan, check_idempotency_entry(found.entry, plan.intent)))
             if decide(record, plan.intent) is Decision.REPLAY and record is not None:
-                if not await self._deps.store.wait_for_replica(name, raw, deadline=deadline):
-                    continue
-                return self._replay(plan, record)
-            left = deadline - asyncio.get_running_loop().time()
-            roll = plan.start(record, time.monotonic() + left)
+                return Reply(self._replay(plan, record))
+            roll = plan.start(record, time.monotonic() + found.deadline - loop.time())
             await self._worker_for(plan.served).run(roll)
             done = plan.result(record, roll)
-            if not ask.commit:
-                return done
-            committed = await self._commit(plan, record, roll, done, entry_name, deadline=deadline)
-            if committed is not None:
-                return committed
-            check_deadline(deadline, "the stream")
+            return self._write(plan, record, roll, done) if ask.commit else Reply(done, is_replay=False)
+
+        remembered = ask.idempotency_key if ask.commit else None
+        done = await commit_when_decided(self._deps, ask.key, roll_out, idempotency_key=remembered)
+        if done.replayed:
+            self._observer.replays(1)
+        elif ask.commit:
+            self._observer.steps_applied(ask.key.model, "http", ask.horizon)
+        return done
 
     def _model_for(self, ask: RolloutRequest, record: Record | None) -> ServedModel:
         """Return the model that goes on: the one that is named, else the stream's own."""
@@ -127,29 +120,14 @@ class RolloutService:
                 state_id=kept.history_hash,
                 expected=kept.step + 1,
             )
-        self._observer.replays(1)
         return RolloutPlan.of(plan.request, plan.op_id, served).replayed_result(kept)
 
-    async def _commit(
-        self,
-        plan: RolloutPlan,
-        record: Record | None,
-        roll: ActiveRollout,
-        done: RolloutResult,
-        entry_name: str | None,
-        *,
-        deadline: float,
-    ) -> RolloutResult | None:
-        """Write where a rollout came; None: the stream moved meanwhile."""
+    def _write(
+        self, plan: RolloutPlan, record: Record | None, roll: ActiveRollout, done: RolloutResult
+    ) -> Write[RolloutResult]:
+        """Return what is written of where a rollout came."""
         key, served = plan.request.key, plan.served
-        if record is None:
-            self._deps.check_quota(key.tenant)
         made = plan.record(record, roll, done)
-        entry = IdempotencyEntry(
-            plan.op_id, made.epoch, made.step, made.history_hash, made.length, made.outputs, served.fingerprint
-        ).encode()
-        expect = b"" if record is None else record.guard
-        commit = Commit(keys.record_key(*key), expect, made.encode(), entry_name, entry)
         tellings: Sequence[Notification] = ()
         if self._interests.has_interest(served.name):
             fed = Timestep(
@@ -158,16 +136,16 @@ class RolloutService:
             tellings = self._interests.notifications_for(
                 [fed], served.inputs, done.outputs, [made.step], [made.history_hash]
             )
-        answer = (await self._deps.store.commit([commit], deadline=deadline, tellings=tellings))[0]
-        self._deps.invalidate(key)
-        if answer.outcome is Outcome.WRONG_TYPE:
-            raise not_a_record()
-        if answer.outcome is Outcome.DUPLICATE and answer.stored is not None:
-            return self._replay(plan, decode(answer.stored))
-        if answer.outcome is not Outcome.APPLIED:
-            return None
-        self._observer.steps_applied(served.name, "http", made.length)
-        return replace(done, state_id=made.history_hash, created=record is None)
+        return Write(
+            made,
+            b"" if record is None else record.guard,
+            IdempotencyEntry(
+                plan.op_id, made.epoch, made.step, made.history_hash, made.length, made.outputs, served.fingerprint
+            ),
+            replace(done, state_id=made.history_hash, created=record is None),
+            lambda stored: self._replay(plan, decode(stored)),
+            tellings,
+        )
 
 
 def _op_id(ask: RolloutRequest) -> bytes:

@@ -17,6 +17,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from model_export.manifest import Array
+from service.engine.limits import Reservation
 from service.engine.packing import all_true, pack_outputs, select_returned
 from service.engine.protocol.decide import Decision, applies_without_store, check_idempotency_entry, decide
 from service.engine.protocol.replay import replay_prediction
@@ -291,8 +292,8 @@ class BatchPipeline:
         if row.answered:
             return False
         view = row.record
-        if view is not None:
-            self._return_room(row, begun=False)  # somebody else has begun it since
+        if view is not None and row.room is not None:
+            row.room.end(begun=False)  # somebody else has begun it since
         try:
             if row.entry is not None:
                 self._replay_by_key(row, row.entry)
@@ -313,15 +314,10 @@ class BatchPipeline:
         return False
 
     def _take_room(self, row: QueuedStep) -> None:
-        if self._quota is not None and not row.holds_room:
-            self._quota.check(row.timestep.key.tenant)
-            row.holds_room = True
-
-    def _return_room(self, row: QueuedStep, *, begun: bool) -> None:
-        """Say what became of the stream for which a row took room, if it did."""
-        if self._quota is not None and row.holds_room:
-            row.holds_room = False
-            (self._quota.confirm if begun else self._quota.release)(row.timestep.key.tenant)
+        """Take room for a stream from the tenant's quota, once however often the row comes round."""
+        if self._quota is not None:
+            row.room = row.room or Reservation(self._quota, row.timestep.key.tenant)
+            row.room.take()
 
     def _try_reroute(self, row: QueuedStep) -> bool:
         """Hand a stream that another version began to that version, unless the request names one."""
@@ -458,7 +454,8 @@ class BatchPipeline:
                 raise answer.error
             current = None if answer.stored is None else decode(answer.stored)
             if answer.outcome is Outcome.DUPLICATE and current is not None:
-                self._return_room(row, begun=True)
+                if row.room is not None:
+                    row.room.end(begun=True)
                 self._replay(row, current)
                 return False
         except ServiceError as exc:
@@ -479,8 +476,8 @@ class BatchPipeline:
         version, began = self._served.version, frozenset(begun)
         for at, row in enumerate(rows):
             row.answered = True
-            if row.holds_room:
-                self._return_room(row, begun=True)
+            if row.room is not None:
+                row.room.end(begun=True)
             try:
                 row.done(Prediction(made, at, False, at in began, version))
             except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
@@ -493,7 +490,9 @@ class BatchPipeline:
     def _count_applied(self, rows: Sequence[QueuedStep]) -> None:
         transports = [row.timestep.transport for row in rows]
         for transport in set(transports):
-            self._observer.steps_applied(self._served.name, transport, rows[0].timestep.length * transports.count(transport))
+            self._observer.steps_applied(
+                self._served.name, transport, rows[0].timestep.length * transports.count(transport)
+            )
 
     def _replay_by_key(self, row: QueuedStep, entry: IdempotencyEntry) -> None:
         self._replay(row, check_idempotency_entry(entry, row.intent(self._served.fingerprint)))
@@ -512,7 +511,8 @@ class BatchPipeline:
     def _reply(self, row: QueuedStep, result: Prediction | ServiceError) -> None:
         if row.answered:
             return
-        self._return_room(row, begun=isinstance(result, ServiceError) and result.applied != "no")
+        if row.room is not None:
+            row.room.end(begun=isinstance(result, ServiceError) and result.applied != "no")
         self._call_reply(row, result)
         self._on_answered(1, row.timestep.length * self._timestep_bytes)
         seconds = self._time() - row.received

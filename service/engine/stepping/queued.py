@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from msgspec import Struct
 from msgspec.structs import replace
 
+from service.engine.limits import Reservation
 from service.engine.protocol.decide import NO_STEP, StepIntent
 from service.store import keys
 from service.store.record import IdempotencyEntry, Record
@@ -32,7 +33,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         entry: The answer that it had been given, as far as one is remembered beside the stream and was read.
         confirmed: A replica has what was seen, where the durability asks for that.
         answered: `done` was called, or another batcher took the request over.
-        holds_room: It has taken room for a stream from its tenant's quota, and not been answered yet.
+        room: Of its tenant, for the stream that it may begin; None: it begins none, or there is no limit.
     """
 
     timestep: Timestep
@@ -49,7 +50,7 @@ class QueuedStep(Struct, eq=False, gc=False):
     entry: IdempotencyEntry | None = None
     confirmed: bool = False
     answered: bool = False
-    holds_room: bool = False
+    room: Reservation | None = None
 
     @property
     def entry_key(self) -> str | None:

@@ -9,12 +9,12 @@ import numpy as np
 
 from service.engine.protocol.decide import StepIntent
 from service.engine.streams.deps import StreamOpDeps
-from service.engine.streams.resets import check_deadline, replay_position
+from service.engine.streams.resets import replay_position
 from service.engine.streams.sources import StateSources, no_stream
-from service.errors import ServiceError, not_a_record, state_changed, stream_exists, wrong_state_size
+from service.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
+from service.errors import ServiceError, state_changed, stream_exists, wrong_state_size
 from service.models.registry import ServedModel
 from service.store import keys
-from service.store.commits import Commit, Outcome
 from service.store.record import IdempotencyEntry, Kind, Record, blake2b_128, decode
 from service.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot
 from service.store.state_store import checked
@@ -65,48 +65,36 @@ class StreamCopies:
             ServiceError: `stream_not_found`, `snapshot_not_found`, `state_changed`, `stream_exists`, `model_changed`,
                 `idempotency_key_reused`, or the store's.
         """
-        deadline, target = self._deps.start(), keys.record_key(*to)
-        entry_name = None if idempotency_key is None else keys.idempotency_key_of(target, idempotency_key)
-        request = blake2b_128(
-            b"fork", key.stream.encode(), (snapshot or "").encode(), after or b"", _number(version)
-        )  # the idempotency key's entry lies with the new stream
-        while True:
-            names = [keys.record_key(*key), target, *([] if entry_name is None else [entry_name])]
-            source, there, *entry = await self._deps.store.load_with_errors(names, deadline=deadline, exact=True)
-            if entry and (found := checked(entry[0])) is not None:
-                known = replay_position(found, StepIntent(request, 0, None, after, "auto", None))
-                await self._deps.store.wait_for_replica(target, there, entry_name, deadline=deadline)
-                return known
-            if (found := checked(source)) is None:
+        # The idempotency key's entry lies with the new stream.
+        request = blake2b_128(b"fork", key.stream.encode(), (snapshot or "").encode(), after or b"", _number(version))
+
+        async def fork(found: Loaded) -> Reply[StreamPosition] | Write[StreamPosition]:
+            if found.entry is not None:
+                return Reply(replay_position(found.entry, StepIntent(request, 0, None, after, "auto", None)))
+            present, existing = _decoded(found.others[0]), _decoded(found.raw)
+            if present is None:
                 raise no_stream(key)
-            record = present = decode(found)
-            existing = None if (found := checked(there)) is None else decode(found)
+            record = present
             if snapshot is not None:
-                record = (await self._sources.from_snapshot(key, snapshot, deadline=deadline)).record
+                record = (await self._sources.from_snapshot(key, snapshot, deadline=found.deadline)).record
             # A retry names the history that it was about, wherever the stream is by now.
             about = after if after is not None and snapshot is None else record.history_hash
             op_id = blake2b_128(b"fork", about, to.stream.encode(), _number(version), (idempotency_key or "").encode())
             if existing is not None and existing.op_id == op_id:
-                if not await self._deps.store.wait_for_replica(target, there, deadline=deadline):
-                    continue
-                return StreamPosition(existing.step, existing.history_hash, replayed=True)
+                return Reply(StreamPosition(existing.step, existing.history_hash, replayed=True))
             if after is not None and present.history_hash != after:
                 raise state_changed(present.step, present.history_hash)
             if existing is not None:
                 why, fix = "`to` has to name a new one", "Name another stream, or delete that one first."
                 raise stream_exists(existing.step, existing.history_hash, why, fix=fix)
-            self._deps.check_quota(to.tenant)
             content = self._sources.new_state_from(Kind.FORK, key.model, record, version)
-            made = content.record(op_id, record.history_hash, had_key=entry_name is not None)
-            remembered = IdempotencyEntry(request, made.epoch, made.step, made.history_hash, 0, b"").encode()
-            commit = Commit(target, b"", made.encode(), entry_name, remembered)
-            answer = (await self._deps.store.commit([commit], deadline=deadline))[0]
-            self._deps.invalidate(to)
-            if answer.outcome in (Outcome.APPLIED, Outcome.DUPLICATE):
-                return StreamPosition(made.step, made.history_hash)
-            if answer.outcome is Outcome.WRONG_TYPE:
-                raise not_a_record("The key of the stream to begin")
-            check_deadline(deadline, "the streams")
+            made = content.record(op_id, record.history_hash, had_key=idempotency_key is not None)
+            entry = IdempotencyEntry(request, made.epoch, made.step, made.history_hash, 0, b"")
+            done = StreamPosition(made.step, made.history_hash)
+            return Write(made, b"", entry, done, lambda _stored: done)
+
+        source = keys.record_key(*key)
+        return await commit_when_decided(self._deps, to, fork, idempotency_key=idempotency_key, also=[source])
 
     # ---------------------------------------------------------------- snapshots
 
@@ -121,33 +109,30 @@ class StreamCopies:
         Raises:
             ServiceError: `stream_not_found`, `state_changed`, `stream_quota`, `idempotency_key_reused`, or the store's.
         """
-        deadline, stream = self._deps.start(), keys.record_key(*key)
-        request = blake2b_128(b"snapshot", name.encode(), after or b"")
-        entry_name = None if idempotency_key is None else keys.idempotency_key_of(stream, idempotency_key)
-        names = [stream, *([] if entry_name is None else [entry_name])]
-        raw, *entry = await self._deps.store.load_with_errors(names, deadline=deadline, exact=True)
+        stream, request = keys.record_key(*key), blake2b_128(b"snapshot", name.encode(), after or b"")
         intent = StepIntent(request, 0, None, after, "auto", None)
-        if entry and (found := checked(entry[0])) is not None:
-            replay = replay_position(found, intent)
-            await self._deps.store.wait_for_replica(stream, raw, entry_name, deadline=deadline)
-            return replay
-        if (found := checked(raw)) is None:
-            raise no_stream(key)
-        record = decode(found)
-        if after is not None and record.history_hash != after:
-            before = await self._snapshots.get(stream, name, deadline=deadline)
-            if before is not None and before.record.history_hash == after:
-                return StreamPosition(before.record.step, after, replayed=True)
-            raise state_changed(record.step, record.history_hash)
-        remember = None
-        if entry_name is not None:
-            known = IdempotencyEntry(request, record.epoch, record.step, record.history_hash, 0, b"")
-            remember = IdempotencyWrite(entry_name, known.encode())
-        kept = replace(record, outputs=self._sources.last_prediction(key.model, record))  # of a chunk, one is enough
-        answered = await self._snapshots.put(stream, name, kept.encode(), deadline=deadline, remember=remember)
-        return (
-            StreamPosition(record.step, record.history_hash) if answered is None else replay_position(answered, intent)
-        )
+
+        async def take(found: Loaded) -> Reply[StreamPosition]:
+            if found.entry is not None:
+                return Reply(replay_position(found.entry, intent))
+            record = _decoded(found.raw)
+            if record is None:
+                raise no_stream(key)
+            if after is not None and record.history_hash != after:
+                before = await self._snapshots.get(stream, name, deadline=found.deadline)
+                if before is not None and before.record.history_hash == after:
+                    return Reply(StreamPosition(before.record.step, after, replayed=True), is_replay=False)
+                raise state_changed(record.step, record.history_hash)
+            entry = IdempotencyEntry(request, record.epoch, record.step, record.history_hash, 0, b"")
+            remember = _remember(stream, idempotency_key, entry)
+            kept = replace(
+                record, outputs=self._sources.last_prediction(key.model, record)
+            )  # of a chunk, one is enough
+            known = await self._snapshots.put(stream, name, kept.encode(), deadline=found.deadline, remember=remember)
+            done = StreamPosition(record.step, record.history_hash) if known is None else _known(known, intent)
+            return Reply(done, is_replay=False)
+
+        return await commit_when_decided(self._deps, key, take, idempotency_key=idempotency_key)
 
     async def get_snapshot(self, key: StreamKey, name: str) -> tuple[SnapshotStatus, StreamState]:
         """Return a snapshot of a stream, and the state in it.
@@ -181,13 +166,10 @@ class StreamCopies:
         """
         deadline, stream = self._deps.start(), keys.record_key(*key)
         request = blake2b_128(b"no snapshot", name.encode())
-        remember = None
-        if idempotency_key is not None:
-            known = IdempotencyEntry(request, 0, 0, bytes(16), 0, b"")
-            remember = IdempotencyWrite(keys.idempotency_key_of(stream, idempotency_key), known.encode())
-        answered = await self._snapshots.delete(stream, name, deadline=deadline, remember=remember)
-        if answered is not None:
-            replay_position(answered, StepIntent(request, 0, None, None, "auto", None))
+        remember = _remember(stream, idempotency_key, IdempotencyEntry(request, 0, 0, bytes(16), 0, b""))
+        known = await self._snapshots.delete(stream, name, deadline=deadline, remember=remember)
+        if known is not None:
+            _known(known, StepIntent(request, 0, None, None, "auto", None))
 
     # ---------------------------------------------------------------- states
 
@@ -249,6 +231,22 @@ class StreamCopies:
         served = self._deps.models.by_fingerprint(model, record.fingerprint)
         version = None if served is None else served.version
         return SnapshotStatus(name, version, record.step, record.history_hash, snapshot.taken_ms)
+
+
+def _decoded(raw: bytes | ServiceError | None) -> Record | None:
+    return None if (stored := checked(raw)) is None else decode(stored)
+
+
+def _known(entry: bytes, intent: StepIntent) -> StreamPosition:
+    return replay_position(IdempotencyEntry.decode(entry), intent)
+
+
+def _remember(stream: str, idempotency_key: str | None, entry: IdempotencyEntry) -> IdempotencyWrite | None:
+    return (
+        None
+        if idempotency_key is None
+        else IdempotencyWrite(keys.idempotency_key_of(stream, idempotency_key), entry.encode())
+    )
 
 
 def _number(version: int | None) -> bytes:

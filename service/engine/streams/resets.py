@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from service.engine.packing import finite_rows
 from service.engine.protocol.decide import Decision, StepIntent, check_idempotency_entry, decide
 from service.engine.streams.deps import StreamOpDeps
 from service.engine.streams.sources import NewState, StateSources
+from service.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
 from service.errors import CorruptRecordError, ServiceError
 from service.models.registry import ServedModel
-from service.store import keys
-from service.store.commits import NO_RECORD, Commit, Outcome
+from service.store.commits import NO_RECORD
 from service.store.record import NO_HISTORY, IdempotencyEntry, Kind, Record, blake2b_128, decode
 from service.store.state_store import checked
 from service.types import ImportedState, StreamKey, StreamPosition
@@ -132,58 +132,41 @@ class Resets:
         after: bytes | None,
         idempotency_key: str | None,
     ) -> StreamPosition:
-        deadline = self._deps.start()
-        name, intent = keys.record_key(*key), StepIntent(op_id, 0, None, after, "auto", None)
-        entry_name = None if idempotency_key is None else keys.idempotency_key_of(name, idempotency_key)
-        while True:
-            names = [name] if entry_name is None else [name, entry_name]
-            raw, *entry_found = await self._deps.store.load_with_errors(names, deadline=deadline, exact=True)
-            if entry_found and (remembered := checked(entry_found[0])) is not None:
-                known = replay_position(remembered, intent)
-                await self._deps.store.wait_for_replica(name, raw, entry_name, deadline=deadline)
-                return known
-            current, expect = _record_to_replace(raw, intent)
+        intent = StepIntent(op_id, 0, None, after, "auto", None)
+
+        async def put(found: Loaded) -> Reply[StreamPosition] | Write[StreamPosition]:
+            if found.entry is not None:
+                return Reply(replay_position(found.entry, intent))
+            current, expect = _record_to_replace(found.raw, intent)
             if decide(current, intent) is Decision.REPLAY and current is not None:
-                if not await self._deps.store.wait_for_replica(name, raw, deadline=deadline):
-                    continue
-                return StreamPosition(current.step, current.history_hash, replayed=True)
-            if raw is None:
-                self._deps.check_quota(key.tenant)
-            made = (await content(deadline)).record(
+                return Reply(StreamPosition(current.step, current.history_hash, replayed=True))
+            made = (await content(found.deadline)).record(
                 op_id,
                 NO_HISTORY if current is None else current.history_hash,
                 created_ms=None if current is None else current.created_ms,
-                had_key=entry_name is not None,
+                had_key=idempotency_key is not None,
             )
-            entry = IdempotencyEntry(op_id, made.epoch, made.step, made.history_hash, 0, b"").encode()
-            commit = Commit(name, expect, made.encode(), entry_name, entry)
-            answer = (await self._deps.store.commit([commit], deadline=deadline))[0]
-            self._deps.invalidate(key)
-            if answer.outcome in (Outcome.APPLIED, Outcome.DUPLICATE):
-                return StreamPosition(made.step, made.history_hash, replayed=answer.outcome is Outcome.DUPLICATE)
-            check_deadline(deadline, "the stream")
+            done = StreamPosition(made.step, made.history_hash)
+            return Write(
+                made,
+                expect,
+                IdempotencyEntry(op_id, made.epoch, made.step, made.history_hash, 0, b""),
+                done,
+                lambda _stored: replace(done, replayed=True),
+                replaces_foreign=True,
+            )
+
+        return await commit_when_decided(self._deps, key, put, idempotency_key=idempotency_key)
 
 
-def replay_position(entry: bytes, intent: StepIntent) -> StreamPosition:
+def replay_position(entry: IdempotencyEntry, intent: StepIntent) -> StreamPosition:
     """Return what an idempotency key had been answered.
 
     Raises:
         ServiceError: `idempotency_key_reused`.
     """
-    known = check_idempotency_entry(IdempotencyEntry.decode(entry), intent)
+    known = check_idempotency_entry(entry, intent)
     return StreamPosition(known.step, known.history_hash, replayed=True)
-
-
-def check_deadline(deadline: float, what: str) -> None:
-    """Check that there is time for another try.
-
-    Raises:
-        ServiceError: `overloaded`.
-    """
-    if asyncio.get_running_loop().time() >= deadline:
-        raise ServiceError(
-            "overloaded", f"Others kept moving {what} until the deadline.", fix="Send the same request again."
-        )
 
 
 def _record_to_replace(raw: bytes | ServiceError | None, intent: StepIntent) -> tuple[Record | None, bytes]:

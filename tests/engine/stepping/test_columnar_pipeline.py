@@ -244,7 +244,7 @@ async def test_a_reply_callback_that_raises_does_not_affect_the_others(folder: P
         answers: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in MANY]
 
         def broken(_: Any) -> None:
-            raise RuntimeError("nobody listens")
+            raise RuntimeError("a broken callback")
 
         for at, (name, answer) in enumerate(zip(MANY, answers, strict=True)):
             engine.submit(step(name, 1, seq=2), answer.set_result if at else broken)

@@ -14,8 +14,8 @@ from model_export.candidate import prove
 from model_export.errors import RefusedModelError
 from model_export.sequence import candidate
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-pytest.importorskip("onnxscript", reason="PyTorch's exporter needs onnxscript, which is not installed")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (STEPWELL_EXTRAS=torch)")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (STEPWELL_EXTRAS=torch)")
 pytestmark = pytest.mark.torch
 
 nn, F = torch.nn, torch.nn.functional

@@ -16,7 +16,7 @@ class SkippedFile(pytest.Module):
 
     def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
         """Skip."""
-        pytest.skip(f"{' and '.join(MISSING)} not installed (STEPWELL_EXTRAS=torch)", allow_module_level=True)
+        pytest.skip(f"{' and '.join(MISSING)}: not installed (STEPWELL_EXTRAS=torch)", allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:

@@ -10,7 +10,7 @@ import pytest
 
 from model_export import StepSpec
 
-torch = pytest.importorskip("torch")  # the package is skipped without; see its __init__
+torch = pytest.importorskip("torch")  # conftest.py skips the folder without it
 nn = torch.nn
 
 
