@@ -29,7 +29,7 @@ class StreamKey(NamedTuple):
     stream: str
 
 
-_SEQUENCED_ONLY: Final = (1, "auto", "all", "on")
+_SINGLE: Final = (1, "all", "on")
 
 # Of these one is made per step, and msgspec's structs are made in a quarter of the time that a NamedTuple takes.
 
@@ -68,34 +68,44 @@ class Timestep(Struct, frozen=True, gc=False):
     name: str = ""
 
     @property
-    def is_sequenced_only(self) -> bool:
-        """Whether it is one timestep that says nothing but its number; see `StreamHandle`."""
+    def can_coalesce(self) -> bool:
+        """Whether it may be processed in the columns of a batch of single timesteps; see `StreamHandle`."""
         return (
-            self.seq is not None
-            and self.after is None
+            self.create != "must"
             and self.idempotency_key is None
-            and (self.length, self.create, self.keep, self.lifecycle) == _SEQUENCED_ONLY
+            and (self.length, self.keep, self.lifecycle) == _SINGLE
         )
 
 
 class StreamHandle(Struct, frozen=True, gc=False):
-    """A stream, as one door reaches it: what is common to timesteps that say nothing but their number.
+    """A stream as one transport addresses it: the attributes that its single timesteps share.
 
     Attributes:
         key: The stream.
-        name: Where the store has it.
+        name: The key of its record in the store.
         version: As a `Timestep`'s.
-        door: As a `Timestep`'s.
+        transport: As a `Timestep`'s.
+        create: As a `Timestep`'s, but not `must`.
     """
 
     key: StreamKey
     name: str
     version: int | None
     transport: Transport
+    create: Create = "auto"
 
-    def timestep(self, inputs: tuple[bytes, ...], seq: int) -> Timestep:
-        """Return such a timestep."""
-        return Timestep(self.key, inputs, seq=seq, version=self.version, transport=self.transport, name=self.name)
+    def timestep(self, inputs: tuple[bytes, ...], seq: int | None, after: bytes | None) -> Timestep:
+        """Return a single timestep of the stream."""
+        return Timestep(
+            self.key,
+            inputs,
+            seq=seq,
+            after=after,
+            create=self.create,
+            version=self.version,
+            transport=self.transport,
+            name=self.name,
+        )
 
 
 class BulkTimesteps(Struct, frozen=True, gc=False):

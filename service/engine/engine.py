@@ -170,10 +170,17 @@ class Engine:
         self._open += 1
         self._open_bytes += timestep.length * batcher.timestep_bytes
 
-    def submit_sequenced(
-        self, stream: StreamHandle, inputs: tuple[bytes, ...], seq: int, done: ReplyCallback, *, served: ServedModel
+    def submit_single(
+        self,
+        stream: StreamHandle,
+        inputs: tuple[bytes, ...],
+        seq: int | None,
+        after: bytes | None,
+        done: ReplyCallback,
+        *,
+        served: ServedModel,
     ) -> None:
-        """Move a stream by one timestep that says nothing but its number; otherwise as `submit`."""
+        """Advance a stream by a single timestep without an idempotency key; otherwise as `submit`."""
         batcher = self._batchers.get(served) or self._batcher(served)
         now = batcher.time()
         try:
@@ -184,7 +191,7 @@ class Engine:
         except ServiceError as exc:
             done(exc)
             return
-        batcher.submit_sequenced(stream, inputs, seq, done, now)
+        batcher.submit_single(stream, inputs, seq, after, done, now)
         self._open += 1
         self._open_bytes += batcher.timestep_bytes
 

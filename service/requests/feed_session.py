@@ -97,7 +97,7 @@ class FeedSession:
         try:
             served = self._context.engine.models.get(self._model, self._version)
             wire = self._context.decoder(served)
-            if form is JSON and self._handle_sequenced(message, tenant, served, wire.read_feed_message):
+            if form is JSON and self._handle_single(message, tenant, served, wire.read_feed_message):
                 return
             asked = wire.feed(message, form, many=self._stream is None)
             if asked.stream is not None:
@@ -121,16 +121,16 @@ class FeedSession:
             step = _PendingStep(self, label, chunk=body.chunk, keep=body.keep)
             self._pending.append(step)
             key = StreamKey(tenant, self._model, asked.stream or self._stream or "")
-            engine.submit(to_timestep(body, key, self._version, transport="websocket"), step.on_result)
+            engine.submit(to_timestep(body, key, self._version, transport="websocket"), step.on_result, served)
 
-    def _handle_sequenced(
+    def _handle_single(
         self,
         message: bytes,
         tenant: str,
         served: ServedModel,
         read: Callable[[bytes], tuple[str | None, Raw | None, StepParts]] | None,
     ) -> bool:
-        """Submit a message of the kind that most are: one timestep that says nothing but its number.
+        """Submit a message with a single timestep of an existing or new stream, as most are.
 
         Returns:
             False: It is of another kind, or not sound.
@@ -141,7 +141,7 @@ class FeedSession:
             named, name, (inputs, seq, after, create) = read(message)
         except DECODE_ERRORS:
             return False
-        if seq is None or after is not None or create != "auto" or (named is None) is (self._stream is None):
+        if create != "auto" or (named is None) is (self._stream is None):
             return False
         stream = self._handles.get((tenant, named))
         if stream is None:
@@ -153,7 +153,7 @@ class FeedSession:
             stream = self._handles[tenant, named] = StreamHandle(key, record_key(*key), self._version, "websocket")
         step = _PendingStep(self, correlation_fields(named, name))
         self._pending.append(step)
-        self._context.engine.submit_sequenced(stream, inputs, seq, step.on_result, served=served)
+        self._context.engine.submit_single(stream, inputs, seq, after, step.on_result, served=served)
         return True
 
     def reject_too_large(self, size: int) -> None:

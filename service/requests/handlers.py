@@ -110,8 +110,8 @@ class StepHandler:
             except DECODE_ERRORS:
                 pass
             else:
-                if seq is not None and after is None and create == "auto" and self.idempotency_key is None:
-                    self._engine.submit_sequenced(self._stream, inputs, seq, done, served=self.served)
+                if create == "auto" and self.idempotency_key is None:
+                    self._engine.submit_single(self._stream, inputs, seq, after, done, served=self.served)
                     return
                 timestep = Timestep(
                     self.key,

@@ -167,9 +167,8 @@ class _RemoteJwkSet:
     """The provider's keys, from a URL: fetched at the start and then by a thread, for which no request waits."""
 
     def __init__(self, url: str, algorithms: Sequence[str]) -> None:
-        from jwt import PyJWKClient
-
         import httpx  # here and below: it would add a tenth to each start, and few services have keys at a URL
+        from jwt import PyJWKClient
 
         self._algorithms = algorithms
         self._held: tuple[list[PyJWK], int] = ([], 0)

@@ -190,7 +190,7 @@ class CopiesMachine(RuleBasedStateMachine):
             rollout = RolloutRequest(key, request.number, inputs, feedback={"x": "y"}, commit=True)
             found = await engine.rollout(replace(rollout, **named))
             values = tuple(found.outputs["y"][0, :, 0].tolist())
-            assert found.followed["x"].tolist() == found.outputs["y"].tolist()
+            assert found.next_inputs["x"].tolist() == found.outputs["y"].tolist()
         elif request.operation == "fork":
             found = await engine.copies.fork(key, self.key(request.to), snapshot=request.name, version=None, **named)
         elif request.operation == "snapshot":

@@ -249,11 +249,12 @@ def test_a_request_may_be_cut_anywhere(ways: Ways, stream: str, kind: str) -> No
 
 
 def test_a_fault_of_the_servers_own_is_told_the_same(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
     for service in (ways.lane, ways.declared):
-        monkeypatch.setattr(service.app.state.engine, "submit", broken)
+        for method in ("submit", "submit_single", "submit_columnar"):
+            monkeypatch.setattr(service.app.state.engine, method, broken)
 
     assert statuses(ways.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]
 

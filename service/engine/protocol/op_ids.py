@@ -45,38 +45,49 @@ class OpIdHasher:
         self._numbered = self._start_hash((False, True, False))  # what nearly all are
         self._new_name = OpIdGenerator()
 
-    def for_sequenced(self, length: int, seqs: Sequence[int], packed: Sequence[tuple[bytes, ...]]) -> list[bytes]:
-        """Return the names of requests that go on with a stream and tell their place by `seq` alone.
+    def for_rows(
+        self,
+        length: int,
+        seqs: Sequence[int | None],
+        afters: Sequence[bytes | None],
+        packed: Sequence[tuple[bytes, ...]],
+    ) -> list[bytes]:
+        """Return the names of requests without an idempotency key that continue their streams.
 
         Args:
             length: T of each.
             seqs: One per request.
-            packed: Each one's bytes of each input, in the order of the inputs' names.
+            afters: One per request.
+            packed: Each request's bytes of each input, in the order of the inputs' names.
         """
         begun, names = self._numbered.copy, list[bytes]()
-        for seq, inputs in zip(seqs, packed, strict=True):
-            h = begun()
-            h.update(_POSITION(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
+        for seq, after, inputs in zip(seqs, afters, packed, strict=True):
+            if after is None:
+                if seq is None:
+                    names.append(self._new_name())
+                    continue
+                h = begun()
+                h.update(_POSITION(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
+            else:
+                given = False, seq is not None, True
+                h = (self._hashers.get(given) or self._start_hash(given)).copy()
+                h.update(b"".join((_POSITION(length, seq or 0), *inputs, after)))
             names.append(h.digest())
         return names
 
     def for_bulk(self, asked: BulkTimesteps) -> list[bytes]:
         """Return the name of each of several requests."""
-        if asked.idempotency_key is not None or any(asked.afters):
+        if asked.idempotency_key is not None:
             return [self.for_timestep(timestep) for timestep in asked.rows()]
-        numbered = [seq for seq in asked.seqs if seq is not None]
-        if len(numbered) < len(asked.seqs):
-            return [self.for_timestep(timestep) for timestep in asked.rows()]
-        return self.for_sequenced(asked.length, numbered, asked.packed)
+        return self.for_rows(asked.length, asked.seqs, asked.afters, asked.packed)
 
     def for_timestep(self, timestep: Timestep) -> bytes:
         """Return the name of a request, 16 bytes."""
         seq, after, key = timestep.seq, timestep.after, timestep.idempotency_key
-        if key is None and after is None:
-            if seq is None:
-                return self._new_name()
-            if timestep.lifecycle == "on":
-                return self.for_sequenced(timestep.length, [seq], [timestep.inputs])[0]
+        if key is None and after is None and seq is None:
+            return self._new_name()
+        if key is None and timestep.lifecycle == "on":
+            return self.for_rows(timestep.length, [seq], [after], [timestep.inputs])[0]
         given = key is not None, seq is not None, after is not None
         h = (self._hashers.get(given) or self._start_hash(given)).copy()
         # Where each part ends is known from what is given and from the length: no two requests make the same bytes.

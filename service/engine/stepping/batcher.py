@@ -127,28 +127,33 @@ class Batcher:
 
     def submit(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
         """Queue a timestep; it goes with the next batch."""
-        if timestep.is_sequenced_only and timestep.seq is not None:
-            stream = StreamHandle(
-                timestep.key, timestep.name or keys.record_key(*timestep.key), timestep.version, timestep.transport
-            )
-            self.submit_sequenced(stream, timestep.inputs, timestep.seq, done, received)
+        if timestep.can_coalesce:
+            name = timestep.name or keys.record_key(*timestep.key)
+            stream = StreamHandle(timestep.key, name, timestep.version, timestep.transport, timestep.create)
+            self.submit_single(stream, timestep.inputs, timestep.seq, timestep.after, done, received)
         else:
             self._submit_row(timestep, done, received)
 
-    def submit_sequenced(
-        self, stream: StreamHandle, inputs: tuple[bytes, ...], seq: int, done: ReplyCallback, received: float
+    def submit_single(
+        self,
+        stream: StreamHandle,
+        inputs: tuple[bytes, ...],
+        seq: int | None,
+        after: bytes | None,
+        done: ReplyCallback,
+        received: float,
     ) -> None:
-        """Queue a timestep that says nothing but its number: what nearly all are."""
+        """Add a single timestep to the batch that is being filled, unless another one of its stream is ahead of it."""
         name, queue = stream.name, self._queue
         if not queue.reserve(name):
-            self._submit_row(stream.timestep(inputs, seq), done, received)
+            self._submit_row(stream.timestep(inputs, seq, after), done, received)
             return
         singles = self._coalesced
         if singles is None:
             singles, self._coalesced_room = CoalescedBatch(), self._max_coalesced
             self._coalesced = singles
             queue.enqueue_batch(singles)
-        singles.add((stream, name, seq, inputs, done, received))
+        singles.add((stream, name, seq, after, inputs, done, received))
         self._coalesced_room -= 1
         if not self._coalesced_room:
             self._coalesced = None  # the next one begins another
@@ -163,15 +168,14 @@ class Batcher:
     def accepts_columnar(self, asked: BulkTimesteps) -> bool:
         """Whether timesteps that came together may go as a batch of their own.
 
-        Not so if they are too few to be worth it, or more than one batch; if they are unusual; or if one of them has
-        to wait for another.
+        They may not if they are more than one batch, if one of them has to wait for another timestep of its stream, or
+        if they have an idempotency key or `create: must`. A few share a batch with other timesteps, if there are any.
         """
         return (
-            _MIN_COLUMNAR_ROWS <= len(asked.names) <= self._max_batch
+            (len(asked.names) >= _MIN_COLUMNAR_ROWS or self.is_idle)
+            and len(asked.names) <= self._max_batch
             and asked.idempotency_key is None
             and asked.create != "must"
-            and None not in asked.seqs
-            and asked.afters.count(None) in (0, len(asked.afters))
             and self._queue.can_reserve(asked.names)
         )
 

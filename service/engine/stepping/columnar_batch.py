@@ -32,7 +32,9 @@ from service.types import (
 )
 
 _log = logging.getLogger(__name__)
+_NO_AFTER = bytes(16)
 
+_Single = tuple[StreamHandle, str, int | None, bytes | None, tuple[bytes, ...], ReplyCallback, float]
 StepOutcome = Prediction | ServiceError
 BulkOutcomes = BulkPrediction | list[StepOutcome]
 """The answers to timesteps that came together: in columns where all went its usual way, else one by one."""
@@ -65,7 +67,7 @@ class ResultGatherer:
 
 
 class ColumnarBatch(Sequence[QueuedStep]):
-    """Timesteps of different streams, alike, without idempotency keys; each says with `seq` where it belongs.
+    """Timesteps of different streams, equally long, without idempotency keys, each continuing its stream.
 
     Attributes:
         names: Where the store has their streams.
@@ -85,7 +87,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
     rows_by_transport: Mapping[Transport, int]
     answered: bool = False
     _seqs: Sequence[int | None]
-    _afters: Sequence[bytes | None] = ()
+    _afters: Sequence[bytes | None]
 
     @abstractmethod
     def inputs(self, join: Callable[[Sequence[Sequence[bytes]], int], dict[str, Array]]) -> Mapping[str, Array]:
@@ -115,16 +117,35 @@ class ColumnarBatch(Sequence[QueuedStep]):
         return self._build_row()
 
     def matches_expected_position(self, heads: Array) -> Array:
-        """Say which of them surely apply to records of their model: see `decide.applies_without_store`."""
-        sure: Array = heads["step"].view(np.int64) == np.array(self._seqs, np.int64) - 1
-        if self._afters and self._afters[0] is not None:
-            sure &= heads["chain"] == np.frombuffer(b"".join(self._afters), "V16")  # type: ignore[arg-type]
+        """Return for each timestep whether it applies to its record for certain: see `decide.applies_without_store`.
+
+        Args:
+            heads: The records' headers, `(rows,)` of `HEAD`; a missing stream has the header of step 0.
+
+        Returns:
+            `(rows,)` bool.
+        """
+        seqs, afters = self._seqs, self._afters
+        if None in seqs:
+            steps = np.array([0 if seq is None else seq for seq in seqs], np.int64)
+            sure: Array = (heads["step"].view(np.int64) == steps - 1) | (steps == 0)
+        else:
+            sure = heads["step"].view(np.int64) == np.array(seqs, np.int64) - 1
+        if (without := afters.count(None)) < len(afters):
+            histories = b"".join([after or _NO_AFTER for after in afters])
+            same: Array = heads["chain"] == np.frombuffer(histories, "V16")
+            sure &= same if not without else same | np.array([after is None for after in afters])
         return sure
 
     @property
     def has_first_step(self) -> bool:
         """Whether one of these timesteps is the first of its stream."""
         return 1 in self._seqs
+
+    @property
+    def may_match_missing(self) -> bool:
+        """Whether one of these timesteps could match the header that stands for a missing stream."""
+        return 1 in self._seqs or None in self._seqs
 
     def __len__(self) -> int:
         return len(self.op_ids)
@@ -148,7 +169,7 @@ class BulkBatch(ColumnarBatch):
         """Begin.
 
         Args:
-            asked: The requests; either all or none say `after`.
+            asked: The requests.
             op_ids: Names of the operations.
             received: When they came.
             done: Takes the answers.
@@ -201,21 +222,22 @@ class BulkBatch(ColumnarBatch):
 
 
 class CoalescedBatch(ColumnarBatch):
-    """Timesteps that came one by one, each with nothing but its number. They are looked at once it is closed."""
+    """Single timesteps that were submitted one by one; their columns are built when the batch is closed."""
 
     length = 1
     keep: ReturnMode = "all"
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._added: list[tuple[StreamHandle, str, int, tuple[bytes, ...], ReplyCallback, float]] = []
+        self._added: list[_Single] = []
         self.add = self._added.append
-        """Add one: stream, its name, number, bytes of each input, who takes the answer, receipt."""
+        """Add one: stream, its record's key, `seq`, `after`, the bytes of each input, callback, time of receipt."""
 
     def close(self, request_names: OpIdHasher) -> None:
         """Take no more; whatever is raised, `names` are there and `refuse` answers all."""
-        streams, self.names, seqs, self._packed, self._dones, self._received = zip(*self._added, strict=True)
-        self._seqs, self.op_ids = seqs, request_names.for_sequenced(1, seqs, self._packed)
+        columns = zip(*self._added, strict=True)
+        streams, self.names, self._seqs, self._afters, self._packed, self._dones, self._received = columns
+        self.op_ids = request_names.for_rows(1, self._seqs, self._afters, self._packed)
         self._streams = streams
         self.oldest_received = self._received[0]
         transports = [stream.transport for stream in streams]
@@ -246,8 +268,17 @@ class CoalescedBatch(ColumnarBatch):
 
     def _build_row(self) -> list[QueuedStep]:
         return [
-            QueuedStep(stream.timestep(inputs, seq), done, received, name, 1, op_id, seq - 1, answered=self.answered)
-            for (stream, name, seq, inputs, done, received), op_id in zip(self._added, self.op_ids, strict=True)
+            QueuedStep(
+                timestep := stream.timestep(inputs, seq, after),
+                done,
+                received,
+                name,
+                1,
+                op_id,
+                expected_previous_step(timestep),
+                answered=self.answered,
+            )
+            for (stream, name, seq, after, inputs, done, received), op_id in zip(self._added, self.op_ids, strict=True)
         ]
 
     def __len__(self) -> int:

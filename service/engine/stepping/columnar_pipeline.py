@@ -44,11 +44,11 @@ class ColumnarPipeline(BatchPipeline):
             self._cache.expiry_set_at(slots),
         )
         sure = block.matches_expected_position(heads)
-        if begins := block.has_first_step:
+        if block.may_match_missing:
             sure &= slots != EMPTY_SLOT  # where nothing is cached, the header is that of a stream without a step
         unsure: list[int] = [] if all_true(sure) else np.flatnonzero(~sure).tolist()
         if unsure:
-            read = None if begins else await self._load_columnar(block, unsure, deadline)
+            read = None if block.has_first_step else await self._load_columnar(block, unsure, deadline)
             if read is None:
                 return list(block)
             heads[unsure], states[unsure], refreshed[unsure] = *read, -np.inf

@@ -49,14 +49,14 @@ async def until_one_runs(engine: Engine, model: str) -> None:
 async def test_an_error_before_a_batch_is_run_is_answered_and_the_queue_goes_on(
     folder: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbered, errors = OpIdHasher.for_sequenced, [MemoryError("no room")]
+    numbered, errors = OpIdHasher.for_rows, [MemoryError("no room")]
 
     def failing_once(self: OpIdHasher, *args: Any) -> list[bytes]:
         if errors:
             raise errors.pop()
         return numbered(self, *args)
 
-    monkeypatch.setattr(OpIdHasher, "for_sequenced", failing_once)
+    monkeypatch.setattr(OpIdHasher, "for_rows", failing_once)
     async with worker(redis_server.url, folder) as engine, asyncio.timeout(10):
         first = await gather_results(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
         second = await gather_results(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
