@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     Mutant(
         "the cache decides without the store",
-        "service/engine/stepping/pipeline.py",
+        "service/engine/stepping/record_loader.py",
         "sure &= slots != EMPTY_SLOT",
         "sure = slots != EMPTY_SLOT",
         (f"{_ENGINE}test_a_retry_gets_the_first_answer",),
@@ -209,7 +209,7 @@ MUTANTS = (
     ),
     Mutant(
         "a replay is decoded with another version than wrote it",
-        "service/engine/stepping/pipeline.py",
+        "service/engine/stepping/replies.py",
         "of_another = kept.fingerprint != self._served.fingerprint",
         "of_another = False",
         (f"{_ENGINE}test_a_retry_whose_version_is_gone_is_told_that_it_was_applied",),

@@ -19,9 +19,10 @@ from service.engine.stepping.columnar_pipeline import ColumnarPipeline
 from service.engine.stepping.dry_run import DryRunPipeline
 from service.engine.stepping.model_runner import ModelRunner
 from service.engine.stepping.overload import QueueAdmission
-from service.engine.stepping.pipeline import BatchPipeline, Reroute, failed
+from service.engine.stepping.pipeline import BatchPipeline
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import RecordCache
+from service.engine.stepping.replies import Reroute, failed
 from service.engine.stepping.stateless import StatelessPipeline
 from service.engine.watch.interests import InterestTable
 from service.errors import ServiceError
@@ -134,7 +135,7 @@ class Batcher:
         else:
             self._submit_row(timestep, done, received)
 
-    def submit_single(
+    def submit_single(  # noqa: PLR0917 - called for each timestep: keywords would cost a tenth of it
         self,
         stream: StreamHandle,
         inputs: tuple[bytes, ...],

@@ -1,4 +1,4 @@
-"""`ColumnarPipeline`: the way of blocks, whose timesteps go through in columns as long as nothing about them is unusual."""
+"""`ColumnarPipeline`: batches processed in columns, and row by row as soon as one of their rows is unusual."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from model_export.manifest import Array
 from service.engine.packing import all_true, pack_outputs, select_returned
 from service.engine.stepping.columnar_batch import ColumnarBatch
-from service.engine.stepping.pipeline import BatchPipeline, CommittedRows
+from service.engine.stepping.committer import CommittedRows
+from service.engine.stepping.pipeline import BatchPipeline
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT
 from service.store.commits import ColumnarCommits
@@ -21,7 +22,7 @@ from service.types import BatchOutput
 
 
 class ColumnarPipeline(BatchPipeline):
-    """Takes blocks in one go, and whatever is unusual about one of them row by row."""
+    """Processes a `ColumnarBatch` as a whole if every row applies for certain; any other batch row by row."""
 
     # What is left of a block comes round again as a list. Asking whether something is one is cheap, unlike whether it
     # is a `ColumnarBatch`.
@@ -56,25 +57,25 @@ class ColumnarPipeline(BatchPipeline):
                 return list(block)  # it is decided row by row, on what the store has at that time
         self._observer.cache_lookup(len(names) - len(unsure), len(unsure))
         ran = await self._runner.run(block.inputs(self._runner.inputs), states)
-        if ran.rows is not None or self._audience.has_interest(
+        if ran.rows is not None or self._interests.has_interest(
             served.name
         ):  # asked at the last moment: none may be missed
             return await self._commit_finite_rows(list(block), heads, refreshed, ran, deadline)
         outputs, states = select_returned(block.keep, ran.outputs), ran.states
-        packed = pack_outputs(self._specs, outputs, len(names))
+        packed = pack_outputs(served.manifest.answered, outputs, len(names))
         commits = ColumnarCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
         commits.guards[:] = guards(heads)
-        chains = self._advance_headers(block.op_ids, block.length, heads)
+        chains = self._committer.advance_headers(block.op_ids, block.length, heads)
         encode_records(commits.records, heads, packed, states)
         began = time.perf_counter()
         answers = await self._store.commit(commits, deadline=deadline, refreshed=float(refreshed.min()))
         self._observer.store_latency("commit", time.perf_counter() - began)
         moved = CommittedRows(names, heads, states, refreshed, outputs, chains)
         if answers.not_applied:
-            return self._handle_commit_results(list(block), moved, [], answers)
-        self._cache_committed(moved, answers)
+            return self._committer.handle_results(list(block), moved, [], answers)
+        self._committer.cache_committed(moved, answers)
         block.reply(BatchOutput(outputs, heads["step"].tolist(), chains), served.version)
-        self._on_answered(len(names), len(names) * block.length * self._timestep_bytes)
+        self._replies.on_answered(len(names), len(names) * block.length * served.timestep_bytes)
         self._observer.replied(served.name, block.latencies(self._time()))
         for transport, rows in block.rows_by_transport.items():
             self._observer.steps_applied(served.name, transport, rows * block.length)

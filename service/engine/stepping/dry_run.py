@@ -20,7 +20,7 @@ class DryRunPipeline(BatchPipeline):
     """
 
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
-        await self._load_rows(rows, deadline, exact=True)  # no commit will notice what is no record
+        await self._loader.load_rows(rows, deadline, exact=True)  # no commit will notice what is no record
         rows = [row for row in rows if self._decide_row(row)]
         if not rows:
             return []
@@ -30,7 +30,7 @@ class DryRunPipeline(BatchPipeline):
         length, keep = rows[0].timestep.length, rows[0].timestep.keep
         ran = await self._runner.run(self._stack_inputs(rows), states)
         for at, error in ran.rejected.items():
-            self._reply(rows[at], error)
+            self._replies.reply(rows[at], error)
         good = rows if ran.rows is None else [rows[at] for at in ran.rows]
         made = BatchOutput(
             select_returned(keep, ran.outputs),
@@ -38,5 +38,5 @@ class DryRunPipeline(BatchPipeline):
             [b"" if row.record is None else row.record.history_hash for row in good],
         )
         for at, row in enumerate(good):
-            self._reply(row, Prediction(made, at))
+            self._replies.reply(row, Prediction(made, at))
         return []

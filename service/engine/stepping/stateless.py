@@ -19,11 +19,11 @@ class StatelessPipeline(BatchPipeline):
         nothing = np.empty((len(rows), self._model.state_bytes), np.uint8)
         ran = await self._runner.run(self._stack_inputs(rows), nothing)
         for at, error in ran.rejected.items():
-            self._reply(rows[at], error)
+            self._replies.reply(rows[at], error)
         good = rows if ran.rows is None else [rows[at] for at in ran.rows]
         made = BatchOutput(ran.outputs, [0] * len(good), [NO_HISTORY] * len(good))
         for at, row in enumerate(good):
-            self._reply(row, Prediction(made, at, version=self._served.version))
+            self._replies.reply(row, Prediction(made, at, version=self._served.version))
         if good:
-            self._count_applied(good)
+            self._replies.count_applied(good)
         return []
