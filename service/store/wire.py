@@ -47,7 +47,7 @@ class Wire(Protocol):
 
         Raises:
             NotSentError: There is none to be had.
-            TimeoutError: Not in time.
+            TimeoutError: Not within `timeout`.
         """
 
     async def parts(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerWire]]:
@@ -61,7 +61,7 @@ class Wire(Protocol):
         """
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; none is opened any more, and what is sent from then on is surely not sent."""
 
 
 def open_wire(url: str, *, timeout: float) -> Wire:
