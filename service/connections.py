@@ -23,6 +23,8 @@ HEAD_LIMIT = 16 * 1024
 """Most bytes of a request's line and headers."""
 
 _HEALTH = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_FIRST_REQUEST_S = 1.0  # for a connection's first request, when the process ends
+_LAST_LOOK_S = 0.1  # for one that is on its way on a connection that was idle
 _RESERVE = 64  # connections beyond the most that may still ask for health
 
 
@@ -53,6 +55,7 @@ class Connection(HttpToolsProtocol):
         self._is_beyond = False
         self._too_long: ServiceError | None = None
         self._answered: RequestResponseCycle | None = None  # others may wait behind it
+        self._is_told_to_end = False
         self._last_words: bytes | None = None  # what is said when all is answered, before the end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -137,9 +140,26 @@ class Connection(HttpToolsProtocol):
             self._slow_timer.cancel()
         self.flow.resume_reading()
 
+    def shutdown(self) -> None:
+        """Close, when all that was taken is answered; a request that is on its way already is taken, too.
+
+        To close a connection that waits for nothing would reset it where a request has come that was not read yet.
+        """
+        if self._is_told_to_end or not self._is_idle():
+            super().shutdown()
+            return
+        self._is_told_to_end = True
+        seconds = min(_FIRST_REQUEST_S if self._is_new() else _LAST_LOOK_S, self.context.settings.drain_s)
+        soon = self.loop.call_soon  # twice: a timer runs before sockets are read
+        self.loop.call_later(seconds, soon, soon, self.shutdown)
+
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol, unless there are too many."""
         refusal = self._refusal(path="")
+        if refusal is None and self._is_told_to_end:
+            refusal = ServiceError(
+                "draining", "This process is about to end.", fix="Open the WebSocket again; another process takes it."
+            )
         if refusal is None and not self._is_idle():
             refusal = ServiceError(
                 "bad_request",
@@ -215,6 +235,10 @@ class Connection(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
+
+    def _is_new(self) -> bool:
+        """Whether no request has come yet."""
+        return self.cycle is None
 
     def _await_more(self) -> None:
         """Give what is to come its time, unless something is waited for already.
