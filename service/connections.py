@@ -23,8 +23,8 @@ HEAD_LIMIT = 16 * 1024
 """Most bytes of a request's line and headers."""
 
 _HEALTH = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-_FIRST_REQUEST_S = 1.0  # for a connection's first request, when the process ends
-_LAST_LOOK_S = 0.1  # for one that is on its way on a connection that was idle
+_NEW_GRACE_S = 1.0  # how long a connection without a request so far stays open when the process ends
+_IDLE_GRACE_S = 0.1  # and one that had requests
 _RESERVE = 64  # connections beyond the most that may still ask for health
 
 
@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol):
         self._is_beyond = False
         self._too_long: ServiceError | None = None
         self._answered: RequestResponseCycle | None = None  # others may wait behind it
-        self._is_told_to_end = False
+        self._shutdown_requested = False
         self._last_words: bytes | None = None  # what is said when all is answered, before the end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -141,22 +141,23 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def shutdown(self) -> None:
-        """Close, when all that was taken is answered; a request that is on its way already is taken, too.
+        """Close once everything received is answered.
 
-        To close a connection that waits for nothing would reset it where a request has come that was not read yet.
+        A connection without a request in progress is closed a little later: a request may be on its way, and closing
+        with bytes unread would reset the connection.
         """
-        if self._is_told_to_end or not self._is_idle():
+        if self._shutdown_requested or not self._is_idle():
             super().shutdown()
             return
-        self._is_told_to_end = True
-        seconds = min(_FIRST_REQUEST_S if self._is_new() else _LAST_LOOK_S, self.context.settings.drain_s)
-        soon = self.loop.call_soon  # twice: a timer runs before sockets are read
+        self._shutdown_requested = True
+        seconds = min(_NEW_GRACE_S if self._is_new() else _IDLE_GRACE_S, self.context.settings.drain_s)
+        soon = self.loop.call_soon  # twice, since a turn of the loop runs timers before it reads sockets
         self.loop.call_later(seconds, soon, soon, self.shutdown)
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol, unless there are too many."""
         refusal = self._refusal(path="")
-        if refusal is None and self._is_told_to_end:
+        if refusal is None and self._shutdown_requested:
             refusal = ServiceError(
                 "draining", "This process is about to end.", fix="Open the WebSocket again; another process takes it."
             )

@@ -199,7 +199,7 @@ def test_a_worker_whose_siblings_end_too_lets_go_of_the_port_after_nobody_is_let
         await asyncio.sleep(0.3)
         clients.append(connected(shared))
         clients[0].sendall(step("s"))
-        server.let_nobody_in(shared)
+        server.stop_new_connections(shared)
         shared.close()
 
     end(share, parent=os.getppid())
@@ -218,7 +218,7 @@ def test_a_socket_that_lets_nobody_in_gives_what_waits_and_refuses_the_rest(
         listening.listen(100)
         address = listening.getsockname()
         clients.extend(socket.create_connection(address[:2]) for _ in range(5))
-        server.let_nobody_in(listening)
+        server.stop_new_connections(listening)
         late = socket.socket(family)
         clients.append(late)
         late.setblocking(False)
