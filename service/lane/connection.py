@@ -196,6 +196,9 @@ class LaneConnection(Connection):
     def _is_idle(self) -> bool:
         return not self._line and not self._held_needs and super()._is_idle()
 
+    def _is_new(self) -> bool:
+        return not self._hot.idle_since and super()._is_new()
+
     def _may_read(self) -> bool:
         return not self._is_ahead() and super()._may_read()
 

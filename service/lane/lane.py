@@ -18,7 +18,7 @@ from service.api.hot import VERSION, Fields, HotRoute, call_of
 from service.api.http import problem_response
 from service.connections import message
 from service.errors import ServiceError
-from service.lane.heads import Heads, remember
+from service.lane.heads import Heads, put_bounded
 from service.wire import JSON, Format
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Lane:
                 *parts, number = match.groups()
                 version = None if number is None else int(number)
                 target = Target(line, self._generation, route, [part.decode() for part in parts], version)
-                return remember(self._targets, line, target, _REMEMBERED)
+                return put_bounded(self._targets, line, target, _REMEMBERED)
         return None
 
     def _json_head(self, length: int) -> bytes:

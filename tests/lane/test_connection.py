@@ -18,14 +18,10 @@ from tests.api.running import Service, running_service
 from tests.graphs import fold_reference
 from tests.lane.conftest import WITHIN_S
 from tests.lane.test_same_answers import infer, raw_infer
-from tests.lane.ways import LAST, Ways, chunked, connected, everything, request, statuses, told
+from tests.lane.ways import LAST, UPGRADE, Ways, chunked, connected, everything, request, statuses, told
 from tests.servers import Server
 
 GOOD = b'{"inputs": [5]}'
-UPGRADE = (
-    b"GET /v1/models/fold/feed HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 
 
 @pytest.fixture
