@@ -170,6 +170,8 @@ class _RemoteJwkSet:
         from jwt import PyJWKClient
 
         self._algorithms = algorithms
+        import httpx  # here and below: it would add a tenth to each start, and few services have keys at a URL
+
         self._held: tuple[list[PyJWK], int] = ([], 0)
         self._client = PyJWKClient(
             url,
@@ -210,7 +212,7 @@ class _RemoteJwkSet:
 def _keys_at(place: str, algorithms: Sequence[str]) -> _FileJwkSet | _RemoteJwkSet:
     if "://" not in place:
         return _FileJwkSet(Path(place), algorithms)
-    import httpx  # here: it would add a tenth to each start, and few services have keys at a URL
+    import httpx
 
     url = httpx.URL(place)
     if url.scheme == "https" or (url.scheme == "http" and url.host in ("127.0.0.1", "localhost")):
