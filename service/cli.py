@@ -21,7 +21,7 @@ except KeyboardInterrupt:  # this takes a moment, and `main` cannot catch anythi
 # serving never pays for what exporting needs.
 _COMMANDS = {
     "demo": ("service.commands.demo", "demo", "The main job on real input: recordings replayed as live streams."),
-    "test": ("service.commands.test", "test", "Run all tests of a clone; further arguments go to pytest."),
+    "test": ("service.commands.test", "test", "Run all tests of a clone, or a --quick part; arguments go to pytest."),
     "serve": ("service.commands.serve", "serve", "Serve models over HTTP and WebSocket."),
     "export": ("service.commands.export", "export", "Export a trained model to one verified step graph."),
     "adopt": ("service.commands.adopt", "adopt", "Write the manifest for a graph that already is stepwise."),

@@ -28,6 +28,7 @@ from service.store.checks.safety import ServerInfo, check_safe, read_server_info
 from service.store.embedded_server import EmbeddedStore
 from service.store.state_store import StateStore
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _FILES_BESIDES = 512  # connections to the store, model files, log, libraries
 
 
@@ -50,7 +51,7 @@ def run(settings: Settings) -> int:
     demand_safe_bind(settings)
     demand_providers(settings)
     keys_of(settings)
-    for number in (signal.SIGTERM, signal.SIGINT):  # so that the store is ended also before and after uvicorn
+    for number in _ENDING:  # so that the store is ended also before and after uvicorn
         signal.signal(number, _leave)
     _allow_open_files(settings)
     with contextlib.closing(server.listen(settings)) as sock, store_for(settings) as (found, facts):
@@ -60,6 +61,8 @@ def run(settings: Settings) -> int:
         ready = found.model_copy(update={"port": sock.getsockname()[1]})
         store = f"{'embedded ' if settings.redis is None else ''}store {facts.server}"
         if ready.workers == 1:
+            with _signals_deferred():
+                import service.app  # noqa: F401 - what is imported here, the server needs
             return server.run(ready, sock, store=store)
         with tempfile.TemporaryDirectory(prefix="stepwell-") as control:
             os.environ[CONTROL_ENV] = control
@@ -143,6 +146,21 @@ def _allow_open_files(settings: Settings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if soft < needed > allowed:
         logs.log.warning("Open files are limited to %d; max_connections needs %d", allowed, needed)
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Hold signals back until the block has ended: importing a native module loses what `_leave` raises meanwhile."""
+    came: list[int] = []
+    for number in _ENDING:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number in _ENDING:
+            signal.signal(number, _leave)
+    if came:
+        raise SystemExit(0)
 
 
 def _leave(_number: int, _frame: types.FrameType | None) -> None:

@@ -26,7 +26,7 @@ class NoTestsError(StepwellError):
 
 
 def test(context: typer.Context) -> None:
-    """Run all tests, three side by side; further arguments go to pytest, which see: `stepwell test --help`."""
+    """Run all tests, three side by side, or a part of them with `--quick`; arguments go to pytest, as does `--help`."""
     root = _clone()
     # The tests are imported from the clone, wherever the caller stands.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}

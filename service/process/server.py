@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import importlib
 import logging
 import os
+import select
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -31,7 +35,21 @@ _log = logging.getLogger(__name__)
 READINESS_GRACE_S = 1.0
 """Seconds that the port stays open: a load balancer that asks every second or so must see "not ready" before."""
 
+_HANDSHAKE_S = 0.2  # a round trip to the client, for handshakes that have begun when new ones are stopped
+_PARENT_STOPS_WITHIN_S = 1.0
 _PARENT_WATCH_S = 0.5
+_SO_ATTACH_FILTER = _SO_GET_FILTER = 26  # Linux; Python's socket module does not have them
+# A classic BPF program that drops the first packet of a connection (SYN without ACK) and accepts every other.
+_DROP_SYN = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte of TCP's flags
+        (0x54, 0, 0, 0x12),  # and of them, SYN and ACK
+        (0x15, 0, 1, 0x02),  # where that is SYN alone, go on, else skip one
+        (0x06, 0, 0, 0),  # drop the packet
+        (0x06, 0, 0, 0xFFFFFFFF),  # take all of it
+    )
+)
 
 
 class StartError(StepwellError):
@@ -44,8 +62,9 @@ class Server(uvicorn.Server):
     """uvicorn's server with a drain in front of its shutdown.
 
     On SIGTERM or SIGINT readiness goes false, and for a second all is served as before, but each answer asks its client
-    to come back over another connection; then the port is closed, what was accepted is answered, within `drain_s`, and
-    WebSockets are closed. A second Ctrl-C ends it without waiting; a second SIGTERM does not: `timeout` and some inits
+    to come back over another connection. Then new connections are stopped, pending ones accepted, and the port is
+    closed, so that none is reset (ADR 0042); what was accepted is answered, within `drain_s`, and WebSockets
+    are closed. A second Ctrl-C ends it without waiting; a second SIGTERM does not: `timeout` and some inits
     send it to the process and again to its group.
     """
 
@@ -105,6 +124,34 @@ class Server(uvicorn.Server):
             await asyncio.sleep(min(READINESS_GRACE_S, self._drain_s))
             engine.watch.end_all()  # their answers would go on for ever
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept the pending connections, close the port, answer what was accepted, and end."""
+        if not self.force_exit:
+            for sock in sockets or []:
+                await self._accept_pending(sock)
+        await super().shutdown(sockets)
+
+    async def _accept_pending(self, sock: socket.socket) -> None:
+        """Stop new connections, and accept those that are pending; at most for `drain_s`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._drain_s
+        await self._stop_new_connections(sock)
+        await asyncio.sleep(min(_HANDSHAKE_S, self._drain_s))
+        while _has_pending(sock) and loop.time() <= until:  # noqa: ASYNC110 - uvloop accepts one per turn
+            await asyncio.sleep(0)
+        for _ in range(2):  # the loop reads what the last one has sent
+            await asyncio.sleep(0)
+
+    async def _stop_new_connections(self, sock: socket.socket) -> None:
+        """Stop new connections; where several workers share the socket, wait until their parent does."""
+        if self._parent is None or os.getppid() != self._parent:
+            stop_new_connections(sock)
+            return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(_PARENT_STOPS_WITHIN_S, self._drain_s)  # else this worker ends alone
+        while not _is_stopped(sock) and loop.time() < until:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.01)
 
     def _engine(self) -> Engine | None:
         """Return the application's engine; before its start there is none."""
@@ -179,6 +226,38 @@ def listen(settings: Settings) -> socket.socket:
         ) from exc
     sock.set_inheritable(True)
     return sock
+
+
+def stop_new_connections(sock: socket.socket) -> None:
+    """Drop the first packet of each new connection to a listening socket; handshakes that have begun complete.
+
+    Closing a listening socket resets its pending connections, and one may arrive after the last accept. A client whose
+    first packet was dropped sends it again after a second; the port is closed by then, and the connection refused.
+    Nothing is done on systems without such filters.
+    """
+    if sys.platform != "linux":
+        return
+    program = ctypes.create_string_buffer(_DROP_SYN)
+    described = struct.pack("@HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
+    with contextlib.suppress(OSError):  # a kernel or a sandbox that does not have it
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+
+
+def _has_pending(sock: socket.socket) -> bool:
+    """Whether a listening socket has a connection to accept."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _is_stopped(sock: socket.socket) -> bool:
+    """Whether new connections to a listening socket are stopped, by whichever process."""
+    if sys.platform != "linux":
+        return True
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, len(_DROP_SYN)) != b""
+    except OSError:
+        return True
 
 
 def run(settings: Settings, sock: socket.socket, *, parent: int | None = None, store: str | None = None) -> int:

@@ -94,9 +94,10 @@ class Supervisor:
     def _stop_workers(self) -> None:
         for worker in self._workers:
             worker.terminate()
-        wait(
-            [worker.sentinel for worker in self._workers], timeout=min(server.READINESS_GRACE_S, self._settings.drain_s)
-        )
+        until = time.monotonic() + min(server.READINESS_GRACE_S, self._settings.drain_s)
+        for worker in self._workers:
+            worker.join(max(until - time.monotonic(), 0))
+        server.stop_new_connections(self._sock)  # the workers wait for this before they close it
         self._sock.close()  # with the workers' own: else who connects now would wait for nobody
         for worker in self._workers:
             worker.join(self._settings.drain_s + 10)

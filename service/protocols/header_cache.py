@@ -1,9 +1,9 @@
-"""`HeaderBlockCache`: reads the header lines of plain requests, which need not have come before.
+"""`HeaderBlockCache`: parses the header lines of plain requests at about the same cost whether or not they were seen before.
 
-Header lines of any other name than the few that matter are taken out by one regular expression; what is left is mostly
-the same from request to request, and is looked up by its bytes. So a trace id or the address that a proxy adds costs
-next to nothing. What is left and was not seen before is read line by line. All of it is strict: a request with anything
-unusual in its header lines is left to httptools.
+One regular expression removes the header lines whose names do not matter, such as a trace id or the client's address
+that a proxy adds. What is left is mostly the same from request to request and is looked up by its bytes; where it is
+new, it is parsed line by line. The grammar is strict: a request with anything unusual in its header lines is left to
+httptools (ADR 0041).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from service.requests.hot_routes import ASKED, RequestHeaders, parse_headers
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-_REMEMBERED_BLOCKS: Final = 1024  # whole blocks of header lines; those of clients that each send their own
-_REMEMBERED: Final = 16_384  # of lines that matter
-_REMEMBERED_BYTES: Final = 1024  # of each
-_LIKELY_BYTES: Final = 4096  # of a request behind its first line
+_MAX_BLOCKS: Final = 1024  # cached blocks
+_MAX_PARSED: Final = 16_384  # cached results
+_MAX_CACHED_BYTES: Final = 1024  # of the header lines of one entry
+_MAX_LIKELY_BYTES: Final = 4096  # of a request behind its request line
 _LENGTH_DIGITS: Final = 8
 # These change how a request is read or what happens to its connection.
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
 _CONNECTION: Final = b"connection"
-# As httptools has it: no space before the colon, spaces before the value dropped, those behind it kept. The quantifiers
-# never give anything back, so that no line takes longer than its length.
+# As httptools parses it: no space before the colon, leading spaces of the value dropped, trailing ones kept. The
+# quantifiers are possessive: without backtracking the time is linear in the length.
 _LINE: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)"
 _ANY_LINE: Final = re.compile(_LINE)
 _NAMES: Final = b"|".join(sorted({*ASKED, *_UNUSUAL, _CONNECTION}))
-# With the line end in front, which is found quickly.
+# It begins with the line end of the line before, which the search finds quickly.
 _OTHER_LINES: Final = re.compile(rb"\r\n(?!(?i:" + _NAMES + rb"):)" + _LINE + rb"(?=\r\n)")
 
 
@@ -53,36 +53,36 @@ class HeaderBlockCache:
     """Reads the header lines of plain requests; returns None for all others.
 
     Attributes:
-        likely: What is likely to come, by the length of all that follows the request line: as long as all clients send
-            alike, nothing else is of that length.
+        likely: Blocks by the length of everything behind the request line, body included. Clients that send the same
+            headers rarely send anything else of the same length.
     """
 
     def __init__(self, max_body_bytes: int) -> None:
-        """Begin with nothing remembered.
+        """Start with empty caches.
 
         Args:
-            max_body_bytes: A request with a longer body is none of ours.
+            max_body_bytes: Requests with a longer body are left to the declared route.
         """
         self._max_body = max_body_bytes
         self.by_length: dict[int, HeaderBlock] = {}
         self._blocks: OrderedDict[bytes, HeaderBlock] = OrderedDict()
-        self._came = [0] * _REMEMBERED_BLOCKS  # hashes of blocks that came lately
-        self._known: OrderedDict[bytes, tuple[RequestHeaders, int]] = OrderedDict()  # by the lines that matter
-        self._fields: OrderedDict[RequestHeaders, RequestHeaders] = (
+        self._seen = [0] * _MAX_BLOCKS  # hashes of blocks, by their remainder
+        self._parsed: OrderedDict[bytes, tuple[RequestHeaders, int]] = OrderedDict()  # by the lines that matter
+        self._interned: OrderedDict[RequestHeaders, RequestHeaders] = (
             OrderedDict()
-        )  # one object for equal ones, as calls are kept by it
+        )  # `HotRequestMatcher` compares fields by identity
 
     def match(self, data: bytes, at: int) -> tuple[RequestHeaders, int] | None:
-        """Return what the header lines behind a request line contain, where nothing but their body comes behind them.
+        """Parse the header lines of a request that is there whole, with nothing behind it.
 
         Args:
             data: What a connection received.
-            at: Where the line end of the request line is.
+            at: Where the request line ends, and its line end begins.
 
         Returns:
-            The fields, and where the body begins.
+            The fields, and where the body begins; None: the request is not plain, not whole, or not alone.
         """
-        begins = data.find(b"\r\n\r\n", at, at + _LIKELY_BYTES) + 4
+        begins = data.find(b"\r\n\r\n", at, at + _MAX_LIKELY_BYTES) + 4
         text = data[at:begins]
         block = self._blocks.get(text)
         found = self.read(text) if block is None else (block.fields, block.length)
@@ -90,28 +90,31 @@ class HeaderBlockCache:
             return None
         fields, length = found
         if block is None:
-            self._remember_what_repeats(text, fields, length)
-        elif len(data) - at <= _LIKELY_BYTES:
+            self._cache_if_repeated(text, fields, length)
+        elif len(data) - at <= _MAX_LIKELY_BYTES:
             self.by_length[len(data) - at] = block
         return fields, begins
 
     def read(self, text: bytes) -> tuple[RequestHeaders, int] | None:
-        """Return what header lines contain, and the length of the body in bytes.
+        """Parse header lines.
 
         Args:
             text: The lines, from the end of the request line to the end of the empty line.
+
+        Returns:
+            The fields and the length of the body in bytes; None: the request is not plain.
         """
         lines = _OTHER_LINES.sub(b"", text)
-        return self._known.get(lines) or self._read(lines)
+        return self._parsed.get(lines) or self._read(lines)
 
-    def _remember_what_repeats(self, text: bytes, fields: RequestHeaders, length: int) -> None:
-        """Remember a block that came before: most of those that are new will not come again."""
-        name = hash(text)
-        slot = name % _REMEMBERED_BLOCKS
-        if self._came[slot] != name:
-            self._came[slot] = name
-        elif fields.idempotency_key is None and len(text) <= _REMEMBERED_BYTES:
-            remember(self._blocks, text, HeaderBlock(text, fields, length), _REMEMBERED_BLOCKS)
+    def _cache_if_repeated(self, text: bytes, fields: RequestHeaders, length: int) -> None:
+        """Cache a block at its second time, so that blocks which never come again evict none that do."""
+        digest = hash(text)
+        slot = digest % _MAX_BLOCKS
+        if self._seen[slot] != digest:
+            self._seen[slot] = digest
+        elif fields.idempotency_key is None and len(text) <= _MAX_CACHED_BYTES:
+            put_bounded(self._blocks, text, HeaderBlock(text, fields, length), _MAX_BLOCKS)
 
     def _read(self, text: bytes) -> tuple[RequestHeaders, int] | None:
         headers = _split(text)
@@ -127,18 +130,18 @@ class HeaderBlockCache:
         fields = parse_headers(headers)
         if fields is None:
             return None
-        fields, length = replace(fields, length=None), int(digits)  # the length is of this request alone
-        if fields.idempotency_key is None and len(text) <= _REMEMBERED_BYTES:  # and so is a key
-            fields = self._fields.get(fields) or remember(self._fields, fields, fields, _REMEMBERED)
-            remember(self._known, text, (fields, length), _REMEMBERED)
+        fields, length = replace(fields, length=None), int(digits)
+        if fields.idempotency_key is None and len(text) <= _MAX_CACHED_BYTES:  # a key never comes again
+            fields = self._interned.get(fields) or put_bounded(self._interned, fields, fields, _MAX_PARSED)
+            put_bounded(self._parsed, text, (fields, length), _MAX_PARSED)
         return fields, length
 
 
-def remember(known: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> _V:
-    """Remember one more, and forget what was remembered first where there are more than the most."""
-    known[key] = value
-    if len(known) > most:
-        known.popitem(last=False)
+def put_bounded(cache: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> _V:
+    """Put an entry into a cache, and evict the oldest one where there are more than `most`."""
+    cache[key] = value
+    if len(cache) > most:
+        cache.popitem(last=False)
     return value
 
 

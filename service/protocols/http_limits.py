@@ -21,6 +21,8 @@ HEAD_LIMIT = 16 * 1024
 """Most bytes of a request's line and headers."""
 
 _HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_NEW_GRACE_S = 1.0  # how long a connection without a request so far stays open when the process ends
+_IDLE_GRACE_S = 0.1  # and one that had requests
 _RESERVED_CONNECTIONS = 64  # connections beyond the most that may still ask for health
 
 
@@ -51,6 +53,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._over_limit = False
         self._head_too_long: ServiceError | None = None
         self._has_responded: RequestResponseCycle | None = None  # others may wait behind it
+        self._shutdown_requested = False
         self._final_response: bytes | None = None  # what is said when all is answered, before the end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -135,9 +138,27 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._slow_timer.cancel()
         self.flow.resume_reading()
 
+    def shutdown(self) -> None:
+        """Close once everything received is answered.
+
+        A connection without a request in progress is closed a little later: a request may be on its way, and closing
+        with bytes unread would reset the connection.
+        """
+        if self._shutdown_requested or not self._is_idle():
+            super().shutdown()
+            return
+        self._shutdown_requested = True
+        seconds = min(_NEW_GRACE_S if self._is_new() else _IDLE_GRACE_S, self.context.settings.drain_s)
+        soon = self.loop.call_soon  # twice, since a turn of the loop runs timers before it reads sockets
+        self.loop.call_later(seconds, soon, soon, self.shutdown)
+
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol, unless there are too many."""
         refusal = self._problem_bytes(path="")
+        if refusal is None and self._shutdown_requested:
+            refusal = ServiceError(
+                "draining", "This process is about to end.", fix="Open the WebSocket again; another process takes it."
+            )
         if refusal is None and not self._is_idle():
             refusal = ServiceError(
                 "bad_request",
@@ -213,6 +234,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
+
+    def _is_new(self) -> bool:
+        """Whether no request has come yet."""
+        return self.cycle is None
 
     def _arm_receive_timer(self) -> None:
         """Give what is to come its time, unless something is waited for already.

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.codec import JSON, Format
 from service.errors import ServiceError
-from service.protocols.header_cache import HeaderBlockCache, remember
+from service.protocols.header_cache import HeaderBlockCache, put_bounded
 from service.protocols.http_limits import response_bytes
 from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, ErrorFormat
@@ -202,7 +202,7 @@ class HotRequestMatcher:
                 *parts, number = match.groups()
                 version = None if number is None else int(number)
                 target = CachedRequestLine(line, self._generation, route, [part.decode() for part in parts], version)
-                return remember(self._request_lines, line, target, _MAX_CACHED_LINES)
+                return put_bounded(self._request_lines, line, target, _MAX_CACHED_LINES)
         return None
 
     def _json_head(self, length: int) -> bytes:

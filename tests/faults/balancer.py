@@ -14,13 +14,24 @@ _PIECE = 65536
 
 
 class Balancer:
-    """As a load balancer without understanding of HTTP: it looks at `/readyz`, and never sends anything twice."""
+    """As a load balancer without understanding of HTTP: it looks at `/readyz`, and never sends anything twice.
 
-    def __init__(self, ports: Sequence[int]) -> None:
-        """Remember the services; the context opens the port."""
+    Attributes:
+        resets: Connections to a service that were open, and were reset.
+    """
+
+    def __init__(self, ports: Sequence[int], *, is_blind: bool = False) -> None:
+        """Remember the services; the context opens the port.
+
+        Args:
+            ports: Where the services are, on 127.0.0.1.
+            is_blind: It does not look at readiness, and finds out by a refused connection that one is away.
+        """
         self.port = 0
+        self.resets = 0
         self._ports = list(ports)
         self._ready = list(ports)
+        self._is_blind = is_blind
         self._turn = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="balancer", daemon=True)
@@ -43,7 +54,8 @@ class Balancer:
     async def _open(self) -> None:
         self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
-        self._looking = asyncio.create_task(self._look())
+        if not self._is_blind:
+            self._looking = asyncio.create_task(self._look())
 
     async def _close(self) -> None:
         self._server.close()
@@ -69,14 +81,22 @@ class Balancer:
         return False
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for _ in self._ports:
-            ready = self._ready or self._ports
-            port = ready[next(self._turn) % len(ready)]
-            with contextlib.suppress(OSError):
+        ready = self._ready or self._ports
+        first = next(self._turn) % len(ready)
+        for port in (*ready[first:], *ready[:first]):
+            try:
                 theirs, ours = await asyncio.open_connection("127.0.0.1", port)
-                await asyncio.gather(_pipe(reader, ours), _pipe(theirs, writer))
-                return
+            except OSError:
+                continue
+            await asyncio.gather(_pipe(reader, ours), self._pipe_back(theirs, writer))
+            return
         writer.transport.abort()
+
+    async def _pipe_back(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            await _pipe(source, sink)
+        finally:
+            self.resets += isinstance(source.exception(), ConnectionResetError)
 
 
 async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Long faults, as long as one likes: `python -m tests.faults.scenarios kills --times 20`, `reshard`, `recovery`.
+"""Long faults, as long as one likes: `python -m tests.faults.scenarios restarts --times 20`, `kills`, `reshard` ...
 
 Each prints what was done and found as JSON, and ends with 1 when anything was wrong. The tests run short ones.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 import tempfile
@@ -18,8 +19,10 @@ from typing import Any
 import httpx
 
 from tests.engine.harness import worker
+from tests.faults.balancer import Balancer
 from tests.faults.feeder import Feeder, feeders, judged, reached, run, run_until, told
 from tests.faults.proxy import Proxy
+from tests.faults.steppers import Stepper, stepping
 from tests.graphs import fold, write_model, write_models
 from tests.processes import service_process
 from tests.servers import AOF, server
@@ -77,6 +80,43 @@ async def reshard(folder: Path, *, share: float, streams: int = 40) -> Found:
     if listed != {stream.stream for stream in fed}:
         summary["wrong"].append(f"listed {sorted(listed)}")
     return {"slots moved": len(moved), "seconds": round(took, 1), **summary}
+
+
+async def restarts(folder: Path, *, times: int, clients: int = 20, workers: int = 1) -> Found:
+    """Restart two replicas in turn, by SIGTERM, under clients that never send anything again.
+
+    Half of the clients keep their connection as long as they may, half open one for each timestep. Half of either are
+    behind a load balancer that looks at readiness, half behind one that goes on until a connection is refused.
+
+    Args:
+        folder: Where the replicas' files and the model lie.
+        times: Restarts.
+        clients: How many.
+        workers: Of each replica.
+    """
+    write_model(folder / "models", "fold", fold)
+    with server(folder / "r", *AOF) as store, contextlib.ExitStack() as stack:
+        flags = ("--redis", store.url, "--workers", str(workers))
+        one, two = (
+            stack.enter_context(service_process(folder / "models", folder / name, *flags)) for name in ("one", "two")
+        )
+        looking = stack.enter_context(Balancer([one.port, two.port]))
+        blind = stack.enter_context(Balancer([one.port, two.port], is_blind=True))
+        ports = (looking.port, looking.port, blind.port, blind.port)
+        steppers = [Stepper(ports[n % 4], f"s{n}", keeps_connection=n % 2 == 0) for n in range(clients)]
+        async with stepping(steppers):
+            for n in range(times):
+                replica = (one, two)[n % 2]
+                code = await asyncio.to_thread(replica.stop)
+                assert code == 0
+                await asyncio.to_thread(replica.start)
+    return {
+        "restarts": times,
+        "timesteps confirmed": sum(len(answers) for stepper in steppers for answers in stepper.answers),
+        "connections reset": looking.resets + blind.resets,
+        "requests failed": sum(len(stepper.failures) for stepper in steppers),
+        "wrong": [what for stepper in steppers for what in stepper.wrong()][:20],
+    }
 
 
 def recovery(folder: Path) -> Found:
@@ -193,6 +233,7 @@ def _took(act: Callable[[], object]) -> float:
 SCENARIOS: dict[str, Callable[[Path, argparse.Namespace], Found]] = {
     "kills": lambda folder, given: asyncio.run(kills(folder, times=given.times)),
     "reshard": lambda folder, given: asyncio.run(reshard(folder, share=given.share)),
+    "restarts": lambda folder, given: asyncio.run(restarts(folder, times=given.times, workers=given.workers)),
     "recovery": lambda folder, _: recovery(folder),
 }
 
@@ -201,13 +242,14 @@ def main() -> int:
     """Run one scenario and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", choices=SCENARIOS)
-    parser.add_argument("--times", type=int, default=20, help="kills")
+    parser.add_argument("--times", type=int, default=20, help="kills, restarts")
+    parser.add_argument("--workers", type=int, default=1, help="of each replica: restarts")
     parser.add_argument("--share", type=float, default=0.3, help="of the slots that are moved")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sw") as folder:
         found = SCENARIOS[given.scenario](Path(folder), given)
     print(json.dumps(found, indent=2))  # noqa: T201 - a command's output
-    return 1 if found["wrong"] or found.get("acknowledged and lost") else 0
+    return 1 if found["wrong"] or found.get("acknowledged and lost") or found.get("connections reset") else 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.scenarios import kills, recovery, reshard
+from tests.faults.scenarios import kills, recovery, reshard, restarts
 
 
 async def test_slots_that_move_under_load_change_no_answer(short_path: Path) -> None:
@@ -21,6 +21,13 @@ async def test_kills_of_a_store_that_flushes_lose_nothing(short_path: Path) -> N
     found = await kills(short_path, times=2, between=200)
 
     assert (found["wrong"], found["acknowledged and lost"]) == ([], 0)
+
+
+async def test_replicas_that_are_restarted_reset_no_connection(short_path: Path) -> None:
+    """Nor do they fail a request of clients that never send one again."""
+    found = await restarts(short_path, times=2)
+
+    assert (found["wrong"], found["requests failed"], found["connections reset"]) == ([], 0, 0)
 
 
 @pytest.mark.slow

@@ -186,6 +186,31 @@ def test_it_stops_cleanly_and_its_store_with_it(
     assert "Traceback" not in log(one)
 
 
+IMPORTED_UNDER_A_SIGNAL = """
+import os, signal, sys
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000):
+        pass  # what handles the signal runs here
+except BaseException as exc:
+    raise ImportError("initialization failed") from exc  # as a native module does
+sys.path.remove(os.path.dirname(os.path.dirname(__file__)))
+del sys.modules[__name__]
+__import__(__name__)
+"""
+
+
+def test_a_signal_while_a_native_module_is_imported_ends_it_cleanly(models: Path, short_path: Path) -> None:
+    """Such a module turns whatever is raised while it is imported into an error of its own."""
+    (short_path / "first" / "onnxruntime").mkdir(parents=True)
+    (short_path / "first" / "onnxruntime" / "__init__.py").write_text(IMPORTED_UNDER_A_SIGNAL)
+    one = ServiceProcess(models, short_path, *QUICK, env={"PYTHONPATH": str(short_path / "first")})
+    one.launch()
+
+    assert one.process.wait(60) == 0
+    assert "Traceback" not in log(one)
+
+
 def test_a_signal_during_the_start_stops_it_cleanly(models: Path, short_path: Path) -> None:
     one = ServiceProcess(models, short_path, *QUICK)
     one.launch()

@@ -13,6 +13,11 @@ from tests.api.running import Service
 LAST = b"GET /v1/nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 """A request that ends the connection once all before it are answered."""
 
+UPGRADE = (
+    b"GET /v1/models/fold/feed HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
 _DATE = re.compile(rb"\r\ndate: [^\r]*")
 _STATE_ID = re.compile(rb"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes; no other text here is like it
 

@@ -47,7 +47,7 @@ class RedisTransport(Protocol):
 
         Raises:
             NotSentError: There is none to be had.
-            TimeoutError: Not in time.
+            TimeoutError: Not within `timeout`.
         """
 
     async def primaries(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerTransport]]:
@@ -61,7 +61,7 @@ class RedisTransport(Protocol):
         """
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; none is opened any more, and what is sent from then on is surely not sent."""
 
 
 def open_transport(url: str, *, timeout: float) -> RedisTransport:
