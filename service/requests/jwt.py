@@ -171,7 +171,6 @@ class _RemoteJwkSet:
         from jwt import PyJWKClient
 
         self._algorithms = algorithms
-        import httpx  # here and below: it would add a tenth to each start, and few services have keys at a URL
 
         self._held: tuple[list[PyJWK], int] = ([], 0)
         self._client = PyJWKClient(
