@@ -199,7 +199,7 @@ class FastHttpProtocol(LimitedHttpProtocol):
         return not self._in_flight and not self._partial_needs and super()._is_idle()
 
     def _is_new(self) -> bool:
-        return not self._pipeline_active.idle_since and super()._is_new()
+        return not self._pipeline.idle_since and super()._is_new()
 
     def _may_read(self) -> bool:
         return not self._is_ahead() and super()._may_read()
