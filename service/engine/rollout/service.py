@@ -158,7 +158,7 @@ class RolloutService:
             tellings = self._interests.notifications_for(
                 [fed], served.inputs, done.outputs, [made.step], [made.history_hash]
             )
-        answer = (await self._deps.store.commit([commit], deadline=deadline, tellings=tellings))[0]
+        answer = (await self._deps.store.commit([commit], deadline=deadline, notifications=tellings))[0]
         self._deps.invalidate(key)
         if answer.outcome is Outcome.WRONG_TYPE:
             raise not_a_record()

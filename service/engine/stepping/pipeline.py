@@ -386,7 +386,7 @@ class BatchPipeline:
             )
         began = time.perf_counter()
         answers = await self._store.commit(
-            commits, deadline=deadline, refreshed=float(refreshed.min()), tellings=tellings
+            commits, deadline=deadline, expiry_set_at=float(refreshed.min()), notifications=tellings
         )
         self._observer.store_latency("commit", time.perf_counter() - began)
         return self._handle_commit_results(
@@ -493,7 +493,9 @@ class BatchPipeline:
     def _count_applied(self, rows: Sequence[QueuedStep]) -> None:
         transports = [row.timestep.transport for row in rows]
         for transport in set(transports):
-            self._observer.steps_applied(self._served.name, transport, rows[0].timestep.length * transports.count(transport))
+            self._observer.steps_applied(
+                self._served.name, transport, rows[0].timestep.length * transports.count(transport)
+            )
 
     def _replay_by_key(self, row: QueuedStep, entry: IdempotencyEntry) -> None:
         self._replay(row, check_idempotency_entry(entry, row.intent(self._served.fingerprint)))

@@ -144,7 +144,7 @@ class StreamCopies:
             known = IdempotencyEntry(request, record.epoch, record.step, record.history_hash, 0, b"")
             remember = IdempotencyWrite(entry_name, known.encode())
         kept = replace(record, outputs=self._sources.last_prediction(key.model, record))  # of a chunk, one is enough
-        answered = await self._snapshots.put(stream, name, kept.encode(), deadline=deadline, remember=remember)
+        answered = await self._snapshots.put(stream, name, kept.encode(), deadline=deadline, idempotency=remember)
         return (
             StreamPosition(record.step, record.history_hash) if answered is None else replay_position(answered, intent)
         )
@@ -185,7 +185,7 @@ class StreamCopies:
         if idempotency_key is not None:
             known = IdempotencyEntry(request, 0, 0, bytes(16), 0, b"")
             remember = IdempotencyWrite(keys.idempotency_key_of(stream, idempotency_key), known.encode())
-        answered = await self._snapshots.delete(stream, name, deadline=deadline, remember=remember)
+        answered = await self._snapshots.delete(stream, name, deadline=deadline, idempotency=remember)
         if answered is not None:
             replay_position(answered, StepIntent(request, 0, None, None, "auto", None))
 

@@ -35,7 +35,9 @@ def last(x: int, **more: Any) -> Timestep:
 
 async def test_a_start_uses_the_initial_state(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        answers = [await engine.advance(step("a", x, lifecycle=life)) for x, life in ((1, "new"), (2, "on"), (3, "new"))]
+        answers = [
+            await engine.advance(step("a", x, lifecycle=life)) for x, life in ((1, "new"), (2, "on"), (3, "new"))
+        ]
 
     assert [ys(a) for a in answers] == [[y] for y in [*fold_reference([1, 2]), *fold_reference([3])]]
     assert [(a.step, a.created) for a in answers] == [(1, True), (2, False), (1, False)]
