@@ -153,7 +153,8 @@ def decode(raw: bytes) -> Record:
         raise CorruptRecordError("The record's checksum does not match its bytes.")
     body = HEADER_BYTES + output_bytes
     return Record(
-        epoch, step, length, flags, op_id, history_hash, fingerprint, updated, created, raw[HEADER_BYTES:body], raw[body:]
+        epoch, step, length, flags, op_id, history_hash, fingerprint, updated, created,
+        raw[HEADER_BYTES:body], raw[body:],
     )  # fmt: skip
 
 
