@@ -147,7 +147,7 @@ MUTANTS = (
     Mutant(
         "the history hash does not include the history",
         "service/store/record.py",
-        "h.update(chain + op_id)",
+        "h.update(history_hash + op_id)",
         "h.update(op_id)",
         ("tests/store/test_record.py",),
     ),

@@ -1,6 +1,6 @@
-"""JSON and msgpack: request bodies to arrays, predictions to bytes; shared by HTTP, WebSocket and the client.
+"""Codecs: request bodies to arrays and predictions to bytes, in JSON and msgpack, for HTTP, WebSocket and the client.
 
-`RequestDecoder` reads bodies for one model, `answers` writes the answers, `names` has the texts that name things.
+`RequestDecoder` decodes request bodies for one model; `responses` builds the responses.
 """
 
 from __future__ import annotations

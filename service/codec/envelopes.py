@@ -1,4 +1,4 @@
-"""What a body asks for, and its envelope: everything of a body but the tensors."""
+"""Decoded request bodies, and their envelopes: every field but the tensors."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Seq = Annotated[int, Meta(ge=1, lt=SEQ_LIMIT)]
 
 
 class StepBody(Struct, gc=False):
-    """A body that moves one stream.
+    """A decoded body that steps one stream.
 
     Attributes:
         inputs: `(T, *row)` per model input, its declared dtype, checked and finite.
-        length: T; 1 where the body had no time axis.
-        chunk: The body had a time axis, so the answer has one too.
-        seq: Number of the first timestep, or None.
-        after: 16 bytes, or None.
-        create: What a missing stream means.
-        keep: Which predictions are answered.
+        length: T; 1 if the body has no time axis.
+        chunk: The body has a time axis, so the response has one too.
+        seq: Step of the first timestep, or None.
+        after: State id, 16 bytes, or None.
+        create: What to do if the stream is missing.
+        keep: Which predictions are returned.
     """
 
     inputs: dict[str, Array]
@@ -43,18 +43,18 @@ class StepBody(Struct, gc=False):
 
 @dataclass(slots=True)
 class BulkBody:
-    """A body that moves many streams, as columns.
+    """A decoded body that steps many streams, as columns.
 
     Attributes:
-        streams: Their ids, as given, each once.
-        inputs: `(N, T, *row)` per model input; the rows of `faults` are not to be used.
-        length: T; 1 where the body had no time axis.
-        chunk: The body had a time axis, so the answer has one too.
-        seqs: One per stream, None where not given.
-        afters: One per stream, None where not given.
-        create: What a missing stream means.
-        keep: Which predictions are answered.
-        faults: What is wrong with single rows, by index; the others are sound.
+        streams: Their ids, each once.
+        inputs: `(N, T, *row)` per model input; the rows in `faults` must not be used.
+        length: T; 1 if the body has no time axis.
+        chunk: The body has a time axis, so the response has one too.
+        seqs: One per stream, None if not given.
+        afters: One per stream, None if not given.
+        create: What to do if a stream is missing.
+        keep: Which predictions are returned.
+        faults: Errors of single rows, by index; the other rows are valid.
     """
 
     streams: list[str]
@@ -73,9 +73,9 @@ class FeedMessage:
     """One message of a feed.
 
     Attributes:
-        body: What to do.
-        stream: The stream that it names, or None in columns and on the feed of one stream.
-        id: The client's own name of the message, as bytes of the message's format, or None.
+        body: Its timesteps.
+        stream: Its stream id; None with columns, and on the feed of one stream.
+        id: The client's id of the message, encoded in the message's format, or None.
     """
 
     body: StepBody | BulkBody
@@ -83,7 +83,7 @@ class FeedMessage:
     id: Raw | None
 
 
-# ------------------------------------------------------------------- the fast way: typed
+# ------------------------------------------------------------------- for the typed decoders
 
 
 class StepEnvelope(Struct, forbid_unknown_fields=True, gc=False):
@@ -141,7 +141,7 @@ class FeedColumnsEnvelope(BulkStepsEnvelope, forbid_unknown_fields=True, gc=Fals
 Envelope = StepEnvelope | BulkEnvelope
 
 
-# ------------------------------------------------------------------- the slow way: says what is wrong
+# ------------------------------------------------------------------- for the strict parser, which gives exact errors
 
 
 def _is_seq(value: Any) -> bool:
@@ -166,7 +166,7 @@ def _one_of(literal: Any) -> tuple[Callable[[Any], bool], str]:
 
 
 _SEQ = (_is_seq, f"an integer from 1 to {SEQ_LIMIT - 1}")
-_AFTER = (_is_after, "a state_id of an earlier answer, 22 characters")
+_AFTER = (_is_after, "a state_id of an earlier response, 22 characters")
 _STEP_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "stream": (lambda value: isinstance(value, str), "a stream id"),
     "seq": _SEQ,
@@ -183,62 +183,63 @@ _BULK_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_envelope(document: Any, optional: tuple[str, ...], *, needed: tuple[str, ...]) -> dict[str, Any]:
-    """Return a body's document, with every key known, every needed one there, and all but `inputs` checked.
+def check_envelope(document: Any, optional: tuple[str, ...], *, required: tuple[str, ...]) -> dict[str, Any]:
+    """Return a body's document after checking its keys, and all its values but the tensors.
 
     Args:
         document: The body as plain values.
-        optional: Keys that may be there.
-        needed: Keys that have to be there; with `streams` among them, `seq` and `after` are columns.
+        optional: The optional keys.
+        required: The required keys; with `streams` among them, `seq` and `after` are columns.
 
     Raises:
         ServiceError: `bad_request`.
     """
     if not isinstance(document, dict):
         bad_request(
-            f"The body is {json_type(document)}; expected an object{' with ' if needed else ''}{' and '.join(needed)}."
+            f"The body is {json_type(document)}; expected an object{' with ' if required else ''}"
+            f"{' and '.join(required)}."
         )
     for key in document:
-        if key not in needed and key not in optional:
-            bad_request(f"The body has the key {preview(key)}; expected {_listed((*needed, *optional))}.")
-    for key in needed:
+        if key not in required and key not in optional:
+            bad_request(f"The body has the key {preview(key)}; expected {_listed((*required, *optional))}.")
+    for key in required:
         if key not in document:
             bad_request(f"The body has no `{key}`; it has {_listed(tuple(map(preview, document))) or 'no keys'}.")
-    checks = _BULK_CHECKS if "streams" in needed else _STEP_CHECKS
+    checks = _BULK_CHECKS if "streams" in required else _STEP_CHECKS
     for key, value in document.items():
         if key in checks and not checks[key][0](value):
             bad_request(f"`{key}` is {_shown(value)}; expected {checks[key][1]}.")
     return document
 
 
-def correlation_fields(stream: str | None, name: Raw | None) -> dict[str, Any]:
-    """Return what stands in front of a feed's answer: the stream, and the client's own name of the message."""
-    label: dict[str, Any] = {} if stream is None else {"stream": stream}
-    if name is not None:
-        label["id"] = name
-    return label
+def correlation_fields(stream: str | None, message_id: Raw | None) -> dict[str, Any]:
+    """Return the first fields of a feed's response: the stream, and the client's id of the message."""
+    fields: dict[str, Any] = {} if stream is None else {"stream": stream}
+    if message_id is not None:
+        fields["id"] = message_id
+    return fields
 
 
-def guess_correlation(message: bytes, form: Format) -> dict[str, Any]:
-    """Return the label of a message that was refused, as far as it can be made out."""
+def guess_correlation(message: bytes, body_format: Format) -> dict[str, Any]:
+    """Return the correlation fields of a rejected message, as far as it can be parsed."""
     try:
-        document = parse(message, form)
+        document = parse(message, body_format)
     except ServiceError:
         return {}
     if not isinstance(document, dict):
         return {}
     stream = document.get("stream")
-    name = Raw(encode(document["id"], form)) if "id" in document else None
-    return correlation_fields(stream if isinstance(stream, str) else None, name)
+    message_id = Raw(encode(document["id"], body_format)) if "id" in document else None
+    return correlation_fields(stream if isinstance(stream, str) else None, message_id)
 
 
 def bad_request(problem: str) -> NoReturn:
-    """Raise `bad_request` with what was found and expected."""
+    """Raise `bad_request`; `problem` gives what was found and what was expected."""
     raise ServiceError("bad_request", problem, fix="Send the body as /docs describes it.")
 
 
 def _shown(value: Any) -> str:
-    """Show a short list by its items."""
+    """Return a preview of a value; a short list is shown by its items."""
     if isinstance(value, list) and len(value) <= 4:
         return f"[{', '.join(map(preview, value))}]"
     return preview(value)

@@ -1,4 +1,4 @@
-"""The two formats of bodies, and how each tells that it is meant."""
+"""The formats of bodies, and the headers that select them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Format(Enum):
 
     JSON = "application/json"
     MSGPACK = "application/msgpack"
-    BYTES = "application/octet-stream"  # answers of the Open Inference Protocol alone: a document, then raw bytes
+    BYTES = "application/octet-stream"  # responses of the Open Inference Protocol only: a document, then raw bytes
 
-    __hash__ = object.__hash__  # an enum's own is Python code, and formats are looked up twice per step
+    __hash__ = object.__hash__  # that of `Enum` is Python code, and formats are looked up twice per step
 
 
 JSON = Format.JSON
@@ -26,20 +26,20 @@ MSGPACK = Format.MSGPACK
 _ENCODE = {JSON: msgspec.json.Encoder().encode, MSGPACK: msgspec.msgpack.Encoder().encode}
 
 
-def encode(document: Any, form: Format) -> bytes:
-    """Return a document of plain values (and `msgspec.Raw` of the same format) as bytes."""
-    return _ENCODE[form](document)
+def encode(document: Any, body_format: Format) -> bytes:
+    """Encode a document of plain values (and `msgspec.Raw` of the same format)."""
+    return _ENCODE[body_format](document)
 
 
 def format_of_body(content_type: str | None) -> Format:
-    """Return the format of a request's body. Everything but msgpack is read as JSON: curl says form by default."""
+    """Return the format of a request's body: JSON unless the type is msgpack, as curl sends a form type by default."""
     if content_type is None or content_type == "application/json":
         return JSON
     return MSGPACK if content_type.partition(";")[0].strip().lower() in _MSGPACK_TYPES else JSON
 
 
 def format_of_answer(accept: str | None, body: Format) -> Format:
-    """Return the format that is wanted: the first that `Accept` names, else the body's own."""
+    """Return the format of the response: the first one in `Accept` that is supported, else that of the body."""
     if accept is None or accept == "*/*":
         return body
     for part in accept.split(","):

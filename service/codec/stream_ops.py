@@ -1,4 +1,4 @@
-"""Bodies that are not about timesteps: resets, forks, snapshots, and states from outside."""
+"""Request bodies of stream operations: reset, fork, snapshot, and the import of a state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FINGERPRINT_BYTES = 8
 
 
 class StateSpec(Protocol):
-    """What a model declares of a state: what `model_export.state_rows.StateField` has."""
+    """A model's declaration of a state, as in `model_export.state_rows.StateField`."""
 
     @property
     def name(self) -> str:
@@ -28,22 +28,22 @@ class StateSpec(Protocol):
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """Its type on the wire."""
+        """Its dtype in request bodies."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """One row."""
+        """The shape of one row."""
         ...
 
 
 class ForkBody(NamedTuple):
-    """What a fork asks for.
+    """A decoded fork request.
 
     Attributes:
-        to: The stream to begin; its id is checked.
-        snapshot: The snapshot to go on from, or None.
-        after: 16 bytes, or None.
+        to: Id of the stream to create, checked.
+        snapshot: The snapshot to copy, or None for the stream's current state.
+        after: State id, 16 bytes, or None.
     """
 
     to: str
@@ -52,13 +52,13 @@ class ForkBody(NamedTuple):
 
 
 class StateBody(NamedTuple):
-    """A state from outside, still to be held against a model.
+    """A decoded request that imports a state; the tensors are not yet checked against a model.
 
     Attributes:
-        states: As they came.
-        step: Timesteps that the stream is to count.
-        fingerprint: The model that wrote it, as far as told.
-        after: 16 bytes, or None.
+        states: Tensors by name, not yet checked.
+        step: The stream's step from then on.
+        fingerprint: Fingerprint of the model that wrote the state, or None if not given.
+        after: State id, 16 bytes, or None.
     """
 
     states: dict[str, Any]
@@ -67,44 +67,44 @@ class StateBody(NamedTuple):
     after: bytes | None
 
 
-def read_reset(body: bytes, form: Format) -> tuple[bytes | None, str | None]:
-    """Return `after` and the snapshot's name of a reset's body; the body may be empty.
+def read_reset(body: bytes, body_format: Format) -> tuple[bytes | None, str | None]:
+    """Decode a reset's body, which may be empty: `after`, and the snapshot's name or None for the initial state.
 
     Raises:
         ServiceError: `bad_json` or `bad_request`.
     """
-    document = _optional(body, form, ("to", "after"))
+    document = _optional(body, body_format, ("to", "after"))
     return _after(document), _snapshot(document, "to", "initial")
 
 
-def read_fork(body: bytes, form: Format) -> ForkBody:
-    """Return what a fork asks for.
+def read_fork(body: bytes, body_format: Format) -> ForkBody:
+    """Decode a fork's body.
 
     Raises:
         ServiceError: `bad_json` or `bad_request`.
     """
-    document = check_envelope(parse(body, form), ("from", "after"), needed=("to",))
+    document = check_envelope(parse(body, body_format), ("from", "after"), required=("to",))
     if not isinstance(document["to"], str):
-        bad_request(f"`to` is {preview(document['to'])}; expected the id of the stream to begin.")
+        bad_request(f"`to` is {preview(document['to'])}; expected the id of the stream to create.")
     return ForkBody(check_stream_id(document["to"]), _snapshot(document, "from", "present"), _after(document))
 
 
-def read_snapshot(body: bytes, form: Format) -> bytes | None:
-    """Return `after` of the body that takes a snapshot; the body may be empty.
+def read_snapshot(body: bytes, body_format: Format) -> bytes | None:
+    """Decode the body of a request that creates a snapshot, which may be empty: `after`.
 
     Raises:
         ServiceError: `bad_json` or `bad_request`.
     """
-    return _after(_optional(body, form, ("after",)))
+    return _after(_optional(body, body_format, ("after",)))
 
 
-def read_state(body: bytes, form: Format) -> StateBody:
-    """Return a state from outside; `states_of` reads its tensors.
+def read_state(body: bytes, body_format: Format) -> StateBody:
+    """Decode the body of a request that imports a state; `states_of` decodes its tensors.
 
     Raises:
         ServiceError: `bad_json` or `bad_request`.
     """
-    document = check_envelope(parse(body, form), ("step", "fingerprint", "after"), needed=("states",))
+    document = check_envelope(parse(body, body_format), ("step", "fingerprint", "after"), required=("states",))
     states, step, fingerprint = document["states"], document.get("step", 0), document.get("fingerprint")
     if not isinstance(states, dict):
         bad_request(f"`states` is {preview(states)}; expected an object with a tensor for each state.")
@@ -114,16 +114,16 @@ def read_state(body: bytes, form: Format) -> StateBody:
 
 
 def states_of(states: dict[str, Any], specs: Sequence[StateSpec]) -> dict[str, Array]:
-    """Return one row per state, shape and dtype as the model declares, every value finite.
+    """Decode the tensors of an imported state: one row per state, its declared shape and dtype, every value finite.
 
     Raises:
-        ServiceError: `bad_input`: names, shape or dtype; `non_finite`.
+        ServiceError: `bad_input`: names, shape or dtype differ; `non_finite`.
     """
     names = [spec.name for spec in specs]
     if states.keys() != set(names):
         raise ServiceError(
             "bad_input",
-            f"`states` has {', '.join(map(preview, list(states)[:20])) or 'no names'}; the model carries "
+            f"`states` has {', '.join(map(preview, list(states)[:20])) or 'no names'}; the model has "
             f"{', '.join(map(preview, names)) or 'none'}.",
             fix="Send each state of the model once, and no other.",
         )
@@ -139,37 +139,37 @@ def states_of(states: dict[str, Any], specs: Sequence[StateSpec]) -> dict[str, A
 
 
 def check_snapshot_name(text: str) -> str:
-    """Return the name as given.
+    """Return a snapshot's name after checking it.
 
     Raises:
-        ServiceError: `bad_request`.
+        ServiceError: `bad_request`: the name is not valid.
     """
     if NAME.fullmatch(text) is None:
         raise ServiceError(
             "bad_request",
             f"The snapshot's name is {text[:70]!a} ({len(text)} characters); expected 1 to 64 of A-Z a-z 0-9 . _ -, "
             "the first a letter or digit.",
-            fix="Name the snapshot so.",
+            fix="Use such a name.",
         )
     return text
 
 
-def _optional(body: bytes, form: Format, keys: tuple[str, ...]) -> dict[str, Any]:
-    return check_envelope(parse(body, form), keys, needed=()) if body.strip() else {}
+def _optional(body: bytes, body_format: Format, keys: tuple[str, ...]) -> dict[str, Any]:
+    return check_envelope(parse(body, body_format), keys, required=()) if body.strip() else {}
 
 
 def _after(document: dict[str, Any]) -> bytes | None:
     return decode_state_id(document["after"]) if "after" in document else None
 
 
-def _snapshot(document: dict[str, Any], key: str, else_: str) -> str | None:
-    """Return the snapshot that a key names, None where it says in a word that there is none."""
-    value = document.get(key, else_)
-    if value == else_:
+def _snapshot(document: dict[str, Any], key: str, no_snapshot: str) -> str | None:
+    """Return the snapshot's name in a field, None if the field is missing or has the value for "no snapshot"."""
+    value = document.get(key, no_snapshot)
+    if value == no_snapshot:
         return None
     name = value.get("snapshot") if isinstance(value, dict) and value.keys() == {"snapshot"} else None
     if not isinstance(name, str):
-        bad_request(f'`{key}` is {preview(value)}; expected "{else_}" or {{"snapshot": NAME}}.')
+        bad_request(f'`{key}` is {preview(value)}; expected "{no_snapshot}" or {{"snapshot": NAME}}.')
     return name
 
 
@@ -180,6 +180,7 @@ def _fingerprint(value: Any) -> bytes:
         fingerprint = b""
     if len(fingerprint) != _FINGERPRINT_BYTES:
         bad_request(
-            f"`fingerprint` is {preview(value)}; expected {2 * _FINGERPRINT_BYTES} hexadecimal digits, as GET answers."
+            f"`fingerprint` is {preview(value)}; expected {2 * _FINGERPRINT_BYTES} hexadecimal digits, as in the "
+            "response to GET."
         )
     return fingerprint

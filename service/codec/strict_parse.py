@@ -1,4 +1,4 @@
-"""Reads a whole body strictly into plain Python values: the slow, exact way, for what the fast way refused."""
+"""Parses a whole body strictly into plain Python values: the exact path, for bodies that the fast path rejects."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from service.codec.formats import JSON, Format
 from service.errors import ServiceError
 
 MAX_DEPTH = 32
-_SHOWN = 60  # characters of a value that a message repeats
+_PREVIEW_CHARACTERS = 60
 
 
 class _DuplicateKeyError(Exception):
-    """A key that stands twice in one object."""
+    """A key that occurs twice in one object."""
 
 
-def parse(body: bytes, form: Format) -> Any:
-    """Return the document as plain values; `NaN`, `Infinity` and `1e999` come out as non-finite floats.
+def parse(body: bytes, body_format: Format) -> Any:
+    """Return the document as plain values; `NaN`, `Infinity` and `1e999` become non-finite floats.
 
     Raises:
-        ServiceError: `bad_json`: not JSON or not msgpack, a key twice in an object, not UTF-8, an unpaired
+        ServiceError: `bad_json`: not JSON or not msgpack, a key twice in one object, not UTF-8, an unpaired
             surrogate, or nested deeper than 32.
     """
-    document = _parse_json(body) if form is JSON else _parse_msgpack(body)
+    document = _parse_json(body) if body_format is JSON else _parse_msgpack(body)
     _check_depth(document)
     return document
 
@@ -39,16 +39,20 @@ def preview(value: Any) -> str:
     if isinstance(value, (dict, list, tuple)):
         return f"{json_type(value)} of {len(value)}"
     if isinstance(value, str):
-        text = json.dumps(value[: _SHOWN + 1])
+        text = json.dumps(value[: _PREVIEW_CHARACTERS + 1])
     elif value is None or isinstance(value, (bool, float, int)):
-        text = json.dumps(value) if not isinstance(value, int) or abs(value) < 10**_SHOWN else "a very long integer"
+        text = (
+            json.dumps(value)
+            if not isinstance(value, int) or abs(value) < 10**_PREVIEW_CHARACTERS
+            else "a very long integer"
+        )
     else:
         text = json_type(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _PREVIEW_CHARACTERS else f"{text[:_PREVIEW_CHARACTERS]}..."
 
 
 def json_type(value: Any) -> str:
-    """Return what a value is, in JSON's words."""
+    """Return the JSON type of a value, for a message."""
     names: Sequence[tuple[type | tuple[type, ...], str]] = (
         (dict, "an object"),
         ((list, tuple), "an array"),
@@ -73,7 +77,7 @@ def _parse_json(body: bytes) -> Any:
         _bad_json(f"The body is not JSON: {exc.msg} at character {exc.pos} of {len(text)}.", exc)
     except RecursionError as exc:
         _bad_json(_too_deep(), exc)
-    except ValueError as exc:  # an integer of more digits than Python reads
+    except ValueError as exc:  # an integer of more digits than Python converts
         _bad_json("The body has an integer of more than 4300 digits; expected a number that a tensor can hold.", exc)
     if "\\u" in text:
         _check_surrogates(document)
@@ -115,13 +119,13 @@ def _check_depth(document: Any) -> None:
 
 
 def _check_surrogates(document: Any) -> None:
-    waiting = [document]
-    while waiting:
-        value = waiting.pop()
+    pending = [document]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
+            pending += [*value.keys(), *value.values()]
         elif isinstance(value, list):
-            waiting += value
+            pending += value
         elif isinstance(value, str):
             try:
                 value.encode("utf-8")

@@ -1,6 +1,6 @@
-"""One tensor from plain values, exactly checked: the slow way, which finds what is wrong and says where.
+"""Decodes one tensor from plain values with exact checks: the strict path, whose errors give the value and its index.
 
-A dimension of `None` takes any length from 1: that is how chunks leave T open.
+A dimension of `None` accepts any length from 1, as for the T of a chunk.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ _FIX = "Send the input as GET /v1/models/{model} describes it."
 
 
 def read_tensor(value: Any, spec: TensorSpec, lead: Dims, what: str) -> Array:
-    """Return an array of shape `(*lead, *row)` and the declared dtype, every value finite.
+    """Decode a tensor to an array of shape `(*lead, *row)` and the declared dtype, every value finite.
 
     Args:
-        value: Nested lists, a number where the shape is `[]`, or a packed `{"d", "s", "b"}` with bytes.
-        spec: The declaration.
-        lead: Dimensions in front of the row.
-        what: How to name it in messages.
+        value: Nested lists, a number if the shape is `[]`, or a packed `{"d", "s", "b"}` with bytes.
+        spec: The tensor's declaration.
+        lead: Dimensions before those of the row.
+        what: Its name in messages.
 
     Raises:
-        ServiceError: `bad_input`: shape or dtype; `non_finite`: a value that is not, or would not be, finite.
+        ServiceError: `bad_input`: shape or dtype differ; `non_finite`: a value is not finite, also after conversion to
+            the dtype.
     """
     dims: Dims = (*lead, *spec.row_shape)
     if isinstance(value, dict) and isinstance(value.get("b"), bytes):
@@ -50,22 +51,22 @@ def check_finite(array: Array, what: str) -> None:
     """Check that every value is finite.
 
     Raises:
-        ServiceError: `non_finite`, with the first index where one is not.
+        ServiceError: `non_finite`, with the index of the first value that is not.
     """
-    if (fault := _fault(array, what)) is not None:
-        raise fault
+    if (error := _non_finite_error(array, what)) is not None:
+        raise error
 
 
 def pack_inputs(inputs: Mapping[str, Array]) -> tuple[bytes, ...]:
-    """Return the bytes of each input, in the order of their names."""
+    """Return the bytes of each input, sorted by name."""
     return tuple([inputs[name].tobytes() for name in sorted(inputs)])
 
 
 def pack_rows(inputs: Mapping[str, Array]) -> Iterator[tuple[bytes, ...]]:
-    """Return for each row the bytes of each input, in the order of their names.
+    """Yield for each row the bytes of each input, sorted by name.
 
     Args:
-        inputs: Arrays with one row for each of the same rows, at least one of each.
+        inputs: Arrays with the same number of rows, at least one.
     """
     columns = []
     for name in sorted(inputs):
@@ -78,42 +79,42 @@ def pack_rows(inputs: Mapping[str, Array]) -> Iterator[tuple[bytes, ...]]:
 def read_column(
     value: Any, spec: TensorSpec, rows: int, *, chunk: bool, what: str
 ) -> tuple[Array, dict[int, ServiceError]]:
-    """Return one input of many streams, and what is wrong with single rows of it.
+    """Decode one input of many streams; errors of single rows are returned.
 
     Args:
         value: A list of `rows` tensors, or one packed tensor.
-        spec: The declaration.
-        rows: The number of streams.
-        chunk: Each row has a time axis, of one length for all.
-        what: How to name it in messages.
+        spec: The tensor's declaration.
+        rows: Number of streams.
+        chunk: Each row has a time axis, of the same length for all.
+        what: Its name in messages.
 
     Returns:
-        Shape `(rows, *row)`, with `chunk` `(rows, T, *row)`; and the faults by row, whose values are zeros.
+        An array `(rows, *row)`, with `chunk` `(rows, T, *row)`; and the errors by row. A row with an error is zeros.
 
     Raises:
-        ServiceError: `bad_input`: a fault of the whole column.
+        ServiceError: `bad_input`: an error of the whole column.
     """
     lead: Dims = (None,) if chunk else ()
     faults: dict[int, ServiceError] = {}
     if isinstance(value, dict) and isinstance(value.get("b"), bytes):
         column = unpack(value, spec, (rows, *lead, *spec.row_shape), what)
         if not is_finite(column):
-            found = ((i, _fault(row, f"{what} of stream {i}")) for i, row in enumerate(column))
-            faults = {i: fault for i, fault in found if fault is not None}
+            errors = ((i, _non_finite_error(row, f"{what} of stream {i}")) for i, row in enumerate(column))
+            faults = {i: error for i, error in errors if error is not None}
         return column, faults
     if not isinstance(value, list):
-        _refuse(f"{what} is {preview(value)}; expected a list of one per stream, {rows} in all.")
+        _reject(f"{what} is {preview(value)}; expected a list of one per stream, {rows} in all.")
     if len(value) != rows:
-        _refuse(f"{what} has {len(value)} rows for {rows} streams; expected one for each.")
+        _reject(f"{what} has {len(value)} rows for {rows} streams; expected one for each.")
     parts: dict[int, Array] = {}
     for i, item in enumerate(value):
         try:
             parts[i] = read_tensor(item, spec, lead, f"{what} of stream {i}")
-        except ServiceError as fault:
-            faults[i] = fault
+        except ServiceError as error:
+            faults[i] = error
     shape = spec.row_shape
     if chunk:
-        # The length that most rows have is the chunk's; the others do not fit it.
+        # The chunk's length is that of most rows; a row of another length is an error.
         length = Counter(len(part) for part in parts.values()).most_common(1)[0][0] if parts else 1
         shape = (length, *shape)
     column = np.zeros((rows, *shape), spec.dtype)
@@ -126,31 +127,31 @@ def read_column(
 
 
 def unpack(packed: dict[Any, Any], spec: TensorSpec, dims: Dims, what: str) -> Array:
-    """Return a packed tensor as an array; finiteness is not looked at.
+    """Decode a packed tensor; whether its values are finite is not checked.
 
     Raises:
-        ServiceError: `bad_input`: keys, dtype, shape or the number of bytes.
+        ServiceError: `bad_input`: keys, dtype, shape or the number of bytes differ.
     """
     if set(packed) != {"d", "s", "b"}:
-        _refuse(f"{what} is packed with keys {sorted(map(preview, packed))}; expected d, s and b.")
+        _reject(f"{what} is packed with keys {sorted(map(preview, packed))}; expected d, s and b.")
     dtype, shape, raw = packed["d"], packed["s"], packed["b"]
     if dtype != spec.dtype:
-        _refuse(f"{what} has dtype {preview(dtype)}; expected {spec.dtype}.")
+        _reject(f"{what} has dtype {preview(dtype)}; expected {spec.dtype}.")
     if not isinstance(shape, list) or not all(type(dim) is int and dim >= 0 for dim in shape):
-        _refuse(f"{what} has s = {preview(shape)}; expected its shape, {format_shape(dims)}, as integers from 0.")
+        _reject(f"{what} has s = {preview(shape)}; expected its shape, {format_shape(dims)}, as integers from 0.")
     if len(shape) != len(dims) or any(d not in (None, s) for s, d in zip(shape, dims, strict=True)):
-        _refuse(f"{what} has shape {format_shape(shape)}; expected {format_shape(dims)}.")
+        _reject(f"{what} has shape {format_shape(shape)}; expected {format_shape(dims)}.")
     needed = math.prod(shape) * np.dtype(dtype).itemsize
     if len(raw) != needed:
-        _refuse(f"{what} has {len(raw)} bytes; shape {format_shape(shape)} of {dtype} needs {needed}.")
+        _reject(f"{what} has {len(raw)} bytes; shape {format_shape(shape)} of {dtype} needs {needed}.")
     _check_length(shape, dims, what)
     if dtype == "bool" and raw.translate(None, b"\x00\x01"):
-        _refuse(f"{what} has bytes other than 0 and 1; expected one such byte for each boolean.")
+        _reject(f"{what} has bytes other than 0 and 1; expected one such byte for each boolean.")
     return np.frombuffer(raw, np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
 
 
 def is_finite(array: Array) -> bool:
-    """Say whether every value of an array is finite; integers and booleans always are."""
+    """Whether every value of an array is finite; integers and booleans always are."""
     if array.dtype.kind != "f":
         return True
     # The sum of squares is finite only where every value is, and costs a third of isfinite + all on a short row.
@@ -158,40 +159,40 @@ def is_finite(array: Array) -> bool:
 
 
 def format_shape(dims: Sequence[int | None]) -> str:
-    """Return a shape for a message; an open dimension is `T`."""
+    """Format a shape for a message; a dimension of `None` is `T`."""
     return f"[{', '.join('T' if dim is None else str(dim) for dim in dims[:32])}]"
 
 
 def _flatten(value: Any, dims: Dims, index: list[int], leaves: list[Any], what: str) -> list[int]:
-    """Collect the leaves of nested lists and return the shape; the first list that does not fit is refused."""
+    """Append the leaves of nested lists to `leaves` and return the shape; a list of another length is an error."""
     if not dims:
         leaves.append(value)
         return []
     if not isinstance(value, list):
-        _refuse(f"{what}{_format_index(index)} is {preview(value)}; expected shape {format_shape(dims)}.")
+        _reject(f"{what}{_format_index(index)} is {preview(value)}; expected shape {format_shape(dims)}.")
     expected = dims[0]
     if expected is not None and len(value) != expected:
-        found = f"shape {_found_shape(value)}" if not index else f"length {len(value)}"
-        wanted = f"shape {format_shape(dims)}" if not index else f"length {expected}"
-        _refuse(f"{what}{_format_index(index)} has {found}; expected {wanted}.")
+        found = f"shape {_shape_of(value)}" if not index else f"length {len(value)}"
+        needed = f"shape {format_shape(dims)}" if not index else f"length {expected}"
+        _reject(f"{what}{_format_index(index)} has {found}; expected {needed}.")
     _check_length([len(value)], dims[:1], what)
     if len(dims) == 1:
         leaves += value
         return [len(value)]
     inner = [*dims[1:]]
     for i, part in enumerate(value):
-        # What the first part has settles the open dimensions of the others.
+        # The first part fixes the dimensions of `None` for the other parts.
         inner[:] = _flatten(part, tuple(inner), [*index, i], leaves, what)
     return [len(value), *(dim or 0 for dim in inner)]
 
 
 def _check_length(shape: Sequence[int], dims: Sequence[int | None], what: str) -> None:
     if any(expected is None and found == 0 for found, expected in zip(shape, dims, strict=False)):
-        _refuse(f"{what} is a chunk of 0 timesteps; expected at least 1.")
+        _reject(f"{what} is a chunk of 0 timesteps; expected at least 1.")
 
 
-def _fault(array: Array, what: str) -> ServiceError | None:
-    """Return `non_finite` with the first index where an array is not finite."""
+def _non_finite_error(array: Array, what: str) -> ServiceError | None:
+    """Return `non_finite` with the index of an array's first value that is not finite, None if all are."""
     if is_finite(array):
         return None
     i = int(np.flatnonzero(~np.isfinite(array))[0])
@@ -202,24 +203,25 @@ def _cast(leaves: list[Any], spec: TensorSpec, shape: Sequence[int], what: str) 
     dtype = np.dtype(spec.dtype)
     allowed = {"b": (bool,), "i": (int,), "u": (int,)}.get(dtype.kind, (int, float))
     for i, leaf in enumerate(leaves):
-        # A literal that is not finite is told as such, whatever the dtype.
+        # For a literal that is not finite the error is `non_finite`, whatever the dtype.
         if type(leaf) is float and not math.isfinite(leaf):
             raise _non_finite(i, shape, what)
         if type(leaf) not in allowed:
             found = "an integer" if type(leaf) is int else preview(leaf) if type(leaf) is float else json_type(leaf)
-            _refuse(
-                f"{what}{_format_index(_unravel(i, shape))} is {found}; expected {_EXPECTED[dtype.kind]} ({spec.dtype})."
+            _reject(
+                f"{what}{_format_index(_unravel(i, shape))} is {found}; "
+                f"expected {_EXPECTED[dtype.kind]} ({spec.dtype})."
             )
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         for i, leaf in enumerate(leaves):
             if not limits.min <= leaf <= limits.max:
-                where = _format_index(_unravel(i, shape))
-                _refuse(f"{what}{where} is {preview(leaf)}; {dtype} holds {limits.min} to {limits.max}.")
+                index = _format_index(_unravel(i, shape))
+                _reject(f"{what}{index} is {preview(leaf)}; {dtype} holds {limits.min} to {limits.max}.")
     try:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused by `check_finite`, with its index
+        with np.errstate(over="ignore"):  # `check_finite` rejects values that overflow, with their index
             return np.array(leaves, dtype)
-    except OverflowError:  # an integer that no float holds
+    except OverflowError:  # an integer that is too large for a float
         i = next(i for i, leaf in enumerate(leaves) if abs(leaf) > _LARGEST)
         raise _non_finite(i, shape, what) from None
 
@@ -232,8 +234,8 @@ def _non_finite(i: int, shape: Sequence[int], what: str, expected: str = "a fini
     )
 
 
-def _found_shape(value: Any) -> str:
-    """Return the shape that nested lists have along their first elements."""
+def _shape_of(value: Any) -> str:
+    """Format the shape of nested lists, from the first element of each."""
     dims: list[int | None] = []
     while isinstance(value, list):
         dims.append(len(value))
@@ -253,5 +255,5 @@ def _bad_input(problem: str) -> ServiceError:
     return ServiceError("bad_input", problem, fix=_FIX)
 
 
-def _refuse(problem: str) -> NoReturn:
+def _reject(problem: str) -> NoReturn:
     raise _bad_input(problem)

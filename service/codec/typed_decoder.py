@@ -1,6 +1,6 @@
-"""Inputs to arrays the fast way: a typed decoder made for the model's inputs, then NumPy.
+"""Decodes inputs to arrays on the fast path: a typed decoder built for the model's inputs, then NumPy.
 
-It takes sound inputs only and never says what is wrong: whatever it raises, `tensors` reads again and tells.
+It accepts valid inputs only and gives no reason: `strict_tensors` decodes again whatever it rejects.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from service.ids import decode_state_id, is_state_id
 from service.types import Create
 
 DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
-"""What the fast way raises on a body that is not sound. msgspec's errors and UnicodeDecodeError are ValueErrors,
-and NumPy's of ragged lists; integers out of range are OverflowErrors, and numbers that do not fit struct's errors."""
+"""What the fast path raises for an invalid body. msgspec's errors, UnicodeDecodeError, and NumPy's for ragged lists are
+ValueErrors; integers out of range are OverflowErrors, and numbers that do not fit are errors of struct."""
 
 _LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
 _PACK_CODES = {
@@ -35,7 +35,7 @@ _PACK_CODES = {
 
 
 class NotTypedError(ValueError):
-    """The fast way does not take this."""
+    """The fast path does not accept this body."""
 
 
 class _PackedArray(Struct, forbid_unknown_fields=True, gc=False):
@@ -47,36 +47,36 @@ class _PackedArray(Struct, forbid_unknown_fields=True, gc=False):
 
 
 _Decoders = tuple[Callable[[Raw], Any], Callable[[Raw], Any] | None]
-"""What decodes inputs by their names; and for a model with one input, that input alone, as lists: packed it could not
-be told from an object. A union of both would take half as long again to decode."""
+"""Decoders of `inputs` as an object by name and, for a model with one input, as a bare nested list (a bare packed
+tensor would be ambiguous). A decoder of the union of both takes half as long again."""
 
 
 class TypedInputsDecoder:
     """Decodes the `inputs` of one model's bodies."""
 
     def __init__(self, specs: Sequence[InputSpec]) -> None:
-        """Prepare for the declared inputs; decoders are made when first needed."""
+        """Create it for the declared inputs; each decoder is created when it is first needed."""
         self._specs = [(spec.name, np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
         self._decoders: dict[tuple[Format, int], _Decoders] = {}
 
-    def read(self, raw: Raw, form: Format, lead: int) -> tuple[dict[str, Array], int]:
-        """Decode inputs that have `lead` axes in front of the row.
+    def read(self, raw: Raw, body_format: Format, lead: int) -> tuple[dict[str, Array], int]:
+        """Decode inputs that have `lead` axes before those of the row.
 
         Args:
-            raw: The value of `inputs`, as it stands in the body.
-            form: The body's format.
-            lead: 0: a step, which gets a leading axis of 1 at once; 1: a chunk or columns; 2: columns of chunks.
+            raw: The encoded value of `inputs` in the body.
+            body_format: The body's format.
+            lead: 0: a step, to which a leading axis of 1 is added; 1: a chunk or columns; 2: columns of chunks.
 
         Returns:
-            The arrays with at least one leading axis, and how many colons the names brought into the body.
+            The arrays with at least one leading axis, and the number of colons in the body that belong to the names.
 
         Raises:
-            ValueError: And the others of `DECODE_ERRORS`.
+            ValueError: The inputs are not valid; likewise the others of `DECODE_ERRORS`.
         """
-        named, alone = self._decoders.get((form, lead)) or self._decoder(form, lead)
+        named, alone = self._decoders.get((body_format, lead)) or self._decoder(body_format, lead)
         try:
-            # Struct fields in their order are the declared inputs in theirs.
+            # The order of the struct's fields is that of the declared inputs.
             values, colons = _astuple(named(raw)), self._colons
         except msgspec.ValidationError:
             if alone is None:
@@ -93,74 +93,74 @@ class TypedInputsDecoder:
             arrays[name] = array
         return arrays, colons
 
-    def _decoder(self, form: Format, lead: int) -> _Decoders:
-        kinds = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, row in self._specs]
-        fields = [(f"i{i}", kind if form is JSON else _PackedArray | kind) for i, kind in enumerate(kinds)]
+    def _decoder(self, body_format: Format, lead: int) -> _Decoders:
+        types = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, row in self._specs]
+        fields = [(f"i{i}", type_ if body_format is JSON else _PackedArray | type_) for i, type_ in enumerate(types)]
         names = {f"i{i}": name for i, (name, _, _) in enumerate(self._specs)}
         named = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
-        module = msgspec.json if form is JSON else msgspec.msgpack
-        alone = module.Decoder(kinds[0]).decode if len(kinds) == 1 else None
-        self._decoders[form, lead] = made = module.Decoder(named).decode, alone
-        return made
+        module = msgspec.json if body_format is JSON else msgspec.msgpack
+        alone = module.Decoder(types[0]).decode if len(types) == 1 else None
+        self._decoders[body_format, lead] = decoders = module.Decoder(named).decode, alone
+        return decoders
 
 
 StepParts = tuple[tuple[bytes, ...], int | None, bytes | None, Create]
-"""What the body of one timestep says: each input's bytes, in the order of their names, and `seq`, `after`, `create`."""
+"""The decoded body of one timestep: each input's bytes, sorted by input name, and `seq`, `after`, `create`."""
 
 
 class TypedStepDecoder:
-    """Reads the whole JSON body of one timestep in one go: what nearly every request is."""
+    """Decodes the JSON body of one timestep, the most frequent request, in one call of msgspec."""
 
     def __init__(self, specs: Sequence[InputSpec]) -> None:
-        """Prepare for the declared inputs.
+        """Create the decoders for the declared inputs.
 
         Raises:
-            ValueError: An input has a name that no field of a decoder can have.
+            ValueError: An input's name cannot be the name of a decoder's field.
         """
         specs = self._specs = sorted(specs, key=lambda spec: spec.name)
-        kinds = [_nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape)) for spec in specs]
+        types = [_nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape)) for spec in specs]
         names = {f"i{i}": spec.name for i, spec in enumerate(specs)}
-        fields = [(f"i{i}", kind) for i, kind in enumerate(kinds)]
+        fields = [(f"i{i}", type_) for i, type_ in enumerate(types)]
         self._named_inputs: Any = msgspec.defstruct(
             "Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False
         )
-        kinds = [self._named_inputs, kinds[0] if len(specs) == 1 else self._named_inputs]  # by its name, or alone
-        self._decoders = [_step_decoder(kind) for kind in kinds]
-        self._message_decoders = [_step_decoder(kind, of_feed=True) for kind in kinds]
+        inputs_types = [self._named_inputs, types[0] if len(specs) == 1 else self._named_inputs]  # by name, or alone
+        self._decoders = [_step_decoder(inputs_type) for inputs_type in inputs_types]
+        self._message_decoders = [_step_decoder(inputs_type, of_feed=True) for inputs_type in inputs_types]
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._single_input = self._packers[0] if len(specs) == 1 else None
         self._colons = 1 + sum(1 + spec.name.count(":") for spec in specs)
         self._may_hide_colons = any(":" in spec.name for spec in specs)
 
     def read(self, body: bytes) -> StepParts:
-        """Return what the body says.
+        """Decode a step's body.
 
         Raises:
-            ValueError: And the others of `DECODE_ERRORS`.
+            ValueError: The body is not valid; likewise the others of `DECODE_ERRORS`.
         """
         return self._parts(body, _decoded(self._decoders, body))
 
     def read_feed_message(self, message: bytes) -> tuple[str | None, Raw | None, StepParts]:
-        """Return what a feed's message says that brings one timestep: its stream and its own name, if it has any.
+        """Decode a feed's message with one timestep: its stream id and its message id, or None, and its timestep.
 
         Raises:
-            ValueError: And the others of `DECODE_ERRORS`.
+            ValueError: The message is not valid; likewise the others of `DECODE_ERRORS`.
         """
-        if b"\\" in message:  # it could hide a colon
+        if b"\\" in message:  # an escape could hide a colon
             raise NotTypedError
-        asked = _decoded(self._message_decoders, message)
-        stream, name, colons = asked.stream, asked.id, 0
+        envelope = _decoded(self._message_decoders, message)
+        stream, message_id, colons = envelope.stream, envelope.id, 0
         if stream is not None:
             colons += 1 + stream.count(":")
-        if name is not None:
-            colons += 1 + bytes(name).count(b":")
-        return stream, name, self._parts(message, asked, colons)
+        if message_id is not None:
+            colons += 1 + bytes(message_id).count(b":")
+        return stream, message_id, self._parts(message, envelope, colons)
 
-    def _parts(self, body: bytes, asked: Any, colons: int = 0) -> StepParts:
-        inputs = asked.inputs
+    def _parts(self, body: bytes, envelope: Any, colons: int = 0) -> StepParts:
+        inputs = envelope.inputs
         is_named = type(inputs) is self._named_inputs
         colons += self._colons if is_named else 1
-        seq, after, create = asked.seq, asked.after, asked.create
+        seq, after, create = envelope.seq, envelope.after, envelope.create
         if seq is not None:
             colons += 1
         if after is not None:
@@ -169,7 +169,7 @@ class TypedStepDecoder:
             create = "auto"
         else:
             colons += 1
-        # See demand_single_keys: where no key has a colon in it, a backslash can hide none.
+        # See `reject_duplicate_keys`: if no name has a colon, a backslash can hide none.
         if body.count(b":") != colons or (self._may_hide_colons and b"\\" in body):
             raise NotTypedError
         if self._single_input is not None:
@@ -178,7 +178,7 @@ class TypedStepDecoder:
         return tuple([pack(value) for pack, value in zip(self._packers, values, strict=True)]), seq, after, create
 
     def body(self, parts: StepParts) -> StepBody:
-        """Return parts as a body like any other; its arrays are read-only."""
+        """Return decoded parts as a `StepBody`; its arrays are read-only."""
         packed, seq, after, create = parts
         arrays = {
             spec.name: np.ndarray((1, *spec.row_shape), spec.dtype, data)
@@ -191,7 +191,7 @@ def read_state_id(text: str) -> bytes:
     """Return the 16 bytes of a state id.
 
     Raises:
-        UnsoundError: It is none.
+        NotTypedError: The text is not a state id.
     """
     if not is_state_id(text):
         raise NotTypedError
@@ -199,27 +199,27 @@ def read_state_id(text: str) -> bytes:
 
 
 def reject_duplicate_keys(body: bytes, colons: int) -> None:
-    """Be sure that no key stands twice, by counting colons: each key brings one, and no number brings any.
+    """Check that no key occurs twice, by counting colons: each key has one, and numbers have none.
 
-    msgspec takes the last of two equal keys without a word. A backslash could write a colon in another way.
+    msgspec silently accepts the last of two equal keys. A backslash could encode a colon in another way.
     """
     if body.count(b":") != colons or b"\\" in body:
         raise NotTypedError
 
 
 def _step_decoder(inputs: Any, *, of_feed: bool = False) -> Callable[[bytes], Any]:
-    """Return what decodes the JSON body of a step with such inputs, or the message of a feed."""
-    # None is the default of what was not given, and nothing that may be given.
-    more: list[tuple[str, Any, None]] = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
+    """Return the decoder of a step's JSON body with inputs of such a type, or of a feed's message."""
+    # None stands for "not given"; null itself is rejected.
+    fields: list[tuple[str, Any, None]] = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
     if of_feed:
-        more += [("stream", str, None), ("id", Raw, None)]
-    kind = msgspec.defstruct("Step", [("inputs", inputs), *more], forbid_unknown_fields=True, gc=False)
-    return msgspec.json.Decoder(kind).decode
+        fields += [("stream", str, None), ("id", Raw, None)]
+    step_type = msgspec.defstruct("Step", [("inputs", inputs), *fields], forbid_unknown_fields=True, gc=False)
+    return msgspec.json.Decoder(step_type).decode
 
 
 def _decoded(decoders: Sequence[Callable[[bytes], Any]], body: bytes) -> Any:
-    """Return what the likelier of two decoders makes of a body, or else the other one."""
-    is_alone = body.find(b"{", 1) < 0  # a second object is most likely that of the inputs' names
+    """Decode a body with the likelier of two decoders, or else with the other one."""
+    is_alone = body.find(b"{", 1) < 0  # a second object is most likely `inputs` by name
     try:
         return decoders[is_alone](body)
     except msgspec.ValidationError:
@@ -227,15 +227,15 @@ def _decoded(decoders: Sequence[Callable[[bytes], Any]], body: bytes) -> Any:
 
 
 def row_packer(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], bytes]:
-    """Return what makes the bytes of a decoded row, or raises one of `DECODE_ERRORS` where it does not fit.
+    """Return a function that packs a decoded row to bytes; it raises one of `DECODE_ERRORS` for an invalid row.
 
-    What is not finite does not fit.
+    A row with a value that is not finite is invalid.
     """
     code = _PACK_CODES.get(dtype.name)
     if code is None or len(row) != 1:
         return lambda item: _checked(_array(item, dtype), row).tobytes()
     pack = struct.Struct(f"={row[0]}{code}").pack
-    # pack refuses what becomes infinite, and JSON has no other numbers that are not finite
+    # pack raises on overflow, and JSON has no other numbers that are not finite
     return lambda item: pack(*item)
 
 
@@ -257,6 +257,6 @@ def _unpack(packed: _PackedArray, dtype: np.dtype[Any]) -> Array:
     return np.frombuffer(packed.b, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(packed.s)
 
 
-@np.errstate(over="ignore")  # what becomes infinite is found afterwards, without a warning
+@np.errstate(over="ignore")  # values that overflow are found afterwards, without a warning
 def _array(values: Any, dtype: np.dtype[Any]) -> Array:
     return np.array(values, dtype)

@@ -129,7 +129,7 @@ async def _safe_facts(settings: Settings) -> ServerInfo:
     assert settings.redis is not None
     store = StateStore(settings.redis, durability=settings.durability)
     try:
-        facts = await read_server_info(store, patience=settings.request_timeout_s)
+        facts = await read_server_info(store, timeout=settings.request_timeout_s)
         check_safe(facts, settings.durability, allow_eviction=settings.allow_eviction)
         await check_permissions(store)
         return facts

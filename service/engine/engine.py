@@ -126,7 +126,7 @@ class Engine:
             self._options.queue_limit
         )  # with fewer open timesteps there surely is room for one more
         self._drained = asyncio.Event()
-        snapshots = SnapshotStore(store, ttl_s=self._options.snapshot_ttl_s, most=self._options.max_snapshots)
+        snapshots = SnapshotStore(store, ttl_s=self._options.snapshot_ttl_s, max_snapshots=self._options.max_snapshots)
         origins = StateSources(store, shelf, snapshots)
         ways = StreamOpDeps(store, shelf, self._start_request, self._quota, self._forget)
         self.resets = Resets(ways, origins)

@@ -1,1 +1,1 @@
-"""Where state lives: records, the commit script, the store over the Redis protocol, the embedded server."""
+"""The store: records, the commit script, `StateStore` over the Redis protocol, and the embedded server."""

@@ -1,4 +1,4 @@
-"""Commits: what is to be written of streams and on which guard, the command that does it, and what became of each."""
+"""Commits: the records to write and the guards they expect, the command that writes them, and its results."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from service.store.scripts import Script
 from service.store.transport.connection import Argument, PackedCommand
 
 DELETE: Final = b"-"
-"""What a commit has in place of a record where the stream is to be forgotten; `commit.lua` knows it."""
+"""Stands for the new record in a commit that deletes the stream; `commit.lua` has the same constant."""
 
 NO_RECORD: Final = b"!"
-"""What a commit expects in place of a guard where the key holds something that is no record, which it replaces."""
+"""Stands for the expected guard if the key must hold a value that is not a record, which the commit replaces."""
 
 COMMIT: Final = Script.of("commit.lua")
 _GUARD_AND_RECORD: Final = itemgetter(1, 2)  # of a commit
@@ -34,10 +34,10 @@ class Commit(NamedTuple):
 
     Attributes:
         key: The record's key.
-        expect: The guard that the stored record must have; empty: the stream must be missing; or `NO_RECORD`.
-        record: The new record's bytes, or `DELETE`; a commit that forgets is never `DUPLICATE`.
-        entry_key: Where to remember the answer of an idempotency key, or None.
-        entry: The entry's bytes.
+        expect: The guard that the stored record must have; empty if the stream must be missing; or `NO_RECORD`.
+        record: The new record's bytes, or `DELETE`; a commit that deletes is never `DUPLICATE`.
+        entry_key: Key of the idempotency entry to write, or None.
+        entry: The idempotency entry's bytes.
     """
 
     key: str
@@ -48,48 +48,49 @@ class Commit(NamedTuple):
 
 
 class ColumnarCommits(Sequence[Commit]):
-    """Commits of a batch whose streams all exist and whose records are equally long.
+    """Commits of a batch whose streams all exist and whose records have equal lengths.
 
-    Guards and records lie in one array as they go over the wire, so nothing is made of each.
+    Guards and records are columns of one array that already has the layout of the command, so no object is created per
+    row.
 
     Attributes:
         names: The records' keys.
-        guards: The guards expected, `(rows, 56)` uint8; to be filled in.
-        records: The new records, `(rows, bytes)` uint8; to be filled in.
+        guards: The expected guards, `(rows, 56)` uint8; the caller fills them in.
+        records: The new records, `(rows, bytes)` uint8; the caller fills them in.
     """
 
     __slots__ = ("_table", "guards", "names", "records")
 
     def __init__(self, names: Sequence[str], record_bytes: int) -> None:
-        """Make room.
+        """Allocate the array.
 
         Args:
             names: The records' keys.
             record_bytes: Length of each new record.
         """
-        frame, at, record_at = _frame(record_bytes)
+        frame, guard_at, record_at = _frame(record_bytes)
         self.names = names
         self._table = np.empty((len(names), len(frame)), np.uint8)
         self._table[:] = frame
-        self.guards = self._table[:, at : at + GUARD_BYTES]
+        self.guards = self._table[:, guard_at : guard_at + GUARD_BYTES]
         self.records = self._table[:, record_at : record_at + record_bytes]
 
     def __len__(self) -> int:
         return len(self.names)
 
     @overload
-    def __getitem__(self, at: int) -> Commit: ...
+    def __getitem__(self, index: int) -> Commit: ...
 
     @overload
-    def __getitem__(self, at: slice) -> Sequence[Commit]: ...
+    def __getitem__(self, index: slice) -> Sequence[Commit]: ...
 
-    def __getitem__(self, at: int | slice) -> Commit | Sequence[Commit]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        return Commit(self.names[at], self.guards[at].tobytes(), self.records[at].tobytes())
+    def __getitem__(self, index: int | slice) -> Commit | Sequence[Commit]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return Commit(self.names[index], self.guards[index].tobytes(), self.records[index].tobytes())
 
     def packed(self, head: Sequence[Argument]) -> bytes:
-        """Return a command with these arguments and, behind them, each guard and record, as it goes over the wire."""
+        """Return the encoded command with the arguments `head`, followed by each guard and record."""
         packed = hiredis.pack_command(cast("Any", tuple(head)))
         count = len(head) + 2 * len(self)
         return b"".join((b"*%d" % count, memoryview(packed)[packed.index(b"\r") :], self._table.data))
@@ -97,21 +98,21 @@ class ColumnarCommits(Sequence[Commit]):
 
 @lru_cache(maxsize=64)
 def _frame(record_bytes: int) -> tuple[Array, int, int]:
-    """Return a guard and a record of zeros as two arguments on the wire, and where the two begin."""
+    """Return a guard and a record of zeros, encoded as two arguments, and the offset of each."""
     guard, record = b"$%d\r\n" % GUARD_BYTES, b"$%d\r\n" % record_bytes
     frame = b"%b%b\r\n%b%b\r\n" % (guard, bytes(GUARD_BYTES), record, bytes(record_bytes))
     return np.frombuffer(frame, np.uint8), len(guard), len(guard) + GUARD_BYTES + 2 + len(record)
 
 
 class Notification(NamedTuple):
-    """What watchers are told of a commit, in the moment in which it is applied, and only then.
+    """The event of a commit, published atomically with the commit if the commit is applied.
 
     Attributes:
-        place: The commit's, in its call.
-        event: What they are told.
-        topic: Where it is published; empty: nobody listens now.
-        log_key: Where the stream's newest events are kept; None: they are not.
-        most: How many are kept.
+        row: Index of the commit in its call.
+        event: The encoded event.
+        topic: Topic to publish it on; empty if no watcher has interest in it.
+        log_key: Key of the stream's event log, or None if it has none.
+        max_kept: Number of events that the log keeps.
     """
 
     row: int
@@ -122,24 +123,24 @@ class Notification(NamedTuple):
 
 
 class Outcome(IntEnum):
-    """What became of a commit; the numbers are `commit.lua`'s."""
+    """The outcome of a commit; the numbers are those of `commit.lua`."""
 
     CONFLICT = 0
     APPLIED = 1
     DUPLICATE = 2
     KEY_REPLAY = 3
     WRONG_TYPE = 4
-    FAILED = 5  # never the script's own: see the error
+    FAILED = 5  # not returned by the script: see `CommitResult.error`
 
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """The store's answer to one commit.
+    """The result of one commit.
 
     Attributes:
-        outcome: What became of it.
-        stored: The stored record (`CONFLICT`, `DUPLICATE`; None: the stream is missing) or entry (`KEY_REPLAY`). It may
-            be no record of ours.
+        outcome: Its outcome.
+        stored: The stored record (`CONFLICT`, `DUPLICATE`; None if the stream is missing) or idempotency entry
+            (`KEY_REPLAY`). The bytes are not checked: they may not be a record of ours.
         error: Why it failed (`FAILED`), and whether it was applied.
     """
 
@@ -153,68 +154,73 @@ APPLIED: Final = CommitResult(Outcome.APPLIED)
 
 @dataclass(frozen=True, slots=True)
 class CommitResults:
-    """The store's answer to the commits of one call.
+    """The results of the commits of one call.
 
     Attributes:
-        others: What became of those that were not applied now, by their place in the call.
-        refreshed: When (see `StateStore.clock`) the records that were applied began to live their time anew; None:
-            they were left to live on as before.
+        not_applied: Results of the commits that were not applied now, by their index in the call.
+        expiry_set_at: Time on `StateStore.clock` at which the expiries of the applied records were set; None if they
+            were left unchanged.
     """
 
     not_applied: Mapping[int, CommitResult]
     expiry_set_at: float | None
 
-    def __getitem__(self, place: int) -> CommitResult:
-        """What became of one commit.
+    def __getitem__(self, index: int) -> CommitResult:
+        """Return the result of one commit.
 
         Raises:
             ServiceError: It failed.
         """
-        answer = self.not_applied.get(place, APPLIED)
-        if answer.error is not None:
-            raise answer.error
-        return answer
+        result = self.not_applied.get(index, APPLIED)
+        if result.error is not None:
+            raise result.error
+        return result
 
 
 def script_call(
     commits: Sequence[Commit],
-    tellings: Sequence[Notification] = (),
+    notifications: Sequence[Notification] = (),
     *,
     ttl_ms: int,
     entry_ttl_ms: int,
-    keep: bool,
-    whole: bool = False,
+    keep_ttl: bool,
+    send_source: bool = False,
 ) -> tuple[Argument, ...]:
-    """Return the command that makes commits by `COMMIT`; it answers as `commit.lua` says.
+    """Return the command that runs `COMMIT`; `commit.lua` describes its reply.
 
     Args:
         commits: At most one per key.
-        tellings: What is told of them, at most one per commit.
-        ttl_ms: Milliseconds that the records live.
-        entry_ttl_ms: Milliseconds that the entries of idempotency keys live.
-        keep: Leave the records' times to live as they are.
-        whole: Send the script itself and not its name.
+        notifications: Their events, at most one per commit.
+        ttl_ms: Milliseconds until the records expire.
+        entry_ttl_ms: Milliseconds until the idempotency entries expire.
+        keep_ttl: Leave the expiries of the records unchanged.
+        send_source: Send the script's text instead of its hash.
     """
     keyed = [(i, c) for i, c in enumerate(commits, 1) if c.entry_key is not None]
-    logs = [t.log_key for t in tellings if t.log_key is not None]
-    call: list[Argument] = ["EVAL", COMMIT.text] if whole else ["EVALSHA", COMMIT.sha]
+    logs = [notification.log_key for notification in notifications if notification.log_key is not None]
+    call: list[Argument] = ["EVAL", COMMIT.text] if send_source else ["EVALSHA", COMMIT.sha]
     call.append(len(commits) + len(keyed) + len(logs))
     call += [c.key for c in commits]
     call += [c.entry_key for _, c in keyed if c.entry_key is not None]
     call += logs
-    call += (len(commits), ttl_ms, entry_ttl_ms, int(keep), len(keyed))
+    call += (len(commits), ttl_ms, entry_ttl_ms, int(keep_ttl), len(keyed))
     call += chain.from_iterable(map(_GUARD_AND_RECORD, commits))
     for i, c in keyed:
         call += (i, c.entry)
-    for t in tellings:
-        call += (t.row + 1, t.event, t.topic, 0 if t.log_key is None else t.max_kept)
+    for notification in notifications:
+        call += (
+            notification.row + 1,
+            notification.event,
+            notification.topic,
+            0 if notification.log_key is None else notification.max_kept,
+        )
     return tuple(call)
 
 
-def rows_call(commits: ColumnarCommits, *, ttl_ms: int, entry_ttl_ms: int, keep: bool) -> PackedCommand:
-    """Return the same command for rows, packed already; arguments as for `script_call`."""
+def rows_call(commits: ColumnarCommits, *, ttl_ms: int, entry_ttl_ms: int, keep_ttl: bool) -> PackedCommand:
+    """Return the same command for columnar commits, already encoded; the arguments are those of `script_call`."""
     rows = len(commits)
-    head: list[Argument] = ["EVALSHA", COMMIT.sha, rows, *commits.names, rows, ttl_ms, entry_ttl_ms, int(keep), 0]
+    head: list[Argument] = ["EVALSHA", COMMIT.sha, rows, *commits.names, rows, ttl_ms, entry_ttl_ms, int(keep_ttl), 0]
     return PackedCommand(
-        commits.packed(head), lambda: script_call(commits, ttl_ms=ttl_ms, entry_ttl_ms=entry_ttl_ms, keep=keep)
+        commits.packed(head), lambda: script_call(commits, ttl_ms=ttl_ms, entry_ttl_ms=entry_ttl_ms, keep_ttl=keep_ttl)
     )

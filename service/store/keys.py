@@ -1,4 +1,4 @@
-"""What things are called in the store. One stream's keys share a hash tag, so a Cluster keeps them together."""
+"""The keys of the store. All keys of one stream share a hash tag, so a Cluster keeps them in one slot."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ def record_key(tenant: str, model: str, stream: str) -> str:
 
 
 def idempotency_key_of(record: str, idempotency_key: str) -> str:
-    """Return the key of the entry that remembers what an idempotency key of this stream answered."""
+    """Return the key of the idempotency entry that stores the response to a request with this idempotency key."""
     return f"{record}:k:{blake2b_128(idempotency_key.encode()).hex()}"
 
 
 def snapshots_key(record: str) -> str:
-    """Return the key of a stream's snapshots; `commit.lua` knows it too."""
+    """Return the key of a stream's snapshots; `commit.lua` builds the same key."""
     return f"{record}:s"
 
 
 def event_log_key(record: str) -> str:
-    """Return the key of a stream's history: its newest events, for watchers that come back."""
+    """Return the key of a stream's event log: its newest events, for watchers that reconnect."""
     return f"{record}:h"
 
 
 def end_entry_key(record: str) -> str:
-    """Return the key of the entry that remembers the answer to the request that ended it; `commit.lua` knows it."""
+    """Return the key of the entry that stores the response to the request that ended a stream; see `commit.lua`."""
     return f"{record}:end"
 
 
 def is_record(name: str) -> bool:
-    """Whether a key is a stream's record, and none of those beside it."""
+    """Whether a key is that of a stream's record, not one of the stream's other keys."""
     return name.endswith("}")
 
 
 def records_pattern(tenant: str, model: str, prefix: str) -> str:
     """Return the SCAN pattern of a model's records whose stream id begins with `prefix`.
 
-    None of the characters that stream ids may have is special in a pattern.
+    Stream ids contain no character that is special in a pattern.
     """
     return f"{PREFIX}{{{tenant}/{model}/{prefix}*}}"
 

@@ -1,4 +1,4 @@
-"""`page`: streams' names, page by page, with a cursor that any process can go on from."""
+"""`page`: stream ids, page by page, with a cursor that any worker can continue from."""
 
 from __future__ import annotations
 
@@ -16,96 +16,100 @@ from service.store.transport.connection import NotSentError
 from service.store.transport.retry import execute_with_retry
 from service.store.transport.transport import RedisTransport
 
-_MIN_SCAN: Final = 100  # keys looked at in one go, at least
+_MIN_SCAN: Final = 100  # fewest keys that one SCAN inspects
 _MAX_SCAN: Final = 10_000
 _COUNTED_AT_ONCE: Final = 1000
 _CURSOR: Final = re.compile(r"[0-9a-f]{1,8}-[0-9]{1,4}-[0-9]{1,20}|start|end")
 
 
 async def page(
-    wire: RedisTransport, pattern: str, cursor: str | None, limit: int, *, deadline: float
+    transport: RedisTransport, pattern: str, cursor: str | None, limit: int, *, deadline: float
 ) -> tuple[list[str], str | None]:
-    """Return up to `limit` stream ids and the cursor to go on from; None at the end.
+    """Return up to `limit` stream ids and the cursor of the next page, None at the end.
 
     Args:
-        wire: The way to the store.
-        pattern: What the records' keys look like.
-        cursor: The one that the page before gave; None to begin.
-        limit: Most ids.
+        transport: The store transport.
+        pattern: The SCAN pattern of the records' keys.
+        cursor: The cursor that the previous page returned; None for the first page.
+        limit: Most ids to return.
         deadline: On the running loop's clock.
 
     Raises:
-        ServiceError: `bad_request`: the cursor is none of ours; or the store's.
+        ServiceError: `bad_request`: the cursor was not returned by an earlier page; or an error of the store.
     """
-    at, kept = _read_cursor(cursor)
-    found = dict.fromkeys(kept)  # a scan may bring a name twice
+    position, pending = _read_cursor(cursor)
+    streams = dict.fromkeys(pending)  # a scan may return a key twice
     count = max(limit, _MIN_SCAN)
-    while len(found) < limit and at != "end":
-        at, batch = await _scan(wire, at, pattern, count, deadline)
-        found.update(dict.fromkeys(map(keys.stream_of, batch)))
-        count = min(2 * count, _MAX_SCAN) if not batch else max(limit, _MIN_SCAN)  # hurry where few keys match
-    names = list(found)
+    while len(streams) < limit and position != "end":
+        position, batch = await _scan(transport, position, pattern, count, deadline)
+        streams.update(dict.fromkeys(map(keys.stream_of, batch)))
+        count = min(2 * count, _MAX_SCAN) if not batch else max(limit, _MIN_SCAN)  # larger scans while few keys match
+    names = list(streams)
     rest = names[limit:]
-    done = at == "end" and not rest
-    return names[:limit], None if done else _write_cursor(at, rest)
+    done = position == "end" and not rest
+    return names[:limit], None if done else _write_cursor(position, rest)
 
 
-async def every_key(wire: RedisTransport, pattern: str, *, deadline: Callable[[], float]) -> AsyncIterator[list[str]]:
-    """Give every key of a pattern, a page at a time, some maybe twice.
+async def every_key(
+    transport: RedisTransport, pattern: str, *, deadline: Callable[[], float]
+) -> AsyncIterator[list[str]]:
+    """Yield every key that matches a pattern, a page at a time; a key may occur twice.
 
     Args:
-        wire: The way to the store.
-        pattern: What the keys look like.
-        deadline: Gives the time by which the next page has to be there.
+        transport: The store transport.
+        pattern: The SCAN pattern of the keys.
+        deadline: Returns the deadline of the next page, on the running loop's clock.
     """
-    at = "start"
-    while at != "end":
-        at, batch = await _scan(wire, at, pattern, _COUNTED_AT_ONCE, deadline())
+    position = "start"
+    while position != "end":
+        position, batch = await _scan(transport, position, pattern, _COUNTED_AT_ONCE, deadline())
         yield batch
 
 
 @dataclass(frozen=True, slots=True)
 class _ScanCursor:
-    """How far a listing is: in which of the store's servers, and where there.
+    """The position of a listing: a server of the store, and the SCAN cursor of that server.
 
     Attributes:
-        name: Who has what, as the store named it. When that changes the listing begins again, since a stream may
-            have moved from a server that is still to come to one that is done.
-        part: The server, from 0.
-        at: Its own cursor.
+        layout: Name of the assignment of slots to servers. If it has changed the listing starts over, since a stream
+            may have moved from a server that is not listed yet to one that is.
+        server: Index of the server, from 0.
+        cursor: The server's SCAN cursor.
     """
 
-    name: str
-    part: int
-    at: str
+    layout: str
+    server: int
+    cursor: str
 
     @classmethod
-    def read(cls, text: str, name: str, parts: int) -> _ScanCursor:
-        known, part, at = text.split("-") if text != "start" else (name, "0", "0")
-        return cls(name, int(part), at) if known == name and int(part) < parts else cls(name, 0, "0")
+    def read(cls, text: str, layout: str, servers: int) -> _ScanCursor:
+        previous, server, cursor = text.split("-") if text != "start" else (layout, "0", "0")
+        return cls(layout, int(server), cursor) if previous == layout and int(server) < servers else cls(layout, 0, "0")
 
-    def following(self, at: str, parts: int) -> str:
-        if at != "0":
-            return f"{self.name}-{self.part}-{at}"
-        return f"{self.name}-{self.part + 1}-0" if self.part + 1 < parts else "end"
+    def following(self, cursor: str, servers: int) -> str:
+        if cursor != "0":
+            return f"{self.layout}-{self.server}-{cursor}"
+        return f"{self.layout}-{self.server + 1}-0" if self.server + 1 < servers else "end"
 
 
-async def _scan(wire: RedisTransport, at: str, pattern: str, count: int, deadline: float) -> tuple[str, list[str]]:
+async def _scan(
+    transport: RedisTransport, position: str, pattern: str, count: int, deadline: float
+) -> tuple[str, list[str]]:
     try:
-        name, parts = await wire.primaries()
+        layout, servers = await transport.primaries()
     except NotSentError as exc:
-        raise StoreUnavailableError(f"The store did not answer: {exc.public_reason}.") from exc
-    place = _ScanCursor.read(at, name, len(parts))
-    command = ("SCAN", place.at, "MATCH", pattern, "COUNT", count)
-    [reply] = await execute_with_retry(parts[place.part], [command], deadline=deadline)
+        raise StoreUnavailableError(f"The store did not reply: {exc.public_reason}.") from exc
+    scan = _ScanCursor.read(position, layout, len(servers))
+    command = ("SCAN", scan.cursor, "MATCH", pattern, "COUNT", count)
+    [reply] = await execute_with_retry(servers[scan.server], [command], deadline=deadline)
     if isinstance(reply, ServiceError):
         raise reply
-    following, batch = reply
-    return place.following(following.decode(), len(parts)), [key.decode() for key in batch]
+    cursor, batch = reply
+    return scan.following(cursor.decode(), len(servers)), [key.decode() for key in batch]
 
 
-def _write_cursor(at: str, rest: list[str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps([at, *rest], separators=(",", ":")).encode()).decode().rstrip("=")
+def _write_cursor(position: str, rest: list[str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps([position, *rest], separators=(",", ":")).encode()).decode().rstrip("=")
 
 
 def _read_cursor(cursor: str | None) -> tuple[str, list[str]]:
@@ -113,13 +117,13 @@ def _read_cursor(cursor: str | None) -> tuple[str, list[str]]:
         return "start", []
     try:
         parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        at, *rest = (str(part) for part in parts)
-        if not _CURSOR.fullmatch(at) or not all(is_stream_id(r) for r in rest):
-            raise ValueError(at)
+        position, *rest = (str(part) for part in parts)
+        if not _CURSOR.fullmatch(position) or not all(is_stream_id(stream) for stream in rest):
+            raise ValueError(position)
     except (ValueError, TypeError, RecursionError) as exc:
         raise ServiceError(
             "bad_request",
-            f"`cursor` is {cursor[:64]!r}; expected the text that the page before gave.",
-            fix="Leave it out to begin again.",
+            f"`cursor` is {cursor[:64]!r}; expected the `cursor` that the previous page returned.",
+            fix="Leave it out to start from the first page.",
         ) from exc
-    return at, rest
+    return position, rest

@@ -1,4 +1,4 @@
-"""`StorePubSub`: short messages between the workers that share a store; lost when nobody listens."""
+"""`StorePubSub`: publish and subscribe between the workers that share a store; messages are not stored."""
 
 from __future__ import annotations
 
@@ -16,84 +16,85 @@ from service.store.transport.transport import RedisTransport
 
 _log = logging.getLogger(__name__)
 _RECONNECT_S: Final = 0.5
-_IDLE_TIMEOUT_S: Final = 5.0  # with a store that says nothing
+_IDLE_TIMEOUT_S: Final = 5.0  # a connection on which nothing arrives for so long, not even a PONG, is closed
 
 
 class PubSubListener(Protocol):
-    """Who hears; none of these may raise or wait."""
+    """Receives messages. No method may raise or block."""
 
     def on_message(self, topic: str, message: bytes) -> None:
-        """Take a message; they come in the order in which the store took them."""
+        """Handle a message; messages arrive in the order in which the store received them."""
 
     def on_disconnect(self) -> None:
-        """See that messages are missed from now on."""
+        """Handle the loss of the connection: messages are missed from now on."""
 
     def on_reconnect(self) -> None:
-        """See that messages are heard again, on all topics."""
+        """Handle a new connection: it is subscribed to all topics again."""
 
 
 class StorePubSub:
-    """Publishes on topics and listens to them, over the store's publish and subscribe."""
+    """Publishes on topics and subscribes to them, with the store's PUBLISH and SUBSCRIBE."""
 
-    def __init__(self, wire: RedisTransport) -> None:
-        """Prepare; `start` connects.
+    def __init__(self, transport: RedisTransport) -> None:
+        """Create it unconnected; `start` connects.
 
         Args:
-            wire: The store's connections.
+            transport: The store transport.
         """
-        self._transport = wire
+        self._transport = transport
         self._listener: PubSubListener
         self._topics: set[str] = set()
         self._connection: SubscriberConnection | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, listener: PubSubListener) -> None:
-        """Connect; where the store is away, go on trying."""
+        """Connect; returns after the first attempt. While the store is unavailable, connecting is retried."""
         self._listener = listener
         first_try = asyncio.Event()
-        listening = run_forever(partial(self._receive, first_try), every_s=_RECONNECT_S, name="Listening to messages")
-        self._task = asyncio.create_task(listening)
+        receiving = run_forever(partial(self._receive, first_try), every_s=_RECONNECT_S, name="Receiving messages")
+        self._task = asyncio.create_task(receiving)
         await first_try.wait()
 
     async def subscribe(self, topics: Iterable[str]) -> None:
-        """Listen to topics; when this returns, what is published is heard, unless the store is away."""
+        """Subscribe to topics; once this returns, messages on them are received, unless the store is unavailable."""
         names = set(topics)
         self._topics |= names
         if self._connection is not None:
             await self._connection.subscribe(names)
 
     def unsubscribe(self, topics: Iterable[str]) -> None:
-        """Listen to topics no more."""
+        """Unsubscribe from topics."""
         names = set(topics)
         self._topics -= names
         if self._connection is not None:
             self._connection.unsubscribe(names)
 
     async def publish(self, topic: str, message: bytes) -> int | None:
-        """Send a message.
+        """Publish a message.
 
         Returns:
-            How many connections took it, 0 also where the store is away; None in a Cluster, where nobody knows.
+            The number of connections that received it, 0 also if the store is unavailable; None in a Cluster, which
+            does not return that number.
         """
         try:
-            [taken] = await self._transport.call(("PUBLISH", topic, message))
+            [receivers] = await self._transport.call(("PUBLISH", topic, message))
         except (NotSentError, NoReplyError):
             return 0
-        if self._transport.is_cluster and isinstance(taken, int):
+        if self._transport.is_cluster and isinstance(receivers, int):
             return None
-        return taken if isinstance(taken, int) else 0
+        return receivers if isinstance(receivers, int) else 0
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Close the connection and stop receiving."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self._drop_ear("closed")
+        self._drop_connection("closed")
 
     async def _receive(self, first_try: asyncio.Event) -> None:
         if is_lost := first_try.is_set():  # run again after an error that is not handled here
-            self._drop_ear("an unexpected error")
+            self._drop_connection("an unexpected error")
             self._listener.on_disconnect()
         while True:
             try:
@@ -108,18 +109,18 @@ class StorePubSub:
                     is_lost = False
                     first_try.set()
                     await self._connection.wait_closed(_IDLE_TIMEOUT_S)
-                why = self._connection.abort_reason or ""
+                reason = self._connection.abort_reason or ""
             except (NotSentError, TimeoutError) as exc:
-                why = str(exc) or "no answer in time"
-            self._drop_ear(why)
+                reason = str(exc) or "no reply in time"
+            self._drop_connection(reason)
             if not is_lost:
-                _log.warning("Messages between workers are missed, connecting again: %s", why)
+                _log.warning("Lost the connection for messages between workers, reconnecting: %s", reason)
                 self._listener.on_disconnect()
             is_lost = True
             first_try.set()
             await asyncio.sleep(_RECONNECT_S)
 
-    def _drop_ear(self, why: str) -> None:
+    def _drop_connection(self, reason: str) -> None:
         if self._connection is not None:
-            self._connection.abort(why)
+            self._connection.abort(reason)
             self._connection = None

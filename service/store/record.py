@@ -1,22 +1,22 @@
-r"""One stream as the store keeps it: packed bytes, never pickle.
+r"""`Record`: one stream as the store holds it: packed bytes, never pickle.
 
 Little-endian. Bytes 8..63 are the guard: two records with equal guards are the same state of the same history,
-so a commit that finds the guard it expects cannot overwrite anything it has not seen.
+so a commit whose expected guard matches cannot overwrite a write that it has not read.
 
     offset size field
          0    4 magic `SW1\0`; the third byte is the format version
          4    4 header length
-         8    8 epoch: random, minted at create, reset and fork          ┐
+         8    8 epoch: random, generated at create, reset and fork       ┐
         16    8 step: timesteps since then                               │
         24    4 length: timesteps of the newest operation, 0 for a reset │ guard
-        28    4 flags: kind of the newest operation, had a key           │
+        28    4 flags: kind of the newest operation, `HAD_KEY`           │
         32   16 op id of the newest operation                            │
-        48   16 chain: hash of the whole history, shown as `state_id`    ┘
+        48   16 history hash, sent to clients as `state_id`              ┘
         64    8 model fingerprint
         72    4 output bytes
         76    4 state bytes
-        80    4 codec of outputs and state (0: as the manifest's dtypes)
-        84    4 CRC-32 of everything, with this field zero
+        80    4 encoding of outputs and state (0: the manifest's dtypes)
+        84    4 CRC-32 of the whole record, with this field zero
         88    8 updated at, milliseconds (information only)
         96    8 created at, milliseconds (information only)
        104    . outputs of the newest operation, then state
@@ -50,31 +50,31 @@ _ENTRY = struct.Struct("<4sI16sQQ16sI8s")
 
 
 class Kind(IntEnum):
-    """What the newest operation was; the low byte of the flags."""
+    """The kind of the newest operation; the low byte of the flags."""
 
     STEP = 1
     RESET = 2
     FORK = 3
-    RESET_TO_SNAPSHOT = 4  # a reset to a snapshot
+    RESET_TO_SNAPSHOT = 4
     PUT_STATE = 5
-    ROLLOUT = 6  # a committed one
+    ROLLOUT = 6  # a committed rollout
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A stream's state with all that is needed to answer a retry of its newest operation.
+    """A stream's state, with everything that is needed to replay the response to its newest operation.
 
     Attributes:
-        epoch: Random 64-bit name of this life of the stream.
+        epoch: Random 64-bit number, new at each create, reset and fork.
         step: Timesteps since creation or reset.
         length: Timesteps of the newest operation; 0 for a reset.
-        flags: `Kind`, and `HAD_KEY`.
-        op_id: Names the newest operation, 16 bytes.
-        chain: Hash of the whole history, 16 bytes.
-        fingerprint: The step graph that wrote the state, 8 bytes.
-        updated_ms: Milliseconds since the epoch.
-        created_ms: Milliseconds since the epoch.
-        outputs: Kept predictions of the newest operation, packed rows.
+        flags: `Kind`, and `HAD_KEY` if the operation had an idempotency key.
+        op_id: Op id of the newest operation, 16 bytes.
+        history_hash: Hash of the whole history, 16 bytes.
+        fingerprint: Fingerprint of the step graph that wrote the state, 8 bytes.
+        updated_ms: Milliseconds since the Unix epoch.
+        created_ms: Milliseconds since the Unix epoch.
+        outputs: The predictions of the newest operation that a replay needs, packed rows.
         state: One packed state row.
     """
 
@@ -127,50 +127,51 @@ class Record:
 
 
 def decode(raw: bytes) -> Record:
-    """Read a record, trusting nothing.
+    """Decode a record; every field is checked.
 
     Args:
         raw: The bytes from the store.
 
     Raises:
-        CorruptRecordError: No record of ours, cut short, or a checksum that does not fit.
+        CorruptRecordError: The bytes are not a record of ours, are truncated, or do not match their checksum.
         RecordVersionError: A record of another format version.
     """
     if len(raw) < HEADER_BYTES or raw[:2] != MAGIC[:2] or raw[3:4] != MAGIC[3:]:
-        raise CorruptRecordError(f"The stored value has {len(raw)} bytes and does not begin as a record does.")
+        raise CorruptRecordError(f"The stored value has {len(raw)} bytes and does not start like a record.")
     if raw[2:3] != MAGIC[2:3]:
         raise RecordVersionError(f"The record has format version {raw[2:3]!r}; this release reads {MAGIC[2:3]!r}.")
     (
-        _magic, header, epoch, step, length, flags, op_id, chain, fingerprint,
-        output_bytes, found_state, _codec, crc, updated, created,
+        _magic, header, epoch, step, length, flags, op_id, history_hash, fingerprint,
+        output_bytes, state_bytes, _codec, crc, updated, created,
     ) = _HEADER.unpack_from(raw)  # fmt: skip
-    if header != HEADER_BYTES or len(raw) != HEADER_BYTES + output_bytes + found_state:
+    if header != HEADER_BYTES or len(raw) != HEADER_BYTES + output_bytes + state_bytes:
         raise CorruptRecordError(
-            f"The record has {len(raw)} bytes; its header says {header} + {output_bytes} + {found_state}."
+            f"The record has {len(raw)} bytes; expected {header} + {output_bytes} + {state_bytes}, from its header."
         )
     view = memoryview(raw)
     if crc32(view[_CRC_AT + 4 :], crc32(bytes(4), crc32(view[:_CRC_AT]))) != crc:
-        raise CorruptRecordError("The record's checksum does not fit its bytes.")
+        raise CorruptRecordError("The record's checksum does not match its bytes.")
     body = HEADER_BYTES + output_bytes
     return Record(
-        epoch, step, length, flags, op_id, chain, fingerprint, updated, created, raw[HEADER_BYTES:body], raw[body:]
+        epoch, step, length, flags, op_id, history_hash, fingerprint, updated, created,
+        raw[HEADER_BYTES:body], raw[body:],
     )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyEntry:
-    """What an idempotency key answered: kept beside the record, with a time limit of its own.
+    """The stored response to a request with an idempotency key: a value of its own, with its own time to live.
 
-    Its bytes begin with `SK1` and a zero, where 1 is the format version, and a CRC-32 of all that follows.
+    Its bytes start with `SK1` and a zero, where 1 is the format version, and a CRC-32 of the bytes that follow.
 
     Attributes:
-        op_id: Names the request that used the key, 16 bytes.
-        epoch: Life of the stream in which it was applied.
+        op_id: Op id of the request that used the key, 16 bytes.
+        epoch: The stream's epoch in which it was applied.
         step: The stream's step after it.
-        chain: The stream's chain after it, 16 bytes.
+        history_hash: The stream's history hash after it, 16 bytes.
         length: Timesteps it applied.
-        outputs: Its kept predictions, packed rows.
-        fingerprint: The step graph that made them, 8 bytes.
+        outputs: Its predictions that a replay needs, packed rows.
+        fingerprint: Fingerprint of the step graph that computed them, 8 bytes.
     """
 
     op_id: bytes
@@ -192,36 +193,36 @@ class IdempotencyEntry:
 
     @classmethod
     def decode(cls, raw: bytes) -> IdempotencyEntry:
-        """Read an entry, trusting nothing. Where it cannot be read, its request had been applied, or had not.
+        """Decode an entry; every field is checked. If it cannot be decoded, whether its request was applied is unknown.
 
         Raises:
-            CorruptRecordError: No entry of ours, cut short, or a checksum that does not fit.
+            CorruptRecordError: The bytes are not an entry of ours, are truncated, or do not match their checksum.
             RecordVersionError: An entry of another format version.
         """
         if len(raw) >= 4 and raw[:4] != _ENTRY_MAGIC and raw[:2] + raw[3:4] == _ENTRY_MAGIC[:2] + _ENTRY_MAGIC[3:]:
-            found, known = raw[2:3], _ENTRY_MAGIC[2:3]
+            found, supported = raw[2:3], _ENTRY_MAGIC[2:3]
             raise RecordVersionError(
-                f"The entry of the idempotency key has format version {found!r}; this release reads {known!r}.",
+                f"The entry of the idempotency key has format version {found!r}; this release reads {supported!r}.",
                 applied="unknown",
             )
         if len(raw) < _ENTRY.size or raw[:4] != _ENTRY_MAGIC:
-            raise _corrupt_entry(f"has {len(raw)} bytes and does not begin as an entry does")
-        _, crc, op_id, epoch, step, chain, length, fingerprint = _ENTRY.unpack_from(raw)
+            raise _corrupt_entry(f"has {len(raw)} bytes and does not start like an entry")
+        _, crc, op_id, epoch, step, history_hash, length, fingerprint = _ENTRY.unpack_from(raw)
         if crc32(memoryview(raw)[8:]) != crc:
-            raise _corrupt_entry("has a checksum that does not fit its bytes")
-        return cls(op_id, epoch, step, chain, length, raw[_ENTRY.size :], fingerprint)
+            raise _corrupt_entry("has a checksum that does not match its bytes")
+        return cls(op_id, epoch, step, history_hash, length, raw[_ENTRY.size :], fingerprint)
 
 
 def _corrupt_entry(what: str) -> CorruptRecordError:
     return CorruptRecordError(
         f"The entry of the idempotency key {what}.",
-        fix="Read where the stream stands, then go on with a new key.",
+        fix="Read the stream's step, then continue with a new key.",
         applied="unknown",
     )
 
 
 def blake2b_128(*parts: bytes) -> bytes:
-    """Return BLAKE2b-16 of the parts, each with its length, so that no two lists of parts are alike."""
+    """Return the 16-byte BLAKE2b hash of the parts, each with its length, so that different lists of parts differ."""
     h = hashlib.blake2b(digest_size=16)
     for part in parts:
         h.update(len(part).to_bytes(4, "little"))
@@ -229,22 +230,24 @@ def blake2b_128(*parts: bytes) -> bytes:
     return h.digest()
 
 
-def extend_history(chains: Sequence[bytes], kind: Kind, op_ids: Sequence[bytes], fingerprint: bytes) -> list[bytes]:
-    """Return the hash of each history that goes on by one operation, 16 bytes.
+def extend_history(
+    history_hashes: Sequence[bytes], kind: Kind, op_ids: Sequence[bytes], fingerprint: bytes
+) -> list[bytes]:
+    """Return the history hash of each stream after one more operation, 16 bytes each.
 
-    The operation's name covers its inputs. The epoch is left out on purpose: a client that sends its inputs again
-    after the store lost them gets the same state ids as the first time.
+    The op id covers the operation's inputs. The epoch is not included on purpose: a client that resends inputs that the
+    store has lost gets the same state ids as the first time.
 
     Args:
-        chains: The histories so far, 16 bytes each.
-        kind: What all the operations are.
-        op_ids: Their names.
-        fingerprint: The model that ran them.
+        history_hashes: The history hashes before the operation, 16 bytes each.
+        kind: The kind of all the operations.
+        op_ids: Their op ids, 16 bytes each.
+        fingerprint: Fingerprint of the model that ran them.
     """
-    begun = hashlib.blake2b(kind.to_bytes(1, "little") + fingerprint, digest_size=16)
-    after = []
-    for chain, op_id in zip(chains, op_ids, strict=True):
-        h = begun.copy()
-        h.update(chain + op_id)
-        after.append(h.digest())
-    return after
+    prefix = hashlib.blake2b(kind.to_bytes(1, "little") + fingerprint, digest_size=16)
+    extended = []
+    for history_hash, op_id in zip(history_hashes, op_ids, strict=True):
+        h = prefix.copy()
+        h.update(history_hash + op_id)
+        extended.append(h.digest())
+    return extended

@@ -1,4 +1,4 @@
-"""Records of many streams at once, in arrays; `record.py` has the layout."""
+"""Records of many streams as NumPy arrays; `record.py` describes the layout."""
 
 from __future__ import annotations
 
@@ -30,78 +30,78 @@ HEAD: Final = np.dtype(
         ("created_ms", "<u8"),
     ]
 )
-"""A record's header, one element of an array of them."""
+"""dtype of a record's header."""
 
 _CRC_AT: Final = slice(84, 88)
 _GUARD_AT: Final = slice(8, 64)
 
 
 def empty_header(fingerprint: bytes) -> Array:
-    """Return the header that a stream has before its first operation, shape `(1,)` of `HEAD`."""
-    head = np.zeros(1, HEAD)
-    head["magic"], head["header_bytes"] = MAGIC, HEADER_BYTES
-    head["fingerprint"] = np.frombuffer(fingerprint, "V8")
-    return head
+    """Return the header of a stream before its first operation, `(1,)` of `HEAD`."""
+    header = np.zeros(1, HEAD)
+    header["magic"], header["header_bytes"] = MAGIC, HEADER_BYTES
+    header["fingerprint"] = np.frombuffer(fingerprint, "V8")
+    return header
 
 
 def read_headers(records: Sequence[bytes]) -> Array:
-    """Return the headers of encoded records, shape `(records,)` of `HEAD`."""
+    """Return the headers of encoded records, `(records,)` of `HEAD`."""
     return np.frombuffer(b"".join([record[:HEADER_BYTES] for record in records]), HEAD)
 
 
-def guards(heads: Array) -> Array:
-    """Return each header's 56 bytes that the store compares, `(headers, 56)` uint8."""
-    return heads.view(np.uint8).reshape(len(heads), HEADER_BYTES)[:, _GUARD_AT]
+def guards(headers: Array) -> Array:
+    """Return each header's guard, the 56 bytes that the store compares, `(headers, 56)` uint8."""
+    return headers.view(np.uint8).reshape(len(headers), HEADER_BYTES)[:, _GUARD_AT]
 
 
-def encode_records(table: Array, heads: Array, outputs: Array, states: Array) -> None:
-    """Write every record as `Record.encode` would.
+def encode_records(table: Array, headers: Array, outputs: Array, states: Array) -> None:
+    """Encode every record as `Record.encode` does.
 
     Args:
-        table: Where to, `(rows, bytes of a record)` uint8; a row's bytes lie together.
-        heads: Headers, `(rows,)` of `HEAD`; their lengths and checksums need not be right.
-        outputs: Kept predictions, `(rows, bytes)` uint8.
+        table: The array to write to, `(rows, bytes of a record)` uint8; each row is contiguous.
+        headers: `(rows,)` of `HEAD`; their lengths and checksums are overwritten.
+        outputs: Packed predictions, `(rows, bytes)` uint8.
         states: Packed states, `(rows, bytes)` uint8.
     """
-    rows, end = len(heads), HEADER_BYTES + outputs.shape[1]
-    heads["output_bytes"], heads["state_bytes"], heads["crc"] = outputs.shape[1], states.shape[1], 0
-    table[:, :HEADER_BYTES] = heads.view(np.uint8).reshape(rows, HEADER_BYTES)
+    rows, end = len(headers), HEADER_BYTES + outputs.shape[1]
+    headers["output_bytes"], headers["state_bytes"], headers["crc"] = outputs.shape[1], states.shape[1], 0
+    table[:, :HEADER_BYTES] = headers.view(np.uint8).reshape(rows, HEADER_BYTES)
     table[:, HEADER_BYTES:end] = outputs
     table[:, end:] = states
     table[:, _CRC_AT] = _checksums(table).view(np.uint8).reshape(rows, 4)
 
 
 def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: int) -> tuple[Array, Array] | None:
-    """Read records of one model that are equally long, as `decode` would; trusts nothing.
+    """Decode records of one model that have equal lengths, with the checks of `decode`.
 
     Args:
-        records: What is stored of each stream; at least one.
-        fingerprint: Of the model.
-        state_bytes: What its state measures.
+        records: The stored value of each stream; at least one.
+        fingerprint: The model's fingerprint.
+        state_bytes: Bytes of the model's packed state.
 
     Returns:
-        Headers, `(records,)` of `HEAD`, and states, `(records, state_bytes)` uint8. None: one of them is missing, of
-        another length or model, or not sound; `decode` tells what.
+        Headers, `(records,)` of `HEAD`, and states, `(records, state_bytes)` uint8. None if a record is missing, has
+        another length or model, or is corrupt; `decode` then gives the error.
     """
-    found = [record for record in records if isinstance(record, bytes)]
-    size = len(found[0]) if found else 0
+    present = [record for record in records if isinstance(record, bytes)]
+    size = len(present[0]) if present else 0
     output_bytes = size - HEADER_BYTES - state_bytes
-    if len(found) < len(records) or output_bytes < 0 or any([len(record) != size for record in found]):  # noqa: C419 - see all_finite
+    if len(present) < len(records) or output_bytes < 0 or any([len(record) != size for record in present]):  # noqa: C419 - see all_finite
         return None
-    table = np.frombuffer(b"".join(found), np.uint8).reshape(len(found), size).copy()
-    heads = table[:, :HEADER_BYTES].copy().view(HEAD)[:, 0]
+    table = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), size).copy()
+    headers = table[:, :HEADER_BYTES].copy().view(HEAD)[:, 0]
     table[:, _CRC_AT] = 0
-    sound = heads["crc"] == _checksums(table)
-    wanted = {"magic": MAGIC, "header_bytes": HEADER_BYTES, "output_bytes": output_bytes, "state_bytes": state_bytes}
-    for name, value in wanted.items():
-        sound &= heads[name] == value
-    sound &= heads["fingerprint"] == np.frombuffer(fingerprint, "V8")
-    if not sound.all():
+    valid = headers["crc"] == _checksums(table)
+    expected = {"magic": MAGIC, "header_bytes": HEADER_BYTES, "output_bytes": output_bytes, "state_bytes": state_bytes}
+    for name, value in expected.items():
+        valid &= headers[name] == value
+    valid &= headers["fingerprint"] == np.frombuffer(fingerprint, "V8")
+    if not valid.all():
         return None
-    return heads, np.ascontiguousarray(table[:, size - state_bytes :])
+    return headers, np.ascontiguousarray(table[:, size - state_bytes :])
 
 
 def _checksums(table: Array) -> Array:
-    """Return the CRC-32 of each row, `(rows,)` uint32; a row's bytes lie together."""
+    """Return the CRC-32 of each row, `(rows,)` uint32; each row is contiguous."""
     records = table.view(f"V{table.shape[1]}")[:, 0]
     return np.array([*map(crc32, records.tolist())], "<u4")

@@ -1,4 +1,4 @@
-"""`SnapshotStore`: named copies of streams' records, one hash for each stream, so that they are listed without a search."""
+"""`SnapshotStore`: named copies of streams' records, one hash per stream, so that listing them needs no scan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.store.state_store import StateStore
 from service.store.transport.connection import Argument
 
 SCRIPT: Final = Script.of("snapshots.lua")
-"""What changes a stream's snapshots."""
+"""Writes and deletes snapshots."""
 
 _DONE, _KEY_REPLAY = 1, 3
 
@@ -25,8 +25,8 @@ class StoredSnapshot:
     """A copy of a stream's record.
 
     Attributes:
-        taken_ms: When it was taken, milliseconds since the epoch.
-        record: The stream as it was.
+        taken_ms: When it was created, milliseconds since the Unix epoch.
+        record: The stream's record at that time.
     """
 
     taken_ms: int
@@ -34,11 +34,11 @@ class StoredSnapshot:
 
 
 class IdempotencyWrite(NamedTuple):
-    """What an idempotency key is answered from now on.
+    """An idempotency entry to write.
 
     Attributes:
-        key: Of its entry.
-        entry: The entry's bytes.
+        key: Its key.
+        entry: Its bytes.
     """
 
     key: str
@@ -46,83 +46,83 @@ class IdempotencyWrite(NamedTuple):
 
 
 class SnapshotStore:
-    """Keeps the snapshots of streams.
+    """Stores the snapshots of streams.
 
-    All snapshots of a stream live until none of them was taken or used for their time to live. They go with the
-    stream when that is deleted.
+    All snapshots of a stream expire together, their time to live after one of them was last created or used. They are
+    deleted with the stream.
     """
 
-    def __init__(self, store: StateStore, *, ttl_s: float | None, most: int) -> None:
-        """Begin.
+    def __init__(self, store: StateStore, *, ttl_s: float | None, max_snapshots: int) -> None:
+        """Create the snapshot store on top of a state store.
 
         Args:
-            store: Where the records are.
-            ttl_s: Seconds that snapshots live after the last use; None: as idle streams do.
-            most: Snapshots that one stream may have.
+            store: The store of the records.
+            ttl_s: Seconds after the last use until snapshots expire; None: the time to live of idle streams.
+            max_snapshots: Most snapshots of one stream.
         """
         self._store = store
         self._ttl = int((store.stream_ttl_s if ttl_s is None else ttl_s) * 1000)
         self._entry_ttl = int(store.idempotency_ttl_s * 1000)
-        self._max_snapshots = most
+        self._max_snapshots = max_snapshots
 
     async def put(
-        self, stream: str, name: str, record: bytes, *, deadline: float, remember: IdempotencyWrite | None = None
+        self, stream: str, name: str, record: bytes, *, deadline: float, idempotency: IdempotencyWrite | None = None
     ) -> bytes | None:
-        """Keep a copy of a record under a name, in place of an older one.
+        """Store a copy of a record under a name; an existing snapshot of that name is replaced.
 
         Args:
-            stream: The key of the stream's record.
-            name: Of the snapshot.
+            stream: Key of the stream's record.
+            name: The snapshot's name.
             record: The record's bytes.
             deadline: On the running loop's clock.
-            remember: What the request's idempotency key is answered.
+            idempotency: The entry of the request's idempotency key.
 
         Returns:
-            What the idempotency key had answered before; None: it is done now.
+            The entry that an earlier request with this idempotency key wrote; None if the snapshot is stored now.
 
         Raises:
-            ServiceError: `stream_quota`: the stream has as many as it may; or the store's.
+            ServiceError: `stream_quota`: the stream has the maximum number of snapshots; or an error of the store.
         """
         value = int(time.time() * 1000).to_bytes(8, "little") + record
-        return await self._change(stream, name, value, remember, deadline=deadline)
+        return await self._change(stream, name, value, idempotency, deadline=deadline)
 
     async def delete(
-        self, stream: str, name: str, *, deadline: float, remember: IdempotencyWrite | None = None
+        self, stream: str, name: str, *, deadline: float, idempotency: IdempotencyWrite | None = None
     ) -> bytes | None:
-        """Forget a snapshot, also where there is none; arguments and answer as for `put`."""
-        return await self._change(stream, name, b"", remember, deadline=deadline)
+        """Delete a snapshot if it exists; the arguments and the result are those of `put`."""
+        return await self._change(stream, name, b"", idempotency, deadline=deadline)
 
-    async def get(self, stream: str, name: str, *, deadline: float, use: bool = False) -> StoredSnapshot | None:
-        """Return a snapshot, None where there is none.
+    async def get(self, stream: str, name: str, *, deadline: float, renew_ttl: bool = False) -> StoredSnapshot | None:
+        """Return a snapshot, None if it does not exist.
 
         Args:
-            stream: The key of the stream's record.
-            name: Of the snapshot.
+            stream: Key of the stream's record.
+            name: The snapshot's name.
             deadline: On the running loop's clock.
-            use: The stream, or another, goes on from it: all of them live on from now.
+            renew_ttl: The snapshot is used as a source: set the expiry of all the stream's snapshots anew.
 
         Raises:
-            CorruptRecordError: What is kept is no record.
+            CorruptRecordError: The stored value is not a record.
         """
         key = keys.snapshots_key(stream)
-        found = _checked(await self._store.execute(deadline, "HGET", key, name))
-        if found is not None and use:
+        value = _checked(await self._store.execute(deadline, "HGET", key, name))
+        if value is not None and renew_ttl:
             await self._store.execute(deadline, "PEXPIRE", key, self._ttl)
-        return None if found is None else _read(found)
+        return None if value is None else _decode(value)
 
     async def all(self, stream: str, *, deadline: float) -> Mapping[str, StoredSnapshot]:
         """Return a stream's snapshots by name, sorted."""
         flat = _checked(await self._store.execute(deadline, "HGETALL", keys.snapshots_key(stream)))
         pairs = zip(flat[::2], flat[1::2], strict=True)
-        return {name.decode(): _read(value) for name, value in sorted(pairs)}
+        return {name.decode(): _decode(value) for name, value in sorted(pairs)}
 
     async def _change(
-        self, stream: str, name: str, value: bytes, remember: IdempotencyWrite | None, *, deadline: float
+        self, stream: str, name: str, value: bytes, idempotency: IdempotencyWrite | None, *, deadline: float
     ) -> bytes | None:
         names, entry = [keys.snapshots_key(stream)], b""
-        if remember is not None:
-            names.append(remember.key)
-            entry = remember.entry
+        if idempotency is not None:
+            names.append(idempotency.key)
+            entry = idempotency.entry
         arguments: list[Argument] = [
             len(names),
             *names,
@@ -133,25 +133,25 @@ class SnapshotStore:
             entry,
             self._entry_ttl,
         ]
-        outcome, *known = await self._store.run(SCRIPT, arguments, deadline=deadline)
+        outcome, *stored = await self._store.run(SCRIPT, arguments, deadline=deadline)
         if outcome == _KEY_REPLAY:
-            stored: bytes = known[0]
-            return stored
+            stored_entry: bytes = stored[0]
+            return stored_entry
         if outcome != _DONE:
             raise ServiceError(
                 "stream_quota",
-                f"The stream has {self._max_snapshots} snapshots; that is as many as it may.",
-                fix="Delete one, take this one under a name that is there, or raise `max_snapshots`.",
+                f"The stream has the maximum of {self._max_snapshots} snapshots.",
+                fix="Delete one, use the name of an existing one, or raise `max_snapshots`.",
             )
         return None
 
 
 def _checked(reply: Any) -> Any:
-    """Return a reply that is no refusal: what has the hash's key may be of another type."""
+    """Return a reply unless it is an error: the value of the hash's key may be of another type."""
     if isinstance(reply, Exception):
-        raise CorruptRecordError("The key of the stream's snapshots holds something else.")
+        raise CorruptRecordError("The key of the stream's snapshots holds a value of another type; expected a hash.")
     return reply
 
 
-def _read(value: bytes) -> StoredSnapshot:
+def _decode(value: bytes) -> StoredSnapshot:
     return StoredSnapshot(int.from_bytes(value[:8], "little"), decode(value[8:]))

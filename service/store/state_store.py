@@ -1,4 +1,4 @@
-"""`StateStore`: streams' records over the Redis protocol; a commit is compare-and-set on the guard."""
+"""`StateStore`: the records of streams over the Redis protocol; a commit is a compare-and-set on the guard."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from service.store.transport.transport import RedisTransport, open_transport
 
 Durability = Literal["memory", "fsync", "replica"]
 
-_MAX_TTL_FACTOR: Final = 1.25  # of an idle stream, in times to live: so its expiry is not set anew by each step
+_MAX_TTL_FACTOR: Final = 1.25  # a record's expiry, in times to live: a step within the first 0.25 need not renew it
 _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-_IMPOSSIBLE_GUARD: Final = b"no guard is this"  # no record has a guard of this length
-_STEP_AT, _STEP_END = 16, 24  # in a record
+_IMPOSSIBLE_GUARD: Final = b"no guard is this"  # no record has a guard of this length, so a commit never applies
+_STEP_AT, _STEP_END = 16, 24  # offsets in a record
 
 _HISTORY: Final = Script.of("history.lua")
 _APPLIED_OUTCOMES: Final = frozenset((Outcome.APPLIED, Outcome.DUPLICATE, Outcome.KEY_REPLAY))
@@ -47,16 +47,19 @@ class StateStore:
 
     Laws, checked on every server by `tests/store/test_laws.py`:
 
-    1. Read your write: after a commit says APPLIED, `load` returns its record.
-    2. No fork: of two different commits that expect the same guard, one says APPLIED.
-    3. Same again: a commit sent twice says SAME the second time, and brings what is stored.
-    4. No second life: after a reset, a commit from the old life says CONFLICT.
-    5. Independence: a refused commit leaves the others of the call alone.
-    6. Idle end: a record outlives its last commit by its time to live, at most by 1.25 times that, then goes.
+    1. Read your write: after a commit returns APPLIED, `load` returns its record.
+    2. No fork: of two different commits that expect the same guard, at most one returns APPLIED.
+    3. Retry: a commit sent a second time returns DUPLICATE with the stored record.
+    4. Reset: after a reset, a commit that expects a guard from before the reset returns CONFLICT.
+    5. Independence: a rejected commit does not affect the other commits of the call.
+    6. Expiry: a record lives for its time to live after its last commit, at most 1.25 times that, then it expires.
 
     Attributes:
-        confirms: Whether a commit counts only when a replica has it.
-        refusal: Why nothing may be committed, as long as the store does not keep what the durability promises.
+        waits_for_replica: Whether a commit succeeds only once a replica has confirmed it.
+        commit_error: The error that every commit raises while the store does not provide the configured durability;
+            None while it does.
+        stream_ttl_s: Seconds after which an idle stream expires.
+        idempotency_ttl_s: Seconds after which an idempotency entry expires.
     """
 
     def __init__(
@@ -68,14 +71,14 @@ class StateStore:
         durability: Durability = "memory",
         timeout: float = 2.0,
     ) -> None:
-        """Prepare connections; none is opened yet.
+        """Create the transport; connections are opened when they are first needed.
 
         Args:
             url: See `open_transport`.
-            stream_ttl_s: Seconds that an idle stream lives.
-            idempotency_ttl_s: Seconds that an idempotency key is remembered.
-            durability: `replica` waits for one replica after each commit.
-            timeout: Seconds for one exchange with the store; an exchange is tried again until its deadline.
+            stream_ttl_s: Seconds after which an idle stream expires.
+            idempotency_ttl_s: Seconds after which an idempotency entry expires.
+            durability: With `replica`, each commit waits until one replica has confirmed it.
+            timeout: Seconds for one exchange with the store; a failed exchange is retried until its deadline.
         """
         self.commit_error: ServiceError | None = None
         self._transport = open_transport(url, timeout=timeout)
@@ -87,46 +90,48 @@ class StateStore:
 
     @property
     def transport(self) -> RedisTransport:
-        """The connections, for what is not about records."""
+        """The store transport, for commands that do not concern records."""
         return self._transport
 
     async def load(self, names: Sequence[str], *, deadline: float) -> list[bytes | None]:
-        """Return what is stored under each key, None where there is nothing.
+        """Return the value of each key, None where the key does not exist.
 
         Args:
-            names: Keys of records or entries.
+            names: Keys of records or idempotency entries.
             deadline: On the running loop's clock.
 
         Raises:
-            StoreUnavailableError: No answer until the deadline.
-            CorruptRecordError: A record's key holds something of another type.
+            StoreUnavailableError: No reply before the deadline.
+            CorruptRecordError: A record's key holds a value of another type.
         """
         return _raise_first_error(await self.load_with_errors(names, deadline=deadline, exact=True))
 
     async def load_with_errors(
         self, names: Sequence[str], *, deadline: float, exact: bool = False
     ) -> list[bytes | ServiceError | None]:
-        """As `load`, but what cannot be read is an error in its place; in a Cluster that is a server's silence, too.
+        """Return the value of each key; a key that cannot be read gives an error in its place.
+
+        In a Cluster that includes the keys of a server that does not reply.
 
         Args:
-            names: Keys of records or entries.
+            names: Keys of records or idempotency entries.
             deadline: On the running loop's clock.
-            exact: A value of another type under a record's key is an error. Else it may count as missing, which is
-                cheaper: one command reads all. No commit takes it for missing.
+            exact: A value of another type under a record's key is an error. Otherwise such a key may count as missing,
+                which is cheaper: one command reads all keys. A commit never counts it as missing.
         """
         if not (self._transport.is_cluster or exact):
-            [found] = _raise_first_error(
+            [values] = _raise_first_error(
                 await execute_with_retry(self._transport, [("MGET", *names)], deadline=deadline)
             )
-            return cast("list[bytes | ServiceError | None]", found)
-        found = await execute_with_retry(self._transport, [("GET", name) for name in names], deadline=deadline)
-        for at, name in enumerate(names):
-            if isinstance(found[at], CommandError):  # an entry of another type is none of ours: it answers nothing
-                found[at] = not_a_record() if keys.is_record(name) else None
-        return found
+            return cast("list[bytes | ServiceError | None]", values)
+        values = await execute_with_retry(self._transport, [("GET", name) for name in names], deadline=deadline)
+        for i, name in enumerate(names):
+            if isinstance(values[i], CommandError):  # an entry of another type is not ours: it counts as missing
+                values[i] = not_a_record() if keys.is_record(name) else None
+        return values
 
     async def load_with_ttl(self, name: str, *, deadline: float) -> tuple[bytes | None, int]:
-        """Return a record and the milliseconds it will still live if its stream stays idle."""
+        """Return a record and the milliseconds until it expires if its stream stays idle."""
         record, ttl = _raise_first_error(
             await execute_with_retry(self._transport, [("GET", name), ("PTTL", name)], deadline=deadline)
         )
@@ -136,7 +141,7 @@ class StateStore:
 
     @staticmethod
     def clock() -> float:
-        """Return the seconds by which `commit` reckons a record's life; they run on while the machine sleeps."""
+        """Return the clock, in seconds, of records' expiries; it also advances while the machine is suspended."""
         return time.clock_gettime(_BOOT_CLOCK)
 
     async def commit(
@@ -144,77 +149,79 @@ class StateStore:
         commits: Sequence[Commit],
         *,
         deadline: float,
-        refreshed: float = -math.inf,
-        tellings: Sequence[Notification] = (),
+        expiry_set_at: float = -math.inf,
+        notifications: Sequence[Notification] = (),
     ) -> CommitResults:
-        """Write each record whose guard still holds; one round trip for all.
+        """Write each record whose guard still matches, in one round trip.
 
-        A reply that does not come is asked for again with the identical bytes: whichever of the two is executed
-        first wins, the other finds itself already done.
+        If no reply arrives, the identical bytes are sent again: whichever of the two is executed first is applied, and
+        the other returns DUPLICATE.
 
-        A record's expiry is 1.25 times its time to live from when it was set, and is left alone while more than
-        the time to live is left, which is cheaper for the server. It is set anew where that cannot be known.
+        An expiry is set to 1.25 times the time to live, and is not renewed while more than the time to live is left,
+        which is cheaper for the server. It is renewed if the time that is left is unknown.
 
         Args:
             commits: At most one per key.
             deadline: On the running loop's clock.
-            refreshed: A moment on `clock` since when all of the stored records' expiries were set.
-            tellings: What is told of commits, at most one per commit; one that cannot be told stops no commit.
+            expiry_set_at: Time on `clock` before which none of the stored records' expiries was set.
+            notifications: The events of the commits, at most one per commit. An event that cannot be published does not
+                fail its commit.
 
         Raises:
             StoreUnavailableError: Nothing was applied.
             OutcomeUnknownError: Each may or may not have been applied.
             StoreFullError: The store is at its memory limit; nothing was applied.
-            ServiceError: `not_durable`: nothing was applied, as the store does not keep what is promised.
+            ServiceError: `not_durable`: nothing was applied, because the store does not provide the configured
+                durability.
 
-        In a Cluster, and where a replica did not confirm, commits fail each by itself: see `CommitResult`.
+        In a Cluster, or if a replica did not confirm, each commit fails by itself: see `CommitResult`.
         """
         if self.commit_error is not None:
             raise self.commit_error
-        began = self.clock()
-        # An answer counts until the deadline, so what it confirms was executed before.
+        started_at = self.clock()
+        # A reply is accepted until the deadline, so a commit that it confirms was executed before the deadline.
         left = deadline - asyncio.get_running_loop().time()
-        keep = began + left <= refreshed + (_MAX_TTL_FACTOR - 1) * self.stream_ttl_s
-        lives: dict[str, Any] = {"ttl_ms": self._ttl_ms, "entry_ttl_ms": self._entry_ttl_ms, "keep": keep}
+        keep_ttl = started_at + left <= expiry_set_at + (_MAX_TTL_FACTOR - 1) * self.stream_ttl_s
+        ttls: dict[str, Any] = {"ttl_ms": self._ttl_ms, "entry_ttl_ms": self._entry_ttl_ms, "keep_ttl": keep_ttl}
         calls: list[Sequence[Argument]]
         if self._transport.is_cluster:
-            calls = [script_call(group, told, **lives) for group, told in _single(commits, tellings)]
-        elif isinstance(commits, ColumnarCommits) and not tellings:
-            calls = [rows_call(commits, **lives)]
+            calls = [script_call(commit, own, **ttls) for commit, own in _single(commits, notifications)]
+        elif isinstance(commits, ColumnarCommits) and not notifications:
+            calls = [rows_call(commits, **ttls)]
         else:
-            calls = [script_call(commits, tellings, **lives)]
+            calls = [script_call(commits, notifications, **ttls)]
         replies = await execute_with_retry(
             self._transport, calls, deadline=deadline, script=COMMIT.text, confirm=self.waits_for_replica
         )
         if not self._transport.is_cluster:
-            others = _outcomes(_raise_first_error(replies)[0], len(commits))
+            not_applied = _outcomes(_raise_first_error(replies)[0], len(commits))
         else:
-            others = {}
-            for at, reply in enumerate(replies):
+            not_applied = {}
+            for i, reply in enumerate(replies):
                 if isinstance(reply, ServiceError):
-                    others[at] = CommitResult(Outcome.FAILED, error=reply)
-                elif answer := _outcomes(reply, 1).get(0):
-                    others[at] = answer
-        return CommitResults(others, None if keep else began)
+                    not_applied[i] = CommitResult(Outcome.FAILED, error=reply)
+                elif result := _outcomes(reply, 1).get(0):
+                    not_applied[i] = result
+        return CommitResults(not_applied, None if keep_ttl else started_at)
 
     @staticmethod
     def replica_probe(name: str, stored: bytes, entry_key: str | None = None) -> Commit:
-        """Return a commit that changes nothing, but counts only when a replica has what is stored.
+        """Return a commit that changes nothing and succeeds only once a replica has the stored record.
 
         Args:
             name: The record's key.
-            stored: What was read there; the commit says `DUPLICATE` if that is still the newest operation.
-            entry_key: Of an idempotency key whose answer was read; the commit then says `KEY_REPLAY`.
+            stored: The record that was read; the commit returns `DUPLICATE` if its operation is still the newest one.
+            entry_key: Key of an idempotency entry that was read; the commit then returns `KEY_REPLAY`.
         """
         return Commit(name, _IMPOSSIBLE_GUARD, stored, entry_key)
 
     async def wait_for_replica(
         self, name: str, stored: bytes | ServiceError | None, entry_key: str | None = None, *, deadline: float
     ) -> bool:
-        """Wait, where `waits_for_replica` asks for it, until a replica has what was read; arguments as for `replica_probe`.
+        """Wait until a replica has what was read, if `waits_for_replica`; the arguments are those of `replica_probe`.
 
         Returns:
-            Whether it is still there.
+            Whether it is still stored.
 
         Raises:
             ServiceError: `not_durable`, or as for `commit`.
@@ -222,15 +229,15 @@ class StateStore:
         if not self.waits_for_replica:
             return True
         record = stored if isinstance(stored, bytes) else b""
-        answer = (await self.commit([self.replica_probe(name, record, entry_key)], deadline=deadline))[0]
-        return answer.outcome in (Outcome.DUPLICATE, Outcome.KEY_REPLAY)
+        result = (await self.commit([self.replica_probe(name, record, entry_key)], deadline=deadline))[0]
+        return result.outcome in (Outcome.DUPLICATE, Outcome.KEY_REPLAY)
 
     async def run(self, script: Script, arguments: Sequence[Argument], *, deadline: float) -> Any:
-        """Run a script on one stream that may be run twice with the same arguments, and return its answer.
+        """Run a script on one stream and return its reply; it must be safe to run twice with the same arguments.
 
         Args:
-            script: Which.
-            arguments: What stands behind its name: the number of keys, the keys, and the rest.
+            script: The script.
+            arguments: The number of keys, the keys, and the script's arguments.
             deadline: On the running loop's clock.
 
         Raises:
@@ -245,52 +252,53 @@ class StateStore:
         return _confirmed(_raise_first_error(replies)[0])
 
     async def delete(self, *names: str, deadline: float) -> None:
-        """Forget what is stored under keys of one stream; also where there is nothing."""
+        """Delete keys of one stream; keys that do not exist are ignored."""
         replies = await execute_with_retry(
             self._transport, [("DEL", *names)], deadline=deadline, confirm=self.waits_for_replica
         )
         _confirmed(_raise_first_error(replies)[0])
 
     async def history(self, record: str, *, topic: str, mark: bytes, deadline: float) -> tuple[int, list[bytes]]:
-        """Return a stream's step (0 where there is none) and its kept events, and publish `mark` at that moment.
+        """Return a stream's step (0 if missing) and its event log, and publish `mark` atomically with the read.
 
-        So whoever hears the topics of the stream's commits knows which of them came before: those heard before it.
+        A subscriber of the topics of the stream's commits can so separate the commits before the read, whose events
+        arrive before `mark`, from those after it.
 
         Raises:
-            StoreUnavailableError: No answer until the deadline.
+            StoreUnavailableError: No reply before the deadline.
         """
         script = _HISTORY.text
-        step, kept = await self.execute(deadline, "EVAL", script, 2, record, keys.event_log_key(record), topic, mark)
-        return int.from_bytes(step, "little"), kept
+        step, log = await self.execute(deadline, "EVAL", script, 2, record, keys.event_log_key(record), topic, mark)
+        return int.from_bytes(step, "little"), log
 
     async def execute(self, deadline: float, *command: Argument) -> Any:
-        """Return the reply to a command that may safely be repeated.
+        """Return the reply to a command that is safe to repeat.
 
         Raises:
-            StoreUnavailableError: No answer until the deadline.
+            StoreUnavailableError: No reply before the deadline.
         """
         return _raise_first_error(await execute_with_retry(self._transport, [command], deadline=deadline))[0]
 
     async def page(
         self, tenant: str, model: str, prefix: str, cursor: str | None, limit: int, *, deadline: float
     ) -> tuple[list[str], str | None]:
-        """Return up to `limit` stream ids and the cursor to go on from; None at the end.
+        """Return up to `limit` stream ids and the cursor of the next page, None at the end.
 
-        A stream that exists all the while is listed at least once, whatever comes and goes beside it. In a Cluster a
-        stream may be missed while its slot moves.
+        A stream that exists throughout the listing is listed at least once, whatever streams are created or deleted
+        meanwhile. In a Cluster a stream may be missed while its slot is migrated.
 
         Raises:
-            ServiceError: `bad_request`: the cursor is none of ours.
+            ServiceError: `bad_request`: the cursor was not returned by an earlier page.
         """
         return await page(
             self._transport, keys.records_pattern(tenant, model, prefix), cursor, limit, deadline=deadline
         )
 
     async def count_by_tenant(self, *, deadline: Callable[[], float]) -> dict[str, int]:
-        """Return how many streams each tenant has; looks at every key, a page at a time.
+        """Return the number of streams of each tenant; reads every key, a page at a time.
 
         Args:
-            deadline: Gives the time by which the next page has to be there.
+            deadline: Returns the deadline of the next page, on the running loop's clock.
         """
         counts: Counter[str] = Counter()
         async for batch in every_key(self._transport, keys.ALL_RECORDS, deadline=deadline):
@@ -298,33 +306,35 @@ class StateStore:
         return dict(counts)
 
     async def steps(self, names: Sequence[str], *, deadline: float) -> dict[str, int | None]:
-        """Return the step of each record that is there; None: it has none that could be read."""
+        """Return the step of each record that exists; None if its step cannot be read."""
         if not names:
             return {}
         reads = [("GETRANGE", name, 0, _STEP_END - 1) for name in names]
-        heads = _raise_first_error(await execute_with_retry(self._transport, reads, deadline=deadline))
-        steps = {name: _step_in(head) for name, head in zip(names, heads, strict=True)}
+        beginnings = _raise_first_error(await execute_with_retry(self._transport, reads, deadline=deadline))
+        steps = {name: _step_in(beginning) for name, beginning in zip(names, beginnings, strict=True)}
         if unread := [name for name, step in steps.items() if step is None]:
-            there = await self.load_with_errors(unread, deadline=deadline, exact=True)
-            for name, value in zip(unread, there, strict=True):
+            values = await self.load_with_errors(unread, deadline=deadline, exact=True)
+            for name, value in zip(unread, values, strict=True):
                 if value is None:
                     del steps[name]
         return steps
 
     async def ping(self, *, timeout: float) -> None:
-        """Ask whether the store answers; of a Cluster, whether more than half of its primaries do.
+        """Check that the store replies; in a Cluster, that more than half of its primaries do.
 
         Raises:
-            StoreUnavailableError: It does not.
+            StoreUnavailableError: It does not reply.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         try:
-            _, parts = await self._transport.primaries(fresh=False)
+            _, primaries = await self._transport.primaries(fresh=False)
         except NotSentError as exc:
-            raise StoreUnavailableError(f"The store did not answer: {exc.public_reason}.") from exc
-        answers = await asyncio.gather(*(execute_with_retry(part, [("PING",)], deadline=deadline) for part in parts))
-        failed = [answer for [answer] in answers if isinstance(answer, ServiceError)]
-        if 2 * len(failed) >= len(parts):
+            raise StoreUnavailableError(f"The store did not reply: {exc.public_reason}.") from exc
+        replies = await asyncio.gather(
+            *(execute_with_retry(primary, [("PING",)], deadline=deadline) for primary in primaries)
+        )
+        failed = [reply for [reply] in replies if isinstance(reply, ServiceError)]
+        if 2 * len(failed) >= len(primaries):
             raise failed[0]
 
     async def close(self) -> None:
@@ -333,10 +343,10 @@ class StateStore:
 
 
 def checked(loaded: bytes | ServiceError | None) -> bytes | None:
-    """Return what `StateStore.load_with_errors` found under a key.
+    """Return a value that `StateStore.load_with_errors` returned.
 
     Raises:
-        ServiceError: It could not be read.
+        ServiceError: It is an error.
     """
     if isinstance(loaded, ServiceError):
         raise loaded
@@ -344,18 +354,18 @@ def checked(loaded: bytes | ServiceError | None) -> bytes | None:
 
 
 def _single(
-    commits: Sequence[Commit], tellings: Sequence[Notification]
+    commits: Sequence[Commit], notifications: Sequence[Notification]
 ) -> list[tuple[Sequence[Commit], Sequence[Notification]]]:
-    """Return every commit by itself, with what is told of it."""
-    told = {telling.row: [telling._replace(row=0)] for telling in tellings}
-    return [([commit], told.get(at, ())) for at, commit in enumerate(commits)]
+    """Return every commit by itself, with its notification."""
+    by_row = {notification.row: [notification._replace(row=0)] for notification in notifications}
+    return [([commit], by_row.get(i, ())) for i, commit in enumerate(commits)]
 
 
 def _raise_first_error(replies: list[Any]) -> list[Any]:
-    """Return replies of which none is an error.
+    """Return the replies if none is an error.
 
     Raises:
-        ServiceError: One is.
+        ServiceError: The first error among them.
     """
     for reply in replies:
         if isinstance(reply, ServiceError):
@@ -364,7 +374,7 @@ def _raise_first_error(replies: list[Any]) -> list[Any]:
 
 
 def _confirmed(reply: Any) -> Any:
-    """Return a reply that a replica has confirmed, where that was asked for.
+    """Return a reply, unless a replica had to confirm it and did not.
 
     Raises:
         ServiceError: `not_durable`.
@@ -375,35 +385,35 @@ def _confirmed(reply: Any) -> Any:
 
 
 def _outcomes(reply: Any, commits: int) -> dict[int, CommitResult]:
-    """Read the script's reply: what became of the commits that were not applied now, or not confirmed."""
+    """Decode the script's reply: the results of the commits that were not applied now, or not confirmed."""
     if reply == []:
         return {}
     if not isinstance(reply, NotReplicated):
-        return dict(map(_committed, reply))
-    others = dict(map(_committed, reply.reply))
-    for at in range(commits):
-        if others.get(at, APPLIED).outcome in _APPLIED_OUTCOMES:
-            others[at] = CommitResult(Outcome.FAILED, error=_not_confirmed())
-    return others
+        return dict(map(_result, reply))
+    results = dict(map(_result, reply.reply))
+    for i in range(commits):
+        if results.get(i, APPLIED).outcome in _APPLIED_OUTCOMES:
+            results[i] = CommitResult(Outcome.FAILED, error=_not_confirmed())
+    return results
 
 
-def _committed(answer: Sequence[Any]) -> tuple[int, CommitResult]:
-    """Read one answer of the script: the commit's place, what became of it, what is stored."""
-    place, outcome, *stored = answer
-    return place - 1, CommitResult(Outcome(outcome), stored[0] if stored else None)
+def _result(reply: Sequence[Any]) -> tuple[int, CommitResult]:
+    """Decode one element of the script's reply: the commit's index, its outcome, and the stored value if any."""
+    index, outcome, *stored = reply
+    return index - 1, CommitResult(Outcome(outcome), stored[0] if stored else None)
 
 
-def _step_in(head: Any) -> int | None:
-    """Read a record's step from its beginning."""
-    if not isinstance(head, bytes) or len(head) < _STEP_END or not head.startswith(MAGIC):
+def _step_in(beginning: Any) -> int | None:
+    """Decode the step in the first 24 bytes of a record, None if they are not a record's."""
+    if not isinstance(beginning, bytes) or len(beginning) < _STEP_END or not beginning.startswith(MAGIC):
         return None
-    return int.from_bytes(head[_STEP_AT:_STEP_END], "little")
+    return int.from_bytes(beginning[_STEP_AT:_STEP_END], "little")
 
 
 def _not_confirmed() -> ServiceError:
     return ServiceError(
         "not_durable",
         "The step is in the primary's memory, but no replica confirmed it in time.",
-        fix="Send the same request again: it is not applied twice, and waits for the replica again.",
+        fix="Send the same request again: it is not applied twice, and it waits for the replica again.",
         applied="yes",
     )

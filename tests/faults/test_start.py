@@ -22,7 +22,9 @@ def account(redis_server: Server) -> str:
 
 
 @pytest.mark.parametrize(
-    ("password", "says"), [("secret", "denies us MGET"), ("wrong", "password")], ids=["denied command", "password"]
+    ("password", "says"),
+    [("secret", "denies the command MGET"), ("wrong", "password")],
+    ids=["denied command", "password"],
 )
 def test_what_the_store_denies_is_told_with_exit_code_3(tmp_path: Path, account: str, password: str, says: str) -> None:
     write_model(tmp_path / "models", "fold", fold)

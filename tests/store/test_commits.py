@@ -29,8 +29,8 @@ def test_commits_in_arrays_are_sent_as_the_bytes_of_single_commits(
     together.guards[:] = [np.frombuffer(commit.expect, np.uint8) for commit in one_by_one]
     together.records[:] = [np.frombuffer(commit.record, np.uint8) for commit in one_by_one]
 
-    plain = script_call(one_by_one, ttl_ms=1000, entry_ttl_ms=2000, keep=keep)
-    prepared = rows_call(together, ttl_ms=1000, entry_ttl_ms=2000, keep=keep)
+    plain = script_call(one_by_one, ttl_ms=1000, entry_ttl_ms=2000, keep_ttl=keep)
+    prepared = rows_call(together, ttl_ms=1000, entry_ttl_ms=2000, keep_ttl=keep)
 
     assert [*together] == one_by_one
     assert prepared.packed == hiredis.pack_command(cast("Any", plain))

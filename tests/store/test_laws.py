@@ -316,7 +316,7 @@ async def test_an_expiry_is_renewed_only_when_a_quarter_of_the_ttl_has_passed(
             client.pexpire(harness.key, int(125_000 - 1000 * ago))
             at = store.clock() - ago
             commit = write(harness.key, make_record(step), make_record(step - 1).guard)
-            done = await store.commit([commit], deadline=now() + SOON, refreshed=at)
+            done = await store.commit([commit], deadline=now() + SOON, expiry_set_at=at)
             lives.append((done.expiry_set_at is None, client.pttl(harness.key)))
     await store.close()
 

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, with its binary tensors and Triton's sequences: bytes to arrays and back."""
+"""The Open Inference Protocol, version 2, with its binary tensors and Triton's sequences: the codec."""
 
 from service.codec.oip.errors import TritonError, missing_start_flag, quote, unknown_model
 from service.codec.oip.infer import InferCodec, InferRequest

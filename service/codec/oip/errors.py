@@ -1,4 +1,4 @@
-"""Refusals in the words of Triton, whose clients know them."""
+"""Errors with Triton's texts, which Triton's clients recognise."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from service.errors import ServiceError
 
 
 class TritonError(ServiceError):
-    """A refusal whose words are the whole text.
+    """An error whose message is the whole text of the response.
 
     Attributes:
-        status: The HTTP status, where it is not its code's.
+        status: The HTTP status; None if it is that of the code.
     """
 
-    def __init__(self, code: str, words: str, *, status: int | None = None) -> None:
-        super().__init__(code, words)
+    def __init__(self, code: str, message: str, *, status: int | None = None) -> None:
+        super().__init__(code, message)
         self.status = status
 
 
 def missing_start_flag(model: str, sequence: int | str) -> TritonError:
-    """Return the refusal of a timestep of a sequence that is not there."""
+    """Return the error for a timestep of a sequence that does not exist."""
     return TritonError(
         "stream_not_found",
         f"inference request for sequence {sequence} to model '{model}' must specify the START flag on the first "
@@ -30,28 +30,28 @@ def missing_start_flag(model: str, sequence: int | str) -> TritonError:
 
 
 def unknown_model(model: str, version: str | None) -> TritonError:
-    """Return the refusal of a model that is not there, or not in that version."""
-    which = "" if version is None else f" version {quote(version)[1:-1]}"
-    return TritonError("model_not_found", f"Request for unknown model: {quote(model)}{which} is not found")
+    """Return the error for a model that is not loaded, or not in that version."""
+    suffix = "" if version is None else f" version {quote(version)[1:-1]}"
+    return TritonError("model_not_found", f"Request for unknown model: {quote(model)}{suffix} is not found")
 
 
-def bad_request(words: str, *, code: str = "bad_request") -> NoReturn:
-    """Refuse a request."""
-    raise TritonError(code, words)
+def bad_request(message: str, *, code: str = "bad_request") -> NoReturn:
+    """Reject a request."""
+    raise TritonError(code, message)
 
 
-def refuse_name(kind: str, name: str, model: str) -> NoReturn:
-    """Refuse an input or output that the model does not have."""
+def reject_name(kind: str, name: str, model: str) -> NoReturn:
+    """Reject an input or output that the model does not have."""
     raise TritonError("bad_input", f"unexpected inference {kind} {quote(name)} for model '{model}'")
 
 
 def not_supported(what: str) -> NoReturn:
-    """Refuse what the protocol has and this server has not."""
+    """Reject a feature of the protocol that this server does not support."""
     raise TritonError("bad_request", f"{what} is not supported", status=501)
 
 
 def quote(text: str) -> str:
-    """Return what a client sent, for a message: short, printable, in quotes."""
+    """Return a client's text for a message: short, printable, in quotes."""
     return f"'{ascii(text[:64])[1:-1]}'"
 
 

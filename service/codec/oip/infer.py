@@ -1,6 +1,6 @@
-"""Infer requests to arrays, and predictions to answers; tensors as JSON, or as raw bytes behind the document.
+"""`InferCodec`: infer requests to arrays, and predictions to responses; tensors as JSON, or as raw bytes after it.
 
-How much of a body is the JSON document, a header says. Tensors have the batch in front: `[1, *row]`.
+A header gives the length of the JSON document in a body. The first axis of tensors is the batch: `[1, *row]`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from model_export.manifest import Array, Manifest
-from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, refuse_name
+from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
 from service.codec.oip.tensors import DeclaredTensor, raw_bytes
 from service.codec.strict_parse import preview
 from service.ids import SEQ_LIMIT, check_stream_id
@@ -24,18 +24,18 @@ Parameters = dict[str, Any]
 
 
 class InferRequest(NamedTuple):
-    """What an infer request asks for.
+    """A decoded infer request.
 
     Attributes:
         inputs: `(rows, *row)` per model input, its declared dtype, checked and finite.
-        rows: The batch: 1 where there is a sequence.
-        name: The client's own name of the request, or None.
+        rows: Size of the batch; 1 if there is a sequence.
+        name: The client's id of the request, or None.
         sequence: The sequence's id as given, or None.
-        start: The sequence begins anew.
-        end: The sequence ends.
+        start: Reset the sequence before the timestep.
+        end: Delete the sequence after the timestep.
         step: Number of the timestep in its sequence, or None.
         idempotency_key: 1 to 255 characters, or None.
-        outputs: What is answered, and whether as raw bytes.
+        outputs: The outputs to return, each with whether as raw bytes.
     """
 
     inputs: dict[str, Array]
@@ -50,7 +50,7 @@ class InferRequest(NamedTuple):
 
     @property
     def stream(self) -> str | None:
-        """The stream that the sequence is: `42` and `"42"` are one."""
+        """The stream id of the sequence: `42` and `"42"` are the same stream."""
         return None if self.sequence is None else str(self.sequence)
 
 
@@ -95,38 +95,39 @@ _encode = msgspec.json.Encoder().encode
 
 
 class InferCodec:
-    """Reads infer requests to one model and writes the answers.
+    """Decodes infer requests to one model and encodes the responses.
 
     Attributes:
-        manifest: What the model takes and gives.
+        manifest: The model's manifest.
     """
 
     def __init__(self, model: str, manifest: Manifest, *, stateful: bool, max_rows: int) -> None:
-        """Prepare for a model.
+        """Create the codec of a model.
 
         Args:
-            model: Its name.
+            model: The model's name.
             manifest: Its manifest.
-            stateful: It carries a state, so a request belongs to a sequence and has one row.
-            max_rows: Largest batch that a model without state is given at once.
+            stateful: It has a state, so a request belongs to a sequence and has one row.
+            max_rows: Largest batch of one request to a model without state.
         """
         self.manifest = manifest
         self._model = model
         self._stateful = stateful
         self._max_rows = max_rows
         self._inputs = {spec.name: DeclaredTensor(spec, model) for spec in manifest.inputs}
-        self._answered = {spec.name: DeclaredTensor(spec, model) for spec in manifest.answered}
-        self._all = {binary: [(one, binary) for one in self._answered.values()] for binary in (False, True)}
+        self._outputs = {spec.name: DeclaredTensor(spec, model) for spec in manifest.answered}
+        outputs = self._outputs.values()
+        self._all_outputs = {binary: [(output, binary) for output in outputs] for binary in (False, True)}
 
     # ---------------------------------------------------------------- requests
 
     def read(self, body: bytes, document_bytes: int | None) -> InferRequest:
-        """Read an infer request.
+        """Decode an infer request.
 
         Args:
             body: The request's body.
-            document_bytes: How much of it is the JSON document, as its header says; None: all; 0: there is none, and
-                the body is the tensor of the model's one input.
+            document_bytes: Length of the JSON document, from the header; None: the whole body; 0: none, and the
+                body is the tensor of the model's only input.
 
         Raises:
             ServiceError: `bad_json`, `bad_request`, `bad_input` or `non_finite`.
@@ -151,12 +152,12 @@ class InferCodec:
             start,
             end,
             _step(parameters.get("step"), start=start, sequence=sequence),
-            _key(parameters.get("idempotency_key")),
-            self._outputs(request.outputs, binary=_flag(parameters, "binary_data_output")),
+            _idempotency_key(parameters.get("idempotency_key")),
+            self._requested_outputs(request.outputs, binary=_flag(parameters, "binary_data_output")),
         )
 
     def _read_raw(self, body: bytes) -> InferRequest:
-        """Read a body that is one tensor's bytes."""
+        """Decode a body that is one tensor's bytes."""
         self._sequence(0)
         if len(self._inputs) != 1:
             bad_request(
@@ -165,7 +166,7 @@ class InferCodec:
         [one] = self._inputs.values()
         rows = self._check_rows(one.rows_of_bytes(len(body)), one_row=False)
         inputs = {one.name: one.from_bytes(body, 0, len(body), rows)}
-        return InferRequest(inputs, rows, None, None, False, False, None, None, self._all[True])
+        return InferRequest(inputs, rows, None, None, False, False, None, None, self._all_outputs[True])
 
     def _sequence(self, sequence: Any) -> int | str | None:
         if type(sequence) is str:
@@ -186,28 +187,28 @@ class InferCodec:
     def _tensors(
         self, tensors: Sequence[_InputTensor], body: bytes, document_bytes: int | None, *, one_row: bool
     ) -> tuple[dict[str, Array], int]:
-        at = len(body) if document_bytes is None else document_bytes
+        offset = len(body) if document_bytes is None else document_bytes
         arrays: dict[str, Array] = {}
         rows = 0
         for tensor in tensors:
             name = tensor.name
-            declared = self._inputs.get(name) or refuse_name("input", name, self._model)
+            declared = self._inputs.get(name) or reject_name("input", name, self._model)
             if tensor.datatype != declared.datatype:
                 bad_request(
                     f"inference input {quote(name)} data-type is {quote(tensor.datatype)}, but model "
                     f"'{self._model}' expects '{declared.datatype}'",
                     code="bad_input",
                 )
-            found = self._check_rows(declared.rows(tensor.shape), one_row=one_row)
-            if rows not in (0, found):
+            tensor_rows = self._check_rows(declared.rows(tensor.shape), one_row=one_row)
+            if rows not in (0, tensor_rows):
                 bad_request(
                     f"input '{name}' batch size does not match other inputs for '{self._model}'", code="bad_input"
                 )
-            rows = found
+            rows = tensor_rows
             size = None if tensor.parameters is None else _binary_size(tensor, tensor.parameters)
             if size is not None:
-                arrays[name] = declared.from_bytes(body, at, size, rows)
-                at += size
+                arrays[name] = declared.from_bytes(body, offset, size, rows)
+                offset += size
             elif isinstance(tensor.data, Raw):
                 arrays[name] = declared.from_json(tensor.data, rows)
             else:
@@ -219,12 +220,12 @@ class InferCodec:
                 f"{listed(name for name in self._inputs if name not in arrays)}. Please provide all required input(s).",
                 code="bad_input",
             )
-        if at < len(body):
-            bad_request(f"unexpected additional input data for model '{self._model}': {len(body) - at} bytes")
+        if offset < len(body):
+            bad_request(f"unexpected additional input data for model '{self._model}': {len(body) - offset} bytes")
         return arrays, rows
 
     def _check_rows(self, rows: int, *, one_row: bool) -> int:
-        """Check that a batch may be so large."""
+        """Check the size of a batch, and return it."""
         if one_row and rows > 1:
             bad_request(
                 f"inference request to model '{self._model}' must specify batch-size 1 due to requirements of "
@@ -237,36 +238,36 @@ class InferCodec:
             )
         return rows
 
-    def _outputs(
-        self, wanted: Sequence[_RequestedOutput] | None, *, binary: bool
+    def _requested_outputs(
+        self, requested: Sequence[_RequestedOutput] | None, *, binary: bool
     ) -> Sequence[tuple[DeclaredTensor, bool]]:
-        if not wanted:
-            return self._all[binary]
+        if not requested:
+            return self._all_outputs[binary]
         outputs = []
-        for one in wanted:
-            declared = self._answered.get(one.name) or refuse_name("output", one.name, self._model)
-            parameters = one.parameters or {}
+        for output in requested:
+            declared = self._outputs.get(output.name) or reject_name("output", output.name, self._model)
+            parameters = output.parameters or {}
             for name in parameters:
                 if name == "classification" or name.startswith("shared_memory_"):
-                    not_supported(f"output {quote(one.name)}: the parameter '{name}'")
+                    not_supported(f"output {quote(output.name)}: the parameter '{name}'")
             outputs.append((declared, _flag(parameters, "binary_data", default=binary)))
         return outputs
 
-    # ---------------------------------------------------------------- answers
+    # ---------------------------------------------------------------- responses
 
     def write(
-        self, asked: InferRequest, outputs: Mapping[str, Array], version: int, parameters: Parameters | None
+        self, request: InferRequest, outputs: Mapping[str, Array], version: int, parameters: Parameters | None
     ) -> tuple[bytes, int | None]:
-        """Return the body of an answer, and how much of it is the JSON document where raw bytes follow, else None.
+        """Return the body of a response, and the length of its JSON document if raw bytes follow, else None.
 
         Args:
-            asked: The request.
-            outputs: `(rows, *row)` per answered output.
-            version: The model version that made them.
-            parameters: What the answer says besides.
+            request: The request.
+            outputs: `(rows, *row)` per returned output.
+            version: The model version that computed them.
+            parameters: The parameters of the response.
         """
         tensors, parts = [], [b""]
-        for declared, binary in asked.outputs:
+        for declared, binary in request.outputs:
             array = outputs[declared.name]
             tensor = _OutputTensor(declared.name, declared.datatype, array.shape)
             if binary:
@@ -275,7 +276,7 @@ class InferCodec:
             else:
                 tensor.data = array.ravel().tolist()
             tensors.append(tensor)
-        name = UNSET if asked.name is None else asked.name
+        name = UNSET if request.name is None else request.name
         document = _encode(_InferResponse(self._model, str(version), tensors, name, parameters or UNSET))
         if len(parts) == 1:
             return document, None
@@ -299,12 +300,12 @@ def _document(body: bytes, document_bytes: int | None) -> _RequestDocument:
         _not_json(str(exc)[:200])
 
 
-def _not_json(why: str) -> NoReturn:
-    raise TritonError("bad_json", f"failed to parse the request JSON buffer: {why}")
+def _not_json(reason: str) -> NoReturn:
+    raise TritonError("bad_json", f"failed to parse the request JSON buffer: {reason}")
 
 
 def _binary_size(tensor: _InputTensor, parameters: Parameters) -> int | None:
-    """Return the bytes that a tensor has behind the document, None where its values stand in it."""
+    """Return the size of a tensor's raw bytes after the document, None if its values are in the document."""
     for name in parameters:
         if name.startswith("shared_memory_"):
             not_supported(f"input {quote(tensor.name)}: the parameter '{name}'")
@@ -335,11 +336,12 @@ def _step(step: Any, *, start: bool, sequence: int | str | None) -> int | None:
     return step
 
 
-def _key(key: Any) -> str | None:
-    if key is None:
+def _idempotency_key(idempotency_key: Any) -> str | None:
+    if idempotency_key is None:
         return None
-    if type(key) is not str or not 1 <= len(key) <= _KEY_LIMIT:
+    if type(idempotency_key) is not str or not 1 <= len(idempotency_key) <= _KEY_LIMIT:
         bad_request(
-            f"Unable to parse 'idempotency_key': it is {preview(key)}; expected text of 1 to {_KEY_LIMIT} characters"
+            f"Unable to parse 'idempotency_key': it is {preview(idempotency_key)}; expected text of 1 to {_KEY_LIMIT} "
+            "characters"
         )
-    return key
+    return idempotency_key

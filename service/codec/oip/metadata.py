@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol says of a model: its metadata, and its configuration as Triton has it."""
+"""A model's metadata as in the Open Inference Protocol, and its configuration as in Triton."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from service.codec.oip.tensors import DATATYPES
 
 
 def config_of(model: str, manifest: Manifest, *, max_rows: int, idle_s: float, stateful: bool) -> dict[str, Any]:
-    """Return a model's configuration as Triton's clients read it.
+    """Return a model's configuration in the form that Triton's clients expect.
 
     Args:
-        model: Its name.
+        model: The model's name.
         manifest: Its manifest.
-        max_rows: Most rows in one run.
-        idle_s: Seconds after which an idle sequence may be forgotten.
-        stateful: It carries a state, so its requests are batched by sequence.
+        max_rows: Largest batch of one run.
+        idle_s: Seconds after which an idle sequence expires.
+        stateful: It has a state, so its requests are batched by sequence.
     """
     config: dict[str, Any] = {
         "name": model,
@@ -46,7 +46,7 @@ def config_of(model: str, manifest: Manifest, *, max_rows: int, idle_s: float, s
 
 
 def metadata_of(model: str, versions: Sequence[int], manifest: Manifest) -> dict[str, Any]:
-    """Return a model's metadata: what travels, and no states."""
+    """Return a model's metadata: its inputs and outputs, without its states."""
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:
         return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}

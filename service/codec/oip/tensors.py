@@ -1,4 +1,4 @@
-"""One tensor of the Open Inference Protocol, from JSON or from raw bytes, exactly checked."""
+"""`DeclaredTensor`: decodes and checks a tensor of the Open Inference Protocol, from JSON or from raw bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATATYPES: Final = {
     "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
     "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
 }  # fmt: skip
-"""The protocol's name of each dtype."""
+"""The protocol's name of each NumPy dtype."""
 
 _MAX_ROWS: Final = 2**31
 _FLAT: Final[dict[str, msgspec.json.Decoder[Any]]] = {
@@ -32,7 +32,7 @@ _FLAT: Final[dict[str, msgspec.json.Decoder[Any]]] = {
 
 
 class DeclaredTensor:
-    """A tensor that a model declares, with what every request asks of it worked out once.
+    """A tensor that a model declares, with everything that does not depend on the request precomputed.
 
     Attributes:
         name: Its name.
@@ -54,10 +54,10 @@ class DeclaredTensor:
     )
 
     def __init__(self, spec: TensorSpec, model: str) -> None:
-        """Prepare.
+        """Precompute the checks of a tensor.
 
         Args:
-            spec: The declaration.
+            spec: The tensor's declaration in the manifest.
             model: The model's name, for messages.
         """
         self.name = spec.name
@@ -73,10 +73,10 @@ class DeclaredTensor:
         self._what = f"Input {spec.name!r}"
 
     def rows(self, shape: Sequence[int]) -> int:
-        """Return the batch that a shape has in front.
+        """Return the batch size in a shape, its first dimension.
 
         Raises:
-            PlainError: The shape is not the declared one.
+            TritonError: The shape is not the declared one.
         """
         if shape == self._one:
             return 1
@@ -89,36 +89,36 @@ class DeclaredTensor:
         return shape[0]
 
     def rows_of_bytes(self, size: int) -> int:
-        """Return the batch that so many bytes are.
+        """Return the batch size of so many bytes.
 
         Raises:
-            PlainError: They are no whole rows.
+            TritonError: They are not a whole number of rows.
         """
         rows, rest = divmod(size, max(self._row_bytes, 1))
         if rest or not rows:
-            self._refuse_size(max(rows, 1), size)
+            self._reject_size(max(rows, 1), size)
         return rows
 
-    def from_bytes(self, body: bytes, at: int, size: int, rows: int) -> Array:
-        """Return `(rows, *row)` of the bytes at a place of the body.
+    def from_bytes(self, body: bytes, offset: int, size: int, rows: int) -> Array:
+        """Decode `size` bytes at an offset of the body to `(rows, *row)`.
 
         Raises:
-            ServiceError: They are too few or too many, no booleans, or not finite.
+            ServiceError: They are too few or too many, not booleans, or not finite.
         """
         if size != rows * self._row_bytes:
-            self._refuse_size(rows, size)
-        if len(body) < at + size:
-            missing = at + size - len(body)
+            self._reject_size(rows, size)
+        if len(body) < offset + size:
+            missing = offset + size - len(body)
             bad_request(
                 f"unexpected size for input '{self.name}', expecting {missing} additional bytes for model "
                 f"'{self._model}'"
             )
         shape = (rows, *self._row)
         if self._dtype.kind == "b":
-            packed = {"d": "bool", "s": list(shape), "b": body[at : at + size]}
+            packed = {"d": "bool", "s": list(shape), "b": body[offset : offset + size]}
             return unpack(packed, self._spec, shape, self._what)
         dtype = self._dtype.newbyteorder("<")
-        array: Array = np.ndarray(shape, dtype, body, at)
+        array: Array = np.ndarray(shape, dtype, body, offset)
         if array.dtype != self._dtype:
             array = array.astype(self._dtype)
         if not is_finite(array):
@@ -126,29 +126,29 @@ class DeclaredTensor:
         return array
 
     def from_json(self, data: msgspec.Raw, rows: int) -> Array:
-        """Return `(rows, *row)` of values, flat or nested.
+        """Decode values, flat or nested, to `(rows, *row)`.
 
         Raises:
-            ServiceError: They do not fit.
+            ServiceError: Their number, shape or type is not the declared one, or one is not finite.
         """
         shape = (rows, *self._row)
         try:
             values = self._flat(data)
             if rows == 1:
                 return np.ndarray(shape, self._dtype, self._pack(values))
-            with np.errstate(over="ignore"):  # what becomes infinite is found, without a warning
+            with np.errstate(over="ignore"):  # values that overflow are found by `is_finite`, without a warning
                 array = np.array(values, self._dtype).reshape(shape)
             if is_finite(array):
                 return array
         except DECODE_ERRORS:
             pass
-        value = parse(bytes(data), JSON)  # the slow way takes it after all, or says what is wrong
+        value = parse(bytes(data), JSON)  # the strict parser accepts it, or gives the exact error
         if isinstance(value, list) and not (value and isinstance(value[0], list)):
             flat = self._spec.model_copy(update={"shape": [rows * self._spec.row_size], "graph_shape": None})
             return read_tensor(value, flat, (), self._what).reshape(shape)
         return read_tensor(value, self._spec, (rows,), self._what)
 
-    def _refuse_size(self, rows: int, found: int) -> None:
+    def _reject_size(self, rows: int, found: int) -> None:
         bad_request(
             f"input byte size mismatch for input '{self.name}' for model '{self._model}'. Expected "
             f"{rows * self._row_bytes}, got {found}",
@@ -157,5 +157,5 @@ class DeclaredTensor:
 
 
 def raw_bytes(array: Array) -> bytes:
-    """Return an array's values as they travel: little-endian, row-major."""
+    """Return an array's values as raw bytes of the protocol: little-endian, row-major."""
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -68,7 +68,7 @@ class ColumnarPipeline(BatchPipeline):
         chains = self._committer.advance_headers(block.op_ids, block.length, heads)
         encode_records(commits.records, heads, packed, states)
         began = time.perf_counter()
-        answers = await self._store.commit(commits, deadline=deadline, refreshed=float(refreshed.min()))
+        answers = await self._store.commit(commits, deadline=deadline, expiry_set_at=float(refreshed.min()))
         self._observer.store_latency("commit", time.perf_counter() - began)
         moved = CommittedRows(names, heads, states, refreshed, outputs, chains)
         if answers.not_applied:

@@ -119,7 +119,7 @@ class BatchCommitter:
             )
         began = time.perf_counter()
         answers = await self._store.commit(
-            commits, deadline=deadline, refreshed=float(refreshed.min()), tellings=tellings
+            commits, deadline=deadline, expiry_set_at=float(refreshed.min()), notifications=tellings
         )
         self._observer.store_latency("commit", time.perf_counter() - began)
         return self.handle_results(

@@ -128,7 +128,7 @@ class StreamCopies:
             kept = replace(
                 record, outputs=self._sources.last_prediction(key.model, record)
             )  # of a chunk, one is enough
-            known = await self._snapshots.put(stream, name, kept.encode(), deadline=found.deadline, remember=remember)
+            known = await self._snapshots.put(stream, name, kept.encode(), deadline=found.deadline, idempotency=remember)
             done = StreamPosition(record.step, record.history_hash) if known is None else _known(known, intent)
             return Reply(done, is_replay=False)
 
@@ -167,7 +167,7 @@ class StreamCopies:
         deadline, stream = self._deps.start(), keys.record_key(*key)
         request = blake2b_128(b"no snapshot", name.encode())
         remember = _remember(stream, idempotency_key, IdempotencyEntry(request, 0, 0, bytes(16), 0, b""))
-        known = await self._snapshots.delete(stream, name, deadline=deadline, remember=remember)
+        known = await self._snapshots.delete(stream, name, deadline=deadline, idempotency=remember)
         if known is not None:
             _known(known, StepIntent(request, 0, None, None, "auto", None))
 

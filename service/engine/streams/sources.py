@@ -101,7 +101,7 @@ class StateSources:
         Raises:
             ServiceError: `snapshot_not_found`, `state_corrupt`, `record_version`, or the store's.
         """
-        found = await self._snapshots.get(keys.record_key(*key), name, deadline=deadline, use=use)
+        found = await self._snapshots.get(keys.record_key(*key), name, deadline=deadline, renew_ttl=use)
         if found is None:
             raise ServiceError(
                 "snapshot_not_found",

@@ -119,7 +119,7 @@ async def commit_when_decided(
             else:
                 room.end(begun=False)  # another worker has begun the stream meanwhile
             commit = Commit(name, decided.expect, decided.record.encode(), entry_name, decided.entry.encode())
-            answer = (await store.commit([commit], deadline=deadline, tellings=decided.tellings))[0]
+            answer = (await store.commit([commit], deadline=deadline, notifications=decided.tellings))[0]
             ways.invalidate(key)
             if answer.outcome in (Outcome.APPLIED, Outcome.DUPLICATE):
                 room.end(begun=True)

@@ -1,1 +1,1 @@
-"""What the store must be: settings that lose nothing, permissions that suffice."""
+"""Checks of the store: its settings and our permissions."""

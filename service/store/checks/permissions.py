@@ -1,4 +1,4 @@
-"""`check_permissions`: whether the store lets us do all that serving takes, found out before the first request."""
+"""`check_permissions`: checks before the first request that the store allows every command that serving needs."""
 
 from __future__ import annotations
 
@@ -16,38 +16,41 @@ from service.store.transport.connection import Argument, CommandError, NoReplyEr
 
 _FIX: Final = "Give the user the rights that docs/stores.md lists."
 _TOPIC: Final = "swl:check"
-_LIFE_MS: Final = 10_000  # of what is written, should we be killed before it is deleted
+_TTL_MS: Final = 10_000  # of the keys written here, in case the process is killed before it deletes them
 
 
 async def check_permissions(store: StateStore) -> None:
-    """Do once, on a key of no stream, what serving does; what the store's state refuses for now is not judged.
+    """Run every command that serving needs on a scratch key; only permission errors count.
 
     Raises:
-        UnsafeStoreError: A command is denied; it names which.
+        UnsafeStoreError: A command is denied; the error names it.
     """
     key = f"{PREFIX}{{/check/{secrets.token_hex(8)}}}"
     other, snapshots, log = f"{key}:o", snapshots_key(key), event_log_key(key)
     record = bytes(HEADER_BYTES)
 
-    def script(expect: bytes, *, keep: bool = False, whole: bool = True) -> Sequence[Argument]:
-        return script_call([Commit(key, expect, record)], ttl_ms=_LIFE_MS, entry_ttl_ms=1, keep=keep, whole=whole)
+    def script(expect: bytes, *, keep_ttl: bool = False, send_source: bool = True) -> Sequence[Argument]:
+        return script_call(
+            [Commit(key, expect, record)], ttl_ms=_TTL_MS, entry_ttl_ms=1, keep_ttl=keep_ttl, send_source=send_source
+        )
 
     commands: list[Sequence[Argument]] = [
         ("GET", key),
         ("GETRANGE", key, 16, 23),
         ("PTTL", key),
-        ("SET", other, b"", "PX", _LIFE_MS),  # what scripts call, by itself: not every server names what it denies them
-        ("PEXPIRE", other, _LIFE_MS),
+        # The commands of the scripts, by themselves: not every server names the command that it denies to a script.
+        ("SET", other, b"", "PX", _TTL_MS),
+        ("PEXPIRE", other, _TTL_MS),
         ("HSET", snapshots, "name", b""),
         ("HEXISTS", snapshots, "name"),
         ("HLEN", snapshots),
         ("HDEL", snapshots, "name"),
-        script(b"", whole=False),
-        script(b""),  # writes it, unless the one before did
-        script(b""),  # finds it done
-        script(record[8:64], keep=True),
-        ("EVAL", SCRIPT.text, 1, snapshots, "name", b"snapshot", 1, _LIFE_MS),
-        ("EVAL", SCRIPT.text, 1, snapshots, "name", b"", 1, _LIFE_MS),
+        script(b"", send_source=False),
+        script(b""),  # writes the record, unless the previous call did
+        script(b""),  # returns DUPLICATE
+        script(record[8:64], keep_ttl=True),
+        ("EVAL", SCRIPT.text, 1, snapshots, "name", b"snapshot", 1, _TTL_MS),
+        ("EVAL", SCRIPT.text, 1, snapshots, "name", b"", 1, _TTL_MS),
         ("HGET", snapshots, "name"),
         ("HGETALL", snapshots),
         ("RPUSH", log, b"event"),
@@ -57,38 +60,37 @@ async def check_permissions(store: StateStore) -> None:
         ("PUBLISH", _TOPIC, b""),
     ]
     try:
-        _check_reply(commands, await store.transport.call(*commands))
+        _check_replies(commands, await store.transport.call(*commands))
         if not store.transport.is_cluster:
-            _check_reply([("MGET",)], await store.transport.call(("MGET", key)))
-        for part in (await store.transport.primaries())[1]:
+            _check_replies([("MGET",)], await store.transport.call(("MGET", key)))
+        for primary in (await store.transport.primaries())[1]:
             everywhere: list[Sequence[Argument]] = [("PING",), ("SCAN", 0, "MATCH", key, "COUNT", 1)]
             if store.waits_for_replica:
                 everywhere.append(("WAIT", 0, 1))
             if store.transport.is_cluster:
                 everywhere.append(("ASKING",))
-            _check_reply(everywhere, await part.call(*everywhere))
-        link = PipelinedConnection(
-            await store.transport.open_dedicated(), store.transport.timeout
-        )  # its own: a subscriber may ask nothing else
+            _check_replies(everywhere, await primary.call(*everywhere))
+        # A connection of its own: a subscribed connection accepts no other commands.
+        connection = PipelinedConnection(await store.transport.open_dedicated(), store.transport.timeout)
         subscribing: list[Sequence[Argument]] = [("SUBSCRIBE", _TOPIC), ("UNSUBSCRIBE", _TOPIC)]
         try:
-            _check_reply(subscribing, await link.call(subscribing, store.transport.timeout))
+            _check_replies(subscribing, await connection.call(subscribing, store.transport.timeout))
         finally:
-            link.abort("checked")
+            connection.abort("checked")
     except (NotSentError, NoReplyError, TimeoutError):
-        return  # it was there a moment ago; requests will wait for it
+        return  # the store replied before this check, so this may pass; requests retry until it replies
 
 
-def _check_reply(commands: Sequence[Sequence[Argument]], replies: Sequence[object]) -> None:
+def _check_replies(commands: Sequence[Sequence[Argument]], replies: Sequence[object]) -> None:
     for command, reply in zip(commands, replies, strict=True):
         if isinstance(reply, CommandError) and _is_denial(str(reply)):
             raise _denied(str(command[0]), str(reply))
 
 
 def _is_denial(message: str) -> bool:
-    """Whether a refusal is about rights. Inside a script servers word it differently."""
+    """Whether an error is about permissions. For commands in a script, servers use different texts."""
     return message.startswith(("NOPERM", "NOAUTH")) or "permission" in message or "ACL" in message
 
 
 def _denied(command: str, message: str) -> UnsafeStoreError:
-    return UnsafeStoreError(f"The store denies us {command}: {message}.", fix=_FIX)
+    return UnsafeStoreError(f"The store denies the command {command} to our user: {message}.", fix=_FIX)

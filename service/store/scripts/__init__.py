@@ -1,4 +1,4 @@
-"""`Script`: what the store runs in one go."""
+"""`Script`: a Lua script that the store runs atomically."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 
 class Script(NamedTuple):
-    """A script that the store runs in one go.
+    """A Lua script that the store runs atomically.
 
     Attributes:
-        text: What it says.
-        sha: The name by which a store that has seen it knows it.
+        text: Its source.
+        sha: SHA-1 of its source, by which EVALSHA runs it.
     """
 
     text: str
@@ -20,6 +20,6 @@ class Script(NamedTuple):
 
     @classmethod
     def of(cls, file: str) -> Script:
-        """Return a script of this package by its file's name."""
+        """Load a script of this package by its file name."""
         text = files(__name__).joinpath(file).read_text()
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())

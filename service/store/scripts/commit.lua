@@ -1,22 +1,22 @@
--- Commits a batch of records, each only if its stream is still where the writer saw it.
--- Times are milliseconds. One stream's keys share a hash tag; on a Cluster the batch is one stream.
+-- Commits a batch of records, each only if the stored record still has the guard that the writer expects.
+-- Times are milliseconds. One stream's keys share a hash tag; in a Cluster the batch is of one stream.
 --
--- KEYS          n records, m entries of idempotency keys, histories of streams
--- ARGV[1..5]    n, time to live of a record, of an entry, 1 to leave the times to live of records as they are, m
--- ARGV[6..]     n pairs: guard expected ('' = the stream must be missing; '!' = the key must hold no record, see 4),
---               new record ('-' = forget the stream)
+-- KEYS          n records, m idempotency entries, event logs
+-- ARGV[1..5]    n, time to live of a record, of an entry, 1 to leave the expiries of records unchanged, m
+-- ARGV[6..]     n pairs: expected guard ('' = the stream must be missing; '!' = the value of the key must not be a
+--               record, see 4), new record ('-' = delete the stream)
 -- ARGV[6+2n..]  m pairs: index of its record, new entry
--- and the rest  fours, what is told once a record is written: index of its record, event, topic ('' = it is not
---               published), how many events its history keeps (0 = it has none; else it is the next of KEYS)
+-- the rest      groups of four, the notification of a commit: index of its record, event, topic ('' = do not
+--               publish), number of events that the log keeps (0 = no log; otherwise the log is the next of KEYS)
 --
--- An entry whose key ends in ':end' is the last words of a stream that is forgotten: it is only written, since the
--- guard alone says whether it is this operation's turn.
+-- An entry whose key ends in ':end' stores the response to the request that deleted the stream. It is written but not
+-- read here: whether that request is applied depends on the guard alone.
 --
--- Answers those that were not applied now, each with its index:
---   {i, 2, record}   this very operation is already the stream's newest one
---   {i, 3, entry}    this idempotency key had been used: its own answer
---   {i, 0, record}   the stream is elsewhere (or missing: no record); here is the truth
---   {i, 4}           the key holds no record: something of another type, or bytes too short to have a guard
+-- Returns the commits that were not applied now, each with its index:
+--   {i, 2, record}   this operation is already the stream's newest one
+--   {i, 3, entry}    this idempotency key was used before; its stored response
+--   {i, 0, record}   the guard does not match; the stored record (none if the stream is missing)
+--   {i, 4}           the value of the key is not a record: another type, or too short to have a guard
 local call, pcall = redis.call, redis.pcall
 local n, ttl, entry_ttl, keep, m = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
 local entry_at = {}
@@ -41,7 +41,7 @@ local others = {}
 for i = 1, n do
   local key, expected, record = KEYS[i], ARGV[2 * i + 4], ARGV[2 * i + 5]
   local entry = entry_at[i]
-  -- an entry of another type is none of ours: it answers nothing, and is replaced
+  -- an entry of another type is not ours: it replays nothing, and is overwritten
   local forget = record == '-'
   local answers = entry and not (forget and string.sub(KEYS[entry], -4) == ':end')
   local known = answers and pcall('GET', KEYS[entry])
@@ -55,7 +55,7 @@ for i = 1, n do
     end
     if current == expected then
       if forget then
-        call('DEL', key, key .. ':s', key .. ':h') -- with its snapshots and history, in the same slot
+        call('DEL', key, key .. ':s', key .. ':h') -- with its snapshots and event log, in the same slot
       elseif keep then
         call('SET', key, record, 'KEEPTTL')
       else
@@ -65,7 +65,7 @@ for i = 1, n do
         call('SET', KEYS[entry], ARGV[2 * entry + 5], 'PX', entry_ttl)
       end
       local a = told_at and told_at[i]
-      if a then -- with pcall: what goes wrong in telling must not make the commit look as if it was not applied
+      if a then -- pcall: an error in publishing must not make an applied commit look as if it failed
         local log, event, topic = log_at[i], ARGV[a + 1], ARGV[a + 2]
         if log and not forget then
           pcall('RPUSH', log, event)
@@ -80,7 +80,7 @@ for i = 1, n do
     elseif current == '!' then
       others[#others + 1] = {i, 4}
     elseif not forget and current == string.sub(record, 9, 64) then
-      -- a write, so that a WAIT after it covers the first one
+      -- PEXPIRE is a write, so that a WAIT after it covers the first commit
       call('PEXPIRE', key, ttl)
       others[#others + 1] = {i, 2, call('GET', key)}
     else

@@ -1,9 +1,9 @@
--- Reads what is kept of a stream's events, and publishes a mark between those before and those after that moment.
+-- Reads a stream's event log, and publishes a mark that separates the events before the read from those after it.
 --
--- KEYS[1..2]    record, history
+-- KEYS[1..2]    record, event log
 -- ARGV[1..2]    topic, mark
 --
--- Answers the eight bytes of the record's step, none where there is no record; and the events, the oldest first.
+-- Returns the eight bytes of the record's step, empty if there is no record; and the events, the oldest first.
 local events = redis.call('LRANGE', KEYS[2], 0, -1)
 redis.call('PUBLISH', ARGV[1], ARGV[2])
 return {redis.call('GETRANGE', KEYS[1], 16, 23), events}

@@ -1,11 +1,11 @@
--- Puts one snapshot of a stream, or takes one away. Times are milliseconds; both keys share the stream's hash tag.
+-- Writes or deletes one snapshot of a stream. Times are milliseconds; both keys share the stream's hash tag.
 --
 -- KEYS[1]   the stream's snapshots: a hash, by name
--- KEYS[2]   entry of an idempotency key, or none
--- ARGV[1..4]  name, snapshot ('' = take it away), most snapshots that a stream may have, their time to live
+-- KEYS[2]   an idempotency entry, or none
+-- ARGV[1..4]  name, snapshot ('' = delete it), maximum number of snapshots of a stream, their time to live
 -- ARGV[5..6]  new entry, its time to live
 --
--- Answers {1}: done; {3, entry}: this idempotency key had been used, its own answer; {5}: as many as may be are there
+-- Returns {1}: done; {3, entry}: this idempotency key was used before, its stored response; {5}: the maximum is reached
 local call, snapshots, name, snapshot = redis.call, KEYS[1], ARGV[1], ARGV[2]
 local known = KEYS[2] and call('GET', KEYS[2])
 if known then

@@ -1,1 +1,1 @@
-"""Commands to servers of the Redis protocol: connections, retries, Cluster, Sentinel."""
+"""Store transports: connections, retries, Redis Cluster and Sentinel."""

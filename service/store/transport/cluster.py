@@ -1,7 +1,7 @@
-"""`ClusterTransport`: the way to the primaries of a Redis Cluster, each command to the one that has its key.
+"""`ClusterTransport`: sends each command to the primary of a Redis Cluster that owns its key.
 
-A stream's keys share a hash tag, so they are in one slot and a commit stays one atomic script. Who has which slot is
-learnt with `CLUSTER SLOTS` from any node, and again whenever an answer shows that it has changed.
+A stream's keys share a hash tag, so they are in one slot and a commit stays one atomic script. The owners of the slots
+are read with `CLUSTER SLOTS` from any node, and again whenever a reply shows that they have changed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from service.store.transport.urls import Address, ClusterUrl
 _log = logging.getLogger(__name__)
 _SLOTS: Final = 16384
 _REDIRECTS: Final = 5
-_REFRESH_TIMEOUT_S: Final = 1.0  # that one node may take to say who has what
-_MIN_REFRESH_INTERVAL_S: Final = 1.0  # as long as that is believed without a hint that it changed
+_REFRESH_TIMEOUT_S: Final = 1.0  # for one node's reply to `CLUSTER SLOTS`
+_MIN_REFRESH_INTERVAL_S: Final = 1.0  # the owners of the slots count as fresh for so long
 _KEYLESS: Final = frozenset(("PING", "PUBLISH"))
 
 Target = tuple[ServerTransport, bool]
-"""A node, and whether it is to be told that it was asked for (`ASKING`)."""
+"""A node, and whether `ASKING` has to be sent before the command."""
 
 
 class ClusterTransport:
@@ -36,63 +36,64 @@ class ClusterTransport:
     is_cluster = True
 
     def __init__(self, url: ClusterUrl, *, timeout: float) -> None:
-        """Prepare; nobody is asked yet.
+        """Create it unconnected.
 
         Args:
-            url: Some nodes, and how to reach any.
-            timeout: Seconds that connecting, and one exchange, may take.
+            url: Some of the nodes, and the account and options for all of them.
+            timeout: Seconds for connecting, and for one exchange.
         """
         self.timeout = timeout
         self._url = url
         self._closed = False
         self._transports: dict[Address, ServerTransport] = {}
-        self._slot_owners: list[ServerTransport] = []  # by slot
+        self._slot_owners: list[ServerTransport] = []  # index: the slot
         self._primaries: list[Address] = []
         self._name = ""
         self._refreshed_at = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
-        self._last_error = "no node answered in time"
-        self._refresh_lock = 0
+        self._last_error = "no node replied in time"
+        self._n_dedicated = 0
 
     async def call(
         self, *commands: Sequence[Argument], timeout: float | None = None, confirm: bool = False
     ) -> list[Any]:
-        """Send each command to the node that has its key, all at once, and follow redirections; see `RedisTransport`."""
+        """Send each command to the node that owns its key, concurrently, and follow redirects; see `RedisTransport`."""
         limit = self.timeout if timeout is None else timeout
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit
         if not self._slot_owners:
             await self._refresh_now(limit)
         replies: list[Any] = [None] * len(commands)
-        places: dict[Target, list[int]] = {}
-        for at, command in enumerate(commands):
-            places.setdefault((self._owner(command), False), []).append(at)
+        targets: dict[Target, list[int]] = {}
+        for i, command in enumerate(commands):
+            targets.setdefault((self._owner(command), False), []).append(i)
         for _ in range(_REDIRECTS):
             left = max(deadline - loop.time(), 0.001)
-            groups = list(places.items())
+            groups = list(targets.items())
             exchanges = [
-                self._transport_for(place, [commands[at] for at in ats], left, confirm=confirm) for place, ats in groups
+                self._replies_of(target, [commands[i] for i in indices], left, confirm=confirm)
+                for target, indices in groups
             ]
-            found = [await exchanges[0]] if len(exchanges) == 1 else await asyncio.gather(*exchanges)
-            places = {}
-            for ((wire, _), ats), answers in zip(groups, found, strict=True):
-                for at, reply in zip(ats, answers, strict=True):
-                    replies[at] = reply
+            results = [await exchanges[0]] if len(exchanges) == 1 else await asyncio.gather(*exchanges)
+            targets = {}
+            for ((transport, _), indices), group_replies in zip(groups, results, strict=True):
+                for i, reply in zip(indices, group_replies, strict=True):
+                    replies[i] = reply
                     if isinstance(reply, CommandError) and reply.code in ("MOVED", "ASK"):
-                        places.setdefault(self._redirected(reply, wire), []).append(at)
-            if not places:
+                        targets.setdefault(self._redirected(reply, transport), []).append(i)
+            if not targets:
                 break
         return replies
 
     async def open_dedicated(self) -> asyncio.StreamWriter:
-        """Return a connection to one node, another one each time: messages are published through all of them."""
+        """Return a connection to one node, in turn: PUBLISH reaches subscribers on every node."""
         if not self._slot_owners:
             await self._refresh_now(self.timeout)
-        self._refresh_lock += 1
-        return await self._transport_to(self._primaries[self._refresh_lock % len(self._primaries)]).open_dedicated()
+        self._n_dedicated += 1
+        return await self._transport_to(self._primaries[self._n_dedicated % len(self._primaries)]).open_dedicated()
 
     async def primaries(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerTransport]]:
-        """Return the primaries in the order of their addresses, and a name for who has what; see `RedisTransport`."""
+        """Return the primaries, sorted by address, and a name of the slots' assignment; see `RedisTransport`."""
         is_old = asyncio.get_running_loop().time() - self._refreshed_at > _MIN_REFRESH_INTERVAL_S
         if not self._slot_owners or (fresh and is_old):
             await self._refresh_now(self.timeout)
@@ -101,40 +102,42 @@ class ClusterTransport:
         return self._name, [self._transport_to(node) for node in self._primaries]
 
     async def close(self) -> None:
-        """Close every connection; none is opened any more."""
+        """Close every connection; no new one is opened afterwards."""
         self._closed = True
         if self._refreshing is not None:
             self._refreshing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._refreshing
-        await asyncio.gather(*(wire.close() for wire in self._transports.values()))
+        await asyncio.gather(*(transport.close() for transport in self._transports.values()))
 
     # ---------------------------------------------------------------- one node
 
-    async def _transport_for(
-        self, place: Target, commands: Sequence[Sequence[Argument]], limit: float, *, confirm: bool
+    async def _replies_of(
+        self, target: Target, commands: Sequence[Sequence[Argument]], limit: float, *, confirm: bool
     ) -> Any:
-        """Return a node's replies; where it fails, the error for each command."""
-        wire, asking = place
+        """Return a node's replies; if the exchange fails, the error once per command."""
+        transport, asking = target
         if asking:
             commands = [part for command in commands for part in (("ASKING",), command)]
         try:
-            found = await wire.call(*commands, timeout=limit, confirm=confirm)
+            replies = await transport.call(*commands, timeout=limit, confirm=confirm)
         except (NotSentError, NoReplyError) as exc:
-            self._schedule_refresh()  # another node may have taken its place
-            trouble: Exception = exc
-            if isinstance(exc, NotSentError) and wire.closed and not self._closed:
-                trouble = NotSentError("its node has left the Cluster")  # the next try finds who has its slots now
-            found = [trouble] * len(commands)
-        return found[1::2] if asking else found
+            self._schedule_refresh()  # its slots may have another owner now
+            error: Exception = exc
+            if isinstance(exc, NotSentError) and transport.closed and not self._closed:
+                error = NotSentError("its node has left the Cluster")  # a retry goes to the new owner of its slots
+            replies = [error] * len(commands)
+        return replies[1::2] if asking else replies
 
     def _transport_to(self, node: Address) -> ServerTransport:
-        wire = self._transports.get(node)
-        if wire is None:
-            wire = self._transports[node] = ServerTransport(self._url.pool(node, self.timeout), timeout=self.timeout)
-        return wire
+        transport = self._transports.get(node)
+        if transport is None:
+            transport = self._transports[node] = ServerTransport(
+                self._url.pool(node, self.timeout), timeout=self.timeout
+            )
+        return transport
 
-    # ---------------------------------------------------------------- who has what
+    # ---------------------------------------------------------------- owners of the slots
 
     def _owner(self, command: Sequence[Argument]) -> ServerTransport:
         if command[0] in _KEYLESS:
@@ -143,19 +146,19 @@ class ClusterTransport:
         return self._slot_owners[key_slot(key.encode())]
 
     def _any_node(self) -> ServerTransport:
-        wires = [self._transport_to(node) for node in self._primaries]
-        return next((wire for wire in wires if not wire.circuit_open), wires[0])
+        transports = [self._transport_to(node) for node in self._primaries]
+        return next((transport for transport in transports if not transport.circuit_open), transports[0])
 
-    def _redirected(self, refusal: CommandError, asked: ServerTransport) -> Target:
-        """Return where a command is to go: `MOVED slot host:port` for good, `ASK slot host:port` this once."""
-        code, slot, where = str(refusal).split(" ")[:3]
-        host, _, port = where.rpartition(":")
-        here = next((node for node, wire in self._transports.items() if wire is asked), None)
-        wire = self._transport_to((host or (here[0] if here else ""), int(port)))
+    def _redirected(self, error: CommandError, source: ServerTransport) -> Target:
+        """Return a redirect's target: `MOVED slot host:port` is permanent, `ASK slot host:port` for one command."""
+        code, slot, address = str(error).split(" ")[:3]
+        host, _, port = address.rpartition(":")
+        here = next((node for node, transport in self._transports.items() if transport is source), None)
+        transport = self._transport_to((host or (here[0] if here else ""), int(port)))
         if code == "MOVED":
-            self._slot_owners[int(slot)] = wire
+            self._slot_owners[int(slot)] = transport
             self._schedule_refresh()
-        return wire, code == "ASK"
+        return transport, code == "ASK"
 
     def _schedule_refresh(self) -> None:
         if self._closed:
@@ -164,17 +167,17 @@ class ClusterTransport:
             self._refreshing = asyncio.create_task(self._refresh_slots())
 
     async def _refresh_now(self, limit: float) -> None:
-        """Learn who has what, all that ask for it together; what was known before stays good where nobody says.
+        """Read the owners of the slots, once for all concurrent callers; if no node replies, the last ones stay in use.
 
         Raises:
-            NotSentError: Nobody says, and nobody ever did.
+            NotSentError: No node replies, and none ever did.
         """
         self._schedule_refresh()
         if self._refreshing is not None:
             await asyncio.wait([self._refreshing], timeout=limit)
         if not self._slot_owners:
-            why = "no node of the Cluster says who has which slot"
-            raise NotSentError(f"{why}: {self._last_error}", is_permanent=self._closed, public_reason=why)
+            reason = "no node of the Cluster returned the owners of the slots"
+            raise NotSentError(f"{reason}: {self._last_error}", is_permanent=self._closed, public_reason=reason)
 
     async def _refresh_slots(self) -> None:
         for node in self._candidates():
@@ -191,30 +194,33 @@ class ClusterTransport:
                 await self._apply_slots(slots, node)
                 return
             else:
-                self._last_error = "none are assigned"
+                self._last_error = "no slots are assigned"
 
     def _candidates(self) -> Iterable[Address]:
-        known = sorted(self._primaries, key=lambda node: self._transport_to(node).circuit_open)
-        return dict.fromkeys((*known, *self._url.nodes))
+        primaries = sorted(self._primaries, key=lambda node: self._transport_to(node).circuit_open)
+        return dict.fromkeys((*primaries, *self._url.nodes))
 
-    async def _apply_slots(self, slots: Sequence[Any], asked: Address) -> None:
-        """Take an answer to `CLUSTER SLOTS`: first and last slot, primary, replicas."""
-        ranges = sorted((int(first), int(last), _address(primary, asked)) for first, last, primary, *_ in slots)
+    async def _apply_slots(self, slots: Sequence[Any], source: Address) -> None:
+        """Apply a reply to `CLUSTER SLOTS`: per range its first and last slot, its primary, and its replicas."""
+        ranges = sorted((int(first), int(last), _address(primary, source)) for first, last, primary, *_ in slots)
         nodes = sorted({node for _, _, node in ranges})
-        anyone = self._transport_to(nodes[0])  # of a slot that nobody has: it will say so
-        owners = [anyone] * _SLOTS
+        fallback = self._transport_to(nodes[0])  # for a slot without an owner; the node returns the error
+        owners = [fallback] * _SLOTS
         for first, last, node in ranges:
             owners[first : last + 1] = [self._transport_to(node)] * (last + 1 - first)
         name = hashlib.blake2b(repr(ranges).encode(), digest_size=4).hexdigest()
         if self._name and name != self._name:
-            _log.info("The Cluster's slots have moved; its primaries are %s", ", ".join(f"{h}:{p}" for h, p in nodes))
+            _log.info(
+                "The Cluster's slots have other owners now; its primaries are %s",
+                ", ".join(f"{h}:{p}" for h, p in nodes),
+            )
         self._slot_owners, self._primaries, self._name = owners, nodes, name
         self._refreshed_at = asyncio.get_running_loop().time()
-        gone = set(self._transports) - {*nodes, *self._url.nodes}
-        await asyncio.gather(*(self._transports.pop(node).close() for node in gone))
+        removed = set(self._transports) - {*nodes, *self._url.nodes}
+        await asyncio.gather(*(self._transports.pop(node).close() for node in removed))
 
 
-def _address(node: Sequence[Any], asked: Address) -> Address:
-    """Read a node of `CLUSTER SLOTS`; one without a name has the host that was asked."""
+def _address(node: Sequence[Any], source: Address) -> Address:
+    """Decode a node of `CLUSTER SLOTS`; one without a host has the host of the node that replied."""
     host = node[0].decode() if isinstance(node[0], bytes) else ""
-    return (host if host not in ("", "?") else asked[0]), int(node[1])
+    return (host if host not in ("", "?") else source[0]), int(node[1])

@@ -1,6 +1,6 @@
-"""`PipelinedConnection`: one connection to the store on which commands are pipelined, their replies matched by their order.
+"""`PipelinedConnection`: one connection to the store that pipelines commands; replies are matched by their order.
 
-redis-py's own connection costs several times as much for a command: a task switch, two timeouts and a stream reader.
+redis-py's own connection costs several times as much per command: a task switch, two timeouts and a stream reader.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ Argument = str | bytes | int
 
 
 class PackedCommand(Sequence[Argument]):
-    """A command that is packed already. Its arguments are made only if it has to be sent in another way.
+    """A command that is already encoded. Its arguments are created only if it has to be sent in another form.
 
     Attributes:
-        packed: Itself as it goes over the wire.
+        packed: The encoded command.
     """
 
     __slots__ = ("_arguments", "packed")
 
     def __init__(self, packed: bytes, arguments: Callable[[], Sequence[Argument]]) -> None:
-        """Take both."""
         self.packed = packed
         self._arguments = arguments
 
@@ -38,38 +37,38 @@ class PackedCommand(Sequence[Argument]):
         return len(self._arguments())
 
     @overload
-    def __getitem__(self, at: int) -> Argument: ...
+    def __getitem__(self, index: int) -> Argument: ...
 
     @overload
-    def __getitem__(self, at: slice) -> Sequence[Argument]: ...
+    def __getitem__(self, index: slice) -> Sequence[Argument]: ...
 
-    def __getitem__(self, at: int | slice) -> Argument | Sequence[Argument]:
-        return self._arguments()[at]
+    def __getitem__(self, index: int | slice) -> Argument | Sequence[Argument]:
+        return self._arguments()[index]
 
 
 class NotSentError(Exception):
-    """No connection: the command was surely not executed.
+    """The command was not sent, so it was certainly not executed.
 
     Attributes:
-        hopeless: The server has not answered for so long that trying again at once is in vain.
-        told: Why, as clients may hear it: without the server's address.
+        is_permanent: An immediate retry cannot succeed.
+        public_reason: The reason without the server's address, for responses to clients.
     """
 
-    def __init__(self, why: str, *, is_permanent: bool = False, public_reason: str = "") -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, *, is_permanent: bool = False, public_reason: str = "") -> None:
+        super().__init__(reason)
         self.is_permanent = is_permanent
-        self.public_reason = public_reason or why
+        self.public_reason = public_reason or reason
 
 
 class NoReplyError(Exception):
-    """The command was sent and no reply came: it may have been executed."""
+    """The command was sent and no reply arrived: it may have been executed."""
 
 
 class CommandError(Exception):
-    """The server's refusal of one command; a value among the replies, raised by nobody here.
+    """An error that the server returned for one command; an element of the replies, not raised in this package.
 
     Attributes:
-        code: Its first word, such as `NOSCRIPT`. Redis 6.2 puts it behind many others where a script was refused.
+        code: Its first word, such as `NOSCRIPT`. In errors inside scripts, Redis 6.2 puts it after other words.
     """
 
     def __init__(self, message: str) -> None:
@@ -79,26 +78,26 @@ class CommandError(Exception):
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """Sends commands and hands out replies, in order.
+    """Sends commands and returns their replies, in order.
 
-    A caller may give up sooner than others: its reply is then dropped when it comes. A link on which a reply is
-    overdue is cut, and all that wait on it have no reply.
+    Each caller has its own timeout: a reply that arrives after it is dropped. A connection on which a reply is overdue
+    is closed, and all callers that wait on it get `NoReplyError`.
     """
 
     def __init__(
-        self, writer: asyncio.StreamWriter, patience: float, *, on_overdue: Callable[[], None] | None = None
+        self, writer: asyncio.StreamWriter, reply_timeout: float, *, on_overdue: Callable[[], None] | None = None
     ) -> None:
-        """Take a connection over.
+        """Use an open connection.
 
         Args:
-            writer: Of a connection on which the greeting is done and nothing is under way.
-            patience: Seconds after which a reply is overdue.
-            on_overdue: Called once, when the link is cut for that reason.
+            writer: The writer of an authenticated connection on which no command is pending.
+            reply_timeout: Seconds after which a reply is overdue.
+            on_overdue: Called once, if the connection is closed for that reason.
         """
-        self._loop = asyncio.get_running_loop()  # asking for it costs a system call each time, before Python 3.12
-        self._reply_timeout = patience
+        self._loop = asyncio.get_running_loop()  # stored: before Python 3.12 each call costs a system call
+        self._reply_timeout = reply_timeout
         self._on_overdue = on_overdue
-        self._writer = writer  # kept, since it closes the connection when it is collected
+        self._writer = writer  # stored, since a writer closes its connection when it is garbage-collected
         self._transport = writer.transport
         self._reader = hiredis.Reader(replyError=CommandError)
         self._pending: deque[_Exchange] = deque()
@@ -111,14 +110,14 @@ class PipelinedConnection(asyncio.Protocol):
         return not self._abort_reason and not self._transport.is_closing()
 
     async def call(self, commands: Sequence[Sequence[Argument]], timeout: float) -> list[Any]:
-        """Send commands in one write and return their replies, a refusal as a `CommandError` object.
+        """Send commands in one write and return their replies; an error reply is a `CommandError` object.
 
         Args:
             commands: Each a command and its arguments.
             timeout: Seconds for all of them.
 
         Raises:
-            NotSentError: The link was cut before.
+            NotSentError: The connection was already closed.
             NoReplyError: A reply is missing.
         """
         if not self.is_open:
@@ -138,9 +137,9 @@ class PipelinedConnection(asyncio.Protocol):
             timer.cancel()
         return exchange.replies
 
-    def abort(self, why: str) -> None:
-        """Close the connection at once; all that wait on it have no reply."""
-        self._abort_reason = self._abort_reason or why
+    def abort(self, reason: str) -> None:
+        """Close the connection at once; all callers that wait on it get `NoReplyError`."""
+        self._abort_reason = self._abort_reason or reason
         self._transport.abort()
         while self._pending:
             done = self._pending.popleft().done
@@ -148,7 +147,7 @@ class PipelinedConnection(asyncio.Protocol):
                 done.set_exception(NoReplyError(self._abort_reason))
 
     def _on_timeout(self, exchange: _Exchange) -> None:
-        """End a caller's wait; and the link, if its oldest reply is overdue."""
+        """End the wait of one caller, or close the connection if its oldest reply is overdue."""
         now = self._loop.time()
         if self._pending and now - self._pending[0].sent_at > self._reply_timeout - _CLOCK_RESOLUTION_S:
             self.abort(_LATE_REPLY)
@@ -157,10 +156,10 @@ class PipelinedConnection(asyncio.Protocol):
         elif not exchange.done.done():
             exchange.done.set_exception(NoReplyError(_LATE_REPLY))
 
-    # ---------------------------------------------------------------- what the transport calls
+    # ---------------------------------------------------------------- called by asyncio's transport
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of replies."""
+        """Decode the bytes of replies."""
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
@@ -170,21 +169,21 @@ class PipelinedConnection(asyncio.Protocol):
                     self._pending.popleft()
                     if not exchange.done.done():  # its caller may have been cancelled
                         exchange.done.set_result(None)
-        except (hiredis.ProtocolError, IndexError) as exc:  # no reply of the protocol, or one that nobody asked for
-            self.abort(f"the store sent what it should not: {exc}")
+        except (hiredis.ProtocolError, IndexError) as exc:  # not a reply of the protocol, or one without a command
+            self.abort(f"the store violated the protocol: {exc}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell all that wait."""
+        """Fail all callers that wait."""
         self.abort(str(exc or "") or "the connection was lost")
 
 
 class _Exchange:
-    """Commands that were sent, and the replies so far."""
+    """The commands of one write, and the replies so far."""
 
     __slots__ = ("done", "expected_replies", "replies", "sent_at")
 
-    def __init__(self, wanted: int, done: asyncio.Future[None], sent_at: float) -> None:
-        self.expected_replies = wanted
+    def __init__(self, expected_replies: int, done: asyncio.Future[None], sent_at: float) -> None:
+        self.expected_replies = expected_replies
         self.done = done
         self.sent_at = sent_at
         self.replies: list[Any] = []

@@ -1,7 +1,7 @@
-"""`ServerTransport`: the way to one server, telling apart what was surely not sent from what may have been done.
+"""`ServerTransport`: sends commands to one server; its errors separate "not sent" from "may have been executed".
 
-redis-py finds the server, opens the connection and authenticates (also through Sentinel and TLS); then a `PipelinedConnection` takes
-the connection over.
+redis-py finds the server, opens the connection and authenticates (also with Sentinel and TLS). From then on a
+`PipelinedConnection` uses the connection.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from service.store.transport.connection import Argument, CommandError, NoReplyError, NotSentError, PipelinedConnection
 
 _log = logging.getLogger(__name__)
-_LATE_TO_TRIP = 3  # exchanges in a row without a reply in time, after which the server counts as away
-_LONG_TIMEOUT_SHARE = 0.4  # of `timeout`; who waited shorter than that for a connection cannot tell
-_PROBE_S = 1.0  # a server that does not answer a PING within it stays away
+_LATE_TO_TRIP = 3  # timeouts in a row that open the circuit breaker
+_LONG_TIMEOUT_SHARE = 0.4  # of `timeout`; a shorter wait for a connection does not count as a timeout of the server
+_PROBE_S = 1.0  # limit for the reply to the PING of a probe
 _PROBE_PAUSE_S = 0.1
-_DENIED = (AuthenticationError, NoPermissionError)  # redis-py wraps them, or not
+_DENIED = (AuthenticationError, NoPermissionError)  # redis-py raises them, or another error caused by them
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +32,32 @@ class NotReplicated:
     """A reply to a write that no replica confirmed in time.
 
     Attributes:
-        reply: The primary's.
+        reply: The reply of the primary.
     """
 
     reply: Any
 
 
 class ServerTransport:
-    """Connections to one server, or to the primary that Sentinels name.
+    """Connections to one server, or to the primary that Sentinels report.
 
-    A server that was late several times in a row counts as away: calls then fail at once, until it answers a PING.
-    A server that refuses connections does not: it may be restarting, and a call is tried again until its deadline.
+    Several timeouts in a row open the circuit breaker: calls then fail at once, until the server replies to a PING.
+    Refused connections do not open it: the server may be restarting, and a call is retried until its deadline.
 
     Attributes:
-        timeout: Seconds that connecting, and one exchange, may take.
-        away: Calls fail at once.
-        closed: `close` was called: connections are opened no more.
+        timeout: Seconds for connecting, and for one exchange.
+        circuit_open: Calls fail at once.
+        closed: `close` was called: no connections are opened any more.
     """
 
     is_cluster = False
 
     def __init__(self, pool: ConnectionPool, *, timeout: float) -> None:
-        """Prepare connections; none is opened yet.
+        """Create it unconnected.
 
         Args:
-            pool: redis-py's way to make them.
-            timeout: Seconds that connecting, and one exchange, may take.
+            pool: The redis-py pool that creates the connections.
+            timeout: Seconds for connecting, and for one exchange.
         """
         self.timeout = timeout
         self.circuit_open = False
@@ -69,22 +69,22 @@ class ServerTransport:
         self._idle: list[PipelinedConnection] = []
         self._confirming: set[PipelinedConnection] = set()  # in use by one caller each
         self._opening = asyncio.Lock()
-        self._last_logged = ""  # why no connection was had, as it was logged
+        self._last_logged = ""  # the last logged reason why connecting failed
 
     async def call(
         self, *commands: Sequence[Argument], timeout: float | None = None, confirm: bool = False
     ) -> list[Any]:
-        """Send commands in one write on one connection, and read their replies; see `RedisTransport`."""
+        """Send commands in one write on one connection, and return their replies; see `RedisTransport`."""
         if self.circuit_open:
-            raise NotSentError("it has not answered for a while", is_permanent=True)
+            raise NotSentError("it has not replied for a while", is_permanent=True)
         limit = self.timeout if timeout is None else timeout
         if confirm:
             return await self._confirmed(commands, limit)
-        link = self._shared
-        if link is None or not link.is_open:
-            link = await self._shared_connection(limit)
-        replies = await link.call(commands, limit)
-        self._note(link, replies)
+        connection = self._shared
+        if connection is None or not connection.is_open:
+            connection = await self._shared_connection(limit)
+        replies = await connection.call(commands, limit)
+        self._note(connection, replies)
         return replies
 
     async def primaries(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerTransport]]:
@@ -92,43 +92,43 @@ class ServerTransport:
         return "0", [self]
 
     async def close(self) -> None:
-        """Close every connection; none is opened any more."""
+        """Close every connection; no new one is opened afterwards."""
         self.closed = True
         if self._probe is not None:
             self._probe.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._probe
-        for link in [*self._idle, *self._confirming, *([self._shared] if self._shared else [])]:
-            link.abort("closed")
+        for connection in [*self._idle, *self._confirming, *([self._shared] if self._shared else [])]:
+            connection.abort("closed")
         await self._pool.aclose()
 
     # ---------------------------------------------------------------- exchanges
 
-    def _note(self, link: PipelinedConnection, replies: Sequence[Any]) -> None:
-        """Read from the replies to an exchange how the server is."""
+    def _note(self, connection: PipelinedConnection, replies: Sequence[Any]) -> None:
+        """Update the state of the server from the replies of an exchange."""
         self._late_count = 0
         if any([isinstance(reply, CommandError) and reply.code == "READONLY" for reply in replies]):  # noqa: C419 - see settle
-            link.abort("the server is a replica now")  # the next connection finds the primary
+            connection.abort("the server is a replica now")  # the next connection is to the new primary
 
     async def _confirmed(self, commands: Sequence[Sequence[Argument]], limit: float) -> list[Any]:
-        """Send writes and `WAIT` on a connection that nobody else waits on.
+        """Send writes and `WAIT` on a connection that no other caller uses.
 
-        `WAIT` is about the writes of its own connection, so it says nothing where none of the commands was one.
+        `WAIT` covers the writes of its own connection only, so it confirms nothing if none of the commands was a write.
         """
-        link = await self._dedicated_connection(limit)
-        self._confirming.add(link)
-        # Half of the time, so that "no replica confirmed" is an answer and not a missing one.
+        connection = await self._dedicated_connection(limit)
+        self._confirming.add(connection)
+        # Half of the time, so that "no replica confirmed" arrives as a reply and not as a timeout.
         wait = ("WAIT", 1, int(limit * 500))
         try:
-            *replies, confirmed = await link.call([*commands, wait], limit)
-        except BaseException as exc:  # a cancelled caller, too: the next one would wait for the replies to this one
-            link.abort(str(exc) or "its caller was cancelled")
+            *replies, confirmed = await connection.call([*commands, wait], limit)
+        except BaseException as exc:  # also if the caller is cancelled: the next one would get the replies of this one
+            connection.abort(str(exc) or "its caller was cancelled")
             raise
         finally:
-            self._confirming.discard(link)
-        self._note(link, replies)
-        if link.is_open:
-            self._idle.append(link)
+            self._confirming.discard(connection)
+        self._note(connection, replies)
+        if connection.is_open:
+            self._idle.append(connection)
         if isinstance(confirmed, int) and confirmed >= 1:
             return replies
         return [reply if isinstance(reply, CommandError) else NotReplicated(reply) for reply in replies]
@@ -138,23 +138,23 @@ class ServerTransport:
     async def _shared_connection(self, limit: float) -> PipelinedConnection:
         if self._shared is not None and self._shared.is_open:
             return self._shared
-        began = None
+        started_at = None
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(limit), self._opening:
                 if self._shared is None or not self._shared.is_open:
-                    began = loop.time()
+                    started_at = loop.time()
                     self._shared = await self._open_connection()
                 return self._shared
         except TimeoutError as exc:
-            if began is not None and loop.time() - began > _LONG_TIMEOUT_SHARE * self.timeout:
+            if started_at is not None and loop.time() - started_at > _LONG_TIMEOUT_SHARE * self.timeout:
                 self._record_timeout()
             raise NotSentError("no connection in time") from exc
 
     async def _dedicated_connection(self, limit: float) -> PipelinedConnection:
         while self._idle:
-            if (link := self._idle.pop()).is_open:
-                return link
+            if (connection := self._idle.pop()).is_open:
+                return connection
         try:
             async with asyncio.timeout(limit):
                 return await self._open_connection()
@@ -170,7 +170,7 @@ class ServerTransport:
             raise _closed()
         connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
         try:
-            async with asyncio.timeout(self.timeout):  # redis-py limits connecting, and not the greeting behind it
+            async with asyncio.timeout(self.timeout):  # redis-py limits the connect, but not the handshake after it
                 await connection.connect()
             if self.closed:
                 raise _closed()
@@ -180,44 +180,47 @@ class ServerTransport:
         except RedisTimeoutError as exc:
             raise TimeoutError from exc
         except (RedisError, OSError) as exc:
-            refused = isinstance(exc, _DENIED) or isinstance(exc.__cause__, _DENIED)
-            why = str(exc) or "no connection"
-            if why != self._last_logged:  # told once
-                self._last_logged = why
-                _log.warning("The store cannot be reached: %s", why)
-            raise NotSentError(why, is_permanent=refused, public_reason="no connection") from exc
+            denied = isinstance(exc, _DENIED) or isinstance(exc.__cause__, _DENIED)
+            reason = str(exc) or "no connection"
+            if reason != self._last_logged:  # logged once, not for every attempt
+                self._last_logged = reason
+                _log.warning("The store cannot be reached: %s", reason)
+            raise NotSentError(reason, is_permanent=denied, public_reason="no connection") from exc
         self._last_logged = ""
-        # From here on the connection is ours, and redis-py's object may go. The writer must stay: it closes its
-        # transport when it is collected.
+        # From here on the connection is ours, and redis-py's object is not needed. The writer must be kept: it closes
+        # its transport when it is garbage-collected.
         writer: asyncio.StreamWriter = connection._writer
         connection._reader = connection._writer = None
         return writer
 
-    # ---------------------------------------------------------------- being away
+    # ---------------------------------------------------------------- circuit breaker
 
     def _record_timeout(self) -> None:
         self._late_count += 1
         if self._late_count >= _LATE_TO_TRIP and not self.circuit_open:
-            _log.warning("The store was late %d times in a row; it counts as away until it answers", self._late_count)
+            _log.warning(
+                "The store did not reply in time %d times in a row; requests fail at once until it replies",
+                self._late_count,
+            )
             self.circuit_open = True
             self._probe = asyncio.create_task(self._probe_until_reply())
 
     async def _probe_until_reply(self) -> None:
         while True:
-            link: PipelinedConnection | None = None
+            connection: PipelinedConnection | None = None
             try:
                 async with asyncio.timeout(_PROBE_S):
-                    link = await self._open_connection()
-                    await link.call([("PING",)], _PROBE_S)
+                    connection = await self._open_connection()
+                    await connection.call([("PING",)], _PROBE_S)
                 break
             except (TimeoutError, NotSentError, NoReplyError):
-                if link is not None:
-                    link.abort("no reply in time")
+                if connection is not None:
+                    connection.abort("no reply in time")
                 await asyncio.sleep(_PROBE_PAUSE_S)
         if self._shared is not None:
             self._shared.abort("replaced")
-        self._shared, self._late_count, self.circuit_open = link, 0, False
-        _log.warning("The store answers again")
+        self._shared, self._late_count, self.circuit_open = connection, 0, False
+        _log.warning("The store replies again")
 
 
 def _closed() -> NotSentError:

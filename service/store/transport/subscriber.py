@@ -13,32 +13,32 @@ from service.store.transport.connection import CommandError
 
 
 class SubscriberConnection(asyncio.Protocol):
-    """Hands out messages as they come, in order, until it is cut.
+    """Calls a function with each message, in order, until the connection is closed.
 
     Attributes:
-        cut_by: Why it hears no more; None while it does.
-        is_cut: Set then.
+        abort_reason: Why it was closed; None while it is open.
+        closed: Set once it is closed.
     """
 
-    def __init__(self, writer: asyncio.StreamWriter, hear: Callable[[str, bytes], None]) -> None:
-        """Take a connection over.
+    def __init__(self, writer: asyncio.StreamWriter, on_message: Callable[[str, bytes], None]) -> None:
+        """Use an open connection.
 
         Args:
-            writer: Of a connection on which the greeting is done and nothing is under way.
-            hear: Takes the topic and the bytes of each message.
+            writer: The writer of an authenticated connection on which no command is pending.
+            on_message: Called with the topic and the bytes of each message.
         """
         self.abort_reason: str | None = None
         self.closed = asyncio.Event()
-        self._writer = writer  # kept, since it closes the connection when it is collected
+        self._writer = writer  # stored, since a writer closes its connection when it is garbage-collected
         self._transport = cast("asyncio.Transport", writer.transport)
-        self._on_message = hear
+        self._on_message = on_message
         self._reader = hiredis.Reader(replyError=CommandError)
         self._confirmations: deque[asyncio.Future[None]] = deque()
         self._received_any = False
         self._transport.set_protocol(self)
 
     async def subscribe(self, topics: Iterable[str]) -> None:
-        """Hear topics; returns when the store has confirmed it, or the ear is cut."""
+        """Subscribe to topics; returns once the store has confirmed it, or the connection is closed."""
         loop = asyncio.get_running_loop()
         names = list(topics)
         if not names or self.closed.is_set():
@@ -49,46 +49,46 @@ class SubscriberConnection(asyncio.Protocol):
         await asyncio.wait(confirmations)
 
     def unsubscribe(self, topics: Iterable[str]) -> None:
-        """Hear topics no more."""
+        """Unsubscribe from topics."""
         if (names := list(topics)) and not self.closed.is_set():
             self._send("UNSUBSCRIBE", *names)
 
-    async def wait_closed(self, patience: float) -> None:
-        """Return when the ear is cut; it is cut when the store says nothing for so many seconds, though asked to."""
+    async def wait_closed(self, idle_timeout: float) -> None:
+        """Return once the connection is closed; close it if nothing arrives for `idle_timeout` seconds after a PING."""
         while not self.closed.is_set():
             self._received_any = False
             self._send("PING")
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(idle_timeout):
                     await self.closed.wait()
             except TimeoutError:
                 if not self._received_any:
-                    self.abort("the store was silent")
+                    self.abort("the store did not reply to PING in time")
 
-    def abort(self, why: str) -> None:
+    def abort(self, reason: str) -> None:
         """Close the connection at once."""
         if self.abort_reason is None:
-            self.abort_reason = why
+            self.abort_reason = reason
             self._transport.abort()
             self.closed.set()
             for confirmation in self._confirmations:
                 if not confirmation.done():
                     confirmation.set_result(None)
 
-    # ---------------------------------------------------------------- what the transport calls
+    # ---------------------------------------------------------------- called by asyncio's transport
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of messages and confirmations."""
+        """Decode the bytes of messages and confirmations."""
         self._received_any = True
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
                 self._handle_push(reply)
         except (hiredis.ProtocolError, UnicodeDecodeError) as exc:
-            self.abort(f"the store sent what it should not: {exc}")
+            self.abort(f"the store violated the protocol: {exc}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Record the loss of the connection."""
         self.abort(str(exc or "") or "the connection was lost")
 
     # ---------------------------------------------------------------- helpers

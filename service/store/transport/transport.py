@@ -1,4 +1,4 @@
-"""`RedisTransport`: the way to the store, whatever servers it is made of."""
+"""`RedisTransport`: how commands reach the store, be it one server, a primary behind Sentinels, or a Cluster."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from service.store.transport.urls import ClusterUrl, scheme_of, sentinel_pool, s
 
 
 class RedisTransport(Protocol):
-    """Sends commands to where their keys are.
+    """Sends commands to the servers that own their keys.
 
     Attributes:
-        timeout: Seconds that connecting, and one exchange, may take.
-        one_stream: Whether a command may only name keys of one stream.
+        timeout: Seconds for connecting, and for one exchange.
+        is_cluster: Whether the store is a Cluster; a command may then use keys of one stream only.
     """
 
     timeout: float
@@ -31,33 +31,34 @@ class RedisTransport(Protocol):
         Args:
             commands: Each a command and its arguments.
             timeout: Seconds for all of them, and before that for a connection; `self.timeout` if None.
-            confirm: Wait for a replica, half of the time, after the last command; each has to be a write.
+            confirm: After the last command, wait for half of the time until a replica confirms; each command must be a
+                write.
 
         Returns:
-            A reply per command. What was refused is a `CommandError` object, what no replica confirmed an
-            `NotReplicated`. Of several servers, the replies of one that failed are the error itself.
+            A reply per command. An error reply is a `CommandError` object, a reply that no replica confirmed a
+            `NotReplicated`. With several servers, the replies of one that failed are the exception itself.
 
         Raises:
-            NotSentError: No connection could be had in time.
+            NotSentError: No connection could be opened in time.
             NoReplyError: A reply is missing.
         """
 
     async def open_dedicated(self) -> asyncio.StreamWriter:
-        """Return a connection of the caller's own to one of the servers, greeted, with nothing under way.
+        """Return a connection of the caller's own to one of the servers, authenticated, with no pending command.
 
         Raises:
-            NotSentError: There is none to be had.
-            TimeoutError: Not within `timeout`.
+            NotSentError: No connection could be opened.
+            TimeoutError: It was not opened within `timeout`.
         """
 
     async def primaries(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerTransport]]:
-        """Return the primaries, in a fixed order, and a name for who has what, which changes when that does.
+        """Return a name of the assignment of keys to primaries, which changes with it, and the primaries, sorted.
 
         Args:
-            fresh: Ask for them, unless that was done a moment ago; else what is known will do.
+            fresh: Query the servers, unless that was done a moment ago; otherwise the last result may be returned.
 
         Raises:
-            NotSentError: Nobody says who they are.
+            NotSentError: No server returned them.
         """
 
     async def close(self) -> None:
@@ -65,15 +66,15 @@ class RedisTransport(Protocol):
 
 
 def open_transport(url: str, *, timeout: float) -> RedisTransport:
-    """Return the way to a store; nothing is connected yet.
+    """Return the transport for a store; nothing is connected yet.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`; `redis+sentinel://host:port,host:port/service/db`;
             `redis+cluster://host:port,host:port`; the last two with `rediss` over TLS.
-        timeout: Seconds that connecting, and one exchange, may take.
+        timeout: Seconds for connecting, and for one exchange.
 
     Raises:
-        BadStoreUrlError: The URL has another scheme or cannot be read.
+        BadStoreUrlError: The URL has another scheme or cannot be parsed.
     """
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):

@@ -56,7 +56,7 @@ async def test_a_store_that_cannot_keep_a_promise_is_refused(
 ) -> None:
     configure(redis_server, **settings)
     store = StateStore(redis_server.url)
-    facts = await read_server_info(store, patience=5)
+    facts = await read_server_info(store, timeout=5)
     await store.close()
 
     with pytest.raises(UnsafeStoreError, match=re.escape(says)):
@@ -66,7 +66,7 @@ async def test_a_store_that_cannot_keep_a_promise_is_refused(
 async def test_a_store_that_keeps_the_promises_is_accepted(short_path: Path) -> None:
     with primary_and_replica(short_path, "--appendonly", "yes", "--appendfsync", "always") as (primary, _, _, _):
         store = StateStore(primary.url, durability="replica")
-        facts = await read_server_info(store, patience=5)
+        facts = await read_server_info(store, timeout=5)
         for durability in ("memory", "fsync", "replica"):
             check_safe(facts, durability, allow_eviction=False)
         await check_permissions(store)
@@ -187,7 +187,7 @@ def acl_server(redis_server: Server) -> AclServer:
 
 async def test_the_documented_permissions_suffice(folder: Path, acl_server: AclServer) -> None:
     async with worker(acl_server.url(*documented_permissions()), folder) as engine:
-        facts = await read_server_info(engine.store, patience=5)
+        facts = await read_server_info(engine.store, timeout=5)
         await check_permissions(engine.store)
         await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
         replayed = await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
@@ -208,7 +208,7 @@ async def test_the_documented_permissions_of_each_durability_and_kind_suffice(
     short_path: Path, acl_server: AclServer
 ) -> None:
     store = StateStore(acl_server.url(*documented_permissions(), "+config|get"))
-    assert (await read_server_info(store, patience=5)).appendfsync == "everysec"
+    assert (await read_server_info(store, timeout=5)).appendfsync == "everysec"
     await store.close()
     with primary_and_replica(short_path) as (primary, _, _, _):
         store = StateStore(AclServer(primary).url(*documented_permissions(), "+wait"), durability="replica")
@@ -233,7 +233,7 @@ GRANTED = [word for word in documented_permissions() if word.startswith("+")]
 @pytest.mark.parametrize("right", [word for word in GRANTED if word not in ("+ping", "+info", "+unsubscribe")])
 async def test_a_missing_permission_is_named_before_the_first_request(acl_server: AclServer, right: str) -> None:
     store = StateStore(acl_server.url(*(word for word in documented_permissions() if word != right)))
-    await read_server_info(store, patience=5)
+    await read_server_info(store, timeout=5)
 
     with pytest.raises(UnsafeStoreError, match=f"(?i){right[1:]}"):
         await check_permissions(store)
@@ -259,7 +259,7 @@ async def test_a_user_without_commands_keys_or_channels_is_refused(acl_server: A
     store = StateStore(acl_server.url(*rights))
 
     with pytest.raises(UnsafeStoreError, match=r"permission|NOPERM"):  # noqa: PT012 - either check may detect it
-        await read_server_info(store, patience=0)
+        await read_server_info(store, timeout=0)
         await check_permissions(store)
     await store.close()
 
@@ -280,5 +280,5 @@ async def test_a_wrong_password_is_refused_at_once(acl_server: AclServer) -> Non
     store = StateStore(acl_server.url(*documented_permissions()).replace(":secret@", ":wrong@"))
 
     with pytest.raises(UnsafeStoreError, match="password"):
-        await read_server_info(store, patience=60)
+        await read_server_info(store, timeout=60)
     await store.close()

@@ -154,7 +154,7 @@ async def test_a_flushed_script_is_loaded_again_where_it_is_missing(three: Clust
 async def test_reported_settings_are_those_of_the_worst_primary(three: Cluster, store: StateStore) -> None:
     with three.primaries[2].client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
-        facts = await read_server_info(store, patience=SOON)
+        facts = await read_server_info(store, timeout=SOON)
         client.config_set("maxmemory-policy", "noeviction")
 
     assert (facts.primaries, facts.policy, facts.replicas) == (3, "allkeys-lru", 0)
@@ -309,7 +309,7 @@ async def test_a_server_without_cluster_mode_is_named_in_the_error(redis_server:
     store = StateStore("redis+cluster://127.0.0.1:1,127.0.0.1:2", timeout=0.3)
 
     with pytest.raises(UnsafeStoreError, match="no node of the Cluster"):
-        await read_server_info(store, patience=0)
+        await read_server_info(store, timeout=0)
     with pytest.raises(StoreUnavailableError):
         await store.load(["swl:1:{a}"], deadline=now() + 0.3)
     with pytest.raises((StoreUnavailableError, OutcomeUnknownError)):

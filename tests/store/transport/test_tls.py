@@ -68,7 +68,7 @@ def tls_server(short_path: Path, binary: Path) -> Iterator[tuple[Server, int]]:
 async def first_step(url: str, folder: Path) -> int:
     """Start an engine on the store and return the step that its first request reaches."""
     async with worker(url, folder) as engine:
-        await read_server_info(engine.store, patience=SOON)
+        await read_server_info(engine.store, timeout=SOON)
         await check_permissions(engine.store)
         return (await engine.advance(step("a", 1, seq=1))).step
 
@@ -84,7 +84,7 @@ async def test_an_untrusted_certificate_is_refused(tls_server: tuple[Server, int
 
     with pytest.raises(UnsafeStoreError, match=r"(?i)certificate"):
         async with worker(f"rediss://localhost:{port}/0", folder) as engine:
-            await read_server_info(engine.store, patience=0)
+            await read_server_info(engine.store, timeout=0)
 
 
 async def test_a_connection_without_tls_to_a_tls_server_is_reported(
@@ -92,9 +92,9 @@ async def test_a_connection_without_tls_to_a_tls_server_is_reported(
 ) -> None:
     _, port = tls_server
 
-    with pytest.raises(UnsafeStoreError, match="The store does not serve us"):
+    with pytest.raises(UnsafeStoreError, match="The store cannot be used"):
         async with worker(f"redis://localhost:{port}/0", folder, timeout=0.5) as engine:
-            await read_server_info(engine.store, patience=0)
+            await read_server_info(engine.store, timeout=0)
 
 
 async def test_a_cluster_over_tls_can_be_used(short_path: Path, binary: Path, folder: Path) -> None:
