@@ -59,7 +59,7 @@ NO_COMPARE_AND_SET = Mutant(
 NO_OPERATION_IDS = Mutant(
     "no operation ids",
     "service/engine/protocol/op_ids.py",
-    "begun, names = self._numbered.copy, list[bytes]()",
+    "new_hash, op_ids = self._sequenced.copy, list[bytes]()",
     "return [self._new_name() for _ in seqs]",
     ("tests/engine/protocol/test_op_ids.py",),
 )
@@ -84,7 +84,7 @@ MUTANTS = (
     Mutant(
         "`after` is not checked against the cached record",
         "service/engine/protocol/decide.py",
-        "and (ask.after is None or ask.after == chain)",
+        "and (timestep.after is None or timestep.after == history_hash)",
         "and True",
         _DECIDE,
     ),
