@@ -252,8 +252,8 @@ MUTANTS = (
     Mutant(
         "the end entry is treated as an idempotency entry",
         "service/store/scripts/commit.lua",
-        "local answers = entry and not (forget and string.sub(KEYS[entry], -4) == ':end')",
-        "local answers = entry",
+        "local replays = entry and not (deletes and string.sub(KEYS[entry], -4) == ':end')",
+        "local replays = entry",
         (f"{_LAWS}test_a_deleted_stream_is_not_deleted_again",),
     ),
     Mutant(
