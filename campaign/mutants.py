@@ -59,7 +59,7 @@ NO_COMPARE_AND_SET = Mutant(
 NO_OPERATION_IDS = Mutant(
     "no operation ids",
     "service/engine/protocol/op_ids.py",
-    "begun, names = self._numbered.copy, list[bytes]()",
+    "new_hash, op_ids = self._sequenced.copy, list[bytes]()",
     "return [self._new_name() for _ in seqs]",
     ("tests/engine/protocol/test_op_ids.py",),
 )
@@ -84,7 +84,7 @@ MUTANTS = (
     Mutant(
         "`after` is not checked against the cached record",
         "service/engine/protocol/decide.py",
-        "and (ask.after is None or ask.after == chain)",
+        "and (timestep.after is None or timestep.after == history_hash)",
         "and True",
         _DECIDE,
     ),
@@ -252,8 +252,8 @@ MUTANTS = (
     Mutant(
         "the end entry is treated as an idempotency entry",
         "service/store/scripts/commit.lua",
-        "local answers = entry and not (forget and string.sub(KEYS[entry], -4) == ':end')",
-        "local answers = entry",
+        "local replays = entry and not (deletes and string.sub(KEYS[entry], -4) == ':end')",
+        "local replays = entry",
         (f"{_LAWS}test_a_deleted_stream_is_not_deleted_again",),
     ),
     Mutant(

@@ -1,11 +1,11 @@
-"""What can go wrong with a request or with the store; codes and words, no HTTP.
+"""Errors of requests and of the store: codes and messages, independent of HTTP.
 
 StepwellError (model_export.errors)    code, problem, fix
 └── ServiceError                       also applied, retry, step, state_id, expected
-    ├── StoreUnavailableError          the store did not answer, and the commit was surely not sent
-    ├── OutcomeUnknownError            the store did not answer after the commit was sent
+    ├── StoreUnavailableError          the store did not reply, and the commit was certainly not sent
+    ├── OutcomeUnknownError            the store did not reply after the commit was sent
     ├── StoreFullError                 the store is at its memory limit; nothing was written
-    ├── CorruptRecordError             the bytes at the stream's key are no record of ours
+    ├── CorruptRecordError             the value of the stream's key is not a record of ours
     └── RecordVersionError             a record of another format version
 """
 
@@ -54,21 +54,21 @@ CODES: dict[str, Retry] = {
     "model_timeout": "same",
     "record_version": "same",
 }
-"""Every code on the wire, and what the client may do next with the same request."""
+"""Every error code in responses, and what the client may do next with the same request."""
 
 
 class ServiceError(StepwellError):
-    """A request that was refused or whose outcome is not known.
+    """A request that was rejected, or whose outcome is unknown.
 
     Attributes:
         code: One of `CODES`.
-        applied: Whether this request moved the stream. For `seq_passed` "yes" means that the
-            position was applied, by whichever request.
-        retry: What may be done next: send the same again, send again from `expected`, or never.
-        step: The stream's step as the server has it.
-        state_id: The stream's state id as the server has it, 16 bytes.
-        expected: The `seq` that the server would take next.
-        retry_after_s: Seconds after which the same request may succeed; None: not known.
+        applied: Whether this request was applied to the stream. For `seq_passed`, "yes" means that the position was
+            applied, by this or another request.
+        retry: What the client may do: send the same request again, resend from `expected`, or never retry.
+        step: The stream's step in the store.
+        state_id: The stream's state id in the store, 16 bytes.
+        expected: The next `seq` of the stream.
+        retry_after_s: Seconds after which the same request may succeed; None: unknown.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class ServiceError(StepwellError):
 
 
 class StoreUnavailableError(ServiceError):
-    """The store did not answer; nothing was applied."""
+    """The store did not reply; nothing was applied."""
 
     def __init__(self, problem: str, **more: Any) -> None:
         super().__init__("store_unavailable", problem, fix="Send the same request again after a pause.", **more)
 
 
 class OutcomeUnknownError(ServiceError):
-    """The store did not answer after the commit was sent; it may or may not have been applied."""
+    """The store did not reply after the commit was sent; it may or may not have been applied."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(
@@ -114,14 +114,14 @@ class OutcomeUnknownError(ServiceError):
 
 
 class StoreFullError(ServiceError):
-    """The store refuses to grow; nothing was written."""
+    """The store is at its memory limit; nothing was written."""
 
     def __init__(self, problem: str) -> None:
         super().__init__("store_full", problem, fix="Delete streams or give the store more memory, then retry.")
 
 
 class CorruptRecordError(ServiceError):
-    """The bytes stored for a stream are not a record; they are left as they are."""
+    """The stored value of a stream is not a record; it is left unchanged."""
 
     def __init__(self, problem: str, **more: Any) -> None:
         fix = more.pop("fix", "Reset or delete this stream; other streams are not touched.")
@@ -129,44 +129,45 @@ class CorruptRecordError(ServiceError):
 
 
 class RecordVersionError(ServiceError):
-    """A record of a format version that this release cannot read; it is left as it is."""
+    """A record of a format version that this release cannot decode; it is left unchanged."""
 
     def __init__(self, problem: str, **more: Any) -> None:
         super().__init__("record_version", problem, fix="Wait until every replica runs the same release.", **more)
 
 
 def not_a_record(which: str = "The stream's key") -> CorruptRecordError:
-    """Return the error of a stream whose key holds something else than a record, or too few bytes of one.
+    """Return the error for a stream whose key holds a value that is not a record, or a truncated one.
 
     Args:
-        which: The key, where there are several in question.
+        which: The key, if the request concerns several.
     """
-    return CorruptRecordError(f"{which} holds something that is no record.")
+    return CorruptRecordError(f"{which} holds a value that is not a record.")
 
 
 def wrong_state_size(found: int, expected: int) -> CorruptRecordError:
-    """Return the error of a stored state that is not the model's.
+    """Return the error for a stored state whose size is not that of the model's.
 
     Args:
         found: Bytes of the stored state.
-        expected: Bytes of the model's.
+        expected: Bytes of the model's state.
     """
-    return CorruptRecordError(f"The stored state has {found} bytes; the model's has {expected}.")
+    return CorruptRecordError(f"The stored state has {found} bytes; the model's state has {expected}.")
 
 
 def state_changed(step: int, state_id: bytes, *, expected: int | None = None, retry: Retry = "never") -> ServiceError:
-    """Return the refusal of an `after` that is not the stream's history.
+    """Return the error for an `after` that is not the stream's state id.
 
     Args:
-        step: Where the stream stands.
-        state_id: Its history, 16 bytes.
-        expected: The `seq` that comes next, where the request has timesteps.
-        retry: `resend_from` where the store lost what the client had been answered.
+        step: The stream's step.
+        state_id: The stream's state id, 16 bytes.
+        expected: The next `seq`, if the request has timesteps.
+        retry: `resend_from` if the store has lost commits that it had confirmed to the client.
     """
     return ServiceError(
         "state_changed",
-        f"`after` names another history than the stream's, which stands at step {step}.",
-        fix="Read the stream, then go on from its `step` and `state_id`; if it fell back, send its inputs again.",
+        f"`after` is not the state id of the stream, which is at step {step}.",
+        fix="Read the stream, then continue from its `step` and `state_id`; if the store lost steps, resend their "
+        "inputs.",
         step=step,
         state_id=state_id,
         expected=expected,
@@ -174,14 +175,14 @@ def state_changed(step: int, state_id: bytes, *, expected: int | None = None, re
     )
 
 
-def stream_exists(step: int, state_id: bytes, why: str, *, fix: str) -> ServiceError:
-    """Return the refusal of a request that begins a stream which is there already.
+def stream_exists(step: int, state_id: bytes, reason: str, *, fix: str) -> ServiceError:
+    """Return the error for a request that creates a stream which exists already.
 
     Args:
-        step: Where the stream stands.
-        state_id: Its history, 16 bytes.
-        why: What in the request asks for a new stream.
+        step: The stream's step.
+        state_id: The stream's state id, 16 bytes.
+        reason: The field of the request that requires a new stream.
         fix: What to do instead.
     """
-    problem = f"The stream exists and stands at step {step}; {why}."
+    problem = f"The stream exists and is at step {step}; {reason}."
     return ServiceError("stream_exists", problem, fix=fix, step=step, state_id=state_id)

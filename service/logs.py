@@ -1,6 +1,6 @@
-"""Log lines: one line an event on standard error, as text for people or JSON for machines.
+"""Log lines: one line per event on standard error, as text for people or JSON for machines.
 
-What a client sent (stream ids, paths) is escaped, so that it cannot forge a line; keys and inputs are left out.
+Texts from clients (stream ids, paths) are escaped, so that they cannot forge a line; keys and inputs are left out.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ log = logging.getLogger("service")
 LogFormat = Literal["text", "json"]
 
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
-_CHATTY = ("httpx", "httpcore")  # a line for each request would be the demo's own noise
-_PLACES = 6  # frames named for each exception, the innermost first
+_VERBOSE = ("httpx", "httpcore")  # they log each request; in the demo these are its own
+_MAX_FRAMES = 6  # logged frames of each exception, the innermost first
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 
-# A bearer token, a WebSocket's first message, the password in a URL; and what stands there instead.
+# A bearer token, a WebSocket's first message, the password in a URL; each with its replacement.
 _SECRETS = (
     (re.compile(r"(?i)\b(bearer\s+)[^\s'\",;]+"), r"\1***"),
     (re.compile(r"(?i)(['\"]auth['\"]\s*:\s*['\"])[^'\"]*"), r"\1***"),
     (re.compile(r"(\w://[^\s/:@]*:)[^\s/]*@"), r"\1***@"),
 )
-# "could not convert string to float: '...'": these quote the values that they were given.
-_QUOTING = (ValueError, TypeError, LookupError)
+# "could not convert string to float: '...'": the texts of these exceptions contain the values that caused them.
+_QUOTE_VALUES = (ValueError, TypeError, LookupError)
 
 
 def configure(log_format: LogFormat) -> None:
-    """Send every logger's lines, uvicorn's and warnings among them, to standard error; safe to call again."""
+    """Send the lines of every logger, including uvicorn's and warnings, to standard error; safe to call again."""
     for name in _UVICORN:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    for name in _CHATTY:
+    for name in _VERBOSE:
         logging.getLogger(name).setLevel(logging.WARNING)
     root = logging.getLogger()
     for before in [handler for handler in root.handlers if isinstance(handler, _StandardError)]:
@@ -58,13 +58,13 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        words = [f"{_time(record)} {record.levelname} {_logger(record)}: {_message(record)}"]
-        words += [f"{name}={_word(value)}" for name, value in _fields(record).items()]
-        return _escaped(_redacted(" ".join(words)))
+        parts = [f"{_time(record)} {record.levelname} {_logger(record)}: {_message(record)}"]
+        parts += [f"{name}={_quoted(value)}" for name, value in _fields(record).items()]
+        return _escaped(_redacted(" ".join(parts)))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `logger`, `process`, `message`, the fields, and `error`."""
+    """One JSON object per line: `time`, `level`, `logger`, `process`, `message`, the fields, and `error`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -81,7 +81,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what standard error is at that moment."""
+    """Writes to the current `sys.stderr`."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -92,7 +92,7 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
 
 def _is_an_event(record: logging.LogRecord) -> bool:
-    """Say no to uvicorn's line for each WebSocket, which it writes though its access log is off."""
+    """Drop uvicorn's line for each WebSocket, which it logs even if its access log is off."""
     return record.levelno > logging.INFO or '"WebSocket ' not in str(record.msg)
 
 
@@ -101,7 +101,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _logger(record: logging.LogRecord) -> str:
-    return "uvicorn" if record.name in _UVICORN else record.name  # it calls the main one uvicorn.error
+    return "uvicorn" if record.name in _UVICORN else record.name  # its main logger is called uvicorn.error
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -111,39 +111,39 @@ def _message(record: logging.LogRecord) -> str:
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
     if record.exc_info and record.exc_info[1] is not None:
-        fields["error"] = " <- ".join(_told(record.exc_info[1]))
+        fields["error"] = " <- ".join(_descriptions(record.exc_info[1]))
     return fields
 
 
-def _told(exc: BaseException) -> Iterator[str]:
-    """Tell an exception, then what caused it: type, text where it cannot hold a caller's inputs, and place."""
-    text = "" if isinstance(exc, _QUOTING) else str(exc)
-    places = [
+def _descriptions(exc: BaseException) -> Iterator[str]:
+    """Yield a description of an exception, then of its causes: type, frames, and text if it has no client's inputs."""
+    text = "" if isinstance(exc, _QUOTE_VALUES) else str(exc)
+    frames = [
         f"{'/'.join(PurePath(frame.f_code.co_filename).parts[-2:])}:{line} {frame.f_code.co_name}"
         for frame, line in walk_tb(exc.__traceback__)
     ]
-    yield f"{type(exc).__name__}{': ' if text else ''}{text} ({', '.join(places[: -_PLACES - 1 : -1])})"
+    yield f"{type(exc).__name__}{': ' if text else ''}{text} ({', '.join(frames[: -_MAX_FRAMES - 1 : -1])})"
     if isinstance(exc, BaseExceptionGroup):
         for part in exc.exceptions:
-            yield from _told(part)
+            yield from _descriptions(part)
     before = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
     if before is not None:
-        yield from _told(before)
+        yield from _descriptions(before)
 
 
 def _redacted(text: str) -> str:
-    for secret, instead in _SECRETS:
-        text = secret.sub(instead, text)
+    for secret, replacement in _SECRETS:
+        text = secret.sub(replacement, text)
     return text
 
 
-def _word(value: Any) -> str:
+def _quoted(value: Any) -> str:
     text = str(value)
     return text if text and not set(text) & set(' ="') else json.dumps(text, ensure_ascii=False)
 
 
 def _escaped(text: str) -> str:
-    """Return the text with everything escaped that could end the line, hide or steer a terminal."""
+    """Escape the characters that could end the line, hide text, or control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

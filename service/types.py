@@ -1,4 +1,4 @@
-"""Frozen values that travel between the doors, the engine and the store; no behaviour."""
+"""Immutable values that transports, engine and store exchange; no behaviour."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ReturnMode = Literal["all", "last", "none"]
 Transport = Literal["http", "websocket", "oip"]
 Lifecycle = Literal["on", "new", "last", "whole", "none"]
 STARTS: Final = frozenset[Lifecycle](("new", "whole"))
-"""Timesteps with which a stream begins anew, from the initial state, whatever was there."""
+"""Timesteps before which the stream is reset to the initial state."""
 ENDS: Final = frozenset[Lifecycle](("last", "whole"))
-"""Timesteps after which the stream is forgotten."""
+"""Timesteps after which the stream is deleted."""
 
 
 class StreamKey(NamedTuple):
-    """A stream's full name: whose it is, which model steps it, what it is called."""
+    """The full name of a stream: tenant, model, and stream id."""
 
     tenant: str
     model: str
@@ -31,27 +31,27 @@ class StreamKey(NamedTuple):
 
 _SINGLE: Final = (1, "all", "on")
 
-# Of these one is made per step, and msgspec's structs are made in a quarter of the time that a NamedTuple takes.
+# One of these is created per step, and msgspec creates a struct in a quarter of the time of a NamedTuple.
 
 
 class Timestep(Struct, frozen=True, gc=False):
-    """One request to move one stream by one timestep or by a chunk of them.
+    """One request that steps one stream by one timestep or by a chunk.
 
     Attributes:
         key: The stream.
-        inputs: Each model input's bytes, in the order of the inputs' names: `(T, *row)` of its declared dtype in C
-            order, checked and finite.
+        inputs: Each model input's bytes, sorted by input name: `(T, *row)` of its declared dtype in C order, checked
+            and finite.
         length: T, the number of timesteps; 1 or more.
-        seq: Number of the first timestep, from 1 since creation or reset; None: wherever the stream is.
-        after: The 16 bytes of the `state_id` that the stream must have; None: whichever.
-        create: May a missing stream begin here: `auto`, `never`, or `must` (it has to be missing).
+        seq: Step of the first timestep, from 1 since creation or reset; None: the stream's next step.
+        after: The 16 bytes of the `state_id` that the stream must have; None: any.
+        create: Whether a missing stream is created: `auto`, `never`, or `must` (the stream must be missing).
         idempotency_key: The client's key, 1 to 255 characters, or None.
-        keep: Which predictions are wanted, and kept for a retry: all T, the last, or none.
-        version: The model version that was asked for; None: the live record's, else the default.
-        door: Which way it came, for the metrics.
-        life: `on`: the stream goes on; `new`: it begins anew; `last`: it is forgotten afterwards; `whole`: both;
-            `none`: of no stream at all, which only a model without state can take.
-        name: Where the store has the stream, if that was found out before; else empty.
+        keep: Which predictions are returned, and stored for a replay: all T, the last, or none.
+        version: The requested model version; None: that of the stream's record, else the default.
+        transport: How it reached the service, for the metrics.
+        lifecycle: `on`: the stream continues; `new`: it is reset before; `last`: it is deleted afterwards; `whole`:
+            both; `none`: there is no stream, which only a model without state supports.
+        name: Key of the stream's record, if already computed; else empty.
     """
 
     key: StreamKey
@@ -109,13 +109,13 @@ class StreamHandle(Struct, frozen=True, gc=False):
 
 
 class BulkTimesteps(Struct, frozen=True, gc=False):
-    """Requests that came together, alike, each to move another stream; attributes as a `Timestep`'s, in columns.
+    """The timesteps of a bulk request, each of another stream, as columns; other attributes as in `Timestep`.
 
     Attributes:
         keys: The streams.
-        names: Where the store has each.
+        names: Keys of the streams' records.
         inputs: `(rows, T, *row)` of its declared dtype by input, checked and finite.
-        packed: Each row's bytes of each input, in the order of the inputs' names.
+        packed: Each row's bytes of each input, sorted by input name.
         seqs: One per row, or None.
         afters: One per row, or None.
     """
@@ -134,30 +134,29 @@ class BulkTimesteps(Struct, frozen=True, gc=False):
     transport: Transport
 
     def rows(self) -> list[Timestep]:
-        """Return every request by itself."""
+        """Return one `Timestep` per row."""
         length, create, key, keep = self.length, self.create, self.idempotency_key, self.keep
-        version, door = self.version, self.transport
+        version, transport = self.version, self.transport
         rows = zip(self.keys, self.packed, self.seqs, self.afters, self.names, strict=True)
         return [
-            Timestep(stream, inputs, length, seq, after, create, key, keep, version, door, "on", name)
+            Timestep(stream, inputs, length, seq, after, create, key, keep, version, transport, "on", name)
             for stream, inputs, seq, after, name in rows
         ]
 
 
 class BatchOutput:
-    """What a model made of a batch, and where that brought the streams.
+    """The predictions of a batch, and the positions of its streams after it.
 
     Attributes:
-        arrays: One array per answered output, `(rows, T', *row)` with T' = T, 1 or 0 as `keep` says.
-        steps: The last timestep of each stream that was applied.
-        state_ids: Names of each stream's whole history up to there, 16 bytes each.
-        texts: Left to who writes answers: that to each row, made for all rows at once when one is needed.
+        arrays: One array per returned output, `(rows, T', *row)` with T' = T, 1 or 0, depending on `keep`.
+        steps: Each stream's step after it.
+        state_ids: Each stream's state id after it, 16 bytes each.
+        encoded_rows: The encoded response to each row, or empty; set by the codec, which encodes all rows in one call.
     """
 
     __slots__ = ("arrays", "encoded_rows", "state_ids", "steps")
 
     def __init__(self, arrays: Mapping[str, Array], steps: Sequence[int], state_ids: Sequence[bytes]) -> None:
-        """Take what was made."""
         self.arrays = arrays
         self.steps = steps
         self.state_ids = state_ids
@@ -165,14 +164,14 @@ class BatchOutput:
 
 
 class Prediction(Struct, frozen=True, gc=False):
-    """The committed answer to a `Timestep`.
+    """The committed result of a `Timestep`.
 
     Attributes:
-        made: What was made together with it.
-        row: Its place in that.
-        replayed: This request had been applied before; this is its first answer.
-        created: This request created the stream.
-        version: The model version that made it.
+        batch: The output of the batch that it was in.
+        row: Its row in the batch.
+        replayed: The request was applied before; this is the stored result.
+        created: The request created the stream.
+        version: The model version that computed it.
     """
 
     batch: BatchOutput
@@ -183,26 +182,26 @@ class Prediction(Struct, frozen=True, gc=False):
 
     @property
     def step(self) -> int:
-        """The last timestep that was applied."""
+        """The stream's step after it."""
         return self.batch.steps[self.row]
 
     @property
     def state_id(self) -> bytes:
-        """Names the whole history up to `step`, 16 bytes."""
+        """The stream's state id at `step`, 16 bytes."""
         return self.batch.state_ids[self.row]
 
     @property
     def outputs(self) -> dict[str, Array]:
-        """One array per answered output, `(T', *row)`."""
+        """One array per returned output, `(T', *row)`."""
         return {name: array[self.row] for name, array in self.batch.arrays.items()}
 
 
 class BulkPrediction(Struct, frozen=True, gc=False):
-    """The committed answers to `BulkTimesteps`, all applied now, to streams that were there.
+    """The committed results of `BulkTimesteps`, all applied now, to streams that existed.
 
     Attributes:
-        made: What was made of them, in their order.
-        version: The model version that made them.
+        batch: Their predictions, in the order of the request.
+        version: The model version that computed them.
     """
 
     batch: BatchOutput
@@ -211,16 +210,17 @@ class BulkPrediction(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
-    """What the store knows about one stream.
+    """The status of a stream.
 
     Attributes:
-        version: Model version that wrote the state, or None where it is not loaded here.
+        key: The stream.
+        version: Model version that wrote the state, None if it is not loaded here.
         step: Timesteps since creation or reset.
         state_id: 16 bytes.
-        created_ms: Milliseconds since the epoch.
-        updated_ms: Milliseconds since the epoch.
-        expires_in_ms: Milliseconds until the stream is forgotten if it stays idle.
-        outputs: The last prediction that is kept, `*row` by name; none where there is none, or its model is not here.
+        created_ms: Milliseconds since the Unix epoch.
+        updated_ms: Milliseconds since the Unix epoch.
+        expires_in_ms: Milliseconds until the stream expires if it stays idle.
+        outputs: The last stored prediction, `*row` by name; empty if there is none, or its model is not loaded here.
     """
 
     key: StreamKey
@@ -235,12 +235,12 @@ class StreamStatus:
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """Where a stream stands after it was put there: reset, forked, or given a state; or where a snapshot stands.
+    """The position of a stream after a reset, a fork or an import of a state; or the position in a snapshot.
 
     Attributes:
-        step: 0, or the snapshot's, the other stream's or the given one.
+        step: 0, or that of the snapshot, of the other stream, or of the imported state.
         state_id: 16 bytes.
-        replayed: The same had been done before; this is its first answer.
+        replayed: The request was applied before; this is the stored result.
     """
 
     step: int
@@ -250,11 +250,11 @@ class StreamPosition:
 
 @dataclass(frozen=True, slots=True)
 class ImportedState:
-    """A state from outside, checked: one row per state of the model, its declared dtype, finite.
+    """An imported state, checked: one row per state of the model, its declared dtype, finite.
 
     Attributes:
         states: `*row` by name.
-        step: Timesteps that the stream counts from then on.
+        step: The stream's step from then on.
     """
 
     states: Mapping[str, Array]
@@ -263,12 +263,12 @@ class ImportedState:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """What a stream carries.
+    """The state of a stream.
 
     Attributes:
         states: One row per state of the model, `*row` by name.
         step: Timesteps since creation or reset.
-        fingerprint: The model that wrote it, 8 bytes.
+        fingerprint: Fingerprint of the model that wrote it, 8 bytes.
     """
 
     states: Mapping[str, Array]
@@ -278,14 +278,14 @@ class StreamState:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotStatus:
-    """What is known of a snapshot.
+    """The status of a snapshot.
 
     Attributes:
         name: Its name.
-        version: Model version that wrote the state, or None where it is not loaded here.
-        step: The stream's step then.
-        state_id: The stream's history then, 16 bytes.
-        taken_ms: When it was taken, milliseconds since the epoch.
+        version: Model version that wrote the state, None if it is not loaded here.
+        step: The stream's step in the snapshot.
+        state_id: The stream's state id in the snapshot, 16 bytes.
+        taken_ms: When it was created, milliseconds since the Unix epoch.
     """
 
     name: str
@@ -297,18 +297,18 @@ class SnapshotStatus:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """A request to go on from where a stream stands, by its own predictions.
+    """A request to run a stream from its current state by the model's own predictions.
 
     Attributes:
         key: The stream.
-        horizon: Timesteps to go.
-        inputs: The first inputs that are given, `*row` by name, checked and finite.
-        feedback: A rule by input; None: the model's own.
-        temperature: In place of the rules'; likewise the two that follow.
-        samples: How often to go, each time by chances of its own.
-        seed: Of the chances, from 0 to below 2**64; None: any.
-        commit: The stream moves by it.
-        seq: As for a `Timestep`; likewise those that follow.
+        horizon: Number of timesteps.
+        inputs: The given first inputs, `*row` by name, checked and finite.
+        feedback: A rule by input; None: the model's own rules.
+        temperature: Overrides that of the rules; likewise `top_k` and `top_p`.
+        samples: Number of independent samples.
+        seed: Seed of the random draws, from 0 to below 2**64; None: a random one.
+        commit: Commit the rollout to the stream.
+        seq: As in `Timestep`; likewise the attributes that follow.
     """
 
     key: StreamKey
@@ -330,16 +330,17 @@ class RolloutRequest:
 
 @dataclass(frozen=True, slots=True)
 class RolloutResult:
-    """Where a rollout came.
+    """The result of a rollout.
 
     Attributes:
-        outputs: A prediction for each timestep, `(samples, horizon, *row)` by name.
-        followed: The inputs that each prediction was made into, `(samples, horizon, *row)` by name.
-        seed: Of the chances; None: chance had no part in it.
-        step: The step that the stream has, or would have.
-        state_id: The stream's history: with what was committed, else as it is; empty where there is no stream.
-        replayed: This had been committed before; this is its first answer.
-        created: This request created the stream.
+        outputs: A prediction per timestep, `(samples, horizon, *row)` by name.
+        next_inputs: The inputs computed from each prediction by the feedback rules, `(samples, horizon, *row)` by
+            name.
+        seed: Seed of the random draws; None if the rollout is deterministic.
+        step: The stream's step after a committed rollout; otherwise the step that it would have.
+        state_id: The stream's state id: after a committed rollout, else unchanged; empty if there is no stream.
+        replayed: The rollout was committed before; this is the stored result.
+        created: The request created the stream.
     """
 
     outputs: Mapping[str, Array]
@@ -353,9 +354,9 @@ class RolloutResult:
 
 @dataclass(frozen=True, slots=True)
 class StreamList:
-    """One page of a listing: `(stream, step)` pairs, and where to go on, or None at the end.
+    """One page of a listing: `(stream, step)` pairs, and the cursor of the next page, None at the end.
 
-    The step is None where the stream's record cannot be read.
+    The step is None if the stream's record cannot be read.
     """
 
     streams: list[tuple[str, int | None]] = field(default_factory=list)
@@ -363,4 +364,4 @@ class StreamList:
 
 
 ReplyCallback = Callable[[Prediction | ServiceError], None]
-"""Called exactly once, on the event loop, when a timestep is answered."""
+"""Called exactly once per timestep, on the event loop, with its result."""

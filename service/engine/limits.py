@@ -1,4 +1,4 @@
-"""What one tenant may take of a worker: timesteps a second, and live streams. Does no I/O."""
+"""Limits of one tenant: timesteps per second in a worker, and live streams. Does no I/O."""
 
 from __future__ import annotations
 
@@ -8,64 +8,64 @@ from types import TracebackType
 
 from service.errors import ServiceError
 
-_MAX_BUCKETS = 10_000  # tenants whose buckets are kept; a full bucket need not be
+_MAX_BUCKETS = 10_000  # stored buckets; a full bucket can be dropped, since a new one is full too
 
 
 class _Bucket:
-    """What a tenant may still take, and when that was."""
+    """The tokens of a tenant at a time."""
 
     __slots__ = ("tokens", "updated_at")
 
-    def __init__(self, left: float, then: float) -> None:
-        self.tokens = left
-        self.updated_at = then
+    def __init__(self, tokens: float, updated_at: float) -> None:
+        self.tokens = tokens
+        self.updated_at = updated_at
 
 
 class TenantRates:
-    """A token bucket for each tenant: a second's worth may come at once, then as many as the rate allows.
+    """A token bucket per tenant: a burst of one second's timesteps, then as many as the rate allows.
 
-    What is longer than a second's worth is let in by a full bucket, which then owes the rest. Buckets are each
-    worker's own.
+    A chunk of more than one second's timesteps needs a full bucket, whose tokens then become negative. Each worker has
+    its own buckets.
     """
 
     def __init__(self, rate: float) -> None:
-        """Begin with full buckets.
+        """Create it with full buckets.
 
         Args:
-            rate: Timesteps a second.
+            rate: Timesteps per second.
         """
         self._rate = rate
         self._burst = max(rate, 1.0)
         self._buckets: dict[str, _Bucket] = {}
 
     def acquire(self, tenant: str, n: int, now: float) -> None:
-        """Take from a tenant's bucket.
+        """Remove tokens from a tenant's bucket.
 
         Args:
-            tenant: Whose.
-            n: Timesteps, or 1 for any other request.
-            now: The loop's clock.
+            tenant: The tenant.
+            n: Number of tokens: of timesteps, or 1 for any other request.
+            now: Time on the loop's clock, in seconds.
 
         Raises:
-            ServiceError: `rate_limited`; nothing was taken.
+            ServiceError: `rate_limited`; no tokens were removed.
         """
         bucket = self._buckets.get(tenant)
         if bucket is None:
             bucket = self._new_bucket(tenant, now)
-        elif bucket.updated_at != now:  # most timesteps come in the same turn of the loop as others
+        elif bucket.updated_at != now:  # most timesteps arrive in the same iteration of the event loop as others
             bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.updated_at) * self._rate)
             bucket.updated_at = now
         if bucket.tokens < n and bucket.tokens < self._burst:
             raise ServiceError(
                 "rate_limited",
-                f"The tenant sends more than {self._rate:g} timesteps a second to this worker.",
-                fix="Send the same request again after Retry-After, and fewer at once.",
+                f"The tenant sends more than {self._rate:g} timesteps per second to this worker.",
+                fix="Send the same request again after Retry-After, and send fewer at once.",
                 retry_after_s=(min(n, self._burst) - bucket.tokens) / self._rate,
             )
         bucket.tokens -= n
 
     def try_acquire(self, tenant: str, n: int, now: float) -> bool:
-        """Take from a tenant's bucket if it has that much; arguments as for `demand`."""
+        """Remove tokens from a tenant's bucket if it has so many; the arguments are those of `acquire`."""
         if n > self._burst:
             return False
         try:
@@ -83,92 +83,94 @@ class TenantRates:
     def _evict_full(self, now: float) -> None:
         rate = self._rate
         full = [
-            name for name, one in self._buckets.items() if one.tokens + (now - one.updated_at) * rate >= self._burst
+            name
+            for name, bucket in self._buckets.items()
+            if bucket.tokens + (now - bucket.updated_at) * rate >= self._burst
         ]
         for name in full:
             del self._buckets[name]
 
 
 class StreamQuota:
-    """How many streams each tenant has, and whether one more may begin.
+    """Limits the number of streams of each tenant.
 
-    The store is counted every now and then; in between, each worker adds what it lets begin. So the limit holds
-    exactly for one worker and streams that stay, and otherwise to what began or went since the last count.
+    The streams in the store are counted from time to time; in between, each worker adds the streams that it creates. So
+    the limit is exact for one worker and streams that are not deleted, and otherwise off by the streams created or
+    deleted since the last count.
 
-    A stream that may begin takes room with `demand`; once it is known what became of it, `confirm` or `release`
-    follows.
+    `check` reserves room for a stream; once it is known whether the stream was created, `confirm` or `release` follows.
     """
 
-    def __init__(self, most: int) -> None:
-        """Begin before the first count, when there is room for everyone.
+    def __init__(self, max_streams: int) -> None:
+        """Create it with all counts at zero.
 
         Args:
-            most: Streams of one tenant.
+            max_streams: Most streams of one tenant.
         """
-        self._max_streams = most
+        self._max_streams = max_streams
         self._counted: Mapping[str, int] = {}
-        self._open: Counter[str] = Counter()  # of which it is not known yet whether they begin
-        self._begun: Counter[str] = Counter()  # since the last count, or while it went on
-        self._begun_meanwhile: Counter[str] = Counter()
+        self._reserved: Counter[str] = Counter()  # it is not known yet whether these streams are created
+        self._created: Counter[str] = Counter()  # since the last count, or while it ran
+        self._created_during_count: Counter[str] = Counter()
         self.needs_recount = True
-        """Whether something happened since the last count that another one would tell."""
+        """Whether streams may have been created or deleted since the last count."""
 
     def check(self, tenant: str) -> None:
-        """Take room for one stream.
+        """Reserve room for one stream.
 
         Raises:
             ServiceError: `stream_quota`.
         """
-        self.needs_recount = True  # where there is none, streams may have expired since the last count
-        there = self._counted.get(tenant, 0) + self._begun[tenant] + self._open[tenant]
-        if there >= self._max_streams:
+        self.needs_recount = True  # if there is no room: streams may have expired since the last count
+        n_streams = self._counted.get(tenant, 0) + self._created[tenant] + self._reserved[tenant]
+        if n_streams >= self._max_streams:
             raise ServiceError(
                 "stream_quota",
-                f"The tenant has {there} streams; at most {self._max_streams} are taken.",
-                fix="Delete streams, or wait until idle ones have gone.",
+                f"The tenant has {n_streams} streams; at most {self._max_streams} are allowed.",
+                fix="Delete streams, or wait until idle ones have expired.",
             )
-        self._open[tenant] += 1
+        self._reserved[tenant] += 1
 
     def confirm(self, tenant: str) -> None:
-        """Count a stream that has begun, or that may have: the next count corrects it."""
+        """Count a stream that was created, or may have been: the next count corrects it."""
         self.release(tenant)
         self.needs_recount = True
-        self._begun[tenant] += 1
-        self._begun_meanwhile[tenant] += 1
+        self._created[tenant] += 1
+        self._created_during_count[tenant] += 1
 
     def release(self, tenant: str) -> None:
-        """Give back the room of a stream that has not begun."""
-        self._open[tenant] -= 1
-        if not self._open[tenant]:
-            del self._open[tenant]
+        """Release the room of a stream that was not created."""
+        self._reserved[tenant] -= 1
+        if not self._reserved[tenant]:
+            del self._reserved[tenant]
 
     def begin_count(self) -> None:
-        """Hear that a count of the store begins."""
+        """Prepare for a count of the store that starts now."""
         self.needs_recount = False
-        self._begun_meanwhile.clear()
+        self._created_during_count.clear()
 
     def set_counts(self, streams: Mapping[str, int]) -> None:
-        """Take the streams by tenant that a count found; what began meanwhile may be among them, and is added."""
+        """Set the counts by tenant; streams created during the count are added, though it may have counted them too."""
         self._counted = streams
-        self._begun, self._begun_meanwhile = self._begun_meanwhile, Counter()
+        self._created, self._created_during_count = self._created_during_count, Counter()
 
 
 class Reservation:
-    """Room for one stream of a tenant while it is not known whether the stream begins; given back at the end."""
+    """Room for one stream of a tenant while it is not known whether the stream will be created."""
 
     def __init__(self, quota: StreamQuota | None, tenant: str) -> None:
-        """Begin with none.
+        """Reserve nothing yet.
 
         Args:
-            quota: Of the streams that a tenant may have; None: as many as it likes.
-            tenant: Whose.
+            quota: Limits the streams of each tenant; None: no limit.
+            tenant: The tenant.
         """
         self._quota = quota
         self._tenant = tenant
         self._is_taken = False
 
     def take(self) -> None:
-        """Take it, if it is not yet.
+        """Reserve the room, unless it is reserved already.
 
         Raises:
             ServiceError: `stream_quota`.
@@ -178,7 +180,7 @@ class Reservation:
             self._is_taken = True
 
     def end(self, *, begun: bool) -> None:
-        """Give it back, unless the stream has begun, or may have."""
+        """Release the room, unless the stream was created, or may have been."""
         if self._quota is not None and self._is_taken:
             self._is_taken = False
             (self._quota.confirm if begun else self._quota.release)(self._tenant)

@@ -1,4 +1,4 @@
-"""What the engine tells about its work; `service/metrics.py` counts it."""
+"""`EngineObserver`: the engine's notifications about its work; `service/metrics.py` counts them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class EngineObserver:
-    """Hears of the engine's work, a call per batch where possible, and does nothing; a subclass counts.
+    """Base class that ignores the engine's notifications; a subclass counts. Mostly one call per batch.
 
     Seconds are monotonic differences.
     """
@@ -18,22 +18,22 @@ class EngineObserver:
         """A batch was run in `seconds`."""
 
     def replied(self, model: str, seconds: Sequence[float]) -> None:
-        """Requests were answered, each so many seconds after its receipt."""
+        """Requests were answered, each so many seconds after it was received."""
 
     def rejected(self, model: str, seconds: float) -> None:
-        """A request, which `replied` tells too, was answered with a refusal."""
+        """A request was answered with an error; `replied` is called for it too."""
 
     def store_latency(self, op: str, seconds: float) -> None:
-        """A round trip to the store was made."""
+        """A round trip to the store took `seconds`."""
 
     def cache_lookup(self, hits: int, misses: int) -> None:
-        """Records were looked for in the worker's memory."""
+        """Records were looked up in the worker's record cache."""
 
     def conflicts(self, n: int) -> None:
-        """Commits found another guard than expected."""
+        """Commits failed because the stored guard was not the expected one."""
 
     def replays(self, n: int) -> None:
-        """Requests were answered with their first answer."""
+        """Requests were answered with their stored response."""
 
     def regressions(self, n: int) -> None:
-        """The store was behind what this worker had seen committed."""
+        """The store has lost commits that it had confirmed to this worker."""

@@ -1,4 +1,4 @@
-"""Turning predictions into bytes and back, and finding those that are no numbers. Pure."""
+"""Packs predictions to bytes and back, and finds values that are not finite. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from service.types import ReturnMode
 
 
 def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows: int) -> Array:
-    """Pack predictions for the store, timestep after timestep.
+    """Pack predictions for the store, one timestep after another.
 
     Args:
-        specs: The answered outputs.
-        outputs: One array per answered output, `(rows, T, *row)`; or none at all.
-        rows: How many.
+        specs: The returned outputs.
+        outputs: One array per returned output, `(rows, T, *row)`; or no arrays.
+        rows: Number of rows.
 
     Returns:
         `(rows, T times the bytes of one prediction)` uint8.
@@ -33,7 +33,7 @@ def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows
 
 
 def unpack_outputs(manifest: Manifest, packed: bytes) -> dict[str, Array]:
-    """Undo `pack_outputs` for one row: one array `(T, *row)` per answered output."""
+    """Invert `pack_outputs` for one row: one array `(T, *row)` per returned output."""
     size = prediction_bytes(manifest.answered)
     length = len(packed) // size if size else 0
     table = np.frombuffer(packed, np.uint8).reshape(length, size)
@@ -47,7 +47,7 @@ def unpack_outputs(manifest: Manifest, packed: bytes) -> dict[str, Array]:
 
 
 def last_prediction(manifest: Manifest, packed: bytes) -> dict[str, Array]:
-    """Return the last of one row's packed predictions, `*row` by name; nothing where there is none."""
+    """Return the last of one row's packed predictions, `*row` by name; empty if there is none."""
     size = prediction_bytes(manifest.answered)
     if not size or not packed or len(packed) % size:
         return {}
@@ -55,12 +55,12 @@ def last_prediction(manifest: Manifest, packed: bytes) -> dict[str, Array]:
 
 
 def prediction_bytes(specs: Sequence[OutputSpec]) -> int:
-    """Return the bytes of one timestep's packed prediction."""
+    """Return the size in bytes of one timestep's packed prediction."""
     return sum(spec.row_bytes for spec in specs)
 
 
 def all_true(flags: Array) -> bool:
-    """Whether every element of a boolean array is true. Of a small one, NumPy's own ways cost several times as much."""
+    """Whether every element of a boolean array is true. For a small array, `numpy.all` takes several times as long."""
     return b"\0" not in flags.tobytes()
 
 
@@ -70,26 +70,26 @@ def all_finite(arrays: Sequence[Array]) -> bool:
 
 
 def finite_rows(arrays: Mapping[str, Array]) -> tuple[Array, dict[int, str]]:
-    """Tell which rows hold only finite numbers.
+    """Find the rows whose values are all finite.
 
     Returns:
-        A boolean per row, and for each bad row the name of the first array that is not finite.
+        A boolean per row, and for each row with a value that is not finite the name of the first such array.
     """
     rows = len(next(iter(arrays.values())))
-    good = np.ones(rows, bool)
-    bad: dict[int, str] = {}
+    finite = np.ones(rows, bool)
+    not_finite: dict[int, str] = {}
     for name, array in arrays.items():
         if all_finite([array]):
             continue
-        fine = np.isfinite(array.reshape(rows, -1)).all(axis=1)
-        for row in np.flatnonzero(good & ~fine):
-            bad[int(row)] = name
-        good &= fine
-    return good, bad
+        finite_here = np.isfinite(array.reshape(rows, -1)).all(axis=1)
+        for row in np.flatnonzero(finite & ~finite_here):
+            not_finite[int(row)] = name
+        finite &= finite_here
+    return finite, not_finite
 
 
 def select_returned(keep: ReturnMode, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
-    """Return the predictions that are answered, and kept for a retry, `(rows, T', *row)`; none: no array."""
+    """Return the predictions to return and to store for a replay, `(rows, T', *row)`; no arrays with `none`."""
     if keep == "all":
         return outputs
     return {name: array[:, -1:] for name, array in outputs.items()} if keep == "last" else {}

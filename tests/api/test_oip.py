@@ -193,7 +193,7 @@ def test_a_gap_in_the_numbers_is_rejected_with_the_expected_number(client: Infer
 
     assert answer.status_code == 400
     assert error_message(answer) == (
-        "`step` is 3; the stream stands at step 1, so 2 comes next. Send the missing timesteps from `expected` on, "
+        "`step` is 3; the stream is at step 1, so 2 is next. Send the missing timesteps from `expected` on, "
         "then this one. (code: seq_gap, applied: no)"
     )
 

@@ -1,1 +1,1 @@
-"""The exactly-once rules: operation ids, the decision table, replays."""
+"""The exactly-once protocol: op ids, decisions, replays."""

@@ -1,6 +1,6 @@
-"""Decides what a request does to a stream: apply, replay, or refuse. Pure: no clock, no store.
+"""`decide`: whether a request is applied, replayed or rejected. A pure function, without clock and store.
 
-The whole exactly-once protocol is this table and the compare-and-set in `service/store/scripts/commit.lua`.
+The exactly-once protocol consists of these rules and the compare-and-set in `service/store/scripts/commit.lua`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from service.types import Create, Timestep
 
 
 class Decision(Enum):
-    """What to do where nothing is refused."""
+    """What to do with a request that is not rejected."""
 
     APPLY = "apply"
     REPLAY = "replay"
@@ -23,16 +23,16 @@ class Decision(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StepIntent:
-    """A request as far as the decision needs it.
+    """The parts of a request that the decision depends on.
 
     Attributes:
-        op_id: Names the operation with its inputs, preconditions and key: the same for every retry of it, 16 bytes.
-        length: Timesteps; 0 for a reset.
-        seq: Position of the first timestep, or None.
-        after: The chain that the stream must have, or None.
-        create: What a missing stream means.
-        fingerprint: The model that would run, 8 bytes; None where any record will do (reset).
-        begins: The stream begins anew with it, whatever is there.
+        op_id: Op id, which covers inputs, preconditions and idempotency key: the same for every retry, 16 bytes.
+        length: Number of timesteps; 0 for a reset.
+        seq: Step of the first timestep, or None.
+        after: The history hash that the stream must have, or None.
+        create: What to do if the stream is missing.
+        fingerprint: Fingerprint of the model that would run, 8 bytes; None if any record is valid (reset).
+        starts: The stream is reset first, whatever its record.
     """
 
     op_id: bytes
@@ -45,15 +45,15 @@ class StepIntent:
 
 
 def decide(record: Record | None, intent: StepIntent) -> Decision:
-    """Decide on what the store has.
+    """Decide what to do with a request, given the stream's record.
 
     Args:
-        record: The stream's record, or None where it is missing.
+        record: The stream's record, None if the stream is missing.
         intent: The request.
 
     Raises:
         ServiceError: `stream_not_found`, `stream_exists`, `state_changed`, `seq_gap`, `seq_passed`,
-            `seq_conflict` or `model_changed`; always with `applied` and, where there is a stream, its step.
+            `seq_conflict` or `model_changed`; always with `applied` and, if the stream exists, its step.
     """
     if record is None:
         _check_may_create(intent)
@@ -68,7 +68,7 @@ def decide(record: Record | None, intent: StepIntent) -> Decision:
             "model_changed",
             f"The stream's state was written by model {record.fingerprint.hex()}; this request would run "
             f"{intent.fingerprint.hex()}.",
-            fix="Leave `version` out to go on with the stream's own version, or reset the stream.",
+            fix="Leave `version` out to continue with the stream's own version, or reset the stream.",
             step=record.step,
             state_id=record.history_hash,
         )
@@ -78,65 +78,70 @@ def decide(record: Record | None, intent: StepIntent) -> Decision:
 NO_STEP: Final = -1
 
 
-def expected_previous_step(ask: Timestep) -> int:
-    """Return the one step on which a request surely applies, as far as a step alone can tell; see `applies_without_store`.
+def expected_previous_step(timestep: Timestep) -> int:
+    """Return the step of a record to which a request certainly applies; see `applies_without_store`.
 
     Returns:
-        The step; `NO_STEP`: there is none, or more to look at.
+        The step; `NO_STEP` if there is none, or if the step alone does not decide.
     """
-    if ask.seq is None or ask.after is not None or ask.create == "must" or ask.idempotency_key is not None:
+    if (
+        timestep.seq is None
+        or timestep.after is not None
+        or timestep.create == "must"
+        or timestep.idempotency_key is not None
+    ):
         return NO_STEP
-    return ask.seq - 1
+    return timestep.seq - 1
 
 
-def applies_without_store(step: int, chain: bytes, ask: Timestep) -> bool:
-    """Whether `decide` says APPLY on a record of the model that would run, whatever else that record holds.
+def applies_without_store(step: int, history_hash: bytes, timestep: Timestep) -> bool:
+    """Whether `decide` returns APPLY for a record of the model that would run, whatever else is in that record.
 
-    A request with a key is never sure. Without one, an operation that is named by its position or its history
-    cannot be the record's newest one where that very position or history comes next, and one that is named by
-    neither has a name of its own.
+    This is never certain for a request with an idempotency key. Without one, an op id that covers a position or a
+    history cannot be that of the record's newest operation if this position or history is the next one, and an op id
+    that covers neither is unique.
 
     Args:
-        step: The record's.
-        chain: The record's.
-        ask: The request.
+        step: The record's step.
+        history_hash: The record's history hash.
+        timestep: The request.
     """
     return (
-        (ask.seq is None or ask.seq == step + 1)
-        and (ask.after is None or ask.after == chain)
-        and ask.create != "must"
-        and ask.idempotency_key is None
+        (timestep.seq is None or timestep.seq == step + 1)
+        and (timestep.after is None or timestep.after == history_hash)
+        and timestep.create != "must"
+        and timestep.idempotency_key is None
     )
 
 
 def check_idempotency_entry(entry: IdempotencyEntry, intent: StepIntent) -> IdempotencyEntry:
-    """Return the answer that an idempotency key had given.
+    """Return the entry of an idempotency key if it is of this request.
 
     Raises:
-        ServiceError: `idempotency_key_reused`: the key came with another request.
+        ServiceError: `idempotency_key_reused`: another request used the key.
     """
     if entry.op_id != intent.op_id:
         raise ServiceError(
             "idempotency_key_reused",
-            f"This Idempotency-Key was used for another request, which brought the stream to step {entry.step}.",
-            fix="Send each new request with a new key; send a retry with the very same body.",
+            f"This Idempotency-Key was used for another request, after which the stream was at step {entry.step}.",
+            fix="Send each new request with a new key; send a retry with the same body.",
         )
     return entry
 
 
 def _check_may_create(intent: StepIntent) -> None:
     if intent.after is not None:
-        why = "`after` names a history, so the stream has to exist"
+        reason = "`after` requires an existing stream"
     elif intent.seq is not None and intent.seq > 1:
-        why = f"`seq` is {intent.seq}, and a new stream begins with 1"
+        reason = f"`seq` is {intent.seq}, and a new stream starts with 1"
     elif intent.create == "never":
-        why = "`create` is `never`"
+        reason = "`create` is `never`"
     else:
         return
     raise ServiceError(
         "stream_not_found",
-        f"There is no such stream, and none was begun: {why}.",
-        fix="Send its history again from seq 1, or leave these out to begin a new stream.",
+        f"The stream does not exist, and it was not created: {reason}.",
+        fix="Send its history again from seq 1, or leave these out to create a new stream.",
         expected=1 if intent.length else None,
         retry="resend_from" if intent.seq is not None and intent.seq > 1 else "never",
     )
@@ -146,34 +151,36 @@ def _check_position(record: Record, intent: StepIntent) -> None:
     step, seq = record.step, intent.seq
     facts: dict[str, Any] = {"step": step, "state_id": record.history_hash}
     if intent.create == "must":
-        why, fix = "`create` is `must`", "Use another stream id, or `create: auto`."
-        raise stream_exists(step, record.history_hash, why, fix=fix)
+        reason, fix = "`create` is `must`", "Use another stream id, or `create: auto`."
+        raise stream_exists(step, record.history_hash, reason, fix=fix)
     if intent.length:
         facts["expected"] = step + 1
     if intent.after is not None and intent.after != record.history_hash:
-        behind = seq is not None and step < seq - 1  # the store lost what this client had been told
-        raise state_changed(retry="resend_from" if behind else "never", **facts)
+        is_behind = (
+            seq is not None and step < seq - 1
+        )  # the store has lost commits that it had confirmed to this client
+        raise state_changed(retry="resend_from" if is_behind else "never", **facts)
     if seq is None or seq == step + 1:
         return
     if seq > step + 1:
         raise ServiceError(
             "seq_gap",
-            f"`seq` is {seq}; the stream stands at step {step}, so {step + 1} comes next.",
+            f"`seq` is {seq}; the stream is at step {step}, so {step + 1} is next.",
             fix="Send the missing timesteps from `expected` on, then this one.",
             **facts,
         )
     if record.length and seq == step - record.length + 1:
         raise ServiceError(
             "seq_conflict",
-            f"Position {seq} was taken by another request (other inputs, or a chunk of another length); "
-            f"the stream stands at step {step}.",
+            f"Position {seq} was applied by another request (other inputs, or a chunk of another length); "
+            f"the stream is at step {step}.",
             fix="Read the stream, then decide which of the two inputs is right.",
             **facts,
         )
     raise ServiceError(
         "seq_passed",
-        f"Position {seq} was applied before; the stream stands at step {step}, and that answer is no longer kept.",
-        fix="Treat it as done, and go on from `expected`.",
+        f"Position {seq} was applied before; the stream is at step {step}, and that response is no longer stored.",
+        fix="Treat it as done, and continue from `expected`.",
         applied="yes",
         **facts,
     )

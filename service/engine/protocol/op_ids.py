@@ -1,4 +1,4 @@
-"""What requests are called, so that each retry of one has the same name, by whichever door it comes."""
+"""Op ids of requests: each retry of a request has the same op id, whatever its transport."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ _POSITION = struct.Struct("<IQ").pack
 
 
 class OpIdGenerator:
-    """Names of 16 bytes that nobody else gives out: 8 random ones of its own, then a counter.
+    """Generates unique op ids of 16 bytes: 8 random bytes per generator, then a counter.
 
-    Asking the kernel for 16 random bytes per request would cost as much as running the model for it.
+    Reading 16 random bytes from the kernel for each request would cost as much as running the model for it.
     """
 
     def __init__(self) -> None:
-        self._own = secrets.token_bytes(8)
+        self._prefix = secrets.token_bytes(8)
         self._count = itertools.count()
 
     def __call__(self) -> bytes:
-        """Return the next name."""
-        return self._own + next(self._count).to_bytes(8, "little")
+        """Return the next op id."""
+        return self._prefix + next(self._count).to_bytes(8, "little")
 
 
 class OpIdHasher:
-    """Names the requests to one model.
+    """Computes the op ids of requests to one model.
 
-    A name is a hash over canonical bytes (inputs' names, dtypes, shapes and values; `seq`, `after` and key), so a
-    retry in msgpack of a request in JSON is the same request. Without `seq`, `after` and key there is nothing to
-    tell a retry by: it gets a new name.
+    An op id is a hash of canonical bytes (names, dtypes, shapes and values of the inputs; `seq`, `after` and
+    idempotency key), so a request in JSON and its retry in msgpack have the same op id. A request without `seq`,
+    `after` and key has nothing that identifies a retry: it gets a new op id.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self._inputs = sorted(manifest.inputs, key=lambda spec: spec.name)
-        self._hashers: dict[tuple[bool, bool, bool], Any] = {}  # hash of what all requests of a kind have in common
-        self._numbered = self._start_hash((False, True, False))  # what nearly all are
-        self._new_name = OpIdGenerator()
+        self._hashers: dict[tuple[bool, bool, bool], Any] = {}  # the common prefix of all requests with the same fields
+        self._sequenced = self._start_hash((False, True, False))  # the most frequent ones: with `seq` only
+        self._new_op_id = OpIdGenerator()
 
     def for_rows(
         self,
@@ -52,45 +52,45 @@ class OpIdHasher:
         afters: Sequence[bytes | None],
         packed: Sequence[tuple[bytes, ...]],
     ) -> list[bytes]:
-        """Return the names of requests without an idempotency key that continue their streams.
+        """Return the op ids of requests without an idempotency key that continue their streams.
 
         Args:
-            length: T of each.
+            length: T of each request.
             seqs: One per request.
             afters: One per request.
-            packed: Each request's bytes of each input, in the order of the inputs' names.
+            packed: Each request's bytes of each input, sorted by input name.
         """
-        begun, names = self._numbered.copy, list[bytes]()
+        new_hash, op_ids = self._sequenced.copy, list[bytes]()
         for seq, after, inputs in zip(seqs, afters, packed, strict=True):
             if after is None:
                 if seq is None:
-                    names.append(self._new_name())
+                    op_ids.append(self._new_op_id())
                     continue
-                h = begun()
+                h = new_hash()
                 h.update(_POSITION(length, seq) + (inputs[0] if len(inputs) == 1 else b"".join(inputs)))
             else:
                 given = False, seq is not None, True
                 h = (self._hashers.get(given) or self._start_hash(given)).copy()
                 h.update(b"".join((_POSITION(length, seq or 0), *inputs, after)))
-            names.append(h.digest())
-        return names
+            op_ids.append(h.digest())
+        return op_ids
 
-    def for_bulk(self, asked: BulkTimesteps) -> list[bytes]:
-        """Return the name of each of several requests."""
-        if asked.idempotency_key is not None:
-            return [self.for_timestep(timestep) for timestep in asked.rows()]
-        return self.for_rows(asked.length, asked.seqs, asked.afters, asked.packed)
+    def for_bulk(self, bulk: BulkTimesteps) -> list[bytes]:
+        """Return the op id of each request of a bulk request."""
+        if bulk.idempotency_key is not None:
+            return [self.for_timestep(timestep) for timestep in bulk.rows()]
+        return self.for_rows(bulk.length, bulk.seqs, bulk.afters, bulk.packed)
 
     def for_timestep(self, timestep: Timestep) -> bytes:
-        """Return the name of a request, 16 bytes."""
+        """Return the op id of a request, 16 bytes."""
         seq, after, key = timestep.seq, timestep.after, timestep.idempotency_key
         if key is None and after is None and seq is None:
-            return self._new_name()
+            return self._new_op_id()
         if key is None and timestep.lifecycle == "on":
             return self.for_rows(timestep.length, [seq], [after], [timestep.inputs])[0]
         given = key is not None, seq is not None, after is not None
         h = (self._hashers.get(given) or self._start_hash(given)).copy()
-        # Where each part ends is known from what is given and from the length: no two requests make the same bytes.
+        # `given` and the length determine where each part ends, so different requests have different bytes.
         parts = [_POSITION(timestep.length, seq or 0), *timestep.inputs]
         if after is not None:
             parts.append(after)
@@ -105,5 +105,5 @@ class OpIdHasher:
         parts = [bytes(given)]
         for spec in self._inputs:
             parts += (spec.name.encode(), spec.dtype.encode(), repr(spec.row_shape).encode())
-        begun = self._hashers[given] = hashlib.blake2b(blake2b_128(*parts), digest_size=16)
-        return begun
+        prefix = self._hashers[given] = hashlib.blake2b(blake2b_128(*parts), digest_size=16)
+        return prefix

@@ -1,4 +1,4 @@
-"""The answer to a request that had been applied before, from what the store kept of its first answer. Pure."""
+"""`replay_prediction`: the response to a request that was applied before, from its stored predictions. Pure."""
 
 from __future__ import annotations
 
@@ -8,37 +8,41 @@ from service.errors import CorruptRecordError, ServiceError
 from service.types import BatchOutput, Prediction, Timestep
 
 
-def replay_prediction(manifest: Manifest, ask: Timestep, packed: bytes, step: int, chain: bytes) -> Prediction:
-    """Return the first answer to a request again.
+def replay_prediction(
+    manifest: Manifest, timestep: Timestep, packed: bytes, step: int, history_hash: bytes
+) -> Prediction:
+    """Return the response that was returned when a request was applied.
 
     Args:
-        manifest: Of the model that gave it.
-        ask: The request.
-        packed: The predictions that were kept.
-        step: Where the stream stood after it.
-        chain: Its history after it.
+        manifest: The manifest of the model that computed it.
+        timestep: The request.
+        packed: The stored predictions.
+        step: The stream's step after it.
+        history_hash: The stream's history hash after it.
 
     Raises:
-        ServiceError: `seq_passed`: fewer predictions were kept than are asked for now. `state_corrupt`: they are
-            none of this model's.
+        ServiceError: `seq_passed`: fewer predictions are stored than are requested now. `state_corrupt`: they are
+            not predictions of this model.
     """
-    if ask.keep == "none":
-        return Prediction(BatchOutput({}, [step], [chain]), 0, replayed=True)
+    if timestep.keep == "none":
+        return Prediction(BatchOutput({}, [step], [history_hash]), 0, replayed=True)
     size = prediction_bytes(manifest.answered)
     if size and len(packed) % size:
-        raise CorruptRecordError(f"{len(packed)} bytes of predictions are kept; one of this model's has {size}.")
-    if size and len(packed) < size * (ask.length if ask.keep == "all" else 1):
+        raise CorruptRecordError(
+            f"{len(packed)} bytes of predictions are stored; expected a multiple of {size}, the size of one prediction."
+        )
+    if size and len(packed) < size * (timestep.length if timestep.keep == "all" else 1):
         raise ServiceError(
             "seq_passed",
-            f"These timesteps were applied with fewer predictions kept; the stream stands at step {step}.",
-            fix="Treat it as done, and go on from `expected`.",
+            f"These timesteps were applied with fewer predictions stored; the stream is at step {step}.",
+            fix="Treat it as done, and continue from `expected`.",
             applied="yes",
             step=step,
-            state_id=chain,
+            state_id=history_hash,
             expected=step + 1,
         )
     outputs: dict[str, Array] = unpack_outputs(manifest, packed)
-    if ask.keep == "last":
+    if timestep.keep == "last":
         outputs = {name: array[-1:] for name, array in outputs.items()}
-    made = BatchOutput({name: array[None] for name, array in outputs.items()}, [step], [chain])
-    return Prediction(made, 0, replayed=True)
+    batch = BatchOutput({name: array[None] for name, array in outputs.items()}, [step], [history_hash])
+    return Prediction(batch, 0, replayed=True)

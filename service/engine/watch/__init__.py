@@ -1,1 +1,1 @@
-"""Watching: committed predictions, published to subscribers."""
+"""Watching: events of committed predictions for subscribers."""

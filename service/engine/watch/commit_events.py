@@ -1,4 +1,4 @@
-"""`CommitEvent`: a commit as watchers are told of it; how it travels, and which events follow on a step."""
+"""`CommitEvent`: one commit as watchers receive it, its encoding, and the events that a watcher missed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from model_export.manifest import Array, TensorSpec
 from service.types import StreamKey, Timestep
 
-_SIZE_BYTES: Final = 4  # in front of each event, so that several make one message
+_SIZE_BYTES: Final = 4  # length prefix of each event, so that one message can have several
 
 
 class PackedTensor(msgspec.Struct, array_like=True, frozen=True):
-    """A tensor as it travels: NumPy name, shape, bytes in C order."""
+    """An encoded tensor: NumPy dtype name, shape, bytes in C order."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -24,25 +24,25 @@ class PackedTensor(msgspec.Struct, array_like=True, frozen=True):
 
     @classmethod
     def of(cls, array: Array) -> Self:
-        """Pack an array."""
+        """Encode an array."""
         return cls(array.dtype.name, array.shape, array.tobytes())
 
     def array(self) -> Array:
-        """Return it as an array, read-only."""
+        """Decode it to an array, read-only."""
         return np.frombuffer(self.data, self.dtype).reshape(self.shape)
 
 
 class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
-    """A commit of a step or of a chunk of them.
+    """The event of a committed step or chunk.
 
     Attributes:
-        tenant: Whose stream it is.
+        tenant: The tenant of the stream.
         model: The model's name.
         stream: The stream's id.
         step: The last timestep that was applied.
         length: Timesteps that were applied.
-        state_id: 16 bytes.
-        outputs: The predictions that were asked for: of a step `(*row)`, of a chunk `(T', *row)` or none at all.
+        state_id: State id after it, 16 bytes.
+        outputs: The requested predictions: of a step `(*row)`, of a chunk `(T', *row)`, or none.
         inputs: Of a step `(*row)`, of a chunk `(T, *row)`.
     """
 
@@ -67,9 +67,9 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
         """Return the event of one commit.
 
         Args:
-            timestep: What was asked.
-            inputs: The model's inputs, in the order in which a timestep brings them.
-            outputs: The kept predictions, `(T', *row)` per output.
+            timestep: The request.
+            inputs: The model's inputs, in the order of `timestep.inputs`.
+            outputs: The returned predictions, `(T', *row)` per output.
             step: The stream's step after it.
             state_id: The stream's state id after it.
         """
@@ -87,7 +87,7 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def key(self) -> StreamKey:
-        """The stream."""
+        """The stream's key."""
         return StreamKey(self.tenant, self.model, self.stream)
 
     @property
@@ -97,11 +97,11 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Size of its tensors in bytes."""
         return sum(len(packed.data) for tensors in (self.outputs, self.inputs) for packed in tensors.values())
 
     def encode(self) -> bytes:
-        """Return it as it travels; several, one behind the other, are one message."""
+        """Encode it with its length prefix; the concatenation of several events is one message."""
         body = _ENCODE(self)
         return len(body).to_bytes(_SIZE_BYTES, "little") + body
 
@@ -111,73 +111,73 @@ _DECODE: Final = msgspec.msgpack.Decoder(CommitEvent).decode
 
 
 def decode_events(message: bytes) -> list[CommitEvent]:
-    """Return the events in a message.
+    """Decode the events of a message.
 
     Raises:
-        ValueError: It is none of ours; a `msgspec.DecodeError` is one.
+        ValueError: The message is not valid; `msgspec.DecodeError` is a ValueError.
     """
-    events, at, view = [], 0, memoryview(message)
-    while at < len(message):
-        end = at + _SIZE_BYTES + int.from_bytes(view[at : at + _SIZE_BYTES], "little")
+    events, start, view = [], 0, memoryview(message)
+    while start < len(message):
+        end = start + _SIZE_BYTES + int.from_bytes(view[start : start + _SIZE_BYTES], "little")
         if end > len(message):
             raise ValueError("the message is cut short")
-        events.append(_DECODE(view[at + _SIZE_BYTES : end]))
-        at = end
+        events.append(_DECODE(view[start + _SIZE_BYTES : end]))
+        start = end
     return events
 
 
-def merge_log_and_live(kept: Sequence[CommitEvent], heard: Sequence[CommitEvent]) -> list[CommitEvent]:
-    """Return a stream's history, as it was read, and what had been heard of the stream by then, as one.
+def merge_log_and_live(logged: Sequence[CommitEvent], live: Sequence[CommitEvent]) -> list[CommitEvent]:
+    """Merge a stream's event log with the live events that were received before it was read.
 
     Args:
-        kept: The history; other workers may keep none, so it need not be whole.
-        heard: Every event since some moment.
+        logged: The events of the log. Another worker may be configured without a log, so some may be missing.
+        live: All events from some point in time on.
     """
-    places = {_position(event) for event in heard}
-    return [*(event for event in kept if _position(event) not in places), *heard]
+    positions = {_position(event) for event in live}
+    return [*(event for event in logged if _position(event) not in positions), *live]
 
 
 def events_since(events: Sequence[CommitEvent], since: int, step: int) -> tuple[int, list[CommitEvent]]:
-    """Return what a watcher has missed since it saw a step.
+    """Return the events that a watcher has missed since a step.
 
-    Steps begin anew with a reset, so a number may stand for several places: it is taken for the newest of them.
+    Steps restart with a reset, so several events may have the same step: `since` is the newest one of them.
 
     Args:
-        events: Events of one stream in their order up to now, as far as they are known.
-        since: The last step that was seen.
-        step: The stream's step now; 0 where there is none.
+        events: The known events of one stream up to now, in order.
+        since: Step of the last event that the watcher received.
+        step: The stream's step now; 0 if it does not exist.
 
     Returns:
-        How many timesteps are not among the events, at least 1 where that cannot be known; and the events to be told.
+        The number of missed timesteps without an event, at least 1 if that is unknown; and the events to deliver.
     """
-    lives = _incarnations(events)
-    seen_in = max((at for at, life in enumerate(lives) if life[-1].step >= since), default=None)
+    runs = _ascending_runs(events)
+    seen_in = max((i for i, run in enumerate(runs) if run[-1].step >= since), default=None)
     if seen_in is None:
-        if not lives and step >= since:
+        if not runs and step >= since:
             return step - since, []
-        told = lives[-1] if lives else []
-        return 1 + _holes(told, step), told
-    told = [event for event in lives[seen_in] if event.step > since]
-    told += [event for life in lives[seen_in + 1 :] for event in life]
-    if not told:
+        missed = runs[-1] if runs else []
+        return 1 + _missing_timesteps(missed, step), missed
+    missed = [event for event in runs[seen_in] if event.step > since]
+    missed += [event for run in runs[seen_in + 1 :] for event in run]
+    if not missed:
         return max(step - since, 0), []
-    return max(told[0].step_before - since, 0) + _holes(told, step), told
+    return max(missed[0].step_before - since, 0) + _missing_timesteps(missed, step), missed
 
 
-def _incarnations(events: Sequence[CommitEvent]) -> list[list[CommitEvent]]:
-    """Return the events in groups whose steps go up; each begins with a reset, or a return to a snapshot."""
-    lives = [[events[0]]] if events else []
+def _ascending_runs(events: Sequence[CommitEvent]) -> list[list[CommitEvent]]:
+    """Group the events into runs of ascending steps; each run after the first starts with a reset or a restore."""
+    runs = [[events[0]]] if events else []
     for before, event in pairwise(events):
         if event.step_before < before.step:
-            lives.append([])
-        lives[-1].append(event)
-    return lives
+            runs.append([])
+        runs[-1].append(event)
+    return runs
 
 
-def _holes(events: Sequence[CommitEvent], step: int) -> int:
-    """Return how many timesteps are missing between events, and behind them up to a step."""
-    holes = sum(max(event.step_before - before.step, 0) for before, event in pairwise(events))
-    return holes + max(step - events[-1].step, 0) if events else holes
+def _missing_timesteps(events: Sequence[CommitEvent], step: int) -> int:
+    """Count the timesteps that are missing between the events, and after them up to a step."""
+    missing = sum(max(event.step_before - before.step, 0) for before, event in pairwise(events))
+    return missing + max(step - events[-1].step, 0) if events else missing
 
 
 def _position(event: CommitEvent) -> tuple[int, bytes]:

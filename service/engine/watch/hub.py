@@ -1,7 +1,7 @@
-"""`WatchHub`: committed predictions for those who follow them, from whichever worker committed them.
+"""`WatchHub`: delivers events of committed predictions to the watchers of this worker, whichever worker commits.
 
-The store publishes a commit in the very script call that applies it: events have the order of the commits, and a
-worker that dies takes none with it.
+The store publishes a commit's event in the script call that applies the commit. So events have the order of the
+commits, and a worker that crashes loses none.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from service.store import keys
 from service.types import StreamKey
 
 _log = logging.getLogger(__name__)
-_PAST_WITHIN_S: Final = 5.0
+_CATCH_UP_TIMEOUT_S: Final = 5.0
 
 
 class EventLog(Protocol):
-    """What is needed of the store."""
+    """The part of the store that the hub needs."""
 
     async def history(self, record: str, *, topic: str, mark: bytes, deadline: float) -> tuple[int, list[bytes]]:
-        """Return a stream's step and its history, and publish `mark` at that moment."""
+        """Return a stream's step and its event log, and publish `mark` atomically with the read."""
         ...
 
 
 class WatchHub:
-    """All who watch through this worker."""
+    """The watchers of this worker."""
 
-    def __init__(self, audience: InterestTable, history: EventLog, messages: PubSub) -> None:
-        """Begin with nobody.
+    def __init__(self, interests: InterestTable, event_log: EventLog, pubsub: PubSub) -> None:
+        """Create it without watchers.
 
         Args:
-            audience: Takes note of what is followed anywhere.
-            history: Reads what is kept of streams.
-            messages: To and from the other workers and the store.
+            interests: The table of the interests of all workers.
+            event_log: Reads the event logs of streams.
+            pubsub: Messages between the workers, and events from the store.
         """
-        self._history = history
-        self._pubsub = messages
-        self._gossip = InterestGossip(audience, messages, self._own_subscriptions)
+        self._event_log = event_log
+        self._pubsub = pubsub
+        self._gossip = InterestGossip(interests, pubsub, self._own_subscriptions)
         self._subscribers: set[Subscriber] = set()
         self._by_stream: dict[StreamKey, set[Subscriber]] = {}
         self._by_model: dict[tuple[str, str], dict[Subscriber, tuple[str, ...]]] = {}
@@ -56,87 +56,87 @@ class WatchHub:
         self._closed = False
 
     def __len__(self) -> int:
-        """Watchers of this worker."""
+        """Return the number of watchers of this worker."""
         return len(self._subscribers)
 
     async def start(self) -> None:
-        """Begin to hear."""
+        """Connect, and start the gossip with the other workers."""
         await self._pubsub.start(self)
         await self._gossip.start()
 
     async def close(self) -> None:
-        """Stop."""
+        """Cancel running catch-ups and disconnect."""
         await cancel(self._tasks)
         await self._gossip.close()
         await self._pubsub.close()
 
     def end_all(self) -> None:
-        """Say to all who watch, and to those who still come, that no more will come."""
+        """Close all watchers, and those that are added later."""
         self._closed = True
         for watcher in self._subscribers:
             watcher.close()
 
     async def add(self, watcher: Subscriber) -> None:
-        """Register a watcher; when this returns, it has what it missed, and commits of every worker reach it."""
+        """Add a watcher; once this returns, it has the missed events, and receives those of all workers' commits."""
         self._subscribers.add(watcher)
-        for want in watcher.subscriptions:
-            if want.key is not None:
-                self._by_stream.setdefault(want.key, set()).add(watcher)
+        for subscription in watcher.subscriptions:
+            if subscription.key is not None:
+                self._by_stream.setdefault(subscription.key, set()).add(watcher)
             else:
-                of_model = self._by_model.setdefault((want.tenant, want.model), {})
-                of_model[watcher] = (*of_model.get(watcher, ()), want.prefix)
-        topics = {want.topic for want in watcher.subscriptions}
+                of_model = self._by_model.setdefault((subscription.tenant, subscription.model), {})
+                of_model[watcher] = (*of_model.get(watcher, ()), subscription.prefix)
+        topics = {subscription.topic for subscription in watcher.subscriptions}
         self._topics.update(topics)
-        holds = watcher.begin_catch_up()  # what is heard from here on comes behind what was missed
+        catch_ups = watcher.begin_catch_up()  # from here on, live events are delivered after the missed ones
         await self._pubsub.subscribe(topics)
         await self._gossip.announce(watcher.subscriptions)
-        await asyncio.gather(*(self._catch_up(watcher, key, hold) for key, hold in holds.items()))
+        await asyncio.gather(*(self._catch_up(watcher, key, catch_up) for key, catch_up in catch_ups.items()))
         if self._closed:
             watcher.close()
 
     def remove(self, watcher: Subscriber) -> None:
-        """Forget a watcher."""
+        """Remove a watcher."""
         self._subscribers.discard(watcher)
-        for want in watcher.subscriptions:
-            if want.key is not None:
-                _take_out(self._by_stream, want.key, watcher)
+        for subscription in watcher.subscriptions:
+            if subscription.key is not None:
+                _discard(self._by_stream, subscription.key, watcher)
             else:
-                _take_out(self._by_model, (want.tenant, want.model), watcher)
-        topics = {want.topic for want in watcher.subscriptions}
+                _discard(self._by_model, (subscription.tenant, subscription.model), watcher)
+        topics = {subscription.topic for subscription in watcher.subscriptions}
         self._topics.subtract(topics)
         self._topics = +self._topics
         self._pubsub.unsubscribe(topics - self._topics.keys())
 
-    # ---------------------------------------------------------------- what the channel calls
+    # ---------------------------------------------------------------- called by `PubSub`
 
     def on_message(self, topic: str, message: bytes) -> None:
-        """Take a message of the channel."""
+        """Handle a message."""
         try:
-            # Marks are published on the own topic alone: what comes on others may be megabytes, and is not hashed.
+            # Marks are published on the own topic only; messages on other topics may have megabytes and are not hashed.
             mark = self._marks.get(message) if topic == self._gossip.own_topic else None
             if mark is not None:
-                hold, is_read = mark
-                hold.is_read = True
+                catch_up, is_read = mark
+                catch_up.is_read = True
                 is_read.set()
             elif not self._gossip.on_message(topic, message):
                 for event in decode_events(message):
                     self._deliver(event)
         except ValueError as exc:
-            _log.warning("What came on the store's topic %s is none of ours: %s", topic, exc)
+            _log.warning("Ignored a message on the store's topic %s that is not an event: %s", topic, exc)
 
     def on_disconnect(self) -> None:
-        """See that messages are missed from now on, and so maybe what other workers want."""
+        """Handle the loss of the connection: messages are missed, so the known interests may be incomplete."""
         self._gossip.mark_stale()
 
     def on_reconnect(self) -> None:
-        """See that messages are heard again: what was missed is read where it is kept, and told as a gap where not."""
+        """Handle a new connection: missed events are read from the event logs; without a log, a gap is recorded."""
         self._gossip.resync()
         for watcher in self._subscribers:
-            holds = watcher.begin_catch_up()
-            if len(holds) < len(watcher.subscriptions):
+            catch_ups = watcher.begin_catch_up()
+            if len(catch_ups) < len(watcher.subscriptions):
                 watcher.record_gap(1)
-            for key, hold in holds.items():
-                task = asyncio.create_task(self._catch_up(watcher, key, hold))
+            for key, catch_up in catch_ups.items():
+                task = asyncio.create_task(self._catch_up(watcher, key, catch_up))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -150,40 +150,46 @@ class WatchHub:
             if watcher not in direct and event.stream.startswith(prefixes):
                 watcher.push(event)
 
-    async def _catch_up(self, watcher: Subscriber, key: StreamKey, hold: CatchUpBuffer) -> None:
-        """Tell a watcher what it has missed of a stream, then what was held back."""
+    async def _catch_up(self, watcher: Subscriber, key: StreamKey, catch_up: CatchUpBuffer) -> None:
+        """Deliver the missed events of a stream to a watcher, then the live events that were held back."""
         mark, is_read = secrets.token_bytes(16), asyncio.Event()
-        self._marks[mark] = (hold, is_read)
+        self._marks[mark] = (catch_up, is_read)
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_PAST_WITHIN_S):
-                step, kept = await self._history.history(
+            async with asyncio.timeout(_CATCH_UP_TIMEOUT_S):
+                step, log = await self._event_log.history(
                     keys.record_key(*key),
                     topic=self._gossip.own_topic,
                     mark=mark,
-                    deadline=loop.time() + _PAST_WITHIN_S,
+                    deadline=loop.time() + _CATCH_UP_TIMEOUT_S,
                 )
-                await is_read.wait()  # so all that was committed before has been heard
-            past = merge_log_and_live([one for raw in kept for one in decode_events(raw)], hold.before_read.events)
-            missed, told = events_since(past, watcher.last_steps[key], step)
+                await is_read.wait()  # by then all events committed before the read have arrived
+            logged = [event for message in log for event in decode_events(message)]
+            events = merge_log_and_live(logged, catch_up.before_read.events)
+            missed, backlog = events_since(events, watcher.last_steps[key], step)
         except (TimeoutError, ServiceError, ValueError) as exc:
-            _log.warning("What a watcher missed of a stream could not be read, so it is told of a gap: %s", exc)
-            missed, told = 1, list(hold.before_read.events)
+            _log.warning(
+                "The event log of a stream cannot be read, so its watcher gets a gap (model=%s, stream=%s): %s",
+                key.model,
+                key.stream,
+                exc,
+            )
+            missed, backlog = 1, list(catch_up.before_read.events)
         finally:
             del self._marks[mark]
-        if watcher.catch_ups.get(key) is hold:  # else the channel was lost meanwhile, and it is read again
-            watcher.deliver_backlog(key, missed, told, hold)
+        if watcher.catch_ups.get(key) is catch_up:  # else the connection was lost meanwhile, and the log is read again
+            watcher.deliver_backlog(key, missed, backlog, catch_up)
 
     def _own_subscriptions(self) -> list[Subscription]:
-        return list({want for watcher in self._subscribers for want in watcher.subscriptions})
+        return list({subscription for watcher in self._subscribers for subscription in watcher.subscriptions})
 
 
-def _take_out(watchers: dict[Any, Any], key: object, watcher: Subscriber) -> None:
-    """Take a watcher out of those under a key."""
-    under = watchers.get(key)
-    if isinstance(under, set):
-        under.discard(watcher)
-    elif under is not None:
-        under.pop(watcher, None)
-    if not under:
+def _discard(watchers: dict[Any, Any], key: object, watcher: Subscriber) -> None:
+    """Remove a watcher from those of a key."""
+    group = watchers.get(key)
+    if isinstance(group, set):
+        group.discard(watcher)
+    elif group is not None:
+        group.pop(watcher, None)
+    if not group:
         watchers.pop(key, None)

@@ -1,4 +1,4 @@
-"""`InterestGossip`: workers tell each other what is followed through them, so that each knows what to publish."""
+"""`InterestGossip`: workers announce their subscriptions to each other, so that each publishes the right events."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from service.engine.watch.interests import TOPIC, InterestTable, Subscription
 _log = logging.getLogger(__name__)
 
 _RENEW_INTERVAL_S: Final = 5.0
-_INTEREST_TTL_S: Final = 15.0  # that what a worker wants is remembered, once it says no more
+_INTEREST_TTL_S: Final = 15.0  # after a worker's last announcement its interests expire
 _ACK_TIMEOUT_S: Final = 1.0
 
 
 class PubSub(Protocol):
-    """What is needed of the store's channel."""
+    """The part of the store's publish and subscribe that watching needs."""
 
     async def start(self, listener: Any) -> None:
-        """Begin to hear: `listener` is told of messages, and where they are missed."""
+        """Connect: `listener` receives messages, and is notified of lost and new connections."""
 
     async def close(self) -> None:
-        """Hear no more."""
+        """Disconnect."""
 
     async def subscribe(self, topics: Iterable[str]) -> None:
-        """Listen to more topics; when this returns, what is published on them is heard."""
+        """Subscribe to topics; once this returns, messages on them are received."""
 
     def unsubscribe(self, topics: Iterable[str]) -> None:
-        """Listen to topics no more."""
+        """Unsubscribe from topics."""
 
     async def publish(self, topic: str, message: bytes) -> int | None:
-        """Send a message and return how many workers took it; 0 also where the store is away, None: nobody knows."""
+        """Publish a message and return the number of receivers: 0 also if the store is unavailable, None if unknown."""
         ...
 
 
 class _GossipMessage(msgspec.Struct, omit_defaults=True):
-    """What a worker tells.
+    """A message between workers.
 
     Attributes:
-        sender: The topic on which it hears answers.
-        wants: What is followed through it.
-        ask: To be answered with this, once `subscriptions` is noted.
-        hello: It has just come, so the answer is to say what is followed elsewhere.
-        answer: What was asked with.
+        sender: The topic on which the sender receives acknowledgements.
+        subscriptions: Subscriptions of the sender.
+        wants_ack: Id of the requested acknowledgement, to be sent once `subscriptions` are in the table; empty: none.
+        request_all: The acknowledgement is to contain all subscriptions of its sender.
+        ack: The id in `wants_ack` of the message that this one acknowledges; empty: none.
     """
 
     sender: str
@@ -63,92 +63,97 @@ _decode: Final = msgspec.msgpack.Decoder(_GossipMessage).decode
 
 
 class InterestGossip:
-    """What is followed through this worker, told to the others; and theirs, told to the `InterestTable`.
+    """Announces the subscriptions of this worker to the others, and puts theirs into the `InterestTable`.
 
     Attributes:
-        own_topic: Where this worker hears answers.
+        own_topic: The topic on which this worker receives acknowledgements.
     """
 
-    def __init__(self, audience: InterestTable, messages: PubSub, own: Callable[[], list[Subscription]]) -> None:
-        """Prepare.
+    def __init__(
+        self, interests: InterestTable, pubsub: PubSub, own_subscriptions: Callable[[], list[Subscription]]
+    ) -> None:
+        """Create it; `start` subscribes.
 
         Args:
-            audience: Takes note of what is followed anywhere.
-            messages: To the other workers.
-            own: Gives what is followed through this worker.
+            interests: The table of the interests of all workers.
+            pubsub: Messages between the workers.
+            own_subscriptions: Returns the subscriptions of this worker.
         """
         self.own_topic = f"{TOPIC}:{secrets.token_hex(8)}"
-        self._interests = audience
-        self._pubsub = messages
-        self._own_subscriptions = own
+        self._interests = interests
+        self._pubsub = pubsub
+        self._own_subscriptions = own_subscriptions
         self._pending_acks: dict[bytes, asyncio.Semaphore] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._complete_at = float("inf")
 
     async def start(self) -> None:
-        """Begin to listen and to renew what is wanted; at first, what others want is still to be heard."""
+        """Subscribe, and start to renew the interests; all events are published until those of others are known."""
         self.mark_stale()
         await self._pubsub.subscribe([TOPIC, self.own_topic])
         await self._request_all()
-        self._spawn(run_forever(self._renew, every_s=_RENEW_INTERVAL_S, name="Renewing what is watched"))
+        self._spawn(run_forever(self._renew, every_s=_RENEW_INTERVAL_S, name="Renewing the watchers' interests"))
 
     async def close(self) -> None:
-        """Stop."""
+        """Cancel the renewal."""
         await cancel(self._tasks)
 
-    async def announce(self, wants: Sequence[Subscription]) -> None:
-        """Tell every worker what is wanted more; when this returns, they know it, or are too slow to say so."""
-        self._interests.add(wants, self._until())
-        if not await self._broadcast_and_wait(_GossipMessage(self.own_topic, subscriptions=list(wants))):
-            _log.warning("Not every worker has confirmed within %g s that it tells what is watched", _ACK_TIMEOUT_S)
+    async def announce(self, subscriptions: Sequence[Subscription]) -> None:
+        """Announce additional subscriptions; returns once every worker has acknowledged them, or after 1 s."""
+        self._interests.add(subscriptions, self._expiry())
+        if not await self._broadcast_and_wait(_GossipMessage(self.own_topic, subscriptions=list(subscriptions))):
+            _log.warning(
+                "Not every worker has acknowledged new subscriptions within %g s; watchers may miss events",
+                _ACK_TIMEOUT_S,
+            )
 
     def mark_stale(self) -> None:
-        """Say that this worker does not hear the others, so that it tells everything."""
+        """Note that messages of the other workers are missed, so that this worker publishes all events."""
         self._interests.publish_all = True
         self._complete_at = float("inf")
 
     def resync(self) -> None:
-        """Say that this worker hears the others again."""
+        """Request the interests of the other workers again, after a new connection."""
         self._spawn(self._request_all())
 
     def on_message(self, topic: str, message: bytes) -> bool:
-        """Take a message; False: it is not about wants."""
+        """Handle a message; returns False if it is not a gossip message."""
         if topic not in (TOPIC, self.own_topic):
             return False
-        word = _decode(message)
-        self._interests.add(word.subscriptions, self._until())
-        if word.wants_ack:
-            known = self._own_subscriptions() if word.request_all else []
-            answer = _encode(_GossipMessage(self.own_topic, subscriptions=known, ack=word.wants_ack))
-            self._spawn(self._pubsub.publish(word.sender, answer))
-        if (answers := self._pending_acks.get(word.ack)) is not None:
-            answers.release()
+        gossip = _decode(message)
+        self._interests.add(gossip.subscriptions, self._expiry())
+        if gossip.wants_ack:
+            own = self._own_subscriptions() if gossip.request_all else []
+            ack = _encode(_GossipMessage(self.own_topic, subscriptions=own, ack=gossip.wants_ack))
+            self._spawn(self._pubsub.publish(gossip.sender, ack))
+        if (acks := self._pending_acks.get(gossip.ack)) is not None:
+            acks.release()
         return True
 
     # ---------------------------------------------------------------- helpers
 
     async def _request_all(self) -> None:
-        """Ask every worker what is followed through it."""
-        self._complete_at = self._until()  # by then each has said it by itself
+        """Request the subscriptions of every worker."""
+        self._complete_at = self._expiry()  # by then each worker has announced them in any case
         if await self._broadcast_and_wait(_GossipMessage(self.own_topic, request_all=True)):
             self._interests.publish_all = False
 
-    async def _broadcast_and_wait(self, word: _GossipMessage) -> bool:
-        """Send a word and wait for an answer from each worker that took it; False: not all came in time."""
-        word.wants_ack = secrets.token_bytes(8)
-        answers = self._pending_acks[word.wants_ack] = asyncio.Semaphore(0)
+    async def _broadcast_and_wait(self, gossip: _GossipMessage) -> bool:
+        """Publish a message and wait for an acknowledgement from each worker; returns whether all arrived in time."""
+        gossip.wants_ack = secrets.token_bytes(8)
+        acks = self._pending_acks[gossip.wants_ack] = asyncio.Semaphore(0)
         workers: int | None = 0
         try:
             async with asyncio.timeout(_ACK_TIMEOUT_S):
-                workers = await self._pubsub.publish(TOPIC, _encode(word))
+                workers = await self._pubsub.publish(TOPIC, _encode(gossip))
                 if workers is None:
-                    await asyncio.sleep(_ACK_TIMEOUT_S)  # each has its time
+                    await asyncio.sleep(_ACK_TIMEOUT_S)  # the number of workers is unknown: wait the whole time
                 for _ in range(workers or 0):
-                    await answers.acquire()
+                    await acks.acquire()
         except TimeoutError:
             return workers is None
         finally:
-            del self._pending_acks[word.wants_ack]
+            del self._pending_acks[gossip.wants_ack]
         return workers != 0
 
     async def _renew(self) -> None:
@@ -156,11 +161,11 @@ class InterestGossip:
         if self._interests.publish_all and now >= self._complete_at:
             self._interests.publish_all = False
         self._interests.expire(now)
-        if wants := self._own_subscriptions():
-            self._interests.add(wants, self._until())
-            await self._pubsub.publish(TOPIC, _encode(_GossipMessage(self.own_topic, subscriptions=wants)))
+        if own := self._own_subscriptions():
+            self._interests.add(own, self._expiry())
+            await self._pubsub.publish(TOPIC, _encode(_GossipMessage(self.own_topic, subscriptions=own)))
 
-    def _until(self) -> float:
+    def _expiry(self) -> float:
         return asyncio.get_running_loop().time() + _INTEREST_TTL_S
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`InterestTable`: who follows commits, in whichever worker, as far as this worker has heard; it says what is to be told."""
+"""`InterestTable`: the known interests of all workers, which decide the events to publish."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOPIC: Final = "swl:watch"
 
 
 class Subscription(NamedTuple):
-    """What somebody follows: one stream, those whose id begins with `prefix`, or all that a tenant has of a model."""
+    """What a watcher wants: one stream, the streams whose id starts with `prefix`, or all of a tenant's model."""
 
     tenant: str
     model: str
@@ -24,17 +24,17 @@ class Subscription(NamedTuple):
 
     @property
     def key(self) -> StreamKey | None:
-        """The one stream, if it is one."""
+        """The stream's key, None if it is not for one stream."""
         return None if self.stream is None else StreamKey(self.tenant, self.model, self.stream)
 
     @property
     def topic(self) -> str:
-        """Where commits that are wanted of this model are published."""
+        """The topic of the model's events."""
         return topic_for(self.tenant, self.model)
 
 
 class _ModelInterest:
-    """What is wanted of one model, each until a moment."""
+    """The interests in one model, each with the time at which it expires."""
 
     __slots__ = ("prefixes", "streams")
 
@@ -43,53 +43,53 @@ class _ModelInterest:
         self.prefixes: dict[tuple[str, str], float] = {}
 
     def covers(self, key: StreamKey) -> bool:
-        """Whether a commit of a stream is wanted."""
+        """Whether a worker has interest in a stream."""
         if key in self.streams:
             return True
         return any(key.tenant == tenant and key.stream.startswith(prefix) for tenant, prefix in self.prefixes)
 
     def expire(self, now: float) -> bool:
-        """Forget what was wanted until before now; True when nothing is left."""
-        self.streams = {key: until for key, until in self.streams.items() if until >= now}
-        self.prefixes = {key: until for key, until in self.prefixes.items() if until >= now}
+        """Remove the interests that have expired; returns whether none is left."""
+        self.streams = {key: expiry for key, expiry in self.streams.items() if expiry >= now}
+        self.prefixes = {key: expiry for key, expiry in self.prefixes.items() if expiry >= now}
         return not self.streams and not self.prefixes
 
 
 class InterestTable:
-    """Who follows commits anywhere. A model that nobody follows, and whose history is not kept, costs one look a batch.
+    """The interests of all workers. A model without watchers and event log costs one lookup per batch.
 
     Attributes:
-        unsure: This worker may not have heard of all who follow, so everything is told.
+        publish_all: The table may be incomplete, so the events of all streams are published.
     """
 
-    def __init__(self, history: Mapping[str, int]) -> None:
-        """Begin with nobody.
+    def __init__(self, log_lengths: Mapping[str, int]) -> None:
+        """Create an empty table.
 
         Args:
-            history: How many events are kept of each stream of a model; `*`: of every other model.
+            log_lengths: Number of events in the event log of each stream, by model; `*` is for all other models.
         """
         self.publish_all = False
-        self._history_lengths = dict(history)
-        self._default_history = self._history_lengths.pop("*", 0)
+        self._log_lengths = dict(log_lengths)
+        self._default_log_length = self._log_lengths.pop("*", 0)
         self._interests: dict[str, _ModelInterest] = {}
 
-    def add(self, wants: Iterable[Subscription], until: float) -> None:
-        """Take note of what somebody follows, until a moment."""
-        for want in wants:
-            followed = self._interests.setdefault(want.model, _ModelInterest())
-            if want.key is not None:
-                followed.streams[want.key] = until
+    def add(self, subscriptions: Iterable[Subscription], expiry: float) -> None:
+        """Add interests, or renew them, until a time on the loop's clock."""
+        for subscription in subscriptions:
+            interest = self._interests.setdefault(subscription.model, _ModelInterest())
+            if subscription.key is not None:
+                interest.streams[subscription.key] = expiry
             else:
-                followed.prefixes[want.tenant, want.prefix] = until
+                interest.prefixes[subscription.tenant, subscription.prefix] = expiry
 
     def expire(self, now: float) -> None:
-        """Forget what was wanted until before now."""
-        self._interests = {model: followed for model, followed in self._interests.items() if not followed.expire(now)}
+        """Remove the interests that have expired."""
+        self._interests = {model: interest for model, interest in self._interests.items() if not interest.expire(now)}
 
     def has_interest(self, model: str) -> bool:
-        """Whether anything is to be told of a model's commits."""
+        """Whether any commit of a model may need a notification."""
         return (
-            self.publish_all or model in self._interests or self._history_lengths.get(model, self._default_history) > 0
+            self.publish_all or model in self._interests or self._log_lengths.get(model, self._default_log_length) > 0
         )
 
     def notifications_for(
@@ -100,31 +100,31 @@ class InterestTable:
         steps: Sequence[int],
         state_ids: Sequence[bytes],
     ) -> list[Notification]:
-        """Return what is to be told of the commits of a batch, should they be applied.
+        """Return the notifications of the commits of a batch; the store publishes those of applied commits.
 
         Args:
-            timesteps: What was asked, all of one model.
-            inputs: The model's inputs, in the order in which a timestep brings them.
-            outputs: The kept predictions, `(rows, T', *row)` per output.
-            steps: Each stream's step after it.
-            state_ids: Each stream's state id after it.
+            timesteps: The requests, all of one model.
+            inputs: The model's inputs, in the order of a timestep's `inputs`.
+            outputs: The returned predictions, `(rows, T', *row)` per output.
+            steps: Each stream's step after its commit.
+            state_ids: Each stream's state id after its commit.
         """
         model = timesteps[0].key.model
-        followed = self._interests.get(model)
-        most = self._history_lengths.get(model, self._default_history)
-        tellings = []
-        for at, timestep in enumerate(timesteps):
+        interest = self._interests.get(model)
+        log_length = self._log_lengths.get(model, self._default_log_length)
+        notifications = []
+        for row, timestep in enumerate(timesteps):
             key = timestep.key
-            is_wanted = self.publish_all or (followed is not None and followed.covers(key))
-            if is_wanted or most:
-                own = {name: array[at] for name, array in outputs.items()}
-                event = CommitEvent.of(timestep, inputs, own, steps[at], state_ids[at]).encode()
+            is_wanted = self.publish_all or (interest is not None and interest.covers(key))
+            if is_wanted or log_length:
+                own = {name: array[row] for name, array in outputs.items()}
+                event = CommitEvent.of(timestep, inputs, own, steps[row], state_ids[row]).encode()
                 topic = topic_for(key.tenant, model) if is_wanted else ""
-                log = keys.event_log_key(keys.record_key(*key)) if most else None
-                tellings.append(Notification(at, event, topic, log, most))
-        return tellings
+                log = keys.event_log_key(keys.record_key(*key)) if log_length else None
+                notifications.append(Notification(row, event, topic, log, log_length))
+        return notifications
 
 
 def topic_for(tenant: str, model: str) -> str:
-    """Return where commits of a model are published for those who follow them."""
+    """Return the topic of the events of a tenant's model."""
     return f"{TOPIC}:{tenant}/{model}"

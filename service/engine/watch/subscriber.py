@@ -1,4 +1,4 @@
-"""`Subscriber`: one who follows committed predictions, and what waits for it."""
+"""`Subscriber`: one watcher, and the queue of its events."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from service.engine.watch.interests import Subscription
 from service.types import StreamKey
 
 MAX_QUEUED_TIMESTEPS: Final = 256
-"""Events that may wait for one watcher."""
+"""Most events in the queue of one watcher."""
 
 MAX_QUEUED_BYTES: Final = 8 * 2**20
-"""Bytes of tensors that may wait for one watcher; a single event may have more."""
+"""Most bytes of tensors in the queue of one watcher; a single event may have more."""
 
 
 class EventGap(NamedTuple):
-    """The predictions of at least so many timesteps were missed here."""
+    """The watcher did not receive the events of at least so many timesteps, at this point."""
 
     timesteps: int
 
 
 class BoundedEventBuffer:
-    """Events that wait, in their order; the oldest go when there are too many.
+    """A bounded queue of events in order; if it is full, the oldest are dropped.
 
     Attributes:
-        lost: Timesteps of those that went.
+        lost: Timesteps of the dropped events.
     """
 
     __slots__ = ("events", "lost", "nbytes")
@@ -39,7 +39,7 @@ class BoundedEventBuffer:
         self.nbytes = 0
 
     def append(self, event: CommitEvent) -> None:
-        """Add the newest."""
+        """Add the newest event."""
         self.events.append(event)
         self.nbytes += event.nbytes
         while len(self.events) > MAX_QUEUED_TIMESTEPS or (self.nbytes > MAX_QUEUED_BYTES and len(self.events) > 1):
@@ -48,7 +48,7 @@ class BoundedEventBuffer:
             self.lost += oldest.length
 
     def drain(self) -> list[CommitEvent | EventGap]:
-        """Take all out; first the gap, if there is one."""
+        """Remove and return all events, after the gap if events were dropped."""
         items: list[CommitEvent | EventGap] = [EventGap(self.lost)] if self.lost else []
         items += self.events
         self.events.clear()
@@ -57,12 +57,12 @@ class BoundedEventBuffer:
 
 
 class CatchUpBuffer:
-    """Events of a stream whose past is being read: they wait until that is told.
+    """The live events of a stream, held back while its event log is read.
 
     Attributes:
-        heard: Those that were committed before it was read.
-        later: Those after that.
-        is_read: Whether what comes now is later.
+        before_read: Events of commits before the read.
+        after_read: Events of commits after the read.
+        is_read: Whether the read has happened, so that new events are after it.
     """
 
     __slots__ = ("after_read", "before_read", "is_read")
@@ -78,88 +78,89 @@ class CatchUpBuffer:
 
 
 class Subscriber:
-    """One who follows: events wait here until they are taken; the oldest are lost when too many wait.
+    """One watcher: events are queued here until it drains them; if the queue is full, the oldest are dropped.
 
     Attributes:
-        wants: What it follows.
-        inputs: Whether it is to be shown the inputs, too.
-        places: The last step that it was given of each single stream that it follows, as far as it is known.
-        holds: The streams whose past is being read.
-        over: The process is about to end; what waits is the last.
+        subscriptions: What it watches.
+        inputs: Whether it receives the inputs, too.
+        last_steps: The last step that it received, by key, of each single stream that it watches, as far as known.
+        catch_ups: The streams whose event log is being read.
+        closed: The worker is about to end; the queued events are the last.
     """
 
     def __init__(
-        self, wants: Sequence[Subscription], *, inputs: bool, since: Mapping[StreamKey, int] | None = None
+        self, subscriptions: Sequence[Subscription], *, inputs: bool, since: Mapping[StreamKey, int] | None = None
     ) -> None:
-        """Begin with nothing.
+        """Create it with an empty queue.
 
         Args:
-            wants: What it follows.
-            inputs: Whether it is to be shown the inputs, too.
-            since: The last step that it has seen, of streams among its wants.
+            subscriptions: What it watches.
+            inputs: Whether it receives the inputs, too.
+            since: The last step that it received, by key, of streams among its subscriptions.
         """
-        self.subscriptions = wants
+        self.subscriptions = subscriptions
         self.inputs = inputs
         self.last_steps = dict(since or {})
         self.catch_ups: dict[StreamKey, CatchUpBuffer] = {}
         self.closed = False
-        self._singles = {want.key for want in wants if want.key is not None}
-        self._backlog: list[
-            CommitEvent | EventGap
-        ] = []  # what it came back for: never dropped, and bounded by what is kept
+        self._streams = {subscription.key for subscription in subscriptions if subscription.key is not None}
+        # The missed events: never dropped, and bounded by the length of the event logs.
+        self._backlog: list[CommitEvent | EventGap] = []
         self._live = BoundedEventBuffer()
         self._has_events = asyncio.Event()
 
     def push(self, event: CommitEvent) -> None:
-        """Add an event that it wants."""
-        if (hold := self.catch_ups.get(event.key)) is not None:
-            hold.append(event)
+        """Add an event that matches its subscriptions."""
+        if (catch_up := self.catch_ups.get(event.key)) is not None:
+            catch_up.append(event)
             return
-        if event.key in self._singles:
+        if event.key in self._streams:
             self.last_steps[event.key] = event.step
         self._live.append(event)
         self._has_events.set()
 
     def begin_catch_up(self) -> dict[StreamKey, CatchUpBuffer]:
-        """Hold back the streams of which it is known what was seen last; return what is held of each."""
+        """Hold back the live events of the streams whose last received step is known; returns their buffers."""
         self.catch_ups = {key: CatchUpBuffer() for key in self.last_steps}
         return self.catch_ups
 
-    def deliver_backlog(self, key: StreamKey, missed: int, past: Sequence[CommitEvent], hold: CatchUpBuffer) -> None:
-        """Add what it has missed of a stream, and then what was held back meanwhile.
+    def deliver_backlog(
+        self, key: StreamKey, missed: int, events: Sequence[CommitEvent], catch_up: CatchUpBuffer
+    ) -> None:
+        """Add the missed events of a stream, and then the live events that were held back.
 
         Args:
-            key: The stream.
-            missed: Timesteps that are not known any more.
-            past: What is known.
-            hold: What was held back.
+            key: The stream's key.
+            missed: Number of missed timesteps without an event.
+            events: The missed events.
+            catch_up: The live events that were held back.
         """
         self.catch_ups.pop(key, None)
-        if past:
-            self.last_steps[key] = past[-1].step
-        if missed or past:
+        if events:
+            self.last_steps[key] = events[-1].step
+        if missed or events:
             self._backlog += self._live.drain()
             self._backlog += [EventGap(missed)] if missed else []
-            self._backlog += past
+            self._backlog += events
             self._has_events.set()
-        for event in hold.after_read.events:
+        for event in catch_up.after_read.events:
             self.push(event)
-        self.record_gap(hold.after_read.lost)
+        self.record_gap(catch_up.after_read.lost)
 
     def record_gap(self, timesteps: int) -> None:
-        """Take note that the predictions of at least so many timesteps were missed."""
+        """Record that the events of at least so many timesteps were missed."""
         if timesteps:
             self._live.lost += timesteps
             self._has_events.set()
 
     def close(self) -> None:
-        """Say that no more will come."""
+        """Close it: no more events are added."""
         self.closed = True
         self._has_events.set()
 
     async def drain(self) -> list[CommitEvent | EventGap]:
-        """Wait for news, and take all that waits; it may be nothing once it is over."""
+        """Wait for events, then remove and return all that are queued; the list may be empty once it is closed."""
         await self._has_events.wait()
         self._has_events.clear()
-        past, self._backlog = self._backlog, []
-        return past + self._live.drain()
+        backlog, self._backlog = self._backlog, []
+        return backlog + self._live.drain()

@@ -23,13 +23,13 @@ local entry_at = {}
 for k = n + 1, n + m do
   entry_at[tonumber(ARGV[2 * k + 4])] = k
 end
-local told_at, log_at, published = nil, nil, nil
+local notify_at, log_at, published = nil, nil, nil
 if #ARGV >= 6 + 2 * (n + m) then
-  told_at, log_at, published = {}, {}, {}
+  notify_at, log_at, published = {}, {}, {}
   local log = n + m
   for a = 6 + 2 * (n + m), #ARGV, 4 do
     local i = tonumber(ARGV[a])
-    told_at[i] = a
+    notify_at[i] = a
     if ARGV[a + 3] ~= '0' then
       log = log + 1
       log_at[i] = KEYS[log]
@@ -37,24 +37,24 @@ if #ARGV >= 6 + 2 * (n + m) then
   end
 end
 
-local others = {}
+local not_applied = {}
 for i = 1, n do
   local key, expected, record = KEYS[i], ARGV[2 * i + 4], ARGV[2 * i + 5]
   local entry = entry_at[i]
   -- an entry of another type is not ours: it replays nothing, and is overwritten
-  local forget = record == '-'
-  local answers = entry and not (forget and string.sub(KEYS[entry], -4) == ':end')
-  local known = answers and pcall('GET', KEYS[entry])
-  if type(known) == 'string' then
+  local deletes = record == '-'
+  local replays = entry and not (deletes and string.sub(KEYS[entry], -4) == ':end')
+  local stored = replays and pcall('GET', KEYS[entry])
+  if type(stored) == 'string' then
     call('PEXPIRE', KEYS[entry], entry_ttl)
-    others[#others + 1] = {i, 3, known}
+    not_applied[#not_applied + 1] = {i, 3, stored}
   else
     local current = pcall('GETRANGE', key, 8, 63)
     if type(current) == 'table' or (current == '' and call('GET', key)) then
       current = '!'
     end
     if current == expected then
-      if forget then
+      if deletes then
         call('DEL', key, key .. ':s', key .. ':h') -- with its snapshots and event log, in the same slot
       elseif keep then
         call('SET', key, record, 'KEEPTTL')
@@ -64,10 +64,10 @@ for i = 1, n do
       if entry then
         call('SET', KEYS[entry], ARGV[2 * entry + 5], 'PX', entry_ttl)
       end
-      local a = told_at and told_at[i]
+      local a = notify_at and notify_at[i]
       if a then -- pcall: an error in publishing must not make an applied commit look as if it failed
         local log, event, topic = log_at[i], ARGV[a + 1], ARGV[a + 2]
-        if log and not forget then
+        if log and not deletes then
           pcall('RPUSH', log, event)
           pcall('LTRIM', log, -ARGV[a + 3], -1)
           pcall('PEXPIRE', log, ttl)
@@ -78,17 +78,17 @@ for i = 1, n do
         end
       end
     elseif current == '!' then
-      others[#others + 1] = {i, 4}
-    elseif not forget and current == string.sub(record, 9, 64) then
+      not_applied[#not_applied + 1] = {i, 4}
+    elseif not deletes and current == string.sub(record, 9, 64) then
       -- PEXPIRE is a write, so that a WAIT after it covers the first commit
       call('PEXPIRE', key, ttl)
-      others[#others + 1] = {i, 2, call('GET', key)}
+      not_applied[#not_applied + 1] = {i, 2, call('GET', key)}
     else
-      others[#others + 1] = {i, 0, call('GET', key)}
+      not_applied[#not_applied + 1] = {i, 0, call('GET', key)}
     end
   end
 end
 for topic, events in pairs(published or {}) do
   pcall('PUBLISH', topic, table.concat(events))
 end
-return others
+return not_applied

@@ -7,10 +7,10 @@
 --
 -- Returns {1}: done; {3, entry}: this idempotency key was used before, its stored response; {5}: the maximum is reached
 local call, snapshots, name, snapshot = redis.call, KEYS[1], ARGV[1], ARGV[2]
-local known = KEYS[2] and call('GET', KEYS[2])
-if known then
+local stored = KEYS[2] and call('GET', KEYS[2])
+if stored then
   call('PEXPIRE', KEYS[2], ARGV[6])
-  return {3, known}
+  return {3, stored}
 end
 if snapshot == '' then
   call('HDEL', snapshots, name)

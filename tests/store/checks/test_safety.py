@@ -125,7 +125,7 @@ async def test_evicted_keys_and_a_changed_replication_history_are_logged(
     await watch.check()
     await store.close()
 
-    assert "deleted 1 live keys" in caplog.text
+    assert "evicted 1 live keys" in caplog.text
     assert "restarted or failed over" in caplog.text
 
 
