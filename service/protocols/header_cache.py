@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
-from service.requests.hot_routes import ASKED, RequestHeaders, parse_headers
+from service.requests.hot_routes import RELEVANT_HEADERS, RequestHeaders, parse_headers
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -30,7 +30,7 @@ _CONNECTION: Final = b"connection"
 # never give anything back, so that no line takes longer than its length.
 _LINE: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)"
 _ANY_LINE: Final = re.compile(_LINE)
-_NAMES: Final = b"|".join(sorted({*ASKED, *_UNUSUAL, _CONNECTION}))
+_NAMES: Final = b"|".join(sorted({*RELEVANT_HEADERS, *_UNUSUAL, _CONNECTION}))
 # With the line end in front, which is found quickly.
 _OTHER_LINES: Final = re.compile(rb"\r\n(?!(?i:" + _NAMES + rb"):)" + _LINE + rb"(?=\r\n)")
 

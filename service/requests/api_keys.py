@@ -1,4 +1,4 @@
-"""Who calls: API keys by their hashes, each with a tenant and scopes; the file is read again when it changes."""
+"""`ApiKeys`: authenticates callers by API key; keys are stored as hashes, and the file is reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Caller:
     """Who sent a request.
 
     Attributes:
-        tenant: Whose streams they are.
-        scopes: What may be done.
-        key_id: Which key it was, for people; empty without keys.
+        tenant: The owner of the streams that the caller uses.
+        scopes: The scopes of the caller's key.
+        key_id: The id of the key, or the subject of the token; empty without keys.
     """
 
     tenant: str
@@ -46,10 +46,10 @@ class Caller:
     key_id: str = ""
 
     def check_scope(self, scope: Scope) -> None:
-        """Check that this may be done.
+        """Check that the caller has a scope.
 
         Raises:
-            ServiceError: `forbidden`.
+            ServiceError: `forbidden`: the caller does not have it.
         """
         if scope not in self.scopes:
             raise ServiceError(
@@ -60,17 +60,17 @@ class Caller:
 
 
 ANYONE = Caller("default", SCOPES)
-"""The caller where no keys are asked for."""
+"""The caller of every request where neither keys nor tokens are configured."""
 
 
 class TokenVerifier(Protocol):
-    """Knows the callers of tokens."""
+    """Resolves tokens to callers."""
 
     def caller(self, token: str) -> Caller:
-        """Return who sends a token.
+        """Return the caller of a token.
 
         Raises:
-            ServiceError: `unauthenticated`.
+            ServiceError: `unauthenticated`: the token is not accepted.
         """
         ...
 
@@ -98,18 +98,18 @@ class ApiKeys:
 
         Args:
             file: `api_keys_file`; None: there are no keys.
-            tokens: Knows the callers of tokens; None: none are taken. Without both everybody may do everything, as
-                tenant `default`.
+            tokens: Resolves tokens to callers; None: tokens are not accepted. Without both, every request has all
+                scopes, as tenant `default`.
 
         Raises:
-            KeysFileError: It cannot be read, or is not what it should be.
+            KeysFileError: The file cannot be read, or its content is not valid.
         """
         self._file = file
         self._tokens = tokens
         self._file_signature: tuple[int, ...] = ()
         self._callers: Mapping[bytes, Caller] = {}
         self._generation = 0
-        self._checked_this_tick = False  # in this turn of the loop
+        self._checked_this_tick = False  # in this iteration of the event loop
         self._last_logged = ""
         if file is not None:
             self._file_signature = file_signature(file)
@@ -117,94 +117,94 @@ class ApiKeys:
 
     @property
     def required(self) -> bool:
-        """Whether keys or tokens are asked for."""
+        """Whether requests need a key or a token."""
         return self._file is not None or self._tokens is not None
 
     @property
     def is_cacheable(self) -> bool:
-        """Whether what is allowed stays so until `generation` grows; a token's time ends by itself."""
+        """Whether a positive authorization may be cached until `generation` changes; not with tokens, which expire."""
         return self._tokens is None
 
     def generation(self) -> int:
-        """Return a number that grows when other keys come into force."""
+        """Return a number that grows each time the file's keys are reloaded."""
         if self._file is not None and not self._checked_this_tick:
             self._reload_if_changed(self._file)
         return self._generation
 
     def caller(self, authorization: str | None) -> Caller:
-        """Return who sends an `Authorization` header; without a file it is ignored.
+        """Return the caller of an `Authorization` header; the header is ignored if neither keys nor tokens are set.
 
         Raises:
-            ServiceError: `unauthenticated`.
+            ServiceError: `unauthenticated`: the header is missing or malformed, or the key is not valid.
         """
         if self._file is None and self._tokens is None:
             return ANYONE
         match = _BEARER.fullmatch(authorization) if authorization is not None else None
         if match is None:
-            found = "no Authorization header" if authorization is None else "an Authorization header of another form"
+            found = "no Authorization header" if authorization is None else "an Authorization header in another format"
             raise unauthenticated(f"The request has {found}; expected `Authorization: Bearer KEY`.")
         return self.caller_of_key(match[1])
 
     def caller_of_key(self, key: str) -> Caller:
-        """Return whose key it is.
+        """Return the caller of a key or token.
 
         Raises:
-            ServiceError: `unauthenticated`.
+            ServiceError: `unauthenticated`: the key or token is not valid.
         """
         if self._file is None and self._tokens is None:
             return ANYONE
         if self._file is not None and not self._checked_this_tick:
             self._reload_if_changed(self._file)
-        # The time this takes could at most reveal a part of a hash, from which no key of 256 random bits is found.
+        # Timing could reveal at most a part of a hash; a key of 256 random bits cannot be found from that.
         caller = self._callers.get(sha256(key.encode("utf-8", "surrogatepass")).digest())
         if caller is not None:
             return caller
         if self._tokens is not None and key.count(".") == 2:
             return self._tokens.caller(key)
-        raise unauthenticated("The key is not one of those in force; expected one of `api_keys_file`.")
+        raise unauthenticated("The key is not valid; expected a key of `api_keys_file`.")
 
     def _reload_if_changed(self, file: Path) -> None:
-        """Look at the file, once for all requests that came in the same turn of the loop: a look costs 2 us."""
-        self._read_again_if_changed(file)
+        """Check the file once for all requests of one event loop iteration: a check costs 2 us."""
+        self._reload(file)
         try:
-            asyncio.get_running_loop().call_soon(self._look_again)
+            asyncio.get_running_loop().call_soon(self._allow_next_check)
         except RuntimeError:  # no loop runs
             return
         self._checked_this_tick = True
 
-    def _look_again(self) -> None:
+    def _allow_next_check(self) -> None:
         self._checked_this_tick = False
 
-    def _read_again_if_changed(self, file: Path) -> None:
+    def _reload(self, file: Path) -> None:
         try:
-            stamp = file_signature(file)
-            if stamp == self._file_signature:
+            signature = file_signature(file)
+            if signature == self._file_signature:
                 return
-            self._file_signature = stamp
+            self._file_signature = signature
             self._callers = read_keys(file)
             self._generation += 1
         except KeysFileError as exc:
-            if str(exc) != self._last_logged:  # told once, not with every request
-                _log.error("The keys read before stay in force: %s", exc)
+            if str(exc) != self._last_logged:  # once, not with every request
+                _log.error("The API keys were not reloaded; the keys loaded before stay valid: %s", exc)
             self._last_logged = str(exc)
         else:
             self._last_logged = ""
-            _log.info("Read the API keys again: %d keys", len(self._callers))
+            _log.info("Reloaded the API keys: %d keys", len(self._callers))
 
 
 def unauthenticated(problem: str) -> ServiceError:
-    """Return the refusal of who cannot be told."""
+    """Return the error for a request whose caller cannot be authenticated."""
     return ServiceError("unauthenticated", problem, fix="Send a valid key.")
 
 
 def file_signature(file: Path) -> tuple[int, ...]:
-    """Return what changes when a file of keys changes.
+    """Return modification time, size and inode of a keys file: a change of the file changes one of them.
 
     Raises:
-        KeysFileError: It cannot be read.
+        KeysFileError: The file cannot be read.
     """
     try:
-        stat = os.stat(file)  # noqa: PTH116 - pathlib takes twice as long, and this is asked for each request
+        stat = os.stat(file)  # noqa: PTH116 - pathlib needs twice the time, and this runs for each request
     except OSError as exc:
         raise KeysFileError(
             f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
@@ -213,10 +213,10 @@ def file_signature(file: Path) -> tuple[int, ...]:
 
 
 def read_keys(file: Path) -> dict[bytes, Caller]:
-    """Return whose keys a file holds, by the SHA-256 of each, in its order.
+    """Return the callers of a keys file by the SHA-256 of their keys, in the order of the file.
 
     Raises:
-        KeysFileError: It cannot be read, or is not what it should be.
+        KeysFileError: The file cannot be read, or its content is not valid.
     """
     try:
         content = _KeysFile.model_validate_json(file.read_bytes())
@@ -225,10 +225,10 @@ def read_keys(file: Path) -> dict[bytes, Caller]:
             f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
         ) from exc
     except ValidationError as exc:
-        first = exc.errors(include_input=False)[0]  # a message never repeats what may be a key
-        place = ".".join(map(str, first["loc"])) or "the document"
+        first = exc.errors(include_input=False)[0]  # the input may be a key, and must not be logged
+        location = ".".join(map(str, first["loc"])) or "the document"
         raise KeysFileError(
-            f"The keys file {file.name} is wrong at {place}: {first['msg']}.",
+            f"The keys file {file.name} is wrong at {location}: {first['msg']}.",
             fix='Write {"keys": [{"id": "..", "sha256": "hex of the key", "tenant": "..", "scopes": ["step"]}]}.',
         ) from exc
     return {bytes.fromhex(key.sha256): Caller(key.tenant, frozenset(key.scopes), key.id) for key in content.keys}

@@ -1,6 +1,6 @@
-"""`JwtVerifier`: who sends a JSON Web Token of an identity provider; its signature, issuer, audience and expiry are checked.
+"""`JwtVerifier`: authenticates JSON Web Tokens of an identity provider by signature, issuer, audience and expiry.
 
-PyJWT, an extra, does what is about signatures; here is what this service accepts, and where the provider's keys are.
+PyJWT, an optional extra, verifies signatures; this module limits what is accepted and loads the provider's keys.
 
 Source: RFC 7519 (JWT), RFC 7517 (JWK), RFC 8725 (best current practices).
 """
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LEEWAY_S: Final = 60.0
-"""Seconds that clocks may differ."""
+"""Seconds that the clocks of provider and service may differ by."""
 
-_RENEW_S: Final = 300.0  # how long keys from a URL are used before they are fetched again
-_AGAIN_S: Final = 10.0  # the least time between two fetches
+_RENEW_S: Final = 300.0  # seconds that keys from a URL are used before they are fetched again
+_AGAIN_S: Final = 10.0  # minimum seconds between two fetches
 _FETCH_WITHIN_S: Final = 5.0
-_LARGEST: Final = 2**20  # bytes of a document of keys
-_MAX_TOKEN_CHARS: Final = 2**14  # characters of a token: a header is not longer
-_REMEMBERED: Final = 10_000  # tokens that were found good
+_LARGEST: Final = 2**20  # maximum bytes of a JWK set
+_MAX_TOKEN_CHARS: Final = 2**14  # an HTTP header is not longer either
+_REMEMBERED: Final = 10_000  # valid tokens that are cached
 _LEAST_RSA_BITS: Final = 2048
-# What a key has to be for an algorithm: its type, and its curve.
+# Key type and curve that an algorithm needs.
 _KINDS: Final = {
     **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), ("RSA", None)),
     "ES256": ("EC", "P-256"),
@@ -47,21 +47,21 @@ _KINDS: Final = {
 
 
 class JwtVerifier:
-    """The tokens that are accepted."""
+    """Verifies tokens and resolves them to callers; valid tokens are cached until they expire or the keys change."""
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
-        """Read the provider's keys.
+        """Load the provider's keys.
 
         Args:
-            settings: Issuer, audience, keys, algorithms, the tenant's claim.
-            clock: Seconds since 1970.
+            settings: Issuer, audience, keys, algorithms, and the claim with the tenant.
+            clock: Returns seconds since 1970.
 
         Raises:
-            KeysFileError: The file of keys cannot be used, the address is none, the issuer or the audience is not
-                said, or PyJWT is not installed.
+            KeysFileError: The keys file cannot be used, the URL is not valid, the issuer or the audience is not set,
+                or PyJWT is not installed.
         """
         try:
-            import cryptography  # noqa: F401 - the library does without, but then knows shared secrets only
+            import cryptography  # noqa: F401 - PyJWT works without it, but supports shared secrets only
             import jwt
         except ImportError as exc:
             raise KeysFileError(
@@ -79,13 +79,15 @@ class JwtVerifier:
         self._tenant_claim = settings.jwt_tenant_claim
         self._clock = clock
         self._keys = _keys_at(str(settings.jwt_keys))
-        self._known: dict[bytes, tuple[Caller, float, int]] = {}  # good ones, until when, and by which keys
+        self._known: dict[
+            bytes, tuple[Caller, float, int]
+        ] = {}  # by SHA-256: the caller, the expiry, and the generation of the keys
 
     def caller(self, token: str) -> Caller:
-        """Return who sends a token.
+        """Return the caller of a token.
 
         Raises:
-            ServiceError: `unauthenticated`.
+            ServiceError: `unauthenticated`: the token is not accepted.
         """
         if len(token) > _MAX_TOKEN_CHARS:
             raise unauthenticated(f"The token has more than {_MAX_TOKEN_CHARS} characters.")
@@ -105,7 +107,7 @@ class JwtVerifier:
     # ---------------------------------------------------------------- helpers
 
     def _checked(self, token: str, keys: list[Mapping[str, Any]]) -> tuple[Caller, float]:
-        """Return whose token it is, and until when it is good; raises as `caller` does."""
+        """Return the caller and the expiry of a token, in seconds since 1970; raises as `caller` does."""
         jwt = self._jwt
         try:
             head = jwt.get_unverified_header(token)
@@ -125,12 +127,12 @@ class JwtVerifier:
                 options={"require": ["exp", "aud", "iss"]},
             )
         except (jwt.PyJWTError, ValueError, TypeError) as exc:
-            # The library's words never repeat a token; they say which claim is wrong.
+            # The library's messages name the invalid claim and never contain the token.
             raise unauthenticated(f"The token is not accepted: {str(exc)[:200] or type(exc).__name__}.") from exc
         return self._caller_of(claims), float(claims["exp"]) + LEEWAY_S
 
     def _key(self, head: Mapping[str, Any], algorithm: str, keys: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Return the key that a token names, if it may be used for such a signature."""
+        """Return the key that a token names, if it may be used with the token's algorithm."""
         kind, curve = _KINDS[algorithm]
         fitting = [
             key
@@ -161,26 +163,26 @@ class JwtVerifier:
 
 
 def keys_of(settings: Settings) -> ApiKeys:
-    """Return the keys and tokens that are asked for.
+    """Return the API keys and the token verifier that the settings configure.
 
     Raises:
-        KeysFileError: They cannot be had.
+        KeysFileError: One of them cannot be loaded.
     """
     return ApiKeys(settings.api_keys_file, JwtVerifier(settings) if settings.jwt_keys else None)
 
 
 class _Keys:
-    """The provider's keys, and a number that changes with them."""
+    """The provider's keys, and a generation that grows when they change."""
 
     def __init__(self) -> None:
         self._held: tuple[list[Mapping[str, Any]], int] = ([], 0)
 
     def now(self) -> tuple[list[Mapping[str, Any]], int]:
-        """Return the keys in force, without waiting for anything."""
+        """Return the current keys and their generation, without blocking."""
         return self._held
 
     def missed(self) -> None:
-        """Hear that a token names a key that is not there."""
+        """Request a fetch, because a token names an unknown key; does nothing for keys that are not fetched."""
 
     def _take(self, document: bytes) -> None:
         keys, generation = self._held
@@ -190,7 +192,7 @@ class _Keys:
 
 
 class _KeysInFile(_Keys):
-    """Keys in a file, which is read again when it changes."""
+    """Keys in a file, which is reloaded when it changes."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -207,7 +209,7 @@ class _KeysInFile(_Keys):
                 self._read()
                 self._complaint = ""
         except KeysFileError as exc:
-            if str(exc) != self._complaint:  # told once, not with every request
+            if str(exc) != self._complaint:  # once, not with every request
                 _log.error("The keys of tokens read before stay in force: %s", exc)
             self._complaint = str(exc)
         return self._held
@@ -222,7 +224,7 @@ class _KeysInFile(_Keys):
 
 
 class _KeysAtUrl(_Keys):
-    """Keys at a URL: fetched at the start, and now and then by a thread of its own; requests never wait for it."""
+    """Keys at a URL, fetched at the start and then by a background thread; requests never wait for a fetch."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -242,7 +244,7 @@ class _KeysAtUrl(_Keys):
     def _follow(self) -> None:
         pause = threading.Event()  # never set
         while True:
-            pause.wait(_AGAIN_S)  # whoever names keys that do not exist makes no more fetches than this
+            pause.wait(_AGAIN_S)  # tokens with unknown keys cannot cause more frequent fetches
             self._wanted.wait(_RENEW_S - _AGAIN_S if self._held[0] else 0)
             self._wanted.clear()
             self._fetch()
@@ -269,10 +271,10 @@ def _keys_at(place: str) -> _Keys:
 
 
 def _keys_of(document: bytes) -> list[Mapping[str, Any]]:
-    """Return the public keys of a JWK set; others (shared secrets among them) are left out.
+    """Return the public keys of a JWK set, without keys of other types, such as shared secrets.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The document is not a JWK set, or is too large.
     """
     if len(document) > _LARGEST:
         raise ValueError(f"it has more than {_LARGEST} bytes")

@@ -163,7 +163,7 @@ def test_a_look_at_the_models_that_finds_nothing_new_forgets_nothing(
         resolved += 1
         return make_handler(*args)
 
-    monkeypatch.setattr("service.protocols.request_cache.call_of", noted)
+    monkeypatch.setattr("service.protocols.request_cache.make_handler", noted)
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         asked_again(sock)
         asked_again(sock)
