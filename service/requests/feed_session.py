@@ -73,6 +73,11 @@ class FeedSession:
         self._handles: dict[tuple[str, str | None], StreamHandle] = {}  # of streams that earlier messages named
 
     @property
+    def name(self) -> str:
+        """Model and stream of the feed, for log lines."""
+        return f"model={self._model} stream={self._stream or 'any'}"
+
+    @property
     def is_full(self) -> bool:
         """Whether so many replies are pending that no further message should be read."""
         return len(self._pending) >= _MAX_PENDING or self._bytes >= _MAX_PENDING_BYTES

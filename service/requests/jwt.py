@@ -79,9 +79,7 @@ class JwtVerifier:
         self._tenant_claim = settings.jwt_tenant_claim
         self._clock = clock
         self._keys = _keys_at(str(settings.jwt_keys))
-        self._known: dict[
-            bytes, tuple[Caller, float, int]
-        ] = {}  # by SHA-256: the caller, the expiry, and the generation of the keys
+        self._known: dict[bytes, tuple[Caller, float, int]] = {}  # caller, expiry, generation of the keys
 
     def caller(self, token: str) -> Caller:
         """Return the caller of a token.

@@ -135,7 +135,7 @@ def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: 
 
     tokens = Tokens()
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
-        service.app.state.context.keys = ApiKeys(None, tokens)
+        service.app.state.context.api_keys = ApiKeys(None, tokens)
         before = [asked_again(sock), asked_again(sock)]
         tokens.over = True
 

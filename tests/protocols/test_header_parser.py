@@ -156,7 +156,7 @@ def test_what_is_remembered_is_bounded() -> None:
         for _ in range(3):
             assert heads.match(text + bytes(n), 0) is not None
 
-    sizes = [len(kept) for kept in (heads._known, heads._fields, heads._blocks, heads.by_length)]
+    sizes = [len(kept) for kept in (heads._parsed, heads._shared_headers, heads._blocks, heads.by_length)]
     assert sizes[:3] == [16_384, 16_384, 1024]
     assert sizes[3] < 4096
 
@@ -177,4 +177,4 @@ def test_what_is_of_one_request_alone_is_not_remembered() -> None:
     found = [heads.match(block([b"Idempotency-Key: k", b"Content-Length: 0"]), 0) for _ in range(3)]
 
     assert None not in found
-    assert [*heads._blocks, *heads._known, *heads._fields] == []
+    assert [*heads._blocks, *heads._parsed, *heads._shared_headers] == []
