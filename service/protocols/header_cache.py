@@ -88,14 +88,16 @@ class HeaderBlockCache:
         block = self._blocks.get(text)
         if block is not None:
             headers, length = block.headers, block.length
-            if len(data) - offset <= _MAX_MATCH_BYTES:
-                self.by_length[len(data) - offset] = block
         elif (parsed := self.read(text)) is not None:
             headers, length = parsed
             self._cache_if_repeated(text, headers, length)
         else:
             return None
-        return (headers, body_start) if body_start + length == len(data) else None
+        if body_start + length != len(data):
+            return None
+        if block is not None and len(data) - offset <= _MAX_MATCH_BYTES:
+            self.by_length[len(data) - offset] = block  # only now: a later match by length does not check the body
+        return headers, body_start
 
     def read(self, text: bytes) -> tuple[RequestHeaders, int] | None:
         """Return the relevant headers, and the length of the body in bytes; None: the request is not plain.

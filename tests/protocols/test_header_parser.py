@@ -178,3 +178,15 @@ def test_what_is_of_one_request_alone_is_not_remembered() -> None:
 
     assert None not in found
     assert [*heads._blocks, *heads._parsed, *heads._shared_headers] == []
+
+
+def test_a_head_whose_body_is_still_missing_never_counts_as_a_complete_request() -> None:
+    """Many clients send head and body separately: a head that is repeated must not be matched with an empty body."""
+    cache = HeaderBlockCache(MAX_BODY)
+    head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n"
+    offset = head.find(b"\r\n")
+
+    assert [cache.match(head, offset) for _ in range(4)] == [None] * 4
+    assert cache.by_length == {}
+    assert cache.match(head + b"12345", offset) is not None
+    assert list(cache.by_length) == [len(head) + 5 - offset]
