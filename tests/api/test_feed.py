@@ -472,11 +472,11 @@ def test_a_message_over_the_size_limit_closes_1009(
     one.close()
 
 
-def test_what_comes_after_the_end_of_a_feed_is_not_kept(again: Again, service: Service, stream: str) -> None:
+def test_what_comes_after_the_end_of_a_feed_is_not_kept(restart_with: Again, service: Service, stream: str) -> None:
     """The feed waits for one more answer before it closes; what the client sends meanwhile is dropped."""
     if not service.lane:
         pytest.skip("uvicorn alone reads the application's feeds")
-    with again(max_body_bytes=1_000_000, max_wait_ms=1000) as own:
+    with restart_with(max_body_bytes=1_000_000, max_wait_ms=1000) as own:
         one = open_raw_feed(own, stream)
         [connection] = [c for c in own.connections() if isinstance(c, FastFeedProtocol)]
         one.sendall(frame(b'{"inputs": [1]}') + frame(b"{") + b"\x82\xff" + (2**40).to_bytes(8) + bytes(4))

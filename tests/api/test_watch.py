@@ -222,10 +222,10 @@ def send_wide(service_process: Service, stream: str, steps: int) -> None:
 def write_timeout(replicas: tuple[Service, Service]) -> Iterator[Callable[[float], None]]:
     """Sets how long the first replica waits for a client that does not read."""
     connection = replicas[0].config.http_protocol_class
-    before = connection.patience_s  # type: ignore[attr-defined]  # uvicorn's type does not declare it
+    before = connection.write_stall_s  # type: ignore[attr-defined]  # uvicorn's type does not declare it
 
     def set_timeout(seconds: float) -> None:
-        connection.patience_s = seconds  # type: ignore[attr-defined]
+        connection.write_stall_s = seconds  # type: ignore[attr-defined]
 
     yield set_timeout
     set_timeout(before)
