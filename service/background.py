@@ -44,7 +44,7 @@ async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
 
 
 class _LoggedRuns:
-    """Logs and suppresses the exceptions of a loop's runs: of equal errors in a row, only the first and the recovery."""
+    """Logs and suppresses the exceptions of a loop's runs; equal errors in a row are logged once."""
 
     def __init__(self, name: str) -> None:
         self._name = name

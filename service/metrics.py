@@ -203,7 +203,7 @@ class Metrics(EngineObserver):
     # ---------------------------------------------------------------- for Prometheus
 
     def refresh(self) -> None:
-        """Flush buffered counts and read the gauges; every worker does this each second, as Prometheus queries only one."""
+        """Flush buffered counts and read the gauges; all workers do this each second, as Prometheus queries one."""
         buffered, self._buffered = self._buffered, defaultdict(float)
         for counter, n in buffered.items():
             counter.inc(n)
