@@ -238,7 +238,7 @@ def test_a_client_that_never_reads_is_disconnected(
     write_timeout(0.2)
     with open_unread_watch(here, stream):
         send_wide(there, stream, 30)
-        while len(here.app.state.context.engine.watchers):
+        while len(here.app.state.context.engine.watch):
             here.http.get("/healthz")
 
 
