@@ -1,4 +1,4 @@
-"""`create_app`: puts the parts together; their life is the application's."""
+"""`create_app`: builds the application, which opens its engine and models at its start and closes them at its end."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from service.store.checks.safety import SafetyMonitor
 from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
-_COUNT_S = 10.0  # between two counts of streams, where their number is limited
-_HOUSEKEEPING_S = 1.0  # between two readings of readiness and gauges, and of the models folders
-_SAFETY_S = 5.0  # between two checks of the store's own settings
+_COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
+_HOUSEKEEPING_S = 1.0  # between two updates of readiness and gauges, and two checks of the models folders
+_SAFETY_S = 5.0  # between two checks of the store's settings
 
 
 class NoStoreError(StepwellError):
-    """The application is started without a store."""
+    """The application was started without a store."""
 
     code = "no_store"
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application; the store and the models are opened when it starts.
+    """Return the application; it connects to the store and loads the models when it starts.
 
     Raises:
-        KeysFileError: `api_keys_file` cannot be used.
+        KeysFileError: `api_keys_file` or `jwt_keys` cannot be used.
     """
     version = importlib.metadata.version("stepwell")
     context = AppContext(settings, keys_of(settings), Metrics(version))
@@ -68,12 +68,12 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.context = context
     app.router.route_class = RawRoute
-    # FastAPI's own way to change it; all routes are there when somebody reads it
+    # replaced as FastAPI documents it; called after all routes have been added
     app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
-    app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(HTTPException, _respond_without_route)
     app.add_exception_handler(WebSocketDisconnect, _ignore_disconnect)
     app.add_exception_handler(Exception, _internal_error)
-    streams.add_routes(app, context)  # first: routes are tried in their order, and these are asked for most
+    streams.add_routes(app, context)  # first: routes are matched in order, and these are the most frequent
     oip.add_routes(app, context)
     feed.add_routes(app, context)
     stream_ops.add_routes(app, context)
@@ -84,14 +84,14 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def build_engine(settings: Settings, metrics: Metrics) -> Engine:
-    """Return an engine over the store that is named; its models are not loaded yet.
+    """Return an engine on the configured store; its models are not loaded yet.
 
     Raises:
-        NoStoreError: None is named: `stepwell serve` starts the embedded one and names it.
+        NoStoreError: `redis` is not set; `stepwell serve` sets it to the embedded store that it starts.
     """
     if settings.redis is None:
         raise NoStoreError(
-            "`redis` is not set, and an application by itself starts no store.",
+            "`redis` is not set; the application does not start a store itself.",
             fix="Run `stepwell serve`, which starts one, or set STEPWELL_REDIS to a URL.",
         )
     store = StateStore(
@@ -121,19 +121,19 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI, context: AppContext) -> AsyncIterator[None]:
-    """Open what requests need, serve, and close it in reverse order."""
+    """Open the engine and start background tasks, serve, then close all in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
         engine = build_engine(context.settings, context.metrics)
         stack.push_async_callback(engine.close)
         folder = os.environ.get(CONTROL_ENV)
-        workers = ReloadCoordinator(engine.models.reload, Path(folder) if folder else None)
+        coordinator = ReloadCoordinator(engine.models.reload, Path(folder) if folder else None)
         report = await engine.models.reload()
         _log_failed(report)
         _log.info("Models: %s", ", ".join(report.loaded) or "none")
 
         await engine.start()
 
-        context.engine, context.reload = engine, workers.reload_everywhere
+        context.engine, context.reload = engine, coordinator.reload_everywhere
         settings = context.settings
         context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
         await context.safety.check()
@@ -147,15 +147,15 @@ async def _lifespan(app: FastAPI, context: AppContext) -> AsyncIterator[None]:
             store_safe=lambda: not context.safety.reasons,
             durability=settings.durability,
         )
-        tasks = [asyncio.create_task(work) for work in (workers.watch(), *_background(context))]
+        tasks = [asyncio.create_task(work) for work in (coordinator.watch(), *_background(context))]
         stack.push_async_callback(cancel, tasks)
         yield
         await engine.drain(context.settings.drain_s)
-        context.metrics.refresh()  # other workers may still be asked
+        context.metrics.refresh()  # metrics requests to other workers include this one
 
 
 def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
-    """Return what goes on for as long as requests are served, each to run in a task of its own."""
+    """Yield the background work of the application, each to run in its own task."""
     engine, loop = context.engine, asyncio.get_running_loop()
 
     async def refresh() -> None:
@@ -163,29 +163,29 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
         context.metrics.refresh()
 
     async def count_streams() -> None:
-        began = loop.time()
-        with contextlib.suppress(ServiceError):  # the store does not answer: readiness reports it
+        started_at = loop.time()
+        with contextlib.suppress(ServiceError):  # the store is unavailable: readiness reports it
             await engine.count_streams()
-        # A count may cost the store a twentieth of its time at most.
-        await asyncio.sleep(max(0.0, 20 * (loop.time() - began) - _COUNT_S))
+        # Counting may use at most a twentieth of the store's time.
+        await asyncio.sleep(max(0.0, 20 * (loop.time() - started_at) - _COUNT_S))
 
-    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Reading readiness and gauges")
+    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
     yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
     if context.settings.watch_models:
-        yield run_forever(_reload_of(engine.models), every_s=_HOUSEKEEPING_S, name="Watching the models folders")
+        yield run_forever(_reload_of(engine.models), every_s=_HOUSEKEEPING_S, name="Reloading changed models")
     if context.settings.tenant_max_streams is not None:
         yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
 
 
-def _reload_of(shelf: ModelRegistry) -> Callable[[], Awaitable[None]]:
-    """Return what reloads the models; failures are logged when they are new."""
-    known: list[str] = []
+def _reload_of(models: ModelRegistry) -> Callable[[], Awaitable[None]]:
+    """Return a function that reloads the models and logs failures when they change."""
+    logged: list[str] = []
 
     async def reload() -> None:
-        nonlocal known
-        report = await shelf.reload()
-        if report.failed != known:
-            known = report.failed
+        nonlocal logged
+        report = await models.reload()
+        if report.failed != logged:
+            logged = report.failed
             _log_failed(report)
 
     return reload
@@ -193,41 +193,41 @@ def _reload_of(shelf: ModelRegistry) -> Callable[[], Awaitable[None]]:
 
 def _log_failed(report: ReloadReport) -> None:
     for failed in report.failed:
-        _log.error("A model cannot be served: %s", failed)
+        _log.error("A model file cannot be loaded: %s", failed)
 
 
-# ------------------------------------------------------------------- what no route answers
+# ------------------------------------------------------------------- requests without a route
 
 
-async def _no_route(request: Request, exc: Exception) -> Response:
-    """Answer where the framework found no route, or none for the method."""
+async def _respond_without_route(request: Request, exc: Exception) -> Response:
+    """Respond to a request whose path or method has no route."""
     assert isinstance(exc, HTTPException)
     context: AppContext = request.app.state.context
     headers = {}
     path = request.scope["path"]
-    dialect = error_format_of(path)
+    error_format = error_format_of(path)
     try:
         reject_escaped_slash(request.scope)
         if exc.status_code == 405:
             headers["allow"] = ", ".join(sorted(_methods(request)))
             error = ServiceError(
                 "method_not_allowed",
-                f"{request.method} is not for {path[:200]!a}; expected {headers['allow']}.",
+                f"{request.method} is not allowed for {path[:200]!a}; expected {headers['allow']}.",
                 fix="See /docs for the routes.",
             )
         else:
             error = ServiceError("not_found", f"There is no route {path[:200]!a}.", fix="See /docs for the routes.")
-    except ServiceError as refused:
-        error = refused
+    except ServiceError as slash_error:
+        error = slash_error
     context.metrics.refusal(error.code)
-    response = problem_response(error, dialect)
-    context.metrics.request(dialect.transport, response.status_code)
+    response = problem_response(error, error_format)
+    context.metrics.request(error_format.transport, response.status_code)
     response.headers.update(headers)
     return response
 
 
 def _methods(request: Request) -> set[str]:
-    """Return the methods of every route at this path; the framework knows only the first one's."""
+    """Return the methods of all routes at this path; the framework returns those of the first one only."""
     methods: set[str] = set()
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
@@ -236,13 +236,13 @@ def _methods(request: Request) -> set[str]:
 
 
 async def _ignore_disconnect(_websocket: Any, _exc: Exception) -> None:
-    """A client that has gone is no error."""
+    """Ignore a WebSocket disconnect, which is not an error."""
 
 
 async def _internal_error(request: Request, exc: Exception) -> Response:
-    """Answer what nobody foresaw, without its details; the server's log has them."""
+    """Respond to an unexpected exception, without details, which are in the log."""
     context: AppContext = request.app.state.context
     context.metrics.refusal("internal")
-    dialect = error_format_of(request.scope["path"])
-    context.metrics.request(dialect.transport, 500)
-    return problem_response(internal_error(), dialect)
+    error_format = error_format_of(request.scope["path"])
+    context.metrics.request(error_format.transport, 500)
+    return problem_response(internal_error(), error_format)

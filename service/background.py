@@ -1,4 +1,4 @@
-"""`run_forever`: repeats work until its task is cancelled; an error is logged, and the work is tried again."""
+"""`run_forever`: repeats work until its task is cancelled; errors are logged, and the work is repeated."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ _log = logging.getLogger(__name__)
 
 
 async def run_forever(work: Callable[[], Awaitable[object]], *, every_s: float, name: str) -> None:
-    """Repeat work, the first time at once, until this is cancelled.
+    """Repeat work until the task is cancelled; it runs for the first time at once.
 
     Args:
-        work: One round.
-        every_s: Seconds between the end of a round and the next one.
-        name: What the log calls it.
+        work: Called repeatedly; an exception is logged.
+        every_s: Seconds between the end of a run and the next run.
+        name: Name of the work in log lines.
     """
-    rounds = _LoggedRounds(name)
+    logged = _LoggedRuns(name)
     while True:
-        with rounds:
+        with logged:
             await work()
         await asyncio.sleep(every_s)
 
 
 def run_until(stopped: threading.Event, work: Callable[[], object], *, every_s: float, name: str) -> None:
-    """Do the same in a thread, the first time after `every_s`, until the event is set."""
-    rounds = _LoggedRounds(name)
+    """Repeat work in this thread until the event is set; it runs for the first time after `every_s` seconds."""
+    logged = _LoggedRuns(name)
     while not stopped.wait(every_s):
-        with rounds:
+        with logged:
             work()
 
 
 async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they have ended; a task that had failed raises nothing here."""
-    waiting = list(tasks)
-    for task in waiting:
+    """Cancel tasks and wait until they have ended; exceptions of tasks are ignored."""
+    cancelled = list(tasks)
+    for task in cancelled:
         task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
+    await asyncio.gather(*cancelled, return_exceptions=True)
 
 
-class _LoggedRounds:
-    """Keeps an error from ending a loop. The same error in a row is logged once, and that it has passed."""
+class _LoggedRuns:
+    """Logs and suppresses the exceptions of a loop's runs; equal errors in a row are logged once."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -58,10 +58,10 @@ class _LoggedRounds:
     ) -> bool:
         if error is not None and not isinstance(error, Exception):
             return False  # the task is cancelled, or the process ends
-        found = "" if error is None else repr(error)
-        if found and found != self._last:
-            _log.error("%s failed, and is tried again", self._name, exc_info=error)
-        elif self._last and not found:
+        current = "" if error is None else repr(error)
+        if current and current != self._last:
+            _log.error("%s failed and will be retried", self._name, exc_info=error)
+        elif self._last and not current:
             _log.info("%s works again", self._name)
-        self._last = found
+        self._last = current
         return True

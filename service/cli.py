@@ -1,4 +1,4 @@
-"""The `stepwell` program: finds the command, runs it, and turns errors into words and exit codes."""
+"""The `stepwell` program: finds the command, runs it, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ try:
 except KeyboardInterrupt:  # this takes a moment, and `main` cannot catch anything yet
     sys.exit(130)
 
-# Each command lives in service/commands/ and is imported only when it is called, so that `--help` is quick and
-# serving never pays for what exporting needs.
+# Each command is in service/commands/ and is imported only when it is called, so that `--help` is fast and serving
+# does not import the dependencies of exporting.
 _COMMANDS = {
     "demo": ("service.commands.demo", "demo", "The main job on real input: recordings replayed as live streams."),
     "test": ("service.commands.test", "test", "Run all tests of a clone, or a --quick part; arguments go to pytest."),
@@ -44,7 +44,7 @@ _REFUSED_TO_START = {
 
 
 def make_app(wanted: str | None) -> typer.Typer:
-    """Return the program with the wanted command in full, and the others by name and help alone."""
+    """Return the program with the wanted command; the others have only their name and help."""
     app = typer.Typer(
         add_completion=False,
         no_args_is_help=True,
@@ -68,10 +68,10 @@ def make_app(wanted: str | None) -> typer.Typer:
 
 
 def main() -> None:
-    """Run the program: exit 0 done, 1 failed, 2 wrong usage, 3 refused to start, 130 interrupted."""
+    """Run the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused to start, 130 interrupted."""
     with contextlib.suppress(FileNotFoundError):  # the folder was removed under the caller
-        if os.getcwd() not in sys.path:  # noqa: PTH109 - as sys.path has it
-            sys.path.append(os.getcwd())  # noqa: PTH109 - `export` may name a module of the caller's
+        if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path has strings
+            sys.path.append(os.getcwd())  # noqa: PTH109 - `export` may import a module of the caller
     wanted = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     try:
         with collector_paused():

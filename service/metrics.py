@@ -1,4 +1,4 @@
-"""`Metrics`: counts what the service does, for Prometheus; labels never carry stream ids."""
+"""`Metrics`: the service's metrics for Prometheus; labels never contain stream ids."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from prometheus_client.registry import Collector
 from service.engine.observer import EngineObserver
 
 FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the folder that the workers of one `serve` share; prometheus_client reads it when it is imported."""
+"""Environment variable with the folder that the workers of one `serve` share; prometheus_client reads it on import."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""What `render` writes: every Prometheus reads it."""
+"""Media type of `render`'s text, which every version of Prometheus accepts."""
 
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_BUFFERED_MAX = 4096  # values that a histogram notes before it counts them
-_OIP = "stepwell_oip_"  # what is counted for the statistics of the Open Inference Protocol, and is on no page
+_BUFFERED_MAX = 4096  # values that a histogram buffers before it counts them
+_OIP = "stepwell_oip_"  # metrics for the statistics of the Open Inference Protocol only; `render` omits them
 _log = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=MetricWrapperBase)
-_Pending = Literal["livesum", "livemin", "livemax"]  # how the gauges of several workers become one
+_MultiprocessMode = Literal["livesum", "livemin", "livemax"]  # how the gauges of several workers are combined
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCounts:
-    """What was counted of one model, all its versions and doors together, since the service started.
+    """Counts of one model, over all its versions and transports, since the service started.
 
     Attributes:
-        timesteps: Timesteps applied.
+        timesteps: Applied timesteps.
         runs: Model runs.
-        row_seconds: What they took, once for each of their rows.
+        row_seconds: Total duration of the runs in seconds, counted once for each row of a run.
         answers: Requests that the engine answered with a prediction.
-        answer_seconds: What they took, from receipt to answer.
-        refusals: Requests that the engine refused.
-        refusal_seconds: What they took.
+        answer_seconds: Their total duration in seconds, from receipt to response.
+        refusals: Requests that the engine rejected.
+        refusal_seconds: Their total duration in seconds.
     """
 
     timesteps: int = 0
@@ -59,19 +59,19 @@ class ModelCounts:
 
 
 class Metrics(EngineObserver):
-    """Counts in a registry of its own, so that two services in one process do not meet.
+    """The service's metrics, in their own registry, so that two services in one process do not share metrics.
 
-    With several workers, `$PROMETHEUS_MULTIPROC_DIR` names a folder that they share: any of them then answers for
-    all. The folder belongs to one start of the service, and one `Metrics` per process counts in it.
+    With several workers, `$PROMETHEUS_MULTIPROC_DIR` names a folder that they share, and each of them can return the
+    metrics of all. The folder is used for one start of the service, by one `Metrics` per process.
 
-    As the engine's observer it is told of each batch (`EngineObserver` says what each call means).
+    It is the engine's observer: the engine calls it for each batch (see `EngineObserver`).
     """
 
     def __init__(self, version: str) -> None:
-        """Begin at zero.
+        """Create the metrics, all at zero.
 
         Args:
-            version: The program's version, for `stepwell_build_info`.
+            version: The service's version, for `stepwell_build_info`.
         """
         self._folder = _shared_folder()
         self._registry = registry = CollectorRegistry()
@@ -82,33 +82,33 @@ class Metrics(EngineObserver):
         def histogram(name: str, text: str, label: str, buckets: Sequence[float] = _SECONDS) -> _Histogram:
             return _Histogram(f"stepwell_{name}", text, [label], buckets=buckets, registry=registry)
 
-        def gauge(name: str, text: str, workers: _Pending, *labels: str) -> Gauge:
+        def gauge(name: str, text: str, workers: _MultiprocessMode, *labels: str) -> Gauge:
             return Gauge(f"stepwell_{name}", text, labels, multiprocess_mode=workers, registry=registry)
 
-        self._steps = _Labelled(counter("steps_total", "Timesteps applied, by door.", "model", "door"))
+        self._steps = _Labelled(counter("steps_total", "Timesteps applied, by transport.", "model", "door"))
         self._requests = _Labelled(counter("requests_total", "Requests answered, by HTTP status.", "door", "code"))
-        self._step_s = _Labelled(histogram("step_seconds", "Seconds from receipt to answer.", "model"))
+        self._step_s = _Labelled(histogram("step_seconds", "Seconds from receipt to response.", "model"))
         self._refused_s = _Labelled(
-            Summary("stepwell_oip_refused_seconds", "Seconds from receipt to refusal.", ["model"], registry=registry)
+            Summary("stepwell_oip_refused_seconds", "Seconds from receipt to rejection.", ["model"], registry=registry)
         )
-        self._run_s = _Labelled(histogram("model_run_seconds", "Seconds of one model run, a batch.", "model"))
+        self._run_s = _Labelled(histogram("model_run_seconds", "Seconds of one model run with one batch.", "model"))
         self._store_s = _Labelled(histogram("store_seconds", "Seconds of one round trip to the store.", "op"))
         self._row_s = _Labelled(counter("oip_row_seconds_total", "Seconds of model runs, once for each row.", "model"))
         self._batch_rows = _Labelled(histogram("batch_rows", "Streams in one model run.", "model", _ROWS))
-        self._hits = counter("cache_hits_total", "Records found in a worker's memory.")
+        self._hits = counter("cache_hits_total", "Records found in a worker's record cache.")
         self._misses = counter("cache_misses_total", "Records that had to be read from the store.")
-        self._conflicts = counter("conflicts_total", "Commits whose guard no longer held.")
-        self._replays = counter("replays_total", "Requests that got their first answer again.")
-        self._refusals = _Labelled(counter("refusals_total", "Requests refused, by problem code.", "code"))
-        self._regressions = counter("store_regressions_total", "Times that the store was behind what it had confirmed.")
+        self._conflicts = counter("conflicts_total", "Commits whose guard did not match.")
+        self._replays = counter("replays_total", "Requests that got their first response again.")
+        self._refusals = _Labelled(counter("refusals_total", "Requests rejected, by problem code.", "code"))
+        self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
         self._queue_rows = _Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
         self._watchers = gauge("watchers", "Watchers of committed predictions.", "livesum")
         self._websockets = gauge("websockets", "Open WebSockets.", "livesum")
         self._ready = gauge("ready", "1 when every worker can serve, else 0.", "livemin")
-        self._store_safe = gauge("store_safe", "1 when the store's settings keep what is promised, else 0.", "livemin")
+        self._store_safe = gauge("store_safe", "1 when the store's settings are safe, else 0.", "livemin")
         self._durability = gauge("durability_info", "1 for the durability level in force.", "livemax", "level")
         gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
-        self._buffered: defaultdict[Counter, float] = defaultdict(float)  # what was counted since `refresh`
+        self._buffered: defaultdict[Counter, float] = defaultdict(float)  # increments since the last `refresh`
         of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
         self._by_model: list[_Labelled[Any]] = [*of_models, self._queue_rows]  # the model is the first label
         self._read_models: Callable[[], Collection[str]] | None = None
@@ -126,16 +126,16 @@ class Metrics(EngineObserver):
         store_safe: Callable[[], bool] = lambda: True,
         durability: str = "memory",
     ) -> None:
-        """Say where the gauges' values are read, each time that they are asked for.
+        """Set the functions that `refresh` reads the gauges' values from.
 
         Args:
-            models: The models that are served; the series of others go. None: none goes.
-            queue_rows: Timesteps that wait, by model.
-            watchers: Watchers that this worker has.
-            websockets: WebSockets that are open in this worker.
-            ready: Whether this worker can serve.
-            store_safe: Whether the store's settings keep what is promised.
-            durability: The level that is promised.
+            models: Returns the served models; the series of others are removed. None: none is removed.
+            queue_rows: Returns the number of waiting timesteps by model.
+            watchers: Returns the number of watchers of this worker.
+            websockets: Returns the number of open WebSockets of this worker.
+            ready: Returns whether this worker can serve.
+            store_safe: Returns whether the store's settings are safe.
+            durability: The configured durability level.
         """
         self._read_models = models
         self._read_queue_rows = queue_rows
@@ -148,11 +148,11 @@ class Metrics(EngineObserver):
         self._durability.labels(durability).set(1)
         self.refresh()
 
-    # ---------------------------------------------------------------- what the engine tells
+    # ---------------------------------------------------------------- called by the engine
 
-    def steps_applied(self, model: str, door: str, timesteps: int) -> None:
+    def steps_applied(self, model: str, transport: str, timesteps: int) -> None:
         """Count timesteps that were committed."""
-        self._buffered[self._steps[model, door]] += timesteps
+        self._buffered[self._steps[model, transport]] += timesteps
 
     def batch_run(self, model: str, rows: int, seconds: float) -> None:
         """Count a model run."""
@@ -161,11 +161,11 @@ class Metrics(EngineObserver):
         self._buffered[self._row_s[(model,)]] += rows * seconds
 
     def replied(self, model: str, seconds: Sequence[float]) -> None:
-        """Count answers of the engine."""
+        """Count requests that the engine answered with a prediction; `seconds` has one duration for each."""
         self._step_s[(model,)].buffer(seconds)
 
     def rejected(self, model: str, seconds: float) -> None:
-        """Count a refusal of the engine."""
+        """Count a request that the engine rejected."""
         self._refused_s[(model,)].observe(seconds)
 
     def store_latency(self, op: str, seconds: float) -> None:
@@ -173,39 +173,39 @@ class Metrics(EngineObserver):
         self._store_s[(op,)].buffer((seconds,))
 
     def cache_lookup(self, hits: int, misses: int) -> None:
-        """Count looks into the worker's memory."""
+        """Count lookups in the worker's record cache."""
         self._buffered[self._hits] += hits
         if misses:
             self._buffered[self._misses] += misses
 
     def conflicts(self, n: int) -> None:
-        """Count commits that found another guard."""
+        """Count commits whose guard did not match."""
         self._conflicts.inc(n)
 
     def replays(self, n: int) -> None:
-        """Count requests that got their first answer again."""
+        """Count requests that got their first response again."""
         self._replays.inc(n)
 
     def regressions(self, n: int) -> None:
-        """Count streams whose steps the store had lost."""
+        """Count streams whose confirmed commits the store had lost."""
         self._regressions.inc(n)
 
-    # ---------------------------------------------------------------- what the transports tell
+    # ---------------------------------------------------------------- called by the transports
 
-    def request(self, door: str, code: int | str, n: int = 1) -> None:
-        """Count requests or messages that were answered, whatever the answer; `code` is the HTTP status."""
-        self._buffered[self._requests[door, str(code)]] += n
+    def request(self, transport: str, code: int | str, n: int = 1) -> None:
+        """Count requests or messages that got a response; `code` is the HTTP status."""
+        self._buffered[self._requests[transport, str(code)]] += n
 
     def refusal(self, code: str) -> None:
-        """Count a problem that was answered, by its `code` of `service.errors.CODES`."""
+        """Count an error response, by its `code` of `service.errors.CODES`."""
         self._refusals[(code,)].inc()
 
-    # ---------------------------------------------------------------- what Prometheus asks
+    # ---------------------------------------------------------------- for Prometheus
 
     def refresh(self) -> None:
-        """Count what is held, read the gauges; each worker calls this every second or so, as only one is asked."""
-        held, self._buffered = self._buffered, defaultdict(float)
-        for counter, n in held.items():
+        """Flush buffered counts and read the gauges; all workers do this each second, as Prometheus queries one."""
+        buffered, self._buffered = self._buffered, defaultdict(float)
+        for counter, n in buffered.items():
             counter.inc(n)
         for histograms in (self._step_s, self._run_s, self._store_s, self._batch_rows):
             for histogram in histograms.values():
@@ -215,31 +215,31 @@ class Metrics(EngineObserver):
             self._queue_rows[(model,)].set(rows.get(model, 0))
         for gauge, read in self._read_gauges.items():
             gauge.set(read())
-        if self._read_models is not None and self._folder is None:  # files that workers share keep every label
-            there = self._read_models()
+        if self._read_models is not None and self._folder is None:  # with shared files, labels cannot be removed
+            served = self._read_models()
             for by_model in self._by_model:
-                by_model.forget([labels for labels in by_model if labels[0] not in there])
+                by_model.remove([labels for labels in by_model if labels[0] not in served])
 
     def render(self) -> tuple[bytes, str]:
-        """Return the metrics in Prometheus' text format, of all workers, as of their last `refresh`; and the type.
+        """Return the metrics of all workers as of their last `refresh`, in Prometheus' text format, and its media type.
 
-        It takes long with many models and workers, and may be run in a thread.
+        With many models and workers this is slow; it may be called in a thread.
         """
         if self._folder is not None:
-            _forget_dead_workers(self._folder)
+            _remove_dead_workers(self._folder)
         return generate_latest(_PublicMetrics(self._collector())), CONTENT_TYPE
 
     def counts(self) -> dict[str, ModelCounts]:
-        """Return what was counted by all workers, by model, likewise."""
-        found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        """Return the counts of all workers as of their last `refresh`, by model."""
+        values_by_model: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for metric in self._collector().collect():
             for sample in metric.samples:
                 if (model := sample.labels.get("model")) is not None:
-                    found[model][sample.name.removeprefix("stepwell_")] += sample.value
-        return {model: _counts_of(samples) for model, samples in found.items()}
+                    values_by_model[model][sample.name.removeprefix("stepwell_")] += sample.value
+        return {model: _counts_of(samples) for model, samples in values_by_model.items()}
 
     def _collector(self) -> Collector:
-        """Return what tells the counts of all workers."""
+        """Return the collector of the metrics of all workers."""
         if self._folder is None:
             return self._registry
         return MultiProcessCollector(None, str(self._folder))  # type: ignore[no-untyped-call]  # has no types
@@ -258,7 +258,7 @@ def _counts_of(samples: Mapping[str, float]) -> ModelCounts:
 
 
 class _Labelled(dict[tuple[str, ...], _M], Generic[_M]):
-    """A metric's children by their labels: `labels()` takes a lock and checks names on each call, a dict does not."""
+    """A metric's children by their labels. A dict, because `labels()` acquires a lock and checks names on each call."""
 
     def __init__(self, metric: _M) -> None:
         super().__init__()
@@ -268,41 +268,41 @@ class _Labelled(dict[tuple[str, ...], _M], Generic[_M]):
         child = self[labels] = self._metric.labels(*labels)
         return child
 
-    def forget(self, gone: Iterable[tuple[str, ...]]) -> None:
-        """Drop children, and what they counted."""
-        for labels in gone:
+    def remove(self, children: Iterable[tuple[str, ...]]) -> None:
+        """Remove children and their values."""
+        for labels in children:
             del self[labels]
             self._metric.remove(*labels)
 
 
 class _Histogram(Histogram):
-    """A histogram that notes values, and counts many at once: one alone costs as much as a part of what it is about."""
+    """A histogram that buffers values and counts many at once: counting one would cost as much as a part of a step."""
 
     def _metric_init(self) -> None:
         super()._metric_init()
-        self._noted: list[float] = []
+        self._values: list[float] = []
 
     def buffer(self, amounts: Sequence[float]) -> None:
-        """Take values, which nobody sees before `flush`."""
-        self._noted += amounts
-        if len(self._noted) >= _BUFFERED_MAX:
+        """Buffer values, which are not visible before `flush`."""
+        self._values += amounts
+        if len(self._values) >= _BUFFERED_MAX:
             self.flush()
 
     def flush(self) -> None:
-        """Count what was noted."""
-        amounts, self._noted = self._noted, []
+        """Count the buffered values."""
+        amounts, self._values = self._values, []
         if not amounts:
             return
         self._sum.inc(sum(amounts))
-        counts = np.bincount(np.searchsorted(self._upper_bounds, amounts))  # at most the bound: what Prometheus says
+        counts = np.bincount(np.searchsorted(self._upper_bounds, amounts))  # bounds are inclusive in Prometheus
         for bucket in np.flatnonzero(counts).tolist():
             self._buckets[bucket].inc(int(counts[bucket]))
 
 
 class _PublicMetrics(Collector):
-    """What is shown: not what `counts` alone is for, nor the `_created` series.
+    """The metrics that `render` returns: without those for `counts` only, and without the `_created` series.
 
-    Those would double the page, and workers that share a folder do not have them.
+    The latter would double the output, and workers that share a folder do not have them.
     """
 
     def __init__(self, collector: Collector) -> None:
@@ -317,7 +317,7 @@ class _PublicMetrics(Collector):
 
 
 def _shared_folder() -> Path | None:
-    """Return the folder of the workers' counts, None where this process counts for itself."""
+    """Return the folder that the workers share, or None if this process counts for itself."""
     named = os.environ.get(FOLDER_ENV)
     shares = values.ValueClass is not values.MutexValue  # chosen once, when prometheus_client was imported
     if named and shares:
@@ -328,8 +328,8 @@ def _shared_folder() -> Path | None:
     return None
 
 
-def _forget_dead_workers(folder: Path) -> None:
-    """Drop the gauges of workers that were killed; their counts stay."""
+def _remove_dead_workers(folder: Path) -> None:
+    """Remove the gauges of workers that were killed; their counts are kept."""
     for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*.db")}:
         try:
             os.kill(pid, 0)

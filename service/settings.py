@@ -1,4 +1,4 @@
-"""`Settings`: every knob of the service in one place, from flags and `STEPWELL_*`; the flag wins."""
+"""`Settings`: all settings of the service, from flags and `STEPWELL_*` variables; flags override variables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES
 
 
 class SettingsError(StepwellError):
-    """A setting has a value that it cannot have."""
+    """A setting has an invalid value."""
 
     code = "bad_setting"
 
@@ -40,40 +40,41 @@ class Settings(BaseModel):
     models: list[Path] = Field(default_factory=lambda: [Path("models")], min_length=1)
     """Folders with models; in the environment separated as PATH is. The first that has a name wins."""
     host: str = "127.0.0.1"
-    """Address to listen on. Beyond loopback it takes `api_keys_file`, or `insecure`."""
+    """Address to listen on. Other addresses than loopback need `api_keys_file` or `insecure`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0: a free one."""
     workers: Count = 1
-    """Processes that serve."""
+    """Number of worker processes."""
     redis: str | None = None
     """URL of the store: redis://, unix://, redis+sentinel:// or redis+cluster://, with rediss over TLS. Unset: a
     private server in `data_dir`."""
     data_dir: Path = Path(".stepwell")
-    """Folder of the embedded store's data; one `serve` owns it."""
+    """Folder of the embedded store's data; only one `serve` can use it."""
     durability: Literal["memory", "fsync", "replica"] = "memory"
-    """What an answered step survives: a worker's death; also the store's; also a failover to a replica."""
+    """What a confirmed step survives. memory: the crash of a worker; fsync: also that of the store; replica: also a
+    failover to a replica."""
     stream_ttl_s: Seconds = 7 * 86400
-    """Seconds that an idle stream lives at least; at most 1.25 times as long."""
+    """Seconds after which an idle stream expires; it may take up to 1.25 times as long."""
     snapshot_ttl_s: Seconds | None = None
-    """Seconds that a stream's snapshots live after the last one was taken or used. Unset: as long as idle streams."""
+    """Seconds after which a stream's snapshots expire, after the last one was created or used. Unset: `stream_ttl_s`."""
     max_snapshots: Count = 16
-    """Most snapshots of one stream."""
+    """Maximum snapshots of one stream."""
     max_batch_size: Count = 256
-    """Most streams in one model run."""
+    """Maximum streams in one model run."""
     max_wait_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
-    """Milliseconds that a timestep may wait for others to join its batch; 0: none."""
+    """Milliseconds that a timestep may wait for others to fill its batch; 0: no wait."""
     queue_limit: Count = 10_000
-    """Timesteps that may wait in one worker; more are refused with 503 `overloaded`."""
+    """Timesteps that may wait in one worker; more are rejected with 503 `overloaded`."""
     queue_bytes: Bytes = 256 * 2**20
-    """Bytes of inputs that may wait or be run in one worker; more are refused with 503 `overloaded`."""
+    """Bytes of inputs that may wait or run in one worker; more are rejected with 503 `overloaded`."""
     cache_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
-    """Memory of one worker for the records of hot streams."""
+    """Size of one worker's record cache."""
     api_keys_file: Path | None = None
-    """JSON file with the keys' hashes, tenants and scopes; read again when it changes. Unset: no keys are asked for."""
+    """JSON file with the keys' hashes, tenants and scopes; reloaded when it changes. Unset: no API keys."""
     jwt_keys: str | None = None
-    """JWK set of an identity provider, a file or an https URL: its tokens are taken as keys. Needs the extra jwt."""
+    """JWK set of an identity provider, a file or an https URL; its tokens are accepted as keys. Needs the extra jwt."""
     jwt_issuer: str | None = None
-    """Who has to have issued a token: its claim iss."""
+    """Required issuer of tokens: their claim iss."""
     jwt_audience: str | None = None
     """Whom a token has to be for: its claim aud."""
     jwt_algorithms: list[JwtAlgorithm] = Field(["RS256", "ES256", "EdDSA"], min_length=1)
@@ -83,56 +84,57 @@ class Settings(BaseModel):
     allowed_origins: list[str] = Field(default_factory=list)
     """Origins besides the service's own whose pages may open a WebSocket; comma-separated in the environment."""
     request_timeout_s: Seconds = 10
-    """Seconds from a request's receipt to its answer."""
+    """Maximum seconds from a request's receipt to its response."""
     run_timeout_s: Seconds = 5
-    """Seconds that one model run may take; a longer one is ended with 503 `model_timeout`."""
+    """Maximum seconds of one model run; a longer one fails with 503 `model_timeout`."""
     receive_timeout_s: Seconds = 10
     """Seconds in which a request's head and body have to arrive."""
     max_body_bytes: Bytes = 8 * 2**20
-    """Largest request body or WebSocket message; more is 413 `too_large`."""
+    """Maximum size of a request body or WebSocket message; a larger one is rejected with 413 `too_large`."""
     max_chunk_steps: Count = 4096
-    """Most timesteps of one stream in one request."""
+    """Maximum timesteps of one stream in one request."""
     max_horizon: Count = 4096
-    """Most timesteps of one rollout."""
+    """Maximum timesteps of one rollout."""
     max_samples: Count = 256
-    """Most samples of one rollout."""
+    """Maximum samples of one rollout."""
     max_connections: Count = 10_000
-    """Open connections of one worker."""
+    """Maximum open connections of one worker."""
     max_websockets: Count = 5_000
-    """Open WebSockets and event streams of one worker."""
+    """Maximum open WebSockets and event streams of one worker."""
     tenant_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Timesteps a second that a tenant may send to one worker; other requests count as one. Unset: no limit."""
+    """Timesteps per second that a tenant may send to one worker; other requests count as one. Unset: no limit."""
     tenant_max_websockets: Count | None = None
-    """Open WebSockets and event streams of one tenant in one worker. Unset: no limit but `max_websockets`."""
+    """Maximum open WebSockets and event streams of one tenant in one worker. Unset: only `max_websockets` applies."""
     tenant_max_streams: Count | None = None
-    """Live streams of one tenant, to what began or went within the last ten seconds or so. Unset: no limit."""
+    """Maximum live streams of one tenant. Streams are counted about every 10 s, so the limit is approximate. Unset: no
+    limit."""
     idempotency_ttl_s: Seconds = 600
     """Seconds that an Idempotency-Key is remembered."""
     history: list[str] = Field(default_factory=list)
     """Newest predictions that are kept of each stream, for watchers that come back: MODEL=N, comma-separated in the
     environment; N alone is for every other model. Unset: none."""
     drain_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10
-    """Seconds that accepted requests get to finish after SIGTERM."""
+    """Maximum seconds for accepted requests to finish after SIGTERM."""
     ort_threads: Count = 1
     """Threads of onnxruntime within one model run."""
     execution_providers: list[str] = Field(default_factory=lambda: ["CPUExecutionProvider"], min_length=1)
     """onnxruntime execution providers, best first; comma-separated in the environment."""
     log_format: Literal["text", "json"] = "text"
-    """How log lines are written."""
+    """Format of log lines."""
     model_probe_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30
-    """Seconds in which a new model file has to be loaded and run once, in a process of its own; 0: without one."""
+    """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
     model_memory_bytes: Bytes = 4 * 2**30
-    """Memory that this may take; a larger file, or one that needs more, is refused."""
+    """Maximum memory of that process; a larger file, or one that needs more, is refused."""
     watch_models: bool = False
-    """Look for changed model files each second."""
+    """Check for changed model files every second, and reload them."""
     require_preconditions: bool = False
-    """Refuse (428) what resets, replaces or deletes and carries neither `after` nor an Idempotency-Key."""
+    """Reject (428) requests that reset, replace or delete without `after` or an Idempotency-Key."""
     production: bool = False
-    """Close what only developers need (/docs and /openapi.json), and start only with keys."""
+    """Disable /docs and /openapi.json, and start only with keys."""
     insecure: bool = False
-    """Listen beyond loopback without keys."""
+    """Listen on other addresses than loopback without keys."""
     allow_eviction: bool = False
-    """Start on a store that deletes live streams when its memory is short."""
+    """Start on a store that evicts live streams when its memory is full."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -154,16 +156,16 @@ class Settings(BaseModel):
 
     @property
     def kept_history(self) -> dict[str, int]:
-        """How many predictions are kept of each stream, by model; `*`: of every other model."""
+        """Number of predictions that are kept of each stream, by model; `*`: for all other models."""
         parts = [part.rpartition("=") for part in self.history]
         return {model or "*": int(number) for model, _, number in parts}
 
     @classmethod
     def load(cls, **flags: Any) -> Settings:
-        """Read the environment; flags that are given (not None) win.
+        """Return settings from the environment; flags that are not None override it.
 
         Raises:
-            SettingsError: A value is not one that its setting can have.
+            SettingsError: A setting has an invalid value.
         """
         around = {name.upper(): value for name, value in os.environ.items()}
         found = {name: around[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in around}
@@ -178,7 +180,7 @@ class Settings(BaseModel):
             ) from exc
 
     def to_env(self) -> dict[str, str]:
-        """Return the environment that makes the same settings in another process."""
+        """Return the environment variables that give another process the same settings."""
         env: dict[str, str] = {}
         for name, value in self:
             if value is None:
@@ -192,7 +194,7 @@ class Settings(BaseModel):
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether an address, or the name of one, is this machine's own and no other's."""
+    """Return whether an address, or the name `localhost`, is a loopback address."""
     if host == "localhost":
         return True
     try:

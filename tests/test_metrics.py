@@ -214,9 +214,9 @@ from service.metrics import Metrics
 
 metrics = Metrics("1")
 queued, ready = int(sys.argv[1]), sys.argv[2] == "ready"
-metrics.read_from(queue_rows=lambda: {"pump": queued}, watchers=lambda: 1, websockets=lambda: 2, ready=lambda: ready)
-metrics.applied("pump", "http", 5)
-metrics.answered("pump", [0.004])
+metrics.bind_gauges(queue_rows=lambda: {"pump": queued}, watchers=lambda: 1, websockets=lambda: 2, ready=lambda: ready)
+metrics.steps_applied("pump", "http", 5)
+metrics.replied("pump", [0.004])
 metrics.refresh()
 print("counted", flush=True)
 for _ in sys.stdin:

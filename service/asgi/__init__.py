@@ -1,1 +1,1 @@
-"""Transports: translate between the wire and the engine, nothing else."""
+"""The ASGI application's transports: they translate between HTTP or WebSocket messages and the engine."""

@@ -1,4 +1,4 @@
-"""What all HTTP routes share: reading requests, answering, and turning errors into problems."""
+"""Code that all HTTP routes share: reading requests, writing responses, and turning errors into problems."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _DRAIN_S = 1.0
 
 
 class RawResponse(Response):
-    """A finished body: no header is computed that is not needed."""
+    """A response with a complete body; it computes only the headers that are needed."""
 
     def __init__(
         self, body: bytes, media_type: str, *, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Make an answer.
+        """Create a response.
 
         Args:
-            body: As it goes out.
-            media_type: As it is said.
+            body: The encoded body.
+            media_type: The value of `Content-Type`.
             status: The HTTP status.
-            headers: More headers; names in lower case.
+            headers: Further headers; names in lower case.
         """
         self.status_code = status
         self.body = body
@@ -51,13 +51,13 @@ class RawResponse(Response):
 
 
 class RespondThenCloseResponse(RawResponse):
-    """An answer before the whole body was taken; then the connection closes.
+    """A response that is sent before the whole request body was read; then the connection closes.
 
-    Closing at once would reset a connection on which input still waits, and the client might never see the answer.
+    Closing at once would reset a connection that has unread input, and the client might not receive the response.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, then take what comes for at most a second, then end."""
+        """Send the response, then discard input for at most a second, then end."""
         headers = [*self.raw_headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
@@ -69,20 +69,19 @@ class RespondThenCloseResponse(RawResponse):
 
 
 class RawRoute(APIRoute):
-    """A declared and documented FastAPI route whose function takes the request itself and answers itself.
+    """A declared and documented FastAPI route whose endpoint gets the raw request and returns the response.
 
-    FastAPI's own parsing and validation would cost five times what a step costs; what is taken and what is refused
-    is the wire's affair.
+    FastAPI's own parsing and validation would cost five times what a step costs; the codec validates bodies.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the function around the endpoint: errors become problems, and every answer is counted."""
+        """Return a wrapper of the endpoint that turns errors into problems and counts every response."""
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        dialect = error_format_of(self.path)
+        error_format = error_format_of(self.path)
 
         async def handle(request: Request) -> Response:
             context: AppContext = request.app.state.context
-            return await run_with_problems(_checked(request, context, endpoint), context, dialect)
+            return await run_with_problems(_checked(request, context, endpoint), request, context, error_format)
 
         return handle
 
@@ -94,40 +93,46 @@ async def _checked(
     headers = request.headers
     if request.method != "GET" and (origin := headers.get("origin")) is not None:
         context.check_origin(origin, headers.get("host"))
-    elif "sec-fetch-site" in headers:  # a browser
+    elif "sec-fetch-site" in headers:  # sent by browsers only
         context.check_host(headers.get("host"))
     return await endpoint(request)
 
 
-async def run_with_problems(work: Awaitable[Response], context: AppContext, dialect: ErrorFormat) -> Response:
-    """Return the answer that work on a request makes, or the one to what goes wrong in it; it is counted."""
+async def run_with_problems(
+    work: Awaitable[Response], request: Request, context: AppContext, error_format: ErrorFormat
+) -> Response:
+    """Await the response to a request, turn an error into a problem response, and count the response."""
     try:
         response = await work
     except ClientDisconnect:
-        response = RawResponse(b"", dialect.media_type, status=499)  # nobody is there to get it
+        response = RawResponse(
+            b"", error_format.media_type, status=499
+        )  # the client has disconnected and does not receive it
     except ServiceError as exc:
         context.metrics.refusal(exc.code)
-        response = problem_response(exc, dialect)
-    except Exception as exc:  # noqa: BLE001 - it is logged, and answered as what nobody foresaw
-        _log.error("A request failed", exc_info=exc)
+        response = problem_response(exc, error_format)
+    except Exception as exc:  # noqa: BLE001 - logged, and reported as `internal`
+        _log.error("A request failed: %s %a", request.method, request.scope["path"], exc_info=exc)
         context.metrics.refusal("internal")
-        response = problem_response(internal_error(), dialect)
-    context.metrics.request(dialect.transport, response.status_code)
+        response = problem_response(internal_error(), error_format)
+    context.metrics.request(error_format.transport, response.status_code)
     return response
 
 
-def problem_response(error: ServiceError, dialect: ErrorFormat = NATIVE) -> Response:
-    """Return the answer to a request that failed."""
-    kind = RespondThenCloseResponse if isinstance(error, UnreadBodyError) else RawResponse
-    status = dialect.status(error)
-    return kind(dialect.body(error), dialect.media_type, status=status, headers=problem_headers(error, status))
+def problem_response(error: ServiceError, error_format: ErrorFormat = NATIVE) -> Response:
+    """Return the response to a request that failed."""
+    response_class = RespondThenCloseResponse if isinstance(error, UnreadBodyError) else RawResponse
+    status = error_format.status(error)
+    return response_class(
+        error_format.body(error), error_format.media_type, status=status, headers=problem_headers(error, status)
+    )
 
 
 def reject_escaped_slash(scope: Scope) -> None:
-    """Refuse an escaped slash: it was decoded before the route was chosen, which may so be another one.
+    """Reject an escaped slash: it is decoded before routing, so it could select another route.
 
     Raises:
-        ServiceError: `bad_request`.
+        ServiceError: `bad_request`: the path has `%2F`.
     """
     if b"%2f" in scope.get("raw_path", b"").lower():
         raise ServiceError(
@@ -138,25 +143,25 @@ def reject_escaped_slash(scope: Scope) -> None:
 
 
 def model_of(request: Request, context: AppContext) -> ServedModel:
-    """Return the model that the path names, in the version that the query asks for.
+    """Return the model in the path, in the version in the query.
 
     Raises:
-        ServiceError: `model_not_found`, or `bad_request` for a version that is no number.
+        ServiceError: `model_not_found`, or `bad_request`: the version is not a valid number.
     """
     return context.engine.models.get(request.path_params["model"], version_of(request))
 
 
 def stream_of(request: Request, context: AppContext, tenant: str) -> StreamKey:
-    """Return the stream that the path names, of a model that is there.
+    """Return the key of the stream in the path; its model exists.
 
     Raises:
-        ServiceError: As for `model_of`, and `bad_request` for what is no stream id.
+        ServiceError: As for `model_of`, and `bad_request`: the stream id is not valid.
     """
     return StreamKey(tenant, model_of(request, context).name, check_stream_id(request.path_params["stream"]))
 
 
 def authorized_stream(request: Request, context: AppContext, scope: KeyScope) -> StreamKey:
-    """Return the stream that the path names, once it is sure that the caller may do with it what the scope allows.
+    """Return the key of the stream in the path, after checking that the caller has the scope.
 
     Raises:
         ServiceError: As for `stream_of`, and `unauthenticated` or `forbidden`.
@@ -170,34 +175,34 @@ def version_of(request: Request) -> int | None:
     """Return `?version=`, or None.
 
     Raises:
-        ServiceError: `bad_request`.
+        ServiceError: `bad_request`: it is not a positive integer below 2**31.
     """
     return number_of(request.query_params, "version", 1, 2**31 - 1) if request.scope["query_string"] else None
 
 
-def number_of(query: Mapping[str, str], name: str, least: int, most: int) -> int | None:
-    """Return a number of the query, or None where it is not there.
+def number_of(query: Mapping[str, str], name: str, minimum: int, maximum: int) -> int | None:
+    """Return an integer of the query, or None if it is missing.
 
     Raises:
-        ServiceError: `bad_request`.
+        ServiceError: `bad_request`: it is not an integer from `minimum` to `maximum`.
     """
     text = query.get(name)
     if text is None:
         return None
-    if text.isascii() and text.isdecimal() and len(text) <= 16 and least <= int(text) <= most:
+    if text.isascii() and text.isdecimal() and len(text) <= 16 and minimum <= int(text) <= maximum:
         return int(text)
     raise ServiceError(
         "bad_request",
-        f"`{name}` is {text[:40]!a}; expected an integer from {least} to {most}.",
-        fix=f"Leave `{name}` out, or give such a number.",
+        f"`{name}` is {text[:40]!a}; expected an integer from {minimum} to {maximum}.",
+        fix=f"Leave `{name}` out, or send such a number.",
     )
 
 
 def flag_of(query: Mapping[str, str], name: str) -> bool:
-    """Return a yes or no of the query; no where it is not there.
+    """Return a boolean of the query; False if it is missing.
 
     Raises:
-        ServiceError: `bad_request`.
+        ServiceError: `bad_request`: it is neither `true` nor `false`.
     """
     text = query.get(name, "false")
     if text not in ("true", "false"):
@@ -211,7 +216,7 @@ def idempotency_key_of(request: Request) -> str | None:
     """Return the `Idempotency-Key`, or None.
 
     Raises:
-        ServiceError: `bad_request`: it does not have 1 to 255 characters, or there are two.
+        ServiceError: `bad_request`: it does not have 1 to 255 characters, or there are several.
     """
     keys = request.headers.getlist("idempotency-key")
     if not keys:
@@ -277,10 +282,10 @@ async def _read(receive: Receive, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _too_large(found: str, limit: int) -> ServiceError:
+def _too_large(size: str, limit: int) -> ServiceError:
     return UnreadBodyError(
         "too_large",
-        f"The body has {found}; at most {limit} are taken.",
+        f"The body has {size}; at most {limit} are accepted.",
         fix="Send it in parts, or raise `max_body_bytes`.",
     )
 
@@ -291,9 +296,9 @@ def _any_of(words: Sequence[str]) -> str:
 
 
 def respond(document: Any, request: Request, body: Format = JSON, *, status: int = 200) -> Response:
-    """Return a document in the format that the request wants."""
-    form = format_of_answer(request.headers.get("accept"), body)
-    return RawResponse(encode(document, form), form.value, status=status)
+    """Return a response with a document, in the format that the request accepts."""
+    response_format = format_of_answer(request.headers.get("accept"), body)
+    return RawResponse(encode(document, response_format), response_format.value, status=status)
 
 
 def format_of(request: Request) -> Format:

@@ -1,4 +1,4 @@
-"""How WebSockets begin and end under any ASGI server; shared by the feeds and the watch."""
+"""`AcceptedWebSocket`: authenticates, receives, sends and closes under any ASGI server; for feeds and `/v1/watch`."""
 
 from __future__ import annotations
 
@@ -23,98 +23,97 @@ _CLOSE_TIMEOUT_S = 5.0
 
 
 class AcceptedWebSocket:
-    """An accepted WebSocket: one format, one caller."""
+    """An accepted WebSocket with one message format and one caller; created by `accepted`."""
 
-    def __init__(self, websocket: WebSocket, visitor: SocketAuth, within_s: float) -> None:
-        """Take over a socket; use `accepted`."""
+    def __init__(self, websocket: WebSocket, auth: SocketAuth, auth_timeout_s: float) -> None:
         self._websocket = websocket
-        self._visitor = visitor
-        self._within_s = within_s  # that a key which is owed may take
+        self._auth = auth
+        self._auth_timeout_s = auth_timeout_s  # timeout of the authentication message
 
     @property
     def message_format(self) -> Format:
-        """What its messages are written in."""
-        return self._visitor.message_format
+        """The format of its messages."""
+        return self._auth.message_format
 
     @property
     def caller(self) -> Caller:
-        """Who it belongs to."""
-        return self._visitor.caller
+        """The authenticated caller."""
+        return self._auth.caller
 
     @classmethod
     @contextlib.asynccontextmanager
     async def accepted(
         cls, websocket: WebSocket, context: AppContext, scope: Scope
     ) -> AsyncIterator[AcceptedWebSocket]:
-        """Accept a socket whose caller may do this; it is counted while it is open.
+        """Accept a socket whose caller has the scope; the socket is counted while it is open.
 
-        A wrong origin or key is refused in the handshake, with a problem. Where keys are asked for and the
-        handshake has none, as with a browser, the first message has to be `{"auth": KEY}`. A `ServiceError` that
-        comes out of the block is told to the client, and the socket closed.
+        A wrong origin or key is rejected in the handshake, with a problem. If a key is required and the handshake has
+        none, as with a browser, the first message has to be `{"auth": KEY}`. A `ServiceError` that is raised in the
+        block is sent to the client, and the socket is closed.
 
         Raises:
-            WebSocketDisconnect: It was refused, or the client has gone.
+            WebSocketDisconnect: The socket was rejected, or the client has disconnected.
         """
         headers = websocket.headers
-        visitor = SocketAuth(context, scope, headers.get("authorization"), websocket.scope["subprotocols"])
-        socket = cls(websocket, visitor, context.settings.receive_timeout_s)
+        auth = SocketAuth(context, scope, headers.get("authorization"), websocket.scope["subprotocols"])
+        socket = cls(websocket, auth, context.settings.receive_timeout_s)
         try:
             reject_escaped_slash(websocket.scope)
-            visitor.authorize_handshake(headers.get("origin"), headers.get("host"))
+            auth.authorize_handshake(headers.get("origin"), headers.get("host"))
         except ServiceError as exc:
             context.metrics.refusal(exc.code)
             await websocket.send_denial_response(problem_response(exc))
             raise WebSocketDisconnect(POLICY) from exc
-        visitor.register()
+        auth.register()
         try:
-            await websocket.accept(visitor.subprotocol)
-            if visitor.needs_auth_message:
-                await socket._take_key()
+            await websocket.accept(auth.subprotocol)
+            if auth.needs_auth_message:
+                await socket._receive_auth()
             yield socket
         except ServiceError as exc:
             context.metrics.refusal(exc.code)
             await socket.close(UNREADABLE if exc.code == "bad_json" else POLICY, problem_document(exc))
         finally:
-            visitor.unregister()
+            auth.unregister()
 
     async def receive(self) -> bytes:
         """Return the next message.
 
         Raises:
-            WebSocketDisconnect: The client has gone.
-            ServiceError: `unauthenticated`: the key is no longer in force.
+            WebSocketDisconnect: The client has disconnected.
+            ServiceError: `unauthenticated`: the key is no longer valid; `forbidden`: it has lost the scope.
         """
         message = await self._next()
-        if self._visitor.handle_auth_message(message):
+        if self._auth.handle_auth_message(message):
             message = await self._next()
         self.check()
         return message
 
     def check(self) -> None:
-        """Check, once in a while, that the key is still in force.
+        """Check that the key is still valid, at most once a second.
 
         Raises:
             ServiceError: `unauthenticated` or `forbidden`.
         """
-        self._visitor.recheck(asyncio.get_running_loop().time())
+        self._auth.recheck(asyncio.get_running_loop().time())
 
     async def send(self, document: Mapping[str, Any]) -> None:
         """Send a document; waits while the client does not read.
 
         Raises:
-            WebSocketDisconnect: The client has gone.
+            WebSocketDisconnect: The client has disconnected.
         """
         await self.send_bytes(encode(document, self.message_format))
 
     async def send_bytes(self, message: bytes) -> None:
-        """Send a document that is encoded already."""
+        """Send an encoded document."""
         if self.message_format is JSON:
             await self._websocket.send({"type": "websocket.send", "text": message.decode()})
         else:
             await self._websocket.send({"type": "websocket.send", "bytes": message})
 
     async def close(self, code: int, problem: Mapping[str, Any] | None = None) -> None:
-        """Close, after the word why if there is one; a client that has gone or does not read is left alone."""
+        """Send the problem, if any, then a close frame; gives up after 5 s or if the client has disconnected."""
         if self._websocket.application_state is not WebSocketState.CONNECTED:
             return
         with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
@@ -133,10 +132,10 @@ class AcceptedWebSocket:
         data: bytes = received["bytes"] if text is None else text.encode()
         return data
 
-    async def _take_key(self) -> None:
-        """Take the key from the first message."""
+    async def _receive_auth(self) -> None:
+        """Authenticate by the first message."""
         try:
-            async with asyncio.timeout(self._within_s):
-                self._visitor.handle_auth_message(await self._next())
+            async with asyncio.timeout(self._auth_timeout_s):
+                self._auth.handle_auth_message(await self._next())
         except TimeoutError:
-            raise self._visitor.auth_timeout() from None
+            raise self._auth.auth_timeout() from None

@@ -1,1 +1,1 @@
-"""Model files: loading, vetting, the registry of served versions, reload."""
+"""Model files: vetting, loading, reloading, and the registry of served models."""

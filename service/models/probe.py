@@ -1,7 +1,7 @@
-"""Loads and probes one model in this process, with bounds; what came out is one line of JSON on standard output.
+"""Loads and probes one model in this process, within limits, and prints the result as one line of JSON.
 
-Run by `service.models.vetting` as a process of its own: a file that crashes onnxruntime, eats memory or never ends takes
-only this process with it.
+`service.models.vetting` runs it as a separate process: a file that crashes onnxruntime, uses too much memory or never
+finishes can only end this process.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def main(path: str, seconds: str, memory: str, threads: str, *providers: str) ->
     """Load and probe a model.
 
     Args:
-        path: The file.
-        seconds: Of computing that are allowed.
-        memory: Bytes beyond what this process has already; 0: no limit.
+        path: The model file.
+        seconds: Allowed CPU time of each thread.
+        memory: Allowed address space in bytes, beyond what this process has mapped already; 0: no limit.
         threads: As for `StepModel`.
         providers: As for `StepModel`.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    limit = (int(float(seconds)) + 1) * int(threads)  # in case nobody is there any more to look at the clock
+    limit = (int(float(seconds)) + 1) * int(threads)  # in case the parent process has ended, and its timeout with it
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     if int(memory) and (used := _address_space()):
         resource.setrlimit(resource.RLIMIT_AS, (used + int(memory), used + int(memory)))
@@ -43,11 +43,11 @@ def main(path: str, seconds: str, memory: str, threads: str, *providers: str) ->
         found = {"problem": "It takes more memory than it may.", "fix": "Raise `model_memory_bytes`."}
     except Exception as exc:  # noqa: BLE001 - whatever it is, the file is not served
         found = {"problem": f"Loading it failed: {type(exc).__name__}.", "fix": "Export the model again."}
-    print(json.dumps(found), flush=True)  # noqa: T201 - to the process that asked
+    print(json.dumps(found), flush=True)  # noqa: T201 - read by the parent process
 
 
 def _address_space() -> int:
-    """Return how many bytes this process has mapped; 0 where that cannot be told."""
+    """Return how many bytes this process has mapped; 0 if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:

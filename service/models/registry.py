@@ -1,4 +1,4 @@
-"""`ModelRegistry`: the models by name and version; finds, loads, swaps and retires them."""
+"""`ModelRegistry`: the served models by name and version; finds, loads, replaces and retires them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model_export.step_model import StepModel
 from service.errors import ServiceError
 
 _log = logging.getLogger(__name__)
-_MAX_RETIRED = 4  # replaced models that go on serving the streams they began, per name
+_MAX_RETIRED = 4  # replaced models, per name, that still serve the streams with their states
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,11 +27,12 @@ class ServedModel:
     """One version of one model, loaded and probed.
 
     Attributes:
-        name: As in the path, not as in the manifest.
-        version: From 1; a flat file is version 1.
-        step_model: The session.
-        path: The file it came from.
-        stamp: What the file looked like when it was read; another stamp means another model.
+        name: The name by which it is requested: that of the file or folder, not that in the manifest.
+        version: From 1; a file directly in a models folder is version 1.
+        step_model: The loaded model.
+        path: The model file.
+        file_signature: Modification times, sizes and inodes of the model's files when it was loaded; the model is
+            reloaded if they change.
     """
 
     name: str
@@ -42,12 +43,12 @@ class ServedModel:
 
     @property
     def manifest(self) -> Manifest:
-        """What the model takes, gives and carries."""
+        """The model's manifest: inputs, outputs and states."""
         return self.step_model.manifest
 
     @property
     def inputs(self) -> list[InputSpec]:
-        """The inputs in the order in which a timestep brings them: that of their names."""
+        """The inputs, sorted by name, as a timestep has them."""
         return sorted(self.manifest.inputs, key=lambda spec: spec.name)
 
     @property
@@ -57,22 +58,22 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> bytes:
-        """8 bytes that name graph, weights and state schema."""
+        """8 bytes that identify graph, weights and state schema."""
         return self.step_model.fingerprint
 
     @property
     def stateful(self) -> bool:
-        """Whether a stream carries anything from step to step."""
+        """Whether a stream has a state."""
         return self.step_model.state_bytes > 0
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadReport:
-    """What a look at the folders changed.
+    """The result of a reload.
 
     Attributes:
-        loaded: `name/version` of each model that is new or was read again.
-        failed: Path and reason of each file that could not be served.
+        loaded: `name/version` of each model that is new or was reloaded.
+        failed: Path and reason of each file or folder that could not be loaded.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -83,21 +84,21 @@ Loader = Callable[[Path], StepModel]
 
 
 class ModelRegistry:
-    """Models that can be served; a reload replaces the whole picture at once."""
+    """The models that can be served; a reload replaces all of them at once."""
 
     def __init__(self, folders: Sequence[Path], load: Loader = StepModel) -> None:
-        """Remember where models lie; `reload` reads them.
+        """Create an empty registry; `reload` loads the models.
 
         Args:
-            folders: Looked through in this order; the first that has a name wins.
-            load: Makes a `StepModel` of a file.
+            folders: Models folders; if several have a model, that of the first folder is used.
+            load: Loads a model file.
         """
         self._folders = list(folders)
         self._load = load
-        self._models: dict[str, dict[int, ServedModel]] = {}  # versions by name, the default first
-        self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and what may be asked for
+        self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the default version first
+        self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
         self._retired: dict[str, list[ServedModel]] = {}
-        self.generation = 0  # grows when other models serve
+        self.generation = 0  # grows when the served models change
         self._reload_lock = asyncio.Lock()
 
     def names(self) -> list[str]:
@@ -131,41 +132,41 @@ class ModelRegistry:
         )
 
     def by_fingerprint(self, name: str, fingerprint: bytes) -> ServedModel | None:
-        """Return the version that wrote a record, also one that was replaced since."""
+        """Return the model that wrote a record, or None; it may have been replaced since."""
         candidates = [*self._models.get(name, {}).values(), *self._retired.get(name, [])]
         return next((model for model in candidates if model.fingerprint == fingerprint), None)
 
     def is_current(self, model: ServedModel) -> bool:
-        """Whether this very model is the one served under its name and version."""
+        """Whether this model is the one that is served under its name and version."""
         return self._models.get(model.name, {}).get(model.version) is model
 
     async def reload(self) -> ReloadReport:
-        """Look through the folders again: load what is new or changed, drop what is gone.
+        """Load new and changed model files, and retire the models whose files were removed.
 
-        A file that fails leaves the version that was served before in its place.
+        If a file cannot be loaded, the model that was loaded before is still served.
         """
         async with self._reload_lock:
             return await asyncio.to_thread(self._reload)
 
     def _reload(self) -> ReloadReport:
         report = ReloadReport()
-        found: dict[str, dict[int, ServedModel]] = {}
+        by_name: dict[str, dict[int, ServedModel]] = {}
         for name, version, path in self._files(report):
-            if version in found.get(name, {}):
+            if version in by_name.get(name, {}):
                 continue
-            model = before = self._models.get(name, {}).get(version)
+            model = loaded = self._models.get(name, {}).get(version)
             try:
-                model = self._newest(name, version, path, before)
-                if model is not before:
+                model = self._load_if_changed(name, version, path, loaded)
+                if model is not loaded:
                     report.loaded.append(f"{name}/{version}")
             except StepwellError as exc:
                 report.failed.append(f"{path.name}: {str(exc).replace(f'{path.parent}{os.sep}', '')}")
             except OSError as exc:
                 report.failed.append(_unreadable(path, exc))
             if model is not None:
-                found.setdefault(name, {})[version] = model
-        self._retire(found)
-        models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in found.items()}
+                by_name.setdefault(name, {})[version] = model
+        self._retire(by_name)
+        models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in by_name.items()}
         served: dict[tuple[str, int | None], ServedModel] = {}
         for name, versions in models.items():
             served[name, None] = next(iter(versions.values()))
@@ -173,29 +174,29 @@ class ModelRegistry:
         is_changed = served != self._served
         self._models, self._served = models, served
         if is_changed:
-            self.generation += 1  # last: what is found out at a generation is of its models
+            self.generation += 1  # last: what is cached for a generation must come from its models
         return report
 
-    def _newest(self, name: str, version: int, path: Path, before: ServedModel | None) -> ServedModel:
-        """Return the model of a file: the one that was loaded before, unless the file has changed since."""
-        stamp = _file_signature(path, before)
-        if before is not None and before.file_signature == stamp and before.path == path:
-            return before
-        model = ServedModel(name, version, self._load(path), path, stamp)
+    def _load_if_changed(self, name: str, version: int, path: Path, loaded: ServedModel | None) -> ServedModel:
+        """Return the model of a file: the one loaded before, if the file has not changed."""
+        signature = _file_signature(path, loaded)
+        if loaded is not None and loaded.file_signature == signature and loaded.path == path:
+            return loaded
+        model = ServedModel(name, version, self._load(path), path, signature)
         if model.step_model.weight_files:
             model = replace(model, file_signature=_file_signature(path, model))
         _warn_about_feedback(model)
         return model
 
-    def _retire(self, found: dict[str, dict[int, ServedModel]]) -> None:
+    def _retire(self, by_name: dict[str, dict[int, ServedModel]]) -> None:
         for name, versions in self._models.items():
             for version, model in versions.items():
-                if found.get(name, {}).get(version) is not model:
+                if by_name.get(name, {}).get(version) is not model:
                     self._retired.setdefault(name, []).insert(0, model)
                     del self._retired[name][_MAX_RETIRED:]
 
     def _files(self, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:
-        """Find `NAME.onnx` and `NAME/VERSION/model.onnx`. What cannot be read now keeps the models that it had."""
+        """Yield `NAME.onnx` and `NAME/VERSION/model.onnx`; for unreadable files and folders, their loaded models."""
         for folder in self._folders:
             try:
                 if not folder.is_dir():
@@ -203,16 +204,16 @@ class ModelRegistry:
                     continue
                 entries = sorted(folder.iterdir())
             except OSError as exc:
-                yield from self._known_in(folder, exc, report)
+                yield from self._loaded_from(folder, exc, report)
                 continue
             for entry in entries:
                 try:
                     yield from list(_models_in(entry, folder, report))
                 except OSError as exc:
-                    yield from self._known_in(entry, exc, report)
+                    yield from self._loaded_from(entry, exc, report)
 
-    def _known_in(self, unreadable: Path, exc: OSError, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:
-        """Report a file or folder that cannot be read, and return the models that were found there before."""
+    def _loaded_from(self, unreadable: Path, exc: OSError, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:
+        """Report a file or folder that cannot be read, and yield the models that were loaded from it."""
         report.failed.append(_unreadable(unreadable, exc))
         for versions in self._models.values():
             for model in versions.values():
@@ -221,22 +222,24 @@ class ModelRegistry:
 
 
 def _models_in(entry: Path, folder: Path, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:
-    """Return name, version and file of the models that an entry of a models folder has."""
+    """Yield name, version and file of each model in an entry of a models folder."""
     if entry.name.startswith("."):
         return
     if entry.is_file() and entry.suffix == ".onnx":
-        where = [(entry.stem, "1", entry)]
+        candidates = [(entry.stem, "1", entry)]
     elif entry.is_dir():
-        where = [(entry.name, sub.name, sub / "model.onnx") for sub in sorted(entry.iterdir())]
+        candidates = [(entry.name, sub.name, sub / "model.onnx") for sub in sorted(entry.iterdir())]
     else:
         return
-    for name, version, path in where:
+    for name, version, path in candidates:
         if not path.is_file():
             continue
         if not NAME.fullmatch(name) or not version.isdecimal() or not 0 < int(version) < 2**31:
-            report.failed.append(f"{name}/{version}: names are {NAME.pattern}, versions 1, 2, 3 ...")
+            report.failed.append(f"{name}/{version}: expected a name like {NAME.pattern}, and a version from 1")
         elif not path.resolve().is_relative_to(folder.resolve()):
-            report.failed.append(f"{name}/{version}: the file lies outside its models folder")
+            report.failed.append(
+                f"{name}/{version}: the file is outside its models folder; expected no link to another folder"
+            )
         else:
             yield name, int(version), path
 
@@ -246,13 +249,18 @@ def _unreadable(path: Path, exc: OSError) -> str:
 
 
 def _warn_about_feedback(model: ServedModel) -> None:
-    """Say in the log where a model's own feedback cannot be used; it is served all the same."""
-    if (fault := fault_of(model.manifest)) is not None:
-        _log.warning("Model %s/%d can be rolled out by rules of the request only: %s", model.name, model.version, fault)
+    """Log a warning if the feedback rules in a model's manifest cannot be used; the model is served anyway."""
+    if (problem := fault_of(model.manifest)) is not None:
+        _log.warning(
+            "Model %s/%d has unusable feedback rules; a rollout needs rules in its request: %s",
+            model.name,
+            model.version,
+            problem,
+        )
 
 
 def _file_signature(path: Path, known: ServedModel | None) -> tuple[int, ...]:
-    """Return what changes when a model file, its sidecar or its weights, as far as they are known, change."""
+    """Return modification times, sizes and inodes of a model file, its sidecar and the weight files of `known`."""
     parts: list[int] = []
     files = {path, sidecar_of(path)}
     if known is not None and known.path == path:

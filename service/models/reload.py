@@ -1,4 +1,4 @@
-"""`ReloadCoordinator`: what the processes of one `serve` tell each other through a private folder: "look at the models again"."""
+"""`ReloadCoordinator`: reloads the models in all worker processes of one `serve`, through files in a private folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CONTROL_ENV = "STEPWELL_CONTROL_DIR"
 ADMITTED_ENV = "STEPWELL_ADMITTED_DIR"
-"""Names the folder where the processes of one `serve` remember which model files they may load."""
+"""Environment variable with the folder in which the workers of one `serve` store which model files passed vetting."""
 
 _POLL_S = 0.1
 _RELOAD_TIMEOUT_S = 60.0
@@ -29,31 +29,31 @@ class ReloadCoordinator:
     """Reloads the models in every worker of a `serve`, or in this process where it is the only one."""
 
     def __init__(self, reload: Reload, folder: Path | None) -> None:
-        """Join; before the models are read for the first time, so that a reload meanwhile waits for this process.
+        """Register this worker. Create it before the first load of the models, so that a reload waits for this worker.
 
         Args:
-            reload: Reloads this process' models.
-            folder: The folder that the workers share; None: there are no others.
+            reload: Reloads the models of this process.
+            folder: The folder that the workers share; None: this is the only worker.
         """
         self._reload = reload
         self._folder = folder
-        self._seen = 0
+        self._generation_seen = 0
         self._reload_lock = asyncio.Lock()
         if folder is not None:
-            self._seen = self._generation()
+            self._generation_seen = self._read_generation()
             self._publish_seen()
 
     async def reload_everywhere(self) -> ReloadReport:
-        """Reload here and in every other worker; returns what changed here when all have it.
+        """Reload here and in all other workers; return the report of this worker once all have reloaded.
 
-        A worker that does not answer in time is among the failures.
+        A worker that has not reloaded within 60 s is reported as a failure.
         """
         if self._folder is None:
             return await self._reload()
-        wanted = await asyncio.to_thread(self._next_generation)
-        report = await self._catch_up(wanted)
+        generation = await asyncio.to_thread(self._next_generation)
+        report = await self._catch_up(generation)
         deadline = asyncio.get_running_loop().time() + _RELOAD_TIMEOUT_S
-        while late := await asyncio.to_thread(self._behind, wanted):
+        while late := await asyncio.to_thread(self._late_workers, generation):
             if asyncio.get_running_loop().time() > deadline:
                 report.failed.extend(f"worker {pid}: has not reloaded within {_RELOAD_TIMEOUT_S:g} s" for pid in late)
                 break
@@ -61,36 +61,38 @@ class ReloadCoordinator:
         return report
 
     async def watch(self) -> None:
-        """Reload whenever another worker asks for it; runs until it is cancelled."""
+        """Reload whenever another worker requests it; runs until cancelled."""
         if self._folder is not None:
-            await run_forever(self._reload_if_asked, every_s=_POLL_S, name="Following the other workers' reloads")
+            await run_forever(
+                self._reload_if_requested, every_s=_POLL_S, name="Checking for reload requests of other workers"
+            )
 
-    async def _reload_if_asked(self) -> None:
-        wanted = await asyncio.to_thread(self._generation)
-        if wanted > self._seen:
-            await self._catch_up(wanted)
+    async def _reload_if_requested(self) -> None:
+        generation = await asyncio.to_thread(self._read_generation)
+        if generation > self._generation_seen:
+            await self._catch_up(generation)
 
-    async def _catch_up(self, wanted: int) -> ReloadReport:
+    async def _catch_up(self, generation: int) -> ReloadReport:
         async with self._reload_lock:
             report = await self._reload()
-            self._seen = max(self._seen, wanted)
+            self._generation_seen = max(self._generation_seen, generation)
             await asyncio.to_thread(self._publish_seen)
             return report
 
-    # ---------------------------------------------------------------- files, read and written outside the event loop
+    # ---------------------------------------------------------------- file access, outside the event loop
 
-    def _generation(self) -> int:
+    def _read_generation(self) -> int:
         assert self._folder is not None
         return _read(self._folder / "generation")
 
     def _publish_seen(self) -> None:
         assert self._folder is not None
-        _write(self._folder / f"worker-{os.getpid()}", self._seen)
+        _write(self._folder / f"worker-{os.getpid()}", self._generation_seen)
 
-    def _behind(self, wanted: int) -> list[int]:
-        """Return the other workers that have not reloaded as often as is wanted; dead ones are forgotten."""
+    def _late_workers(self, generation: int) -> list[int]:
+        """Return the process ids of workers that have not reached a generation; files of dead workers are removed."""
         assert self._folder is not None
-        behind = []
+        late = []
         for file in self._folder.glob("worker-*"):
             pid = int(file.name.partition("-")[2])
             try:
@@ -98,15 +100,15 @@ class ReloadCoordinator:
             except ProcessLookupError:
                 file.unlink(missing_ok=True)
             else:
-                if _read(file) < wanted:
-                    behind.append(pid)
-        return behind
+                if _read(file) < generation:
+                    late.append(pid)
+        return late
 
     def _next_generation(self) -> int:
         assert self._folder is not None
         with (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            generation = self._generation() + 1
+            generation = self._read_generation() + 1
             _write(self._folder / "generation", generation)
         return generation
 

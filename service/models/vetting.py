@@ -1,4 +1,4 @@
-"""`ModelVetting`: lets a model file into the service once a process of its own has loaded and probed it, within bounds."""
+"""`ModelVetting`: loads a model file only after a separate process has loaded and probed it within limits."""
 
 from __future__ import annotations
 
@@ -29,32 +29,33 @@ _CPU: Final = ["CPUExecutionProvider"]
 
 
 class ModelVetting:
-    """Loads model files that were found harmless.
+    """Loads model files that passed vetting.
 
-    A verdict is remembered by all that it depends on (the files' bytes among it), so that only the first start with a
-    model pays for the process: about 0.3 s.
+    Verdicts are stored under a hash of all that they depend on, including the files' bytes. So only the first start
+    with a model needs the separate process, which costs about 0.3 s.
     """
 
     def __init__(self, settings: Settings, folder: Path | None) -> None:
-        """Prepare.
+        """Create a vetting.
 
         Args:
-            settings: Threads, providers, and the bounds.
-            folder: Where good verdicts are remembered; None: nowhere.
+            settings: Threads, providers, and the limits on time and memory.
+            folder: Folder in which the verdicts of accepted files are stored; None: they are not stored.
         """
         self._threads = settings.ort_threads
         self._providers = settings.execution_providers
         self._seconds = settings.model_probe_s
         self._memory = settings.model_memory_bytes
         self._folder = folder
-        self._rejected: dict[str, StepwellError] = {}  # bad verdicts, for as long as this process lives
+        self._rejected: dict[str, StepwellError] = {}  # verdicts of refused files, in this process only
 
     def load(self, path: Path) -> StepModel:
         """Return the model of a file.
 
         Raises:
-            ModelLoadError: It has operators or files that are not taken, cannot be loaded, or not within the bounds.
-            ManifestError: Its manifest is missing or wrong.
+            ModelLoadError: The file has operators or external files that are not allowed, cannot be loaded, or exceeds
+                the limits.
+            ManifestError: Its manifest is missing or not valid.
         """
         if self._seconds:
             self._check_vetted(path)
@@ -68,10 +69,10 @@ class ModelVetting:
             files.append(sidecar_of(path))
         if (size := sum(file.stat().st_size for file in files)) > self._memory:
             raise ModelLoadError(
-                f"{path.name} has {size} bytes with its weights; at most {self._memory} are taken.",
+                f"{path.name} has {size} bytes with its weights; at most {self._memory} are accepted.",
                 fix="Raise `model_memory_bytes`.",
             )
-        verdict = self._name_of_verdict(files)
+        verdict = self._verdict_name(files)
         if verdict in self._rejected:
             raise self._rejected[verdict]
         with self._probe_lock() as folder:
@@ -85,7 +86,7 @@ class ModelVetting:
             if folder is not None:
                 (folder / verdict).touch()
 
-    def _name_of_verdict(self, files: list[Path]) -> str:
+    def _verdict_name(self, files: list[Path]) -> str:
         digest = hashlib.blake2b(digest_size=16)
         terms = [_FORMAT, onnxruntime.__version__, str(self._threads), str(self._memory), *self._providers]
         digest.update(json.dumps(terms).encode())
@@ -96,10 +97,10 @@ class ModelVetting:
 
     @contextlib.contextmanager
     def _probe_lock(self) -> Iterator[Path | None]:
-        """Give the folder of verdicts; workers that start together wait for the first one's."""
+        """Lock and yield the folder of verdicts: of workers that start together, one probes and the others wait."""
         lock = None
         if self._folder is not None:
-            with contextlib.suppress(OSError):  # a folder that cannot be written: each process looks for itself
+            with contextlib.suppress(OSError):  # the folder is not writable: each process probes for itself
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 lock = (self._folder / "lock").open("w")
         if lock is None:
@@ -110,17 +111,17 @@ class ModelVetting:
             yield self._folder
 
     def _probe(self, path: Path) -> None:
-        """Load and probe it in a process of its own.
+        """Load and probe a model in a separate process.
 
         Raises:
-            ModelLoadError: That was refused, failed, or took more than it may.
+            ModelLoadError: The model was refused, loading failed, or it exceeded the limits.
         """
-        memory = self._memory if self._providers == _CPU else 0  # devices map more than there is
+        memory = self._memory if self._providers == _CPU else 0  # drivers of devices map more address space than memory
         command = [sys.executable, "-P", "-m", "service.models.probe", str(path), str(self._seconds), str(memory)]
         command += [str(self._threads), *self._providers]
         env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
         try:
-            done = subprocess.run(  # noqa: S603 - our own program
+            process = subprocess.run(  # noqa: S603 - the command is our own module
                 command,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -135,17 +136,17 @@ class ModelVetting:
                 fix="Make the model smaller, or raise `model_probe_s`.",
             ) from None
         try:
-            found = json.loads(done.stdout.splitlines()[-1])
+            problem = json.loads(process.stdout.splitlines()[-1])
         except (ValueError, IndexError):
             raise ModelLoadError(
-                f"{path.name} ended the process that tried it: {_how_it_ended(done.returncode)}.",
-                fix="Export the model again, or raise `model_memory_bytes` if it is as large as that.",
+                f"{path.name} crashed the process that loaded it: {_exit_reason(process.returncode)}.",
+                fix="Export the model again, or raise `model_memory_bytes` if the model needs more memory.",
             ) from None
-        if found:
-            raise ModelLoadError(found["problem"], fix=found["fix"])
+        if problem:
+            raise ModelLoadError(problem["problem"], fix=problem["fix"])
 
 
-def _how_it_ended(code: int) -> str:
+def _exit_reason(code: int) -> str:
     with contextlib.suppress(ValueError):
         return signal.Signals(-code).name
     return f"exit code {code}"

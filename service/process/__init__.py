@@ -1,1 +1,1 @@
-"""What the operating system sees: one serving process, and the supervisor of several."""
+"""Processes of the service: one serving process, and the supervisor of several."""

@@ -1,4 +1,4 @@
-"""One serving process: uvicorn with our protocols, and an end that finishes what was accepted."""
+"""One serving process: uvicorn with our protocols, and a drain that finishes accepted requests before it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 READINESS_GRACE_S = 1.0
-"""Seconds that the port stays open: a load balancer that asks every second or so must see "not ready" before."""
+"""Seconds that the port stays open during a drain, so that a load balancer can observe that readiness is false."""
 
 _HANDSHAKE_S = 0.2  # a round trip to the client, for handshakes that have begun when new ones are stopped
 _PARENT_STOPS_WITHIN_S = 1.0
@@ -53,13 +53,13 @@ _DROP_SYN = b"".join(
 
 
 class StartError(StepwellError):
-    """The service does not start: the configuration is unsafe, or a needed part is not there."""
+    """The service does not start: the configuration is unsafe, or something that it needs is missing."""
 
     code = "cannot_start"
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with a drain in front of its shutdown.
+    """uvicorn's server with a drain before its shutdown.
 
     On SIGTERM or SIGINT readiness goes false, and for a second all is served as before, but each answer asks its client
     to come back over another connection. Then new connections are stopped, pending ones accepted, and the port is
@@ -76,13 +76,13 @@ class Server(uvicorn.Server):
         parent: int | None = None,
         on_start: Callable[[Engine], None] | None = None,
     ) -> None:
-        """Prepare.
+        """Create a server.
 
         Args:
-            config: uvicorn's own.
-            drain_s: Most seconds that accepted requests get.
-            parent: Process that this one must not outlive.
-            on_start: Called when requests are served.
+            config: uvicorn's configuration.
+            drain_s: Maximum seconds for accepted requests to finish.
+            parent: Id of the parent process; the server drains if that process ends. None: there is none.
+            on_start: Called once requests are served.
         """
         super().__init__(config)
         self._drain_s = drain_s
@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
         self._orphan_watch: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to serve."""
+        """Start serving; `on_start` is called if that succeeds."""
         self._loop = asyncio.get_running_loop()
         if self._parent is not None:
             self._orphan_watch = asyncio.create_task(self._stop_with_parent(self._parent))
@@ -103,9 +103,9 @@ class Server(uvicorn.Server):
             self._on_start(engine)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the end; uvicorn would raise the signal again afterwards, but ours is a clean exit."""
+        """Start the drain. uvicorn would raise the signal again after its shutdown; this server exits with code 0."""
         if sig == signal.SIGINT and self._parent is not None:
-            return  # Ctrl-C reaches every process of a terminal; the parent tells this one
+            return  # Ctrl-C reaches every process of a terminal; the parent sends SIGTERM to this one
         if self._loop is None:
             self.should_exit = True
         elif self._drain_task is None:
@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
             _log.info("Draining: no longer ready; what is accepted finishes within %g s", self._drain_s)
             self.config.loaded_app.state.context.draining = True
             await asyncio.sleep(min(READINESS_GRACE_S, self._drain_s))
-            engine.watch.end_all()  # their answers would go on for ever
+            engine.watch.end_all()  # their responses would never end
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -154,22 +154,22 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.01)
 
     def _engine(self) -> Engine | None:
-        """Return the application's engine; before its start there is none."""
+        """Return the application's engine; None before its start."""
         return getattr(getattr(self.config.loaded_app, "state", None), "engine", None)
 
     async def _stop_with_parent(self, parent: int) -> None:
-        while os.getppid() == parent:  # noqa: ASYNC110 - no event tells of it
+        while os.getppid() == parent:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(_PARENT_WATCH_S)
         _log.warning("The parent process has gone; this worker ends too")
         self._start_drain()
 
 
 def _freeze_startup_objects() -> None:
-    """Keep the garbage collector from walking what was made at the start, over and over.
+    """Exclude the objects of the start from garbage collection, and make collections rare.
 
-    Imports and routes are some hundred thousand objects that never go; its walks over them showed in the slowest
-    answers under load. What is made later is walked seldom, but not so seldom that connections which came and went, and
-    are cycles of objects, pile up.
+    Imports and routes are some hundred thousand objects that are never freed; traversing them was visible in the
+    slowest responses under load. Later objects are traversed rarely, but often enough that closed connections, which
+    are reference cycles, do not accumulate.
     """
     gc.collect()
     gc.freeze()
@@ -180,9 +180,9 @@ def config(settings: Settings, app: FastAPI, *, lane: bool | None = None) -> uvi
     """Return uvicorn's configuration for an application.
 
     Args:
-        settings: The knobs.
+        settings: The service's settings.
         app: The application.
-        lane: Whether hot requests take the fast lane; None: unless `STEPWELL_FAST_LANE` is `off`. To compare the two.
+        lane: Whether hot requests take the fast path; None: unless `STEPWELL_FAST_LANE` is `off`. For comparisons.
     """
     from service.protocols import fast_feed_class, fast_http_class
     from service.protocols.http_limits import limited_http_class
@@ -193,10 +193,10 @@ def config(settings: Settings, app: FastAPI, *, lane: bool | None = None) -> uvi
         http=(fast_http_class if has_lane else limited_http_class)(app.state.context),
         ws=fast_feed_class(app.state.context) if has_lane else "websockets-sansio",
         ws_max_size=settings.max_body_bytes,
-        ws_per_message_deflate=False,  # 300 kB a socket, for numbers that hardly compress
+        ws_per_message_deflate=False,  # it needs 300 kB per socket, and numbers hardly compress
         lifespan="on",
         access_log=False,
-        log_level="warning",  # start and end are told in our own words
+        log_level="warning",  # the service logs its own start and end
         log_config=None,
         proxy_headers=False,
         server_header=False,
@@ -207,13 +207,13 @@ def config(settings: Settings, app: FastAPI, *, lane: bool | None = None) -> uvi
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Bind the address.
+    """Bind the address and return the socket.
 
     Raises:
-        StartError: It is taken, or may not be bound.
+        StartError: The address is in use, or this process may not bind it.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # With its protocol named: asyncio sets TCP_NODELAY on no other, and each answer would wait for 40 ms.
+    # asyncio sets TCP_NODELAY only if the protocol is given; without it each response would be delayed by 40 ms.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -261,13 +261,13 @@ def _is_stopped(sock: socket.socket) -> bool:
 
 
 def run(settings: Settings, sock: socket.socket, *, parent: int | None = None, store: str | None = None) -> int:
-    """Serve until a signal comes, and return the exit code.
+    """Serve until a signal arrives, and return the exit code.
 
     Args:
-        settings: With the store named.
+        settings: Settings with `redis` set.
         sock: The bound socket.
-        parent: Process that this one must not outlive.
-        store: What the store is, for the line that is printed when this process serves; None: print none.
+        parent: Id of the parent process, or None; as for `Server`.
+        store: Description of the store, for the line that is printed once this process serves; None: print nothing.
     """
     with collector_paused():
         _import_fastapi()
@@ -277,7 +277,7 @@ def run(settings: Settings, sock: socket.socket, *, parent: int | None = None, s
 
     def greet(engine: Engine) -> None:
         if store is not None:
-            print(_greeting(settings, engine.models, store), file=sys.stderr, flush=True)  # noqa: T201 - for people
+            print(_greeting(settings, engine.models, store), file=sys.stderr, flush=True)  # noqa: T201 - for the operator's terminal
 
     server = Server(chosen, drain_s=settings.drain_s, parent=parent, on_start=greet)
     server.run(sockets=[sock])

@@ -1,4 +1,4 @@
-"""Several serving processes on one socket: started, replaced when one dies, ended together."""
+"""`Supervisor`: starts several worker processes on one socket, replaces dead ones, and ends all together."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_EARLY_EXIT_S = 5.0  # a worker that ends sooner has not started
+_EARLY_EXIT_S = 5.0  # a worker that ends sooner counts as failed at its start
 _MAX_EARLY_EXITS = 3
 _POLL_S = 0.5
 
 
 class Supervisor:
-    """Keeps `settings.workers` processes serving; the kernel spreads connections over them."""
+    """Keeps `settings.workers` processes running; the kernel distributes connections among them."""
 
     def __init__(self, settings: Settings, sock: socket.socket, *, store: str) -> None:
-        """Prepare.
+        """Create a supervisor; `run` starts the workers.
 
         Args:
-            settings: For every worker alike.
-            sock: The bound socket that they share.
-            store: What the store is, for the line that the first worker prints when it serves.
+            settings: The settings of every worker.
+            sock: The bound socket that the workers share.
+            store: Description of the store, for the line that the first worker prints once it serves.
         """
         self._settings = settings
         self._sock = sock
@@ -47,10 +47,10 @@ class Supervisor:
         self._early_exits = 0
 
     def run(self) -> int:
-        """Serve until a signal comes, and return the exit code.
+        """Serve until a signal arrives, and return the exit code.
 
         Raises:
-            StartError: Workers end again and again right after their start.
+            StartError: Workers repeatedly ended right after their start.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._record_exit)
@@ -77,18 +77,18 @@ class Supervisor:
         self._workers[worker] = time.monotonic()
 
     def _replace_dead(self) -> None:
-        for worker, began in list(self._workers.items()):
+        for worker, started_at in list(self._workers.items()):
             if worker.is_alive() or self._signals:
                 continue
             del self._workers[worker]
-            self._early_exits = self._early_exits + 1 if time.monotonic() - began < _EARLY_EXIT_S else 0
+            self._early_exits = self._early_exits + 1 if time.monotonic() - started_at < _EARLY_EXIT_S else 0
             if self._early_exits >= _MAX_EARLY_EXITS:
                 raise StartError(
                     f"Workers ended {_MAX_EARLY_EXITS} times within {_EARLY_EXIT_S:g} s of their start (last exit code "
                     f"{worker.exitcode}).",
-                    fix="See the lines above for the reason.",
+                    fix="See the log lines above for the reason.",
                 )
-            _log.warning("Worker %s ended with %s; starting another", worker.pid, worker.exitcode)
+            _log.warning("Worker %s ended with exit code %s; starting another", worker.pid, worker.exitcode)
             self._start()
 
     def _stop_workers(self) -> None:
@@ -102,7 +102,7 @@ class Supervisor:
         for worker in self._workers:
             worker.join(self._settings.drain_s + 10)
             if worker.is_alive():
-                _log.warning("Worker %s did not end in time", worker.pid)
+                _log.warning("Worker %s did not end within drain_s + 10 s; killing it", worker.pid)
                 worker.kill()
                 worker.join()
 
@@ -110,6 +110,6 @@ class Supervisor:
 def _work(settings: Settings, sock: socket.socket, parent: int, store: str | None) -> None:
     from service import logs
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn takes over; the parent tells us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn installs its handlers; the parent sends SIGTERM
     logs.configure(settings.log_format)
     raise SystemExit(server.run(settings, sock, parent=parent, store=store))

@@ -1,8 +1,8 @@
-"""The fast lane: hot requests go from the socket's bytes to the engine by callback, and out in one write.
+"""The fast path: hot requests are parsed from the socket's bytes, submitted with a callback, and answered in one write.
 
-A request takes the lane where it came whole and nothing about it is unusual; any other goes uvicorn's and FastAPI's
-way, untouched, and gets the very same answer there. `service/requests/hot_routes.py` is the table of hot routes, `heads` and
-`lane` recognise their requests, `connection` keeps the order of answers and the bounds.
+A complete request with nothing unusual takes the fast path. Every other request is handled by uvicorn and FastAPI,
+which respond byte for byte the same. `service/requests/hot_routes.py` is the table of hot routes; `header_cache` and
+`request_cache` recognize their requests; `pipeline` and `fast_http` keep the order of responses and the limits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`FastFeedProtocol`: live feeds on the fast lane; messages go from the socket to the engine, answers out in one write.
+"""`FastFeedProtocol`: the fast path of live feeds; messages go from the socket to the engine, replies out in one write.
 
-uvicorn's WebSocket protocol and the library under it open the connection, judge what is unusual (fragments, pings,
-closing, mistakes) and keep it alive. The usual, a whole message in one frame, is read here: that is what the speed is
-about. Any other socket than a plain feed goes uvicorn's and the application's way, untouched.
+uvicorn's WebSocket protocol and the websockets library open the connection, handle everything unusual (fragments,
+pings, closing, protocol errors) and keep it alive. Only whole messages in one frame are read here: nearly all messages
+are of this kind, and reading them here is what makes feeds fast. uvicorn and the application handle all other sockets.
 """
 
 from __future__ import annotations
@@ -37,45 +37,45 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 
 
 class FastFeedProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, with feeds of our own in it."""
+    """uvicorn's WebSocket protocol, with a fast path for feeds."""
 
     context: ClassVar[AppContext]
-    _max_message: ClassVar[int]  # bytes of a frame
+    _max_frame_bytes: ClassVar[int]  # bytes of a frame
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._session: FeedSession | None = None  # None: no feed, or not yet
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._session: FeedSession | None = None  # None: not a feed, or not open yet
         self._auth: SocketAuth
-        self._parts: list[bytes] = []  # what came and is not read yet
-        self._buffered = 0  # bytes of it
-        self._bytes_needed = 0  # bytes before it is worth another look
-        self._bytes_to_skip = 0  # bytes of a message that is too large
-        self._in_fragmented_message = False  # fragments of a message have come, and more will
+        self._parts: list[bytes] = []  # received bytes that are not read yet
+        self._buffered = 0  # their number
+        self._bytes_needed = 0  # buffered bytes at which reading can continue
+        self._bytes_to_skip = 0  # bytes left of a message that is too large
+        self._in_fragmented_message = False  # some fragments of a message were received, but not the last
         self._flush_scheduled = False
         self._is_write_paused = False
-        self._key_timer: asyncio.TimerHandle | None = None
+        self._auth_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     # ---------------------------------------------------------------- opening
 
     def handle_connect(self, event: Request) -> None:
-        """Open a feed here where the request is plain; uvicorn takes every other."""
+        """Open a feed here if the request is plain; uvicorn handles every other request."""
         path = _FEED.fullmatch(event.path)
         if path is None or not self._open(event, *path.groups()):
             super().handle_connect(event)
 
-    def _open(self, event: Request, model: str, stream: str | None, number: str | None) -> bool:
-        """Open a feed; False where there is anything to refuse."""
+    def _open(self, event: Request, model: str, stream: str | None, version_text: str | None) -> bool:
+        """Open a feed; returns False if there is a reason to reject it, which uvicorn's path then reports."""
         headers = event.headers
-        asked = [headers.get_all(name) for name in ("Authorization", "Origin", "Host")]
-        if any(len(values) > 1 for values in asked):
+        values = [headers.get_all(name) for name in ("Authorization", "Origin", "Host")]
+        if any(len(value) > 1 for value in values):
             return False
-        authorization, origin, host = (values[0] if values else None for values in asked)
-        offered = [name.strip() for line in headers.get_all("Sec-WebSocket-Protocol") for name in line.split(",")]
-        context, version = self.context, None if number is None else int(number)
-        visitor = SocketAuth(context, "step", authorization, offered)
+        authorization, origin, host = (value[0] if value else None for value in values)
+        offered = [name.strip() for header in headers.get_all("Sec-WebSocket-Protocol") for name in header.split(",")]
+        context, version = self.context, None if version_text is None else int(version_text)
+        auth = SocketAuth(context, "step", authorization, offered)
         try:
-            visitor.authorize_handshake(origin, host)
+            auth.authorize_handshake(origin, host)
             context.engine.models.get(model, version)
         except ServiceError:
             return False
@@ -85,25 +85,25 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
         del response.headers["Date"]
         for name, value in self.default_headers:
             response.headers[name.decode("latin-1")] = value.decode("latin-1")
-        if visitor.subprotocol is not None:
-            response.headers["Sec-WebSocket-Protocol"] = visitor.subprotocol
+        if auth.subprotocol is not None:
+            response.headers["Sec-WebSocket-Protocol"] = auth.subprotocol
         self.handshake_initiated = self.handshake_complete = True
         self.conn.send_response(response)
         self._send_protocol()
-        self._auth = visitor
+        self._auth = auth
         self._session = FeedSession(
-            context, visitor.message_format, model, version, stream=stream, on_ready=self._schedule_flush
+            context, auth.message_format, model, version, stream=stream, on_ready=self._schedule_flush
         )
-        visitor.register()
+        auth.register()
         self.start_keepalive()
-        if visitor.needs_auth_message:
-            self._key_timer = self.loop.call_later(context.settings.receive_timeout_s, self._on_auth_timeout)
+        if auth.needs_auth_message:
+            self._auth_timer = self.loop.call_later(context.settings.receive_timeout_s, self._on_auth_timeout)
         return True
 
     # ---------------------------------------------------------------- receiving
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
+        """Read frames of a feed; uvicorn handles the bytes of other connections."""
         if self._session is None:
             super().data_received(data)
             return
@@ -117,7 +117,7 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
             self._read()
 
     def handle_text(self, event: Frame) -> None:
-        """See a message in text, or the first part of one."""
+        """Handle a text message from the library, or the first fragment of one."""
         if self._session is None:
             super().handle_text(event)
         else:
@@ -125,7 +125,7 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
             self._collect(event)
 
     def handle_bytes(self, event: Frame) -> None:
-        """See a binary message, or the first part of one."""
+        """Handle a binary message from the library, or the first fragment of one."""
         if self._session is None:
             super().handle_bytes(event)
         else:
@@ -133,7 +133,7 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
             self._collect(event)
 
     def handle_cont(self, event: Frame) -> None:
-        """See a further part of a message."""
+        """Handle a further fragment of a message."""
         if self._session is None:
             super().handle_cont(event)
         else:
@@ -147,54 +147,59 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
             self.frames = []
 
     def _read(self) -> None:
-        """Read frames as far as they have come, and as long as answers do not pile up."""
-        line, at = self._session, 0
-        assert line is not None
+        """Read the complete frames that are buffered, until too many replies are pending."""
+        session, position = self._session, 0
+        assert session is not None
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._bytes_needed = 0
-        while at < len(data) and not line.is_full and not self._is_write_paused and not self.transport.is_closing():
-            message, end = next_frame(data, at)
-            is_open = line.close_code is None
+        while (
+            position < len(data)
+            and not session.is_full
+            and not self._is_write_paused
+            and not self.transport.is_closing()
+        ):
+            message, end = next_frame(data, position)
+            is_open = session.close_code is None
             if message is not None and is_open and not self._in_fragmented_message:
                 self._handle_frame(message)
-            elif end - at > self._max_message or (end and not is_open and not data[at] & CONTROL):
+            elif end - position > self._max_frame_bytes or (end and not is_open and not data[position] & CONTROL):
                 if is_open:
-                    line.reject_too_large(end - at - MAX_HEAD_BYTES)
-                self._bytes_to_skip = max(end - len(data), 0)  # never kept, whatever length it has
+                    session.reject_too_large(end - position - MAX_HEAD_BYTES)
+                self._bytes_to_skip = max(end - len(data), 0)  # dropped as it is received, never buffered
             elif not end or end > len(data):
-                self._bytes_needed = end - at
+                self._bytes_needed = end - position
                 break
             else:
-                self._delegate_frame(data[at:end])
-            at = end
-        self._parts = [data[at:]] if at < len(data) else []
-        self._buffered = max(len(data) - at, 0)
-        if line.is_full or self._is_write_paused:
+                self._delegate_frame(data[position:end])
+            position = end
+        self._parts = [data[position:]] if position < len(data) else []
+        self._buffered = max(len(data) - position, 0)
+        if session.is_full or self._is_write_paused:
             self.read_paused = True
             self.transport.pause_reading()
 
     def _handle_frame(self, message: bytes) -> None:
-        """Hand a message over."""
-        line, visitor = self._session, self._auth
-        assert line is not None
-        if line.close_code is not None:
+        """Pass a message to the session."""
+        session, auth = self._session, self._auth
+        assert session is not None
+        if session.close_code is not None:
             return
         try:
-            if visitor.handle_auth_message(message):
-                _cancel_timer(self._key_timer)
+            if auth.handle_auth_message(message):
+                _cancel_timer(self._auth_timer)
                 return
-            visitor.recheck(self.loop.time())
+            auth.recheck(self.loop.time())
         except ServiceError as exc:
-            line.reject_and_close(exc)
+            session.reject_and_close(exc)
             return
         try:
-            line.handle_message(message, visitor.caller.tenant)
-        except Exception:  # noqa: BLE001 - one feed's fault must not reach the loop; it is logged
-            _log.exception("A feed failed")
+            session.handle_message(message, auth.caller.tenant)
+        except Exception:  # noqa: BLE001 - a failure of one feed must not reach the event loop; it is logged
+            _log.exception("A feed failed to handle a message, and is closed: %s", session.name)
             self._close(FAILED)
 
     def _delegate_frame(self, frame: bytes) -> None:
-        """Let the library judge a frame."""
+        """Pass a frame to the library."""
         self.conn.receive_data(frame)
         if self.conn.parser_exc is not None:
             self.handle_parser_exception()
@@ -205,19 +210,19 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
         if self._session is not None:
             self._session.reject_and_close(self._auth.auth_timeout())
 
-    # ---------------------------------------------------------------- answering
+    # ---------------------------------------------------------------- replies
 
     def pause_writing(self) -> None:
-        """See that the client does not read."""
+        """Stop writing, because the client does not read; the connection is closed if this lasts too long."""
         super().pause_writing()
         self._is_write_paused = True
         if self._session is not None:
             self._write_timer = self.loop.call_later(SEND_TIMEOUT_S, self._close, TOO_SLOW)
-        else:  # the application closes it meanwhile, which such a client never hears of
+        else:  # the application closes it before, but its close frame cannot be sent
             self._write_timer = self.loop.call_later(SEND_TIMEOUT_S + _CLOSE_TIMEOUT_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """See that it reads again."""
+        """Write again, because the client reads again."""
         super().resume_writing()
         self._is_write_paused = False
         _cancel_timer(self._write_timer)
@@ -225,36 +230,36 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
             self._schedule_flush()
 
     def _schedule_flush(self) -> None:
-        """Send what is ready in a moment, together with what else gets ready in this turn of the loop."""
+        """Send ready replies at the end of this event loop iteration, all in one write."""
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        line = self._session
-        if line is None or self.close_sent or self._is_write_paused or self.transport.is_closing():
+        session = self._session
+        if session is None or self.close_sent or self._is_write_paused or self.transport.is_closing():
             return
         try:
-            answers = line.pop_ready()
-        except Exception:  # noqa: BLE001 - one feed's fault must not reach the loop; it is logged
-            _log.exception("A feed failed")
+            replies = session.pop_ready()
+        except Exception:  # noqa: BLE001 - a failure of one feed must not reach the event loop; it is logged
+            _log.exception("A feed failed to encode a reply, and is closed: %s", session.name)
             self._close(FAILED)
             return
-        if answers:
-            self.transport.write(encode_frames(answers, text=self._auth.message_format is JSON))
-        if line.is_drained:
-            self._close(line.close_code)
+        if replies:
+            self.transport.write(encode_frames(replies, text=self._auth.message_format is JSON))
+        if session.is_drained:
+            self._close(session.close_code)
         elif self.read_paused and not self._is_write_paused:
             self.read_paused = False
             self._read()
             if not self.read_paused:
                 self.transport.resume_reading()
 
-    # ---------------------------------------------------------------- ending
+    # ---------------------------------------------------------------- closing
 
     def shutdown(self) -> None:
-        """End: what was taken is answered, then the feed closed."""
+        """Close the feed once all accepted messages have been replied to."""
         if self._session is None:
             super().shutdown()
         else:
@@ -262,15 +267,15 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
             self._session.close_after_replies(DRAINING)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go; what was taken goes on, and nobody hears of it."""
+        """Release timers and counters; the engine completes submitted timesteps, and their replies are dropped."""
         _cancel_timer(self._write_timer)
         if self._session is not None:
             self._auth.unregister()
-            _cancel_timer(self._key_timer)
+            _cancel_timer(self._auth_timer)
         super().connection_lost(exc)
 
     def _close(self, code: int | None) -> None:
-        """Send a close frame; a client that does not answer it soon is cut off."""
+        """Send a close frame; the connection is aborted if the client does not close it within 5 s."""
         if code is None or self.close_sent or self.transport.is_closing():
             return
         if self._session is not None:
@@ -284,14 +289,14 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     def _send_protocol(self) -> None:
-        """Send what the library has to say."""
+        """Send the bytes that the library has queued."""
         self.transport.write(b"".join(self.conn.data_to_send()))
 
 
 def fast_feed_class(context: AppContext) -> type[FastFeedProtocol]:
-    """Return the protocol of a service's WebSockets, with feeds on the lane."""
-    longest = context.settings.max_body_bytes + MAX_HEAD_BYTES
-    return type("FastFeedProtocol", (FastFeedProtocol,), {"context": context, "_max_message": longest})
+    """Return the WebSocket protocol of a service, with the fast path of feeds."""
+    max_frame_bytes = context.settings.max_body_bytes + MAX_HEAD_BYTES
+    return type("FastFeedProtocol", (FastFeedProtocol,), {"context": context, "_max_frame_bytes": max_frame_bytes})
 
 
 def _cancel_timer(timer: asyncio.TimerHandle | None) -> None:

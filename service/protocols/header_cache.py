@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
-from service.requests.hot_routes import ASKED, RequestHeaders, parse_headers
+from service.requests.hot_routes import RELEVANT_HEADERS, RequestHeaders, parse_headers
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -23,34 +23,34 @@ _MAX_PARSED: Final = 16_384  # cached results
 _MAX_CACHED_BYTES: Final = 1024  # of the header lines of one entry
 _MAX_LIKELY_BYTES: Final = 4096  # of a request behind its request line
 _LENGTH_DIGITS: Final = 8
-# These change how a request is read or what happens to its connection.
+# These change how a request is parsed or what happens to its connection.
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
 _CONNECTION: Final = b"connection"
 # As httptools parses it: no space before the colon, leading spaces of the value dropped, trailing ones kept. The
 # quantifiers are possessive: without backtracking the time is linear in the length.
 _LINE: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)"
 _ANY_LINE: Final = re.compile(_LINE)
-_NAMES: Final = b"|".join(sorted({*ASKED, *_UNUSUAL, _CONNECTION}))
+_NAMES: Final = b"|".join(sorted({*RELEVANT_HEADERS, *_UNUSUAL, _CONNECTION}))
 # It begins with the line end of the line before, which the search finds quickly.
 _OTHER_LINES: Final = re.compile(rb"\r\n(?!(?i:" + _NAMES + rb"):)" + _LINE + rb"(?=\r\n)")
 
 
 class HeaderBlock(NamedTuple):
-    """The header lines of a plain request.
+    """The parsed header lines of a plain request.
 
     Attributes:
         text: Their bytes, from the end of the request line to the end of the empty line.
-        fields: What they contain.
-        length: That of the body, in bytes.
+        headers: The relevant headers.
+        length: Length of the body in bytes.
     """
 
     text: bytes
-    fields: RequestHeaders
+    headers: RequestHeaders
     length: int
 
 
 class HeaderBlockCache:
-    """Reads the header lines of plain requests; returns None for all others.
+    """Parses and caches the header lines of plain requests; returns None for all others.
 
     Attributes:
         likely: Blocks by the length of everything behind the request line, body included. Clients that send the same
@@ -73,27 +73,27 @@ class HeaderBlockCache:
         )  # `HotRequestMatcher` compares fields by identity
 
     def match(self, data: bytes, at: int) -> tuple[RequestHeaders, int] | None:
-        """Parse the header lines of a request that is there whole, with nothing behind it.
+        """Parse the header lines of a complete request that is followed by nothing.
 
         Args:
-            data: What a connection received.
-            at: Where the request line ends, and its line end begins.
+            data: The bytes that a connection received.
+            at: Index of the end of the request line.
 
         Returns:
-            The fields, and where the body begins; None: the request is not plain, not whole, or not alone.
+            The headers, and the index of the body; None: the request is not plain, not complete, or not alone.
         """
         begins = data.find(b"\r\n\r\n", at, at + _MAX_LIKELY_BYTES) + 4
         text = data[at:begins]
         block = self._blocks.get(text)
-        found = self.read(text) if block is None else (block.fields, block.length)
-        if found is None or begins + found[1] != len(data):
+        parsed = self.read(text) if block is None else (block.headers, block.length)
+        if parsed is None or begins + parsed[1] != len(data):
             return None
-        fields, length = found
+        headers, length = parsed
         if block is None:
-            self._cache_if_repeated(text, fields, length)
+            self._cache_if_repeated(text, headers, length)
         elif len(data) - at <= _MAX_LIKELY_BYTES:
             self.by_length[len(data) - at] = block
-        return fields, begins
+        return headers, begins
 
     def read(self, text: bytes) -> tuple[RequestHeaders, int] | None:
         """Parse header lines.
@@ -102,39 +102,39 @@ class HeaderBlockCache:
             text: The lines, from the end of the request line to the end of the empty line.
 
         Returns:
-            The fields and the length of the body in bytes; None: the request is not plain.
+            The headers and the length of the body in bytes; None: the request is not plain.
         """
         lines = _OTHER_LINES.sub(b"", text)
-        return self._parsed.get(lines) or self._read(lines)
+        return self._parsed.get(lines) or self._parse(lines)
 
-    def _cache_if_repeated(self, text: bytes, fields: RequestHeaders, length: int) -> None:
+    def _cache_if_repeated(self, text: bytes, headers: RequestHeaders, length: int) -> None:
         """Cache a block at its second time, so that blocks which never come again evict none that do."""
         digest = hash(text)
         slot = digest % _MAX_BLOCKS
         if self._seen[slot] != digest:
             self._seen[slot] = digest
-        elif fields.idempotency_key is None and len(text) <= _MAX_CACHED_BYTES:
-            put_bounded(self._blocks, text, HeaderBlock(text, fields, length), _MAX_BLOCKS)
+        elif headers.idempotency_key is None and len(text) <= _MAX_CACHED_BYTES:
+            put_bounded(self._blocks, text, HeaderBlock(text, headers, length), _MAX_BLOCKS)
 
-    def _read(self, text: bytes) -> tuple[RequestHeaders, int] | None:
-        headers = _split(text)
-        if headers is None or not _UNUSUAL.isdisjoint(name for name, _ in headers):
+    def _parse(self, text: bytes) -> tuple[RequestHeaders, int] | None:
+        lines = _split(text)
+        if lines is None or not _UNUSUAL.isdisjoint(name for name, _ in lines):
             return None
-        connection = [value.lower() for name, value in headers if name == _CONNECTION]
-        lengths = [value for name, value in headers if name == b"content-length"]
+        connection = [value.lower() for name, value in lines if name == _CONNECTION]
+        lengths = [value for name, value in lines if name == b"content-length"]
         if connection not in ([], [b"keep-alive"]) or len(lengths) != 1:
             return None
         [digits] = lengths
         if not digits.isdigit() or len(digits) > _LENGTH_DIGITS or int(digits) > self._max_body:
             return None
-        fields = parse_headers(headers)
-        if fields is None:
+        headers = parse_headers(lines)
+        if headers is None:
             return None
-        fields, length = replace(fields, length=None), int(digits)
-        if fields.idempotency_key is None and len(text) <= _MAX_CACHED_BYTES:  # a key never comes again
-            fields = self._interned.get(fields) or put_bounded(self._interned, fields, fields, _MAX_PARSED)
-            put_bounded(self._parsed, text, (fields, length), _MAX_PARSED)
-        return fields, length
+        headers, length = replace(headers, length=None), int(digits)
+        if headers.idempotency_key is None and len(text) <= _MAX_CACHED_BYTES:  # a key never comes again
+            headers = self._interned.get(headers) or put_bounded(self._interned, headers, headers, _MAX_PARSED)
+            put_bounded(self._parsed, text, (headers, length), _MAX_PARSED)
+        return headers, length
 
 
 def put_bounded(cache: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> _V:
@@ -146,7 +146,7 @@ def put_bounded(cache: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> _V
 
 
 def _split(text: bytes) -> list[tuple[bytes, bytes]] | None:
-    """Return the names, in lower case, and the values of header lines, None where one of them is no plain line."""
+    """Return the names, in lower case, and the values of header lines; None if a line is not plain."""
     lines = text.split(b"\r\n")
     if len(lines) < 3 or any((lines[0], lines[-2], lines[-1])):
         return None

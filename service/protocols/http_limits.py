@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's, with bounds on what a client may hold open."""
+"""`LimitedHttpProtocol`: uvicorn's HTTP protocol, with limits on the resources that a client can hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from service.requests.context import AppContext
 
 HEAD_LIMIT = 16 * 1024
-"""Most bytes of a request's line and headers."""
+"""Maximum bytes of a request's line and headers."""
 
 _HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 _NEW_GRACE_S = 1.0  # how long a connection without a request so far stays open when the process ends
@@ -27,28 +27,28 @@ _RESERVED_CONNECTIONS = 64  # connections beyond the most that may still ask for
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself waits for a head for ever and takes heads of any size.
+    """uvicorn's protocol, which by itself has no timeout and no size limit for request heads.
 
-    A request's head has to arrive within `receive_timeout_s`; its body is the routes' affair. A client that takes
-    nothing of its answer for `SEND_TIMEOUT_S` is cut off. A connection beyond `max_connections` is answered 503 `overloaded`
-    and closed, except where it asks for health.
+    A request's head has to arrive within `receive_timeout_s`; the routes limit the body. A connection is aborted if its
+    client reads nothing of a response for `SEND_TIMEOUT_S`. A connection beyond `max_connections` gets the response 503
+    `overloaded` and is closed, except if it requests a health check.
     """
 
     receive_timeout_s: ClassVar[float]
-    write_stall_s: ClassVar[float] = SEND_TIMEOUT_S  # with one that does not read
+    write_stall_s: ClassVar[float] = SEND_TIMEOUT_S  # until a client that does not read is disconnected
     max_connections: ClassVar[int]
     metrics: ClassVar[Metrics]
     context: ClassVar[AppContext]
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._receive_by: float | None = None  # when what is waited for has to be there
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._receive_deadline: float | None = None  # deadline of the next head or body
         self._receive_timer: asyncio.TimerHandle | None = None
-        self._slow_timer: asyncio.TimerHandle | None = None  # runs while the client does not read
+        self._write_timer: asyncio.TimerHandle | None = None  # runs while the client does not read
         self._in_head = False
-        self._between_requests = True  # the parser stands between two requests
-        self._head_bytes = 0  # at least as many as the head has so far
-        self._heads = 0  # begun in what has come, or before and not ended
+        self._between_requests = True  # the parser is between two requests
+        self._head_bytes = 0  # upper bound of the bytes that the current head has so far
+        self._n_heads = 0  # heads that began in the current data, or before and have not ended
         self._is_websocket = False
         self._over_limit = False
         self._head_too_long: ServiceError | None = None
@@ -56,8 +56,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._shutdown_requested = False
         self._final_response: bytes | None = None  # what is said when all is answered, before the end
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Count the connection, and wait for its first head."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Count the connection, and start the timeout of its first head."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self._may_read)
         count = len(self.connections)
@@ -68,27 +68,27 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._arm_receive_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of everything."""
-        for timer in (self._receive_timer, self._slow_timer):
+        """Cancel timers, and notify the request that is being answered."""
+        for timer in (self._receive_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
         self._unset_keepalive_if_required()
-        if self._has_responded is not None and not self._has_responded.response_complete:
-            self._has_responded.disconnected = True  # uvicorn tells the request that came last, and no other
-            self._has_responded.message_event.set()
+        if self._current_cycle is not None and not self._current_cycle.response_complete:
+            self._current_cycle.disconnected = True  # uvicorn notifies the newest request only
+            self._current_cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
+        """Parse the data, and check the size of the head."""
         if self._final_response is not None:
             return
         self._head_bytes += len(data)
-        self._heads = 0 if self._between_requests else 1
+        self._n_heads = 0 if self._between_requests else 1
         super().data_received(data)
         if self._is_websocket:
             return
         if self._in_head:
-            if self._heads > 1:  # it began behind others, nobody knows where
+            if self._n_heads > 1:  # it began after other requests in this data, at an unknown offset
                 self._head_bytes = 0
             if self._head_bytes > HEAD_LIMIT:
                 self._respond_and_close(_too_long())
@@ -97,45 +97,45 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         self._head_bytes = 0
         if self._is_idle() and self.timeout_keep_alive_task is None:
-            self._arm_receive_timer()  # it was no request: empty lines, or the rest of one that was answered already
+            self._arm_receive_timer()  # no request: empty lines, or the rest of one that was answered early
 
     def on_message_begin(self) -> None:
-        """See a head begin."""
+        """Note that a head begins."""
         self._in_head = True
         self._between_requests = False
-        self._heads += 1
+        self._n_heads += 1
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """See a head end; uvicorn starts its request."""
+        """Check the size of the head; then uvicorn starts its request."""
         self._in_head = False
         self._disarm_receive_timer()
-        if self._head_bytes > HEAD_LIMIT:  # it may be the body that was long
+        if self._head_bytes > HEAD_LIMIT:  # this may include a part of the body
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             self._head_too_long = _too_long() if size > HEAD_LIMIT else None
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """See a request end."""
+        """Note that a request is complete."""
         self._between_requests = True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """See an answer end."""
+        """Send the final response, if there is one and this was the last other response."""
         super().on_response_complete()
         if self._is_idle():
             self._send_final_response()
 
     def pause_writing(self) -> None:
-        """See that the client does not read; one that goes on with that is cut off."""
+        """Pause writing, because the client does not read; the connection is aborted if it does not read in time."""
         super().pause_writing()
-        self._slow_timer = self.loop.call_later(self.write_stall_s, self.transport.abort)
+        self._write_timer = self.loop.call_later(self.write_stall_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on, with reading too."""
+        """Resume writing, and reading too."""
         super().resume_writing()
-        if self._slow_timer is not None:
-            self._slow_timer.cancel()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
         self.flow.resume_reading()
 
     def shutdown(self) -> None:
@@ -154,44 +154,46 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol, unless there are too many."""
-        refusal = self._problem_bytes(path="")
-        if refusal is None and self._shutdown_requested:
-            refusal = ServiceError(
-                "draining", "This process is about to end.", fix="Open the WebSocket again; another process takes it."
+        error = self._rejection(path="")
+        if error is None and self._shutdown_requested:
+            error = ServiceError(
+                "draining", "This process is about to end.", fix="Open the WebSocket again; another process accepts it."
             )
-        if refusal is None and not self._is_idle():
-            refusal = ServiceError(
+        if error is None and not self._is_idle():
+            error = ServiceError(
                 "bad_request",
-                "A WebSocket was asked for before the requests before it were answered.",
-                fix="Wait for their answers, or open another connection.",
+                "A WebSocket was requested before the earlier requests of this connection were answered.",
+                fix="Wait for their responses, or open another connection.",
             )
-        if refusal is not None:
-            self._respond_and_close(refusal)
+        if error is not None:
+            self._respond_and_close(error)
         else:
             self._is_websocket = True
             super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP."""
+        """Respond to bytes that are not an HTTP request."""
         self._respond_and_close(
-            ServiceError("bad_request", "What came is not an HTTP/1.1 request.", fix="Speak HTTP to this address.")
+            ServiceError(
+                "bad_request", "The received bytes are not an HTTP/1.1 request.", fix="Send HTTP to this address."
+            )
         )
 
     # ---------------------------------------------------------------- helpers
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        refusal = self._problem_bytes(cycle.scope["path"])
-        if self._over_limit or refusal is not None:
+        error = self._rejection(cycle.scope["path"])
+        if self._over_limit or error is not None:
             cycle.keep_alive = False
         elif self.context.draining and cycle.keep_alive:
             cycle.keep_alive = False
             app = _with_connection_close(app)
-        if refusal is not None:
-            app = _asgi_app(self._respond(refusal, cycle.scope["path"]))
-        self._has_responded = cycle
+        if error is not None:
+            app = _asgi_app(self._respond(error, cycle.scope["path"]))
+        self._current_cycle = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _problem_bytes(self, path: str) -> ServiceError | None:
+    def _rejection(self, path: str) -> ServiceError | None:
         if self._head_too_long is not None:
             return self._head_too_long
         if self._over_limit and path not in _HEALTH_PATHS:
@@ -202,23 +204,23 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             )
         return None
 
-    def _respond(self, refusal: ServiceError, path: str = "") -> RawHttpResponse:
-        dialect = error_format_of(path)
-        response = dialect.response(refusal)
-        self.metrics.refusal(refusal.code)
-        self.metrics.request(dialect.transport, response.status)
+    def _respond(self, error: ServiceError, path: str = "") -> RawHttpResponse:
+        error_format = error_format_of(path)
+        response = error_format.response(error)
+        self.metrics.refusal(error.code)
+        self.metrics.request(error_format.transport, response.status)
         return response
 
-    def _respond_and_close(self, refusal: ServiceError) -> None:
-        """Answer past the application."""
-        response = self._respond(refusal)
+    def _respond_and_close(self, error: ServiceError) -> None:
+        """Respond without the application, then close the connection."""
+        response = self._respond(error)
         headers = [*self.server_state.default_headers, *response.headers, (b"connection", b"close")]
         self._send_and_close(response_bytes(response.status, headers, response.body))
 
     def _send_and_close(self, text: bytes) -> None:
-        """Send what is no answer of the application, behind those to the requests before."""
+        """Send a final response after those to earlier requests, then close the connection."""
         self._final_response = text
-        is_in_body = not self._in_head and not self._between_requests  # that request gets no other answer
+        is_in_body = not self._in_head and not self._between_requests  # that request gets no other response
         if is_in_body or self._is_idle():
             self._send_final_response()
 
@@ -228,11 +230,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _may_read(self) -> bool:
-        """Whether more is taken from the client: not before what it has sent is begun, and what it is sent is read."""
+        """Whether to read from the client: not while a request waits to be started, or responses are unread."""
         return not self.pipeline and not self.flow.write_paused
 
     def _is_idle(self) -> bool:
-        """Whether no request is being answered."""
+        """Whether no request is being handled."""
         return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
 
     def _is_new(self) -> bool:
@@ -240,39 +242,39 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return self.cycle is None
 
     def _arm_receive_timer(self) -> None:
-        """Give what is to come its time, unless something is waited for already.
+        """Set the deadline for the next head or body, unless one is set.
 
-        The timer is not cancelled when it came: setting one for each request would cost more than reading it. One
-        that fires too early is set again.
+        The timer is not cancelled when the data arrives: a new timer for each request would cost more than reading the
+        request. A timer that fires before the current deadline is started again.
         """
-        if self._receive_by is None and not self.transport.is_closing():
-            self._receive_by = self.loop.time() + self.receive_timeout_s
+        if self._receive_deadline is None and not self.transport.is_closing():
+            self._receive_deadline = self.loop.time() + self.receive_timeout_s
             if self._receive_timer is None:
                 self._receive_timer = self.loop.call_later(self.receive_timeout_s, self._check_receive_deadline)
 
     def _disarm_receive_timer(self) -> None:
-        self._receive_by = None
+        self._receive_deadline = None
 
     def _check_receive_deadline(self) -> None:
         self._receive_timer = None
-        if self._receive_by is None:
+        if self._receive_deadline is None:
             return
-        left = self._receive_by - self.loop.time()
+        left = self._receive_deadline - self.loop.time()
         if left > 0:
             self._receive_timer = self.loop.call_later(left, self._check_receive_deadline)
             return
-        self._receive_by = None
+        self._receive_deadline = None
         self._on_receive_timeout()
 
     def _on_receive_timeout(self) -> None:
         if self._is_idle():
             self.transport.close()
-        else:  # the next request is late, this one is to be answered first
+        else:  # the next request is late, but the current one is answered first
             self._arm_receive_timer()
 
 
 class _Flow(FlowControl):
-    """uvicorn's, which by itself reads on with each answer, however many requests wait already."""
+    """uvicorn's flow control, which by itself resumes reading after each response, however many requests wait."""
 
     def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
         super().__init__(transport)
@@ -284,18 +286,18 @@ class _Flow(FlowControl):
 
 
 def response_bytes(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
-    """Return a response as it goes out."""
+    """Return the bytes of a response."""
     lines = b"".join([b"%b: %b\r\n" % header for header in headers])
     return b"%b%b\r\n%b" % (STATUS_LINE[status], lines, body)
 
 
 def limited_http_class(context: AppContext) -> type[LimitedHttpProtocol]:
-    """Return the protocol of a service's connections."""
+    """Return the HTTP protocol of a service, without the fast path."""
     return type("LimitedHttpProtocol", (LimitedHttpProtocol,), protocol_attributes(context))
 
 
 def protocol_attributes(context: AppContext) -> dict[str, Any]:
-    """Return what a service's connections have in common, as attributes of their class."""
+    """Return the class attributes that all connections of a service share."""
     return {
         "receive_timeout_s": context.settings.receive_timeout_s,
         "max_connections": context.settings.max_connections,
@@ -315,17 +317,17 @@ def _asgi_app(response: RawHttpResponse) -> Any:
 
 
 def _with_connection_close(app: Any) -> Any:
-    """Return an application whose answers say that the connection ends with them."""
+    """Return an ASGI application that adds `Connection: close` to the responses of another one."""
 
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        async def send_and_say(event: Any) -> None:
+    async def close_after(scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_close(event: Any) -> None:
             if event["type"] == "http.response.start":
                 event = {**event, "headers": [*event.get("headers", ()), (b"connection", b"close")]}
             await send(event)
 
-        await app(scope, receive, send_and_say)
+        await app(scope, receive, send_with_close)
 
-    return answer
+    return close_after
 
 
 def _too_long() -> ServiceError:

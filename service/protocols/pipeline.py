@@ -1,8 +1,8 @@
-"""`ResponsePipeline`: the requests of one connection that the lane has taken, and the answers' order.
+"""`ResponsePipeline`: the fast path's requests of one connection, and the order of their responses.
 
-On most connections a client waits for each answer before it sends the next request. Such a connection is at rest, and
-its one request needs no place in a queue: nothing is made for it, and little is looked at. Whatever else happens to a
-connection ends its rest, until all is answered.
+On most connections the client waits for each response before it sends the next request. Such a connection is in
+single-request mode: its one request needs no queue, so no object is created for it and few attributes are read. Any
+other event on the connection ends this mode until all requests are answered.
 """
 
 from __future__ import annotations
@@ -26,66 +26,70 @@ _log = logging.getLogger(__name__)
 
 
 class InFlightRequest:
-    """A request of the lane and its answer's place in line."""
+    """A request of the fast path whose response has a place in the connection's order."""
 
     __slots__ = ("_error_format", "_pipeline", "body_bytes", "handler", "text")
 
     def __init__(
-        self, line: ResponsePipeline, dialect: ErrorFormat, call: RequestHandler | None = None, *, body_bytes: int = 0
+        self,
+        pipeline: ResponsePipeline,
+        error_format: ErrorFormat,
+        handler: RequestHandler | None = None,
+        *,
+        body_bytes: int = 0,
     ) -> None:
-        """Begin without an answer."""
-        self.text = b""  # none yet
-        self.handler = call
+        self.text = b""  # the response, once there is one
+        self.handler = handler
         self.body_bytes = body_bytes
-        self._error_format = dialect
-        self._pipeline = line
+        self._error_format = error_format
+        self._pipeline = pipeline
 
     def submit(self, head: RequestHead, body: bytes) -> None:
-        """Hand a request over to the engine, or answer what is wrong with it."""
+        """Submit a request to the engine, or respond with what is wrong with it."""
         try:
-            call = self.handler = self._pipeline.matcher.handler_for(head)
-            call.submit(body, self.on_result)
-        except Exception as exc:  # noqa: BLE001 - one request's fault must not end its connection; it is logged
+            handler = self.handler = self._pipeline.matcher.handler_for(head)
+            handler.submit(body, self.on_result)
+        except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged
             self.fail(exc)
 
     def on_result(self, result: Any) -> None:
-        """Take the result, in the midst of a batch: nothing is raised."""
+        """Encode the result. Raises nothing, because it is called while a batch is completed."""
         assert self.handler is not None
         if isinstance(result, ServiceError):
             self.fail(result)
             return
         try:
             body = self.handler.encode_response(result)
-        except Exception as exc:  # noqa: BLE001 - nor the batch that it came in
+        except Exception as exc:  # noqa: BLE001 - nor must it end the batch that calls this
             self.fail(exc)
             return
-        line = self._pipeline
-        self.text = line.matcher.write_response(body, self.handler, self._error_format, line.server_state)
-        line.on_response(self)
+        pipeline = self._pipeline
+        self.text = pipeline.matcher.write_response(body, self.handler, self._error_format, pipeline.server_state)
+        pipeline.on_response(self)
 
-    def fail(self, why: Exception) -> None:
-        """Answer with a problem; what nobody foresaw is logged."""
-        if not isinstance(why, ServiceError):
-            _log.error("A request failed", exc_info=why)
+    def fail(self, error: Exception) -> None:
+        """Respond with a problem; an unexpected exception is logged."""
+        if not isinstance(error, ServiceError):
+            _log.error("A request failed: %s", _name_of(self.handler), exc_info=error)
         if not self.text:
-            line = self._pipeline
-            problem = why if isinstance(why, ServiceError) else internal_error()
-            self.text = line.matcher.write_problem(problem, self._error_format, line.server_state)
-            line.on_response(self)
+            pipeline = self._pipeline
+            problem = error if isinstance(error, ServiceError) else internal_error()
+            self.text = pipeline.matcher.write_problem(problem, self._error_format, pipeline.server_state)
+            pipeline.on_response(self)
 
 
 class ResponsePipeline:
-    """The lane's requests of one connection, and what is looked at for each of them.
+    """The fast path's requests of one connection, and the attributes that are read for each of them.
 
-    The connection itself has so many attributes that each look at one of them is slow.
+    They are not attributes of the connection, which has so many that reading one is slow.
 
     Attributes:
-        lane: What all connections share.
-        server_state: uvicorn's, which has the headers that every answer gets.
-        on_answer: Told of each exchange in `in_flight` that has got its answer.
-        waiting: Exchanges without an answer, or behind such; none on a connection at rest.
-        is_at_rest: One request at a time comes, and nothing else is going on.
-        idle_since: When the last answer went out, on the loop's clock.
+        matcher: Matches hot requests; shared by all connections.
+        server_state: uvicorn's state, with the default headers of responses.
+        on_response: Called with each request in `in_flight` that has got its response.
+        in_flight: Requests without a response, or that wait for an earlier response; empty in single-request mode.
+        is_single_request: Whether the connection is in single-request mode.
+        idle_since: Event loop time in seconds at which the last response was sent.
     """
 
     __slots__ = (
@@ -105,84 +109,89 @@ class ResponsePipeline:
     )
 
     def __init__(
-        self, lane: HotRequestMatcher, server_state: ServerState, on_answer: Callable[[InFlightRequest], None]
+        self, matcher: HotRequestMatcher, server_state: ServerState, on_response: Callable[[InFlightRequest], None]
     ) -> None:
-        """Begin with nothing in line, and not at rest."""
-        self.matcher = lane
+        self.matcher = matcher
         self.server_state = server_state
-        self.on_response = on_answer
+        self.on_response = on_response
         self.in_flight: deque[InFlightRequest] = deque()
         self.is_single_request = False
         self.idle_since = 0.0
-        self._handler: RequestHandler | None = None  # of the request that is being answered at rest
-        self._request_line: CachedRequestLine | None = None  # of the last request at rest, and its dialect
+        self._handler: RequestHandler | None = None  # of the current request, in single-request mode
+        self._request_line: CachedRequestLine | None = None  # of the last such request; its error format is below
         self._error_format = NATIVE
-        self._slot: InFlightRequest | None = None  # of that request, since the rest ended
-        self._is_done = self._on_result  # a bound method is an object too, made once
+        self._slot: InFlightRequest | None = None  # of the current request, if the mode ended before its response
+        self._is_done = self._on_result  # a bound method is an object too, so it is created once
         self._write: Callable[[bytes], None]
         self._is_closing: Callable[[], bool]
 
     def enter_single_request_mode(self, transport: asyncio.Transport) -> None:
-        """Be at rest from now on; nothing is in line."""
+        """Enter single-request mode; no request is in flight."""
         self._write, self._is_closing = transport.write, transport.is_closing
         self.is_single_request = self._handler is None
 
     def submit(self, data: bytes) -> bool:
-        """Begin what has come, if that is one whole request of a known head on a connection at rest.
+        """Submit the data if it is one complete hot request and the connection is in single-request mode.
 
         Returns:
-            False: It was not begun; it may be such a request all the same, whose head is to be looked at first.
+            False: Nothing was submitted; the data may still contain a hot request, and needs the full check.
         """
         if not self.is_single_request or self._handler is not None:
             return False
-        known = self.matcher.match_whole_request(data, self._request_line)
-        if known is None:
+        match = self.matcher.match_whole_request(data, self._request_line)
+        if match is None:
             return False
-        target, call, body = known
-        if target is not self._request_line:
-            self._request_line, self._error_format = target, target.route.error_format
-        self._handler = call
+        request_line, handler, body = match
+        if request_line is not self._request_line:
+            self._request_line, self._error_format = request_line, request_line.route.error_format
+        self._handler = handler
         try:
-            call.submit(body, self._is_done)
-        except Exception as exc:  # noqa: BLE001 - one request's fault must not end its connection; it is logged
-            self._fail(exc)
+            handler.submit(body, self._is_done)
+        except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged
+            self._fail(exc, handler)
         return True
 
     def leave_single_request_mode(self) -> None:
-        """Be at rest no more; a request that is being answered gets its place in line."""
+        """Leave single-request mode; the current request is added to `in_flight`."""
         self.is_single_request = False
         if self._handler is not None and self._slot is None:
             self._slot = InFlightRequest(self, self._error_format, self._handler)
             self.in_flight.append(self._slot)
 
     def _on_result(self, result: Any) -> None:
-        """Take the result of the request that was begun at rest, in the midst of a batch: nothing is raised."""
-        call, place = self._handler, self._slot
-        assert call is not None
-        if place is not None:
+        """Respond to the request of single-request mode. Raises nothing: it is called while a batch is completed."""
+        handler, slot = self._handler, self._slot
+        assert handler is not None
+        if slot is not None:
             self._handler = self._slot = None
-            place.on_result(result)
+            slot.on_result(result)
             return
         if isinstance(result, ServiceError):
-            self._fail(result)
+            self._fail(result, handler)
             return
         try:
-            body = call.encode_response(result)
-        except Exception as exc:  # noqa: BLE001 - nor the batch that it came in
-            self._fail(exc)
+            body = handler.encode_response(result)
+        except Exception as exc:  # noqa: BLE001 - nor must it end the batch that calls this
+            self._fail(exc, handler)
             return
         self._handler = None
-        lane = self.matcher
-        text = lane.write_response(body, call, self._error_format, self.server_state)
-        self.idle_since = lane.now
+        matcher = self.matcher
+        text = matcher.write_response(body, handler, self._error_format, self.server_state)
+        self.idle_since = matcher.now
         if not self._is_closing():
             self._write(text)
 
-    def _fail(self, why: Exception) -> None:
-        """Answer with a problem, unless the answer was given before."""
+    def _fail(self, error: Exception, handler: RequestHandler) -> None:
+        """Respond with a problem, unless the response was sent before."""
         self.leave_single_request_mode()
-        place, self._handler, self._slot = self._slot, None, None
-        if place is not None:
-            place.fail(why)
+        slot, self._handler, self._slot = self._slot, None, None
+        if slot is not None:
+            slot.fail(error)
         else:
-            _log.error("A request failed behind its answer", exc_info=why)
+            _log.error("A request failed after its response was sent: %s", _name_of(handler), exc_info=error)
+
+
+def _name_of(handler: RequestHandler | None) -> str:
+    """Return model and stream of a request, for log lines."""
+    served, key = getattr(handler, "served", None), getattr(handler, "key", None)
+    return f"model={getattr(served, 'name', None)} stream={getattr(key, 'stream', None)}"

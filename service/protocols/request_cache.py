@@ -1,4 +1,4 @@
-"""`HotRequestMatcher`: what all connections of a process share: recognising hot requests, the heads of answers, the counts."""
+"""`HotRequestMatcher`: matches hot requests to handlers, and encodes their responses, for all connections."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from service.requests.hot_routes import VERSION, HotRoute, RequestHeaders, make_
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
-_HEAD_LIMIT: Final = 8 * 1024  # longer ones are unusual
-_MAX_CACHED_LINES: Final = 16_384  # request lines, heads of answers
+_HEAD_LIMIT: Final = 8 * 1024  # bytes; requests with a longer head do not take the fast path
+_MAX_CACHED_LINES: Final = 16_384  # request lines, and heads of responses
 HeaderPairs = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(slots=True)
 class CachedRequestLine:
-    """What a hot request line asks for. Clients repeat it with every request of a stream.
+    """A parsed hot request line. Clients repeat it with every request of a stream.
 
     Attributes:
         line: Its bytes, without the line end.
-        generation: Of the models and keys of which `call` was made.
+        generation: The `config_version` for which `handler` was created.
         route: Its route.
-        parts: What the groups of the route's pattern matched.
-        version: The model version that it names, or None.
-        fields: Headers that came with it.
-        call: What it asks for with these very headers, where that serves every such request; None: not found out yet.
+        parts: The groups of the match of the route's pattern.
+        version: The model version in the query, or None.
+        headers: The headers for which `handler` was created.
+        handler: The handler of requests with this line and these headers, if one can handle all of them; None: not
+            created yet.
     """
 
     line: bytes
@@ -52,7 +53,7 @@ class CachedRequestLine:
 
 
 class RequestHead(NamedTuple):
-    """The head of a hot request: its line, what its headers say, and the length of the body in bytes."""
+    """The head of a hot request: its line, its relevant headers, and the length of the body in bytes."""
 
     request_line: CachedRequestLine
     headers: RequestHeaders
@@ -60,137 +61,141 @@ class RequestHead(NamedTuple):
 
 
 HotRequest = tuple[RequestHead, int, int]
-"""A hot request in what a connection received: its head, where its body begins, and where it ends, which may be beyond
-what has come so far."""
+"""A hot request in the received data: its head, the offset of its body, and the offset of its end, which may be beyond
+the data received so far."""
 
 
 class HotRequestMatcher:
-    """What all connections of a process share.
+    """Matches hot requests and encodes their responses, for all connections of a process.
 
     Attributes:
-        now: The time of this turn of the loop, if anything was answered in it; on the loop's clock.
+        now: Event loop time, in seconds, of the last iteration in which a response was written.
     """
 
     def __init__(self, context: AppContext, routes: Sequence[HotRoute]) -> None:
-        """Prepare.
+        """Create a matcher with empty caches.
 
         Args:
-            context: What every route needs.
-            routes: The hot ones, those asked for most first.
+            context: The dependencies of every route.
+            routes: The hot routes, the most frequent first.
         """
         self.context = context
         self._routes = [(route, _request_line(route)) for route in routes]
         self._prefixes = {f"POST {route.prefix}".encode() for route in routes}
         self._request_lines: OrderedDict[bytes, CachedRequestLine] = OrderedDict()  # by the request line
-        self._generation = -1  # of what their calls were made of
-        self._version_checked = False  # that this is still the generation, in this turn of the loop
-        self._keep_alive = False  # likewise, and nothing more is to be said in answers
+        self._generation = -1  # the `config_version` that the cached handlers are valid for
+        self._version_checked = False  # whether it was checked in this iteration of the event loop
+        self._keep_alive = False  # likewise: not draining, so responses need no `Connection: close`
         self._flush_scheduled = False
-        self._tick_end_scheduled = False  # this turn of the loop
+        self._tick_end_scheduled = False  # whether `_on_tick_end` will be called
         self._header_parser = HeaderBlockCache(context.settings.max_body_bytes)
         self._counted_requests: Counter[tuple[str, int]] = Counter()
-        self._steps = 0  # answers of the kind that nearly all are, which are not in `_counted_requests`
-        self._json_heads: dict[int, bytes] = {}  # of answers, by the length of their bodies
+        self._steps = 0  # responses with status 200 of native routes, which are not in `_counted_requests`
+        self._json_heads: dict[int, bytes] = {}  # of JSON responses, by the length of their bodies
         self.now = 0.0
         self._default_headers: HeaderPairs = []
 
     def match_head(self, data: bytes, start: int) -> HotRequest | None:
-        """Return the hot request whose head stands at a place, None where none does, or not all of its head."""
-        end = data.find(b"\r\n\r\n", start, start + _HEAD_LIMIT)
-        if end < 0:
+        """Return the hot request that starts at an offset; None: there is none, or its head is not complete."""
+        head_end = data.find(b"\r\n\r\n", start, start + _HEAD_LIMIT)
+        if head_end < 0:
             return None
-        at = data.find(b"\r\n", start, end + 2)
-        line = data[start:at]
-        target = self._request_lines.get(line) or self._request_line_for(line)
-        read = None if target is None else self._header_parser.read(data[at : end + 4])
-        if target is None or read is None:
+        line_end = data.find(b"\r\n", start, head_end + 2)
+        line = data[start:line_end]
+        request_line = self._request_lines.get(line) or self._request_line_for(line)
+        parsed = None if request_line is None else self._header_parser.read(data[line_end : head_end + 4])
+        if request_line is None or parsed is None:
             return None
-        fields, length = read
-        return RequestHead(target, fields, length), end + 4, end + 4 + length
+        headers, length = parsed
+        return RequestHead(request_line, headers, length), head_end + 4, head_end + 4 + length
 
     def match_whole_request(
         self, data: bytes, last: CachedRequestLine | None
     ) -> tuple[CachedRequestLine, RequestHandler, bytes] | None:
-        """Return what is asked for, the call, and its body, where this is one whole request with plain header lines.
+        """Return request line, handler and body, if the data is exactly one complete request with plain header lines.
 
-        None says nothing: it may still be a hot request, which is to be looked at with more care.
+        None does not exclude a hot request: the data then needs the full check of `match_head`.
 
         Args:
-            data: What a connection received.
-            last: What it asked for before; most clients then ask for the same again.
+            data: The bytes that a connection received.
+            last: The request line of its last request, which most clients repeat.
         """
         if not self._version_checked:
             self._check_config_version()
-        target: CachedRequestLine | None
+        request_line: CachedRequestLine | None
         if last is not None and last.generation == self._generation and data.startswith(last.line):
-            target, at = last, len(last.line)
+            request_line, line_end = last, len(last.line)
         else:
-            target, at = None, data.find(b"\r\n")
-        block = self._header_parser.by_length.get(len(data) - at)
-        if block is not None and data.startswith(block.text, at):
-            fields, begins = block.fields, at + len(block.text)
-        elif (found := self._header_parser.match(data, at)) is not None:
-            fields, begins = found
+            request_line, line_end = None, data.find(b"\r\n")
+        block = self._header_parser.by_length.get(len(data) - line_end)
+        if block is not None and data.startswith(block.text, line_end):
+            headers, body_start = block.headers, line_end + len(block.text)
+        elif (match := self._header_parser.match(data, line_end)) is not None:
+            headers, body_start = match
         else:
             return None
         if not self._keep_alive:
             return None
-        if target is None:
-            line = data[:at]
-            target = self._request_lines.get(line) or self._request_line_for(line)
-            if target is None:
+        if request_line is None:
+            line = data[:line_end]
+            request_line = self._request_lines.get(line) or self._request_line_for(line)
+            if request_line is None:
                 return None
-        call = target.handler
-        if call is None or target.headers is not fields:
+        handler = request_line.handler
+        if handler is None or request_line.headers is not headers:
             try:
-                call = self.handler_for(RequestHead(target, fields, len(data) - begins))
-            except Exception:  # noqa: BLE001 - it is refused by whoever looks at it with more care
+                handler = self.handler_for(RequestHead(request_line, headers, len(data) - body_start))
+            except Exception:  # noqa: BLE001 - the full check reports it
                 return None
-        return target, call, data[begins:]
+        return request_line, handler, data[body_start:]
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
-        """Say whether the beginning of a head stands there that may become a hot one."""
-        begins = any(data.startswith(prefix[: len(data) - start], start) for prefix in self._prefixes)
-        return begins and len(data) - start < _HEAD_LIMIT and data.find(b"\r\n\r\n", start) < 0
+        """Return whether the data from an offset may be the start of an incomplete hot head."""
+        is_prefix = any(data.startswith(prefix[: len(data) - start], start) for prefix in self._prefixes)
+        return is_prefix and len(data) - start < _HEAD_LIMIT and data.find(b"\r\n\r\n", start) < 0
 
     def handler_for(self, head: RequestHead) -> RequestHandler:
-        """Return what a request asks for, once it is sure that its head is allowed.
+        """Return the handler of a request, after checking that its head is allowed.
 
         Raises:
-            ServiceError: It is refused.
+            ServiceError: The head is rejected.
         """
         if not self._version_checked:
             self._check_config_version()
-        target, fields, _ = head
-        if target.handler is not None and target.headers is fields and target.generation == self._generation:
-            return target.handler
-        call = make_handler(target.route, self.context, target.parts, target.version, fields)
-        if call.is_reusable and self.context.api_keys.is_cacheable:
-            target.headers, target.handler, target.generation = fields, call, self._generation
-        return call
+        request_line, headers, _ = head
+        if (
+            request_line.handler is not None
+            and request_line.headers is headers
+            and request_line.generation == self._generation
+        ):
+            return request_line.handler
+        handler = make_handler(request_line.route, self.context, request_line.parts, request_line.version, headers)
+        if handler.is_reusable and self.context.api_keys.is_cacheable:
+            request_line.headers, request_line.handler, request_line.generation = headers, handler, self._generation
+        return handler
 
     def write_response(
-        self, body: bytes, call: RequestHandler, dialect: ErrorFormat, server_state: ServerState
+        self, body: bytes, handler: RequestHandler, error_format: ErrorFormat, server_state: ServerState
     ) -> bytes:
-        """Return an answer with status 200, whole."""
+        """Return a complete response with status 200."""
         if not self._flush_scheduled:
             self._flush_metrics_later(server_state)
-        if dialect is NATIVE:
+        if error_format is NATIVE:
             self._steps += 1
         else:
-            self._counted_requests[dialect.transport, 200] += 1
-        if (form := call.response_format) is JSON and not call.extra_headers:  # what nearly all are
+            self._counted_requests[error_format.transport, 200] += 1
+        if (response_format := handler.response_format) is JSON and not handler.extra_headers:  # the most frequent kind
             return (self._json_heads.get(len(body)) or self._json_head(len(body))) + body
-        more = [f"{name}: {value}\r\n".encode() for name, value in (call.extra_headers or {}).items()]
-        return b"".join([self._head(form, len(body)), *more, b"\r\n", body])
+        extra_lines = [f"{name}: {value}\r\n".encode() for name, value in (handler.extra_headers or {}).items()]
+        return b"".join([self._head(response_format, len(body)), *extra_lines, b"\r\n", body])
 
-    def write_problem(self, error: ServiceError, dialect: ErrorFormat, server_state: ServerState) -> bytes:
-        """Return the answer to a request that failed, whole."""
+    def write_problem(self, error: ServiceError, error_format: ErrorFormat, server_state: ServerState) -> bytes:
+        """Return the complete response to a request that failed."""
         self.context.metrics.refusal(error.code)
-        response = dialect.response(error)
+        response = error_format.response(error)
         if not self._flush_scheduled:
             self._flush_metrics_later(server_state)
-        self._counted_requests[dialect.transport, response.status] += 1
+        self._counted_requests[error_format.transport, response.status] += 1
         return response_bytes(response.status, [*self._default_headers, *response.headers], response.body)
 
     # ---------------------------------------------------------------- helpers
@@ -206,38 +211,38 @@ class HotRequestMatcher:
         return None
 
     def _json_head(self, length: int) -> bytes:
-        """Return the whole head of an answer of some length in JSON."""
+        """Return the head of a JSON response, by the length of its body in bytes."""
         if len(self._json_heads) >= _MAX_CACHED_LINES:
             self._json_heads.clear()
-        made = self._json_heads[length] = self._head(JSON, length) + b"\r\n"
-        return made
+        head = self._json_heads[length] = self._head(JSON, length) + b"\r\n"
+        return head
 
-    def _head(self, form: Format, length: int) -> bytes:
-        """Return the head of an answer of some length, without the empty line behind it."""
+    def _head(self, response_format: Format, length: int) -> bytes:
+        """Return the head of a response, without the empty line that ends it."""
         return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\n" % (
             STATUS_LINE[200],
             b"".join([b"%b: %b\r\n" % header for header in self._default_headers]),
-            form.value.encode(),
+            response_format.value.encode(),
             length,
         )
 
     def _check_config_version(self) -> None:
-        """See whether models or keys have changed, once for all requests that came in the same turn of the loop.
+        """Check whether models or keys have changed, once for all requests of one event loop iteration.
 
-        Never when one is answered: what its client does next may come in the same turn.
+        It is not checked when a response is sent: the client's next request may arrive in the same iteration.
         """
         generation = self.context.config_version
         if generation != self._generation:
-            # Calls hold models that may have been replaced, and callers who may have been revoked.
+            # Handlers hold models that may have been replaced, and callers whose keys may have been revoked.
             self._generation = generation
             self._request_lines.clear()
         self._version_checked, self._keep_alive = True, not self.context.draining
         self._schedule_tick_end()
 
     def _flush_metrics_later(self, server_state: ServerState) -> None:
-        """Tell the counters once for all answers of this turn of the loop, which all have the same date."""
+        """Schedule one metrics update for all responses of this event loop iteration, which all have the same date."""
         self._flush_scheduled = True
-        if server_state.default_headers is not self._default_headers:  # uvicorn replaces them each second
+        if server_state.default_headers is not self._default_headers:  # uvicorn replaces them every second
             self._default_headers = server_state.default_headers
             self._json_heads.clear()
         self.now = asyncio.get_running_loop().time()
@@ -249,7 +254,7 @@ class HotRequestMatcher:
             asyncio.get_running_loop().call_soon(self._on_tick_end)
 
     def _on_tick_end(self) -> None:
-        """Forget what was sure in this turn of the loop, and tell what was answered."""
+        """Invalidate what was checked in this event loop iteration, and update the metrics."""
         self._tick_end_scheduled = self._version_checked = self._keep_alive = False
         if self._flush_scheduled:
             self._flush_scheduled = False
@@ -260,11 +265,11 @@ class HotRequestMatcher:
             self.context.metrics.request(NATIVE.transport, 200, self._steps)
             self._steps = 0
         if self._counted_requests:
-            for (door, status), n in self._counted_requests.items():
-                self.context.metrics.request(door, status, n)
+            for (transport, status), n in self._counted_requests.items():
+                self.context.metrics.request(transport, status, n)
             self._counted_requests.clear()
 
 
 def _request_line(route: HotRoute) -> re.Pattern[bytes]:
-    """Return the pattern of a route's whole request line, without its end."""
+    """Return the pattern of a route's request line, without the line end."""
     return re.compile(rf"POST {route.path}(?:\?{VERSION})? HTTP/1\.1".encode())

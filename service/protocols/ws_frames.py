@@ -1,4 +1,4 @@
-"""WebSocket frames as most of them are: a whole message each (RFC 6455, section 5.2)."""
+"""Decodes and encodes unfragmented WebSocket frames (RFC 6455, section 5.2)."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from collections.abc import Iterable
 
 try:
     from websockets.speedups import apply_mask
-except ImportError:  # where the library comes without its C extension
+except ImportError:  # if the library was installed without its C extension
     from websockets.utils import apply_mask
 
 MAX_HEAD_BYTES = 14
-"""Most bytes in front of a client's payload."""
+"""Maximum length of a client frame's header, in bytes."""
 
 CONTROL = 0x08
-"""The bit of a frame's first byte that its opcode has where it is a ping, a pong or a close."""
+"""The bit of a frame's first byte that marks a control frame: ping, pong or close."""
 
 _WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82
 _WHOLE = frozenset({_WHOLE_TEXT, _WHOLE_BINARY})
 _MASKED = 0x80
 
 
-def next_frame(data: bytes, at: int) -> tuple[bytes | None, int]:
-    """Look at the frame that begins at a place.
+def next_frame(data: bytes, offset: int) -> tuple[bytes | None, int]:
+    """Decode the frame at an offset.
 
     Returns:
-        Its message and its end, where it is a client's whole message and all of it is there; else None and where it
-        ends, maybe beyond what is there; 0: its length cannot be told yet.
+        The message and the end of the frame, if the frame is a client's whole message and is complete. Otherwise None
+        and the end of the frame, which may be beyond the data; 0: too little of the frame is there to read its length.
     """
-    there = len(data) - at
-    if there < 2:
+    n_available = len(data) - offset
+    if n_available < 2:
         return None, 0
-    first, second = data[at], data[at + 1]
-    length, body = second & 0x7F, at + 2
+    first, second = data[offset], data[offset + 1]
+    length, body = second & 0x7F, offset + 2
     if length > 125:
         width = 2 if length == 126 else 8
-        if there < 2 + width:
+        if n_available < 2 + width:
             return None, 0
         length = int.from_bytes(data[body : body + width])
         body += width
@@ -48,7 +48,7 @@ def next_frame(data: bytes, at: int) -> tuple[bytes | None, int]:
 
 
 def encode_frames(messages: Iterable[bytes], *, text: bool) -> bytes:
-    """Return messages of a server as frames, one behind the other."""
+    """Return a server's messages as consecutive frames."""
     first = _WHOLE_TEXT if text else _WHOLE_BINARY
     parts: list[bytes] = []
     for message in messages:

@@ -1,1 +1,1 @@
-"""A request once its bytes are there, whichever transport brought them; no web framework."""
+"""Request handling after the bytes have been received, the same for every transport; no web framework."""

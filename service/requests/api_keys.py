@@ -1,4 +1,4 @@
-"""Who calls: API keys by their hashes, each with a tenant and scopes; the file is read again when it changes."""
+"""`ApiKeys`: authenticates callers by API key; keys are stored as hashes, and the file is reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Caller:
     """Who sent a request.
 
     Attributes:
-        tenant: Whose streams they are.
-        scopes: What may be done.
-        key_id: Which key it was, for people; empty without keys.
+        tenant: The owner of the streams that the caller uses.
+        scopes: The scopes of the caller's key.
+        key_id: The id of the key, or the subject of the token; empty without keys.
     """
 
     tenant: str
@@ -48,10 +48,10 @@ class Caller:
     key_id: str = ""
 
     def check_scope(self, scope: Scope) -> None:
-        """Check that this may be done.
+        """Check that the caller has a scope.
 
         Raises:
-            ServiceError: `forbidden`.
+            ServiceError: `forbidden`: the caller does not have it.
         """
         if scope not in self.scopes:
             raise ServiceError(
@@ -62,17 +62,17 @@ class Caller:
 
 
 ANYONE = Caller("default", SCOPES)
-"""The caller where no keys are asked for."""
+"""The caller of every request where neither keys nor tokens are configured."""
 
 
 class TokenVerifier(Protocol):
-    """Knows the callers of tokens."""
+    """Resolves tokens to callers."""
 
     def caller(self, token: str) -> Caller:
-        """Return who sends a token.
+        """Return the caller of a token.
 
         Raises:
-            ServiceError: `unauthenticated`.
+            ServiceError: `unauthenticated`: the token is not accepted.
         """
         ...
 
@@ -146,11 +146,11 @@ class ApiKeys:
 
         Args:
             file: `api_keys_file`; None: there are no keys.
-            tokens: Knows the callers of tokens; None: none are taken. Without both everybody may do everything, as
-                tenant `default`.
+            tokens: Resolves tokens to callers; None: tokens are not accepted. Without both, every request has all
+                scopes, as tenant `default`.
 
         Raises:
-            KeysFileError: It cannot be read, or is not what it should be.
+            KeysFileError: The file cannot be read, or its content is not valid.
         """
         self._file: _Callers | None = None if file is None else ReloadedFile(file, read_keys)
         self._tokens = tokens
@@ -158,12 +158,12 @@ class ApiKeys:
 
     @property
     def required(self) -> bool:
-        """Whether keys or tokens are asked for."""
+        """Whether requests need a key or a token."""
         return self._file is not None or self._tokens is not None
 
     @property
     def is_cacheable(self) -> bool:
-        """Whether what is allowed stays so until `generation` grows; a token's time ends by itself."""
+        """Whether a positive authorization may be cached until `generation` changes; not with tokens, which expire."""
         return self._tokens is None
 
     def generation(self) -> int:
@@ -171,24 +171,24 @@ class ApiKeys:
         return 0 if self._file is None else self._looked_at(self._file).generation
 
     def caller(self, authorization: str | None) -> Caller:
-        """Return who sends an `Authorization` header; without a file it is ignored.
+        """Return the caller of an `Authorization` header; the header is ignored if neither keys nor tokens are set.
 
         Raises:
-            ServiceError: `unauthenticated`.
+            ServiceError: `unauthenticated`: the header is missing or malformed, or the key is not valid.
         """
         if self._file is None and self._tokens is None:
             return ANYONE
         match = _BEARER.fullmatch(authorization) if authorization is not None else None
         if match is None:
-            found = "no Authorization header" if authorization is None else "an Authorization header of another form"
+            found = "no Authorization header" if authorization is None else "an Authorization header in another format"
             raise unauthenticated(f"The request has {found}; expected `Authorization: Bearer KEY`.")
         return self.caller_of_key(match[1])
 
     def caller_of_key(self, key: str) -> Caller:
-        """Return whose key it is.
+        """Return the caller of a key or token.
 
         Raises:
-            ServiceError: `unauthenticated`.
+            ServiceError: `unauthenticated`: the key or token is not valid.
         """
         if self._file is None and self._tokens is None:
             return ANYONE
@@ -200,7 +200,7 @@ class ApiKeys:
                 return caller
         if self._tokens is not None and key.count(".") == 2:
             return self._tokens.caller(key)
-        raise unauthenticated("The key is not one of those in force; expected one of `api_keys_file`.")
+        raise unauthenticated("The key is not valid; expected a key of `api_keys_file`.")
 
     def _looked_at(self, file: _Callers) -> _Callers:
         """Look at the file, once for all requests that came in the same turn of the loop: a look costs 2 us."""
@@ -208,29 +208,29 @@ class ApiKeys:
             return file
         file.refresh()
         try:
-            asyncio.get_running_loop().call_soon(self._look_again)
+            asyncio.get_running_loop().call_soon(self._allow_next_check)
         except RuntimeError:  # no loop runs
             return file
         self._checked_this_tick = True
         return file
 
-    def _look_again(self) -> None:
+    def _allow_next_check(self) -> None:
         self._checked_this_tick = False
 
 
 def unauthenticated(problem: str) -> ServiceError:
-    """Return the refusal of who cannot be told."""
+    """Return the error for a request whose caller cannot be authenticated."""
     return ServiceError("unauthenticated", problem, fix="Send a valid key.")
 
 
 def file_signature(file: Path) -> tuple[int, ...]:
-    """Return what changes when a file of keys changes.
+    """Return modification time, size and inode of a keys file: a change of the file changes one of them.
 
     Raises:
-        KeysFileError: It cannot be read.
+        KeysFileError: The file cannot be read.
     """
     try:
-        stat = os.stat(file)  # noqa: PTH116 - pathlib takes twice as long, and this is asked for each request
+        stat = os.stat(file)  # noqa: PTH116 - pathlib needs twice the time, and this runs for each request
     except OSError as exc:
         raise KeysFileError(
             f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
@@ -239,10 +239,10 @@ def file_signature(file: Path) -> tuple[int, ...]:
 
 
 def read_keys(file: Path) -> dict[bytes, Caller]:
-    """Return whose keys a file holds, by the SHA-256 of each, in its order.
+    """Return the callers of a keys file by the SHA-256 of their keys, in the order of the file.
 
     Raises:
-        KeysFileError: It cannot be read, or is not what it should be.
+        KeysFileError: The file cannot be read, or its content is not valid.
     """
     try:
         content = _KeysFile.model_validate_json(file.read_bytes())
@@ -251,10 +251,10 @@ def read_keys(file: Path) -> dict[bytes, Caller]:
             f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
         ) from exc
     except ValidationError as exc:
-        first = exc.errors(include_input=False)[0]  # a message never repeats what may be a key
-        place = ".".join(map(str, first["loc"])) or "the document"
+        first = exc.errors(include_input=False)[0]  # the input may be a key, and must not be logged
+        location = ".".join(map(str, first["loc"])) or "the document"
         raise KeysFileError(
-            f"The keys file {file.name} is wrong at {place}: {first['msg']}.",
+            f"The keys file {file.name} is wrong at {location}: {first['msg']}.",
             fix='Write {"keys": [{"id": "..", "sha256": "hex of the key", "tenant": "..", "scopes": ["step"]}]}.',
         ) from exc
     return {bytes.fromhex(key.sha256): Caller(key.tenant, frozenset(key.scopes), key.id) for key in content.keys}

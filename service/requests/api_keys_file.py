@@ -1,4 +1,4 @@
-"""The file of API keys as it is written: keys are made, listed, revoked; it holds hashes, and no key."""
+"""Creates, lists and revokes keys in the file of API keys, which stores hashes and never a key."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from model_export.manifest import NAME
 from service.requests.api_keys import SCOPES, Caller, KeysFileError, Scope, read_keys
 
 PREFIX: Final = "swk_"
-"""How every key begins, so that one which got into a file or a log can be searched for."""
+"""Prefix of every key, so that a leaked key can be searched for in files and logs."""
 
-_KEY_BYTES: Final = 32  # 256 bits: nobody guesses it, so one plain SHA-256 is enough
+_KEY_BYTES: Final = 32  # 256 random bits cannot be guessed, so one plain SHA-256 is enough
 
 
 def add_key(file: Path, key_id: str, tenant: str, scopes: Collection[Scope]) -> str:
-    """Make a key, remember its hash in the file, and return the key, which is nowhere else.
+    """Create a key, add its hash to the file, and return the key, which is stored nowhere.
 
-    A file that is not there is made, readable by its owner alone. It is replaced as a whole, so that a service
-    that reads it meanwhile sees the old one or the new one.
+    A missing file is created, readable only by its owner. The file is replaced atomically: a service that reads it
+    at the same time reads the old file or the new one.
 
     Args:
         file: `api_keys_file`.
-        key_id: Its name for people; no other key has it.
-        tenant: Whose streams it opens.
-        scopes: What may be done with it.
+        key_id: The name of the key, unique in the file.
+        tenant: The owner of the streams that the key gives access to.
+        scopes: The scopes of the key.
 
     Raises:
-        KeysFileError: The file is not one of keys or cannot be written, or the name, the tenant or a scope cannot be.
+        KeysFileError: The file is not a keys file or cannot be written, the id is already used, or the id, the tenant
+            or a scope is not valid.
     """
     for what, name in (("id", key_id), ("tenant", tenant)):
         if not NAME.fullmatch(name):
@@ -46,8 +47,8 @@ def add_key(file: Path, key_id: str, tenant: str, scopes: Collection[Scope]) -> 
             fix="Name them with --scopes, separated by commas.",
         )
     key = PREFIX + secrets.token_urlsafe(_KEY_BYTES)
-    with _changing(file, may_be_new=True) as keys:
-        if any(one["id"] == key_id for one in keys):
+    with _update_keys(file, create=True) as keys:
+        if any(entry["id"] == key_id for entry in keys):
             raise KeysFileError(
                 f"There is a key {key_id!r} already.", fix="Choose another id, or revoke that one first."
             )
@@ -57,36 +58,36 @@ def add_key(file: Path, key_id: str, tenant: str, scopes: Collection[Scope]) -> 
 
 
 def list_keys(file: Path) -> list[Caller]:
-    """Return whose keys there are, in the order of the file.
+    """Return the callers of all keys, in the order of the file.
 
     Raises:
-        KeysFileError: The file is not one of keys.
+        KeysFileError: The file cannot be read, or is not a keys file.
     """
     return list(read_keys(file).values())
 
 
 def revoke_key(file: Path, key_id: str) -> None:
-    """Take a key out of the file; services that read it refuse the key with the next request.
+    """Remove a key from the file; services that use the file reject the key from their next request on.
 
     Raises:
-        KeysFileError: The file is not one of keys or cannot be written, or there is no such key.
+        KeysFileError: The file is not a keys file or cannot be written, or it has no such key.
     """
-    with _changing(file) as keys:
-        kept = [one for one in keys if one["id"] != key_id]
-        if len(kept) == len(keys):
-            known = ", ".join(one["id"] for one in keys[:20]) or "none"
+    with _update_keys(file) as keys:
+        remaining = [entry for entry in keys if entry["id"] != key_id]
+        if len(remaining) == len(keys):
+            known = ", ".join(entry["id"] for entry in keys[:20]) or "none"
             raise KeysFileError(f"There is no key {key_id[:80]!r}; keys are: {known}.", fix="Name one of them.")
-        keys[:] = kept
+        keys[:] = remaining
 
 
 @contextlib.contextmanager
-def _changing(file: Path, *, may_be_new: bool = False) -> Iterator[list[dict[str, Any]]]:
-    """Give the keys as they stand in the file, and write what the block leaves of them; one at a time does so."""
-    file = file.resolve()  # a link stays one
+def _update_keys(file: Path, *, create: bool = False) -> Iterator[list[dict[str, Any]]]:
+    """Yield the file's keys for changing, then write them back; one process at a time."""
+    file = file.resolve()  # the target of a link is replaced, not the link
     try:
-        with _only_one(file.parent):
+        with _file_lock(file.parent):
             document: dict[str, Any] = {"keys": []}
-            if file.exists() or not may_be_new:
+            if file.exists() or not create:
                 read_keys(file)
                 document = json.loads(file.read_bytes())
             yield document["keys"]
@@ -98,7 +99,7 @@ def _changing(file: Path, *, may_be_new: bool = False) -> Iterator[list[dict[str
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def _file_lock(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -108,17 +109,17 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write the file anew; rights and owner that somebody gave it are kept as far as may be."""
+    """Replace the file atomically, with its mode kept, and its owner too where the permissions allow that."""
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # with mode 0600
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as new:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as new_file:
             if file.exists():
-                before = file.stat()
-                os.fchmod(descriptor, before.st_mode & 0o777)
+                old_stat = file.stat()
+                os.fchmod(descriptor, old_stat.st_mode & 0o777)
                 with contextlib.suppress(PermissionError):
-                    os.fchown(descriptor, before.st_uid, before.st_gid)
-            new.write(text)
-            new.flush()
+                    os.fchown(descriptor, old_stat.st_uid, old_stat.st_gid)
+            new_file.write(text)
+            new_file.flush()
             os.fsync(descriptor)
         Path(name).replace(file)
     except BaseException:

@@ -1,4 +1,4 @@
-"""From a body to timesteps, and from predictions to the answer in columns; for every door that moves streams."""
+"""Turns decoded bodies into timesteps, and predictions into bulk responses, for every transport."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.types import BulkPrediction, BulkTimesteps, Prediction, StreamKey, 
 def to_timestep(
     step: StepBody, key: StreamKey, version: int | None, *, transport: Transport, idempotency_key: str | None = None
 ) -> Timestep:
-    """Return what the engine is asked for."""
+    """Return the engine's timestep (or chunk) of a decoded body."""
     inputs = pack_inputs(step.inputs)
     return Timestep(
         key, inputs, step.length, step.seq, step.after, step.create, idempotency_key, step.keep, version, transport
@@ -29,19 +29,13 @@ def to_timestep(
 
 
 class StreamKeyCache:
-    """The streams that one client's columns name: mostly those that the columns before named.
+    """Keys and record names of the streams of a client's last bulk request; the next one mostly has the same streams.
 
     Attributes:
-        tenant: Whose streams they are.
+        tenant: The owner of the streams.
     """
 
     def __init__(self, tenant: str, model: str) -> None:
-        """Begin with none.
-
-        Args:
-            tenant: Whose streams they are.
-            model: The model's name.
-        """
         self.tenant = tenant
         self._model = model
         self._streams: list[str] = []
@@ -49,7 +43,7 @@ class StreamKeyCache:
         self._names: list[str] = []
 
     def get(self, streams: list[str]) -> tuple[list[StreamKey], list[str]]:
-        """Return each stream's key, and where the store has it."""
+        """Return each stream's key, and the name of its record in the store."""
         if streams != self._streams:
             self._streams = streams
             self._keys = [StreamKey(self.tenant, self._model, stream) for stream in streams]
@@ -60,7 +54,7 @@ class StreamKeyCache:
 def submit_columns(
     engine: Engine,
     bulk: BulkBody,
-    roster: StreamKeyCache,
+    stream_keys: StreamKeyCache,
     version: int | None,
     done: Callable[[BulkOutcomes], None],
     *,
@@ -68,9 +62,9 @@ def submit_columns(
     transport: Transport,
     idempotency_key: str | None = None,
 ) -> None:
-    """Submit what columns ask for, one timestep or chunk per stream; `done` gets the answers when all are there."""
-    keys, names = roster.get(bulk.streams)
-    asked = BulkTimesteps(
+    """Submit a bulk request, one timestep or chunk per stream; `done` gets the results once all streams have one."""
+    keys, names = stream_keys.get(bulk.streams)
+    rows = BulkTimesteps(
         keys,
         names,
         bulk.inputs,
@@ -84,9 +78,9 @@ def submit_columns(
         version,
         transport,
     )
-    if not bulk.faults and engine.submit_columnar(asked, done, served):
+    if not bulk.faults and engine.submit_columnar(rows, done, served):
         return
-    timesteps: list[Timestep | ServiceError] = [*asked.rows()]
+    timesteps: list[Timestep | ServiceError] = [*rows.rows()]
     for i, fault in bulk.faults.items():
         timesteps[i] = fault
     submit_rows(engine, timesteps, done, served)
@@ -98,29 +92,31 @@ def submit_rows(
     done: Callable[[list[StepOutcome]], None],
     served: ServedModel | None = None,
 ) -> None:
-    """Submit every timestep before any is awaited; `done` gets the results in order, when all are there.
+    """Submit all timesteps; `done` gets their results, in order, once all are there.
 
     Args:
-        engine: Moves the streams.
-        timesteps: Of different streams; what is an error already stays one.
-        done: Takes the results.
-        served: As for `Engine.submit`, where it is the same for all.
+        engine: Applies the timesteps.
+        timesteps: Timesteps of different streams; an error in place of a timestep becomes its result.
+        done: Called once, with one result per timestep.
+        served: As for `Engine.submit`, if it is the same for all timesteps.
     """
-    gathering = ResultGatherer(timesteps, done)
+    gatherer = ResultGatherer(timesteps, done)
     for i, timestep in enumerate(timesteps):
         if not isinstance(timestep, ServiceError):
-            engine.submit(timestep, partial(gathering.receive, i), served)
+            engine.submit(timestep, partial(gatherer.receive, i), served)
 
 
-def bulk_document(bulk: BulkBody, results: BulkOutcomes, served: ServedModel, form: Format) -> dict[str, Any]:
-    """Return the answer to columns."""
+def bulk_document(
+    bulk: BulkBody, results: BulkOutcomes, served: ServedModel, response_format: Format
+) -> dict[str, Any]:
+    """Return the response to a bulk request."""
     if isinstance(results, BulkPrediction):
-        return bulk_response(results, served.manifest.answered, form, chunk=bulk.chunk, keep=bulk.keep)
+        return bulk_response(results, served.manifest.answered, response_format, chunk=bulk.chunk, keep=bulk.keep)
     return bulk_response_of_rows(
         [result if isinstance(result, Prediction) else None for result in results],
         {i: problem_document(result) for i, result in enumerate(results) if isinstance(result, ServiceError)},
         served.manifest.answered,
-        form,
+        response_format,
         length=bulk.length,
         chunk=bulk.chunk,
         keep=bulk.keep,

@@ -1,4 +1,4 @@
-"""Close codes of WebSockets (RFC 6455, section 7.4, and the IANA registry), and how long a send may block."""
+"""Close codes of WebSockets (RFC 6455, section 7.4, and the IANA registry), and the timeout of a blocked send."""
 
 from __future__ import annotations
 

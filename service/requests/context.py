@@ -1,4 +1,4 @@
-"""`AppContext`: what every route needs, made once per process."""
+"""`AppContext`: the dependencies of every route, created once per process."""
 
 from __future__ import annotations
 
@@ -20,28 +20,27 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 
-# What moves streams is counted by its timesteps, in the engine; and who looks at the service may always look.
+# Steps are counted by their timesteps, in the engine; requests for metrics are never limited.
 _RATE_LIMITED_SCOPES: Final[frozenset[Scope]] = frozenset({"read", "admin", "models"})
 
 
 class AppContext:
-    """What every route needs.
+    """The dependencies of every route.
 
     Attributes:
-        settings: The knobs.
-        keys: The API keys in force.
-        metrics: Counts requests and refusals.
-        engine: Moves streams; there from the start of the application's life to its end.
-        reload: Reloads the models, in every worker; there as long as the engine is.
-        safety: Whether the store's settings keep what is promised; there as long as the engine is.
-        websockets: Open WebSockets of this process.
-        websockets_of: Those of each tenant.
-        ready: What the last look at readiness found.
-        leaving: This process is about to end: it is not ready, and answers ask for other connections.
+        settings: The service's settings.
+        api_keys: Authenticates callers.
+        metrics: Counts requests and errors.
+        engine: Applies timesteps; set while the application runs.
+        reload: Reloads the models in every worker; set while the application runs.
+        safety: Checks that the store's settings are safe; set while the application runs.
+        websockets: Number of open WebSockets of this process.
+        websockets_of: The same by tenant.
+        ready: Result of the last readiness check.
+        draining: This process is about to end: it is not ready, and responses close their connections.
     """
 
     def __init__(self, settings: Settings, keys: ApiKeys, metrics: Metrics) -> None:
-        """Begin without an engine."""
         self.settings = settings
         self.api_keys = keys
         self.metrics = metrics
@@ -53,13 +52,13 @@ class AppContext:
         self.ready = False
         self.draining = False
         self._decoders: dict[tuple[str, int], RequestDecoder] = {}
-        self._only_local = not keys.required and is_loopback(settings.host)  # nothing else guards it
+        self._loopback_only = not keys.required and is_loopback(settings.host)  # the address is the only protection
         self._counts_requests = settings.tenant_rate is not None
         self._infer_codecs: dict[tuple[str, int], InferCodec] = {}
         self._origins = {origin.rstrip("/").lower() for origin in settings.allowed_origins}
 
     def authenticate(self, authorization: str | None, scope: Scope) -> Caller:
-        """Return who calls, once it is sure that this is allowed.
+        """Return the caller, after checking that the caller has the scope.
 
         Raises:
             ServiceError: `unauthenticated` or `forbidden`.
@@ -69,7 +68,7 @@ class AppContext:
         return caller
 
     def authenticate_and_count(self, authorization: str | None, scope: Scope) -> Caller:
-        """Return who sends a request, once it is sure that this is allowed; it is counted for its tenant's rate.
+        """Return the caller of a request, after checking the scope; the request counts towards its tenant's rate.
 
         Raises:
             ServiceError: `unauthenticated`, `forbidden`, or `rate_limited`.
@@ -81,14 +80,14 @@ class AppContext:
         return caller
 
     def require_precondition(self, what: str, *given: object) -> None:
-        """Check that a request which would do harm if it came late and again says what it is about.
+        """Check that a request which a late duplicate would make harmful has a precondition.
 
         Args:
-            what: The request, for the message.
-            given: `after` and the idempotency key, as far as the request takes them.
+            what: Name of the request, for the message.
+            given: `after` and the idempotency key, as far as the request accepts them; None: not sent.
 
         Raises:
-            ServiceError: `precondition_required`, where the setting demands it.
+            ServiceError: `precondition_required`: all are None, and the setting `require_preconditions` is on.
         """
         if self.settings.require_preconditions and all(one is None for one in given):
             raise ServiceError(
@@ -99,57 +98,57 @@ class AppContext:
 
     @property
     def config_version(self) -> int:
-        """A number that grows when models or keys change: what was found out of a head holds as long as it stays."""
+        """A number that grows when models or keys change; handlers cached by head are valid until then."""
         return self.api_keys.generation() + self.engine.models.generation
 
     def decoder(self, served: ServedModel) -> RequestDecoder:
-        """Return what reads bodies for a model."""
-        wire = self._decoders.get((served.name, served.version))
-        if wire is None or wire.manifest is not served.manifest:  # new, or read again from its file
+        """Return the decoder of request bodies for a model."""
+        decoder = self._decoders.get((served.name, served.version))
+        if decoder is None or decoder.manifest is not served.manifest:  # a new model, or one reloaded from its file
             limits = self.settings
-            wire = RequestDecoder(
+            decoder = RequestDecoder(
                 served.manifest, max_chunk_steps=limits.max_chunk_steps, max_streams=limits.queue_limit
             )
-            self._drop_gone(self._decoders)
-            self._decoders[served.name, served.version] = wire
-        return wire
+            self._evict_unserved(self._decoders)
+            self._decoders[served.name, served.version] = decoder
+        return decoder
 
     def infer_codec(self, served: ServedModel) -> InferCodec:
-        """Return what reads and writes the Open Inference Protocol for a model."""
-        wire = self._infer_codecs.get((served.name, served.version))
-        if wire is None or wire.manifest is not served.manifest:
-            wire = InferCodec(
+        """Return the codec of the Open Inference Protocol for a model."""
+        codec = self._infer_codecs.get((served.name, served.version))
+        if codec is None or codec.manifest is not served.manifest:
+            codec = InferCodec(
                 served.name,
                 served.manifest,
                 stateful=served.stateful,
                 max_rows=self.settings.max_batch_size,
             )
-            self._drop_gone(self._infer_codecs)
-            self._infer_codecs[served.name, served.version] = wire
-        return wire
+            self._evict_unserved(self._infer_codecs)
+            self._infer_codecs[served.name, served.version] = codec
+        return codec
 
-    def _drop_gone(self, wires: dict[tuple[str, int], Any]) -> None:
-        """Drop what reads bodies for models and versions that are no longer served."""
-        shelf = self.engine.models
-        for name, version in list(wires):
-            if version not in shelf.versions(name):
-                del wires[name, version]
+    def _evict_unserved(self, codecs: dict[tuple[str, int], Any]) -> None:
+        """Evict the codecs of models and versions that are no longer served."""
+        models = self.engine.models
+        for name, version in list(codecs):
+            if version not in models.versions(name):
+                del codecs[name, version]
 
     def check_host(self, host: str | None) -> None:
-        """Check that a browser asks under a name of this machine, where the address is all that guards the service.
+        """Check that a browser uses a name of this machine, if the address is the service's only protection.
 
-        A page reads what comes from its own origin, without a word about it in `Origin`.
+        A page may read responses from its own origin, and its browser sends no `Origin` with such requests.
 
         Raises:
             ServiceError: `forbidden`.
         """
-        if not self._only_local or not _beyond_this_machine(host):
+        if not self._loopback_only or not _may_be_another_machine(host):
             return
         if f"http://{host}".lower() not in self._origins and f"https://{host}".lower() not in self._origins:
             raise _wrong_host(f"http://{host}")
 
     async def check_readiness(self) -> list[str]:
-        """Return why requests cannot be served now; empty when they can."""
+        """Return the reasons why requests cannot be served now; empty if they can."""
         reasons = [*await self.engine.readiness_problems(), *self.safety.reasons]
         if self.draining:
             reasons.insert(0, "draining: this process is about to end")
@@ -157,19 +156,19 @@ class AppContext:
         return reasons
 
     def check_origin(self, origin: str | None, host: str | None) -> None:
-        """Check that a browser's page comes from here, or from where it is allowed to come.
+        """Check that a browser's page was loaded from this service or from an allowed origin.
 
-        Only browsers send `Origin`, and they send it truly: without this check any page in the world could move
-        the streams of a service that its reader can reach. A page's own name may have been made to point at this
-        machine (DNS rebinding); a service that is guarded by nothing but its address takes names of this machine only.
+        Only browsers send `Origin`, and a page cannot forge it: without this check any page could advance the streams
+        of a service that its reader can reach. The page's own host name may resolve to this machine (DNS rebinding);
+        so a service whose only protection is its address accepts names of this machine only.
 
         Raises:
             ServiceError: `forbidden`.
         """
         if origin is None or origin.lower() in self._origins:
             return
-        own = host is not None and origin.partition("://")[2].lower() == host.lower()
-        if own and not (self._only_local and _beyond_this_machine(host)):
+        is_own_origin = host is not None and origin.partition("://")[2].lower() == host.lower()
+        if is_own_origin and not (self._loopback_only and _may_be_another_machine(host)):
             return
         raise _wrong_host(origin)
 
@@ -182,8 +181,8 @@ def _wrong_host(origin: str) -> ServiceError:
     )
 
 
-def _beyond_this_machine(host: str | None) -> bool:
-    """Whether a `Host` header has a name that may be another machine's."""
+def _may_be_another_machine(host: str | None) -> bool:
+    """Whether a `Host` header has a name that may belong to another machine."""
     name = (host or "localhost").lower()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
     return not (name.endswith(".localhost") or is_loopback(name))

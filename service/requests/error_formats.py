@@ -1,6 +1,7 @@
-"""`ErrorFormat`: how a family of routes says that something went wrong, and by which door it counts.
+"""`ErrorFormat`: status and body of the errors of a family of routes.
 
-The native routes say it as problems. The Open Inference Protocol has one key, `error`, and Triton's statuses.
+The native routes respond with problem documents. The Open Inference Protocol has one key, `error`, and Triton's
+statuses.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _KEPT: Final = frozenset(
 
 
 class RawHttpResponse(NamedTuple):
-    """A whole response.
+    """A complete response.
 
     Attributes:
         status: The HTTP status.
@@ -38,13 +39,13 @@ class RawHttpResponse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ErrorFormat:
-    """How a family of routes answers what it refuses.
+    """How a family of routes responds with an error.
 
     Attributes:
-        transport: Under which its requests are counted.
-        media_type: Of a refusal.
-        status: The HTTP status of a refusal.
-        body: The body of a refusal.
+        transport: The transport that the metrics count its requests under.
+        media_type: Media type of an error response.
+        status: Returns the HTTP status of an error.
+        body: Returns the body of an error response.
     """
 
     transport: Transport
@@ -53,7 +54,7 @@ class ErrorFormat:
     body: Callable[[ServiceError], bytes]
 
     def response(self, error: ServiceError) -> RawHttpResponse:
-        """Return the whole response to a request that failed with this error."""
+        """Return the complete response to a request that failed with this error."""
         status, body = self.status(error), self.body(error)
         return RawHttpResponse(status, response_headers(body, self.media_type, problem_headers(error, status)), body)
 
@@ -66,7 +67,7 @@ def _oip_status(error: ServiceError) -> int:
 
 
 def _oip_body(error: ServiceError) -> bytes:
-    """Return the one key. What is no word of Triton's also tells our code, and whether the request was applied."""
+    """Return `{"error": text}`. Errors that Triton does not have add our code, and whether the request was applied."""
     if isinstance(error, TritonError):
         text = str(error)
     elif error.code == "draining":
@@ -81,5 +82,5 @@ OIP: Final = ErrorFormat("oip", "application/json", _oip_status, _oip_body)
 
 
 def error_format_of(path: str) -> ErrorFormat:
-    """Return the dialect of the routes at a path."""
+    """Return the error format of the routes at a path."""
     return OIP if path.startswith("/v2/") or path == "/v2" else NATIVE

@@ -1,4 +1,4 @@
-"""`FeedSession`: what a live feed does with its messages, whatever carries them. Does no I/O."""
+"""`FeedSession`: the messages of one live feed and their replies, for both feed protocols. Does no I/O."""
 
 from __future__ import annotations
 
@@ -25,102 +25,108 @@ from service.requests.problems import problem_document, status_of
 from service.store.keys import record_key
 from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
 
-_MAX_CACHED_STREAMS: Final = 4096  # streams
-_MAX_PENDING: Final = 256  # messages that may wait for their answers
-_AHEAD_BYTES: Final = 4 * 2**20  # of them all; one message may have more, and then waits alone
+_MAX_CACHED_STREAMS: Final = 4096
+_MAX_PENDING: Final = 256  # messages that may wait for their replies
+_MAX_PENDING_BYTES: Final = 4 * 2**20  # their total size; a single larger message is accepted if no other waits
 _NO_CORRELATION: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class FeedSession:
-    """The messages of one feed, and their answers in the same order.
+    """The messages of one feed, and their replies in the same order.
 
     Attributes:
-        form: What messages are written in.
-        end: How to close once all in line are answered, or None: it goes on.
+        message_format: The format of messages and replies.
+        close_code: The code to close with once all pending messages have been replied to; None: the feed stays open.
     """
 
     def __init__(
         self,
         context: AppContext,
-        form: Format,
+        message_format: Format,
         model: str,
         version: int | None,
         *,
         stream: str | None,
         on_ready: Callable[[], None],
     ) -> None:
-        """Begin.
+        """Create a session without pending messages.
 
         Args:
-            context: The engine and all else.
-            form: What messages are written in.
+            context: The dependencies of every route.
+            message_format: The format of messages and replies.
             model: The model's name.
-            version: The version that was asked for.
+            version: The requested version, or None: the default.
             stream: The stream of this feed; None: every message names its own.
-            on_ready: Called, maybe in the midst of a batch, when the first answer in line is known, or the end came.
+            on_ready: Called when the reply of the first pending message is ready, or when the session is to be
+                closed; it may be called while a batch is completed.
         """
         self.close_code: int | None = None
         self._context = context
-        self.message_format = form
+        self.message_format = message_format
         self._model = model
         self._version = version
         self._stream = stream
         self._on_ready = on_ready
         self._pending: deque[_PendingReply] = deque()
-        self._bytes = 0  # of the messages in line
+        self._bytes = 0  # of the pending messages
         self._stream_keys = StreamKeyCache("", model)
-        self._handles: dict[tuple[str, str | None], StreamHandle] = {}  # of streams that messages named
+        self._handles: dict[tuple[str, str | None], StreamHandle] = {}  # of streams that earlier messages named
+
+    @property
+    def name(self) -> str:
+        """Model and stream of the feed, for log lines."""
+        return f"model={self._model} stream={self._stream or 'any'}"
 
     @property
     def is_full(self) -> bool:
-        """Whether so many answers wait that nothing more should be read."""
-        return len(self._pending) >= _MAX_PENDING or self._bytes >= _AHEAD_BYTES
+        """Whether so many replies are pending that no further message should be read."""
+        return len(self._pending) >= _MAX_PENDING or self._bytes >= _MAX_PENDING_BYTES
 
     @property
     def is_drained(self) -> bool:
-        """Whether the end has come, and all in line are answered."""
+        """Whether the session is to be closed, and all messages have been replied to."""
         return self.close_code is not None and not self._pending
 
     def handle_message(self, message: bytes, tenant: str) -> None:
-        """Submit what a message asks for; the answer goes to its place in line.
+        """Submit a message's timesteps; replies are sent in the order of the messages.
 
         Args:
-            message: As it came.
-            tenant: Whose streams it is about.
+            message: The received bytes.
+            tenant: The owner of the streams.
         """
         self._submit(message, tenant)
         self._pending[-1].message_bytes = len(message)
         self._bytes += len(message)
 
     def _submit(self, message: bytes, tenant: str) -> None:
-        form = self.message_format
+        message_format = self.message_format
         try:
             served = self._context.engine.models.get(self._model, self._version)
-            wire = self._context.decoder(served)
-            if form is JSON and self._handle_single(message, tenant, served, wire.read_feed_message):
+            decoder = self._context.decoder(served)
+            if message_format is JSON and self._handle_single(message, tenant, served, decoder.read_feed_message):
                 return
-            asked = wire.feed(message, form, many=self._stream is None)
-            if asked.stream is not None:
-                check_stream_id(asked.stream)
+            decoded = decoder.feed(message, message_format, many=self._stream is None)
+            if decoded.stream is not None:
+                check_stream_id(decoded.stream)
         except ServiceError as exc:
-            self.reject(exc, guess_correlation(message, form))
+            self.reject(exc, guess_correlation(message, message_format))
             if exc.code == "bad_json":
                 self.close_after_replies(UNREADABLE)
             return
-        body, label = asked.body, correlation_fields(asked.stream, asked.id)
+        body, correlation = decoded.body, correlation_fields(decoded.stream, decoded.id)
         engine = self._context.engine
         if isinstance(body, BulkBody):
-            columns = _PendingBulk(self, label, body, served)
-            self._pending.append(columns)
+            bulk = _PendingBulk(self, correlation, body, served)
+            self._pending.append(bulk)
             if self._stream_keys.tenant != tenant:
                 self._stream_keys = StreamKeyCache(tenant, self._model)
             submit_columns(
-                engine, body, self._stream_keys, self._version, columns.on_result, served=served, transport="websocket"
+                engine, body, self._stream_keys, self._version, bulk.on_result, served=served, transport="websocket"
             )
         else:
-            step = _PendingStep(self, label, chunk=body.chunk, keep=body.keep)
+            step = _PendingStep(self, correlation, chunk=body.chunk, keep=body.keep)
             self._pending.append(step)
-            key = StreamKey(tenant, self._model, asked.stream or self._stream or "")
+            key = StreamKey(tenant, self._model, decoded.stream or self._stream or "")
             engine.submit(to_timestep(body, key, self._version, transport="websocket"), step.on_result, served)
 
     def _handle_single(
@@ -133,136 +139,138 @@ class FeedSession:
         """Submit a message with a single timestep of an existing or new stream, as most are.
 
         Returns:
-            False: It is of another kind, or not sound.
+            False: The message is of another kind, or not valid; it was not submitted.
         """
         if read is None:
             return False
         try:
-            named, name, (inputs, seq, after, create) = read(message)
+            stream_id, message_id, (inputs, seq, after, create) = read(message)
         except DECODE_ERRORS:
             return False
-        if create != "auto" or (named is None) is (self._stream is None):
+        if create != "auto" or (stream_id is None) is (self._stream is None):
             return False
-        stream = self._handles.get((tenant, named))
-        if stream is None:
-            if named is not None:
-                check_stream_id(named)
+        handle = self._handles.get((tenant, stream_id))
+        if handle is None:
+            if stream_id is not None:
+                check_stream_id(stream_id)
             if len(self._handles) >= _MAX_CACHED_STREAMS:
                 self._handles.clear()
-            key = StreamKey(tenant, self._model, named or self._stream or "")
-            stream = self._handles[tenant, named] = StreamHandle(key, record_key(*key), self._version, "websocket")
-        step = _PendingStep(self, correlation_fields(named, name))
+            key = StreamKey(tenant, self._model, stream_id or self._stream or "")
+            handle = self._handles[tenant, stream_id] = StreamHandle(key, record_key(*key), self._version, "websocket")
+        step = _PendingStep(self, correlation_fields(stream_id, message_id))
         self._pending.append(step)
-        self._context.engine.submit_single(stream, inputs, seq, after, step.on_result, served=served)
+        self._context.engine.submit_single(handle, inputs, seq, after, step.on_result, served=served)
         return True
 
     def reject_too_large(self, size: int) -> None:
-        """Refuse a message that is larger than any may be, and end."""
+        """Reject a message that is larger than `max_body_bytes`, then close."""
         limit = self._context.settings.max_body_bytes
-        found = f"The message has {size} bytes; at most {limit} are taken."
-        self.reject(ServiceError("too_large", found, fix="Send it in parts."))
+        problem = f"The message has {size} bytes; at most {limit} are accepted."
+        self.reject(ServiceError("too_large", problem, fix="Send it in parts, or raise `max_body_bytes`."))
         self.close_after_replies(TOO_BIG)
 
-    def reject(self, error: ServiceError, label: Mapping[str, Any] = _NO_CORRELATION) -> None:
-        """Answer a message with a problem."""
-        slot = _PendingReply(self, label)
-        self._pending.append(slot)
-        slot.on_result(error)
+    def reject(self, error: ServiceError, correlation: Mapping[str, Any] = _NO_CORRELATION) -> None:
+        """Reply to a message with a problem."""
+        pending = _PendingReply(self, correlation)
+        self._pending.append(pending)
+        pending.on_result(error)
 
     def reject_and_close(self, error: ServiceError) -> None:
-        """Answer with a problem of the socket itself, and end."""
+        """Send a problem of the socket itself, then close."""
         self.reject(error)
         self.close_after_replies(POLICY)
 
-    def close_after_replies(self, close: int) -> None:
-        """Close once all in line are answered."""
+    def close_after_replies(self, code: int) -> None:
+        """Close once all pending messages have been replied to."""
         if self.close_code is None:
-            self.close_code = close
+            self.close_code = code
         self._on_ready()
 
     def pop_ready(self) -> list[bytes]:
-        """Take the answers that are known and next in line, as they go out."""
-        taken: list[bytes] = []
-        line, good = self._pending, 0
-        while line and line[0].result is not None:
-            slot = line.popleft()
-            self._bytes -= slot.message_bytes
-            taken.append(slot.encode())
-            if isinstance(slot.result, ServiceError):
-                self._context.metrics.request("websocket", status_of(slot.result))
+        """Remove and return the encoded replies that are ready, as far as no earlier one is missing."""
+        replies: list[bytes] = []
+        queue, n_ok = self._pending, 0
+        while queue and queue[0].result is not None:
+            pending = queue.popleft()
+            self._bytes -= pending.message_bytes
+            replies.append(pending.encode())
+            if isinstance(pending.result, ServiceError):
+                self._context.metrics.request("websocket", status_of(pending.result))
             else:
-                good += 1
-        if good:
-            self._context.metrics.request("websocket", 200, good)
-        return taken
+                n_ok += 1
+        if n_ok:
+            self._context.metrics.request("websocket", 200, n_ok)
+        return replies
 
-    # ---------------------------------------------------------------- for the slots
+    # ---------------------------------------------------------------- for the pending replies
 
-    def on_reply(self, slot: _PendingReply) -> None:
-        """Hear that a slot's result is known."""
-        if self._pending[0] is slot:
+    def on_reply(self, pending: _PendingReply) -> None:
+        """Report that a pending reply has its result."""
+        if self._pending[0] is pending:
             self._on_ready()
 
     def count_refusal(self, error: ServiceError) -> None:
-        """Count a refusal; one because of draining ends the feed."""
+        """Count an error; `draining` also closes the feed."""
         self._context.metrics.refusal(error.code)
         if error.code == "draining":
             self.close_after_replies(DRAINING)
 
 
 class _PendingReply:
-    """An answer's place in line; by itself it takes a refusal."""
+    """One pending reply. This base class encodes errors only; the subclasses encode results."""
 
     __slots__ = ("_correlation", "_session", "message_bytes", "result")
 
-    def __init__(self, line: FeedSession, label: Mapping[str, Any]) -> None:
+    def __init__(self, session: FeedSession, correlation: Mapping[str, Any]) -> None:
         self.result: Any = None
-        self.message_bytes = 0  # of what it answers
-        self._session = line
-        self._correlation = label
+        self.message_bytes = 0  # of the message that it is the reply to
+        self._session = session
+        self._correlation = correlation
 
     def on_result(self, result: Any) -> None:
-        """Take the result; it is written where it is sent, for this may be called in the midst of a batch."""
+        """Store the result. It is encoded when it is sent: this may be called while a batch is completed."""
         self.result = result
         if isinstance(result, ServiceError):
             self._session.count_refusal(result)
         self._session.on_reply(self)
 
     def encode(self) -> bytes:
-        """Return the answer as it goes out."""
+        """Return the encoded reply."""
         return encode({**self._correlation, "error": problem_document(self.result)}, self._session.message_format)
 
 
 class _PendingStep(_PendingReply):
-    """The place of a step's answer, or a chunk's."""
+    """The pending reply to a step or a chunk."""
 
     __slots__ = ("_chunk", "_keep")
 
     def __init__(
-        self, line: FeedSession, label: Mapping[str, Any], *, chunk: bool = False, keep: ReturnMode = "all"
+        self, session: FeedSession, correlation: Mapping[str, Any], *, chunk: bool = False, keep: ReturnMode = "all"
     ) -> None:
-        super().__init__(line, label)
+        super().__init__(session, correlation)
         self._chunk = chunk
         self._keep = keep
 
     def encode(self) -> bytes:
         if isinstance(self.result, ServiceError):
             return super().encode()
-        form = self._session.message_format
-        if form is JSON and not self._chunk:
-            text = encode_json_step(self.result)
-            return b"%b,%b" % (encode(self._correlation, JSON)[:-1], text[1:]) if self._correlation else text
-        answer = step_response(self.result, form, chunk=self._chunk, keep=self._keep)
-        return encode({**self._correlation, **answer} if self._correlation else answer, form)
+        message_format = self._session.message_format
+        if message_format is JSON and not self._chunk:
+            body = encode_json_step(self.result)
+            return b"%b,%b" % (encode(self._correlation, JSON)[:-1], body[1:]) if self._correlation else body
+        document = step_response(self.result, message_format, chunk=self._chunk, keep=self._keep)
+        return encode({**self._correlation, **document} if self._correlation else document, message_format)
 
 
 class _PendingBulk(_PendingReply):
-    """The place of the answer to columns."""
+    """The pending reply to a bulk request."""
 
     __slots__ = ("_body", "_served")
 
-    def __init__(self, line: FeedSession, label: Mapping[str, Any], body: BulkBody, served: ServedModel) -> None:
-        super().__init__(line, label)
+    def __init__(
+        self, session: FeedSession, correlation: Mapping[str, Any], body: BulkBody, served: ServedModel
+    ) -> None:
+        super().__init__(session, correlation)
         self._body = body
         self._served = served
 
@@ -273,5 +281,8 @@ class _PendingBulk(_PendingReply):
         super().on_result(result)
 
     def encode(self) -> bytes:
-        form = self._session.message_format
-        return encode({**self._correlation, **bulk_document(self._body, self.result, self._served, form)}, form)
+        message_format = self._session.message_format
+        return encode(
+            {**self._correlation, **bulk_document(self._body, self.result, self._served, message_format)},
+            message_format,
+        )

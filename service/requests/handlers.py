@@ -1,6 +1,6 @@
-"""`StepHandler`, `BulkHandler`: requests that move streams, from a head that is understood to the bytes of the answer.
+"""`StepHandler`, `BulkHandler`: handle a step or bulk request, from its parsed head to the body of its response.
 
-The declared routes and the fast lane differ in how they read a head and write an answer; what lies between is here.
+The declared routes and the fast path parse heads and write responses in their own code; they share these handlers.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ if TYPE_CHECKING:
 
 
 class RequestHandler(Protocol):
-    """A request whose head is understood and allowed; its body is still to be read."""
+    """A request whose head is parsed and authorized, and whose body is not decoded yet."""
 
     def submit(self, body: bytes, done: Callable[[Any], None]) -> None:
-        """Read the body and hand the work over; `done` gets the result, exactly once, maybe before this returns.
+        """Decode the body and submit it; `done` gets the result, exactly once, possibly before this returns.
 
         Raises:
-            ServiceError: The body was refused; `done` is not called then.
+            ServiceError: The body was rejected; `done` is not called.
         """
         ...
 
     def encode_response(self, result: Any) -> bytes:
-        """Return the body of the answer to a result that is no `ServiceError`."""
+        """Return the response body of a result that is not a `ServiceError`."""
         ...
 
     @property
     def is_reusable(self) -> bool:
-        """Whether it serves every request with the same head, several at a time too."""
+        """Whether it can handle every request with the same head, also several at a time."""
         ...
 
-    # What follows is asked for after `encode_response`.
+    # The following are valid after `encode_response`.
 
     @property
     def response_format(self) -> Format:
-        """The format of the answer."""
+        """The format of the response."""
         ...
 
     @property
     def extra_headers(self) -> Mapping[str, str] | None:
-        """What the answer says besides; names in lower case."""
+        """Further response headers, or None; names in lower case."""
         ...
 
 
 @dataclass(slots=True)
 class StepHandler:
-    """Moves one stream, by one timestep or a chunk of them.
+    """Handles a request with one timestep or chunk of one stream.
 
     Attributes:
-        context: What every route needs.
+        context: The dependencies of every route.
         served: The model.
-        key: The stream; its id is checked.
-        chunk: The body has a time axis.
-        version: The version that was asked for, or None.
-        idempotency_key: The client's, checked, or None.
-        form: The format of the body.
-        answer_form: The format of the answer.
+        key: The stream, with a valid id.
+        chunk: Whether the body has a time axis.
+        version: The requested version, or None: the default.
+        idempotency_key: The client's key, of valid length, or None.
+        request_format: The format of the body.
+        response_format: The format of the response.
     """
 
     context: AppContext
@@ -99,12 +99,12 @@ class StepHandler:
 
     @property
     def is_reusable(self) -> bool:
-        """A chunk's answer depends on what its body asks for."""
+        """Whether it handles single steps: the response to a chunk depends on `return` in its body."""
         return not self.chunk
 
     def submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
-        """Submit the timestep, or raise what is wrong with the body."""
-        if self._read is not None:  # what nearly all are
+        """Submit the timestep or chunk, or raise what is wrong with the body."""
+        if self._read is not None:  # the most frequent kind
             try:
                 inputs, seq, after, create = self._read(body)
             except DECODE_ERRORS:
@@ -134,7 +134,7 @@ class StepHandler:
         self._engine.submit(timestep, done, self.served)
 
     def encode_response(self, result: Any) -> bytes:
-        """Return the answer to a prediction."""
+        """Return the response body of a prediction."""
         if self._sequenced_only:
             return encode_json_step(result)
         return encode_step(result, self.response_format, chunk=self.chunk, keep=self._keep)
@@ -142,17 +142,17 @@ class StepHandler:
 
 @dataclass(slots=True)
 class BulkHandler:
-    """Moves many streams of one model.
+    """Handles a bulk request: many streams of one model.
 
     Attributes:
-        context: What every route needs.
+        context: The dependencies of every route.
         served: The model.
-        tenant: Whose streams they are.
-        chunk: The rows have a time axis.
-        version: The version that was asked for, or None.
-        idempotency_key: The client's, checked, or None.
-        form: The format of the body.
-        answer_form: The format of the answer.
+        tenant: The owner of the streams.
+        chunk: Whether the rows have a time axis.
+        version: The requested version, or None: the default.
+        idempotency_key: The client's key, of valid length, or None.
+        request_format: The format of the body.
+        response_format: The format of the response.
     """
 
     context: AppContext
@@ -168,7 +168,7 @@ class BulkHandler:
     is_reusable: ClassVar[bool] = False
 
     def submit(self, body: bytes, done: Callable[[BulkOutcomes], None]) -> None:
-        """Submit every timestep, or raise what is wrong with the body."""
+        """Submit all timesteps, or raise what is wrong with the body."""
         self._bulk = self.context.decoder(self.served).bulk(body, self.request_format, chunk=self.chunk)
         submit_columns(
             self.context.engine,
@@ -182,7 +182,7 @@ class BulkHandler:
         )
 
     def encode_response(self, result: Any) -> bytes:
-        """Return the answer in columns, and count the rows that were refused."""
+        """Return the response body, and count the errors of its rows."""
         document = bulk_document(self._bulk, result, self.served, self.response_format)
         for row in () if isinstance(result, BulkPrediction) else result:
             if isinstance(row, ServiceError):
@@ -190,15 +190,15 @@ class BulkHandler:
         return encode(document, self.response_format)
 
 
-async def run(call: RequestHandler, body: bytes) -> bytes:
-    """Do what a call asks and return the body of the answer; the work goes on when the caller is cancelled.
+async def run(handler: RequestHandler, body: bytes) -> bytes:
+    """Submit a request and return its response body; the engine completes it even if the caller is cancelled.
 
     Raises:
-        ServiceError: It was refused, or its outcome is not known; see `applied`.
+        ServiceError: The request was rejected, or its outcome is unknown; see `applied`.
     """
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    call.submit(body, lambda result: None if future.done() else future.set_result(result))
+    handler.submit(body, lambda result: None if future.done() else future.set_result(result))
     result = await future
     if isinstance(result, ServiceError):
         raise result
-    return call.encode_response(result)
+    return handler.encode_response(result)

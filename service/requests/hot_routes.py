@@ -1,7 +1,7 @@
-"""The table of hot routes, and what the heads of their requests contain, for the fast lane.
+"""The table of hot routes, and the parser of their request headers, for the fast path.
 
-A further hot route is a row here: the pattern of its path, and a function that makes a `RequestHandler` of a request. The route
-stays declared in FastAPI; a request whose head is in any way unusual is left to it.
+To add a hot route, add a row: the pattern of its path, and a function that creates the `RequestHandler` of a request.
+The route stays declared in FastAPI, which handles every request with an unusual head.
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ from service.requests.infer_handler import InferHandler, model_for_oip
 from service.types import StreamKey
 
 VERSION: Final = r"version=([1-9][0-9]{0,8})"
-"""Pattern of the one query that hot requests may have."""
+"""Pattern of the only query that a hot request may have."""
 
 KEY_LIMIT: Final = 255
-"""Characters of an Idempotency-Key."""
+"""Maximum length of an Idempotency-Key, in characters."""
 
 _LENGTH_DIGITS: Final = 10
 _MODEL: Final = r"/v1/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 _OIP_MODEL: Final = r"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})"
 _STREAM: Final = r"/streams/(?!\.{1,2}/)([A-Za-z0-9._:@-]{1,128})"
-ASKED: Final = frozenset({
+RELEVANT_HEADERS: Final = frozenset({
     b"authorization", b"idempotency-key", b"origin", b"host", b"content-type", b"accept", b"content-length",
     b"content-encoding", b"inference-header-content-length", b"sec-fetch-site",
 })  # fmt: skip
-"""Names of the headers that matter to a hot request."""
+"""Names of the headers that change how a hot request is handled; all others are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHeaders:
-    """What the headers of a plain request say.
+    """The relevant headers of a plain request.
 
     Attributes:
         authorization: As sent, or None.
         idempotency_key: 1 to 255 characters, or None.
-        origin: The browser's page, or None.
+        origin: The origin of the browser's page, or None.
         host: As sent, or None.
-        length: Of the body, in bytes, or None.
-        form: The format of the body.
-        answer_form: The format of the answer.
-        document_bytes: How much of the body is a JSON document that raw bytes follow, or None.
+        length: Length of the body in bytes, or None.
+        request_format: The format of the body.
+        response_format: The format of the response.
+        document_bytes: Length in bytes of the JSON document at the start of the body, which raw bytes follow; None:
+            the whole body is the document.
     """
 
     authorization: str | None
@@ -61,14 +62,14 @@ class RequestHeaders:
 
 
 def parse_headers(headers: Iterable[tuple[bytes, bytes]]) -> RequestHeaders | None:
-    """Return what headers contain, None where one that matters is there twice or wrong, or is the declared route's.
+    """Return the relevant headers; None: one is duplicate or invalid, or only the declared route handles it.
 
     Args:
         headers: Names in lower case, and values.
     """
     found: dict[bytes, str] = {}
     for name, value in headers:
-        if name in ASKED:
+        if name in RELEVANT_HEADERS:
             if name in found:
                 return None
             found[name] = value.decode("latin-1")
@@ -77,24 +78,24 @@ def parse_headers(headers: Iterable[tuple[bytes, bytes]]) -> RequestHeaders | No
         return None
     document = found.get(b"inference-header-content-length")
     if b"sec-fetch-site" in found and b"origin" not in found:
-        return None  # a browser's, whose own name is to be checked
+        return None  # from a browser: the declared route checks the Host header
     if b"content-encoding" in found or (document is not None and not is_byte_count(document)):
         return None
-    form = format_of_body(found.get(b"content-type"))
+    request_format = format_of_body(found.get(b"content-type"))
     return RequestHeaders(
         found.get(b"authorization"),
         key,
         found.get(b"origin"),
         found.get(b"host"),
         None if length is None else int(length),
-        form,
-        format_of_answer(found.get(b"accept"), form),
+        request_format,
+        format_of_answer(found.get(b"accept"), request_format),
         None if document is None else int(document),
     )
 
 
 def is_byte_count(text: str) -> bool:
-    """Say whether a header's value is a number of bytes."""
+    """Return whether a header's value is a number of bytes."""
     return text.isascii() and text.isdecimal() and len(text) <= _LENGTH_DIGITS
 
 
@@ -102,11 +103,11 @@ class HotRoute(NamedTuple):
     """A hot route; its method is POST.
 
     Attributes:
-        prefix: How its paths begin.
-        path: The pattern of its paths; whatever it does not match is left to the declared route.
-        call: Makes the call, of what the pattern's groups matched, the version that was asked for, and the headers.
-            Raises the `ServiceError` that the declared route would answer.
-        dialect: How it says what is refused.
+        prefix: Common prefix of its paths.
+        path: The pattern of its paths; the declared route handles paths that do not match.
+        make: Creates the handler, from the groups of the pattern, the requested version, and the headers. Raises the
+            `ServiceError` that the declared route would respond with.
+        error_format: Status and body of its errors.
     """
 
     prefix: str
@@ -116,82 +117,82 @@ class HotRoute(NamedTuple):
 
 
 def make_handler(
-    route: HotRoute, context: AppContext, parts: Sequence[str], version: int | None, fields: RequestHeaders
+    route: HotRoute, context: AppContext, parts: Sequence[str], version: int | None, headers: RequestHeaders
 ) -> RequestHandler:
-    """Return what a request asks for, once it is sure that its head is allowed.
+    """Return the handler of a request, after checking that its head is allowed.
 
     Raises:
-        ServiceError: It is refused.
+        ServiceError: The head is rejected.
     """
-    if fields.origin is not None:
-        context.check_origin(fields.origin, fields.host)
-    return route.make(context, parts, version, fields)
+    if headers.origin is not None:
+        context.check_origin(headers.origin, headers.host)
+    return route.make(context, parts, version, headers)
 
 
-def _step(context: AppContext, parts: Sequence[str], version: int | None, fields: RequestHeaders) -> StepHandler:
-    model, stream, what = parts
-    tenant = context.authenticate_and_count(fields.authorization, "step").tenant
+def _step(context: AppContext, parts: Sequence[str], version: int | None, headers: RequestHeaders) -> StepHandler:
+    model, stream, action = parts
+    tenant = context.authenticate_and_count(headers.authorization, "step").tenant
     served = context.engine.models.get(model, version)
     return StepHandler(
         context,
         served,
         StreamKey(tenant, served.name, stream),
-        what == "steps",
+        action == "steps",
         version,
-        fields.idempotency_key,
-        fields.request_format,
-        fields.response_format,
+        headers.idempotency_key,
+        headers.request_format,
+        headers.response_format,
     )
 
 
-def _columns(context: AppContext, parts: Sequence[str], version: int | None, fields: RequestHeaders) -> BulkHandler:
-    model, what = parts
-    tenant = context.authenticate_and_count(fields.authorization, "step").tenant
+def _bulk(context: AppContext, parts: Sequence[str], version: int | None, headers: RequestHeaders) -> BulkHandler:
+    model, action = parts
+    tenant = context.authenticate_and_count(headers.authorization, "step").tenant
     served = context.engine.models.get(model, version)
     return BulkHandler(
         context,
         served,
         tenant,
-        what == "steps",
+        action == "steps",
         version,
-        fields.idempotency_key,
-        fields.request_format,
-        fields.response_format,
+        headers.idempotency_key,
+        headers.request_format,
+        headers.response_format,
     )
 
 
-def _infer(context: AppContext, parts: Sequence[str], _version: int | None, fields: RequestHeaders) -> InferHandler:
+def _infer(context: AppContext, parts: Sequence[str], _version: int | None, headers: RequestHeaders) -> InferHandler:
     model, *versions = parts
-    return make_infer_handler(context, model, versions[0] if versions else None, fields)
+    return make_infer_handler(context, model, versions[0] if versions else None, headers)
 
 
-def make_infer_handler(context: AppContext, model: str, version: str | None, fields: RequestHeaders) -> InferHandler:
-    """Return what an infer request asks for.
+def make_infer_handler(context: AppContext, model: str, version: str | None, headers: RequestHeaders) -> InferHandler:
+    """Return the handler of an infer request.
 
     Args:
-        context: What every route needs.
-        model: As the path names it.
-        version: As the path names it, or None.
-        fields: The headers.
+        context: The dependencies of every route.
+        model: The model's name in the path.
+        version: The version in the path, or None.
+        headers: The request's headers.
 
     Raises:
-        ServiceError: It is refused.
+        ServiceError: The head is rejected.
     """
-    tenant = context.authenticate_and_count(fields.authorization, "step").tenant
+    tenant = context.authenticate_and_count(headers.authorization, "step").tenant
     served = model_for_oip(context, model, version)
     return InferHandler(
         context,
         served,
         None if version is None else served.version,
         tenant,
-        fields.idempotency_key,
-        fields.document_bytes,
+        headers.idempotency_key,
+        headers.document_bytes,
     )
 
 
 HOT_ROUTES: Final = (
     HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(steps?)", _step),
-    HotRoute("/v1/models/", f"{_MODEL}/(steps?)", _columns),
+    HotRoute("/v1/models/", f"{_MODEL}/(steps?)", _bulk),
     HotRoute("/v2/models/", f"{_OIP_MODEL}/infer", _infer, OIP),
     HotRoute("/v2/models/", f"{_OIP_MODEL}/versions/([1-9][0-9]{{0,8}})/infer", _infer, OIP),
 )

@@ -1,4 +1,4 @@
-"""`InferHandler`: an infer request of the Open Inference Protocol, from its head to the bytes of the answer."""
+"""`InferHandler`: handles an infer request of the Open Inference Protocol, from its head to its response."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 def model_for_oip(context: AppContext, model: str, version: str | None) -> ServedModel:
-    """Return a model by the names that a path gives.
+    """Return the model of a path.
 
     Raises:
-        PlainError: `model_not_found`, in Triton's words.
+        TritonError: `model_not_found`, with Triton's message.
     """
-    known = version is None or _VERSION.fullmatch(version) is not None
+    is_valid = version is None or _VERSION.fullmatch(version) is not None
     try:
-        if known:
+        if is_valid:
             return context.engine.models.get(model, None if version is None else int(version))
     except ServiceError:
         pass
@@ -49,17 +49,17 @@ def model_for_oip(context: AppContext, model: str, version: str | None) -> Serve
 
 @dataclass(slots=True)
 class InferHandler:
-    """Moves one sequence by one timestep, or runs a model without state on a batch.
+    """Handles one timestep of one sequence, or a batch of a model without state.
 
     Attributes:
-        context: What every route needs.
+        context: The dependencies of every route.
         served: The model.
-        version: The version that was asked for, or None.
-        tenant: Whose sequences they are.
-        idempotency_key: The header's, checked, or None.
-        document_bytes: How much of the body is its JSON document, or None: all.
-        answer_form: The format of the answer; known when it is encoded.
-        more_headers: What the answer says besides; known when it is encoded.
+        version: The requested version, or None: the default.
+        tenant: The owner of the sequences.
+        idempotency_key: The key in the header, of valid length, or None.
+        document_bytes: Length in bytes of the JSON document at the start of the body; None: the whole body.
+        response_format: The format of the response; set by `encode_response`.
+        extra_headers: Further response headers, or None; set by `encode_response`.
     """
 
     context: AppContext
@@ -74,52 +74,52 @@ class InferHandler:
     is_reusable: ClassVar[bool] = False
 
     def submit(self, body: bytes, done: Callable[[Any], None]) -> None:
-        """Submit what the request asks for, or raise what is wrong with the body."""
+        """Submit the request's timesteps, or raise what is wrong with the body."""
         served, engine = self.served, self.context.engine
-        asked = self._request = self.context.infer_codec(served).read(body, self.document_bytes)
-        key = self._key(asked)
-        if asked.stream is None:
-            submit_rows(engine, self._rows(asked), lambda results: done(_first_error(results) or results))
+        request = self._request = self.context.infer_codec(served).read(body, self.document_bytes)
+        idempotency_key = self._check_idempotency_key(request)
+        if request.stream is None:
+            submit_rows(engine, self._rows(request), lambda results: done(_first_error(results) or results))
             return
         timestep = Timestep(
-            StreamKey(self.tenant, served.name, asked.stream),
-            pack_inputs(asked.inputs),
-            seq=asked.step,
-            create="auto" if asked.start else "never",
-            idempotency_key=key,
+            StreamKey(self.tenant, served.name, request.stream),
+            pack_inputs(request.inputs),
+            seq=request.step,
+            create="auto" if request.start else "never",
+            idempotency_key=idempotency_key,
             version=self.version,
             transport="oip",
-            lifecycle=_LIFECYCLES[asked.start, asked.end],
+            lifecycle=_LIFECYCLES[request.start, request.end],
         )
         engine.submit(timestep, lambda result: done(self._as_triton_error(result)))
 
     def encode_response(self, result: Any) -> bytes:
-        """Return the body of the answer."""
-        asked = self._request
+        """Return the response body."""
+        request = self._request
         if isinstance(result, Prediction):
             outputs, version = result.outputs, result.version
-            said = {"sequence_id": asked.sequence, "step": result.step, "replayed": result.replayed}
+            parameters = {"sequence_id": request.sequence, "step": result.step, "replayed": result.replayed}
         else:
-            version, said = self.served.version, None
+            version, parameters = self.served.version, None
             outputs = {
-                spec.name: np.concatenate([row.outputs[spec.name] for row in result]) for spec, _ in asked.outputs
+                spec.name: np.concatenate([row.outputs[spec.name] for row in result]) for spec, _ in request.outputs
             }
-        body, document_bytes = self.context.infer_codec(self.served).write(asked, outputs, version, said)
+        body, document_bytes = self.context.infer_codec(self.served).write(request, outputs, version, parameters)
         if document_bytes is not None:
             self.response_format = Format.BYTES
             self.extra_headers = {"inference-header-content-length": str(document_bytes)}
         return body
 
-    def _key(self, asked: InferRequest) -> str | None:
-        given = asked.idempotency_key
-        if given is not None and self.idempotency_key not in (None, given):
+    def _check_idempotency_key(self, request: InferRequest) -> str | None:
+        parameter = request.idempotency_key
+        if parameter is not None and self.idempotency_key not in (None, parameter):
             raise TritonError(
                 "bad_request", "the parameter 'idempotency_key' and the header Idempotency-Key differ; send one of them"
             )
-        return given or self.idempotency_key
+        return parameter or self.idempotency_key
 
-    def _rows(self, asked: InferRequest) -> list[Timestep | ServiceError]:
-        """Return one timestep of no stream for each row of the batch."""
+    def _rows(self, request: InferRequest) -> list[Timestep | ServiceError]:
+        """Return one timestep without a stream for each row of the batch."""
         key = StreamKey(self.tenant, self.served.name, "")
         return [
             Timestep(
@@ -129,7 +129,7 @@ class InferHandler:
                 transport="oip",
                 lifecycle="none",
             )
-            for inputs in pack_rows(asked.inputs)
+            for inputs in pack_rows(request.inputs)
         ]
 
     def _as_triton_error(self, result: StepOutcome) -> StepOutcome:

@@ -1,4 +1,4 @@
-"""`JwtVerifier`: who sends a JSON Web Token of an identity provider; its signature, issuer, audience and expiry are checked.
+"""`JwtVerifier`: authenticates JSON Web Tokens of an identity provider by signature, issuer, audience and expiry.
 
 PyJWT, an extra, verifies signatures and fetches keys; here is what this service accepts, and how long keys are used.
 
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LEEWAY_S: Final = 60.0
-"""Seconds that clocks may differ."""
+"""Seconds that the clocks of provider and service may differ by."""
 
-_RENEW_S: Final = 300.0  # how long keys from a URL are used before they are fetched again
-_AGAIN_S: Final = 10.0  # the least time between two fetches
+_RENEW_S: Final = 300.0  # seconds that keys from a URL are used before they are fetched again
+_AGAIN_S: Final = 10.0  # minimum seconds between two fetches
 _FETCH_WITHIN_S: Final = 5.0
 _MAX_TOKEN_CHARS: Final = 2**14  # characters of a token: a header is not longer
 _REMEMBERED: Final = 10_000  # tokens that were found good
 
 
 class JwtVerifier:
-    """The tokens that are accepted."""
+    """Verifies tokens and resolves them to callers; valid tokens are cached until they expire or the keys change."""
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
-        """Read the provider's keys.
+        """Load the provider's keys.
 
         Args:
-            settings: Issuer, audience, keys, algorithms, the tenant's claim.
-            clock: Seconds since 1970.
+            settings: Issuer, audience, keys, algorithms, and the claim with the tenant.
+            clock: Returns seconds since 1970.
 
         Raises:
-            KeysFileError: The file of keys cannot be used, the address is none, the issuer or the audience is not
-                said, or PyJWT is not installed.
+            KeysFileError: The keys file cannot be used, the URL is not valid, the issuer or the audience is not set,
+                or PyJWT is not installed.
         """
         try:
-            import cryptography  # noqa: F401 - the library does without, but then knows shared secrets only
+            import cryptography  # noqa: F401 - PyJWT works without it, but supports shared secrets only
             import jwt
         except ImportError as exc:
             raise KeysFileError(
@@ -73,10 +73,10 @@ class JwtVerifier:
         self._known: dict[bytes, tuple[Caller, float, int]] = {}  # good ones, until when, and by which keys
 
     def caller(self, token: str) -> Caller:
-        """Return who sends a token.
+        """Return the caller of a token.
 
         Raises:
-            ServiceError: `unauthenticated`.
+            ServiceError: `unauthenticated`: the token is not accepted.
         """
         if len(token) > _MAX_TOKEN_CHARS:
             raise unauthenticated(f"The token has more than {_MAX_TOKEN_CHARS} characters.")
@@ -112,7 +112,7 @@ class JwtVerifier:
                 options={"require": ["exp", "aud", "iss"], "enforce_minimum_key_length": True},
             )
         except (jwt.PyJWTError, ValueError, TypeError) as exc:
-            # The library's words never repeat a token; they say which claim is wrong.
+            # The library's messages name the invalid claim and never contain the token.
             raise unauthenticated(f"The token is not accepted: {str(exc)[:200] or type(exc).__name__}.") from exc
         return self._caller_of(claims), float(claims["exp"]) + LEEWAY_S
 
@@ -140,10 +140,10 @@ class JwtVerifier:
 
 
 def keys_of(settings: Settings) -> ApiKeys:
-    """Return the keys and tokens that are asked for.
+    """Return the API keys and the token verifier that the settings configure.
 
     Raises:
-        KeysFileError: They cannot be had.
+        KeysFileError: One of them cannot be loaded.
     """
     return ApiKeys(settings.api_keys_file, JwtVerifier(settings) if settings.jwt_keys else None)
 
@@ -197,7 +197,7 @@ class _RemoteJwkSet:
     def _refresh(self) -> None:
         pause = threading.Event()  # never set
         while True:
-            pause.wait(_AGAIN_S)  # whoever names keys that do not exist makes no more fetches than this
+            pause.wait(_AGAIN_S)  # tokens with unknown keys cannot cause more frequent fetches
             self._wanted.wait(_RENEW_S - _AGAIN_S if self._held[0] else 0)
             self._wanted.clear()
             self._fetch()
@@ -236,7 +236,7 @@ def _keys_in(document: object, algorithms: Sequence[str]) -> list[PyJWK]:
     """Return the public keys of a JWK set, once for each algorithm; others (shared secrets, say) are left out.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The document is not a JWK set, or is too large.
     """
     found = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(found, list):

@@ -1,4 +1,4 @@
-"""Problems as answers: the one table from codes to HTTP, and the document of RFC 9457."""
+"""Problem documents of RFC 9457, and the table of HTTP statuses and titles of all error codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "stream_not_found": (404, "No such stream"),
     "snapshot_not_found": (404, "No such snapshot"),
     "not_found": (404, "No such route"),
-    "method_not_allowed": (405, "No such method here"),
+    "method_not_allowed": (405, "Method not allowed"),
     "seq_gap": (409, "Timesteps are missing in between"),
     "seq_passed": (409, "This position was applied before"),
     "seq_conflict": (409, "This position was taken by another request"),
@@ -31,17 +31,17 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "unsupported_encoding": (415, "The body's encoding is not supported"),
     "bad_input": (422, "An input does not fit the model"),
     "non_finite": (422, "An input is not finite"),
-    "non_finite_state": (422, "The model made a state that is not finite"),
+    "non_finite_state": (422, "The new state is not finite"),
     "idempotency_key_reused": (422, "The key was used for another request"),
     "precondition_required": (428, "A precondition is required"),
     "stream_quota": (429, "Too many streams"),
     "rate_limited": (429, "Too many requests"),
     "state_corrupt": (500, "The stored state cannot be read"),
     "internal": (500, "Internal error"),
-    "overloaded": (503, "Too much waits already"),
+    "overloaded": (503, "The service is overloaded"),
     "draining": (503, "This process is about to end"),
-    "store_unavailable": (503, "The store does not answer"),
-    "outcome_unknown": (503, "The outcome is not known"),
+    "store_unavailable": (503, "The store is unavailable"),
+    "outcome_unknown": (503, "The outcome is unknown"),
     "store_full": (503, "The store is full"),
     "not_durable": (503, "The step is not as durable as promised"),
     "model_timeout": (503, "The model took too long"),
@@ -51,20 +51,20 @@ PROBLEMS: dict[str, tuple[int, str]] = {
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
-"""Seconds that a client should wait before it sends the same again, where nothing better is known."""
+"""Seconds that a client should wait before it retries, if the error has no better estimate."""
 
 
 class UnreadBodyError(ServiceError):
-    """A refusal while the rest of the body is still to come, so that the connection cannot be used again."""
+    """A request was rejected before its whole body was received, so the connection cannot be reused."""
 
 
 def status_of(error: ServiceError) -> int:
-    """Return the HTTP status."""
+    """Return the HTTP status of an error."""
     return PROBLEMS[error.code][0]
 
 
 def problem_document(error: ServiceError) -> dict[str, Any]:
-    """Return the problem document; what is not known is left out."""
+    """Return the problem document of an error; optional members without a value are left out."""
     status, title = PROBLEMS[error.code]
     document: dict[str, Any] = {
         "type": f"/docs/errors#{error.code}",
@@ -90,7 +90,7 @@ def problem_body(error: ServiceError) -> bytes:
 
 
 def problem_headers(error: ServiceError, status: int) -> dict[str, str]:
-    """Return the headers that a refusal needs where it is answered with this status."""
+    """Return the headers that an error response with this status needs."""
     if status in (429, 503):
         return {"retry-after": str(max(RETRY_AFTER_S, math.ceil(error.retry_after_s or 0)))}
     return {"www-authenticate": "Bearer"} if status == 401 else {}
@@ -107,17 +107,17 @@ def response_headers(body: bytes, media_type: str, more: Mapping[str, str]) -> l
 
 
 def internal_error() -> ServiceError:
-    """Return what is told when something went wrong that nobody foresaw: no details, the server's log has them."""
+    """Return the error for an unexpected exception, without details, which are in the server's log."""
     return ServiceError(
         "internal",
-        "Something went wrong that should not have.",
-        fix="Send the same again with seq, after or Idempotency-Key; tell the operator, whose log says more.",
+        "An unexpected error occurred.",
+        fix="Send the same again with seq, after or Idempotency-Key; report it to the operator, whose log has details.",
         applied="unknown",
     )
 
 
 def body_timeout(seconds: float) -> UnreadBodyError:
-    """Return the refusal of a request whose body did not come within so many seconds."""
+    """Return the error for a request whose body did not arrive within some seconds."""
     return UnreadBodyError(
         "bad_request", f"The body did not arrive within {seconds:g} s.", fix="Send the whole body at once."
     )

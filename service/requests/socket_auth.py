@@ -1,4 +1,4 @@
-"""`SocketAuth`: who is at the other end of a WebSocket, and whether it may come in and stay. Does no I/O."""
+"""`SocketAuth`: authenticates the client of a WebSocket, at its handshake and while it is open. Does no I/O."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _RECHECK_INTERVAL_S: Final = 1.0
 
 
 class SocketAuth:
-    """Who is at the other end of a WebSocket.
+    """Authenticates and counts the client of one WebSocket.
 
     Attributes:
-        subprotocol: The first of the offered ones that is known, or None.
-        form: What messages are written in.
-        caller: Whose streams they are about.
+        subprotocol: The first offered subprotocol that the service supports, or None.
+        message_format: The format of messages.
+        caller: The authenticated caller.
     """
 
     def __init__(self, context: AppContext, scope: Scope, authorization: str | None, offered: Iterable[str]) -> None:
-        """Meet a visitor.
+        """Prepare the checks; nothing is checked or counted yet.
 
         Args:
-            context: Knows the keys.
-            scope: What the socket is for.
-            authorization: The header, if there was one.
-            offered: The subprotocols that the client speaks.
+            context: The dependencies of every route.
+            scope: The scope that the socket needs.
+            authorization: The `Authorization` header of the handshake, or None.
+            offered: The subprotocols that the client offers.
         """
         self.subprotocol = next((name for name in offered if name in _SUBPROTOCOLS), None)
         self.message_format: Format = _SUBPROTOCOLS.get(self.subprotocol or "", JSON)
@@ -39,84 +39,89 @@ class SocketAuth:
         self._context = context
         self._scope = scope
         self._authorization = authorization
-        self._opened_at = False
-        self._check_at = 0.0
+        self._has_first_message = False
+        self._recheck_at = 0.0
         self._counted_for: str | None = None  # the tenant
 
     @property
     def needs_auth_message(self) -> bool:
-        """Whether its first message has to be `{"auth": KEY}`: keys are asked for, and the handshake had none."""
+        """Whether the first message has to be `{"auth": KEY}`: a key is required, and the handshake had none."""
         return self._context.api_keys.required and self._authorization is None
 
     def authorize_handshake(self, origin: str | None, host: str | None) -> None:
-        """Check all that a handshake tells.
+        """Check the origin, the key if it was sent, and the limits on open WebSockets.
 
         Raises:
-            ServiceError: `forbidden`, `unauthenticated`, or too many sockets are open: `overloaded`, or where they
-                are the tenant's `rate_limited`.
+            ServiceError: `forbidden`; `unauthenticated`; `overloaded`: this worker has too many open WebSockets;
+                `rate_limited`: the tenant has too many.
         """
         context = self._context
         context.check_origin(origin, host)
-        most = context.settings.max_websockets
-        if context.websockets >= most:
+        limit = context.settings.max_websockets
+        if context.websockets >= limit:
             raise ServiceError(
-                "overloaded", f"{context.websockets} WebSockets are open; at most {most} are.", fix="Try again later."
+                "overloaded",
+                f"This worker has {context.websockets} open WebSockets; at most {limit} are allowed.",
+                fix="Try again later.",
             )
         if not self.needs_auth_message:
             self._check()
-            self._check_tenant_room()
+            self._check_tenant_limit()
 
     def register(self) -> None:
-        """Count an accepted socket, until `unregister`."""
+        """Count an accepted socket until `unregister`."""
         self._context.websockets += 1
         if not self.needs_auth_message:
             self._register_tenant()
 
     def unregister(self) -> None:
-        """Count it no longer."""
+        """Stop counting the socket."""
         self._context.websockets -= 1
         if self._counted_for is not None:
             counts, tenant = self._context.websockets_of, self._counted_for
             counts[tenant] -= 1
             if not counts[tenant]:
-                del counts[tenant]  # else each tenant that ever came would stay
+                del counts[tenant]  # or the counter would keep every tenant that ever connected
             self._counted_for = None
 
     def handle_auth_message(self, message: bytes) -> bool:
-        """Tell whether a message is no more than a key. Browsers send one first, also where nobody asks.
+        """Handle `{"auth": KEY}`, if this is the first message. Browsers send it even if no key is required.
+
+        Returns:
+            True: The message was `{"auth": KEY}` and needs no further handling.
 
         Raises:
-            ServiceError: `unauthenticated`: a key is owed, and this is none, or a wrong one; or what is missing in
-                its scopes or its tenant's room.
+            ServiceError: `unauthenticated`: a key is required, and the message has none or an invalid one;
+                `forbidden`: the key lacks the scope; `rate_limited`: the tenant has too many open WebSockets.
         """
-        if self._opened_at:
+        if self._has_first_message:
             return False
-        self._opened_at = True
+        self._has_first_message = True
         key = _key_in(message, self.message_format)
         if self.needs_auth_message:
             if key is None:
                 raise self.auth_timeout()
             self._authorization = f"Bearer {key}"
             self._check()
-            self._check_tenant_room()
+            self._check_tenant_limit()
             self._register_tenant()
         return key is not None
 
     def recheck(self, now: float) -> None:
-        """Check, once in a while, that its key is still in force.
+        """Check that the key is still valid, at most once a second.
 
         Args:
-            now: The loop's clock.
+            now: The event loop's time in seconds.
 
         Raises:
             ServiceError: `unauthenticated` or `forbidden`.
         """
-        if now >= self._check_at:
-            self._check_at = now + _RECHECK_INTERVAL_S
+        if now >= self._recheck_at:
+            self._recheck_at = now + _RECHECK_INTERVAL_S
             self._check()
 
     def auth_timeout(self) -> ServiceError:
-        """Return what is told to one that owes its key too long."""
+        """Return the error for a socket that has not sent its key in time."""
         within = self._context.settings.receive_timeout_s
         return ServiceError(
             "unauthenticated",
@@ -128,13 +133,13 @@ class SocketAuth:
     def _check(self) -> None:
         self.caller = self._context.authenticate(self._authorization, self._scope)
 
-    def _check_tenant_room(self) -> None:
-        most = self._context.settings.tenant_max_websockets
-        there = self._context.websockets_of[self.caller.tenant] if most is not None else 0
-        if most is not None and there >= most:
+    def _check_tenant_limit(self) -> None:
+        limit = self._context.settings.tenant_max_websockets
+        n_open = self._context.websockets_of[self.caller.tenant] if limit is not None else 0
+        if limit is not None and n_open >= limit:
             raise ServiceError(
                 "rate_limited",
-                f"The tenant has {there} open WebSockets in this worker; at most {most} are taken.",
+                f"The tenant has {n_open} open WebSockets in this worker; at most {limit} are allowed.",
                 fix="Send several streams over one feed, or close others first.",
             )
 
@@ -143,12 +148,12 @@ class SocketAuth:
         self._context.websockets_of[self._counted_for] += 1
 
 
-def _key_in(message: bytes, form: Format) -> str | None:
-    """Return the key of `{"auth": KEY}`, or None where the message is another."""
+def _key_in(message: bytes, message_format: Format) -> str | None:
+    """Return the key of `{"auth": KEY}`, or None if the message is anything else."""
     if b"auth" not in message[:64]:
         return None
     try:
-        document: Any = parse(message, form)
+        document: Any = parse(message, message_format)
     except ServiceError:
         return None
     key = document.get("auth") if isinstance(document, dict) and len(document) == 1 else None

@@ -222,10 +222,10 @@ def send_wide(service_process: Service, stream: str, steps: int) -> None:
 def write_timeout(replicas: tuple[Service, Service]) -> Iterator[Callable[[float], None]]:
     """Sets how long the first replica waits for a client that does not read."""
     connection = replicas[0].config.http_protocol_class
-    before = connection.patience_s  # type: ignore[attr-defined]  # uvicorn's type does not declare it
+    before = connection.write_stall_s  # type: ignore[attr-defined]  # uvicorn's type does not declare it
 
     def set_timeout(seconds: float) -> None:
-        connection.patience_s = seconds  # type: ignore[attr-defined]
+        connection.write_stall_s = seconds  # type: ignore[attr-defined]
 
     yield set_timeout
     set_timeout(before)
@@ -238,7 +238,7 @@ def test_a_client_that_never_reads_is_disconnected(
     write_timeout(0.2)
     with open_unread_watch(here, stream):
         send_wide(there, stream, 30)
-        while len(here.app.state.context.engine.watchers):
+        while len(here.app.state.context.engine.watch):
             here.http.get("/healthz")
 
 
@@ -358,7 +358,7 @@ def test_a_stopping_service_ends_its_watchers(folder: Path, short_path: Path) ->
 async def test_an_idle_watch_gets_heartbeats(replicas: tuple[Service, Service]) -> None:
     context: AppContext = replicas[0].app.state.context
     watcher = Subscriber([], inputs=False)
-    answer = SseResponse(context.engine.watch, watcher, SocketAuth(context, "read", None, ()), beat_s=0.01)
+    answer = SseResponse(context.engine.watch, watcher, SocketAuth(context, "read", None, ()), heartbeat_s=0.01)
     texts = answer.texts()
 
     assert [await anext(texts) for _ in range(3)][1:] == [b":\n\n", b":\n\n"]
@@ -369,7 +369,7 @@ async def test_a_revoked_key_ends_the_watch(shared_redis: Server, folder: Path, 
     with running_service(shared_redis.url, folder, api_keys_file=keys) as one:
         context: AppContext = one.app.state.context
         visitor = SocketAuth(context, "read", "Bearer a", ())
-        texts = SseResponse(context.engine.watch, Subscriber([], inputs=False), visitor, beat_s=0.01).texts()
+        texts = SseResponse(context.engine.watch, Subscriber([], inputs=False), visitor, heartbeat_s=0.01).texts()
         await anext(texts)
         write_keys_file(keys)
         rest = [text async for text in texts]

@@ -19,18 +19,18 @@ from service.models.reload import ReloadCoordinator
 OTHER = """
 import asyncio, sys
 from pathlib import Path
-from service.models.registry import Reloaded
-from service.workers import Workers
+from service.models.registry import ReloadReport
+from service.models.reload import ReloadCoordinator
 
 async def reload():
     print("reloaded", flush=True)
-    return Reloaded()
+    return ReloadReport()
 
 async def main():
-    other = Workers(reload, Path(sys.argv[1]))
+    other = ReloadCoordinator(reload, Path(sys.argv[1]))
     print("joined", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
-    await other.follow()
+    await other.watch()
 
 asyncio.run(main())
 """

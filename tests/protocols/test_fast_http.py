@@ -289,7 +289,7 @@ def test_a_websocket_that_is_asked_for_behind_an_unanswered_request_is_refused(f
     text = told(fast, [chunked(GOOD, path(stream)) + UPGRADE])
 
     assert statuses(text) == [200, 400]
-    assert b"before the requests before it were answered" in text
+    assert b"before the earlier requests of this connection were answered" in text
 
 
 def test_an_idle_connection_is_closed_and_a_busy_one_is_kept(

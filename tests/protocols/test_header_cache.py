@@ -148,7 +148,7 @@ def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: 
 
     tokens = Tokens()
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
-        service.app.state.context.keys = ApiKeys(None, tokens)
+        service.app.state.context.api_keys = ApiKeys(None, tokens)
         before = [asked_again(sock), asked_again(sock)]
         tokens.over = True
 
@@ -176,7 +176,7 @@ def test_a_look_at_the_models_that_finds_nothing_new_forgets_nothing(
         resolved += 1
         return make_handler(*args)
 
-    monkeypatch.setattr("service.protocols.request_cache.call_of", noted)
+    monkeypatch.setattr("service.protocols.request_cache.make_handler", noted)
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         asked_again(sock)
         asked_again(sock)

@@ -1,4 +1,4 @@
-"""`HeaderBlockCache` reads header lines as httptools does, or leaves them to it; what was read before changes nothing."""
+"""`HeaderBlockCache` reads header lines as httptools does, or leaves them to it; cached lines change nothing."""
 
 from __future__ import annotations
 

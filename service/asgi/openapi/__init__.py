@@ -1,1 +1,1 @@
-"""What `/openapi.json` says of each route."""
+"""The documentation of each route in `/openapi.json`."""

@@ -1,4 +1,4 @@
-"""What `/docs` and `/openapi.json` say of the Open Inference Protocol's routes."""
+"""The documentation of the Open Inference Protocol's routes in `/docs` and `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,16 @@ _INFER_PARAMETERS: Schema = {
     "type": "object",
     "properties": {
         "sequence_id": {
-            "description": "Names the sequence: the stream of the same name. A model with state needs it.",
+            "description": "Id of the sequence, which is the stream with this id. Required for a model with state.",
             "anyOf": [{"type": "integer", "minimum": 0, "exclusiveMaximum": 2**64}, {"type": "string"}],
         },
-        "sequence_start": {"type": "boolean", "default": False, "description": "It begins anew."},
-        "sequence_end": {"type": "boolean", "default": False, "description": "It is forgotten after this timestep."},
-        "binary_data_output": {"type": "boolean", "default": False, "description": "Answer with raw bytes."},
+        "sequence_start": {
+            "type": "boolean",
+            "default": False,
+            "description": "Reset the stream before this timestep.",
+        },
+        "sequence_end": {"type": "boolean", "default": False, "description": "Delete the stream after this timestep."},
+        "binary_data_output": {"type": "boolean", "default": False, "description": "Return outputs as raw bytes."},
         "step": {"type": "integer", "minimum": 1, "description": "Number of this timestep in its sequence."},
         "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 255},
     },
@@ -80,16 +84,16 @@ _HEADERS: Sequence[Schema] = (
         "name": "Inference-Header-Content-Length",
         "in": "header",
         "schema": {"type": "integer"},
-        "description": "Bytes of the JSON document, behind which the tensors' raw bytes stand.",
+        "description": "Length in bytes of the JSON document, which the tensors' raw bytes follow.",
     },
     {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "minLength": 1, "maxLength": 255}},
 )
 
 DEFAULT: Sequence[Schema] = ()
-"""The path parameters of a route that names no version."""
+"""The path parameters of a route without a version."""
 
 VERSION: Sequence[Schema] = ({"name": "version", "in": "path", "required": True, "schema": _TEXT},)
-"""The path parameters of a route that names a version."""
+"""The path parameters of a route with a version."""
 
 
 def _route(
@@ -108,7 +112,7 @@ def _route(
     if answer is not None:
         responses[200]["content"] = {"application/json": {"schema": answer}}
     for status in errors:
-        responses[status] = {"description": "Refused", "content": {"application/json": {"schema": _ERROR}}}
+        responses[status] = {"description": "Error", "content": {"application/json": {"schema": _ERROR}}}
     return {"tags": ["Open Inference Protocol"], "openapi_extra": operation, "responses": responses}
 
 
@@ -131,7 +135,7 @@ UNLOAD = _route(parameters=[_MODEL], errors=[401, 403, 501])
 
 
 def infer(version: Sequence[Schema]) -> dict[str, Any]:
-    """Return how an infer route is documented."""
+    """Return the documentation of an infer route."""
     return _route(
         parameters=[_MODEL, *version, *_HEADERS],
         body=_INFER_BODY,
@@ -141,21 +145,21 @@ def infer(version: Sequence[Schema]) -> dict[str, Any]:
 
 
 def metadata(version: Sequence[Schema]) -> dict[str, Any]:
-    """Return how a route to a model's metadata is documented."""
+    """Return the documentation of a route to a model's metadata."""
     return _route(parameters=[_MODEL, *version], answer=_METADATA, errors=_READ)
 
 
 def model_ready(version: Sequence[Schema]) -> dict[str, Any]:
-    """Return how a route to a model's readiness is documented."""
+    """Return the documentation of a route to a model's readiness."""
     answer = _object(["name", "ready"], name=_TEXT, ready={"const": True})
     return _route(parameters=[_MODEL, *version], answer=answer, errors=_READ)
 
 
 def config(version: Sequence[Schema]) -> dict[str, Any]:
-    """Return how a route to a model's configuration is documented."""
+    """Return the documentation of a route to a model's configuration."""
     return _route(parameters=[_MODEL, *version], answer={"type": "object"}, errors=_READ)
 
 
 def stats(version: Sequence[Schema]) -> dict[str, Any]:
-    """Return how a route to a model's statistics is documented."""
+    """Return the documentation of a route to a model's statistics."""
     return _route(parameters=[_MODEL, *version], answer=_STATS, errors=_READ)

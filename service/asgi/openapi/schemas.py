@@ -1,4 +1,4 @@
-"""What the routes' documentation is made of: schemas, parameters, and the function that puts them together."""
+"""The parts of the routes' documentation: schemas, parameters, and `route`, which combines them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TENSOR: Schema = {
 }
 TENSORS: Schema = {"type": "object", "additionalProperties": TENSOR, "example": {"x": [0.1, 0.2, 0.3, 0.4]}}
 INPUTS: Schema = {
-    "description": "One tensor per input of the model; a model with one input also takes its tensor alone.",
+    "description": "One tensor per input of the model; for a model with one input, the tensor alone is accepted too.",
     "anyOf": [TENSORS, {}],
     "example": {"x": [0.1, 0.2, 0.3, 0.4]},
 }
@@ -26,18 +26,18 @@ SEQ: Schema = {
     "exclusiveMaximum": SEQ_LIMIT,
     "description": "Number of the first timestep of this request, from 1 since creation or reset.",
 }
-STATE_ID: Schema = {"type": "string", "minLength": 22, "maxLength": 22, "description": "Names a stream's history."}
+STATE_ID: Schema = {"type": "string", "minLength": 22, "maxLength": 22, "description": "Hash of the stream's history."}
 STREAM: Schema = {"type": "string", "pattern": "^[A-Za-z0-9._:@-]{1,128}$"}
 CREATE: Schema = {
     "enum": ["auto", "never", "must"],
     "default": "auto",
-    "description": "What a missing stream means: begin it, refuse, or it has to be missing.",
+    "description": "auto: create a missing stream; never: an error if it is missing; must: an error if it exists.",
 }
-RETURN: Schema = {"enum": ["all", "last", "none"], "default": "all", "description": "Which predictions are answered."}
+RETURN: Schema = {"enum": ["all", "last", "none"], "default": "all", "description": "Which predictions are returned."}
 
 
 def object_schema(required: Sequence[str], **properties: Schema) -> Schema:
-    """Return the schema of an object with these keys and no others; a `_` at a name's end is not part of it."""
+    """Return the schema of an object with these keys and no others; a trailing `_` is removed from a name."""
     return {
         "type": "object",
         "additionalProperties": False,
@@ -52,7 +52,7 @@ def nullable(schema: Schema) -> Schema:
 
 
 def list_of(schema: Schema) -> Schema:
-    """Return the schema of a list of such items."""
+    """Return the schema of a list of items."""
     return {"type": "array", "items": schema}
 
 
@@ -66,10 +66,10 @@ PROBLEM: Schema = {
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "What was found, what was expected, what to do."},
         "code": {"enum": list(PROBLEMS)},
-        "applied": {"enum": ["no", "yes", "unknown"], "description": "Did this request move the stream?"},
+        "applied": {"enum": ["no", "yes", "unknown"], "description": "Whether this request was applied to the stream."},
         "retry": {"enum": ["same", "resend_from", "never"]},
-        "step": {"type": "integer", "description": "Where the stream stands."},
-        "expected": {"type": "integer", "description": "The `seq` that would be taken next."},
+        "step": {"type": "integer", "description": "The stream's step."},
+        "expected": {"type": "integer", "description": "The `seq` that the stream expects next."},
         "state_id": STATE_ID,
     },
 }
@@ -82,13 +82,13 @@ VERSION: Schema = {
     "name": "version",
     "in": "query",
     "schema": {"type": "integer", "minimum": 1},
-    "description": "A model version; else the stream's own, for new streams the highest.",
+    "description": "A model version; by default the stream's own, and for new streams the highest.",
 }
 IDEMPOTENCY_KEY: Schema = {
     "name": "Idempotency-Key",
     "in": "header",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-    "description": "Every retry with the same key gets the first answer, for `idempotency_ttl_s` seconds.",
+    "description": "A retry with the same key gets the first response again, for `idempotency_ttl_s` seconds.",
 }
 COMMON_PROBLEMS = ("unauthenticated", "forbidden", "rate_limited", "internal")
 STORE = ("store_unavailable", "overloaded", "draining")
@@ -121,7 +121,7 @@ def route(
     problems: Sequence[str] = (),
     status: int = 200,
 ) -> dict[str, Any]:
-    """Return the arguments that declare a route's documentation."""
+    """Return the arguments of `add_api_route` that document a route."""
     operation: dict[str, Any] = {"parameters": [*(PATH[name] for name in path), *parameters]}
     if body is not None:
         content = {"schema": body}
@@ -133,8 +133,8 @@ def route(
     if answer is not None:
         responses[status] = {"description": "Done", "content": {"application/json": {"schema": answer}}}
     for code in problems:
-        known = responses.setdefault(
+        response = responses.setdefault(
             PROBLEMS[code][0], {"description": "", "content": {MEDIA_TYPE: {"schema": PROBLEM_REF}}}
         )
-        known["description"] += f"{', ' if known['description'] else ''}`{code}`"
+        response["description"] += f"{', ' if response['description'] else ''}`{code}`"
     return {"tags": [tag], "openapi_extra": operation, "responses": responses, "status_code": status}

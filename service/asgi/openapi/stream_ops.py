@@ -1,4 +1,4 @@
-"""What `/docs` and `/openapi.json` say of the routes in `operations.py`."""
+"""The documentation of the routes in `routes/stream_ops.py`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _NAME: Schema = {
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
 }
 _STEP: Schema = {"type": "integer", "minimum": 0, "exclusiveMaximum": SEQ_LIMIT}
-_REPLAYED: Schema = {"const": True, "description": "Done before; this is the first answer."}
+_REPLAYED: Schema = {"const": True, "description": "The request was applied before; this is its first response."}
 _STATES: Schema = {**TENSORS, "description": "One tensor per state of the model.", "example": {"h": [0.1, 0.2]}}
 _FINGERPRINT: Schema = {
     "type": "string",
     "pattern": "^[0-9a-fA-F]{16}$",
-    "description": "Names the model that wrote the state. One that is not loaded here is refused, unless `version` "
-    "says which version takes the state over.",
+    "description": "Identifies the model that wrote the state. A model that is not loaded is rejected, unless "
+    "`version` names the version that accepts the state.",
 }
 _SNAPSHOT = object_schema(
     ["name", "version", "step", "state_id", "taken_at"],
@@ -48,9 +48,18 @@ _SNAPSHOT = object_schema(
     taken_at={"type": "string", "format": "date-time"},
 )
 _DRAW: dict[str, Schema] = {
-    "temperature": {"type": "number", "minimum": 0, "description": "0: the most probable one; 1: as the model says."},
-    "top_k": {"type": "integer", "minimum": 1, "description": "Only so many of the most probable ones."},
-    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "Only the most probable share."},
+    "temperature": {
+        "type": "number",
+        "minimum": 0,
+        "description": "0: the most probable class; 1: the model's probabilities.",
+    },
+    "top_k": {"type": "integer", "minimum": 1, "description": "Draw from this many of the most probable classes."},
+    "top_p": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "description": "Draw from the most probable classes with this total probability.",
+    },
 }
 _READ = (*STREAM_READ, "stream_not_found", "state_corrupt", "record_version")
 _WRITE = (
@@ -59,7 +68,7 @@ _WRITE = (
 )
 
 PEEK = route(
-    "looking ahead",
+    "rollouts",
     path=STREAM_PATH,
     parameters=[VERSION],
     body=object_schema(
@@ -74,45 +83,52 @@ PEEK = route(
     answer=object_schema(
         ["outputs", "step"],
         outputs=TENSORS,
-        step={"type": "integer", "description": "The step that it would reach."},
-        state_id={**STATE_ID, "description": "The history that was peeked at; left out where the stream is missing."},
+        step={"type": "integer", "description": "The step that the stream would be at."},
+        state_id={**STATE_ID, "description": "The stream's current state id; absent if the stream does not exist."},
     ),
     problems=STEPPING,
 )
 _RULE: Schema = {
-    "description": "An output's name, or how the input is made of it.",
+    "description": "The name of an output, or the rule that computes the input from it.",
     "anyOf": [
         {"type": "string"},
         object_schema(
             ["output"],
             output={"type": "string"},
-            scale={"description": "What it is multiplied with: a number, or one for each element of the input."},
-            offset={"description": "What is added to that, likewise."},
+            scale={"description": "Factor of the output: a number, or one for each element of the input."},
+            offset={"description": "Term added to that: a number, or one for each element of the input."},
             std={"description": "Standard deviation of normal noise: a number, or the name of an output."},
-            sample={"type": "boolean", "description": "It is probabilities: draw one of them."},
-            logits={"type": "boolean", "description": "It is logarithms of probabilities."},
-            one_hot={"type": "boolean", "description": "The input has a 1 in the place that was drawn."},
+            sample={"type": "boolean", "description": "The output has probabilities: draw a class from them."},
+            logits={"type": "boolean", "description": "The output has logarithms of probabilities."},
+            one_hot={"type": "boolean", "description": "The input is the one-hot vector of the drawn class."},
             **_DRAW,
         ),
     ],
 }
 ROLLOUT = route(
-    "looking ahead",
+    "rollouts",
     path=STREAM_PATH,
     parameters=[VERSION, IDEMPOTENCY_KEY],
     body=object_schema(
         ["horizon"],
-        horizon={"type": "integer", "minimum": 1, "description": "Timesteps to go."},
-        inputs={**INPUTS, "description": "The first input; else it is made of the stream's last prediction."},
+        horizon={"type": "integer", "minimum": 1, "description": "Number of timesteps."},
+        inputs={
+            **INPUTS,
+            "description": "The first input; by default it is computed from the stream's last prediction.",
+        },
         feedback={
             "type": "object",
             "additionalProperties": _RULE,
             "example": {"x": "y"},
-            "description": "By input, which output it is made of; else as the model's manifest says.",
+            "description": "By input, the rule that computes it; by default the rules of the model's manifest.",
         },
-        samples={"type": "integer", "minimum": 1, "description": "How often; the answer has an axis for them first."},
+        samples={
+            "type": "integer",
+            "minimum": 1,
+            "description": "Number of samples; tensors then have a first axis for them.",
+        },
         seed={"type": "integer", "minimum": 0, "exclusiveMaximum": SEQ_LIMIT},
-        commit={"type": "boolean", "default": False, "description": "The stream moves by `horizon` timesteps."},
+        commit={"type": "boolean", "default": False, "description": "Apply the timesteps to the stream."},
         seq=SEQ,
         after=STATE_ID,
         create=CREATE,
@@ -121,10 +137,10 @@ ROLLOUT = route(
     answer=object_schema(
         ["outputs", "next", "step"],
         outputs={**TENSORS, "description": "A prediction for each timestep: `[horizon, ..]`."},
-        next={**TENSORS, "description": "The input that each prediction was made into: `[horizon, ..]`."},
-        step={"type": "integer", "description": "The step that the stream has, or would have."},
+        next={**TENSORS, "description": "The next input that was computed from each prediction: `[horizon, ..]`."},
+        step={"type": "integer", "description": "The step that the stream is at, or would be at."},
         state_id=STATE_ID,
-        seed={"type": "integer", "description": "Of the chances, where there are any."},
+        seed={"type": "integer", "description": "Seed of the random draws, if there were any."},
         replayed=_REPLAYED,
         created={"const": True, "description": "This request created the stream."},
     ),
@@ -136,7 +152,7 @@ FORK = route(
     parameters=[VERSION, IDEMPOTENCY_KEY],
     body=object_schema(
         ["to"],
-        to={**STREAM, "description": "The stream to begin."},
+        to={**STREAM, "description": "The stream to create."},
         from_={"anyOf": [{"const": "present"}, object_schema(["snapshot"], snapshot=_NAME["schema"])]},
         after=STATE_ID,
     ),

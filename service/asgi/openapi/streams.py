@@ -1,4 +1,4 @@
-"""What `/docs` and `/openapi.json` say of each route: the routes take requests raw, so it is written here."""
+"""The documentation of each route, written by hand because the routes read raw requests."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from service.asgi.openapi.schemas import (
 )
 
 DESCRIPTION = """\
-Recurrent models on live streams: each POST of a timestep moves one stream's hidden state exactly once and returns the
-prediction. A retry with the same `seq` (or `Idempotency-Key`) gets the first answer again.
+Recurrent models on live streams: each POST of a timestep advances one stream's hidden state exactly once and returns
+the prediction. A retry with the same `seq` (or `Idempotency-Key`) gets the first response again.
 
 Bodies are JSON, or msgpack with `Content-Type: application/msgpack`, where arrays are
-`{"d": "float32", "s": [shape], "b": bytes}`. Every problem is `application/problem+json`; its `applied` says whether
-the request moved the stream.
+`{"d": "float32", "s": [shape], "b": bytes}`. Every error is an `application/problem+json`; its `applied` is whether
+the request was applied to the stream.
 
-WebSockets: `/v1/models/{model}/streams/{stream}/feed` takes step bodies and answers each in order;
-`/v1/models/{model}/feed` takes messages that name their `stream`, or columns with `streams`;
-`/v1/watch` tells predictions as they are committed. Subprotocols: `stepwell.json` and `stepwell.msgpack`.
+WebSockets: `/v1/models/{model}/streams/{stream}/feed` accepts step bodies and replies to each in order;
+`/v1/models/{model}/feed` accepts messages that name their `stream`, or bulk requests with `streams`;
+`/v1/watch` sends predictions as they are committed. Subprotocols: `stepwell.json` and `stepwell.msgpack`.
 
-Under `/v2` it speaks the Open Inference Protocol, where a sequence is a stream and errors are `{"error": ".."}`.
+`/v2` is the Open Inference Protocol, where a sequence is a stream and errors are `{"error": ".."}`.
 """
 
 # ------------------------------------------------------------------- schemas
@@ -69,7 +69,7 @@ _STEP_ANSWER = object_schema(
     outputs=TENSORS,
     step={"type": "integer", "description": "The last timestep that was applied."},
     state_id=STATE_ID,
-    replayed={"const": True, "description": "Applied before; this is the first answer."},
+    replayed={"const": True, "description": "The request was applied before; this is its first response."},
     created={"const": True, "description": "This request created the stream."},
 )
 _BULK_ANSWER = object_schema(
@@ -77,7 +77,7 @@ _BULK_ANSWER = object_schema(
     outputs=TENSORS,
     step=list_of(nullable({"type": "integer"})),
     state_id=list_of(nullable(STATE_ID)),
-    errors={"type": "object", "additionalProperties": PROBLEM_REF, "description": "By index, as text."},
+    errors={"type": "object", "additionalProperties": PROBLEM_REF, "description": "By row index, as text."},
     replayed=list_of({"type": "integer"}),
 )
 _MODEL: Schema = {"$ref": "#/components/schemas/Model"}
@@ -91,7 +91,7 @@ _MODEL_SCHEMA: Schema = {
         "inputs": list_of({"type": "object"}),
         "outputs": list_of({"type": "object"}),
         "states": list_of({"type": "object"}),
-        "feedback": {"type": "object", "description": "Which output feeds which input in a rollout, by input."},
+        "feedback": {"type": "object", "description": "By input, the output that it is computed from in a rollout."},
         "bytes_per_stream": {"type": "integer"},
         "parity": nullable({"type": "object"}),
     },
@@ -159,7 +159,7 @@ STATUS = route(
             "name": "outputs",
             "in": "query",
             "schema": {"type": "boolean", "default": False},
-            "description": "Show the last prediction, too.",
+            "description": "Include the last prediction.",
         }
     ],
     answer=object_schema(
@@ -185,21 +185,21 @@ EVENTS = route(
             "name": "since",
             "in": "query",
             "schema": {"type": "integer", "minimum": 0},
-            "description": "The last step that you have seen: what came after it is told first, as far as it is kept.",
+            "description": "The last step that you have received: later events in the event log are sent first.",
         },
         {"name": "inputs", "in": "query", "schema": {"type": "boolean", "default": False}},
         {
             "name": "Last-Event-ID",
             "in": "header",
             "schema": {"type": "integer", "minimum": 0},
-            "description": "As `since`, and wins: browsers send it when they come back.",
+            "description": "Like `since`, and overrides it: browsers send it when they reconnect.",
         },
     ],
     problems=(*COMMON_PROBLEMS, "bad_request", "model_not_found"),
 )
 EVENTS["responses"][200] = {
-    "description": "Server-sent events without end: predictions as they are committed, `id` the step; `gap` tells how "
-    "many timesteps were missed.",
+    "description": "Server-sent events without end: predictions as they are committed, `id` is the step; `gap` is the "
+    "number of timesteps that were missed.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
 LIST = route(
@@ -238,9 +238,9 @@ METRICS = {**route("service", problems=COMMON_PROBLEMS), "response_class": Plain
 
 def document(app: FastAPI) -> dict[str, Any]:
     """Return the application's OpenAPI document."""
-    made = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
-    components = made.setdefault("components", {})
+    openapi = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+    components = openapi.setdefault("components", {})
     components.setdefault("schemas", {}).update({"Problem": PROBLEM, "Model": _MODEL_SCHEMA})
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    made["security"] = [{}, {"key": []}]
-    return made
+    openapi["security"] = [{}, {"key": []}]
+    return openapi

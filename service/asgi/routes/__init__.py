@@ -1,1 +1,1 @@
-"""The declared routes, a module for each family."""
+"""The declared routes, one module for each family."""

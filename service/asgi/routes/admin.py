@@ -1,4 +1,4 @@
-"""Routes about the service itself: models, readiness, metrics, documentation, the dashboard's files."""
+"""Routes of the service itself: models, readiness, metrics, documentation, and the dashboard's files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DASHBOARD = Path(__file__).parents[1] / "static" / "dashboard"
 REFERENCE = Path(__file__).parents[1] / "static" / "reference"
 
 _PAGE_HEADERS = {
-    # Everything the page needs comes from here; 'self' covers the WebSocket too.
+    # The page loads everything from this service; 'self' covers the WebSocket too.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -61,7 +61,7 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
 
 
 class AdminRoutes:
-    """The routes' functions."""
+    """The endpoints of the routes."""
 
     def __init__(self, app: FastAPI, context: AppContext) -> None:
         self._app = app
@@ -71,8 +71,8 @@ class AdminRoutes:
     async def models(self, request: Request) -> Response:
         """Describe every model."""
         self._check(request, "read")
-        shelf = self._context.engine.models
-        return respond({"models": [describe(shelf.get(name), shelf) for name in shelf.names()]}, request)
+        models = self._context.engine.models
+        return respond({"models": [describe(models.get(name), models) for name in models.names()]}, request)
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
@@ -80,65 +80,65 @@ class AdminRoutes:
         return respond(describe(model_of(request, self._context), self._context.engine.models), request)
 
     async def reload(self, request: Request) -> Response:
-        """Look at the model folders again, in every worker."""
+        """Reload new and changed models from the model folders, in every worker."""
         self._check(request, "models")
         report = await self._context.reload()
         return respond({"loaded": report.loaded, "failed": report.failed}, request)
 
     async def info(self, request: Request) -> Response:
-        """Say version, durability, what the store says of itself, and limits."""
+        """Return version, durability, information about the store, and limits."""
         self._check(request, "read")
         settings = self._context.settings
-        limits = (
+        names = (
             *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "queue_bytes", "max_websockets"),
             *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
             *("tenant_rate", "tenant_max_websockets", "tenant_max_streams"),
             *("max_snapshots", "max_horizon", "max_samples"),
         )
-        found = {name: getattr(settings, name) for name in limits}
-        found["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
+        limits = {name: getattr(settings, name) for name in names}
+        limits["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
         safety = self._context.safety
-        answer = {
+        document = {
             "version": self._app.version,
             "durability": settings.durability,
             "store": {**({} if safety.info is None else safety.info.as_dict()), "unsafe": safety.reasons},
-            "limits": found,
+            "limits": limits,
         }
-        return respond(answer, request)
+        return respond(document, request)
 
     async def healthz(self, _request: Request) -> Response:
-        """Say that the process is alive."""
+        """Return 200: the process is alive."""
         return RawResponse(b'{"alive":true}', JSON.value)
 
     async def readyz(self, _request: Request) -> Response:
-        """Say whether requests can be served now."""
+        """Return 200 if requests can be served now, else 503 with the reasons."""
         reasons = await self._context.check_readiness()
-        answer = {"ready": not reasons, "reasons": reasons}
+        document = {"ready": not reasons, "reasons": reasons}
         headers = {"retry-after": str(RETRY_AFTER_S)} if reasons else None
-        return RawResponse(encode(answer, JSON), JSON.value, status=503 if reasons else 200, headers=headers)
+        return RawResponse(encode(document, JSON), JSON.value, status=503 if reasons else 200, headers=headers)
 
     async def metrics(self, request: Request) -> Response:
-        """Give the metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         self._check(request, "metrics")
         self._context.metrics.refresh()
         body, media_type = await asyncio.to_thread(self._context.metrics.render)
         return RawResponse(body, media_type)
 
     async def openapi(self, request: Request) -> Response:
-        """Give the OpenAPI document."""
+        """Return the OpenAPI document."""
         self._check(request, "read")
         return RawResponse(await asyncio.to_thread(self._openapi), JSON.value)
 
     async def docs(self, _request: Request) -> Response:
-        """Show the API's documentation; its document is asked for by the page."""
+        """Return the page of the API documentation, which fetches the OpenAPI document."""
         return FileResponse(REFERENCE / "index.html", headers={**_PAGE_HEADERS, **_NOSNIFF})
 
     async def errors(self, _request: Request) -> Response:
-        """Show what each problem means: where the problems' `type` leads."""
+        """Return the page with the meaning of each error code, which the `type` of problems links to."""
         return RawResponse(_errors_page(), "text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     async def page(self, _request: Request) -> Response:
-        """Show the dashboard."""
+        """Return the dashboard."""
         return FileResponse(DASHBOARD / "index.html", headers={**_PAGE_HEADERS, **_NOSNIFF})
 
     def _check(self, request: Request, scope: Scope) -> None:
@@ -146,7 +146,7 @@ class AdminRoutes:
 
 
 class PageFiles(StaticFiles):
-    """The files of a page."""
+    """Static files of a page."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """Return a file with the page's headers."""
@@ -155,13 +155,13 @@ class PageFiles(StaticFiles):
         return response
 
 
-def describe(served: ServedModel, shelf: ModelRegistry) -> dict[str, Any]:
-    """Return what a caller may know of a model, as plain values."""
+def describe(served: ServedModel, models: ModelRegistry) -> dict[str, Any]:
+    """Return the public description of a model, as plain values."""
     manifest = served.manifest
     return {
         "name": served.name,
         "version": served.version,
-        "versions": shelf.versions(served.name),
+        "versions": models.versions(served.name),
         "inputs": [_tensor(spec, "name", "dtype", "shape") for spec in manifest.inputs],
         "outputs": [_tensor(spec, "name", "dtype", "shape", "kind") for spec in manifest.answered],
         "states": [
@@ -175,7 +175,7 @@ def describe(served: ServedModel, shelf: ModelRegistry) -> dict[str, Any]:
 
 
 def _tensor(spec: TensorSpec, *keys: str) -> dict[str, Any]:
-    """Return some keys of a tensor's spec, and those of the manifest's writer: say, the names of its elements."""
+    """Return some keys of a tensor's spec, and the manifest's own extra keys, such as the names of its elements."""
     return {**spec.model_dump(include=set(keys)), **(spec.model_extra or {})}
 
 

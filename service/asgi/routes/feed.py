@@ -1,4 +1,4 @@
-"""Live feeds: WebSockets on which each message moves a stream, or many, and is answered in order."""
+"""Live feeds: WebSockets whose messages carry timesteps of one or many streams, with replies in the same order."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
 
 
 class FeedConnection:
-    """One open feed under any ASGI server; `service.protocols.fast_feed` is the same with less between.
+    """One open feed under any ASGI server; `service.protocols.fast_feed` is the fast path with the same behavior.
 
-    A reader submits what comes without waiting for answers; a writer sends the answers in the order of their
-    messages. A client that does not read its answers so stops the reading here, and nothing grows.
+    A reader task submits messages without waiting for replies; a writer task sends the replies in the order of their
+    messages. If the client does not read its replies, the reader stops, so memory is bounded.
     """
 
     def __init__(
         self, socket: AcceptedWebSocket, context: AppContext, model: str, version: int | None, stream: str | None
     ) -> None:
-        """Prepare; the arguments after the accepted socket are those of `FeedSession`."""
+        """Create the session; the arguments after `socket` are those of `FeedSession`."""
         self._socket = socket
         self._limit = context.settings.max_body_bytes
-        self._wake = asyncio.Event()  # the first answer in line is known, or the end has come
+        self._wake = asyncio.Event()  # the next reply is ready, or the feed is to be closed
         self._has_room = asyncio.Event()
         self._session = FeedSession(
             context, socket.message_format, model, version, stream=stream, on_ready=self._wake.set
         )
 
     async def run(self) -> None:
-        """Serve until either side ends."""
-        line = self._session
+        """Serve until either side closes the feed."""
+        session = self._session
         reader = asyncio.create_task(self._read(), name="feed-reader")
         writer = asyncio.create_task(self._write(), name="feed-writer")
         try:
             await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            if line.close_code is not None and reader.done() and reader.exception() is None:
-                await asyncio.wait({writer})  # what was taken is still answered
+            if session.close_code is not None and reader.done() and reader.exception() is None:
+                await asyncio.wait({writer})  # accepted messages still get their replies
             failures = [task.exception() for task in (reader, writer) if task.done()]
         finally:
             reader.cancel()
@@ -73,43 +73,43 @@ class FeedConnection:
             await asyncio.gather(reader, writer, return_exceptions=True)
         for failure in failures:
             if failure is not None:
-                line.close_code = _close_for(failure)
-        if line.close_code is not None:
-            await self._socket.close(line.close_code)
+                session.close_code = _close_code_of(failure, session.name)
+        if session.close_code is not None:
+            await self._socket.close(session.close_code)
 
     async def _read(self) -> None:
-        line = self._session
-        while line.close_code is None:
-            while line.is_full:
+        session = self._session
+        while session.close_code is None:
+            while session.is_full:
                 self._has_room.clear()
                 await self._has_room.wait()
             try:
                 message = await self._socket.receive()
             except ServiceError as exc:
-                line.reject_and_close(exc)
+                session.reject_and_close(exc)
                 return
             if len(message) > self._limit:
-                line.reject_too_large(len(message))
+                session.reject_too_large(len(message))
             else:
-                line.handle_message(message, self._socket.caller.tenant)
+                session.handle_message(message, self._socket.caller.tenant)
 
     async def _write(self) -> None:
-        loop, line = asyncio.get_running_loop(), self._session
-        while not line.is_drained:
+        loop, session = asyncio.get_running_loop(), self._session
+        while not session.is_drained:
             await self._wake.wait()
             self._wake.clear()
-            answers = deque(line.pop_ready())
+            replies = deque(session.pop_ready())
             async with asyncio.timeout(SEND_TIMEOUT_S) as limit:
-                while answers:
+                while replies:
                     limit.reschedule(loop.time() + SEND_TIMEOUT_S)
-                    await self._socket.send_bytes(answers.popleft())
+                    await self._socket.send_bytes(replies.popleft())
                 self._has_room.set()
 
 
-def _close_for(failure: BaseException) -> int | None:
+def _close_code_of(failure: BaseException, session_name: str) -> int | None:
     if isinstance(failure, WebSocketDisconnect):
         return None
     if isinstance(failure, TimeoutError):
         return TOO_SLOW
-    _log.error("A feed failed", exc_info=failure)
+    _log.error("A feed failed, and is closed: %s", session_name, exc_info=failure)
     return FAILED

@@ -1,4 +1,4 @@
-"""Routes of the Open Inference Protocol: the `/v2` that Triton's clients ask, with its extension for sequences."""
+"""Routes of the Open Inference Protocol: `/v2`, as used by Triton's clients, with its sequence extension."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     """Declare the routes."""
     routes = OipRoutes(app, context)
     add = app.add_api_route
-    for version, more in (("", openapi.DEFAULT), (_VERSION, openapi.VERSION)):
-        add(f"{_MODEL}{version}/infer", routes.infer, methods=["POST"], **openapi.infer(more))
+    for version, parameters in (("", openapi.DEFAULT), (_VERSION, openapi.VERSION)):
+        add(f"{_MODEL}{version}/infer", routes.infer, methods=["POST"], **openapi.infer(parameters))
     add("/v2", routes.server, methods=["GET"], **openapi.SERVER)
     add("/v2/", routes.server, methods=["GET"], include_in_schema=False)
     add("/v2/health/live", routes.live, methods=["GET"], **openapi.LIVE)
     add("/v2/health/ready", routes.ready, methods=["GET"], **openapi.READY)
     add("/v2/models/stats", routes.all_stats, methods=["GET"], **openapi.ALL_STATS)
-    for version, more in (("", openapi.DEFAULT), (_VERSION, openapi.VERSION)):
-        add(f"{_MODEL}{version}", routes.metadata, methods=["GET"], **openapi.metadata(more))
-        add(f"{_MODEL}{version}/ready", routes.model_ready, methods=["GET"], **openapi.model_ready(more))
-        add(f"{_MODEL}{version}/config", routes.config, methods=["GET"], **openapi.config(more))
-        add(f"{_MODEL}{version}/stats", routes.stats, methods=["GET"], **openapi.stats(more))
+    for version, parameters in (("", openapi.DEFAULT), (_VERSION, openapi.VERSION)):
+        add(f"{_MODEL}{version}", routes.metadata, methods=["GET"], **openapi.metadata(parameters))
+        add(f"{_MODEL}{version}/ready", routes.model_ready, methods=["GET"], **openapi.model_ready(parameters))
+        add(f"{_MODEL}{version}/config", routes.config, methods=["GET"], **openapi.config(parameters))
+        add(f"{_MODEL}{version}/stats", routes.stats, methods=["GET"], **openapi.stats(parameters))
     add("/v2/repository/index", routes.index, methods=["POST"], **openapi.INDEX)
     add("/v2/repository/models/{model}/load", routes.load, methods=["POST"], **openapi.LOAD)
     add("/v2/repository/models/{model}/unload", routes.unload, methods=["POST"], **openapi.UNLOAD)
 
 
 class OipRoutes:
-    """The routes' functions."""
+    """The endpoints of the routes."""
 
     def __init__(self, app: FastAPI, context: AppContext) -> None:
         self._app = app
         self._context = context
 
     async def infer(self, request: Request) -> Response:
-        """Move a sequence by one timestep, or run a model without state."""
+        """Apply one timestep to a sequence, or run a model without state."""
         path, headers = request.path_params, request.headers
-        fields = RequestHeaders(
+        request_headers = RequestHeaders(
             headers.get("authorization"),
             idempotency_key_of(request),
             None,
@@ -75,44 +75,44 @@ class OipRoutes:
             JSON,
             _document_bytes(headers.getlist("inference-header-content-length")),
         )
-        call = make_infer_handler(self._context, path["model"], path.get("version"), fields)
+        handler = make_infer_handler(self._context, path["model"], path.get("version"), request_headers)
         body = await body_of(request, self._context, encodings=list(_WINDOW_BITS))
         if (encoding := encoding_of(request)) in _WINDOW_BITS:
             body = _decompressed(body, encoding, self._context.settings.max_body_bytes)
-        answer = await run(call, body)
-        return RawResponse(answer, call.response_format.value, headers=call.extra_headers)
+        response_body = await run(handler, body)
+        return RawResponse(response_body, handler.response_format.value, headers=handler.extra_headers)
 
     # ---------------------------------------------------------------- the server
 
     async def server(self, request: Request) -> Response:
-        """Say what this server is and what of the protocol it has."""
+        """Return the server's name, its version, and the supported extensions of the protocol."""
         self._check(request, "read")
         return _document({"name": "stepwell", "version": self._app.version, "extensions": EXTENSIONS})
 
     async def live(self, _request: Request) -> Response:
-        """Say that the process is alive."""
+        """Return 200: the process is alive."""
         return _document({"live": True})
 
     async def ready(self, _request: Request) -> Response:
-        """Say whether requests can be served now."""
+        """Return 200 if requests can be served now, else 503."""
         ready = not await self._context.check_readiness()
         return _document({"live": True, "ready": ready}, status=200 if ready else 503)
 
     # ---------------------------------------------------------------- models
 
     async def metadata(self, request: Request) -> Response:
-        """Say what a model takes and gives."""
+        """Return the inputs and outputs of a model."""
         served = self._model(request)
-        asked = "version" in request.path_params
-        versions = [served.version] if asked else self._context.engine.models.versions(served.name)
+        has_version = "version" in request.path_params
+        versions = [served.version] if has_version else self._context.engine.models.versions(served.name)
         return _document(metadata_of(served.name, versions, served.manifest))
 
     async def model_ready(self, request: Request) -> Response:
-        """Say that a model can be asked."""
+        """Return 200 if the model is served, else an error."""
         return _document({"name": self._model(request).name, "ready": True})
 
     async def config(self, request: Request) -> Response:
-        """Give a model's configuration, as far as it means something here."""
+        """Return the parts of a model's configuration that apply to this service."""
         served, settings = self._model(request), self._context.settings
         return _document(
             config_of(
@@ -125,31 +125,31 @@ class OipRoutes:
         )
 
     async def stats(self, request: Request) -> Response:
-        """Give what was counted of a model."""
+        """Return the statistics of a model."""
         return _document({"model_stats": await self._stats(self._model(request))})
 
     async def all_stats(self, request: Request) -> Response:
-        """Give what was counted of every model."""
+        """Return the statistics of every model."""
         self._check(request, "read")
-        shelf = self._context.engine.models
-        return _document({"model_stats": await self._stats(*map(shelf.get, shelf.names()))})
+        models = self._context.engine.models
+        return _document({"model_stats": await self._stats(*map(models.get, models.names()))})
 
     # ---------------------------------------------------------------- the repository
 
     async def index(self, request: Request) -> Response:
         """List the models that are served."""
         self._check(request, "read")
-        shelf = self._context.engine.models
+        models = self._context.engine.models
         return _document(
             [
                 {"name": name, "version": str(version), "state": "READY", "reason": ""}
-                for name in shelf.names()
-                for version in shelf.versions(name)
+                for name in models.names()
+                for version in models.versions(name)
             ]
         )
 
     async def load(self, request: Request) -> Response:
-        """Look at the model folders again, in every worker; the model has to be there then."""
+        """Reload the model folders, in every worker; an error if the model is not served afterwards."""
         self._check(request, "models")
         name = request.path_params["model"]
         body = await body_of(request, self._context)
@@ -161,18 +161,18 @@ class OipRoutes:
                 status=501,
             )
         report = await self._context.reload()
-        failed = next((why for why in report.failed if why.startswith((f"{name}.onnx:", f"{name}/"))), None)
+        failed = next((reason for reason in report.failed if reason.startswith((f"{name}.onnx:", f"{name}/"))), None)
         if failed is not None or name not in self._context.engine.models.names():
-            why = failed or "there is no such file in the models folders"
-            raise TritonError("bad_request", f"failed to load {quote(name)}, {why}")
+            reason = failed or "there is no such file in the models folders"
+            raise TritonError("bad_request", f"failed to load {quote(name)}, {reason}")
         return RawResponse(b"", JSON.value)
 
     async def unload(self, request: Request) -> Response:
-        """Say that models leave with their files."""
+        """Return 501: a model is unloaded by removing its file."""
         self._check(request, "models")
         raise TritonError(
             "bad_request",
-            f"unload of {quote(request.path_params['model'])} is not supported: take its file out of the models "
+            f"unload of {quote(request.path_params['model'])} is not supported: remove its file from the models "
             "folder, then load any other model or POST /v1/models/reload",
             status=501,
         )
@@ -183,12 +183,12 @@ class OipRoutes:
         self._context.authenticate_and_count(request.headers.get("authorization"), scope)
 
     def _model(self, request: Request) -> ServedModel:
-        """Return the model that the path names, for a caller who may read."""
+        """Return the model in the path, after checking that the caller may read."""
         self._check(request, "read")
         return model_for_oip(self._context, request.path_params["model"], request.path_params.get("version"))
 
     async def _stats(self, *served: ServedModel) -> list[dict[str, Any]]:
-        """Return what was counted of models."""
+        """Return the statistics of models."""
         metrics = self._context.metrics
         metrics.refresh()
         counts = await asyncio.to_thread(metrics.counts)
@@ -196,8 +196,8 @@ class OipRoutes:
 
 
 def _stats_of(served: ServedModel, counts: ModelCounts) -> dict[str, Any]:
-    """Return a model's statistics. The queue's time is all but the model run's: waiting for its turn, and the store."""
-    answers, waited = counts.answers, max(counts.answer_seconds - counts.row_seconds, 0.0)
+    """Return a model's statistics. Queue time is all but the model run: waiting for a batch, and the store."""
+    count, queue_seconds = counts.answers, max(counts.answer_seconds - counts.row_seconds, 0.0)
     return {
         "name": served.name,
         "version": str(served.version),
@@ -206,10 +206,10 @@ def _stats_of(served: ServedModel, counts: ModelCounts) -> dict[str, Any]:
         "inference_stats": {
             "success": _duration(counts.answers, counts.answer_seconds),
             "fail": _duration(counts.refusals, counts.refusal_seconds),
-            "queue": _duration(answers, waited),
-            "compute_input": _duration(answers, 0),
-            "compute_infer": _duration(answers, counts.row_seconds),
-            "compute_output": _duration(answers, 0),
+            "queue": _duration(count, queue_seconds),
+            "compute_input": _duration(count, 0),
+            "compute_infer": _duration(count, counts.row_seconds),
+            "compute_output": _duration(count, 0),
             "cache_hit": _duration(0, 0),
             "cache_miss": _duration(0, 0),
         },
@@ -244,15 +244,15 @@ def _decompressed(body: bytes, encoding: str, limit: int) -> bytes:
     """
     stream = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        found = stream.decompress(body, limit + 1)
+        decompressed = stream.decompress(body, limit + 1)
     except zlib.error as exc:
         raise TritonError("bad_request", f"the body is not {encoding}: {exc}") from exc
-    if len(found) > limit:
+    if len(decompressed) > limit:
         raise ServiceError(
             "too_large",
-            f"The body has more than {limit} bytes when it is decompressed; at most those are taken.",
+            f"The decompressed body has more than {limit} bytes; at most {limit} are accepted.",
             fix="Send it in parts, or raise `max_body_bytes`.",
         )
     if not stream.eof:
         raise TritonError("bad_request", f"the body is not {encoding}: it ends too early")
-    return found
+    return decompressed

@@ -1,4 +1,4 @@
-"""`GET .../streams/{stream}/events`: what `/v1/watch` tells of one stream, as server-sent events."""
+"""`GET .../streams/{stream}/events`: the events of one stream, as in `/v1/watch`, as server-sent events."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from service.requests.context import AppContext
 from service.requests.problems import problem_document
 from service.requests.socket_auth import SocketAuth
 
-_RETRY_MS: Final = 1000  # a browser waits so long before it comes back
+_RETRY_MS: Final = 1000  # a browser waits this long before it reconnects
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would wait until there is more
+    (b"x-accel-buffering", b"no"),  # nginx would buffer the events
     (b"x-content-type-options", b"nosniff"),
 ]
 
@@ -40,54 +40,54 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
 
 
 class SseRoutes:
-    """The route's function."""
+    """The endpoint of the route."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
 
     async def events(self, request: Request) -> Response:
-        """Follow one stream: its predictions as they are committed."""
+        """Watch one stream: its predictions as they are committed."""
         context, path = self._context, request.path_params
         authorization = request.headers.get("authorization")
         caller = context.authenticate_and_count(authorization, "read")
-        visitor = SocketAuth(context, "read", authorization, ())
-        visitor.authorize_handshake(None, None)
-        want = parse_subscription(path["model"], path["stream"], "", caller, context)
-        seen = number_of(request.headers, "Last-Event-ID", 0, SEQ_LIMIT - 1)  # of one that comes back by itself
-        if seen is None:
-            seen = number_of(request.query_params, "since", 0, SEQ_LIMIT - 1)
-        since = {want.key: seen} if want.key is not None and seen is not None else {}
-        watcher = Subscriber([want], inputs=flag_of(request.query_params, "inputs"), since=since)
-        return SseResponse(context.engine.watch, watcher, visitor)
+        auth = SocketAuth(context, "read", authorization, ())
+        auth.authorize_handshake(None, None)
+        subscription = parse_subscription(path["model"], path["stream"], "", caller, context)
+        last_step = number_of(request.headers, "Last-Event-ID", 0, SEQ_LIMIT - 1)  # sent by a browser that reconnects
+        if last_step is None:
+            last_step = number_of(request.query_params, "since", 0, SEQ_LIMIT - 1)
+        since = {subscription.key: last_step} if subscription.key is not None and last_step is not None else {}
+        watcher = Subscriber([subscription], inputs=flag_of(request.query_params, "inputs"), since=since)
+        return SseResponse(context.engine.watch, watcher, auth)
 
 
 class SseResponse(Response):
-    """An answer that goes on until the reader has gone, or this process is about to end."""
+    """A response that ends when the client disconnects or this process drains."""
 
     def __init__(
-        self, watchers: WatchHub, watcher: Subscriber, visitor: SocketAuth, *, beat_s: float = HEARTBEAT_S
+        self, hub: WatchHub, watcher: Subscriber, auth: SocketAuth, *, heartbeat_s: float = HEARTBEAT_S
     ) -> None:
-        """Make an answer.
+        """Create a response; the watcher is added to the hub when it starts.
 
         Args:
-            watchers: All who watch.
-            watcher: The one who is answered.
-            visitor: Who it is; counted while it is there, and sent away when its key is no longer in force.
-            beat_s: Seconds without news after which a sign of life is sent.
+            hub: All watchers of this worker.
+            watcher: The watcher whose events are sent.
+            auth: The client; counted while the response lasts, which ends when the client's key is no longer valid.
+            heartbeat_s: Seconds without events after which a heartbeat is sent.
         """
         self.status_code = 200
         self.raw_headers = _HEADERS
         self.body = b""
         self.background = None
-        self._hub = watchers
+        self._hub = hub
         self._subscriber = watcher
-        self._auth = visitor
-        self._heartbeat_s = beat_s
+        self._auth = auth
+        self._heartbeat_s = heartbeat_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Send events until the client disconnects or the watcher is closed."""
         self._auth.register()
-        work = [asyncio.create_task(self._send(send)), asyncio.create_task(_gone(receive))]
+        work = [asyncio.create_task(self._send(send)), asyncio.create_task(_wait_for_disconnect(receive))]
         try:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -107,30 +107,34 @@ class SseResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def texts(self) -> AsyncIterator[bytes]:
-        """Give what is sent, one event each."""
+        """Yield the bytes to send, one event each."""
         watcher = self._subscriber
-        yield b"retry: %d\n" % _RETRY_MS + _event(b'{"watching":1}', kind=b"watching")
+        yield b"retry: %d\n" % _RETRY_MS + _event(b'{"watching":1}', event_type=b"watching")
         while not watcher.closed:
-            everything = await wait_for_events(watcher, self._heartbeat_s)
+            events = await wait_for_events(watcher, self._heartbeat_s)
             try:
                 self._auth.recheck(asyncio.get_running_loop().time())
             except ServiceError as exc:
-                yield _event(encode({"error": problem_document(exc)}, JSON), kind=b"problem")
+                yield _event(encode({"error": problem_document(exc)}, JSON), event_type=b"problem")
                 return
-            if not everything:
+            if not events:
                 yield b":\n\n"
-            for news in everything:
-                data = encode(event_document(news, JSON, inputs=watcher.inputs), JSON)
-                yield _event(data, kind=b"gap") if isinstance(news, EventGap) else _event(data, number=news.step)
+            for event in events:
+                data = encode(event_document(event, JSON, inputs=watcher.inputs), JSON)
+                yield (
+                    _event(data, event_type=b"gap")
+                    if isinstance(event, EventGap)
+                    else _event(data, event_id=event.step)
+                )
 
 
-def _event(data: bytes, *, kind: bytes = b"", number: int | None = None) -> bytes:
-    """Return one event; JSON of ours has no line breaks."""
-    head = b"event: " + kind + b"\n" if kind else b""
-    return head + (b"" if number is None else b"id: %d\n" % number) + b"data: " + data + b"\n\n"
+def _event(data: bytes, *, event_type: bytes = b"", event_id: int | None = None) -> bytes:
+    """Return one encoded event; our JSON has no line breaks."""
+    head = b"event: " + event_type + b"\n" if event_type else b""
+    return head + (b"" if event_id is None else b"id: %d\n" % event_id) + b"data: " + data + b"\n\n"
 
 
-async def _gone(receive: Receive) -> None:
-    """Wait until the reader has gone."""
+async def _wait_for_disconnect(receive: Receive) -> None:
+    """Wait until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

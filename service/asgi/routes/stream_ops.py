@@ -1,4 +1,4 @@
-"""Routes that look ahead of a stream, branch it, keep copies of it, and hand its state out and in."""
+"""Routes for peeks, rollouts, forks, states and snapshots of a stream."""
 
 from __future__ import annotations
 
@@ -52,32 +52,32 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
 
 
 class StreamOpRoutes:
-    """The routes' functions."""
+    """The endpoints of the routes."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
 
     async def peek(self, request: Request) -> Response:
-        """Say what a timestep, or a chunk, would be answered; the stream stays where it is."""
+        """Return what a step, or a chunk, would return; nothing is committed."""
         context = self._context
         key = authorized_stream(request, context, "step")
-        served, form = model_of(request, context), format_of(request)
-        body = context.decoder(served).peek(await body_of(request, context), form)
-        found = await context.engine.peek(to_timestep(body, key, version_of(request), transport="http"))
-        answer_form = format_of_answer(request.headers.get("accept"), form)
-        answer = step_response(found, answer_form, chunk=body.chunk, keep=body.keep)
-        if not found.state_id:
-            del answer["state_id"]  # there is no stream yet, so it has no history
-        return respond(answer, request, form)
+        served, request_format = model_of(request, context), format_of(request)
+        body = context.decoder(served).peek(await body_of(request, context), request_format)
+        result = await context.engine.peek(to_timestep(body, key, version_of(request), transport="http"))
+        response_format = format_of_answer(request.headers.get("accept"), request_format)
+        document = step_response(result, response_format, chunk=body.chunk, keep=body.keep)
+        if not result.state_id:
+            del document["state_id"]  # the stream does not exist, so it has no history
+        return respond(document, request, request_format)
 
     async def rollout(self, request: Request) -> Response:
-        """Go on from where a stream stands by its own predictions; with `commit` the stream moves there."""
+        """Run a stream on its own predictions for `horizon` timesteps; with `commit` they are applied to the stream."""
         context, settings = self._context, self._context.settings
         key = authorized_stream(request, context, "step")
-        served, form, version = model_of(request, context), format_of(request), version_of(request)
+        served, request_format, version = model_of(request, context), format_of(request), version_of(request)
         limits = RolloutLimits(settings.max_horizon, settings.max_samples, settings.max_body_bytes)
-        body = read_rollout(await body_of(request, context), form, served.manifest, limits)
-        ask = RolloutRequest(
+        body = read_rollout(await body_of(request, context), request_format, served.manifest, limits)
+        rollout = RolloutRequest(
             key,
             body.horizon,
             body.inputs,
@@ -94,77 +94,88 @@ class StreamOpRoutes:
             idempotency_key=idempotency_key_of(request),
             version=version,
         )
-        found = await context.engine.rollout(ask)
-        answer_form = format_of_answer(request.headers.get("accept"), form)
-        return respond(rollout_response(found, answer_form, samples=body.samples is not None), request, form)
+        result = await context.engine.rollout(rollout)
+        response_format = format_of_answer(request.headers.get("accept"), request_format)
+        return respond(
+            rollout_response(result, response_format, samples=body.samples is not None), request, request_format
+        )
 
     # ---------------------------------------------------------------- forks
 
     async def fork(self, request: Request) -> Response:
-        """Begin another stream with this one's state, or with that of a snapshot of it."""
-        key, form = authorized_stream(request, self._context, "admin"), format_of(request)
-        body = read_fork(await body_of(request, self._context), form)
-        to = StreamKey(key.tenant, key.model, body.to)
+        """Create another stream with the state of this one, or of one of its snapshots."""
+        key, request_format = authorized_stream(request, self._context, "admin"), format_of(request)
+        body = read_fork(await body_of(request, self._context), request_format)
+        target = StreamKey(key.tenant, key.model, body.to)
         position = await self._context.engine.copies.fork(
             key,
-            to,
+            target,
             snapshot=body.snapshot,
             version=version_of(request),
             after=body.after,
             idempotency_key=idempotency_key_of(request),
         )
-        return respond({"stream": to.stream, **position_response(position)}, request, form)
+        return respond({"stream": target.stream, **position_response(position)}, request, request_format)
 
     # ---------------------------------------------------------------- states
 
     async def state(self, request: Request) -> Response:
-        """Give the state of a stream."""
+        """Return the state of a stream."""
         state = await self._context.engine.copies.get_state(
             authorized_stream(request, self._context, "read"), version=version_of(request)
         )
         return respond(_state_response(state, _response_format(request)), request)
 
     async def put_state(self, request: Request) -> Response:
-        """Put a stream into a state that is given."""
-        key, form, version = authorized_stream(request, self._context, "admin"), format_of(request), version_of(request)
+        """Set the state of a stream."""
+        key, request_format, version = (
+            authorized_stream(request, self._context, "admin"),
+            format_of(request),
+            version_of(request),
+        )
         engine, idempotency_key = self._context.engine, idempotency_key_of(request)
-        body = read_state(await body_of(request, self._context), form)
+        body = read_state(await body_of(request, self._context), request_format)
         self._context.require_precondition("new state", body.after, idempotency_key)
         served = engine.copies.model_for_import(key.model, body.fingerprint, version)
-        given = ImportedState(states_of(body.states, served.step_model.fields), body.step)
-        position = await engine.resets.to_state(key, served, given, after=body.after, idempotency_key=idempotency_key)
-        return respond(position_response(position), request, form)
+        imported = ImportedState(states_of(body.states, served.step_model.fields), body.step)
+        position = await engine.resets.to_state(
+            key, served, imported, after=body.after, idempotency_key=idempotency_key
+        )
+        return respond(position_response(position), request, request_format)
 
     # ---------------------------------------------------------------- snapshots
 
     async def snapshots(self, request: Request) -> Response:
         """List the snapshots of a stream."""
-        found = await self._context.engine.copies.list_snapshots(authorized_stream(request, self._context, "read"))
-        return respond({"snapshots": [_snapshot_response(status) for status in found]}, request)
+        result = await self._context.engine.copies.list_snapshots(authorized_stream(request, self._context, "read"))
+        return respond({"snapshots": [_snapshot_response(status) for status in result]}, request)
 
     async def snapshot(self, request: Request) -> Response:
-        """Give a snapshot of a stream, with the state in it."""
+        """Return a snapshot of a stream, with its state."""
         key, name = authorized_stream(request, self._context, "read"), check_snapshot_name(request.path_params["name"])
         status, state = await self._context.engine.copies.get_snapshot(key, name)
-        answer = {**_snapshot_response(status), **_state_response(state, _response_format(request))}
-        return respond(answer, request)
+        document = {**_snapshot_response(status), **_state_response(state, _response_format(request))}
+        return respond(document, request)
 
     async def put_snapshot(self, request: Request) -> Response:
-        """Keep a copy of a stream, as it is now, under a name."""
-        key, name, form = (
+        """Save a named snapshot of a stream's current state."""
+        key, name, request_format = (
             authorized_stream(request, self._context, "admin"),
             check_snapshot_name(request.path_params["name"]),
             format_of(request),
         )
-        after, idempotency_key = read_snapshot(await body_of(request, self._context), form), idempotency_key_of(request)
+        after, idempotency_key = (
+            read_snapshot(await body_of(request, self._context), request_format),
+            idempotency_key_of(request),
+        )
         self._context.require_precondition("snapshot", after, idempotency_key)
         position = await self._context.engine.copies.create_snapshot(
             key, name, after=after, idempotency_key=idempotency_key
         )
-        return respond({"name": name, **position_response(position)}, request, form)
+        return respond({"name": name, **position_response(position)}, request, request_format)
 
     async def delete_snapshot(self, request: Request) -> Response:
-        """Forget a snapshot."""
+        """Delete a snapshot."""
         key, name = authorized_stream(request, self._context, "admin"), check_snapshot_name(request.path_params["name"])
         idempotency_key = idempotency_key_of(request)
         self._context.require_precondition("deletion", idempotency_key)
@@ -176,8 +187,8 @@ def _response_format(request: Request) -> Format:
     return format_of_answer(request.headers.get("accept"), JSON)
 
 
-def _state_response(state: StreamState, form: Format) -> dict[str, Any]:
-    states = {name: encode_tensor(array, form) for name, array in state.states.items()}
+def _state_response(state: StreamState, request_format: Format) -> dict[str, Any]:
+    states = {name: encode_tensor(array, request_format) for name, array in state.states.items()}
     return {"states": states, "step": state.step, "fingerprint": state.fingerprint.hex()}
 
 

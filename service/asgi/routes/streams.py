@@ -1,4 +1,4 @@
-"""Routes that move and look at streams, one at a time or in columns."""
+"""Routes that step, reset, delete and list streams, one at a time or in bulk."""
 
 from __future__ import annotations
 
@@ -51,58 +51,58 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
 
 
 class StreamRoutes:
-    """The routes' functions."""
+    """The endpoints of the routes."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
 
     async def step(self, request: Request) -> Response:
-        """Move one stream by one timestep."""
+        """Apply one timestep to one stream."""
         return await self._step_one(request, chunk=False)
 
     async def steps(self, request: Request) -> Response:
-        """Move one stream by a chunk of timesteps, all or nothing."""
+        """Apply a chunk of timesteps to one stream, all or none."""
         return await self._step_one(request, chunk=True)
 
     async def bulk_step(self, request: Request) -> Response:
-        """Move many streams by one timestep each."""
+        """Apply one timestep to each of many streams."""
         return await self._step_bulk(request, chunk=False)
 
     async def bulk_steps(self, request: Request) -> Response:
-        """Move many streams by a chunk of timesteps each."""
+        """Apply a chunk of timesteps to each of many streams."""
         return await self._step_bulk(request, chunk=True)
 
     async def reset(self, request: Request) -> Response:
-        """Bring one stream back to its initial state, or to one of its snapshots."""
+        """Reset one stream to its initial state, or to one of its snapshots."""
         key = authorized_stream(request, self._context, "admin")
-        form = format_of(request)
-        after, snapshot = read_reset(await body_of(request, self._context), form)
+        request_format = format_of(request)
+        after, snapshot = read_reset(await body_of(request, self._context), request_format)
         idempotency_key = idempotency_key_of(request)
         self._context.require_precondition("reset", after, idempotency_key)
         position = await self._context.engine.reset(
             key, snapshot=snapshot, version=version_of(request), after=after, idempotency_key=idempotency_key
         )
-        return respond(position_response(position), request, form)
+        return respond(position_response(position), request, request_format)
 
     async def reset_all(self, request: Request) -> Response:
-        """Bring every stream of a model, as far as they are the caller's, back to its initial state."""
+        """Reset all streams of a model that belong to the caller's tenant."""
         caller = self._context.authenticate_and_count(request.headers.get("authorization"), "admin")
         model = model_of(request, self._context)
         self._context.require_precondition("reset", idempotency_key_of(request))
         return respond({"reset": await self._context.engine.reset_all(caller.tenant, model.name)}, request)
 
     async def delete(self, request: Request) -> Response:
-        """Forget one stream."""
+        """Delete one stream and its snapshots."""
         key = authorized_stream(request, self._context, "admin")
         self._context.require_precondition("delete", idempotency_key_of(request))
         await self._context.engine.delete(key)
         return Response(status_code=204)
 
     async def status(self, request: Request) -> Response:
-        """Say where one stream stands."""
+        """Return the position and the times of one stream."""
         key = authorized_stream(request, self._context, "read")
         status = await self._context.engine.status(key)
-        answer: dict[str, Any] = {
+        document: dict[str, Any] = {
             "stream": key.stream,
             "model": key.model,
             "version": status.version,
@@ -113,9 +113,11 @@ class StreamRoutes:
             "expires_in_s": status.expires_in_ms / 1000,
         }
         if flag_of(request.query_params, "outputs"):
-            form = format_of_answer(request.headers.get("accept"), JSON)
-            answer["outputs"] = {name: encode_tensor(array, form) for name, array in status.outputs.items()}
-        return respond(answer, request)
+            response_format = format_of_answer(request.headers.get("accept"), JSON)
+            document["outputs"] = {
+                name: encode_tensor(array, response_format) for name, array in status.outputs.items()
+            }
+        return respond(document, request)
 
     async def list_streams(self, request: Request) -> Response:
         """List a model's streams, page by page."""
@@ -126,7 +128,7 @@ class StreamRoutes:
         if prefix and not STREAM_ID.fullmatch(prefix):
             raise ServiceError(
                 "bad_request",
-                f"`prefix` is {prefix[:140]!a}; expected the beginning of a stream id, of A-Z a-z 0-9 . _ : @ -.",
+                f"`prefix` is {prefix[:140]!a}; expected the start of a stream id, of A-Z a-z 0-9 . _ : @ -.",
                 fix="Leave `prefix` out to list all.",
             )
         page = await self._context.engine.list_streams(
@@ -157,11 +159,16 @@ class StreamRoutes:
         )
 
     def _handler_options(self, request: Request) -> tuple[int | None, str | None, Format, Format]:
-        """Return version, idempotency key, the body's format and the answer's."""
+        """Return version, idempotency key, and the formats of request and response."""
         idempotency_key = idempotency_key_of(request)
-        form = format_of(request)
-        return version_of(request), idempotency_key, form, format_of_answer(request.headers.get("accept"), form)
+        request_format = format_of(request)
+        return (
+            version_of(request),
+            idempotency_key,
+            request_format,
+            format_of_answer(request.headers.get("accept"), request_format),
+        )
 
-    async def _respond(self, call: RequestHandler, request: Request) -> Response:
-        body = await run(call, await body_of(request, self._context))
-        return RawResponse(body, call.response_format.value, headers=call.extra_headers)
+    async def _respond(self, handler: RequestHandler, request: Request) -> Response:
+        body = await run(handler, await body_of(request, self._context))
+        return RawResponse(body, handler.response_format.value, headers=handler.extra_headers)

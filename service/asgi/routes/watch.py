@@ -1,4 +1,4 @@
-"""The WebSocket `/v1/watch`: predictions as they are committed, from whichever worker committed them."""
+"""The WebSocket `/v1/watch`: predictions as they are committed, whichever worker commits them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from service.requests.context import AppContext
 _MAX_SUBSCRIPTIONS = 100
 
 
-class _WatchedStreams(msgspec.Struct, forbid_unknown_fields=True):
-    """What one watcher follows: a stream, the streams whose id begins alike, or a whole model."""
+class _WatchEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """One subscription: a stream, the streams whose ids have a prefix, or all streams of a model."""
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     stream: str | None = None
@@ -31,9 +31,9 @@ class _WatchedStreams(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _WatchRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The first message."""
+    """The first message of a watcher."""
 
-    watch: Annotated[list[_WatchedStreams], msgspec.Meta(min_length=1, max_length=_MAX_SUBSCRIPTIONS)]
+    watch: Annotated[list[_WatchEntry], msgspec.Meta(min_length=1, max_length=_MAX_SUBSCRIPTIONS)]
     inputs: bool = False
 
 
@@ -48,24 +48,24 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
 
 async def _serve(socket: AcceptedWebSocket, context: AppContext) -> None:
     watcher = _read(await socket.receive(), socket, context)
-    watchers = context.engine.watch
+    hub = context.engine.watch
     work: list[asyncio.Task[None]] = []
     try:
-        await watchers.add(watcher)
+        await hub.add(watcher)
         await socket.send({"watching": len(watcher.subscriptions)})
         work = [asyncio.create_task(_send(socket, watcher)), asyncio.create_task(_wait_for_end(socket))]
         done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        watchers.remove(watcher)
+        hub.remove(watcher)
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
 
 
 def _read(message: bytes, socket: AcceptedWebSocket, context: AppContext) -> Subscriber:
-    """Return who watches what.
+    """Return the subscriber of a watcher's first message.
 
     Raises:
         ServiceError: `bad_json`, `bad_request` or `model_not_found`.
@@ -74,30 +74,30 @@ def _read(message: bytes, socket: AcceptedWebSocket, context: AppContext) -> Sub
         body = msgspec.convert(parse(message, socket.message_format), _WatchRequest)
     except msgspec.ValidationError as exc:
         raise ServiceError(
-            "bad_request", f"The message is not what to watch: {exc}.", fix='Send {"watch": [{"model": "m"}]}.'
+            "bad_request", f"The message is not a watch request: {exc}.", fix='Send {"watch": [{"model": "m"}]}.'
         ) from exc
-    wants, since = [], {}
-    for follow in body.watch:
-        want = parse_subscription(follow.model, follow.stream, follow.prefix, socket.caller, context)
-        wants.append(want)
-        if follow.since is not None:
-            if want.key is None:
+    subscriptions, since = [], {}
+    for entry in body.watch:
+        subscription = parse_subscription(entry.model, entry.stream, entry.prefix, socket.caller, context)
+        subscriptions.append(subscription)
+        if entry.since is not None:
+            if subscription.key is None:
                 raise ServiceError(
                     "bad_request",
-                    "`since` stands without `stream`; expected the last step that you have seen of one stream.",
+                    "`since` was sent without `stream`; expected the last step that you have received of one stream.",
                     fix="Name the `stream`, or leave `since` out.",
                 )
-            since[want.key] = follow.since
-    return Subscriber(wants, inputs=body.inputs, since=since)
+            since[subscription.key] = entry.since
+    return Subscriber(subscriptions, inputs=body.inputs, since=since)
 
 
 async def _send(socket: AcceptedWebSocket, watcher: Subscriber) -> None:
-    """Send news as they come; a reader that does not read loses the oldest, and after a while the socket."""
+    """Send events; a client that does not read loses the oldest events, and is disconnected after a timeout."""
     try:
         while not watcher.closed:
-            for news in await wait_for_events(watcher):
+            for event in await wait_for_events(watcher):
                 async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await socket.send(event_document(news, socket.message_format, inputs=watcher.inputs))
+                    await socket.send(event_document(event, socket.message_format, inputs=watcher.inputs))
             socket.check()
         await socket.close(DRAINING)
     except TimeoutError:
@@ -105,6 +105,6 @@ async def _send(socket: AcceptedWebSocket, watcher: Subscriber) -> None:
 
 
 async def _wait_for_end(socket: AcceptedWebSocket) -> None:
-    """Take what comes, though nothing more is expected, until the reader has gone."""
+    """Receive and discard messages until the client has disconnected."""
     while True:
         await socket.receive()

@@ -1,4 +1,4 @@
-"""What the ways to watch have in common: who follows what, and how news are written."""
+"""Code that `/v1/watch` and the server-sent events share: subscriptions, waiting for events, and their documents."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from service.requests.api_keys import Caller
 from service.requests.context import AppContext
 
 HEARTBEAT_S: Final = 10.0
-"""Seconds after which one who watches is looked after, where there are no news."""
+"""Heartbeat interval of idle watchers, in seconds."""
 
 
 def parse_subscription(
     model: str, stream: str | None, prefix: str, caller: Caller, context: AppContext
 ) -> Subscription:
-    """Return what a caller asks to follow.
+    """Return a caller's subscription to a stream, or to the streams of a model whose ids have a prefix.
 
     Raises:
-        ServiceError: `model_not_found`, or `bad_request`: no stream can be named so.
+        ServiceError: `model_not_found`, or `bad_request`: the stream id or the prefix is not valid.
     """
     name = context.engine.models.get(model).name
     if stream is not None:
@@ -33,14 +33,14 @@ def parse_subscription(
     if prefix and not STREAM_ID.fullmatch(prefix):
         raise ServiceError(
             "bad_request",
-            f"`prefix` is {prefix[:140]!a}; expected the beginning of a stream id, of A-Z a-z 0-9 . _ : @ -.",
+            f"`prefix` is {prefix[:140]!a}; expected the start of a stream id, of A-Z a-z 0-9 . _ : @ -.",
             fix="Leave `prefix` out to watch all.",
         )
     return Subscription(caller.tenant, name, None, prefix)
 
 
 async def wait_for_events(watcher: Subscriber, within_s: float = HEARTBEAT_S) -> list[CommitEvent | EventGap]:
-    """Wait for news and return them, oldest first; none after so many seconds without."""
+    """Wait for events and return them, oldest first; empty if there is none within `within_s` seconds."""
     try:
         async with asyncio.timeout(within_s):
             return await watcher.drain()
@@ -48,17 +48,19 @@ async def wait_for_events(watcher: Subscriber, within_s: float = HEARTBEAT_S) ->
         return []
 
 
-def event_document(news: CommitEvent | EventGap, form: Format, *, inputs: bool) -> dict[str, Any]:
-    """Return an event, or a gap, as what is sent."""
-    if isinstance(news, EventGap):
-        return {"gap": news.timesteps}
+def event_document(event: CommitEvent | EventGap, message_format: Format, *, inputs: bool) -> dict[str, Any]:
+    """Return the document of an event or a gap."""
+    if isinstance(event, EventGap):
+        return {"gap": event.timesteps}
     document: dict[str, Any] = {
-        "model": news.model,
-        "stream": news.stream,
-        "step": news.step,
-        "state_id": encode_state_id(news.state_id),
-        "outputs": {name: encode_tensor(packed.array(), form) for name, packed in news.outputs.items()},
+        "model": event.model,
+        "stream": event.stream,
+        "step": event.step,
+        "state_id": encode_state_id(event.state_id),
+        "outputs": {name: encode_tensor(tensor.array(), message_format) for name, tensor in event.outputs.items()},
     }
     if inputs:
-        document["inputs"] = {name: encode_tensor(packed.array(), form) for name, packed in news.inputs.items()}
+        document["inputs"] = {
+            name: encode_tensor(tensor.array(), message_format) for name, tensor in event.inputs.items()
+        }
     return document
