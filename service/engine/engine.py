@@ -446,7 +446,7 @@ class Engine:
                 timeout=self._options.request_timeout_s,
                 cache=self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state),
                 reroute=partial(self._reroute, served),
-                answered=self._count_answered,
+                on_answered=self._count_answered,
                 quota=self._quota,
             )
         return batcher

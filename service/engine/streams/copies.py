@@ -128,7 +128,9 @@ class StreamCopies:
             kept = replace(
                 record, outputs=self._sources.last_prediction(key.model, record)
             )  # of a chunk, one is enough
-            known = await self._snapshots.put(stream, name, kept.encode(), deadline=found.deadline, idempotency=remember)
+            known = await self._snapshots.put(
+                stream, name, kept.encode(), deadline=found.deadline, idempotency=remember
+            )
             done = StreamPosition(record.step, record.history_hash) if known is None else _known(known, intent)
             return Reply(done, is_replay=False)
 
