@@ -176,7 +176,8 @@ MUTANTS = (
         "a fork starts without its state",
         "service/engine/streams/sources.py",
         "return NewState(kind, record.step, fingerprint, record.state, outputs, source_digest=record.history_hash)",
-        "return NewState(kind, record.step, fingerprint, bytes(len(record.state)), outputs, source_digest=record.history_hash)",
+        "return NewState(kind, record.step, fingerprint, bytes(len(record.state)), outputs, "
+        "source_digest=record.history_hash)",
         ("tests/engine/streams/test_copies.py::test_a_reset_to_a_snapshot_rejects_steps_of_the_previous_history",),
     ),
     Mutant(
@@ -189,7 +190,7 @@ MUTANTS = (
     Mutant(
         "a fork ignores `after`",
         "service/engine/streams/copies.py",
-        "if after is not None and present.history_hash != after:",
+        "if after is not None and source.history_hash != after:",
         "if False:",
         ("tests/api/test_copies.py::test_a_fork_of_another_history_or_of_a_missing_stream_is_rejected",),
     ),

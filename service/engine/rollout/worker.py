@@ -75,7 +75,7 @@ class ActiveRollout:
         t = len(self.outputs) + 1
         named = {f"output {name}": array for name, array in outputs.items()}
         if bad := finite_rows({**named, **states})[1]:
-            raise non_finite_state(next(iter(bad.values())), at=f"timestep {t} of the rollout")
+            raise non_finite_state(next(iter(bad.values())), place=f"timestep {t} of the rollout")
         self.inputs = self.feeding.next(outputs, t, self.inputs)
         self.states = states
         self.outputs.append(outputs)
