@@ -204,8 +204,8 @@ MUTANTS = (
     Mutant(
         "two rollouts at one position have the same operation id",
         "service/engine/rollout/service.py",
-        "said = [ask.horizon,",
-        "said = [0,",
+        "request.horizon,",
+        "0,",
         ("tests/api/test_rollout.py::test_a_retried_committed_rollout_gets_its_first_answer",),
     ),
     Mutant(
