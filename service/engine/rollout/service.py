@@ -113,7 +113,7 @@ class RolloutService:
             raise ServiceError(
                 "seq_passed",
                 f"The rollout was applied by model {stored.fingerprint.hex()}, which is not loaded here any more.",
-                fix="Treat it as applied, and continue with `expected`.",
+                fix="Treat it as done, and continue from `expected`.",
                 applied="yes",
                 step=stored.step,
                 state_id=stored.history_hash,
