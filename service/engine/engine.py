@@ -1,4 +1,4 @@
-"""`Engine`: the one door to the streams, whichever transport a request came by."""
+"""`Engine`: all operations on streams, used by every transport."""
 
 from __future__ import annotations
 
@@ -50,21 +50,23 @@ _READY_PING_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How the engine works; the defaults are the settings'.
+    """Options of the engine; the defaults are those of the settings.
 
     Attributes:
-        max_batch_size: Most rows in one run.
+        max_batch_size: Maximum number of rows in one run.
         max_wait_s: Seconds that a timestep may wait for others to join its batch.
-        queue_limit: Timesteps that may wait in all.
-        queue_bytes: Bytes of inputs that may wait or be run in all; below that, one more is taken, however long.
-        request_timeout_s: Seconds from receipt to answer.
+        queue_limit: Timesteps that may wait, over all models.
+        queue_bytes: Bytes of inputs that may wait or run, over all models. Below the limit, one more request is
+            accepted, whatever its size.
+        request_timeout_s: Seconds from receipt to response.
         run_timeout_s: Seconds that one model run may take.
-        cache_bytes: Memory for hot records.
-        tenant_rate: Timesteps a second of one tenant; None: no limit.
+        cache_bytes: Memory for recently used records.
+        tenant_rate: Timesteps per second of one tenant; None: no limit.
         tenant_max_streams: Live streams of one tenant; None: no limit.
-        snapshot_ttl_s: Seconds that a stream's snapshots live after the last use of one; None: as idle streams do.
+        snapshot_ttl_s: Time to live of a stream's snapshots after the last use of one of them, in seconds; None: that
+            of idle streams.
         max_snapshots: Snapshots that a stream may have.
-        history: How many events are kept of each stream of a model, for watchers that come back; `*`: of all others.
+        history: By model: the number of events stored per stream, for watchers that reconnect; `*`: all other models.
     """
 
     max_batch_size: int = 256
@@ -82,56 +84,56 @@ class EngineOptions:
 
 
 class Engine:
-    """Moves streams. Remembers nothing that matters: the store has the last word.
+    """Steps, resets, copies and watches streams. All durable data is in the store; the engine has only caches.
 
     Attributes:
-        shelf: The models.
-        store: Where records live.
-        resets: Puts other states in streams' places.
-        copies: Forks streams, keeps snapshots of them, hands out their states.
-        draining: Nothing new is taken.
+        models: The loaded models.
+        store: Loads and commits records.
+        watch: The watchers of this worker.
+        resets: Replaces states of streams.
+        copies: Forks streams, creates snapshots, exports states.
+        draining: Whether new requests are rejected, because this worker is about to end.
     """
 
     def __init__(
         self,
         store: StateStore,
-        shelf: ModelRegistry,
+        models: ModelRegistry,
         options: EngineOptions | None = None,
         observer: EngineObserver | None = None,
     ) -> None:
-        """Put the parts together; nothing runs yet.
+        """Build the engine; `start` starts watching. The watchdog thread starts at once.
 
         Args:
-            store: Where records live.
-            shelf: The models.
-            options: How to work.
+            store: Loads and commits records.
+            models: The loaded models.
+            options: The options; None: the defaults.
             observer: Counts the work.
         """
-        self.models = shelf
+        self.models = models
         self.store = store
         self.draining = False
         self._options = options or EngineOptions()
         self._observer = observer or EngineObserver()
-        rate, most = self._options.tenant_rate, self._options.tenant_max_streams
+        rate, max_streams = self._options.tenant_rate, self._options.tenant_max_streams
         self._rates = None if rate is None else TenantRates(rate)
-        self._quota = None if most is None else StreamQuota(most)
+        self._quota = None if max_streams is None else StreamQuota(max_streams)
         self._batchers: dict[ServedModel, Batcher] = {}
         self._cache_memory = CacheMemory(self._options.cache_bytes)
         self._interests = InterestTable(self._options.history)
         self.watch = WatchHub(self._interests, store, StorePubSub(store.transport))
         self._open = 0
         self._open_bytes = 0
-        self._most_bytes = self._options.queue_bytes
-        self._fast_accept_limit = (
-            self._options.queue_limit
-        )  # with fewer open timesteps there surely is room for one more
+        self._max_bytes = self._options.queue_bytes
+        # With fewer open timesteps, one more is accepted without a closer check.
+        self._fast_accept_limit = self._options.queue_limit
         self._drained = asyncio.Event()
         snapshots = SnapshotStore(store, ttl_s=self._options.snapshot_ttl_s, max_snapshots=self._options.max_snapshots)
-        origins = StateSources(store, shelf, snapshots)
-        ways = StreamOpDeps(store, shelf, self._start_request, self._quota, self._forget)
-        self.resets = Resets(ways, origins)
-        self.copies = StreamCopies(ways, snapshots, origins)
-        self._rollouts = RolloutService(ways, self._observer, self._interests, most_rows=self._options.max_batch_size)
+        sources = StateSources(store, models, snapshots)
+        deps = StreamOpDeps(store, models, self._start_request, self._quota, self._drop_cached)
+        self.resets = Resets(deps, sources)
+        self.copies = StreamCopies(deps, snapshots, sources)
+        self._rollouts = RolloutService(deps, self._observer, self._interests, max_rows=self._options.max_batch_size)
         self._watchdog = Watchdog(
             self._options.run_timeout_s,
             lambda: [served.step_model for served in (*self._batchers, *self._rollouts.models)],
@@ -139,27 +141,27 @@ class Engine:
         )
 
     async def start(self) -> None:
-        """Begin to serve watchers, also those of other workers."""
+        """Start publishing events to watchers, also to those of other workers."""
         await self.watch.start()
 
     # ---------------------------------------------------------------- stepping
 
     def submit(self, timestep: Timestep, done: ReplyCallback, served: ServedModel | None = None) -> None:
-        """Move a stream, and hand the answer to `done`, exactly once, on the event loop.
+        """Step a stream; `done` is called with the result, exactly once, on the event loop.
 
-        A refusal may come before this returns.
+        If the request is rejected, `done` may be called before this returns.
 
         Args:
             timestep: The request.
-            done: Takes the answer.
-            served: What the shelf has for the timestep's model and version, where that is known.
+            done: Called with the prediction or the error.
+            served: The model version for the timestep's model and version; None: it is looked up.
         """
         try:
             if served is None:
                 served = self.models.get(timestep.key.model, timestep.version)
             batcher = self._batchers.get(served) or self._batcher(served)
             now = batcher.time()
-            if self.draining or self._open >= self._fast_accept_limit or self._open_bytes >= self._most_bytes:
+            if self.draining or self._open >= self._fast_accept_limit or self._open_bytes >= self._max_bytes:
                 self._check_capacity(batcher)
             if self._rates is not None:
                 self._rates.acquire(timestep.key.tenant, timestep.length, now)
@@ -180,11 +182,11 @@ class Engine:
         *,
         served: ServedModel,
     ) -> None:
-        """Advance a stream by a single timestep without an idempotency key; otherwise as `submit`."""
+        """Step a stream by a single timestep without an idempotency key; otherwise as `submit`."""
         batcher = self._batchers.get(served) or self._batcher(served)
         now = batcher.time()
         try:
-            if self.draining or self._open >= self._fast_accept_limit or self._open_bytes >= self._most_bytes:
+            if self.draining or self._open >= self._fast_accept_limit or self._open_bytes >= self._max_bytes:
                 self._check_capacity(batcher)
             if self._rates is not None:
                 self._rates.acquire(stream.key.tenant, 1, now)
@@ -195,48 +197,48 @@ class Engine:
         self._open += 1
         self._open_bytes += batcher.timestep_bytes
 
-    def submit_columnar(self, asked: BulkTimesteps, done: Callable[[BulkOutcomes], None], served: ServedModel) -> bool:
-        """Move many streams in one go, if nothing about them is unusual; otherwise as `submit`.
+    def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], served: ServedModel) -> bool:
+        """Step many streams in one batch, if nothing about the request is unusual; otherwise as `submit`.
 
         Args:
-            asked: The requests.
-            done: Takes the answers.
-            served: What the shelf has for their model and version.
+            bulk: The request.
+            done: Called with the results.
+            served: The model version for the request's model and version.
 
         Returns:
-            False: It was not begun; they are to be submitted one by one, which may refuse some of them.
+            False: It was not accepted; its timesteps have to be submitted one by one, which may reject some of them.
         """
-        batcher, rows = self._batchers.get(served) or self._batcher(served), len(asked.names)
-        nbytes = rows * asked.length * batcher.timestep_bytes
-        if self.draining or self._open + rows > self._fast_accept_limit or self._open_bytes + nbytes > self._most_bytes:
+        batcher, rows = self._batchers.get(served) or self._batcher(served), len(bulk.names)
+        nbytes = rows * bulk.length * batcher.timestep_bytes
+        if self.draining or self._open + rows > self._fast_accept_limit or self._open_bytes + nbytes > self._max_bytes:
             return False
-        if not batcher.accepts_columnar(asked):
+        if not batcher.accepts_columnar(bulk):
             return False
         now = batcher.time()
-        if self._rates is not None and not self._rates.try_acquire(asked.keys[0].tenant, asked.length * rows, now):
+        if self._rates is not None and not self._rates.try_acquire(bulk.keys[0].tenant, bulk.length * rows, now):
             return False
-        batcher.submit_columnar(asked, done, now)
+        batcher.submit_columnar(bulk, done, now)
         self._open += rows
         self._open_bytes += nbytes
         return True
 
     async def advance(self, timestep: Timestep) -> Prediction:
-        """Move a stream and return its prediction, which is committed.
+        """Step a stream and return the committed prediction.
 
-        The step goes on when the caller is cancelled: it is applied or not, never half.
+        The step continues if the caller is cancelled: it is applied or not, never in part.
 
         Raises:
-            ServiceError: It was refused, or its outcome is not known; see `applied`.
+            ServiceError: It was rejected, or its outcome is not known; see `applied`.
         """
-        future, done = _result_or_raise()
+        future, done = _future_and_callback()
         self.submit(timestep, done)
         return await future
 
     async def peek(self, timestep: Timestep) -> Prediction:
-        """Return what a timestep would be answered; nothing is committed.
+        """Return what a step would return; nothing is committed.
 
-        Its `step` is the one that it would reach; its `state_id` is that of the stream as it is, empty where there
-        is none, which is peeked at from the initial state. An idempotency key has no meaning here.
+        `step` is the step that the stream would reach; `state_id` is that of the stream now. A missing stream is peeked
+        from the initial state, and `state_id` is empty. An idempotency key is ignored.
 
         Raises:
             ServiceError: As for `advance`.
@@ -246,28 +248,30 @@ class Engine:
         now = asyncio.get_running_loop().time()
         if self._rates is not None:
             self._rates.acquire(timestep.key.tenant, timestep.length, now)
-        future, done = _result_or_raise()
+        future, done = _future_and_callback()
         batcher.peek(timestep, done, now)
         self._open += 1
         self._open_bytes += timestep.length * batcher.timestep_bytes
         return await future
 
-    async def rollout(self, ask: RolloutRequest) -> RolloutResult:
-        """Go on from where a stream stands by its own predictions; commit that where it is asked for.
+    async def rollout(self, request: RolloutRequest) -> RolloutResult:
+        """Run a stream by the model's own predictions, from its current state; commit the result if requested.
 
         Raises:
-            ServiceError: It was refused, or its outcome is not known; see `applied`.
+            ServiceError: It was rejected, or its outcome is not known; see `applied`.
         """
         self._check_capacity()
         if self._rates is not None:
-            self._rates.acquire(ask.key.tenant, ask.horizon * ask.samples, asyncio.get_running_loop().time())
+            self._rates.acquire(
+                request.key.tenant, request.horizon * request.samples, asyncio.get_running_loop().time()
+            )
         self._open += 1
         try:
-            return await self._rollouts.run(ask)
+            return await self._rollouts.run(request)
         finally:
             self._count_answered(1, 0)
 
-    # ---------------------------------------------------------------- resetting, forgetting
+    # ---------------------------------------------------------------- reset, delete
 
     async def reset(
         self,
@@ -278,10 +282,10 @@ class Engine:
         after: bytes | None = None,
         idempotency_key: str | None = None,
     ) -> StreamPosition:
-        """Bring a stream back to its initial state, or to one of its snapshots; see `Resets`.
+        """Set a stream back to its initial state, or to one of its snapshots; see `Resets`.
 
         Raises:
-            ServiceError: It was refused, or its outcome is not known; see `applied`.
+            ServiceError: It was rejected, or its outcome is not known; see `applied`.
         """
         if snapshot is None:
             return await self.resets.to_initial(key, version=version, after=after, idempotency_key=idempotency_key)
@@ -290,11 +294,11 @@ class Engine:
         )
 
     async def reset_all(self, tenant: str, model: str) -> int:
-        """Reset every stream of a model that the tenant has, and return how many.
+        """Reset all streams of a model that the tenant has, and return their number.
 
         Raises:
-            ServiceError: Not all could be reset; `applied` is "no" where none was, "unknown" where some may have been.
-                No reset is still going on then.
+            ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No
+                reset is still running then.
         """
         self.models.get(model)
         cursor: str | None = None
@@ -303,16 +307,16 @@ class Engine:
             try:
                 names, cursor = await self.store.page(tenant, model, "", cursor, 500, deadline=self._deadline())
             except ServiceError as exc:
-                raise _reset_in_part(len(done), [exc], is_all=False) from exc
-            fresh = [name for name in names if name not in done]
-            found = await asyncio.gather(*(self._error_of_reset(StreamKey(tenant, model, name)) for name in fresh))
-            if errors := [error for error in found if error is not None]:
-                raise _reset_in_part(len(done) + len(fresh) - len(errors), errors, is_all=cursor is None)
-            done.update(fresh)
+                raise _partial_reset_error(len(done), [exc], is_all=False) from exc
+            new_names = [name for name in names if name not in done]
+            results = await asyncio.gather(*(self._try_reset(StreamKey(tenant, model, name)) for name in new_names))
+            if errors := [error for error in results if error is not None]:
+                raise _partial_reset_error(len(done) + len(new_names) - len(errors), errors, is_all=cursor is None)
+            done.update(new_names)
             if cursor is None:
                 return len(done)
 
-    async def _error_of_reset(self, key: StreamKey) -> ServiceError | None:
+    async def _try_reset(self, key: StreamKey) -> ServiceError | None:
         try:
             await self.reset(key)
         except ServiceError as exc:
@@ -320,21 +324,21 @@ class Engine:
         return None
 
     async def delete(self, key: StreamKey) -> None:
-        """Forget a stream and its snapshots; also where there is none."""
+        """Delete a stream, its snapshots and its event log, if there are any."""
         self.models.get(key.model)
         name = keys.record_key(*key)
         await self.store.delete(name, keys.snapshots_key(name), keys.event_log_key(name), deadline=self._deadline())
         if self._quota is not None:
             self._quota.needs_recount = True
-        self._forget(key)
+        self._drop_cached(key)
 
-    # ---------------------------------------------------------------- looking
+    # ---------------------------------------------------------------- status
 
     async def status(self, key: StreamKey) -> StreamStatus:
-        """Return where a stream stands.
+        """Return a stream's position, version, times and last prediction.
 
         Raises:
-            ServiceError: `stream_not_found`, `model_not_found`, `state_corrupt`, or the store's.
+            ServiceError: `stream_not_found`, `model_not_found`, `state_corrupt`, or an error of the store.
         """
         self.models.get(key.model)
         raw, ttl = await self.store.load_with_ttl(keys.record_key(*key), deadline=self._deadline())
@@ -359,36 +363,36 @@ class Engine:
         """Return one page of a model's streams with their steps."""
         self.models.get(model)
         deadline = self._deadline()
-        names, following = await self.store.page(tenant, model, prefix, cursor, limit, deadline=deadline)
+        names, next_cursor = await self.store.page(tenant, model, prefix, cursor, limit, deadline=deadline)
         records = [keys.record_key(tenant, model, name) for name in names]
         steps = await self.store.steps(records, deadline=deadline)
-        found = [(name, steps[record]) for name, record in zip(names, records, strict=True) if record in steps]
-        return StreamList(found, following)
+        streams = [(name, steps[record]) for name, record in zip(names, records, strict=True) if record in steps]
+        return StreamList(streams, next_cursor)
 
     async def readiness_problems(self) -> list[str]:
-        """Return why requests cannot be served now; empty when they can."""
-        reasons = []
+        """Return the reasons why requests cannot be served now; empty: they can."""
+        problems = []
         if self.draining:
-            reasons.append("nothing new is taken")
+            problems.append("a drain has started: no new requests are accepted")
         if not self.models.names():
-            reasons.append("no model is loaded")
+            problems.append("no model is loaded")
         try:
             await self.store.ping(timeout=_READY_PING_S)
         except ServiceError as exc:
-            reasons.append(exc.problem)
-        return reasons
+            problems.append(exc.problem)
+        return problems
 
     def queue_rows(self) -> dict[str, int]:
-        """Return the timesteps that wait, by model."""
+        """Return the number of timesteps that wait, by model."""
         rows: dict[str, int] = {}
         for served, batcher in self._batchers.items():
             rows[served.name] = rows.get(served.name, 0) + batcher.rows
         return rows
 
-    # ---------------------------------------------------------------- what a tenant may take
+    # ---------------------------------------------------------------- limits of tenants
 
     def check_rate(self, tenant: str) -> None:
-        """Count a request of a tenant that moves no stream; those that do are counted by their timesteps.
+        """Count a tenant's request that steps no stream as one timestep; other requests count by their timesteps.
 
         Raises:
             ServiceError: `rate_limited`.
@@ -397,7 +401,7 @@ class Engine:
             self._rates.acquire(tenant, 1, asyncio.get_running_loop().time())
 
     async def count_streams(self) -> None:
-        """Count every tenant's streams in the store, where that is limited and something has changed."""
+        """Count every tenant's streams in the store, if their number is limited and may have changed."""
         if self._quota is None or not self._quota.needs_recount:
             return
         self._quota.begin_count()
@@ -407,10 +411,10 @@ class Engine:
             self._quota.needs_recount = True
             raise
 
-    # ---------------------------------------------------------------- ending
+    # ---------------------------------------------------------------- drain, close
 
     async def drain(self, timeout: float) -> None:
-        """Refuse new timesteps and wait until those that were taken are answered, at most `timeout` seconds."""
+        """Reject new requests, and wait until the accepted ones have their response, at most `timeout` seconds."""
         self.draining = True
         self._drained.clear()
         if self._open:
@@ -422,7 +426,7 @@ class Engine:
         self.watch.end_all()
 
     async def close(self) -> None:
-        """Answer what is still open, and let threads and connections go; `drain` comes first."""
+        """Reply to open requests with errors, and end threads and connections; call `drain` first."""
         self.draining = True
         self._watchdog.stop()
         self._rollouts.close()
@@ -446,7 +450,7 @@ class Engine:
                 timeout=self._options.request_timeout_s,
                 cache=self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state),
                 reroute=partial(self._reroute, served),
-                answered=self._count_answered,
+                on_answered=self._count_answered,
                 quota=self._quota,
             )
         return batcher
@@ -457,67 +461,69 @@ class Engine:
         if not self._open:
             self._drained.set()
 
-    def _forget(self, key: StreamKey) -> None:
-        """Drop what is cached of a stream, under whichever version of its model."""
+    def _drop_cached(self, key: StreamKey) -> None:
+        """Drop a stream's record from the caches of all versions of its model."""
         name = keys.record_key(*key)
         for batcher in self._batchers.values():
             batcher.cache.drop(name)
 
     def _close_idle_batchers(self) -> None:
-        """Let go of replaced models that nobody uses; a stream of theirs brings its batcher back."""
+        """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one."""
         for served, batcher in list(self._batchers.items()):
             if batcher.is_idle and not self.models.is_current(served):
                 batcher.close()
                 self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
 
-    def _reroute(self, asked: ServedModel, pending: QueuedStep, fingerprint: bytes) -> bool:
-        """Hand a request to the version that began its stream, if that takes what was checked for the one asked for."""
-        served = self.models.by_fingerprint(pending.timestep.key.model, fingerprint)
-        if served is None or _tensor_signature(served) != _tensor_signature(asked):
+    def _reroute(self, requested: ServedModel, queued: QueuedStep, fingerprint: bytes) -> bool:
+        """Submit a request to the version that wrote its stream's record; False: not loaded, or it has other inputs."""
+        served = self.models.by_fingerprint(queued.timestep.key.model, fingerprint)
+        if served is None or _tensor_signature(served) != _tensor_signature(requested):
             return False
-        self._batcher(served).requeue(pending.for_other_version())
+        self._batcher(served).requeue(queued.for_other_version())
         return True
 
     def _sample_queues(self) -> None:
-        """See how fast the queues move; if one of them is too long, every timestep is looked at as it comes."""
+        """Sample how fast the queues drain. While one is long, every timestep is checked against the limits."""
         now = time.monotonic()
-        crowded = False
+        is_long = False
         for batcher in list(self._batchers.values()):
             batcher.sample_load(now)
-            crowded = crowded or 2 * batcher.rows >= batcher.admission.max_rows
-        self._fast_accept_limit = 0 if crowded else self._options.queue_limit
+            is_long = is_long or 2 * batcher.rows >= batcher.admission.max_rows
+        self._fast_accept_limit = 0 if is_long else self._options.queue_limit
 
     def _check_capacity(self, batcher: Batcher | None = None) -> None:
         if self.draining:
             raise ServiceError(
-                "draining", "This process is about to end and takes nothing new.", fix="Send it to another replica."
+                "draining",
+                "This process is about to end and accepts no new requests.",
+                fix="Send the same request to another replica.",
             )
         waiting = sum(batcher.rows for batcher in self._batchers.values())
         waiting += self._rollouts.waiting
         if waiting >= self._options.queue_limit:
             raise ServiceError(
                 "overloaded",
-                f"{waiting} timesteps and rollouts wait already; the limit is {self._options.queue_limit}.",
+                f"{waiting} timesteps and rollouts are waiting; the limit is {self._options.queue_limit}.",
                 fix="Send the same request again after a pause.",
             )
-        if self._open_bytes >= self._most_bytes:
+        if self._open_bytes >= self._max_bytes:
             raise ServiceError(
                 "overloaded",
-                f"{self._open_bytes} bytes of inputs wait or are run already; the limit is {self._most_bytes}.",
+                f"{self._open_bytes} bytes of inputs are waiting or running; the limit is {self._max_bytes}.",
                 fix="Send the same request again after a pause.",
             )
         if batcher is not None and (excess := batcher.admission.excess(batcher.rows)) is not None:
-            room, seconds = excess
+            limit, seconds = excess
             raise ServiceError(
                 "overloaded",
-                f"{batcher.rows} timesteps wait for this model already; it answers {room:.0f} in time.",
+                f"{batcher.rows} timesteps are waiting for this model; it can process {limit:.0f} in time.",
                 fix="Send the same request again after a pause.",
                 retry_after_s=seconds,
             )
 
     def _start_request(self) -> float:
-        """Return the deadline of a request that begins now, if there is room for it."""
+        """Return the deadline of a request that starts now; raises if no more requests are accepted."""
         self._check_capacity()
         return self._deadline()
 
@@ -525,8 +531,8 @@ class Engine:
         return asyncio.get_running_loop().time() + self._options.request_timeout_s
 
 
-def _result_or_raise() -> tuple[asyncio.Future[Prediction], ReplyCallback]:
-    """Return an answer to wait for, and what takes it; whoever waits may be cancelled."""
+def _future_and_callback() -> tuple[asyncio.Future[Prediction], ReplyCallback]:
+    """Return a future, and the callback that sets its result; the future may be cancelled before that."""
     future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
 
     def done(result: Prediction | ServiceError) -> None:
@@ -540,13 +546,13 @@ def _result_or_raise() -> tuple[asyncio.Future[Prediction], ReplyCallback]:
     return future, done
 
 
-def _reset_in_part(done: int, errors: Sequence[ServiceError], *, is_all: bool) -> ServiceError:
-    """Return what a reset of all streams is answered that failed.
+def _partial_reset_error(done: int, errors: Sequence[ServiceError], *, is_all: bool) -> ServiceError:
+    """Return the error for a reset of all streams that failed.
 
     Args:
-        done: Streams that were reset.
-        errors: Why others were not.
-        is_all: These are all streams that there were.
+        done: Number of streams that were reset.
+        errors: The errors of the others.
+        is_all: Whether the streams of `done` and `errors` are all streams.
     """
     outcomes = {error.applied for error in errors}
     if (outcomes == {"no"} and not done) or (outcomes == {"yes"} and is_all):
@@ -554,11 +560,11 @@ def _reset_in_part(done: int, errors: Sequence[ServiceError], *, is_all: bool) -
     return ServiceError(
         "outcome_unknown",
         f"{done} streams were reset before others failed: {errors[0].problem}",
-        fix="Send the same request again to reset the others; those that were reset are reset once more.",
+        fix="Send the same request again to reset the others; streams that were reset already are reset again.",
         applied="unknown",
     )
 
 
 def _tensor_signature(served: ServedModel) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return what a model's inputs are: two with the same take each other's timesteps."""
+    """Return the inputs of a model: versions with the same inputs accept the same timesteps."""
     return [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]

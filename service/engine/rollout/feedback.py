@@ -1,4 +1,4 @@
-"""`FeedbackInputs`: makes each next input of a rollout, from its predictions and its seed. Pure."""
+"""`FeedbackInputs`: computes each next input of a rollout from its last prediction and its seed. Pure."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from service.errors import ServiceError
 class FeedbackInputs:
     """The inputs of one rollout, timestep by timestep, for each of its samples.
 
-    They depend on the predictions, the seed, the sample's number and the timestep's alone: not on the horizon, nor on
-    what is run beside them. So what was fed can be told again from predictions that were kept.
+    They depend only on the predictions, the seed, the number of the sample and that of the timestep: not on the
+    horizon, nor on other rollouts in the same batch. So they can be recomputed from stored predictions.
     """
 
     def __init__(self, rules: Sequence[Rule], *, seed: int, samples: int, horizon: int) -> None:
-        """Prepare.
+        """Draw all random numbers of the rollout.
 
         Args:
-            rules: How inputs are made; an input without a rule stays as it is.
-            seed: From 0 to below 2**64.
-            samples: Rows.
-            horizon: Timesteps.
+            rules: How inputs are computed; an input without a rule is constant.
+            seed: From 0 to 2**64 - 1.
+            samples: Number of rows.
+            horizon: Number of timesteps.
         """
         self._rules = rules
-        self._numbers = [_numbers(rule, at, seed, samples, horizon + 1) for at, rule in enumerate(rules)]
+        self._numbers = [_uniform_numbers(rule, i, seed, samples, horizon + 1) for i, rule in enumerate(rules)]
 
-    def next(self, outputs: Mapping[str, Array], t: int, before: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the inputs that follow on a prediction.
+    def next(self, outputs: Mapping[str, Array], t: int, previous: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the inputs of the timestep after a prediction.
 
         Args:
-            outputs: `(samples, *row)` by name.
+            outputs: The prediction, `(samples, *row)` by name.
             t: The prediction's timestep, from 1; 0: the one before the rollout.
-            before: The inputs that led to it, `(samples, *row)` by name; one without a rule is fed again.
+            previous: The inputs of timestep `t`, `(samples, *row)` by name; those without a rule are used again.
 
         Raises:
-            ServiceError: `bad_input`: nothing can be drawn from the prediction; `non_finite`: an input is not finite.
+            ServiceError: `bad_input`: no index can be drawn from the prediction; `non_finite`: an input is not finite.
         """
-        made = dict(before)
+        inputs = dict(previous)
         for rule, numbers in zip(self._rules, self._numbers, strict=True):
-            made[rule.input.name] = _transform(rule, outputs, numbers[:, t], t)
-        return made
+            inputs[rule.input.name] = _transform(rule, outputs, numbers[:, t], t)
+        return inputs
 
 
-def _numbers(rule: Rule, series: int, seed: int, samples: int, timesteps: int) -> Array:
-    """Return all uniform numbers that a rule takes, `(samples, timesteps, each)`: one to draw, two for a normal one."""
+def _uniform_numbers(rule: Rule, series: int, seed: int, samples: int, timesteps: int) -> Array:
+    """Return all uniform numbers that a rule needs, `(samples, timesteps, each)`: one per draw, two per normal one."""
     each = 2 * rule.input.row_size if rule.std is not None else int(rule.is_random)
     rows = [uniforms(seed, sample, series, timesteps * each) for sample in range(samples)]
     return np.stack(rows).reshape(samples, timesteps, each)
@@ -60,38 +60,38 @@ def _transform(rule: Rule, outputs: Mapping[str, Array], numbers: Array, t: int)
     value = outputs[rule.output.name]
     samples, row, dtype = len(value), rule.input.row_shape, np.dtype(rule.input.dtype)
     if rule.draw is not None:
-        value = _sampled(rule, value.reshape(samples, -1), numbers, t)
+        value = _draw(rule, value.reshape(samples, -1), numbers, t)
     value = value.reshape(samples, *row)
     if rule.scale is not None:
         value = value * rule.scale
     if rule.offset is not None:
         value = value + rule.offset
     if rule.std is not None:
-        spread = rule.std if isinstance(rule.std, float) else outputs[rule.std.name].reshape(samples, *row)
+        std = rule.std if isinstance(rule.std, float) else outputs[rule.std.name].reshape(samples, *row)
         first, second = numbers.reshape(samples, 2, *row).swapaxes(0, 1)
-        value = value + spread * normals(first, second)
+        value = value + std * normals(first, second)
     with np.errstate(over="ignore"):
-        made: Array = value.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(made).all():
+        result: Array = value.astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(result).all():
         raise ServiceError(
             "non_finite",
-            f"Input {rule.input.name!r}, made of the prediction of timestep {t}, is not finite in {dtype}.",
-            fix="Ask for a shorter horizon, or for another rule.",
+            f"Input {rule.input.name!r}, computed from the prediction of timestep {t}, is not finite in {dtype}.",
+            fix="Request a shorter horizon, or another rule.",
         )
-    return made
+    return result
 
 
-def _sampled(rule: Rule, weights: Array, numbers: Array, t: int) -> Array:
-    """Return the index that is drawn for each sample, or it as a vector with one 1."""
+def _draw(rule: Rule, weights: Array, numbers: Array, t: int) -> Array:
+    """Return the index drawn for each sample, `(samples,)`, or one-hot vectors, `(samples, choices)`."""
     assert rule.draw is not None
-    chance = numbers[:, 0] if rule.is_random else np.zeros(len(weights))
+    uniform = numbers[:, 0] if rule.is_random else np.zeros(len(weights))
     try:
-        index = sample_indices(weights, chance, rule.draw)
+        index = sample_indices(weights, uniform, rule.draw)
     except ValueError as exc:
         raise ServiceError(
             "bad_input",
-            f"Nothing can be drawn from output {rule.output.name!r} of timestep {t}: {exc}.",
-            fix="Say `logits: true` in the rule if they are logarithms, or use another output.",
+            f"No index can be drawn from output {rule.output.name!r} of timestep {t}: {exc}.",
+            fix="Set `logits: true` in the rule if the output has logits, or use another output.",
         ) from exc
     if rule.makes == "index":
         return index

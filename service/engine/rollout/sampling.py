@@ -1,4 +1,4 @@
-"""Chance that can be asked for again: drawing by seed, the same whatever else is drawn beside it. Pure."""
+"""Reproducible sampling: draws depend on their seed only, not on other draws. Pure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from model_export.manifest import Array
 
 
 def uniforms(seed: int, sample: int, series: int, count: int) -> Array:
-    """Return numbers from 0 to below 1, `(count,)` float64; a longer run of them begins with a shorter one.
+    """Return uniform numbers in [0, 1), `(count,)` float64; a shorter sequence is a prefix of a longer one.
 
-    They are Philox's bits, which NumPy promises not to change, not what one of its distributions makes of them.
+    They are computed from Philox's bits, which NumPy guarantees not to change. It does not guarantee that for its
+    distributions.
 
     Args:
-        seed: From 0 to below 2**64.
-        sample: Which of the samples of this seed; each has numbers of its own.
-        series: Which of the series of this sample; each has numbers of its own.
-        count: How many.
+        seed: From 0 to 2**64 - 1.
+        sample: Index of the sample; each has other numbers.
+        series: Index of the series within the sample; each has other numbers.
+        count: Number of numbers.
     """
     key, counter = np.array([seed, sample], np.uint64), np.array([0, 0, series, 0], np.uint64)
     bits = np.random.Philox(key=key, counter=counter).random_raw(count)
@@ -25,66 +26,67 @@ def uniforms(seed: int, sample: int, series: int, count: int) -> Array:
 
 
 def normals(first: Array, second: Array) -> Array:
-    """Return numbers of the standard normal distribution made of two arrays of uniform ones, by Box and Muller."""
+    """Return standard normal numbers, computed from two arrays of uniform ones by the Box-Muller transform."""
     radius = np.sqrt(-2.0 * np.log1p(-first))
     normal: Array = radius * np.cos(2.0 * np.pi * second)
     return normal
 
 
-def sample_indices(weights: Array, numbers: Array, how: Draw) -> Array:
+def sample_indices(weights: Array, numbers: Array, draw: Draw) -> Array:
     """Draw an index from each row.
 
     Args:
-        weights: Probabilities, `(rows, several)`, or their logarithms; they need not sum up to 1.
+        weights: Probabilities or logits, `(rows, choices)`; probabilities need not sum to 1.
         numbers: A uniform number for each row, `(rows,)`.
-        how: How to draw.
+        draw: Temperature, top k, top p, and whether `weights` are logits.
 
     Returns:
         `(rows,)` int64.
 
     Raises:
-        ValueError: Weights that are no probabilities: negative, or all zero.
+        ValueError: The weights are not probabilities: negative, or all zero.
     """
-    logarithms = _logarithms(weights.astype(np.float64), how)
-    if how.temperature == 0:
-        best: Array = logarithms.argmax(axis=1)
+    logits = _logits(weights.astype(np.float64), draw)
+    if draw.temperature == 0:
+        best: Array = logits.argmax(axis=1)
         return best
-    scaled = logarithms / how.temperature
-    chances = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    if how.top_k is not None or how.top_p is not None:
-        chances = _keep_top(chances, how)
-    ladder = np.cumsum(chances, axis=1)
-    below = numbers * ladder[:, -1]
-    # The first rung above the number. Rounding may leave none above it: then the last one that has any chance.
-    index = (ladder <= below[:, None]).sum(axis=1)
-    last = chances.shape[1] - 1 - (chances[:, ::-1] > 0).argmax(axis=1)
+    scaled = logits / draw.temperature
+    probabilities = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    if draw.top_k is not None or draw.top_p is not None:
+        probabilities = _keep_top(probabilities, draw)
+    cumulative = np.cumsum(probabilities, axis=1)
+    thresholds = numbers * cumulative[:, -1]
+    # The first index whose cumulative sum is above the threshold. Because of rounding there may be none; then the last
+    # index with a positive probability.
+    index = (cumulative <= thresholds[:, None]).sum(axis=1)
+    last = probabilities.shape[1] - 1 - (probabilities[:, ::-1] > 0).argmax(axis=1)
     drawn: Array = np.minimum(index, last)
     return drawn
 
 
-def _logarithms(weights: Array, how: Draw) -> Array:
-    if how.logits:
+def _logits(weights: Array, draw: Draw) -> Array:
+    if draw.logits:
         return weights
     if (weights < 0).any() or not (weights > 0).any(axis=1).all():
         raise ValueError("expected probabilities, none of them negative and one above 0")
     with np.errstate(divide="ignore"):
-        logarithms: Array = np.log(weights)
-    return logarithms
+        logits: Array = np.log(weights)
+    return logits
 
 
-def _keep_top(chances: Array, how: Draw) -> Array:
-    """Return the chances with 0 for what is not among the most probable ones; of equal ones the first count more."""
-    order = np.argsort(-chances, axis=1, kind="stable")
-    ranked = np.take_along_axis(chances, order, axis=1)
+def _keep_top(probabilities: Array, draw: Draw) -> Array:
+    """Return the probabilities, with 0 outside of top k and top p; of equal ones, lower indices are kept first."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    ranked = np.take_along_axis(probabilities, order, axis=1)
     keep = np.ones(ranked.shape, bool)
-    if how.top_k is not None:
-        keep[:, how.top_k :] = False
-    if how.top_p is not None:
+    if draw.top_k is not None:
+        keep[:, draw.top_k :] = False
+    if draw.top_p is not None:
         ranked = ranked * keep
         before = np.cumsum(ranked, axis=1) - ranked
-        keep &= before < how.top_p * ranked.sum(axis=1, keepdims=True)
+        keep &= before < draw.top_p * ranked.sum(axis=1, keepdims=True)
         keep[:, 0] = True
     chosen = np.zeros(keep.shape, bool)
     np.put_along_axis(chosen, order, keep, axis=1)
-    top: Array = chances * chosen
+    top: Array = probabilities * chosen
     return top

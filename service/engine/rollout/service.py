@@ -1,4 +1,4 @@
-"""`RolloutService`: streams that go on by their own predictions, to look ahead or to be moved there in one commit."""
+"""`RolloutService`: runs rollouts of streams, and commits those for which the request says so."""
 
 from __future__ import annotations
 
@@ -28,132 +28,149 @@ if TYPE_CHECKING:
 
 
 class RolloutService:
-    """Rolls streams out, and commits that where it is asked for: once, as a chunk of that many timesteps."""
+    """Runs rollouts of streams. With `commit`, a rollout is committed once, as a chunk of `horizon` timesteps.
+
+    Args:
+        deps: Store, models and quota.
+        observer: Counts the work.
+        interests: Decides which commits are published.
+        max_rows: Samples of one model that run in one batch; rollouts beyond that wait.
+    """
 
     def __init__(
-        self, ways: StreamOpDeps, observer: EngineObserver, audience: InterestTable, *, most_rows: int
+        self, deps: StreamOpDeps, observer: EngineObserver, interests: InterestTable, *, max_rows: int
     ) -> None:
-        """Put the parts together.
-
-        Args:
-            ways: To the store and the models.
-            observer: Counts the work.
-            audience: Says what is told of commits.
-            most_rows: Samples of one model that go on together; more wait for room.
-        """
-        self._deps = ways
+        self._deps = deps
         self._observer = observer
-        self._interests = audience
-        self._max_rows = most_rows
+        self._interests = interests
+        self._max_rows = max_rows
         self._workers: dict[ServedModel, RolloutWorker] = {}
 
     @property
     def models(self) -> list[ServedModel]:
-        """The models that were rolled out."""
+        """The model versions that have a rollout worker."""
         return list(self._workers)
 
     @property
     def waiting(self) -> int:
-        """Rollouts that wait for room."""
-        return sum(loop.waiting for loop in self._workers.values())
+        """The number of rollouts that wait for free rows."""
+        return sum(worker.waiting for worker in self._workers.values())
 
     def close(self) -> None:
-        """Let the threads go."""
-        for loop in self._workers.values():
-            loop.close()
+        """Fail the rollouts that wait or run, and end the threads."""
+        for worker in self._workers.values():
+            worker.close()
 
-    async def run(self, ask: RolloutRequest) -> RolloutResult:
-        """Roll a stream out; a missing one from the model's initial state.
+    async def run(self, request: RolloutRequest) -> RolloutResult:
+        """Run a rollout of a stream; a missing stream starts from the model's initial state.
 
         Raises:
-            ServiceError: It was refused, or its outcome is not known; see `steps_applied`.
+            ServiceError: It was rejected, or its outcome is not known; see `applied`.
         """
-        op_id, loop = _op_id(ask), asyncio.get_running_loop()
+        op_id, loop = _op_id(request), asyncio.get_running_loop()
 
-        async def roll_out(found: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:
-            record = None if (stored := checked(found.raw)) is None else decode(stored)
-            plan = RolloutPlan.of(ask, op_id, self._model_for(ask, record))
-            if found.entry is not None:
-                return Reply(self._replay(plan, check_idempotency_entry(found.entry, plan.intent)))
+        async def roll_out(loaded: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:
+            record = None if (stored := checked(loaded.raw)) is None else decode(stored)
+            plan = RolloutPlan.of(request, op_id, self._model_for(request, record))
+            if loaded.entry is not None:
+                return Reply(self._replay(plan, check_idempotency_entry(loaded.entry, plan.intent)))
             if decide(record, plan.intent) is Decision.REPLAY and record is not None:
                 return Reply(self._replay(plan, record))
-            roll = plan.start(record, time.monotonic() + found.deadline - loop.time())
-            await self._worker_for(plan.served).run(roll)
-            done = plan.result(record, roll)
-            return self._write(plan, record, roll, done) if ask.commit else Reply(done, is_replay=False)
+            rollout = plan.start(record, time.monotonic() + loaded.deadline - loop.time())
+            await self._worker_for(plan.served).run(rollout)
+            result = plan.result(record, rollout)
+            return self._write(plan, record, rollout, result) if request.commit else Reply(result, is_replay=False)
 
-        remembered = ask.idempotency_key if ask.commit else None
-        done = await commit_when_decided(self._deps, ask.key, roll_out, idempotency_key=remembered)
-        if done.replayed:
+        idempotency_key = request.idempotency_key if request.commit else None
+        result = await commit_when_decided(self._deps, request.key, roll_out, idempotency_key=idempotency_key)
+        if result.replayed:
             self._observer.replays(1)
-        elif ask.commit:
-            self._observer.steps_applied(ask.key.model, "http", ask.horizon)
-        return done
+        elif request.commit:
+            self._observer.steps_applied(request.key.model, "http", request.horizon)
+        return result
 
-    def _model_for(self, ask: RolloutRequest, record: Record | None) -> ServedModel:
-        """Return the model that goes on: the one that is named, else the stream's own."""
-        served = self._deps.models.get(ask.key.model, ask.version)
-        if ask.version is not None or record is None:
+    def _model_for(self, request: RolloutRequest, record: Record | None) -> ServedModel:
+        """Return the requested model version; if none is requested, that of the stream's record."""
+        served = self._deps.models.get(request.key.model, request.version)
+        if request.version is not None or record is None:
             return served
-        return self._deps.models.by_fingerprint(ask.key.model, record.fingerprint) or served
+        return self._deps.models.by_fingerprint(request.key.model, record.fingerprint) or served
 
     def _worker_for(self, served: ServedModel) -> RolloutWorker:
-        loop = self._workers.get(served)
-        if loop is None:
-            for other, its in list(self._workers.items()):
-                if its.idle and not self._deps.models.is_current(other):
-                    its.close()
+        worker = self._workers.get(served)
+        if worker is None:
+            for other, other_worker in list(self._workers.items()):
+                if other_worker.is_idle and not self._deps.models.is_current(other):
+                    other_worker.close()
                     del self._workers[other]
-            loop = self._workers[served] = RolloutWorker(served, most_rows=self._max_rows)
-        return loop
+            worker = self._workers[served] = RolloutWorker(served, max_rows=self._max_rows)
+        return worker
 
-    def _replay(self, plan: RolloutPlan, kept: Record | IdempotencyEntry) -> RolloutResult:
-        """Return the first answer again, read as the version that made it."""
-        served = self._deps.models.by_fingerprint(plan.request.key.model, kept.fingerprint)
+    def _replay(self, plan: RolloutPlan, stored: Record | IdempotencyEntry) -> RolloutResult:
+        """Return the stored result, decoded by the version that computed it."""
+        served = self._deps.models.by_fingerprint(plan.request.key.model, stored.fingerprint)
         if served is None:
             raise ServiceError(
                 "seq_passed",
-                f"The rollout was applied by model {kept.fingerprint.hex()}, which is not loaded here any more.",
-                fix="Treat it as done, and go on from `expected`.",
+                f"The rollout was applied by model {stored.fingerprint.hex()}, which is not loaded here any more.",
+                fix="Treat it as done, and continue from `expected`.",
                 applied="yes",
-                step=kept.step,
-                state_id=kept.history_hash,
-                expected=kept.step + 1,
+                step=stored.step,
+                state_id=stored.history_hash,
+                expected=stored.step + 1,
             )
-        return RolloutPlan.of(plan.request, plan.op_id, served).replayed_result(kept)
+        return RolloutPlan.of(plan.request, plan.op_id, served).replayed_result(stored)
 
     def _write(
-        self, plan: RolloutPlan, record: Record | None, roll: ActiveRollout, done: RolloutResult
+        self, plan: RolloutPlan, record: Record | None, rollout: ActiveRollout, result: RolloutResult
     ) -> Write[RolloutResult]:
-        """Return what is written of where a rollout came."""
+        """Return the commit of a finished rollout."""
         key, served = plan.request.key, plan.served
-        made = plan.record(record, roll, done)
-        tellings: Sequence[Notification] = ()
+        new_record = plan.record(record, rollout, result)
+        notifications: Sequence[Notification] = ()
         if self._interests.has_interest(served.name):
-            fed = Timestep(
-                key, tuple(array.tobytes() for _, array in sorted(roll.fed_inputs.items())), length=made.length
+            timestep = Timestep(
+                key, tuple(array.tobytes() for _, array in sorted(rollout.fed_inputs.items())), length=new_record.length
             )
-            tellings = self._interests.notifications_for(
-                [fed], served.inputs, done.outputs, [made.step], [made.history_hash]
+            notifications = self._interests.notifications_for(
+                [timestep], served.inputs, result.outputs, [new_record.step], [new_record.history_hash]
             )
         return Write(
-            made,
+            new_record,
             b"" if record is None else record.guard,
             IdempotencyEntry(
-                plan.op_id, made.epoch, made.step, made.history_hash, made.length, made.outputs, served.fingerprint
+                plan.op_id,
+                new_record.epoch,
+                new_record.step,
+                new_record.history_hash,
+                new_record.length,
+                new_record.outputs,
+                served.fingerprint,
             ),
-            replace(done, state_id=made.history_hash, created=record is None),
+            replace(result, state_id=new_record.history_hash, created=record is None),
             lambda stored: self._replay(plan, decode(stored)),
-            tellings,
+            notifications,
         )
 
 
-def _op_id(ask: RolloutRequest) -> bytes:
-    """Return the operation's name: the same for every retry of what is committed, else one of its own."""
-    if not ask.commit or (ask.seq is None and ask.after is None and ask.idempotency_key is None):
+def _op_id(request: RolloutRequest) -> bytes:
+    """Return the op id: the same for every retry of a committed rollout that can be retried, else a random one."""
+    if not request.commit or (request.seq is None and request.after is None and request.idempotency_key is None):
         return secrets.token_bytes(16)
-    said = [ask.horizon, ask.feedback, ask.temperature, ask.top_k, ask.top_p, ask.seed, ask.seq]
-    parts = [json.dumps(said, sort_keys=True).encode(), ask.after or b"", (ask.idempotency_key or "").encode()]
-    for name, array in sorted(ask.inputs.items()):
+    parameters = [
+        request.horizon,
+        request.feedback,
+        request.temperature,
+        request.top_k,
+        request.top_p,
+        request.seed,
+        request.seq,
+    ]
+    parts = [
+        json.dumps(parameters, sort_keys=True).encode(),
+        request.after or b"",
+        (request.idempotency_key or "").encode(),
+    ]
+    for name, array in sorted(request.inputs.items()):
         parts += (name.encode(), array.dtype.name.encode(), array.tobytes())
     return blake2b_128(b"rollout", *parts)

@@ -1,1 +1,1 @@
-"""How timesteps become batches, run, and are committed."""
+"""Stepping: queue timesteps, batch them, run the model, commit the records, reply."""

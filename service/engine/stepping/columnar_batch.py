@@ -1,7 +1,6 @@
-"""`ColumnarBatch`: a batch in columns, from the door to the answer. Does no I/O.
+"""`ColumnarBatch`: a batch as columns, from request to response. Does no I/O.
 
-As long as everything goes its usual way, nothing is made for a single one of its timesteps; looked at as a sequence of
-rows, it makes them.
+In the usual case no object is created per timestep. Only access to the batch as a sequence creates its rows.
 """
 
 from __future__ import annotations
@@ -37,32 +36,32 @@ _NO_AFTER = bytes(16)
 _Single = tuple[StreamHandle, str, int | None, bytes | None, tuple[bytes, ...], ReplyCallback, float]
 StepOutcome = Prediction | ServiceError
 BulkOutcomes = BulkPrediction | list[StepOutcome]
-"""The answers to timesteps that came together: in columns where all went its usual way, else one by one."""
+"""The results of a bulk request: as columns if all rows were applied in one commit, else one by one."""
 
 
 class ResultGatherer:
-    """Gathers the answers to timesteps that are moved one by one, until all are there."""
+    """Collects the results of timesteps that are stepped one by one, and calls back once when all are there."""
 
-    __slots__ = ("_done", "_left", "_results")
+    __slots__ = ("_done", "_n_missing", "_results")
 
-    def __init__(self, asked: Sequence[Timestep | ServiceError], done: Callable[[list[StepOutcome]], None]) -> None:
-        """Begin; where nothing is to be waited for, all is done at once.
+    def __init__(self, timesteps: Sequence[Timestep | ServiceError], done: Callable[[list[StepOutcome]], None]) -> None:
+        """Wait for the timesteps' results; if every request is an error, `done` is called at once.
 
         Args:
-            asked: The requests, or what is wrong with them.
-            done: Takes the answers, in the same order.
+            timesteps: The requests, or the errors in them.
+            done: Called with the results, in the same order.
         """
-        self._results: list[StepOutcome] = list(asked)  # type: ignore[arg-type]  # until they are there
-        self._left = sum([not isinstance(one, ServiceError) for one in asked])
+        self._results: list[StepOutcome] = list(timesteps)  # type: ignore[arg-type]  # until the results are there
+        self._n_missing = sum([not isinstance(timestep, ServiceError) for timestep in timesteps])
         self._done = done
-        if not self._left:
+        if not self._n_missing:
             done(self._results)
 
     def receive(self, i: int, result: StepOutcome) -> None:
-        """Take an answer."""
+        """Store the result of timestep `i`."""
         self._results[i] = result
-        self._left -= 1
-        if not self._left:
+        self._n_missing -= 1
+        if not self._n_missing:
             self._done(self._results)
 
 
@@ -70,13 +69,13 @@ class ColumnarBatch(Sequence[QueuedStep]):
     """Timesteps of different streams, equally long, without idempotency keys, each continuing its stream.
 
     Attributes:
-        names: Where the store has their streams.
-        op_ids: Names of the operations, 16 bytes each.
-        length: T of each.
-        keep: Which of its predictions are wanted, and kept.
-        oldest: When the first of them came, on the loop's clock.
-        doors: How many of them came which way.
-        answered: All are answered.
+        names: Keys of the streams' records.
+        op_ids: Op ids, 16 bytes each.
+        length: T of each row.
+        keep: Which of each row's predictions are returned, and stored.
+        oldest_received: When the first of them was received, on the loop's clock.
+        rows_by_transport: Number of rows by transport.
+        answered: Whether all rows have their response.
     """
 
     names: Sequence[str]
@@ -94,33 +93,33 @@ class ColumnarBatch(Sequence[QueuedStep]):
         """Return each input, `(rows, T, *row)`.
 
         Args:
-            join: Makes that of each row's bytes of each input, and T.
+            join: Builds these arrays from each row's bytes of each input, and T.
         """
 
     @abstractmethod
-    def reply(self, made: BatchOutput, version: int) -> None:
-        """Answer all: they were applied now, to streams that were there. Nothing is raised."""
+    def reply(self, output: BatchOutput, version: int) -> None:
+        """Reply to all rows: they were applied now, to streams that existed. Raises nothing."""
 
     @abstractmethod
-    def refuse(self, error: ServiceError) -> None:
-        """Answer all with the same refusal."""
+    def reject(self, error: ServiceError) -> None:
+        """Reply to all rows with the same error."""
 
     @abstractmethod
     def latencies(self, now: float) -> Sequence[float]:
-        """Return the seconds since each of them came."""
+        """Return each row's seconds since receipt."""
 
     @abstractmethod
-    def _build_row(self) -> list[QueuedStep]: ...
+    def _build_rows(self) -> list[QueuedStep]: ...
 
     @cached_property
     def _rows(self) -> list[QueuedStep]:
-        return self._build_row()
+        return self._build_rows()
 
-    def matches_expected_position(self, heads: Array) -> Array:
-        """Return for each timestep whether it applies to its record for certain: see `decide.applies_without_store`.
+    def matches_expected_position(self, headers: Array) -> Array:
+        """Return for each timestep whether it certainly applies to its record: see `decide.applies_without_store`.
 
         Args:
-            heads: The records' headers, `(rows,)` of `HEAD`; a missing stream has the header of step 0.
+            headers: The records' headers, `(rows,)` of `HEAD`; a missing stream has the header of step 0.
 
         Returns:
             `(rows,)` bool.
@@ -128,14 +127,14 @@ class ColumnarBatch(Sequence[QueuedStep]):
         seqs, afters = self._seqs, self._afters
         if None in seqs:
             steps = np.array([0 if seq is None else seq for seq in seqs], np.int64)
-            sure: Array = (heads["step"].view(np.int64) == steps - 1) | (steps == 0)
+            applies: Array = (headers["step"].view(np.int64) == steps - 1) | (steps == 0)
         else:
-            sure = heads["step"].view(np.int64) == np.array(seqs, np.int64) - 1
-        if (without := afters.count(None)) < len(afters):
-            histories = b"".join([after or _NO_AFTER for after in afters])
-            same: Array = heads["chain"] == np.frombuffer(histories, "V16")
-            sure &= same if not without else same | np.array([after is None for after in afters])
-        return sure
+            applies = headers["step"].view(np.int64) == np.array(seqs, np.int64) - 1
+        if (n_without := afters.count(None)) < len(afters):
+            state_ids = b"".join([after or _NO_AFTER for after in afters])
+            same: Array = headers["chain"] == np.frombuffer(state_ids, "V16")
+            applies &= same if not n_without else same | np.array([after is None for after in afters])
+        return applies
 
     @property
     def has_first_step(self) -> bool:
@@ -144,80 +143,81 @@ class ColumnarBatch(Sequence[QueuedStep]):
 
     @property
     def may_match_missing(self) -> bool:
-        """Whether one of these timesteps could match the header that stands for a missing stream."""
+        """Whether one of these timesteps could match the header of a missing stream."""
         return 1 in self._seqs or None in self._seqs
 
     def __len__(self) -> int:
         return len(self.op_ids)
 
     @overload
-    def __getitem__(self, at: int) -> QueuedStep: ...
+    def __getitem__(self, i: int) -> QueuedStep: ...
 
     @overload
-    def __getitem__(self, at: slice) -> Sequence[QueuedStep]: ...
+    def __getitem__(self, i: slice) -> Sequence[QueuedStep]: ...
 
-    def __getitem__(self, at: int | slice) -> QueuedStep | Sequence[QueuedStep]:
-        return self._rows[at]
+    def __getitem__(self, i: int | slice) -> QueuedStep | Sequence[QueuedStep]:
+        return self._rows[i]
 
 
 class BulkBatch(ColumnarBatch):
-    """Timesteps that one message brought."""
+    """The timesteps of one bulk request."""
 
     def __init__(
-        self, asked: BulkTimesteps, op_ids: Sequence[bytes], received: float, done: Callable[[BulkOutcomes], None]
+        self, bulk: BulkTimesteps, op_ids: Sequence[bytes], received: float, done: Callable[[BulkOutcomes], None]
     ) -> None:
-        """Begin.
+        """Build the batch from the request's columns.
 
         Args:
-            asked: The requests.
-            op_ids: Names of the operations.
-            received: When they came.
-            done: Takes the answers.
+            bulk: The request.
+            op_ids: Op ids of its rows, 16 bytes each.
+            received: When it was received, on the loop's clock.
+            done: Called with the results.
         """
-        self.names, self.op_ids = asked.names, op_ids
-        self.length, self.keep = asked.length, asked.keep
-        self.oldest_received, self.rows_by_transport = received, {asked.transport: len(op_ids)}
-        self._seqs, self._afters = asked.seqs, asked.afters
-        self._timesteps = asked
+        self.names, self.op_ids = bulk.names, op_ids
+        self.length, self.keep = bulk.length, bulk.keep
+        self.oldest_received, self.rows_by_transport = received, {bulk.transport: len(op_ids)}
+        self._seqs, self._afters = bulk.seqs, bulk.afters
+        self._bulk = bulk
         self._done = done
 
     def inputs(self, join: Callable[[Sequence[Sequence[bytes]], int], dict[str, Array]]) -> Mapping[str, Array]:
-        """Return each input as it came."""
-        return self._timesteps.inputs
+        """Return the request's arrays unchanged."""
+        return self._bulk.inputs
 
-    def reply(self, made: BatchOutput, version: int) -> None:
-        """Answer all in columns."""
+    def reply(self, output: BatchOutput, version: int) -> None:
+        """Reply with columns."""
         self.answered = True
         try:
-            self._done(BulkPrediction(made, version))
-        except Exception:  # noqa: BLE001 - the waiter's fault; what was committed stays so
-            _log.exception("Taking an answer failed")
+            self._done(BulkPrediction(output, version))
+        except Exception:  # noqa: BLE001 - a fault of the caller's callback; the commit is valid
+            model, tenant = self._bulk.keys[0].model, self._bulk.keys[0].tenant
+            _log.exception("The callback of a bulk request failed (model=%s, tenant=%s)", model, tenant)
 
-    def refuse(self, error: ServiceError) -> None:
-        """Answer all at once."""
+    def reject(self, error: ServiceError) -> None:
+        """Reply to all rows in one call."""
         self.answered = True
         self._done([error] * len(self))
 
     def latencies(self, now: float) -> Sequence[float]:
-        """Return the same of each."""
+        """Return the request's seconds since receipt, for each row."""
         return [now - self.oldest_received] * len(self)
 
-    def _build_row(self) -> list[QueuedStep]:
-        asked = self._timesteps.rows()
-        gathering = ResultGatherer(asked, self._done)
+    def _build_rows(self) -> list[QueuedStep]:
+        timesteps = self._bulk.rows()
+        gatherer = ResultGatherer(timesteps, self._done)
         shape = self.length if self.keep == "all" else (self.length, self.keep, "on")
         return [
             QueuedStep(
-                ask,
-                partial(gathering.receive, at),
+                timestep,
+                partial(gatherer.receive, i),
                 self.oldest_received,
-                ask.name,
+                timestep.name,
                 shape,
                 op_id,
-                expected_previous_step(ask),
+                expected_previous_step(timestep),
                 answered=self.answered,
             )
-            for at, (ask, op_id) in enumerate(zip(asked, self.op_ids, strict=True))
+            for i, (timestep, op_id) in enumerate(zip(timesteps, self.op_ids, strict=True))
         ]
 
 
@@ -228,45 +228,45 @@ class CoalescedBatch(ColumnarBatch):
     keep: ReturnMode = "all"
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._added: list[_Single] = []
         self.add = self._added.append
-        """Add one: stream, its record's key, `seq`, `after`, the bytes of each input, callback, time of receipt."""
+        """Add a timestep: stream, its record's key, `seq`, `after`, the bytes of each input, callback, receipt time."""
 
-    def close(self, request_names: OpIdHasher) -> None:
-        """Take no more; whatever is raised, `names` are there and `refuse` answers all."""
+    def close(self, op_id_hasher: OpIdHasher) -> None:
+        """Build the columns; nothing is added later. If it raises, `names` is set and `reject` replies to all rows."""
         columns = zip(*self._added, strict=True)
         streams, self.names, self._seqs, self._afters, self._packed, self._dones, self._received = columns
-        self.op_ids = request_names.for_rows(1, self._seqs, self._afters, self._packed)
+        self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed)
         self._streams = streams
         self.oldest_received = self._received[0]
         transports = [stream.transport for stream in streams]
         self.rows_by_transport = {transport: transports.count(transport) for transport in set(transports)}
 
     def inputs(self, join: Callable[[Sequence[Sequence[bytes]], int], dict[str, Array]]) -> Mapping[str, Array]:
-        """Return what each brought, joined."""
+        """Return the rows' bytes, joined."""
         return join(self._packed, 1)
 
-    def reply(self, made: BatchOutput, version: int) -> None:
-        """Answer each."""
+    def reply(self, output: BatchOutput, version: int) -> None:
+        """Reply to each row."""
         self.answered = True
-        for at, done in enumerate(self._dones):
+        for i, done in enumerate(self._dones):
             try:
-                done(Prediction(made, at, False, False, version))
-            except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
-                _log.exception("Taking an answer failed")
+                done(Prediction(output, i, False, False, version))
+            except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
+                key = self._streams[i].key
+                _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
 
-    def refuse(self, error: ServiceError) -> None:
-        """Answer each."""
+    def reject(self, error: ServiceError) -> None:
+        """Reply to each row with the error."""
         self.answered = True
         for done in self._dones:
             done(error)
 
     def latencies(self, now: float) -> Sequence[float]:
-        """Return it of each."""
+        """Return each row's seconds since receipt."""
         return [now - received for received in self._received]
 
-    def _build_row(self) -> list[QueuedStep]:
+    def _build_rows(self) -> list[QueuedStep]:
         return [
             QueuedStep(
                 timestep := stream.timestep(inputs, seq, after),

@@ -1,4 +1,4 @@
-"""`ColumnarPipeline`: batches processed in columns, and row by row as soon as one of their rows is unusual."""
+"""`ColumnarPipeline`: processes batches as columns, and row by row as soon as one row is unusual."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from service.types import BatchOutput
 
 
 class ColumnarPipeline(BatchPipeline):
-    """Processes a `ColumnarBatch` as a whole if every row applies for certain; any other batch row by row."""
+    """Processes a `ColumnarBatch` as a whole if every row certainly applies; any other batch row by row."""
 
-    # What is left of a block comes round again as a list. Asking whether something is one is cheap, unlike whether it
-    # is a `ColumnarBatch`.
+    # The rows that remain of a batch are attempted again as a list. `isinstance(rows, list)` is cheap, unlike a check
+    # for `ColumnarBatch`, which is an abstract class.
 
     def _oldest_received(self, rows: Sequence[QueuedStep]) -> float:
         return super()._oldest_received(rows) if isinstance(rows, list) else cast("ColumnarBatch", rows).oldest_received
@@ -35,57 +35,59 @@ class ColumnarPipeline(BatchPipeline):
             return await super()._attempt(rows, deadline)
         return await self._process_columnar(cast("ColumnarBatch", rows), deadline)
 
-    async def _process_columnar(self, block: ColumnarBatch, deadline: float) -> Sequence[QueuedStep]:
-        """Take a block whose records are all here, or read, and surely what it follows; return what is left to do."""
-        names, served = block.names, self._served
+    async def _process_columnar(self, batch: ColumnarBatch, deadline: float) -> Sequence[QueuedStep]:
+        """Process a batch if each record, cached or loaded, is at the position that its row expects.
+
+        Returns the rows that are still to be processed.
+        """
+        names, served = batch.names, self._served
         slots = self._cache.slots_for(names)
-        heads, states, refreshed = (
+        headers, states, expiry_set_at = (
             self._cache.headers(slots),
             self._cache.states(slots),
             self._cache.expiry_set_at(slots),
         )
-        sure = block.matches_expected_position(heads)
-        if block.may_match_missing:
-            sure &= slots != EMPTY_SLOT  # where nothing is cached, the header is that of a stream without a step
-        unsure: list[int] = [] if all_true(sure) else np.flatnonzero(~sure).tolist()
-        if unsure:
-            read = None if block.has_first_step else await self._load_columnar(block, unsure, deadline)
-            if read is None:
-                return list(block)
-            heads[unsure], states[unsure], refreshed[unsure] = *read, -np.inf
-            if not block.matches_expected_position(heads).all():
-                return list(block)  # it is decided row by row, on what the store has at that time
-        self._observer.cache_lookup(len(names) - len(unsure), len(unsure))
-        ran = await self._runner.run(block.inputs(self._runner.inputs), states)
-        if ran.rows is not None or self._interests.has_interest(
-            served.name
-        ):  # asked at the last moment: none may be missed
-            return await self._commit_finite_rows(list(block), heads, refreshed, ran, deadline)
-        outputs, states = select_returned(block.keep, ran.outputs), ran.states
+        applies = batch.matches_expected_position(headers)
+        if batch.may_match_missing:
+            applies &= slots != EMPTY_SLOT  # the empty slot has the header of a stream without a step
+        missed: list[int] = [] if all_true(applies) else np.flatnonzero(~applies).tolist()
+        if missed:
+            loaded = None if batch.has_first_step else await self._load_columnar(batch, missed, deadline)
+            if loaded is None:
+                return list(batch)
+            headers[missed], states[missed], expiry_set_at[missed] = *loaded, -np.inf
+            if not batch.matches_expected_position(headers).all():
+                return list(batch)  # decided row by row, with the records that the store has then
+        self._observer.cache_lookup(len(names) - len(missed), len(missed))
+        run = await self._runner.run(batch.inputs(self._runner.inputs), states)
+        # Interest is checked after the run, as late as possible, so that no event is missed.
+        if run.rows is not None or self._interests.has_interest(served.name):
+            return await self._commit_finite_rows(list(batch), headers, expiry_set_at, run, deadline)
+        outputs, states = select_returned(batch.keep, run.outputs), run.states
         packed = pack_outputs(served.manifest.answered, outputs, len(names))
         commits = ColumnarCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
-        commits.guards[:] = guards(heads)
-        chains = self._committer.advance_headers(block.op_ids, block.length, heads)
-        encode_records(commits.records, heads, packed, states)
-        began = time.perf_counter()
-        answers = await self._store.commit(commits, deadline=deadline, expiry_set_at=float(refreshed.min()))
-        self._observer.store_latency("commit", time.perf_counter() - began)
-        moved = CommittedRows(names, heads, states, refreshed, outputs, chains)
-        if answers.not_applied:
-            return self._committer.handle_results(list(block), moved, [], answers)
-        self._committer.cache_committed(moved, answers)
-        block.reply(BatchOutput(outputs, heads["step"].tolist(), chains), served.version)
-        self._replies.on_answered(len(names), len(names) * block.length * served.timestep_bytes)
-        self._observer.replied(served.name, block.latencies(self._time()))
-        for transport, rows in block.rows_by_transport.items():
-            self._observer.steps_applied(served.name, transport, rows * block.length)
+        commits.guards[:] = guards(headers)
+        history_hashes = self._committer.advance_headers(batch.op_ids, batch.length, headers)
+        encode_records(commits.records, headers, packed, states)
+        started = time.perf_counter()
+        results = await self._store.commit(commits, deadline=deadline, expiry_set_at=float(expiry_set_at.min()))
+        self._observer.store_latency("commit", time.perf_counter() - started)
+        committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes)
+        if results.not_applied:
+            return self._committer.handle_results(list(batch), committed, [], results)
+        self._committer.cache_committed(committed, results)
+        batch.reply(BatchOutput(outputs, headers["step"].tolist(), history_hashes), served.version)
+        self._replies.on_answered(len(names), len(names) * batch.length * served.timestep_bytes)
+        self._observer.replied(served.name, batch.latencies(self._time()))
+        for transport, rows in batch.rows_by_transport.items():
+            self._observer.steps_applied(served.name, transport, rows * batch.length)
         return []
 
     async def _load_columnar(
-        self, block: ColumnarBatch, places: Sequence[int], deadline: float
+        self, batch: ColumnarBatch, indices: Sequence[int], deadline: float
     ) -> tuple[Array, Array] | None:
-        """Return headers and states of some records from the store; None: one is not what one goes on from."""
-        began = time.perf_counter()
-        found = await self._store.load_with_errors([block.names[at] for at in places], deadline=deadline)
-        self._observer.store_latency("load", time.perf_counter() - began)
-        return decode_records(found, self._served.fingerprint, self._model.state_bytes)
+        """Return headers and states of some records from the store; None: a step cannot continue from one of them."""
+        started = time.perf_counter()
+        stored = await self._store.load_with_errors([batch.names[i] for i in indices], deadline=deadline)
+        self._observer.store_latency("load", time.perf_counter() - started)
+        return decode_records(stored, self._served.fingerprint, self._model.state_bytes)

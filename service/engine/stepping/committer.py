@@ -1,4 +1,4 @@
-"""`BatchCommitter`: the next record of each row of a batch, and what the commit of them means for the row."""
+"""`BatchCommitter`: builds the next record of each row of a batch, commits the records, and handles the results."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
 
 
 class CommittedRows(NamedTuple):
-    """Where the rows of a batch were brought, in columns.
+    """The new records of a batch's rows, as columns.
 
     Attributes:
-        names: Where the store has their streams.
-        heads: `(rows,)` of `HEAD`.
-        states: `(rows, bytes)` uint8.
-        refreshed: When their expiry had been set, `(rows,)` float64.
-        outputs: What is answered, `(rows, T', *row)` by name.
-        chains: Their histories, 16 bytes each.
+        names: Keys of the records.
+        headers: `(rows,)` of `HEAD`.
+        states: Packed states, `(rows, bytes)` uint8.
+        expiry_set_at: When each record's expiry was set before the commit, on the store's clock, `(rows,)` float64.
+        outputs: The returned predictions, `(rows, T', *row)` by name.
+        history_hashes: History hashes, 16 bytes each.
     """
 
     names: Sequence[str]
-    heads: Array
+    headers: Array
     states: Array
-    refreshed: Array
+    expiry_set_at: Array
     outputs: Mapping[str, Array]
-    chains: Sequence[bytes]
+    history_hashes: Sequence[bytes]
 
-    def select(self, places: Sequence[int]) -> CommittedRows:
+    def select(self, indices: Sequence[int]) -> CommittedRows:
         """Return some of the rows."""
         return CommittedRows(
-            [self.names[at] for at in places],
-            self.heads[places],
-            self.states[places],
-            self.refreshed[places],
-            {name: array[places] for name, array in self.outputs.items()},
-            [self.chains[at] for at in places],
+            [self.names[i] for i in indices],
+            self.headers[indices],
+            self.states[indices],
+            self.expiry_set_at[indices],
+            {name: array[indices] for name, array in self.outputs.items()},
+            [self.history_hashes[i] for i in indices],
         )
 
 
 class BatchCommitter:
-    """Commits what a model version computed, and returns the rows whose records had changed meanwhile."""
+    """Commits the results of a model version, and returns the rows whose records another writer has changed."""
 
     def __init__(
         self,
@@ -83,136 +83,159 @@ class BatchCommitter:
     async def commit(
         self,
         rows: Sequence[QueuedStep],
-        heads: Array,
+        headers: Array,
         outputs: Mapping[str, Array],
         states: Array,
         *,
-        refreshed: Array,
+        expiry_set_at: Array,
         deadline: float,
     ) -> list[QueuedStep]:
-        """Write the records that follow on `headers`, answer the rows that were applied, return those that were not."""
+        """Commit the next records, reply to the rows that were applied, and return those to be attempted again.
+
+        Args:
+            rows: The rows that were run.
+            headers: The headers of the records that they continue, `(rows,)` of `HEAD`; they are overwritten.
+            outputs: The model's outputs, `(rows, T, *row)` by name.
+            states: The packed states after the run, `(rows, bytes)` uint8.
+            expiry_set_at: When each record's expiry was set, on the store's clock, `(rows,)` float64.
+            deadline: On the loop's clock.
+        """
         names = [row.name for row in rows]
         outputs = select_returned(rows[0].timestep.keep, outputs)
         packed = pack_outputs(self._specs, outputs, len(rows))
-        plain = ColumnarCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
-        plain.guards[:] = guards(heads)
-        if (life := rows[0].timestep.lifecycle) in STARTS:
-            self._reset_headers(rows, heads)
-        keyed = [at for at, row in enumerate(rows) if row.timestep.idempotency_key is not None]
-        chains = self.advance_headers([row.op_id for row in rows], rows[0].timestep.length, heads, keyed)
-        encode_records(plain.records, heads, packed, states)
-        begun = [at for at, row in enumerate(rows) if row.is_loaded and row.record is None]
-        commits: Sequence[Commit] = plain
-        if begun or keyed or life in ENDS:
-            commits = changed = [*plain]
-            for at in begun:
-                changed[at] = changed[at]._replace(expect=b"")
-            if life in ENDS:
+        columnar = ColumnarCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
+        columnar.guards[:] = guards(headers)
+        if (lifecycle := rows[0].timestep.lifecycle) in STARTS:
+            self._reset_headers(rows, headers)
+        keyed = [i for i, row in enumerate(rows) if row.timestep.idempotency_key is not None]
+        history_hashes = self.advance_headers([row.op_id for row in rows], rows[0].timestep.length, headers, keyed)
+        encode_records(columnar.records, headers, packed, states)
+        created = [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]
+        commits: Sequence[Commit] = columnar
+        if created or keyed or lifecycle in ENDS:
+            commits = changed = [*columnar]
+            for i in created:
+                changed[i] = changed[i]._replace(expect=b"")
+            if lifecycle in ENDS:
                 changed[:] = [commit._replace(record=DELETE) for commit in changed]
-            for at in range(len(rows)) if life == "last" else keyed:
-                changed[at] = _with_entry(changed[at], rows[at], heads[at], packed[at].tobytes())
-        tellings: Sequence[Notification] = ()
+            for i in range(len(rows)) if lifecycle == "last" else keyed:
+                changed[i] = _with_entry(changed[i], rows[i], headers[i], packed[i].tobytes())
+        notifications: Sequence[Notification] = ()
         if self._interests.has_interest(self._served.name):
-            asked = [row.timestep for row in rows]
-            tellings = self._interests.notifications_for(
-                asked, self._served.inputs, outputs, heads["step"].tolist(), chains
+            timesteps = [row.timestep for row in rows]
+            notifications = self._interests.notifications_for(
+                timesteps, self._served.inputs, outputs, headers["step"].tolist(), history_hashes
             )
-        began = time.perf_counter()
-        answers = await self._store.commit(
-            commits, deadline=deadline, expiry_set_at=float(refreshed.min()), notifications=tellings
+        started = time.perf_counter()
+        results = await self._store.commit(
+            commits,
+            deadline=deadline,
+            expiry_set_at=float(expiry_set_at.min()),
+            notifications=notifications,
         )
-        self._observer.store_latency("commit", time.perf_counter() - began)
+        self._observer.store_latency("commit", time.perf_counter() - started)
         return self.handle_results(
-            rows, CommittedRows(names, heads, states, refreshed, outputs, chains), begun, answers
+            rows, CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes), created, results
         )
 
     def handle_results(
-        self, rows: Sequence[QueuedStep], moved: CommittedRows, begun: list[int], answers: CommitResults
+        self, rows: Sequence[QueuedStep], committed: CommittedRows, created: list[int], results: CommitResults
     ) -> list[QueuedStep]:
-        """Answer the rows that were applied, and return those that have to come round again."""
-        if others := answers.not_applied:
-            done = [at for at in range(len(rows)) if at not in others]
-            again = [
-                rows[at] for at, answer in others.items() if self._handle_conflict(rows[at], answer, moved.heads[at])
+        """Reply to the rows that were applied, and return those to be attempted again."""
+        if not_applied := results.not_applied:
+            applied = [i for i in range(len(rows)) if i not in not_applied]
+            remaining = [
+                rows[i]
+                for i, result in not_applied.items()
+                if self._handle_conflict(rows[i], result, committed.headers[i])
             ]
-            self._observer.conflicts(len(again))
-            rows, moved = [rows[at] for at in done], moved.select(done)
-            begun = [done.index(at) for at in begun if at not in others]
+            self._observer.conflicts(len(remaining))
+            rows, committed = [rows[i] for i in applied], committed.select(applied)
+            created = [applied.index(i) for i in created if i not in not_applied]
         else:
-            again = []
+            remaining = []
         if rows:
             if rows[0].timestep.lifecycle in ENDS:
-                for name in moved.names:
+                for name in committed.names:
                     self._cache.drop(name)
             else:
-                self.cache_committed(moved, answers)
+                self.cache_committed(committed, results)
             self._replies.reply_committed(
-                rows, BatchOutput(moved.outputs, moved.heads["step"].tolist(), moved.chains), begun
+                rows,
+                BatchOutput(committed.outputs, committed.headers["step"].tolist(), committed.history_hashes),
+                created,
             )
-        return again
+        return remaining
 
-    def cache_committed(self, moved: CommittedRows, answers: CommitResults) -> None:
-        """Keep what the store now holds."""
-        live = moved.refreshed if answers.expiry_set_at is None else answers.expiry_set_at
-        self._cache.put(moved.names, moved.heads, moved.states, live)
+    def cache_committed(self, committed: CommittedRows, results: CommitResults) -> None:
+        """Cache the committed records."""
+        expiry_set_at = committed.expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
+        self._cache.put(committed.names, committed.headers, committed.states, expiry_set_at)
 
-    def _reset_headers(self, rows: Sequence[QueuedStep], heads: Array) -> None:
-        """Bring headers to where a reset would bring them; the history goes on, so no late request finds it again."""
+    def _reset_headers(self, rows: Sequence[QueuedStep], headers: Array) -> None:
+        """Reset headers in place. The history continues, so that a late request matches no earlier position."""
         fingerprint = self._served.fingerprint
-        chains = extend_history(heads["chain"].tolist(), Kind.RESET, [row.op_id for row in rows], fingerprint)
-        heads["epoch"] = [secrets.randbits(64) for _ in rows]
-        heads["step"] = 0
-        heads["chain"] = np.frombuffer(b"".join(chains), "V16")
-        heads["fingerprint"] = np.frombuffer(fingerprint, "V8")
+        history_hashes = extend_history(headers["chain"].tolist(), Kind.RESET, [row.op_id for row in rows], fingerprint)
+        headers["epoch"] = [secrets.randbits(64) for _ in rows]
+        headers["step"] = 0
+        headers["chain"] = np.frombuffer(b"".join(history_hashes), "V16")
+        headers["fingerprint"] = np.frombuffer(fingerprint, "V8")
 
     def advance_headers(
-        self, op_ids: Sequence[bytes], length: int, heads: Array, keyed: Sequence[int] = ()
+        self, op_ids: Sequence[bytes], length: int, headers: Array, keyed: Sequence[int] = ()
     ) -> list[bytes]:
-        """Bring headers to where the step brings them; return their histories. Some rows have an idempotency key."""
-        chains = extend_history(heads["chain"].tolist(), Kind.STEP, op_ids, self._served.fingerprint)
-        heads["step"] += length
-        heads["length"] = length
-        heads["flags"] = Kind.STEP
-        if keyed:
-            heads["flags"][keyed] = Kind.STEP | HAD_KEY
-        heads["op_id"] = np.frombuffer(b"".join(op_ids), "V16")
-        heads["chain"] = np.frombuffer(b"".join(chains), "V16")
-        heads["updated_ms"] = int(time.time() * 1000)
-        return chains
+        """Advance headers in place by one step or chunk, and return the new history hashes.
 
-    def _handle_conflict(self, row: QueuedStep, answer: CommitResult, head: Array) -> bool:
-        """Learn from a commit that was not applied now; True when the row is to be decided again."""
+        Args:
+            op_ids: Op ids, 16 bytes each.
+            length: Timesteps of each row.
+            headers: `(rows,)` of `HEAD`.
+            keyed: Indices of the rows that have an idempotency key.
+        """
+        history_hashes = extend_history(headers["chain"].tolist(), Kind.STEP, op_ids, self._served.fingerprint)
+        headers["step"] += length
+        headers["length"] = length
+        headers["flags"] = Kind.STEP
+        if keyed:
+            headers["flags"][keyed] = Kind.STEP | HAD_KEY
+        headers["op_id"] = np.frombuffer(b"".join(op_ids), "V16")
+        headers["chain"] = np.frombuffer(b"".join(history_hashes), "V16")
+        headers["updated_ms"] = int(time.time() * 1000)
+        return history_hashes
+
+    def _handle_conflict(self, row: QueuedStep, result: CommitResult, header: Array) -> bool:
+        """Handle a commit that was not applied; True: the row has to be decided again, else it has its reply."""
         self._cache.drop(row.name)
         try:
-            if answer.outcome is Outcome.KEY_REPLAY and answer.stored is not None:
-                self._replies.replay_by_key(row, IdempotencyEntry.decode(answer.stored))
+            if result.outcome is Outcome.KEY_REPLAY and result.stored is not None:
+                self._replies.replay_by_key(row, IdempotencyEntry.decode(result.stored))
                 return False
-            if answer.outcome is Outcome.WRONG_TYPE:
+            if result.outcome is Outcome.WRONG_TYPE:
                 raise not_a_record()
-            if answer.error is not None:
-                raise answer.error
-            current = None if answer.stored is None else decode(answer.stored)
-            if answer.outcome is Outcome.DUPLICATE and current is not None:
-                if row.room is not None:
-                    row.room.end(begun=True)
+            if result.error is not None:
+                raise result.error
+            current = None if result.stored is None else decode(result.stored)
+            if result.outcome is Outcome.DUPLICATE and current is not None:
+                if row.reservation is not None:
+                    row.reservation.end(begun=True)
                 self._replies.replay(row, current)
                 return False
         except ServiceError as exc:
             self._replies.reply(row, exc)
             return False
         if row.timestep.lifecycle in ENDS:
-            row.invalidate()  # where it is gone, the stream's last words tell whether it was this request
+            row.invalidate()  # if the stream is missing, its end entry shows whether this request deleted it
             return True
-        before = int(head["step"]) - row.timestep.length
-        if before and (current is None or (current.epoch == head["epoch"] and current.step < before)):
+        before = int(header["step"]) - row.timestep.length
+        if before and (current is None or (current.epoch == header["epoch"] and current.step < before)):
             self._observer.regressions(1)
-        row.set_stored(answer.stored, current)
+        row.set_stored(result.stored, current)
         return True
 
 
-def _with_entry(commit: Commit, row: QueuedStep, head: Array, outputs: bytes) -> Commit:
-    """Return a commit that also remembers what the request's idempotency key was answered."""
-    step, epoch, chain = int(head["step"]), int(head["epoch"]), head["chain"].tobytes()
-    fingerprint = head["fingerprint"].tobytes()
-    entry = IdempotencyEntry(row.op_id, epoch, step, chain, row.timestep.length, outputs, fingerprint)
+def _with_entry(commit: Commit, row: QueuedStep, header: Array, outputs: bytes) -> Commit:
+    """Return the commit with the request's idempotency entry."""
+    step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["chain"].tobytes()
+    fingerprint = header["fingerprint"].tobytes()
+    entry = IdempotencyEntry(row.op_id, epoch, step, history_hash, row.timestep.length, outputs, fingerprint)
     return commit._replace(entry_key=row.entry_key, entry=entry.encode())

@@ -1,4 +1,4 @@
-"""`DryRunPipeline`: batches that are looked at, decided and run like all others, and commit nothing."""
+"""`DryRunPipeline`: batches that are loaded, decided and run like all others, but not committed."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from service.types import BatchOutput, Prediction
 
 
 class DryRunPipeline(BatchPipeline):
-    """Answers what steps would answer. A stream that is missing is peeked at from its initial state.
+    """Returns what steps would return. A missing stream is peeked from its initial state.
 
-    Every row reads its stream: what a worker remembers may be old, and no commit would notice.
+    Every row loads its record from the store: a cached record may be stale, and no commit would detect it.
     """
 
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
-        await self._loader.load_rows(rows, deadline, exact=True)  # no commit will notice what is no record
+        await self._loader.load_rows(rows, deadline, exact=True)  # no commit would detect a value that is not a record
         rows = [row for row in rows if self._decide_row(row)]
         if not rows:
             return []
-        blank = np.full(len(rows), EMPTY_SLOT)
-        heads, states = self._cache.headers(blank), self._cache.states(blank)
-        self._scatter_loaded(rows, heads, states)
+        empty = np.full(len(rows), EMPTY_SLOT)
+        headers, states = self._cache.headers(empty), self._cache.states(empty)
+        self._scatter_loaded(rows, headers, states)
         length, keep = rows[0].timestep.length, rows[0].timestep.keep
-        ran = await self._runner.run(self._stack_inputs(rows), states)
-        for at, error in ran.rejected.items():
-            self._replies.reply(rows[at], error)
-        good = rows if ran.rows is None else [rows[at] for at in ran.rows]
-        made = BatchOutput(
-            select_returned(keep, ran.outputs),
-            [length + (0 if row.record is None else row.record.step) for row in good],
-            [b"" if row.record is None else row.record.history_hash for row in good],
+        run = await self._runner.run(self._stack_inputs(rows), states)
+        for i, error in run.rejected.items():
+            self._replies.reply(rows[i], error)
+        finite = rows if run.rows is None else [rows[i] for i in run.rows]
+        output = BatchOutput(
+            select_returned(keep, run.outputs),
+            [length + (0 if row.record is None else row.record.step) for row in finite],
+            [b"" if row.record is None else row.record.history_hash for row in finite],
         )
-        for at, row in enumerate(good):
-            self._replies.reply(row, Prediction(made, at))
+        for i, row in enumerate(finite):
+            self._replies.reply(row, Prediction(output, i))
         return []

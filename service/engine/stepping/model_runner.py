@@ -1,4 +1,4 @@
-"""`ModelRunner`: runs batches of one model, in the event loop where that is quick and in a thread where it is not."""
+"""`ModelRunner`: runs batches of one model: fast runs on the event loop, slow ones in a thread."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
     from service.models.registry import ServedModel
 
-MAX_INLINE_S = 0.002  # longer runs go to a thread, so that health checks and other models stay prompt
+MAX_INLINE_S = 0.002  # longer runs use a thread, so that they delay neither health checks nor other models
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What became of a batch.
+    """The result of a run.
 
     Attributes:
-        outputs: One array per answered output, `(rows that ran well, T, *row)`.
-        states: The packed states after it, `(rows that ran well, bytes)` uint8.
-        rows: Those rows as indices into the batch; None: all.
-        refused: Why each of the other rows did not run well.
+        outputs: One array per returned output, `(accepted rows, T, *row)`.
+        states: The packed states after the run, `(accepted rows, bytes)` uint8.
+        rows: Indices of the accepted rows in the batch; None: all.
+        rejected: The error of each other row, by its index in the batch.
     """
 
     outputs: dict[str, Array]
@@ -42,34 +42,34 @@ class RunResult:
 
 
 class ModelRunner:
-    """Runs rows of one model; one bad row fails alone."""
+    """Runs batches of one model; a bad row fails alone."""
 
     def __init__(self, served: ServedModel, observer: EngineObserver) -> None:
-        """Begin.
+        """Start the model's thread.
 
         Args:
-            served: The model.
-            observer: Hears of each run.
+            served: The model version.
+            observer: Counts the runs.
         """
         self._served = served
         self._model = served.step_model
         self._observer = observer
         self._inputs = served.inputs
         stored = {field.store_dtype for field in self._model.fields}
-        # States of one type are looked through as one array.
+        # If all states have the same type, they are checked as one array.
         self._one_float = stored.pop() if len(stored) == 1 and next(iter(stored)).kind == "f" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{served.name}")
-        self._row_s = math.inf  # seconds that a row takes, learnt; so the first run goes to the thread
+        self._row_s = math.inf  # measured seconds per row and timestep; infinite: the first run uses the thread
 
     def close(self) -> None:
-        """Let the thread go."""
+        """End the thread."""
         self._thread.shutdown(wait=False)
 
     def inputs(self, data: Sequence[Sequence[bytes]], length: int) -> dict[str, Array]:
         """Return the inputs of a batch, `(rows, T, *row)`.
 
         Args:
-            data: Each row's bytes of each input, in the order of their names.
+            data: Each row's bytes of each input, sorted by input name.
             length: T, the timesteps of each row.
         """
         rows = len(data)
@@ -79,59 +79,61 @@ class ModelRunner:
         }
 
     async def run(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
-        """Run a batch; where onnxruntime refuses it, run its rows alone, so that only the bad ones fail.
+        """Run a batch; if onnxruntime fails on it, run each row alone, so that only the bad rows fail.
 
         Args:
-            inputs: `(rows, T, *row)` of its declared dtype by input.
+            inputs: `(rows, T, *row)` of the declared dtype, by input.
             states: Packed states, `(rows, bytes)` uint8.
 
         Raises:
-            ServiceError: `model_timeout`: the run took too long, and nothing came of it.
+            ServiceError: `model_timeout`: the run took too long and was ended.
         """
         try:
-            outputs, after = await self._run(inputs, states)
+            outputs, new_states = await self._run(inputs, states)
         except ModelTimeoutError as exc:
             raise ServiceError("model_timeout", exc.problem, fix=exc.fix) from exc
         except ModelLoadError as exc:
             if len(states) == 1:
                 return RunResult({}, states[:0], [], {0: model_rejected_input(exc)})
-            alone = [slice(at, at + 1) for at in range(len(states))]
-            return _joined([await self.run({n: a[row] for n, a in inputs.items()}, states[row]) for row in alone])
-        return self._drop_non_finite(outputs, after)
+            single_rows = [slice(i, i + 1) for i in range(len(states))]
+            return _concatenated(
+                [await self.run({n: a[row] for n, a in inputs.items()}, states[row]) for row in single_rows]
+            )
+        return self._drop_non_finite(outputs, new_states)
 
     async def _run(self, inputs: Mapping[str, Array], states: Array) -> tuple[dict[str, Array], Array]:
         rows, length = next(iter(inputs.values())).shape[:2]
-        began = time.perf_counter()
+        started = time.perf_counter()
         if self._row_s * rows * length < MAX_INLINE_S:
             result = self._execute(inputs, states, length)
-            seconds = taken = time.perf_counter() - began
+            seconds = run_s = time.perf_counter() - started
         else:
             loop = asyncio.get_running_loop()
-            result, taken = await loop.run_in_executor(self._thread, self._timed, inputs, states, length)
-            seconds = time.perf_counter() - began
-        self._record_duration(taken / (rows * length))
+            result, run_s = await loop.run_in_executor(self._thread, self._timed, inputs, states, length)
+            seconds = time.perf_counter() - started
+        self._record_duration(run_s / (rows * length))
         self._observer.batch_run(self._served.name, rows, seconds)
         return result
 
     def _record_duration(self, row_s: float) -> None:
-        """Learn how long a row takes, slowly where it was long: the machine may have been busy elsewhere."""
-        known = self._row_s
-        self._row_s = row_s if math.isinf(known) else known + (row_s - known) * (0.5 if row_s < known else 0.05)
+        """Update the average; slowly after a long run, since other work may have kept the machine busy."""
+        average = self._row_s
+        self._row_s = row_s if math.isinf(average) else average + (row_s - average) * (0.5 if row_s < average else 0.05)
 
     def _timed(
         self, inputs: Mapping[str, Array], packed: Array, length: int
     ) -> tuple[tuple[dict[str, Array], Array], float]:
-        """Run the model in a thread, and tell its processor time.
+        """Run the model in a thread, and return the result with the thread's CPU time in seconds.
 
-        By the clock on the wall a run beside a busy event loop takes as long as the loop keeps the interpreter, and
-        would never be found quick enough for the loop again.
+        The wall-clock time of a run includes the time in which a busy event loop holds the interpreter lock; by that
+        measure, no run would be short enough for the loop again.
         """
-        began = time.thread_time()
+        started = time.thread_time()
         result = self._execute(inputs, packed, length)
-        return result, time.thread_time() - began
+        return result, time.thread_time() - started
 
     def _execute(self, inputs: Mapping[str, Array], packed: Array, length: int) -> tuple[dict[str, Array], Array]:
-        """Run the model on `(rows, T, *row)` inputs; the outputs have the same leading axes. Maybe in a thread."""
+        """Run the model on `(rows, T, *row)` inputs; the outputs have the same leading axes. May run in a thread."""
         states = self._model.unpack(packed)
         if length > 1:
             outputs, states = self._model.chunk(inputs, states)
@@ -141,46 +143,53 @@ class ModelRunner:
         return outputs, self._model.pack(states, rows=len(packed))
 
     def _drop_non_finite(self, outputs: dict[str, Array], states: Array) -> RunResult:
-        """Refuse the rows in which the model made NaN or infinity; also one too big for the type in the store."""
+        """Reject the rows with NaN or infinity in an output or state, also if only the type in the store overflows."""
         if self._one_float is not None and all_finite([*outputs.values(), states.view(self._one_float)]):
             return RunResult(outputs, states)
-        good, bad = finite_rows({f"output {name}": a for name, a in outputs.items()} | self._model.unpack(states))
-        if not bad:
+        finite, not_finite = finite_rows(
+            {f"output {name}": a for name, a in outputs.items()} | self._model.unpack(states)
+        )
+        if not not_finite:
             return RunResult(outputs, states)
         return RunResult(
-            {name: array[good] for name, array in outputs.items()},
-            states[good],
-            [int(row) for row in np.flatnonzero(good)],
-            {row: non_finite_state(name) for row, name in bad.items()},
+            {name: array[finite] for name, array in outputs.items()},
+            states[finite],
+            [int(row) for row in np.flatnonzero(finite)],
+            {row: non_finite_state(name) for row, name in not_finite.items()},
         )
 
 
-def _joined(alone: Sequence[RunResult]) -> RunResult:
-    """Return rows that were run one by one as one batch."""
-    good = [row for row, ran in enumerate(alone) if not ran.rejected]
-    outputs = alone[good[0]].outputs if good else {}
+def _concatenated(single_rows: Sequence[RunResult]) -> RunResult:
+    """Return the results of rows that were run one by one as one result."""
+    finite = [row for row, result in enumerate(single_rows) if not result.rejected]
+    outputs = single_rows[finite[0]].outputs if finite else {}
     return RunResult(
-        {name: np.concatenate([alone[row].outputs[name] for row in good]) for name in outputs},
-        np.concatenate([ran.states for ran in alone]),
-        good,
-        {row: error for row, ran in enumerate(alone) for error in ran.rejected.values()},
+        {name: np.concatenate([single_rows[row].outputs[name] for row in finite]) for name in outputs},
+        np.concatenate([result.states for result in single_rows]),
+        finite,
+        {row: error for row, result in enumerate(single_rows) for error in result.rejected.values()},
     )
 
 
-def non_finite_state(name: str, *, at: str = "") -> ServiceError:
-    """Return the refusal of what a model made: NaN or infinity in an output or state, at a place for the message."""
+def non_finite_state(name: str, *, place: str = "") -> ServiceError:
+    """Return the error for NaN or infinity in an output or state.
+
+    Args:
+        name: The output or state.
+        place: Where in the request it occurred, for the message; empty: not known.
+    """
     return ServiceError(
         "non_finite_state",
-        f"The model made NaN or infinity in {name!r}{' at ' * bool(at)}{at}; nothing was applied.",
+        f"The model computed NaN or infinity in {name!r}{' at ' * bool(place)}{place}; nothing was applied.",
         fix="Leave this timestep out, or reset the stream.",
     )
 
 
 def model_rejected_input(exc: ModelLoadError) -> ServiceError:
-    """Return the refusal of values that onnxruntime fails on."""
+    """Return the error for input values on which onnxruntime fails."""
     reason = str(exc.__cause__ or exc).rsplit("Status Message:", 1)[-1].strip().splitlines()[0][:200]
     return ServiceError(
         "bad_input",
         f"The model cannot run on these values: {reason}",
-        fix="Check that every number is one that the model knows, say an index within its vocabulary.",
+        fix="Check that every value is valid for the model, for example that an index is within its vocabulary.",
     )

@@ -1,7 +1,7 @@
 """`BatchPipeline`: one batch from the queue to its replies: load the records, decide, run the model, commit, reply.
 
-Rows whose record was changed by another writer meanwhile are attempted again with the record that the store returned;
-all others are answered in one attempt.
+Rows whose record was changed by another writer are attempted again with the record that the store returned; all others
+get their response in one attempt.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 class BatchPipeline:
     """Processes batches of one model version.
 
-    The rows of a batch are of different streams, equally long, and return the same of their predictions.
+    The rows of a batch are of different streams, have the same length, and return the same of their predictions.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class BatchPipeline:
         runner: ModelRunner,
         timeout: float,
         reroute: Reroute,
-        answered: Callable[[int, int], None],
+        on_answered: Callable[[int, int], None],
         quota: StreamQuota | None = None,
     ) -> None:
-        """Build the parts that all batches share.
+        """Build the stages that all batches share.
 
         Args:
-            served: The model.
-            store: Where the records are.
-            cache: The worker's records of this model version.
+            served: The model version.
+            store: Loads and commits records.
+            cache: The worker's recently used records of this model version.
             observer: Counts the work.
-            interests: Which commits are published.
+            interests: Decides which commits are published.
             runner: Runs the model.
-            timeout: Seconds from receipt to reply.
+            timeout: Seconds from receipt to response.
             reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
-            answered: Called with how many rows were answered, and how many bytes of inputs they had.
-            quota: The streams that a tenant may have; None: no limit.
+            on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
+            quota: Limit on the streams of a tenant; None: no limit.
         """
         self._served = served
         self._model = served.step_model
@@ -82,12 +82,12 @@ class BatchPipeline:
         self._timeout = timeout
         self._quota = quota
         self._time = asyncio.get_running_loop().time
-        self._replies = Replies(served, cache, observer, reroute=reroute, answered=answered, time=self._time)
+        self._replies = Replies(served, cache, observer, reroute=reroute, on_answered=on_answered, time=self._time)
         self._loader = RecordLoader(store, cache, observer, self._replies, served.fingerprint)
         self._committer = BatchCommitter(served, store, cache, observer, interests=interests, replies=self._replies)
 
     async def process(self, batch: Sequence[QueuedStep]) -> None:
-        """Answer every timestep of a batch; raises nothing, but ends when it is cancelled."""
+        """Process a batch until every timestep has its response. Raises only `CancelledError`."""
         try:
             rows = batch
             while rows:
@@ -100,112 +100,115 @@ class BatchPipeline:
             self._replies.fail_unanswered(batch, exc)
         except asyncio.CancelledError:
             self._replies.fail_unanswered(
-                batch, OutcomeUnknownError("The service ended before the step was confirmed.")
+                batch, OutcomeUnknownError("The service ended before the commit was confirmed.")
             )
             raise
-        except Exception:  # noqa: BLE001 - one batch's fault must not end the worker; it is logged
-            _log.exception("A batch of model %s failed", self._served.name)
+        except Exception:  # noqa: BLE001 - a fault in one batch must not end the worker; it is logged
+            _log.exception("A batch failed (model=%s, rows=%d)", self._served.name, len(batch))
             self._replies.fail_unanswered(batch, failed("unknown"))
 
     def _oldest_received(self, rows: Sequence[QueuedStep]) -> float:
-        """Return when the first of the rows came."""
+        """Return when the oldest of the rows was received, on the loop's clock."""
         return min([row.received for row in rows])
 
     def _stack_inputs(self, rows: Sequence[QueuedStep]) -> dict[str, Array]:
         return self._runner.inputs([row.timestep.inputs for row in rows], rows[0].timestep.length)
 
     def _drop_expired(self, rows: Sequence[QueuedStep]) -> Sequence[QueuedStep]:
-        latest = self._time() - self._timeout
+        latest_expired = self._time() - self._timeout
         for row in rows:
-            if row.received <= latest:
+            if row.received <= latest_expired:
                 error = ServiceError(
                     "overloaded",
-                    "The request waited for its turn until its deadline; nothing was applied.",
+                    "The request waited in the queue until its deadline; nothing was applied.",
                     fix="Send the same request again after a pause.",
                 )
                 self._replies.reply(row, error)
         return [row for row in rows if not row.answered]
 
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
-        """Take rows as far as they get; return those that have to come round again."""
-        heads, states, refreshed, fresh = await self._loader.load_records(rows, deadline)
-        if fresh:
+        """Load, decide, run and commit rows; return those to be attempted again."""
+        headers, states, expiry_set_at, any_loaded = await self._loader.load_records(rows, deadline)
+        if any_loaded:
             if self._store.waits_for_replica:
                 await self._loader.confirm_replicated(rows, deadline)
-            run = [at for at, row in enumerate(rows) if not row.is_loaded or self._decide_row(row)]
-            if not run:
+            to_run = [i for i, row in enumerate(rows) if not row.is_loaded or self._decide_row(row)]
+            if not to_run:
                 return []
-            if len(run) < len(rows):
-                rows, heads, states, refreshed = [rows[at] for at in run], heads[run], states[run], refreshed[run]
-        if fresh or rows[0].timestep.lifecycle in STARTS:
-            self._scatter_loaded(rows, heads, states)
-        ran = await self._runner.run(self._stack_inputs(rows), states)
-        return await self._commit_finite_rows(rows, heads, refreshed, ran, deadline)
+            if len(to_run) < len(rows):
+                rows = [rows[i] for i in to_run]
+                headers, states, expiry_set_at = headers[to_run], states[to_run], expiry_set_at[to_run]
+        if any_loaded or rows[0].timestep.lifecycle in STARTS:
+            self._scatter_loaded(rows, headers, states)
+        run = await self._runner.run(self._stack_inputs(rows), states)
+        return await self._commit_finite_rows(rows, headers, expiry_set_at, run, deadline)
 
     async def _commit_finite_rows(
-        self, rows: Sequence[QueuedStep], heads: Array, refreshed: Array, ran: RunResult, deadline: float
+        self, rows: Sequence[QueuedStep], headers: Array, expiry_set_at: Array, run: RunResult, deadline: float
     ) -> Sequence[QueuedStep]:
-        """Refuse the rows that did not run well, commit the others; return those that have to come round again."""
-        if ran.rows is not None:
-            for at, error in ran.rejected.items():
-                self._replies.reply(rows[at], error)
-            rows, heads, refreshed = [rows[at] for at in ran.rows], heads[ran.rows], refreshed[ran.rows]
+        """Reply with errors to the rows that the runner rejected, commit the others; return those to attempt again."""
+        if run.rows is not None:
+            for i, error in run.rejected.items():
+                self._replies.reply(rows[i], error)
+            rows, headers, expiry_set_at = [rows[i] for i in run.rows], headers[run.rows], expiry_set_at[run.rows]
         if not rows:
             return []
         return await self._committer.commit(
-            rows, heads, ran.outputs, ran.states, refreshed=refreshed, deadline=deadline
+            rows, headers, run.outputs, run.states, expiry_set_at=expiry_set_at, deadline=deadline
         )
 
     def _decide_row(self, row: QueuedStep) -> bool:
-        """Decide on what the store has: True when the row is to be run; else it was answered."""
+        """Decide a row by its loaded record: True: it is to be run; False: it has its response."""
         if row.answered:
             return False
-        view = row.record
-        if view is not None and row.room is not None:
-            row.room.end(begun=False)  # somebody else has begun it since
+        record = row.record
+        if record is not None and row.reservation is not None:
+            row.reservation.end(begun=False)  # another writer has created the stream in the meantime
         try:
             if row.entry is not None:
                 self._replies.replay_by_key(row, row.entry)
-            elif decide(view, row.intent(self._served.fingerprint)) is Decision.REPLAY:
-                assert view is not None
-                self._replies.replay(row, view)
+            elif decide(record, row.intent(self._served.fingerprint)) is Decision.REPLAY:
+                assert record is not None
+                self._replies.replay(row, record)
             elif (
-                view is not None and len(view.state) != self._model.state_bytes and row.timestep.lifecycle not in STARTS
+                record is not None
+                and len(record.state) != self._model.state_bytes
+                and row.timestep.lifecycle not in STARTS
             ):
-                raise wrong_state_size(len(view.state), self._model.state_bytes)
+                raise wrong_state_size(len(record.state), self._model.state_bytes)
             else:
-                if view is None and row.timestep.lifecycle not in ENDS:
-                    self._take_room(row)
+                if record is None and row.timestep.lifecycle not in ENDS:
+                    self._reserve_stream(row)
                 return True
         except ServiceError as exc:
             if exc.code != "model_changed" or not self._try_reroute(row):
                 self._replies.reply(row, exc)
         return False
 
-    def _take_room(self, row: QueuedStep) -> None:
-        """Take room for a stream from the tenant's quota, once however often the row comes round."""
+    def _reserve_stream(self, row: QueuedStep) -> None:
+        """Reserve a stream of the tenant's quota, once per row, however often the row is attempted."""
         if self._quota is not None:
-            row.room = row.room or Reservation(self._quota, row.timestep.key.tenant)
-            row.room.take()
+            row.reservation = row.reservation or Reservation(self._quota, row.timestep.key.tenant)
+            row.reservation.take()
 
     def _try_reroute(self, row: QueuedStep) -> bool:
-        """Hand a stream that another version began to that version, unless the request names one."""
+        """Submit a row to the version that its stream's record belongs to, unless the request names a version."""
         if row.timestep.version is not None or row.record is None:
             return False
-        row.answered = self._replies.reroute(row, row.record.fingerprint)  # there, in this one's place
+        row.answered = self._replies.reroute(row, row.record.fingerprint)  # the other version's batcher replies
         return row.answered
 
-    def _scatter_loaded(self, rows: Sequence[QueuedStep], heads: Array, states: Array) -> None:
-        """Write what the store showed over the blank rows; what stays blank is a stream that begins."""
-        begins = rows[0].timestep.lifecycle in STARTS
-        seen = [at for at, row in enumerate(rows) if row.record is not None]
-        if seen:
-            heads[seen] = read_headers([rows[at].stored for at in seen])
-        if begins:
+    def _scatter_loaded(self, rows: Sequence[QueuedStep], headers: Array, states: Array) -> None:
+        """Write the loaded records into the rows of uncached streams; rows of missing streams become new streams."""
+        is_reset = rows[0].timestep.lifecycle in STARTS
+        existing = [i for i, row in enumerate(rows) if row.record is not None]
+        if existing:
+            headers[existing] = read_headers([rows[i].stored for i in existing])
+        if is_reset:
             states[:] = np.frombuffer(self._model.initial_state, np.uint8)
-        elif seen:
-            states[seen] = [np.frombuffer(rows[at].record.state, np.uint8) for at in seen]  # type: ignore[union-attr]
-        begin = [at for at, row in enumerate(rows) if row.is_loaded and row.record is None]
-        if begin:
-            heads["epoch"][begin] = [secrets.randbits(64) for _ in begin]
-            heads["created_ms"][begin] = int(time.time() * 1000)
+        elif existing:
+            states[existing] = [np.frombuffer(rows[i].record.state, np.uint8) for i in existing]  # type: ignore[union-attr]
+        created = [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]
+        if created:
+            headers["epoch"][created] = [secrets.randbits(64) for _ in created]
+            headers["created_ms"][created] = int(time.time() * 1000)

@@ -1,4 +1,4 @@
-"""`QueuedStep`: a timestep on its way through a batcher, with what was seen of its stream so far."""
+"""`QueuedStep`: a timestep in a batcher, with what was loaded of its stream so far."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from service.types import STARTS, ReplyCallback, Timestep
 
 
 class QueuedStep(Struct, eq=False, gc=False):
-    """A timestep on its way through a batcher.
+    """A timestep in a batcher.
 
     Attributes:
         timestep: The request.
-        done: Takes the answer.
-        received: When it came, on the loop's clock.
-        name: Where the store has the stream.
-        shape: What it has in common with those that it may be run with.
-        op_id: Names the operation: the same for every retry of it, 16 bytes.
-        comes_after: The step on which it surely applies, whatever else a record of the model that would run holds;
-            `NO_STEP`: there is none, or more to look at.
-        peeks: It asks for the prediction alone: nothing is to be committed.
-        fresh: `record` came from the store during this request.
-        view: With `is_loaded`, the stream's record; None: the stream is missing.
-        stored: The bytes of `record`.
-        entry: The answer that it had been given, as far as one is remembered beside the stream and was read.
-        confirmed: A replica has what was seen, where the durability asks for that.
-        answered: `done` was called, or another batcher took the request over.
-        room: Of its tenant, for the stream that it may begin; None: it begins none, or there is no limit.
+        done: Called with the result.
+        received: When it was received, on the loop's clock.
+        name: Key of the stream's record.
+        shape: Equal for timesteps that may be in one batch.
+        op_id: Identifies the operation, the same for every retry of it, 16 bytes.
+        expected_step: It certainly applies to a record of the running model at this step, whatever else the record
+            holds; `NO_STEP`: there is no such step, or other fields matter, too.
+        dry_run: Only the prediction is requested; nothing is committed.
+        is_loaded: `record` was loaded from the store during this request.
+        record: With `is_loaded`, the stream's record; None: the stream is missing.
+        stored: The bytes of `record`; empty: the stream is missing.
+        entry: The idempotency or end entry of this request, if one was loaded.
+        confirmed: A Redis replica has what was loaded, if the durability requires that.
+        answered: `done` was called, or another batcher is responsible for the request.
+        reservation: Of the tenant's quota, for the stream that it may create; None: it creates none, or there is no
+            limit.
     """
 
     timestep: Timestep
@@ -50,34 +51,42 @@ class QueuedStep(Struct, eq=False, gc=False):
     entry: IdempotencyEntry | None = None
     confirmed: bool = False
     answered: bool = False
-    room: Reservation | None = None
+    reservation: Reservation | None = None
 
     @property
     def entry_key(self) -> str | None:
-        """Where the store remembers the answer to this request beside the stream: by its key, or as last words."""
-        ask = self.timestep
-        if ask.idempotency_key is not None:
-            return keys.idempotency_key_of(self.name, ask.idempotency_key)
-        return keys.end_entry_key(self.name) if ask.lifecycle == "last" else None
+        """Key of the idempotency entry, or of the end entry if the request ends its stream; None: it has neither."""
+        timestep = self.timestep
+        if timestep.idempotency_key is not None:
+            return keys.idempotency_key_of(self.name, timestep.idempotency_key)
+        return keys.end_entry_key(self.name) if timestep.lifecycle == "last" else None
 
     def intent(self, fingerprint: bytes) -> StepIntent:
-        """Return what the decision needs of the request."""
-        ask = self.timestep
-        return StepIntent(self.op_id, ask.length, ask.seq, ask.after, ask.create, fingerprint, ask.lifecycle in STARTS)
+        """Return the request as `decide` needs it."""
+        timestep = self.timestep
+        return StepIntent(
+            self.op_id,
+            timestep.length,
+            timestep.seq,
+            timestep.after,
+            timestep.create,
+            fingerprint,
+            timestep.lifecycle in STARTS,
+        )
 
-    def set_stored(self, stored: bytes | None, view: Record | None) -> None:
-        """Take what the store has as the truth."""
-        self.is_loaded, self.record, self.stored, self.confirmed = True, view, stored or b"", False
+    def set_stored(self, stored: bytes | None, record: Record | None) -> None:
+        """Set the stream's record as the store has it; None: the stream is missing."""
+        self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
 
     def set_idempotency_entry(self, entry: IdempotencyEntry) -> None:
-        """Take what stands at `idempotency_key_of`; last words count where the stream is gone, for the request that ended it."""
+        """Set the loaded entry. An end entry counts only if the stream is missing and this request ended it."""
         if self.timestep.idempotency_key is not None or (self.record is None and entry.op_id == self.op_id):
             self.entry = entry
 
     def invalidate(self) -> None:
-        """Look at the store again before the next decision."""
+        """Discard what was loaded, so that the next attempt loads it again."""
         self.is_loaded, self.record, self.stored, self.entry, self.confirmed = False, None, b"", None, False
 
     def for_other_version(self) -> QueuedStep:
-        """Return the same request for another model version, nothing seen yet."""
+        """Return the same request for another model version, with nothing loaded."""
         return replace(self, is_loaded=False, record=None, stored=b"", entry=None, confirmed=False, answered=False)

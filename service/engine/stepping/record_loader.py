@@ -1,4 +1,4 @@
-"""`RecordLoader`: the records of a batch's streams, from the cache or from the store."""
+"""`RecordLoader`: loads the records of a batch's streams, from the cache or from the store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RecordLoader:
-    """Loads the records of one model version's rows; a row whose record cannot be read is answered with the error."""
+    """Loads the records of one model version's rows; if a record cannot be decoded, its row gets the error as reply."""
 
     def __init__(
         self, store: StateStore, cache: RecordCache, observer: EngineObserver, replies: Replies, fingerprint: bytes
@@ -37,67 +37,68 @@ class RecordLoader:
         self._fingerprint = fingerprint
 
     async def load_records(self, rows: Sequence[QueuedStep], deadline: float) -> tuple[Array, Array, Array, bool]:
-        """Return the record of every row's stream, in columns.
+        """Return the record of every row's stream, as columns.
+
+        A cached record to which its row does not certainly apply is not used: only the record in the store decides an
+        error or a replay. So a record that another worker has advanced is mostly detected here, and costs a load
+        instead of a conflict.
 
         Returns:
-            Headers, states and refreshes of the cached ones, blank ones of the others; and whether there are others,
-            which were read from the store.
-
-        A cached record that does not surely let its row apply is as good as none: only the store may refuse or
-        replay. So a record that another worker moved on is mostly noticed here, and costs a read, not a conflict.
+            Headers, states, and times at which the expiry was set, of the cached records; the empty slot's for rows
+            loaded from the store; and whether there are such rows.
         """
         misses = 0
-        comes_after = np.array([row.expected_step for row in rows], np.int64)
+        expected_steps = np.array([row.expected_step for row in rows], np.int64)
         while True:
             slots = self._cache.slots_for([row.name for row in rows])
-            fresh = [at for at, row in enumerate(rows) if row.is_loaded]
-            if fresh:
-                slots[fresh] = EMPTY_SLOT
-            heads = self._cache.headers(slots)
-            sure = heads["step"].view(np.int64) == comes_after  # unsigned ones would be compared as floats
-            sure &= slots != EMPTY_SLOT
-            unread = [] if all_true(sure) else self._rows_to_load(rows, heads, slots, ~sure)
-            if not unread:
+            loaded = [i for i, row in enumerate(rows) if row.is_loaded]
+            if loaded:
+                slots[loaded] = EMPTY_SLOT
+            headers = self._cache.headers(slots)
+            applies = headers["step"].view(np.int64) == expected_steps  # uint64 and int64 would be compared as floats
+            applies &= slots != EMPTY_SLOT
+            to_load = [] if all_true(applies) else self._rows_to_load(rows, headers, slots, ~applies)
+            if not to_load:
                 self._observer.cache_lookup(len(rows) - misses, misses)
-                # All is copied now: what is answered next may bring in a new model, which shares the cache's memory.
-                return heads, self._cache.states(slots), self._cache.expiry_set_at(slots), bool(fresh)
-            misses += len(unread)
-            await self.load_rows(unread, deadline)  # meanwhile other batches may take slots: look again
+                # Copied now: a later reply may load a new model, which takes part of the cache's memory.
+                return headers, self._cache.states(slots), self._cache.expiry_set_at(slots), bool(loaded)
+            misses += len(to_load)
+            await self.load_rows(to_load, deadline)  # other batches may change slots in the meantime: read them again
 
     @staticmethod
-    def _rows_to_load(rows: Sequence[QueuedStep], heads: Array, slots: Array, doubtful: Array) -> list[QueuedStep]:
-        """Return those of the doubtful rows that have to be read: their steps alone did not say that they apply."""
-        places = np.flatnonzero(doubtful)
-        parts = (slots[places], heads["step"][places], heads["chain"][places])
-        cached = zip(places.tolist(), *(part.tolist() for part in parts), strict=True)
+    def _rows_to_load(rows: Sequence[QueuedStep], headers: Array, slots: Array, unmatched: Array) -> list[QueuedStep]:
+        """Return the rows to load, of those for which the cached step alone does not show that they apply."""
+        indices = np.flatnonzero(unmatched)
+        parts = (slots[indices], headers["step"][indices], headers["chain"][indices])
+        cached = zip(indices.tolist(), *(part.tolist() for part in parts), strict=True)
         return [
-            rows[at]
-            for at, slot, step, chain in cached
-            if not rows[at].is_loaded and not (slot and applies_without_store(step, chain, rows[at].timestep))
+            rows[i]
+            for i, slot, step, chain in cached
+            if not rows[i].is_loaded and not (slot and applies_without_store(step, chain, rows[i].timestep))
         ]
 
     async def load_rows(self, rows: Sequence[QueuedStep], deadline: float, *, exact: bool = False) -> None:
-        """Load each row's record and the entry of its idempotency key from the store.
+        """Load each row's record and its idempotency entry or end entry from the store.
 
         Args:
-            rows: The rows; each is marked as loaded, or answered with what is wrong with its record.
+            rows: The rows; each is marked as loaded, or gets the error in its record as its reply.
             deadline: On the loop's clock.
             exact: A value that is not a record is an error, never a missing stream.
         """
         keyed = [row for row in rows if row.timestep.idempotency_key is not None or row.timestep.lifecycle == "last"]
-        began = time.perf_counter()
-        found = await self._store.load_with_errors(
+        started = time.perf_counter()
+        loaded = await self._store.load_with_errors(
             [row.name for row in rows] + [str(row.entry_key) for row in keyed], deadline=deadline, exact=exact
         )
-        self._observer.store_latency("load", time.perf_counter() - began)
-        for row, answer in zip(rows, found, strict=False):
+        self._observer.store_latency("load", time.perf_counter() - started)
+        for row, raw in zip(rows, loaded, strict=False):
             try:
-                stored = checked(answer)
+                stored = checked(raw)
                 row.set_stored(stored, None if stored is None else decode(stored))
-            except ServiceError as exc:  # a bad record stops its own stream only
+            except ServiceError as exc:  # a bad record fails its own stream only
                 row.set_stored(None, None)
                 self._replies.reply(row, exc)
-        for row, entry in zip(keyed, found[len(rows) :], strict=True):
+        for row, entry in zip(keyed, loaded[len(rows) :], strict=True):
             try:
                 if (stored := checked(entry)) is not None:
                     row.set_idempotency_entry(IdempotencyEntry.decode(stored))
@@ -105,24 +106,24 @@ class RecordLoader:
                 self._replies.reply(row, exc)
 
     async def confirm_replicated(self, rows: Sequence[QueuedStep], deadline: float) -> None:
-        """Wait until a replica has what retries are answered from: their answer promises what the first one did."""
-        while doubtful := [row for row in rows if row.is_loaded and not row.answered and self._is_replay(row)]:
-            confirmations = [
+        """Wait until a Redis replica has what replays are built from: a replay is as durable as the first response."""
+        while unconfirmed := [row for row in rows if row.is_loaded and not row.answered and self._is_replay(row)]:
+            probes = [
                 self._store.replica_probe(row.name, row.stored, None if row.entry is None else row.entry_key)
-                for row in doubtful
+                for row in unconfirmed
             ]
-            answers = await self._store.commit(confirmations, deadline=deadline)
-            for at, row in enumerate(doubtful):
+            results = await self._store.commit(probes, deadline=deadline)
+            for i, row in enumerate(unconfirmed):
                 try:
-                    answer = answers[at]
-                    row.confirmed = answer.outcome in (Outcome.DUPLICATE, Outcome.KEY_REPLAY)
-                    if not row.confirmed:  # it moved on meanwhile
-                        row.set_stored(answer.stored, None if answer.stored is None else decode(answer.stored))
+                    result = results[i]
+                    row.confirmed = result.outcome in (Outcome.DUPLICATE, Outcome.KEY_REPLAY)
+                    if not row.confirmed:  # the stream has changed in the meantime
+                        row.set_stored(result.stored, None if result.stored is None else decode(result.stored))
                 except ServiceError as exc:
                     self._replies.reply(row, exc)
 
     def _is_replay(self, row: QueuedStep) -> bool:
-        """Whether what was read, and not confirmed yet, shows that the row had been applied."""
+        """Whether what was loaded shows that the row was applied before, and is not confirmed yet."""
         if row.confirmed:
             return False
         try:

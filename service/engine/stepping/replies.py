@@ -1,4 +1,4 @@
-"""`Replies`: what the rows of a batch are answered, and the counts of it."""
+"""`Replies`: replies to the rows of a batch, and counts the replies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Replies:
 
     Attributes:
         reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
-        on_answered: Called with how many rows were answered, and how many bytes of inputs they had.
+        on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Replies:
         observer: EngineObserver,
         *,
         reroute: Reroute,
-        answered: Callable[[int, int], None],
+        on_answered: Callable[[int, int], None],
         time: Callable[[], float],
     ) -> None:
         self._served = served
@@ -49,29 +49,33 @@ class Replies:
         self._timestep_bytes = served.timestep_bytes
         self._time = time
         self.reroute = reroute
-        self.on_answered = answered
+        self.on_answered = on_answered
 
     def fail_unanswered(self, batch: Sequence[QueuedStep], error: ServiceError) -> None:
-        """Answer every row that has no answer yet with an error."""
+        """Reply with an error to every row that has no response yet."""
         for row in batch:
             if not row.answered:
                 if error.applied != "no":
                     self._cache.drop(row.name)
                 self.reply(row, error)
 
-    def reply_committed(self, rows: Sequence[QueuedStep], made: BatchOutput, begun: Sequence[int]) -> None:
-        """Answer rows whose records were committed; `begun` are the indices of those that created their streams."""
-        version, began = self._served.version, frozenset(begun)
-        for at, row in enumerate(rows):
+    def reply_committed(self, rows: Sequence[QueuedStep], output: BatchOutput, created: Sequence[int]) -> None:
+        """Reply to rows whose records were committed.
+
+        Args:
+            rows: The rows.
+            output: Their predictions.
+            created: Indices of the rows that created their streams.
+        """
+        version, created_rows = self._served.version, frozenset(created)
+        for i, row in enumerate(rows):
             row.answered = True
-            if row.room is not None:
-                row.room.end(begun=True)
+            if row.reservation is not None:
+                row.reservation.end(begun=True)
             try:
-                row.done(Prediction(made, at, False, at in began, version))
-            except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
-                _log.exception(
-                    "The callback of a step failed (model=%s, stream=%s)", self._served.name, row.timestep.key.stream
-                )
+                row.done(Prediction(output, i, False, i in created_rows, version))
+            except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
+                self._log_failed_callback(row)
         self.on_answered(len(rows), len(rows) * rows[0].timestep.length * self._timestep_bytes)
         now = self._time()
         self._observer.replied(self._served.name, [now - row.received for row in rows])
@@ -86,30 +90,30 @@ class Replies:
             )
 
     def replay_by_key(self, row: QueuedStep, entry: IdempotencyEntry) -> None:
-        """Answer a row with the first answer to its idempotency key.
+        """Reply with the stored result of the row's idempotency key.
 
         Raises:
             ServiceError: `idempotency_key_reused`.
         """
         self.replay(row, check_idempotency_entry(entry, row.intent(self._served.fingerprint)))
 
-    def replay(self, row: QueuedStep, kept: Record | IdempotencyEntry) -> None:
-        """Answer with the stored outputs, decoded by the version that computed them; nothing is computed again."""
-        of_another = kept.fingerprint != self._served.fingerprint
-        if of_another and self.reroute(row, kept.fingerprint):
+    def replay(self, row: QueuedStep, stored: Record | IdempotencyEntry) -> None:
+        """Reply with the stored outputs, decoded by the version that computed them; nothing is computed again."""
+        other_version = stored.fingerprint != self._served.fingerprint
+        if other_version and self.reroute(row, stored.fingerprint):
             row.answered = True
             return
-        packed = b"" if of_another else kept.outputs
-        prediction = replay_prediction(self._served.manifest, row.timestep, packed, kept.step, kept.history_hash)
+        outputs = b"" if other_version else stored.outputs
+        prediction = replay_prediction(self._served.manifest, row.timestep, outputs, stored.step, stored.history_hash)
         self._observer.replays(1)
         self.reply(row, replace(prediction, version=self._served.version))
 
     def reply(self, row: QueuedStep, result: Prediction | ServiceError) -> None:
-        """Answer one row, unless it is answered, and end its reservation of room for a stream."""
+        """Reply to one row, unless it has its response, and end its reservation of a stream."""
         if row.answered:
             return
-        if row.room is not None:
-            row.room.end(begun=isinstance(result, ServiceError) and result.applied != "no")
+        if row.reservation is not None:
+            row.reservation.end(begun=isinstance(result, ServiceError) and result.applied != "no")
         self._call_reply(row, result)
         self.on_answered(1, row.timestep.length * self._timestep_bytes)
         seconds = self._time() - row.received
@@ -121,18 +125,20 @@ class Replies:
         row.answered = True
         try:
             row.done(result)
-        except Exception:  # noqa: BLE001 - one waiter's fault must not fail the others; it is logged
-            _log.exception(
-                "The callback of a step failed (model=%s, stream=%s)", self._served.name, row.timestep.key.stream
-            )
+        except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
+            self._log_failed_callback(row)
 
-
-def _log_failed_callback(model: str, row: QueuedStep) -> None:
-    _log.exception("The callback of a step failed (model=%s, stream=%s)", model, row.timestep.key.stream)
+    def _log_failed_callback(self, row: QueuedStep) -> None:
+        _log.exception(
+            "The callback of a step failed (model=%s, stream=%s)", self._served.name, row.timestep.key.stream
+        )
 
 
 def failed(applied: Applied) -> ServiceError:
-    """Return what a step is answered that failed for a reason that nobody foresaw."""
+    """Return the error for a step that failed for an unexpected reason."""
     return ServiceError(
-        "internal", "The step failed for a reason of the server's own.", fix="Send it again.", applied=applied
+        "internal",
+        "The step failed because of an internal error.",
+        fix="Send the same request again.",
+        applied=applied,
     )

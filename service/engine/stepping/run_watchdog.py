@@ -15,27 +15,27 @@ _PERIOD_S = 0.1
 
 
 class Watchdog:
-    """Ends model runs that take too long, from a thread of its own, since a run may hold the event loop."""
+    """Ends model runs that take too long, from its own thread, since a run may block the event loop."""
 
     def __init__(self, limit: float, models: Callable[[], Sequence[StepModel]], on_tick: Callable[[], None]) -> None:
-        """Start watching.
+        """Start the thread.
 
         Args:
             limit: Seconds that one run may take.
-            models: Whose runs to watch.
-            on_tick: What else is to be looked at each time.
+            models: Returns the models whose runs are checked.
+            on_tick: Called after each check, every 0.1 s.
         """
         self._on_tick = on_tick
         self._limit = limit
         self._models = models
-        self._ended = threading.Event()
-        how = {"every_s": _PERIOD_S, "name": "Watching model runs"}
-        args = (self._ended, self._end_long_runs)
-        threading.Thread(target=run_until, args=args, kwargs=how, name="model-watchdog", daemon=True).start()
+        self._stopped = threading.Event()
+        options = {"every_s": _PERIOD_S, "name": "Checking model runs"}
+        args = (self._stopped, self._end_long_runs)
+        threading.Thread(target=run_until, args=args, kwargs=options, name="model-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop watching."""
-        self._ended.set()
+        """Stop the thread."""
+        self._stopped.set()
 
     def _end_long_runs(self) -> None:
         for model in self._models():

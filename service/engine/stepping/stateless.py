@@ -13,17 +13,17 @@ from service.types import BatchOutput, Prediction
 
 
 class StatelessPipeline(BatchPipeline):
-    """Answers timesteps of no stream: nothing is looked up, nothing is kept."""
+    """Runs timesteps of no stream: nothing is loaded, nothing is committed."""
 
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
-        nothing = np.empty((len(rows), self._model.state_bytes), np.uint8)
-        ran = await self._runner.run(self._stack_inputs(rows), nothing)
-        for at, error in ran.rejected.items():
-            self._replies.reply(rows[at], error)
-        good = rows if ran.rows is None else [rows[at] for at in ran.rows]
-        made = BatchOutput(ran.outputs, [0] * len(good), [NO_HISTORY] * len(good))
-        for at, row in enumerate(good):
-            self._replies.reply(row, Prediction(made, at, version=self._served.version))
-        if good:
-            self._replies.count_applied(good)
+        no_states = np.empty((len(rows), self._model.state_bytes), np.uint8)
+        run = await self._runner.run(self._stack_inputs(rows), no_states)
+        for i, error in run.rejected.items():
+            self._replies.reply(rows[i], error)
+        finite = rows if run.rows is None else [rows[i] for i in run.rows]
+        output = BatchOutput(run.outputs, [0] * len(finite), [NO_HISTORY] * len(finite))
+        for i, row in enumerate(finite):
+            self._replies.reply(row, Prediction(output, i, version=self._served.version))
+        if finite:
+            self._replies.count_applied(finite)
         return []

@@ -1,1 +1,1 @@
-"""Operations on whole streams: reset, fork, snapshots, state in and out."""
+"""Operations on whole streams: reset, fork, snapshots, import and export of states."""

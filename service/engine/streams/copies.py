@@ -1,4 +1,4 @@
-"""`StreamCopies`: streams forked, snapshots taken and forgotten, and states handed out."""
+"""`StreamCopies`: forks streams, creates and deletes snapshots, and exports states."""
 
 from __future__ import annotations
 
@@ -22,156 +22,165 @@ from service.types import SnapshotStatus, StreamKey, StreamPosition, StreamState
 
 
 class StreamCopies:
-    """Makes copies of streams. A record never changes once it is written, so reading it is all the locking there is."""
+    """Copies streams. A record is never modified after it is written, so a copy needs no lock.
 
-    def __init__(self, ways: StreamOpDeps, snapshots: SnapshotStore, origins: StateSources) -> None:
-        """Put the parts together.
+    Args:
+        deps: Store, models and quota.
+        snapshots: Stores snapshots.
+        sources: Loads streams and snapshots.
+    """
 
-        Args:
-            ways: To the store and the models.
-            snapshots: Where snapshots live.
-            origins: Finds streams and snapshots.
-        """
-        self._deps = ways
+    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, sources: StateSources) -> None:
+        self._deps = deps
         self._snapshots = snapshots
-        self._sources = origins
+        self._sources = sources
 
     # ---------------------------------------------------------------- forks
 
     async def fork(
         self,
         key: StreamKey,
-        to: StreamKey,
+        target: StreamKey,
         *,
         snapshot: str | None,
         version: int | None,
         after: bytes | None,
         idempotency_key: str | None,
     ) -> StreamPosition:
-        """Begin a stream with the state, the step and the kept prediction of another, or of one of its snapshots.
+        """Create a stream with the state, the step and the last prediction of another, or of one of its snapshots.
 
-        The other is left alone. The same fork again is answered as the first time as long as the new stream has not
-        moved; with an idempotency key for as long as that is remembered.
+        The source is not changed. A retry gets the first response as long as the new stream has not been changed; with
+        an idempotency key, as long as its entry is stored.
 
         Args:
-            key: The stream that there is.
-            to: The stream to begin, which has to be missing.
-            snapshot: The snapshot of `key` to go on from; None: where it is now.
-            version: The model version to go on with; None: the same.
-            after: The history that `key` must have.
-            idempotency_key: The client's.
+            key: The source stream.
+            target: The stream to create; it must be missing.
+            snapshot: The snapshot of `key` to copy; None: its current state.
+            version: The model version that continues the new stream; None: that of the source.
+            after: The state id that `key` must have; None: any.
+            idempotency_key: The client's, if any.
 
         Raises:
             ServiceError: `stream_not_found`, `snapshot_not_found`, `state_changed`, `stream_exists`, `model_changed`,
-                `idempotency_key_reused`, or the store's.
+                `idempotency_key_reused`, or an error of the store.
         """
-        # The idempotency key's entry lies with the new stream.
-        request = blake2b_128(b"fork", key.stream.encode(), (snapshot or "").encode(), after or b"", _number(version))
+        # The idempotency entry is stored with the new stream.
+        request = blake2b_128(
+            b"fork", key.stream.encode(), (snapshot or "").encode(), after or b"", _version_bytes(version)
+        )
 
-        async def fork(found: Loaded) -> Reply[StreamPosition] | Write[StreamPosition]:
-            if found.entry is not None:
-                return Reply(replay_position(found.entry, StepIntent(request, 0, None, after, "auto", None)))
-            present, existing = _decoded(found.others[0]), _decoded(found.raw)
-            if present is None:
+        async def fork(loaded: Loaded) -> Reply[StreamPosition] | Write[StreamPosition]:
+            if loaded.entry is not None:
+                return Reply(replay_position(loaded.entry, StepIntent(request, 0, None, after, "auto", None)))
+            source, existing = _decoded(loaded.others[0]), _decoded(loaded.raw)
+            if source is None:
                 raise no_stream(key)
-            record = present
+            record = source
             if snapshot is not None:
-                record = (await self._sources.from_snapshot(key, snapshot, deadline=found.deadline)).record
-            # A retry names the history that it was about, wherever the stream is by now.
-            about = after if after is not None and snapshot is None else record.history_hash
-            op_id = blake2b_128(b"fork", about, to.stream.encode(), _number(version), (idempotency_key or "").encode())
+                record = (await self._sources.from_snapshot(key, snapshot, deadline=loaded.deadline)).record
+            # A retry with `after` has the same op id, even if the source has been changed since.
+            base_hash = after if after is not None and snapshot is None else record.history_hash
+            op_id = blake2b_128(
+                b"fork", base_hash, target.stream.encode(), _version_bytes(version), (idempotency_key or "").encode()
+            )
             if existing is not None and existing.op_id == op_id:
                 return Reply(StreamPosition(existing.step, existing.history_hash, replayed=True))
-            if after is not None and present.history_hash != after:
-                raise state_changed(present.step, present.history_hash)
+            if after is not None and source.history_hash != after:
+                raise state_changed(source.step, source.history_hash)
             if existing is not None:
                 why, fix = "`to` has to name a new one", "Name another stream, or delete that one first."
                 raise stream_exists(existing.step, existing.history_hash, why, fix=fix)
             content = self._sources.new_state_from(Kind.FORK, key.model, record, version)
-            made = content.record(op_id, record.history_hash, had_key=idempotency_key is not None)
-            entry = IdempotencyEntry(request, made.epoch, made.step, made.history_hash, 0, b"")
-            done = StreamPosition(made.step, made.history_hash)
-            return Write(made, b"", entry, done, lambda _stored: done)
+            new_record = content.record(op_id, record.history_hash, had_key=idempotency_key is not None)
+            entry = IdempotencyEntry(request, new_record.epoch, new_record.step, new_record.history_hash, 0, b"")
+            position = StreamPosition(new_record.step, new_record.history_hash)
+            return Write(new_record, b"", entry, position, lambda _stored: position)
 
-        source = keys.record_key(*key)
-        return await commit_when_decided(self._deps, to, fork, idempotency_key=idempotency_key, also=[source])
+        source_key = keys.record_key(*key)
+        return await commit_when_decided(
+            self._deps, target, fork, idempotency_key=idempotency_key, other_keys=[source_key]
+        )
 
     # ---------------------------------------------------------------- snapshots
 
     async def create_snapshot(
         self, key: StreamKey, name: str, *, after: bytes | None, idempotency_key: str | None
     ) -> StreamPosition:
-        """Keep a copy of a stream as it is now under a name, in place of an older one.
+        """Store a copy of a stream's current state under a name; an older snapshot of that name is replaced.
 
-        With `after`, the same again is answered as the first time as long as the snapshot is of that history; with an
-        idempotency key for as long as that is remembered.
+        With `after`, a retry gets the first response as long as the snapshot has that state id; with an idempotency
+        key, as long as its entry is stored.
 
         Raises:
-            ServiceError: `stream_not_found`, `state_changed`, `stream_quota`, `idempotency_key_reused`, or the store's.
+            ServiceError: `stream_not_found`, `state_changed`, `stream_quota`, `idempotency_key_reused`, or an error of
+                the store.
         """
-        stream, request = keys.record_key(*key), blake2b_128(b"snapshot", name.encode(), after or b"")
+        record_key, request = keys.record_key(*key), blake2b_128(b"snapshot", name.encode(), after or b"")
         intent = StepIntent(request, 0, None, after, "auto", None)
 
-        async def take(found: Loaded) -> Reply[StreamPosition]:
-            if found.entry is not None:
-                return Reply(replay_position(found.entry, intent))
-            record = _decoded(found.raw)
+        async def snapshot_stream(loaded: Loaded) -> Reply[StreamPosition]:
+            if loaded.entry is not None:
+                return Reply(replay_position(loaded.entry, intent))
+            record = _decoded(loaded.raw)
             if record is None:
                 raise no_stream(key)
             if after is not None and record.history_hash != after:
-                before = await self._snapshots.get(stream, name, deadline=found.deadline)
-                if before is not None and before.record.history_hash == after:
-                    return Reply(StreamPosition(before.record.step, after, replayed=True), is_replay=False)
+                existing = await self._snapshots.get(record_key, name, deadline=loaded.deadline)
+                if existing is not None and existing.record.history_hash == after:
+                    return Reply(StreamPosition(existing.record.step, after, replayed=True), is_replay=False)
                 raise state_changed(record.step, record.history_hash)
             entry = IdempotencyEntry(request, record.epoch, record.step, record.history_hash, 0, b"")
-            remember = _remember(stream, idempotency_key, entry)
-            kept = replace(
-                record, outputs=self._sources.last_prediction(key.model, record)
-            )  # of a chunk, one is enough
-            known = await self._snapshots.put(
-                stream, name, kept.encode(), deadline=found.deadline, idempotency=remember
+            entry_write = _entry_write(record_key, idempotency_key, entry)
+            # Of a chunk's predictions only the last is copied.
+            snapshot = replace(record, outputs=self._sources.last_prediction(key.model, record))
+            stored_entry = await self._snapshots.put(
+                record_key, name, snapshot.encode(), deadline=loaded.deadline, idempotency=entry_write
             )
-            done = StreamPosition(record.step, record.history_hash) if known is None else _known(known, intent)
-            return Reply(done, is_replay=False)
+            position = (
+                StreamPosition(record.step, record.history_hash)
+                if stored_entry is None
+                else _replay(stored_entry, intent)
+            )
+            return Reply(position, is_replay=False)
 
-        return await commit_when_decided(self._deps, key, take, idempotency_key=idempotency_key)
+        return await commit_when_decided(self._deps, key, snapshot_stream, idempotency_key=idempotency_key)
 
     async def get_snapshot(self, key: StreamKey, name: str) -> tuple[SnapshotStatus, StreamState]:
         """Return a snapshot of a stream, and the state in it.
 
         Raises:
-            ServiceError: `stream_not_found`, `snapshot_not_found`, `model_changed`, or the store's.
+            ServiceError: `stream_not_found`, `snapshot_not_found`, `model_changed`, or an error of the store.
         """
         deadline = self._deps.start()
         await self._sources.from_stream(key, deadline=deadline)
-        found = await self._sources.from_snapshot(key, name, deadline=deadline, use=False)
-        return self._status(key.model, name, found), self._state(key.model, found.record, None)
+        snapshot = await self._sources.from_snapshot(key, name, deadline=deadline, renew_ttl=False)
+        return self._status(key.model, name, snapshot), self._state(key.model, snapshot.record, None)
 
     async def list_snapshots(self, key: StreamKey) -> list[SnapshotStatus]:
         """Return the snapshots of a stream, by name.
 
         Raises:
-            ServiceError: `stream_not_found`, or the store's.
+            ServiceError: `stream_not_found`, or an error of the store.
         """
         deadline = self._deps.start()
-        _, found = await asyncio.gather(
+        _, snapshots = await asyncio.gather(
             self._sources.from_stream(key, deadline=deadline),
             self._snapshots.all(keys.record_key(*key), deadline=deadline),
         )
-        return [self._status(key.model, name, snapshot) for name, snapshot in found.items()]
+        return [self._status(key.model, name, snapshot) for name, snapshot in snapshots.items()]
 
     async def delete_snapshot(self, key: StreamKey, name: str, *, idempotency_key: str | None) -> None:
-        """Forget a snapshot; also where there is none.
+        """Delete a snapshot, if there is one.
 
         Raises:
-            ServiceError: `idempotency_key_reused`, or the store's.
+            ServiceError: `idempotency_key_reused`, or an error of the store.
         """
-        deadline, stream = self._deps.start(), keys.record_key(*key)
+        deadline, record_key = self._deps.start(), keys.record_key(*key)
         request = blake2b_128(b"no snapshot", name.encode())
-        remember = _remember(stream, idempotency_key, IdempotencyEntry(request, 0, 0, bytes(16), 0, b""))
-        known = await self._snapshots.delete(stream, name, deadline=deadline, idempotency=remember)
-        if known is not None:
-            _known(known, StepIntent(request, 0, None, None, "auto", None))
+        entry_write = _entry_write(record_key, idempotency_key, IdempotencyEntry(request, 0, 0, bytes(16), 0, b""))
+        stored_entry = await self._snapshots.delete(record_key, name, deadline=deadline, idempotency=entry_write)
+        if stored_entry is not None:
+            _replay(stored_entry, StepIntent(request, 0, None, None, "auto", None))
 
     # ---------------------------------------------------------------- states
 
@@ -179,22 +188,23 @@ class StreamCopies:
         """Return the state of a stream.
 
         Raises:
-            ServiceError: `stream_not_found`; `model_changed`: another version than `version`, or one that is not
-                loaded here, wrote it; or the store's.
+            ServiceError: `stream_not_found`; `model_changed`: it was written by another version than `version`, or by
+                one that is not loaded here; or an error of the store.
         """
         return self._state(key.model, await self._sources.from_stream(key, deadline=self._deps.start()), version)
 
     def model_for_import(self, model: str, fingerprint: bytes | None, version: int | None) -> ServedModel:
-        """Return the model that takes a given state.
+        """Return the model version that continues from an imported state.
 
         Args:
             model: The model's name.
-            fingerprint: Names the model that wrote it, as far as that was told.
-            version: The version that is to take it; it has to carry states of the same names, types and shapes.
+            fingerprint: Of the version that wrote the state, if the request has it.
+            version: The requested version, whose states must have the same names, types and shapes; None: the one that
+                wrote the state, or the default if the request has no fingerprint.
 
         Raises:
-            ServiceError: `model_not_found`; `model_changed`: the model that wrote it is not here, and no version is
-                named to take it over.
+            ServiceError: `model_not_found`; `model_changed`: the version that wrote the state is not loaded here, and
+                the request names no other.
         """
         default = self._deps.models.get(model, version)
         if version is not None or fingerprint is None:
@@ -204,7 +214,7 @@ class StreamCopies:
             raise ServiceError(
                 "model_changed",
                 f"The state was written by model {fingerprint.hex()}; {model} is {default.fingerprint.hex()} here.",
-                fix=f"If it carries the same states, say so with ?version={default.version}.",
+                fix=f"If both have the same states, send ?version={default.version} to import it all the same.",
             )
         return served
 
@@ -212,14 +222,14 @@ class StreamCopies:
 
     def _state(self, model: str, record: Record, version: int | None) -> StreamState:
         served = self._deps.models.by_fingerprint(model, record.fingerprint)
-        wanted = None if version is None else self._deps.models.get(model, version)
-        if served is None or (wanted is not None and wanted.fingerprint != record.fingerprint):
-            other = self._deps.models.get(model, version)
+        requested = None if version is None else self._deps.models.get(model, version)
+        if served is None or (requested is not None and requested.fingerprint != record.fingerprint):
+            expected = self._deps.models.get(model, version)
             raise ServiceError(
                 "model_changed",
-                f"The state was written by model {record.fingerprint.hex()}; {model} {other.version} is "
-                f"{other.fingerprint.hex()}.",
-                fix="Ask a service that has the model which wrote it, without `version`.",
+                f"The state was written by model {record.fingerprint.hex()}; {model} {expected.version} is "
+                f"{expected.fingerprint.hex()}.",
+                fix="Leave `version` out, or send the request to a service that has loaded the model which wrote it.",
                 step=record.step,
                 state_id=record.history_hash,
             )
@@ -239,17 +249,17 @@ def _decoded(raw: bytes | ServiceError | None) -> Record | None:
     return None if (stored := checked(raw)) is None else decode(stored)
 
 
-def _known(entry: bytes, intent: StepIntent) -> StreamPosition:
+def _replay(entry: bytes, intent: StepIntent) -> StreamPosition:
     return replay_position(IdempotencyEntry.decode(entry), intent)
 
 
-def _remember(stream: str, idempotency_key: str | None, entry: IdempotencyEntry) -> IdempotencyWrite | None:
+def _entry_write(record_key: str, idempotency_key: str | None, entry: IdempotencyEntry) -> IdempotencyWrite | None:
     return (
         None
         if idempotency_key is None
-        else IdempotencyWrite(keys.idempotency_key_of(stream, idempotency_key), entry.encode())
+        else IdempotencyWrite(keys.idempotency_key_of(record_key, idempotency_key), entry.encode())
     )
 
 
-def _number(version: int | None) -> bytes:
+def _version_bytes(version: int | None) -> bytes:
     return b"" if version is None else version.to_bytes(8, "little")

@@ -1,4 +1,4 @@
-"""`StreamOpDeps`: what the operations on streams beside the batches have in common."""
+"""`StreamOpDeps`: dependencies shared by the stream operations that run outside the batcher."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from service.types import StreamKey
 
 @dataclass(frozen=True, slots=True)
 class StreamOpDeps:
-    """To the store, to the models, and to what the engine has to say.
+    """Dependencies shared by the stream operations that run outside the batcher.
 
     Attributes:
-        store: Where records live.
-        shelf: The models.
-        begin: Returns the deadline of a request that begins now, or raises why none is taken.
-        quota: Of the streams that a tenant may have; None: as many as it likes.
-        forget: Told which stream moved or came to be, so that nobody trusts an older view of it.
+        store: Loads and commits records.
+        models: The loaded models.
+        start: Returns the deadline of a request that starts now; raises `ServiceError` if no requests are accepted.
+        quota: Limit on the streams of a tenant; None: no limit.
+        invalidate: Called with a stream that was changed or created, so that its cached record is dropped.
     """
 
     store: StateStore

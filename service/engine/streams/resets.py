@@ -1,4 +1,4 @@
-"""`Resets`: puts another state in a stream's place: the initial one, a snapshot's, or one that is given."""
+"""`Resets`: replaces the state of a stream by the initial state, a snapshot's state, or an imported state."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from service.types import ImportedState, StreamKey, StreamPosition
 
 
 class Resets:
-    """Brings streams to another state, each in one commit. What is no record of ours is replaced, too."""
+    """Replaces states of streams, each in one commit. A corrupt record is replaced, too.
 
-    def __init__(self, ways: StreamOpDeps, origins: StateSources) -> None:
-        """Put the parts together.
+    Args:
+        deps: Store, models and quota.
+        sources: Loads snapshots.
+    """
 
-        Args:
-            ways: To the store and the models.
-            origins: Finds snapshots.
-        """
-        self._deps = ways
-        self._sources = origins
+    def __init__(self, deps: StreamOpDeps, sources: StateSources) -> None:
+        self._deps = deps
+        self._sources = sources
 
     async def to_initial(
         self,
@@ -40,10 +39,17 @@ class Resets:
         after: bytes | None,
         idempotency_key: str | None,
     ) -> StreamPosition:
-        """Bring a stream to its model's initial state, step 0; without `after` it may be missing.
+        """Set a stream to its model's initial state, step 0. Without `after` the stream may be missing.
+
+        Args:
+            key: The stream.
+            version: The model version that the stream belongs to afterwards; None: the default.
+            after: The state id that the stream must have; None: any.
+            idempotency_key: The client's, if any.
 
         Raises:
-            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`, or the store's.
+            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`, or an error of
+                the store.
         """
         served = self._deps.models.get(key.model, version)
         content = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state)
@@ -66,11 +72,18 @@ class Resets:
         after: bytes | None,
         idempotency_key: str | None,
     ) -> StreamPosition:
-        """Bring a stream to one of its snapshots; arguments as for `to_initial`.
+        """Set a stream to one of its snapshots; other arguments as for `to_initial`.
+
+        Args:
+            key: The stream.
+            name: The snapshot's name.
+            version: The model version that continues the stream; None: the one that wrote the snapshot.
+            after: As for `to_initial`.
+            idempotency_key: As for `to_initial`.
 
         Raises:
-            ServiceError: As for `to_initial`; `snapshot_not_found`, or `model_changed` where `version` cannot go on
-                with it.
+            ServiceError: As for `to_initial`; `snapshot_not_found`; `model_changed`: `version` has other states than
+                the snapshot.
         """
         parts = (b"rewind", name.encode(), after or b"")
         if idempotency_key is not None:
@@ -79,8 +92,8 @@ class Resets:
             op_id = secrets.token_bytes(16) if after is None else blake2b_128(*parts)
 
         async def of_snapshot(deadline: float) -> NewState:
-            found = await self._sources.from_snapshot(key, name, deadline=deadline)
-            return self._sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, found.record, version)
+            snapshot = await self._sources.from_snapshot(key, name, deadline=deadline)
+            return self._sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, snapshot.record, version)
 
         return await self._replace_state(key, of_snapshot, op_id, after, idempotency_key)
 
@@ -88,35 +101,35 @@ class Resets:
         self,
         key: StreamKey,
         served: ServedModel,
-        given: ImportedState,
+        imported: ImportedState,
         *,
         after: bytes | None,
         idempotency_key: str | None,
     ) -> StreamPosition:
-        """Bring a stream to a state that is given; arguments as for `to_initial`.
+        """Set a stream to an imported state.
 
-        The same again is answered as the first time as long as it is the newest that happened to the stream.
+        A retry gets the first response as long as no other operation was applied to the stream since.
 
         Args:
             key: The stream.
-            served: The model that goes on with it.
-            given: The state, checked against the model's declarations.
-            after: The history that the stream must have.
-            idempotency_key: The client's.
+            served: The model version that continues the stream.
+            imported: The state, checked against the model's declarations.
+            after: The state id that the stream must have; None: any.
+            idempotency_key: The client's, if any.
 
         Raises:
-            ServiceError: As for `to_initial`; `non_finite`: the state is not finite as it is stored.
+            ServiceError: As for `to_initial`; `non_finite`: the state is not finite in the type in which it is stored.
         """
-        packed = served.step_model.pack({name: array[None] for name, array in given.states.items()}, rows=1)
-        _, bad = finite_rows(served.step_model.unpack(packed)) if given.states else (None, {})
+        packed = served.step_model.pack({name: array[None] for name, array in imported.states.items()}, rows=1)
+        _, bad = finite_rows(served.step_model.unpack(packed)) if imported.states else (None, {})
         if bad:
             raise ServiceError(
                 "non_finite",
-                f"State {bad[0]!r} becomes infinite in the type that it is stored in.",
+                f"State {bad[0]!r} becomes infinite in the type in which it is stored.",
                 fix="Send numbers that its `store_dtype` can hold.",
             )
-        content = NewState(Kind.PUT_STATE, given.step, served.fingerprint, packed.tobytes())
-        digest = blake2b_128(content.state, given.step.to_bytes(8, "little"), served.fingerprint)
+        content = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes())
+        digest = blake2b_128(content.state, imported.step.to_bytes(8, "little"), served.fingerprint)
         op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())
 
         async def as_given(_deadline: float) -> NewState:
@@ -134,25 +147,25 @@ class Resets:
     ) -> StreamPosition:
         intent = StepIntent(op_id, 0, None, after, "auto", None)
 
-        async def put(found: Loaded) -> Reply[StreamPosition] | Write[StreamPosition]:
-            if found.entry is not None:
-                return Reply(replay_position(found.entry, intent))
-            current, expect = _record_to_replace(found.raw, intent)
-            if decide(current, intent) is Decision.REPLAY and current is not None:
-                return Reply(StreamPosition(current.step, current.history_hash, replayed=True))
-            made = (await content(found.deadline)).record(
+        async def put(loaded: Loaded) -> Reply[StreamPosition] | Write[StreamPosition]:
+            if loaded.entry is not None:
+                return Reply(replay_position(loaded.entry, intent))
+            stored_record, expect = _record_to_replace(loaded.raw, intent)
+            if decide(stored_record, intent) is Decision.REPLAY and stored_record is not None:
+                return Reply(StreamPosition(stored_record.step, stored_record.history_hash, replayed=True))
+            record = (await content(loaded.deadline)).record(
                 op_id,
-                NO_HISTORY if current is None else current.history_hash,
-                created_ms=None if current is None else current.created_ms,
+                NO_HISTORY if stored_record is None else stored_record.history_hash,
+                created_ms=None if stored_record is None else stored_record.created_ms,
                 had_key=idempotency_key is not None,
             )
-            done = StreamPosition(made.step, made.history_hash)
+            position = StreamPosition(record.step, record.history_hash)
             return Write(
-                made,
+                record,
                 expect,
-                IdempotencyEntry(op_id, made.epoch, made.step, made.history_hash, 0, b""),
-                done,
-                lambda _stored: replace(done, replayed=True),
+                IdempotencyEntry(op_id, record.epoch, record.step, record.history_hash, 0, b""),
+                position,
+                lambda _stored: replace(position, replayed=True),
                 replaces_foreign=True,
             )
 
@@ -160,17 +173,17 @@ class Resets:
 
 
 def replay_position(entry: IdempotencyEntry, intent: StepIntent) -> StreamPosition:
-    """Return what an idempotency key had been answered.
+    """Return the first response to a request with an idempotency key.
 
     Raises:
         ServiceError: `idempotency_key_reused`.
     """
-    known = check_idempotency_entry(entry, intent)
-    return StreamPosition(known.step, known.history_hash, replayed=True)
+    stored = check_idempotency_entry(entry, intent)
+    return StreamPosition(stored.step, stored.history_hash, replayed=True)
 
 
 def _record_to_replace(raw: bytes | ServiceError | None, intent: StepIntent) -> tuple[Record | None, bytes]:
-    """Return the record and its guard. What is no record of ours is replaced too, unless a history is demanded."""
+    """Return the record and its guard; None for a corrupt record, which is an error only with `after`."""
     try:
         if (stored := checked(raw)) is None:
             return None, b""

@@ -1,4 +1,4 @@
-"""`StateSources`: where the state of a stream can come from, besides its own timesteps: other streams, and snapshots."""
+"""`StateSources`: the sources of a stream's state besides its own timesteps: other streams, and snapshots."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from service.types import StreamKey
 
 @dataclass(frozen=True, slots=True)
 class NewState:
-    """What a stream is to hold.
+    """The new state of a stream.
 
     Attributes:
-        kind: What brought it there.
-        step: Timesteps that it counts.
-        fingerprint: The model that goes on with it, 8 bytes.
+        kind: The operation.
+        step: The stream's step afterwards.
+        fingerprint: The model version that continues the stream, 8 bytes.
         state: One packed state row.
-        outputs: The last prediction that was kept on the way to that state, packed; empty: none.
-        origin: Names what the state is, where the operation's name does not; its history has to cover that.
+        outputs: The last stored prediction before that state, packed; empty: none.
+        source_digest: Digest of the source state, mixed into the history hash if `op_id` does not identify it; else
+            empty.
     """
 
     kind: Kind
@@ -36,18 +37,20 @@ class NewState:
     outputs: bytes = b""
     source_digest: bytes = b""
 
-    def record(self, op_id: bytes, chain: bytes, *, created_ms: int | None = None, had_key: bool = False) -> Record:
-        """Return the record of a stream that holds it, in a new life.
+    def record(
+        self, op_id: bytes, history_hash: bytes, *, created_ms: int | None = None, had_key: bool = False
+    ) -> Record:
+        """Return the record of a stream with this state, in a new epoch.
 
         Args:
-            op_id: Names the operation, 16 bytes.
-            chain: The history that it continues.
-            created_ms: When the stream was created; None: now.
-            had_key: The request had an idempotency key.
+            op_id: Identifies the operation, 16 bytes.
+            history_hash: The history that the record continues, 16 bytes.
+            created_ms: When the stream was created, Unix time in milliseconds; None: now.
+            had_key: The request has an idempotency key.
         """
         now = int(time.time() * 1000)
-        name = blake2b_128(op_id, self.source_digest) if self.source_digest else op_id
-        [after] = extend_history([chain], self.kind, [name], self.fingerprint)
+        mixed_op_id = blake2b_128(op_id, self.source_digest) if self.source_digest else op_id
+        [after] = extend_history([history_hash], self.kind, [mixed_op_id], self.fingerprint)
         return Record(
             epoch=secrets.randbits(64),
             step=self.step,
@@ -64,95 +67,98 @@ class NewState:
 
 
 class StateSources:
-    """Finds streams and snapshots, and says what goes on from them."""
+    """Loads streams and snapshots, and derives new states from them.
 
-    def __init__(self, store: StateStore, shelf: ModelRegistry, snapshots: SnapshotStore) -> None:
-        """Put the parts together.
+    Args:
+        store: Loads records.
+        models: The loaded models.
+        snapshots: Loads snapshots.
+    """
 
-        Args:
-            store: Where records live.
-            shelf: The models.
-            snapshots: Where snapshots live.
-        """
+    def __init__(self, store: StateStore, models: ModelRegistry, snapshots: SnapshotStore) -> None:
         self._store = store
-        self._models = shelf
+        self._models = models
         self._snapshots = snapshots
 
     async def from_stream(self, key: StreamKey, *, deadline: float) -> Record:
         """Return a stream's record.
 
         Raises:
-            ServiceError: `stream_not_found`, `state_corrupt`, `record_version`, or the store's.
+            ServiceError: `stream_not_found`, `state_corrupt`, `record_version`, or an error of the store.
         """
         [raw] = await self._store.load([keys.record_key(*key)], deadline=deadline)
         if raw is None:
             raise no_stream(key)
         return decode(raw)
 
-    async def from_snapshot(self, key: StreamKey, name: str, *, deadline: float, use: bool = True) -> StoredSnapshot:
+    async def from_snapshot(
+        self, key: StreamKey, snapshot_name: str, *, deadline: float, renew_ttl: bool = True
+    ) -> StoredSnapshot:
         """Return a snapshot of a stream.
 
         Args:
             key: The stream.
-            name: The snapshot's.
+            snapshot_name: The snapshot's name.
             deadline: On the running loop's clock.
-            use: A stream goes on from it, so that it lives on.
+            renew_ttl: Restart its time to live, because a stream continues from it.
 
         Raises:
-            ServiceError: `snapshot_not_found`, `state_corrupt`, `record_version`, or the store's.
+            ServiceError: `snapshot_not_found`, `state_corrupt`, `record_version`, or an error of the store.
         """
-        found = await self._snapshots.get(keys.record_key(*key), name, deadline=deadline, renew_ttl=use)
-        if found is None:
+        snapshot = await self._snapshots.get(
+            keys.record_key(*key), snapshot_name, deadline=deadline, renew_ttl=renew_ttl
+        )
+        if snapshot is None:
             raise ServiceError(
                 "snapshot_not_found",
-                f"Stream {key.stream!r} has no snapshot {name[:100]!a}.",
+                f"Stream {key.stream!r} has no snapshot {snapshot_name[:100]!a}.",
                 fix="GET its `snapshots` lists them.",
             )
-        return found
+        return snapshot
 
     def new_state_from(self, kind: Kind, model: str, record: Record, version: int | None) -> NewState:
-        """Return what a stream holds that goes on from a record.
+        """Return the state of a stream that continues from a record.
 
         Args:
-            kind: What brings it there.
+            kind: The operation.
             model: The model's name.
-            record: Where it goes on from.
-            version: The model version that goes on with it; None: the one that wrote it.
+            record: The record to continue from.
+            version: The model version that continues the stream; None: the one that wrote the record.
 
         Raises:
-            ServiceError: `model_not_found`, or `model_changed`: that version does not carry the same states.
+            ServiceError: `model_not_found`, or `model_changed`: that version has other states.
         """
         fingerprint, outputs = record.fingerprint, self.last_prediction(model, record)
         if version is not None:
-            wanted = self._models.get(model, version)
-            if wanted.fingerprint != fingerprint:
-                _check_same_states(self._models.by_fingerprint(model, fingerprint), wanted, record)
-                fingerprint, outputs = wanted.fingerprint, b""  # another version may answer otherwise
+            target = self._models.get(model, version)
+            if target.fingerprint != fingerprint:
+                _check_same_states(self._models.by_fingerprint(model, fingerprint), target, record)
+                fingerprint, outputs = target.fingerprint, b""  # another version may have other outputs
         return NewState(kind, record.step, fingerprint, record.state, outputs, source_digest=record.history_hash)
 
     def last_prediction(self, model: str, record: Record) -> bytes:
-        """Return the bytes of the last prediction that a record keeps, none where none is kept."""
+        """Return the bytes of the last prediction in a record; empty if it has none."""
         served = self._models.by_fingerprint(model, record.fingerprint)
         size = 0 if served is None else prediction_bytes(served.manifest.answered)
         return record.outputs[-size:] if 0 < size <= len(record.outputs) else b""
 
 
 def no_stream(key: StreamKey) -> ServiceError:
-    """Return the refusal of what needs a stream that is there."""
+    """Return the error for a request that needs an existing stream."""
     return ServiceError(
-        "stream_not_found", f"There is no stream {key.stream!r} of this model.", fix="Its first step makes it."
+        "stream_not_found", f"There is no stream {key.stream!r} of this model.", fix="Its first step creates it."
     )
 
 
-def _check_same_states(own: ServedModel | None, wanted: ServedModel, record: Record) -> None:
-    if own is not None and _states(own) == _states(wanted):
+def _check_same_states(writer: ServedModel | None, target: ServedModel, record: Record) -> None:
+    if writer is not None and _states(writer) == _states(target):
         return
-    carried = "is not loaded here" if own is None else f"carries {_states(own)}"
+    writer_states = "is not loaded here" if writer is None else f"has the states {_states(writer)}"
     raise ServiceError(
         "model_changed",
-        f"The state was written by model {record.fingerprint.hex()}, which {carried}; version {wanted.version} is "
-        f"{wanted.fingerprint.hex()} and carries {_states(wanted)}.",
-        fix="A state goes on only with a version that carries the same states: names, types and shapes.",
+        f"The state was written by model {record.fingerprint.hex()}, which {writer_states}; version {target.version} "
+        f"is {target.fingerprint.hex()} and has the states {_states(target)}.",
+        fix="Name a version whose states have the same names, types and shapes.",
         step=record.step,
         state_id=record.history_hash,
     )

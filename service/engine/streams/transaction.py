@@ -1,4 +1,4 @@
-"""`commit_when_decided`: loads a stream, decides on what was loaded, and commits the decision; on a conflict, again."""
+"""`commit_when_decided`: loads a stream, decides, and commits the decision; after a conflict, again."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What an operation is decided on.
+    """The input of a decision.
 
     Attributes:
         raw: The stream's record; None: the stream is missing; an error: its key holds a value of another type.
-        others: The other records that were asked for, likewise.
-        entry: What is remembered of the request's idempotency key; None: nothing, or it has none.
+        others: The other requested records, likewise.
+        entry: The entry of the request's idempotency key; None: there is none, or the request has no key.
         deadline: Of the request, on the running loop's clock.
     """
 
@@ -44,11 +44,12 @@ class Reply(Generic[T]):
     """The decision to write nothing.
 
     Attributes:
-        answer: What the request is answered.
-        is_replay: The store shows that it had been applied; with durability `replica`, a replica confirms that first.
+        result: The result of the request.
+        is_replay: The store shows that it was applied before; with durability `replica`, a Redis replica has to confirm
+            that first.
     """
 
-    answer: T
+    result: T
     is_replay: bool = True
 
 
@@ -58,77 +59,77 @@ class Write(Generic[T]):
 
     Attributes:
         record: The new record.
-        expect: The guard of the one that it follows; empty: the stream must be missing.
-        entry: What is remembered of the request, if it has an idempotency key.
-        answer: What the request is answered once that is written.
-        answer_to_same: The answer where the stored record is that of this very operation, by its bytes.
-        tellings: What watchers are told.
-        replaces_foreign: If the commit finds a value that is not a record, it is decided again; else that is an error.
+        expect: The guard of the record that it replaces; empty: the stream must be missing.
+        entry: The idempotency entry to store, if the request has an idempotency key.
+        result: The result of the request if the record is committed now.
+        result_if_duplicate: Returns the result if this operation was committed before, from the stored record's bytes.
+        notifications: Events to publish with the commit.
+        replaces_foreign: If the key holds a value that is not a record, decide again; else that is an error.
     """
 
     record: Record
     expect: bytes
     entry: IdempotencyEntry
-    answer: T
-    answer_to_same: Callable[[bytes], T]
-    tellings: Sequence[Notification] = ()
+    result: T
+    result_if_duplicate: Callable[[bytes], T]
+    notifications: Sequence[Notification] = ()
     replaces_foreign: bool = False
 
 
 async def commit_when_decided(
-    ways: StreamOpDeps,
+    deps: StreamOpDeps,
     key: StreamKey,
     decide: Callable[[Loaded], Awaitable[Reply[T] | Write[T]]],
     *,
     idempotency_key: str | None = None,
-    also: Sequence[str] = (),
+    other_keys: Sequence[str] = (),
 ) -> T:
-    """Load a stream, decide, and commit; again as long as another commit comes between.
+    """Load a stream, decide, and commit; repeat while other commits change the stream in between.
 
     Args:
-        ways: To the store and the models.
+        deps: Store, models and quota.
         key: The stream.
-        decide: Says what is to be done; it may be called more than once, and may raise.
-        idempotency_key: The client's.
-        also: Keys of other records that it decides on.
+        decide: Returns the decision. It may be called more than once, and may raise.
+        idempotency_key: The client's, if any.
+        other_keys: Keys of other records that the decision needs.
 
     Raises:
-        ServiceError: What `decide` raises; `stream_quota`; `overloaded`: others kept moving the stream until the
-            deadline; `state_corrupt`; or the store's.
+        ServiceError: What `decide` raises; `stream_quota`; `overloaded`: other requests changed the stream again and
+            again until the deadline; `state_corrupt`; or an error of the store.
     """
-    store, deadline, name = ways.store, ways.start(), keys.record_key(*key)
-    entry_name = None if idempotency_key is None else keys.idempotency_key_of(name, idempotency_key)
-    names = [name, *also, *filter(None, [entry_name])]
-    with Reservation(ways.quota, key.tenant) as room:
+    store, deadline, record_key = deps.store, deps.start(), keys.record_key(*key)
+    entry_key = None if idempotency_key is None else keys.idempotency_key_of(record_key, idempotency_key)
+    record_keys = [record_key, *other_keys, *filter(None, [entry_key])]
+    with Reservation(deps.quota, key.tenant) as reservation:
         while True:
-            raw, *found = await store.load_with_errors(names, deadline=deadline, exact=True)
-            kept = None if entry_name is None else checked(found.pop())
-            entry = None if kept is None else IdempotencyEntry.decode(kept)
-            decided = await decide(Loaded(raw, found, entry, deadline))
-            if isinstance(decided, Reply):
-                if not decided.is_replay:
-                    return decided.answer
+            raw, *loaded = await store.load_with_errors(record_keys, deadline=deadline, exact=True)
+            stored_entry = None if entry_key is None else checked(loaded.pop())
+            entry = None if stored_entry is None else IdempotencyEntry.decode(stored_entry)
+            decision = await decide(Loaded(raw, loaded, entry, deadline))
+            if isinstance(decision, Reply):
+                if not decision.is_replay:
+                    return decision.result
                 confirmed = await store.wait_for_replica(
-                    name, raw, None if entry is None else entry_name, deadline=deadline
+                    record_key, raw, None if entry is None else entry_key, deadline=deadline
                 )
                 if confirmed or entry is not None:
-                    return decided.answer
+                    return decision.result
                 continue
             if raw is None:
-                room.take()
+                reservation.take()
             else:
-                room.end(begun=False)  # another worker has begun the stream meanwhile
-            commit = Commit(name, decided.expect, decided.record.encode(), entry_name, decided.entry.encode())
-            answer = (await store.commit([commit], deadline=deadline, notifications=decided.tellings))[0]
-            ways.invalidate(key)
-            if answer.outcome in (Outcome.APPLIED, Outcome.DUPLICATE):
-                room.end(begun=True)
-                return decided.answer if answer.stored is None else decided.answer_to_same(answer.stored)
-            if answer.outcome is Outcome.WRONG_TYPE and not decided.replaces_foreign:
+                reservation.end(begun=False)  # another worker has created the stream in the meantime
+            commit = Commit(record_key, decision.expect, decision.record.encode(), entry_key, decision.entry.encode())
+            result = (await store.commit([commit], deadline=deadline, notifications=decision.notifications))[0]
+            deps.invalidate(key)
+            if result.outcome in (Outcome.APPLIED, Outcome.DUPLICATE):
+                reservation.end(begun=True)
+                return decision.result if result.stored is None else decision.result_if_duplicate(result.stored)
+            if result.outcome is Outcome.WRONG_TYPE and not decision.replaces_foreign:
                 raise not_a_record(f"The key of stream {key.stream!r}")
             if asyncio.get_running_loop().time() >= deadline:
                 raise ServiceError(
                     "overloaded",
-                    "Others kept moving the stream until the deadline.",
+                    "Other requests changed the stream again and again until the deadline; nothing was applied.",
                     fix="Send the same request again.",
                 )

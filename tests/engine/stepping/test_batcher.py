@@ -149,7 +149,7 @@ async def test_a_refusal_has_the_number_that_it_was_decided_on(
         await engine.drain(5)
 
     assert refused.value.code == "overloaded"
-    assert "it answers 1 in time" in refused.value.problem
+    assert "it can process 1 in time" in refused.value.problem
     assert refused.value.retry_after_s
 
 

@@ -274,14 +274,14 @@ async def test_a_step_without_a_position_starts_a_missing_stream(folder: Path, r
 def watched_rows() -> Iterator[list[int]]:
     """List the sizes of the columnar batches that are taken apart into rows meanwhile."""
     built: list[int] = []
-    build = CoalescedBatch._build_row
+    build = CoalescedBatch._build_rows
 
     def observed(batch: CoalescedBatch) -> Any:
         built.append(len(batch))
         return build(batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CoalescedBatch, "_build_row", observed)
+        patch.setattr(CoalescedBatch, "_build_rows", observed)
         yield built
 
 
