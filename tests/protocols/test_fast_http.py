@@ -41,13 +41,13 @@ def either(request: pytest.FixtureRequest, ways: Ways) -> Service:
 
 @pytest.fixture
 def closed_app(fast: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the application by one that fails: a request that succeeds used the fast path."""
+    """Replace the application by one that always returns 418: a request with another status used the fast path."""
 
-    async def nothing(_scope: Any, _receive: Any, send: Any) -> None:
+    async def teapot(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 418, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
 
-    monkeypatch.setattr(fast.app, "middleware_stack", nothing)
+    monkeypatch.setattr(fast.app, "middleware_stack", teapot)
 
 
 def path(stream: str, what: str = "step") -> str:
