@@ -493,9 +493,7 @@ class BatchPipeline:
     def _count_applied(self, rows: Sequence[QueuedStep]) -> None:
         transports = [row.timestep.transport for row in rows]
         for transport in set(transports):
-            self._observer.steps_applied(
-                self._served.name, transport, rows[0].timestep.length * transports.count(transport)
-            )
+            self._observer.steps_applied(self._served.name, transport, rows[0].timestep.length * transports.count(transport))
 
     def _replay_by_key(self, row: QueuedStep, entry: IdempotencyEntry) -> None:
         self._replay(row, check_idempotency_entry(entry, row.intent(self._served.fingerprint)))
