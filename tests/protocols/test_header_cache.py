@@ -137,7 +137,7 @@ def test_an_expired_token_is_rejected(redis_server: Server, folder: Path) -> Non
 
     tokens = Tokens()
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
-        service.app.state.context.keys = ApiKeys(None, tokens)
+        service.app.state.context.api_keys = ApiKeys(None, tokens)
         before = [asked_again(sock), asked_again(sock)]
         tokens.over = True
 
@@ -165,7 +165,7 @@ def test_a_model_check_without_changes_keeps_the_cache(
         resolved += 1
         return make_handler(*args)
 
-    monkeypatch.setattr("service.protocols.request_cache.call_of", noted)
+    monkeypatch.setattr("service.protocols.request_cache.make_handler", noted)
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         asked_again(sock)
         asked_again(sock)
