@@ -100,7 +100,7 @@ def test_ls_shows_a_stream_whose_record_cannot_be_read(running: ServiceProcess, 
     result = run_streams(running.url, "ls", "fold", "--prefix", "torn")
 
     assert [line.split() for line in result.stdout.splitlines() if "torn" in line] == [
-        ["fold", "torn", "cannot", "be", "read"]
+        ["fold", "torn", "unreadable"]
     ]
 
 
