@@ -17,15 +17,15 @@ class Tally:
 
     Attributes:
         steps: Acknowledged and checked timesteps.
-        answers: Answers that carried them, including copies, by transport.
+        answers: Responses with these timesteps, including copies, by transport.
         streams: Checked stream runs, by client pattern.
         faults: Injected faults, by kind.
-        tricks: Deliberate client behaviour: copies, gaps, late copies and the like.
+        deliberate: Deliberate client behaviour, by kind: copies, gaps, late copies and the like.
         unknown: Requests whose outcome was unknown at first.
-        resolved: Those whose outcome a retry resolved.
-        replayed: Answers marked as replayed.
-        asked_again: Retries, for any reason.
-        seconds: Time from the first attempt of each step to its answer.
+        resolved: Unknown outcomes that a retry resolved.
+        replayed: Responses marked as replayed.
+        retries: Retries, for any reason.
+        seconds: Time from the first attempt of each step to its response.
         violations: Broken promises.
         broken: Set once there is a violation.
     """

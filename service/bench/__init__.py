@@ -1,1 +1,1 @@
-"""Load on a running service, for `stepwell bench`."""
+"""The load generator of `stepwell bench`."""

@@ -1,4 +1,4 @@
-"""How a load reaches a service: HTTP, live feeds in JSON, live feeds in msgpack columns."""
+"""Load drivers: HTTP, feeds in JSON, and feeds in msgpack columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.bench.workload import BenchStream, Workload
 
 
 class BenchError(StepwellError):
-    """The service is not there, or a connection to it ended."""
+    """The service does not respond, or closed a connection."""
 
     code = "bench_failed"
 
@@ -28,61 +28,63 @@ class LoadDriver(Protocol):
     """One connection to a service."""
 
     async def step(self, streams: Sequence[BenchStream]) -> list[str | None]:
-        """Step each stream once, and return for each the code of its error, or None.
+        """Step each stream once and return its error code, or None for success.
 
         Raises:
-            BenchError: The connection ended.
+            BenchError: The connection was closed.
         """
         ...
 
     async def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         ...
 
 
 class HttpDriver(asyncio.Protocol):
-    """POSTs one timestep after the other over one keep-alive connection."""
+    """Sends one timestep per POST over one keep-alive connection."""
 
-    def __init__(self, url: str, plan: Workload, key: str | None) -> None:
+    def __init__(self, url: str, workload: Workload, key: str | None) -> None:
         parts = urlsplit(url)
-        self._plan = plan
-        self._before = f"POST {parts.path.rstrip('/')}/v1/models/{quote(plan.model, safe='')}/streams/".encode()
-        head = [f"/step HTTP/1.1\r\nHost: {parts.netloc}", "Content-Type: application/json"]
-        head += [] if key is None else [f"Authorization: Bearer {key}"]
-        self._behind = "\r\n".join([*head, "Content-Length: "]).encode()
+        self._workload = workload
+        self._head_start = f"POST {parts.path.rstrip('/')}/v1/models/{quote(workload.model, safe='')}/streams/".encode()
+        lines = [f"/step HTTP/1.1\r\nHost: {parts.netloc}", "Content-Type: application/json"]
+        lines += [] if key is None else [f"Authorization: Bearer {key}"]
+        self._head_end = "\r\n".join([*lines, "Content-Length: "]).encode()
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
-        self._waiting: asyncio.Future[tuple[int, bytes]] | None = None
+        self._pending: asyncio.Future[tuple[int, bytes]] | None = None
         self._body = b""
 
     @classmethod
-    async def open(cls, url: str, plan: Workload, key: str | None) -> HttpDriver:
+    async def open(cls, url: str, workload: Workload, key: str | None) -> HttpDriver:
         """Connect.
 
         Raises:
-            BenchError: Nobody listens there.
+            BenchError: The connection failed.
         """
         parts = urlsplit(url)
-        secure = ssl.create_default_context() if parts.scheme == "https" else None
-        port = parts.port or (443 if secure else 80)
+        context = ssl.create_default_context() if parts.scheme == "https" else None
+        port = parts.port or (443 if context else 80)
         loop = asyncio.get_running_loop()
         try:
-            _, door = await loop.create_connection(lambda: cls(url, plan, key), parts.hostname or "", port, ssl=secure)
+            _, driver = await loop.create_connection(
+                lambda: cls(url, workload, key), parts.hostname or "", port, ssl=context
+            )
         except OSError as exc:
             raise _unreachable(url, exc) from exc
-        return door
+        return driver
 
     async def step(self, streams: Sequence[BenchStream]) -> list[str | None]:
         """Step one stream."""
         [stream] = streams
         if self._transport is None or self._transport.is_closing():
             raise _ended("the service closed it")
-        self._waiting = asyncio.get_running_loop().create_future()
-        body = self._plan.body(stream)
-        head = b"%b%b%b%d\r\n\r\n" % (self._before, stream.name.encode(), self._behind, len(body))
+        self._pending = asyncio.get_running_loop().create_future()
+        body = self._workload.body(stream)
+        head = b"%b%b%b%d\r\n\r\n" % (self._head_start, stream.name.encode(), self._head_end, len(body))
         self._transport.write(head + body)
-        status, answer = await self._waiting
-        return [None if status == 200 else _code(answer, str(status))]
+        status, response = await self._pending
+        return [None if status == 200 else _code(response, str(status))]
 
     async def close(self) -> None:
         """Close the connection."""
@@ -90,45 +92,45 @@ class HttpDriver(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection."""
-        self._transport = cast(asyncio.Transport, transport)  # what TCP and TLS connections have
+        """Keep the transport of the new connection."""
+        self._transport = cast(asyncio.Transport, transport)  # TCP and TLS connections have this type
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
+        """Parse received bytes."""
         self._parser.feed_data(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits."""
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(_ended(str(exc or "the service closed it")))
+        """Fail the pending request."""
+        if self._pending is not None and not self._pending.done():
+            self._pending.set_exception(_ended(str(exc or "the service closed it")))
 
     def on_body(self, body: bytes) -> None:
-        """Collect an answer."""
+        """Append a part of the response body."""
         self._body += body
 
     def on_message_complete(self) -> None:
-        """Hand an answer over."""
+        """Resolve the pending request with the response."""
         body, self._body = self._body, b""
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result((self._parser.get_status_code(), body))
+        if self._pending is not None and not self._pending.done():
+            self._pending.set_result((self._parser.get_status_code(), body))
 
 
 class FeedDriver:
     """Steps many streams over one WebSocket, a JSON message each or all of them in one msgpack frame."""
 
-    def __init__(self, socket: ClientConnection, plan: Workload, *, columns: bool) -> None:
+    def __init__(self, socket: ClientConnection, workload: Workload, *, columns: bool) -> None:
         self._socket = socket
-        self._plan = plan
+        self._workload = workload
         self._columns = columns
 
     @classmethod
-    async def open(cls, url: str, plan: Workload, key: str | None, *, columns: bool) -> FeedDriver:
+    async def open(cls, url: str, workload: Workload, key: str | None, *, columns: bool) -> FeedDriver:
         """Connect.
 
         Raises:
-            BenchError: Nobody listens there, or the feed is refused.
+            BenchError: The connection failed, or the service rejected the feed.
         """
-        address = "ws" + url.removeprefix("http") + f"/v1/models/{quote(plan.model, safe='')}/feed"
+        address = "ws" + url.removeprefix("http") + f"/v1/models/{quote(workload.model, safe='')}/feed"
         protocol = Subprotocol("stepwell.msgpack" if columns else "stepwell.json")
         headers = None if key is None else {"Authorization": f"Bearer {key}"}
         try:
@@ -142,20 +144,20 @@ class FeedDriver:
             )
         except (OSError, TimeoutError, WebSocketException) as exc:
             raise _unreachable(url, exc) from exc
-        return cls(socket, plan, columns=columns)
+        return cls(socket, workload, columns=columns)
 
     async def step(self, streams: Sequence[BenchStream]) -> list[str | None]:
         """Step each stream once."""
         try:
             if self._columns:
-                await self._socket.send(self._plan.columns(streams))
+                await self._socket.send(self._workload.columns(streams))
                 return _codes_of_columns(await self._socket.recv(), len(streams))
             for stream in streams:
-                await self._socket.send(self._plan.message(stream), text=True)
-            answers = [msgspec.json.decode(await self._socket.recv()) for _ in streams]
+                await self._socket.send(self._workload.message(stream), text=True)
+            replies = [msgspec.json.decode(await self._socket.recv()) for _ in streams]
         except WebSocketException as exc:
             raise _ended(str(exc)) from exc
-        codes = {answer.get("stream"): _error_code(answer) for answer in answers}
+        codes = {reply.get("stream"): _error_code(reply) for reply in replies}
         return [codes.get(stream.name, "unanswered") for stream in streams]
 
     async def close(self) -> None:
@@ -164,30 +166,30 @@ class FeedDriver:
 
 
 def _codes_of_columns(raw: str | bytes, count: int) -> list[str | None]:
-    answer = msgspec.msgpack.decode(raw if isinstance(raw, bytes) else raw.encode())
-    whole = _error_code(answer)
-    errors = answer.get("errors", {})
-    return [whole or (errors[str(i)]["code"] if str(i) in errors else None) for i in range(count)]
+    reply = msgspec.msgpack.decode(raw if isinstance(raw, bytes) else raw.encode())
+    frame_code = _error_code(reply)
+    errors = reply.get("errors", {})
+    return [frame_code or (errors[str(i)]["code"] if str(i) in errors else None) for i in range(count)]
 
 
-def _error_code(answer: Any) -> str | None:
-    error = answer.get("error")
+def _error_code(reply: Any) -> str | None:
+    error = reply.get("error")
     return None if error is None else str(error.get("code", "unknown"))
 
 
-def _code(answer: bytes, otherwise: str) -> str:
+def _code(body: bytes, default: str) -> str:
     try:
-        return str(msgspec.json.decode(answer)["code"])
+        return str(msgspec.json.decode(body)["code"])
     except (msgspec.DecodeError, KeyError, TypeError):
-        return otherwise
+        return default
 
 
 def _unreachable(url: str, exc: BaseException) -> BenchError:
     return BenchError(
-        f"No Stepwell answers at {url}: {exc}.",
-        fix="Start it with `stepwell serve`, or name where it is with --url or STEPWELL_URL.",
+        f"No Stepwell service responds at {url}: {exc}.",
+        fix="Start it with `stepwell serve`, or give its address with --url or STEPWELL_URL.",
     )
 
 
-def _ended(why: str) -> BenchError:
-    return BenchError(f"A connection ended: {why}.", fix="Look at the service's log.")
+def _ended(reason: str) -> BenchError:
+    return BenchError(f"A connection ended: {reason}.", fix="Check the service's log.")

@@ -1,4 +1,4 @@
-"""Counting what came of a load."""
+"""`LatencyRecorder`: counts and latencies of a load."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ _QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
 
 @dataclass(slots=True)
 class LatencyRecorder:
-    """Timesteps, times and errors of a load; what comes before `start` is not counted.
+    """Timesteps, latencies and errors of a load, between `start` and `stop`.
 
     Attributes:
         steps: Timesteps that were applied.
-        errors: How often each code came instead of a prediction.
+        errors: Number of errors by code.
     """
 
     steps: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     _times: array[float] = field(default_factory=lambda: array("d"))
-    _began: float = 0.0
-    _ended: float = 0.0
+    _started: float = 0.0
+    _stopped: float = 0.0
 
     def start(self) -> None:
-        """Forget the warm-up, and count from now on."""
+        """Discard the counts of the warm-up and start the measurement."""
         self.steps, self.errors, self._times = 0, Counter(), array("d")
-        self._began = perf_counter()
+        self._started = perf_counter()
 
     def stop(self) -> None:
-        """Count no longer."""
-        self._ended = self._ended or perf_counter()
+        """End the measurement; later counts are ignored."""
+        self._stopped = self._stopped or perf_counter()
 
     def replied(self, seconds: float, *, steps: int = 1) -> None:
-        """Count an answer that took `seconds` and brought so many predictions."""
-        if not self._ended:
+        """Count a successful request of `seconds` with `steps` predictions."""
+        if not self._stopped:
             self.steps += steps
             self._times.append(seconds)
 
     def failed(self, code: str, *, times: int = 1) -> None:
         """Count errors."""
-        if not self._ended:
+        if not self._stopped:
             self.errors[code] += times
 
     @property
     def seconds(self) -> float:
-        """How long it has been counted."""
-        return (self._ended or perf_counter()) - self._began
+        """Duration of the measurement so far, in seconds."""
+        return (self._stopped or perf_counter()) - self._started
 
     def result(self) -> dict[str, Any]:
-        """Return what is printed: rates per second, times in milliseconds."""
+        """Return the counts, rates per second, and latency quantiles in milliseconds."""
         times = np.frombuffer(self._times) if self._times else np.full(1, np.nan)
         milliseconds = {f"{name}_ms": float(np.percentile(times, q) * 1e3) for name, q in _QUANTILES.items()}
         return {

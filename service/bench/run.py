@@ -1,4 +1,4 @@
-"""Running a load: connections that step their streams, as fast as they are answered or at a fixed rate."""
+"""Runs a load: connections that step their streams, in a closed loop or at a fixed rate."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _GAP = frozenset({"seq_gap", "seq_passed", "seq_conflict", "state_changed"})
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much is asked.
+    """The size of a load.
 
     Attributes:
-        connections: Open at once.
-        at_once: Streams that a connection steps together.
-        seconds: How long it is measured.
-        warmup_s: Seconds before that.
-        rate: Requests per second that are due whatever the service does; 0: the next as soon as one is answered.
+        connections: Number of open connections.
+        at_once: Streams that a connection steps in one request.
+        seconds: Duration of the measurement.
+        warmup_s: Seconds of load before the measurement.
+        rate: Requests per second, independent of responses; 0 sends the next request after each response.
     """
 
     connections: int
@@ -38,83 +38,83 @@ class Load:
 async def run(
     load: Load,
     streams: Sequence[BenchStream],
-    open_door: Callable[[], Awaitable[LoadDriver]],
-    meter: LatencyRecorder,
+    open_driver: Callable[[], Awaitable[LoadDriver]],
+    recorder: LatencyRecorder,
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Put the load on; what comes of it is in `meter`, also when this is cancelled.
+    """Run a load; `recorder` has the results, even if the run is cancelled.
 
     Args:
-        load: How much.
-        streams: What is stepped; each belongs to one connection.
-        open_door: Opens a connection.
-        meter: Counts.
-        on_progress: Called now and then with the seconds measured so far.
+        load: The size of the load.
+        streams: The streams to step; each is assigned to one connection.
+        open_driver: Opens a connection.
+        recorder: Counts the results.
+        on_progress: Called about five times a second with the seconds measured so far.
 
     Raises:
-        BenchError: A connection cannot be had, or ended.
+        BenchError: A connection failed or was closed.
     """
-    doors = [await open_door() for _ in range(load.connections)]
-    dues = _Pacer(load.rate)
+    drivers = [await open_driver() for _ in range(load.connections)]
+    pacer = _Pacer(load.rate)
     try:
         async with asyncio.TaskGroup() as tasks:
             steppers = [
-                tasks.create_task(_step(door, streams[i :: load.connections], load.at_once, dues, meter))
-                for i, door in enumerate(doors)
+                tasks.create_task(_step(driver, streams[i :: load.connections], load.at_once, pacer, recorder))
+                for i, driver in enumerate(drivers)
             ]
-            async for seconds in _clock(load, meter):
+            async for seconds in _clock(load, recorder):
                 if on_progress is not None:
                     on_progress(seconds)
-            meter.stop()
+            recorder.stop()
             for stepper in steppers:
                 stepper.cancel()
     except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None  # the first says it; the others fell with it
+        raise failures.exceptions[0] from None  # the first is the cause; the others follow from it
     finally:
-        meter.stop()
-        for door in doors:
-            await door.close()
+        recorder.stop()
+        for driver in drivers:
+            await driver.close()
 
 
-async def _clock(load: Load, meter: LatencyRecorder) -> AsyncIterator[float]:
+async def _clock(load: Load, recorder: LatencyRecorder) -> AsyncIterator[float]:
     await asyncio.sleep(load.warmup_s)
-    meter.start()
-    while (seconds := meter.seconds) < load.seconds:
+    recorder.start()
+    while (seconds := recorder.seconds) < load.seconds:
         yield seconds
         await asyncio.sleep(min(_PROGRESS_EVERY_S, load.seconds - seconds))
     yield load.seconds
 
 
 async def _step(
-    door: LoadDriver, own: Sequence[BenchStream], at_once: int, dues: _Pacer, meter: LatencyRecorder
+    driver: LoadDriver, streams: Sequence[BenchStream], at_once: int, pacer: _Pacer, recorder: LatencyRecorder
 ) -> None:
-    groups = itertools.cycle([own[i : i + at_once] for i in range(0, len(own), at_once)])
+    groups = itertools.cycle([streams[i : i + at_once] for i in range(0, len(streams), at_once)])
     for group in groups:
-        began = await dues.next()
-        codes = await door.step(group)
-        seconds, good = perf_counter() - began, 0
+        due = await pacer.next()
+        codes = await driver.step(group)
+        seconds, succeeded = perf_counter() - due, 0
         for stream, code in zip(group, codes, strict=True):
             if code is None:
-                good += 1
+                succeeded += 1
                 stream.step += 1
             else:
-                meter.failed(code)
-                if code in _GAP:  # somebody else steps it: leave it as it is, and count
+                recorder.failed(code)
+                if code in _GAP:  # another writer steps the stream: count the error and continue with the next step
                     stream.step += 1
-        if good:
-            meter.replied(seconds, steps=good)
+        if succeeded:
+            recorder.replied(seconds, steps=succeeded)
 
 
 class _Pacer:
-    """When requests are due: now, or one after the other at a fixed rate."""
+    """Due times of requests: immediately, or at a fixed rate."""
 
     def __init__(self, rate: float) -> None:
-        self._dues: Iterator[float] | None = itertools.count(perf_counter(), 1 / rate) if rate else None
+        self._due_times: Iterator[float] | None = itertools.count(perf_counter(), 1 / rate) if rate else None
 
     async def next(self) -> float:
-        """Wait until the next request is due, and return when that was."""
-        if self._dues is None:
+        """Wait until the next request is due, and return its due time."""
+        if self._due_times is None:
             return perf_counter()
-        due = next(self._dues)
+        due = next(self._due_times)
         await asyncio.sleep(max(0.0, due - perf_counter()))
         return due

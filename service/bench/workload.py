@@ -1,4 +1,4 @@
-"""What a load sends: the streams, their inputs, and the bytes of each request."""
+"""The streams and inputs of a load, and the bytes of its requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model_export.manifest import Array
 from service.codec.formats import MSGPACK
 from service.codec.responses import encode_tensor
 
-_ROWS = 64  # different timesteps that are sent in turn
+_ROWS = 64  # different timesteps, sent in rotation
 
 
 @dataclass(slots=True)
@@ -21,8 +21,8 @@ class BenchStream:
     """One stream of the load.
 
     Attributes:
-        name: Its id.
-        step: Timesteps that it has taken.
+        name: The stream's id.
+        step: Timesteps that the stream has consumed.
     """
 
     name: str
@@ -31,12 +31,12 @@ class BenchStream:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A model and the timesteps that are sent to it.
+    """A model and the timesteps to send to it.
 
     Attributes:
         model: The model's name.
-        inputs: By input name, `(64, *shape)`: the timesteps, sent in turn.
-        json_rows: The same as JSON objects, ready to be put into bodies.
+        inputs: By input name, `(64, *shape)`: the timesteps, sent in rotation.
+        json_rows: The same timesteps as encoded JSON objects.
     """
 
     model: str
@@ -45,27 +45,27 @@ class Workload:
 
     @classmethod
     def of(cls, described: Mapping[str, Any], *, seed: int = 0) -> Workload:
-        """Draw timesteps for a model as `GET /v1/models/{M}` describes it: normal floats, integers and flags 0 or 1."""
+        """Return random timesteps for a model described by `GET /v1/models/{M}`: normal floats, integers 0 or 1."""
         rng = np.random.default_rng(seed)
         inputs = {spec["name"]: _draw(rng, spec["dtype"], spec["shape"]) for spec in described["inputs"]}
         rows = [msgspec.json.encode({name: rows[i].tolist() for name, rows in inputs.items()}) for i in range(_ROWS)]
         return cls(described["name"], inputs, rows)
 
     def body(self, stream: BenchStream) -> bytes:
-        """Return the body of a stream's next timestep, in JSON."""
+        """Return the JSON body of a stream's next timestep."""
         return b'{"inputs":%b,"seq":%d}' % (self.json_rows[stream.step % _ROWS], stream.step + 1)
 
     def message(self, stream: BenchStream) -> bytes:
-        """Return the same as a message on a feed of many streams."""
-        named = stream.name.encode()
-        return b'{"stream":"%b","inputs":%b,"seq":%d}' % (named, self.json_rows[stream.step % _ROWS], stream.step + 1)
+        """Return the feed message of a stream's next timestep."""
+        name = stream.name.encode()
+        return b'{"stream":"%b","inputs":%b,"seq":%d}' % (name, self.json_rows[stream.step % _ROWS], stream.step + 1)
 
     def columns(self, streams: Sequence[BenchStream]) -> bytes:
         """Return the next timestep of many streams as one msgpack frame."""
-        at = [stream.step % _ROWS for stream in streams]
+        indices = [stream.step % _ROWS for stream in streams]
         frame = {
             "streams": [stream.name for stream in streams],
-            "inputs": {name: encode_tensor(rows[at], MSGPACK) for name, rows in self.inputs.items()},
+            "inputs": {name: encode_tensor(rows[indices], MSGPACK) for name, rows in self.inputs.items()},
             "seq": [stream.step + 1 for stream in streams],
         }
         return bytes(msgspec.msgpack.encode(frame))

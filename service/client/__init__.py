@@ -1,6 +1,6 @@
-"""The Python client: live streams as objects, NumPy in and out, every retry safe.
+"""The Python client: streams as objects, NumPy arrays in and out, safe retries.
 
-`Client` is for scripts and threads, `AsyncClient` for asyncio; both talk through the same exchanges.
+`Client` is for scripts and threads, `AsyncClient` for asyncio; both share one protocol implementation.
 """
 
 from __future__ import annotations

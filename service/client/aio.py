@@ -1,4 +1,4 @@
-"""`AsyncClient`: streams for asyncio."""
+"""`AsyncClient`: the client for asyncio."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """A service, as `Client` is, to be awaited. It belongs to one event loop."""
+    """A connection to a service, for use on one event loop; the asynchronous counterpart of `Client`."""
 
     def __init__(
         self,
@@ -38,42 +38,42 @@ class AsyncClient:
         keep_streams: int = KEEP_STREAMS,
         on_resend: OnResend | None = None,
     ) -> None:
-        """Prepare; nothing is sent yet.
+        """Create the client; nothing is sent yet.
 
         Args:
-            url: Where the service is, `http://HOST:PORT`.
-            key: API key, where the service asks for one.
-            timeout: Seconds that one call may take, with all its retries and with waiting for the stream's other calls.
-            keep_bytes: Memory for what was sent, which is sent again where the store loses it; 0: nothing is kept.
-            keep_streams: Handles that a model keeps although nobody else holds them; as for `Client`.
-            on_resend: Told of what is sent again: the stream, how many requests were, and of how many.
+            url: The service's address, `http://HOST:PORT`.
+            key: API key, if the service requires one.
+            timeout: Seconds that one call may take, including its retries and its wait for other calls of the stream.
+            keep_bytes: Memory for sent requests, which are resent if the store loses them; 0 keeps none.
+            keep_streams: Unreferenced stream handles that a model keeps; as for `Client`.
+            on_resend: Called while requests are resent, with the stream's id, the number of requests already
+                resent and the number of requests to resend.
 
         Raises:
             ClientError: `bad_url`.
         """
         self._http = httpx.AsyncClient(**http_transport.options(url, key))
-        self._turn = asyncio.Semaphore(
-            http_transport.MAX_CONNECTIONS
-        )  # httpx gets slow where many wait for its connections
+        # httpx is slow when many requests wait for its connection pool
+        self._request_slots = asyncio.Semaphore(http_transport.MAX_CONNECTIONS)
         self._timeout = timeout
         self._keep_streams = keep_streams
-        self._memory = ResendBuffer(keep_bytes) if keep_bytes else None
+        self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes else None
         self._on_resend = on_resend
         self._watches = OpenAsyncWatches()
 
     def model(self, name: str) -> AsyncModel:
-        """Return a model, by its name.
+        """Return a model by name.
 
-        What is known of its streams is kept in what is returned: two of them are two writers.
+        The returned object holds the positions of its streams, so two objects of one model are two independent writers.
 
         Raises:
-            ClientError: `bad_request`: no model can have this name.
+            ClientError: `bad_request`: the name is not a valid model name.
         """
-        exchanges = StreamOps(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
-        return AsyncModel(self, name, exchanges, self._keep_streams)
+        operations = StreamOps(name, self._timeout, resend_buffer=self._resend_buffer, on_resend=self._on_resend)
+        return AsyncModel(self, name, operations, self._keep_streams)
 
     async def aclose(self) -> None:
-        """Close the connections; watches end."""
+        """Close all connections, including those of active watches."""
         await self._watches.close()
         await self._http.aclose()
 
@@ -83,61 +83,63 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _send(self, ask: ClientRequest) -> Reply | NoReply:
-        if ask.wait:
-            await asyncio.sleep(ask.wait)
+    async def _send(self, request: ClientRequest) -> Reply | NoReply:
+        if request.wait:
+            await asyncio.sleep(request.wait)
         if self._watches.closed.is_set():
-            raise http_transport.closed()
+            raise http_transport.client_closed()
         sent = False
         try:
-            async with asyncio.timeout(ask.timeout), self._turn:
+            async with asyncio.timeout(request.timeout), self._request_slots:
                 sent = True
-                return http_transport.reply(await self._http.request(**http_transport.request(ask)))
+                return http_transport.reply(await self._http.request(**http_transport.request_options(request)))
         except (httpx.RequestError, TimeoutError) as exc:
-            return http_transport.lost(exc, self._http.base_url, sent=sent)
+            return http_transport.no_reply(exc, self._http.base_url, sent=sent)
 
 
 class AsyncModel:
-    """A model of a service, and what is known of its streams."""
+    """A model of a service, with the positions of its streams."""
 
-    def __init__(self, client: AsyncClient, name: str, exchanges: StreamOps, keep_streams: int) -> None:
+    def __init__(self, client: AsyncClient, name: str, operations: StreamOps, keep_streams: int) -> None:
         """Use `AsyncClient.model`."""
         self.name = name
         self._client = client
-        self._exchanges = exchanges
+        self._operations = operations
         self._send = client._send
-        self._handles = Handles(lambda place: AsyncStream(self, exchanges, place, client._send), keep_streams)
+        self._handles = Handles(lambda cursor: AsyncStream(self, operations, cursor, client._send), keep_streams)
 
     def stream(self, name: str) -> AsyncStream:
-        """Return a stream, by its id; asked again, the same.
+        """Return the handle of a stream; the same id returns the same handle.
 
         Raises:
-            ClientError: `bad_request`: no stream can have this id.
+            ClientError: `bad_request`: the id is not a valid stream id.
         """
         return self._handles.get(name)
 
     async def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, StepResult | ClientError]:
-        """Move many streams by one timestep each, in one request; as `Model.step_many`."""
-        streams = [self.stream(name) for name in sorted(inputs)]  # in one order, so that no two calls lock each other
-        exchange = self._exchanges.step_many([stream._place for stream in streams], inputs)
-        async with _turns(streams, self._exchanges.timeout):
+        """Step many streams by one timestep each, in one request; as `Model.step_many`."""
+        streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
+        exchange = self._operations.step_many([stream._cursor for stream in streams], inputs)
+        async with _locked(streams, self._operations.timeout):
             return await drive_async(exchange, self._send)
 
     def feed(self) -> Feed:
-        """Return a feed: many streams on one WebSocket, to be used in `async with`."""
+        """Return a feed, which steps many streams over one WebSocket; use it in `async with`."""
 
-        async def move(name: str, x: Inputs, send: Send) -> StepResult:
+        async def step_stream(name: str, x: Inputs, send: Send) -> StepResult:
             stream = self.stream(name)
-            exchange = self._exchanges.step(stream._place, x)
-            async with _turns([stream], self._exchanges.timeout):
+            exchange = self._operations.step(stream._cursor, x)
+            async with _locked([stream], self._operations.timeout):
                 return await drive_async(exchange, send)
 
-        return Feed(http_transport.feed_address(self._client._http, f"{self._exchanges.path}/feed"), move, self._send)
+        return Feed(
+            http_transport.feed_address(self._client._http, f"{self._operations.path}/feed"), step_stream, self._send
+        )
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
     ) -> AsyncIterator[Event | Gap]:
-        """Follow predictions as they are committed; as `Model.watch`, to be read with `async for`."""
+        """Yield predictions as they are committed; as `Model.watch`, for `async for`."""
         address = http_transport.feed_address(self._client._http, "/v1/watch")
         return follow_async(
             WatchCursor(address, self.name, stream, prefix, since, inputs=inputs), self._client._watches
@@ -145,115 +147,115 @@ class AsyncModel:
 
 
 class AsyncStream:
-    """A stream's handle, as `Stream` is, to be awaited; calls that come at once are made one after the other.
+    """A stream's handle, the asynchronous counterpart of `Stream`; concurrent calls run one after the other.
 
     Attributes:
         name: The stream's id.
     """
 
-    def __init__(self, model: AsyncModel, exchanges: StreamOps, place: StreamCursor, send: Send) -> None:
+    def __init__(self, model: AsyncModel, operations: StreamOps, cursor: StreamCursor, send: Send) -> None:
         """Use `AsyncModel.stream`."""
         self._model = model
-        self.name = place.stream
-        self._place = place
+        self.name = cursor.stream
+        self._cursor = cursor
         self._lock = asyncio.Lock()
-        self._exchanges = exchanges
+        self._operations = operations
         self._send = send
 
     async def step(self, x: Inputs) -> StepResult:
-        """Move the stream by one timestep; as `Stream.step`."""
-        return await self._run(self._exchanges.step(self._place, x))
+        """Step the stream by one timestep; as `Stream.step`."""
+        return await self._run(self._operations.step(self._cursor, x))
 
     async def steps(self, xs: Inputs, returns: ReturnMode = "all") -> StepResult:
-        """Move the stream by a chunk of timesteps; as `Stream.steps`."""
-        return await self._run(self._exchanges.step(self._place, xs, returns))
+        """Step the stream by a chunk of timesteps; as `Stream.steps`."""
+        return await self._run(self._operations.step(self._cursor, xs, returns))
 
     async def prime(self, xs: Inputs) -> StepResult:
-        """Give the stream its history, without predictions; as `Stream.prime`."""
+        """Feed the stream past timesteps without returning predictions; as `Stream.prime`."""
         return await self.steps(xs, "none")
 
     async def reset(self, to: str | None = None) -> StepResult:
-        """Bring the stream back to its initial state, or to a snapshot; as `Stream.reset`."""
+        """Reset the stream to its initial state or to a snapshot; as `Stream.reset`."""
         if to is not None:
-            return await self._run(self._exchanges.reset_to(self._place, to))
-        return await self._run(self._exchanges.reset(self._place))
+            return await self._run(self._operations.reset_to(self._cursor, to))
+        return await self._run(self._operations.reset(self._cursor))
 
     async def replay(
         self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False
     ) -> AsyncIterator[StepResult]:
-        """Step through recorded timesteps; as `Stream.replay`, to be read with `async for`."""
+        """Step through recorded timesteps; as `Stream.replay`, for `async for`."""
         timesteps = timesteps_of(rows, columns)
         for x in with_bar(timesteps, self.name) if progress else timesteps:
             yield await self.step(x)
 
     async def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
-        """Return what a step would be answered; as `Stream.peek`."""
-        return await drive_async(self._exchanges.peek(self._place, x, chunk=chunk), self._send)
+        """Return the result that a step would have, without committing it; as `Stream.peek`."""
+        return await drive_async(self._operations.peek(self._cursor, x, chunk=chunk), self._send)
 
     async def rollout(self, horizon: int, x: Inputs | None = None, *, commit: bool = False, **options: Any) -> Rollout:
-        """Return where the stream goes by its own predictions; as `Stream.rollout`."""
-        return await self._run(self._exchanges.rollout(self._place, horizon, x, options, commit=commit))
+        """Run the stream by its own predictions; as `Stream.rollout`."""
+        return await self._run(self._operations.rollout(self._cursor, horizon, x, options, commit=commit))
 
     async def fork(self, to: str, *, snapshot: str | None = None) -> AsyncStream:
-        """Begin another stream as this one is now; as `Stream.fork`."""
+        """Create another stream as a copy of this one; as `Stream.fork`."""
         other = self._model.stream(to)
-        await other._run(self._exchanges.fork(self._place, other._place, snapshot))
+        await other._run(self._operations.fork(self._cursor, other._cursor, snapshot))
         return other
 
     async def snapshots(self) -> list[Snapshot]:
         """List the stream's snapshots; as `Stream.snapshots`."""
-        return await drive_async(self._exchanges.snapshots(self._place), self._send)
+        return await drive_async(self._operations.snapshots(self._cursor), self._send)
 
     async def take_snapshot(self, name: str) -> StepResult:
-        """Copy the stream as it is now; as `Stream.take_snapshot`."""
-        return await drive_async(self._exchanges.take_snapshot(self._place, name), self._send)
+        """Save a named copy of the stream; as `Stream.take_snapshot`."""
+        return await drive_async(self._operations.take_snapshot(self._cursor, name), self._send)
 
     async def forget_snapshot(self, name: str) -> None:
-        """Forget a snapshot; as `Stream.forget_snapshot`."""
-        await drive_async(self._exchanges.forget_snapshot(self._place, name), self._send)
+        """Delete a snapshot; as `Stream.forget_snapshot`."""
+        await drive_async(self._operations.forget_snapshot(self._cursor, name), self._send)
 
     async def state(self) -> State:
         """Return the stream's state; as `Stream.state`."""
-        return await drive_async(self._exchanges.state(self._place), self._send)
+        return await drive_async(self._operations.state(self._cursor), self._send)
 
     async def put_state(self, state: State) -> StepResult:
-        """Let the stream go on from a state; as `Stream.put_state`."""
-        return await self._run(self._exchanges.put_state(self._place, state))
+        """Replace the stream's state; as `Stream.put_state`."""
+        return await self._run(self._operations.put_state(self._cursor, state))
 
     def watch(self, *, since: int | None = None, inputs: bool = False) -> AsyncIterator[Event | Gap]:
         """Follow the stream; as `AsyncModel.watch`."""
         return self._model.watch(self.name, since=since, inputs=inputs)
 
     async def resume(self) -> int:
-        """Read where the stream stands, and go on from there; as `Stream.resume`."""
-        return await self._run(self._exchanges.resume(self._place))
+        """Read the stream's position from the service and continue from it; as `Stream.resume`."""
+        return await self._run(self._operations.resume(self._cursor))
 
     async def status(self) -> Status:
-        """Return where the stream stands; as `Stream.status`."""
-        return await drive_async(self._exchanges.status(self._place), self._send)
+        """Return the stream's status; as `Stream.status`."""
+        return await drive_async(self._operations.status(self._cursor), self._send)
 
     async def delete(self) -> None:
-        """Forget the stream; as `Stream.delete`."""
-        await self._run(self._exchanges.delete(self._place))
+        """Delete the stream; as `Stream.delete`."""
+        await self._run(self._operations.delete(self._cursor))
 
     async def _run(self, exchange: Exchange[T]) -> T:
-        async with _turns([self], self._exchanges.timeout):
+        async with _locked([self], self._operations.timeout):
             return await drive_async(exchange, self._send)
 
 
 @asynccontextmanager
-async def _turns(streams: Sequence[AsyncStream], timeout: float) -> AsyncIterator[None]:
-    """Hold the locks of streams, as its namesake in `sync` does."""
-    taken: list[AsyncStream] = []
+async def _locked(streams: Sequence[AsyncStream], timeout: float) -> AsyncIterator[None]:
+    """Hold the locks of streams, as `sync._locked` does."""
+    acquired: list[AsyncStream] = []
     try:
         try:
             async with asyncio.timeout(timeout):
                 for stream in streams:
                     await stream._lock.acquire()
-                    taken.append(stream)
+                    acquired.append(stream)
         except TimeoutError:
-            raise busy(streams[len(taken)].name, timeout) from None
+            raise busy(streams[len(acquired)].name, timeout) from None
         yield
     finally:
-        for stream in taken:
+        for stream in acquired:
             stream._lock.release()

@@ -1,7 +1,8 @@
-"""A limit for all that one HTTP request waits for: httpx limits each read and each write by itself.
+"""A total time limit for one HTTP request of a thread.
 
-An answer that comes byte by byte would so hold a caller for as long as it likes. Asyncio has `asyncio.timeout` for
-this; for threads the limit is kept where httpx waits, in the streams of its network backend.
+httpx limits each read and each write separately, so a response that arrives byte by byte could block a caller without
+limit. Asyncio has `asyncio.timeout` for this; for threads the limit is enforced in the streams of httpx's network
+backend, where httpx waits.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import httpcore
 import httpx
 
 _PIECE = 16 * 1024
-"""Bytes that are written at once: a peer may take as many slowly after the last look at the clock."""
+"""Bytes per write: the deadline is checked before each, so a slow peer can exceed it by one write."""
 
 
 class Deadline(threading.local):
-    """When the request of this thread is given up.
+    """The deadline of the current thread's request.
 
     Attributes:
         at: Seconds of `time.monotonic`.
@@ -30,10 +31,10 @@ class Deadline(threading.local):
     at = math.inf
 
     def left(self, error: type[Exception]) -> float:
-        """Return the seconds that are left.
+        """Return the seconds until the deadline.
 
         Raises:
-            error: None are.
+            error: The deadline has passed.
         """
         left = self.at - time.monotonic()
         if left <= 0:
@@ -42,16 +43,16 @@ class Deadline(threading.local):
 
 
 def limit(client: httpx.Client, deadline: Deadline) -> None:
-    """Let every request of a client end at a deadline, which is set by the thread that makes it."""
-    # httpx has no option for the network backend of its connection pools; a test drips to see that this works
+    """Apply a deadline, set by each thread for its own request, to all requests of a client."""
+    # httpx has no option for the network backend of its pools; a test with a byte-by-byte response covers this
     for transport in (client._transport, *client._mounts.values()):
-        if transport is not None:  # None: an address for which the environment names no proxy
+        if transport is not None:  # None: an address that the environment excludes from proxying
             pool: Any = transport._pool  # type: ignore[attr-defined]
             pool._network_backend = _Backend(pool._network_backend, deadline)
 
 
 class _Backend(httpcore.NetworkBackend):
-    """Opens connections that end at the deadline."""
+    """Opens connections whose operations end at the deadline."""
 
     def __init__(self, backend: httpcore.NetworkBackend, deadline: Deadline) -> None:
         self._backend = backend
@@ -66,7 +67,7 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         refused: Exception | None = None
-        for address in _addresses(host, port):  # one by one: together, each would get the whole time
+        for address in _addresses(host, port):  # one at a time: httpcore would give each address the whole timeout
             left = self._deadline.left(httpcore.ConnectTimeout)
             try:
                 opened = self._backend.connect_tcp(address, port, left, local_address, socket_options)
@@ -82,7 +83,7 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection of which every wait ends at the deadline; the time limits of httpx are no longer than that."""
+    """A connection whose operations all end at the deadline; it replaces httpx's own timeouts."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
         self._stream = stream
@@ -107,9 +108,9 @@ class _Stream(httpcore.NetworkStream):
 
 
 def _addresses(host: str, port: int) -> list[str]:
-    """Return a host's addresses; the host itself if it has none, so that connecting raises httpx's own error."""
+    """Return a host's addresses, or the host itself if it does not resolve, so that connecting raises httpx's error."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
         return [host]
-    return [str(address[0]) for *_, address in found]
+    return [str(address[0]) for *_, address in infos]

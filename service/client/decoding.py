@@ -1,4 +1,4 @@
-"""What comes back, read: a service's answer into values, a refusal or silence into a `ClientError`."""
+"""Decoding of responses: into result values, or into a `ClientError` for an error or a missing response."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from service.errors import Applied, Retry
 
 T = TypeVar("T")
 
-_PASSING = (429, 502, 503, 504)  # what a proxy says while a replica is away
-_SHOWN = 80  # bytes of an answer that a message repeats
+_TRANSIENT = (429, 502, 503, 504)  # statuses of a proxy whose backend is temporarily unavailable
+_PREVIEW_BYTES = 80  # of a response body, in error messages
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer as it came.
+    """An undecoded response.
 
     Attributes:
-        status: Of HTTP; for a feed's message 200, or 400 where it is a problem.
-        body: Its bytes.
-        form: Their format.
-        retry_after: Seconds that the service asks to wait, or None.
+        status: The HTTP status; for a feed message 200, or 400 if it is a problem.
+        body: The body's bytes.
+        content_type: The body's format.
+        retry_after: Seconds of the `Retry-After` header, or None.
     """
 
     status: int
@@ -40,32 +40,32 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class NoReply:
-    """No answer came.
+    """No response arrived.
 
     Attributes:
-        why: What happened, with the address.
-        sent: The request may have arrived.
+        reason: What failed, with the address.
+        sent: The request may have reached the service.
     """
 
-    why: str
+    reason: str
     sent: bool
 
 
 class PackedArray(Struct):
-    """A tensor as msgpack carries it."""
+    """A tensor in msgpack: dtype, shape and little-endian bytes."""
 
     d: str
     s: list[int]
     b: bytes
 
     def array(self) -> Array:
-        """Return it as an array of its own."""
+        """Return a writable array with a copy of the data."""
         raw = np.frombuffer(bytearray(self.b), np.dtype(self.d).newbyteorder("<"))
         return raw.astype(self.d, copy=False).reshape(self.s)
 
 
 class StepReply(Struct):
-    """The answer to a step, a chunk or a reset."""
+    """The response to a step, a chunk or a reset."""
 
     step: int
     state_id: str
@@ -73,8 +73,8 @@ class StepReply(Struct):
     replayed: bool = False
     created: bool = False
 
-    def answer(self) -> StepResult:
-        """Return it as an answer."""
+    def result(self) -> StepResult:
+        """Return the response as a `StepResult`."""
         outputs = {name: packed.array() for name, packed in self.outputs.items()}
         return StepResult(outputs, self.step, self.state_id, self.replayed, self.created)
 
@@ -91,7 +91,7 @@ class Problem(Struct):
     state_id: str | None = None
 
     def error(self, retry_after: float | None = None) -> ClientError:
-        """Return it as an error; the detail says also what to do."""
+        """Return the problem as an error; `detail` includes the fix."""
         return ClientError(
             self.code,
             self.detail,
@@ -105,19 +105,19 @@ class Problem(Struct):
 
 
 class PeekReply(Struct):
-    """The answer to a peek; a stream that is missing has no state id."""
+    """The response to a peek; `state_id` is empty if the stream does not exist."""
 
     step: int
     outputs: dict[str, PackedArray]
     state_id: str = ""
 
-    def answer(self) -> StepResult:
-        """Return it as an answer."""
+    def result(self) -> StepResult:
+        """Return the response as a `StepResult`."""
         return StepResult({name: packed.array() for name, packed in self.outputs.items()}, self.step, self.state_id)
 
 
 class RolloutReply(Struct):
-    """The answer to a rollout."""
+    """The response to a rollout."""
 
     step: int
     outputs: dict[str, PackedArray]
@@ -128,7 +128,7 @@ class RolloutReply(Struct):
     created: bool = False
 
     def rollout(self) -> Rollout:
-        """Return it as a rollout."""
+        """Return the response as a `Rollout`."""
         outputs, following = (
             {name: packed.array() for name, packed in tensors.items()} for tensors in (self.outputs, self.next)
         )
@@ -136,25 +136,25 @@ class RolloutReply(Struct):
 
 
 class StateReply(Struct):
-    """The answer that has a stream's state."""
+    """The response with a stream's state."""
 
     states: dict[str, PackedArray]
     step: int
     fingerprint: str
 
     def state(self) -> State:
-        """Return it as a state."""
+        """Return the response as a `State`."""
         return State({name: packed.array() for name, packed in self.states.items()}, self.step, self.fingerprint)
 
 
 class SnapshotsReply(Struct):
-    """The answer that lists snapshots."""
+    """The response with a list of snapshots."""
 
     snapshots: list[Snapshot]
 
 
 class WatchMessage(Struct):
-    """A message to one who watches: an event, a gap, or a problem."""
+    """A message of a watch: an event, a gap, or a problem."""
 
     model: str = ""
     stream: str = ""
@@ -165,8 +165,8 @@ class WatchMessage(Struct):
     gap: int = 0
     error: Problem | None = None
 
-    def news(self) -> Event | Gap:
-        """Return it as what it tells."""
+    def event(self) -> Event | Gap:
+        """Return the message as an `Event` or a `Gap`."""
         if self.gap:
             return Gap(self.gap)
         outputs, inputs = (
@@ -176,7 +176,7 @@ class WatchMessage(Struct):
 
 
 class BulkReply(Struct):
-    """The answer to columns; a failed row has nil, and stands in `errors` by its index as text."""
+    """The response to a bulk step; a failed row is nil, with its problem in `errors` under the row index as text."""
 
     outputs: dict[str, PackedArray]
     step: list[int | None]
@@ -186,26 +186,26 @@ class BulkReply(Struct):
 
 
 class InputInfo(Struct):
-    """An input that a model declares."""
+    """An input in a model's description."""
 
     name: str
     dtype: str
 
 
 class ModelInfo(Struct):
-    """What a model takes."""
+    """A model's description, as far as the client uses it."""
 
     inputs: list[InputInfo]
 
 
 class ServiceInfo(Struct):
-    """What a service says of itself."""
+    """The response of `GET /v1/info`, as far as the client uses it."""
 
     durability: str
 
 
 def read(reply: Reply, kind: type[T]) -> T:
-    """Return a good reply's body.
+    """Return the decoded body of a successful reply.
 
     Raises:
         ClientError: `unreadable_answer`.
@@ -217,62 +217,62 @@ def read(reply: Reply, kind: type[T]) -> T:
         raise _unreadable(reply, str(exc), "unknown") from exc
 
 
-def answers_in(reply: Reply, count: int) -> list[StepResult | ClientError]:
-    """Return the answers in columns, one per stream, or the error where it failed.
+def bulk_results(reply: Reply, count: int) -> list[StepResult | ClientError]:
+    """Return one result per stream of a bulk response, or the stream's error.
 
     Raises:
         ClientError: `unreadable_answer`.
     """
-    moved = read(reply, BulkReply)
-    columns = {name: packed.array() for name, packed in moved.outputs.items()}
-    if {len(moved.step), len(moved.state_id), *(len(column) for column in columns.values())} != {count}:
-        raise _unreadable(reply, f"its columns are not of {count} streams", "unknown")
-    found: list[StepResult | ClientError] = []
-    for i, (step, state_id) in enumerate(zip(moved.step, moved.state_id, strict=True)):
+    bulk = read(reply, BulkReply)
+    columns = {name: packed.array() for name, packed in bulk.outputs.items()}
+    if {len(bulk.step), len(bulk.state_id), *(len(column) for column in columns.values())} != {count}:
+        raise _unreadable(reply, f"its columns do not have {count} rows", "unknown")
+    results: list[StepResult | ClientError] = []
+    for i, (step, state_id) in enumerate(zip(bulk.step, bulk.state_id, strict=True)):
         if step is None or state_id is None:
-            found.append(moved.errors[str(i)].error() if str(i) in moved.errors else _unreadable(reply, "", "unknown"))
+            results.append(bulk.errors[str(i)].error() if str(i) in bulk.errors else _unreadable(reply, "", "unknown"))
         else:
             outputs = {name: column[i] for name, column in columns.items()}
-            found.append(StepResult(outputs, step, state_id, i in moved.replayed))
-    return found
+            results.append(StepResult(outputs, step, state_id, i in bulk.replayed))
+    return results
 
 
-def error_in(got: Reply | NoReply, *, moves: bool) -> ClientError | None:
-    """Return what a refusal or silence means, or None for a good reply.
+def error_in(reply: Reply | NoReply, *, mutates: bool) -> ClientError | None:
+    """Return the error of a failed request, or None for a successful reply.
 
     Args:
-        got: What came.
-        moves: The request was one that moves streams.
+        reply: The response, or its absence.
+        mutates: The request can change streams.
     """
-    doubt: Applied = "unknown" if moves else "no"
-    if isinstance(got, NoReply):
-        fix = "See that the service is there; then make the same call again: it is applied at most once."
-        return ClientError("no_answer", got.why, fix=fix, applied=doubt if got.sent else "no", retry="same")
-    if 200 <= got.status < 300:
+    applied: Applied = "unknown" if mutates else "no"
+    if isinstance(reply, NoReply):
+        fix = "Check that the service is running, then repeat the same call: it is applied at most once."
+        return ClientError("no_answer", reply.reason, fix=fix, applied=applied if reply.sent else "no", retry="same")
+    if 200 <= reply.status < 300:
         return None
     try:
-        problem = read(got, Problem)
+        problem = read(reply, Problem)
     except ClientError:
-        return _unreadable(got, "it is no problem document", doubt)
-    return problem.error(got.retry_after)
+        return _unreadable(reply, "not a problem document", applied)
+    return problem.error(reply.retry_after)
 
 
 def seconds(retry_after: str | None) -> float | None:
-    """Return a `Retry-After` header in seconds; a date, which proxies may send, is not looked at."""
+    """Return a `Retry-After` header in seconds; None without one or for a date, which proxies may send."""
     try:
-        found = float(retry_after or "")
+        value = float(retry_after or "")
     except ValueError:
         return None
-    return found if math.isfinite(found) and found >= 0 else None
+    return value if math.isfinite(value) and value >= 0 else None
 
 
-def _unreadable(reply: Reply, why: str, applied: Applied) -> ClientError:
-    shown = reply.body[:_SHOWN].decode(errors="replace")
+def _unreadable(reply: Reply, reason: str, applied: Applied) -> ClientError:
+    preview = reply.body[:_PREVIEW_BYTES].decode(errors="replace")
     return ClientError(
         "unreadable_answer",
-        f"The answer, with status {reply.status}, is not one of a Stepwell service ({why}): {shown!r}.",
-        fix="See that the address is the service's, and that service and client fit together.",
+        f"The response with status {reply.status} is not one of a Stepwell service ({reason}): {preview!r}.",
+        fix="Check the service's address, and that the versions of client and service match.",
         applied=applied,
-        retry="same" if reply.status in _PASSING else "never",
+        retry="same" if reply.status in _TRANSIENT else "never",
         retry_after=reply.retry_after,
     )

@@ -1,4 +1,4 @@
-"""`Feed`: many streams on one WebSocket, with as many steps in flight as there are streams."""
+"""`Feed`: steps of many streams over one WebSocket, one step in flight per stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.typing import Subprotocol
 
 from service.client.decoding import NoReply, Reply, seconds
-from service.client.http_transport import FeedAddress, lost
+from service.client.http_transport import FeedAddress, no_reply
 from service.client.inputs import Inputs
 from service.client.protocol import ClientRequest, Send
 from service.client.results import ClientError, StepResult
@@ -21,32 +21,32 @@ from service.codec.formats import MSGPACK, encode, format_of_body
 
 _PROTOCOL = Subprotocol("stepwell.msgpack")
 _CLOSE_WITHIN_S = 2.0
-_LARGEST = 65536
-"""Bytes of a message. A larger timestep goes over HTTP: were it too large for the service, the feed would be closed
-without a word to whom it concerns."""
+_MAX_MESSAGE_BYTES = 65536
+"""Larger timesteps are sent over HTTP: the service closes a feed on a message above its limit, without an error for
+the stream concerned."""
 
-Move = Callable[[str, Inputs, Send], Awaitable[StepResult]]
+StepStream = Callable[[str, Inputs, Send], Awaitable[StepResult]]
 
 
 class Feed:
-    """A live feed of one model: `async with model.feed() as feed: answer = await feed.step("pump-7", x)`.
+    """A live feed of one model: `async with model.feed() as feed: result = await feed.step("pump-7", x)`.
 
-    Steps of different streams are in flight together; those of one stream go one after the other, in the order of
-    the calls, because a service keeps the answer of a stream's newest step alone. When the connection is lost, the
-    steps that wait are sent again over the next one, by the same `seq`.
+    Steps of different streams are in flight at the same time. Steps of one stream are sent one after the other, in
+    the order of the calls, because the service keeps only the response to a stream's newest step for replay. If the
+    connection is lost, pending steps are sent again over the next one, with the same `seq`.
     """
 
-    def __init__(self, address: FeedAddress, move: Move, aside: Send) -> None:
+    def __init__(self, address: FeedAddress, step_stream: StepStream, send_over_http: Send) -> None:
         """Use `AsyncModel.feed`.
 
         Args:
-            address: Where the feed is.
-            move: Moves a stream, by a way to send.
-            aside: Sends what does not go over a feed.
+            address: The feed's address.
+            step_stream: Steps a stream with a given send function.
+            send_over_http: Sends requests that a feed cannot carry.
         """
         self._address = address
-        self._move = move
-        self._aside = aside
+        self._step_stream = step_stream
+        self._send_over_http = send_over_http
         self._opening = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._connection: _FeedConnection | None = None
@@ -61,47 +61,48 @@ class Feed:
             await self._connection.close()
 
     async def step(self, stream: str, x: Inputs) -> StepResult:
-        """Move a stream by one timestep and return the prediction.
+        """Step a stream by one timestep and return the prediction.
 
         Args:
             stream: The stream's id.
-            x: Shape `(*row)` per input; types are converted to the model's where no value is lost.
+            x: Shape `(*row)` per input; converted to the model's dtypes if that loses no value.
 
         Raises:
-            ClientError: It was refused, or got no answer in time; `closed`: the feed was left.
+            ClientError: The step was rejected, or no response arrived in time; `closed`: the feed is closed.
         """
-        return await self._move(stream, x, self._send)
+        return await self._step_stream(stream, x, self._send)
 
-    async def _send(self, ask: ClientRequest) -> Reply | NoReply:
-        if ask.stream is None or ask.document is None:
-            return await self._aside(ask)
+    async def _send(self, request: ClientRequest) -> Reply | NoReply:
+        if request.stream is None or request.document is None:
+            return await self._send_over_http(request)
         number = next(self._numbers)
-        message = encode({"id": number, "stream": ask.stream, **ask.document}, MSGPACK)
-        if len(message) > _LARGEST:
-            return await self._aside(ask)
-        if ask.wait:
-            await asyncio.sleep(ask.wait)
+        message = encode({"id": number, "stream": request.stream, **request.document}, MSGPACK)
+        if len(message) > _MAX_MESSAGE_BYTES:
+            return await self._send_over_http(request)
+        if request.wait:
+            await asyncio.sleep(request.wait)
         sent = False
         try:
-            async with asyncio.timeout(ask.timeout):
-                line = await self._open()
+            async with asyncio.timeout(request.timeout):
+                connection = await self._open()
                 sent = True
-                return await line.ask(number, message)
-        except InvalidStatus as exc:  # the handshake was refused, by a problem
+                return await connection.send_and_wait(number, message)
+        except InvalidStatus as exc:  # the handshake was rejected, with a problem document
             response = exc.response
-            form = format_of_body(response.headers.get("content-type"))
-            return Reply(response.status_code, bytes(response.body), form, seconds(response.headers.get("retry-after")))
+            content_type = format_of_body(response.headers.get("content-type"))
+            retry_after = seconds(response.headers.get("retry-after"))
+            return Reply(response.status_code, bytes(response.body), content_type, retry_after)
         except (OSError, TimeoutError, WebSocketException) as exc:
-            return lost(exc, self._address.url, sent=sent)
+            return no_reply(exc, self._address.url, sent=sent)
 
     async def _open(self) -> _FeedConnection:
-        """Return the open connection; made anew where it was lost."""
+        """Return the open connection, reconnecting if it was lost."""
         async with self._opening:
             if self._closed:
                 raise ClientError(
                     "closed",
-                    "The feed was left while a step waited for its answer, or before it was sent.",
-                    fix="Open another feed and send the step again: it is applied at most once.",
+                    "The feed was closed before the step was sent, or while it waited for its response.",
+                    fix="Open another feed and repeat the step: it is applied at most once.",
                     applied="unknown",
                     retry="same",
                 )
@@ -112,7 +113,7 @@ class Feed:
                     additional_headers=dict(self._address.headers),
                     compression=None,
                     max_size=None,
-                    open_timeout=None,  # the ask's own timeout holds here
+                    open_timeout=None,  # the timeout of the request applies
                     close_timeout=_CLOSE_WITHIN_S,
                 )
                 self._connection = _FeedConnection(socket)
@@ -120,62 +121,61 @@ class Feed:
 
 
 class _ReplyEnvelope(msgspec.Struct):
-    """What tells whose answer a message is, and whether it is a problem."""
+    """The fields of a feed message that assign it to a request, and its problem, if it is one."""
 
     id: int | None = None
     error: msgspec.Raw = msgspec.Raw()
 
 
 class _FeedConnection:
-    """One connection, and the steps that wait for their answers on it."""
+    """One open WebSocket with its pending steps."""
 
     def __init__(self, socket: ClientConnection) -> None:
-        """Take over an open connection."""
         self._socket = socket
-        self._waiting: dict[int, asyncio.Future[Reply | NoReply]] = {}
+        self._pending: dict[int, asyncio.Future[Reply | NoReply]] = {}
         self._reader = asyncio.create_task(self._read(), name="client-feed-reader")
 
     @property
     def ended(self) -> bool:
-        """The connection was lost or closed."""
+        """Whether the connection was lost or closed."""
         return self._reader.done()
 
-    async def ask(self, number: int, message: bytes) -> Reply | NoReply:
-        """Send a message and return what answers its number, or that the connection was lost."""
-        answered: asyncio.Future[Reply | NoReply] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answered
+    async def send_and_wait(self, number: int, message: bytes) -> Reply | NoReply:
+        """Send a message and return the reply with its number, or a `NoReply` if the connection is lost."""
+        future: asyncio.Future[Reply | NoReply] = asyncio.get_running_loop().create_future()
+        self._pending[number] = future
         try:
             await self._socket.send(message)
-            return await answered
+            return await future
         finally:
-            del self._waiting[number]
+            del self._pending[number]
 
     async def close(self) -> None:
-        """Close the connection; what waits is told that it was lost."""
+        """Close the connection; pending steps get a `NoReply`."""
         await self._socket.close()
         await self._reader
 
     async def _read(self) -> None:
-        why = "the connection was closed"
+        reason = "the connection was closed"
         try:
             async for message in self._socket:
-                self._take(message if isinstance(message, bytes) else message.encode())
+                self._on_message(message if isinstance(message, bytes) else message.encode())
         except ConnectionClosed as exc:
-            why = str(exc)
+            reason = str(exc)
         finally:
-            for answered in self._waiting.values():
-                if not answered.done():
-                    answered.set_result(NoReply(f"The feed was lost before the answer came: {why}.", sent=True))
+            for future in self._pending.values():
+                if not future.done():
+                    future.set_result(NoReply(f"The feed was lost before the response arrived: {reason}.", sent=True))
 
-    def _take(self, message: bytes) -> None:
-        """Hand a message to the step that waits for it; one without an `id` answers the oldest."""
+    def _on_message(self, message: bytes) -> None:
+        """Resolve the step that a message replies to; a message without an `id` replies to the oldest step."""
         try:
-            label = msgspec.msgpack.decode(message, type=_ReplyEnvelope)
+            envelope = msgspec.msgpack.decode(message, type=_ReplyEnvelope)
         except msgspec.MsgspecError:
-            label = _ReplyEnvelope()  # not understood, and told so to the oldest
-        number = next(iter(self._waiting), None) if label.id is None else label.id
-        answered = self._waiting.get(number) if number is not None else None
-        if answered is None or answered.done():
-            return  # it was given up
-        problem = bytes(label.error)
-        answered.set_result(Reply(400, problem, MSGPACK) if problem else Reply(200, message, MSGPACK))
+            envelope = _ReplyEnvelope()  # the oldest step gets the message, and fails with `unreadable_answer`
+        number = next(iter(self._pending), None) if envelope.id is None else envelope.id
+        future = self._pending.get(number) if number is not None else None
+        if future is None or future.done():
+            return  # its request timed out
+        problem = bytes(envelope.error)
+        future.set_result(Reply(400, problem, MSGPACK) if problem else Reply(200, message, MSGPACK))

@@ -1,4 +1,4 @@
-"""`Handles`: the streams' handles of one model, the ones used last."""
+"""`Handles`: the most recently used stream handles of one model."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from weakref import WeakValueDictionary
 from service.client.protocol import StreamCursor
 
 KEEP_STREAMS = 65_536
-"""Handles that a model keeps if nothing else is said; one takes about 1.2 KB."""
+"""Default number of handles that a model keeps; one takes about 1.2 KB."""
 
 
 class Handle(Protocol):
     """A stream's handle."""
 
-    _place: StreamCursor
+    _cursor: StreamCursor
 
 
 H = TypeVar("H", bound=Handle)
 
 
 class Handles(Generic[H]):
-    """One handle per stream, for as long as anybody holds it, and of the others those that were used last.
+    """One handle per stream: all that callers still reference, and the most recently used of the others.
 
-    A handle that is dropped forgets where its stream stands, and its successor reads that from the service. That must
-    not happen after a call whose outcome is unknown: made again, it would be applied twice. Such handles are kept.
-    Threads may share it.
+    An evicted handle loses the stream's position, and the next handle reads it from the service. After a call with an
+    unknown outcome this would be wrong, because a repeated call would then be applied twice: such handles are not
+    evicted. Threads may share it.
     """
 
-    def __init__(self, make: Callable[[StreamCursor], H], most: int) -> None:
-        """Begin empty.
+    def __init__(self, make: Callable[[StreamCursor], H], max_kept: int) -> None:
+        """Create an empty collection.
 
         Args:
-            make: Makes the handle of a stream.
-            most: Handles that are kept although nobody holds them.
+            make: Creates the handle of a stream.
+            max_kept: Unreferenced handles to keep.
         """
         self._make = make
-        self._most = most
-        self._recent: OrderedDict[str, H] = OrderedDict()  # the one used last at the end
+        self._max_kept = max_kept
+        self._recent: OrderedDict[str, H] = OrderedDict()  # the most recently used at the end
         self._alive: WeakValueDictionary[str, H] = WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -48,7 +48,7 @@ class Handles(Generic[H]):
         """Return the handle of a stream.
 
         Raises:
-            ClientError: `bad_request`: no stream can have this id.
+            ClientError: `bad_request`: the id is not a valid stream id.
         """
         with self._lock:
             handle = self._recent.get(stream) or self._alive.get(stream)
@@ -56,9 +56,9 @@ class Handles(Generic[H]):
                 handle = self._alive[stream] = self._make(StreamCursor.of(stream))
             self._recent[stream] = handle
             self._recent.move_to_end(stream)
-            for _ in range(2):  # two for each that comes, so that those in doubt leave too once they are not
-                if len(self._recent) > self._most:
+            for _ in range(2):  # two per insertion, so that handles kept in doubt are also evicted once resolved
+                if len(self._recent) > self._max_kept:
                     name, oldest = self._recent.popitem(last=False)
-                    if oldest._place.in_doubt:
+                    if oldest._cursor.in_doubt:
                         self._recent[name] = oldest
             return handle

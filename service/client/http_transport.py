@@ -1,4 +1,4 @@
-"""Asks and replies over HTTP, for both clients: bodies and answers in msgpack."""
+"""Requests and replies over HTTP with msgpack bodies, for both clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.client.results import ClientError
 from service.codec.formats import MSGPACK, encode, format_of_body
 
 MAX_CONNECTIONS = 32
-"""Connections that a client opens."""
+"""Maximum open HTTP connections per client."""
 
 _SCHEMES = {"http": "ws", "https": "wss"}
 _LIMITS = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
@@ -22,10 +22,10 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 
 
 def options(url: str, key: str | None) -> dict[str, Any]:
-    """Return what an HTTP client is made with.
+    """Return the constructor arguments of an httpx client.
 
     Raises:
-        ClientError: `bad_url`: not an address of http or https.
+        ClientError: `bad_url`: not an http or https URL with a host.
     """
     try:
         address = httpx.URL(url)
@@ -39,11 +39,11 @@ def options(url: str, key: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class FeedAddress:
-    """Where a model's feed is, and what its handshake shows.
+    """The address of a WebSocket and the headers of its handshake.
 
     Attributes:
-        url: `ws://` or `wss://`.
-        headers: The key, where there is one.
+        url: `ws://...` or `wss://...`.
+        headers: `Authorization`, if the client has a key.
     """
 
     url: str
@@ -51,40 +51,46 @@ class FeedAddress:
 
 
 def feed_address(client: httpx.AsyncClient | httpx.Client, path: str) -> FeedAddress:
-    """Return the address of a WebSocket on the client's service."""
+    """Return the WebSocket address of a path of the client's service."""
     base = client.base_url
     url = str(base.copy_with(scheme=_SCHEMES[base.scheme])).rstrip("/") + path
     return FeedAddress(url, {name: client.headers[name] for name in ("Authorization",) if name in client.headers})
 
 
-def request(ask: ClientRequest) -> dict[str, Any]:
-    """Return an ask as what an HTTP client sends."""
-    headers = {} if ask.key is None else {"Idempotency-Key": ask.key}
+def request_options(request: ClientRequest) -> dict[str, Any]:
+    """Return the arguments of `httpx.Client.request` for a request."""
+    headers = {} if request.key is None else {"Idempotency-Key": request.key}
     content = None
-    if ask.document is not None:
+    if request.document is not None:
         headers["Content-Type"] = MSGPACK.value
-        content = encode(ask.document, MSGPACK)
-    return {"method": ask.method, "url": ask.path, "headers": headers, "content": content, "timeout": ask.timeout}
+        content = encode(request.document, MSGPACK)
+    return {
+        "method": request.method,
+        "url": request.path,
+        "headers": headers,
+        "content": content,
+        "timeout": request.timeout,
+    }
 
 
 def reply(response: httpx.Response) -> Reply:
-    """Return a response as a reply."""
-    form = format_of_body(response.headers.get("content-type"))
-    return Reply(response.status_code, response.content, form, seconds(response.headers.get("retry-after")))
+    """Return an httpx response as a reply."""
+    content_type = format_of_body(response.headers.get("content-type"))
+    return Reply(response.status_code, response.content, content_type, seconds(response.headers.get("retry-after")))
 
 
-def lost(error: Exception, url: object, *, sent: bool = True) -> NoReply:
-    """Return what it means that a request failed."""
-    why = f"No answer from {url}: {type(error).__name__} {error}".strip()
-    return NoReply(f"{why}.", sent and not isinstance(error, _NEVER_SENT))
+def no_reply(error: Exception, url: object, *, sent: bool = True) -> NoReply:
+    """Return a transport error as a `NoReply`."""
+    reason = f"No response from {url}: {type(error).__name__} {error}".strip()
+    return NoReply(f"{reason}.", sent and not isinstance(error, _NEVER_SENT))
 
 
-def closed() -> ClientError:
-    """Return the refusal of a call on a client that was closed, before the call or while it waited."""
+def client_closed() -> ClientError:
+    """Return the error of a call on a client that was closed before or during the call."""
     return ClientError(
         "closed",
         "The client was closed.",
-        fix="Make another client and the same call again: a step is applied at most once.",
+        fix="Create another client and repeat the call: a step is applied at most once.",
         applied="unknown",
         retry="same",
     )
@@ -92,5 +98,7 @@ def closed() -> ClientError:
 
 def _bad_url(url: str) -> ClientError:
     return ClientError(
-        "bad_url", f"The address is {url!r}; expected http://HOST:PORT or https://HOST.", fix="Give it so."
+        "bad_url",
+        f"The address is {url!r}; expected http://HOST:PORT or https://HOST.",
+        fix="Give the service's address in this form.",
     )

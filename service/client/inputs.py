@@ -1,4 +1,4 @@
-"""A caller's arrays as the model declares them."""
+"""Conversion of a caller's arrays to the dtypes that the model declares."""
 
 from __future__ import annotations
 
@@ -12,38 +12,41 @@ from model_export.manifest import Array
 from service.client.results import ClientError
 
 Inputs = ArrayLike | Mapping[str, ArrayLike]
-"""An array for a model with one input, or one per input by name; anything that NumPy makes an array of."""
+"""One array for a model with one input, or an array per input name; anything that `numpy.asarray` accepts."""
 
-_TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # dtype kinds, as the service takes values in JSON
+_CASTABLE = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # accepted dtype kinds; the service's rules for JSON values
 
 
 def cast_inputs(x: Inputs, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, Array]:
-    """Return each input as an array of the declared dtype; names and shapes are the service's to check.
+    """Return each input as an array of the declared dtype; the service checks names and shapes.
 
     Args:
         x: The caller's arrays.
-        dtypes: What the model declares, by input.
+        dtypes: The declared dtypes by input name.
 
     Raises:
-        ClientError: `bad_input`: no array, or its values are not of the declared type.
+        ClientError: `bad_input`: not an array, or its values do not fit the declared dtype.
     """
     if not isinstance(x, Mapping):
         if len(dtypes) != 1:
-            _refuse(f"There is one array for the inputs {', '.join(dtypes)}.", "Give a dict with an array for each.")
+            _fail(f"Found one array for the inputs {', '.join(dtypes)}.", "Give a dict with an array for each input.")
         x = {next(iter(dtypes)): x}
     return {name: _cast(value, dtypes.get(name), f"Input {name!r}") for name, value in x.items()}
 
 
 def stack(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Return one column per input, with the streams in front: `(N, *row)`.
+    """Return one array per input, with the streams as axis 0: `(N, *row)`.
 
     Raises:
-        ClientError: `bad_input`: the rows have different names or shapes.
+        ClientError: `bad_input`: the rows differ in input names or shapes.
     """
     shapes = [{name: array.shape for name, array in row.items()} for row in rows]
     other = next((shape for shape in shapes if shape != shapes[0]), None)
     if other is not None:
-        _refuse(f"The inputs of one stream have shapes {shapes[0]}, those of another {other}.", "Give all the same.")
+        _fail(
+            f"The inputs of one stream have shapes {shapes[0]}, those of another {other}.",
+            "Give all streams inputs of the same shapes.",
+        )
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -51,18 +54,18 @@ def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as exc:
-        _refuse(f"{what} is no array: {exc}.", "Give rows of equal length.")
+        _fail(f"{what} is not an array: {exc}.", "Give rows of equal length.")
     if dtype is None or array.dtype == dtype:
         return array
-    if array.dtype.kind not in _TAKES.get(dtype.kind, ""):
-        _refuse(f"{what} has dtype {array.dtype}; the model takes {dtype}.", f"Convert it: `x.astype({dtype.name!r})`.")
+    if array.dtype.kind not in _CASTABLE.get(dtype.kind, ""):
+        _fail(f"{what} has dtype {array.dtype}; the model takes {dtype}.", f"Convert it: `x.astype({dtype.name!r})`.")
     if dtype.kind in "iu" and array.size:
-        limits, least, most = np.iinfo(dtype), int(array.min()), int(array.max())
-        if least < limits.min or most > limits.max:
-            _refuse(f"{what} has values from {least} to {most}; {dtype} holds {limits.min} to {limits.max}.", "")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused by the service, with its index
+        limits, low, high = np.iinfo(dtype), int(array.min()), int(array.max())
+        if low < limits.min or high > limits.max:
+            _fail(f"{what} has values from {low} to {high}; {dtype} holds {limits.min} to {limits.max}.", "")
+    with np.errstate(over="ignore"):  # the service rejects a value that becomes infinite, and gives its index
         return array.astype(dtype)
 
 
-def _refuse(problem: str, fix: str) -> NoReturn:
+def _fail(problem: str, fix: str) -> NoReturn:
     raise ClientError("bad_input", problem, fix=fix)

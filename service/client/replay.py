@@ -1,4 +1,4 @@
-"""Replaying what was recorded: rows of a table or of anything, one timestep each, with a bar to look at."""
+"""Rows of recorded data as timesteps, with an optional progress bar."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ T = TypeVar("T")
 
 
 def timesteps_of(rows: Any, columns: Sequence[str] | None) -> Iterable[Any]:
-    """Return what to send: a pandas DataFrame's rows as arrays, anything else as it comes.
+    """Return the timesteps to send: the rows of a pandas DataFrame as arrays, any other iterable unchanged.
 
     Args:
-        rows: A DataFrame, or an iterable of what `step` takes.
-        columns: Of a DataFrame, in the order of the model's features; None: all, as they stand.
+        rows: A DataFrame, or an iterable of inputs as `step` accepts them.
+        columns: The DataFrame's columns in the order of the model's features; None uses all in their order.
     """
     if not hasattr(rows, "columns") or not hasattr(rows, "to_numpy"):
-        return rows  # type: ignore[no-any-return]  # whatever it is, its parts are looked at as they are sent
+        return rows  # type: ignore[no-any-return]  # any iterable; each element is checked when it is sent
     return (rows if columns is None else rows[list(columns)]).to_numpy()  # type: ignore[no-any-return]
 
 
-def with_bar(rows: Iterable[T], words: str) -> Iterator[T]:
-    """Give rows on, and draw on standard error how many have been."""
+def with_bar(rows: Iterable[T], label: str) -> Iterator[T]:
+    """Yield rows and draw a progress bar on standard error."""
     from rich.console import Console
     from rich.progress import track
 
     total = operator.length_hint(rows) or None
-    yield from track(rows, words, total=total, console=Console(stderr=True), transient=False)
+    yield from track(rows, label, total=total, console=Console(stderr=True), transient=False)

@@ -1,4 +1,4 @@
-"""`ResendBuffer`: what was sent and may still be lost by the store, to be sent again where that happens."""
+"""`ResendBuffer`: confirmed requests that the store may still lose, kept to be resent."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from service.client.protocol import ClientRequest, StreamCursor
 
 KEEP_BYTES: Final = 16 * 2**20
-"""What a client keeps if nothing else is said."""
+"""Default size of a client's buffer in bytes."""
 
-_OVERHEAD: Final = 400  # bytes of a kept request beside its inputs
+_OVERHEAD: Final = 400  # bytes of a kept request in addition to its inputs
 
 
 @dataclass(slots=True, eq=False)
 class SentRequest:
-    """A request that moved a stream.
+    """A request that changed a stream.
 
     Attributes:
-        ask: As it was sent.
-        place: The stream.
-        step: The stream's step before it.
-        before: The stream's state id before it; None: the stream began with it.
-        state_id: The stream's state id after it.
-        nbytes: What keeping it takes.
+        request: The request.
+        cursor: The stream's cursor.
+        step: The stream's step before the request.
+        before: The stream's state id before the request; None if the request created the stream.
+        state_id: The stream's state id after the request.
+        nbytes: Bytes of memory that the request occupies, estimated.
     """
 
     request: ClientRequest
@@ -42,42 +42,42 @@ class SentRequest:
 
 
 class ResendBuffer:
-    """The newest requests of all streams, as many as fit; threads may share it."""
+    """The most recent requests of all streams, within a memory limit; threads may share it."""
 
-    def __init__(self, most_bytes: int) -> None:
-        """Begin empty.
+    def __init__(self, max_bytes: int) -> None:
+        """Create an empty buffer.
 
         Args:
-            most_bytes: What all requests together may take; the oldest are forgotten.
+            max_bytes: Memory limit of all requests together; the oldest are evicted.
         """
-        self._most = most_bytes
+        self._max_bytes = max_bytes
         self._bytes = 0
         self._order: deque[SentRequest] = deque()
         self._lock = threading.Lock()
 
     def keep(self, sent: SentRequest) -> None:
-        """Keep a request that was answered."""
+        """Add a confirmed request."""
         with self._lock:
             sent.cursor.past.append(sent)
             self._order.append(sent)
             self._bytes += sent.nbytes
-            while self._bytes > self._most:
+            while self._bytes > self._max_bytes:
                 oldest = self._order.popleft()
                 self._bytes -= oldest.nbytes
                 if oldest.cursor.past and oldest.cursor.past[0] is oldest:
                     oldest.cursor.past.popleft()
 
-    def forget(self, place: StreamCursor) -> None:
-        """Forget what a stream was sent: what comes now does not follow on it."""
+    def discard(self, cursor: StreamCursor) -> None:
+        """Discard a stream's requests, because its next position does not follow on them."""
         with self._lock:
-            place.past.clear()
+            cursor.past.clear()
 
-    def since(self, place: StreamCursor, step: int, state_id: str) -> Sequence[SentRequest]:
-        """Return what a stream was sent since it stood somewhere; nothing where it never did, as far as is known."""
+    def since(self, cursor: StreamCursor, step: int, state_id: str) -> Sequence[SentRequest]:
+        """Return a stream's buffered requests from a position on; empty if the position is not in the buffer."""
         with self._lock:
-            past = list(place.past)
-        at = next((at for at, sent in enumerate(past) if (sent.step, sent.before) == (step, state_id)), len(past))
-        return past[at:]
+            past = list(cursor.past)
+        first = next((i for i, sent in enumerate(past) if (sent.step, sent.before) == (step, state_id)), len(past))
+        return past[first:]
 
 
 def _size(document: Any) -> int:

@@ -1,4 +1,4 @@
-"""What a caller gets: answers, statuses, and the one error."""
+"""The values that client calls return, and `ClientError`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from service.errors import Applied, Retry
 
 
 class ClientError(StepwellError):
-    """A call that was refused, that got no answer in time, or whose outcome is not known.
+    """A call that was rejected, that got no response in time, or whose outcome is unknown.
 
     Attributes:
-        code: One of the service's codes, or of the client's own: `no_answer`, `unreadable_answer`, `closed`.
-        applied: Whether the call moved the stream, with all its retries: where one of them may have, and the last
-            one says no, it is "unknown".
-        retry: What may be done next: the same call again, the stream's inputs again from `expected`, or never.
-        step: The stream's step as the service has it, where it said so.
-        expected: The `seq` that the service would take next, where it said so.
-        state_id: The stream's state id as the service has it, where it said so.
-        retry_after: Seconds that the service asked to wait, or None.
+        code: One of the service's codes, or of the client's own: `no_answer`, `unreadable_answer`, `closed`,
+            `bad_url`, `not_one_output`.
+        applied: Whether the call or one of its retries changed the stream; "unknown" if any attempt may have.
+        retry: What can be done next: repeat the call, resend the stream's inputs from `expected`, or nothing.
+        step: The stream's step in the store, if the service reported it.
+        expected: The next `seq` that the service accepts, if it reported it.
+        state_id: The stream's state id in the store, if the service reported it.
+        retry_after: Seconds to wait before a retry, if the service reported them.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class ClientError(StepwellError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
-    """A committed step, chunk or reset.
+    """The result of a committed step, chunk or reset.
 
     Attributes:
         outputs: An array per output: `(*row)` for a step and for a chunk's `last`, `(T, *row)` for a whole chunk.
             Empty for `none` and for a reset.
-        step: Timesteps that the stream has consumed since it began or was reset.
-        state_id: Names the stream's whole history.
-        replayed: It was applied before, and this is the first answer again.
-        created: The stream began with it.
+        step: Timesteps that the stream has consumed since it was created or reset.
+        state_id: A hash of the stream's whole history.
+        replayed: The call had been applied before, and this is the stored response.
+        created: The call created the stream.
     """
 
     outputs: dict[str, Array]
@@ -73,14 +73,14 @@ class StepResult:
         """The only output.
 
         Raises:
-            ClientError: `not_one_output`: there is none, or there are several.
+            ClientError: `not_one_output`: there are no outputs, or several.
         """
         if len(self.outputs) != 1:
             names = ", ".join(self.outputs) or "none"
             raise ClientError(
                 "not_one_output",
-                f"The answer has {len(self.outputs)} outputs ({names}); `output` is for exactly one.",
-                fix="Take one from `outputs` by its name.",
+                f"The result has {len(self.outputs)} outputs ({names}); `output` needs exactly one.",
+                fix="Select one from `outputs` by its name.",
                 applied="yes",
             )
         return next(iter(self.outputs.values()))
@@ -88,13 +88,13 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout(StepResult):
-    """Where a stream goes by its own predictions, or went.
+    """The result of a rollout.
 
-    `outputs` are `(H, *row)`, with several samples `(samples, H, *row)`.
+    `outputs` are `(H, *row)`, with several samples `(samples, H, *row)`; H is the horizon.
 
     Attributes:
-        next: The input that each prediction was made into, likewise.
-        seed: Of the chances, where there are any.
+        next: The input computed from each prediction, in the same shapes.
+        seed: The random seed; None for a deterministic rollout.
     """
 
     next: dict[str, Array] = field(default_factory=dict)
@@ -103,12 +103,12 @@ class Rollout(StepResult):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Event(StepResult):
-    """A committed step or chunk, as one who watches is told of it.
+    """A committed step or chunk, as a watch reports it.
 
     Attributes:
         model: The model's name.
         stream: The stream's id.
-        inputs: What was sent, where that was asked for.
+        inputs: The inputs, if the watch includes them.
     """
 
     model: str = ""
@@ -118,10 +118,10 @@ class Event(StepResult):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """One who watches has missed something here.
+    """Events that a watch has missed.
 
     Attributes:
-        timesteps: The predictions of how many timesteps, at least.
+        timesteps: Minimum number of timesteps whose predictions were missed.
     """
 
     timesteps: int
@@ -129,12 +129,12 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """A stream's state, to be put into a stream anywhere.
+    """A stream's state, which can be written to a stream of any service with the model.
 
     Attributes:
         states: An array per state.
         step: Timesteps that the stream had consumed.
-        fingerprint: Names the model that wrote it; empty: whichever takes it.
+        fingerprint: The fingerprint of the model that wrote the state; empty accepts any model.
     """
 
     states: dict[str, Array]
@@ -143,14 +143,14 @@ class State:
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """A copy of a stream under a name.
+    """A named copy of a stream.
 
     Attributes:
-        name: Its name.
-        version: The version of the model that would go on with it; None: it is not loaded.
+        name: The snapshot's name.
+        version: The model version that would continue from it; None if it is not loaded.
         step: Timesteps that the stream had consumed.
-        state_id: Named the stream's history then.
-        taken_at: When it was taken, in UTC.
+        state_id: The stream's state id at that step.
+        taken_at: When the snapshot was taken, in UTC.
     """
 
     name: str
@@ -161,17 +161,17 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """Where a stream stands.
+    """A stream's position and times.
 
     Attributes:
-        stream: Its id.
-        model: Its model's name.
-        version: The version of the model that goes on with it.
-        step: Timesteps that it has consumed since it began or was reset.
-        state_id: Names its whole history.
-        created_at: When it began, in UTC.
-        updated_at: When it was moved last, in UTC.
-        expires_in_s: Seconds until it is forgotten, if it stays idle.
+        stream: The stream's id.
+        model: The model's name.
+        version: The model version that the stream's next step runs.
+        step: Timesteps that the stream has consumed since it was created or reset.
+        state_id: A hash of the stream's whole history.
+        created_at: When the stream was created, in UTC.
+        updated_at: Its last commit, in UTC.
+        expires_in_s: Seconds until the stream expires, if it stays idle.
     """
 
     stream: str

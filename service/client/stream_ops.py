@@ -1,4 +1,4 @@
-"""`StreamOps`: what else the client asks of a stream, besides moving it; no network, as in `exchanges`."""
+"""`StreamOps`: peek, rollout, fork, snapshots and state, on top of `ModelProtocol`; without network access."""
 
 from __future__ import annotations
 
@@ -15,106 +15,110 @@ from service.codec.responses import encode_tensor
 
 
 class StreamOps(ModelProtocol):
-    """The exchanges about one model and its streams, all of them."""
+    """All exchanges of one model and its streams."""
 
-    def peek(self, place: StreamCursor, x: Inputs, *, chunk: bool) -> Exchange[StepResult]:
-        """Ask what a step or a chunk would be answered from where the stream stands now."""
-        patience = self._retry_policy()
-        inputs = yield from self._inputs(x, patience)
+    def peek(self, cursor: StreamCursor, x: Inputs, *, chunk: bool) -> Exchange[StepResult]:
+        """Run a step or a chunk from the stream's current state without committing it."""
+        policy = self._retry_policy()
+        inputs = yield from self._prepare_inputs(x, policy)
         document = {"inputs": packed(inputs)} | ({"chunk": True} if chunk else {})
         reply = yield from self._send_with_retry(
-            ClientRequest("POST", f"{self._path(place)}/peek", document, moves=False), patience
+            ClientRequest("POST", f"{self._stream_path(cursor)}/peek", document, mutates=False), policy
         )
-        return decoding.read(reply, decoding.PeekReply).answer()
+        return decoding.read(reply, decoding.PeekReply).result()
 
     @timed
     def rollout(
         self,
-        patience: RetryPolicy,
-        place: StreamCursor,
+        policy: RetryPolicy,
+        cursor: StreamCursor,
         horizon: int,
         x: Inputs | None,
         options: Mapping[str, Any],
         *,
         commit: bool,
     ) -> Exchange[Rollout]:
-        """Ask where the stream goes by its own predictions; with `commit` it goes there."""
+        """Run the stream by its own predictions; with `commit` the predicted timesteps are committed."""
         document: dict[str, Any] = {"horizon": horizon, **options}
         if x is not None:
-            document["inputs"] = packed((yield from self._inputs(x, patience)))
-        path = f"{self._path(place)}/rollout"
+            document["inputs"] = packed((yield from self._prepare_inputs(x, policy)))
+        path = f"{self._stream_path(cursor)}/rollout"
         if not commit:
-            reply = yield from self._send_with_retry(ClientRequest("POST", path, document, moves=False), patience)
+            reply = yield from self._send_with_retry(ClientRequest("POST", path, document, mutates=False), policy)
             return decoding.read(reply, decoding.RolloutReply).rollout()
-        yield from self._ensure_cursor(place, patience)
-        document |= {"commit": True, "seq": place.step + 1}
-        if place.state_id is not None:
-            document["after"] = place.state_id
-        return (yield from self._move(place, ClientRequest("POST", path, document), patience, _rolled))
+        yield from self._ensure_cursor(cursor, policy)
+        document |= {"commit": True, "seq": cursor.step + 1}
+        if cursor.state_id is not None:
+            document["after"] = cursor.state_id
+        return (yield from self._apply(cursor, ClientRequest("POST", path, document), policy, _read_rollout))
 
     @timed
     def fork(
-        self, patience: RetryPolicy, place: StreamCursor, to: StreamCursor, snapshot: str | None
+        self, policy: RetryPolicy, cursor: StreamCursor, to: StreamCursor, snapshot: str | None
     ) -> Exchange[StreamCursor]:
-        """Begin another stream as this one is, or as its snapshot is."""
+        """Create another stream as a copy of a stream or of its snapshot."""
         document: dict[str, Any] = {"to": to.stream}
         if snapshot is not None:
             document["from"] = {"snapshot": snapshot}
-        reply = yield from self._send_with_retry(self._once("POST", place, "fork", document), patience)
-        answer = decoding.read(reply, decoding.StepReply)
-        to.set(answer.step, answer.state_id)
+        reply = yield from self._send_with_retry(self._idempotent("POST", cursor, "fork", document), policy)
+        forked = decoding.read(reply, decoding.StepReply)
+        to.set(forked.step, forked.state_id)
         return to
 
     @timed
-    def reset_to(self, patience: RetryPolicy, place: StreamCursor, snapshot: str) -> Exchange[StepResult]:
-        """Bring a stream back to a snapshot of it."""
-        yield from self._ensure_cursor(place, patience)
+    def reset_to(self, policy: RetryPolicy, cursor: StreamCursor, snapshot: str) -> Exchange[StepResult]:
+        """Reset a stream to one of its snapshots."""
+        yield from self._ensure_cursor(cursor, policy)
         document: dict[str, Any] = {"to": {"snapshot": snapshot}}
-        if place.state_id is not None:
-            document["after"] = place.state_id
-        reply = yield from self._send_with_retry(self._once("POST", place, "reset", document), patience)
-        return self._start_over(place, decoding.read(reply, decoding.StepReply).answer())
+        if cursor.state_id is not None:
+            document["after"] = cursor.state_id
+        reply = yield from self._send_with_retry(self._idempotent("POST", cursor, "reset", document), policy)
+        return self._restart_at(cursor, decoding.read(reply, decoding.StepReply).result())
 
-    def snapshots(self, place: StreamCursor) -> Exchange[list[Snapshot]]:
+    def snapshots(self, cursor: StreamCursor) -> Exchange[list[Snapshot]]:
         """List a stream's snapshots."""
         reply = yield from self._send_with_retry(
-            ClientRequest("GET", f"{self._path(place)}/snapshots"), self._retry_policy()
+            ClientRequest("GET", f"{self._stream_path(cursor)}/snapshots"), self._retry_policy()
         )
         return decoding.read(reply, decoding.SnapshotsReply).snapshots
 
-    def take_snapshot(self, place: StreamCursor, name: str) -> Exchange[StepResult]:
-        """Copy a stream as it is now."""
+    def take_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[StepResult]:
+        """Save a named copy of a stream's current state."""
         reply = yield from self._send_with_retry(
-            self._once("PUT", place, f"snapshots/{name}", {}), self._retry_policy()
+            self._idempotent("PUT", cursor, f"snapshots/{name}", {}), self._retry_policy()
         )
-        return decoding.read(reply, decoding.StepReply).answer()
+        return decoding.read(reply, decoding.StepReply).result()
 
-    def forget_snapshot(self, place: StreamCursor, name: str) -> Exchange[None]:
-        """Forget a snapshot."""
-        yield from self._send_with_retry(self._once("DELETE", place, f"snapshots/{name}", None), self._retry_policy())
+    def forget_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[None]:
+        """Delete a snapshot."""
+        yield from self._send_with_retry(
+            self._idempotent("DELETE", cursor, f"snapshots/{name}", None), self._retry_policy()
+        )
 
-    def state(self, place: StreamCursor) -> Exchange[State]:
+    def state(self, cursor: StreamCursor) -> Exchange[State]:
         """Read a stream's state."""
         reply = yield from self._send_with_retry(
-            ClientRequest("GET", f"{self._path(place)}/state"), self._retry_policy()
+            ClientRequest("GET", f"{self._stream_path(cursor)}/state"), self._retry_policy()
         )
         return decoding.read(reply, decoding.StateReply).state()
 
     @timed
-    def put_state(self, patience: RetryPolicy, place: StreamCursor, state: State) -> Exchange[StepResult]:
-        """Let a stream go on from a state."""
+    def put_state(self, policy: RetryPolicy, cursor: StreamCursor, state: State) -> Exchange[StepResult]:
+        """Replace a stream's state."""
         document: dict[str, Any] = {
             "states": {name: encode_tensor(array, MSGPACK) for name, array in state.states.items()},
             "step": state.step,
         }
         if state.fingerprint:
             document["fingerprint"] = state.fingerprint
-        reply = yield from self._send_with_retry(self._once("PUT", place, "state", document), patience)
-        return self._start_over(place, decoding.read(reply, decoding.StepReply).answer())
+        reply = yield from self._send_with_retry(self._idempotent("PUT", cursor, "state", document), policy)
+        return self._restart_at(cursor, decoding.read(reply, decoding.StepReply).result())
 
-    def _once(self, method: str, place: StreamCursor, what: str, document: Mapping[str, Any] | None) -> ClientRequest:
-        return ClientRequest(method, f"{self._path(place)}/{what}", document, key=uuid.uuid4().hex)
+    def _idempotent(
+        self, method: str, cursor: StreamCursor, resource: str, document: Mapping[str, Any] | None
+    ) -> ClientRequest:
+        return ClientRequest(method, f"{self._stream_path(cursor)}/{resource}", document, key=uuid.uuid4().hex)
 
 
-def _rolled(reply: decoding.Reply) -> Rollout:
+def _read_rollout(reply: decoding.Reply) -> Rollout:
     return decoding.read(reply, decoding.RolloutReply).rollout()

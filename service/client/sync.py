@@ -1,4 +1,4 @@
-"""`Client`: streams for scripts and threads."""
+"""`Client`: the client for scripts and threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Client:
-    """A service. Threads may share it."""
+    """A connection to a service. Threads may share it."""
 
     def __init__(
         self,
@@ -39,16 +39,17 @@ class Client:
         keep_streams: int = KEEP_STREAMS,
         on_resend: OnResend | None = None,
     ) -> None:
-        """Prepare; nothing is sent yet.
+        """Create the client; nothing is sent yet.
 
         Args:
-            url: Where the service is, `http://HOST:PORT`.
-            key: API key, where the service asks for one.
-            timeout: Seconds that one call may take, with all its retries and with waiting for the stream's other calls.
-            keep_bytes: Memory for what was sent, which is sent again where the store loses it; 0: nothing is kept.
-            keep_streams: Handles that a model keeps although nobody else holds them, those used last. A handle that was
-                dropped reads from the service where its stream stands.
-            on_resend: Told of what is sent again: the stream, how many requests were, and of how many.
+            url: The service's address, `http://HOST:PORT`.
+            key: API key, if the service requires one.
+            timeout: Seconds that one call may take, including its retries and its wait for other calls of the stream.
+            keep_bytes: Memory for sent requests, which are resent if the store loses them; 0 keeps none.
+            keep_streams: Unreferenced stream handles that a model keeps, the most recently used ones. A handle that
+                was evicted is created again by reading the stream's position from the service.
+            on_resend: Called while requests are resent, with the stream's id, the number of requests already
+                resent and the number of requests to resend.
 
         Raises:
             ClientError: `bad_url`.
@@ -58,20 +59,23 @@ class Client:
         limit(self._http, self._deadline)
         self._timeout = timeout
         self._keep_streams = keep_streams
-        self._memory = ResendBuffer(keep_bytes) if keep_bytes else None
+        self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes else None
         self._on_resend = on_resend
         self._watches = OpenWatches()
 
     def model(self, name: str) -> Model:
-        """Return a model, by its name.
+        """Return a model by name.
 
-        What is known of its streams is kept in what is returned: two of them are two writers.
+        The returned object holds the positions of its streams, so two objects of one model are two independent writers.
+
+        Raises:
+            ClientError: `bad_request`: the name is not a valid model name.
         """
-        exchanges = StreamOps(name, self._timeout, memory=self._memory, on_resend=self._on_resend)
-        return Model(self, name, exchanges, self._keep_streams)
+        operations = StreamOps(name, self._timeout, resend_buffer=self._resend_buffer, on_resend=self._on_resend)
+        return Model(self, name, operations, self._keep_streams)
 
     def close(self) -> None:
-        """Close the connections; watches end."""
+        """Close all connections, including those of active watches."""
         self._watches.close()
         self._http.close()
 
@@ -82,137 +86,138 @@ class Client:
         self.close()
 
     def run(self, exchange: Exchange[T]) -> T:
-        """Carry an exchange to its end and return its result."""
+        """Send the requests of an exchange and return its result."""
         return drive(exchange, self._send)
 
     def watch(self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool) -> Any:
-        """Follow commits; use `Model.watch`."""
+        """Yield commits; use `Model.watch`."""
         address = http_transport.feed_address(self._http, "/v1/watch")
         return follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
 
-    def _send(self, ask: ClientRequest) -> Reply | NoReply:
-        self._watches.closed.wait(ask.wait)
+    def _send(self, request: ClientRequest) -> Reply | NoReply:
+        self._watches.closed.wait(request.wait)
         if self._watches.closed.is_set():
-            raise http_transport.closed()
-        self._deadline.at = time.monotonic() + ask.timeout
+            raise http_transport.client_closed()
+        self._deadline.at = time.monotonic() + request.timeout
         try:
-            return http_transport.reply(self._http.request(**http_transport.request(ask)))
+            return http_transport.reply(self._http.request(**http_transport.request_options(request)))
         except httpx.RequestError as exc:
-            return http_transport.lost(exc, self._http.base_url)
+            return http_transport.no_reply(exc, self._http.base_url)
 
 
 class Model:
-    """A model of a service, and what is known of its streams. Threads may share it."""
+    """A model of a service, with the positions of its streams. Threads may share it."""
 
-    def __init__(self, client: Client, name: str, exchanges: StreamOps, keep_streams: int) -> None:
+    def __init__(self, client: Client, name: str, operations: StreamOps, keep_streams: int) -> None:
         """Use `Client.model`."""
         self.name = name
         self._client = client
-        self._exchanges = exchanges
-        self._handles = Handles(lambda place: Stream(self, client, exchanges, place), keep_streams)
+        self._operations = operations
+        self._handles = Handles(lambda cursor: Stream(self, client, operations, cursor), keep_streams)
 
     def stream(self, name: str) -> Stream:
-        """Return a stream, by its id; asked again, the same.
+        """Return the handle of a stream; the same id returns the same handle.
 
         Raises:
-            ClientError: `bad_request`: no stream can have this id.
+            ClientError: `bad_request`: the id is not a valid stream id.
         """
         return self._handles.get(name)
 
     def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, StepResult | ClientError]:
-        """Move many streams by one timestep each, in one request.
+        """Step many streams by one timestep each, in one request.
 
         Args:
-            inputs: What each stream takes, by its id; shape `(*row)` per input.
+            inputs: The inputs of each stream by its id; shape `(*row)` per input.
 
         Returns:
-            An answer per stream, or the error where it failed: each stands alone. `created` is not told here.
+            A result per stream, or its error; a failed stream does not affect the others. `created` is always False.
 
         Raises:
-            ClientError: No stream was moved, or for none is it known.
+            ClientError: The whole request failed: no stream was stepped, or the outcome of all is unknown.
         """
-        streams = [self.stream(name) for name in sorted(inputs)]  # in one order, so that no two calls lock each other
-        exchange = self._exchanges.step_many([stream._place for stream in streams], inputs)
-        with _turns(streams, self._exchanges.timeout):
+        streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
+        exchange = self._operations.step_many([stream._cursor for stream in streams], inputs)
+        with _locked(streams, self._operations.timeout):
             return self._client.run(exchange)
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
     ) -> Iterator[Event | Gap]:
-        """Follow predictions as they are committed, whoever sends the timesteps, without end.
+        """Yield predictions as they are committed, from any sender, until the client is closed.
 
-        A lost connection is opened again. One stream is gone on with after the last step that was told; what is not
-        kept any more, and of several streams what came meanwhile, is told as a `Gap`.
+        A lost connection is opened again. A watch of one stream then continues after the last event it yielded; steps
+        that the service no longer keeps are reported as a `Gap`. A watch of several streams reports every
+        reconnection as a `Gap`.
 
         Args:
-            stream: This one alone; None: all of the model.
-            prefix: Those alone whose id begins with it.
-            since: Of one stream, the last step that is known; what came after it is told first.
-            inputs: Tell the inputs, too.
+            stream: Watch only this stream; None watches all streams of the model.
+            prefix: Watch only streams whose id begins with it.
+            since: With `stream`, the last step already known; later steps are yielded first.
+            inputs: Include the inputs in each event.
 
         Raises:
-            ClientError: The service refuses.
+            ClientError: The service rejected the watch.
         """
-        found: Iterator[Event | Gap] = self._client.watch(self.name, stream, prefix, since, inputs=inputs)
-        return found
+        events: Iterator[Event | Gap] = self._client.watch(self.name, stream, prefix, since, inputs=inputs)
+        return events
 
 
 class Stream:
-    """A stream's handle: it remembers where the stream stands, and sends that with each step.
+    """A stream's handle, which keeps the stream's position and sends it with each step.
 
-    The first call reads it from the service. From then on the handle goes on from its own last answer: if anybody
-    else moves the stream, the next call is refused with `state_changed`, and `resume` reads it anew. After an error
-    that leaves it open whether the step was applied, make the same call again: it is applied at most once.
+    The first call reads the position from the service; later calls use the handle's own last result. If another
+    writer changes the stream, the next call fails with `state_changed`, and `resume` reads the position again.
+    After an error with an unknown outcome, repeat the same call: it is applied at most once.
 
     Attributes:
         name: The stream's id.
     """
 
-    def __init__(self, model: Model, client: Client, exchanges: StreamOps, place: StreamCursor) -> None:
+    def __init__(self, model: Model, client: Client, operations: StreamOps, cursor: StreamCursor) -> None:
         """Use `Model.stream`."""
         self._model = model
-        self.name = place.stream
-        self._place = place
+        self.name = cursor.stream
+        self._cursor = cursor
         self._lock = threading.Lock()
         self._client = client
-        self._exchanges = exchanges
+        self._operations = operations
 
     def step(self, x: Inputs) -> StepResult:
-        """Move the stream by one timestep and return the prediction.
+        """Step the stream by one timestep and return the prediction.
 
         Args:
-            x: Shape `(*row)` per input; types are converted to the model's where no value is lost.
+            x: Shape `(*row)` per input; converted to the model's dtypes if that loses no value.
 
         Raises:
-            ClientError: It was refused, or got no answer in time.
+            ClientError: The step was rejected, or no response arrived in time.
         """
-        return self._run(self._exchanges.step(self._place, x))
+        return self._run(self._operations.step(self._cursor, x))
 
     def steps(self, xs: Inputs, returns: ReturnMode = "all") -> StepResult:
-        """Move the stream by a chunk of timesteps, all or nothing.
+        """Step the stream by a chunk of timesteps; all are applied, or none.
 
         Args:
             xs: Shape `(T, *row)` per input.
-            returns: Which predictions to answer: `all`, the `last`, or `none`.
+            returns: Which predictions to return: `all`, the `last`, or `none`.
 
         Raises:
-            ClientError: It was refused, or got no answer in time.
+            ClientError: The chunk was rejected, or no response arrived in time.
         """
-        return self._run(self._exchanges.step(self._place, xs, returns))
+        return self._run(self._operations.step(self._cursor, xs, returns))
 
     def prime(self, xs: Inputs) -> StepResult:
-        """Give the stream its history, without predictions: `steps` with `none`."""
+        """Feed the stream past timesteps without returning predictions: `steps` with `none`."""
         return self.steps(xs, "none")
 
     def replay(
         self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False
     ) -> Iterator[StepResult]:
-        """Step through recorded timesteps, and give each prediction as it comes.
+        """Step through recorded timesteps and yield each prediction.
 
         Args:
-            rows: A pandas DataFrame, a timestep a row, or any iterable of what `step` takes.
-            columns: Of a DataFrame, in the order of the model's features; None: all, as they stand.
-            progress: Draw a bar on standard error.
+            rows: A pandas DataFrame with one timestep per row, or an iterable of inputs as `step` accepts them.
+            columns: The DataFrame's columns in the order of the model's features; None uses all in their order.
+            progress: Draw a progress bar on standard error.
 
         Raises:
             ClientError: As for `step`.
@@ -222,119 +227,119 @@ class Stream:
             yield self.step(x)
 
     def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
-        """Return what a step, or a chunk, would be answered from where the stream stands now; nothing moves.
+        """Return the result that a step (or a chunk) would have from the current state; nothing is committed.
 
         Raises:
-            ClientError: It was refused, or got no answer in time.
+            ClientError: The peek was rejected, or no response arrived in time.
         """
-        return self._client.run(self._exchanges.peek(self._place, x, chunk=chunk))
+        return self._client.run(self._operations.peek(self._cursor, x, chunk=chunk))
 
     def rollout(self, horizon: int, x: Inputs | None = None, *, commit: bool = False, **options: Any) -> Rollout:
-        """Return where the stream goes by its own predictions.
+        """Run the stream by its own predictions and return them.
 
         Args:
-            horizon: Timesteps to go.
-            x: The first input; None: made of the stream's last prediction.
-            commit: Go there.
-            options: `feedback`, `samples`, `seed`, `temperature`, `top_k`, `top_p`, as docs/operations.md says.
+            horizon: Timesteps to predict.
+            x: The first input; None computes it from the stream's last prediction.
+            commit: Commit the predicted timesteps to the stream.
+            options: `feedback`, `samples`, `seed`, `temperature`, `top_k`, `top_p`; see docs/operations.md.
 
         Raises:
             ClientError: As for `step`.
         """
-        return self._run(self._exchanges.rollout(self._place, horizon, x, options, commit=commit))
+        return self._run(self._operations.rollout(self._cursor, horizon, x, options, commit=commit))
 
     def fork(self, to: str, *, snapshot: str | None = None) -> Stream:
-        """Begin another stream as this one is now, or as its snapshot is, and return its handle.
+        """Create another stream as a copy of this one, or of a snapshot of it, and return its handle.
 
         Raises:
             ClientError: `stream_exists`, or as for `step`.
         """
         other = self._model.stream(to)
-        other._run(self._exchanges.fork(self._place, other._place, snapshot))
+        other._run(self._operations.fork(self._cursor, other._cursor, snapshot))
         return other
 
     def snapshots(self) -> list[Snapshot]:
         """List the stream's snapshots."""
-        return self._client.run(self._exchanges.snapshots(self._place))
+        return self._client.run(self._operations.snapshots(self._cursor))
 
     def take_snapshot(self, name: str) -> StepResult:
-        """Copy the stream, as it is now, under a name; a snapshot of that name is replaced."""
-        return self._client.run(self._exchanges.take_snapshot(self._place, name))
+        """Save a named copy of the stream's current state; an existing snapshot of that name is replaced."""
+        return self._client.run(self._operations.take_snapshot(self._cursor, name))
 
     def forget_snapshot(self, name: str) -> None:
-        """Forget a snapshot."""
-        self._client.run(self._exchanges.forget_snapshot(self._place, name))
+        """Delete a snapshot."""
+        self._client.run(self._operations.forget_snapshot(self._cursor, name))
 
     def state(self) -> State:
         """Return the stream's state."""
-        return self._client.run(self._exchanges.state(self._place))
+        return self._client.run(self._operations.state(self._cursor))
 
     def put_state(self, state: State) -> StepResult:
-        """Let the stream go on from a state, which may be of another service's stream.
+        """Replace the stream's state, possibly by one that another service's stream had.
 
         Raises:
             ClientError: `bad_input`, `non_finite`, `model_changed`, or as for `step`.
         """
-        return self._run(self._exchanges.put_state(self._place, state))
+        return self._run(self._operations.put_state(self._cursor, state))
 
     def watch(self, *, since: int | None = None, inputs: bool = False) -> Iterator[Event | Gap]:
-        """Follow the stream; as `Model.watch`."""
+        """Yield the stream's predictions; as `Model.watch`."""
         return self._model.watch(self.name, since=since, inputs=inputs)
 
     def reset(self, to: str | None = None) -> StepResult:
-        """Bring the stream back to its initial state, from where this handle stands; or to a snapshot.
+        """Reset the stream to its initial state or to a snapshot, if its position is still the handle's.
 
         Args:
-            to: The snapshot's name.
+            to: The snapshot's name; None resets to the initial state.
 
         Raises:
             ClientError: As for `step`; `snapshot_not_found`.
         """
         if to is not None:
-            return self._run(self._exchanges.reset_to(self._place, to))
-        return self._run(self._exchanges.reset(self._place))
+            return self._run(self._operations.reset_to(self._cursor, to))
+        return self._run(self._operations.reset(self._cursor))
 
     def resume(self) -> int:
-        """Read where the stream stands, go on from there, and return its step; 0 where there is no such stream.
+        """Read the stream's position from the service, continue from it, and return the step; 0 without a stream.
 
         Raises:
-            ClientError: It was refused, or got no answer in time.
+            ClientError: The request was rejected, or no response arrived in time.
         """
-        return self._run(self._exchanges.resume(self._place))
+        return self._run(self._operations.resume(self._cursor))
 
     def status(self) -> Status:
-        """Return where the stream stands. The handle does not go there; `resume` does.
+        """Return the stream's status. The handle keeps its own position; `resume` replaces it.
 
         Raises:
             ClientError: `stream_not_found`, or as for `step`.
         """
-        return self._client.run(self._exchanges.status(self._place))
+        return self._client.run(self._operations.status(self._cursor))
 
     def delete(self) -> None:
-        """Forget the stream, wherever it stands; the next step begins a new one.
+        """Delete the stream, whatever its position; the next step creates a new one.
 
         Raises:
-            ClientError: It was refused, or got no answer in time.
+            ClientError: The request was rejected, or no response arrived in time.
         """
-        self._run(self._exchanges.delete(self._place))
+        self._run(self._operations.delete(self._cursor))
 
     def _run(self, exchange: Exchange[T]) -> T:
-        """Carry an exchange that moves this handle, once its other calls are done."""
-        with _turns([self], self._exchanges.timeout):
+        """Run an exchange that changes this handle, after the handle's earlier calls."""
+        with _locked([self], self._operations.timeout):
             return self._client.run(exchange)
 
 
 @contextmanager
-def _turns(streams: Sequence[Stream], timeout: float) -> Iterator[None]:
+def _locked(streams: Sequence[Stream], timeout: float) -> Iterator[None]:
     """Hold the locks of streams.
 
     Raises:
-        ClientError: `no_answer`: others held one of them until the time was over.
+        ClientError: `no_answer`: a lock was not acquired within the timeout.
     """
-    until = time.monotonic() + timeout
-    with ExitStack() as held:
+    deadline = time.monotonic() + timeout
+    with ExitStack() as acquired:
         for stream in streams:
-            if not stream._lock.acquire(timeout=max(0.0, until - time.monotonic())):
+            if not stream._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 raise busy(stream.name, timeout)
-            held.callback(stream._lock.release)
+            acquired.callback(stream._lock.release)
         yield

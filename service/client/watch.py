@@ -1,4 +1,4 @@
-"""Following committed predictions: what is asked for, and where to go on after the connection was lost."""
+"""Watches of committed predictions, with reconnection."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _CLOSE_S: Final = 1.0
 
 
 class WatchCursor:
-    """Where one who watches stands: what it asks for, and how long it waits before it comes back."""
+    """One watch's subscription, its position in the stream, and its pauses between connection attempts."""
 
     def __init__(
         self, address: FeedAddress, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool
     ) -> None:
         """Use `Model.watch`."""
         self.address = address
-        self._follow: dict[str, Any] = {"model": model} | ({"prefix": prefix} if prefix else {})
+        self._filter: dict[str, Any] = {"model": model} | ({"prefix": prefix} if prefix else {})
         self._stream = stream
         self._since = since
         self._inputs = inputs
-        self._turn = 0
+        self._failures = 0
 
     @property
     def options(self) -> dict[str, Any]:
-        """How to connect."""
+        """Options of `websockets.connect`."""
         return {
             "subprotocols": _PROTOCOL,
             "additional_headers": dict(self.address.headers),
@@ -55,60 +55,59 @@ class WatchCursor:
         }
 
     def subscribe_message(self) -> bytes:
-        """Return the first message: what to follow, and where to go on."""
-        follow = dict(self._follow)
+        """Return the first message of a connection: the subscription and the step to continue after."""
+        subscription = dict(self._filter)
         if self._stream is not None:
-            follow["stream"] = self._stream
+            subscription["stream"] = self._stream
             if self._since is not None:
-                follow["since"] = self._since
-        return encode({"watch": [follow], "inputs": self._inputs}, MSGPACK)
+                subscription["since"] = self._since
+        return encode({"watch": [subscription], "inputs": self._inputs}, MSGPACK)
 
     def on_message(self, message: bytes | str) -> Event | Gap | None:
-        """Return what a message tells; None: that all is heard from now on.
+        """Return a message's event or gap; None for the confirmation of the subscription.
 
         Raises:
-            ClientError: The service refuses.
+            ClientError: The service rejected the watch.
         """
-        self._turn = 0
+        self._failures = 0
         raw = message if isinstance(message, bytes) else message.encode()
-        told = msgspec.msgpack.decode(raw, type=decoding.WatchMessage)
-        if told.error is not None:
-            raise told.error.error()
-        if not told.stream and not told.gap:
+        decoded = msgspec.msgpack.decode(raw, type=decoding.WatchMessage)
+        if decoded.error is not None:
+            raise decoded.error.error()
+        if not decoded.stream and not decoded.gap:
             return None
-        news = told.news()
-        if isinstance(news, Event) and self._stream is not None:
-            self._since = news.step
-        return news
+        event = decoded.event()
+        if isinstance(event, Event) and self._stream is not None:
+            self._since = event.step
+        return event
 
     def pause(self, error: Exception | None = None) -> float:
-        """Return the seconds to wait before another try.
+        """Return the seconds to wait before the next connection attempt.
 
         Raises:
-            ClientError: The service refused the handshake.
+            ClientError: The service rejected the handshake.
         """
         if isinstance(error, InvalidStatus):
             response = error.response
-            form = format_of_body(response.headers.get("content-type"))
-            refusal = decoding.error_in(
-                decoding.Reply(response.status_code, bytes(response.body or b""), form), moves=False
-            )
-            if refusal is not None and refusal.retry != "same":
-                raise refusal
-        self._turn += 1
-        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._turn, 10))
-        return longest * (0.5 + random.random() / 2)  # noqa: S311 - so that many do not come back at once
+            content_type = format_of_body(response.headers.get("content-type"))
+            reply = decoding.Reply(response.status_code, bytes(response.body or b""), content_type)
+            rejection = decoding.error_in(reply, mutates=False)
+            if rejection is not None and rejection.retry != "same":
+                raise rejection
+        self._failures += 1
+        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._failures, 10))
+        return longest * (0.5 + random.random() / 2)  # noqa: S311 - jitter, so that clients reconnect at different times
 
     def gap(self) -> list[Gap]:
-        """Return what is told when a connection was lost, of which it cannot be known what was missed meanwhile."""
+        """Return the gap to report after a reconnection that may have missed events; empty if none was missed."""
         return [] if self._stream is not None and self._since is not None else [Gap(1)]
 
 
 class OpenWatches:
-    """The connections of a client's watches, which end with the client. Threads may share it.
+    """The open watch connections of a client, closed with the client. Threads may share it.
 
     Attributes:
-        closed: The client was closed.
+        closed: Set once the client is closed.
     """
 
     def __init__(self) -> None:
@@ -117,8 +116,8 @@ class OpenWatches:
         self._lock = threading.Lock()
 
     @contextmanager
-    def holding(self, socket: ClientConnection) -> Iterator[None]:
-        """Count an open connection among those that `close` closes."""
+    def register(self, socket: ClientConnection) -> Iterator[None]:
+        """Include a connection in those that `close` closes, for the duration of the block."""
         with self._lock:
             self._sockets.add(socket)
         try:
@@ -128,7 +127,7 @@ class OpenWatches:
                 self._sockets.discard(socket)
 
     def close(self) -> None:
-        """Close them; watches end, in whatever threads they wait."""
+        """Close all connections, which ends the watches in all threads."""
         self.closed.set()
         with self._lock:
             sockets = list(self._sockets)
@@ -137,15 +136,15 @@ class OpenWatches:
 
 
 class OpenAsyncWatches:
-    """What `OpenWatches` is, for one event loop."""
+    """The asynchronous counterpart of `OpenWatches`, for one event loop."""
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
         self._sockets: set[AsyncClientConnection] = set()
 
     @contextmanager
-    def holding(self, socket: AsyncClientConnection) -> Iterator[None]:
-        """Count an open connection among those that `close` closes."""
+    def register(self, socket: AsyncClientConnection) -> Iterator[None]:
+        """Include a connection in those that `close` closes, for the duration of the block."""
         self._sockets.add(socket)
         try:
             yield
@@ -153,25 +152,25 @@ class OpenAsyncWatches:
             self._sockets.discard(socket)
 
     async def close(self) -> None:
-        """Close them; watches end."""
+        """Close all connections, which ends the watches."""
         self.closed.set()
         await asyncio.gather(*(socket.close() for socket in self._sockets))
 
     async def pause(self, seconds: float) -> None:
-        """Wait; no longer than until the client is closed."""
+        """Wait for some seconds, or until the client is closed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.closed.wait()
 
 
 def follow(watch: WatchCursor, open_watches: OpenWatches) -> Iterator[Event | Gap]:
-    """Give what a watch is told, over as many connections as it takes, until the client is closed."""
+    """Yield a watch's events and gaps, reconnecting as needed, until the client is closed."""
     is_back = False
     closed = open_watches.closed
     while not closed.is_set():
         try:
-            with connect(watch.address.url, **watch.options) as socket, open_watches.holding(socket):
-                if closed.is_set():  # while it was opened
+            with connect(watch.address.url, **watch.options) as socket, open_watches.register(socket):
+                if closed.is_set():  # during the handshake
                     return
                 socket.send(watch.subscribe_message())
                 for message in socket:
@@ -187,14 +186,14 @@ def follow(watch: WatchCursor, open_watches: OpenWatches) -> Iterator[Event | Ga
 
 
 async def follow_async(watch: WatchCursor, open_watches: OpenAsyncWatches) -> AsyncIterator[Event | Gap]:
-    """Do what `follow` does, to be awaited."""
+    """Do what `follow` does, asynchronously."""
     is_back = False
     closed = open_watches.closed
     while not closed.is_set():
         try:
             async with connect_async(watch.address.url, **watch.options) as socket:
-                with open_watches.holding(socket):
-                    if closed.is_set():  # while it was opened
+                with open_watches.register(socket):
+                    if closed.is_set():  # during the handshake
                         return
                     await socket.send(watch.subscribe_message())
                     async for message in socket:
@@ -202,8 +201,8 @@ async def follow_async(watch: WatchCursor, open_watches: OpenAsyncWatches) -> As
                         if news is not None:
                             yield news
                         elif is_back:
-                            for one in watch.gap():
-                                yield one
+                            for gap in watch.gap():
+                                yield gap
             await open_watches.pause(watch.pause())
         except (OSError, TimeoutError, WebSocketException) as exc:
             await open_watches.pause(watch.pause(exc))

@@ -1,4 +1,4 @@
-"""`stepwell adopt`: describe a graph that already is stepwise, and prove the description by running it."""
+"""`stepwell adopt`: write a manifest for a graph that already is a step graph, and verify it by running the graph."""
 
 from __future__ import annotations
 
@@ -25,52 +25,52 @@ from service.commands.tables import format_bytes, named_values, parity_lines, sh
 
 
 def adopt(
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="A graph that consumes one timestep a run.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="A graph that consumes one timestep per run.")],
     *,
-    name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; by default the file's name.")] = None,
     state: Annotated[
         list[str] | None,
-        typer.Option(metavar="IN=OUT", help="A state input and its output. With any, no other is looked for."),
+        typer.Option(metavar="IN=OUT", help="A state input and its output. If given, no other states are detected."),
     ] = None,
     constant: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An input that never changes; VALUE as JSON.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An input with a constant value; VALUE as JSON.")
     ] = None,
     output: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=KIND", help="value (answered), random (differs from run to run) or ignore."),
+        typer.Option(metavar="NAME=KIND", help="value (returned), random (differs between runs) or ignore."),
     ] = None,
     window: Annotated[
         list[str] | None,
-        typer.Option(metavar="INPUT=LENGTH", help="How much past input the graph wants in front of the new part."),
+        typer.Option(metavar="INPUT=LENGTH", help="Timesteps of past input that the graph expects before the new one."),
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=LENGTHxLENGTH", help="One row as a caller sends it, or as it is answered."),
+        typer.Option(metavar="NAME=LENGTHxLENGTH", help="The shape of one row in requests or responses."),
     ] = None,
     init: Annotated[
         list[str] | None,
         typer.Option(
             metavar="STATE=VALUE|FILE.npz",
-            help="What a state starts from: a number for all of it, a JSON list, or arrays by state name.",
+            help="A state's initial value: one number for all elements, a JSON list, or arrays by state name.",
         ),
     ] = None,
     store_dtype: Annotated[
-        StoreDType | None, typer.Option(help="Keep float states in the store in this type: half the memory a stream.")
+        StoreDType | None, typer.Option(help="Store float states in this type: half the memory per stream.")
     ] = None,
     feedback: Feedback = None,
     fold: Annotated[
-        bool, typer.Option("--fold-context", help="Fold the windows into the graph, as states; needs -o.")
+        bool, typer.Option("--fold-context", help="Fold the windows into the graph as states; needs -o.")
     ] = False,
     batch: Annotated[
-        bool, typer.Option("--batchify", help="Let a graph made for one row run many together; needs -o.")
+        bool, typer.Option("--batchify", help="Rewrite a graph for one row to run batches; needs -o.")
     ] = False,
     target: Annotated[
-        Path | None, typer.Option("-o", "--write", metavar="NEW.onnx", help="The new file that these two make.")
+        Path | None, typer.Option("-o", "--write", metavar="NEW.onnx", help="The file to write the changed graph to.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Describe it though it has a manifest inside.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a manifest inside the file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write the manifest for a graph that already is stepwise, beside it; the graph itself is not touched."""
+    """Write the manifest of a step graph to a file beside it; the graph itself is not changed."""
     hints = Hints(
         states=named_values("--state", state or [], "IN=OUT"),
         constants={n: _value(text, "--constant") for n, text in named_values("--constant", constant or []).items()},
@@ -83,12 +83,14 @@ def adopt(
     wanted: list[tuple[Change, bool]] = [("fold-context", fold), ("batchify", batch)]
     changes = [change for change, is_wanted in wanted if is_wanted]
     if bool(changes) != (target is not None):
-        raise typer.BadParameter("is for --fold-context and --batchify, which need it.", param_hint="-o")
+        raise typer.BadParameter(
+            "use it together with --fold-context or --batchify; each needs the other.", param_hint="-o"
+        )
     if target is not None:
         check_new_file(target, source=file)
-    found = adopt_graph(file, name=name, hints=hints, replace=replace)
+    adoption = adopt_graph(file, name=name, hints=hints, replace=replace)
     source: Path | bytes = file
-    manifest, effect = with_feedback(found.manifest, rules), None
+    manifest, effect = with_feedback(adoption.manifest, rules), None
     if changes:
         source, manifest = rewrite(file, manifest, changes)
     if store_dtype:
@@ -96,53 +98,57 @@ def adopt(
     if target is not None and isinstance(source, bytes):
         write_new_file(target, source, manifest)
     written = write_sidecar(file, manifest) if target is None else target
-    words = [str(file), *found.flags, *(word for text in init or [] for word in ("--init", text))]
-    words += [*(f"--{change}" for change in changes), *(["-o", str(target)] if target else [])]
-    words += ["--store-dtype", store_dtype] if store_dtype else []
-    words += [word for text in feedback or [] for word in ("--feedback", text)]
+    arguments = [str(file), *adoption.flags, *(word for text in init or [] for word in ("--init", text))]
+    arguments += [*(f"--{change}" for change in changes), *(["-o", str(target)] if target else [])]
+    arguments += ["--store-dtype", store_dtype] if store_dtype else []
+    arguments += [word for text in feedback or [] for word in ("--feedback", text)]
     if as_json:
-        typer.echo(json.dumps(_report(found, manifest, effect, written), indent=2))
+        typer.echo(json.dumps(_report(adoption, manifest, effect, written), indent=2))
     else:
-        _show(found, manifest, effect, written, words)
+        _show(adoption, manifest, effect, written, arguments)
 
 
-def _report(found: Adoption, manifest: Manifest, effect: StoreEffect | None, written: Path) -> dict[str, object]:
+def _report(adoption: Adoption, manifest: Manifest, effect: StoreEffect | None, written: Path) -> dict[str, object]:
     return {
         "written": str(written),
         "manifest": json.loads(manifest.to_json()),
         "batched": manifest.batch.mode == "stack",
-        "states_found_by": found.how,
-        "flags": found.flags,
-        "notes": found.notes,
+        "states_found_by": adoption.how,
+        "flags": adoption.flags,
+        "notes": adoption.notes,
         "store": dataclasses.asdict(effect) if effect else None,
     }
 
 
-def _show(found: Adoption, manifest: Manifest, effect: StoreEffect | None, written: Path, words: Sequence[str]) -> None:
+def _show(
+    adoption: Adoption, manifest: Manifest, effect: StoreEffect | None, written: Path, arguments: Sequence[str]
+) -> None:
     verified = manifest.verified
     lines = [
-        *(f"note: {note}." for note in found.notes),
-        f"proved:  {parity_lines(verified.model_dump())}." if verified else "proved:  it runs, and twice the same.",
+        *(f"note: {note}." for note in adoption.notes),
+        f"checked: {parity_lines(verified.model_dump())}."
+        if verified
+        else "checked: the graph runs, and two runs give the same result.",
         f"rows:    {'run together' if manifest.batch.mode == 'stack' else 'run one at a time'}",
     ]
     if manifest.time.chunk == "dynamic":
         lines.append("chunks:  many timesteps in one run")
     if effect:
-        was, now = effect.saved
+        before, after = effect.saved
         lines.append(
-            f"stored:  states as {effect.dtype}: {format_bytes(now)} a stream, {format_bytes(was)} before; "
-            f"answers moved by {effect.max_abs:.1e} at most in {effect.steps} steps"
+            f"stored:  states as {effect.dtype}: {format_bytes(after)} per stream, {format_bytes(before)} before; "
+            f"outputs changed by at most {effect.max_abs:.1e} in {effect.steps} steps"
         )
     show(
         tensors_table(manifest),
         *lines,
-        f"same as: stepwell adopt {shlex.join(words)}",
+        f"same as: stepwell adopt {shlex.join(arguments)}",
         f"written: {written}",
     )
 
 
 def _initial(texts: Sequence[str]) -> dict[str, object]:
-    """Read what was given to `--init`: values by state, and files of arrays by state."""
+    """Return the values given with `--init` by state name; files of arrays are read."""
     files = [text for text in texts if "=" not in text]
     values: dict[str, object] = {
         name: _value(text, "--init")
@@ -174,7 +180,7 @@ def _kind(text: str) -> Kind:
 
 def _length(text: str, flag: str = "--window") -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is not a length of at least 1.", param_hint=flag)
+        raise typer.BadParameter(f"{text!r} is not an integer of at least 1.", param_hint=flag)
     return int(text)
 
 

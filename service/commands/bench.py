@@ -1,4 +1,4 @@
-"""`stepwell bench`: load on a running service, and what came of it."""
+"""`stepwell bench`: put load on a running service and measure its throughput and latency."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIMEOUT_S = 30.0
 
 
 class Transport(StrEnum):
-    """How timesteps travel."""
+    """How timesteps are sent."""
 
     HTTP = "http"
     WEBSOCKET = "websocket"
@@ -35,57 +35,73 @@ class Transport(StrEnum):
 
 def bench(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="The model; may be left out where there is only one.")
+        str | None, typer.Argument(metavar="MODEL", help="The model; optional if the service has only one.")
     ] = None,
     *,
-    url: Annotated[str, typer.Option(envvar="STEPWELL_URL", help="Where the service is.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(envvar="STEPWELL_URL", help="The service's address.")] = "http://127.0.0.1:8000",
     key: Annotated[
-        str | None, typer.Option(envvar="STEPWELL_KEY", help="API key; safer in the environment than here.")
+        str | None,
+        typer.Option(envvar="STEPWELL_KEY", help="API key; safer in the environment than on the command line."),
     ] = None,
     transport: Annotated[
         Transport,
-        typer.Option(help="A POST per timestep, a WebSocket message per timestep, or msgpack columns of many streams."),
+        typer.Option(
+            help="How to send timesteps: a POST each, a WebSocket message each, or msgpack columns of many streams."
+        ),
     ] = Transport.HTTP,
-    streams: Annotated[int, typer.Option(min=1, help="Streams that are stepped; forgotten at the end.")] = 256,
-    connections: Annotated[int | None, typer.Option(min=1, help="64, or 4 for columns.", show_default=False)] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 10.0,
-    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before that.")] = 1.0,
+    streams: Annotated[int, typer.Option(min=1, help="Number of streams; deleted at the end.")] = 256,
+    connections: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of connections. Default: 64, or 4 for columns.", show_default=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of the measurement.")] = 10.0,
+    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds of load before the measurement.")] = 1.0,
     rate: Annotated[
-        float, typer.Option(min=0.0, help="Requests per second, whatever the service does; 0: as many as it answers.")
+        float,
+        typer.Option(
+            min=0.0, help="Requests per second, independent of responses; 0: the next one after each response."
+        ),
     ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Step many streams of a running service, with `seq` on every step, and measure how fast it answers.
+    """Step many streams of a running service, with `seq` on every step, and measure throughput and latency.
 
-    The load comes from this one process, which takes a core of its own: give it one, or it is what is measured.
+    The load comes from a single process, which needs a CPU core of its own: without one, it limits the result.
     """
     count = min(connections or (4 if transport is Transport.COLUMNS else 64), streams)
-    one = secrets.token_hex(3)
-    stepped = [BenchStream(f"bench-{one}-{i}") for i in range(streams)]
-    at_once = 1 if transport is Transport.HTTP else -(-streams // count)
-    load = Load(count, at_once, seconds, warmup, rate)
-    meter = LatencyRecorder()
+    run_id = secrets.token_hex(3)
+    bench_streams = [BenchStream(f"bench-{run_id}-{i}") for i in range(streams)]
+    batch_size = 1 if transport is Transport.HTTP else -(-streams // count)
+    load = Load(count, batch_size, seconds, warmup, rate)
+    recorder = LatencyRecorder()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False) as http:
-        plan = Workload.of(_model(http, url, model))
+        workload = Workload.of(_model(http, url, model))
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_measure(load, stepped, _door(transport, url, plan, key), meter))
+                runner.run(_measure(load, bench_streams, _opener(transport, url, workload, key), recorder))
         except KeyboardInterrupt:
-            meter.stop()  # what was measured until now is told
+            recorder.stop()  # the results so far are printed
         finally:
-            _forget(http, plan.model, stepped)
-    result = {"url": url, "model": plan.model, "transport": transport.value, "streams": streams, "connections": count}
-    result |= meter.result()
+            _delete(http, workload.model, bench_streams)
+    result = {
+        "url": url,
+        "model": workload.model,
+        "transport": transport.value,
+        "streams": streams,
+        "connections": count,
+    }
+    result |= recorder.result()
     typer.echo(json.dumps(result, indent=2)) if as_json else show(_table(result))
-    if not meter.steps:
+    if not recorder.steps:
         raise BenchError(
-            f"No timestep was answered; what came: {dict(meter.errors) or 'nothing'}.", fix="Ask `/readyz`."
+            f"No timestep succeeded in {seconds:g} s; errors: {dict(recorder.errors) or 'none'}.",
+            fix="Check `GET /readyz` and the service's log.",
         )
 
 
 async def _measure(
-    load: Load, streams: list[BenchStream], open_door: Callable[[], Awaitable[LoadDriver]], meter: LatencyRecorder
+    load: Load, streams: list[BenchStream], open_driver: Callable[[], Awaitable[LoadDriver]], recorder: LatencyRecorder
 ) -> None:
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
@@ -93,30 +109,30 @@ async def _measure(
         task = bars.add_task("warming up", total=load.seconds)
 
         def progress(measured: float) -> None:
-            rate = meter.steps / measured if measured else 0.0
+            rate = recorder.steps / measured if measured else 0.0
             bars.update(task, completed=measured, description=f"{rate:,.0f} steps/s")
 
-        await run(load, streams, open_door, meter, progress)
+        await run(load, streams, open_driver, recorder, progress)
 
 
-def _door(transport: Transport, url: str, plan: Workload, key: str | None) -> Callable[[], Awaitable[LoadDriver]]:
+def _opener(transport: Transport, url: str, workload: Workload, key: str | None) -> Callable[[], Awaitable[LoadDriver]]:
     if transport is Transport.HTTP:
-        return lambda: HttpDriver.open(url, plan, key)
-    return lambda: FeedDriver.open(url, plan, key, columns=transport is Transport.COLUMNS)
+        return lambda: HttpDriver.open(url, workload, key)
+    return lambda: FeedDriver.open(url, workload, key, columns=transport is Transport.COLUMNS)
 
 
 def _model(http: httpx.Client, url: str, name: str | None) -> Any:
-    """Return what the service says of the model.
+    """Return the service's description of the model.
 
     Raises:
-        BenchError: The service is not there, or refuses, or it is not clear which model is meant.
+        BenchError: The service does not respond, rejects the request, or has several models and none is named.
     """
     if name is None:
-        names = [one["name"] for one in _get(http, url, "/v1/models")["models"]]
+        names = [model["name"] for model in _get(http, url, "/v1/models")["models"]]
         if len(names) != 1:
             raise BenchError(
                 f"{url} serves {len(names)} models{': ' if names else ''}{', '.join(names)}; expected one.",
-                fix="Name the model: stepwell bench MODEL." if names else "Give the service a model first.",
+                fix="Name the model: stepwell bench MODEL." if names else "Add a model to the service first.",
             )
         [name] = names
     return _get(http, url, f"/v1/models/{quote(name, safe='')}")
@@ -124,22 +140,22 @@ def _model(http: httpx.Client, url: str, name: str | None) -> Any:
 
 def _get(http: httpx.Client, url: str, path: str) -> Any:
     try:
-        answer = http.get(path)
-        body = answer.json()
+        response = http.get(path)
+        body = response.json()
     except (httpx.HTTPError, ValueError) as exc:
         raise BenchError(
-            f"No Stepwell answers at {url}: {exc}.",
-            fix="Start it with `stepwell serve`, or name where it is with --url or STEPWELL_URL.",
+            f"No Stepwell service responds at {url}: {exc}.",
+            fix="Start it with `stepwell serve`, or give its address with --url or STEPWELL_URL.",
         ) from exc
-    if not answer.is_success:
+    if not response.is_success:
         raise BenchError(
-            f"{body.get('detail')} ({answer.status_code} {body.get('code')})", fix="See `stepwell streams ls`."
+            f"{body.get('detail')} ({response.status_code} {body.get('code')})", fix="See `stepwell streams ls`."
         )
     return body
 
 
-def _forget(http: httpx.Client, model: str, streams: list[BenchStream]) -> None:
-    """Leave the service as it was; a service that is gone by now needs nothing."""
+def _delete(http: httpx.Client, model: str, streams: list[BenchStream]) -> None:
+    """Delete the benchmark's streams; errors of a service that has stopped are ignored."""
     try:
         for stream in streams:
             if stream.step:
@@ -158,7 +174,7 @@ def _table(result: dict[str, Any]) -> Any:
             "transport": f"{result['transport']}, {result['connections']} connections, {result['streams']} streams",
             "steps": f"{result['steps']:,} in {result['seconds']:.1f} s",
             "steps/s": f"{result['steps_per_s']:,.0f}",
-            "answered within": times or "nothing was answered",
+            "latency": times or "no successful requests",
             "errors": errors,
         },
     )

@@ -1,4 +1,4 @@
-"""`stepwell check`: tells what `serve` would refuse, and whether every model and the store work."""
+"""`stepwell check`: report whether `serve` would start, and whether every model and the store work."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _FAILED, _REFUSED = 1, 3
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        models: One entry a model that was loaded and has run one step.
+        models: One entry per model that was loaded and has run one step.
         failed: Models that cannot be served, with the reason.
-        store: What the store says about itself; empty when it was not reached.
+        store: The store's version and settings; empty if it was not reached.
         refusals: Why `serve` would refuse to start.
     """
 
@@ -44,96 +44,96 @@ class Checked:
 
     @property
     def exit_code(self) -> int:
-        """0 all is well, 1 a model fails, 3 `serve` would refuse."""
+        """0 without problems, 1 if a model fails, 3 if `serve` would refuse to start."""
         return _REFUSED if self.refusals else _FAILED if self.failed else 0
 
 
 @with_setting_flags
 def check(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, **flags: Any) -> None:
-    """Load every model and run one step each, ask the store, and tell what `serve` would refuse.
+    """Load every model and run one step each, check the store, and report what `serve` would refuse.
 
-    Takes the settings of `serve`. An embedded store is started for as long as it takes.
+    Accepts the settings of `serve`. An embedded store is started for the duration of the check.
     """
-    found = examine(Settings.load(**flags))
+    checked = examine(Settings.load(**flags))
     if as_json:
-        typer.echo(json.dumps({**asdict(found), "ok": not found.exit_code}, indent=2))
+        typer.echo(json.dumps({**asdict(checked), "ok": not checked.exit_code}, indent=2))
     else:
-        _show(found)
-    raise typer.Exit(found.exit_code)
+        _show(checked)
+    raise typer.Exit(checked.exit_code)
 
 
 def examine(settings: Settings) -> Checked:
-    """Look at everything that a start of the service needs."""
-    found = Checked()
-    with _noting(found):
+    """Check everything that the service needs to start."""
+    checked = Checked()
+    with _refusals_in(checked):
         demand_safe_bind(settings)
-    with _noting(found):
+    with _refusals_in(checked):
         demand_providers(settings)
-    with _noting(found):
+    with _refusals_in(checked):
         keys_of(settings)
-    with _noting(found):
+    with _refusals_in(checked):
         server.listen(settings).close()
-    with _noting(found), store_for(settings) as (_, facts):
-        found.store.update(facts.as_dict())
-    shelf = ModelRegistry(settings.models, ModelVetting(settings, None).load)
-    found.failed.extend(asyncio.run(shelf.reload()).failed)
-    for name in shelf.names():
-        for version in shelf.versions(name):
+    with _refusals_in(checked), store_for(settings) as (_, facts):
+        checked.store.update(facts.as_dict())
+    registry = ModelRegistry(settings.models, ModelVetting(settings, None).load)
+    checked.failed.extend(asyncio.run(registry.reload()).failed)
+    for name in registry.names():
+        for version in registry.versions(name):
             try:
-                found.models.append(_one_step(shelf.get(name, version)))
+                checked.models.append(_run_one_step(registry.get(name, version)))
             except StepwellError as exc:
-                found.failed.append(f"{name}/{version}: {exc}")
-    return found
+                checked.failed.append(f"{name}/{version}: {exc}")
+    return checked
 
 
 @contextlib.contextmanager
-def _noting(found: Checked) -> Any:
-    """Note the refusal that the block ends with."""
+def _refusals_in(checked: Checked) -> Any:
+    """Record the refusal that the block raises, if any."""
     try:
         yield
     except StepwellError as exc:
-        found.refusals.append({"problem": exc.problem, "fix": exc.fix})
+        checked.refusals.append({"problem": exc.problem, "fix": exc.fix})
 
 
-def _one_step(served: ServedModel) -> dict[str, Any]:
-    """Run one timestep of one stream from the initial state, all inputs zero.
+def _run_one_step(served: ServedModel) -> dict[str, Any]:
+    """Run one timestep of zeros from the initial state.
 
     Raises:
-        StepwellError: It fails.
+        StepwellError: The run failed.
     """
     model = served.step_model
     if (fault := fault_of(model.manifest)) is not None:
-        raise ManifestError(f"Its own feedback cannot be used: {fault}.", fix="Mend `feedback` in its manifest.")
+        raise ManifestError(f"The feedback rule cannot be used: {fault}.", fix="Fix `feedback` in the manifest.")
     inputs = {i.name: np.zeros((1, *i.shape), i.dtype) for i in model.manifest.inputs}
-    began = perf_counter()
+    start = perf_counter()
     model.step(inputs, model.initial_states(1))
     parity = model.manifest.verified
     return {
         "name": served.name,
         "version": served.version,
         "bytes_per_stream": model.state_bytes,
-        "step_ms": round((perf_counter() - began) * 1000, 3),
+        "step_ms": round((perf_counter() - start) * 1000, 3),
         "parity": None if parity is None else parity.model_dump(mode="json"),
     }
 
 
-def _show(found: Checked) -> None:
-    columns = ("model", "version", "a stream's state", "one step", "parity")
-    lines = [
+def _show(checked: Checked) -> None:
+    columns = ("model", "version", "state per stream", "one step", "parity")
+    rows = [
         (
-            one["name"],
-            str(one["version"]),
-            format_bytes(one["bytes_per_stream"]),
-            f"{one['step_ms']:.2f} ms",
-            parity_lines(one["parity"]),
+            model["name"],
+            str(model["version"]),
+            format_bytes(model["bytes_per_stream"]),
+            f"{model['step_ms']:.2f} ms",
+            parity_lines(model["parity"]),
         )
-        for one in found.models
+        for model in checked.models
     ]
-    show(table("Models", columns, lines))
-    if found.store:
-        show(key_value_table("Store", {name: str(value) for name, value in found.store.items()}))
-    show(*(f"model fails: {reason}" for reason in found.failed))
-    for refusal in found.refusals:
-        show(f"serve would refuse: {refusal['problem']}", f"  {refusal['fix']}")
-    if not found.exit_code:
-        show("All is well." if found.models else "All is well, but there is no model yet.")
+    show(table("Models", columns, rows))
+    if checked.store:
+        show(key_value_table("Store", {name: str(value) for name, value in checked.store.items()}))
+    show(*(f"model fails: {reason}" for reason in checked.failed))
+    for refusal in checked.refusals:
+        show(f"serve would refuse to start: {refusal['problem']}", f"  {refusal['fix']}")
+    if not checked.exit_code:
+        show("No problems found." if checked.models else "No problems found, but there is no model yet.")

@@ -1,4 +1,4 @@
-"""`stepwell demo`: the whole product on real input, from a clone, with no server installed."""
+"""`stepwell demo`: replay recordings through a temporary service and check every prediction."""
 
 from __future__ import annotations
 
@@ -36,38 +36,40 @@ _READY_WITHIN_S = 60.0
 
 def demo(
     *,
-    once: Annotated[bool, typer.Option("--once", help="Replay for --seconds, print the table, and end.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long --once replays.")] = 20.0,
-    speed: Annotated[float, typer.Option(min=0.01, help="Times as fast as it was recorded.")] = 1.0,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; 8000 or a free one by default.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Serving processes.")] = 1,
+    once: Annotated[bool, typer.Option("--once", help="Replay for --seconds, print the table, and exit.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of the replay with --once.")] = 20.0,
+    speed: Annotated[float, typer.Option(min=0.01, help="Speed relative to the recording.")] = 1.0,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port. Default: 8000 if it is free, else any free port.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Replay real smartwatch recordings as live streams through the service, and check every prediction.
 
-    Starts the service on an embedded store in a temporary folder, and leaves nothing behind. Runs until Ctrl-C;
-    exits 1 when a prediction differs from the original model's by more than the model's tolerance.
+    Starts the service with an embedded store in a temporary folder, which is deleted at the end. Runs until Ctrl-C;
+    exits with 1 if a prediction differs from the original model's by more than the model's tolerance.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too: the service is not left behind
-        signal.signal(number, _leave)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: a closed terminal also stops the service
+        signal.signal(number, _exit)
     console = Console(stderr=True)
     recordings = Recordings.load()
     report = Report(streams=len(recordings), atol=0, rtol=0)
 
-    def progress(now: Report) -> None:
+    def progress(current: Report) -> None:
         nonlocal report
-        report = now
-        live.update(_line(now))
+        report = current
+        live.update(_progress_text(current))
 
     with contextlib.suppress(KeyboardInterrupt), _service(port or _free_port(), workers) as url:
-        console.print(f"Dashboard: [bold]{url}/[/]   API: {url}/docs" + ("" if once else "   (Ctrl-C ends)"))
+        console.print(f"Dashboard: [bold]{url}/[/]   API: {url}/docs" + ("" if once else "   (Ctrl-C stops)"))
         with Live(console=console, transient=True) as live:
             run = replay(
                 url, seconds=seconds if once else None, speed=speed, on_progress=progress, recordings=recordings
             )  # fmt: skip
             report = asyncio.run(run)
     if as_json:
-        typer.echo(json.dumps(_facts(report), indent=2))
+        typer.echo(json.dumps(_report_json(report), indent=2))
     else:
         print_report(report)
     if report.beyond or (once and not report.ok):
@@ -76,13 +78,13 @@ def demo(
 
 @contextlib.contextmanager
 def _service(port: int, workers: int) -> Iterator[str]:
-    """Run `stepwell serve` with the demo's model on a store of its own, until the block ends."""
+    """Run `stepwell serve` with the demo's model and its own embedded store, for the duration of the block."""
     url = f"http://{_HOST}:{port}"
     with tempfile.TemporaryDirectory(prefix="stepwell-demo-") as folder:
         log = Path(folder) / "serve.log"
         command = [sys.executable, "-P", "-m", "service", "serve", "--models", str(files("service.demo") / "models")]
         command += ["--port", str(port), "--workers", str(workers), "--data-dir", str(Path(folder) / "data")]
-        # The caller's settings may name a store with real streams.
+        # The caller's settings are dropped: they may name a store with real streams.
         env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k == "STEPWELL_REDIS_SERVER"}
         with log.open("wb") as out:
             process = subprocess.Popen(  # noqa: S603 - our own program
@@ -91,14 +93,14 @@ def _service(port: int, workers: int) -> Iterator[str]:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                start_new_session=True,  # Ctrl-C is the replay's: the service ends after it
+                start_new_session=True,  # Ctrl-C stops only the replay; the service is stopped after it
                 preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - before any thread
             )
         try:
             if not asyncio.run(_is_ready(process, url, lambda: url in log.read_text(errors="replace"))):
                 raise StartError(
-                    f"The service did not become ready. It said:\n{log.read_text(errors='replace')[-2000:]}",
-                    fix="Mend what it says, or try another --port.",
+                    f"The service did not become ready. Its log:\n{log.read_text(errors='replace')[-2000:]}",
+                    fix="Fix the problem in the log, or use another --port.",
                 )
             yield url
         finally:
@@ -106,23 +108,23 @@ def _service(port: int, workers: int) -> Iterator[str]:
             process.wait()
 
 
-async def _is_ready(process: subprocess.Popen[bytes], url: str, named: Callable[[], bool]) -> bool:
-    """Wait until the service can serve; False when it ended or takes too long.
+async def _is_ready(process: subprocess.Popen[bytes], url: str, is_listening: Callable[[], bool]) -> bool:
+    """Wait until the service is ready; False if it exited or the wait timed out.
 
-    It is `named` once its log has the address: until then another program may answer there.
+    `is_listening` returns whether the service's log has the address: before that, another program may respond there.
     """
     async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
         for _ in range(int(_READY_WITHIN_S / 0.05)):
             if process.poll() is not None:
                 return False
             with contextlib.suppress(httpx.TransportError):
-                if named() and (await http.get("/readyz")).status_code == httpx.codes.OK:
+                if is_listening() and (await http.get("/readyz")).status_code == httpx.codes.OK:
                     return True
             await asyncio.sleep(0.05)
     return False
 
 
-def _leave(_number: int, _frame: types.FrameType | None) -> None:
+def _exit(_number: int, _frame: types.FrameType | None) -> None:
     raise SystemExit(1)
 
 
@@ -131,12 +133,12 @@ def _free_port() -> int:
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((_HOST, port))
-            found: int = sock.getsockname()[1]
-            return found
-    raise StartError("No free port was found.", fix="Name one with --port.")
+            port_number: int = sock.getsockname()[1]
+            return port_number
+    raise StartError("No free port was found.", fix="Give one with --port.")
 
 
-def _line(report: Report) -> Text:
+def _progress_text(report: Report) -> Text:
     return Text(
         f"{report.seconds:6.0f} s   {report.streams} streams   {report.steps:,} steps   "
         f"{report.steps_per_s:,.0f} steps/s   p50 {report.latency_ms(0.5):.1f} ms   "
@@ -144,7 +146,7 @@ def _line(report: Report) -> Text:
     )
 
 
-def _facts(report: Report) -> dict[str, float | int | bool]:
+def _report_json(report: Report) -> dict[str, float | int | bool]:
     return {
         "streams": report.streams,
         "steps": report.steps,

@@ -1,4 +1,4 @@
-"""`stepwell export`: a trained model to one verified step graph."""
+"""`stepwell export`: export a trained model as a verified step graph."""
 
 from __future__ import annotations
 
@@ -28,32 +28,35 @@ def export(
     ],
     *,
     target: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The file to write.")],
-    name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; by default the file's name.")] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
             min=0.0,
-            help="Largest absolute difference; relative to the value ten times that. "
+            help="Absolute tolerance of the verification; the relative tolerance is ten times that. "
             f"Default: {ATOL:g}, more with --weights or --store-dtype.",
         ),
     ] = None,
     weights: Annotated[
-        Weights | None, typer.Option(help="Store the weights in fewer bits: half the file, or a quarter.")
+        Weights | None, typer.Option(help="Store the weights in fewer bits: the file is half or a quarter as large.")
     ] = None,
     store_dtype: Annotated[
-        StoreDType | None, typer.Option(help="Keep float states in the store in this type: half the memory a stream.")
+        StoreDType | None, typer.Option(help="Store float states in this type: half the memory per stream.")
     ] = None,
     verify: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Own sequences, (T, ..) or (N, T, ..) by input name.")
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Sequences to verify with, (T, ..) or (N, T, ..) by input name."),
     ] = None,
     time_axis: Annotated[
         list[str] | None,
-        typer.Option(metavar="INPUT=AXIS", help="Where an ONNX file has time, if running it cannot tell. Repeatable."),
+        typer.Option(
+            metavar="INPUT=AXIS", help="The time axis of an ONNX file's input, if it is not detected. Repeatable."
+        ),
     ] = None,
     feedback: Feedback = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Export a trained model to one step graph, and prove it equal to the original; else nothing is written."""
+    """Export a trained model as a step graph and verify it against the original; if that fails, no file is written."""
     console = Console(stderr=True)
     bars = Progress(
         TextColumn("{task.description}"),
@@ -67,10 +70,10 @@ def export(
     with bars:
         task = bars.add_task("loading the model", total=None)
 
-        def progress(what: str, done: int, parts: int) -> None:
-            bars.update(task, description=what, completed=done, total=parts)
+        def progress(phase: str, done: int, total: int) -> None:
+            bars.update(task, description=phase, completed=done, total=total)
 
-        done = export_source(
+        exported = export_source(
             source,
             target,
             name=name,
@@ -82,34 +85,37 @@ def export(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(_report(done), indent=2))
+        typer.echo(json.dumps(_report(exported), indent=2))
     else:
-        _show(done)
+        _show(exported)
 
 
-def _axes(given: list[str]) -> dict[str, int]:
+def _axes(texts: list[str]) -> dict[str, int]:
     axes = {}
-    for name, text in named_values("--time-axis", given, "INPUT=AXIS").items():
+    for name, text in named_values("--time-axis", texts, "INPUT=AXIS").items():
         if not text.removeprefix("-").isdecimal():
-            raise typer.BadParameter(f"{name}={text}: an axis is a number, counted from 0.", param_hint="--time-axis")
+            raise typer.BadParameter(
+                f"{name}={text}: {text!r} is not an axis; expected an integer, counted from 0.",
+                param_hint="--time-axis",
+            )
         axes[name] = int(text)
     return axes
 
 
-def _report(done: Exported) -> dict[str, object]:
+def _report(exported: Exported) -> dict[str, object]:
     return {
-        "file": str(done.path),
-        "name": done.name,
-        "bytes": done.nbytes,
-        **done.report.as_json(),
-        "saved": {what: {"before": was, "after": now} for what, (was, now) in done.saved.items()},
+        "file": str(exported.path),
+        "name": exported.name,
+        "bytes": exported.nbytes,
+        **exported.report.as_json(),
+        "saved": {name: {"before": before, "after": after} for name, (before, after) in exported.saved.items()},
     }
 
 
-def _show(done: Exported) -> None:
+def _show(exported: Exported) -> None:
     show(
-        outputs_table(done.name, done.report),
-        *report_lines(done.report),
-        *saved_lines(done.saved),
-        f"written: {done.path} ({format_bytes(done.nbytes)})",
+        outputs_table(exported.name, exported.report),
+        *report_lines(exported.report),
+        *saved_lines(exported.saved),
+        f"written: {exported.path} ({format_bytes(exported.nbytes)})",
     )

@@ -1,4 +1,4 @@
-"""The flag `--feedback`: which output feeds which input in a rollout."""
+"""The flag `--feedback`: which output becomes which input in a rollout."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Feedback = Annotated[
     typer.Option(
         "--feedback",
         metavar="OUTPUT=INPUT|JSON",
-        help="For rollouts: the output that feeds an input, or rules by input as a JSON object. Repeatable.",
+        help="For rollouts: the output that becomes an input, or a JSON object of rules by input. Repeatable.",
     ),
 ]
-"""What a command takes."""
+"""Type of a command's `feedback` parameter."""
 
 
 def feedback_of(texts: Iterable[str] | None) -> dict[str, Any]:
-    """Return a rule by input, as a manifest has them.
+    """Return the rules by input name, as in a manifest.
 
     Raises:
         typer.BadParameter: A text is neither OUTPUT=INPUT nor a JSON object, or an input has two rules.
@@ -30,19 +30,19 @@ def feedback_of(texts: Iterable[str] | None) -> dict[str, Any]:
     rules: dict[str, Any] = {}
     for text in texts or ():
         if text.lstrip().startswith("{"):
-            found = _object(text)
+            parsed = _object(text)
         else:
-            found = {given: output for output, given in named_values("--feedback", [text], "OUTPUT=INPUT").items()}
-        for name, rule in found.items():
+            parsed = {given: output for output, given in named_values("--feedback", [text], "OUTPUT=INPUT").items()}
+        for name, rule in parsed.items():
             if name in rules:
-                raise typer.BadParameter(f"{name!r} has two rules.", param_hint="--feedback")
+                raise typer.BadParameter(f"input {name!r} has two rules; give one.", param_hint="--feedback")
             rules[name] = rule
     return rules
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(text)
+        rules: dict[str, Any] = json.loads(text)
     except ValueError as exc:
         raise typer.BadParameter(f"{text!r} is not a JSON object: {exc}.", param_hint="--feedback") from exc
-    return found
+    return rules

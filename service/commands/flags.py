@@ -1,4 +1,4 @@
-"""`with_setting_flags`: gives a command a flag for every setting."""
+"""`with_setting_flags`: a decorator that adds a flag for every setting to a command."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _METAVARS = {
 
 
 def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Put a flag for each setting in the place of a command's `**flags`; None says that it was not given."""
+    """Replace a command's `**flags` by one flag per setting; a flag that is not given is None."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     parameters = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
     parameters += [_flag(name) for name in Settings.model_fields]
-    # typer reads the one or the other
+    # typer reads one of these two
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take attributes
     command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
     return command
@@ -36,9 +36,9 @@ def _flag(name: str) -> inspect.Parameter:
     kind = _plain(field.annotation)
     option = f"--{name.replace('_', '-')}"
     declared = f"{option}/--no-{option[2:]}" if kind is bool else option
-    words = [field.description or "", _choices(field.annotation), _default(name), f"[{PREFIX}{name.upper()}]"]
+    sentences = [field.description or "", _choices(field.annotation), _default(name), f"[{PREFIX}{name.upper()}]"]
     metavar = _METAVARS.get(name)
-    hint = typer.Option(declared, help=" ".join(filter(None, words)), show_default=False, metavar=metavar)
+    hint = typer.Option(declared, help=" ".join(filter(None, sentences)), show_default=False, metavar=metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, hint]
     )
@@ -56,12 +56,12 @@ def _choices(annotation: Any) -> str:
 
 
 def _plain(annotation: Any) -> Any:
-    """Return the type that typer parses: without None, bounds, and choices (which `Settings` checks itself)."""
+    """Return the type that typer parses: without None, bounds and choices, which `Settings` checks."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         return _plain(next(part for part in get_args(annotation) if part is not type(None)))
     if origin is Annotated:
         return _plain(get_args(annotation)[0])
     if origin is list:
-        return list[_plain(get_args(annotation)[0])]  # type: ignore[misc]  # made at run time
+        return list[_plain(get_args(annotation)[0])]  # type: ignore[misc]  # built at run time
     return str if origin is Literal else annotation

@@ -1,4 +1,4 @@
-"""`stepwell inspect`: what a servable model takes, gives, carries and weighs."""
+"""`stepwell inspect`: show a model's tensors, state size, verification and graph."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def inspect(
 ) -> None:
     """Show a model's inputs, outputs, states, bytes per stream, parity report and graph size."""
     model = load(file)
-    found = describe(file, model)
+    description = describe(file, model)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(description, indent=2))
         return
-    batch, graph = found["batch"], found["graph"]
+    batch, graph = description["batch"], description["graph"]
     opset = ", ".join(f"{domain} {version}".strip() for domain, version in graph["opset"].items())
     show(
         tensors_table(model.manifest),
         key_value_table(
             "",
             {
-                "bytes per stream": format_bytes(found["bytes_per_stream"]),
+                "bytes per stream": format_bytes(description["bytes_per_stream"]),
                 "rows": f"run together, {batch['max']} at most" if batch["together"] else "run one at a time",
-                "chunks": "many timesteps in one run" if found["chunked"] else "timestep by timestep",
-                "weights": f"stored as {found['weights']}" if found["weights"] else "as they were",
-                "parity": parity_lines(found["parity"]),
+                "chunks": "many timesteps in one run" if description["chunked"] else "timestep by timestep",
+                "weights": f"stored as {description['weights']}" if description["weights"] else "unchanged",
+                "parity": parity_lines(description["parity"]),
                 "graph": f"{format_bytes(graph['bytes'])}, {graph['nodes']} nodes, opset {opset}",
-                "fingerprint": found["fingerprint"],
-                "manifest": "inside the file" if found["manifest_from"] == "file" else "beside the file",
+                "fingerprint": description["fingerprint"],
+                "manifest": "inside the file" if description["manifest_from"] == "file" else "beside the file",
             },
         ),
     )

@@ -1,4 +1,4 @@
-"""`stepwell keys`: makes, lists and revokes the API keys of a file; a running service reads it again by itself."""
+"""`stepwell keys`: create, list and revoke the API keys of a file, which a running service reloads when it changes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from service.settings import PREFIX
 
 File = Annotated[
     Path,
-    typer.Option("--file", envvar=f"{PREFIX}API_KEYS_FILE", metavar="FILE", help="The file that `serve` is given."),
+    typer.Option("--file", envvar=f"{PREFIX}API_KEYS_FILE", metavar="FILE", help="The API key file of `serve`."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Id = Annotated[str, typer.Argument(metavar="ID", help="The key's name for people: whose it is, or what for.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The key's name: whose key it is, or its purpose.")]
 
 keys_app = typer.Typer(no_args_is_help=True)
 
@@ -28,32 +28,32 @@ def add(
     key_id: Id,
     *,
     file: File,
-    tenant: Annotated[str, typer.Option(help="Whose streams it opens; tenants see nothing of each other.")] = "default",
+    tenant: Annotated[str, typer.Option(help="The tenant whose streams the key can access.")] = "default",
     scopes: Annotated[
-        str, typer.Option(metavar="SCOPE,...", help=f"What may be done: some of {', '.join(get_args(Scope))}.")
+        str, typer.Option(metavar="SCOPE,...", help=f"The key's scopes, from {', '.join(get_args(Scope))}.")
     ] = "step,read",
     as_json: Json = False,
 ) -> None:
-    """Make a key and print it, once: the file holds its hash only."""
-    wanted = list(dict.fromkeys(scope.strip() for scope in scopes.split(",") if scope.strip()))
-    key = add_key(file, key_id, tenant, wanted)  # type: ignore[arg-type]  # it says which scopes there are
+    """Create a key and print it once; the file stores only its hash."""
+    requested = list(dict.fromkeys(scope.strip() for scope in scopes.split(",") if scope.strip()))
+    key = add_key(file, key_id, tenant, requested)  # type: ignore[arg-type]  # `add_key` checks the scopes
     if as_json:
-        typer.echo(json.dumps({"id": key_id, "tenant": tenant, "scopes": sorted(wanted), "key": key}, indent=2))
+        typer.echo(json.dumps({"id": key_id, "tenant": tenant, "scopes": sorted(requested), "key": key}, indent=2))
         return
     typer.echo(key)
-    typer.echo(f"Key {key_id!r} of tenant {tenant!r}: {', '.join(wanted)}. It is shown this once.", err=True)
+    typer.echo(f"Key {key_id!r} of tenant {tenant!r}: {', '.join(requested)}. It is not shown again.", err=True)
 
 
 @keys_app.command()
 def ls(*, file: File, as_json: Json = False) -> None:
     """List the keys' names, tenants and scopes."""
-    found = list_keys(file)
+    keys = list_keys(file)
     if as_json:
-        keys = [{"id": one.key_id, "tenant": one.tenant, "scopes": sorted(one.scopes)} for one in found]
-        typer.echo(json.dumps({"keys": keys}, indent=2))
+        documents = [{"id": key.key_id, "tenant": key.tenant, "scopes": sorted(key.scopes)} for key in keys]
+        typer.echo(json.dumps({"keys": documents}, indent=2))
         return
-    lines = [(one.key_id, one.tenant, ", ".join(sorted(one.scopes))) for one in found]
-    show(table("", ("id", "tenant", "scopes"), lines), f"{len(lines):,} keys")
+    rows = [(key.key_id, key.tenant, ", ".join(sorted(key.scopes))) for key in keys]
+    show(table("", ("id", "tenant", "scopes"), rows), f"{len(rows):,} keys")
 
 
 @keys_app.command()
@@ -61,11 +61,11 @@ def revoke(
     key_id: Id,
     *,
     file: File,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take a key back: it is refused from the next request on."""
+    """Revoke a key: the service rejects it from the next request on."""
     if not yes:
-        typer.confirm(f"Revoke {key_id}? It cannot be had back.", abort=True, err=True)
+        typer.confirm(f"Revoke {key_id}? This cannot be undone.", abort=True, err=True)
     revoke_key(file, key_id)
     typer.echo(json.dumps({"revoked": key_id}, indent=2) if as_json else f"{key_id} revoked")

@@ -1,4 +1,4 @@
-"""`stepwell streams`: look at and tend the live streams of a running service, over HTTP."""
+"""`stepwell streams`: list, show and manage the streams of a running service over HTTP."""
 
 from __future__ import annotations
 
@@ -28,47 +28,51 @@ from service.commands.tables import key_value_table, show, table
 
 streams_app = typer.Typer(no_args_is_help=True)
 snapshot_app = typer.Typer(no_args_is_help=True)
-streams_app.add_typer(snapshot_app, name="snapshot", help="List, take and forget copies of a stream.")
+streams_app.add_typer(snapshot_app, name="snapshot", help="List, take and delete snapshots of a stream.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The snapshot's name.")]
-_SHOWN = 8  # numbers of one tensor
+_MAX_NUMBERS = 8  # of one tensor
 
 
 @streams_app.command()
 def ls(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Of this model; of all by default.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Only streams of this model; by default of all models.")
+    ] = None,
     *,
-    prefix: Annotated[str, typer.Option(help="Only those whose id begins with this.")] = "",
-    filter_: Annotated[str, typer.Option("--filter", metavar="TEXT", help="Only those whose id has this in it.")] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many; all by default.")] = None,
+    prefix: Annotated[str, typer.Option(help="Only streams whose id begins with this text.")] = "",
+    filter_: Annotated[
+        str, typer.Option("--filter", metavar="TEXT", help="Only streams whose id contains this text.")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of streams; by default all.")] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """List live streams and their steps."""
     with HttpApi(url, key) as service:
-        models = [model] if model is not None else [one["name"] for one in service.get("/v1/models")["models"]]
-        rows = ((name, row) for name in models for row in service.streams(name, prefix))
-        found = islice(((name, row) for name, row in rows if filter_.lower() in row["stream"].lower()), limit)
+        models = [model] if model is not None else [entry["name"] for entry in service.get("/v1/models")["models"]]
+        streams = ((name, stream) for name in models for stream in service.streams(name, prefix))
+        matches = islice(((name, one) for name, one in streams if filter_.lower() in one["stream"].lower()), limit)
         if as_json:
-            typer.echo(json.dumps({"streams": [{"model": name, **row} for name, row in found]}, indent=2))
+            typer.echo(json.dumps({"streams": [{"model": name, **stream} for name, stream in matches]}, indent=2))
             return
-        lines = [(name, row["stream"], _step_text(row["step"])) for name, row in found]
-    show(table("", ("model", "stream", "step"), lines), f"{len(lines):,} streams")
+        rows = [(name, stream["stream"], _step_text(stream["step"])) for name, stream in matches]
+    show(table("", ("model", "stream", "step"), rows), f"{len(rows):,} streams")
 
 
 @streams_app.command(name="show")
 def show_stream(
     model: Model, stream: Stream, *, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
 ) -> None:
-    """Show where a stream stands: its step, the norms of its states, and its last prediction."""
+    """Show a stream's step, the norms of its states, and its last prediction."""
     with HttpApi(url, key) as service:
-        found = service.get(path_of(model, stream), outputs="true")
+        status = service.get(path_of(model, stream), outputs="true")
         states = service.get(path_of(model, stream, "state"))["states"]
-    found["state_norms"] = {
+    status["state_norms"] = {
         name: float(np.linalg.norm(np.ravel(value).astype(float))) for name, value in states.items()
     }
-    typer.echo(json.dumps(found, indent=2)) if as_json else show(_status(found))
+    typer.echo(json.dumps(status, indent=2)) if as_json else show(_status_table(status))
 
 
 @streams_app.command()
@@ -76,68 +80,71 @@ def reset(
     model: Model,
     stream: Stream,
     *,
-    to: Annotated[str | None, typer.Option(metavar="SNAPSHOT", help="To this snapshot of it.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="SNAPSHOT", help="Reset to this snapshot of the stream.")] = None,
     after: Annotated[
-        str | None, typer.Option(metavar="STATE_ID", help="Only from here; by default from where it stands now.")
+        str | None,
+        typer.Option(metavar="STATE_ID", help="Reset only from this state id; by default from the current one."),
     ] = None,
     yes: Yes = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a stream back to its initial state or to a snapshot, unless it is stepped meanwhile."""
+    """Reset a stream to its initial state or to a snapshot, unless it is stepped meanwhile."""
     with HttpApi(url, key) as service:
-        now = service.get(path_of(model, stream))
-        where = "its initial state" if to is None else f"snapshot {to}"
-        confirm(f"{stream} of {model} is at step {now['step']:,}. Bring it back to {where}?", yes=yes)
-        body = {"after": after or now["state_id"]} | ({} if to is None else {"to": {"snapshot": to}})
-        found = service.call("POST", path_of(model, stream, "reset"), json=body, headers=idempotency_header())
-    typer.echo(json.dumps(found, indent=2) if as_json else f"{stream} is at step {found['step']:,}")
+        status = service.get(path_of(model, stream))
+        target = "its initial state" if to is None else f"snapshot {to}"
+        confirm(f"{stream} of {model} is at step {status['step']:,}. Reset it to {target}?", yes=yes)
+        body = {"after": after or status["state_id"]} | ({} if to is None else {"to": {"snapshot": to}})
+        result = service.call("POST", path_of(model, stream, "reset"), json=body, headers=idempotency_header())
+    typer.echo(json.dumps(result, indent=2) if as_json else f"{stream} is at step {result['step']:,}")
 
 
 @streams_app.command()
 def fork(
     model: Model,
     stream: Stream,
-    to: Annotated[str, typer.Argument(metavar="TO", help="The id of the stream to begin.")],
+    to: Annotated[str, typer.Argument(metavar="TO", help="The id of the new stream.")],
     *,
-    snapshot: Annotated[str | None, typer.Option(metavar="SNAPSHOT", help="As it was then, not as it is now.")] = None,
+    snapshot: Annotated[
+        str | None, typer.Option(metavar="SNAPSHOT", help="Copy this snapshot instead of the current state.")
+    ] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Begin another stream as this one is now, or as a snapshot of it is."""
+    """Create another stream as a copy of this one or of its snapshot."""
     path_of(model, to)
     body = {"to": to} | ({} if snapshot is None else {"from": {"snapshot": snapshot}})
     with HttpApi(url, key) as service:
-        found = service.call("POST", path_of(model, stream, "fork"), json=body, headers=idempotency_header())
-    typer.echo(json.dumps(found, indent=2) if as_json else f"{to} begins at step {found['step']:,}")
+        result = service.call("POST", path_of(model, stream, "fork"), json=body, headers=idempotency_header())
+    typer.echo(json.dumps(result, indent=2) if as_json else f"{to} starts at step {result['step']:,}")
 
 
 @streams_app.command()
 def rollout(
     model: Model,
     stream: Stream,
-    horizon: Annotated[int, typer.Argument(min=1, metavar="HORIZON", help="Timesteps to go.")],
+    horizon: Annotated[int, typer.Argument(min=1, metavar="HORIZON", help="Number of timesteps to predict.")],
     *,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the chances, where there are any.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0: most probable; 1: as the model says.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed, for a rollout that samples.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0: most probable value; 1: the model's probabilities.")
+    ] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Look ahead: where a stream goes by its own predictions. Nothing moves."""
+    """Run a stream by its own predictions for some timesteps; nothing is committed."""
     options = {name: value for name, value in (("seed", seed), ("temperature", temperature)) if value is not None}
     with HttpApi(url, key) as service:
-        found = service.call("POST", path_of(model, stream, "rollout"), json={"horizon": horizon, **options})
+        result = service.call("POST", path_of(model, stream, "rollout"), json={"horizon": horizon, **options})
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(result, indent=2))
         return
-    first = found["step"] - horizon + 1
-    lines = [
-        (f"{first + at:,}", *(_numbers(column[at]) for column in found["outputs"].values())) for at in range(horizon)
-    ]
-    show(table("", ("step", *found["outputs"]), lines), "")
+    first = result["step"] - horizon + 1
+    rows = [(f"{first + i:,}", *(_numbers(column[i]) for column in result["outputs"].values())) for i in range(horizon)]
+    show(table("", ("step", *result["outputs"]), rows), "")
 
 
 @streams_app.command()
@@ -150,13 +157,13 @@ def rm(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Forget streams; those that were not there are no error."""
-    paths = [path_of(model, stream) for stream in streams]  # all are checked before the first is gone
-    confirm(f"Forget {', '.join(streams)} of {model}? Their states cannot be had back.", yes=yes)
+    """Delete streams; a stream that does not exist is not an error."""
+    paths = [path_of(model, stream) for stream in streams]  # all ids are checked before the first deletion
+    confirm(f"Delete {', '.join(streams)} of {model}? This cannot be undone.", yes=yes)
     with HttpApi(url, key) as service:
         for path in paths:
             service.call("DELETE", path, headers=idempotency_header())
-    typer.echo(json.dumps({"forgotten": streams}, indent=2) if as_json else f"{', '.join(streams)} forgotten")
+    typer.echo(json.dumps({"forgotten": streams}, indent=2) if as_json else f"{', '.join(streams)} deleted")
 
 
 @snapshot_app.command(name="ls")
@@ -165,55 +172,57 @@ def list_snapshots(
 ) -> None:
     """List the snapshots of a stream."""
     with HttpApi(url, key) as service:
-        found = service.get(path_of(model, stream, "snapshots"))
+        result = service.get(path_of(model, stream, "snapshots"))
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(result, indent=2))
         return
-    lines = [(one["name"], f"{one['step']:,}", one["taken_at"]) for one in found["snapshots"]]
-    show(table("", ("snapshot", "step", "taken at"), lines), f"{len(lines):,} snapshots")
+    rows = [(snapshot["name"], f"{snapshot['step']:,}", snapshot["taken_at"]) for snapshot in result["snapshots"]]
+    show(table("", ("snapshot", "step", "taken at"), rows), f"{len(rows):,} snapshots")
 
 
 @snapshot_app.command()
 def put(
     model: Model, stream: Stream, name: Name, *, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
 ) -> None:
-    """Copy a stream as it is now; a snapshot of that name is replaced."""
+    """Save a named copy of a stream's current state; an existing snapshot of that name is replaced."""
     with HttpApi(url, key) as service:
-        found = service.call(
+        result = service.call(
             "PUT", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=idempotency_header()
         )
-    typer.echo(json.dumps(found, indent=2) if as_json else f"{name} is {stream} at step {found['step']:,}")
+    typer.echo(json.dumps(result, indent=2) if as_json else f"{name} is {stream} at step {result['step']:,}")
 
 
 @snapshot_app.command(name="rm")
-def forget_snapshot(
+def delete_snapshot(
     model: Model, stream: Stream, name: Name, *, yes: Yes = False, url: Url = DEFAULT_URL, key: Key = None
 ) -> None:
-    """Forget a snapshot."""
-    confirm(f"Forget snapshot {name} of {stream}?", yes=yes)
+    """Delete a snapshot."""
+    confirm(f"Delete snapshot {name} of {stream}?", yes=yes)
     with HttpApi(url, key) as service:
         service.call(
             "DELETE", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=idempotency_header()
         )
-    typer.echo(f"{name} forgotten")
+    typer.echo(f"{name} deleted")
 
 
 def _step_text(step: int | None) -> str:
-    return "cannot be read" if step is None else f"{step:,}"
+    return "unreadable" if step is None else f"{step:,}"
 
 
-def _status(found: dict[str, Any]) -> Table:
-    """Return one line a fact."""
-    facts = {name.replace("_", " "): str(value) for name, value in found.items() if not isinstance(value, float | dict)}
-    facts["step"] = f"{found['step']:,}"
-    facts["expires in"] = f"{found['expires_in_s']:,.0f} s, unless it is stepped"
-    facts |= {f"norm of state {name}": f"{norm:.6g}" for name, norm in found["state_norms"].items()}
-    facts |= {f"last {name}": _numbers(value) for name, value in found["outputs"].items()}
-    return key_value_table("", facts)
+def _status_table(status: dict[str, Any]) -> Table:
+    """Return a stream's status as a table of names and values."""
+    values = {
+        name.replace("_", " "): str(value) for name, value in status.items() if not isinstance(value, float | dict)
+    }
+    values["step"] = f"{status['step']:,}"
+    values["expires in"] = f"{status['expires_in_s']:,.0f} s, unless it is stepped"
+    values |= {f"norm of state {name}": f"{norm:.6g}" for name, norm in status["state_norms"].items()}
+    values |= {f"last {name}": _numbers(value) for name, value in status["outputs"].items()}
+    return key_value_table("", values)
 
 
 def _numbers(tensor: Any) -> str:
-    """Return a tensor's first numbers."""
+    """Return a tensor's first numbers as text."""
     values = np.ravel(tensor).tolist()
-    shown = " ".join(f"{value:.6g}" for value in values[:_SHOWN])
-    return shown + (f" ... ({len(values)})" if len(values) > _SHOWN else "")
+    shown = " ".join(f"{value:.6g}" for value in values[:_MAX_NUMBERS])
+    return shown + (f" ... ({len(values)})" if len(values) > _MAX_NUMBERS else "")

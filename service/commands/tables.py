@@ -1,4 +1,4 @@
-"""What the model commands print: a model's tensors and its parity as tables, and flags of the form NAME=VALUE."""
+"""Tables and lines that commands print, and the parser of NAME=VALUE flags."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from model_export.manifest import Manifest
 
 
 def tensors_table(manifest: Manifest) -> Table:
-    """Return one line for each input, state, output, constant and window of a model."""
+    """Return a table with a row for each input, window, state, constant, output and feedback rule of a model."""
     table = _table(f"{manifest.name}", "", "tensor", "dtype", "one row", "batch axis", "")
     for given in manifest.inputs:
         table.add_row("input", given.name, given.dtype, _row(given.shape), _axis(given.batch_axis), _in_graph(given))
     for window in manifest.windows:
-        note = f"last {window.context} of {window.input}, put in front of the new part along axis {window.axis}"
+        note = f"last {window.context} of {window.input}, put before the new timestep along axis {window.axis}"
         table.add_row("window", window.state_name, "", "", "", note)
     for state in manifest.states:
         note = f"-> {state.output}"
         if state.init != "zeros":
-            note += ", starts from given values"
+            note += ", has initial values"
         if state.store_dtype != state.dtype:
             note += f", stored as {state.store_dtype}"
         table.add_row("state", state.input, state.dtype, _row(state.shape), _axis(state.batch_axis), note)
     for name, constant in manifest.constants.items():
         table.add_row("constant", name, constant.dtype, "", "", f"= {constant.value}")
-    for answer in manifest.outputs:
-        note = "; ".join(filter(None, [answer.kind if answer.kind != "value" else "", _in_graph(answer)]))
-        table.add_row("output", answer.name, answer.dtype, _row(answer.shape), _axis(answer.batch_axis), note)
+    for output in manifest.outputs:
+        note = "; ".join(filter(None, [output.kind if output.kind != "value" else "", _in_graph(output)]))
+        table.add_row("output", output.name, output.dtype, _row(output.shape), _axis(output.batch_axis), note)
     for name, rule in manifest.feedback.items():
-        made = rule if isinstance(rule, str) else json.dumps(rule)
-        table.add_row("feedback", name, "", "", "", f"in a rollout, made of {made}")
+        source = rule if isinstance(rule, str) else json.dumps(rule)
+        table.add_row("feedback", name, "", "", "", f"in a rollout, computed from {source}")
     return table
 
 
 def key_value_table(title: str, facts: Mapping[str, str]) -> Table:
-    """Return a table of two columns, what and how much."""
+    """Return a table of names and values, without a header."""
     table = _table(title, "", "")
     table.show_header = False
     for name, value in facts.items():
@@ -49,18 +49,18 @@ def key_value_table(title: str, facts: Mapping[str, str]) -> Table:
     return table
 
 
-def table(title: str, columns: Iterable[str], lines: Iterable[Iterable[str]]) -> Table:
-    """Return one line for each output that was compared."""
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """Return a table with a header."""
     table = _table(title, *columns)
-    for line in lines:
-        table.add_row(*line)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def parity_lines(parity: Mapping[str, Any] | None) -> str:
-    """Say in one line what a model was verified against."""
+    """Return a one-line summary of a model's verification."""
     if parity is None:
-        return "not verified against anything"
+        return "not verified"
     return (
         f"{parity['max_abs']:.1e} largest difference from {parity['against']} in {parity['steps']} steps "
         f"({', '.join(parity['sequences'])}); allowed {parity['atol']:g} + {parity['rtol']:g} of the value"
@@ -68,16 +68,16 @@ def parity_lines(parity: Mapping[str, Any] | None) -> str:
 
 
 def saved_lines(saved: Mapping[str, tuple[int, int]]) -> list[str]:
-    """Say what a lower precision made smaller, one line for each."""
-    words = {"file": "file:    ", "bytes_per_stream": "stream:  "}
+    """Return one line per size that a lower precision reduced."""
+    prefixes = {"file": "file:    ", "bytes_per_stream": "stream:  "}
     return [
-        f"{words[what]}{format_bytes(was)} at full precision, {format_bytes(now)} now"
-        for what, (was, now) in saved.items()
+        f"{prefixes[name]}{format_bytes(before)} at full precision, {format_bytes(after)} now"
+        for name, (before, after) in saved.items()
     ]
 
 
 def format_bytes(count: int) -> str:
-    """Say a number of bytes for people."""
+    """Return a number of bytes as text, with a unit."""
     size, unit = float(count), "bytes"
     for bigger in ("KiB", "MiB", "GiB"):
         if size < 1024:
@@ -87,24 +87,24 @@ def format_bytes(count: int) -> str:
 
 
 def show(*parts: Table | str) -> None:
-    """Print tables and lines; names from a model's file are never read as markup."""
+    """Print tables and lines; names from a model file are not interpreted as markup."""
     console = Console(highlight=False, markup=False)
     for part in parts:
-        # A line stays one line, so that a command in it can be copied.
+        # Lines are not wrapped, so that a command in a line can be copied.
         console.print(part, soft_wrap=isinstance(part, str))
 
 
 def named_values(flag: str, texts: Iterable[str], form: str = "NAME=VALUE") -> dict[str, str]:
-    """Read what was given to a flag that may be repeated.
+    """Return the values of a repeatable flag by name.
 
     Raises:
-        typer.BadParameter: One is not of the form, or a name is given twice (exit code 2).
+        typer.BadParameter: A text does not have the form, or a name is given twice (exit code 2).
     """
     values: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not name or not equals:
-            raise typer.BadParameter(f"{text!r} is not of the form {form}.", param_hint=flag)
+            raise typer.BadParameter(f"{text!r} does not have the form {form}.", param_hint=flag)
         if name in values:
             raise typer.BadParameter(f"{name!r} is given twice.", param_hint=flag)
         values[name] = value

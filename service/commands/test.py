@@ -1,4 +1,4 @@
-"""`stepwell test`: all tests of a clone, run by pytest."""
+"""`stepwell test`: run all tests of a clone with pytest."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import service
 from model_export.errors import StepwellError
 
 _NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
-_SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")  # they mostly wait, for servers and limits
-_EXIT_CODES = {0: 0, 4: 2}  # pytest's: passed, wrong usage; everything else is a failure
+_PARALLEL = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")  # tests mostly wait, for servers and timeouts
+_EXIT_CODES = {0: 0, 4: 2}  # pytest's exit codes: 0 passed, 4 wrong usage; any other is a failure
 
 
 class NoTestsError(StepwellError):
-    """The tests, or what runs them, are not here."""
+    """The tests or their dependencies are not installed."""
 
     code = "cannot_start"
 
 
 def test(context: typer.Context) -> None:
-    """Run all tests, three side by side, or a part of them with `--quick`; arguments go to pytest, as does `--help`."""
+    """Run all tests in three processes, or with `--quick` a part of them; arguments, also `--help`, are passed to pytest."""
     root = _clone()
-    # The tests are imported from the clone, wherever the caller stands.
+    # The tests are imported from the clone, whatever the working directory.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-m", "pytest", "--rootdir", str(root), "-c", str(root / "pyproject.toml")]
     command += context.args
     if not any(_is_path(argument) for argument in context.args):
         command.append(str(root / "tests"))
     if all(argument.startswith("-") for argument in context.args) and "--pdb" not in context.args:
-        command += _SIDE_BY_SIDE  # nothing is selected or set otherwise: it is all tests
-    pytest = subprocess.Popen(command, env=env)  # noqa: S603 - our own command with the caller's own words
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches pytest, which tells how far it got
+        command += _PARALLEL  # no test is selected: all tests run
+    pytest = subprocess.Popen(command, env=env)  # noqa: S603 - our own command with the caller's own arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches pytest, which prints a summary
     raise typer.Exit(_EXIT_CODES.get(pytest.wait(), 1))
 
 
@@ -45,7 +45,7 @@ def _clone() -> Path:
     """Return the folder of the clone.
 
     Raises:
-        NoTestsError: This is an installed package without tests, or the test extra is missing.
+        NoTestsError: The installed package has no tests, or the test extra is missing.
     """
     root = Path(os.environ.get("STEPWELL_ROOT") or Path(service.__file__).parents[1]).resolve()
     if not (root / "tests").is_dir() or not (root / "pyproject.toml").is_file():

@@ -1,4 +1,4 @@
-"""A verification's report for people: a table of outputs, and a line for everything else that was compared."""
+"""The printed report of a verification: a table of outputs, and a line per further comparison."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from service.commands.tables import parity_lines, table
 
 
 def outputs_table(name: str, report: ParityReport) -> Table:
-    """Return one line per output: how far it was off, where, and over how many numbers."""
-    lines = [
-        (line.name, f"{line.max_abs:.1e}", f"{line.max_rel:.1e}", f"{line.at_step:,}",
-         f"{line.sequence}, sequence {line.row}", f"{line.compared:,}")
-        for line in report.outputs
+    """Return a table with a row per output: its largest difference, where it occurred, and the numbers compared."""
+    rows = [
+        (output.name, f"{output.max_abs:.1e}", f"{output.max_rel:.1e}", f"{output.at_step:,}",
+         f"{output.sequence}, sequence {output.row}", f"{output.compared:,}")
+        for output in report.outputs
     ]  # fmt: skip
     columns = ("output", "largest difference", "of the value", "at timestep", "of", "numbers compared")
-    return table(f"{name}: step by step against {report.parity.against}", columns, lines)
+    return table(f"{name}: step by step against {report.parity.against}", columns, rows)
 
 
 def report_lines(report: ParityReport) -> Iterator[str]:
-    """Return a line for each other part of the verification, what was left out included."""
+    """Yield a line for each further part of the verification, including skipped parts."""
     yield f"parity:  {parity_lines(report.parity.model_dump())}"
     if report.drift is not None:
         yield f"long:    {_drift_line(report.drift)}"
@@ -34,25 +34,25 @@ def report_lines(report: ParityReport) -> Iterator[str]:
     yield f"chunks:  {report.max_abs_chunk:.1e} largest difference of chunks of {lengths} timesteps from single steps"
     if report.chunk is not None:
         yield f"speed:   {_chunk_line(report.chunk)}"
-    for left_out in report.skipped:
-        yield f"skipped: {left_out.what}: {left_out.why}"
+    for skipped in report.skipped:
+        yield f"skipped: {skipped.what}: {skipped.why}"
 
 
 def _drift_line(drift: Drift) -> str:
-    words = (
+    line = (
         f"{drift.max_abs:.1e} largest difference in a run of {drift.steps:,} timesteps (at {drift.at_step:,}): "
         f"{drift.first:.1e} in the first {drift.ends}, {drift.last:.1e} in the last"
     )
-    return f"{words}; {drift.note}" if drift.note else words
+    return f"{line}; {drift.note}" if drift.note else line
 
 
 def _chunk_line(chunk: ChunkChoice) -> str:
     if chunk.chunk == "step":
         return f"a chunk takes as many runs as it has timesteps: {chunk.why}"
     alone = {timing.steps > 1: timing for timing in chunk.timings if timing.rows == 1}
-    several, one = alone[True], alone[False]
+    several, single = alone[True], alone[False]
     return (
         f"a chunk of {several.steps} timesteps takes {several.dynamic:,.0f} us in one run, {several.stepwise:,.0f} us "
-        f"step by step ({chunk.gain:.1f} times): {chunk.why}; a single step takes {one.dynamic:.1f} us, and "
-        f"{one.stepwise:.1f} us without a time axis in the graph"
+        f"step by step ({chunk.gain:.1f} times): {chunk.why}; a single step takes {single.dynamic:.1f} us, and "
+        f"{single.stepwise:.1f} us without a time axis in the graph"
     )

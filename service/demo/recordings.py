@@ -1,4 +1,4 @@
-"""The held-out recordings, and what the original model predicts for each of them as a whole."""
+"""The held-out recordings, with the original model's predictions for each whole recording."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy.typing as npt
 
 FOLDER = Path(__file__).parent
 MODELS = FOLDER / "models"
-"""The model folder to serve in the demo."""
+"""The demo's model folder."""
 
 MODEL = "activity"
 
 
 @dataclass(frozen=True, slots=True)
 class Recordings:
-    """Recordings of several channels, all equally long.
+    """Multichannel recordings of equal length.
 
     Attributes:
         x: Inputs, (recording, timestep, channel) float32.
-        labels: Index of the right class of each recording, (recording,) int64.
-        expected: Probabilities after each timestep, by the original model over the whole recording at once,
-            (recording, timestep, class) float32.
+        labels: Index of the true class of each recording, (recording,) int64.
+        expected: Class probabilities after each timestep, computed by the original model over the whole recording at
+            once, (recording, timestep, class) float32.
         classes: Names of the classes.
-        rate_hz: Timesteps a second as they were recorded.
+        rate_hz: Sampling rate of the recordings in timesteps per second.
     """
 
     x: npt.NDArray[np.float32]
@@ -37,7 +37,7 @@ class Recordings:
 
     @classmethod
     def load(cls, file: Path = FOLDER / "recordings.npz") -> Self:
-        """Read the recordings; see SOURCE.md for where they come from."""
+        """Load the recordings; SOURCE.md describes their origin."""
         with np.load(file) as data:
             return cls(
                 x=data["x"],
@@ -48,5 +48,5 @@ class Recordings:
             )
 
     def __len__(self) -> int:
-        """How many recordings there are."""
+        """Number of recordings."""
         return len(self.x)

@@ -1,4 +1,4 @@
-"""`Report`: what a replay has measured, and its table."""
+"""`Report`: the measurements of a replay, and its table."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from rich.console import Console
 from rich.table import Table
 
 KEPT_LATENCIES = 100_000
+"""Number of latencies that a report keeps, the most recent ones."""
 
 
 @dataclass(slots=True)
 class Report:
-    """Counts and differences of a replay, growing while it runs.
+    """Counts and differences of a replay, updated while it runs.
 
     Attributes:
-        streams: Streams that are replayed.
-        atol: Absolute tolerance that the model states.
-        rtol: Relative tolerance that the model states.
-        seconds: How long the replay has run.
-        steps: Timesteps answered.
+        streams: Number of streams.
+        atol: The model's stated absolute tolerance.
+        rtol: The model's stated relative tolerance.
+        seconds: Duration of the replay so far.
+        steps: Predictions received.
         finished: Recordings replayed to their end.
-        right: Those of them whose last prediction was the right class.
-        max_difference: Largest absolute difference from the whole-sequence prediction; NaN when one was not a number.
+        right: Finished recordings whose last prediction was the true class.
+        max_difference: Largest absolute difference from the whole-sequence prediction; NaN if a prediction was NaN.
         beyond: Predictions that differ by more than the tolerance.
-        latencies: Seconds from sending a timestep to its answer, the latest ones.
+        latencies: Seconds from sending a timestep to its reply, the most recent `KEPT_LATENCIES`.
     """
 
     streams: int
@@ -44,34 +45,36 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether something was answered, and all of it within the tolerance."""
+        """Whether there were predictions and all were within the tolerance."""
         return self.steps > 0 and self.beyond == 0
 
     @property
     def steps_per_s(self) -> float:
-        """Timesteps answered a second."""
+        """Predictions per second."""
         return self.steps / self.seconds if self.seconds > 0 else 0.0
 
     def latency_ms(self, share: float) -> float:
-        """Return the latency that a share (0 to 1) of the answers did not exceed, in milliseconds."""
+        """Return the quantile of the latencies at `share` (0 to 1), in milliseconds."""
         return float(np.quantile(self.latencies, share)) * 1000 if self.latencies else math.nan
 
-    def compare(self, got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], *, latency: float) -> None:
-        """Count one answer.
+    def compare(
+        self, prediction: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], *, latency: float
+    ) -> None:
+        """Count one prediction.
 
         Args:
-            got: The live prediction, (class,).
-            expected: The whole-sequence prediction at the same timestep, (class,).
-            latency: Seconds that the answer took.
+            prediction: The live prediction, (class,) float32.
+            expected: The whole-sequence prediction at the same timestep, (class,) float32.
+            latency: Seconds from sending the timestep to its reply.
         """
         self.steps += 1
         self.latencies.append(latency)
-        difference = float(np.abs(got - expected).max())
-        self.max_difference = float(np.maximum(self.max_difference, difference))  # a NaN stays
-        self.beyond += not np.allclose(got, expected, atol=self.atol, rtol=self.rtol)
+        difference = float(np.abs(prediction - expected).max())
+        self.max_difference = float(np.maximum(self.max_difference, difference))  # keeps a NaN
+        self.beyond += not np.allclose(prediction, expected, atol=self.atol, rtol=self.rtol)
 
     def finish(self, *, right: bool) -> None:
-        """Count a recording that has come to its end, and whether its last prediction was the right class."""
+        """Count a finished recording, and whether its last prediction was the true class."""
         self.finished += 1
         self.right += right
 
@@ -88,7 +91,7 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
         ("p50", f"{report.latency_ms(0.5):.2f} ms"),
         ("p99", f"{report.latency_ms(0.99):.2f} ms"),
         ("recordings finished", f"{report.finished:,}"),
-        ("right at their end", f"{report.right:,}"),
+        ("final class correct", f"{report.right:,}"),
         ("max difference", f"{report.max_difference:.2g}"),
         ("tolerance", f"{report.atol:g} + {report.rtol:g} relative"),
         ("beyond tolerance", f"[red]{report.beyond:,}[/]" if report.beyond else "0"),

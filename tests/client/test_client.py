@@ -180,7 +180,7 @@ def test_an_output_is_an_independent_array(client: Client, stream: str) -> None:
         ("latch", [1, 0], "the model takes bool"),
         ("two_inputs", {"a": [1, 2], "b": 2**31}, "int32 holds -2147483648 to 2147483647"),
         ("two_inputs", [1, 2], "one array for the inputs a, b"),
-        ("lstm", [[1.0], [1.0, 2.0]], "is no array"),
+        ("lstm", [[1.0], [1.0, 2.0]], "is not an array"),
         ("lstm", [1.0, 2.0], "shape"),
         ("lstm", {"z": [0.0] * 4}, '"z"'),
     ],

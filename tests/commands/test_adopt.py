@@ -142,7 +142,7 @@ def test_the_effect_of_storing_states_as_float16_is_reported(tmp_path: Path) -> 
     done = run_stepwell("adopt", path, "--store-dtype", "float16")
     report = json.loads(run_stepwell("adopt", path, "--store-dtype", "float16", "--json").stdout)
 
-    assert "stored:  states as float16: 32 bytes a stream, 64 bytes before; answers moved by" in done.stdout
+    assert "stored:  states as float16: 32 bytes per stream, 64 bytes before; outputs changed by at most" in done.stdout
     assert [state["store_dtype"] for state in report["manifest"]["states"]] == ["float16", "float16"]
     assert report["store"]["saved"] == [64, 32]
     assert 0 < report["store"]["max_abs"] < 5e-3

@@ -94,7 +94,7 @@ def test_the_model_must_be_named_if_there_are_several(running: ServiceProcess) -
 
 
 def test_an_unreachable_service_is_reported_in_one_line() -> None:
-    assert "No Stepwell answers at" in str(run_bench(f"http://127.0.0.1:{free_port()}", "fold").exception)
+    assert "No Stepwell service responds at" in str(run_bench(f"http://127.0.0.1:{free_port()}", "fold").exception)
 
 
 def test_an_api_key_is_sent_over_every_transport(folder: Path) -> None:

@@ -29,7 +29,7 @@ from tests.commands.program import run_stepwell
         (graphs.time_axis, ["[1, 2] in the graph"]),
         (graphs.total_half, ["stored as float16"]),
         (graphs.noisy, ["random", "ignore"]),
-        (lambda: graphs.count(5), ["starts from given values"]),
+        (lambda: graphs.count(5), ["has initial values"]),
     ],
 )
 def test_the_tables_describe_the_model(tmp_path: Path, build: graphs.Build, expected: list[str]) -> None:

@@ -99,9 +99,7 @@ def test_ls_shows_a_stream_whose_record_cannot_be_read(running: ServiceProcess, 
         client.set(record_key("default", "fold", "torn"), b"")
     result = run_streams(running.url, "ls", "fold", "--prefix", "torn")
 
-    assert [line.split() for line in result.stdout.splitlines() if "torn" in line] == [
-        ["fold", "torn", "cannot", "be", "read"]
-    ]
+    assert [line.split() for line in result.stdout.splitlines() if "torn" in line] == [["fold", "torn", "unreadable"]]
 
 
 def test_ls_filters_by_prefix(running: ServiceProcess) -> None:
@@ -326,7 +324,7 @@ def test_an_unreachable_service_is_reported_with_how_to_start_one() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     error = error_of(run_streams(url, "ls", "fold"))
 
-    assert error.problem.startswith(f"No Stepwell answers at {url}: ")
+    assert error.problem.startswith(f"No Stepwell service responds at {url}: ")
     assert "stepwell serve" in error.fix
 
 
@@ -356,7 +354,7 @@ def gateway() -> Iterator[str]:
 
 
 def test_the_error_page_of_a_gateway_is_reported(gateway: str) -> None:
-    assert "502 Bad Gateway came from something else" in error_of(run_streams(gateway, "ls", "fold")).problem
+    assert "502 Bad Gateway came from another server" in error_of(run_streams(gateway, "ls", "fold")).problem
 
 
 def test_ls_filters_by_a_part_of_the_id(running: ServiceProcess) -> None:
@@ -382,7 +380,7 @@ def test_fork_creates_another_stream(running: ServiceProcess) -> None:
     advance(running, "forked", 3)
     result = run_streams(running.url, "fork", "fold", "forked", "fork-of-it")
 
-    assert result.stdout == "fork-of-it begins at step 3\n"
+    assert result.stdout == "fork-of-it starts at step 3\n"
     assert step_of(running, "fork-of-it") == 3
     advance(running, "taken")
     assert "stream_exists" in str(run_streams(running.url, "fork", "fold", "forked", "taken").exception)
@@ -398,7 +396,7 @@ def test_snapshots_can_be_created_listed_restored_and_deleted(running: ServicePr
     assert [(one["name"], one["step"]) for one in listed_streams] == [("two", 2)]
     assert "two" in run_streams(running.url, "snapshot", "ls", "fold", "copied").stdout
     assert run_streams(running.url, "reset", "fold", "copied", "--to", "two", "--yes").stdout == "copied is at step 2\n"
-    assert run_streams(running.url, "snapshot", "rm", "fold", "copied", "two", "--yes").stdout == "two forgotten\n"
+    assert run_streams(running.url, "snapshot", "rm", "fold", "copied", "two", "--yes").stdout == "two deleted\n"
     assert json.loads(run_streams(running.url, "snapshot", "ls", "fold", "copied", "--json").stdout) == {
         "snapshots": []
     }

@@ -150,7 +150,7 @@ def test_buckets_of_a_restarted_process_are_used_whole(evaluate: Evaluate) -> No
 
 
 def keep(*messages: str) -> str:
-    takes = "; ".join(f"s.keep({message})" for message in messages)
+    takes = "; ".join(f"s.addRows({message})" for message in messages)
     return f"(() => {{ const s = new streams.Streams().get('a'); {takes}; return s.rows.map(r => [r.at, r.step]); }})()"
 
 
@@ -173,7 +173,10 @@ def test_only_rows_in_the_window_are_kept(evaluate: Evaluate) -> None:
 
 
 def test_new_steps_are_counted_across_a_gap(evaluate: Evaluate) -> None:
-    script = "(s => [s.see(5, [{}]), s.see(9, [{}]), s.see(1, [{}]), s.see(4, [{}, {}, {}])])"
+    commits = (
+        "s.recordCommit(5, [{}]), s.recordCommit(9, [{}]), s.recordCommit(1, [{}]), s.recordCommit(4, [{}, {}, {}])"
+    )
+    script = f"(s => [{commits}])"
 
     assert evaluate(f"{script}(new streams.Streams().get('a'))") == [1, 4, 1, 3]
 
@@ -189,13 +192,17 @@ def test_a_stream_that_is_no_longer_listed_is_removed(evaluate: Evaluate) -> Non
 
 def test_a_stream_shows_its_last_known_row_until_an_event_arrives(evaluate: Evaluate) -> None:
     script = """(() => { const s = new streams.Streams().get('a');
-        s.stand(7, {y: [1]}); s.stand(7, {y: [1]}); %s; return s.rows.map(r => [r.at, r.step]); })()"""
+        s.setStored(7, {y: [1]}); s.setStored(7, {y: [1]}); %s; return s.rows.map(r => [r.at, r.step]); })()"""
 
     assert evaluate(script % "") == [[1, 7]]
-    assert evaluate(script % "s.keep(8, [], [{}])") == [[1, 7], [2, 8]]
-    assert evaluate(script % "s.keep(7, [], [{}])") == [[1, 7]]  # the same row, which arrived meanwhile as an event
-    assert evaluate(script % "s.stand(2, {y: [0]})") == [[1, 7], [2, None], [3, 2]]
-    assert evaluate(script % "s.stand(0, null); s.stand(0, null); s.keep(1, [], [{}])") == [[1, 7], [2, None], [3, 1]]
+    assert evaluate(script % "s.addRows(8, [], [{}])") == [[1, 7], [2, 8]]
+    assert evaluate(script % "s.addRows(7, [], [{}])") == [[1, 7]]  # the same row, which arrived meanwhile as an event
+    assert evaluate(script % "s.setStored(2, {y: [0]})") == [[1, 7], [2, None], [3, 2]]
+    assert evaluate(script % "s.setStored(0, null); s.setStored(0, null); s.addRows(1, [], [{}])") == [
+        [1, 7],
+        [2, None],
+        [3, 1],
+    ]
 
 
 def test_the_interval_of_samples_is_that_of_their_quantiles(evaluate: Evaluate) -> None:
@@ -214,7 +221,7 @@ BEYOND = """(() => { const look = new ahead.Lookahead({});
     const fan = {middle: [1, 2], low: [0, 1], high: [2, 3]};
     look.found = {step: 7, horizon: 2, outputs: {y: [fan]}, inputs: {x: [fan]}};
     const s = new streams.Streams().get('a');
-    s.keep(7, [{x: [5]}], [{y: [6]}]); %s;
+    s.addRows(7, [{x: [5]}], [{y: [6]}]); %s;
     const of = (which, tensor) => look.beyond(s.rows, which, [{tensor, index: 0}, {tensor: 'other', index: 0}]);
     return [of('outputs', 'y'), of('inputs', 'x')]; })()"""
 
@@ -228,8 +235,8 @@ def test_a_forecast_starts_at_its_row(evaluate: Evaluate) -> None:
 
 
 def test_a_forecast_from_before_a_reset_is_not_drawn(evaluate: Evaluate) -> None:
-    assert evaluate(BEYOND % "s.keep(8, [], [{}])")[0]["at"] == 1
-    assert evaluate(BEYOND % "s.keep(1, [], [{}])") == [None, None]
+    assert evaluate(BEYOND % "s.addRows(8, [], [{}])")[0]["at"] == 1
+    assert evaluate(BEYOND % "s.addRows(1, [], [{}])") == [None, None]
 
 
 def test_a_norm_covers_all_numbers_of_a_state(evaluate: Evaluate) -> None:
@@ -247,4 +254,4 @@ def test_the_page_without_a_service_shows_an_error(page: Page, files: str) -> No
     page.open(f"{files}/index.html")
     page.evaluate("import('/app.js')")  # a plain web server serves these files at /, not under /dashboard/
 
-    assert page.wait_for("/does not answer/.exec(document.getElementById('state').textContent)?.[0]")
+    assert page.wait_for("/does not respond/.exec(document.getElementById('state').textContent)?.[0]")

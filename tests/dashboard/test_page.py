@@ -233,7 +233,7 @@ def test_the_page_reconnects_after_the_service_was_restarted(page: Page, own: Se
     send(own, "before")
     shown(page, "before")
     own.kill()
-    assert page.wait_for("/lost|not answer/.test(document.getElementById('state').textContent)")
+    assert page.wait_for("/lost|not respond/.test(document.getElementById('state').textContent)")
 
     own.start()
     page.wait_for("document.getElementById('state').textContent === 'Ready'")

@@ -52,9 +52,9 @@ def advance(
 
 
 def get(live: ServiceProcess, path: str) -> Any:
-    confirm = httpx.get(f"{live.url}/v1/models/{path}", trust_env=False)
-    assert confirm.status_code == 200, confirm.text
-    return confirm.json()
+    response = httpx.get(f"{live.url}/v1/models/{path}", trust_env=False)
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def open_at(page: Page, live: ServiceProcess, stream: str, at: int, *, model: str = "wave") -> None:
@@ -83,8 +83,8 @@ def accept_dialog(page: Page, name: str | None = None) -> None:
 
 def shown_message(page: Page, words: str) -> str:
     """Wait until the page shows a message that contains the words, and return it."""
-    found = f"/{words}/.test(document.getElementById('told').textContent)"
-    return str(page.wait_for(f"{found} && document.getElementById('told').textContent"))
+    found = f"/{words}/.test(document.getElementById('message').textContent)"
+    return str(page.wait_for(f"{found} && document.getElementById('message').textContent"))
 
 
 def forecast(page: Page, horizon: int = 20) -> str:
@@ -143,8 +143,8 @@ def test_the_legend_shows_the_last_prediction_of_an_existing_stream(
     open_at(page, live, stream, 2)
     y = get(live, f"wave/streams/{stream}?outputs=true")["outputs"]["y"][0]
 
-    told_y = page.wait_for("Number(document.querySelector('#outputs-legend .series-value').textContent)")
-    assert told_y == pytest.approx(y, abs=0.001)
+    shown_y = page.wait_for("Number(document.querySelector('#outputs-legend .series-value').textContent)")
+    assert shown_y == pytest.approx(y, abs=0.001)
 
 
 # -------------------------------------------------------------------- forecasts
@@ -154,7 +154,7 @@ def test_a_forecast_is_drawn_where_the_rollout_leads(page: Page, live: ServicePr
     advance(live, stream, to=4)
     open_at(page, live, stream, 4)
 
-    assert "no chance" in forecast(page)
+    assert forecast(page) == "Forecast of 20 timesteps (deterministic)"
     assert page.evaluate(BAND) < 200
     rolled = post(live, f"wave/streams/{stream}/rollout", {"horizon": 20})["outputs"]
     shown = [float(value) for value in legend_at_the_end(page)]
@@ -166,7 +166,7 @@ def test_a_sampled_forecast_is_drawn_as_an_interval(page: Page, live: ServicePro
     advance(live, stream, to=2, model="letters", x=3)
     open_at(page, live, stream, 2, model="letters")
 
-    assert forecast(page, 50) == "50 ahead: median of 40 ways, 80% of them in the band"
+    assert forecast(page, 50) == "Forecast of 50 timesteps (median of 40 samples with 80% interval)"
     page.wait_for(f"({BAND}) > 200")
     assert get(live, f"letters/streams/{stream}")["step"] == 2
 
@@ -211,7 +211,7 @@ def test_a_fork_starts_at_the_state_of_the_stream_and_is_selected(
 
     states = [get(live, f"wave/streams/{one}/state")["states"] for one in (stream, f"{stream}-b")]
     assert states[0] == states[1]
-    assert shown_message(page, "begins") == f"{stream}-b begins at step 3, as {stream} was."
+    assert shown_message(page, "created") == f"{stream}-b was created at step 3 as a copy of {stream}."
 
 
 def test_a_fork_onto_an_existing_stream_shows_the_reason(page: Page, live: ServiceProcess, stream: str) -> None:
@@ -228,7 +228,7 @@ def test_a_stream_can_be_reset_to_a_snapshot_taken_on_the_page(page: Page, live:
     advance(live, stream, to=2)
     open_at(page, live, stream, 2)
     confirm(page, "#snapshots", "before")
-    shown_message(page, "before is")
+    shown_message(page, "before was taken")
     advance(live, stream, since=2, to=5)
     wait_for_step(page, stream, 5)
     click(page, "#snapshots")
@@ -238,7 +238,7 @@ def test_a_stream_can_be_reset_to_a_snapshot_taken_on_the_page(page: Page, live:
     assert get(live, f"wave/streams/{stream}")["step"] == 5  # the dialog is still open
     accept_dialog(page)
 
-    shown_message(page, "back at step 2")
+    shown_message(page, "reset to step 2")
     wait_for_step(page, stream, 2)
     assert get(live, f"wave/streams/{stream}")["step"] == 2
 
@@ -255,7 +255,7 @@ def test_a_snapshot_is_not_replaced_without_confirmation(page: Page, live: Servi
     assert get(live, f"wave/streams/{stream}/snapshots/s")["step"] == 2
     accept_dialog(page)
 
-    shown_message(page, "step 3")
+    shown_message(page, "at step 3")
     assert get(live, f"wave/streams/{stream}/snapshots/s")["step"] == 3
 
 
@@ -269,7 +269,7 @@ def test_a_reset_asks_for_confirmation_and_can_be_declined(page: Page, live: Ser
     assert get(live, f"wave/streams/{stream}")["step"] == 3
 
     confirm(page, "#reset")
-    shown_message(page, "back at step 0")
+    shown_message(page, "reset to step 0")
     wait_for_step(page, stream, 0)
     assert get(live, f"wave/streams/{stream}")["step"] == 0
 
@@ -295,6 +295,6 @@ def test_a_read_only_key_can_forecast_and_is_told_what_it_may_not_do(
         page.press("Enter")
         wait_for_step(page, "a", 1)
 
-        assert "20 ahead" in forecast(page)
+        assert "Forecast of 20 timesteps" in forecast(page)
         confirm(page, "#fork", "b")
         assert "admin" in page.wait_for("document.getElementById('ask-problem').textContent")

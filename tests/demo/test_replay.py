@@ -118,7 +118,7 @@ def test_a_closed_connection_ends_the_replay_with_its_code() -> None:
 
 
 def test_an_unreachable_service_is_reported() -> None:
-    with pytest.raises(DemoError, match="does not answer") as caught:
+    with pytest.raises(DemoError, match="does not respond") as caught:
         asyncio.run(replay("http://127.0.0.1:9", seconds=1, speed=1, recordings=shortened()))
 
     assert "stepwell serve" in caught.value.fix

@@ -1,4 +1,4 @@
-"""`Balancer`: hands each new connection to one of several services that are ready. In a thread of its own."""
+"""`Balancer`: a TCP load balancer that assigns each new connection to a ready service; runs in its own thread."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import threading
 from collections.abc import Sequence
 from types import TracebackType
 
-_LOOK_S = 0.2  # how often readiness is asked for
+_CHECK_S = 0.2  # interval of readiness checks
 _PIECE = 65536
 
 
 class Balancer:
-    """As a load balancer without understanding of HTTP: it looks at `/readyz`, and never sends anything twice.
+    """A layer 4 load balancer: it checks `/readyz`, and never sends data twice.
 
     Attributes:
         resets: Connections to a service that were open, and were reset.
     """
 
     def __init__(self, ports: Sequence[int], *, is_blind: bool = False) -> None:
-        """Remember the services; the context opens the port.
+        """Create the balancer; entering the context opens the port.
 
         Args:
             ports: Where the services are, on 127.0.0.1.
-            is_blind: It does not look at readiness, and finds out by a refused connection that one is away.
+            is_blind: It does not check readiness, and learns from a refused connection that a service is away.
         """
         self.port = 0
         self.resets = 0
@@ -55,7 +55,7 @@ class Balancer:
         self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         if not self._is_blind:
-            self._looking = asyncio.create_task(self._look())
+            self._checker = asyncio.create_task(self._check_readiness())
 
     async def _close(self) -> None:
         self._server.close()
@@ -64,11 +64,11 @@ class Balancer:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    async def _look(self) -> None:
+    async def _check_readiness(self) -> None:
         while True:
-            found = await asyncio.gather(*map(self._is_ready, self._ports))
-            self._ready = [port for port, ready in zip(self._ports, found, strict=True) if ready]
-            await asyncio.sleep(_LOOK_S)
+            results = await asyncio.gather(*map(self._is_ready, self._ports))
+            self._ready = [port for port, ready in zip(self._ports, results, strict=True) if ready]
+            await asyncio.sleep(_CHECK_S)
 
     async def _is_ready(self, port: int) -> bool:
         with contextlib.suppress(OSError, TimeoutError):

@@ -1,4 +1,4 @@
-"""`Feeder`: a client that keeps its inputs and what it was told, and sends again from where the server stands."""
+"""`Feeder`: a client that keeps its inputs and results, and resends timesteps that the server has lost."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Feeder:
     """One stream of the exact fold model.
 
     Attributes:
-        stream: Its name.
-        pick: Chooses the worker of each request.
+        stream: The stream's id.
+        pick: Returns the worker for each request.
+        keyed: Whether requests have an idempotency key.
         xs: The inputs so far.
-        told: What was confirmed for each timestep: its prediction and the state id.
-        asked_again: Requests that were sent again unchanged.
-        sent_again: Timesteps that the store had lost, and which were sent again.
-        wrong: Whatever is not as the fold, or as it was told before.
+        told: The confirmed prediction and state id of each timestep.
+        asked_again: Requests that were retried unchanged.
+        sent_again: Timesteps that the store had lost and that were resent.
+        wrong: Deviations from the fold or from earlier results.
     """
 
     stream: str
@@ -40,12 +41,12 @@ class Feeder:
     wrong: list[str] = field(default_factory=list)
 
     async def step(self, x: int) -> None:
-        """Bring the stream one timestep on, however often that takes."""
+        """Step the stream by one timestep, with retries."""
         self.xs.append(x)
         await self.catch_up()
 
     async def catch_up(self) -> None:
-        """Send what the server does not have, until it stands where the inputs end."""
+        """Send the timesteps that the server does not have yet."""
         at = len(self.told)
         while at < len(self.xs):
             try:
@@ -71,7 +72,7 @@ class Feeder:
             self.wrong.append(f"{self.stream} at {at}: {exc.code} {exc}")
             raise exc
         if behind and exc.state_id != self.told[behind - 1][1]:
-            self.wrong.append(f"{self.stream} fell back to a history that it never had")
+            self.wrong.append(f"{self.stream} was rolled back to a history that it never had")
         self.sent_again += at - behind
         return behind
 
@@ -80,18 +81,18 @@ class Feeder:
         if at < len(self.told) and self.told[at] != told:
             self.wrong.append(f"{self.stream} at {at + 1}: first {self.told[at]}, then {told}")
         if answer.step != at + 1:
-            self.wrong.append(f"{self.stream} at {at + 1}: told step {answer.step}")
+            self.wrong.append(f"{self.stream} at {at + 1}: got step {answer.step}")
         self.told[at : at + 1] = [told]
 
     def judged(self) -> list[str]:
-        """Return whatever is wrong, the fold included."""
+        """Return all deviations, after comparing the predictions with the fold."""
         if [y for y, _ in self.told] != fold_reference(self.xs):
             self.wrong.append(f"{self.stream} is not the fold of its inputs")
         return self.wrong
 
 
 def feeders(engines: Sequence[Engine], n: int, *, seed: int = 0, keyed_every: int = 0) -> list[Feeder]:
-    """Return streams whose requests go to random workers; every so many of them with idempotency keys."""
+    """Return streams whose requests go to random workers; every `keyed_every`-th uses idempotency keys."""
     rng = random.Random(seed)
     return [
         Feeder(f"s{k}", lambda: rng.choice(engines), keyed=bool(keyed_every) and k % keyed_every == 0) for k in range(n)
@@ -99,7 +100,7 @@ def feeders(engines: Sequence[Engine], n: int, *, seed: int = 0, keyed_every: in
 
 
 async def run(streams: Sequence[Feeder], steps: int, *, seed: int = 0) -> None:
-    """Bring every stream some timesteps on, all at once."""
+    """Step all streams concurrently by `steps` timesteps each."""
     rng = random.Random(seed)
 
     async def live(one: Feeder) -> None:
@@ -110,7 +111,7 @@ async def run(streams: Sequence[Feeder], steps: int, *, seed: int = 0) -> None:
 
 
 async def run_until(streams: Sequence[Feeder], done: asyncio.Event, *, seed: int = 0) -> None:
-    """Bring every stream on until an event."""
+    """Step all streams concurrently until an event is set."""
     rng = random.Random(seed)
 
     async def live(one: Feeder) -> None:
@@ -121,16 +122,16 @@ async def run_until(streams: Sequence[Feeder], done: asyncio.Event, *, seed: int
 
 
 def told(streams: Sequence[Feeder]) -> int:
-    """Return how many timesteps were confirmed."""
+    """Return the number of confirmed timesteps."""
     return sum(len(one.told) for one in streams)
 
 
 async def reached(streams: Sequence[Feeder], n: int) -> None:
-    """Wait until so many timesteps are confirmed."""
-    while told(streams) < n:  # noqa: ASYNC110 - the streams know no event for it
+    """Wait until at least `n` timesteps are confirmed."""
+    while told(streams) < n:  # noqa: ASYNC110 - the streams have no event for it
         await asyncio.sleep(0.005)
 
 
 def judged(streams: Sequence[Feeder]) -> list[str]:
-    """Return whatever is wrong with any stream."""
-    return [what for one in streams for what in one.judged()]
+    """Return the deviations of all streams."""
+    return [deviation for one in streams for deviation in one.judged()]

@@ -1,9 +1,9 @@
-"""More than a service can bear, and clients that hold it up: how it does under both, as numbers.
+"""Measures a service under overload and with slow clients.
 
-    python -m tests.faults.pressure overload [--seconds 60]      three times the capacity, and what comes after
-    python -m tests.faults.pressure slow [--sockets 200]         clients that never finish what they begin
+    python -m tests.faults.pressure overload [--seconds 60]      three times the capacity, then the recovery
+    python -m tests.faults.pressure slow [--sockets 200]         clients that never complete their requests
 
-Prints JSON and exits 1 where a goal is missed. Starts a service of its own; takes no other.
+Prints JSON and exits with 1 if a goal is missed. Starts its own service.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from tests.graphs import fold, slow, write_model
 from tests.processes import ServiceProcess, service_process
 
 STREAMS = 5_000
-"""More than wait at once: nobody sends a timestep before the last one was answered."""
+"""More streams than concurrent requests, so that each stream has at most one request in flight."""
 
 TURNS = 2_000
-"""Rounds of the slow model's loop: about a millisecond a step."""
+"""Iterations of the slow model's loop: about a millisecond per step."""
 
 
 @dataclass
 class Tally:
-    """What came back: seconds, by status."""
+    """Responses: latencies in seconds by status, and errors."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     by_second: list[tuple[float, int, float]] = field(default_factory=list)  # when, status, seconds
-    badly_told: int = 0  # refusals without Retry-After, or without `"applied": "no"`
-    lost: int = 0  # connections that ended without an answer
+    badly_told: int = 0  # rejections without Retry-After, or without `"applied": "no"`
+    lost: int = 0  # connections that ended without a response
 
     def count(self, status: int, took: float, text: bytes) -> None:
         self.seconds.setdefault(status, []).append(took)
@@ -52,7 +52,7 @@ class Tally:
 
 
 class Clients:
-    """Connections that send one request at a time; a new one is opened where all are busy."""
+    """Connections that send one request at a time; a new one is opened if all are busy."""
 
     def __init__(self, port: int, most: int) -> None:
         self.port = port
@@ -60,7 +60,7 @@ class Clients:
         self._room = asyncio.Semaphore(most)
 
     async def send(self, request: bytes, tally: Tally, due: float) -> None:
-        """Send a request that is due at a time, and count what it gets."""
+        """Send a request with a due time, and count its response."""
         async with self._room:
             reader, writer = self._free.pop() if self._free else await asyncio.open_connection("127.0.0.1", self.port)
             try:
@@ -89,7 +89,7 @@ def step_request(model: str, n: int, x: int) -> bytes:
 
 
 async def closed_loop(clients: Clients, model: str, x: int, *, at_once: int, seconds: float) -> Tally:
-    """As fast as it is answered."""
+    """Send each request after the response to the last one."""
     tally, until = Tally(), time.monotonic() + seconds
 
     async def one(n: int) -> None:
@@ -103,7 +103,7 @@ async def closed_loop(clients: Clients, model: str, x: int, *, at_once: int, sec
 async def open_loop(
     clients: Clients, model: str, x: int, *, rate: float, seconds: float, began: float | None = None
 ) -> Tally:
-    """So many a second, whatever the service does."""
+    """Send `rate` requests per second, independent of responses."""
     tally, began = Tally(), began or time.monotonic()
     async with asyncio.TaskGroup() as tasks:
         for n in range(int(rate * seconds)):
@@ -127,7 +127,7 @@ async def overload(one: ServiceProcess, seconds: float, *, calm_s: float = 8) ->
         open_loop(clients, "slow", TURNS, rate=peak / 2, seconds=calm_s, began=ended),
     )
     clients.close()
-    # Normal is when nothing is refused or late any more.
+    # The service has recovered after the last rejected or late request.
     odd = [when for when, status, took in after.by_second if status != 200 or took > 0.25]
     return {
         "peak_per_s": round(peak),
@@ -151,7 +151,7 @@ KINDS: tuple[tuple[str, bytes, bytes], ...] = (
     ("a dripped head", b"POST /v1/models/fold/streams/a/step HTTP/1.1\r\n", b"x: y\r\n"),
     ("no body", b"POST /v1/models/fold/streams/a/step HTTP/1.1\r\nhost: x\r\ncontent-length: 16\r\n\r\n", b""),
 )
-"""What a slow client sends at first, and then once a second."""
+"""Name of each kind of slow client, the bytes that it sends first, and those that it then sends every second."""
 
 
 async def held(port: int, kind: tuple[str, bytes, bytes]) -> float:
@@ -178,7 +178,7 @@ async def held(port: int, kind: tuple[str, bytes, bytes]) -> float:
 
 
 async def slow_clients(one: ServiceProcess, sockets: int) -> dict[str, float]:
-    """Measure normal requests alone, then beside slow clients."""
+    """Measure normal requests alone, then together with slow clients."""
     clients = Clients(one.port, most=100)
     await closed_loop(clients, "fold", 1, at_once=1, seconds=2)
     alone = await open_loop(clients, "fold", 1, rate=300, seconds=8)
@@ -198,27 +198,27 @@ async def slow_clients(one: ServiceProcess, sockets: int) -> dict[str, float]:
 
 
 def missed(what: str, found: dict[str, float]) -> list[str]:
-    """Return the goals that were missed."""
+    """Return descriptions of the missed goals."""
     if what == "overload":
         goals = {
             "goodput is at least 80 % of the peak": found["goodput_share"] >= 0.8,
-            "half of the refusals come within 50 ms": found["refusals_p50_ms"] < 50,
-            "every refusal says when to come again, and that nothing was applied": not found["badly_told"],
-            "nobody is left without an answer": not found["lost"],
-            "five seconds later all is as before": found["normal_after_s"] <= 5,
+            "half of the rejections arrive within 50 ms": found["refusals_p50_ms"] < 50,
+            "every rejection has Retry-After and `applied`: no": not found["badly_told"],
+            "every request gets a response": not found["lost"],
+            "the service has recovered after five seconds": found["normal_after_s"] <= 5,
         }
     else:
         goals = {
-            "slow clients are gone within 15 s": found["gone_after_s"] <= 15,
-            "normal requests take less than twice as long": found["p99_beside_ms"] < 2 * found["p99_alone_ms"],
-            "nobody else is refused": not found["refused"],
+            "slow clients are disconnected within 15 s": found["gone_after_s"] <= 15,
+            "the p99 of normal requests less than doubles": found["p99_beside_ms"] < 2 * found["p99_alone_ms"],
+            "no normal request is rejected": not found["refused"],
         }
-    return [words for words, met in goals.items() if not met]
+    return [goal for goal, met in goals.items() if not met]
 
 
 @contextlib.contextmanager
 def under_pressure(*flags: str) -> Iterator[ServiceProcess]:
-    """A service with a quick model and a slow one, which runs one timestep at a time."""
+    """A service with a fast and a slow model, and a batch size of 1."""
     with tempfile.TemporaryDirectory(prefix="sw") as name:
         folder = Path(name)
         for build in (fold, slow):
@@ -228,7 +228,7 @@ def under_pressure(*flags: str) -> Iterator[ServiceProcess]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Put pressure on a service of its own, and print how it does.")
+    parser = argparse.ArgumentParser(description="Measure a service under overload or with slow clients.")
     parser.add_argument("what", choices=["overload", "slow"])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--sockets", type=int, default=200)
@@ -245,7 +245,7 @@ def main() -> None:
 
         found = asyncio.run(run())
     short = missed(chosen.what, found)
-    print(json.dumps({**found, "missed": short}, indent=1))  # noqa: T201 - that is what it is for
+    print(json.dumps({**found, "missed": short}, indent=1))  # noqa: T201 - the command's output
     sys.exit(bool(short))
 
 

@@ -1,15 +1,15 @@
-"""`Proxy`: a faulty way to a server. A TCP port on loopback that delays, holds back, refuses, resets and loses replies.
+"""`Proxy`: a TCP proxy on loopback that injects faults: delays, held data, refused and reset connections, lost replies.
 
-It runs in a thread of its own, so that it serves tests with and without an event loop, and processes of their own.
+It runs in its own thread, so that tests with and without an event loop, and other processes, can use it.
 
     with Proxy(server.socket) as proxy:      # or ("127.0.0.1", 6379)
         store = StateStore(proxy.url)
-        proxy.delay = 0.2                    # seconds, each way
-        proxy.blackhole = True               # nothing comes through; on False what was held back does
-        proxy.lose_reply(to=b"EVALSHA")      # the server does it, and nobody hears of it
-        proxy.refuse = True                  # no new connections
-        proxy.reset_all()                    # RST to everyone
-        proxy.heal()                         # as at the beginning
+        proxy.delay = 0.2                    # seconds, in each direction
+        proxy.blackhole = True               # hold all data; on False the held data is delivered
+        proxy.lose_reply(to=b"EVALSHA")      # the server runs the command, and the reply is lost
+        proxy.refuse = True                  # reset new connections
+        proxy.reset_all()                    # RST to all connections
+        proxy.heal()                         # end all faults
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-_LOOK_S = 0.002  # how often a held direction looks whether it may go on
+_POLL_S = 0.002  # interval at which a held direction checks whether it is released
 _PIECE = 65536
 
 
 class Proxy:
-    """Stands between clients and one server; every fault is an attribute or a call, from any thread.
+    """A proxy between clients and one server; every fault is an attribute or a method, usable from any thread.
 
     Attributes:
-        delay: Seconds that every piece of data is late, each way. Pieces do not wait for one another.
-        hold_requests: Whether what clients send is held back, to be delivered late.
-        hold_replies: The same for what the server sends.
+        delay: Delay of all data in seconds, in each direction; delays of consecutive data overlap.
+        hold_requests: Whether data from clients is held back, to be delivered later.
+        hold_replies: Whether data from the server is held back, to be delivered later.
         refuse: Whether new connections are reset at once.
-        held: Pieces of data that are held back now.
-        lost: Replies that were lost so far.
+        held: Pieces of data that are currently held back.
+        lost: Number of lost replies.
     """
 
     def __init__(self, target: Path | str | tuple[str, int], *, port: int = 0) -> None:
-        """Remember the server; the context opens the port.
+        """Create the proxy; entering the context opens the port.
 
         Args:
             target: A unix socket, or host and port.
-            port: Where to listen; 0: a free port.
+            port: The port to listen on; 0 for a free port.
         """
         self.delay = 0.0
         self.hold_requests = False
@@ -67,12 +67,12 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """Open connections of clients."""
+        """Number of open client connections."""
         return len(self._writers) // 2
 
     @property
     def blackhole(self) -> bool:
-        """Whether nothing comes through, either way."""
+        """Whether data is held back in both directions."""
         return self.hold_requests and self.hold_replies
 
     @blackhole.setter
@@ -80,16 +80,16 @@ class Proxy:
         self.hold_requests = self.hold_replies = on
 
     def lose_reply(self, *, to: bytes = b"", times: int = 1) -> None:
-        """Reset a connection when the server answers: what was asked is done, and the client cannot know.
+        """Reset a connection when the server replies: the command has run, and the client does not get the reply.
 
         Args:
-            to: What the request must contain; empty: any request.
-            times: How many replies are lost.
+            to: Bytes that the request must contain; empty for any request.
+            times: Number of replies to lose.
         """
         self._pattern, self._to_lose = to, times
 
     def reset_all(self) -> None:
-        """Reset every connection, and return when that is done."""
+        """Reset all connections; returns once they are reset."""
 
         def reset() -> None:
             for writer in list(self._writers):
@@ -98,7 +98,7 @@ class Proxy:
         self._call(reset)
 
     def heal(self) -> None:
-        """End every fault."""
+        """End all faults."""
         self.delay, self.refuse, self.blackhole, self._to_lose = 0.0, False, False, 0
 
     def __enter__(self) -> Proxy:
@@ -117,14 +117,14 @@ class Proxy:
         self._thread.join(10)
         self._loop.close()
 
-    # ---------------------------------------------------------------- in the proxy's own thread
+    # ---------------------------------------------------------------- in the proxy's thread
 
     async def _end(self) -> None:
         self._server.close()
         for writer in list(self._writers):
             _reset(writer)
-        mine = asyncio.current_task()
-        tasks = [task for task in asyncio.all_tasks() if task is not mine]
+        current = asyncio.current_task()
+        tasks = [task for task in asyncio.all_tasks() if task is not current]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -151,12 +151,12 @@ class Proxy:
         except OSError:
             _reset(writer)
             return
-        way = _Way(self, writer, to_server)
-        ends = [asyncio.create_task(way.requests(reader)), asyncio.create_task(way.replies(from_server))]
+        link = _Link(self, writer, to_server)
+        ends = [asyncio.create_task(link.requests(reader)), asyncio.create_task(link.replies(from_server))]
         self._writers |= {writer, to_server}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:  # the proxy ends; asyncio's own callback would log it
+        except asyncio.CancelledError:  # the proxy closes; asyncio's own callback would log it
             return
         finally:
             self._writers -= {writer, to_server}
@@ -166,15 +166,15 @@ class Proxy:
             to_server.close()
 
     def loses_reply_to(self, request: bytes) -> bool:
-        """Whether the reply to a request gets lost; counts it."""
+        """Return whether the reply to a request is to be lost, and count it."""
         if not self._to_lose or self._pattern not in request:
             return False
         self._to_lose -= 1
         return True
 
 
-class _Way:
-    """One client's connection and its counterpart at the server."""
+class _Link:
+    """One client connection and its connection to the server."""
 
     def __init__(self, proxy: Proxy, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self._proxy = proxy
@@ -193,7 +193,7 @@ class _Way:
         return True
 
     def _lose(self, _data: bytes) -> bool:
-        """Let a reply through, or lose it with its connection."""
+        """Reset both connections if the reply is to be lost; returns whether to deliver it."""
         if not self._loses_next:
             return True
         self._proxy.lost += 1
@@ -224,21 +224,21 @@ class _Way:
                 await asyncio.sleep(max(due - loop.time(), 0))
                 if held():
                     self._proxy.held += 1
-                    while held():  # noqa: ASYNC110 - plain attributes tell, so that any thread sets them
-                        await asyncio.sleep(_LOOK_S)
+                    while held():  # noqa: ASYNC110 - plain attributes, which any thread can set
+                        await asyncio.sleep(_POLL_S)
                     self._proxy.held -= 1
                 if not data or not passes(data):
                     return
                 writer.write(data)
                 await writer.drain()
-        except OSError:  # the other side is gone
+        except OSError:  # the other side disconnected
             return
         finally:
             reading.cancel()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close a connection as a crash does: the other side gets RST."""
+    """Close a connection with RST, as a crash does."""
     sock = writer.get_extra_info("socket")
     with contextlib.suppress(OSError, AttributeError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,4 +1,4 @@
-"""F36, the embedded store: its disk is full, steps are refused, and all goes on when there is room again."""
+"""F36, embedded store: a full disk rejects steps, which succeed again once there is space."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A file system of four megabytes."""
+    """A file system with a size of four megabytes."""
     with tempfile.TemporaryDirectory(prefix="sw") as folder:
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
         if mounted.returncode:
@@ -32,7 +32,7 @@ def disk() -> Iterator[Path]:
 
 
 def fill(file: Path) -> None:
-    """Write a file until there is no room left."""
+    """Write to a file until the disk is full."""
     with file.open("wb", buffering=0) as out, contextlib.suppress(OSError):
         while True:
             out.write(b"x" * 4096)
@@ -44,7 +44,7 @@ def step(one: ServiceProcess, seq: int) -> httpx.Response:
 
 
 @pytest.mark.parametrize("durability", ["memory", "fsync"])
-def test_steps_are_refused_and_go_on_when_there_is_room(disk: Path, tmp_path: Path, durability: str) -> None:
+def test_a_full_disk_rejects_steps_until_there_is_space(disk: Path, tmp_path: Path, durability: str) -> None:
     write_model(tmp_path / "models", "fold", fold)
     flags = ("--durability", durability, "--drain-s", "0", "--request-timeout-s", "2")
     with service_process(tmp_path / "models", disk, *flags) as one:
@@ -52,7 +52,7 @@ def test_steps_are_refused_and_go_on_when_there_is_room(disk: Path, tmp_path: Pa
         filler = disk / "filler"
         fill(filler)
         while (answer := step(one, len(told) + 1)).status_code == 200:
-            told.append(answer.json())  # what was written so far takes a while to be found out with `everysec`
+            told.append(answer.json())  # with `everysec` the failed flush is noticed later
         refused = answer.json()
         filler.unlink()
         while (answer := step(one, len(told) + 1)).status_code != 200:

@@ -1,4 +1,4 @@
-"""Where the store is is told to operators, in the log, and to nobody else."""
+"""The store's address appears in the log only, not in responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ ASKED: tuple[tuple[str, str, dict[str, list[int]] | None], ...] = (
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
-def test_a_store_that_is_away_is_told_without_its_address(redis_server: Server, tmp_path: Path, how: str) -> None:
+def test_the_error_of_an_unavailable_store_does_not_contain_its_address(
+    redis_server: Server, tmp_path: Path, how: str
+) -> None:
     folder = write_model(tmp_path / "models", "fold", fold).parent
     flags = ("--redis", redis_server.url, "--request-timeout-s", "1", "--drain-s", "0")
     with service_process(folder, tmp_path / "one", *flags) as one:

@@ -1,4 +1,4 @@
-"""Too much load, slow clients and hostile bodies, in short; `python -m tests.faults.pressure` measures for longer."""
+"""Overload, slow clients and malformed bodies, as short runs; `python -m tests.faults.pressure` measures longer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.processes import ServiceProcess
 RECEIVE_S = 1
 GROWTH = 50 * 2**20
 CANARIES = (b"Traceback", b"site-packages", b'.py"', b"/service/", b"redis://", b"unix://", b"File \\")
-"""What no answer may hold: traces, paths of files, addresses of the store."""
+"""Text that no response may contain: tracebacks, file paths, the store's address."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def rss(service: ServiceProcess) -> int:
 # ------------------------------------------------------------------- load
 
 
-def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered_in_time() -> None:
+def test_excess_load_is_rejected_at_once_and_accepted_requests_are_fast() -> None:
     with under_pressure("--drain-s", "0") as own:
 
         async def run() -> dict[str, float]:
@@ -51,14 +51,14 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered_in_time() 
 
     assert found["refused"] > 0
     assert (found["badly_told"], found["lost"]) == (0, 0)
-    assert found["slowest_ms"] < 9_000  # nobody waited until the deadline, which is 10 s
+    assert found["slowest_ms"] < 9_000  # no request waited until the deadline of 10 s
     assert found["goodput_per_s"] > 0
 
 
 # ------------------------------------------------------------------- slow clients
 
 
-def test_two_hundred_slow_clients_of_four_kinds_are_gone_soon(one: ServiceProcess) -> None:
+def test_two_hundred_slow_clients_of_four_kinds_are_disconnected(one: ServiceProcess) -> None:
     async def run() -> list[float]:
         async with asyncio.timeout(30):
             return await asyncio.gather(*(held(one.port, KINDS[n % len(KINDS)]) for n in range(200)))
@@ -67,7 +67,7 @@ def test_two_hundred_slow_clients_of_four_kinds_are_gone_soon(one: ServiceProces
     assert httpx.get(one.url + "/readyz", trust_env=False).status_code == 200
 
 
-# ------------------------------------------------------------------- hostile bodies
+# ------------------------------------------------------------------- malformed bodies
 
 
 NUMBERS = (
@@ -150,8 +150,8 @@ ROUTES = (
 )
 
 
-def test_hostile_bodies_get_no_500_tell_no_secrets_and_leave_the_service_right(one: ServiceProcess) -> None:
-    """More than 400, each on several routes: what is told is a problem, and memory stays where it was."""
+def test_malformed_bodies_cause_no_500_and_no_leak_and_the_service_keeps_working(one: ServiceProcess) -> None:
+    """More than 400 bodies, each on several routes: every error is a problem document, and memory does not grow."""
     rng = random.Random(7)
     sent = [(body, "application/json") for body in json_bodies(rng)]
     sent += [(body, "application/msgpack") for body in msgpack_bodies(rng)]
@@ -173,8 +173,8 @@ def test_hostile_bodies_get_no_500_tell_no_secrets_and_leave_the_service_right(o
     assert [answer["outputs"]["y"][0] for answer in after] == fold_reference([1, 2])
 
 
-def test_hostile_messages_on_a_feed_get_a_problem(one: ServiceProcess) -> None:
-    """One that cannot be read ends the feed, once that was told."""
+def test_malformed_feed_messages_get_a_problem(one: ServiceProcess) -> None:
+    """A message that cannot be decoded closes the feed after its problem was sent."""
     url = one.url.replace("http", "ws") + "/v1/models/fold/streams/f/feed"
     short = (body for body in json_bodies(random.Random(8)) if len(body) < 10_000)
     left, told = list(itertools.islice(short, 200)), 0
@@ -189,7 +189,7 @@ def test_hostile_messages_on_a_feed_get_a_problem(one: ServiceProcess) -> None:
     assert told > 50
 
 
-def test_the_log_holds_neither_keys_nor_inputs(one: ServiceProcess) -> None:
+def test_the_log_contains_neither_keys_nor_inputs(one: ServiceProcess) -> None:
     secrets = ("canary-of-a-key", "canary-of-an-input", "4242424242")
     with httpx.Client(base_url=one.url, timeout=30, trust_env=False) as http:
         for method, path in (*ROUTES, ("GET", "/v1/models/canary-of-an-input%0aERROR%20forged")):

@@ -1,4 +1,4 @@
-"""The proxy does what its faults say, so that tests that use it prove something."""
+"""Each fault of the proxy works as documented, because other tests depend on it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def test_a_held_request_is_delivered_late(shared_redis: Server) -> None:
             one.set("proxy-late", "x")
         assert direct.get("proxy-late") is None
         proxy.heal()
-        while direct.get("proxy-late") != b"x":  # though the client has given up long ago
+        while direct.get("proxy-late") != b"x":  # after the client has timed out
             pass
 
 
-def test_a_lost_reply_is_of_a_command_that_was_done(shared_redis: Server) -> None:
+def test_a_lost_reply_belongs_to_an_executed_command(shared_redis: Server) -> None:
     with Proxy(shared_redis.socket) as proxy, client(proxy) as one, shared_redis.client() as direct:
         one.ping()
         proxy.lose_reply(to=b"proxy-lost")
@@ -42,7 +42,7 @@ def test_a_lost_reply_is_of_a_command_that_was_done(shared_redis: Server) -> Non
         assert one.ping()
 
 
-def test_a_delay_is_each_way(shared_redis: Server) -> None:
+def test_a_delay_applies_in_both_directions(shared_redis: Server) -> None:
     with Proxy(shared_redis.socket) as proxy, client(proxy) as one:
         one.ping()
         proxy.delay = 0.1
@@ -52,7 +52,7 @@ def test_a_delay_is_each_way(shared_redis: Server) -> None:
     assert time.monotonic() - began >= 0.2
 
 
-def test_refused_and_reset_connections_are_gone_until_healed(shared_redis: Server) -> None:
+def test_refused_and_reset_connections_fail_until_healed(shared_redis: Server) -> None:
     with Proxy(shared_redis.socket) as proxy, client(proxy) as one:
         one.ping()
         proxy.refuse = True

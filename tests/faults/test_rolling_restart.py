@@ -1,4 +1,4 @@
-"""Replicas are restarted one after the other, under load: nobody is refused, nothing is lost, doubled or wrong."""
+"""A rolling restart under load: no request is rejected, and no step is lost, applied twice or wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.servers import Server
 
 @pytest.fixture
 def replicas(redis_server: Server, tmp_path: Path) -> Iterator[list[ServiceProcess]]:
-    """Two services over one store."""
+    """Two replicas with one store."""
     folder = write_model(tmp_path / "models", "fold", fold).parent
     with contextlib.ExitStack() as stack:
         yield [
@@ -35,7 +35,7 @@ def restart_each(replicas: list[ServiceProcess]) -> None:
 
 
 class Writer(threading.Thread):
-    """Sends one stream's timesteps, one after the other, until it is told to stop."""
+    """Sends the timesteps of one stream one after the other, until it is stopped."""
 
     def __init__(self, url: str, stream: str) -> None:
         super().__init__(daemon=True)
@@ -54,11 +54,11 @@ class Writer(threading.Thread):
             x += 1
             try:
                 self.answers.append(self.send(x))
-            except Exception as exc:  # noqa: BLE001 - that is what is counted
+            except Exception as exc:  # noqa: BLE001 - every error is counted
                 self.failures.append(repr(exc))
 
     def check(self) -> None:
-        """Whatever was answered is what one replica alone would have answered."""
+        """Check that the responses are those of a single replica."""
         assert self.failures == []
         assert [step for step, _ in self.answers] == list(range(1, len(self.answers) + 1))
         assert self.answers[-1][1] == fold_reference(list(range(1, len(self.answers) + 1)))[-1]
@@ -81,8 +81,8 @@ class WithoutRetries(Writer):
         return answer.json()["step"], answer.json()["outputs"]["y"][0]
 
 
-def test_a_rolling_restart_refuses_nobody(replicas: list[ServiceProcess]) -> None:
-    """Not even those who never send anything again."""
+def test_a_rolling_restart_rejects_no_request(replicas: list[ServiceProcess]) -> None:
+    """This includes clients that do not retry."""
     kinds = (ThroughTheClient, WithoutRetries) * 2
     with Balancer([one.port for one in replicas]) as balancer:
         writers = [kind(balancer.url, f"s{n}") for n, kind in enumerate(kinds)]

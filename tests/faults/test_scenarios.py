@@ -1,4 +1,4 @@
-"""Short runs of the long scenarios: slots that move under load, and how soon things go on after a fault."""
+"""Short runs of the long scenarios: moving slots under load, kills, and recovery times after a fault."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.faults.scenarios import kills, recovery, reshard, restarts
 
 
-async def test_slots_that_move_under_load_change_no_answer(short_path: Path) -> None:
+async def test_moving_slots_under_load_changes_no_prediction(short_path: Path) -> None:
     found = await reshard(short_path, share=0.005, streams=20)
 
     assert found["wrong"] == []
@@ -17,7 +17,7 @@ async def test_slots_that_move_under_load_change_no_answer(short_path: Path) -> 
     assert found["slots moved"] >= 80
 
 
-async def test_kills_of_a_store_that_flushes_lose_nothing(short_path: Path) -> None:
+async def test_killing_a_store_with_fsync_loses_nothing(short_path: Path) -> None:
     found = await kills(short_path, times=2, between=200)
 
     assert (found["wrong"], found["acknowledged and lost"]) == ([], 0)
@@ -31,5 +31,5 @@ async def test_replicas_that_are_restarted_reset_no_connection(short_path: Path)
 
 
 @pytest.mark.slow
-def test_streams_go_on_soon_after_a_replica_is_killed_and_a_cut_is_healed(short_path: Path) -> None:
+def test_streams_continue_soon_after_a_killed_replica_and_after_a_network_cut(short_path: Path) -> None:
     assert recovery(short_path)["wrong"] == []

@@ -1,4 +1,4 @@
-"""`stepwell serve` on a store that it could not serve from: told at the start, by the command or the setting."""
+"""`stepwell serve` refuses to start on an unusable store and names the denied command or the setting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.servers import Server
 
 @pytest.fixture
 def account(redis_server: Server) -> str:
-    """The URL of a user that may do all but what reads a batch."""
+    """The URL of a store user with all permissions except the command that loads a batch."""
     with redis_server.client() as client:
         client.execute_command("ACL", "SETUSER", "swl", "on", ">secret", "~swl:*", "&swl:*", "+@all", "-mget")
     return f"unix://swl:secret@{redis_server.socket}"
@@ -26,7 +26,9 @@ def account(redis_server: Server) -> str:
     [("secret", "denies the command MGET"), ("wrong", "password")],
     ids=["denied command", "password"],
 )
-def test_what_the_store_denies_is_told_with_exit_code_3(tmp_path: Path, account: str, password: str, says: str) -> None:
+def test_a_store_that_denies_access_is_reported_with_exit_code_3(
+    tmp_path: Path, account: str, password: str, says: str
+) -> None:
     write_model(tmp_path / "models", "fold", fold)
     env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
     url = account.replace("secret", password)

@@ -1,4 +1,4 @@
-"""A store in trouble: restarted with and without its file, rolled back, full, failed over, damaged."""
+"""Faults of the store: restarts with and without its file, rollback, no space, failover, damaged records."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def folder(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- F10, F11, F12: restarted
 
 
-async def test_a_store_that_lost_its_file_is_told_and_can_be_filled_again(folder: Path, redis_server: Server) -> None:
-    """F12: no stream begins again at zero by itself; what is sent again gives the same outputs and state ids."""
+async def test_a_store_that_lost_its_file_is_detected_and_can_be_refilled(folder: Path, redis_server: Server) -> None:
+    """F12: no stream silently restarts at step 0; resent timesteps give the same outputs and state ids."""
     async with worker(redis_server.url, folder) as engine:
         streams = feeders([engine], 10)
         await run(streams, 5)
@@ -54,7 +54,7 @@ async def test_a_store_that_lost_its_file_is_told_and_can_be_filled_again(folder
     assert [stream.sent_again for stream in streams] == [5] * 10
 
 
-async def test_a_file_with_a_torn_tail_is_told_by_every_stream_that_lost_steps(folder: Path, short_path: Path) -> None:
+async def test_a_truncated_file_is_detected_by_every_stream_that_lost_steps(folder: Path, short_path: Path) -> None:
     with server(short_path / "r", *AOF, "--aof-load-truncated", "yes", "--auto-aof-rewrite-percentage", "0") as one:
         async with worker(one.url, folder) as engine:
             streams = feeders([engine], 5)
@@ -73,7 +73,7 @@ async def test_a_file_with_a_torn_tail_is_told_by_every_stream_that_lost_steps(f
 
 
 def tear(folder: Path, n: int) -> None:
-    """Cut bytes off the append-only file's end, as a power cut does."""
+    """Truncate the append-only file, as a power failure does."""
     file = max(folder.rglob("*.incr.aof"), default=None, key=lambda path: path.stat().st_size)
     file = file or next(iter(folder.glob("appendonly.aof")))
     size = file.stat().st_size
@@ -81,7 +81,7 @@ def tear(folder: Path, n: int) -> None:
         tail.truncate(size - n)
 
 
-async def test_a_folder_that_is_rolled_back_is_told_by_every_stream(folder: Path, short_path: Path) -> None:
+async def test_a_rolled_back_folder_is_detected_by_every_stream(folder: Path, short_path: Path) -> None:
     with server(short_path / "r", *ALWAYS) as one:
         async with worker(one.url, folder) as engine, worker(one.url, folder) as other:
             streams = feeders([engine, other], 12, keyed_every=3)
@@ -105,7 +105,7 @@ async def test_a_folder_that_is_rolled_back_is_told_by_every_stream(folder: Path
 # ---------------------------------------------------------------- F16, F36: full
 
 
-async def test_a_full_store_refuses_what_grows_and_still_answers_retries(folder: Path, redis_server: Server) -> None:
+async def test_a_full_store_rejects_new_data_and_still_replays_retries(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         first = await engine.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
@@ -125,15 +125,15 @@ async def test_a_full_store_refuses_what_grows_and_still_answers_retries(folder:
 
 
 @linux
-async def test_a_full_disk_refuses_steps_until_there_is_room(folder: Path, short_path: Path) -> None:
-    """F36, by a limit on the size of the store's files: MISCONF."""
+async def test_a_store_with_a_full_disk_rejects_steps_until_there_is_space(folder: Path, short_path: Path) -> None:
+    """F36, simulated by a limit on the size of the store's files (MISCONF)."""
     with server(short_path / "r", *AOF) as one:
         async with worker(one.url, folder, options=QUICK) as engine:
             await engine.advance(step("a", 1, seq=1))
             room = resource.prlimit(one.pid, resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
             seq = 2
             while written(refused := await gather_results(engine.advance(step("a", seq, seq=seq)))):
-                seq += 1  # the file is written once in a while, not with each step
+                seq += 1  # the file is written periodically, not with each step
             resource.prlimit(one.pid, resource.RLIMIT_FSIZE, room)
             while not written(after := await gather_results(engine.advance(step("a", seq, seq=seq)))):
                 refused += after
@@ -143,7 +143,7 @@ async def test_a_full_disk_refuses_steps_until_there_is_room(folder: Path, short
 
     assert {(exc.code, exc.applied) for exc in refused} == {("store_unavailable", "no")}
     assert ys(after[0]) == fold_reference(range(1, seq + 1))[-1:]
-    assert status.step in (seq - 1, seq)  # the newest may not have been flushed: that is `everysec`
+    assert status.step in (seq - 1, seq)  # with `everysec` the newest step may not have been flushed
 
 
 def written(answers: list[object]) -> bool:
@@ -153,8 +153,10 @@ def written(answers: list[object]) -> bool:
 # ---------------------------------------------------------------- F18, F20: replicas and failovers
 
 
-async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: Path, short_path: Path) -> None:
-    """F18: the way to the replica is cut, the primary goes on, and the replica takes over."""
+async def test_steps_missing_on_a_promoted_replica_are_detected_and_can_be_resent(
+    folder: Path, short_path: Path
+) -> None:
+    """F18: the replica is disconnected, the primary continues, and then the replica is promoted."""
     with primary_and_replica(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
         with replica.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", way.port)
@@ -185,7 +187,7 @@ async def test_what_a_stale_replica_lacks_is_told_and_can_be_sent_again(folder: 
 
 @pytest.mark.parametrize("fault", ["cut off", "frozen"])
 async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, short_path: Path, fault: str) -> None:
-    """F20: nor its retry, by whichever worker, numbered or keyed, nor the answer that it was applied before."""
+    """F20: neither is its retry, on any worker, with `seq` or with a key, nor a replayed response."""
     with primary_and_replica(short_path) as (primary, replica, port, _), Proxy(("127.0.0.1", port)) as way:
         with replica.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", way.port)
@@ -203,12 +205,14 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
             asks = [step("a", 2, seq=2), keyed]
             refused = [await expect_error(engine, ask) for ask in asks for engine in (one, one, two)]
             refused.append(await expect_error(two, step("a", 3, seq=3)))
-            refused.append(await expect_error(one, step("a", 2, seq=2)))  # passed by now, and not confirmed either
+            refused.append(
+                await expect_error(one, step("a", 2, seq=2))
+            )  # an older step by now, and not confirmed either
             reset = StreamKey("default", FOLD, "c")
             for _ in range(2):
                 try:
                     await one.reset(reset, idempotency_key="r")
-                except Exception as exc:  # noqa: BLE001 - looked at below
+                except Exception as exc:  # noqa: BLE001 - checked below
                     refused.append(exc)  # type: ignore[arg-type]
             way.heal()
             replica.send(signal.SIGCONT)
@@ -226,8 +230,10 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
     assert (again.step, again.replayed) == (0, True)
 
 
-async def test_a_conflict_is_not_told_as_applied_while_no_replica_confirms(folder: Path, redis_server: Server) -> None:
-    """The row that lost its race was not applied, whatever the replicas say of those that won."""
+async def test_a_conflict_is_not_reported_as_applied_while_no_replica_confirms(
+    folder: Path, redis_server: Server
+) -> None:
+    """The row that lost the race was not applied, whether or not replicas confirm the other rows."""
     async with (
         worker(redis_server.url, folder) as writer,
         worker(redis_server.url, folder, durability="replica", timeout=0.4) as engine,
@@ -244,9 +250,9 @@ async def test_a_conflict_is_not_told_as_applied_while_no_replica_confirms(folde
     assert (refused.code, refused.applied, refused.expected) == ("seq_gap", "no", 2)
 
 
-async def test_sentinel_leads_to_the_new_primary_and_nothing_confirmed_is_lost(folder: Path, short_path: Path) -> None:
+async def test_sentinel_resolves_the_new_primary_and_no_confirmed_step_is_lost(folder: Path, short_path: Path) -> None:
     with primary_and_replica(short_path, *AOF) as (primary, replica, port, _), sentinels(short_path, port) as guard:
-        url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{guard}/pumps/0"  # the first Sentinel is gone
+        url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{guard}/pumps/0"  # the first Sentinel is unreachable
         async with worker(url, folder, durability="replica") as engine:
             before = feeders([engine], 10)
             await run(before, 5)
@@ -264,13 +270,13 @@ async def test_sentinel_leads_to_the_new_primary_and_nothing_confirmed_is_lost(f
     assert sum(stream.sent_again for stream in before) == 0
 
 
-# ---------------------------------------------------------------- F21: expiry in the middle
+# ---------------------------------------------------------------- F21: expiry during a step
 
 
-async def test_a_stream_that_expires_before_its_step_is_written_is_told_as_missing(
+async def test_a_stream_that_expires_before_its_commit_is_reported_as_missing(
     folder: Path, redis_server: Server
 ) -> None:
-    """The worker still has it in its memory, so it does not look before it writes."""
+    """The worker still has the record in its cache, so it does not load it before the commit."""
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
@@ -284,13 +290,13 @@ async def test_a_stream_that_expires_before_its_step_is_written_is_told_as_missi
     assert (again.step, again.created) == (1, True)
 
 
-# ---------------------------------------------------------------- F37, F38, F39: records that are not as they should be
+# ---------------------------------------------------------------- F37, F38, F39: damaged records and other versions
 
 
 async def every_answer(
     engine: Engine, server: Server, key: str, raw: bytes, ask: object
 ) -> list[tuple[str, str, bool]]:
-    """What a request gets for each byte of a value that is flipped, and whether the value was left alone."""
+    """Return the error of a request for each flipped byte of a value, and whether the value was left unchanged."""
     found: list[tuple[str, str, bool]] = []
     with server.client() as client:
         for position in range(len(raw)):
@@ -302,7 +308,7 @@ async def every_answer(
     return found
 
 
-async def test_no_damaged_byte_of_a_record_is_ever_answered_from(folder: Path, redis_server: Server) -> None:
+async def test_a_record_with_a_damaged_byte_is_never_used(folder: Path, redis_server: Server) -> None:
     key = record_key("default", FOLD, "a")
     async with worker(redis_server.url, folder) as writer:
         await writer.advance(step("a", 1, seq=1))
@@ -321,7 +327,7 @@ async def test_no_damaged_byte_of_a_record_is_ever_answered_from(folder: Path, r
     assert bystander.step == 1
 
 
-async def test_no_damaged_byte_of_an_entry_is_ever_answered_from(folder: Path, redis_server: Server) -> None:
+async def test_an_idempotency_entry_with_a_damaged_byte_is_never_used(folder: Path, redis_server: Server) -> None:
     ask = step("a", 1, seq=1, idempotency_key="k")
     key = idempotency_key_of(record_key("default", FOLD, "a"), "k")
     async with worker(redis_server.url, folder) as engine:
@@ -336,7 +342,9 @@ async def test_no_damaged_byte_of_an_entry_is_ever_answered_from(folder: Path, r
 
 
 @pytest.mark.parametrize("version", [b"0", b"2"], ids=["older", "newer"])
-async def test_a_record_of_another_release_waits_for_it(folder: Path, redis_server: Server, version: bytes) -> None:
+async def test_a_record_of_another_format_version_is_rejected_and_kept(
+    folder: Path, redis_server: Server, version: bytes
+) -> None:
     key = StreamKey("default", FOLD, "a")
     async with worker(redis_server.url, folder) as engine:
         await engine.advance(step("a", 1, seq=1))
@@ -351,7 +359,7 @@ async def test_a_record_of_another_release_waits_for_it(folder: Path, redis_serv
         ]
         try:
             await engine.reset(key)
-        except Exception as exc:  # noqa: BLE001 - looked at below
+        except Exception as exc:  # noqa: BLE001 - checked below
             refused.append(exc)  # type: ignore[arg-type]
         with redis_server.client() as client:
             left = client.get(record_key(*key))
@@ -360,10 +368,10 @@ async def test_a_record_of_another_release_waits_for_it(folder: Path, redis_serv
     assert left == other
 
 
-# ---------------------------------------------------------------- F7, F35: two clients, a clock that jumps
+# ---------------------------------------------------------------- F7, F35: two clients, clock jumps
 
 
-async def test_of_two_clients_on_one_stream_each_learns_who_was_first(folder: Path, redis_server: Server) -> None:
+async def test_of_two_clients_on_one_stream_the_second_gets_a_conflict(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         begun = await one.advance(step("a", 1, seq=1))
         numbered = await gather_results(one.advance(step("a", 2, seq=2)), two.advance(step("a", 3, seq=2)))
@@ -381,7 +389,7 @@ async def test_of_two_clients_on_one_stream_each_learns_who_was_first(folder: Pa
 
 
 @pytest.mark.parametrize("jump_s", [-86_400, 86_400])
-async def test_a_clock_that_jumps_moves_no_stream_and_no_expiry(
+async def test_a_clock_jump_changes_no_stream_and_no_expiry(
     folder: Path, redis_server: Server, monkeypatch: pytest.MonkeyPatch, jump_s: int
 ) -> None:
     wall = time.time
@@ -397,12 +405,10 @@ async def test_a_clock_that_jumps_moves_no_stream_and_no_expiry(
     assert 100_000 <= status.expires_in_ms <= 125_000
 
 
-# ---------------------------------------------------------------- F22: another model under live streams
+# ---------------------------------------------------------------- F22: a model is replaced under live streams
 
 
-async def test_live_streams_stay_with_their_model_while_another_takes_its_place(
-    tmp_path: Path, redis_server: Server
-) -> None:
+async def test_live_streams_keep_their_model_version_after_a_reload(tmp_path: Path, redis_server: Server) -> None:
     folder = write_models(tmp_path, fold=fold)
     async with worker(redis_server.url, folder) as engine:
         streams, done = feeders([engine], 10), asyncio.Event()

@@ -1,4 +1,4 @@
-"""F37: a stream's key holds nothing, too little, or something of another type: an error, and no missing stream."""
+"""F37: a stream's key has an empty or truncated value or another type: an error, not a missing stream."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.servers import Server
 A = StreamKey("default", FOLD, "a")
 NAME = record_key(*A)
 LIST = -1
-"""Stands for a value of another type."""
+"""Marks a value of another type."""
 
-TOO_SHORT = [0, 1, 8]  # bytes that are left: nothing of the guard
+TOO_SHORT = [0, 1, 8]  # remaining bytes: too few to include the guard
 CUT = [*TOO_SHORT, 9, 40, 63, 64, 103, 104]
 NOT_A_RECORD = pytest.mark.parametrize("left", [*CUT, LIST])
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def damage(server: Server, left: int, name: str = NAME) -> bytes:
-    """Leave only so many bytes of a value, or a list in its place; return it as it is now."""
+    """Truncate a value to `left` bytes or replace it by a list; return the damaged value."""
     with server.client() as client:
         value = client.get(name) or b""
         client.delete(name)
@@ -56,7 +56,7 @@ def dumped(server: Server, name: str = NAME) -> bytes:
 
 
 async def in_columns(engine: Engine) -> object:
-    """The stream among as many others as make a bulk step."""
+    """Step the stream in a bulk request, with enough other streams for a columnar batch."""
     rows: dict[str, tuple[list[int], int]] = {f"c{n}": ([1], 1) for n in range(20)}
     found = await submit_bulk(engine, rows | {"a": ([1], 1)})
     assert found is not None
@@ -121,7 +121,7 @@ REPLACING: dict[str, Operation] = {
 
 
 async def with_two_steps(engine: Engine) -> None:
-    """Streams `a` and `b`; the first has a snapshot."""
+    """Create the streams `a` and `b`; the first has a snapshot."""
     for x in (1, 2):
         await engine.advance(step("a", x))
     await engine.copies.create_snapshot(A, "before", after=None, idempotency_key=None)
@@ -129,7 +129,7 @@ async def with_two_steps(engine: Engine) -> None:
 
 
 async def refusals(engine: Engine, operations: dict[str, Operation]) -> dict[str, tuple[str, str] | object]:
-    """Code and `applied` of what each operation is refused with; of one that is not, what it answers."""
+    """Return the code and `applied` of each operation's error, or the result of an operation that succeeds."""
     found: dict[str, tuple[str, str] | object] = {}
     for name, operation in operations.items():
         [answer] = await gather_results(operation(engine))
@@ -138,7 +138,9 @@ async def refusals(engine: Engine, operations: dict[str, Operation]) -> dict[str
 
 
 @NOT_A_RECORD
-async def test_no_operation_takes_it_for_a_missing_stream(folder: Path, redis_server: Server, left: int) -> None:
+async def test_no_operation_treats_an_unreadable_stream_as_missing(
+    folder: Path, redis_server: Server, left: int
+) -> None:
     operations = BEGINNING | READING | ({} if left == LIST else GOING_ON)
     async with worker(redis_server.url, folder) as engine:
         await with_two_steps(engine)
@@ -151,7 +153,9 @@ async def test_no_operation_takes_it_for_a_missing_stream(folder: Path, redis_se
 
 
 @pytest.mark.parametrize("left", [*TOO_SHORT, 9, 40, 63, LIST])
-async def test_nor_does_a_worker_that_has_the_stream_in_memory(folder: Path, redis_server: Server, left: int) -> None:
+async def test_a_worker_with_the_stream_in_its_cache_does_not_treat_it_as_missing(
+    folder: Path, redis_server: Server, left: int
+) -> None:
     operations = GOING_ON | {name: BEGINNING[name] for name in ("step without a number", "step with a key", "chunk")}
     async with worker(redis_server.url, folder) as engine:
         await with_two_steps(engine)
@@ -165,7 +169,9 @@ async def test_nor_does_a_worker_that_has_the_stream_in_memory(folder: Path, red
 
 @NOT_A_RECORD
 @pytest.mark.parametrize("how", REPLACING)
-async def test_whoever_replaces_the_state_replaces_it(folder: Path, redis_server: Server, left: int, how: str) -> None:
+async def test_an_operation_that_replaces_the_state_repairs_the_stream(
+    folder: Path, redis_server: Server, left: int, how: str
+) -> None:
     async with worker(redis_server.url, folder) as engine:
         await with_two_steps(engine)
         damage(redis_server, left)
@@ -178,8 +184,8 @@ async def test_whoever_replaces_the_state_replaces_it(folder: Path, redis_server
 
 
 @NOT_A_RECORD
-async def test_of_many_that_reset_it_none_undoes_what_came_after(folder: Path, redis_server: Server, left: int) -> None:
-    """The one that comes too late resets the stream that it then finds, from where that stands."""
+async def test_concurrent_resets_do_not_undo_later_steps(folder: Path, redis_server: Server, left: int) -> None:
+    """A reset that comes second resets the stream from its current position."""
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await with_two_steps(one)
         damage(redis_server, left)
@@ -191,7 +197,7 @@ async def test_of_many_that_reset_it_none_undoes_what_came_after(folder: Path, r
 
 
 @NOT_A_RECORD
-async def test_it_can_be_deleted(folder: Path, redis_server: Server, left: int) -> None:
+async def test_an_unreadable_stream_can_be_deleted(folder: Path, redis_server: Server, left: int) -> None:
     async with worker(redis_server.url, folder) as engine:
         await with_two_steps(engine)
         damage(redis_server, left)
@@ -202,7 +208,7 @@ async def test_it_can_be_deleted(folder: Path, redis_server: Server, left: int) 
 
 
 @pytest.mark.parametrize("left", [*TOO_SHORT, 20, LIST])
-async def test_it_is_listed_without_a_step(folder: Path, redis_server: Server, left: int) -> None:
+async def test_an_unreadable_stream_is_listed_without_a_step(folder: Path, redis_server: Server, left: int) -> None:
     async with worker(redis_server.url, folder) as engine:
         await with_two_steps(engine)
         damage(redis_server, left)
@@ -214,8 +220,10 @@ async def test_it_is_listed_without_a_step(folder: Path, redis_server: Server, l
 
 
 @pytest.mark.parametrize("left", [*TOO_SHORT, 40])
-async def test_an_empty_or_cut_entry_of_a_key_is_no_missing_one(folder: Path, redis_server: Server, left: int) -> None:
-    """The request had been applied or had not; applied again it must not be."""
+async def test_an_empty_or_truncated_idempotency_entry_is_not_treated_as_missing(
+    folder: Path, redis_server: Server, left: int
+) -> None:
+    """Whether the request was applied is unknown, so it must not be applied again."""
     keyed = step("a", 3, idempotency_key="k")
     entry = idempotency_key_of(NAME, "k")
     async with worker(redis_server.url, folder) as engine:
@@ -228,7 +236,7 @@ async def test_an_empty_or_cut_entry_of_a_key_is_no_missing_one(folder: Path, re
     assert (status.step, dumped(redis_server, entry)) == (1, stored)
 
 
-def test_over_http_it_is_a_500_for_its_own_stream_only(tmp_path: Path, redis_server: Server) -> None:
+def test_an_unreadable_stream_is_a_500_for_itself_only(tmp_path: Path, redis_server: Server) -> None:
     with running_service(redis_server.url, write_models(tmp_path, fold)) as one:
         for stream in "ab":
             one.http.post(one.path("fold", stream, "step"), json={"inputs": [1]})

@@ -1,4 +1,4 @@
-"""Between a worker and its store: replies that are lost, writes that come late, a way that is slow or cut."""
+"""Network faults between a worker and its store: lost replies, delayed writes, a slow or broken connection."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def proxy(redis_server: Server) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("more", [{}, {"idempotency_key": "k"}], ids=["seq", "key"])
-async def test_a_lost_reply_is_found_out_by_sending_the_same_bytes_again(
+async def test_a_lost_reply_is_resolved_by_sending_the_same_bytes_again(
     folder: Path, proxy: Proxy, more: dict[str, Any]
 ) -> None:
     async with worker(proxy.url, folder) as engine:
@@ -49,7 +49,7 @@ async def test_a_lost_reply_is_found_out_by_sending_the_same_bytes_again(
     assert [ys(a)[0] for a in (answer, after)] == fold_reference([1, 2, 3])[1:]
 
 
-async def test_a_step_without_a_name_whose_reply_is_lost_is_applied_once(folder: Path, proxy: Proxy) -> None:
+async def test_a_step_without_seq_or_key_is_applied_once_after_a_lost_reply(folder: Path, proxy: Proxy) -> None:
     async with worker(proxy.url, folder) as engine:
         await engine.advance(step("a", 1))
         proxy.lose_reply(to=b"EVALSHA", times=3)
@@ -58,7 +58,7 @@ async def test_a_step_without_a_name_whose_reply_is_lost_is_applied_once(folder:
     assert (answer.step, ys(answer), proxy.lost) == (2, fold_reference([1, 2])[-1:], 3)
 
 
-async def test_an_outcome_that_stays_unknown_is_told_and_resolved_by_the_retry(folder: Path, proxy: Proxy) -> None:
+async def test_an_unknown_outcome_is_reported_and_resolved_by_the_retry(folder: Path, proxy: Proxy) -> None:
     async with worker(proxy.url, folder, options=QUICK) as engine:
         await engine.advance(step("a", 1, seq=1))
         proxy.lose_reply(to=b"EVALSHA", times=10_000)
@@ -70,17 +70,19 @@ async def test_an_outcome_that_stays_unknown_is_told_and_resolved_by_the_retry(f
     assert (ys(again), again.step, again.replayed) == (fold_reference([1, 2])[-1:], 2, True)
 
 
-# ---------------------------------------------------------------- F9: a zombie
+# ---------------------------------------------------------------- F9: a delayed write of a frozen worker
 
 
 async def held(proxy: Proxy) -> None:
-    """Wait until something is on its way and does not come through."""
-    while not proxy.held:  # noqa: ASYNC110 - the proxy is of another thread
+    """Wait until the proxy holds back data."""
+    while not proxy.held:  # noqa: ASYNC110 - the proxy runs in another thread
         await asyncio.sleep(0.005)
 
 
-async def test_a_worker_that_wakes_up_late_changes_nothing(folder: Path, proxy: Proxy, redis_server: Server) -> None:
-    """Its write was on the way when it froze. Others went on; the write arrives, and finds another guard."""
+async def test_a_delayed_write_of_a_frozen_worker_changes_nothing(
+    folder: Path, proxy: Proxy, redis_server: Server
+) -> None:
+    """Its write arrives after other workers have stepped the stream, so the guard does not match."""
     async with worker(proxy.url, folder, timeout=20) as zombie, worker(redis_server.url, folder) as other:
         await zombie.advance(step("a", 1, seq=1))
         proxy.hold_requests = True
@@ -99,9 +101,7 @@ async def test_a_worker_that_wakes_up_late_changes_nothing(folder: Path, proxy: 
     assert (ys(replayed), replayed.state_id) == (ys(twin), twin.state_id)
 
 
-async def test_a_late_first_step_of_a_stream_that_was_reset_brings_no_old_life_back(
-    folder: Path, proxy: Proxy, redis_server: Server
-) -> None:
+async def test_a_delayed_first_step_does_not_undo_a_reset(folder: Path, proxy: Proxy, redis_server: Server) -> None:
     async with worker(proxy.url, folder, timeout=20) as zombie, worker(redis_server.url, folder) as other:
         first = await zombie.advance(step("a", 1, seq=1))
         proxy.hold_requests = True
@@ -115,10 +115,10 @@ async def test_a_late_first_step_of_a_stream_that_was_reset_brings_no_old_life_b
     assert (refused.code, refused.applied, status.step) == ("state_changed", "no", 0)
 
 
-# ---------------------------------------------------------------- F13, F15: slow, and cut off
+# ---------------------------------------------------------------- F13, F15: slow or broken connections
 
 
-async def test_a_slow_way_costs_time_only(folder: Path, proxy: Proxy) -> None:
+async def test_a_slow_network_only_adds_latency(folder: Path, proxy: Proxy) -> None:
     async with worker(proxy.url, folder) as engine:
         await engine.advance(step("a", 1, seq=1))
         proxy.delay = 0.2
@@ -131,7 +131,7 @@ async def test_a_slow_way_costs_time_only(folder: Path, proxy: Proxy) -> None:
 
 
 async def within(fact: Any, seconds: float) -> float:
-    """Ask until a coroutine function says True; returns the seconds that it took."""
+    """Call a coroutine function until it returns True; return the seconds that this took."""
     began = time.monotonic()
     while not await fact():
         assert time.monotonic() - began < seconds
@@ -147,7 +147,7 @@ async def goes_on(engine: Engine, stream: str, seq: int) -> bool:
 
 
 @pytest.mark.parametrize("fault", ["slow", "cut"])
-async def test_a_store_out_of_reach_is_told_fast_and_is_used_again_when_it_is_back(
+async def test_an_unreachable_store_fails_fast_and_is_used_again_once_it_responds(
     folder: Path, proxy: Proxy, fault: str
 ) -> None:
     async with worker(proxy.url, folder, timeout=0.4) as engine:
@@ -176,8 +176,8 @@ async def test_a_store_out_of_reach_is_told_fast_and_is_used_again_when_it_is_ba
     assert ready == []
 
 
-async def test_a_caller_that_is_short_of_time_takes_no_ones_connection(folder: Path, proxy: Proxy) -> None:
-    """Of two requests over one connection the one whose deadline comes first gives up alone."""
+async def test_a_timeout_of_one_caller_does_not_close_a_shared_connection(folder: Path, proxy: Proxy) -> None:
+    """Of two requests on one connection, only the one with the earlier deadline fails."""
     async with worker(proxy.url, folder) as engine:
         store = engine.store
         await engine.advance(step("a", 1, seq=1))
@@ -206,7 +206,7 @@ async def test_lost_steps_are_counted(folder: Path, redis_server: Server) -> Non
 
 
 async def ran(counts: CountingObserver, batches: int) -> None:
-    """Wait until the model was run that often."""
+    """Wait until the model has run this number of batches."""
     for _ in range(1_000_000):
         if len(counts.batches) >= batches:
             return
@@ -214,7 +214,7 @@ async def ran(counts: CountingObserver, batches: int) -> None:
     raise AssertionError(f"only {counts.batches}")
 
 
-async def test_what_comes_while_a_batch_is_out_goes_together_and_soon(folder: Path, proxy: Proxy) -> None:
+async def test_steps_that_arrive_during_a_batch_form_the_next_batch(folder: Path, proxy: Proxy) -> None:
     counts = CountingObserver()
     async with worker(proxy.url, folder, counts=counts) as engine:
         for stream in "abc":
@@ -224,7 +224,7 @@ async def test_what_comes_while_a_batch_is_out_goes_together_and_soon(folder: Pa
         first = asyncio.create_task(engine.advance(step("a", 2, seq=2)))
         await ran(counts, 1)
         others = [asyncio.create_task(engine.advance(step(stream, 2, seq=2))) for stream in "bc"]
-        await ran(counts, 2)  # though the first one is not back
+        await ran(counts, 2)  # before the first batch has been committed
         proxy.blackhole = False
         answers = await asyncio.gather(first, *others)
 
@@ -232,7 +232,7 @@ async def test_what_comes_while_a_batch_is_out_goes_together_and_soon(folder: Pa
     assert [answer.step for answer in answers] == [2, 2, 2]
 
 
-async def test_many_that_come_while_a_batch_is_out_go_at_once(folder: Path, proxy: Proxy) -> None:
+async def test_many_steps_that_arrive_during_a_batch_run_at_once(folder: Path, proxy: Proxy) -> None:
     counts, streams = CountingObserver(), [f"s{n}" for n in range(100)]
     async with worker(proxy.url, folder, counts=counts) as engine:
         await asyncio.gather(*(engine.advance(step(stream, 1, seq=1)) for stream in streams))

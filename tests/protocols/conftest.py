@@ -1,4 +1,4 @@
-"""Two services on stores of their own: with the lane, and with the declared routes alone."""
+"""Two services with separate stores: one with the fast path, one with the declared routes only."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ways(folder: Path) -> Iterator[Ways]:
-    """Both, without keys."""
+    """Both services, without API keys."""
     with two(folder) as both:
         yield both
 
 
 @pytest.fixture(scope="session")
 def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
-    """Both, with keys: `full`, `other` of another tenant, and `reader`, which may not step."""
+    """Both services, with the API keys `full`, `other` (of another tenant) and `reader` (without scope `step`)."""
     keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"])]
     with two(folder, api_keys_file=write_keys_file(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as both:
         yield both
@@ -45,7 +45,7 @@ def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
 
 @pytest.fixture
 def stream(request: pytest.FixtureRequest) -> str:
-    """A stream id that no other test has."""
+    """A stream id that only this test uses."""
     return f"t{zlib.crc32(request.node.nodeid.encode()):08x}"
 
 

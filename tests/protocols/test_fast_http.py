@@ -1,4 +1,4 @@
-"""What the lane keeps of a connection's rules: order, deadlines, flow control, a clean end; and what takes it."""
+"""The fast path: which requests use it, response order, deadlines, flow control and shutdown of connections."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def either(request: pytest.FixtureRequest, ways: Ways) -> Service:
 
 @pytest.fixture
 def closed_app(fast: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An application that answers nothing: what is answered took the lane."""
+    """Replace the application by one that always returns 418: a request with another status used the fast path."""
 
-    async def nothing(_scope: Any, _receive: Any, send: Any) -> None:
+    async def teapot(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 418, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
 
-    monkeypatch.setattr(fast.app, "middleware_stack", nothing)
+    monkeypatch.setattr(fast.app, "middleware_stack", teapot)
 
 
 def path(stream: str, what: str = "step") -> str:
@@ -56,7 +56,7 @@ def metrics(service: Service, *lines: str) -> list[float]:
     return [float(one[1]) if one else 0.0 for one in found]
 
 
-# ------------------------------------------------------------------- what takes the lane
+# ------------------------------------------------------------------- requests on the fast path
 
 
 @pytest.mark.usefixtures("closed_app")
@@ -70,12 +70,12 @@ def metrics(service: Service, *lines: str) -> list[float]:
     ],
     ids=["bare", "as curl", "with a key", "with an unknown header"],
 )
-def test_a_plain_step_never_meets_the_application(fast: Service, stream: str, headers: list[str]) -> None:
+def test_a_plain_step_bypasses_the_application(fast: Service, stream: str, headers: list[str]) -> None:
     assert statuses(told(fast, [request(GOOD, path(stream), *headers), LAST])) == [200, 418]
 
 
 @pytest.mark.usefixtures("closed_app")
-def test_chunks_and_columns_take_the_lane(fast: Service, stream: str) -> None:
+def test_chunks_and_bulk_steps_use_the_fast_path(fast: Service, stream: str) -> None:
     columns = json.dumps({"streams": [stream], "inputs": [[1]]}).encode()
     parts = [
         request(b'{"inputs": [[1], [2]]}', path(stream, "steps")),
@@ -87,8 +87,8 @@ def test_chunks_and_columns_take_the_lane(fast: Service, stream: str) -> None:
 
 
 @pytest.mark.usefixtures("closed_app")
-def test_infer_requests_take_the_lane(fast: Service, stream: str) -> None:
-    """As Triton's clients send them: with raw bytes, and no type."""
+def test_infer_requests_use_the_fast_path(fast: Service, stream: str) -> None:
+    """In the form of Triton's clients: raw bytes, without a content type."""
     parts = [raw_infer(sequence_id=stream), infer(1, sequence_id=stream), infer(1, "/v2/models/fold/versions/1/infer")]
     text = told(fast, [b"".join(parts) + LAST])
 
@@ -97,12 +97,12 @@ def test_infer_requests_take_the_lane(fast: Service, stream: str) -> None:
 
 
 @pytest.mark.usefixtures("closed_app")
-def test_a_refused_step_takes_the_lane(fast: Service, stream: str) -> None:
+def test_a_rejected_step_uses_the_fast_path(fast: Service, stream: str) -> None:
     assert statuses(told(fast, [request(b"{", path(stream)), LAST])) == [400, 418]
 
 
 @pytest.mark.usefixtures("closed_app")
-def test_a_body_that_comes_after_its_head_takes_the_lane(fast: Service, stream: str) -> None:
+def test_a_body_that_arrives_after_its_head_uses_the_fast_path(fast: Service, stream: str) -> None:
     whole = request(GOOD, path(stream))
 
     assert statuses(told(fast, [whole[:-15], whole[-15:-5], whole[-5:], LAST])) == [200, 418]
@@ -121,15 +121,15 @@ def test_a_body_that_comes_after_its_head_takes_the_lane(fast: Service, stream: 
     ],
     ids=["chunks", "expect", "close", "an escape", "a query", "HTTP/1.0"],
 )
-def test_an_unusual_request_goes_the_declared_way(fast: Service, unusual: bytes) -> None:
+def test_an_unusual_request_uses_the_declared_route(fast: Service, unusual: bytes) -> None:
     assert statuses(told(fast, [unusual, LAST]))[0] == 418
 
 
 # ------------------------------------------------------------------- order
 
 
-def test_answers_come_in_the_order_of_their_requests(fast: Service, stream: str) -> None:
-    """Hot ones and others, also where a later one is ready first."""
+def test_responses_are_in_the_order_of_their_requests(fast: Service, stream: str) -> None:
+    """For hot and other routes, even if a later response is ready first."""
     parts = [
         request(b'{"inputs": [1], "seq": 1}', path(stream)),
         request(b"", path(stream), method="GET", length=None).replace(b"/step ", b" "),
@@ -145,7 +145,7 @@ def test_answers_come_in_the_order_of_their_requests(fast: Service, stream: str)
     assert [int(step) for step in re.findall(rb'"step":(\d+)', text)] == [1, 1, 2, 2, 3]
 
 
-def test_a_step_waits_for_a_request_before_it_that_went_the_declared_way(fast: Service, stream: str) -> None:
+def test_a_step_waits_for_an_earlier_request_on_the_declared_route(fast: Service, stream: str) -> None:
     with connected(fast) as sock:
         sock.sendall(chunked(b'{"inputs": [300000]}', f"/v1/models/slow/streams/{stream}/step"))
         fast.http.get("/healthz")  # came later and is answered: so that one was taken
@@ -155,21 +155,21 @@ def test_a_step_waits_for_a_request_before_it_that_went_the_declared_way(fast: S
     assert statuses(text) == [200, 400, 404]
 
 
-def test_many_pipelined_steps_of_one_stream_fold_in_order(fast: Service, stream: str) -> None:
+def test_many_pipelined_steps_of_one_stream_are_applied_in_order(fast: Service, stream: str) -> None:
     xs = list(range(300))
     text = told(fast, [b"".join(request(b'{"inputs": [%d]}' % x, path(stream)) for x in xs) + LAST])
 
     assert [int(y) for y in re.findall(rb'"y":\[(-?\d+)\]', text)] == fold_reference(xs)
 
 
-def test_what_one_connection_pipelines_does_not_fill_the_queue(fast: Service, stream: str) -> None:
-    """More steps than may wait in all (the setting is 500) are begun as earlier ones are answered."""
+def test_pipelined_requests_of_one_connection_do_not_fill_the_queue(fast: Service, stream: str) -> None:
+    """More steps than the queue limit (500) are submitted only as earlier ones complete."""
     text = told(fast, [b"".join(request(GOOD, path(f"{stream}-{n}")) for n in range(1500)) + LAST])
 
     assert statuses(text) == [200] * 1500 + [404]
 
 
-def test_what_is_not_http_is_answered_behind_the_rest(fast: Service, stream: str) -> None:
+def test_invalid_http_is_answered_after_earlier_requests(fast: Service, stream: str) -> None:
     parts = [request(b'{"inputs": [%d]}' % x, path(stream)) for x in range(3)]
 
     assert statuses(told(fast, [b"".join(parts) + b"no HTTP\r\n\r\n"])) == [200, 200, 200, 400]
@@ -178,7 +178,7 @@ def test_what_is_not_http_is_answered_behind_the_rest(fast: Service, stream: str
 # ------------------------------------------------------------------- bounds
 
 
-def test_a_body_that_never_comes_is_not_waited_for(either: Service, stream: str) -> None:
+def test_a_body_that_never_arrives_times_out(either: Service, stream: str) -> None:
     began = time.monotonic()
     with connected(either) as sock:
         sock.sendall(request(GOOD, path(stream))[:-1])
@@ -190,7 +190,7 @@ def test_a_body_that_never_comes_is_not_waited_for(either: Service, stream: str)
     assert WITHIN_S * 0.9 < time.monotonic() - began < 10
 
 
-def test_a_dripped_body_is_not_waited_for(either: Service, stream: str) -> None:
+def test_a_body_that_arrives_byte_by_byte_times_out(either: Service, stream: str) -> None:
     with connected(either) as sock:
         sock.sendall(request(b" " * 1000, path(stream))[:-1000])
         sock.settimeout(0.1)
@@ -206,7 +206,7 @@ def test_a_dripped_body_is_not_waited_for(either: Service, stream: str) -> None:
     assert statuses(text) == [400]
 
 
-def test_a_head_that_is_refused_is_answered_before_its_body_comes(fast: Service) -> None:
+def test_a_rejected_head_is_answered_before_its_body_arrives(fast: Service) -> None:
     with connected(fast) as sock:
         sock.sendall(request(GOOD, "/v1/models/none/streams/s/step")[:-1])
         began = time.monotonic()
@@ -216,21 +216,21 @@ def test_a_head_that_is_refused_is_answered_before_its_body_comes(fast: Service)
     assert time.monotonic() - began < WITHIN_S * 0.9
 
 
-def test_a_client_that_does_not_read_is_not_read_from(fast: Service, stream: str) -> None:
-    """What waits in the service stays bounded, whatever is sent."""
+def test_a_client_that_does_not_read_is_paused(fast: Service, stream: str) -> None:
+    """The data that the service buffers is bounded, whatever the client sends."""
     with connected(fast) as sock:
         sock.settimeout(1)
         taken = sent_until_full(sock, request(b"{", path(stream)) * 100, most=2**26)
         sock.settimeout(30)
         answered = 0
-        while answered < 1000:  # it goes on where it is read again
+        while answered < 1000:  # the service continues once the client reads again
             answered += sock.recv(65536).count(b"HTTP/1.1 400")
 
     assert taken < 2**25
 
 
-def test_what_one_connection_pipelines_is_bounded_by_bytes_too(redis_server: Server, folder: Path) -> None:
-    """Of large requests few are begun before some are answered: 4 MiB of them."""
+def test_pipelined_requests_of_one_connection_are_limited_by_bytes(redis_server: Server, folder: Path) -> None:
+    """At most 4 MiB of large requests are submitted before earlier ones complete."""
     asked = [request(GOOD.ljust(1_000_000), path(f"large-{n}")) for n in range(12)]
     with (
         running_service(redis_server.url, folder, lane=True, max_wait_ms=500) as one,
@@ -251,7 +251,7 @@ def test_what_one_connection_pipelines_is_bounded_by_bytes_too(redis_server: Ser
 
 
 def sent_until_full(sock: socket.socket, part: bytes, *, most: int) -> int:
-    """Send until nothing more is taken for as long as the socket's timeout."""
+    """Send until the socket's timeout passes without progress."""
     sent = 0
     with contextlib.suppress(TimeoutError):
         while sent < most:
@@ -259,7 +259,7 @@ def sent_until_full(sock: socket.socket, part: bytes, *, most: int) -> int:
     return sent
 
 
-def test_a_client_that_has_gone_leaves_its_step_done(fast: Service, stream: str) -> None:
+def test_the_step_of_a_disconnected_client_is_applied(fast: Service, stream: str) -> None:
     with connected(fast) as sock:
         sock.sendall(request(b'{"inputs": [1], "seq": 1}', path(stream)))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -270,10 +270,10 @@ def test_a_client_that_has_gone_leaves_its_step_done(fast: Service, stream: str)
 
 
 @pytest.mark.parametrize("last", [b"no HTTP\r\n\r\n", UPGRADE], ids=["no HTTP", "an upgrade"])
-def test_a_client_that_has_gone_while_several_of_its_requests_wait_is_no_error(
+def test_a_client_that_disconnects_with_pending_requests_causes_no_error(
     fast: Service, stream: str, last: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first is being answered, another waits behind it, and then comes what goes no further way."""
+    """The first request is in flight, another waits behind it, and then invalid data arrives."""
     asks = request(b"", path(stream, "reset")) + chunked(GOOD, "/v1/nothing") + last
     for _ in range(50):
         with connected(fast) as sock:
@@ -285,7 +285,7 @@ def test_a_client_that_has_gone_while_several_of_its_requests_wait_is_no_error(
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_a_websocket_that_is_asked_for_behind_an_unanswered_request_is_refused(fast: Service, stream: str) -> None:
+def test_a_websocket_upgrade_behind_a_pending_request_is_rejected(fast: Service, stream: str) -> None:
     text = told(fast, [chunked(GOOD, path(stream)) + UPGRADE])
 
     assert statuses(text) == [200, 400]
@@ -298,7 +298,7 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_kept(
     monkeypatch.setattr(fast.config, "timeout_keep_alive", 1)
     began = time.monotonic()
     with connected(fast) as sock:
-        while time.monotonic() - began < 1.5:  # longer than an idle one is kept
+        while time.monotonic() - began < 1.5:  # longer than the idle timeout
             sock.sendall(request(GOOD, path(stream)))
             assert statuses(sock.recv(65536)) == [200]
         quiet = time.monotonic()
@@ -307,23 +307,23 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_kept(
     assert 0.9 < time.monotonic() - quiet < 10
 
 
-def test_the_last_answer_before_the_end_says_so(folder: Path, redis_server: Server) -> None:
-    """A process that ends answers what it has taken, and closes."""
+def test_the_last_response_before_a_shutdown_closes_the_connection(folder: Path, redis_server: Server) -> None:
+    """A process that shuts down responds to the requests that it has received, then closes the connection."""
     with contextlib.ExitStack() as stack:
         with running_service(redis_server.url, folder, lane=True, drain_s=5, run_timeout_s=0.5) as one:
             sock = stack.enter_context(connected(one))
             sock.sendall(request(b'{"inputs": [1000000000000]}', "/v1/models/slow/streams/s/step"))
-            one.http.get("/healthz")  # came later and is answered: so the step was taken
+            one.http.get("/healthz")  # a later request has its response: the step was received
         text = everything(sock)
 
     assert statuses(text) == [503]
     assert b"\r\nconnection: close\r\n\r\n" in text
 
 
-# ------------------------------------------------------------------- faults of the server's own
+# ------------------------------------------------------------------- internal errors
 
 
-def test_what_nobody_foresaw_is_answered_and_the_connection_goes_on(
+def test_an_internal_error_is_answered_and_the_connection_stays_open(
     fast: Service, stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> None:
@@ -343,18 +343,18 @@ def test_what_nobody_foresaw_is_answered_and_the_connection_goes_on(
 @pytest.mark.parametrize(
     ("body", "status", "code"), [(GOOD, 200, None), (b"{", 400, "bad_json"), (b'{"inputs": [1, 2]}', 422, "bad_input")]
 )
-def test_answers_and_refusals_are_counted(
+def test_responses_and_rejections_are_counted(
     fast: Service, stream: str, body: bytes, status: int, code: str | None
 ) -> None:
     lines = [f'stepwell_requests_total{{code="{status}",door="http"}}', f'stepwell_refusals_total{{code="{code}"}}']
     answers, refusals = metrics(fast, *lines)
     told(fast, [request(body, path(stream)), LAST])
-    asked = status == 200  # to ask for the metrics is a request, too
+    asked = status == 200  # reading the metrics is a request, too
 
     assert metrics(fast, *lines) == [answers + 1 + asked, refusals + (code is not None)]
 
 
-def test_infer_requests_are_counted_under_their_own_door(fast: Service, stream: str) -> None:
+def test_infer_requests_are_counted_under_their_own_transport(fast: Service, stream: str) -> None:
     lines = [f'stepwell_requests_total{{code="{code}",door="oip"}}' for code in (200, 400)]
     before = metrics(fast, *lines)
     told(fast, [infer(1, sequence_id=stream, sequence_start=True), infer(2, sequence_id=stream, step=9), LAST])
@@ -362,7 +362,7 @@ def test_infer_requests_are_counted_under_their_own_door(fast: Service, stream: 
     assert metrics(fast, *lines) == [count + 1 for count in before]
 
 
-def test_refused_rows_of_columns_are_counted(fast: Service, stream: str) -> None:
+def test_rejected_rows_of_a_bulk_step_are_counted(fast: Service, stream: str) -> None:
     line = 'stepwell_refusals_total{code="seq_gap"}'
     [before] = metrics(fast, line)
     fast.step("fold", stream, [1])
@@ -372,7 +372,7 @@ def test_refused_rows_of_columns_are_counted(fast: Service, stream: str) -> None
     assert metrics(fast, line) == [before + 1]
 
 
-def test_httpx_gets_along_with_it(fast: Service, stream: str) -> None:
+def test_httpx_works_with_the_fast_path(fast: Service, stream: str) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{fast.port}") as client:
         answers = [client.post(path(stream), json={"inputs": [x]}).json()["outputs"]["y"][0] for x in range(5)]
 

@@ -1,4 +1,4 @@
-"""What the lane remembers of a head never outlives what it was made of: keys, tokens, models."""
+"""Cached request heads are dropped when the keys, tokens or models behind them change."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STEP = request(b'{"inputs": [5]}', "/v1/models/m/streams/s/step", "Authorization
 
 
 def answer(sock: socket.socket, text: bytes) -> bytes:
-    """Send a request and return its answer."""
+    """Send a request and return the response."""
     sock.sendall(text)
     return sock.recv(65536)
 
 
 def asked_again(sock: socket.socket, text: bytes = STEP) -> int:
-    """Send the very same request once more and return the status of its answer."""
+    """Send the same request again and return the status of the response."""
     return int(answer(sock, text).split(b" ", 2)[1])
 
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def test_a_key_that_is_taken_away_steps_no_more(redis_server: Server, folder: Path, tmp_path: Path) -> None:
+def test_a_revoked_key_is_rejected(redis_server: Server, folder: Path, tmp_path: Path) -> None:
     file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
     with (
         running_service(redis_server.url, folder, lane=True, api_keys_file=file) as service,
@@ -50,7 +50,7 @@ def test_a_key_that_is_taken_away_steps_no_more(redis_server: Server, folder: Pa
         assert [*before, asked_again(sock)] == [200, 200, 401]
 
 
-def test_a_key_that_is_taken_away_steps_no_more_where_another_connection_heard_of_it_first(
+def test_a_revoked_key_is_rejected_if_another_connection_noticed_it_first(
     redis_server: Server, folder: Path, tmp_path: Path
 ) -> None:
     file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
@@ -65,7 +65,7 @@ def test_a_key_that_is_taken_away_steps_no_more_where_another_connection_heard_o
         assert [*before, asked_again(other), asked_again(sock)] == [200, 200, 200, 200, 401, 401]
 
 
-def test_headers_as_long_as_known_ones_are_not_taken_for_them(
+def test_headers_of_equal_length_are_not_confused_with_cached_ones(
     redis_server: Server, folder: Path, tmp_path: Path
 ) -> None:
     file = write_keys_file(tmp_path / "keys.json", key("a.b.c"))
@@ -79,7 +79,7 @@ def test_headers_as_long_as_known_ones_are_not_taken_for_them(
         ]  # fmt: skip
 
 
-def test_each_of_many_streams_on_one_connection_gets_its_own_answer(redis_server: Server, folder: Path) -> None:
+def test_each_of_many_streams_on_one_connection_gets_its_own_response(redis_server: Server, folder: Path) -> None:
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         answers = [
             answer(sock, request(b'{"inputs": [%d], "seq": %d}' % (x, seq), f"/v1/models/m/streams/many-{x}/step"))
@@ -93,21 +93,21 @@ def test_each_of_many_streams_on_one_connection_gets_its_own_answer(redis_server
     ]
 
 
-def test_a_connection_on_which_the_stream_changes_stays_at_rest(
+def test_a_connection_whose_stream_changes_stays_in_single_request_mode(
     redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
-        first = asked_again(sock, STEP)  # its header lines are known from here on
+        first = asked_again(sock, STEP)  # its header lines are cached from here on
         monkeypatch.setattr("service.protocols.fast_http.FastHttpProtocol._start_request", None)
         others = [STEP.replace(b"/s/", f"/other-{i}/".encode()) for i in range(3)]
 
         assert [first, *[asked_again(sock, text) for text in others]] == [200, 200, 200, 200]
 
 
-def test_a_connection_on_which_a_header_changes_stays_at_rest(
+def test_a_connection_whose_header_changes_stays_in_single_request_mode(
     redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trace id, say, or the client's address behind a proxy."""
+    """For example a trace id, or the client's address behind a proxy."""
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         first = asked_again(sock, STEP)
         monkeypatch.setattr("service.protocols.fast_http.FastHttpProtocol._start_request", None)
@@ -135,9 +135,9 @@ def test_a_request_line_that_begins_as_the_last_one_is_not_taken_for_it(redis_se
         assert asked_again(sock, STEP.replace(b"HTTP/1.1", b"HTTP/1.10", 1)) == 400
 
 
-def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: Path) -> None:
+def test_an_expired_token_is_rejected(redis_server: Server, folder: Path) -> None:
     class Tokens:
-        """One token, good until it is over."""
+        """Accepts one token until it expires."""
 
         over = False
 
@@ -155,7 +155,7 @@ def test_a_token_whose_time_is_over_steps_no_more(redis_server: Server, folder: 
         assert [*before, asked_again(sock)] == [200, 200, 401]
 
 
-def test_a_model_that_is_replaced_steps_no_new_stream(redis_server: Server, folder: Path) -> None:
+def test_a_replaced_model_serves_no_new_stream(redis_server: Server, folder: Path) -> None:
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         before = [asked_again(sock), asked_again(sock)]
         (folder / "m.onnx").unlink()
@@ -165,10 +165,10 @@ def test_a_model_that_is_replaced_steps_no_new_stream(redis_server: Server, fold
         assert [*before, asked_again(sock)] == [200, 200, 404]
 
 
-def test_a_look_at_the_models_that_finds_nothing_new_forgets_nothing(
+def test_a_model_check_without_changes_keeps_the_cache(
     redis_server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`watch_models` looks each second; a stream's request is not to be resolved anew each time."""
+    """`watch_models` checks every second; requests must not be resolved again after each check."""
     resolved = 0
 
     def noted(*args: Any) -> Any:

@@ -42,7 +42,7 @@ def block(lines: list[bytes]) -> bytes:
 
 
 class _Parsed:
-    """What httptools finds."""
+    """The header fields that httptools parses."""
 
     def __init__(self, text: bytes) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
@@ -63,7 +63,7 @@ class _Parsed:
         self.is_complete = True
 
     def check(self, fields: RequestHeaders, length: int) -> None:
-        """Check what was read of the same text."""
+        """Compare with the fields parsed from the same text."""
         names = {name for name, _ in self.headers}
         assert self.is_sound
         assert self.is_complete
@@ -77,7 +77,7 @@ shared = HeaderBlockCache(MAX_BODY)
 
 
 def check(text: bytes) -> bool:
-    """Check what is read of header lines, and return whether they were taken."""
+    """Check the fields parsed from header lines; return whether the cache parsed them."""
     fresh, first, again = HeaderBlockCache(MAX_BODY).read(text), shared.read(text), shared.read(text)
     assert fresh == first == again
     if fresh is None:
@@ -91,7 +91,7 @@ def name_of(line: bytes) -> bytes:
 
 
 @given(st.lists(st.sampled_from(OTHERS)), st.lists(st.sampled_from(PLAIN), unique_by=name_of), LENGTHS, st.randoms())
-def test_plain_lines_are_read_as_httptools_reads_them(
+def test_plain_lines_are_parsed_as_by_httptools(
     others: list[bytes], plain: list[bytes], length: bytes, order: random.Random
 ) -> None:
     lines = [*others, *plain, length]
@@ -101,55 +101,53 @@ def test_plain_lines_are_read_as_httptools_reads_them(
 
 
 @given(st.lists(st.sampled_from([*PLAIN, *OTHERS, *ODD])), LENGTHS, st.integers(0, 20))
-def test_odd_lines_are_read_as_httptools_reads_them_or_left_to_it(
-    lines: list[bytes], length: bytes, place: int
-) -> None:
+def test_odd_lines_are_parsed_as_by_httptools_or_left_to_it(lines: list[bytes], length: bytes, place: int) -> None:
     lines.insert(place % (len(lines) + 1), length)
 
     check(block(lines))
 
 
 @given(st.lists(st.sampled_from([*PLAIN, *OTHERS]), min_size=1), LENGTHS, st.lists(st.tuples(st.integers(0), PIECES)))
-def test_whatever_stands_in_between_is_read_as_httptools_reads_it_or_left_to_it(
+def test_arbitrary_bytes_are_parsed_as_by_httptools_or_left_to_it(
     lines: list[bytes], length: bytes, pieces: list[tuple[int, bytes]]
 ) -> None:
     text = block([*lines, length])
     for at, piece in pieces:
         place = 2 + at % (len(text) - 5)
         text = text[:place] + piece + text[place:]
-    text = text[: text.find(b"\r\n\r\n", 2) + 4]  # as it is cut from what came
+    text = text[: text.find(b"\r\n\r\n", 2) + 4]  # cut at the end of the head, as in the protocol
 
     check(text)
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_what_is_odd_beside_plain_lines_is_left_to_httptools(odd: bytes) -> None:
-    """But for a length with zeros in front, and a header that may be there once."""
+def test_an_odd_line_among_plain_lines_is_left_to_httptools(odd: bytes) -> None:
+    """Exceptions: a length with leading zeros, and a header that may appear once."""
     taken = check(block([b"Content-Type: application/json", b"X-Request-Id: 1", odd, b"Content-Length: 5"]))
 
     assert taken is (odd == b"Host: y")
 
 
-def test_a_request_line_that_goes_on_is_left_to_httptools() -> None:
-    """As where only its beginning is that of the request before."""
+def test_a_request_line_longer_than_the_cached_one_is_left_to_httptools() -> None:
+    """Only its beginning equals the cached request line."""
     assert shared.read(b"0" + block([b"Content-Length: 5"])) is None
 
 
-def test_a_body_longer_than_any_may_be_is_left_to_the_declared_route() -> None:
+def test_a_body_above_the_limit_is_left_to_the_declared_route() -> None:
     assert shared.read(block([b"Content-Length: %d" % MAX_BODY])) is not None
     assert shared.read(block([b"Content-Length: %d" % (MAX_BODY + 1)])) is None
 
 
-def test_fields_of_other_lengths_and_other_lines_are_the_same_object() -> None:
-    """A stream's call is kept for as long as its fields are this object."""
+def test_equal_fields_with_other_lengths_and_lines_are_one_object() -> None:
+    """A stream's cached handler is valid as long as its fields are this object."""
     found = [shared.read(block([b"Host: x", b"X-Request-Id: %d" % n, b"Content-Length: %d" % n])) for n in range(100)]
 
     assert len({id(one[0]) for one in found if one is not None}) == 1
     assert None not in found
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    """With names that never come again, and values, and bodies of any length."""
+def test_the_header_cache_is_bounded() -> None:
+    """With one-time names, values and body lengths."""
     heads = HeaderBlockCache(MAX_BODY)
     for n in range(20_000):
         text = block([b"Host: x%d" % n, b"Y-%d: z" % n, b"Content-Length: %d" % n])
@@ -181,7 +179,7 @@ def test_what_never_comes_again_pushes_nothing_out() -> None:
     assert list(heads._blocks) == [constant]
 
 
-def test_what_is_of_one_request_alone_is_not_remembered() -> None:
+def test_per_request_headers_are_not_cached() -> None:
     heads = HeaderBlockCache(MAX_BODY)
     found = [heads.match(block([b"Idempotency-Key: k", b"Content-Length: 0"]), 0) for _ in range(3)]
 

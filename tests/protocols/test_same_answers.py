@@ -1,4 +1,4 @@
-"""The lane and the declared routes answer byte for byte the same, whatever comes."""
+"""The fast path and the declared routes give the same responses, byte for byte, to any request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def infer(x: Any = 5, path: str = INFER, *headers: str, **parameters: Any) -> by
 def raw_infer(
     tail: bytes = b"\5" + b"\0" * 7, size: int = 8, length: str = "", *headers: str, **parameters: Any
 ) -> bytes:
-    """The same with raw bytes behind its document."""
+    """The same request with raw bytes after its document."""
     one = {"name": "x", "shape": [1, 1], "datatype": "INT64", "parameters": {"binary_data_size": size}}
     given = {"sequence_id": 42, "sequence_start": True, "binary_data_output": True, **parameters}
     head = json.dumps({"inputs": [one], "parameters": given}).encode()
@@ -217,7 +217,7 @@ RECORDED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("what", RECORDED)
-def test_a_recorded_request_is_answered_the_same(ways: Ways, what: str) -> None:
+def test_a_recorded_request_gets_the_same_response(ways: Ways, what: str) -> None:
     answer = ways.answer(RECORDED[what], LAST)
 
     assert answer
@@ -226,7 +226,7 @@ def test_a_recorded_request_is_answered_the_same(ways: Ways, what: str) -> None:
 @pytest.mark.parametrize("authorization", [
     None, "Bearer full", "bearer  full ", "Bearer other", "Bearer reader", "Bearer wrong", "Bearer", "Basic full", "",
 ])  # fmt: skip
-def test_a_key_is_looked_at_the_same(keyed: Ways, authorization: str | None) -> None:
+def test_a_key_gets_the_same_response(keyed: Ways, authorization: str | None) -> None:
     headers = [] if authorization is None else [f"Authorization: {authorization}"]
     paths = (STEP, BULK, "/v1/models/none/streams/s/step", INFER, "/v2/models/none/infer")
     answer = keyed.answer(*(request(GOOD, path, *headers) for path in paths), LAST)
@@ -234,12 +234,12 @@ def test_a_key_is_looked_at_the_same(keyed: Ways, authorization: str | None) -> 
     assert len(statuses(answer)) == len(paths) + 1
 
 
-def test_two_authorizations_are_looked_at_the_same(keyed: Ways) -> None:
+def test_two_authorization_headers_get_the_same_response(keyed: Ways) -> None:
     assert keyed.answer(request(GOOD, STEP, "Authorization: Bearer full", "Authorization: Bearer x"), LAST)
 
 
 @pytest.mark.parametrize("kind", ["whole", "chunks"])
-def test_a_request_may_be_cut_anywhere(ways: Ways, stream: str, kind: str) -> None:
+def test_a_request_can_be_split_anywhere(ways: Ways, stream: str, kind: str) -> None:
     path = f"/v1/models/fold/streams/{stream}/step"
     text = request(GOOD, path) if kind == "whole" else chunked(GOOD, path)
     for place in range(1, len(text)):
@@ -259,7 +259,7 @@ def test_a_fault_of_the_servers_own_is_told_the_same(ways: Ways, monkeypatch: py
     assert statuses(ways.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]
 
 
-def test_a_request_may_come_byte_by_byte(ways: Ways, stream: str) -> None:
+def test_a_request_can_arrive_byte_by_byte(ways: Ways, stream: str) -> None:
     text = request(GOOD, f"/v1/models/fold/streams/{stream}/step") * 2 + LAST
     answer = ways.answer(*(text[i : i + 1] for i in range(len(text))))
 
@@ -371,8 +371,8 @@ REQUESTS = st.one_of(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=5), cuts=st.lists(st.integers(0, 2000), max_size=3))
-def test_generated_requests_in_a_row_are_answered_the_same(ways: Ways, requests: list[bytes], cuts: list[int]) -> None:
-    """Pipelined on one connection, cut anywhere, hot ones and others mixed, on streams that they share."""
+def test_generated_request_sequences_get_the_same_responses(ways: Ways, requests: list[bytes], cuts: list[int]) -> None:
+    """Pipelined on one connection, split anywhere, with hot and other routes mixed, on shared streams."""
     text = b"".join(requests) + LAST
 
     assert ways.answer(*split(text, cuts))

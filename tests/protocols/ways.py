@@ -1,4 +1,4 @@
-"""Services that differ in nothing but the way that requests take in them, and raw requests to both."""
+"""Two services that differ only in the path of requests, and raw requests to both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tests.api.running import Service
 
 LAST = b"GET /v1/nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-"""A request that ends the connection once all before it are answered."""
+"""A request that closes the connection after the responses to all earlier ones."""
 
 UPGRADE = (
     b"GET /v1/models/fold/feed HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -19,27 +19,29 @@ UPGRADE = (
 )
 
 _DATE = re.compile(rb"\r\ndate: [^\r]*")
-_STATE_ID = re.compile(rb"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes; no other text here is like it
+_STATE_ID = re.compile(
+    rb"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{21}[AQgw]"
+)  # 16 bytes; no other text in the responses matches
 
 
 @dataclass
 class Ways:
-    """The same service twice: with the lane, and with the declared routes alone."""
+    """The same service twice: with the fast path, and with the declared routes only."""
 
     lane: Service
     declared: Service
 
     def answer(self, *parts: bytes) -> bytes:
-        """Send the parts to both, and return what came back until it closed: the same from both."""
+        """Send the parts to both services, check that the responses are equal, and return them."""
         answer, lane = told(self.declared, parts), told(self.lane, parts)
         assert lane == answer, f"the lane answers {lane!r}, the declared route {answer!r}, to {parts!r}"
         return answer
 
 
 def told(service: Service, parts: Iterable[bytes]) -> bytes:
-    """Return all that a service answers to parts of bytes, without what differs from service to service."""
+    """Return a service's response bytes to some parts, without what differs between services."""
     with connected(service) as sock:
-        with contextlib.suppress(OSError):  # it may have closed already
+        with contextlib.suppress(OSError):  # the service may have closed the connection already
             for part in parts:
                 sock.sendall(part)
         text = everything(sock)
@@ -54,7 +56,7 @@ def connected(service: Service) -> Iterator[socket.socket]:
 
 
 def everything(sock: socket.socket) -> bytes:
-    """Read until the other side closes."""
+    """Read until the other side closes the connection."""
     text = b""
     with contextlib.suppress(ConnectionError):
         while part := sock.recv(65536):
@@ -70,7 +72,7 @@ def request(
     version: str = "1.1",
     length: str | None = "",
 ) -> bytes:
-    """Return a request; `length` is what Content-Length says, "" the truth, None: no such header."""
+    """Return a request; `length` is the Content-Length header, "" for the true length, None for no header."""
     lines = [f"{method} {path} HTTP/{version}", "Host: x", *headers]
     if length is not None:
         lines.append(f"Content-Length: {length or len(body)}")
@@ -78,18 +80,18 @@ def request(
 
 
 def chunked(body: bytes, path: str = "/v1/models/fold/streams/s/step", *headers: str, size: int = 7) -> bytes:
-    """Return a request whose body comes in chunks."""
+    """Return a request with a chunked body."""
     head = request(b"", path, "Transfer-Encoding: chunked", *headers, length=None)
     pieces = [body[i : i + size] for i in range(0, len(body), size)]
     return head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-def split(data: bytes, places: Sequence[int]) -> list[bytes]:
-    """Return data in parts that end at places."""
-    ends = sorted({place % (len(data) + 1) for place in places} | {len(data)})
+def split(data: bytes, ends: Sequence[int]) -> list[bytes]:
+    """Return data in parts that end at the given offsets."""
+    ends = sorted({place % (len(data) + 1) for place in ends} | {len(data)})
     return [part for start, end in zip([0, *ends], ends, strict=False) if (part := data[start:end])]
 
 
 def statuses(text: bytes) -> list[int]:
-    """Return the statuses of answers, in their order."""
+    """Return the statuses of responses in order."""
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", text)]

@@ -1,108 +1,107 @@
-// What comes next by the model's own predictions: many rollouts from the live state, as a line with its interval.
+// The forecast of the chosen stream: rollouts from its current state, drawn as a median with an interval.
 
 import { pathOf, send } from "./feed.js";
 import { flat } from "./shapes.js";
 
 const SAMPLES = 40;
-const LOW = 0.1; // the interval has 80 % of the samples in it
-const SEED = 1; // the same chances each time, so that the picture moves with the stream alone
+const LOW = 0.1; // the interval contains 80 % of the samples
+const SEED = 1; // the same seed each time, so that the forecast changes only with the stream
 
-/** The value below which a share of sorted values lies; linear between them. */
+/** The quantile of sorted values at `share`, linearly interpolated. */
 export function quantile(sorted, share) {
-  const at = share * (sorted.length - 1);
-  const low = Math.floor(at);
-  return sorted[low] + (at - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]);
+  const position = share * (sorted.length - 1);
+  const low = Math.floor(position);
+  return sorted[low] + (position - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]);
 }
 
-/** Of samples `[sample][timestep][..]`, where each element goes: [{middle, low, high}], each an array over time. */
+/** Quantiles of samples `[sample][timestep][..]` per element: [{middle, low, high}], each an array over time. */
 export function fans(samples) {
-  const ways = samples.map((rows) => rows.map(flat));
-  return ways[0][0].map((_, element) => {
-    const sorted = ways[0].map((_, t) => ways.map((rows) => rows[t][element]).sort((a, b) => a - b));
+  const flattened = samples.map((rows) => rows.map(flat));
+  return flattened[0][0].map((_, element) => {
+    const sorted = flattened[0].map((_, t) => flattened.map((rows) => rows[t][element]).sort((a, b) => a - b));
     const line = (share) => sorted.map((values) => quantile(values, share));
     return { middle: line(0.5), low: line(LOW), high: line(1 - LOW) };
   });
 }
 
-/** Looks ahead of the chosen stream, again whenever it has moved; one request at a time. */
+/** Requests the forecast of the chosen stream, again after each step; one request at a time. */
 export class Lookahead {
-  horizon = 0; // timesteps; 0: does not look
-  found = null; // {step: where it went on from, horizon, outputs and inputs: fans by name}
-  #asked = ""; // what the last request asked for
+  horizon = 0; // timesteps; 0: no forecast
+  found = null; // {step: the step it starts from, horizon, outputs and inputs: fans by tensor name}
+  #requested = ""; // key of the last request
   #isBusy = false;
 
   /**
-   * @param {{select: HTMLSelectElement, off: Element, note: Element, wanted: Function, found: Function}} on - where a
-   *   person says how far, the choice not to, and where words go; `wanted` is called when somebody wants to look,
-   *   `found` when there is something else to draw
+   * @param {{select: HTMLSelectElement, off: Element, note: Element, onRequest: Function, onChange: Function}} on - the
+   *   choice of the horizon, its option "off", and the element for messages; `onRequest` is called when the user chooses
+   *   a horizon, `onChange` when the forecast has changed
    */
   constructor(on) {
     this.on = on;
     on.select?.addEventListener("change", () => {
       this.horizon = Number(on.select.value);
       this.forget();
-      on.wanted();
+      on.onRequest();
     });
   }
 
-  /** Let a person look ahead of a model's streams, or say why that cannot be. */
+  /** Enable forecasts for a model, or disable them and show the reason. */
   offer({ feedback }) {
     const { select, off } = this.on;
-    const can = Object.keys(feedback ?? {}).length > 0;
-    select.disabled = !can;
-    if (!can) select.value = "0";
-    off.textContent = can ? "off" : "no feedback rule";
-    select.title = can ? "" : "The model has no feedback rule: no output of it becomes an input of the next timestep.";
+    const isPossible = Object.keys(feedback ?? {}).length > 0;
+    select.disabled = !isPossible;
+    if (!isPossible) select.value = "0";
+    off.textContent = isPossible ? "off" : "no feedback rule";
+    select.title = isPossible ? "" : "The model has no feedback rule: no output becomes an input of the next timestep.";
     this.horizon = Number(select.value);
   }
 
-  /** Look no more, or at something else. */
+  /** Discard the forecast. */
   forget() {
-    this.#asked = "";
+    this.#requested = "";
     this.found = null;
     this.on.note.textContent = "";
-    this.on.found();
+    this.on.onChange();
   }
 
-  /** Ask where a stream goes, unless that is known. */
+  /** Request the forecast of a stream, unless the current one is up to date. */
   async renew(model, { name, step }, limits) {
-    const question = JSON.stringify([model, name, step, this.horizon]);
-    if (!this.horizon || this.#isBusy || question === this.#asked) return;
-    const atMost = (wish, limit = Infinity) => Math.min(wish, limit);
+    const wanted = JSON.stringify([model, name, step, this.horizon]);
+    if (!this.horizon || this.#isBusy || wanted === this.#requested) return;
+    const atMost = (value, limit = Infinity) => Math.min(value, limit);
     const [horizon, samples] = [atMost(this.horizon, limits.max_horizon), atMost(SAMPLES, limits.max_samples)];
-    this.#asked = question;
+    this.#requested = wanted;
     this.#isBusy = true;
     try {
-      const answer = await send("POST", pathOf(model, name, "rollout"), { horizon, samples, seed: SEED });
-      if (this.#asked !== question) return; // another was chosen meanwhile
-      const all = (tensors) => Object.fromEntries(Object.entries(tensors).map(([one, rows]) => [one, fans(rows)]));
-      const [outputs, inputs, byChance] = [all(answer.outputs), all(answer.next), "seed" in answer];
-      this.found = { step: answer.step - horizon, horizon, outputs, inputs };
-      const ways = `median of ${samples} ways, 80% of them in the band`;
-      const words = byChance ? ways : "the only way, no chance has a part in it";
-      this.on.note.textContent = `${horizon} ahead: ${words}`;
+      const response = await send("POST", pathOf(model, name, "rollout"), { horizon, samples, seed: SEED });
+      if (this.#requested !== wanted) return; // another stream or horizon was chosen meanwhile
+      const all = (tensors) => Object.fromEntries(Object.entries(tensors).map(([name, rows]) => [name, fans(rows)]));
+      const [outputs, inputs, isSampled] = [all(response.outputs), all(response.next), "seed" in response];
+      this.found = { step: response.step - horizon, horizon, outputs, inputs };
+      const kind = isSampled ? `median of ${samples} samples with 80% interval` : "deterministic";
+      this.on.note.textContent = `Forecast of ${horizon} timesteps (${kind})`;
     } catch (problem) {
-      if (this.#asked !== question) return;
+      if (this.#requested !== wanted) return;
       this.found = null;
-      this.on.note.textContent = `Cannot look ahead: ${problem.message}`;
+      this.on.note.textContent = `No forecast: ${problem.message}`;
     } finally {
       this.#isBusy = false;
-      this.on.found();
+      this.on.onChange();
     }
   }
 
   /**
-   * Where each series goes beyond the rows of a stream: {at: the place on the time axis that it goes on from, horizon,
-   * fans: one with `horizon + 1` values from there on, or null, for each series}. Null where nothing is known of that.
+   * The forecast of each series after the rows of a stream: {at: the position on the time axis where it starts, horizon,
+   * fans: for each series one with `horizon + 1` values from there on, or null}. Null if there is no valid forecast.
    */
   beyond(rows, which, series) {
     const found = this.found;
     const from = found ? rows.findLastIndex(({ step }) => step === found.step) : -1;
-    if (from < 0 || rows.slice(from).some(({ step }) => step === null)) return null; // a reset, or a gap, lies between
+    if (from < 0 || rows.slice(from).some(({ step }) => step === null)) return null; // a reset or a gap lies between
     const ahead = series.map(({ tensor, index }) => {
       const fan = found[which][tensor]?.[index];
       if (!fan) return null;
-      // A prediction is made into the input of the timestep after it, so the first input is not among them.
+      // A prediction becomes the input of the next timestep, so the first input is not in the forecast.
       const before = which === "inputs" ? [null, null] : [rows[from].outputs[tensor]?.[index] ?? null];
       const shifted = (line) => [...before, ...line].slice(0, found.horizon + 1);
       return { middle: shifted(fan.middle), low: shifted(fan.low), high: shifted(fan.high) };

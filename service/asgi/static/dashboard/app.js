@@ -1,4 +1,4 @@
-// The dashboard: what the service is, its live streams, and one of them as it moves. Works for any model.
+// The dashboard: the service's status, its live streams, and charts of the selected stream. Works for any model.
 
 import { Lookahead } from "./ahead.js";
 import { get, getJson, hasKey, setKey, Watch } from "./feed.js";
@@ -7,9 +7,9 @@ import { lineClass, Plot } from "./plot.js";
 import { areProbabilities, bytes, curlLine, mostProbable, number, percent, seriesOf, timesteps } from "./shapes.js";
 import { Standing } from "./standing.js";
 import { StreamList, Streams } from "./streams.js";
-import { Tending } from "./tend.js";
+import { Operations } from "./tend.js";
 
-const CROWD = 100; // with more live streams than this, only the chosen one sends its inputs
+const MAX_WITH_INPUTS = 100; // with more live streams, inputs are received for the chosen stream only
 const SPARK_S = 60;
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
@@ -17,19 +17,19 @@ const text = (id, value) => $(id).textContent !== value && ($(id).textContent = 
 const page = {
   models: null,
   model: null,
-  limits: {}, // of the service, by their settings' names
+  limits: {}, // the service's limits by setting name
   streams: new Streams(),
   chosen: null,
-  picked: false, // whether a person chose the stream
+  picked: false, // whether the user chose the stream
   paused: false,
-  fresh: false, // whether the chosen stream has news to draw
-  crowded: false,
+  fresh: false, // whether the chosen stream has changed since it was drawn
+  crowded: false, // whether there are more than MAX_WITH_INPUTS live streams
   all: null, // the watch of the whole model
-  one: null, // the watch of the chosen stream, where there are very many
+  one: null, // the watch of the chosen stream, if `crowded`
   perSecond: [0],
   scrapes: new Map(),
-  looks: 0,
-  skipped: 0, // messages that the service dropped because this page was too slow
+  refreshes: 0,
+  skipped: 0, // messages that the service dropped because this page read too slowly
 };
 
 const plots = {
@@ -48,26 +48,26 @@ const ahead = new Lookahead({
   select: $("ahead"),
   off: $("ahead-off"),
   note: $("ahead-note"),
-  wanted: lookAhead,
-  found: () => (page.fresh = true),
+  onRequest: renewForecast,
+  onChange: () => (page.fresh = true),
 });
-new Tending({ current: () => [page.model, chosen()], did: done });
+new Operations({ current: () => [page.model, chosen()], onDone: done });
 
 // ---- state of the service ------------------------------------------------------------------------------------
 
-function showState(kind, words) {
+function showState(kind, message) {
   $("state").dataset.state = kind;
-  text("state", words);
+  text("state", message);
 }
 
-/** Ask what there is and how it does; every two seconds, so that a new model or a restart shows by itself. */
-async function look() {
+/** Read the models, readiness and metrics; called every two seconds, so that new models and restarts are detected. */
+async function refresh() {
   try {
     const { models } = await getJson("v1/models");
     if (JSON.stringify(models) !== JSON.stringify(page.models)) await openService(models);
   } catch (problem) {
     if (problem.status === 401 || problem.status === 403) askForKey(problem.status);
-    else showState("down", "The service does not answer");
+    else showState("down", "The service does not respond");
     return;
   }
   const model = page.model;
@@ -76,9 +76,9 @@ async function look() {
     get("readyz").then(({ ok }) => {
       if ($("state").dataset.state !== "waiting") showState(ok ? "ready" : "down", ok ? "Ready" : "Not ready");
     }),
-    get("metrics").then(async (answer) => showMetrics(answer.ok ? read(await answer.text(), model.name) : null)),
-    page.looks++ % 5 || list(model),
-    lookAt(),
+    get("metrics").then(async (response) => showMetrics(response.ok ? read(await response.text(), model.name) : null)),
+    page.refreshes++ % 5 || list(model),
+    readStatus(),
   ]);
 }
 
@@ -86,7 +86,7 @@ async function list(model) {
   const found = await getJson(`v1/models/${encodeURIComponent(model.name)}/streams?limit=500`);
   if (model !== page.model) return;
   page.streams.list(found);
-  lookAt();
+  readStatus();
 }
 
 async function openService(models) {
@@ -102,10 +102,10 @@ async function openService(models) {
 function askForKey(status) {
   page.all?.close();
   page.one?.close();
-  page.models = null; // open it all again once the key fits
+  page.models = null; // the service is opened again once a key is accepted
   $("main").hidden = true;
-  showState("down", "Locked");
-  text("key-problem", hasKey() ? (status === 403 ? "This key may not read streams." : "This key is not known.") : "");
+  showState("down", "API key required");
+  text("key-problem", hasKey() ? (status === 403 ? "This key has no permission to read streams." : "This key is not valid.") : "");
   $("key-form").hidden = false;
   $("key").focus();
 }
@@ -115,7 +115,7 @@ $("key-form").addEventListener("submit", (event) => {
   setKey($("key").value.trim());
   $("key").value = "";
   page.models = null;
-  look();
+  refresh();
 });
 
 function showMetrics(scrape) {
@@ -127,10 +127,10 @@ function showMetrics(scrape) {
     return Number.isNaN(value) ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
   };
   text("latency", ms(0.5));
-  const answered = buckets.at(-1)?.[1] > 0;
-  text("latency-note", !scrape ? "metrics are not open to this key" : answered ? `median; 99% within ${ms(0.99)}` : "");
+  const hasSamples = buckets.at(-1)?.[1] > 0;
+  text("latency-note", !scrape ? "this key cannot read metrics" : hasSamples ? `median; p99 ${ms(0.99)}` : "");
   text("replays", scrape ? number(scrape.replays) : "–");
-  text("conflicts", scrape ? `never applied twice; ${number(scrape.conflicts)} conflicts settled` : "");
+  text("conflicts", scrape ? `retries, applied once; ${number(scrape.conflicts)} conflicts resolved` : "");
 }
 
 // ---- model and stream ----------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ function fillPicker() {
   const model = page.models.find(({ name }) => name === before) ?? page.models[0];
   if (!model) {
     text("empty-title", "No model is loaded");
-    text("empty-text", "Put an exported model into the model folder, then POST /v1/models/reload or start again.");
+    text("empty-text", "Put an exported model into the model folder, then send POST /v1/models/reload or restart the service.");
     $("curl").hidden = true;
     $("empty").hidden = false;
     return showState("ready", "Ready");
@@ -166,7 +166,7 @@ function openModel(model, stream = null) {
   text("model-facts", modelFacts(page.model));
   ahead.offer(page.model);
   watch();
-  list(page.model).catch(() => {}); // `look` tells of a service that does not answer
+  list(page.model).catch(() => {}); // `refresh` reports a service that does not respond
 }
 
 function modelFacts({ name, inputs, outputs, bytes_per_stream: size, parity }) {
@@ -178,82 +178,82 @@ function modelFacts({ name, inputs, outputs, bytes_per_stream: size, parity }) {
   ].filter(Boolean).join("   ·   ");
 }
 
-function choose(name, byPerson) {
-  page.picked = byPerson;
+function choose(name, byUser) {
+  page.picked = byUser;
   if (page.chosen === name) return;
   page.chosen = name;
   page.fresh = name !== null;
-  text("told", "");
+  text("message", "");
   standing.forget();
   ahead.forget();
-  if (byPerson) history.replaceState(null, "", `#${new URLSearchParams({ model: page.model.name, stream: name })}`);
+  if (byUser) history.replaceState(null, "", `#${new URLSearchParams({ model: page.model.name, stream: name })}`);
   watchChosen();
   renderList();
-  lookAt();
+  readStatus();
 }
 
-// ---- what can be done with the chosen stream -----------------------------------------------------------------
+// ---- the chosen stream ---------------------------------------------------------------------------------------
 
 const chosen = () => page.streams.byName.get(page.chosen);
 
-/** Ask where the chosen stream stands. */
-async function lookAt() {
+/** Read the chosen stream's status from the service. */
+async function readStatus() {
   if (chosen() && !page.paused && (await standing.renew(page.model, chosen()))) page.fresh = true;
 }
 
-function lookAhead() {
+function renewForecast() {
   if (chosen() && !page.paused) ahead.renew(page.model.name, chosen(), page.limits);
 }
 
-/** Tell what was done; a stream that was put somewhere stands there. */
-function done(words, put = null) {
-  if (put) {
-    page.streams.get(put.stream).stand(put.step, null);
-    choose(put.stream, true);
+/** Show the message of an operation, and the stream that the operation created or changed. */
+function done(message, changed = null) {
+  if (changed) {
+    page.streams.get(changed.stream).setStored(changed.step, null);
+    choose(changed.stream, true);
     standing.forget();
     ahead.forget();
-    lookAt();
+    readStatus();
   }
-  text("told", words);
+  text("message", message);
 }
 
 // ---- the live feed -------------------------------------------------------------------------------------------
 
-/** Follow the whole model. */
+/** Watch all streams of the model. */
 function watch() {
   page.all?.close();
   page.all = new Watch({ model: page.model.name }, !page.crowded, {
     open: () => showState("ready", "Ready"),
-    lost: (wait) => showState("waiting", `Connection lost; trying again in ${Math.max(1, Math.round(wait))} s`),
+    lost: (wait) => showState("waiting", `Connection lost; reconnecting in ${Math.max(1, Math.round(wait))} s`),
     refused: () => askForKey(401),
     message(message) {
-      see(message);
-      if (!page.crowded) keep(message);
+      recordCommit(message);
+      if (!page.crowded) addRows(message);
     },
   });
   watchChosen();
 }
 
-/** Where there are very many streams, follow the chosen one apart, for its inputs. */
+/** If there are too many live streams to receive all inputs, watch the chosen stream separately with its inputs. */
 function watchChosen() {
   page.one?.close();
   page.one = null;
   if (!page.crowded || !page.chosen) return;
-  const on = { open() {}, lost() {}, refused() {}, message: keep };
+  const on = { open() {}, lost() {}, refused() {}, message: addRows };
   page.one = new Watch({ model: page.model.name, stream: page.chosen }, true, on);
 }
 
-function see({ stream, step, outputs, gap }) {
+function recordCommit({ stream, step, outputs, gap }) {
   page.skipped += gap ?? 0;
   if (!stream) return;
   const rows = timesteps(outputs ?? {}, page.model.outputs);
-  page.perSecond[page.perSecond.length - 1] += page.streams.get(stream).see(step, rows);
+  page.perSecond[page.perSecond.length - 1] += page.streams.get(stream).recordCommit(step, rows);
 }
 
-function keep({ stream, step, outputs, inputs }) {
+function addRows({ stream, step, outputs, inputs }) {
   if (!stream) return;
   const given = timesteps(inputs ?? {}, page.model.inputs);
-  page.streams.get(stream).keep(step, given, timesteps(outputs ?? {}, page.model.outputs));
+  page.streams.get(stream).addRows(step, given, timesteps(outputs ?? {}, page.model.outputs));
   if (stream === page.chosen) page.fresh = true;
 }
 
@@ -265,7 +265,7 @@ function drawStream() {
   page.fresh = false;
   const { inputs, outputs } = page.model;
   text("stream-name", stream.name);
-  const quiet = stream.seenAt > -Infinity ? "" : ", nothing since this page was opened";
+  const quiet = stream.seenAt > -Infinity ? "" : ", no timesteps since this page was opened";
   text("stream-facts", `step ${number(stream.step)}${quiet}`);
   drawPlot("inputs", inputs, stream.rows, false);
   drawPlot("outputs", outputs, stream.rows, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])));
@@ -295,8 +295,8 @@ function renderList() {
   const lost = page.picked ? streams.isListed && !current : !current?.isLive;
   const [next] = streamList.sorted(streams);
   if (lost && next && next.name !== page.chosen) return choose(next.name, false);
-  if (page.crowded !== live.length > CROWD && Math.abs(live.length - CROWD) > CROWD / 5) {
-    page.crowded = live.length > CROWD;
+  if (page.crowded !== live.length > MAX_WITH_INPUTS && Math.abs(live.length - MAX_WITH_INPUTS) > MAX_WITH_INPUTS / 5) {
+    page.crowded = live.length > MAX_WITH_INPUTS;
     watch();
   }
   streamList.render(streams, page.model.outputs, page.chosen);
@@ -304,19 +304,19 @@ function renderList() {
   $("empty").hidden = streams.byName.size > 0;
   document.querySelector(".work").classList.toggle("nothing", !$("empty").hidden);
   const { skipped } = page;
-  text("skipped", skipped ? `${number(skipped)} messages skipped: the service is faster than this page.` : "");
+  text("skipped", skipped ? `${number(skipped)} messages skipped: this page receives them too slowly.` : "");
   text("live", number(live.length));
-  text("stored", `of ${streams.truncated ? "more than " : ""}${number(streams.byName.size)} kept`);
+  text("stored", `of ${streams.truncated ? "more than " : ""}${number(streams.byName.size)} stored`);
   document.title = live.length ? `${live.length} live · Stepwell` : "Stepwell";
 }
 
 function drawRate() {
   const seconds = page.perSecond;
   const whole = seconds.slice(0, -1);
-  const lately = whole.slice(-3);
-  if (lately.length) text("rate", number(Math.round(lately.reduce((a, b) => a + b, 0) / lately.length)));
-  const most = Math.max(1, ...whole);
-  const points = whole.map((n, i) => `${(120 * (i + SPARK_S - whole.length)) / (SPARK_S - 1)},${30 - (27 * n) / most}`);
+  const recent = whole.slice(-3);
+  if (recent.length) text("rate", number(Math.round(recent.reduce((a, b) => a + b, 0) / recent.length)));
+  const max = Math.max(1, ...whole);
+  const points = whole.map((n, i) => `${(120 * (i + SPARK_S - whole.length)) / (SPARK_S - 1)},${30 - (27 * n) / max}`);
   $("rate-line").setAttribute("points", points.join(" "));
   const floor = points.length ? ` 120,32 ${points[0].split(",")[0]},32` : "";
   $("rate-area").setAttribute("points", points.join(" ") + floor);
@@ -338,7 +338,7 @@ $("curl").addEventListener("click", async () => {
     await navigator.clipboard.writeText($("curl-line").textContent);
     text("curl-hint", "Copied");
   } catch {
-    getSelection().selectAllChildren($("curl-line")); // no clipboard over plain HTTP from afar: select it instead
+    getSelection().selectAllChildren($("curl-line")); // browsers offer no clipboard over plain HTTP from other hosts
     text("curl-hint", "Selected");
   }
   setTimeout(() => text("curl-hint", "Copy"), 2000);
@@ -352,6 +352,6 @@ function frame() {
 requestAnimationFrame(frame);
 setInterval(() => page.paused || renderList(), 250);
 setInterval(drawRate, 1000);
-setInterval(lookAhead, 1000);
-setInterval(() => $("key-form").hidden && look(), 2000);
-look();
+setInterval(renewForecast, 1000);
+setInterval(() => $("key-form").hidden && refresh(), 2000);
+refresh();

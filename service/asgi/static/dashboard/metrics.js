@@ -1,24 +1,24 @@
-// The few numbers that the page takes from /metrics (Prometheus text).
+// The metrics that the page shows, parsed from /metrics (Prometheus text format).
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/;
 
-/** Parse to [{name, labels, value}], only names that begin with a prefix. */
+/** Parse to [{name, labels, value}]; only names that begin with one of the prefixes. */
 function parse(text, prefixes) {
   const samples = [];
   for (const line of text.split("\n")) {
     if (!prefixes.some((prefix) => line.startsWith(prefix))) continue;
-    const found = LINE.exec(line);
-    if (!found) continue;
-    const pairs = (found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g);
+    const match = LINE.exec(line);
+    if (!match) continue;
+    const pairs = (match[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g);
     const labels = Object.fromEntries([...pairs].map(([, label, value]) => [label, value]));
-    samples.push({ name: found[1], labels, value: Number(found[3]) });
+    samples.push({ name: match[1], labels, value: Number(match[3]) });
   }
   return samples;
 }
 
 const COUNTS = ["stepwell_replays_total", "stepwell_conflicts_total", "process_start_time_seconds"];
 
-/** What one scrape says of a model: cumulative latency buckets, repeats, conflicts, and which process answered. */
+/** A model's metrics in one scrape: cumulative latency buckets, replays, conflicts, and the process's start time. */
 export function read(text, model) {
   const samples = parse(text, ["stepwell_step_seconds_bucket", ...COUNTS]);
   const sum = (name) => samples.filter((s) => s.name === name).reduce((total, s) => total + s.value, 0);
@@ -36,7 +36,7 @@ export function read(text, model) {
   };
 }
 
-/** Buckets of what happened between two scrapes of the same process; all of the later one where that is not known. */
+/** The buckets' increase between two scrapes of one process; the later buckets if the scrapes cannot be compared. */
 export function since(now, before) {
   if (!before || before.length !== now.length) return now;
   const delta = now.map(([le, count], i) => [le, count - before[i][1]]);
@@ -44,7 +44,7 @@ export function since(now, before) {
   return monotone && delta.at(-1)?.[1] > 0 ? delta : now;
 }
 
-/** The value below which a share of a cumulative histogram lies, in seconds; linear inside a bucket. */
+/** The quantile of a cumulative histogram at `share`, in seconds; linearly interpolated inside a bucket. */
 export function quantile(buckets, share) {
   const total = buckets.at(-1)?.[1] ?? 0;
   if (!total) return NaN;

@@ -1,4 +1,4 @@
-// One chart with its legend: lines over the last timesteps of a stream, and ahead of it. Drawn by uPlot.
+// One chart with its legend: a stream's last timesteps and its forecast, drawn with uPlot.
 
 import { number, percent } from "./shapes.js";
 
@@ -8,7 +8,7 @@ const COLOURS = 6; // --in-1 .. --in-6 and --out-1 .. --out-6 in the style sheet
 const theme = window.matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** The style class that gives an element the colour of a palette's series `i`. */
+/** The CSS class with the colour of series `i` of a palette. */
 export const lineClass = (palette, i) => `${palette}-${(i % COLOURS) + 1}`;
 
 export class Plot {
@@ -16,17 +16,17 @@ export class Plot {
   #buttons = [];
 
   /**
-   * @param {HTMLElement} place - where the chart goes; it takes that element's size
-   * @param {HTMLElement} legend - list that gets one button for each series, which hides and shows it
-   * @param {"in" | "out"} palette - its colours
+   * @param {HTMLElement} container - the chart's parent, which determines its size
+   * @param {HTMLElement} legend - the list for one button per series, which hides and shows the series
+   * @param {"in" | "out"} palette - the chart's colours
    */
-  constructor(place, legend, palette) {
-    Object.assign(this, { place, legend, palette });
-    new ResizeObserver(() => this.#chart?.setSize(this.#size())).observe(place);
+  constructor(container, legend, palette) {
+    Object.assign(this, { container, legend, palette });
+    new ResizeObserver(() => this.#chart?.setSize(this.#size())).observe(container);
     theme.addEventListener("change", () => this.#restart());
   }
 
-  /** Begin anew with other series: [{name}], whether they are probabilities, and whether `draw` gets what is ahead. */
+  /** Replace the series: [{name}], whether they are probabilities, and whether `draw` gets a forecast. */
   setSeries(series, shares, ahead = false) {
     const same = JSON.stringify(series) === JSON.stringify(this.series);
     if (same && shares === this.shares && ahead === this.ahead) return;
@@ -39,36 +39,36 @@ export class Plot {
   /**
    * Draw some rows of a stream.
    *
-   * @param {number[]} steps - the step of each row; null where the line breaks
-   * @param {Array[]} columns - where each row stands on the time axis, then one array for each series
-   * @param {object} [beyond] - what is ahead of a row, as `Lookahead.beyond` gives it
+   * @param {number[]} steps - the step of each row; null where the line is interrupted
+   * @param {Array[]} columns - the rows' positions on the time axis, then one array per series
+   * @param {object} [beyond] - the forecast, as returned by `Lookahead.beyond`
    */
   draw(steps, columns, beyond = null) {
-    this.last = steps.length - 1; // the newest row that was lived
-    [this.steps, this.columns] = beyond ? lengthened(steps, columns, beyond) : [steps, columns];
-    if (this.ahead && !beyond) this.columns = [...columns, ...nothing(3 * this.series.length, steps.length)];
+    this.last = steps.length - 1; // the newest observed row
+    [this.steps, this.columns] = beyond ? extended(steps, columns, beyond) : [steps, columns];
+    if (this.ahead && !beyond) this.columns = [...columns, ...emptyColumns(3 * this.series.length, steps.length)];
     columns = this.columns;
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
     this.#chart.setScale("x", { min: first, max: Math.max(last, first + 20) });
-    this.#chart.redraw(false, true); // the marks move with the rows, also where the scales stay
-    this.#tell(this.#chart.cursor.idx ?? this.last);
+    this.#chart.redraw(false, true); // the tick marks change with the rows even if the scales do not
+    this.#showValues(this.#chart.cursor.idx ?? this.last);
   }
 
-  /** Where the time axis has its marks: at round steps. */
+  /** Positions of the tick marks on the time axis: round step numbers. */
   #marks() {
     const { steps = [], columns } = this;
-    const most = Math.max(2, this.place.clientWidth / 60);
-    const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((n) => steps.length / n <= most) ?? 1000;
+    const maxMarks = Math.max(2, this.container.clientWidth / 60);
+    const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((n) => steps.length / n <= maxMarks) ?? 1000;
     return steps.flatMap((step, i) => (step && step % every === 0 ? [columns[0][i]] : []));
   }
 
-  #stepAt(at) {
-    return number(this.steps[at - this.columns[0][0]]);
+  #stepAt(position) {
+    return number(this.steps[position - this.columns[0][0]]);
   }
 
   #size() {
-    return { width: this.place.clientWidth, height: this.place.clientHeight };
+    return { width: this.container.clientWidth, height: this.container.clientHeight };
   }
 
   #restart() {
@@ -76,7 +76,7 @@ export class Plot {
     this.#chart?.destroy();
     const [ink, grid] = [colour("--ink-soft"), colour("--grid")];
     const font = `11px ${getComputedStyle(document.body).fontFamily}`;
-    const told = (words) => (_, marks) => marks.map(words);
+    const labels = (format) => (_, marks) => marks.map(format);
     const axis = { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 6 };
     this.#chart = new uPlot(
       {
@@ -89,20 +89,20 @@ export class Plot {
           {
             ...axis, size: 26, grid: { show: false },
             splits: () => this.#marks(),
-            values: told((at) => this.#stepAt(at)),
+            values: labels((position) => this.#stepAt(position)),
           },
-          { ...axis, size: 46, values: told(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
+          { ...axis, size: 46, values: labels(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
         ],
         series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead()],
         bands: this.ahead ? this.series.map((_, i) => this.#band(i)) : [],
-        hooks: { setCursor: [(chart) => this.#tell(chart.cursor.idx ?? this.last)] },
+        hooks: { setCursor: [(chart) => this.#showValues(chart.cursor.idx ?? this.last)] },
       },
-      this.columns ?? nothing(1 + this.series.length * (this.ahead ? 4 : 1), 0),
-      this.place,
+      this.columns ?? emptyColumns(1 + this.series.length * (this.ahead ? 4 : 1), 0),
+      this.container,
     );
   }
 
-  /** After the series come as many dashed ones for what is ahead of them, and the edges of their intervals. */
+  /** The forecast's series, after those of the data: the dashed medians, then both edges of the intervals. */
   #linesAhead() {
     if (!this.ahead) return [];
     const middle = this.series.map((_, i) => ({ ...this.#line(i), fill: undefined, dash: [4, 3] }));
@@ -148,8 +148,8 @@ export class Plot {
       button.addEventListener("click", () => {
         this.hidden[i] = !this.hidden[i];
         button.setAttribute("aria-pressed", String(!this.hidden[i]));
-        for (let at = i + 1; at < this.#chart.series.length; at += this.series.length) {
-          this.#chart.setSeries(at, { show: !this.hidden[i] });
+        for (let index = i + 1; index < this.#chart.series.length; index += this.series.length) {
+          this.#chart.setSeries(index, { show: !this.hidden[i] });
         }
       });
       return { button, value, bar };
@@ -163,8 +163,8 @@ export class Plot {
     );
   }
 
-  /** Put the values of one column into the legend. */
-  #tell(index) {
+  /** Show the values of one row in the legend. */
+  #showValues(index) {
     if (!this.columns) return;
     this.#buttons.forEach(({ value, bar }, i) => {
       const v = this.columns[i + 1]?.[index] ?? this.columns[i + 1 + this.series.length]?.[index];
@@ -174,11 +174,11 @@ export class Plot {
   }
 }
 
-const nothing = (columns, rows) => Array.from({ length: columns }, () => Array(rows).fill(null));
+const emptyColumns = (columns, rows) => Array.from({ length: columns }, () => Array(rows).fill(null));
 
-/** Rows and columns with what is beyond: after the series' columns those of the middles, the lows and the highs. */
-function lengthened(steps, [ats, ...lines], { at, horizon, fans }) {
-  const from = at - ats[0];
+/** Steps and columns with the forecast: after the series' columns those of the medians, low edges and high edges. */
+function extended(steps, [positions, ...lines], { at, horizon, fans }) {
+  const from = at - positions[0];
   const more = Math.max(0, from + horizon + 1 - steps.length);
   const counted = (values) => [...values, ...Array.from({ length: more }, (_, i) => values.at(-1) + i + 1)];
   const longer = lines.map((line) => [...line, ...Array(more).fill(null)]);
@@ -189,5 +189,5 @@ function lengthened(steps, [ats, ...lines], { at, horizon, fans }) {
       return line;
     }),
   );
-  return [counted(steps), [counted(ats), ...longer, ...ahead]];
+  return [counted(steps), [counted(positions), ...longer, ...ahead]];
 }

@@ -1,32 +1,32 @@
-// What a model's tensors look like: names of their elements, flat values, probabilities, numbers as text.
+// Tensors for display: element names, flat values, probabilities, numbers as text.
 
-const MOST_SERIES = 12; // more lines than this cannot be told apart
+const MAX_SERIES = 12; // more lines cannot be distinguished
 
 const size = (shape) => shape.reduce((product, dim) => product * dim, 1);
 
-/** Names of the elements of one row of a tensor: its own `labels` where the manifest has them, else `name 0`, ... */
+/** Names of the elements of one row of a tensor: the manifest's `labels` if it has them, else `name 0`, ... */
 function elementNames(spec) {
   const n = size(spec.shape);
   if (Array.isArray(spec.labels) && spec.labels.length === n) return spec.labels.map(String);
   return n === 1 ? [spec.name] : Array.from({ length: n }, (_, i) => `${spec.name} ${i}`);
 }
 
-/** The series to draw for some tensors: [{tensor, index, name}], at most 12; `total` says how many there are. */
+/** The series to draw for some tensors: [{tensor, index, name}], at most 12; `total` is the number without this limit. */
 export function seriesOf(specs) {
   const all = [];
   let total = 0;
   for (const spec of specs) {
     total += size(spec.shape);
-    if (all.length >= MOST_SERIES) continue;
+    if (all.length >= MAX_SERIES) continue;
     elementNames(spec).forEach((name, index) => all.push({ tensor: spec.name, index, name }));
   }
-  return { series: all.slice(0, MOST_SERIES), total };
+  return { series: all.slice(0, MAX_SERIES), total };
 }
 
-/** The values of a tensor in their order, as numbers; what is none comes as null. */
+/** The values of a tensor in row order, as numbers; JSON null becomes NaN. */
 export const flat = (tensor) => [tensor].flat(Infinity).map((v) => (v === null ? NaN : Number(v)));
 
-/** One message's tensors as rows of timesteps: [{name: flat values}, ...]; a chunk has a leading time axis. */
+/** The tensors of one message as timesteps: [{name: flat values}, ...]; those of a chunk have a leading time axis. */
 export function timesteps(tensors, specs) {
   const rows = [];
   for (const spec of specs) {
@@ -43,13 +43,13 @@ export function timesteps(tensors, specs) {
 
 const depth = (value) => (Array.isArray(value) ? 1 + depth(value[0]) : 0);
 
-/** Whether values are at least two probabilities that make 1. */
+/** Whether values are at least two probabilities with the sum 1. */
 export function areProbabilities(values) {
   if (!values || values.length < 2 || values.some((v) => !(v >= 0 && v <= 1))) return false;
   return Math.abs(values.reduce((sum, v) => sum + v, 0) - 1) < 1e-3;
 }
 
-/** The most probable class of a row of outputs, {name, index, share}; null where nothing looks like probabilities. */
+/** The most probable class of a row of outputs, {name, index, share}; null without probabilities. */
 export function mostProbable(row, specs) {
   for (const spec of specs) {
     const values = row?.[spec.name];
@@ -60,7 +60,7 @@ export function mostProbable(row, specs) {
   return null;
 }
 
-/** A row of outputs in a few words. */
+/** A short text for a row of outputs. */
 export function summary(row, specs) {
   if (!row) return "";
   const best = mostProbable(row, specs);
@@ -69,10 +69,10 @@ export function summary(row, specs) {
   return values.slice(0, 3).map(number).join("  ") + (values.length > 3 ? " …" : "");
 }
 
-/** The shell line that sends one timestep of zeros to a model. */
+/** The shell command that sends one timestep of zeros to a model. */
 export function curlLine(model, base, withKey) {
-  const nothing = ({ dtype, shape }) => filled(shape, dtype === "bool" ? false : 0);
-  const inputs = Object.fromEntries(model.inputs.map((spec) => [spec.name, nothing(spec)]));
+  const zeros = ({ dtype, shape }) => filled(shape, dtype === "bool" ? false : 0);
+  const inputs = Object.fromEntries(model.inputs.map((spec) => [spec.name, zeros(spec)]));
   const url = new URL(`v1/models/${model.name}/streams/first/step`, base);
   const lines = [`curl ${url}`, "-H 'content-type: application/json'"];
   if (withKey) lines.push("-H 'authorization: Bearer YOUR_KEY'");
@@ -84,7 +84,7 @@ const filled = ([n, ...rest], value) =>
 
 export const percent = (share) => `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)}%`;
 
-/** A number in at most four significant digits. */
+/** A number as text, shortened for display. */
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en");
@@ -93,7 +93,7 @@ export function number(value) {
   return size < 0.001 ? value.toExponential(1) : value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
 }
 
-/** Seconds ago in words. */
+/** An age in seconds as text. */
 export function ago(seconds) {
   if (seconds < 2) return "now";
   if (seconds < 90) return `${Math.round(seconds)} s`;
@@ -101,5 +101,5 @@ export function ago(seconds) {
   return `${Math.round(seconds / 3600)} h`;
 }
 
-/** Bytes in words. */
+/** A number of bytes as text. */
 export const bytes = (n) => (n < 10240 ? `${number(n)} bytes` : `${number(Math.round(n / 1024))} KiB`);

@@ -1,10 +1,10 @@
-// The streams that the page knows, and the list of them.
+// The streams of the chosen model, and their list in the page.
 
 import { ago, number, summary } from "./shapes.js";
 import { WINDOW } from "./plot.js";
 
 const LIVE_S = 5; // a stream is live for this long after its last timestep
-const MOST_ROWS = 200; // rows in the list; the filter finds the others
+const MAX_ROWS = 200; // rows in the list; the filter shows the others
 const byName = new Intl.Collator("en", { numeric: true }).compare;
 const now = () => performance.now() / 1000;
 
@@ -14,7 +14,7 @@ class Stream {
   step = 0;
   outputs = null;
   seenAt = -Infinity;
-  rows = []; // {at, step, inputs, outputs, isTold}, oldest first; `at` counts on where a reset begins the steps anew
+  rows = []; // {at, step, inputs, outputs, isStored}, oldest first; `at` counts on when a reset restarts the steps
 
   constructor(name) {
     this.name = name;
@@ -24,17 +24,17 @@ class Stream {
     return now() - this.seenAt < LIVE_S;
   }
 
-  /** Note a commit for the list; answers how many timesteps it was ahead of what was known. */
-  see(step, outputs) {
-    const ahead = this.seenAt > -Infinity && step > this.step ? step - this.step : outputs.length;
+  /** Record a commit for the list; returns its number of timesteps, including those of missed commits. */
+  recordCommit(step, outputs) {
+    const count = this.seenAt > -Infinity && step > this.step ? step - this.step : outputs.length;
     this.step = step;
     this.outputs = outputs.at(-1) ?? this.outputs;
     this.seenAt = now();
-    return ahead;
+    return count;
   }
 
-  /** Take where the service says that the stream stands, its last outputs or null; for what was not seen to move. */
-  stand(step, outputs) {
+  /** Set the stored step and the last outputs (or null), for a stream without recent events. */
+  setStored(step, outputs) {
     Object.assign(this, { step, outputs });
     const last = this.rows.at(-1);
     if (last?.step === step) return;
@@ -43,17 +43,17 @@ class Stream {
   }
 
   /** Keep a commit's timesteps for the charts. */
-  keep(step, inputs, outputs) {
+  addRows(step, inputs, outputs) {
     const first = step - outputs.length + 1;
-    if (this.rows.at(-1)?.isTold && first === this.rows.at(-1).step) this.rows.pop(); // it was on its way here
+    if (this.rows.at(-1)?.isStored && first === this.rows.at(-1).step) this.rows.pop(); // the stored row, now received as an event
     const last = this.rows.at(-1);
-    if (last && first !== last.step + 1) this.#push(null, {}, {}); // a reset or lost messages break the lines
+    if (last && first !== last.step + 1) this.#push(null, {}, {}); // after a reset or lost messages the lines are interrupted
     outputs.forEach((row, t) => this.#push(first + t, inputs[t] ?? {}, row));
     if (this.rows.length > WINDOW) this.rows.splice(0, this.rows.length - WINDOW);
   }
 
-  #push(step, inputs, outputs, isTold = false) {
-    this.rows.push({ at: (this.rows.at(-1)?.at ?? 0) + 1, step, inputs, outputs, isTold });
+  #push(step, inputs, outputs, isStored = false) {
+    this.rows.push({ at: (this.rows.at(-1)?.at ?? 0) + 1, step, inputs, outputs, isStored });
   }
 }
 
@@ -61,7 +61,7 @@ class Stream {
 export class Streams {
   byName = new Map();
   truncated = false;
-  isListed = false; // whether the service's own list was taken
+  isListed = false; // whether the service's list was received
 
   get live() {
     return [...this.byName.values()].filter((stream) => stream.isLive);
@@ -72,7 +72,7 @@ export class Streams {
     return this.byName.get(name);
   }
 
-  /** Take the service's own list; what it does not know any more goes, unless it was seen just now. */
+  /** Apply the service's list; streams that are not in it are removed, unless they are live. */
   list({ streams, cursor }) {
     this.truncated = cursor != null;
     this.isListed = true;
@@ -86,7 +86,7 @@ export class Streams {
   }
 }
 
-/** The list in the page: live streams first, then by name; arrow keys choose. */
+/** The list in the page: live streams first, then by name; arrow keys select. */
 export class StreamList {
   #rows = new Map(); // name -> {item, ...its parts}
   #shown = [];
@@ -108,9 +108,9 @@ export class StreamList {
 
   render(streams, outputSpecs, chosen) {
     const wanted = this.filter.value.trim().toLowerCase();
-    const found = this.sorted(streams).filter(({ name }) => name.toLowerCase().includes(wanted));
-    this.#shown = found.slice(0, MOST_ROWS).map(({ name }) => name);
-    const items = found.slice(0, MOST_ROWS).map((stream) => this.#row(stream, outputSpecs, stream.name === chosen));
+    const matches = this.sorted(streams).filter(({ name }) => name.toLowerCase().includes(wanted));
+    this.#shown = matches.slice(0, MAX_ROWS).map(({ name }) => name);
+    const items = matches.slice(0, MAX_ROWS).map((stream) => this.#row(stream, outputSpecs, stream.name === chosen));
     const placed = this.list.children;
     const inOrder = placed.length === items.length && items.every((item, i) => placed[i] === item);
     if (!inOrder) this.list.replaceChildren(...items);
@@ -118,33 +118,33 @@ export class StreamList {
     const id = this.#rows.get(chosen)?.item.id;
     if (id && this.#shown.includes(chosen)) this.list.setAttribute("aria-activedescendant", id);
     else this.list.removeAttribute("aria-activedescendant");
-    this.note.textContent = this.#remark(found.length, streams, wanted);
+    this.note.textContent = this.#noteText(matches.length, streams, wanted);
   }
 
-  #remark(found, streams, wanted) {
-    if (!found) return wanted ? "No stream has this in its name." : "No streams yet.";
-    if (found > MOST_ROWS) return `${number(found - MOST_ROWS)} more; filter to find them.`;
-    return streams.truncated ? "The service keeps more than are listed here." : "";
+  #noteText(count, streams, wanted) {
+    if (!count) return wanted ? "No stream id contains this text." : "No streams yet.";
+    if (count > MAX_ROWS) return `${number(count - MAX_ROWS)} more; use the filter to find them.`;
+    return streams.truncated ? "The service has more streams than are listed here." : "";
   }
 
   #row(stream, outputSpecs, isChosen) {
     if (!this.#rows.has(stream.name)) this.#rows.set(stream.name, makeRow(stream.name));
-    const { item, step, belief, seen } = this.#rows.get(stream.name);
+    const { item, step, prediction, seen } = this.#rows.get(stream.name);
     const set = (node, text) => node.textContent !== text && (node.textContent = text);
     item.setAttribute("aria-selected", String(isChosen));
     item.classList.toggle("live", stream.isLive);
     set(step, number(stream.step));
-    set(belief, summary(stream.outputs, outputSpecs));
+    set(prediction, summary(stream.outputs, outputSpecs));
     set(seen, stream.seenAt > -Infinity ? ago(now() - stream.seenAt) : "idle");
     return item;
   }
 
   #key(event) {
-    const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
-    if (!(event.key in moves) || !this.#shown.length) return;
+    const offsets = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
+    if (!(event.key in offsets) || !this.#shown.length) return;
     event.preventDefault();
-    const at = this.#shown.findIndex((name) => this.#rows.get(name).item.getAttribute("aria-selected") === "true");
-    const to = Math.max(0, Math.min(this.#shown.length - 1, at + moves[event.key]));
+    const from = this.#shown.findIndex((name) => this.#rows.get(name).item.getAttribute("aria-selected") === "true");
+    const to = Math.max(0, Math.min(this.#shown.length - 1, from + offsets[event.key]));
     this.choose(this.#shown[to]);
     this.#rows.get(this.#shown[to]).item.scrollIntoView({ block: "nearest" });
   }
@@ -158,7 +158,7 @@ function makeRow(name) {
   item.id = `stream-${(ids += 1)}`;
   item.dataset.name = name;
   const parts = Object.fromEntries(
-    ["dot", "name", "step", "belief", "seen"].map((part) => {
+    ["dot", "name", "step", "prediction", "seen"].map((part) => {
       const span = document.createElement("span");
       span.className = part;
       item.append(span);

@@ -1,48 +1,48 @@
-// What can be done with a stream from the page: fork it, keep copies of it, reset it. What does harm is asked first.
+// Operations on the chosen stream: fork, snapshots, reset. Destructive ones need a confirmation.
 
 import { getJson, pathOf, send } from "./feed.js";
 import { number } from "./shapes.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** The page's one dialog: a question, with a name to be given where one is needed. */
-class Question {
+/** The page's dialog: a confirmation, optionally with a name to enter. */
+class Dialog {
   #act = null;
 
   constructor() {
     $("ask-no").addEventListener("click", () => $("ask").close());
     $("ask-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#answer();
+      this.#confirm();
     });
   }
 
   /**
-   * Ask. The dialog closes when `act` is done, and says why where it cannot be done.
+   * Open the dialog. It closes when `act` has succeeded, and shows the error if `act` fails.
    *
-   * @param {{title: string, text: string, label?: string, name?: string, yes: string, harms?: boolean, items?: Node[],
-   *   act: Function}} question - `act` gets the name
+   * @param {{title: string, text: string, label?: string, name?: string, yes: string, isDestructive?: boolean,
+   *   items?: Node[], act: Function}} options - `act` gets the name
    */
-  ask({ title, text, label = "", name = "", yes, harms = false, items = [], act }) {
+  open({ title, text, label = "", name = "", yes, isDestructive = false, items = [], act }) {
     this.#act = act;
-    const words = { "ask-title": title, "ask-text": text, "ask-label": label, "ask-yes": yes, "ask-problem": "" };
-    for (const [id, said] of Object.entries(words)) $(id).textContent = said;
+    const texts = { "ask-title": title, "ask-text": text, "ask-label": label, "ask-yes": yes, "ask-problem": "" };
+    for (const [id, value] of Object.entries(texts)) $(id).textContent = value;
     $("ask-field").hidden = $("ask-name").disabled = !label;
     $("ask-name").value = name;
-    $("ask-yes").classList.toggle("harms", harms);
+    $("ask-yes").classList.toggle("harms", isDestructive);
     $("ask-items").replaceChildren(...items);
     if (!$("ask").open) $("ask").showModal();
     if (label) $("ask-name").select();
-    else $("ask-no").focus(); // not the harm
+    else $("ask-no").focus(); // not on the destructive button
   }
 
-  async #answer() {
+  async #confirm() {
     const act = this.#act;
     $("ask-yes").disabled = true;
     $("ask-problem").textContent = "";
     try {
       await act($("ask-name").value.trim());
-      if (act === this.#act) $("ask").close(); // else it has asked again
+      if (act === this.#act) $("ask").close(); // otherwise `act` has opened another dialog
     } catch (problem) {
       $("ask-problem").textContent = problem.message;
     } finally {
@@ -52,62 +52,62 @@ class Question {
 }
 
 /** The buttons of the chosen stream. */
-export class Tending {
-  #question = new Question();
+export class Operations {
+  #dialog = new Dialog();
 
   /**
-   * @param {{current: Function, did: Function}} on - `current` gives the model and the stream; `did` gets what was done
-   *   in words, and {stream, step} where a stream stands elsewhere now
+   * @param {{current: Function, onDone: Function}} on - `current` returns the model and the stream; `onDone` gets a
+   *   message, and {stream, step} of a created or changed stream
    */
-  constructor({ current, did }) {
-    this.did = did;
-    for (const what of ["fork", "snapshots", "reset"]) {
-      $(what).addEventListener("click", async () => {
+  constructor({ current, onDone }) {
+    this.onDone = onDone;
+    for (const operation of ["fork", "snapshots", "reset"]) {
+      $(operation).addEventListener("click", async () => {
         try {
-          await this[what](...current());
+          await this[operation](...current());
         } catch (problem) {
-          did(problem.message);
+          onDone(problem.message);
         }
       });
     }
   }
 
   fork(model, { name, step }) {
-    this.#question.ask({
+    this.#dialog.open({
       title: `Fork ${name}`,
-      text: `Another stream begins as this one is now, at about step ${number(step)}. Both go on independently.`,
+      text: `Creates a copy of the stream's current state, at about step ${number(step)}. Both streams then continue independently.`,
       label: "Id of the new stream",
       name: `${name}-fork`,
       yes: "Fork",
       act: async (to) => {
-        const made = await send("POST", pathOf(model.name, name, "fork"), { to });
-        this.did(`${to} begins at step ${number(made.step)}, as ${name} was.`, made);
+        const created = await send("POST", pathOf(model.name, name, "fork"), { to });
+        this.onDone(`${to} was created at step ${number(created.step)} as a copy of ${name}.`, created);
       },
     });
   }
 
   reset(model, { name, step }, snapshot = null) {
-    const where = snapshot ? `step ${number(snapshot.step)}, as snapshot ${snapshot.name} has it` : "the initial state";
-    this.#question.ask({
+    const target = snapshot ? `snapshot ${snapshot.name} (step ${number(snapshot.step)})` : "the initial state";
+    this.#dialog.open({
       title: `Reset ${name}?`,
-      text: `It is at about step ${number(step)} and would go back to ${where}. What came since is lost.`,
+      text: `The stream is at about step ${number(step)} and will be reset to ${target}. Later timesteps are lost.`,
       yes: "Reset",
-      harms: true,
+      isDestructive: true,
       act: async () => {
         const body = snapshot ? { to: { snapshot: snapshot.name } } : {};
         const now = await send("POST", pathOf(model.name, name, "reset"), body);
-        this.did(`${name} is back at step ${number(now.step)}.`, { stream: name, step: now.step });
+        this.onDone(`${name} was reset to step ${number(now.step)}.`, { stream: name, step: now.step });
       },
     });
   }
 
-  /** Show the snapshots of a stream; throws where they cannot be had. */
+  /** Show the snapshots of a stream; throws if they cannot be read. */
   async snapshots(model, stream) {
     const { snapshots } = await getJson(pathOf(model.name, stream.name, "snapshots"));
-    this.#question.ask({
+    this.#dialog.open({
       title: `Snapshots of ${stream.name}`,
-      text: `Copies that the stream can go back to${snapshots.length ? "." : "; there are none yet."}`,
-      label: "Name of a new one",
+      text: snapshots.length ? "The stream can be reset to these copies." : "This stream has no snapshots yet.",
+      label: "Name of a new snapshot",
       name: `step-${stream.step}`,
       yes: "Take",
       items: snapshots.map((one) => snapshotItem(one, () => this.reset(model, stream, one))),
@@ -120,22 +120,22 @@ export class Tending {
   }
 
   #replace(model, stream, { name, step }) {
-    this.#question.ask({
+    this.#dialog.open({
       title: `Replace snapshot ${name}?`,
-      text: `It is ${stream.name} at step ${number(step)}, and would be as the stream is now.`,
+      text: `It has ${stream.name} at step ${number(step)} and will be replaced by the stream's current state.`,
       yes: "Replace",
-      harms: true,
+      isDestructive: true,
       act: () => this.#take(model, stream, name),
     });
   }
 
   async #take(model, stream, name) {
     const taken = await send("PUT", pathOf(model.name, stream.name, `snapshots/${encodeURIComponent(name)}`));
-    this.did(`Snapshot ${name} is ${stream.name} at step ${number(taken.step)}.`);
+    this.onDone(`Snapshot ${name} was taken of ${stream.name} at step ${number(taken.step)}.`);
   }
 }
 
-function snapshotItem({ name, step, taken_at: takenAt }, goBack) {
+function snapshotItem({ name, step, taken_at: takenAt }, onReset) {
   const item = document.createElement("li");
   const part = (tag, className, text) => {
     const node = document.createElement(tag);
@@ -145,8 +145,8 @@ function snapshotItem({ name, step, taken_at: takenAt }, goBack) {
   };
   part("span", "name", name);
   part("span", "note", `step ${number(step)}, ${new Date(takenAt).toLocaleString()}`);
-  const button = part("button", "", "Go back");
+  const button = part("button", "", "Reset to this");
   button.type = "button";
-  button.addEventListener("click", goBack);
+  button.addEventListener("click", onReset);
   return item;
 }

@@ -1,17 +1,17 @@
-// The API's page: what openapi.json says of each route, and a form to send it. Needs nothing from elsewhere.
+// The API reference: the description of each route from openapi.json, with a form that sends a request. No third-party code.
 
 import { getJson, hasKey, headers, setKey } from "../dashboard/feed.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** Make an element; strings among the parts become text, never markup. */
+/** Create an element; string parts become text nodes, never markup. */
 function make(tag, properties = {}, ...parts) {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...parts);
   return element;
 }
 
-/** An example of what a schema describes: required fields only, as they are most often sent. */
+/** An example value of a schema, with required fields only. */
 function example(schema) {
   if ("example" in schema) return schema.example;
   if ("const" in schema) return schema.const;
@@ -34,18 +34,18 @@ function field(parameter, inputs) {
   return parts;
 }
 
-/** The request that a form describes: [path, options of fetch]. */
+/** The request of a filled-in form: [path, options of fetch]. */
 function requestOf(method, path, inputs, body) {
   const query = new URLSearchParams();
-  const sent = headers();
+  const requestHeaders = headers();
   for (const [{ name, in: where }, { value }] of inputs) {
     if (where === "path") path = path.replace(`{${name}}`, encodeURIComponent(value));
     else if (value && where === "query") query.set(name, value);
-    else if (value) sent[name] = value;
+    else if (value) requestHeaders[name] = value;
   }
-  if (body) sent["content-type"] = "application/json";
-  const asked = query.size ? `${path}?${query}` : path;
-  return [asked.replace(/^\//, ""), { method: method.toUpperCase(), headers: sent, body: body?.value }];
+  if (body) requestHeaders["content-type"] = "application/json";
+  const target = query.size ? `${path}?${query}` : path;
+  return [target.replace(/^\//, ""), { method: method.toUpperCase(), headers: requestHeaders, body: body?.value }];
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -61,16 +61,16 @@ function curlOf([path, { method, headers: sent, body }]) {
 async function send(request, out) {
   out.replaceChildren("...");
   try {
-    const answer = await fetch(new URL(request[0], document.baseURI), { ...request[1], cache: "no-store" });
-    const text = await answer.text();
+    const response = await fetch(new URL(request[0], document.baseURI), { ...request[1], cache: "no-store" });
+    const text = await response.text();
     let shown = text;
     try {
       shown = JSON.stringify(JSON.parse(text), null, 1);
     } catch {
-      // it is no JSON, and shown as it came
+      // not JSON: shown unchanged
     }
-    out.dataset.good = answer.ok ? "yes" : "no";
-    out.replaceChildren(`${answer.status}\n${shown}`);
+    out.dataset.good = response.ok ? "yes" : "no";
+    out.replaceChildren(`${response.status}\n${shown}`);
   } catch (problem) {
     out.dataset.good = "no";
     out.replaceChildren(String(problem));
@@ -102,17 +102,17 @@ function operation(method, path, { description, parameters = [], requestBody, re
     delete out.dataset.good;
     out.replaceChildren(curlOf(requestOf(method, path, inputs, body)));
   });
-  const answers = Object.entries(responses).map(([status, { description: words }]) =>
+  const rows = Object.entries(responses).map(([status, { description: words }]) =>
     make("tr", {}, make("td", {}, status), make("td", {}, words.replaceAll("`", ""))),
   );
-  const detail = [make("table", {}, ...answers)];
+  const detail = [make("table", {}, ...rows)];
   if (schema) detail.push(make("pre", {}, JSON.stringify(schema, null, 1)));
   return make(
     "details",
     {},
     make("summary", {}, make("span", { className: "method" }, method.toUpperCase()), make("code", {}, path), make("span", { className: "note" }, description ?? "")),
     form,
-    make("details", { className: "more" }, make("summary", {}, "Answers and fields"), make("div", { className: "body" }, ...detail)),
+    make("details", { className: "more" }, make("summary", {}, "Responses and fields"), make("div", { className: "body" }, ...detail)),
   );
 }
 
@@ -131,16 +131,16 @@ function show(document_) {
   );
 }
 
-async function look() {
+async function load() {
   try {
     show(await getJson("openapi.json"));
     $("key-form").hidden = true;
   } catch ({ status, message }) {
     if (status !== 401 && status !== 403) {
-      $("main").replaceChildren(make("p", {}, `The document cannot be had: ${message}.`));
+      $("main").replaceChildren(make("p", {}, `The API description could not be loaded: ${message}.`));
       return;
     }
-    $("key-problem").textContent = hasKey() ? (status === 403 ? "This key may not read." : "This key is not known.") : "";
+    $("key-problem").textContent = hasKey() ? (status === 403 ? "This key has no read permission." : "This key is not valid.") : "";
     $("key-form").hidden = false;
     $("key").focus();
   }
@@ -150,6 +150,6 @@ $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   setKey($("key").value.trim());
   $("key").value = "";
-  look();
+  load();
 });
-look();
+load();
