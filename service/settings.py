@@ -56,7 +56,7 @@ class Settings(BaseModel):
     stream_ttl_s: Seconds = 7 * 86400
     """Seconds after which an idle stream expires; it may take up to 1.25 times as long."""
     snapshot_ttl_s: Seconds | None = None
-    """Seconds after which a stream's snapshots expire, after the last one was created or used. Unset: `stream_ttl_s`."""
+    """Seconds after which a stream's snapshots expire after the last creation or use. Unset: `stream_ttl_s`."""
     max_snapshots: Count = 16
     """Maximum snapshots of one stream."""
     max_batch_size: Count = 256
