@@ -154,7 +154,7 @@ def is_finite(array: Array) -> bool:
     """Whether every value of an array is finite; integers and booleans always are."""
     if array.dtype.kind != "f":
         return True
-    # The sum of squares is finite only if every value is; on a short row it takes a third of the time of isfinite + all.
+    # The sum of squares is finite only if every value is; for a short row it takes a third of the time of isfinite.
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 

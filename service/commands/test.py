@@ -26,7 +26,7 @@ class NoTestsError(StepwellError):
 
 
 def test(context: typer.Context) -> None:
-    """Run all tests in three processes, or with `--quick` a part of them; arguments, also `--help`, are passed to pytest."""
+    """Run all tests in three processes, or a part with `--quick`; arguments, also `--help`, are passed to pytest."""
     root = _clone()
     # The tests are imported from the clone, whatever the working directory.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}

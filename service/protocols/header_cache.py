@@ -1,4 +1,4 @@
-"""`HeaderBlockCache`: parses the header lines of plain requests at about the same cost whether or not they were seen before.
+"""`HeaderBlockCache`: parses the header lines of plain requests, at about the same cost if they are new.
 
 One regular expression removes the header lines whose names do not matter, such as a trace id or the client's address
 that a proxy adds. What is left is mostly the same from request to request and is looked up by its bytes; where it is
