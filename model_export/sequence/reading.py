@@ -272,7 +272,7 @@ def _run_over(node: Any, values: Mapping[str, Any]) -> Iterator[tuple[int, float
     elif node.op_type == "CausalConvWithState":
         yield 2, 2
     elif node.op_type == "CumSum" and node.input[1] in values:
-        yield int(values[node.input[1]]), 1
+        yield int(np.reshape(values[node.input[1]], -1)[0]), 1
     elif node.op_type in {"Conv", "MaxPool", "AveragePool"}:
         yield from ((axis, 1 / (rank - 2)) for axis in range(2, rank))
 
