@@ -49,7 +49,8 @@ def export_source(
     tolerance: float | None = None,
     precision: Precision = FULL,
     verify: Path | None = None,
-    time_axes: Mapping[str, int] | None = None,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
     feedback: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Exported:
@@ -63,7 +64,8 @@ def export_source(
             suits the precision.
         precision: What is kept in fewer bits than the original has.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
-        time_axes: The time axis by input of an ONNX file, where running it cannot tell.
+        time_axes: The time axis by input of an ONNX file, where running it cannot tell; None: the input has none.
+        batch_axes: The batch axis by input of an ONNX file, in the same way.
         feedback: For rollouts: by input, the output or the rule that makes it; see `model_export.feedback`.
         progress: Called as parts are done.
 
@@ -81,7 +83,7 @@ def export_source(
     check_new_file(target, source=Path(source) if isinstance(source, str) else None)
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
-    full = candidate_of(load_source(source), name=name, time_axes=time_axes, progress=progress)
+    full = candidate_of(load_source(source), name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
     full = replace(full, manifest=with_feedback(full.manifest, feedback or {}))
     candidate = precision.lower(full)
     content, report = prove(
@@ -96,24 +98,30 @@ def export_source(
 
 
 def candidate_of(
-    found: Any, *, name: str, time_axes: Mapping[str, int] | None = None, progress: Progress | None = None
+    found: Any,
+    *,
+    name: str,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    progress: Progress | None = None,
 ) -> Candidate:
     """Hand what a SOURCE gave to the front end that knows it.
 
     Raises:
         RefusedModelError: It cannot be stepped.
         MissingExtraError: A package that this needs is not installed.
-        UnclearModelError: Time axes are given for what is no ONNX file.
+        UnclearModelError: Axes are given for what is no ONNX file.
     """
     if isinstance(found, Path):
         from model_export import sequence
 
-        return sequence.candidate(found, name=name, time_axes=time_axes, progress=progress)
-    if time_axes:
-        raise UnclearModelError(
-            f"`--time-axis` is given for {sorted(time_axes)}, but the source is no ONNX file.",
-            fix="Leave it out: Keras models have time on axis 1, a StepSpec has `time_axis`.",
-        )
+        return sequence.candidate(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
+    for flag, axes in (("--time-axis", time_axes), ("--batch-axis", batch_axes)):
+        if axes:
+            raise UnclearModelError(
+                f"`{flag}` is given for {sorted(axes)}, but the source is no ONNX file.",
+                fix="Leave it out: Keras models have time on axis 1, a StepSpec has `time_axis`.",
+            )
     if isinstance(found, StepSpec):
         from model_export import torch
 

@@ -10,7 +10,6 @@ from model_export.keras.rules_conv import Geometry, geometry, slide
 from model_export.keras.running import running
 from model_export.keras.window import sees_margins
 
-
 _POOLING = (
     "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D", "AveragePooling2D", "AveragePooling3D",
 )  # fmt: skip

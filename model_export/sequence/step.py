@@ -123,7 +123,8 @@ def step_of(
     source: Any,
     *,
     name: str,
-    time_axes: Mapping[str, int] | None = None,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
     constants: Mapping[str, Array] | None = None,
 ) -> SequenceStep:
     """Make the step graph of a sequence graph.
@@ -135,16 +136,22 @@ def step_of(
     graph = load_graph(source, constants or {})
     _check_chance(graph)
     try:
-        return _step_of(source, graph, name, time_axes or {})
+        return _step_of(source, graph, name, time_axes or {}, batch_axes or {})
     except (RefusedModelError, UnclearModelError) as exc:
         if len(graph.graph.input) > 1:  # perhaps a state among them
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
         raise
 
 
-def _step_of(source: Any, graph: onnx.ModelProto, name: str, time_axes: Mapping[str, int]) -> SequenceStep:
+def _step_of(
+    source: Any,
+    graph: onnx.ModelProto,
+    name: str,
+    time_axes: Mapping[str, int | None],
+    batch_axes: Mapping[str, int | None],
+) -> SequenceStep:
     declared = declared_of(source, graph)
-    doors = find_doors(graph, declared, time_axes=time_axes)
+    doors = find_doors(graph, declared, time_axes=time_axes, batch_axes=batch_axes)
     if is_for_one_row(doors, declared) and not rows_are_apart(graph, doors):
         doors = replace(doors, only_rows=1)
     graph = with_squeeze_axes(without_known_branches(graph, doors), doors)

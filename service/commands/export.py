@@ -16,7 +16,7 @@ from model_export.verify import ATOL
 from model_export.weights import Weights
 from service.commands.feedback import Feedback, feedback_of
 from service.commands.parity import outputs_table, report_lines
-from service.commands.tables import named_values, saved_lines, show, size_words
+from service.commands.tables import axes_of, saved_lines, show, size_words
 
 
 def export(
@@ -50,6 +50,10 @@ def export(
         list[str] | None,
         typer.Option(metavar="INPUT=AXIS", help="Where an ONNX file has time, if running it cannot tell. Repeatable."),
     ] = None,
+    batch_axis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=AXIS", help="Where an ONNX file has the batch, or none. Repeatable."),
+    ] = None,
     feedback: Feedback = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -77,7 +81,8 @@ def export(
             tolerance=tolerance,
             precision=Precision(weights, store_dtype),
             verify=verify,
-            time_axes=_axes(time_axis or []),
+            time_axes=axes_of("--time-axis", time_axis),
+            batch_axes=axes_of("--batch-axis", batch_axis),
             feedback=feedback_of(feedback),
             progress=progress,
         )
@@ -85,15 +90,6 @@ def export(
         typer.echo(json.dumps(_report(done), indent=2))
     else:
         _show(done)
-
-
-def _axes(given: list[str]) -> dict[str, int]:
-    axes = {}
-    for name, text in named_values("--time-axis", given, "INPUT=AXIS").items():
-        if not text.removeprefix("-").isdecimal():
-            raise typer.BadParameter(f"{name}={text}: an axis is a number, counted from 0.", param_hint="--time-axis")
-        axes[name] = int(text)
-    return axes
 
 
 def _report(done: Exported) -> dict[str, object]:

@@ -110,6 +110,20 @@ def named_values(flag: str, texts: Iterable[str], form: str = "NAME=VALUE") -> d
     return values
 
 
+def axes_of(flag: str, texts: Iterable[str] | None) -> dict[str, int | None]:
+    """Read axes by input, counted from 0; None: the input has none.
+
+    Raises:
+        typer.BadParameter: One is neither INPUT=NUMBER nor INPUT=none, or an input is given twice (exit code 2).
+    """
+    axes: dict[str, int | None] = {}
+    for name, text in named_values(flag, texts or (), "INPUT=AXIS").items():
+        if text != "none" and not text.removeprefix("-").isdecimal():
+            raise typer.BadParameter(f"{name}={text}: an axis is a number, counted from 0, or none.", param_hint=flag)
+        axes[name] = None if text == "none" else int(text)
+    return axes
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
     for column in columns:

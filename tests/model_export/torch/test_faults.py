@@ -68,7 +68,7 @@ def test_a_module_that_takes_many_timesteps_together_is_not_said_to_take_one_len
     ("batch_first", "time_axis", "advice"),
     [(True, 0, "`time_axis=1`"), (False, 1, "`time_axis=0`")],
 )
-def test_a_wrong_time_axis_is_answered_with_the_right_one(batch_first: bool, time_axis: int, advice: str) -> None:  # noqa: FBT001  # a parameter
+def test_a_wrong_time_axis_is_answered_with_the_right_one(batch_first: bool, time_axis: int, advice: str) -> None:
     spec = whole(of(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(4, 6, batch_first=batch_first)), time_axis=time_axis)
 
     with pytest.raises(RefusedModelError, match="runs over the batch axis") as caught:
