@@ -12,6 +12,7 @@ from model_export import drift
 from model_export.compare import Tolerance
 from model_export.errors import ParityError
 from model_export.manifest import METADATA_KEY, Array, Manifest
+from model_export.onnx_file import all_graphs
 from model_export.original import Original, Progress
 from model_export.report import ParityReport
 from model_export.samples import Sampler, plain_sampler
@@ -101,12 +102,27 @@ def prove(
             progress=progress,
         )
     except DifferentAnswerError as exc:
-        suspect = likeliest_layer(candidate.probe, candidate.proto, candidate.manifest, exc, Tolerance(atol, rtol))
+        suspect = (not np.isfinite(exc.want) and _not_finite(candidate.proto)) or likeliest_layer(
+            candidate.probe, candidate.proto, candidate.manifest, exc, Tolerance(atol, rtol)
+        )
         raise ParityError(f"{exc.problem} {suspect}", fix=exc.fix) from exc
     manifest.verified = report.parity
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.to_json()
     return proto.SerializeToString(), replace(report, chunk=chunk)
+
+
+def _not_finite(proto: onnx.ModelProto) -> str:
+    """Return a sentence that names the weights which hold NaN or infinity; empty: there are none."""
+    from onnx import numpy_helper
+
+    names = [
+        tensor.name
+        for graph in all_graphs(proto.graph)
+        for tensor in graph.initializer
+        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and not np.isfinite(values).all()
+    ]
+    return f"Weights that are not finite: {', '.join(names)}." if names else ""
 
 
 def _with_chunks(

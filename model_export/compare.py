@@ -21,8 +21,8 @@ class Tolerance(NamedTuple):
         return self.atol + self.rtol * np.abs(np.asarray(want, np.float64))
 
     def beyond(self, off: Array, want: Array) -> Array:
-        """Return where differences are too large; NaN is."""
-        found: Array = ~(off <= self.allowed(want))
+        """Return where differences are too large; NaN is, and no difference at all never is."""
+        found: Array = ~((off <= self.allowed(want)) | (off == 0))
         return found
 
     def holds(self, found: Array, want: Array) -> bool:
@@ -65,10 +65,10 @@ class OutputParity:
             self.max_abs, self.sequence, self.row, self.at_step = float(off.max()), kind, row + 1, int(steps[column])
 
 
-def difference(found: Array, want: Array) -> Array:
+def difference(found: Array, want: Array, *, equal_nan: bool = False) -> Array:
     """Return absolute differences in float64, shaped as `found`.
 
-    Equal infinities differ by 0, a NaN by NaN, unequal integers by 1 at least.
+    Equal infinities differ by 0, a NaN by NaN (two of them by 0 with `equal_nan`), unequal integers by 1 at least.
     """
     want = want.reshape(found.shape)
     left, right = found.astype(np.float64), want.astype(np.float64)
@@ -76,7 +76,10 @@ def difference(found: Array, want: Array) -> Array:
         off = np.abs(left - right)
     if found.dtype.kind in "iu":
         off = np.maximum(off, 1.0)  # large ones may be one number as floats
-    return np.where(found == want, 0.0, off)
+    same = found == want
+    if equal_nan:
+        same |= np.isnan(left) & np.isnan(right)
+    return np.where(same, 0.0, off)
 
 
 def largest(off: Array) -> float:

@@ -46,12 +46,14 @@ class DifferentAnswerError(ParityError):
     Attributes:
         sequence: The sequence, shape `(1, T, *shape)` by input.
         step: The timestep, from 1.
+        want: The original's value.
     """
 
-    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int) -> None:
+    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int, want: float) -> None:
         super().__init__(problem, fix=fix)
         self.sequence = sequence
         self.step = step
+        self.want = want
 
 
 def verify_parity(
@@ -216,17 +218,18 @@ class _Check:
             where = f", element {first.place}" if first.place else ""
             raise DifferentAnswerError(
                 f"Output {first.output!r} first differs at timestep {first.step} ({kind} data, sequence "
-                f"{first.row + 1}{where}): the original says {first.want:.9g}, the step graph {first.found:.9g}; they "
+                f"{first.row + 1}{where}): the original gives {first.want:.9g}, the step graph {first.found:.9g}; they "
                 f"differ by {abs(first.found - first.want):.3g}, and {self.tolerance.allowed(first.want):.3g} is "
                 "allowed.",
                 fix=_way_out(first.want),
                 sequence={key: array[first.row : first.row + 1] for key, array in data.items()},
                 step=first.step,
+                want=first.want,
             )
 
     def _rows_alone(self, kind: str, together: Mapping[str, Array], alone: Mapping[str, Array]) -> None:
         for name, values in together.items():
-            off = difference(alone[name], values)
+            off = difference(alone[name], values, equal_nan=True)
             self.alone = max(self.alone, largest(off))
             bad = self.tolerance.beyond(off, values)
             if bad.any():
@@ -242,7 +245,7 @@ class _Check:
         """Hold chunks of the whole length, and of odd lengths, against single steps; see what saving states does."""
         plain = stepped(self.model, batch, stored=False)
         for name in self.outputs:
-            self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name])))
+            self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))
         total = next(iter(batch.values())).shape[1]
         self.lengths = [[total], list(ODD_LENGTHS)]
         for lengths in self.lengths:
@@ -250,7 +253,7 @@ class _Check:
             found = {f"Output {name!r}": (outputs[name], plain[0][name]) for name in self.outputs}
             found |= {f"State {name!r}": (states[name][:, None], plain[1][name][:, None]) for name in states}
             for what, (of_chunks, of_steps) in found.items():
-                off = difference(of_chunks, of_steps)
+                off = difference(of_chunks, of_steps, equal_nan=True)
                 self.chunk = max(self.chunk, largest(off))
                 bad = self.tolerance.beyond(off, of_steps)
                 if bad.any():

@@ -17,7 +17,7 @@ from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputS
 from model_export.random_ops import random_outputs
 from model_export.sequence.door import Door, Doors
 from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
-from model_export.sequence.load import captures, load_graph
+from model_export.sequence.load import GATED, captures, load_graph
 from model_export.sequence.reading import find_doors
 from model_export.sequence.rows import is_for_one_row, rows_are_apart
 from model_export.sequence.rules_attention import attention, matmul, on_square
@@ -151,12 +151,15 @@ def _step_of(
     batch_axes: Mapping[str, int | None],
 ) -> SequenceStep:
     declared = declared_of(source, graph)
-    doors = find_doors(graph, declared, time_axes=time_axes, batch_axes=batch_axes)
+    try:
+        doors = find_doors(graph, declared, time_axes=time_axes, batch_axes=batch_axes)
+    except UnclearModelError as exc:
+        raise _written_rows(graph) or exc from exc
     if is_for_one_row(doors, declared) and not rows_are_apart(graph, doors):
         doors = replace(doors, only_rows=1)
     graph = with_squeeze_axes(without_known_branches(graph, doors), doors)
     if doors.only_rows not in {None, 1}:
-        raise RefusedModelError(
+        raise _written_rows(graph) or RefusedModelError(
             f"The graph takes {doors.only_rows} rows at once and no other number; a stream is one row.",
             fix="Export it with a dynamic batch axis, or for one row.",
         )
@@ -183,6 +186,20 @@ def _step_of(
     )
     proto = walk.graph.proto(name, graph)
     return SequenceStep(proto, manifest, graph, doors, outputs, _watched(walk), _rounding(facts))
+
+
+def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:
+    """Return the error for a recurrence that starts from several rows which are weights; None: there is none."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    for node in graph.graph.node:
+        for name in node.input[5:7] if node.op_type in GATED else ():
+            if len(shape := shapes.get(name, ())) == 3 and shape[1] > 1:
+                return RefusedModelError(
+                    f"Node {node.name!r} ({node.op_type}) starts from {name!r}, which holds {shape[1]} rows; a stream "
+                    "is one row.",
+                    fix="Export the model for one row, or with an initial state that is expanded to the batch.",
+                )
+    return None
 
 
 def _check_chance(graph: onnx.ModelProto) -> None:

@@ -171,6 +171,34 @@ def test_a_package_that_an_extra_brings_is_told_with_the_extra(
     sys.modules.pop("needs_an_extra")
 
 
+OWN_WAVE = (
+    "import keras\n\ndef build():\n    return keras.Sequential([keras.Input((None, 2)), keras.layers.SimpleRNN(3)])\n"
+)
+
+
+@pytest.mark.parametrize("before", ["", "import wave; "], ids=["not_imported", "imported"])
+def test_the_callers_file_goes_before_a_module_of_python_that_has_its_name(tmp_path: Path, before: str) -> None:
+    """The clone's folder may stand on the path already, at its end, as an editable install puts it."""
+    (tmp_path / "wave.py").write_text(OWN_WAVE)
+    here = str(tmp_path)
+    code = (
+        f"import sys; {before}sys.path = [p for p in sys.path if p not in ('', {here!r})] + [{here!r}]; "
+        "from model_export.sources import load_source; print(type(load_source('wave:build')).__name__)"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, cwd=tmp_path)
+
+    assert (done.stdout.strip(), done.stderr) == ("Sequential", "")
+
+
+def test_a_module_of_python_is_still_one_where_the_caller_has_no_such_file(here: Path) -> None:
+    import wave
+
+    with pytest.raises(RefusedModelError, match="wave has no 'build'"):
+        load_source("wave:build")
+    assert sys.modules["wave"] is wave
+
+
 CHOOSE = "from model_export.sources import choose_keras_backend as c; c()"
 
 

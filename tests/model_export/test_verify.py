@@ -76,7 +76,7 @@ def test_the_first_timestep_and_output_that_differ_are_named_with_both_values() 
     with pytest.raises(ParityError) as caught:
         verify_parity(wrong, model(graphs.two_inputs), against="numpy")
 
-    assert "'last' first differs at timestep 5 (random data, sequence 3): the original says " in caught.value.problem
+    assert "'last' first differs at timestep 5 (random data, sequence 3): the original gives " in caught.value.problem
     assert "; they differ by 1, and " in caught.value.problem
     assert "Nothing was written" in caught.value.fix
 
@@ -105,7 +105,7 @@ def test_an_original_that_answers_nan_is_no_parity() -> None:
         answers[0, 3, 0] = np.nan
         return {"y": answers}
 
-    with pytest.raises(ParityError, match=r"timestep 4 .*the original says nan"):
+    with pytest.raises(ParityError, match=r"timestep 4 .*the original gives nan"):
         verify_parity(broken, model(), against="numpy")
 
 

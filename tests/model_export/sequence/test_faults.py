@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from model_export.candidate import prove
 from model_export.errors import RefusedModelError
 from model_export.sequence import candidate
-from tests.model_export.sequence.zoo_parts import GRU, batch_first, graph, ints
+from tests.model_export.sequence.zoo_parts import GRU, LSTM, batch_first, graph, ints
 
 
 def test_an_answer_with_the_shape_of_a_state_is_answered() -> None:
@@ -116,3 +118,22 @@ def test_a_graph_with_time_first_has_chunks_too() -> None:
     assert report.chunk is not None
     assert report.chunk.chunk == "dynamic"
     assert report.parity.max_abs <= 1e-5
+
+
+@pytest.mark.parametrize("declared", ["batch", "3"])
+@pytest.mark.parametrize(("operator", "weights", "states"), [("GRU", GRU, ", h0"), ("LSTM", LSTM, ", h0, h0")])
+def test_an_initial_state_of_three_rows_is_refused_by_its_node(
+    operator: str, weights: dict[str, Any], states: str, declared: str
+) -> None:
+    model = graph(
+        f"""(float[{declared}, 10, 4] x) => (float[{declared}, 10, 5] y) {{
+            xt = Transpose <perm = [1, 0, 2]> (x)
+            yt = {operator} <hidden_size = 5> (xt, W, R, B, {states})
+            ys = Squeeze (yt, one)
+            y = Transpose <perm = [1, 0, 2]> (ys)
+        }}""",
+        one=ints(1), h0=(1, 3, 5), **weights,
+    )  # fmt: skip
+
+    with pytest.raises(RefusedModelError, match=rf"\({operator}\) starts from 'h0', which holds 3 rows"):
+        candidate(model, name="three")
