@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from model_export.candidate import Candidate, prove
-from model_export.errors import FileError, UnclearModelError
+from model_export.compare import Tolerance
+from model_export.errors import FileError, UnclearModelError, WeakProofError
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file, write_whole
 from model_export.manifest import NAME
@@ -19,7 +20,6 @@ from model_export.report import ParityReport
 from model_export.samples import read_user_data
 from model_export.sources import load_source
 from model_export.spec import StepSpec
-from model_export.verify import ATOL, RTOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ def export_source(
     time_axes: Mapping[str, int | None] | None = None,
     batch_axes: Mapping[str, int | None] | None = None,
     feedback: Mapping[str, Any] | None = None,
+    accept_weak: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a trained model.
@@ -60,13 +61,15 @@ def export_source(
         source: A SOURCE as `model_export.sources.load_source` takes it, or a Keras model or `StepSpec` itself.
         target: The ONNX file to write; its folder must be there.
         name: The model's name; the target's stem by default.
-        tolerance: Largest absolute difference allowed; relative to the original's value ten times that. None: what
-            suits the precision.
+        tolerance: Largest absolute difference allowed, taken as it is; relative to the original's value at most ten
+            times that, and no more than without it. None: a part of each output's largest value that suits the
+            precision.
         precision: What is kept in fewer bits than the original has.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
         time_axes: The time axis by input of an ONNX file, where running it cannot tell; None: the input has none.
         batch_axes: The batch axis by input of an ONNX file, in the same way.
         feedback: For rollouts: by input, the output or the rule that makes it; see `model_export.feedback`.
+        accept_weak: Write the file also where a wrong graph might have passed, and `verify` does not settle it.
         progress: Called as parts are done.
 
     Raises:
@@ -74,6 +77,7 @@ def export_source(
         UnclearModelError: No name can be made of the target, or a feedback rule does not fit the model.
         RefusedModelError: The model cannot be stepped; names the layer and the reason.
         ParityError: Step graph and original differ; nothing is written.
+        WeakProofError: They agree, and a wrong graph might have, too; nothing is written.
         TensorError: The own sequences do not fit the model.
         MissingExtraError: A package that this needs is not installed.
     """
@@ -88,13 +92,27 @@ def export_source(
     candidate = precision.lower(full)
     content, report = prove(
         candidate,
-        atol=precision.atol if tolerance is None else tolerance,
-        rtol=precision.rtol if tolerance is None else tolerance * (RTOL / ATOL),
+        atol=tolerance,
+        default=Tolerance(precision.atol, precision.rtol, scaled=True),
         user_data=partial(read_user_data, verify) if verify else None,
         progress=progress,
     )
+    done = Exported(target, name, len(content), report, saved(full, candidate, len(content)))
+    if report.weak and not report.is_settled and not accept_weak:
+        raise WeakProofError(_weakness(report), fix=_WAY_OUT, exported=done)
     write_whole(target, content)
-    return Exported(target, name, len(content), report, saved(full, candidate, len(content)))
+    return done
+
+
+_WAY_OUT = (
+    "Nothing was written. Give sequences that are like your own, `--verify FILE.npz`, or a smaller `--tolerance`; "
+    "`--accept-weak` writes the file as it is."
+)
+
+
+def _weakness(report: ParityReport) -> str:
+    reasons = [f"output {line.name!r}: {line.why}" for line in report.outputs if line.weak]
+    return f"The proof is weak, a wrong graph might pass it: {'; '.join(reasons) or 'no output could be compared'}."
 
 
 def candidate_of(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from model_export.errors import WeakProofError
 from model_export.export import Exported, export_source
 from model_export.precision import Precision, StoreDType
 from model_export.verify import ATOL
@@ -33,8 +34,8 @@ def export(
         float | None,
         typer.Option(
             min=0.0,
-            help="Largest absolute difference; relative to the value ten times that. "
-            f"Default: {ATOL:g}, more with --weights or --store-dtype.",
+            help="Largest absolute difference, taken as it is. "
+            f"Default: {ATOL:g} of each output's largest value, more with --weights or --store-dtype.",
         ),
     ] = None,
     weights: Annotated[
@@ -55,6 +56,9 @@ def export(
         typer.Option(metavar="INPUT=AXIS", help="Where an ONNX file has the batch, or none. Repeatable."),
     ] = None,
     feedback: Feedback = None,
+    accept_weak: Annotated[
+        bool, typer.Option("--accept-weak", help="Write the file though a wrong graph might have passed the proof.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Export a trained model to one step graph, and prove it equal to the original; else nothing is written."""
@@ -74,7 +78,7 @@ def export(
         def progress(what: str, done: int, parts: int) -> None:
             bars.update(task, description=what, completed=done, total=parts)
 
-        done = export_source(
+        done, weakness = _exported(
             source,
             target,
             name=name,
@@ -84,17 +88,28 @@ def export(
             time_axes=axes_of("--time-axis", time_axis),
             batch_axes=axes_of("--batch-axis", batch_axis),
             feedback=feedback_of(feedback),
+            accept_weak=accept_weak,
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(_report(done), indent=2))
+        typer.echo(json.dumps(_report(done, written=weakness is None), indent=2))
     else:
-        _show(done)
+        _show(done, written=weakness is None)
+    if weakness is not None:
+        raise weakness
 
 
-def _report(done: Exported) -> dict[str, object]:
+def _exported(source: str, target: Path, **options: Any) -> tuple[Exported, WeakProofError | None]:
+    """Return what was written; or what would have been, and why it was not."""
+    try:
+        return export_source(source, target, **options), None
+    except WeakProofError as exc:
+        return exc.exported, exc
+
+
+def _report(done: Exported, *, written: bool) -> dict[str, object]:
     return {
-        "file": str(done.path),
+        "file": str(done.path) if written else None,
         "name": done.name,
         "bytes": done.nbytes,
         **done.report.as_json(),
@@ -102,10 +117,10 @@ def _report(done: Exported) -> dict[str, object]:
     }
 
 
-def _show(done: Exported) -> None:
+def _show(done: Exported, *, written: bool) -> None:
     show(
         outputs_table(done.name, done.report),
         *report_lines(done.report),
         *saved_lines(done.saved),
-        f"written: {done.path} ({size_words(done.nbytes)})",
+        *([f"written: {done.path} ({size_words(done.nbytes)})"] if written else []),
     )

@@ -40,10 +40,13 @@ def fold(inputs: Sequences) -> dict[str, Array]:
 def test_a_right_step_graph_passes_and_the_report_says_over_what() -> None:
     report = verify_parity(running_sum, model(), against="numpy 2", seeds=[4, 5], steps=20)
 
+    [line] = report.outputs
     assert report.parity.model_dump() == {
-        "against": "numpy 2", "steps": 20, "max_abs": report.parity.max_abs, "atol": 1e-5, "rtol": 1e-4,
-        "sequences": ["random"], "long_steps": 2000,
+        "against": "numpy 2", "steps": 20, "max_abs": line.max_abs, "atol": line.atol, "rtol": 1e-4,
+        "sequences": ["random"], "long_steps": 2000, "weak": False,
+        "scale": {"y": {"largest": line.scale.largest, "median": line.scale.median, "distinct": 1.0}},
     }  # fmt: skip
+    assert line.atol == pytest.approx(1e-5 * line.scale.largest)
     assert report.parity.max_abs < 1e-4
     assert [(line.name, line.compared) for line in report.outputs] == [("y", 2 * 3 * 20 * 2 + 2000 * 2)]
 
