@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from model_export.compare import Tolerance
 from model_export.errors import FileError, UnclearModelError, WeakProofError
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file, write_whole
-from model_export.manifest import NAME
+from model_export.labels import columns_of, labels_of, with_labels
+from model_export.manifest import NAME, Manifest
 from model_export.original import Progress
 from model_export.precision import FULL, Precision, saved
 from model_export.report import ParityReport
@@ -52,6 +53,8 @@ def export_source(
     time_axes: Mapping[str, int | None] | None = None,
     batch_axes: Mapping[str, int | None] | None = None,
     feedback: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str] | None = None,
     accept_weak: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -69,6 +72,8 @@ def export_source(
         time_axes: The time axis by input of an ONNX file, where running it cannot tell; None: the input has none.
         batch_axes: The batch axis by input of an ONNX file, in the same way.
         feedback: For rollouts: by input, the output or the rule that makes it; see `model_export.feedback`.
+        labels: Names of the numbers of a row, by input or output; by default those that the model itself has.
+        units: Units by input or output.
         accept_weak: Write the file also where a wrong graph might have passed, and `verify` does not settle it.
         progress: Called as parts are done.
 
@@ -87,8 +92,11 @@ def export_source(
     check_new_file(target, source=Path(source) if isinstance(source, str) else None)
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
-    full = candidate_of(load_source(source), name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
-    full = replace(full, manifest=with_feedback(full.manifest, feedback or {}))
+    found = load_source(source)
+    full = candidate_of(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
+    known = {**_own_labels(found, full.manifest), **(labels or {})}
+    manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
+    full = replace(full, manifest=manifest)
     candidate = precision.lower(full)
     content, report = prove(
         candidate,
@@ -102,6 +110,16 @@ def export_source(
         raise WeakProofError(_weakness(report), fix=_WAY_OUT, exported=done)
     write_whole(target, content)
     return done
+
+
+def _own_labels(found: Any, manifest: Manifest) -> dict[str, list[str]]:
+    """Return the labels that a model has, or the data frames that a `StepSpec` has for examples."""
+    if not isinstance(found, StepSpec):
+        return labels_of(found, manifest)
+    sizes = {spec.name: spec.row_size for spec in manifest.inputs}
+    columns = {name: columns_of(example) for name, example in found.inputs.items()}
+    fitting = {name: names for name, names in columns.items() if names and sizes.get(name) == len(names)}
+    return {**labels_of(found.module, manifest), **fitting}
 
 
 _WAY_OUT = (

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from model_export.errors import RefusedModelError
+from model_export.labels import columns_of
 from model_export.manifest import Array
 from model_export.torch.outputs import numpy_dtype
 
@@ -115,13 +116,16 @@ def like(rows: Array, rng: np.random.Generator, shape: tuple[int, ...]) -> Array
 
 
 def tensors(examples: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return examples or initial states as tensors on the CPU; arrays and lists are taken too.
+    """Return examples or initial states as tensors on the CPU; arrays, lists and data frames are taken too.
+
+    A data frame is one sequence, a column for each number: it gets a batch axis.
 
     Raises:
         RefusedModelError: One is no array, or of a dtype that the service has not.
     """
     found = {}
-    for name, value in examples.items():
+    for name, given in examples.items():
+        value = np.asarray(given.to_numpy(), np.float32)[None] if columns_of(given) else given
         try:
             tensor = torch.as_tensor(value).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as exc:

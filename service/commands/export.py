@@ -17,7 +17,7 @@ from model_export.verify import ATOL
 from model_export.weights import Weights
 from service.commands.feedback import Feedback, feedback_of
 from service.commands.parity import outputs_table, report_lines
-from service.commands.tables import axes_of, saved_lines, show, size_words
+from service.commands.tables import axes_of, named_values, saved_lines, show, size_words
 
 
 def export(
@@ -56,6 +56,13 @@ def export(
         typer.Option(metavar="INPUT=AXIS", help="Where an ONNX file has the batch, or none. Repeatable."),
     ] = None,
     feedback: Feedback = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=A,B,..", help="A name for each number of an input's or output's row. Repeatable."),
+    ] = None,
+    units: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=UNIT", help="The unit of an input or output. Repeatable.")
+    ] = None,
     accept_weak: Annotated[
         bool, typer.Option("--accept-weak", help="Write the file though a wrong graph might have passed the proof.")
     ] = False,
@@ -88,6 +95,11 @@ def export(
             time_axes=axes_of("--time-axis", time_axis),
             batch_axes=axes_of("--batch-axis", batch_axis),
             feedback=feedback_of(feedback),
+            labels={
+                name: [label.strip() for label in text.split(",")]
+                for name, text in named_values("--labels", labels or [], "NAME=A,B,..").items()
+            },
+            units=named_values("--units", units or [], "NAME=UNIT"),
             accept_weak=accept_weak,
             progress=progress,
         )

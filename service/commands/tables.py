@@ -18,7 +18,7 @@ def tensors_table(manifest: Manifest) -> Table:
     """Return one line for each input, state, output, constant and window of a model."""
     table = _table(f"{manifest.name}", "", "tensor", "dtype", "one row", "batch axis", "")
     for given in manifest.inputs:
-        table.add_row("input", given.name, given.dtype, _row(given.shape), _axis(given.batch_axis), _in_graph(given))
+        table.add_row("input", given.name, given.dtype, _row(given.shape), _axis(given.batch_axis), _notes(given))
     for window in manifest.windows:
         note = f"last {window.context} of {window.input}, put in front of the new part along axis {window.axis}"
         table.add_row("window", window.state_name, "", "", "", note)
@@ -32,7 +32,7 @@ def tensors_table(manifest: Manifest) -> Table:
     for name, constant in manifest.constants.items():
         table.add_row("constant", name, constant.dtype, "", "", f"= {constant.value}")
     for answer in manifest.outputs:
-        note = "; ".join(filter(None, [answer.kind if answer.kind != "value" else "", _in_graph(answer)]))
+        note = "; ".join(filter(None, [answer.kind if answer.kind != "value" else "", _notes(answer)]))
         table.add_row("output", answer.name, answer.dtype, _row(answer.shape), _axis(answer.batch_axis), note)
     for name, rule in manifest.feedback.items():
         made = rule if isinstance(rule, str) else json.dumps(rule)
@@ -137,6 +137,12 @@ def _row(shape: Iterable[int]) -> str:
 
 def _axis(axis: int | None) -> str:
     return "none" if axis is None else str(axis)
+
+
+def _notes(spec: Any) -> str:
+    """Say what else is known of an input or output: its unit, its labels, its shape in the graph."""
+    labels, unit = getattr(spec, "labels", None) or [], getattr(spec, "unit", None)
+    return "; ".join(filter(None, [f"in {unit}" if unit else "", ", ".join(map(str, labels)), _in_graph(spec)]))
 
 
 def _in_graph(spec: Any) -> str:

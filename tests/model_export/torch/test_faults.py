@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model_export import StepSpec
 from model_export.candidate import prove
 from model_export.errors import RefusedModelError
+from model_export.export import export_source
+from model_export.step_model import StepModel
 from model_export.torch import candidate
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
@@ -75,3 +79,45 @@ def test_a_wrong_time_axis_is_answered_with_the_right_one(batch_first: bool, tim
         candidate(spec, name="axis")
 
     assert advice in caught.value.fix
+
+
+def test_sequences_are_drawn_in_the_range_of_each_number_of_the_example() -> None:
+    low, high = torch.tensor([-1000.0, 0.0, 5.0]), torch.tensor([-990.0, 1e-6, 5.0])
+    example = low + (high - low) * torch.rand(2, 40, 3)
+    made = candidate(whole_of(example), name="ranges")
+    assert made.samplers is not None
+
+    drawn = made.samplers["random"](np.random.default_rng(0), 9, 64)["x"].reshape(-1, 3)
+
+    assert (example.flatten(0, 1).min(0).values.numpy()[:2] <= drawn.min(0)[:2]).all()
+    assert (drawn.max(0)[:2] <= example.flatten(0, 1).max(0).values.numpy()[:2]).all()
+    assert drawn[:, 0].std() > 2
+    assert drawn[:, 2].std() > 1
+
+
+def test_an_example_of_zeros_has_no_range_and_normal_numbers_are_drawn() -> None:
+    made = candidate(whole_of(torch.zeros(2, 10, 3)), name="zeros")
+    assert made.samplers is not None
+
+    assert 0.9 < made.samplers["random"](np.random.default_rng(0), 9, 64)["x"].std() < 1.1
+
+
+def whole_of(example: Any) -> StepSpec:
+    module = of(lambda m, x: m.rnn(x)[0], rnn=nn.GRU(3, 4, batch_first=True))
+    return StepSpec(module, inputs={"x": example}, time_axis=1)
+
+
+class Frame:
+    """What is used of a pandas data frame."""
+
+    columns = ("up", "down", "wind")
+
+    def to_numpy(self) -> Any:
+        return np.random.default_rng(0).normal(size=(20, 3))
+
+
+def test_the_columns_of_a_data_frame_are_the_labels_of_the_input(tmp_path: Path) -> None:
+    done = export_source(whole_of(Frame()), tmp_path / "frame.onnx")
+
+    [spec] = StepModel(done.path).manifest.model_dump()["inputs"]
+    assert (spec["name"], spec["labels"]) == ("x", ["up", "down", "wind"])
