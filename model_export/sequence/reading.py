@@ -46,8 +46,10 @@ def find_doors(
 
     Raises:
         UnclearModelError: No reading runs.
+        ModelLoadError: onnxruntime refuses the graph.
     """
     batch_axes = batch_axes or {}
+    loaded = session(proto, every_tensor=True)  # before its nodes are read: onnxruntime refuses what is none
     inputs = {value.name: value for value in proto.graph.input}
     if unknown := (time_axes.keys() | batch_axes.keys()) - inputs.keys():
         raise UnclearModelError(
@@ -67,7 +69,7 @@ def find_doors(
                 if slot
                 else [door for door in choices[-1] if door.batch == batch]
             )
-    search = _Search(proto, declared, choices, told=bool(time_axes))
+    search = _Search(proto, declared, choices, loaded=loaded, told=bool(time_axes))
     for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
         search.try_all(any_rows=any_rows, any_steps=any_steps)
         if search.votes > 0:
@@ -99,13 +101,13 @@ class _Search:
         problem: What went wrong at first.
     """
 
-    def __init__(self, proto: Any, declared: Declared, choices: list[list[Door]], *, told: bool) -> None:
+    def __init__(self, proto: Any, declared: Declared, choices: list[list[Door]], *, loaded: Any, told: bool) -> None:
         self._proto = proto
         self._declared = declared
         self._readings = _together(choices, declared)
         self._told = told
         self._score = -np.inf
-        self._loaded = session(proto, every_tensor=True)
+        self._loaded = loaded
         self.best: Doors | None = None
         self.votes = 0.0
         self.problem = ""
