@@ -60,7 +60,7 @@ def nearly_equal(found: Array, expected: Array) -> bool:
     if found.dtype.kind != "f":
         return np.array_equal(found, expected)
     eps = float(np.finfo(found.dtype).eps)
-    wide, size = np.float64, size_of(expected)
+    wide, size = np.float64, size_of(np.stack([found, expected]))
     return np.allclose(
         found.astype(wide), expected.astype(wide), rtol=max(1e-4, 8 * eps), atol=max(1e-5, 8 * eps) * size,
         equal_nan=True,

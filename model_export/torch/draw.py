@@ -112,7 +112,8 @@ def like(rows: Array, rng: np.random.Generator, shape: tuple[int, ...]) -> Array
     low, high = np.broadcast_to(low, rows.shape[1:]), np.broadcast_to(high, rows.shape[1:])
     normal = low + np.maximum(np.abs(low), 1.0 * (low == 0)) * rng.standard_normal(shape)
     even = low + (high - low) * rng.random(shape)
-    return np.where(high > low, even, normal).astype(rows.dtype)
+    drawn: Array = np.where(high > low, even, normal).astype(rows.dtype)
+    return drawn
 
 
 def tensors(examples: Mapping[str, Any]) -> dict[str, torch.Tensor]:

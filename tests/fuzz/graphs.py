@@ -150,7 +150,7 @@ def twice(model: onnx.ModelProto, rng: Rng) -> None:
 def other_order(model: onnx.ModelProto, rng: Rng) -> None:
     """Put the nodes in another order."""
     nodes = [copy.deepcopy(node) for node in model.graph.node]
-    rng.shuffle(nodes)  # type: ignore[arg-type]  # a list will do
+    rng.shuffle(nodes)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from model_export.candidate import Candidate, prove
 from model_export.compare import Tolerance
 from model_export.errors import ParityError
 from model_export.manifest import Array
+from model_export.precision import narrow_store
 from model_export.sequence import candidate as of_sequence
 from model_export.step_model import StepModel
 from model_export.verify import verify_parity
@@ -232,3 +234,69 @@ def test_a_tolerance_of_no_person_is_of_the_size_of_the_values(size: float) -> N
     assert plain == Tolerance(pytest.approx(2e-5 * size), 0.0)  # type: ignore[arg-type]  # equal within rounding
     assert plain.holds(values + 1.9e-5 * size, values)
     assert not plain.holds(values + 2.1e-5 * size, values)
+
+
+# -------------------------------------------------------------------- chunks, the long run, rows, stored states
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e7])
+def test_a_fused_cell_that_is_another_is_not_taken_for_chunks(scale: float) -> None:
+    """A GRU whose reset gate works before the product is another GRU; its answers are as small as the model's."""
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    from model_export.keras import candidate
+
+    gru = keras.layers.GRU(6, return_sequences=True)
+    model = keras.Sequential([keras.Input((None, 4)), gru, keras.layers.Rescaling(scale)])
+    gru.set_weights([np.random.default_rng(5).normal(0, 0.5, weight.shape) for weight in gru.get_weights()])
+    made = candidate(model, name="m")
+    [cell] = made.cells
+    other = replace(cell, attributes={**cell.attributes, "linear_before_reset": 0})
+
+    right, wrong = (prove(one, long_steps=100)[1].chunk for one in (made, replace(made, cells=[other])))
+
+    assert right is not None
+    assert wrong is not None
+    assert (right.chunk, wrong.why) == ("dynamic", "timestep by timestep inside one run")
+
+
+def test_a_small_drift_of_small_answers_is_refused() -> None:
+    """Each timestep adds a hundred-thousandth too much, of answers of a billionth."""
+
+    def too_large(inputs: Any) -> dict[str, Array]:
+        return {"y": (summed(inputs)["y"] + 1e-3 * np.arange(inputs["x"].shape[1])[:, None]) * np.float32(1e-9)}
+
+    text = """sum (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+        s_next = Add (s, x)
+        tiny = Constant <value = float[1] {1e-9}> ()
+        y = Mul (s_next, tiny)
+    }"""
+    model = StepModel(graphs.graph_from_text(text), graphs.total()[1])
+
+    with pytest.raises(ParityError):
+        verify_parity(too_large, model, against="numpy")
+
+
+def test_rows_that_mix_are_found_where_answers_are_small() -> None:
+    text = """mix (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+        zero = Constant <value = int64[1] {0}> ()
+        tiny = Constant <value = float[1] {1e-9}> ()
+        mean = ReduceMean <axes = [0]> (x)
+        from_all = Sub (x, mean)
+        s_next = Add (s, x)
+        y = Mul (from_all, tiny)
+    }"""
+
+    assert not StepModel(graphs.graph_from_text(text), graphs.total()[1]).batched
+
+
+def test_a_state_that_vanishes_in_the_store_is_refused() -> None:
+    """In float16 a sum of billionths is zero."""
+    text = """sum (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+        tiny = Constant <value = float[1] {1e-9}> ()
+        small = Mul (x, tiny)
+        s_next = Add (s, small)
+        y = Identity (s_next)
+    }"""
+
+    with pytest.raises(ParityError, match="With states stored as float16"):
+        narrow_store(graphs.graph_from_text(text), graphs.total()[1], "float16")
