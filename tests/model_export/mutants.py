@@ -84,7 +84,7 @@ def forgets(proto: onnx.ModelProto, manifest: Any) -> None:
     for node in proto.graph.node:
         node.output[:] = [kept if name == state.output else name for name in node.output]
         node.input[:] = [kept if name == state.output else name for name in node.input]
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.99), "forgets"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0.99, np.float32), "forgets"))
     proto.graph.node.append(helper.make_node("Mul", [kept, "forgets"], [state.output]))
 
 

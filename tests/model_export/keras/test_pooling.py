@@ -11,15 +11,15 @@ import pytest
 from model_export.keras import export_model
 
 
-class TemporalPool(keras.layers.MaxPooling1D):
+class TemporalPool(keras.layers.MaxPooling1D):  # type: ignore[misc]  # Keras has no types
     """Named after what no rule may read from a name: the m of Temporal, and no Max."""
 
 
-class GlobalPool(keras.layers.GlobalMaxPooling1D):
+class GlobalPool(keras.layers.GlobalMaxPooling1D):  # type: ignore[misc]  # Keras has no types
     """The same over all timesteps."""
 
 
-class MaxOfMeans(keras.layers.AveragePooling1D):
+class MaxOfMeans(keras.layers.AveragePooling1D):  # type: ignore[misc]  # Keras has no types
     """An average, whatever its name says."""
 
 
