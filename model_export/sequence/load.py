@@ -181,7 +181,7 @@ def _drop_idle_inputs(onnx: Any, graph: Any) -> None:
     for node in graph.node:
         for place in range(4, min(len(node.input), 7)) if node.op_type in GATED else ():
             if node.input[place] in fixed:
-                value = onnx.numpy_helper.to_array(fixed[node.input[place]])
+                value = onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1)
                 idle = (
                     set(value.tolist()) <= declared and len(set(value.tolist())) == 1 if place == 4 else not value.any()
                 )
