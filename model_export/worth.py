@@ -22,6 +22,9 @@ _MOST_NUMBERS = 4096
 _NOISE = 2.0
 """In units of the last place of the output's largest value: numbers that never exceed this are rounding alone."""
 
+_ROUNDING = 8.0
+"""In units of the last place of a number's own largest value: what rounding makes of one that decays to nothing."""
+
 
 @dataclass(slots=True)
 class Worth:
@@ -90,11 +93,12 @@ class Worth:
         values, offs = (array.reshape(-1, columns).astype(np.float64) for array in (want, off))
         sizes = np.abs(values)
         sizes[~np.isfinite(sizes)] = 0.0
-        noise = _NOISE * float(np.finfo(want.dtype).eps) * size_of(want)
+        eps = float(np.finfo(want.dtype).eps)
+        noise = _NOISE * eps * size_of(want)
         for column, medians in enumerate(_medians(sizes)):
             tight = plain.atol
             if medians and sizes[:, column].max() > noise:
-                tight = min(tight, SHARE * medians)
+                tight = min(tight, max(SHARE * medians, _ROUNDING * eps * float(sizes[:, column].max())))
             allowed = tight + plain.rtol * sizes[:, column]
             if self.tolerance.scaled and bool((offs[:, column] > allowed).any()):
                 place = [int(i) for i in np.unravel_index(column, want.shape[2:])] if columns > 1 else []

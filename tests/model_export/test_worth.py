@@ -174,6 +174,28 @@ def test_numbers_of_very_different_size_in_one_output_are_each_held_against_thei
     assert "number [1]" in wrong.outputs[0].why
 
 
+def test_answers_that_decay_to_nothing_are_held_to_rounding_and_not_called_weak() -> None:
+    """Half of the values are below what rounding made of the first ones."""
+
+    def decays(inputs: Any) -> dict[str, Array]:
+        factor = np.float32(0.5) ** np.arange(inputs["x"].shape[1], dtype=np.float32)[:, None]
+        return {"y": inputs["x"][:, :1] * (factor + np.float32(5e-8))}
+
+    text = """decay (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+        zero = Sub (s, s)
+        fresh = Equal (s, zero)
+        now = Where (fresh, x, s)
+        half = Constant <value = float[1] {0.5}> ()
+        s_next = Mul (now, half)
+        y = Identity (now)
+    }"""
+    report = verify_parity(
+        decays, StepModel(graphs.graph_from_text(text), graphs.total()[1]), against="numpy", long_steps=0
+    )
+
+    assert not report.weak
+
+
 def test_zeros_among_the_answers_do_not_make_a_proof_weak() -> None:
     """A ReLU gives more zeros than not."""
 
