@@ -75,6 +75,15 @@ def flow_of(graph: Any) -> Flow:
     )
 
 
+def laid_out_from(graph: Any, name: str) -> set[str]:
+    """Return the tensors that one is made of by layout alone, itself included."""
+    found = {name}
+    for node in reversed(graph.node):
+        if node.op_type in _LAYOUT and found.intersection(node.output):
+            found.update(filter(None, node.input))
+    return found
+
+
 def _carried_slots(node: Any) -> dict[int, int]:
     if node.op_type == "Loop":
         return {2 + k: k for k in range(len(node.input) - 2)}

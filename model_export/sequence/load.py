@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
     inputs = [value for value in plain.graph.input if value.name not in weights]
     _replace(plain.graph.input, inputs)
     plain = with_attention_written_out(plain)
+    _sort_nodes(plain.graph)
+    _check_names(plain.graph)
     _name_nodes(plain.graph)
     _replace(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
     _drop_idle_inputs(onnx, plain.graph)
@@ -177,11 +181,41 @@ def _drop_idle_inputs(onnx: Any, graph: Any) -> None:
     for node in graph.node:
         for place in range(4, min(len(node.input), 7)) if node.op_type in GATED else ():
             if node.input[place] in fixed:
-                value = onnx.numpy_helper.to_array(fixed[node.input[place]])
+                value = onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1)
                 idle = (
                     set(value.tolist()) <= declared and len(set(value.tolist())) == 1 if place == 4 else not value.any()
                 )
                 node.input[place] = "" if idle else node.input[place]
+
+
+def _sort_nodes(graph: Any) -> None:
+    """Put each node behind those that it needs, in the bodies too; a graph with a circle is left to onnxruntime."""
+    for node in graph.node:
+        for body in subgraphs(node):
+            _sort_nodes(body)
+    nodes = list(graph.node)
+    makers = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    needs = {at: {makers[n] for n in (*node.input, *captures(node)) if n in makers} for at, node in enumerate(nodes)}
+    if all(other < at for at, others in needs.items() for other in others):
+        return
+    with suppress(CycleError):
+        _replace(graph.node, [nodes[at] for at in TopologicalSorter(needs).static_order()])
+
+
+def _check_names(graph: Any) -> None:
+    """Refuse a graph that gives one name to two inputs or two outputs.
+
+    Raises:
+        RefusedModelError: It names the tensor.
+    """
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        names = [value.name for value in values]
+        for name in names:
+            if names.count(name) > 1:
+                raise RefusedModelError(
+                    f"The graph declares {what} {name!r} {names.count(name)} times; expected once.",
+                    fix="Export it again with a name for each.",
+                )
 
 
 def _name_nodes(graph: Any) -> None:
