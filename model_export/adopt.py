@@ -24,6 +24,7 @@ from model_export.axes import (
     shown,
     without_ones,
 )
+from model_export.chance import random_outputs
 from model_export.dataflow import flow_of
 from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, StepwellError, UnclearModelError
 from model_export.files import write_whole
@@ -33,7 +34,6 @@ from model_export.manifest import DTYPES, NAME, Array, Manifest, PackedTensor, s
 from model_export.onnx_file import read_model
 from model_export.pairing import Pairing, Tensor, pair_states
 from model_export.prove import prove
-from model_export.random_ops import random_outputs
 from model_export.time_axis import find_chunks
 from model_export.trial import Graph
 
@@ -111,7 +111,7 @@ def adopt(
     notes = list(pairing.notes)
     axes, together = _find_output_axes(graph, rows, pairing, one, two)
     kinds = _find_kinds(graph, hints, pairing, axes, notes, together=together)
-    _check_chance(model, pairing, kinds)
+    _check_chance(path, pairing, kinds)
 
     found = _Found(graph, hints, rows, pairing, one, axes, kinds)
     initial = find_initial(found.carried(), hints.initial, {e.key: e.value for e in model.metadata_props}, notes)
@@ -313,8 +313,8 @@ def _find_kinds(
     return kinds
 
 
-def _check_chance(model: onnx.ModelProto, pairing: Pairing, kinds: Mapping[str, Kind]) -> None:
-    for name, operator in random_outputs(model).items():
+def _check_chance(path: Path, pairing: Pairing, kinds: Mapping[str, Kind]) -> None:
+    for name, operator in random_outputs(path).items():
         if name in pairing.states.values():
             raise RefusedModelError(
                 f"Random operator {operator} reaches state output {name!r}; expected states that follow from the "

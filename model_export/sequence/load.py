@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from model_export.dataflow import in_order
 from model_export.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import METADATA_KEY, Array
 from model_export.sequence.attention import with_attention_written_out
@@ -193,13 +192,7 @@ def _sort_nodes(graph: Any) -> None:
     for node in graph.node:
         for body in subgraphs(node):
             _sort_nodes(body)
-    nodes = list(graph.node)
-    makers = {name: at for at, node in enumerate(nodes) for name in node.output if name}
-    needs = {at: {makers[n] for n in (*node.input, *captures(node)) if n in makers} for at, node in enumerate(nodes)}
-    if all(other < at for at, others in needs.items() for other in others):
-        return
-    with suppress(CycleError):
-        _replace(graph.node, [nodes[at] for at in TopologicalSorter(needs).static_order()])
+    _replace(graph.node, in_order(graph))
 
 
 def _check_names(graph: Any) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from model_export.chance import random_outputs
 from model_export.dataflow import Flow, flow_of, laid_out_from
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
-from model_export.random_ops import random_outputs
 from model_export.sequence.door import Door, Doors
 from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
 from model_export.sequence.load import GATED, captures, load_graph
@@ -208,7 +208,7 @@ def _check_chance(graph: onnx.ModelProto) -> None:
     Raises:
         RefusedModelError: It names the operator and the output.
     """
-    for name, operator in random_outputs(graph).items():
+    for name, operator in random_outputs(graph.SerializeToString()).items():
         raise RefusedModelError(
             f"Random operator {operator} reaches output {name!r}; expected answers that follow from the inputs alone, "
             "which alone can be compared with the original.",
