@@ -10,12 +10,23 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_export.axes import Declared, Row, find_batch_axes, find_row, without_ones
+from model_export.axes import (
+    Declared,
+    Row,
+    UnknownLengthError,
+    find_batch_axes,
+    find_row,
+    open_axes,
+    shown,
+    without_ones,
+)
+from model_export.chance import random_outputs
 from model_export.dataflow import flow_of
-from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, UnclearModelError
+from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, StepwellError, UnclearModelError
 from model_export.files import write_whole
 from model_export.hints import Hints, Kind, flags_of
 from model_export.initial import StateRow, find_initial
@@ -23,12 +34,20 @@ from model_export.manifest import DTYPES, NAME, Array, Manifest, PackedTensor, s
 from model_export.onnx_file import read_model
 from model_export.pairing import Pairing, Tensor, pair_states
 from model_export.prove import prove
-from model_export.random_ops import random_outputs
 from model_export.time_axis import find_chunks
 from model_export.trial import Graph
 
 if TYPE_CHECKING:
     import onnx
+
+_FRAMES = (
+    80, 96, 128, 160, 192, 200, 240, 256, 257, 320, 384, 400, 441, 480, 512, 576, 640, 768, 800, 882, 960, 1024, 1280,
+    1536, 1600, 1920, 2048, 2560, 3072, 3200, 4096, 4800,
+)  # fmt: skip
+"""Lengths of a row that are usual above 64: of audio at its usual rates, of spectra."""
+
+_MOST_NAMED = 4
+"""Rows that run, of which each is offered as a flag."""
 
 _RATES = {"sr", "fs", "rate", "samplerate", "samplingrate"}
 
@@ -79,16 +98,20 @@ def adopt(
             f"{path} has a manifest inside already; expected a graph without one.",
             fix="Look at it with `stepwell inspect`; `--replace` describes the graph anew.",
         )
-    hints.check([tensor.name for tensor in graph.inputs], [tensor.name for tensor in graph.outputs])
+    hints.check(graph.inputs, [tensor.name for tensor in graph.outputs])
     model = read_model(path)
     constants = {name: graph.constant(name, value) for name, value in hints.constants.items()}
-    rows = _find_rows(graph, hints)
-    one, two = _try(graph, rows, constants)
+    try:
+        rows = _find_rows(graph, hints)
+        one, two = _try(graph, rows, constants)
+    except (UnknownLengthError, ModelLoadError) as exc:
+        _ask_for_length(graph, hints, constants, model, exc)
+        raise
     pairing = _pair(graph, model, hints, rows, one)
     notes = list(pairing.notes)
     axes, together = _find_output_axes(graph, rows, pairing, one, two)
     kinds = _find_kinds(graph, hints, pairing, axes, notes, together=together)
-    _check_chance(model, pairing, kinds)
+    _check_chance(path, pairing, kinds)
 
     found = _Found(graph, hints, rows, pairing, one, axes, kinds)
     initial = find_initial(found.carried(), hints.initial, {e.key: e.value for e in model.metadata_props}, notes)
@@ -115,7 +138,12 @@ def write_sidecar(path: Path, manifest: Manifest) -> Path:
 
 
 def _find_rows(graph: Graph, hints: Hints) -> dict[str, Row]:
-    """Return the row of every input that is not a constant."""
+    """Return the row of every input that is not a constant.
+
+    Raises:
+        UnknownLengthError: A length is not known.
+        UnclearModelError: Something else is open, or what was said does not fit.
+    """
     changing = [tensor for tensor in graph.inputs if tensor.name not in hints.constants]
     for tensor in changing:
         if re.sub(r"[^a-z]", "", tensor.name.lower()) in _RATES and tensor.name not in hints.shapes:
@@ -123,16 +151,74 @@ def _find_rows(graph: Graph, hints: Hints) -> dict[str, Row]:
                 f"Input {tensor.name!r} ({tensor.dtype}) looks like a sampling rate, which does not change.",
                 fix=f"Say its value: `--constant {tensor.name}=16000`, or `--shape {tensor.name}=1` if it does change.",
             )
-    axes = find_batch_axes(changing)
+    axes = find_batch_axes(changing, hints.batch_axes)
     return {
         tensor.name: find_row(
             tensor,
             axes[tensor.name],
             said=hints.shapes.get(tensor.name),
             context=hints.windows.get(tensor.name),
+            time_axes=hints.time_axes,
         )
         for tensor in changing
     }
+
+
+def _ask_for_length(
+    graph: Graph, hints: Hints, constants: Mapping[str, Array], model: onnx.ModelProto, reason: StepwellError
+) -> None:
+    """Ask for the length of the one row that is open, where the graph runs with few of those that are usual.
+
+    Raises:
+        UnclearModelError: It does; names the flags that let it run.
+    """
+    changing = [tensor for tensor in graph.inputs if tensor.name not in hints.constants]
+    batch = find_batch_axes(changing, hints.batch_axes)
+    open_ = {
+        tensor.name: axes
+        for tensor in changing
+        if tensor.name not in hints.shapes
+        and (axes := open_axes(tensor, batch[tensor.name], hints.time_axes.get(tensor.name)))
+    }
+    if len(open_) != 1 or len(next(iter(open_.values()))) != 1:
+        return
+    [(name, [axis])] = open_.items()
+    tensor = next(tensor for tensor in changing if tensor.name == name)
+    row = [length for at, length in enumerate(tensor.dims) if at not in {batch[name], hints.time_axes.get(name)}]
+    place = row.index(tensor.dims[axis])
+    past = hints.windows.get(name, 0)
+    running: list[list[int]] = []
+    lengths = _likely_lengths(model)
+    for length in lengths:
+        said = [d if isinstance(d, int) else length - past for d in row]
+        if said[place] >= 1 and _runs(graph, replace_fields(hints, shapes={**hints.shapes, name: said}), constants):
+            running.append(said)
+    if not 0 < len(running) <= len(lengths) // 2:
+        return
+    words = ["x".join(map(str, said)) for said in running]
+    flags = " or ".join(f"`--shape {name}={word}`" for word in words)
+    raise UnclearModelError(
+        f"Input {name!r} is declared {shown(tensor.dims)}; the length of one row is not known"
+        + (", and with 1 the graph does not run." if isinstance(reason, ModelLoadError) else "."),
+        fix=f"Say what is sent with each timestep: {flags}."
+        if len(words) <= _MOST_NAMED
+        else f"Say what is sent with each timestep: `--shape {name}=LENGTH`, with the length that the model was "
+        f"trained for. Of {len(lengths)} usual lengths, the graph runs with {', '.join(words)}.",
+    ) from reason
+
+
+def _runs(graph: Graph, hints: Hints, constants: Mapping[str, Array]) -> bool:
+    try:
+        graph.shapes(_find_rows(graph, hints), constants, 1)
+    except StepwellError:
+        return False
+    return True
+
+
+def _likely_lengths(model: onnx.ModelProto) -> list[int]:
+    """Return lengths that a row may have: small ones, those of audio frames, and those of the weights."""
+    weights = {int(length) for tensor in model.graph.initializer for length in tensor.dims}
+    return sorted({*range(1, 65), *_FRAMES, *(length for length in weights if 1 < length <= max(_FRAMES))})
 
 
 def _try(graph: Graph, rows: Mapping[str, Row], constants: Mapping[str, Array]) -> tuple[_Shapes, _Shapes | None]:
@@ -227,8 +313,8 @@ def _find_kinds(
     return kinds
 
 
-def _check_chance(model: onnx.ModelProto, pairing: Pairing, kinds: Mapping[str, Kind]) -> None:
-    for name, operator in random_outputs(model).items():
+def _check_chance(path: Path, pairing: Pairing, kinds: Mapping[str, Kind]) -> None:
+    for name, operator in random_outputs(path).items():
         if name in pairing.states.values():
             raise RefusedModelError(
                 f"Random operator {operator} reaches state output {name!r}; expected states that follow from the "

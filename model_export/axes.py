@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from model_export.errors import UnclearModelError
@@ -53,8 +53,13 @@ class Row:
         return (*self.graph[: self.batch_axis], rows, *self.graph[self.batch_axis :])
 
 
-def find_batch_axes(inputs: Sequence[Declared]) -> dict[str, int | None]:
-    """Return each input's batch axis as its declaration suggests it; None: none."""
+class UnknownLengthError(UnclearModelError):
+    """The length of a row is declared nowhere."""
+
+
+def find_batch_axes(inputs: Sequence[Declared], said: Mapping[str, int | None] | None = None) -> dict[str, int | None]:
+    """Return each input's batch axis: where a person said it is, else as its declaration suggests; None: none."""
+    said = said or {}
     symbols = Counter(d for i in inputs for d in dict.fromkeys(i.dims) if isinstance(d, str) and not _TIME.fullmatch(d))
     leading = {i.dims[0] for i in inputs if i.dims}
     batch = max(
@@ -64,7 +69,14 @@ def find_batch_axes(inputs: Sequence[Declared]) -> dict[str, int | None]:
     )
     # Where one input takes any number of rows, an open axis of the others is the batch too.
     open_batch = batch is not None or None in leading
-    return {i.name: _batch_axis(i.dims, batch, open_batch=open_batch) for i in inputs}
+    return {
+        i.name: said[i.name] if i.name in said else _batch_axis(i.dims, batch, open_batch=open_batch) for i in inputs
+    }
+
+
+def open_axes(tensor: Declared, batch_axis: int | None, time_axis: int | None = None) -> list[int]:
+    """Return the axes whose length is not declared, but for the batch axis and one that is said to be time."""
+    return [a for a, d in enumerate(tensor.dims) if a not in {batch_axis, time_axis} and not isinstance(d, int)]
 
 
 def _batch_axis(dims: tuple[Dim, ...], batch: str | None, *, open_batch: bool) -> int | None:
@@ -75,20 +87,50 @@ def _batch_axis(dims: tuple[Dim, ...], batch: str | None, *, open_batch: bool) -
     return dims.index(1) if 1 in dims else None
 
 
-def find_row(tensor: Declared, batch_axis: int | None, *, said: Sequence[int] | None, context: int | None) -> Row:
+def find_row(
+    tensor: Declared,
+    batch_axis: int | None,
+    *,
+    said: Sequence[int] | None = None,
+    context: int | None = None,
+    time_axes: Mapping[str, int | None] | None = None,
+) -> Row:
     """Return how long one row is.
+
+    An axis whose name sounds like time is taken as one timestep long, unless what was said fits only if it is not.
 
     Args:
         tensor: The input.
         batch_axis: From `find_batch_axes`.
         said: `--shape`: the row that a caller sends.
         context: `--window`: length of the past part that the graph wants in front of the new one.
+        time_axes: `--time-axis`: the time axis by input; None: it has none, whatever its axes are called.
 
     Raises:
-        UnclearModelError: A length is not known, or what was said does not fit.
+        UnknownLengthError: A length is not known.
+        UnclearModelError: What was said does not fit.
     """
-    row = [d for axis, d in enumerate(tensor.dims) if axis != batch_axis]
-    row = [1 if isinstance(d, str) and _TIME.fullmatch(d) else d for d in row]
+    time = (time_axes or {}).get(tensor.name)
+    is_said = tensor.name in (time_axes or {})
+    one_step = [
+        1 if axis == time or (not is_said and isinstance(d, str) and _TIME.fullmatch(d)) else d
+        for axis, d in enumerate(tensor.dims)
+    ]
+    as_declared = [1 if axis == time else d for axis, d in enumerate(tensor.dims)]
+    if context is not None:
+        return _find_row(tensor, batch_axis, as_declared, said, context)
+    try:
+        return _find_row(tensor, batch_axis, one_step, said, context)
+    except UnclearModelError:
+        if said is None:
+            raise
+    return _find_row(tensor, batch_axis, as_declared, said, context)
+
+
+def _find_row(
+    tensor: Declared, batch_axis: int | None, dims: Sequence[Dim], said: Sequence[int] | None, context: int | None
+) -> Row:
+    row = [d for axis, d in enumerate(dims) if axis != batch_axis]
     unknown = [axis for axis, d in enumerate(row) if not isinstance(d, int)]
     window_axis = None
     if context is not None:
@@ -122,8 +164,8 @@ def without_ones(row: tuple[int, ...]) -> tuple[int, ...]:
 def _fill(tensor: Declared, row: list[Dim], unknown: list[int], said: Sequence[int] | None) -> tuple[int, ...]:
     if said is None:
         if unknown:
-            raise UnclearModelError(
-                f"Input {tensor.name!r} is declared {_shown(tensor.dims)}; the length of one row is not known.",
+            raise UnknownLengthError(
+                f"Input {tensor.name!r} is declared {shown(tensor.dims)}; the length of one row is not known.",
                 fix=f"Say what is sent with each timestep: `--shape {tensor.name}=LENGTH` (or LENGTHxLENGTH ...).",
             )
         return tuple(d for d in row if isinstance(d, int))
@@ -137,11 +179,12 @@ def _fill(tensor: Declared, row: list[Dim], unknown: list[int], said: Sequence[i
     found = tuple(d for d in filled if isinstance(d, int))
     if len(found) != len(row) or math.prod(found) != math.prod(said):
         raise UnclearModelError(
-            f"Shape {list(said)} was given for {tensor.name!r}, whose row is declared {_shown(row)}.",
+            f"Shape {list(said)} was given for {tensor.name!r}, whose row is declared {shown(row)}.",
             fix="Give one row: without batch axis, and without the part that a window puts in front.",
         )
     return found
 
 
-def _shown(dims: Sequence[Dim]) -> str:
+def shown(dims: Sequence[Dim]) -> str:
+    """Return a declared shape for people."""
     return "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,12 +13,13 @@ from model_export import drift
 from model_export.compare import Tolerance
 from model_export.errors import ParityError
 from model_export.manifest import METADATA_KEY, Array, Manifest
+from model_export.onnx_file import all_graphs
 from model_export.original import Original, Progress
 from model_export.report import ParityReport
 from model_export.samples import Sampler, plain_sampler
 from model_export.step_model import StepModel
 from model_export.suspect import Probe, likeliest_layer
-from model_export.verify import ATOL, ROWS, RTOL, STEPS, DifferentAnswerError, verify_parity
+from model_export.verify import ATOL, ROWS, RTOL, STEPS, DifferentAnswerError, verify
 
 if TYPE_CHECKING:
     import onnx
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from model_export.chunk.choice import ChunkChoice
 
 UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
+
+
+DEFAULT = Tolerance(ATOL, RTOL, scaled=True)
+"""What is allowed where nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,9 @@ class Candidate:
 def prove(
     candidate: Candidate,
     *,
-    atol: float = ATOL,
-    rtol: float = RTOL,
+    atol: float | None = None,
+    rtol: float | None = None,
+    default: Tolerance = DEFAULT,
     user_data: UserData | None = None,
     long_steps: int = drift.STEPS,
     progress: Progress | None = None,
@@ -71,11 +78,13 @@ def prove(
 
     Args:
         candidate: The step graph and its original.
-        atol: Absolute tolerance.
-        rtol: Relative tolerance.
+        atol: Absolute tolerance of every output, taken as it is.
+        rtol: Relative tolerance; with `atol` at most ten times that, and that of the default.
+        default: The tolerance without them, in parts of the largest value of each output; never tighter than what
+            the original's own rounding is.
         user_data: Sequences of the user's own, `{input: (N, T, *shape)}`, or a function of the manifest that
             reads them.
-        long_steps: Timesteps of the long run, fewer where the model is slow.
+        long_steps: Timesteps of the long run, fewer where the model is large.
         progress: Called as parts are done.
 
     Returns:
@@ -84,29 +93,63 @@ def prove(
     Raises:
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
     """
-    atol, rtol = max(atol, candidate.rounding), max(rtol, candidate.rounding)
+    tolerance = _tolerance(atol, rtol, default, candidate.rounding)
     given = user_data(candidate.manifest) if callable(user_data) else user_data
-    proto, manifest, chunk = _with_chunks(candidate, Tolerance(atol, rtol), progress)
+    proto, manifest, chunk = _with_chunks(candidate, tolerance, progress)
+    lengths = _long_lengths(candidate)
     try:
-        report = verify_parity(
+        report = verify(
             candidate.original,
             StepModel(proto.SerializeToString(), manifest),
+            tolerance,
             against=candidate.against,
-            samplers=candidate.samplers,
+            samplers=candidate.samplers or {"random": plain_sampler(manifest)},
             user_data=given,
             steps=candidate.only_length or STEPS,
-            long_steps=0 if candidate.only_length else min(long_steps, candidate.longest or long_steps),
-            atol=atol,
-            rtol=rtol,
+            long_steps=0 if candidate.only_length else min(long_steps, *lengths.values()),
+            shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
             progress=progress,
         )
     except DifferentAnswerError as exc:
-        suspect = likeliest_layer(candidate.probe, candidate.proto, candidate.manifest, exc, Tolerance(atol, rtol))
+        suspect = (not np.isfinite(exc.want) and _not_finite(candidate.proto)) or likeliest_layer(
+            candidate.probe, candidate.proto, candidate.manifest, exc, tolerance
+        )
         raise ParityError(f"{exc.problem} {suspect}", fix=exc.fix) from exc
     manifest.verified = report.parity
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.to_json()
     return proto.SerializeToString(), replace(report, chunk=chunk)
+
+
+def _tolerance(atol: float | None, rtol: float | None, default: Tolerance, rounding: float) -> Tolerance:
+    if atol is None:
+        relative = default.rtol if rtol is None else rtol
+        return Tolerance(max(default.atol, rounding), max(relative, rounding), scaled=True)
+    return Tolerance(atol, min(10 * atol, default.rtol) if rtol is None else rtol)
+
+
+def _long_lengths(candidate: Candidate) -> dict[str, int]:
+    """Return the most timesteps of a long run by what limits them."""
+    graphs = all_graphs(candidate.proto.graph)
+    weights = sum(math.prod(tensor.dims) for graph in graphs for tensor in graph.initializer)
+    carried = sum(math.prod(state.shape) for state in candidate.manifest.states)
+    limits = {f"the model has {weights:,} weights": drift.steps_for(weights + carried)}
+    if candidate.longest is not None:
+        limits["the original was asked for no more"] = candidate.longest
+    return limits
+
+
+def _not_finite(proto: onnx.ModelProto) -> str:
+    """Return a sentence that names the weights which hold NaN or infinity; empty: there are none."""
+    from onnx import numpy_helper
+
+    names = [
+        tensor.name
+        for graph in all_graphs(proto.graph)
+        for tensor in graph.initializer
+        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and not np.isfinite(values).all()
+    ]
+    return f"Weights that are not finite: {', '.join(names)}." if names else ""
 
 
 def _with_chunks(

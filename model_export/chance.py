@@ -14,7 +14,11 @@ from model_export.contents import BrokenError, Contents, fields, opened
 from model_export.dataflow import spread
 from model_export.errors import ManifestError, ModelLoadError
 from model_export.manifest import Manifest
-from model_export.random_ops import RANDOM
+
+RANDOM: Final = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+"""Operators that draw random numbers; Dropout, in training mode, does too."""
 
 _MOST_NODES: Final = 1_000_000  # with the functions put in place of their calls
 _DEEPEST: Final = 32  # functions within functions

@@ -11,23 +11,58 @@ from model_export.manifest import Array
 
 
 class Tolerance(NamedTuple):
-    """What is allowed: an absolute difference, plus one relative to the value."""
+    """What is allowed: an absolute difference, plus one relative to the value. Integers and booleans must be equal.
+
+    Attributes:
+        atol: The absolute difference; where `scaled`, as a part of the largest value of the tensor that is compared.
+        rtol: The difference relative to each value.
+        scaled: Whether `atol` is such a part; `on` makes it an absolute one.
+    """
 
     atol: float
     rtol: float
+    scaled: bool = False
+
+    def on(self, want: Array) -> Tolerance:
+        """Return what is allowed of these values, as an absolute difference."""
+        return Tolerance(self.atol * size_of(want), self.rtol) if self.scaled else self
 
     def allowed(self, want: Any) -> Any:
         """Return the largest difference that is allowed from this value or these values, in float64."""
         return self.atol + self.rtol * np.abs(np.asarray(want, np.float64))
 
     def beyond(self, off: Array, want: Array) -> Array:
-        """Return where differences are too large; NaN is."""
-        found: Array = ~(off <= self.allowed(want))
+        """Return where differences are too large; NaN is, and no difference at all never is."""
+        if want.dtype.kind in "iub":
+            return np.asarray(off != 0)
+        found: Array = ~((off <= self.allowed(want)) | (off == 0))
         return found
 
     def holds(self, found: Array, want: Array) -> bool:
         """Say whether no number is too far off."""
-        return not bool(self.beyond(difference(found, want), want.reshape(found.shape)).any())
+        plain = self.on(want)
+        return not bool(plain.beyond(difference(found, want), want.reshape(found.shape)).any())
+
+
+def size_of(values: Array) -> float:
+    """Return the largest magnitude of finite values; 1 where there is none but zero."""
+    sizes = np.abs(values.astype(np.float64))
+    return float(sizes.max(initial=0.0, where=np.isfinite(sizes))) or 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The size of the original's values that an output was compared with.
+
+    Attributes:
+        largest: The largest magnitude.
+        median: The middle one of those that are not zero; 0 where all are.
+        distinct: Share of the values that are distinct.
+    """
+
+    largest: float
+    median: float
+    distinct: float
 
 
 @dataclass(slots=True)
@@ -37,11 +72,15 @@ class OutputParity:
     Attributes:
         name: The output.
         max_abs: Largest absolute difference.
-        max_rel: Largest difference relative to the original's value, where that is not below the absolute tolerance.
+        max_rel: Largest difference relative to the original's value, of values above a thousandth of the largest.
         at_step: Timestep of the largest absolute difference, from 1.
         sequence: Kind of sequence of that difference.
         row: Which of those sequences, from 1.
         compared: Numbers compared.
+        atol: The absolute difference that was allowed.
+        scale: The size of the original's values.
+        weak: Whether a wrong graph might have passed.
+        why: What makes it weak; empty where it is not.
     """
 
     name: str
@@ -51,24 +90,29 @@ class OutputParity:
     sequence: str = ""
     row: int = 1
     compared: int = 0
+    atol: float = 0.0
+    scale: Scale = Scale(0.0, 0.0, 0.0)  # frozen
+    weak: bool = True
+    why: str = "nothing was compared"
 
-    def note(self, kind: str, steps: Any, off: Array, want: Array, tolerance: Tolerance) -> None:
+    def note(self, kind: str, steps: Any, off: Array, want: Array) -> None:
         """Take differences `(rows, len(steps), *shape)` into account."""
         self.compared += off.size
         if not off.size:
             return
         size = np.abs(want.astype(np.float64))
-        relative = np.divide(off, size, out=np.zeros(off.shape), where=np.isfinite(size) & (size >= tolerance.atol))
+        counts = np.isfinite(size) & (size > size_of(want) / 1000)
+        relative = np.divide(off, size, out=np.zeros(off.shape), where=counts)
         self.max_rel = max(self.max_rel, float(relative.max()))
         if not off.max() <= self.max_abs or not self.sequence:
             row, column = (int(i) for i in np.unravel_index(off.argmax(), off.shape)[:2])
             self.max_abs, self.sequence, self.row, self.at_step = float(off.max()), kind, row + 1, int(steps[column])
 
 
-def difference(found: Array, want: Array) -> Array:
+def difference(found: Array, want: Array, *, equal_nan: bool = False) -> Array:
     """Return absolute differences in float64, shaped as `found`.
 
-    Equal infinities differ by 0, a NaN by NaN, unequal integers by 1 at least.
+    Equal infinities differ by 0, a NaN by NaN (two of them by 0 with `equal_nan`), unequal integers by 1 at least.
     """
     want = want.reshape(found.shape)
     left, right = found.astype(np.float64), want.astype(np.float64)
@@ -76,7 +120,10 @@ def difference(found: Array, want: Array) -> Array:
         off = np.abs(left - right)
     if found.dtype.kind in "iu":
         off = np.maximum(off, 1.0)  # large ones may be one number as floats
-    return np.where(found == want, 0.0, off)
+    same = found == want
+    if equal_nan:
+        same |= np.isnan(left) & np.isnan(right)
+    return np.where(same, 0.0, off)
 
 
 def largest(off: Array) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from model_export.onnx_file import subgraphs
@@ -27,8 +29,7 @@ def spread(
 ) -> dict[str, Marks]:
     """Return the marks that reach each tensor of a graph.
 
-    Nodes are in topological order, so one pass is enough. A node with a subgraph (If, Loop, Scan) is reached as a
-    whole by whatever reaches anything in it.
+    A node with a subgraph (If, Loop, Scan) is reached as a whole by whatever reaches anything in it.
 
     Args:
         graph: The graph.
@@ -36,7 +37,7 @@ def spread(
         own: The mark that a node sets by itself.
     """
     reached = dict(outside)
-    for node in graph.node:
+    for node in in_order(graph):
         marks: set[str] = {mark for mark in [own(node)] if mark}
         for name in node.input:
             marks |= reached.get(name, frozenset())
@@ -49,6 +50,30 @@ def spread(
         if marks:
             reached.update(dict.fromkeys(filter(None, node.output), frozenset(marks)))
     return reached
+
+
+def in_order(graph: Any) -> list[Any]:
+    """Return a graph's nodes, each after those whose outputs it uses; a file may have them in any order.
+
+    A graph with a cycle is returned as it is: onnxruntime refuses it.
+    """
+    nodes = list(graph.node)
+    makers = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    needs = {at: {makers[name] for name in _used(node) if name in makers} for at, node in enumerate(nodes)}
+    if all(other < at for at, others in needs.items() for other in others):
+        return nodes
+    with suppress(CycleError):
+        return [nodes[at] for at in TopologicalSorter(needs).static_order()]
+    return nodes
+
+
+def _used(node: Any) -> set[str]:
+    """Return the tensors that a node uses, those that its subgraphs take from outside included."""
+    used = set(node.input)
+    for subgraph in subgraphs(node):
+        inner = {output.name for output in subgraph.output}.union(*map(_used, subgraph.node))
+        used |= inner.difference(*(made.output for made in subgraph.node))
+    return used
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +98,15 @@ def flow_of(graph: Any) -> Flow:
         {output.name: reached.get(output.name, frozenset()) for output in graph.output},
         {name: [output for output, found in after.items() if found == slots] for name, slots in before.items()},
     )
+
+
+def laid_out_from(graph: Any, name: str) -> set[str]:
+    """Return the tensors that one is made of by layout alone, itself included."""
+    found = {name}
+    for node in reversed(graph.node):
+        if node.op_type in _LAYOUT and found.intersection(node.output):
+            found.update(filter(None, node.input))
+    return found
 
 
 def _carried_slots(node: Any) -> dict[int, int]:

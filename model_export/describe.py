@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from model_export.contents import contents_of, weight_files
 from model_export.errors import FileError
 from model_export.manifest import sidecar_of
 from model_export.step_model import StepModel
@@ -79,7 +80,7 @@ def graph_size(path: Path) -> dict[str, Any]:
             domain, version = parts.get(1, b""), parts.get(2, 0)
             if isinstance(version, int):
                 opset[bytes(domain).decode() if not isinstance(domain, int) else ""] = version
-    beside = sum(extra.stat().st_size for extra in path.parent.glob(path.name + "*data"))
+    beside = sum(extra.stat().st_size for extra in weight_files(path, contents_of(path)) if extra.is_file())
     return {"bytes": len(content) + beside, "nodes": nodes, "opset": opset}
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from model_export.manifest import Array
 from model_export.original import Original, PrefixAnswers, ask
 from model_export.step_model import StepModel
 from model_export.stepping import Sequences, stepped
+from model_export.worth import Worth
 
 STEPS = 2000
 """Timesteps of the long run."""
@@ -21,10 +21,10 @@ STEPS = 2000
 ENDS = 64
 """Timesteps at its beginning and at its end whose differences are compared."""
 
-BUDGET_S = 1.5
-"""Seconds that the original, and the step graph, may take each; a slow one gets fewer timesteps."""
+FEWEST = 4 * ENDS
+"""Timesteps of the long run of the largest model."""
 
-_FEWEST = 4 * ENDS
+_MOST_NUMBERS = 2_000_000_000  # products of a whole run: a second or two, for the original and for the step graph
 _NUDGE = 2**-22  # relative; two units in the last place of float32
 
 
@@ -53,27 +53,22 @@ class Drift:
     note: str = ""
 
 
-def affordable_steps(original: Original, model: StepModel, data: Sequences, wanted: int) -> int:
-    """Return how many timesteps a long run may have, judged by a run on these sequences; 0: too few to say anything."""
-    length = next(iter(data.values())).shape[1]
-    one = {name: array[:1] for name, array in data.items()}
-    of_steps = _seconds(lambda: stepped(model, one)) / length
-    of_original = _seconds(lambda: original({name: array.copy() for name, array in data.items()})) / length
-    if of_original * wanted > BUDGET_S:  # many rows took long; one may be quicker, the second time at least
-        calls = [_seconds(lambda: original({name: array.copy() for name, array in one.items()})) for _ in range(2)]
-        of_original = min(calls) / length
-    steps = min(wanted, int(BUDGET_S / max(of_original, of_steps, 1e-9)))
-    return steps if steps >= min(wanted, _FEWEST) else 0
+def steps_for(numbers: int) -> int:
+    """Return how many timesteps the long run of a model has, by its size alone: the same on every machine.
+
+    Args:
+        numbers: Weights and numbers in the states; one timestep uses each about once.
+    """
+    return int(np.clip(_MOST_NUMBERS // max(numbers, 1), FEWEST, STEPS))
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def long_run(
-    original: Original, model: StepModel, data: Sequences, lines: Mapping[str, OutputParity], tolerance: Tolerance
+def long_run(  # noqa: PLR0917  # what it is held against, and what notes the result
+    original: Original,
+    model: StepModel,
+    data: Sequences,
+    lines: Mapping[str, OutputParity],
+    worth: Mapping[str, Worth],
+    tolerance: Tolerance,
 ) -> Drift:
     """Hold one long sequence against the original.
 
@@ -82,6 +77,7 @@ def long_run(
         model: The step graph.
         data: One sequence.
         lines: The judged outputs; differences are noted in them.
+        worth: What the proof of each is worth; noted, too.
         tolerance: What is allowed.
 
     Raises:
@@ -104,7 +100,9 @@ def long_run(
         )
         offs = {name: _before(part, failed[name]) for name, part in offs.items()}
     for name, (steps, off, values) in offs.items():
-        lines[name].note("long", steps, off, values, tolerance)
+        lines[name].note("long", steps, off, values)
+        if name not in failed:
+            worth[name].note(off, values)
     return _summary(offs, length, compared, note)
 
 
@@ -135,8 +133,19 @@ def _before(part: _Off, step: int) -> _Off:
 
 
 def _first_bad(steps: Array, off: Array, values: Array, tolerance: Tolerance) -> int | None:
-    bad = tolerance.beyond(off, values).any(axis=tuple(i for i in range(off.ndim) if i != 1))
+    bad = _beyond(off, values, tolerance).any(axis=tuple(i for i in range(off.ndim) if i != 1))
     return int(steps[int(bad.argmax())]) if bad.any() else None
+
+
+def _beyond(off: Array, values: Array, tolerance: Tolerance) -> Array:
+    """Return where differences are too large for the values so far: those of a run that grows are small at first."""
+    if not tolerance.scaled or not off.size or values.dtype.kind != "f":
+        return tolerance.on(values).beyond(off, values)
+    sizes = np.abs(values.astype(np.float64)).max(axis=tuple(i for i in range(values.ndim) if i != 1))
+    so_far = np.maximum.accumulate(sizes)
+    early = so_far[min(ENDS, len(so_far)) - 1]  # what comes first may be next to nothing
+    allowed = tolerance.atol * np.maximum(so_far, early).reshape(1, -1, *[1] * (values.ndim - 2))
+    return np.asarray(~((off <= allowed + tolerance.rtol * np.abs(values)) | (off == 0)))
 
 
 def _check_sensitivity(  # noqa: PLR0917  # one failure, in its parts

@@ -6,6 +6,7 @@ StepwellError                  code, problem, fix
 ├── UnclearModelError          the graph leaves something open that a person must say
 ├── RefusedModelError          a model that cannot be stepped, with the layer and the reason
 ├── ParityError                the step graph and the original disagree; nothing is written
+│   └── WeakProofError         they agree, and a wrong graph might have, too; nothing is written
 ├── MissingExtraError          a framework that is needed is not installed
 ├── FileError                  a file cannot be read or written where it was asked for
 ├── TensorError                an array does not fit its declaration (name, shape or dtype)
@@ -13,6 +14,8 @@ StepwellError                  code, problem, fix
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class StepwellError(Exception):
@@ -63,6 +66,20 @@ class ParityError(StepwellError):
     """Step by step and whole sequence differ by more than the tolerance."""
 
     code = "parity_failed"
+
+
+class WeakProofError(ParityError):
+    """Step graph and original agree, and a wrong graph might have agreed as well.
+
+    Attributes:
+        exported: The `model_export.export.Exported` that would have been written.
+    """
+
+    code = "proof_weak"
+
+    def __init__(self, problem: str, *, fix: str, exported: Any) -> None:
+        super().__init__(problem, fix=fix)
+        self.exported = exported
 
 
 class MissingExtraError(StepwellError):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model_export.candidate import Candidate, prove
-from model_export.errors import FileError, UnclearModelError
+from model_export.compare import Tolerance
+from model_export.errors import FileError, UnclearModelError, WeakProofError
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file, write_whole
-from model_export.manifest import NAME
+from model_export.labels import columns_of, labels_of, with_labels
+from model_export.manifest import NAME, Manifest
 from model_export.original import Progress
 from model_export.precision import FULL, Precision, saved
 from model_export.report import ParityReport
 from model_export.samples import read_user_data
 from model_export.sources import load_source
 from model_export.spec import StepSpec
-from model_export.verify import ATOL, RTOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,12 @@ def export_source(
     tolerance: float | None = None,
     precision: Precision = FULL,
     verify: Path | None = None,
-    time_axes: Mapping[str, int] | None = None,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
     feedback: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str] | None = None,
+    accept_weak: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a trained model.
@@ -59,12 +64,17 @@ def export_source(
         source: A SOURCE as `model_export.sources.load_source` takes it, or a Keras model or `StepSpec` itself.
         target: The ONNX file to write; its folder must be there.
         name: The model's name; the target's stem by default.
-        tolerance: Largest absolute difference allowed; relative to the original's value ten times that. None: what
-            suits the precision.
+        tolerance: Largest absolute difference allowed, taken as it is; relative to the original's value at most ten
+            times that, and no more than without it. None: a part of each output's largest value that suits the
+            precision.
         precision: What is kept in fewer bits than the original has.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
-        time_axes: The time axis by input of an ONNX file, where running it cannot tell.
+        time_axes: The time axis by input of an ONNX file, where running it cannot tell; None: the input has none.
+        batch_axes: The batch axis by input of an ONNX file, in the same way.
         feedback: For rollouts: by input, the output or the rule that makes it; see `model_export.feedback`.
+        labels: Names of the numbers of a row, by input or output; by default those that the model itself has.
+        units: Units by input or output.
+        accept_weak: Write the file also where a wrong graph might have passed, and `verify` does not settle it.
         progress: Called as parts are done.
 
     Raises:
@@ -72,6 +82,7 @@ def export_source(
         UnclearModelError: No name can be made of the target, or a feedback rule does not fit the model.
         RefusedModelError: The model cannot be stepped; names the layer and the reason.
         ParityError: Step graph and original differ; nothing is written.
+        WeakProofError: They agree, and a wrong graph might have, too; nothing is written.
         TensorError: The own sequences do not fit the model.
         MissingExtraError: A package that this needs is not installed.
     """
@@ -81,39 +92,72 @@ def export_source(
     check_new_file(target, source=Path(source) if isinstance(source, str) else None)
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
-    full = candidate_of(load_source(source), name=name, time_axes=time_axes, progress=progress)
-    full = replace(full, manifest=with_feedback(full.manifest, feedback or {}))
+    found = load_source(source)
+    full = candidate_of(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
+    known = {**_own_labels(found, full.manifest), **(labels or {})}
+    manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
+    full = replace(full, manifest=manifest)
     candidate = precision.lower(full)
     content, report = prove(
         candidate,
-        atol=precision.atol if tolerance is None else tolerance,
-        rtol=precision.rtol if tolerance is None else tolerance * (RTOL / ATOL),
+        atol=tolerance,
+        default=Tolerance(precision.atol, precision.rtol, scaled=True),
         user_data=partial(read_user_data, verify) if verify else None,
         progress=progress,
     )
+    done = Exported(target, name, len(content), report, saved(full, candidate, len(content)))
+    if report.weak and not report.is_settled and not accept_weak:
+        raise WeakProofError(_weakness(report), fix=_WAY_OUT, exported=done)
     write_whole(target, content)
-    return Exported(target, name, len(content), report, saved(full, candidate, len(content)))
+    return done
+
+
+def _own_labels(found: Any, manifest: Manifest) -> dict[str, list[str]]:
+    """Return the labels that a model has, or the data frames that a `StepSpec` has for examples."""
+    if not isinstance(found, StepSpec):
+        return labels_of(found, manifest)
+    sizes = {spec.name: spec.row_size for spec in manifest.inputs}
+    columns = {name: columns_of(example) for name, example in found.inputs.items()}
+    fitting = {name: names for name, names in columns.items() if names and sizes.get(name) == len(names)}
+    return {**labels_of(found.module, manifest), **fitting}
+
+
+_WAY_OUT = (
+    "Nothing was written. Give sequences that are like your own, `--verify FILE.npz`, or a smaller `--tolerance`; "
+    "`--accept-weak` writes the file as it is."
+)
+
+
+def _weakness(report: ParityReport) -> str:
+    reasons = [f"output {line.name!r}: {line.why}" for line in report.outputs if line.weak]
+    return f"The proof is weak, a wrong graph might pass it: {'; '.join(reasons) or 'no output could be compared'}."
 
 
 def candidate_of(
-    found: Any, *, name: str, time_axes: Mapping[str, int] | None = None, progress: Progress | None = None
+    found: Any,
+    *,
+    name: str,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    progress: Progress | None = None,
 ) -> Candidate:
     """Hand what a SOURCE gave to the front end that knows it.
 
     Raises:
         RefusedModelError: It cannot be stepped.
         MissingExtraError: A package that this needs is not installed.
-        UnclearModelError: Time axes are given for what is no ONNX file.
+        UnclearModelError: Axes are given for what is no ONNX file.
     """
     if isinstance(found, Path):
         from model_export import sequence
 
-        return sequence.candidate(found, name=name, time_axes=time_axes, progress=progress)
-    if time_axes:
-        raise UnclearModelError(
-            f"`--time-axis` is given for {sorted(time_axes)}, but the source is no ONNX file.",
-            fix="Leave it out: Keras models have time on axis 1, a StepSpec has `time_axis`.",
-        )
+        return sequence.candidate(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
+    for flag, axes in (("--time-axis", time_axes), ("--batch-axis", batch_axes)):
+        if axes:
+            raise UnclearModelError(
+                f"`{flag}` is given for {sorted(axes)}, but the source is no ONNX file.",
+                fix="Leave it out: Keras models have time on axis 1, a StepSpec has `time_axis`.",
+            )
     if isinstance(found, StepSpec):
         from model_export import torch
 

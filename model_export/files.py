@@ -9,20 +9,25 @@ from pathlib import Path
 from model_export.errors import FileError
 from model_export.manifest import sidecar_of
 
+_WAY_OUT = "Check the permissions and the free space there."
+
 
 def check_target(path: Path) -> None:
     """Look whether a model file can be written, before the work that makes it.
 
+    A folder that is missing is no obstacle: `write_whole` makes it.
+
     Raises:
-        FileError: It is a folder, is not named `.onnx`, or its folder is missing or cannot be written to.
+        FileError: It is a folder, is not named `.onnx`, or its folder cannot be written to.
     """
     if path.suffix != ".onnx":
         raise FileError(f"{path} is to be written; expected a name that ends in .onnx.", fix=f"Say {path}.onnx.")
     if path.is_dir():
         raise FileError(f"{path} is a folder; expected a file.", fix="Give the name of a file in it.")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        found = "cannot be written to" if path.parent.is_dir() else "is not there"
-        raise FileError(f"{path} cannot be written: the folder {path.parent} {found}.", fix=_way_out(path))
+    there = next((folder for folder in path.parents if folder.exists()), path.parent)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        found = "cannot be written to" if there.is_dir() else "is a file"
+        raise FileError(f"{path} cannot be written: {there} {found}.", fix=_WAY_OUT)
 
 
 def check_new_file(target: Path, *, source: Path | None) -> None:
@@ -41,15 +46,16 @@ def check_new_file(target: Path, *, source: Path | None) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or as it was before.
+    """Write a file so that it is there whole or as it was before; its folder is made where it is missing.
 
     Raises:
-        FileError: The folder is missing, or cannot be written to.
+        FileError: The folder cannot be made or written to.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as exc:
-        raise FileError(f"{path} cannot be written: {exc.strerror}.", fix=_way_out(path)) from exc
+        raise FileError(f"{path} cannot be written: {exc.strerror}.", fix=_WAY_OUT) from exc
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -59,15 +65,9 @@ def write_whole(path: Path, content: bytes) -> None:
         part.chmod(0o666 & ~_umask())  # a temporary file is for its owner alone; a model is for the service too
         part.replace(path)
     except OSError as exc:
-        raise FileError(f"{path} cannot be written: {exc.strerror}.", fix=_way_out(path)) from exc
+        raise FileError(f"{path} cannot be written: {exc.strerror}.", fix=_WAY_OUT) from exc
     finally:
         part.unlink(missing_ok=True)
-
-
-def _way_out(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"Make the folder first: mkdir -p {path.parent}"
-    return "Check the permissions and the free space there."
 
 
 def _umask() -> int:

@@ -24,6 +24,8 @@ class Hints:
         outputs: `value`, `random` or `ignore` by output.
         windows: Length of the past part by input.
         shapes: The row that a caller sends (of an output: that is answered), by name.
+        batch_axes: The batch axis by input; None: it has none.
+        time_axes: The time axis by input; None: it has none, whatever its axes are called.
         initial: What stands before the first timestep, by state input, or `INPUT.context` for a window: a number
             for all of it, or an array or nested lists of as many numbers as one row.
     """
@@ -33,19 +35,24 @@ class Hints:
     outputs: Mapping[str, Kind] = field(default_factory=dict)
     windows: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
+    time_axes: Mapping[str, int | None] = field(default_factory=dict)
     initial: Mapping[str, Any] = field(default_factory=dict)
 
-    def check(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Hold what was said against the names that a graph has.
+    def check(self, declared: Sequence[Declared], outputs: Sequence[str]) -> None:
+        """Hold what was said against the inputs and the names of the outputs that a graph has.
 
         Raises:
-            UnclearModelError: A name is not there, or what was said contradicts itself.
+            UnclearModelError: A name or an axis is not there, or what was said contradicts itself.
         """
+        inputs = [tensor.name for tensor in declared]
         for flag, names, known in (
             ("--state", self.states.keys(), inputs),
             ("--state", self.states.values(), outputs),
             ("--constant", self.constants, inputs),
             ("--window", self.windows, inputs),
+            ("--batch-axis", self.batch_axes, inputs),
+            ("--time-axis", self.time_axes, inputs),
             ("--output", self.outputs, outputs),
             ("--shape", self.shapes, [*inputs, *outputs]),
         ):
@@ -59,6 +66,30 @@ class Hints:
                 raise UnclearModelError(
                     f"{name!r} is said to be a constant and to change.", fix="Leave out one of the two flags."
                 )
+        for tensor in declared:
+            self._check_axes(tensor)
+
+    def _check_axes(self, tensor: Declared) -> None:
+        batch, time = self.batch_axes.get(tensor.name), self.time_axes.get(tensor.name)
+        for flag, axis, length in (("--batch-axis", batch, None), ("--time-axis", time, 1)):
+            if axis is None:
+                continue
+            if not 0 <= axis < len(tensor.dims):
+                raise UnclearModelError(
+                    f"`{flag} {tensor.name}={axis}`: the input has {len(tensor.dims)} axes.",
+                    fix="Axes are counted from 0.",
+                )
+            if length is not None and isinstance(tensor.dims[axis], int) and tensor.dims[axis] != length:
+                raise UnclearModelError(
+                    f"`{flag} {tensor.name}={axis}`: that axis is declared {tensor.dims[axis]} long; expected one "
+                    "timestep, or an open length.",
+                    fix="A graph over whole sequences goes through `stepwell export`.",
+                )
+        if batch is not None and batch == time:
+            raise UnclearModelError(
+                f"Axis {batch} of {tensor.name!r} is said to be both the batch and time.",
+                fix="Leave out one of the two flags.",
+            )
 
 
 def flags_of(manifest: Manifest, inputs: Sequence[Declared], hints: Hints) -> list[str]:
@@ -73,6 +104,12 @@ def flags_of(manifest: Manifest, inputs: Sequence[Declared], hints: Hints) -> li
         *(("--constant", f"{name}={json.dumps(spec.value)}") for name, spec in manifest.constants.items()),
         *(("--window", f"{window.input}={window.context}") for window in manifest.windows),
         *(("--shape", f"{spec.name}={'x'.join(map(str, spec.shape))}") for spec in sized),
+        *(("--batch-axis", f"{name}={_axis(axis)}") for name, axis in hints.batch_axes.items()),
+        *(("--time-axis", f"{name}={_axis(axis)}") for name, axis in hints.time_axes.items()),
         *(("--output", f"{output.name}={output.kind}") for output in manifest.outputs if output.kind != "value"),
     ]
     return [word for flag in flags for word in flag]
+
+
+def _axis(axis: int | None) -> str:
+    return "none" if axis is None else str(axis)

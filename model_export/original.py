@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from model_export.errors import ParityError
+from model_export.errors import ParityError, StepwellError
 from model_export.manifest import Array
 
 
@@ -37,7 +37,17 @@ def ask(original: Original, data: Mapping[str, Array], judged: Sequence[str]) ->
         ParityError: It has no such output, or another number of answers than it was asked for.
     """
     rows, length = next(iter(data.values())).shape[:2]
-    given = original({name: array.copy() for name, array in data.items()})
+    try:
+        given = original({name: array.copy() for name, array in data.items()})
+    except StepwellError:
+        raise
+    except Exception as exc:
+        reason = next(iter(str(exc).strip().splitlines()), "")[:300].rstrip(".")
+        raise ParityError(
+            f"The original fails on {rows} sequences of {length} timesteps: {type(exc).__name__}: {reason}.",
+            fix="It must take any number of sequences: look for a batch size that is written into it, in an initial "
+            "state say.",
+        ) from exc
     answers = {}
     for name in judged:
         if name not in given:

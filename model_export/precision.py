@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from model_export.candidate import Candidate
+from model_export.compare import size_of
 from model_export.errors import ParityError, RefusedModelError
 from model_export.manifest import Manifest
 from model_export.probe import random_rows
@@ -38,7 +39,7 @@ class Precision:
 
     @property
     def atol(self) -> float:
-        """Default absolute tolerance of the parity check."""
+        """Default absolute tolerance of the parity check, as a part of each output's largest value."""
         weights = WEIGHTS_ATOL[self.weights] if self.weights else ATOL
         return max(weights, STORE_ATOL[self.store_dtype] if self.store_dtype else ATOL)
 
@@ -144,10 +145,11 @@ def narrow_store(
     for output in [output.name for output in manifest.answered if output.kind == "value"]:
         left, right = (answers[output].astype(np.float64) for answers in (want, got))
         off = np.abs(left - right)
-        if not (off <= atol + rtol * np.abs(left)).all():
+        most = atol * size_of(left)
+        if not (off <= most + rtol * np.abs(left)).all():
             raise ParityError(
                 f"With states stored as {dtype}, output {output!r} moves by {float(off.max()):.3g} in {steps} "
-                f"timesteps; {atol:g} + {rtol:g} of the value is allowed.",
+                f"timesteps; {most:.3g} + {rtol:g} of the value is allowed.",
                 fix="Leave out `--store-dtype`.",
             )
         largest = max(largest, float(off.max(initial=0.0)))

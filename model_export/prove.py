@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from model_export.compare import OutputParity, Tolerance, difference
 from model_export.errors import RefusedModelError
 from model_export.manifest import Array, Manifest, Parity
 from model_export.probe import nearly_equal, random_rows
+from model_export.report import is_weak
 from model_export.step_model import StepModel
+from model_export.worth import Worth
 
 ATOL, RTOL = 1e-5, 1e-4
 
@@ -49,6 +53,7 @@ def prove(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple
                 f"{name} of {path} differs between two runs on the same values; expected the same.",
                 fix="Declare an output that is random with `--output NAME=random`.",
             )
+    notes += _unmoved(model, together)
     parts = [_answers(model, {name: value[r : r + 1] for name, value in inputs.items()}) for r in range(3)]
     alone = {name: np.concatenate([part[name] for part in parts]) for name in together}
     if not model.batched or not all(nearly_equal(together[name], alone[name]) for name in together):
@@ -56,15 +61,41 @@ def prove(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple
             notes.append("rows run together do not equal rows run alone: it runs one row at a time")
         single = manifest.batch.model_copy(update={"mode": "single"})
         return manifest.model_copy(update={"batch": single}), False
-    verified = Parity(
-        against="itself: rows alone and together",
-        steps=steps,
-        max_abs=max(_difference(together[name], alone[name]) for name in together),
-        atol=ATOL,
-        rtol=RTOL,
-        sequences=["random"],
-    )
+    lines = _lines(together, alone)
+    notes += [f"the proof of {line.name} is weak: {line.why}" for line in lines if line.weak]
+    verified = Parity.model_validate({
+        "against": "itself: rows alone and together", "steps": steps,
+        "max_abs": max(_difference(together[name], alone[name]) for name in together),
+        "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
+        "weak": is_weak(lines), "scale": {line.name: asdict(line.scale) for line in lines},
+    })  # fmt: skip
     return manifest.model_copy(update={"verified": verified}), True
+
+
+def _lines(together: Mapping[str, Array], alone: Mapping[str, Array]) -> list[OutputParity]:
+    """Return what the proof of each output is worth."""
+    lines = []
+    for what, want in alone.items():
+        if what.startswith("Output "):
+            line, worth = (
+                OutputParity(what.removeprefix("Output ").strip("'")),
+                Worth(Tolerance(ATOL, RTOL, scaled=True)),
+            )
+            worth.note(difference(together[what], want), want)
+            worth.judge(line)
+            lines.append(line)
+    return lines
+
+
+def _unmoved(model: StepModel, after: Mapping[str, Array]) -> list[str]:
+    """Return a note for each state that is, after all timesteps, what it was before the first."""
+    rows = 3
+    before = model.initial_states(rows)
+    return [
+        f"state {name} is after all timesteps what it was before them: is it paired with the right output?"
+        for name in before
+        if np.array_equal(before[name], after[f"State {name!r}"])
+    ]
 
 
 def _answers(model: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,21 @@ class ParityReport:
     skipped: list[Skipped] = field(default_factory=list)
     chunk: ChunkChoice | None = None
 
+    @property
+    def weak(self) -> bool:
+        """Whether a wrong graph might have passed."""
+        return is_weak(self.outputs)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether sequences of the user's own were compared, so that a person has chosen what the proof is worth."""
+        return "user" in self.parity.sequences
+
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
-        return {**dataclasses.asdict(self), "parity": self.parity.model_dump(mode="json")}
+        return {**dataclasses.asdict(self), "parity": self.parity.model_dump(mode="json"), "weak": self.weak}
+
+
+def is_weak(outputs: Sequence[OutputParity]) -> bool:
+    """Whether any output's proof is weak, or none was compared."""
+    return not outputs or any(line.weak for line in outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +49,21 @@ def read_user_data(path: Path, manifest: Manifest) -> dict[str, Array]:
     return data
 
 
-def plain_sampler(manifest: Manifest) -> Sampler:
-    """Return a sampler of normal floats; integers are 0 or 1, which are valid in every vocabulary and flag."""
+def plain_sampler(manifest: Manifest, vocabularies: Mapping[str, int] | None = None) -> Sampler:
+    """Return a sampler of normal floats; integers are 0 or 1, which are valid in every vocabulary and flag.
+
+    Args:
+        manifest: What the model takes.
+        vocabularies: By input, how many ids it may have; those are drawn from all of them, also where they are floats.
+    """
+    known = vocabularies or {}
 
     def draw(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
         drawn = {}
         for spec in manifest.inputs:
             shape = (rows, steps, *spec.shape)
-            is_float = np.dtype(spec.dtype).kind == "f"
-            values = rng.standard_normal(shape) if is_float else rng.integers(0, 2, shape)
+            is_number = np.dtype(spec.dtype).kind == "f" and spec.name not in known
+            values = rng.standard_normal(shape) if is_number else rng.integers(0, known.get(spec.name, 2), shape)
             drawn[spec.name] = values.astype(spec.dtype)
         return drawn
 

@@ -110,8 +110,9 @@ def _check_file(path: Path) -> None:
 
 def _call(source: str, module_name: str, name: str) -> Any:
     here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
+    if sys.path[:1] not in ([""], [here]):
         sys.path.insert(0, here)  # a console script has its own folder there, not the caller's
+    _forget_namesake(Path.cwd(), module_name.partition(".")[0])
     with suppress(MissingExtraError):  # whether it needs Keras is the module's affair
         choose_keras_backend()
     try:
@@ -142,6 +143,14 @@ def _call(source: str, module_name: str, name: str) -> Any:
         raise
     except Exception as exc:
         raise _failed(source, exc) from exc
+
+
+def _forget_namesake(here: Path, name: str) -> None:
+    """Let a module in the caller's folder be imported where another of its name is: Python has a `wave` of its own."""
+    own = [path for path in (here / f"{name}.py", here / name / "__init__.py") if path.is_file()]
+    known = getattr(sys.modules.get(name), "__file__", None)
+    if own and known is not None and Path(known).resolve() not in [path.resolve() for path in own]:
+        del sys.modules[name]
 
 
 def _failed(source: str, exc: Exception) -> StepwellError:

@@ -344,7 +344,7 @@ class StepModel:
         digest = hashlib.blake2b(digest_size=8)
         digest.update(source if isinstance(source, bytes) else source.read_bytes())
         if isinstance(source, Path):
-            for extra in sorted({*source.parent.glob(source.name + "*data"), *self.weight_files}):
+            for extra in sorted(self.weight_files):
                 digest.update(extra.read_bytes())
         schema = [
             [f.name, f.dtype.name, f.store_dtype.name, list(f.shape), f.initial.tobytes().hex()] for f in self.fields

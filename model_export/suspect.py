@@ -71,7 +71,7 @@ def likeliest_layer(
             continue
         want = activation.values[:, : failure.step]
         off = difference(found[activation.layer][:, : failure.step].reshape(want.shape), want)
-        bad = tolerance.beyond(off, want)
+        bad = tolerance.on(want).beyond(off, want)
         if bad.any():
             step = int(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)).argmax()) + 1
             before = f"the {len(agreed)} looked at before it agree" if agreed else "it is the first looked at"

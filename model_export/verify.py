@@ -12,6 +12,7 @@ and one long run, for differences that grow. What could not be compared stands i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,14 +21,15 @@ import numpy as np
 
 from model_export import drift
 from model_export.compare import OutputParity, Tolerance, difference, largest
-from model_export.drift import affordable_steps, long_run
+from model_export.drift import long_run
 from model_export.errors import ParityError
 from model_export.manifest import Array, Parity
 from model_export.original import Original, PrefixAnswers, Progress, ask
-from model_export.report import ParityReport, Skipped
+from model_export.report import ParityReport, Skipped, is_weak
 from model_export.samples import Sampler, plain_sampler
 from model_export.step_model import StepModel
 from model_export.stepping import Run, Sequences, chunked, joined, only, rows_alone, stepped
+from model_export.worth import Worth
 
 __all__ = ["ATOL", "RTOL", "STEPS", "DifferentAnswerError", "Original", "ParityReport", "PrefixAnswers", "Progress",
            "Sampler", "verify_parity"]  # fmt: skip
@@ -38,6 +40,7 @@ SEEDS = (0, 1, 2)
 ATOL = 1e-5
 RTOL = 1e-4
 ODD_LENGTHS = (1, 7, 2, 13)
+_NO_MORE = "the original was asked for no more"
 
 
 class DifferentAnswerError(ParityError):
@@ -46,12 +49,14 @@ class DifferentAnswerError(ParityError):
     Attributes:
         sequence: The sequence, shape `(1, T, *shape)` by input.
         step: The timestep, from 1.
+        want: The original's value.
     """
 
-    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int) -> None:
+    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int, want: float) -> None:
         super().__init__(problem, fix=fix)
         self.sequence = sequence
         self.step = step
+        self.want = want
 
 
 def verify_parity(
@@ -64,8 +69,8 @@ def verify_parity(
     seeds: Sequence[int] = SEEDS,
     steps: int = STEPS,
     long_steps: int = drift.STEPS,
-    atol: float = ATOL,
-    rtol: float = RTOL,
+    atol: float | None = None,
+    rtol: float | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare the original with the step graph.
@@ -78,9 +83,9 @@ def verify_parity(
         user_data: One array per input, shape `(N, T, *shape)`; see `read_user_data`.
         seeds: One batch of three rows is drawn for each.
         steps: Timesteps of each drawn sequence.
-        long_steps: Timesteps of the long run, fewer where the model is slow; none where it is not above `steps`.
-        atol: Absolute tolerance.
-        rtol: Tolerance relative to the original's value.
+        long_steps: Timesteps of the long run; none where it is not above `steps`.
+        atol: Absolute tolerance of every output; by default `ATOL` of the largest value of each.
+        rtol: Tolerance relative to the original's value; `RTOL` by default.
         progress: Called as parts are done.
 
     Raises:
@@ -88,7 +93,35 @@ def verify_parity(
             is the original's answer that differs.
     """
     samplers = samplers or {"random": plain_sampler(model.manifest)}
-    check = _Check(original, model, Tolerance(atol, rtol), progress or (lambda *_: None))
+    tolerance = Tolerance(ATOL if atol is None else atol, RTOL if rtol is None else rtol, scaled=atol is None)
+    return verify(
+        original, model, tolerance, against=against, samplers=samplers, user_data=user_data, seeds=seeds, steps=steps,
+        long_steps=long_steps, progress=progress,
+    )  # fmt: skip
+
+
+def verify(
+    original: Original,
+    model: StepModel,
+    tolerance: Tolerance,
+    *,
+    against: str,
+    samplers: Mapping[str, Sampler],
+    user_data: Mapping[str, Array] | None,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = STEPS,
+    long_steps: int = drift.STEPS,
+    shortened: str = "",
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Do what `verify_parity` does, within a tolerance that may follow the size of each output.
+
+    `shortened` says why the long run has fewer timesteps than usual.
+
+    Raises:
+        ParityError: As `verify_parity`.
+    """
+    check = _Check(original, model, tolerance, progress or (lambda *_: None))
     kinds = [(kind, _drawn(sampler, seeds, steps)) for kind, sampler in samplers.items()]
     if user_data is not None:
         kinds.append(("user", dict(user_data)))
@@ -97,12 +130,15 @@ def verify_parity(
         check.sequences(kind, data)
         longest = max(longest, next(iter(data.values())).shape[1])
     draw = next(iter(samplers.values()))
-    check.long(draw, steps, long_steps)
+    check.long(draw, steps, long_steps, shortened)
     lines = list(check.outputs.values())
+    for line in lines:
+        check.worth[line.name].judge(line)
     parity = Parity.model_validate({
         "against": against, "steps": longest, "max_abs": max((line.max_abs for line in lines), default=0.0),
-        "atol": atol, "rtol": rtol, "sequences": [kind for kind, _ in kinds],
-        "long_steps": check.drift.compared if check.drift else 0,
+        "atol": max((line.atol for line in lines), default=0.0), "rtol": tolerance.rtol,
+        "sequences": [kind for kind, _ in kinds], "long_steps": check.drift.compared if check.drift else 0,
+        "weak": is_weak(lines), "scale": {line.name: dataclasses.asdict(line.scale) for line in lines},
     })  # fmt: skip
     return ParityReport(parity, lines, check.alone, check.chunk, check.lengths, check.saved, check.drift, check.skipped)
 
@@ -116,6 +152,7 @@ class _Failure(NamedTuple):
     place: list[int]
     want: float
     found: float
+    allowed: float
 
 
 @dataclass(slots=True)
@@ -127,6 +164,7 @@ class _Check:
     tolerance: Tolerance
     progress: Progress
     outputs: dict[str, OutputParity] = field(default_factory=dict)
+    worth: dict[str, Worth] = field(default_factory=dict)
     alone: float = 0.0
     chunk: float = 0.0
     saved: float = 0.0
@@ -137,6 +175,7 @@ class _Check:
     def __post_init__(self) -> None:
         judged = [output.name for output in self.model.manifest.answered if output.kind == "value"]
         self.outputs = {name: OutputParity(name) for name in judged}
+        self.worth = {name: Worth(self.tolerance) for name in judged}
         random = [output.name for output in self.model.manifest.answered if output.kind == "random"]
         if random:
             self.skipped.append(Skipped(f"outputs {', '.join(random)}", "they are drawn at random"))
@@ -167,8 +206,14 @@ class _Check:
             self.progress(f"{kind}: step by step", min(start + ROWS, rows), rows)
         self._against_original(kind, data, want, joined(parts))
 
-    def long(self, draw: Sampler, steps: int, wanted: int) -> None:
+    def long(self, draw: Sampler, steps: int, wanted: int, shortened: str = "") -> None:
         """Compare one long run.
+
+        Args:
+            draw: What is run.
+            steps: Timesteps of the short sequences.
+            wanted: Timesteps of the long one.
+            shortened: Why they are fewer than usual.
 
         Raises:
             ParityError: It drifts away.
@@ -177,19 +222,11 @@ class _Check:
             self.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
             return
         if wanted < drift.STEPS:
-            self.skipped.append(Skipped(f"long run beyond {wanted} timesteps", "the original was asked for no more"))
+            self.skipped.append(Skipped(f"long run beyond {wanted} timesteps", shortened or _NO_MORE))
         self.progress(f"long run of {wanted} timesteps", 0, 1)
-        short = draw(np.random.default_rng(SEEDS[0]), len(SEEDS) * ROWS, steps)
-        length = affordable_steps(self.original, self.model, short, wanted)
-        if not length:
-            why = f"a timestep takes so long that no useful number of them fits into {drift.BUDGET_S:g} s"
-            self.skipped.append(Skipped("long run", why))
-            return
-        if length < wanted:
-            self.skipped.append(Skipped(f"long run beyond {length} timesteps", "the model is slow"))
-        data = draw(np.random.default_rng(SEEDS[-1] + 1), 1, length)
-        self.drift = long_run(self.original, self.model, data, self.outputs, self.tolerance)
-        self.progress(f"long run of {length} timesteps", 1, 1)
+        data = draw(np.random.default_rng(SEEDS[-1] + 1), 1, wanted)
+        self.drift = long_run(self.original, self.model, data, self.outputs, self.worth, self.tolerance)
+        self.progress(f"long run of {wanted} timesteps", 1, 1)
 
     def _against_original(
         self, kind: str, data: Sequences, want: Mapping[str, PrefixAnswers], got: Mapping[str, Array]
@@ -204,31 +241,35 @@ class _Check:
             found = got[name][:, [step - 1 for step in answers.steps]]
             values = answers.values.reshape(found.shape)
             off = difference(found, values)
-            self.outputs[name].note(kind, answers.steps, off, values, self.tolerance)
-            bad = self.tolerance.beyond(off, values)
-            if bad.any():
+            tolerance = self.tolerance.on(values)
+            self.outputs[name].note(kind, answers.steps, off, values)
+            bad = tolerance.beyond(off, values)
+            if not bad.any():
+                self.worth[name].note(off, values)
+            else:
                 column = int(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)).argmax())
                 row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
                 want_there, found_there = (float(array[(row, column, *place)]) for array in (values, found))
-                failures.append(_Failure(answers.steps[column], name, row, place, want_there, found_there))
+                allowed = float(tolerance.allowed(want_there))
+                failures.append(_Failure(answers.steps[column], name, row, place, want_there, found_there, allowed))
         if failures:
             first = min(failures, key=lambda failure: failure.step)
             where = f", element {first.place}" if first.place else ""
             raise DifferentAnswerError(
                 f"Output {first.output!r} first differs at timestep {first.step} ({kind} data, sequence "
-                f"{first.row + 1}{where}): the original says {first.want:.9g}, the step graph {first.found:.9g}; they "
-                f"differ by {abs(first.found - first.want):.3g}, and {self.tolerance.allowed(first.want):.3g} is "
-                "allowed.",
+                f"{first.row + 1}{where}): the original gives {first.want:.9g}, the step graph {first.found:.9g}; they "
+                f"differ by {abs(first.found - first.want):.3g}, and {first.allowed:.3g} is allowed.",
                 fix=_way_out(first.want),
                 sequence={key: array[first.row : first.row + 1] for key, array in data.items()},
                 step=first.step,
+                want=first.want,
             )
 
     def _rows_alone(self, kind: str, together: Mapping[str, Array], alone: Mapping[str, Array]) -> None:
         for name, values in together.items():
-            off = difference(alone[name], values)
+            off = difference(alone[name], values, equal_nan=True)
             self.alone = max(self.alone, largest(off))
-            bad = self.tolerance.beyond(off, values)
+            bad = self.tolerance.on(values).beyond(off, values)
             if bad.any():
                 row, step, *place = (int(i) for i in np.argwhere(bad)[0])
                 raise ParityError(
@@ -242,7 +283,7 @@ class _Check:
         """Hold chunks of the whole length, and of odd lengths, against single steps; see what saving states does."""
         plain = stepped(self.model, batch, stored=False)
         for name in self.outputs:
-            self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name])))
+            self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))
         total = next(iter(batch.values())).shape[1]
         self.lengths = [[total], list(ODD_LENGTHS)]
         for lengths in self.lengths:
@@ -250,9 +291,9 @@ class _Check:
             found = {f"Output {name!r}": (outputs[name], plain[0][name]) for name in self.outputs}
             found |= {f"State {name!r}": (states[name][:, None], plain[1][name][:, None]) for name in states}
             for what, (of_chunks, of_steps) in found.items():
-                off = difference(of_chunks, of_steps)
+                off = difference(of_chunks, of_steps, equal_nan=True)
                 self.chunk = max(self.chunk, largest(off))
-                bad = self.tolerance.beyond(off, of_steps)
+                bad = self.tolerance.on(of_steps).beyond(off, of_steps)
                 if bad.any():
                     row, step, *place = (int(i) for i in np.argwhere(bad)[0])
                     raise ParityError(

@@ -1,17 +1,16 @@
-"""Whether a model gets a graph with a time axis: decided by measuring, once, when it is exported."""
+"""Whether a model gets a graph with a time axis: decided by the size of what it does, and measured for the report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model_export.chunk.cells import FusedCell
 from model_export.chunk.choice import ChunkChoice, Timing
-from model_export.chunk.graph import dynamic_graphs, dynamic_manifest
+from model_export.chunk.graph import AT_ONCE, dynamic_graphs, dynamic_manifest
 from model_export.chunk.reading import NoChunkError
 from model_export.errors import ModelLoadError
 from model_export.manifest import Array, Manifest
@@ -27,15 +26,15 @@ STEPS = 100
 """Timesteps of the chunk that is measured; fewer where a model is slow."""
 
 ROWS = (1, 32)
-SLOWER = 1.05
-SLOWER_US = 2.0
-"""A single step may take this much longer, as a factor plus microseconds; beyond that chunks stay out."""
 
-QUICKER = 1.5
-"""A chunk of one stream has to be this much quicker than its steps, and one of 32 streams no slower."""
+AT_ONCE_MOST = 500_000
+"""Numbers that a model's loops may multiply in each timestep where they run as fused operators; above that the time
+goes into products of matrices, which come one after another in any case. Source: docs/adr/0012."""
+
+INSIDE_MOST = 150_000
+"""The same where the loops run timestep by timestep inside one run, which gains less."""
 
 _BUDGET_S = 0.05
-_TRIES = 3
 
 
 def choose_chunk(
@@ -61,7 +60,10 @@ def choose_chunk(
     step = StepModel(proto.SerializeToString(), manifest)
     refusals = []
     try:
-        for how, graph in dynamic_graphs(proto, manifest, cells):
+        for how, graph, products in dynamic_graphs(proto, manifest, cells):
+            if (why := too_heavy(how, products)) is not None:
+                refusals.append(ChunkChoice("step", f"{how}: {why}"))
+                break  # the other way has more to run in each timestep
             described = dynamic_manifest(manifest)
             try:
                 model = StepModel(graph.SerializeToString(), described)
@@ -71,15 +73,7 @@ def choose_chunk(
             except ModelLoadError:
                 refusals.append(ChunkChoice("step", f"{how}: onnxruntime does not run it"))
                 continue
-            timings = _measure(step, model)
-            for _ in range(_TRIES - 1):  # other work on the machine makes a call look slow, never quick
-                if not_worth(timings) is not None and not _hopeless(timings):
-                    again = _measure(step, model, like=timings)
-                    timings = [_quicker(*pair) for pair in zip(timings, again, strict=True)]
-            if (why := not_worth(timings)) is None:
-                return graph, described, ChunkChoice("dynamic", how, timings)
-            refusals.append(ChunkChoice("step", f"{how}: {why}", timings))
-            break  # the other way has more to run in each timestep
+            return graph, described, ChunkChoice("dynamic", how, _measure(step, model))
     except NoChunkError as exc:
         refusals.append(ChunkChoice("step", str(exc)))
     except Exception as exc:  # noqa: BLE001  # a graph that is odd in some way is served step by step, not refused
@@ -99,41 +93,29 @@ def _equal(step: StepModel, model: StepModel, sample: Mapping[str, Array], toler
     )
 
 
-def not_worth(timings: Sequence[Timing]) -> str | None:
-    """Return why a graph with a time axis that took so long is not worth having; None where it is."""
-    for t in timings:
-        if t.steps == 1 and t.dynamic > t.stepwise * SLOWER + SLOWER_US:
-            return f"a single step of {t.rows} streams takes {t.dynamic:.1f} us instead of {t.stepwise:.1f}"
-        needed = QUICKER if t.rows == 1 else 1 / SLOWER
-        if t.steps > 1 and t.stepwise / t.dynamic < needed:
-            return f"a chunk of {t.steps} timesteps of {t.rows} streams is {t.stepwise / t.dynamic:.2f} times as quick"
-    return None
+def too_heavy(how: str, products: int) -> str | None:
+    """Return why a graph with a time axis is not worth having, by what its loops multiply in each timestep.
+
+    By size and not by the clock: a model exported twice is one file, whatever else the machine does.
+    """
+    most = AT_ONCE_MOST if how == AT_ONCE else INSIDE_MOST
+    if products <= most:
+        return None
+    return f"each timestep multiplies {products:,} numbers in the loops, and above {most:,} little is gained"
 
 
-def _quicker(first: Timing, second: Timing) -> Timing:
-    """Return the shorter times of two measurements."""
-    shorter = {name: min(getattr(first, name), getattr(second, name)) for name in ("stepwise", "dynamic")}
-    return replace(first, **shorter)
-
-
-def _hopeless(timings: Sequence[Timing]) -> bool:
-    """Return whether chunks are so far from being worth it that noise cannot be why."""
-    return any(t.steps > 1 and t.stepwise / t.dynamic < 0.8 * (QUICKER if t.rows == 1 else 1) for t in timings)
-
-
-def _measure(step: StepModel, model: StepModel, *, like: Sequence[Timing] = ()) -> list[Timing]:
-    """Measure both; chunks are as long as in another measurement."""
-    lengths = {timing.rows: timing.steps for timing in like}
+def _measure(step: StepModel, model: StepModel) -> list[Timing]:
+    """Measure both, for the report alone."""
     rows = ROWS if step.batched else ROWS[:1]
-    return [timing for count in rows for timing in _measure_rows(step, model, count, lengths.get(count))]
+    return [timing for count in rows for timing in _measure_rows(step, model, count)]
 
 
-def _measure_rows(step: StepModel, model: StepModel, rows: int, steps: int | None) -> list[Timing]:
+def _measure_rows(step: StepModel, model: StepModel, rows: int) -> list[Timing]:
     rng = np.random.default_rng(0)
     states = step.initial_states(rows)
     one = {spec.name: random_rows(rng, spec, (rows,)) for spec in step.manifest.inputs}
     single = _interleaved(lambda: step.step(one, states), lambda: model.step(one, states))
-    steps = steps or int(np.clip(_BUDGET_S * 1e6 / single[0], 8, STEPS))
+    steps = int(np.clip(_BUDGET_S * 1e6 / single[0], 8, STEPS))
     chunk = {spec.name: random_rows(rng, spec, (rows, steps)) for spec in step.manifest.inputs}
     both = _interleaved(lambda: step.chunk(chunk, states), lambda: model.chunk(chunk, states))
     return [Timing(rows, 1, *single), Timing(rows, steps, *both)]

@@ -6,6 +6,7 @@ length 1, it takes the branch away and runs the step graph itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,17 +16,20 @@ from onnx import helper
 from model_export.chunk.building import Builder, whole
 from model_export.chunk.cells import FusedCell
 from model_export.chunk.emit import LENGTHS, mapped, renamed, tensors, wanted
-from model_export.chunk.reading import NoChunkError, Reading, subgraphs
+from model_export.chunk.reading import Loop, NoChunkError, Reading, subgraphs, uses
 from model_export.manifest import Manifest, OutputSpec, TensorSpec
 
 TIME, BATCH = "time", "batch"
+AT_ONCE, INSIDE = "all timesteps at once", "timestep by timestep inside one run"
+"""How a chunk is run."""
+
 _STEP = "step/"
 _CONDITION = ("time/first_row", "time/steps", "time/one", "time/is_step", "time/zero")
 
 
 def dynamic_graphs(
     proto: onnx.ModelProto, manifest: Manifest, cells: Sequence[FusedCell] = ()
-) -> Iterator[tuple[str, onnx.ModelProto]]:
+) -> Iterator[tuple[str, onnx.ModelProto, int]]:
     """Return graphs that give the same as the step graph, with a time axis of any length.
 
     Args:
@@ -34,7 +38,8 @@ def dynamic_graphs(
         cells: Parts of it that one fused operator can do.
 
     Returns:
-        How chunks are run, and the graph; the way that is likely to be quickest first. None of them is proven.
+        How chunks are run, the graph, and how many products of weights its loops have in each timestep; the way that
+        is likely to be quickest first. None of them is proven.
 
     Raises:
         NoChunkError: The step graph is not one that chunks are made of.
@@ -51,7 +56,7 @@ def dynamic_graphs(
             continue
         found = True
         looped = any(node.op_type == "Scan" for node in branch.node)
-        yield "timestep by timestep inside one run" if looped else "all timesteps at once", _graph(builder, branch)
+        yield INSIDE if looped else AT_ONCE, _graph(builder, branch), _products(reading, loops)
     if reason is not None and not found:
         raise reason
 
@@ -66,6 +71,13 @@ def dynamic_manifest(manifest: Manifest) -> Manifest:
     return manifest.model_copy(
         update={"time": time, "inputs": plain(manifest.inputs), "outputs": plain(manifest.outputs)}
     )
+
+
+def _products(reading: Reading, loops: Sequence[Loop]) -> int:
+    """Return how many numbers of weights the loops use in each timestep."""
+    sizes = {init.name: math.prod(init.dims) for init in reading.model.graph.initializer}
+    used = {id(node): node for loop in loops for node in loop.nodes}
+    return sum(sizes.get(name, 0) for node in used.values() for name in uses(node))
 
 
 def _graph(builder: Builder, branch: onnx.GraphProto) -> onnx.ModelProto:

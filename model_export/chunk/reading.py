@@ -12,8 +12,8 @@ import onnx.inliner
 import onnxruntime as ort
 from onnx import numpy_helper
 
+from model_export.chance import RANDOM
 from model_export.manifest import Array, Manifest
-from model_export.random_ops import RANDOM
 
 OLDEST_OPSET = 15  # Shape with a start and an end
 _ROWS = (3, 5)  # a tensor's batch axis is the one that follows these

@@ -6,14 +6,12 @@ The model is walked layer by layer and ONNX is emitted directly, so any Keras ba
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_export.errors import MissingExtraError
 from model_export.keras.step_rules import register_step_rule
+from model_export.sources import choose_keras_backend
 
 if TYPE_CHECKING:
     from model_export.candidate import Candidate
@@ -133,14 +131,10 @@ def to_step_model(model: Any) -> Any:
 def _require() -> None:
     """Import what this front end stands on.
 
-    Keras' own default is TensorFlow; where that is absent and nothing else was chosen, JAX is.
-
     Raises:
         MissingExtraError: A package is not installed.
     """
-    chosen = "keras" in sys.modules or (Path.home() / ".keras" / "keras.json").is_file()
-    if not chosen and importlib.util.find_spec("tensorflow") is None:
-        os.environ.setdefault("KERAS_BACKEND", "jax")
+    choose_keras_backend()
     for package in ("keras", "onnx", "h5py"):
         try:
             importlib.import_module(package)

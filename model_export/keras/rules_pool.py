@@ -10,15 +10,21 @@ from model_export.keras.rules_conv import Geometry, geometry, slide
 from model_export.keras.running import running
 from model_export.keras.window import sees_margins
 
-
-@rule(
+_POOLING = (
     "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D", "AveragePooling2D", "AveragePooling3D",
 )  # fmt: skip
+_GLOBAL_POOLING = (
+    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D",
+    "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D",
+)  # fmt: skip
+
+
+@rule(*_POOLING)
 @sees_margins
 def pooling(call: Call) -> Value:
     """The mean or maximum of neighbouring positions."""
     layer, x = call.layer, call.as_float(call.value)
-    kind = "MaxPool" if "Max" in type(layer).__name__ else "AveragePool"
+    kind = "MaxPool" if call.kind(_POOLING).startswith("Max") else "AveragePool"
     channels = x.row[-1 if x.time or layer.data_format == "channels_last" else 0]
 
     def run(name: str, shape: Geometry, pads: Sequence[int]) -> str:
@@ -27,14 +33,11 @@ def pooling(call: Call) -> Value:
     return slide(call, x, geometry(layer, layer.pool_size), channels, run)
 
 
-@rule(
-    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D",
-    "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D",
-)  # fmt: skip
+@rule(*_GLOBAL_POOLING)
 def global_pooling(call: Call) -> Value:
     """The mean or maximum over all positions; over time: of the timesteps so far."""
     layer, x = call.layer, call.as_float(call.value)
-    kind = "Max" if "Max" in type(layer).__name__ else "Mean"
+    kind = "Max" if call.kind(_GLOBAL_POOLING).startswith("GlobalMax") else "Mean"
     last = layer.data_format == "channels_last"
     if x.time:
         if not last:

@@ -25,7 +25,7 @@ def recurrent(call: Call) -> list[Value]:
     With `return_sequences=False` the result is the answer for the timesteps so far.
     """
     layer, x = call.layer, call.as_float(call.value)
-    start = _initial(layer)
+    start = _initial(call)
     if not x.time:
         return _inside(call, layer, x, start)
     if layer.go_backwards:
@@ -61,12 +61,31 @@ class _Initial:
         return keras.tree.pack_sequence_as(self.structure, values)
 
 
-def _initial(layer: Any) -> _Initial:
-    structure = layer.get_initial_state(1)
-    cell = layer.cell
+def _initial(call: Call) -> _Initial:
+    structure = call.layer.get_initial_state(1)
+    cell = call.layer.cell
     nested = structure if isinstance(cell, keras.layers.StackedRNNCells) else list(structure)
     arrays = [to_array(tensor)[0].astype(np.float32) for tensor in keras.tree.flatten(nested)]
+    if constants := _constant_states(call):
+        arrays = [_one_row(call, constant, array) for constant, array in zip(constants, arrays, strict=False)]
     return _Initial(state_names(cell, nested), arrays, nested)
+
+
+def _constant_states(call: Call) -> list[Array]:
+    """Return the initial states that the call gives as tensors of its own, not as values of the model."""
+    more = [call.kwargs.get("initial_state"), call.args[1:2]]
+    return [to_array(one) for one in keras.tree.flatten(more) if one is not None and not isinstance(one, Value)]
+
+
+def _one_row(call: Call, constant: Array, like: Array) -> Array:
+    if constant.ndim != like.ndim + 1 or constant.shape[1:] != like.shape or np.any(constant != constant[:1]):
+        raise call.refuse(
+            f"its initial state is a constant of shape {list(constant.shape)}; expected one row of {list(like.shape)}, "
+            "the same for every stream",
+            "Give every stream the same initial state, or compute it from an input without time axis.",
+        )
+    row: Array = constant[0].astype(np.float32)
+    return row
 
 
 def _before(call: Call, specs: list[StateSpec]) -> list[Value]:

@@ -17,7 +17,8 @@ def candidate(
     source: Any,
     *,
     name: str,
-    time_axes: Mapping[str, int] | None = None,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
     constants: Mapping[str, Array] | None = None,
     original: Original | None = None,
     against: str | None = None,
@@ -29,7 +30,8 @@ def candidate(
     Args:
         source: An ONNX file, or an `onnx.ModelProto`.
         name: The model's name in its manifest.
-        time_axes: Time axis by input, where running the graph cannot tell it.
+        time_axes: Time axis by input, where running the graph cannot tell it; None: the input has none.
+        batch_axes: Batch axis by input, in the same way.
         constants: Inputs that are given once and for all.
         original: The model that the graph was made of, in the place of the graph on onnxruntime. It takes and
             gives tensors by the names that the graph has.
@@ -54,7 +56,7 @@ def candidate(
 
     if progress:
         progress("running the graph", 0, 1)
-    step = step_of(source, name=name, time_axes=time_axes, constants=constants)
+    step = step_of(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants)
     return Candidate(
         step.proto,
         step.manifest,

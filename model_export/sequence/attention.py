@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from model_export.errors import RefusedModelError
+
 
 def with_attention_written_out(model: Any) -> Any:
     """Return a graph with MatMul and Softmax in the place of every Attention that has a mask, and nothing special.
@@ -58,6 +60,11 @@ def _written_out(node: Any, types: dict[str, tuple[int, int]]) -> list[Any]:
         return op("Constant", value=numpy_helper.from_array(np.asarray(number)))
 
     if rank == 3:  # the heads side by side
+        if "q_num_heads" not in attributes:
+            raise RefusedModelError(
+                f"Node {stem!r} (Attention) has inputs of three axes and no attribute q_num_heads.",
+                fix="Export it again; `onnx.checker` finds what else is missing.",
+            )
         apart = constant(np.array([0, 0, attributes["q_num_heads"], -1], np.int64))
         query, key, value = (op("Transpose", op("Reshape", x, apart), perm=[0, 2, 1, 3]) for x in (query, key, value))
     if scale := attributes.get("scale"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from model_export.dataflow import in_order
 from model_export.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import METADATA_KEY, Array
 from model_export.sequence.attention import with_attention_written_out
@@ -49,6 +50,8 @@ def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
     inputs = [value for value in plain.graph.input if value.name not in weights]
     _replace(plain.graph.input, inputs)
     plain = with_attention_written_out(plain)
+    _sort_nodes(plain.graph)
+    _check_names(plain.graph)
     _name_nodes(plain.graph)
     _replace(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
     _drop_idle_inputs(onnx, plain.graph)
@@ -177,11 +180,35 @@ def _drop_idle_inputs(onnx: Any, graph: Any) -> None:
     for node in graph.node:
         for place in range(4, min(len(node.input), 7)) if node.op_type in GATED else ():
             if node.input[place] in fixed:
-                value = onnx.numpy_helper.to_array(fixed[node.input[place]])
+                value = onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1)
                 idle = (
                     set(value.tolist()) <= declared and len(set(value.tolist())) == 1 if place == 4 else not value.any()
                 )
                 node.input[place] = "" if idle else node.input[place]
+
+
+def _sort_nodes(graph: Any) -> None:
+    """Put each node behind those that it needs, in the bodies too; a graph with a circle is left to onnxruntime."""
+    for node in graph.node:
+        for body in subgraphs(node):
+            _sort_nodes(body)
+    _replace(graph.node, in_order(graph))
+
+
+def _check_names(graph: Any) -> None:
+    """Refuse a graph that gives one name to two inputs or two outputs.
+
+    Raises:
+        RefusedModelError: It names the tensor.
+    """
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        names = [value.name for value in values]
+        for name in names:
+            if names.count(name) > 1:
+                raise RefusedModelError(
+                    f"The graph declares {what} {name!r} {names.count(name)} times; expected once.",
+                    fix="Export it again with a name for each.",
+                )
 
 
 def _name_nodes(graph: Any) -> None:

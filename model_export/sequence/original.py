@@ -13,6 +13,7 @@ from model_export.original import PrefixAnswers
 from model_export.samples import Sampler, plain_sampler
 from model_export.sequence.facts import run, session
 from model_export.sequence.step import OutputFacts, SequenceStep
+from model_export.sequence.vocabulary import vocabularies
 from model_export.suspect import Activation
 
 PREFIXES = (1, 2, 3, 5, 17)
@@ -110,8 +111,8 @@ class SequenceOriginal:
 
 
 def sampler_of(step: SequenceStep) -> Sampler:
-    """Return a sampler that keeps the inputs without time axis the same over a sequence."""
-    draw = plain_sampler(step.manifest)
+    """Return a sampler that keeps the inputs without time axis the same over a sequence, and draws every id."""
+    draw = plain_sampler(step.manifest, vocabularies(step.graph.graph))
     still = [door.name for door in step.doors.asked if door.time is None]
 
     def sample(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:

@@ -30,7 +30,8 @@ def find_doors(
     proto: Any,
     declared: Declared,
     *,
-    time_axes: Mapping[str, int],
+    time_axes: Mapping[str, int | None],
+    batch_axes: Mapping[str, int | None] | None = None,
 ) -> Doors:
     """Find the time and batch axis of every input by running the graph.
 
@@ -40,13 +41,17 @@ def find_doors(
     Args:
         proto: As `load_graph` returns it.
         declared: The declared size of every axis of every input: a number, a name or nothing.
-        time_axes: What the user said, by input.
+        time_axes: What the user said of time, by input; None: it has none.
+        batch_axes: What the user said of the batch, in the same way.
 
     Raises:
         UnclearModelError: No reading runs.
+        ModelLoadError: onnxruntime refuses the graph.
     """
+    batch_axes = batch_axes or {}
+    loaded = session(proto, every_tensor=True)  # before its nodes are read: onnxruntime refuses what is none
     inputs = {value.name: value for value in proto.graph.input}
-    if unknown := time_axes.keys() - inputs.keys():
+    if unknown := (time_axes.keys() | batch_axes.keys()) - inputs.keys():
         raise UnclearModelError(
             f"The graph has no input {sorted(unknown)}; its inputs are {sorted(inputs)}.", fix="Check the name."
         )
@@ -57,7 +62,14 @@ def find_doors(
             choices.append(_bound(name, dtype, dims, slot))
         else:
             choices.append(_readings(name, dtype, dims, time_axes))
-    search = _Search(proto, declared, choices, told=bool(time_axes))
+        if name in batch_axes:
+            batch = _checked("--batch-axis", name, batch_axes[name], len(dims))
+            choices[-1] = (
+                [replace(door, batch=batch) for door in choices[-1][:1]]
+                if slot
+                else [door for door in choices[-1] if door.batch == batch]
+            )
+    search = _Search(proto, declared, choices, loaded=loaded, told=bool(time_axes))
     for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
         search.try_all(any_rows=any_rows, any_steps=any_steps)
         if search.votes > 0:
@@ -89,13 +101,13 @@ class _Search:
         problem: What went wrong at first.
     """
 
-    def __init__(self, proto: Any, declared: Declared, choices: list[list[Door]], *, told: bool) -> None:
+    def __init__(self, proto: Any, declared: Declared, choices: list[list[Door]], *, loaded: Any, told: bool) -> None:
         self._proto = proto
         self._declared = declared
         self._readings = _together(choices, declared)
         self._told = told
         self._score = -np.inf
-        self._loaded = session(proto, every_tensor=True)
+        self._loaded = loaded
         self.best: Doors | None = None
         self.votes = 0.0
         self.problem = ""
@@ -132,18 +144,24 @@ class _Search:
         return runs[0]
 
 
-def _readings(name: str, dtype: str, dims: list[int | str | None], time_axes: Mapping[str, int]) -> list[Door]:
+def _checked(flag: str, name: str, axis: int | None, rank: int) -> int | None:
+    """Return an axis that a person said, counted from 0.
+
+    Raises:
+        UnclearModelError: The input has no such axis.
+    """
+    if axis is not None and not -rank <= axis < rank:
+        raise UnclearModelError(f"`{flag} {name}={axis}`: the input has {rank} axes.", fix="Axes are counted from 0.")
+    return None if axis is None else axis % rank
+
+
+def _readings(name: str, dtype: str, dims: list[int | str | None], time_axes: Mapping[str, int | None]) -> list[Door]:
     """Return what an input may be, the likeliest first."""
     sizes = tuple(dim if isinstance(dim, int) and dim > 0 else 2 for dim in dims)
     axes = range(len(dims))
     free = [axis for axis in axes if not isinstance(dims[axis], int)]
     if name in time_axes:
-        time = time_axes[name]
-        if not -len(dims) <= time < len(dims):
-            raise UnclearModelError(
-                f"`--time-axis {name}={time}`: the input has {len(dims)} axes.", fix="Axes are counted from 0."
-            )
-        times: list[int | None] = [time % len(dims)]
+        times: list[int | None] = [_checked("--time-axis", name, time_axes[name], len(dims))]
     else:
         times = [*axes, None]
     found = []
@@ -272,7 +290,7 @@ def _run_over(node: Any, values: Mapping[str, Any]) -> Iterator[tuple[int, float
     elif node.op_type == "CausalConvWithState":
         yield 2, 2
     elif node.op_type == "CumSum" and node.input[1] in values:
-        yield int(values[node.input[1]]), 1
+        yield int(np.reshape(values[node.input[1]], -1)[0]), 1
     elif node.op_type in {"Conv", "MaxPool", "AveragePool"}:
         yield from ((axis, 1 / (rank - 2)) for axis in range(2, rank))
 

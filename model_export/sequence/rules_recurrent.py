@@ -200,6 +200,12 @@ def carried(
     if kind in {"timed", "last"}:
         raise walk.refuse(node, f"starts from {given!r}, which the sequence decides")
     init = walk.initial(given, node) if kind == "known" else None
+    if init is not None and init.shape != (row := tuple(max(dim.at_one_step()) for dim in dims)):
+        raise walk.refuse(
+            node,
+            f"starts from {given!r} of shape {list(init.shape)}; one row of what it carries is {list(row)}",
+            "Export the model for one row, or with an initial state that is expanded to the batch.",
+        )
     tensor, spec = graph.state(f"{_label(node)}.{label}", dims, dtype, init)
     if kind == "fixed":  # computed from another input: it counts at the first timestep alone
         tensor = graph.op("Where", walk.begun(1 - min(offset, 0), dims), tensor, walk.ref(given))

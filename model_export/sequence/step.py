@@ -11,11 +11,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from model_export.chance import random_outputs
+from model_export.dataflow import Flow, flow_of, laid_out_from
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.sequence.door import Door, Doors
 from model_export.sequence.facts import LENGTHS, Dim, Facts, gather_facts, session
-from model_export.sequence.load import captures, load_graph
+from model_export.sequence.load import GATED, captures, load_graph
 from model_export.sequence.reading import find_doors
 from model_export.sequence.rows import is_for_one_row, rows_are_apart
 from model_export.sequence.rules_attention import attention, matmul, on_square
@@ -121,7 +123,8 @@ def step_of(
     source: Any,
     *,
     name: str,
-    time_axes: Mapping[str, int] | None = None,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
     constants: Mapping[str, Array] | None = None,
 ) -> SequenceStep:
     """Make the step graph of a sequence graph.
@@ -131,22 +134,32 @@ def step_of(
         RefusedModelError: A node cannot be stepped; names it and says why.
     """
     graph = load_graph(source, constants or {})
+    _check_chance(graph)
     try:
-        return _step_of(source, graph, name, time_axes or {})
+        return _step_of(source, graph, name, time_axes or {}, batch_axes or {})
     except (RefusedModelError, UnclearModelError) as exc:
         if len(graph.graph.input) > 1:  # perhaps a state among them
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
         raise
 
 
-def _step_of(source: Any, graph: onnx.ModelProto, name: str, time_axes: Mapping[str, int]) -> SequenceStep:
+def _step_of(
+    source: Any,
+    graph: onnx.ModelProto,
+    name: str,
+    time_axes: Mapping[str, int | None],
+    batch_axes: Mapping[str, int | None],
+) -> SequenceStep:
     declared = declared_of(source, graph)
-    doors = find_doors(graph, declared, time_axes=time_axes)
+    try:
+        doors = find_doors(graph, declared, time_axes=time_axes, batch_axes=batch_axes)
+    except UnclearModelError as exc:
+        raise _written_rows(graph) or exc from exc
     if is_for_one_row(doors, declared) and not rows_are_apart(graph, doors):
         doors = replace(doors, only_rows=1)
     graph = with_squeeze_axes(without_known_branches(graph, doors), doors)
     if doors.only_rows not in {None, 1}:
-        raise RefusedModelError(
+        raise _written_rows(graph) or RefusedModelError(
             f"The graph takes {doors.only_rows} rows at once and no other number; a stream is one row.",
             fix="Export it with a dynamic batch axis, or for one row.",
         )
@@ -173,6 +186,34 @@ def _step_of(source: Any, graph: onnx.ModelProto, name: str, time_axes: Mapping[
     )
     proto = walk.graph.proto(name, graph)
     return SequenceStep(proto, manifest, graph, doors, outputs, _watched(walk), _rounding(facts))
+
+
+def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:
+    """Return the error for a recurrence that starts from several rows which are weights; None: there is none."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    for node in graph.graph.node:
+        for name in node.input[5:7] if node.op_type in GATED else ():
+            if len(shape := shapes.get(name, ())) == 3 and shape[1] > 1:
+                return RefusedModelError(
+                    f"Node {node.name!r} ({node.op_type}) starts from {name!r}, which holds {shape[1]} rows; a stream "
+                    "is one row.",
+                    fix="Export the model for one row, or with an initial state that is expanded to the batch.",
+                )
+    return None
+
+
+def _check_chance(graph: onnx.ModelProto) -> None:
+    """Refuse a graph that draws random numbers for an answer.
+
+    Raises:
+        RefusedModelError: It names the operator and the output.
+    """
+    for name, operator in random_outputs(graph.SerializeToString()).items():
+        raise RefusedModelError(
+            f"Random operator {operator} reaches output {name!r}; expected answers that follow from the inputs alone, "
+            "which alone can be compared with the original.",
+            fix="Export the model for inference, without dropout; send random numbers that it needs as an input.",
+        )
 
 
 def _rounding(facts: Facts) -> float:
@@ -262,14 +303,25 @@ def _take(walk: Walk, door: Door) -> InputSpec | None:
         walk.tensors[door.name] = Tensor("known")
         return None
     axes = [axis for axis in range(len(door.sizes)) if axis not in {door.batch, door.time}]
-    if door.time is not None:
-        walk.tensors[door.name] = Tensor("timed", door.name, 0)
-    else:
-        walk.tensors[door.name] = Tensor("fixed", door.name)
     row = [door.sizes[axis] for axis in axes]
     spec: InputSpec = _spec(InputSpec, door.name, door.dtype, row, batch=door.batch, time=door.time)
+    spec, perm = _rows_in_front(spec)
     walk.graph.input(spec)
+    step = walk.graph.op("Transpose", door.name, perm=list(np.argsort(perm))) if perm else door.name
+    walk.tensors[door.name] = Tensor("fixed", step) if door.time is None else Tensor("timed", step, 0)
     return spec
+
+
+def _rows_in_front(spec: Any) -> tuple[Any, list[int]]:
+    """Return a spec with its batch axis in front, as chunks need it, and the order that brings a tensor there.
+
+    The order is empty where nothing moves.
+    """
+    if not spec.batch_axis:
+        return spec, []
+    rank = len(spec.graph_row_shape) + 1
+    others = [axis for axis in range(rank) if axis != spec.batch_axis]
+    return spec.model_copy(update={"batch_axis": 0}), [spec.batch_axis, *others]
 
 
 def _spec(kind: Any, name: str, dtype: str, row: list[int], *, batch: int | None, time: int | None) -> Any:
@@ -288,11 +340,12 @@ def _give(walk: Walk, doors: Doors) -> tuple[list[OutputSpec], dict[str, OutputF
     answers, outputs = [], {}
     dropped: list[str] = []
     bound = [door for door in doors.doors if door.role == "state"]
+    flow = flow_of(walk.model.graph)
     for value in walk.model.graph.output:
         tensor = walk.tensor(value.name)
         if tensor.kind not in {"timed", "last", "fixed"} or not walk.facts.value(value.name).size:
             continue
-        if tensor.kind == "last" and any(_carries_on(walk, value.name, door) for door in bound):
+        if tensor.kind == "last" and any(_carries_on(walk, flow, value.name, door) for door in bound):
             dropped.append(value.name)
             continue
         spec, facts = _answer(walk, value.name, doors)
@@ -311,10 +364,17 @@ def _give(walk: Walk, doors: Doors) -> tuple[list[OutputSpec], dict[str, OutputF
     return answers, outputs
 
 
-def _carries_on(walk: Walk, name: str, door: Door) -> bool:
+def _carries_on(walk: Walk, flow: Flow, name: str, door: Door) -> bool:
+    """Whether an output is, but for its layout, the next value of what an input starts from.
+
+    It is what a recurrence carries, or the end of a sequence that the input was joined to. The shape alone is no proof:
+    an answer may have the same.
+    """
     dims = walk.facts.dims(name)
     shape = [3 if dim.has_batch else int(dim.fixed) for dim in dims]
-    return shape == list(door.shape(3, 1)) and walk.dtype(name) == door.dtype
+    if shape != list(door.shape(3, 1)) or walk.dtype(name) != door.dtype:
+        return False
+    return name in flow.carried.get(door.name, ()) or door.name in laid_out_from(walk.model.graph, name)
 
 
 def _answer(walk: Walk, name: str, doors: Doors) -> tuple[OutputSpec, OutputFacts]:
@@ -334,6 +394,8 @@ def _answer(walk: Walk, name: str, doors: Doors) -> tuple[OutputSpec, OutputFact
     else:
         row = [size for axis, size in enumerate(sizes) if axis not in {time, batch}]
         spec = _spec(OutputSpec, name, walk.dtype(name), row, batch=batch, time=None if folded else time)
+        spec, perm = _rows_in_front(spec)
+        step = walk.graph.op("Transpose", step, perm=perm) if perm else step
     walk.graph.output(spec, step)
     extra = walk.facts.surplus(name) if time is not None else 0
     return spec, OutputFacts(time, batch, extra, walk.facts.order(name) if folded else "")

@@ -61,6 +61,13 @@ class Walk:
                     self._check_causal(node, name)
             except RefusedModelError as exc:
                 self.tensors.update(dict.fromkeys(outputs, Tensor("refused", error=exc)))
+            except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+                error = self.refuse(
+                    node,
+                    f"is not what the rule of its operator expects ({type(exc).__name__}: {exc})",
+                    "Check the graph with `onnx.checker`, and export it again.",
+                )
+                self.tensors.update(dict.fromkeys(outputs, Tensor("refused", error=error)))
 
     def need(self, *names: str) -> None:
         """Raise the error of the first of these tensors that is refused.

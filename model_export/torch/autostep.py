@@ -98,7 +98,10 @@ class AutoStep(nn.Module):
             axes = (0 if self._time_axis else 1, self._time_axis)
             long = [torch.stack([value] * STEPS_OF_AN_EXAMPLE, 1).movedim((0, 1), axes) for value in timestep]
             names = [f"input_{at}" for at in range(len(long))]
-            self._learn(Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis))
+            whole = Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis)
+            if whole.attention is not None:
+                raise whole.attention
+            self._learn(whole)
         states: dict[str, Tensor] = {}
         for at, call in enumerate(self._calls):
             again = [other.path for other in self._calls[:at]].count(call.path)

@@ -10,8 +10,12 @@ import numpy as np
 import torch
 
 from model_export.errors import RefusedModelError
+from model_export.labels import columns_of
 from model_export.manifest import Array
 from model_export.torch.outputs import numpy_dtype
+
+FEWEST_ROWS = 8
+"""Timesteps of an example from which each number's own range is read."""
 
 STEPS_OF_AN_EXAMPLE = 5
 """Timesteps of an example that is made of a single one."""
@@ -86,20 +90,43 @@ class Draw:
             return one.rows[rng.integers(0, len(one.rows), lead)]
         shape = (*lead, *one.row)
         if np.dtype(one.dtype).kind == "f":
-            return rng.standard_normal(shape).astype(one.dtype)
+            return like(one.rows, rng, shape)
         known = np.unique(one.rows)
         choices = np.arange(one.ids) if one.ids else known if len(known) > 1 else np.arange(2)
         return rng.choice(choices, shape).astype(one.dtype)
 
 
+def like(rows: Array, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Draw floats in the range that each number of an example's rows has.
+
+    Where a number is the same in all rows, so that it has no range, it is drawn around that. An example of too few rows
+    for ranges has one for all of its numbers; one of zeros has none, and normal numbers are drawn.
+
+    Args:
+        rows: The example, shape `(timesteps, *row)`.
+        rng: Source of the draws.
+        shape: Of what is drawn, ending in the row.
+    """
+    finite = np.where(np.isfinite(rows), rows, 0.0).astype(np.float64)
+    low, high = (finite.min(axis=0), finite.max(axis=0)) if len(rows) >= FEWEST_ROWS else (finite.min(), finite.max())
+    low, high = np.broadcast_to(low, rows.shape[1:]), np.broadcast_to(high, rows.shape[1:])
+    normal = low + np.maximum(np.abs(low), 1.0 * (low == 0)) * rng.standard_normal(shape)
+    even = low + (high - low) * rng.random(shape)
+    drawn: Array = np.where(high > low, even, normal).astype(rows.dtype)
+    return drawn
+
+
 def tensors(examples: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return examples or initial states as tensors on the CPU; arrays and lists are taken too.
+    """Return examples or initial states as tensors on the CPU; arrays, lists and data frames are taken too.
+
+    A data frame is one sequence, a column for each number: it gets a batch axis.
 
     Raises:
         RefusedModelError: One is no array, or of a dtype that the service has not.
     """
     found = {}
-    for name, value in examples.items():
+    for name, given in examples.items():
+        value = np.asarray(given.to_numpy(), np.float32)[None] if columns_of(given) else given
         try:
             tensor = torch.as_tensor(value).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as exc:

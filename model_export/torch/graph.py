@@ -101,6 +101,38 @@ def sequence_graph(
     return _plain(onnx.load_model_from_string(file.getvalue()), name)
 
 
+def attending_graph(
+    module: Any,
+    values: Sequence[Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+    names: tuple[Sequence[str], Sequence[str]],
+    *,
+    name: str,
+) -> onnx.ModelProto:
+    """Do what `sequence_graph` does with the newer exporter, for a module that attends over time.
+
+    The older exporter writes the number of timesteps into the shapes of an attention. The newer one keeps it open, but
+    unrolls `nn.RNN`.
+
+    Raises:
+        RefusedModelError: Torch cannot trace it, or cannot say it in ONNX.
+    """
+    open_axes = {name: torch.export.Dim(name) for name in ("batch", "time")}
+    dynamic = tuple({axis: open_axes[what] for axis, what in axes[given].items()} for given in names[0])
+    try:
+        with quiet(), unfused(), torch.no_grad():
+            program = torch.export.export(module, tuple(values), dynamic_shapes=(dynamic,), strict=False)
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
+            )
+    except RefusedModelError:
+        raise
+    except Exception as exc:
+        raise _refused(exc) from exc
+    assert exported is not None
+    return _plain(exported.model_proto, name)
+
+
 class Plain(nn.Module):
     """A module from a tuple of tensors to one, with its recurrent layers written out."""
 

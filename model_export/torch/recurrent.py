@@ -6,7 +6,8 @@ projections, and rows of a batch come out as they do alone, which is not so with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -166,6 +167,12 @@ def answering(
                 layer.forward = before
 
 
+def in_order(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return what a layer is called with, in the order of its `forward`; arguments by name may come in any other."""
+    bound = inspect.signature(type(layer).forward).bind(layer, *args, **kwargs)
+    return [*bound.args[1:], *bound.kwargs.values()]
+
+
 def written_out(taken: Taken) -> tuple[Tensor, States]:
     """Answer for a layer as it would by itself, with the states that the call gives."""
     return taken.how.advance(taken.layer, taken.x, taken.begin())
@@ -180,7 +187,7 @@ def stepping(layer: Any) -> Stepping | None:
 def _answer(
     handle: Callable[[Taken], tuple[Tensor, States]], how: Stepping, path: str, layer: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    given = how.take(layer, *args, *kwargs.values())  # not by name: torch's own for the first is `input`
+    given = how.take(layer, *in_order(layer, args, kwargs))  # not by name: torch's own for the first is `input`
     if given is None:
         return type(layer).forward(layer, *args, **kwargs)
     answer, after = handle(Taken(path, layer, how, *given))

@@ -21,9 +21,15 @@ from model_export.errors import RefusedModelError
 from model_export.torch.draw import Draw, Input, tensors
 from model_export.torch.modules import Watch, check_behaviour, run
 from model_export.torch.outputs import flatten, numpy_dtype
+from model_export.torch.recurrent import in_order
 
 ROWS = 3
 LENGTHS = (11, 13)
+"""Timesteps that a module is run with, to see what follows them."""
+
+LONGER = 17
+"""At least so many, or as many as the example has, for a module that takes no sequence as short as those."""
+
 
 Seen = dict[str, set[tuple[int, int]]]
 """By the path of a recurrent layer or an attention: the lengths and batches that it ran over."""
@@ -71,6 +77,8 @@ class Sequences:
         outputs: What it gives.
         draw: Sequences that it takes.
         only_length: The one number of timesteps that it takes; None: any.
+        lengths: Two numbers of timesteps that it takes, the shorter first; equal where it takes one alone.
+        attention: Why it cannot be stepped by its layers where one attends over time; a mask may make that possible.
         loops: Whether the module does more operations for more timesteps: a loop over them in its own code.
         elsewhere: Paths of recurrent layers that run over another axis than time, say frequency.
     """
@@ -87,6 +95,8 @@ class Sequences:
         readings = _readings(given, time_axis)
         ids = self._look(list(given.values()))
         self.only_length: int | None = None
+        self.lengths = LENGTHS
+        self.attention: RefusedModelError | None = None
         self.loops = False
         self.draw, self.inputs, shapes, seen = self._settle(given, readings, ids)
         self.outputs = self._outputs(shapes)
@@ -118,7 +128,7 @@ class Sequences:
         ids: dict[int, int] = {}
 
         def see(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = next(iter((*args, *kwargs.values())))
+            value = in_order(layer, args, kwargs)[0]
             for at, one in enumerate(given):
                 if one.numel() == value.numel() and torch.equal(_sorted(one), _sorted(value)):
                     ids[at] = layer.num_embeddings
@@ -140,9 +150,10 @@ class Sequences:
             What is drawn, the inputs, and for each run the outputs' shapes and what the recurrent layers ran over.
         """
         first_error: RefusedModelError | None = None
-        for any_length, axes, from_examples in itertools.product((True, False), readings, (False, True)):
+        for kind, axes, from_examples in itertools.product(("any", "long", "only"), readings, (False, True)):
             steps = next(given[name].shape[axis] for name, axis in axes.items())
-            short, long = LENGTHS if any_length else (steps, steps)
+            longer = max(steps, LONGER)
+            short, long = {"any": LENGTHS, "long": (longer, longer + 2), "only": (steps, steps)}[kind]
             inputs = [
                 _input(name, value, axes.get(name), ids.get(at)) for at, (name, value) in enumerate(given.items())
             ]
@@ -153,7 +164,8 @@ class Sequences:
             except RefusedModelError as exc:
                 first_error = first_error or exc
                 continue
-            self.only_length = None if any_length else steps
+            self.only_length = steps if kind == "only" else None
+            self.lengths = (short, long)
             return draw, inputs, [shapes for shapes, _ in runs], [seen for _, seen in runs]
         assert first_error is not None
         raise RefusedModelError(
@@ -167,7 +179,7 @@ class Sequences:
         paths = {id(layer): path for path, layer in self.module.named_modules()}
 
         def see(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            shape = next(iter((*args, *kwargs.values()))).shape
+            shape = in_order(layer, args, kwargs)[0].shape
             if len(shape) == 3:
                 seen[paths[id(layer)]].add((shape[layer.batch_first], shape[not layer.batch_first]))
 
@@ -180,7 +192,7 @@ class Sequences:
         return [self._output(name, *three) for name, *three in zip(names, *shapes, strict=True)]
 
     def _output(self, path: str, one: torch.Size, longer: torch.Size, fewer: torch.Size) -> Output:
-        steps, more = (self.only_length, self.only_length) if self.only_length else LENGTHS
+        steps, more = self.lengths
         what = f"Output {path!r}" if path else "The output"
         if not len(one) == len(longer) == len(fewer):
             raise RefusedModelError(f"{what} has a number of axes that changes.", fix="Return one fixed rank.")
@@ -228,9 +240,12 @@ class Sequences:
             attends = isinstance(layer, nn.MultiheadAttention)
             over_time = lengths != more or lengths == {self.only_length} or (lengths == {1} and not attends)
             if not over_time and lengths == {ROWS} and {length for length, _ in fewer[path]} == {2}:
+                axis = self._lead.batch
                 raise RefusedModelError(
-                    f"{what} runs over the batch axis: it has batch_first={layer.batch_first}, and the other is given.",
-                    fix=f"Build it with batch_first={not layer.batch_first}, and train it again.",
+                    f"{what} runs over the batch axis: it has batch_first={layer.batch_first}, and axis {axis} of the "
+                    f"examples is read as the batch, axis {self._lead.time} as time.",
+                    fix=f"If axis {axis} is time, give `time_axis={axis}`. If it is the batch, the layer was trained "
+                    f"over it: build it with batch_first={not layer.batch_first}, and train it again.",
                 )
             if over_time and not attends and layer.bidirectional:
                 raise RefusedModelError(
@@ -238,9 +253,10 @@ class Sequences:
                     fix="Train it with bidirectional=False.",
                 )
             if over_time and attends:
-                raise RefusedModelError(
+                self.attention = RefusedModelError(
                     f"{what} attends over time: what it has to remember grows with every timestep.",
-                    fix="Train it with model_export.torch.CachedAttention, which attends to the last timesteps.",
+                    fix="Train it with model_export.torch.CachedAttention, which attends to the last timesteps, or "
+                    "with a mask that lets through a fixed number of the last ones.",
                 )
             if not over_time:
                 elsewhere.add(path)
@@ -249,7 +265,7 @@ class Sequences:
     def _check(self) -> None:
         values = self._example()
 
-        alone = self.raw(self.draw.tensors(0, 1, self.only_length or LENGTHS[0]), self.inputs)
+        alone = self.raw(self.draw.tensors(0, 1, self.lengths[0]), self.inputs)
         for one, value, single in zip(self.outputs, self._plainly(values), alone, strict=True):
             numpy_dtype(value, one.called)
             if single.dim() < one.rank:
@@ -260,13 +276,13 @@ class Sequences:
         check_behaviour(self.module, lambda: self._plainly(values))
         with Watch(values) as watch:
             self._plainly(values)
-        longer = self._example(self.only_length or LENGTHS[1])
+        longer = self._example(self.lengths[1])
         with Watch(longer) as other:
             self._plainly(longer)
         self.loops = watch.operations != other.operations
 
     def _example(self, steps: int | None = None) -> list[torch.Tensor]:
-        drawn = self.draw.tensors(0, ROWS, steps or self.only_length or LENGTHS[0])
+        drawn = self.draw.tensors(0, ROWS, steps or self.lengths[0])
         return [one.to_module(value) for one, value in zip(self.inputs, drawn, strict=True)]
 
 
@@ -330,7 +346,7 @@ def _hooked(module: Any, kind: Any, see: Any) -> Iterator[None]:
 
 
 def _refuse_packed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if isinstance(next(iter((*args, *kwargs.values()))), nn.utils.rnn.PackedSequence):
+    if isinstance(in_order(layer, args, kwargs)[0], nn.utils.rnn.PackedSequence):
         raise RefusedModelError(
             f"{type(layer).__name__} is given a packed sequence; a stream has no length to pack.",
             fix="Leave pack_padded_sequence out when the lengths are not given: the answers are the same.",

@@ -15,11 +15,11 @@ from model_export.errors import RefusedModelError, StepwellError, TensorError
 from model_export.manifest import Array
 from model_export.torch.autostep import AutoStep
 from model_export.torch.draw import Draw
-from model_export.torch.graph import sequence_graph
+from model_export.torch.graph import attending_graph, sequence_graph
 from model_export.torch.layers import StepLayer
 from model_export.torch.modules import HOW_TO_WRITE_IT, prepared
 from model_export.torch.outputs import named
-from model_export.torch.sequences import LENGTHS, ROWS, Sequences
+from model_export.torch.sequences import ROWS, Sequences
 from model_export.torch.step import AGAINST, Step, candidate
 from model_export.verify import PrefixAnswers
 
@@ -53,7 +53,10 @@ def export_whole(
     try:
         step = _stepped(whole)
     except RefusedModelError as exc:
-        return _by_its_graph(whole, exc, name=name, output_names=output_names)
+        try:
+            return _by_its_graph(whole, exc, name=name, output_names=output_names)
+        except RefusedModelError as by_graph:
+            raise whole.attention or by_graph from exc
     return candidate(
         step,
         lambda names: Whole(whole, names),
@@ -93,12 +96,24 @@ class Whole:
             if one.time is not None
         }
         if len(answers) < len(found):
-            steps = sorted({n for n in PREFIXES if n < length and not whole.only_length} | {length})
-            runs = [found if n == length else whole([value[:, :n] for value in values]) for n in steps]
+            runs = {n: run for n in PREFIXES if n < length and (run := self._beginning(values, n, found))}
+            runs[length] = found
             for at, (name, one) in enumerate(zip(self._names, whole.outputs, strict=True)):
                 if one.time is None:
-                    answers[name] = PrefixAnswers(steps, np.stack([np.asarray(run[at]) for run in runs], axis=1))
+                    stacked = np.stack([np.asarray(run[at]) for run in runs.values()], axis=1)
+                    answers[name] = PrefixAnswers(list(runs), stacked)
         return answers
+
+    def _beginning(self, values: Sequence[Tensor], steps: int, whole: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return the answers for a beginning; None where the module has none for one so short."""
+        if self._whole.only_length:
+            return None
+        try:
+            found = self._whole([value[:, :steps] for value in values])
+        except RefusedModelError:
+            return None
+        one_answer = [at for at, one in enumerate(self._whole.outputs) if one.time is None]
+        return found if all(found[at].shape == whole[at].shape for at in one_answer) else None
 
 
 def _stepped(whole: Sequences) -> Step:
@@ -117,7 +132,7 @@ def _stepped(whole: Sequences) -> Step:
         constant=[one.name for one in whole.inputs if one.time is None],
     )
     step = Step(module, draw, inputs, states, [0] * len(states), [one.path for one in whole.outputs])
-    length = whole.only_length or LENGTHS[0]
+    length = whole.lengths[0]
     values = whole.draw.tensors(2, ROWS, length)
     want = whole(values)
     now, got = step.initial(ROWS), []
@@ -157,9 +172,10 @@ def _by_its_graph(
         **{gives[at]: one.time is not None for at, one in enumerate(whole.outputs)},
     }
     axes = {tensor: {0: "batch", 1: "time"} if has_time else {0: "batch"} for tensor, has_time in timed.items()}
-    drawn = whole.draw.tensors(0, ROWS, LENGTHS[0])
+    drawn = whole.draw.tensors(0, ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
-    proto = sequence_graph(_Straight(whole), example, axes, (takes, gives), name=name)
+    trace = sequence_graph if whole.attention is None else attending_graph
+    proto = trace(_Straight(whole), example, axes, (takes, gives), name=name)
     try:
         return sequence.candidate(
             proto,

@@ -21,7 +21,7 @@ from model_export.manifest import Manifest
 from model_export.precision import StoreDType, StoreEffect, narrow_store
 from model_export.rewrite import Change, rewrite, write_new_file
 from service.commands.feedback import Feedback, feedback_of
-from service.commands.tables import format_bytes, named_values, parity_lines, show, tensors_table
+from service.commands.tables import axes_of, format_bytes, named_values, parity_lines, show, tensors_table
 
 
 def adopt(
@@ -46,6 +46,14 @@ def adopt(
     shape: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=LENGTHxLENGTH", help="The shape of one row in requests or responses."),
+    ] = None,
+    batch_axis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=AXIS", help="The batch axis of an input, counted from 0, or none. Repeatable."),
+    ] = None,
+    time_axis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=AXIS", help="The axis of an input that is one timestep long, or none. Repeatable."),
     ] = None,
     init: Annotated[
         list[str] | None,
@@ -77,6 +85,8 @@ def adopt(
         outputs={n: _kind(text) for n, text in named_values("--output", output or [], "NAME=KIND").items()},
         windows={n: _length(text) for n, text in named_values("--window", window or [], "INPUT=LENGTH").items()},
         shapes={n: _lengths(text) for n, text in named_values("--shape", shape or []).items()},
+        batch_axes=axes_of("--batch-axis", batch_axis),
+        time_axes=axes_of("--time-axis", time_axis),
         initial=_initial(init or []),
     )
     rules = feedback_of(feedback)

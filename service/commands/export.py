@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from model_export.errors import WeakProofError
 from model_export.export import Exported, export_source
 from model_export.precision import Precision, StoreDType
 from model_export.verify import ATOL
 from model_export.weights import Weights
 from service.commands.feedback import Feedback, feedback_of
-from service.commands.tables import format_bytes, named_values, saved_lines, show
+from service.commands.tables import axes_of, format_bytes, named_values, saved_lines, show
 from service.commands.verification_report import outputs_table, report_lines
 
 
@@ -33,8 +34,8 @@ def export(
         float | None,
         typer.Option(
             min=0.0,
-            help="Absolute tolerance of the verification; the relative tolerance is ten times that. "
-            f"Default: {ATOL:g}, more with --weights or --store-dtype.",
+            help="Largest absolute difference, taken as it is. "
+            f"Default: {ATOL:g} of each output's largest value, more with --weights or --store-dtype.",
         ),
     ] = None,
     weights: Annotated[
@@ -53,7 +54,21 @@ def export(
             metavar="INPUT=AXIS", help="The time axis of an ONNX file's input, if it is not detected. Repeatable."
         ),
     ] = None,
+    batch_axis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=AXIS", help="Where an ONNX file has the batch, or none. Repeatable."),
+    ] = None,
     feedback: Feedback = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=A,B,..", help="A name for each number of an input's or output's row. Repeatable."),
+    ] = None,
+    units: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=UNIT", help="The unit of an input or output. Repeatable.")
+    ] = None,
+    accept_weak: Annotated[
+        bool, typer.Option("--accept-weak", help="Write the file though a wrong graph might have passed the proof.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Export a trained model as a step graph and verify it against the original; if that fails, no file is written."""
@@ -73,38 +88,43 @@ def export(
         def progress(phase: str, done: int, total: int) -> None:
             bars.update(task, description=phase, completed=done, total=total)
 
-        exported = export_source(
+        exported, weakness = _exported(
             source,
             target,
             name=name,
             tolerance=tolerance,
             precision=Precision(weights, store_dtype),
             verify=verify,
-            time_axes=_axes(time_axis or []),
+            time_axes=axes_of("--time-axis", time_axis),
+            batch_axes=axes_of("--batch-axis", batch_axis),
             feedback=feedback_of(feedback),
+            labels={
+                name: [label.strip() for label in text.split(",")]
+                for name, text in named_values("--labels", labels or [], "NAME=A,B,..").items()
+            },
+            units=named_values("--units", units or [], "NAME=UNIT"),
+            accept_weak=accept_weak,
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(_report(exported), indent=2))
+        typer.echo(json.dumps(_report(exported, written=weakness is None), indent=2))
     else:
-        _show(exported)
+        _show(exported, written=weakness is None)
+    if weakness is not None:
+        raise weakness
 
 
-def _axes(texts: list[str]) -> dict[str, int]:
-    axes = {}
-    for name, text in named_values("--time-axis", texts, "INPUT=AXIS").items():
-        if not text.removeprefix("-").isdecimal():
-            raise typer.BadParameter(
-                f"{name}={text}: {text!r} is not an axis; expected an integer, counted from 0.",
-                param_hint="--time-axis",
-            )
-        axes[name] = int(text)
-    return axes
+def _exported(source: str, target: Path, **options: Any) -> tuple[Exported, WeakProofError | None]:
+    """Return what was written; or what would have been, and why it was not."""
+    try:
+        return export_source(source, target, **options), None
+    except WeakProofError as exc:
+        return exc.exported, exc
 
 
-def _report(exported: Exported) -> dict[str, object]:
+def _report(exported: Exported, *, written: bool) -> dict[str, object]:
     return {
-        "file": str(exported.path),
+        "file": str(exported.path) if written else None,
         "name": exported.name,
         "bytes": exported.nbytes,
         **exported.report.as_json(),
@@ -112,10 +132,10 @@ def _report(exported: Exported) -> dict[str, object]:
     }
 
 
-def _show(exported: Exported) -> None:
+def _show(exported: Exported, *, written: bool) -> None:
     show(
         outputs_table(exported.name, exported.report),
         *report_lines(exported.report),
         *saved_lines(exported.saved),
-        f"written: {exported.path} ({format_bytes(exported.nbytes)})",
+        *([f"written: {exported.path} ({format_bytes(exported.nbytes)})"] if written else []),
     )

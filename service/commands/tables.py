@@ -18,7 +18,7 @@ def tensors_table(manifest: Manifest) -> Table:
     """Return a table with a row for each input, window, state, constant, output and feedback rule of a model."""
     table = _table(f"{manifest.name}", "", "tensor", "dtype", "one row", "batch axis", "")
     for given in manifest.inputs:
-        table.add_row("input", given.name, given.dtype, _row(given.shape), _axis(given.batch_axis), _in_graph(given))
+        table.add_row("input", given.name, given.dtype, _row(given.shape), _axis(given.batch_axis), _notes(given))
     for window in manifest.windows:
         note = f"last {window.context} of {window.input}, put before the new timestep along axis {window.axis}"
         table.add_row("window", window.state_name, "", "", "", note)
@@ -32,7 +32,7 @@ def tensors_table(manifest: Manifest) -> Table:
     for name, constant in manifest.constants.items():
         table.add_row("constant", name, constant.dtype, "", "", f"= {constant.value}")
     for output in manifest.outputs:
-        note = "; ".join(filter(None, [output.kind if output.kind != "value" else "", _in_graph(output)]))
+        note = "; ".join(filter(None, [output.kind if output.kind != "value" else "", _notes(output)]))
         table.add_row("output", output.name, output.dtype, _row(output.shape), _axis(output.batch_axis), note)
     for name, rule in manifest.feedback.items():
         source = rule if isinstance(rule, str) else json.dumps(rule)
@@ -111,6 +111,20 @@ def named_values(flag: str, texts: Iterable[str], form: str = "NAME=VALUE") -> d
     return values
 
 
+def axes_of(flag: str, texts: Iterable[str] | None) -> dict[str, int | None]:
+    """Read axes by input, counted from 0; None: the input has none.
+
+    Raises:
+        typer.BadParameter: One is neither INPUT=NUMBER nor INPUT=none, or an input is given twice (exit code 2).
+    """
+    axes: dict[str, int | None] = {}
+    for name, text in named_values(flag, texts or (), "INPUT=AXIS").items():
+        if text != "none" and not text.removeprefix("-").isdecimal():
+            raise typer.BadParameter(f"{name}={text}: an axis is a number, counted from 0, or none.", param_hint=flag)
+        axes[name] = None if text == "none" else int(text)
+    return axes
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
     for column in columns:
@@ -124,6 +138,12 @@ def _row(shape: Iterable[int]) -> str:
 
 def _axis(axis: int | None) -> str:
     return "none" if axis is None else str(axis)
+
+
+def _notes(spec: Any) -> str:
+    """Say what else is known of an input or output: its unit, its labels, its shape in the graph."""
+    labels, unit = getattr(spec, "labels", None) or [], getattr(spec, "unit", None)
+    return "; ".join(filter(None, [f"in {unit}" if unit else "", ", ".join(map(str, labels)), _in_graph(spec)]))
 
 
 def _in_graph(spec: Any) -> str:

@@ -7,25 +7,33 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from model_export.chunk.choice import ChunkChoice
+from model_export.compare import OutputParity
 from model_export.drift import Drift
 from model_export.report import ParityReport
 from service.commands.tables import parity_lines, table
 
 
 def outputs_table(name: str, report: ParityReport) -> Table:
-    """Return a table with a row per output: its largest difference, where it occurred, and the numbers compared."""
-    rows = [
-        (output.name, f"{output.max_abs:.1e}", f"{output.max_rel:.1e}", f"{output.at_step:,}",
-         f"{output.sequence}, sequence {output.row}", f"{output.compared:,}")
-        for output in report.outputs
+    """Return one line per output: how far it was off, where, and over how many numbers."""
+    lines = [
+        (line.name, f"{line.max_abs:.1e}", f"{line.max_rel:.1e}", f"{line.atol:.1e}", f"{line.at_step:,}",
+         f"{line.sequence}, sequence {line.row}", f"{line.compared:,}", _scale_line(line))
+        for line in report.outputs
     ]  # fmt: skip
-    columns = ("output", "largest difference", "of the value", "at timestep", "of", "numbers compared")
-    return table(f"{name}: step by step against {report.parity.against}", columns, rows)
+    columns = (
+        "output", "largest difference", "of the value", "allowed", "at timestep", "of", "numbers compared", "values"
+    )  # fmt: skip
+    return table(f"{name}: step by step against {report.parity.against}", columns, lines)
 
 
 def report_lines(report: ParityReport) -> Iterator[str]:
     """Yield a line for each further part of the verification, including skipped parts."""
     yield f"parity:  {parity_lines(report.parity.model_dump())}"
+    for line in report.outputs:
+        if line.weak:
+            yield f"weak:    output {line.name}: {line.why}; a wrong graph might have passed"
+    if not report.outputs:
+        yield "weak:    no output could be compared"
     if report.drift is not None:
         yield f"long:    {_drift_line(report.drift)}"
     yield f"alone:   {report.max_abs_alone:.1e} largest difference of a row run alone from the same row in a batch"
@@ -36,6 +44,11 @@ def report_lines(report: ParityReport) -> Iterator[str]:
         yield f"speed:   {_chunk_line(report.chunk)}"
     for skipped in report.skipped:
         yield f"skipped: {skipped.what}: {skipped.why}"
+
+
+def _scale_line(line: OutputParity) -> str:
+    scale = line.scale
+    return f"{scale.largest:.1e} at most, {scale.median:.1e} in the middle, {scale.distinct:.0%} distinct"
 
 
 def _drift_line(drift: Drift) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from model_export.errors import ParityError, RefusedModelError
+from model_export.errors import ParityError, RefusedModelError, WeakProofError
 from tests.commands.program import run_stepwell
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
@@ -85,3 +86,57 @@ def test_feedback_is_checked_before_anything_is_written(tmp_path: Path, source: 
     assert done.exit_code == 1
     assert "no such input" in str(done.exception) or "same shape" in str(done.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_proof_that_is_weak_writes_nothing_and_says_why(tmp_path: Path, source: Path) -> None:
+    done = run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--tolerance", "0.5")
+
+    assert (done.exit_code, type(done.exception)) == (1, WeakProofError)
+    assert "\nweak:    output y: 0.5 is allowed, and half of its values are below" in done.stdout
+    assert "written:" not in done.stdout
+    assert "--accept-weak" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_json_of_a_weak_proof_says_so_too(tmp_path: Path, source: Path) -> None:
+    done = run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--tolerance", "0.5", "--json")
+    report = json.loads(done.stdout)
+
+    assert (done.exit_code, report["file"], report["weak"], report["parity"]["weak"]) == (1, None, True, True)
+    assert report["outputs"][0]["scale"].keys() == {"largest", "median", "distinct"}
+
+
+def test_a_weak_proof_can_be_accepted(tmp_path: Path, source: Path) -> None:
+    done = run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--tolerance", "0.5", "--accept-weak")
+
+    assert done.exit_code == 0
+    assert "\nweak: " in done.stdout
+    assert json.loads(run_stepwell("inspect", tmp_path / "pump.onnx", "--json").stdout)["parity"]["weak"] is True
+
+
+def test_own_data_settles_a_weak_proof(tmp_path: Path, source: Path) -> None:
+    np.savez(tmp_path / "own.npz", np.random.default_rng(0).normal(size=(20, 2)))
+    words = ["--tolerance", "0.5", "--verify", tmp_path / "own.npz"]
+
+    assert run_stepwell("export", source, "-o", tmp_path / "pump.onnx", *words).exit_code == 0
+
+
+def test_a_tolerance_is_never_raised(tmp_path: Path, source: Path) -> None:
+    words = ["--tolerance", "1e-4", "--accept-weak", "--json"]
+    report = json.loads(run_stepwell("export", source, "-o", tmp_path / "pump.onnx", *words).stdout)
+
+    assert (report["parity"]["atol"], report["parity"]["rtol"]) == (1e-4, 1e-4)
+
+
+def test_labels_and_units_are_shown_by_inspect(tmp_path: Path, source: Path) -> None:
+    words = ["--labels", "y=level", "--units", "y=mm", "--labels", "input_layer=up, down"]
+    given = keras.models.load_model(source).inputs[0].name
+    words = [word.replace("input_layer", given) for word in words]
+    assert run_stepwell("export", source, "-o", tmp_path / "pump.onnx", *words).exit_code == 0
+    told = json.loads(run_stepwell("inspect", tmp_path / "pump.onnx", "--json").stdout)
+
+    assert told["inputs"][0]["labels"] == ["up", "down"]
+    assert (told["outputs"][0]["labels"], told["outputs"][0]["unit"]) == (["level"], "mm")
+    table = run_stepwell("inspect", tmp_path / "pump.onnx").stdout
+    assert "in mm; level" in table
+    assert "up, down" in table

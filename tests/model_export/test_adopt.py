@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from model_export.adopt import Adoption, adopt, write_sidecar
@@ -24,7 +26,7 @@ from model_export.hints import Hints
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from tests import graphs
-from tests.published import NAMES, published
+from tests.published import FOLDER, NAMES, published
 
 
 def adopt_built(folder: Path, build: graphs.Build, **hints: Any) -> Adoption:
@@ -180,6 +182,86 @@ def test_a_time_axis_by_its_symbol_is_one_timestep_long(tmp_path: Path) -> None:
     )
 
     assert (found.manifest.inputs[0].shape, found.manifest.inputs[0].graph_shape) == ([3], [1, 3])
+
+
+OF_SIX = """
+    of_six (float[batch, sequence] x, float[2, batch, 4] h) => (float[batch, 4] y, float[a, batch, b] h_next) {
+        row = MatMul (x, W)
+        rows = Unsqueeze (row, zero)
+        h_next = Add (h, rows)
+        y = Identity (row)
+    }"""
+"""A row of six numbers on an axis whose name sounds like time."""
+
+
+def of_six(folder: Path, **hints: Any) -> Adoption:
+    weights = {"W": np.ones((6, 4), np.float32), "zero": np.array([0])}
+    return adopt_graph(folder, graphs.graph_from_text(OF_SIX, weights), **hints)
+
+
+@pytest.mark.parametrize(
+    ("hints", "row", "graph_row"),
+    [
+        ({"shapes": {"x": [6]}}, (6,), (6,)),
+        ({"shapes": {"x": [2, 3]}}, (2, 3), (6,)),
+        ({"windows": {"x": 2}, "shapes": {"x": [4]}}, (4,), (4,)),
+        ({"shapes": {"x": [6]}, "time_axes": {"x": None}}, (6,), (6,)),
+        ({"shapes": {"x": [6]}, "batch_axes": {"x": 0, "h": 1}}, (6,), (6,)),
+    ],
+)
+def test_a_shape_that_is_said_overrules_a_name_that_sounds_like_time(
+    tmp_path: Path, hints: dict[str, Any], row: tuple[int, ...], graph_row: tuple[int, ...]
+) -> None:
+    found = of_six(tmp_path, **hints)
+
+    [spec] = found.manifest.inputs
+    assert (spec.row_shape, spec.graph_row_shape, found.batched) == (row, graph_row, True)
+
+
+def test_a_row_that_has_to_be_longer_is_asked_for_with_the_flag_that_works(tmp_path: Path) -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        of_six(tmp_path)
+
+    assert "declared [batch, sequence]" in caught.value.problem
+    assert "`--shape x=6`" in caught.value.fix
+
+
+def test_a_window_asks_for_the_length_of_the_new_part(tmp_path: Path) -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        of_six(tmp_path, windows={"x": 2})
+
+    assert "`--shape x=4`" in caught.value.fix
+
+
+def test_an_axis_that_is_said_to_be_time_is_one_timestep_long(tmp_path: Path) -> None:
+    text = """
+        g (float[m, k, 2] x, float[m, 2] s) => (float[m, k, 2] y, float[m, 2] s_next) {
+            axis = Constant <value = int64[1] {1}> ()
+            now = Squeeze (x, axis)
+            s_next = Add (s, now)
+            y = Unsqueeze (s_next, axis)
+        }"""
+    with pytest.raises(UnclearModelError):
+        adopt_text(tmp_path, text)
+
+    found = adopt_text(tmp_path, text, time_axes={"x": 1}, batch_axes={"x": 0})
+
+    assert (found.manifest.inputs[0].row_shape, found.manifest.inputs[0].graph_row_shape) == ((2,), (1, 2))
+    assert {"--time-axis", "--batch-axis"} <= set(found.flags)
+
+
+def test_an_axis_that_is_said_to_be_the_batch_is_it_whatever_its_name(tmp_path: Path) -> None:
+    text = """
+        g (float[batch, b2, 2] x, float[b2, batch, 2] s) => (float[b2, batch, 2] y, float[b2, batch, 2] s_next) {
+            turned = Transpose <perm = [1, 0, 2]> (x)
+            s_next = Add (s, turned)
+            y = Identity (s_next)
+        }"""
+
+    found = adopt_text(tmp_path, text, batch_axes={"x": 1, "s": 0}, shapes={"x": [3, 2], "s": [3, 2]})
+
+    assert (found.manifest.inputs[0].batch_axis, found.manifest.states[0].batch_axis) == (1, 0)
+    assert found.batched
 
 
 def test_an_output_that_no_row_changes_is_left_out_and_told(tmp_path: Path) -> None:
@@ -434,6 +516,8 @@ def test_chance_in_a_state_is_refused_whatever_is_said(tmp_path: Path) -> None:
         ({"windows": {"z": 1}}, "--window"),
         ({"outputs": {"z": "value"}}, "--output"),
         ({"shapes": {"z": [1]}}, "--shape"),
+        ({"batch_axes": {"z": 1}}, "--batch-axis"),
+        ({"time_axes": {"z": None}}, "--time-axis"),
     ],
 )
 def test_a_name_that_the_graph_has_not_is_told(tmp_path: Path, hints: dict[str, Any], flag: str) -> None:
@@ -454,6 +538,12 @@ def test_a_name_that_the_graph_has_not_is_told(tmp_path: Path, hints: dict[str, 
         ({"constants": {"gain": 3}, "shapes": {"x": [1, 3]}}, "Shape [1, 3] was given for 'x'"),
         ({"constants": {"gain": 3}, "windows": {"x": 2}}, "Input 'x' is 2 long and its window 2"),
         ({"windows": {"gain": 2}}, "Input 'gain' has a row without axes; a window needs one."),
+        ({"constants": {"gain": 3}, "batch_axes": {"x": 2}}, "`--batch-axis x=2`: the input has 2 axes."),
+        ({"constants": {"gain": 3}, "time_axes": {"x": 1}}, "`--time-axis x=1`: that axis is declared 2 long"),
+        (
+            {"constants": {"gain": 3}, "time_axes": {"x": 0}, "batch_axes": {"x": 0}},
+            "Axis 0 of 'x' is said to be both the batch and time.",
+        ),
     ],
 )
 def test_what_is_said_must_fit_the_graph(tmp_path: Path, hints: dict[str, Any], told: str) -> None:
@@ -519,3 +609,32 @@ def test_a_published_model_equals_its_authors_answers_step_by_step(tmp_path: Pat
         outputs, states = model.step({one.given: x[None]}, states)
         np.testing.assert_allclose(outputs[one.answered].ravel(), y, rtol=0, atol=1e-5)
     assert model.batched is (name == "silero-vad/silero_vad")
+
+
+SILERO = ("silero_vad_16k_op15", "silero_vad_op18_ifless", "silero_vad_half", "silero_vad_v3", "silero_vad_v4")
+"""Graphs of silero-vad that declare `[batch, sequence]`: three from its wheel, two from its repository's tags."""
+
+
+def silero(name: str) -> Path:
+    """Return a graph of silero-vad; skips the test where it is not there."""
+    spec = find_spec("silero_vad")
+    folders = [
+        FOLDER / "silero-vad",
+        *(Path(place) / "data" for place in (spec and spec.submodule_search_locations) or ()),
+    ]
+    found = [path for folder in folders if (path := folder / f"{name}.onnx").is_file()]
+    if not found:
+        pytest.skip(f"{name}.onnx is neither in ../shared/models/silero-vad nor in an installed silero-vad")
+    return found[0]
+
+
+@pytest.mark.parametrize("name", SILERO)
+def test_a_published_row_on_an_axis_called_sequence_is_adopted(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.onnx"
+    shutil.copyfile(silero(name), path)
+    takes = {value.name for value in onnx.load(str(path)).graph.input}
+    constants = {"sr": 16000} if "sr" in takes else {}
+
+    found = adopt(path, hints=Hints(constants=constants, windows={"input": 64}, shapes={"input": [512]}))
+
+    assert [(spec.name, spec.row_shape) for spec in found.manifest.inputs] == [("input", (512,))]

@@ -9,9 +9,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from model_export.chunk.choice import Timing
-from model_export.chunk.choosing import choose_chunk, not_worth
-from model_export.chunk.graph import TIME, dynamic_graphs, dynamic_manifest
+from model_export.chunk.choosing import choose_chunk, too_heavy
+from model_export.chunk.graph import AT_ONCE, INSIDE, TIME, dynamic_graphs, dynamic_manifest
 from model_export.chunk.reading import NoChunkError
 from model_export.compare import Tolerance
 from model_export.manifest import Array, Manifest
@@ -19,7 +18,6 @@ from model_export.step_model import StepModel
 from model_export.stepping import chunked, stepped
 from tests import graphs
 
-AT_ONCE, INSIDE = "all timesteps at once", "timestep by timestep inside one run"
 STRICT = Tolerance(1e-5, 1e-5)
 
 
@@ -124,7 +122,7 @@ GRAPHS = {
 def ways(build: graphs.Build) -> dict[str, onnx.ModelProto]:
     graph, manifest = build()
     return {
-        f"{i} {how}": proto for i, (how, proto) in enumerate(dynamic_graphs(onnx.load_from_string(graph), manifest))
+        f"{i} {how}": proto for i, (how, proto, _) in enumerate(dynamic_graphs(onnx.load_from_string(graph), manifest))
     }
 
 
@@ -267,19 +265,25 @@ def test_a_chunk_that_differs_from_its_steps_is_not_taken() -> None:
     assert choice.why != AT_ONCE
 
 
-SLOW_STEP = [Timing(1, 1, 20.0, 23.1), Timing(1, 100, 2000.0, 100.0)]
-SLOW_BATCH = [Timing(1, 1, 20.0, 20.0), Timing(1, 100, 2000.0, 100.0), Timing(32, 100, 3000.0, 3300.0)]
-NO_GAIN = [Timing(1, 1, 200.0, 200.0), Timing(1, 100, 20_000.0, 17_000.0)]
-GOOD = [Timing(1, 1, 20.0, 22.9), Timing(1, 100, 2000.0, 100.0), Timing(32, 1, 40.0, 43.9), Timing(32, 100, 3.0, 3.0)]
-
-
 @pytest.mark.parametrize(
-    ("timings", "why"),
-    [(SLOW_STEP, "a single step of 1 streams takes 23.1 us instead of 20.0"),
-     (SLOW_BATCH, "a chunk of 100 timesteps of 32 streams is 0.91 times as quick"),
-     (NO_GAIN, "a chunk of 100 timesteps of 1 streams is 1.18 times as quick"), (GOOD, None)],
-)  # fmt: skip
-def test_chunks_are_taken_where_single_steps_stay_quick_and_chunks_become_so(
-    timings: list[Timing], why: str | None
-) -> None:
-    assert not_worth(timings) == why
+    ("how", "products", "why"),
+    [
+        (AT_ONCE, 500_000, None),
+        (AT_ONCE, 500_001, "each timestep multiplies 500,001 numbers"),
+        (INSIDE, 150_000, None),
+        (INSIDE, 150_001, "each timestep multiplies 150,001 numbers"),
+    ],
+)
+def test_chunks_are_taken_by_the_size_of_the_loops(how: str, products: int, why: str | None) -> None:
+    found = too_heavy(how, products)
+
+    assert (found is None) == (why is None)
+    assert (why or "") in (found or "")
+
+
+def test_a_wide_recurrence_stays_a_step_graph() -> None:
+    graph, manifest = graphs.lstm(2, 400)
+    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, (), [], STRICT)
+
+    assert (described.time.chunk, choice.chunk) == ("step", "step")
+    assert "little is gained" in choice.why

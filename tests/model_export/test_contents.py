@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from model_export.contents import Contents, contents_of, demand_harmless, weight_files
+from model_export.describe import graph_size
 from model_export.errors import ModelLoadError
 from model_export.step_model import StepModel
 from tests.graphs import fold, lstm, total, with_manifest, write_model
@@ -193,6 +194,16 @@ def test_weights_in_the_models_folder_are_taken_and_count_as_the_model(tmp_path:
 
     assert first.weight_files == weight_files(file, contents_of(file)) == [weights]
     assert StepModel(file).fingerprint != first.fingerprint
+
+
+def test_a_stray_file_beside_the_model_is_no_part_of_it(tmp_path: Path) -> None:
+    file = weighed(tmp_path, "weights.bin")
+    (tmp_path / "weights.bin").write_bytes(np.ones(2, np.float32).tobytes())
+    before = StepModel(file).fingerprint, graph_size(file)["bytes"]
+
+    (tmp_path / "total.onnx.mydata").write_bytes(b"notes")
+
+    assert (StepModel(file).fingerprint, graph_size(file)["bytes"]) == before
 
 
 @pytest.mark.parametrize(

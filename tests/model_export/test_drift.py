@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import pytest
 
+from model_export.candidate import Candidate, _long_lengths
+from model_export.drift import steps_for
 from model_export.errors import ParityError
 from model_export.manifest import Array
 from model_export.step_model import StepModel
@@ -113,40 +115,28 @@ def test_an_answer_for_the_end_alone_is_compared_there() -> None:
     assert drift.last > 0
 
 
-class Slow:
-    """An original that takes a given time for every timestep; the clock is its own, turned by hand."""
+@pytest.mark.parametrize(("numbers", "steps"), [(0, 2000), (1_000_000, 2000), (4_000_000, 500), (100_000_000, 256)])
+def test_the_long_run_of_a_larger_model_is_shorter_on_every_machine(numbers: int, steps: int) -> None:
+    assert steps_for(numbers) == steps
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-        self.now, self.seconds = 0.0, seconds
-        self.asked: list[int] = []
-        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
-    def __call__(self, inputs: Sequences) -> dict[str, Array]:
-        self.asked.append(inputs["x"].shape[1])
-        self.now += self.seconds * self.asked[-1]
+def test_a_shorter_long_run_is_said_with_the_reason() -> None:
+    wide = graphs.lstm(2, 1000)
+    candidate = Candidate(onnx.load_from_string(wide[0]), wide[1], lambda inputs: {}, "numpy")
+
+    assert _long_lengths(candidate) == {"the model has 4,014,000 weights": 498}
+
+
+def test_an_original_of_one_length_has_no_long_run_and_it_is_told() -> None:
+    asked: list[int] = []
+
+    def original(inputs: Sequences) -> dict[str, Array]:
+        asked.append(inputs["x"].shape[1])
         return running_sum(inputs)
 
-
-def test_a_slow_original_gets_fewer_timesteps_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = verify_parity(Slow(monkeypatch, 0.002), StepModel(*graphs.total()), against="numpy", atol=1e-3)
-
-    assert report.drift is not None
-    assert report.drift.steps == 750
-    assert [left.what for left in report.skipped] == ["long run beyond 750 timesteps"]
-
-
-def test_an_original_too_slow_for_a_long_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = verify_parity(Slow(monkeypatch, 0.1), StepModel(*graphs.total()), against="numpy", atol=1e-3)
-
-    assert report.drift is None
-    assert [left.what for left in report.skipped] == ["long run"]
-
-
-def test_an_original_of_one_length_has_no_long_run_and_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Slow(monkeypatch, 0.0)
     report = verify_parity(original, StepModel(*graphs.total()), against="numpy", steps=12, long_steps=0)
 
-    assert set(original.asked) == {12}
+    assert set(asked) == {12}
     assert [(left.what, left.why) for left in report.skipped] == [
         ("long run", "the original was asked for no more than 12 timesteps")
     ]

@@ -100,7 +100,26 @@ def test_own_sequences_that_do_not_fit_write_nothing(tmp_path: Path, source: str
 
 
 def test_the_target_is_looked_at_before_the_model_is_loaded(tmp_path: Path) -> None:
-    assert "the folder" in failing(tmp_path, FileError, "never_imported:model", "no/folder/pump.onnx")
+    (tmp_path / "notes").write_text("a file")
+
+    assert "notes is a file" in failing(tmp_path, FileError, "never_imported:model", "notes/pump.onnx")
+
+
+def test_a_missing_folder_is_made_and_only_for_a_model_that_is_written(tmp_path: Path, source: str) -> None:
+    failing(tmp_path, ParityError, source, "models/pump.onnx", tolerance=0.0)
+
+    assert export_source(source, tmp_path / "models" / "pump.onnx").path.is_file()
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    layers = [keras.Input((None, 2), name="x"), keras.layers.GRU(4, name="cell"), keras.layers.Dense(1, name="head")]
+    model = keras.Sequential(layers)
+    model.layers[0].cell.bias.assign(np.full((2, 12), np.nan))
+
+    with pytest.raises(ParityError, match=r"the original gives nan.*Weights that are not finite: .*cell") as caught:
+        export_source(model, tmp_path / "pump.onnx")
+
+    assert "batch" not in caught.value.problem
 
 
 def test_a_missing_own_file_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:

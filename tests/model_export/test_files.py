@@ -46,12 +46,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
 
-def test_a_missing_folder_is_told_with_the_way_to_make_it(tmp_path: Path) -> None:
-    for act in (check_target, lambda path: write_whole(path, b"")):
-        with pytest.raises(FileError) as caught:
-            act(tmp_path / "models" / "a.onnx")
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "models" / "pump" / "a.onnx"
+    check_target(path)
+    assert list(tmp_path.iterdir()) == []
 
-        assert f"mkdir -p {tmp_path / 'models'}" in caught.value.fix
+    write_whole(path, b"new")
+
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("notes")
+    for act in (check_target, lambda path: write_whole(path, b"")):
+        with pytest.raises(FileError, match=r"a\.onnx cannot be written"):
+            act(tmp_path / "models" / "a.onnx")
 
 
 def test_a_target_is_named_as_the_model_folder_wants_it(tmp_path: Path) -> None:

@@ -171,23 +171,53 @@ def test_a_package_that_an_extra_brings_is_told_with_the_extra(
     sys.modules.pop("needs_an_extra")
 
 
-def backend_chosen(folder: Path, **environment: str) -> str:
-    """Return the backend that Keras takes in a process of its own, with its home in `folder`."""
+OWN_WAVE = (
+    "import keras\n\ndef build():\n    return keras.Sequential([keras.Input((None, 2)), keras.layers.SimpleRNN(3)])\n"
+)
+
+
+@pytest.mark.parametrize("before", ["", "import wave; "], ids=["not_imported", "imported"])
+def test_the_callers_file_goes_before_a_module_of_python_that_has_its_name(tmp_path: Path, before: str) -> None:
+    """The clone's folder may stand on the path already, at its end, as an editable install puts it."""
+    (tmp_path / "wave.py").write_text(OWN_WAVE)
+    here = str(tmp_path)
     code = (
-        "from model_export.sources import choose_keras_backend as c; c(); import keras; print(keras.backend.backend())"
+        f"import sys; {before}sys.path = [p for p in sys.path if p not in ('', {here!r})] + [{here!r}]; "
+        "from model_export.sources import load_source; print(type(load_source('wave:build')).__name__)"
     )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, cwd=tmp_path)
+
+    assert (done.stdout.strip(), done.stderr) == ("Sequential", "")
+
+
+def test_a_module_of_python_is_still_one_where_the_caller_has_no_such_file(here: Path) -> None:
+    import wave
+
+    with pytest.raises(RefusedModelError, match="wave has no 'build'"):
+        load_source("wave:build")
+    assert sys.modules["wave"] is wave
+
+
+CHOOSE = "from model_export.sources import choose_keras_backend as c; c()"
+
+
+def backend_chosen(folder: Path, how: str = CHOOSE, **environment: str) -> str:
+    """Return the backend that Keras takes in a process of its own, with its home in `folder`."""
+    code = f"{how}; import keras; print(keras.backend.backend())"
     environ = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     environ |= {"KERAS_HOME": str(folder), **environment}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
     return done.stdout.strip()
 
 
-def test_keras_takes_a_backend_that_is_installed_whatever_its_settings_file_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [CHOOSE, "from model_export.keras import Call"], ids=["source", "keras"])
+def test_keras_takes_a_backend_that_is_installed_whatever_its_settings_file_says(tmp_path: Path, how: str) -> None:
     """Keras writes "tensorflow" into that file by itself, also where there is no TensorFlow."""
     pytest.importorskip("jax", reason="JAX is not installed")
     (tmp_path / "keras.json").write_text('{"backend": "no_such_backend"}')
 
-    assert backend_chosen(tmp_path) == "jax"
+    assert backend_chosen(tmp_path, how) == "jax"
 
 
 def test_a_backend_that_the_user_set_is_left_alone(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_half_precision_graphs_may_round_when_rows_run_together() -> None:
 def with_time(build: graphs.Build) -> StepModel:
     """The same model with a time axis of any length in its graph."""
     graph, manifest = build()
-    (_, proto), *_ = dynamic_graphs(onnx.load_from_string(graph), manifest)
+    (_, proto, _), *_ = dynamic_graphs(onnx.load_from_string(graph), manifest)
     return StepModel(proto.SerializeToString(), dynamic_manifest(manifest))
 
 

@@ -40,10 +40,13 @@ def fold(inputs: Sequences) -> dict[str, Array]:
 def test_a_right_step_graph_passes_and_the_report_says_over_what() -> None:
     report = verify_parity(running_sum, model(), against="numpy 2", seeds=[4, 5], steps=20)
 
+    [line] = report.outputs
     assert report.parity.model_dump() == {
-        "against": "numpy 2", "steps": 20, "max_abs": report.parity.max_abs, "atol": 1e-5, "rtol": 1e-4,
-        "sequences": ["random"], "long_steps": 2000,
+        "against": "numpy 2", "steps": 20, "max_abs": line.max_abs, "atol": line.atol, "rtol": 1e-4,
+        "sequences": ["random"], "long_steps": 2000, "weak": False,
+        "scale": {"y": {"largest": line.scale.largest, "median": line.scale.median, "distinct": 1.0}},
     }  # fmt: skip
+    assert line.atol == pytest.approx(1e-5 * line.scale.largest)
     assert report.parity.max_abs < 1e-4
     assert [(line.name, line.compared) for line in report.outputs] == [("y", 2 * 3 * 20 * 2 + 2000 * 2)]
 
@@ -76,7 +79,7 @@ def test_the_first_timestep_and_output_that_differ_are_named_with_both_values() 
     with pytest.raises(ParityError) as caught:
         verify_parity(wrong, model(graphs.two_inputs), against="numpy")
 
-    assert "'last' first differs at timestep 5 (random data, sequence 3): the original says " in caught.value.problem
+    assert "'last' first differs at timestep 5 (random data, sequence 3): the original gives " in caught.value.problem
     assert "; they differ by 1, and " in caught.value.problem
     assert "Nothing was written" in caught.value.fix
 
@@ -105,7 +108,7 @@ def test_an_original_that_answers_nan_is_no_parity() -> None:
         answers[0, 3, 0] = np.nan
         return {"y": answers}
 
-    with pytest.raises(ParityError, match=r"timestep 4 .*the original says nan"):
+    with pytest.raises(ParityError, match=r"timestep 4 .*the original gives nan"):
         verify_parity(broken, model(), against="numpy")
 
 

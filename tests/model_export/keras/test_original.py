@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 
-from model_export.errors import ParityError, TensorError
+from model_export.errors import ParityError, RefusedModelError, TensorError
 from model_export.keras import export_model
 from model_export.keras.original import KerasOriginal
 from model_export.keras.spread import may_spread_timesteps
@@ -148,3 +150,14 @@ def test_ids_are_drawn_from_the_smallest_table_they_are_looked_up_in() -> None:
     drawn = samplers(export_keras(model, name="m"))["random"](np.random.default_rng(0), 9, 64)
 
     assert (drawn["ids"].min(), drawn["ids"].max()) == (0, 6)
+
+
+@pytest.mark.parametrize(("layer", "count"), [(L.GRU, 1), (L.LSTM, 2)])
+def test_an_initial_state_of_three_rows_is_refused_by_its_layer(layer: type[Any], count: int) -> None:
+    """Such a model takes three sequences together and no other number; a stream is one row."""
+    x = keras.Input(batch_shape=(3, None, 4))
+    rows = [keras.ops.convert_to_tensor(np.eye(3, 5, dtype=np.float32)) for _ in range(count)]
+    model = keras.Model(x, layer(5, name="cell")(x, initial_state=rows if count > 1 else rows[0]))
+
+    with pytest.raises(RefusedModelError, match=r"'cell' .* its initial state is a constant of shape \[3, 5\]"):
+        export_model(model, name="m")

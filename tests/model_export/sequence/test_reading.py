@@ -63,6 +63,15 @@ def test_what_the_user_says_wins() -> None:
     assert read(model, x=-2)["x"][1] == 1
 
 
+def test_the_batch_axis_that_the_user_says_wins_too() -> None:
+    model = graph(f"(float[batch, time, 4] x) => (float[a, b, 4] y) {SUM}", **ONE)
+    plain = load_graph(model, {})
+
+    [door] = find_doors(plain, declared_of(model, plain), time_axes={"x": 1}, batch_axes={"x": 2}).doors
+
+    assert (door.batch, door.time) == (2, 1)
+
+
 @pytest.mark.parametrize(("axes", "told"), [({"x": 3}, "the input has 3 axes"), ({"z": 1}, "no input ['z']")])
 def test_an_axis_that_is_not_there_is_told(axes: dict[str, int], told: str) -> None:
     with pytest.raises(UnclearModelError) as caught:

@@ -24,6 +24,7 @@ def test_a_graph_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
 
     model = StepModel(content)
     assert report.parity.max_abs <= 1e-5
+    assert not report.weak
     assert all(output.compared >= 9 for output in report.outputs)
     assert model.batched == (name not in ONE_ROW)
     assert model.manifest.states

@@ -1,0 +1,108 @@
+"""Wrong step graphs, made of right ones: what a proof has to catch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from model_export.candidate import Candidate
+from model_export.manifest import StateSpec
+
+Mutate = Callable[[onnx.ModelProto, Any], None]
+"""Changes a graph and its manifest in place."""
+
+
+def mutated(candidate: Candidate, mutate: Mutate) -> Candidate:
+    """Return a candidate whose step graph is wrong, and whose original is what it was."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(candidate.proto)
+    manifest = candidate.manifest.model_copy(deep=True)
+    mutate(proto, manifest)
+    return replace(candidate, proto=proto, manifest=manifest, cells=())
+
+
+def dropped_state(proto: onnx.ModelProto, manifest: Any) -> None:
+    """The last state is never written: each timestep begins with what it was at first."""
+    state = manifest.states[-1]
+    _redirect(proto, state.output, state.input)
+
+
+def swapped_states(proto: onnx.ModelProto, manifest: Any) -> None:
+    """The first two states of one shape take each other's next value."""
+    shapes = [tuple(state.shape) for state in manifest.states]
+    one, other = next((i, j) for j in range(len(shapes)) for i in range(j) if shapes[i] == shapes[j])
+    names = manifest.states[one].output, manifest.states[other].output
+    for node in proto.graph.node:
+        node.output[:] = [{names[0]: names[1], names[1]: names[0]}.get(name, name) for name in node.output]
+        node.input[:] = [{names[0]: names[1], names[1]: names[0]}.get(name, name) for name in node.input]
+
+
+def late(proto: onnx.ModelProto, manifest: Any) -> None:
+    """Every answer is that of the timestep before: off by one."""
+    answer = manifest.outputs[0]
+    hidden = f"{answer.name}/true"
+    for node in proto.graph.node:
+        node.output[:] = [hidden if name == answer.name else name for name in node.output]
+        node.input[:] = [hidden if name == answer.name else name for name in node.input]
+    declared = next(value for value in proto.graph.output if value.name == answer.name)
+    for values, name in ((proto.graph.input, "late"), (proto.graph.output, "late_next")):
+        value = values.add()
+        value.CopyFrom(declared)
+        value.name = name
+    proto.graph.node.append(helper.make_node("Identity", ["late"], [answer.name]))
+    proto.graph.node.append(helper.make_node("Identity", [hidden], ["late_next"]))
+    row, axis = list(answer.graph_row_shape), answer.batch_axis
+    manifest.states.append(StateSpec(input="late", output="late_next", dtype=answer.dtype, shape=row, batch_axis=axis))
+
+
+def lost_bias(proto: onnx.ModelProto, manifest: Any) -> None:
+    """The largest vector of weights is zero."""
+    vectors = [init for init in proto.graph.initializer if _is_vector(init)]
+    lost = max(vectors, key=lambda init: np.abs(numpy_helper.to_array(init)).sum())
+    lost.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(lost)), lost.name))
+
+
+def wrong_gate(proto: onnx.ModelProto, manifest: Any) -> None:
+    """The gates of the widest matrix stand in another order."""
+    matrices = [init for init in proto.graph.initializer if len(init.dims) >= 2 and init.data_type == 1]
+    widest = max(matrices, key=lambda init: max(init.dims))
+    array = numpy_helper.to_array(widest)
+    axis = int(np.argmax(array.shape))
+    moved = np.ascontiguousarray(np.roll(array, array.shape[axis] // 3, axis=axis))
+    widest.CopyFrom(numpy_helper.from_array(moved, widest.name))
+
+
+def forgets(proto: onnx.ModelProto, manifest: Any) -> None:
+    """The last state loses a hundredth in each timestep."""
+    state = manifest.states[-1]
+    kept = f"{state.output}/kept"
+    for node in proto.graph.node:
+        node.output[:] = [kept if name == state.output else name for name in node.output]
+        node.input[:] = [kept if name == state.output else name for name in node.input]
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0.99, np.float32), "forgets"))
+    proto.graph.node.append(helper.make_node("Mul", [kept, "forgets"], [state.output]))
+
+
+MUTANTS: dict[str, Mutate] = {
+    "dropped state": dropped_state, "swapped states": swapped_states, "late": late, "lost bias": lost_bias,
+    "wrong gate": wrong_gate, "forgets": forgets,
+}  # fmt: skip
+
+
+def _is_vector(init: Any) -> bool:
+    wide = [dim for dim in init.dims if dim != 1]
+    return init.data_type == onnx.TensorProto.FLOAT and len(wide) == 1
+
+
+def _redirect(proto: onnx.ModelProto, output: str, source: str) -> None:
+    """Let a graph output be another tensor; what read it inside goes on reading the true one."""
+    hidden = f"{output}/true"
+    for node in proto.graph.node:
+        node.output[:] = [hidden if name == output else name for name in node.output]
+        node.input[:] = [hidden if name == output else name for name in node.input]
+    proto.graph.node.append(helper.make_node("Identity", [source], [output]))

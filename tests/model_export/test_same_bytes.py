@@ -1,0 +1,102 @@
+"""A model exported twice is one file, whatever else the machine does and however Python orders its sets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.model_export.sequence.zoo_parts import batch_first
+
+ROOT = Path(__file__).resolve().parents[2]
+
+EXPORT = "import sys; from pathlib import Path; from model_export.export import export_source as e; "
+EXPORT += "e(sys.argv[1], Path(sys.argv[2]), name='m')"
+
+KERAS = """
+import keras
+import numpy as np
+
+def build():
+    wide = keras.layers.GRU(200, return_sequences=True)
+    layers = [keras.Input((None, 8)), wide, keras.layers.Conv1D(8, 3, padding="causal")]
+    model = keras.Sequential([*layers, keras.layers.LSTM(16), keras.layers.Dense(4, activation="softmax")])
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.normal(0, 0.2, weight.shape) for weight in model.get_weights()])
+    return model
+"""
+
+TORCH = """
+import torch
+from model_export import StepSpec
+
+class Module(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.LSTM(4, 48, num_layers=2, batch_first=True)
+        self.head = torch.nn.Linear(48, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+def build():
+    torch.manual_seed(1)
+    return StepSpec(Module(), inputs={"x": torch.randn(2, 9, 4)}, time_axis=1)
+"""
+
+
+@contextmanager
+def load() -> Iterator[None]:
+    """Two processes that do nothing but work."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: sum(range(10**6))"]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def exported(source: str, folder: Path, seed: int) -> str:
+    """Return the digest of what a process of its own writes."""
+    target = folder / f"{seed}" / "m.onnx"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(seed)}
+    subprocess.run([sys.executable, "-c", EXPORT, source, str(target)], check=True, env=environ, cwd=folder)
+    return hashlib.sha256(target.read_bytes()).hexdigest()
+
+
+def three_times(source: str, folder: Path) -> set[str]:
+    """Return the digests of three exports, two of them under load."""
+    found = {exported(source, folder, 1)}
+    with load():
+        return found | {exported(source, folder, seed) for seed in (2, 3)}
+
+
+def test_a_sequence_graph_exported_three_times_is_one_file(tmp_path: Path) -> None:
+    wide = {"W": (1, 600, 4), "R": (1, 600, 200), "B": (1, 1200), "D": (200, 5)}
+    model = batch_first("yg = GRU <hidden_size = 200> (xt, W, R, B)\nyt = MatMul (yg, D)", **wide)
+    onnx.save(model, str(tmp_path / "wide.onnx"))
+
+    assert len(three_times("wide.onnx", tmp_path)) == 1
+
+
+def test_a_keras_model_exported_three_times_is_one_file(tmp_path: Path) -> None:
+    pytest.importorskip("keras", reason="Keras is not installed")
+    (tmp_path / "own_model.py").write_text(KERAS)
+
+    assert len(three_times("own_model:build", tmp_path)) == 1
+
+
+@pytest.mark.torch
+def test_a_module_exported_three_times_is_one_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (the extra `torch`)")
+    (tmp_path / "own_module.py").write_text(TORCH)
+
+    assert len(three_times("own_module:build", tmp_path)) == 1

@@ -1,0 +1,123 @@
+"""Modules that were once refused, or refused for the wrong reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_export import StepSpec
+from model_export.candidate import prove
+from model_export.errors import RefusedModelError
+from model_export.export import export_source
+from model_export.step_model import StepModel
+from model_export.torch import candidate
+from tests.model_export.torch.zoo_parts import nn, of, torch, whole
+
+pytestmark = pytest.mark.torch
+
+F = torch.nn.functional
+
+
+def by_keyword() -> StepSpec:
+    """The initial state is named before the input."""
+    parts = {"g": nn.GRU(4, 6, batch_first=True), "h0": nn.Parameter(torch.randn(1, 1, 6))}
+    return whole(of(lambda m, x: m.g(hx=m.h0.expand(1, x.shape[0], 6).contiguous(), input=x)[0], **parts))
+
+
+def short_kernel() -> StepSpec:
+    """It answers for a whole sequence, and takes none of fewer than 5 timesteps."""
+    parts = {"conv": nn.Conv1d(4, 6, 5), "g": nn.GRU(6, 6, batch_first=True)}
+    return whole(of(lambda m, x: m.g(m.conv(x.mT).mT)[0][:, -1], **parts), 2, 20, 4)
+
+
+def long_kernel() -> StepSpec:
+    """It takes no sequence of fewer than 16 timesteps."""
+    parts = {"conv": nn.Conv1d(4, 6, 16), "g": nn.GRU(6, 6, batch_first=True)}
+    return whole(of(lambda m, x: m.g(m.conv(x.mT).mT)[0][:, -1], **parts), 2, 30, 4)
+
+
+def banded() -> StepSpec:
+    """A transformer layer that attends to the last 4 timesteps."""
+
+    def run(m: Any, x: Any) -> Any:
+        at = torch.arange(x.shape[1])
+        back = at[:, None] - at[None]
+        return m.layer(x, src_mask=(back < 0) | (back >= 4))
+
+    return whole(of(run, layer=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), 2, 9, 8)
+
+
+@pytest.mark.parametrize("build", [by_keyword, short_kernel, long_kernel, banded])
+def test_a_module_that_can_be_stepped_is_exported(build: Callable[[], StepSpec]) -> None:
+    _, report = prove(candidate(build(), name="module"), long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5
+
+
+def test_a_module_that_takes_many_timesteps_together_is_not_said_to_take_one_length() -> None:
+    parts = {"e": nn.Conv1d(1, 16, 16, 8), "d": nn.ConvTranspose1d(16, 1, 16, 8)}
+    spec = whole(of(lambda m, x: m.d(m.e(x).relu()), **parts), 2, 1, 160, time_axis=2)
+
+    with pytest.raises(RefusedModelError, match="has stride 8 over time") as caught:
+        candidate(spec, name="strided")
+
+    assert "timesteps alone" not in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "time_axis", "advice"),
+    [(True, 0, "`time_axis=1`"), (False, 1, "`time_axis=0`")],
+)
+def test_a_wrong_time_axis_is_answered_with_the_right_one(batch_first: bool, time_axis: int, advice: str) -> None:
+    spec = whole(of(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(4, 6, batch_first=batch_first)), time_axis=time_axis)
+
+    with pytest.raises(RefusedModelError, match="runs over the batch axis") as caught:
+        candidate(spec, name="axis")
+
+    assert advice in caught.value.fix
+
+
+def test_sequences_are_drawn_in_the_range_of_each_number_of_the_example() -> None:
+    low, high = torch.tensor([-1000.0, 0.0, 5.0]), torch.tensor([-990.0, 1e-6, 5.0])
+    example = low + (high - low) * torch.rand(2, 40, 3)
+    made = candidate(whole_of(example), name="ranges")
+    assert made.samplers is not None
+
+    drawn = made.samplers["random"](np.random.default_rng(0), 9, 64)["x"].reshape(-1, 3)
+
+    assert (example.flatten(0, 1).min(0).values.numpy()[:2] <= drawn.min(0)[:2]).all()
+    assert (drawn.max(0)[:2] <= example.flatten(0, 1).max(0).values.numpy()[:2]).all()
+    assert drawn[:, 0].std() > 2
+    assert drawn[:, 2].std() > 1
+
+
+def test_an_example_of_zeros_has_no_range_and_normal_numbers_are_drawn() -> None:
+    made = candidate(whole_of(torch.zeros(2, 10, 3)), name="zeros")
+    assert made.samplers is not None
+
+    assert 0.9 < made.samplers["random"](np.random.default_rng(0), 9, 64)["x"].std() < 1.1
+
+
+def whole_of(example: Any) -> StepSpec:
+    module = of(lambda m, x: m.rnn(x)[0], rnn=nn.GRU(3, 4, batch_first=True))
+    return StepSpec(module, inputs={"x": example}, time_axis=1)
+
+
+class Frame:
+    """What is used of a pandas data frame."""
+
+    columns = ("up", "down", "wind")
+
+    def to_numpy(self) -> Any:
+        return np.random.default_rng(0).normal(size=(20, 3))
+
+
+def test_the_columns_of_a_data_frame_are_the_labels_of_the_input(tmp_path: Path) -> None:
+    done = export_source(whole_of(Frame()), tmp_path / "frame.onnx")
+
+    [spec] = StepModel(done.path).manifest.model_dump()["inputs"]
+    assert (spec["name"], spec["labels"]) == ("x", ["up", "down", "wind"])
