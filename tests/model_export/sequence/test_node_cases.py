@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -40,15 +42,22 @@ HALF = {"test_causal_conv_with_state_fp16", "test_causal_conv_with_state_silu_fp
 
 
 def cases() -> dict[str, Any]:
-    """Return the cases by name; making them runs a reference for each of ONNX' operators."""
-    from onnx.backend.test.case.node import collect_testcases
+    """Return the cases by name.
 
+    They are made by importing one module for each operator. `collect_testcases` would import them all, which runs a
+    reference of every operator of ONNX: a third of the time that it takes to collect all tests.
+    """
+    from onnx.backend.test.case import node
+
+    wanted = {operator.lower() for operator in OPERATORS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = collect_testcases(None)
+        for module in pkgutil.iter_modules(node.__path__, f"{node.__name__}."):
+            if module.name.rpartition(".")[2].replace("_", "") in wanted:
+                importlib.import_module(module.name)
     return {
         case.name: case
-        for case in made
+        for case in node._NodeTestCases
         if case.model is not None and len(case.model.graph.node) == 1 and case.model.graph.node[0].op_type in OPERATORS
     }
 
