@@ -23,8 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 TESTS = Path(__file__).parent
 NOT_QUICK = {
     *("campaign", "commands", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz", "parity", "triton"),
-    *("test_admission.py", "test_cli.py", "test_client_operations.py", "test_examples_page.py", "test_readme.py"),
-    *("test_serve.py", "test_workers.py"),
+    *("client/test_stream_ops.py", "models/test_vetting.py", "process", "test_cli.py", "test_examples_page.py"),
+    *("models/test_reload.py", "test_readme.py"),
     *(f"model_export/{name}" for name in ("keras", "sequence", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_sources.py", "test_suspect.py")),
 }

@@ -115,7 +115,7 @@ def test_serving_imports_nothing_that_only_other_commands_need() -> None:
     """What is imported at the start is most of what a start costs."""
     needless = "httpx rich pygments onnx keras torch jax"
     code = (
-        "import sys; from service.cli import make_app; make_app('serve'); import service.app, service.lane; "
+        "import sys; from service.cli import make_app; make_app('serve'); import service.app, service.protocols; "
         f"print([name for name in '{needless}'.split() if name in sys.modules])"
     )
 

@@ -71,7 +71,7 @@ def end(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path, mo
                 await asyncio.sleep(0.005)
             await before(listening)
             began = time.monotonic()
-            one.config.loaded_app.state.context.leaving = True
+            one.config.loaded_app.state.context.draining = True
             one.should_exit = True
             await serving
             return time.monotonic() - began

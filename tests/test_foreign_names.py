@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 PLACES = """
 prometheus_client.metrics:Histogram
-    _buckets _child_samples _metric_init _sum _upper_bounds
+    _buckets _metric_init _sum _upper_bounds
 prometheus_client.values
     MutexValue ValueClass
 redis.asyncio.connection:AbstractConnection
@@ -56,7 +56,7 @@ uvicorn.protocols.websockets.websockets_sansio_impl:WebSocketsSansIOProtocol
 uvicorn.server
     ServerState
 uvicorn.server:Server
-    config force_exit handle_exit should_exit started startup
+    config force_exit handle_exit should_exit shutdown started startup
 uvicorn.server:ServerState
     default_headers
 websockets.server:ServerProtocol
@@ -72,10 +72,10 @@ FLOW, STATE = "uvicorn.protocols.http.flow_control:FlowControl", "uvicorn.server
 VARIABLES = {
     "self.cycle": CYCLE,
     "cycle": CYCLE,
-    "self._answered": CYCLE,
+    "self._current_cycle": CYCLE,
     "self.flow": FLOW,
     "self.server_state": STATE,
-    "line.server_state": STATE,
+    "pipeline.server_state": STATE,
     "server_state": STATE,
     "self.conn": "websockets.server:ServerProtocol",
     "connection": "redis.asyncio.connection:AbstractConnection",

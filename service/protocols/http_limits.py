@@ -52,7 +52,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._is_websocket = False
         self._over_limit = False
         self._head_too_long: ServiceError | None = None
-        self._has_responded: RequestResponseCycle | None = None  # others may wait behind it
+        self._current_cycle: RequestResponseCycle | None = None  # later requests may wait behind it
         self._shutdown_requested = False
         self._final_response: bytes | None = None  # what is said when all is answered, before the end
 

@@ -410,7 +410,7 @@ async def test_a_step_that_waits_when_its_feed_is_closed_gets_an_error(one: Serv
         async with feed:
             await feed.step(stream, [7])
 
-        with pytest.raises(ClientError, match="was left") as caught:
+        with pytest.raises(ClientError, match="was closed") as caught:
             await feed.step(stream, [-3])
 
     assert (caught.value.code, caught.value.retry) == ("closed", "same")

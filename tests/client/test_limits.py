@@ -111,7 +111,7 @@ async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowProxy, stream
         await handle.step([1])
         slow.slow.set()
 
-        with pytest.raises(ClientError, match="No answer"):
+        with pytest.raises(ClientError, match="No response"):
             await handle.steps(LARGE)
 
 
@@ -124,7 +124,7 @@ async def test_a_step_on_a_feed_that_drips_ends_in_time(slow: SlowProxy, stream:
         await client.model("fold").stream(stream).step([1])  # what a feed asks over HTTP
         slow.slow.set()
 
-        with pytest.raises(ClientError, match="No answer"):
+        with pytest.raises(ClientError, match="No response"):
             await feed.step(stream, [1])
 
 

@@ -124,7 +124,7 @@ def test_a_deleted_stream_is_not_restored(url: str, stream: str) -> None:
         for x in XS[:5]:
             handle.step(x)
         other.model("fold").stream(stream).delete()
-        with pytest.raises(ClientError, match="no such stream"):
+        with pytest.raises(ClientError, match="does not exist"):
             handle.step(XS[5])
 
 

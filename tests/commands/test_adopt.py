@@ -221,7 +221,7 @@ def test_feedback_is_written_to_the_manifest_and_the_printed_command_line(tmp_pa
 
     assert json.loads(sidecar_of(path).read_text())["feedback"] == {"x": "y"}
     assert "--feedback y=x" in done.stdout
-    assert "made of y" in done.stdout
+    assert "computed from y" in done.stdout
 
 
 def test_feedback_accepts_a_rule_as_json(tmp_path: Path) -> None:

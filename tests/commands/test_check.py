@@ -72,7 +72,7 @@ def test_the_embedded_store_is_started_and_stopped(models: Path, short_path: Pat
         ({"execution_providers": ["NoSuchProvider", "CPUExecutionProvider"]}, "NoSuchProvider"),
         ({"durability": "fsync"}, "appendfsync"),
         ({"durability": "replica"}, "no replica"),
-        ({"redis": "redis://127.0.0.1:1", "request_timeout_s": 0.1}, "does not serve"),
+        ({"redis": "redis://127.0.0.1:1", "request_timeout_s": 0.1}, "cannot be used"),
         ({"redis": "http://store"}, "http"),
         ({"host": "no.such.host.invalid", "insecure": True}, "no.such.host.invalid"),
     ],

@@ -58,7 +58,7 @@ def test_a_quick_run_is_a_part_of_the_tests() -> None:
     folders = {line.split("/")[1] for line in done.stdout.splitlines() if "::" in line}
 
     assert done.returncode == 0
-    assert folders > {"api", "engine", "lane", "model_export", "store"}
+    assert folders > {"api", "engine", "protocols", "model_export", "store"}
     assert folders.isdisjoint({"campaign", "dashboard", "examples", "faults"})
 
 

@@ -313,7 +313,7 @@ def test_a_store_that_dies_is_restarted_with_its_data(models: Path, short_path: 
     with service_process(models, short_path, "--workers", "2", *QUICK) as one:
         first = step(one, 1)
         os.kill(store_pid(one), signal.SIGKILL)
-        assert wait_until(lambda: "starting it again" in log(one))
+        assert wait_until(lambda: "restarting it" in log(one))
         assert wait_until(lambda: is_answering(one))
         second = step(one, 2, seq=2, after=first["state_id"])
 

@@ -326,10 +326,10 @@ def test_the_last_response_before_a_shutdown_closes_the_connection(folder: Path,
 def test_an_internal_error_is_answered_and_the_connection_stays_open(
     fast: Service, stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(fast.app.state.engine, "submit", broken)
+    monkeypatch.setattr(fast.app.state.engine, "submit_single", broken)
     text = told(fast, [request(GOOD, path(stream)) * 2 + LAST])
 
     assert statuses(text) == [500, 500, 404]
