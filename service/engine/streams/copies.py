@@ -88,7 +88,8 @@ class StreamCopies:
             if after is not None and source.history_hash != after:
                 raise state_changed(source.step, source.history_hash)
             if existing is not None:
-                why, fix = "`to` has to name a new one", "Name another stream, or delete that one first."
+                why = f"`to` is {target.stream!r} and has to name a new one"
+                fix = "Name another stream, or delete that one first."
                 raise stream_exists(existing.step, existing.history_hash, why, fix=fix)
             content = self._sources.new_state_from(Kind.FORK, key.model, record, version)
             new_record = content.record(op_id, record.history_hash, had_key=idempotency_key is not None)
