@@ -175,7 +175,7 @@ def test_a_store_outlives_the_thread_that_asked_for_it(short_path: Path) -> None
 
 def test_an_orphaned_store_is_stopped_before_the_next_one_starts(short_path: Path) -> None:
     """As after a killed service on a system that cannot tie a child's life to its parent."""
-    untold = "from service.store import embedded\nembedded.end_with_parent = lambda: None\n"
+    untold = "from service.store import embedded_server\nembedded_server.end_with_parent = lambda: None\n"
     service = subprocess.run(
         [sys.executable, "-c", untold + KILLED_SERVICE, str(short_path)], capture_output=True, text=True, timeout=60
     )

@@ -54,8 +54,11 @@ def test_a_graph_without_memory_is_not_guessed_at() -> None:
 
 def test_a_graph_for_many_rows_only_is_refused() -> None:
     model = graph(
-        "(float[time, batch, 4] x) => (float[time, d, batch, 5] y) { y = GRU <hidden_size = 5> (x, W, R, B, , h0) }",
-        h0=(1, 2, 5), **GRU,
+        """(float[time, batch, 4] x) => (float[time, d, batch, 5] y) {
+            h = GRU <hidden_size = 5> (x, W, R, B)
+            y = Reshape (h, two_rows)
+        }""",
+        two_rows=np.array([0, 0, 2, 5]), **GRU,
     )  # fmt: skip
 
     with pytest.raises(RefusedModelError, match="takes 2 rows at once and no other number"):
