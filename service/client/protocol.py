@@ -423,7 +423,10 @@ class ModelProtocol:
                 return reply
             pause = policy.pause(error)
             if pause is None:
-                raise policy.final_error(error)
+                try:
+                    raise policy.final_error(error)
+                finally:
+                    del error  # it holds this frame: a cycle that would keep the stream's handle
             policy.in_doubt |= error.applied != "no"
             request = replace(request, wait=pause)
 
