@@ -112,11 +112,11 @@ def test_an_input_without_time_stays_the_same_for_a_sequence() -> None:
 
 def test_numbers_that_a_module_does_not_take_are_drawn_from_the_examples() -> None:
     def run(m: Any, x: Any, h: Any) -> Any:
-        h = h + m.table((x * 10).long())
+        h = h + m.table((16 * x * (1 - x)).long())  # between 0 and 1 this is beyond the table
         return h, h
 
-    x = torch.tensor([[0.1], [0.4], [0.3]])
-    spec = StepSpec(of(run, table=nn.Embedding(5, 4)), inputs={"x": x}, states={"h": torch.zeros(1, 1, 4)})
+    x = torch.tensor([[0.0], [1.0], [0.0]])
+    spec = StepSpec(of(run, table=nn.Embedding(1, 4)), inputs={"x": x}, states={"h": torch.zeros(1, 1, 4)})
     ((kind, sampler),) = (candidate(spec, name="floats").samplers or {}).items()
 
     assert kind == "example"
