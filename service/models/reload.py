@@ -50,8 +50,9 @@ class ReloadCoordinator:
         """
         if self._folder is None:
             return await self._reload()
-        generation = await asyncio.to_thread(self._next_generation)
-        report = await self._catch_up(generation)
+        async with self._reload_lock:  # before `watch` follows this request, or its report would have what was loaded
+            generation = await asyncio.to_thread(self._next_generation)
+            report = await self._reload_to(generation)
         deadline = asyncio.get_running_loop().time() + _RELOAD_TIMEOUT_S
         while late := await asyncio.to_thread(self._late_workers, generation):
             if asyncio.get_running_loop().time() > deadline:
@@ -70,14 +71,15 @@ class ReloadCoordinator:
     async def _reload_if_requested(self) -> None:
         generation = await asyncio.to_thread(self._read_generation)
         if generation > self._generation_seen:
-            await self._catch_up(generation)
+            async with self._reload_lock:
+                if generation > self._generation_seen:
+                    await self._reload_to(generation)
 
-    async def _catch_up(self, generation: int) -> ReloadReport:
-        async with self._reload_lock:
-            report = await self._reload()
-            self._generation_seen = max(self._generation_seen, generation)
-            await asyncio.to_thread(self._publish_seen)
-            return report
+    async def _reload_to(self, generation: int) -> ReloadReport:
+        report = await self._reload()
+        self._generation_seen = generation
+        await asyncio.to_thread(self._publish_seen)
+        return report
 
     # ---------------------------------------------------------------- file access, outside the event loop
 

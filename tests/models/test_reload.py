@@ -81,6 +81,22 @@ async def test_a_single_worker_reloads_itself() -> None:
     assert (await ReloadCoordinator(shelf.reload, None).reload_everywhere()).loaded == ["pump/1"]
 
 
+async def test_a_reload_is_reported_by_its_own_request_and_happens_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_POLL_S", 0.001)
+    registry = CountingRegistry()
+    here = ReloadCoordinator(registry.reload, tmp_path)
+    watching = asyncio.gather(*(here.watch() for _ in range(4)))
+    try:
+        for n in range(1, 40):
+            assert (await here.reload_everywhere()).loaded == [f"pump/{n}"]
+    finally:
+        watching.cancel()
+
+    assert registry.reloads == n
+
+
 async def test_a_reload_waits_for_a_worker_that_is_starting(tmp_path: Path) -> None:
     shelf = CountingRegistry()
     here = ReloadCoordinator(shelf.reload, tmp_path)
