@@ -104,10 +104,25 @@ def _streams(result: Result) -> str:
 
 def _latency(result: Result) -> str:
     rows = [
-        (line["name"], f"{line['rate']:,.0f}", f"{line['p50_ms']:.2f}", f"{line['p99_ms']:.2f}")
+        (
+            line["name"], f"{line['rate']:,.0f}", f"{line['cpu_us']:.0f}", f"{line['p50_ms']:.2f}",
+            f"{line['p99_ms']:.2f}",
+        )
         for line in result["lines"]
+    ]  # fmt: skip
+    return _markdown(("due", "answered/s", "CPU us/step", "p50 ms", "p99 ms"), rows) + _footnote(result)
+
+
+_STARTS = {"first": "the first with a model file", "again": "later ones"}
+
+
+def _startup(result: Result) -> str:
+    rows = [
+        (_STARTS[start["start"]], f"{start['cpu_s']:.2f}", f"{start['store_s']:.2f}", f"{start['wall_s']:.2f}")
+        for start in result["starts"]
     ]
-    return _markdown(("due", "answered/s", "p50 ms", "p99 ms"), rows) + _footnote(result)
+    table = _markdown(("start", "CPU s", "CPU s of the store", "seconds"), rows)
+    return f"{table}\n\n{result['rounds']} rounds, medians. {result['machine']['cpu']}, {_versions(result)}."
 
 
 def _profile(result: Result) -> str:
@@ -122,13 +137,14 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _footnote(result: Result) -> str:
     bad = sum(line["errors"] + line["wrong"] for line in result["lines"])
-    versions = ", ".join(
-        f"{name} {value}" for name, value in result["machine"].items() if name not in ("cpu", "system")
-    )
     return (
         f"\n\n{result['rounds']} round(s) of {result['seconds']:g} s, medians; errors and wrong answers: {bad}. "
-        f"{result['machine']['cpu']}, {versions}."
+        f"{result['machine']['cpu']}, {_versions(result)}."
     )
+
+
+def _versions(result: Result) -> str:
+    return ", ".join(f"{name} {value}" for name, value in result["machine"].items() if name not in ("cpu", "system"))
 
 
 _TABLES: dict[str, Callable[[Result], str]] = {
@@ -138,6 +154,7 @@ _TABLES: dict[str, Callable[[Result], str]] = {
     "streams": _streams,
     "latency": _latency,
     "profile": _profile,
+    "startup": _startup,
 }
 
 

@@ -47,6 +47,7 @@ _DECIDE = ("tests/engine/protocol/test_decide.py",)
 _ENGINE = "tests/engine/test_engine.py::"
 _LAWS = "tests/store/test_laws.py::"
 _TOGETHER = "tests/engine/stepping/test_columnar_pipeline.py::"
+_SINGLE = "tests/engine/stepping/test_single_timestep.py::"
 _LIVES = "tests/engine/stepping/test_lifecycle.py::"
 
 NO_COMPARE_AND_SET = Mutant(
@@ -129,6 +130,27 @@ MUTANTS = (
         "if results.not_applied:",
         "if False:",
         (f"{_TOGETHER}test_a_stream_that_another_worker_stepped_is_rejected_alone",),
+    ),
+    Mutant(
+        "a single timestep counts as applied without the store's result",
+        "service/engine/stepping/columnar_pipeline.py",
+        "if 0 in results.not_applied:",
+        "if False:",
+        (f"{_SINGLE}test_a_stale_cached_record_is_detected_by_the_commit",),
+    ),
+    Mutant(
+        "a single timestep continues from any cached record",
+        "service/engine/stepping/columnar_batch.py",
+        "(seq is None or seq == step + 1) and",
+        "True and",
+        (f"{_SINGLE}test_a_single_timestep_is_applied_only_as_the_next_one",),
+    ),
+    Mutant(
+        "`after` is ignored for a single timestep",
+        "service/engine/stepping/columnar_batch.py",
+        "and (after is None or after == history_hash)",
+        "and True",
+        (f"{_SINGLE}test_a_single_timestep_is_applied_only_after_the_state_id_that_it_names",),
     ),
     Mutant(
         "columns do not wait for their streams",

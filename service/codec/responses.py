@@ -46,8 +46,13 @@ def encode_json_step(prediction: Prediction) -> bytes:
 def _encode_rows(batch: BatchOutput) -> list[bytes]:
     """Return the encoded JSON response to each row.
 
-    All rows are encoded in one call, and then split: encoding each row alone takes several times as long.
+    All rows are encoded in one call, and then split: encoding each row alone takes several times as long. A single row
+    is encoded as it is.
     """
+    if len(batch.steps) == 1:
+        outputs = {name: array[0, -1].tolist() for name, array in batch.arrays.items()}
+        state_id = encode_state_id(batch.state_ids[0])
+        return [_encode_json({"outputs": outputs, "step": batch.steps[0], "state_id": state_id})]
     template, columns = _encode_outputs(batch.arrays)
     text = b'{"outputs":{%b},"step":%%d,"state_id":"%%b"}' % template
     return [text % row for row in zip(*columns, batch.steps, encode_state_ids_ascii(batch.state_ids), strict=True)]

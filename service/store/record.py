@@ -37,6 +37,7 @@ from service.errors import CorruptRecordError, RecordVersionError
 MAGIC = b"SW1\0"
 _HEADER = struct.Struct("<4sIQQII16s16s8sIIIIQQ")
 _CRC = struct.Struct("<I")
+_STEP_AT = slice(16, 24)
 _CRC_AT = 84
 HEADER_BYTES = _HEADER.size
 NO_HISTORY = bytes(16)
@@ -44,6 +45,8 @@ HAD_KEY = 0x100
 
 _GUARD = struct.Struct("<QQII16s16s")
 GUARD_BYTES = _GUARD.size
+GUARD_AT = slice(8, 8 + GUARD_BYTES)
+_HISTORY_HASH_AT = slice(48, 64)
 
 _ENTRY_MAGIC = b"SK1\0"
 _ENTRY = struct.Struct("<4sI16sQQ16sI8s")
@@ -92,28 +95,8 @@ class Record:
 
     def encode(self) -> bytes:
         """Return the bytes for the store."""
-        head = bytearray(
-            _HEADER.pack(
-                MAGIC,
-                HEADER_BYTES,
-                self.epoch,
-                self.step,
-                self.length,
-                self.flags,
-                self.op_id,
-                self.history_hash,
-                self.fingerprint,
-                len(self.outputs),
-                len(self.state),
-                0,
-                0,
-                self.updated_ms,
-                self.created_ms,
-            )
-        )
-        crc = crc32(self.state, crc32(self.outputs, crc32(head)))
-        _CRC.pack_into(head, _CRC_AT, crc)
-        return b"".join((head, self.outputs, self.state))
+        position = self.epoch, self.step, self.length, self.flags, self.op_id, self.history_hash, self.fingerprint
+        return _encode(position, (self.updated_ms, self.created_ms), self.outputs, self.state)
 
     @property
     def guard(self) -> bytes:
@@ -124,6 +107,44 @@ class Record:
     def nbytes(self) -> int:
         """Length of `encode()`."""
         return HEADER_BYTES + len(self.outputs) + len(self.state)
+
+
+def step_of(raw: bytes) -> int:
+    """Return the step in the header of a record."""
+    return int.from_bytes(raw[_STEP_AT], "little")
+
+
+def history_hash_of(raw: bytes) -> bytes:
+    """Return the history hash in the header of a record, 16 bytes."""
+    return raw[_HISTORY_HASH_AT]
+
+
+def encode_next(header: bytes, op_id: bytes, updated_ms: int, outputs: bytes, state: bytes) -> tuple[bytes, int, bytes]:
+    """Encode the record of a stream after one more timestep without an idempotency key.
+
+    Args:
+        header: The header of its record before the timestep, 104 bytes.
+        op_id: Op id of the step, 16 bytes.
+        updated_ms: Milliseconds since the Unix epoch.
+        outputs: The prediction, packed.
+        state: The state after the step, packed.
+
+    Returns:
+        The record's bytes, its step and its history hash.
+    """
+    _, _, epoch, step, _, _, _, history_hash, fingerprint, _, _, _, _, _, created_ms = _HEADER.unpack(header)
+    [history_hash] = extend_history((history_hash,), Kind.STEP, (op_id,), fingerprint)
+    position = epoch, step + 1, 1, Kind.STEP, op_id, history_hash, fingerprint
+    return _encode(position, (updated_ms, created_ms), outputs, state), step + 1, history_hash
+
+
+def _encode(
+    position: tuple[int, int, int, int, bytes, bytes, bytes], times: tuple[int, int], outputs: bytes, state: bytes
+) -> bytes:
+    """Return a record's bytes; `position` has the header's fields from `epoch` to `fingerprint`."""
+    header = bytearray(_HEADER.pack(MAGIC, HEADER_BYTES, *position, len(outputs), len(state), 0, 0, *times))
+    _CRC.pack_into(header, _CRC_AT, crc32(state, crc32(outputs, crc32(header))))
+    return b"".join((header, outputs, state))
 
 
 def decode(raw: bytes) -> Record:

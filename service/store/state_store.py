@@ -186,7 +186,7 @@ class StateStore:
         calls: list[Sequence[Argument]]
         if self._transport.is_cluster:
             calls = [script_call(commit, own, **ttls) for commit, own in _single(commits, notifications)]
-        elif isinstance(commits, ColumnarCommits) and not notifications:
+        elif type(commits) is ColumnarCommits and not notifications:  # `isinstance` is slow for subclasses of ABCs
             calls = [rows_call(commits, **ttls)]
         else:
             calls = [script_call(commits, notifications, **ttls)]

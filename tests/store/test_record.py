@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import CorruptRecordError, RecordVersionError
-from service.store.record import HEADER_BYTES, IdempotencyEntry, Kind, Record, blake2b_128, decode, extend_history
+from service.store.record import (
+    GUARD_AT,
+    HEADER_BYTES,
+    IdempotencyEntry,
+    Kind,
+    Record,
+    blake2b_128,
+    decode,
+    encode_next,
+    extend_history,
+    history_hash_of,
+    step_of,
+)
 
 U64 = st.integers(0, 2**64 - 1)
 U32 = st.integers(0, 2**32 - 1)
@@ -49,6 +62,37 @@ def test_a_decoded_record_equals_the_encoded_one(record: Record) -> None:
 def test_the_guard_is_bytes_8_to_63(record: Record) -> None:
     """The commit script compares exactly these bytes."""
     assert record.encode()[8:64] == record.guard
+
+
+@given(RECORDS)
+def test_fields_read_from_the_header_alone_are_those_of_the_record(record: Record) -> None:
+    header = record.encode()[:HEADER_BYTES]
+
+    assert (step_of(header), history_hash_of(header), header[GUARD_AT]) == (
+        record.step,
+        record.history_hash,
+        record.guard,
+    )
+
+
+@given(RECORDS, B16, U64, st.binary(max_size=40), st.binary(max_size=40))
+def test_the_record_after_one_more_timestep_is_encoded_like_any_other(
+    before: Record, op_id: bytes, now: int, outputs: bytes, state: bytes
+) -> None:
+    before = dataclasses.replace(before, step=min(before.step, 2**64 - 2))
+
+    encoded, step, history_hash = encode_next(before.encode()[:HEADER_BYTES], op_id, now, outputs, state)
+
+    assert (step, history_hash) == (before.step + 1, after(before.history_hash, Kind.STEP, op_id, before.fingerprint))
+    changed: dict[str, Any] = {
+        "step": step,
+        "length": 1,
+        "flags": Kind.STEP,
+        "op_id": op_id,
+        "history_hash": history_hash,
+        "updated_ms": now,
+    }
+    assert encoded == dataclasses.replace(before, **changed, outputs=outputs, state=state).encode()
 
 
 @given(RECORDS)

@@ -136,6 +136,13 @@ class ColumnarBatch(Sequence[QueuedStep]):
             applies &= same if not n_without else same | np.array([after is None for after in afters])
         return applies
 
+    def certainly_continues(self, step: int, history_hash: bytes) -> bool:
+        """Whether it is a single timestep that certainly applies to a record: see `matches_expected_position`."""
+        if len(self._seqs) != 1 or self.length != 1 or self.keep != "all":
+            return False
+        seq, after = self._seqs[0], self._afters[0]
+        return (seq is None or seq == step + 1) and (after is None or after == history_hash)
+
     @property
     def has_first_step(self) -> bool:
         """Whether one of these timesteps is the first of its stream."""

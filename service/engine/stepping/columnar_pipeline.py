@@ -1,4 +1,4 @@
-"""`ColumnarPipeline`: processes batches as columns, and row by row as soon as one row is unusual."""
+"""`ColumnarPipeline`: processes batches as columns, a single timestep as bytes, and unusual batches row by row."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from service.engine.stepping.committer import CommittedRows
 from service.engine.stepping.pipeline import BatchPipeline
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT
-from service.store.commits import ColumnarCommits
-from service.store.record import HEADER_BYTES
-from service.store.record_arrays import decode_records, encode_records, guards
+from service.store.commits import ColumnarCommits, Commit, CommitResults
+from service.store.record import GUARD_AT, HEADER_BYTES, encode_next, history_hash_of, step_of
+from service.store.record_arrays import decode_records, encode_records, guards, read_headers
 from service.types import BatchOutput
 
 
@@ -33,7 +33,40 @@ class ColumnarPipeline(BatchPipeline):
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
         if isinstance(rows, list):
             return await super()._attempt(rows, deadline)
-        return await self._process_columnar(cast("ColumnarBatch", rows), deadline)
+        batch = cast("ColumnarBatch", rows)
+        if len(batch) == 1 and (cached := self._cache.get_one(batch.names[0])) is not None:
+            header, state, expiry_set_at = cached
+            if batch.certainly_continues(step_of(header), history_hash_of(header)):
+                return await self._process_single(batch, header, state, expiry_set_at, deadline)
+        return await self._process_columnar(batch, deadline)
+
+    async def _process_single(
+        self, batch: ColumnarBatch, header: bytes, state: Array, expiry_set_at: float, deadline: float
+    ) -> Sequence[QueuedStep]:
+        """Process a single timestep that certainly applies to a cached record, as `_process_columnar` does.
+
+        Only the model run uses arrays: for one row, a call of NumPy takes longer than the work in it.
+        """
+        names, served = batch.names, self._served
+        self._observer.cache_lookup(1, 0)
+        run = await self._runner.run(batch.inputs(self._runner.inputs), state)
+        # Interest is checked after the run, as late as possible, so that no event is missed.
+        if run.rows is not None or self._interests.has_interest(served.name):
+            headers = read_headers([header]).copy()  # of its own: it is overwritten
+            return await self._commit_finite_rows(list(batch), headers, np.array([expiry_set_at]), run, deadline)
+        outputs = b"".join([run.outputs[spec.name].tobytes() for spec in served.manifest.answered])
+        record, step, history_hash = encode_next(
+            header, batch.op_ids[0], int(time.time() * 1000), outputs, run.states.tobytes()
+        )
+        results = await self._commit([Commit(names[0], header[GUARD_AT], record)], expiry_set_at, deadline)
+        if 0 in results.not_applied:
+            headers, expiries = read_headers([record]), np.array([expiry_set_at])
+            committed = CommittedRows(names, headers, run.states, expiries, run.outputs, [history_hash])
+            return self._committer.handle_results(list(batch), committed, [], results)
+        new_expiry = expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
+        self._cache.put_one(names[0], record[:HEADER_BYTES], run.states, new_expiry)
+        self._reply_applied(batch, BatchOutput(run.outputs, [step], [history_hash]))
+        return []
 
     async def _process_columnar(self, batch: ColumnarBatch, deadline: float) -> Sequence[QueuedStep]:
         """Process a batch if each record, cached or loaded, is at the position that its row expects.
@@ -69,19 +102,28 @@ class ColumnarPipeline(BatchPipeline):
         commits.guards[:] = guards(headers)
         history_hashes = self._committer.advance_headers(batch.op_ids, batch.length, headers)
         encode_records(commits.records, headers, packed, states)
-        started = time.perf_counter()
-        results = await self._store.commit(commits, deadline=deadline, expiry_set_at=float(expiry_set_at.min()))
-        self._observer.store_latency("commit", time.perf_counter() - started)
+        results = await self._commit(commits, float(expiry_set_at.min()), deadline)
         committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes)
         if results.not_applied:
             return self._committer.handle_results(list(batch), committed, [], results)
         self._committer.cache_committed(committed, results)
-        batch.reply(BatchOutput(outputs, headers["step"].tolist(), history_hashes), served.version)
-        self._replies.on_answered(len(names), len(names) * batch.length * served.timestep_bytes)
+        self._reply_applied(batch, BatchOutput(outputs, headers["step"].tolist(), history_hashes))
+        return []
+
+    async def _commit(self, commits: Sequence[Commit], expiry_set_at: float, deadline: float) -> CommitResults:
+        started = time.perf_counter()
+        results = await self._store.commit(commits, deadline=deadline, expiry_set_at=expiry_set_at)
+        self._observer.store_latency("commit", time.perf_counter() - started)
+        return results
+
+    def _reply_applied(self, batch: ColumnarBatch, output: BatchOutput) -> None:
+        """Reply to a batch of which every row was applied, and count it."""
+        served, n_rows = self._served, len(batch)
+        batch.reply(output, served.version)
+        self._replies.on_answered(n_rows, n_rows * batch.length * served.timestep_bytes)
         self._observer.replied(served.name, batch.latencies(self._time()))
         for transport, rows in batch.rows_by_transport.items():
             self._observer.steps_applied(served.name, transport, rows * batch.length)
-        return []
 
     async def _load_columnar(
         self, batch: ColumnarBatch, indices: Sequence[int], deadline: float

@@ -148,6 +148,28 @@ class RecordCache:
         """Return when each record's expiry was last set for certain, on the store's clock, `(slots,)` float64."""
         return self._expiry_set_at.take(slots)
 
+    def get_one(self, name: str) -> tuple[bytes, Array, float] | None:
+        """Return copies of one stream's cached record, which may be stale; None: it is not cached.
+
+        Returns:
+            The header, 104 bytes; the packed state, `(1, bytes)` uint8; and when its expiry was last set for certain.
+        """
+        slot = self._slot_of.get(name)
+        if slot is None:
+            return None
+        self._referenced[slot] = 1
+        return self._headers[slot].tobytes(), self._states[slot : slot + 1].copy(), float(self._expiry_set_at[slot])
+
+    def put_one(self, name: str, header: bytes, state: Array, expiry_set_at: float) -> None:
+        """Add or replace one stream's record; shapes as in `get_one`."""
+        slot = self._slot_of.get(name)
+        if slot is None:  # evicted since it was read
+            self.put([name], np.frombuffer(header, HEAD), state, expiry_set_at)
+            return
+        self._headers[slot] = np.frombuffer(header, _OPAQUE)[0]
+        self._states[slot] = state[0]
+        self._expiry_set_at[slot] = expiry_set_at
+
     def put(self, names: Sequence[str], headers: Array, states: Array, expiry_set_at: Array | float) -> None:
         """Add or replace records, as the store now has them; shapes as above."""
         slot_of = self._slot_of.get

@@ -124,7 +124,7 @@ class PipelinedConnection(asyncio.Protocol):
             raise NotSentError(self._abort_reason or "the connection was lost")
         loop = self._loop
         packed = [
-            command.packed if isinstance(command, PackedCommand) else hiredis.pack_command(cast("Any", command))
+            command.packed if type(command) is PackedCommand else hiredis.pack_command(cast("Any", command))
             for command in commands
         ]
         exchange = _Exchange(len(commands), loop.create_future(), loop.time())
