@@ -131,7 +131,7 @@ async def _lifespan(app: FastAPI, context: AppContext) -> AsyncIterator[None]:
         _log_failed(report)
         _log.info("Models: %s", ", ".join(report.loaded) or "none")
 
-        await engine.start()
+        await engine.watch.start()
 
         context.engine, context.reload = engine, coordinator.reload_everywhere
         settings = context.settings
@@ -140,7 +140,7 @@ async def _lifespan(app: FastAPI, context: AppContext) -> AsyncIterator[None]:
         app.state.engine = engine
         context.metrics.bind_gauges(
             models=engine.models.names,
-            queue_rows=engine.queue_rows,
+            queue_rows=engine.steps.waiting_by_model,
             watchers=lambda: len(engine.watch),
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
@@ -165,7 +165,7 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
     async def count_streams() -> None:
         started_at = loop.time()
         with contextlib.suppress(ServiceError):  # the store is unavailable: readiness reports it
-            await engine.count_streams()
+            await engine.streams.count()
         # Counting may use at most a twentieth of the store's time.
         await asyncio.sleep(max(0.0, 20 * (loop.time() - started_at) - _COUNT_S))
 

@@ -197,7 +197,7 @@ async def test_an_engine_counts_its_steps(tmp_path: Path, shared_redis: Server) 
     await shelf.reload()
     engine = Engine(StateStore(shared_redis.url), shelf, observer=counted)
     for x in range(3):
-        await engine.advance(step("counted", x))
+        await engine.steps.advance(step("counted", x))
     await engine.close()
 
     page = page_of(counted)[0]

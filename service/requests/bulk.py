@@ -78,7 +78,7 @@ def submit_columns(
         version,
         transport,
     )
-    if not bulk.faults and engine.submit_columnar(rows, done, served):
+    if not bulk.faults and engine.steps.submit_columnar(rows, done, served):
         return
     timesteps: list[Timestep | ServiceError] = [*rows.rows()]
     for i, fault in bulk.faults.items():
@@ -98,12 +98,12 @@ def submit_rows(
         engine: Applies the timesteps.
         timesteps: Timesteps of different streams; an error in place of a timestep becomes its result.
         done: Called once, with one result per timestep.
-        served: As for `Engine.submit`, if it is the same for all timesteps.
+        served: As for `StepService.submit`, if it is the same for all timesteps.
     """
     gatherer = ResultGatherer(timesteps, done)
     for i, timestep in enumerate(timesteps):
         if not isinstance(timestep, ServiceError):
-            engine.submit(timestep, partial(gatherer.receive, i), served)
+            engine.steps.submit(timestep, partial(gatherer.receive, i), served)
 
 
 def bulk_document(

@@ -76,7 +76,7 @@ class AppContext:
         caller = self.api_keys.caller(authorization)
         caller.check_scope(scope)
         if self._counts_requests and scope in _RATE_LIMITED_SCOPES:
-            self.engine.check_rate(caller.tenant)
+            self.engine.admission.check_rate(caller.tenant)
         return caller
 
     def require_precondition(self, what: str, *given: object) -> None:

@@ -127,7 +127,7 @@ class FeedSession:
             step = _PendingStep(self, correlation, chunk=body.chunk, keep=body.keep)
             self._pending.append(step)
             key = StreamKey(tenant, self._model, decoded.stream or self._stream or "")
-            engine.submit(to_timestep(body, key, self._version, transport="websocket"), step.on_result, served)
+            engine.steps.submit(to_timestep(body, key, self._version, transport="websocket"), step.on_result, served)
 
     def _handle_single(
         self,
@@ -159,7 +159,7 @@ class FeedSession:
             handle = self._handles[tenant, stream_id] = StreamHandle(key, record_key(*key), self._version, "websocket")
         step = _PendingStep(self, correlation_fields(stream_id, message_id))
         self._pending.append(step)
-        self._context.engine.submit_single(handle, inputs, seq, after, step.on_result, served=served)
+        self._context.engine.steps.submit_single(handle, inputs, seq, after, step.on_result, served=served)
         return True
 
     def reject_too_large(self, size: int) -> None:

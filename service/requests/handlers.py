@@ -111,7 +111,7 @@ class StepHandler:
                 pass
             else:
                 if create == "auto" and self.idempotency_key is None:
-                    self._engine.submit_single(self._stream, inputs, seq, after, done, served=self.served)
+                    self._engine.steps.submit_single(self._stream, inputs, seq, after, done, served=self.served)
                     return
                 timestep = Timestep(
                     self.key,
@@ -123,7 +123,7 @@ class StepHandler:
                     version=self.version,
                     name=self._stream.name,
                 )
-                self._engine.submit(timestep, done, self.served)
+                self._engine.steps.submit(timestep, done, self.served)
                 return
         if self.chunk:
             step = self._decoder.steps(body, self.request_format)
@@ -131,7 +131,7 @@ class StepHandler:
         else:
             step = self._decoder.step(body, self.request_format)
         timestep = to_timestep(step, self.key, self.version, transport="http", idempotency_key=self.idempotency_key)
-        self._engine.submit(timestep, done, self.served)
+        self._engine.steps.submit(timestep, done, self.served)
 
     def encode_response(self, result: Any) -> bytes:
         """Return the response body of a prediction."""

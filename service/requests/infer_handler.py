@@ -91,7 +91,7 @@ class InferHandler:
             transport="oip",
             lifecycle=_LIFECYCLES[request.start, request.end],
         )
-        engine.submit(timestep, lambda result: done(self._as_triton_error(result)))
+        engine.steps.submit(timestep, lambda result: done(self._as_triton_error(result)))
 
     def encode_response(self, result: Any) -> bytes:
         """Return the response body."""

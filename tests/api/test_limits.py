@@ -114,7 +114,7 @@ def test_deleted_streams_free_the_quota(limited: Service) -> None:
         post(limited, "f", f"streams/{name}/step", {"inputs": [1]})
     limited.http.delete("/v1/models/fold/streams/s1", headers=bearer("f"))
 
-    limited.run_in_loop(limited.app.state.engine.count_streams)
+    limited.run_in_loop(limited.app.state.engine.streams.count)
 
     assert post(limited, "f", "streams/s4/step", {"inputs": [1]}).status_code == 200
     assert code_of(post(limited, "f", "streams/s5/step", {"inputs": [1]})) == "stream_quota"
@@ -127,7 +127,7 @@ def test_streams_are_counted_per_tenant(redis_server: Server, tmp_path: Path) ->
         for tenant, name in (("a", "s1"), ("a", "s2"), ("b", "s1")):
             post(first, tenant, f"streams/{name}/step", {"inputs": [1]})
     with running_service(redis_server.url, folder, api_keys_file=keys, tenant_max_streams=2) as second:
-        second.run_in_loop(second.app.state.engine.count_streams)
+        second.run_in_loop(second.app.state.engine.streams.count)
 
         assert code_of(post(second, "a", "streams/s3/step", {"inputs": [1]})) == "stream_quota"
         assert post(second, "b", "streams/s3/step", {"inputs": [1]}).status_code == 200

@@ -277,7 +277,7 @@ def test_keys_tenants_and_scopes_are_enforced(shared_redis: Server, tmp_path: Pa
 def test_a_draining_server_answers_in_tritons_error_format(
     service: Service, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.app.state.engine, "draining", True)
+    monkeypatch.setattr(service.app.state.engine.admission, "draining", True)
     answer = InferClient(service).send(1, stream, sequence_start=True)
 
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")

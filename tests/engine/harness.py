@@ -104,7 +104,7 @@ async def submit_bulk(
         length=xs.shape[1], **usual | more,
     )  # fmt: skip
     answer: asyncio.Future[BulkOutcomes] = asyncio.get_running_loop().create_future()
-    if not engine.submit_columnar(asked, answer.set_result, engine.models.get(FOLD)):
+    if not engine.steps.submit_columnar(asked, answer.set_result, engine.models.get(FOLD)):
         return None
     found = await answer
     if isinstance(found, BulkPrediction):
@@ -115,7 +115,7 @@ async def submit_bulk(
 async def expect_error(engine: Engine, timestep: Timestep) -> ServiceError:
     """Return the error that a request is rejected with."""
     try:
-        found = await engine.advance(timestep)
+        found = await engine.steps.advance(timestep)
     except ServiceError as exc:
         return exc
     raise AssertionError(f"not refused: {found}")

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 async def test_steps_fold_into_the_state(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        answers = [await engine.advance(step("a", x, seq=x)) for x in (1, 2, 3)]
+        answers = [await engine.steps.advance(step("a", x, seq=x)) for x in (1, 2, 3)]
 
     assert [ys(a) for a in answers] == [[y] for y in fold_reference([1, 2, 3])]
     assert [(a.step, a.created) for a in answers] == [(1, True), (2, False), (3, False)]
@@ -44,7 +44,7 @@ async def test_steps_fold_into_the_state(folder: Path, redis_server: Server) -> 
 async def test_a_new_stream_begins_at_the_initial_state(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, write_models(tmp_path, count=lambda: count(start=7))) as engine:
         key = StreamKey("default", "count", "a")
-        answer = await engine.advance(Timestep(key, (np.zeros((1, 1), np.float32).tobytes(),)))
+        answer = await engine.steps.advance(Timestep(key, (np.zeros((1, 1), np.float32).tobytes(),)))
 
     assert ys(answer) == [8]
 
@@ -53,15 +53,15 @@ async def test_streams_tenants_and_models_are_apart(tmp_path: Path, redis_server
     folder = write_models(tmp_path, fold=fold, other=lambda: fold(factor=3))
     async with worker(redis_server.url, folder) as engine:
         keys = [StreamKey(t, m, s) for t in ("default", "t2") for m in ("fold", "other") for s in ("a", "b")]
-        answers = [await engine.advance(Timestep(key, (np.array([[5]]).tobytes(),), seq=1)) for key in keys]
+        answers = [await engine.steps.advance(Timestep(key, (np.array([[5]]).tobytes(),), seq=1)) for key in keys]
 
     assert [a.step for a in answers] == [1] * 8
 
 
 async def test_a_chunk_equals_its_single_steps(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        whole = await engine.advance(chunk("chunk", [4, 5, 6], seq=1))
-        single = [await engine.advance(step("single", x)) for x in (4, 5, 6)]
+        whole = await engine.steps.advance(chunk("chunk", [4, 5, 6], seq=1))
+        single = [await engine.steps.advance(step("single", x)) for x in (4, 5, 6)]
 
     assert ys(whole) == [y for a in single for y in ys(a)]
     assert whole.step == 3
@@ -69,9 +69,9 @@ async def test_a_chunk_equals_its_single_steps(folder: Path, redis_server: Serve
 
 async def test_a_chunk_keeps_what_was_asked_for(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        last = await engine.advance(chunk("last", [1, 2, 3], keep="last"))
-        none = await engine.advance(chunk("none", [1, 2, 3], keep="none"))
-        after = await engine.advance(step("none", 4))
+        last = await engine.steps.advance(chunk("last", [1, 2, 3], keep="last"))
+        none = await engine.steps.advance(chunk("none", [1, 2, 3], keep="none"))
+        after = await engine.steps.advance(step("none", 4))
 
     assert ys(last) == fold_reference([1, 2, 3])[-1:]
     assert (none.outputs, none.step) == ({}, 3)
@@ -81,7 +81,7 @@ async def test_a_chunk_keeps_what_was_asked_for(folder: Path, redis_server: Serv
 async def test_waiting_streams_are_run_together(tmp_path: Path, redis_server: Server) -> None:
     counts = CountingObserver()
     async with worker(redis_server.url, write_models(tmp_path, fold=fold), counts=counts) as engine:
-        await asyncio.gather(*(engine.advance(step(f"s{n}", n)) for n in range(100)))
+        await asyncio.gather(*(engine.steps.advance(step(f"s{n}", n)) for n in range(100)))
 
     assert sum(counts.batches) == 100
     assert max(counts.batches) > 10
@@ -89,7 +89,7 @@ async def test_waiting_streams_are_run_together(tmp_path: Path, redis_server: Se
 
 async def test_steps_of_one_stream_keep_their_order_without_seq(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        answers = await asyncio.gather(*(engine.advance(step("a", x)) for x in range(50)))
+        answers = await asyncio.gather(*(engine.steps.advance(step("a", x)) for x in range(50)))
 
     assert [y for a in answers for y in ys(a)] == fold_reference(range(50))
 
@@ -99,8 +99,8 @@ async def test_steps_of_one_stream_keep_their_order_without_seq(folder: Path, re
 
 async def test_a_retry_gets_the_first_answer(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await one.advance(step("a", 5, seq=1))
-        again = [await engine.advance(step("a", 5, seq=1)) for engine in (one, two)]
+        first = await one.steps.advance(step("a", 5, seq=1))
+        again = [await engine.steps.advance(step("a", 5, seq=1)) for engine in (one, two)]
 
     assert [(ys(a), a.step, a.state_id, a.replayed, a.created) for a in again] == [
         (ys(first), 1, first.state_id, True, False)
@@ -109,8 +109,8 @@ async def test_a_retry_gets_the_first_answer(folder: Path, redis_server: Server)
 
 async def test_parallel_duplicates_on_two_workers_move_once(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        answers = await asyncio.gather(*((one, two)[n % 2].advance(step("a", 5, seq=1)) for n in range(50)))
-        after = await two.advance(step("a", 6, seq=2))
+        answers = await asyncio.gather(*((one, two)[n % 2].steps.advance(step("a", 5, seq=1)) for n in range(50)))
+        after = await two.steps.advance(step("a", 6, seq=2))
 
     assert {(tuple(ys(a)), a.step, a.state_id) for a in answers} == {((6,), 1, answers[0].state_id)}
     assert sum(not a.replayed for a in answers) == 1
@@ -127,7 +127,8 @@ async def test_many_streams_on_random_workers_with_duplicates_equal_the_fold(
             answers = []
             for seq in range(1, 31):
                 copies = [
-                    rng.choice((one, two)).advance(step(stream, seq, seq=seq)) for _ in range(rng.choice((1, 1, 2)))
+                    rng.choice((one, two)).steps.advance(step(stream, seq, seq=seq))
+                    for _ in range(rng.choice((1, 1, 2)))
                 ]
                 found = await asyncio.gather(*copies)
                 assert len({tuple(ys(a)) for a in found}) == 1
@@ -142,24 +143,24 @@ async def test_many_streams_on_random_workers_with_duplicates_equal_the_fold(
 async def test_requests_without_a_name_are_never_taken_for_each_other(folder: Path, redis_server: Server) -> None:
     """Neither those of one worker nor those of two: each is a step of its own, also with equal inputs."""
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        answers = [await engine.advance(step("a", 5)) for engine in (one, two, one, two)]
+        answers = [await engine.steps.advance(step("a", 5)) for engine in (one, two, one, two)]
 
     assert [(a.step, a.replayed) for a in answers] == [(n, False) for n in (1, 2, 3, 4)]
 
 
 async def test_a_key_is_answered_once_however_far_the_stream_went(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await one.advance(step("a", 5, idempotency_key="k"))
+        first = await one.steps.advance(step("a", 5, idempotency_key="k"))
         for x in range(20):
-            await two.advance(step("a", x))
-        again = await two.advance(step("a", 5, idempotency_key="k"))
+            await two.steps.advance(step("a", x))
+        again = await two.steps.advance(step("a", 5, idempotency_key="k"))
 
     assert (ys(again), again.step, again.state_id, again.replayed) == (ys(first), 1, first.state_id, True)
 
 
 async def test_a_key_with_another_request_is_refused(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 5, idempotency_key="k"))
+        await engine.steps.advance(step("a", 5, idempotency_key="k"))
         other_input = await expect_error(engine, step("a", 6, idempotency_key="k"))
         other_place = await expect_error(engine, step("a", 5, seq=2, idempotency_key="k"))
 
@@ -168,9 +169,9 @@ async def test_a_key_with_another_request_is_refused(folder: Path, redis_server:
 
 async def test_after_is_retried_and_refused_by_history(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        first = await engine.advance(step("a", 1))
-        second = await engine.advance(step("a", 2, after=first.state_id))
-        again = await engine.advance(step("a", 2, after=first.state_id))
+        first = await engine.steps.advance(step("a", 1))
+        second = await engine.steps.advance(step("a", 2, after=first.state_id))
+        again = await engine.steps.advance(step("a", 2, after=first.state_id))
         refused = await expect_error(engine, step("a", 3, after=first.state_id))
 
     assert (again.replayed, again.state_id) == (True, second.state_id)
@@ -179,9 +180,9 @@ async def test_after_is_retried_and_refused_by_history(folder: Path, redis_serve
 
 async def test_a_retry_that_asks_for_more_than_was_kept_is_told_so(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(chunk("a", [1, 2], seq=1, keep="none"))
+        await engine.steps.advance(chunk("a", [1, 2], seq=1, keep="none"))
         more = await expect_error(engine, chunk("a", [1, 2], seq=1))
-        same = await engine.advance(chunk("a", [1, 2], seq=1, keep="none"))
+        same = await engine.steps.advance(chunk("a", [1, 2], seq=1, keep="none"))
 
     assert (more.code, more.applied) == ("seq_passed", "yes")
     assert (same.replayed, same.outputs, same.step) == (True, {}, 2)
@@ -191,7 +192,7 @@ async def test_a_stale_cache_is_never_believed(folder: Path, redis_server: Serve
     """Each worker's cache is behind when its turn comes; no refusal and no replay comes of it."""
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as one, worker(redis_server.url, folder) as two:
-        answers = [await (one, two)[x % 2].advance(step("a", x, seq=x + 1)) for x in range(10)]
+        answers = [await (one, two)[x % 2].steps.advance(step("a", x, seq=x + 1)) for x in range(10)]
 
     assert [y for a in answers for y in ys(a)] == fold_reference(range(10))
 
@@ -203,16 +204,16 @@ async def test_an_answer_that_brings_a_new_model_into_use_leaves_the_batch_its_s
     folder, options = write_models(tmp_path, fold=fold, other=fold), EngineOptions(cache_bytes=12 * 400)
     async with worker(redis_server.url, folder, options=options) as engine:
         for n in range(9):
-            await engine.advance(step(f"s{n}", n, seq=1))
+            await engine.steps.advance(step(f"s{n}", n, seq=1))
         began = asyncio.Event()
 
         def use_another(_: object) -> None:
-            engine.submit(step("x", 1, model="other"), lambda _: began.set())
+            engine.steps.submit(step("x", 1, model="other"), lambda _: began.set())
 
-        engine.submit(step("s0", 0, seq=1), use_another)  # a replay, answered before its batch is run
+        engine.steps.submit(step("s0", 0, seq=1), use_another)  # a replay, answered before its batch is run
         answers: list[Any] = [asyncio.get_running_loop().create_future() for _ in range(1, 9)]
         for n, answer in enumerate(answers, 1):
-            engine.submit(step(f"s{n}", 7, seq=2), answer.set_result)
+            engine.steps.submit(step(f"s{n}", 7, seq=2), answer.set_result)
         await began.wait()
         found = [await answer for answer in answers]
 
@@ -227,10 +228,10 @@ async def test_the_first_use_of_another_model_makes_nobody_read_from_the_store(
     async with worker(redis_server.url, folder, options=options, counts=counts) as engine:
         for seq in (1, 2):
             if seq == 2:
-                await engine.advance(step("x", 1, model="other", seq=1))
+                await engine.steps.advance(step("x", 1, model="other", seq=1))
                 counts.store_ops.clear()
             for n in range(15):
-                await engine.advance(step(f"s{n}", n, seq=seq))
+                await engine.steps.advance(step(f"s{n}", n, seq=seq))
 
     assert counts.store_ops == ["commit"] * 15
 
@@ -238,12 +239,12 @@ async def test_the_first_use_of_another_model_makes_nobody_read_from_the_store(
 async def test_a_lost_store_is_noticed_and_never_restarted_silently(folder: Path, redis_server: Server) -> None:
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
-        first = await engine.advance(step("a", 1, seq=1))
+        first = await engine.steps.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
             client.flushall()
         by_seq = await expect_error(engine, step("a", 2, seq=2))
         by_history = await expect_error(engine, step("a", 2, after=first.state_id))
-        again = await engine.advance(step("a", 1, seq=1))
+        again = await engine.steps.advance(step("a", 1, seq=1))
 
     assert (by_seq.code, by_seq.expected, by_seq.retry) == ("stream_not_found", 1, "resend_from")
     assert by_history.code == "stream_not_found"
@@ -256,9 +257,9 @@ async def test_a_lost_store_is_noticed_and_never_restarted_silently(folder: Path
 
 async def test_a_reset_brings_back_the_initial_state(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 5))
-        position = await engine.reset(StreamKey("default", FOLD, "a"))
-        after = await engine.advance(step("a", 7, seq=1, after=position.state_id))
+        await engine.steps.advance(step("a", 5))
+        position = await engine.streams.reset(StreamKey("default", FOLD, "a"))
+        after = await engine.steps.advance(step("a", 7, seq=1, after=position.state_id))
 
     assert position.step == 0
     assert (ys(after), after.step, after.created) == (fold_reference([7]), 1, False)
@@ -266,8 +267,8 @@ async def test_a_reset_brings_back_the_initial_state(folder: Path, redis_server:
 
 async def test_a_bare_reset_creates_a_missing_stream(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.reset(StreamKey("default", FOLD, "new"))
-        status = await engine.status(StreamKey("default", FOLD, "new"))
+        await engine.streams.reset(StreamKey("default", FOLD, "new"))
+        status = await engine.streams.status(StreamKey("default", FOLD, "new"))
 
     assert (status.step, status.version) == (0, 1)
 
@@ -275,15 +276,15 @@ async def test_a_bare_reset_creates_a_missing_stream(folder: Path, redis_server:
 async def test_a_late_copy_of_a_reset_wipes_nothing(folder: Path, redis_server: Server) -> None:
     key = StreamKey("default", FOLD, "a")
     async with worker(redis_server.url, folder) as engine:
-        before = await engine.advance(step("a", 5))
-        first = await engine.reset(key, after=before.state_id)
-        again = await engine.reset(key, after=before.state_id)
-        keyed = await engine.reset(key, idempotency_key="r")
-        await engine.advance(step("a", 6))
+        before = await engine.steps.advance(step("a", 5))
+        first = await engine.streams.reset(key, after=before.state_id)
+        again = await engine.streams.reset(key, after=before.state_id)
+        keyed = await engine.streams.reset(key, idempotency_key="r")
+        await engine.steps.advance(step("a", 6))
         with pytest.raises(ServiceError) as late:
-            await engine.reset(key, after=before.state_id)
-        keyed_again = await engine.reset(key, idempotency_key="r")
-        status = await engine.status(key)
+            await engine.streams.reset(key, after=before.state_id)
+        keyed_again = await engine.streams.reset(key, idempotency_key="r")
+        status = await engine.streams.status(key)
 
     assert (again.state_id, again.replayed) == (first.state_id, True)
     assert late.value.code == "state_changed"
@@ -294,7 +295,7 @@ async def test_a_late_copy_of_a_reset_wipes_nothing(folder: Path, redis_server: 
 async def test_reset_with_a_history_needs_the_stream(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         with pytest.raises(ServiceError) as refused:
-            await engine.reset(StreamKey("default", FOLD, "none"), after=NO_ID)
+            await engine.streams.reset(StreamKey("default", FOLD, "none"), after=NO_ID)
 
     assert refused.value.code == "stream_not_found"
 
@@ -304,10 +305,10 @@ async def test_all_streams_of_one_tenant_and_model_are_reset(tmp_path: Path, red
     async with worker(redis_server.url, folder) as engine:
         for tenant, model in (("default", "fold"), ("t2", "fold"), ("default", "other")):
             for n in range(30):
-                await engine.advance(Timestep(StreamKey(tenant, model, f"s{n}"), (np.array([[1]]).tobytes(),)))
-        done = await engine.reset_all("default", "fold")
+                await engine.steps.advance(Timestep(StreamKey(tenant, model, f"s{n}"), (np.array([[1]]).tobytes(),)))
+        done = await engine.streams.reset_all("default", "fold")
         steps = [
-            {s for _, s in (await engine.list_streams(tenant, model, limit=100)).streams}
+            {s for _, s in (await engine.streams.list(tenant, model, limit=100)).streams}
             for tenant, model in (("default", "fold"), ("t2", "fold"), ("default", "other"))
         ]
 
@@ -324,12 +325,12 @@ def forbid(server: Server, *rules: str) -> None:
 async def reset_all_but(server: Server, engine: Engine, rules: Sequence[str]) -> tuple[ServiceError, list[int | None]]:
     """Reset ten streams of which some may not be written; return the refusal and where all stand then."""
     for n in range(10):
-        await engine.advance(step(f"s{n}", n))
+        await engine.steps.advance(step(f"s{n}", n))
     forbid(server, *rules)
     with pytest.raises(ServiceError) as refused:
-        await engine.reset_all("default", FOLD)
+        await engine.streams.reset_all("default", FOLD)
     forbid(server, "allkeys")
-    return refused.value, [count for _, count in sorted((await engine.list_streams("default", FOLD)).streams)]
+    return refused.value, [count for _, count in sorted((await engine.streams.list("default", FOLD)).streams)]
 
 
 async def test_a_reset_of_all_that_fails_half_way_is_not_said_to_be_undone(folder: Path, redis_server: Server) -> None:
@@ -355,8 +356,8 @@ async def test_a_reset_of_all_that_no_longer_finds_the_rest_is_not_said_to_be_un
 ) -> None:
     """A page of names has 500; the next one is refused as soon as the first streams are reset."""
     async with worker(redis_server.url, folder) as engine:
-        await asyncio.gather(*(engine.advance(step(f"s{n}", n)) for n in range(600)))
-        reset = asyncio.create_task(engine.reset_all("default", FOLD))
+        await asyncio.gather(*(engine.steps.advance(step(f"s{n}", n)) for n in range(600)))
+        reset = asyncio.create_task(engine.streams.reset_all("default", FOLD))
         names = [record_key("default", FOLD, f"s{n}") for n in range(600)]
         with redis_server.client() as client:
             while all(decode(raw).step for raw in client.mget(names)):  # noqa: ASYNC110 - looked at between its steps
@@ -375,23 +376,23 @@ async def test_a_reset_of_all_that_no_replica_confirms_is_said_to_be_done(folder
         worker(redis_server.url, folder, durability="replica") as durable,
     ):
         for n in range(3):
-            await engine.advance(step(f"s{n}", n))
+            await engine.steps.advance(step(f"s{n}", n))
         with pytest.raises(ServiceError) as refused:
-            await durable.reset_all("default", FOLD)
+            await durable.streams.reset_all("default", FOLD)
 
         assert (refused.value.code, refused.value.applied) == ("not_durable", "yes")
-        assert {steps for _, steps in (await engine.list_streams("default", FOLD)).streams} == {0}
+        assert {steps for _, steps in (await engine.streams.list("default", FOLD)).streams} == {0}
 
 
 async def test_a_deleted_stream_is_gone(folder: Path, redis_server: Server) -> None:
     key = StreamKey("default", FOLD, "a")
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 5))
-        await engine.delete(key)
-        await engine.delete(key)
+        await engine.steps.advance(step("a", 5))
+        await engine.streams.delete(key)
+        await engine.streams.delete(key)
         with pytest.raises(ServiceError) as gone:
-            await engine.status(key)
-        again = await engine.advance(step("a", 5))
+            await engine.streams.status(key)
+        again = await engine.steps.advance(step("a", 5))
 
     assert gone.value.code == "stream_not_found"
     assert (again.step, again.created) == (1, True)
@@ -401,12 +402,12 @@ async def test_an_unknown_model_is_refused_by_every_door(folder: Path, redis_ser
     key = StreamKey("default", "nope", "a")
     async with worker(redis_server.url, folder) as engine:
         errors = await gather_results(
-            engine.advance(step("a", 1, model="nope")),
-            engine.reset(key),
-            engine.delete(key),
-            engine.status(key),
-            engine.list_streams("default", "nope"),
-            engine.reset_all("default", "nope"),
+            engine.steps.advance(step("a", 1, model="nope")),
+            engine.streams.reset(key),
+            engine.streams.delete(key),
+            engine.streams.status(key),
+            engine.streams.list("default", "nope"),
+            engine.streams.reset_all("default", "nope"),
         )
 
     assert [e.code for e in errors] == ["model_not_found"] * 6
@@ -422,10 +423,12 @@ async def test_a_state_that_is_not_finite_is_never_kept(tmp_path: Path, redis_se
             return Timestep(StreamKey("default", "nan", stream), (np.ones((1, 1), np.float32).tobytes(),), seq=seq)
 
         for seq in (1, 2):
-            await engine.advance(one("poisoned", seq))
-        await engine.advance(one("healthy", 1))
-        bad, good = await gather_results(engine.advance(one("poisoned", 3)), engine.advance(one("healthy", 2)))
-        status = await engine.status(StreamKey("default", "nan", "poisoned"))
+            await engine.steps.advance(one("poisoned", seq))
+        await engine.steps.advance(one("healthy", 1))
+        bad, good = await gather_results(
+            engine.steps.advance(one("poisoned", 3)), engine.steps.advance(one("healthy", 2))
+        )
+        status = await engine.streams.status(StreamKey("default", "nan", "poisoned"))
 
     assert (bad.code, bad.applied) == ("non_finite_state", "no")
     assert good.step == 2
@@ -460,7 +463,7 @@ async def test_an_input_that_the_model_cannot_run_on_fails_alone(tmp_path: Path,
         found = dict(
             zip(
                 words,
-                await gather_results(*(engine.advance(step(s, x, model="vocabulary")) for s, x in words.items())),
+                await gather_results(*(engine.steps.advance(step(s, x, model="vocabulary")) for s, x in words.items())),
                 strict=True,
             )
         )
@@ -475,7 +478,7 @@ async def test_a_damaged_record_stops_its_own_stream_only(folder: Path, redis_se
     name = record_key("default", FOLD, "a")
     async with worker(redis_server.url, folder) as engine, worker(redis_server.url, folder) as other:
         for stream in "ab":
-            await engine.advance(step(stream, 5))
+            await engine.steps.advance(step(stream, 5))
         with redis_server.client() as client:
             raw = bytearray(client.get(name))
             if damage == "foreign":
@@ -485,11 +488,11 @@ async def test_a_damaged_record_stops_its_own_stream_only(folder: Path, redis_se
                 raw[-1] ^= 1
                 client.set(name, bytes(raw) if damage == "flip" else bytes(raw[:-3]))
             stored = client.dump(name)
-        bad, good = await gather_results(other.advance(step("a", 6)), other.advance(step("b", 6)))
+        bad, good = await gather_results(other.steps.advance(step("a", 6)), other.steps.advance(step("b", 6)))
         with redis_server.client() as client:
             assert client.dump(name) == stored, "left as it is"
-        position = await other.reset(StreamKey("default", FOLD, "a"))
-        after = await other.advance(step("a", 7))
+        position = await other.streams.reset(StreamKey("default", FOLD, "a"))
+        after = await other.steps.advance(step("a", 7))
 
     assert (bad.code, bad.applied) == ("state_corrupt", "no")
     assert good.step == 2
@@ -500,9 +503,9 @@ async def test_a_damaged_record_stops_its_own_stream_only(folder: Path, redis_se
 async def test_a_run_that_never_ends_is_ended(tmp_path: Path, redis_server: Server) -> None:
     options = EngineOptions(run_timeout_s=0.3)
     async with worker(redis_server.url, write_models(tmp_path, slow=slow), options=options) as engine:
-        await engine.advance(step("a", 1, model="slow"))
+        await engine.steps.advance(step("a", 1, model="slow"))
         hung = await expect_error(engine, step("a", 10**12, model="slow"))
-        after = await engine.advance(step("a", 2, model="slow"))
+        after = await engine.steps.advance(step("a", 2, model="slow"))
 
     assert (hung.code, hung.applied) == ("model_timeout", "no")
     assert (ys(after), after.step) == ([3], 2)
@@ -510,7 +513,7 @@ async def test_a_run_that_never_ends_is_ended(tmp_path: Path, redis_server: Serv
 
 async def test_a_full_queue_refuses_at_once(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder, options=EngineOptions(queue_limit=10)) as engine:
-        found = await gather_results(*(engine.advance(step("a", x)) for x in range(30)))
+        found = await gather_results(*(engine.steps.advance(step("a", x)) for x in range(30)))
 
     refused = [f for f in found if isinstance(f, ServiceError)]
     assert {e.code for e in refused} == {"overloaded"}
@@ -525,13 +528,13 @@ async def test_a_stream_stays_with_the_version_that_began_it(tmp_path: Path, red
 
     write_model(tmp_path, "fold", fold, version=1)
     async with worker(redis_server.url, tmp_path) as engine:
-        await engine.advance(step("old", 5))
+        await engine.steps.advance(step("old", 5))
         write_model(tmp_path, "fold", lambda: fold(factor=3), version=2)
         report = await engine.models.reload()
-        old = await engine.advance(step("old", 6, seq=2))
-        new = await engine.advance(step("new", 6))
+        old = await engine.steps.advance(step("old", 6, seq=2))
+        new = await engine.steps.advance(step("new", 6))
         explicit = await expect_error(engine, step("old", 7, version=2))
-        versions = [(await engine.status(StreamKey("default", "fold", s))).version for s in ("old", "new")]
+        versions = [(await engine.streams.status(StreamKey("default", "fold", s))).version for s in ("old", "new")]
 
     assert report.loaded == ["fold/2"]
     assert ys(old) == fold_reference([5, 6])[-1:]
@@ -558,11 +561,11 @@ async def test_a_retry_gets_its_first_answer_also_where_a_new_version_answers_ot
     write_model(tmp_path, "fold", before, version=1)
     asks = [step("a", 5, seq=1), step("b", 5, idempotency_key="k"), step("c", 5, seq=1, version=1)]
     async with worker(redis_server.url, tmp_path) as engine:
-        firsts = [await engine.advance(ask) for ask in asks]
-        await engine.advance(step("b", 6))
+        firsts = [await engine.steps.advance(ask) for ask in asks]
+        await engine.steps.advance(step("b", 6))
         write_model(tmp_path, "fold", after, version=2)
         await engine.models.reload()
-        agains = [await engine.advance(ask) for ask in asks]
+        agains = [await engine.steps.advance(ask) for ask in asks]
 
     assert [again.replayed for again in agains] == [True] * 3
     for first, again in zip(firsts, agains, strict=True):
@@ -576,12 +579,12 @@ async def test_a_retry_whose_version_is_gone_is_told_that_it_was_applied(tmp_pat
     primed = chunk("c", [5], seq=1, keep="none")
     async with worker(redis_server.url, tmp_path) as engine:
         for ask in (step("a", 5, seq=1), keyed, primed):
-            await engine.advance(ask)
+            await engine.steps.advance(ask)
     path.unlink()
     write_model(tmp_path, "fold", fold)
     async with worker(redis_server.url, tmp_path) as engine:
         refused = [await expect_error(engine, ask) for ask in (step("a", 5, seq=1), keyed)]
-        again = await engine.advance(primed)
+        again = await engine.steps.advance(primed)
 
     assert [(error.code, error.applied, error.step, error.expected) for error in refused] == [
         ("seq_passed", "yes", 1, 2)
@@ -594,16 +597,16 @@ async def test_a_damaged_entry_of_a_key_stops_its_own_request_only(
     folder: Path, redis_server: Server, damage: str
 ) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 5, idempotency_key="k"))
+        await engine.steps.advance(step("a", 5, idempotency_key="k"))
         name = idempotency_key_of(record_key("default", FOLD, "a"), "k")
         with redis_server.client() as client:
             raw = bytearray(client.get(name))
             raw[-1] ^= 1
             client.set(name, {"flip": bytes(raw), "cut": bytes(raw[:-3]), "foreign": b"short"}[damage])
         bad, good, same_stream = await gather_results(
-            engine.advance(step("a", 5, idempotency_key="k")),
-            engine.advance(step("b", 5, idempotency_key="k")),
-            engine.advance(step("a", 6, idempotency_key="k2")),
+            engine.steps.advance(step("a", 5, idempotency_key="k")),
+            engine.steps.advance(step("b", 5, idempotency_key="k")),
+            engine.steps.advance(step("a", 6, idempotency_key="k2")),
         )
 
     assert (bad.code, bad.applied) == ("state_corrupt", "unknown")
@@ -618,7 +621,7 @@ async def test_a_version_that_takes_other_inputs_is_not_fed_with_the_new_ones(
 
     write_model(tmp_path, "fold", fold, version=1)
     async with worker(redis_server.url, tmp_path) as engine:
-        await engine.advance(step("old", 5))
+        await engine.steps.advance(step("old", 5))
         write_model(tmp_path, "fold", total, version=2)
         await engine.models.reload()
         key = StreamKey("default", "fold", "old")
@@ -630,10 +633,10 @@ async def test_a_version_that_takes_other_inputs_is_not_fed_with_the_new_ones(
 async def test_a_replaced_file_goes_on_serving_the_streams_it_began(tmp_path: Path, redis_server: Server) -> None:
     write_models(tmp_path, fold=fold)
     async with worker(redis_server.url, tmp_path) as engine:
-        await engine.advance(step("old", 5))
+        await engine.steps.advance(step("old", 5))
         write_models(tmp_path, fold=lambda: fold(factor=3))
         await engine.models.reload()
-        old = await engine.advance(step("old", 6, seq=2))
+        old = await engine.steps.advance(step("old", 6, seq=2))
     async with worker(redis_server.url, tmp_path) as restarted:
         lost = await expect_error(restarted, step("old", 7, seq=3))
 
@@ -646,7 +649,7 @@ async def test_a_replaced_file_goes_on_serving_the_streams_it_began(tmp_path: Pa
 
 async def test_draining_finishes_what_was_taken_and_refuses_the_rest(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        taken = [asyncio.create_task(engine.advance(step(f"s{n}", n))) for n in range(40)]
+        taken = [asyncio.create_task(engine.steps.advance(step(f"s{n}", n))) for n in range(40)]
         await asyncio.sleep(0)
         await engine.drain(5)
         late = await expect_error(engine, step("late", 1))
@@ -658,12 +661,12 @@ async def test_draining_finishes_what_was_taken_and_refuses_the_rest(folder: Pat
 
 async def test_a_step_goes_on_when_its_caller_is_gone(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        caller = asyncio.create_task(engine.advance(step("a", 5, seq=1)))
+        caller = asyncio.create_task(engine.steps.advance(step("a", 5, seq=1)))
         await asyncio.sleep(0)
         caller.cancel()
         await engine.drain(5)
-        engine.draining = False
-        again = await engine.advance(step("a", 5, seq=1))
+        engine.admission.draining = False
+        again = await engine.steps.advance(step("a", 5, seq=1))
 
     assert again.replayed
     assert ys(again) == fold_reference([5])
@@ -679,7 +682,7 @@ async def test_a_stream_lives_its_time_after_each_step_whoever_made_it(folder: P
         lives = []
         with redis_server.client() as client:
             for n in range(60):
-                await (one if n // 10 % 2 else two).advance(step("a", n, seq=n + 1))
+                await (one if n // 10 % 2 else two).steps.advance(step("a", n, seq=n + 1))
                 lives.append((client.pttl(record_key("default", FOLD, "a"))) / 1000)
                 await asyncio.sleep(0.02)
 
@@ -690,7 +693,9 @@ async def test_a_stream_lives_its_time_after_each_step_whoever_made_it(folder: P
 
 async def test_a_packed_record_is_no_larger_than_header_output_and_state(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, write_models(tmp_path, lstm=lambda: lstm(8, 64))) as engine:
-        await engine.advance(Timestep(StreamKey("default", "lstm", "a"), (np.zeros((1, 8), np.float32).tobytes(),)))
+        await engine.steps.advance(
+            Timestep(StreamKey("default", "lstm", "a"), (np.zeros((1, 8), np.float32).tobytes(),))
+        )
         model = engine.models.get("lstm").step_model
         with redis_server.client() as client:
             raw = client.get(record_key("default", "lstm", "a"))

@@ -81,7 +81,7 @@ async def test_steps_that_the_model_refuses_take_no_room(tmp_path: Path, redis_s
             bad = Timestep(StreamKey("default", "bad", f"bad{n}"), (np.zeros((1, 1), np.float32).tobytes(),))
             assert (await expect_error(engine, bad)).code == "non_finite_state"
 
-        assert [(await engine.advance(step(name, 1))).created for name in "ab"] == [True] * 2
+        assert [(await engine.steps.advance(step(name, 1))).created for name in "ab"] == [True] * 2
         assert (await expect_error(engine, step("c", 1))).code == "stream_quota"
 
 
@@ -92,7 +92,7 @@ async def test_steps_that_the_store_refuses_take_no_room(tmp_path: Path, redis_s
             assert (await expect_error(engine, step(f"s{n}", 1))).code == "store_unavailable"
         allow_writes(redis_server)
 
-        assert [(await engine.advance(step(name, 1))).created for name in "ab"] == [True] * 2
+        assert [(await engine.steps.advance(step(name, 1))).created for name in "ab"] == [True] * 2
         assert (await expect_error(engine, step("c", 1))).code == "stream_quota"
 
 
@@ -106,26 +106,26 @@ async def test_a_step_that_finds_the_stream_begun_by_another_worker_takes_no_roo
         worker(redis_server.url, folder, options=limited(1), counts=counts) as here,
     ):
         while not counts.conflicted:
-            await here.count_streams()
-            answers = await gather_results(other.advance(step("a", 1)), here.advance(step("a", 2)))
+            await here.streams.count()
+            answers = await gather_results(other.steps.advance(step("a", 1)), here.steps.advance(step("a", 2)))
             assert {answer.step for answer in answers} == {1, 2}
-            await here.delete(StreamKey("default", FOLD, "a"))
+            await here.streams.delete(StreamKey("default", FOLD, "a"))
 
-        assert (await here.advance(step("own", 1))).created
+        assert (await here.steps.advance(step("own", 1))).created
 
 
 async def test_steps_that_end_a_stream_at_once_take_no_room(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, write_models(tmp_path, fold=fold), options=limited(1)) as engine:
         for n in range(3):
-            await engine.advance(step(f"s{n}", 1, lifecycle="whole"))
-            await engine.advance(step(f"t{n}", 1, lifecycle="last"))
+            await engine.steps.advance(step(f"s{n}", 1, lifecycle="whole"))
+            await engine.steps.advance(step(f"t{n}", 1, lifecycle="last"))
 
-        assert (await engine.advance(step("a", 1))).created
+        assert (await engine.steps.advance(step("a", 1))).created
 
 
 async def test_many_streams_that_begin_at_once_are_counted_one_by_one(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, write_models(tmp_path, fold=fold), options=limited(3)) as engine:
-        answers = await gather_results(*(engine.advance(step(f"s{n}", 1)) for n in range(8)))
+        answers = await gather_results(*(engine.steps.advance(step(f"s{n}", 1)) for n in range(8)))
 
     assert sorted(str(getattr(one, "code", "begun")) for one in answers) == ["begun"] * 3 + ["stream_quota"] * 5
 
@@ -134,18 +134,18 @@ async def test_many_streams_that_begin_at_once_are_counted_one_by_one(tmp_path: 
 
 
 async def reset(engine: Engine, stream: str) -> object:
-    return await engine.reset(StreamKey("default", FOLD, stream))
+    return await engine.streams.reset(StreamKey("default", FOLD, stream))
 
 
 async def fork(engine: Engine, stream: str) -> object:
     """Fork the stream of the same name in upper case."""
     source, to = StreamKey("default", FOLD, stream.upper()), StreamKey("default", FOLD, stream)
-    return await engine.copies.fork(source, to, snapshot=None, version=None, after=None, idempotency_key=None)
+    return await engine.streams.copies.fork(source, to, snapshot=None, version=None, after=None, idempotency_key=None)
 
 
 async def roll_out(engine: Engine, stream: str) -> object:
     first, feedback = {"x": np.array([1], np.int64)}, {"x": "y"}
-    return await engine.rollout(
+    return await engine.rollouts.run(
         RolloutRequest(StreamKey("default", FOLD, stream), 3, first, feedback=feedback, commit=True)
     )
 
@@ -162,7 +162,7 @@ async def test_what_the_store_refuses_takes_no_room(begin: Begin, tmp_path: Path
     folder = write_models(tmp_path, fold=fold)
     async with worker(redis_server.url, folder) as free, worker(redis_server.url, folder, options=limited(2)) as engine:
         for name in "ABCDE":
-            await free.advance(step(name, 1))
+            await free.steps.advance(step(name, 1))
         forbid_writes(redis_server)
         refused = [(await gather_results(begin(engine, name)))[0] for name in "abcde"]
         allow_writes(redis_server)
@@ -183,14 +183,14 @@ async def test_what_another_worker_has_begun_meanwhile_takes_no_room(
         async def load_before_the_other_begins(*args: Any, **more: Any) -> Any:
             found = await load(*args, **more)
             if not begun:
-                begun.append(await other.advance(step("a", 1)))
+                begun.append(await other.steps.advance(step("a", 1)))
             return found
 
         for name in ("A", "OWN"):
-            await other.advance(step(name, 1))
+            await other.steps.advance(step(name, 1))
         monkeypatch.setattr(here.store, "load_with_errors", load_before_the_other_begins)
         await gather_results(begin(here, "a"))
-        after = await here.status(StreamKey("default", FOLD, "a"))
+        after = await here.streams.status(StreamKey("default", FOLD, "a"))
         await begin(here, "own")
 
     assert begun[0].created

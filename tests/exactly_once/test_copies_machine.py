@@ -107,8 +107,8 @@ class CopiesMachine(RuleBasedStateMachine):
         value, at = (0, 0) if state is None else (state.value, state.step)
 
         async def peek_then_roll_out() -> tuple[list[int], list[int]]:
-            peeked = await engine.peek(replace_struct(step(stream, x), key=key))
-            ahead = await engine.rollout(RolloutRequest(key, 2, {"x": np.array([x])}, feedback={"x": "y"}))
+            peeked = await engine.steps.peek(replace_struct(step(stream, x), key=key))
+            ahead = await engine.rollouts.run(RolloutRequest(key, 2, {"x": np.array([x])}, feedback={"x": "y"}))
             assert (peeked.step, ahead.step) == (at + 1, at + 2)
             return ys(peeked), ahead.outputs["y"][0, :, 0].tolist()
 
@@ -120,7 +120,7 @@ class CopiesMachine(RuleBasedStateMachine):
 
     @rule(stream=STREAMS, worker=WORKERS)
     def delete_stream(self, stream: str, worker: int) -> None:
-        self.loop.run(self.workers[worker].delete(self.key(stream)))
+        self.loop.run(self.workers[worker].streams.delete(self.key(stream)))
         self.model.delete(stream)
         self.check()
 
@@ -183,26 +183,28 @@ class CopiesMachine(RuleBasedStateMachine):
         found: Any
         values: tuple[int, ...] = ()
         if request.operation == "step":
-            found = await engine.advance(replace_struct(step(request.stream, request.x or 0, **named), key=key))
+            found = await engine.steps.advance(replace_struct(step(request.stream, request.x or 0, **named), key=key))
             values = tuple(ys(found))
         elif request.operation == "rollout":
             inputs = {} if request.x is None else {"x": np.array([request.x])}
             rollout = RolloutRequest(key, request.number, inputs, feedback={"x": "y"}, commit=True)
-            found = await engine.rollout(replace(rollout, **named))
+            found = await engine.rollouts.run(replace(rollout, **named))
             values = tuple(found.outputs["y"][0, :, 0].tolist())
             assert found.next_inputs["x"].tolist() == found.outputs["y"].tolist()
         elif request.operation == "fork":
-            found = await engine.copies.fork(key, self.key(request.to), snapshot=request.name, version=None, **named)
+            found = await engine.streams.copies.fork(
+                key, self.key(request.to), snapshot=request.name, version=None, **named
+            )
         elif request.operation == "snapshot":
-            found = await engine.copies.create_snapshot(key, request.name or "", **named)
+            found = await engine.streams.copies.create_snapshot(key, request.name or "", **named)
         elif request.operation == "drop":
-            await engine.copies.delete_snapshot(key, request.name or "", idempotency_key=request.key)
+            await engine.streams.copies.delete_snapshot(key, request.name or "", idempotency_key=request.key)
             return CopyResponse("applied"), None
         elif request.operation == "rewind":
-            found = await engine.reset(key, snapshot=request.name, **named)
+            found = await engine.streams.reset(key, snapshot=request.name, **named)
         else:
             given = ImportedState({"h": np.array([request.x])}, request.number)
-            found = await engine.resets.to_state(key, engine.models.get(FOLD), given, **named)
+            found = await engine.streams.put_state(key, engine.models.get(FOLD), given, **named)
         return CopyResponse("replayed" if found.replayed else "applied", found.step, None, values), found.state_id
 
     async def _worker(self) -> Engine:

@@ -146,14 +146,14 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
 
     @rule(name=STREAMS, worker=WORKERS)
     def delete_stream(self, name: str, worker: int) -> None:
-        self.run(self.workers[worker].delete(self.key(name)))
+        self.run(self.workers[worker].streams.delete(self.key(name)))
         self.streams[name] = replace(self.streams[name], life=None, snapshot=None)
         self.check(name)
 
     @rule(name=STREAMS, worker=WORKERS, history=st.sampled_from([None, "now", "now", "before", "foreign"]))
     def take_snapshot(self, name: str, worker: int, history: str | None) -> None:
         after = self.make_concrete(name, {"xs": (), "history": history}).after
-        response = self.run(self._position_response(self.workers[worker].copies.create_snapshot(
+        response = self.run(self._position_response(self.workers[worker].streams.copies.create_snapshot(
             self.key(name), "s", after=after, idempotency_key=None
         )))  # fmt: skip
         expected, stream = self.streams[name].take_snapshot(after, self.ids)
@@ -172,7 +172,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
             name, other, of_snapshot, self.make_concrete(name, {"xs": (), "history": history}).after, key
         )
         for worker in copies:
-            response = self.run(self._position_response(self.workers[worker].copies.fork(
+            response = self.run(self._position_response(self.workers[worker].streams.copies.fork(
                 self.key(name), self.key(other), snapshot="s" if of_snapshot else None, version=None,
                 after=fork.after, idempotency_key=key,
             )))  # fmt: skip
@@ -182,7 +182,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
     def peek(self, name: str, worker: int, xs: tuple[int, ...]) -> None:
         """A peek ignores a stale cache and changes nothing."""
         life = self.streams[name].life or LiveStream()
-        found = self.run(self.workers[worker].peek(msgspec.structs.replace(chunk(name, xs), key=self.key(name))))
+        found = self.run(self.workers[worker].steps.peek(msgspec.structs.replace(chunk(name, xs), key=self.key(name))))
 
         assert (tuple(ys(found)), found.step) == (tuple(fold_reference(xs, start=life.value)), life.step + len(xs))
         self.check(name)
@@ -311,7 +311,7 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
                 name, request.xs, seq=request.seq, after=request.after, idempotency_key=request.key,
                 create=request.create, keep=request.keep, lifecycle=request.life,
             )  # fmt: skip
-            found = await engine.advance(msgspec.structs.replace(timestep, key=key))
+            found = await engine.steps.advance(msgspec.structs.replace(timestep, key=key))
         except ServiceError as exc:
             return error_response(exc)
         outcome = "replayed" if found.replayed else "applied"
@@ -324,9 +324,9 @@ class ExactlyOnceMachine(RuleBasedStateMachine):
             value, step = request.given
             given = ImportedState({"h": np.array([value], np.int64)}, step)
             served = Shared.shelf.get(FOLD)
-            return await engine.resets.to_state(key, served, given, after=request.after, idempotency_key=request.key)
+            return await engine.streams.put_state(key, served, given, after=request.after, idempotency_key=request.key)
         snapshot = "s" if request.to == "snapshot" else None
-        return await engine.reset(key, snapshot=snapshot, after=request.after, idempotency_key=request.key)
+        return await engine.streams.reset(key, snapshot=snapshot, after=request.after, idempotency_key=request.key)
 
     async def send_all(self, name: str, requests: list[StreamRequest], workers: list[int]) -> list[StreamResponse]:
         answers = [self.send(worker, name, request) for worker, request in zip(workers, requests, strict=True)]

@@ -50,7 +50,7 @@ class Feeder:
         at = len(self.told)
         while at < len(self.xs):
             try:
-                answer = await self.pick().advance(self._request(at))
+                answer = await self.pick().steps.advance(self._request(at))
             except ServiceError as exc:
                 at = await self._after(exc, at)
             else:

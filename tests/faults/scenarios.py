@@ -190,7 +190,7 @@ async def _all_names(engine: Any) -> set[str]:
     names: set[str] = set()
     cursor = None
     while True:
-        page = await engine.list_streams("default", "fold", cursor=cursor)
+        page = await engine.streams.list("default", "fold", cursor=cursor)
         names |= {name for name, _ in page.streams}
         if page.cursor is None:
             return names

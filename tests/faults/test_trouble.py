@@ -107,17 +107,17 @@ async def test_a_rolled_back_folder_is_detected_by_every_stream(folder: Path, sh
 
 async def test_a_full_store_rejects_new_data_and_still_replays_retries(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        first = await engine.advance(step("a", 1, seq=1))
+        first = await engine.steps.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
             client.config_set("maxmemory", 1)
         refused = [await expect_error(engine, step("a", 2, seq=2)), await expect_error(engine, step("b", 1, seq=1))]
-        again = await engine.advance(step("a", 1, seq=1))
-        status = await engine.status(StreamKey("default", FOLD, "a"))
-        await engine.delete(StreamKey("default", FOLD, "a"))
+        again = await engine.steps.advance(step("a", 1, seq=1))
+        status = await engine.streams.status(StreamKey("default", FOLD, "a"))
+        await engine.streams.delete(StreamKey("default", FOLD, "a"))
         ready = await engine.readiness_problems()
         with redis_server.client() as client:
             client.config_set("maxmemory", 0)
-        after = await engine.advance(step("b", 1, seq=1))
+        after = await engine.steps.advance(step("b", 1, seq=1))
 
     assert [(r.code, r.applied, r.retry) for r in refused] == [("store_full", "no", "same")] * 2
     assert (again.state_id, again.replayed, status.step, ready) == (first.state_id, True, 1, [])
@@ -129,17 +129,17 @@ async def test_a_store_with_a_full_disk_rejects_steps_until_there_is_space(folde
     """F36, simulated by a limit on the size of the store's files (MISCONF)."""
     with server(short_path / "r", *AOF) as one:
         async with worker(one.url, folder, options=QUICK) as engine:
-            await engine.advance(step("a", 1, seq=1))
+            await engine.steps.advance(step("a", 1, seq=1))
             room = resource.prlimit(one.pid, resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
             seq = 2
-            while written(refused := await gather_results(engine.advance(step("a", seq, seq=seq)))):
+            while written(refused := await gather_results(engine.steps.advance(step("a", seq, seq=seq)))):
                 seq += 1  # the file is written periodically, not with each step
             resource.prlimit(one.pid, resource.RLIMIT_FSIZE, room)
-            while not written(after := await gather_results(engine.advance(step("a", seq, seq=seq)))):
+            while not written(after := await gather_results(engine.steps.advance(step("a", seq, seq=seq)))):
                 refused += after
             one.kill()
             one.start()
-            status = await engine.status(StreamKey("default", FOLD, "a"))
+            status = await engine.streams.status(StreamKey("default", FOLD, "a"))
 
     assert {(exc.code, exc.applied) for exc in refused} == {("store_unavailable", "no")}
     assert ys(after[0]) == fold_reference(range(1, seq + 1))[-1:]
@@ -196,7 +196,7 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
         level: dict[str, Any] = {"durability": "replica", "timeout": 0.6}
         async with worker(primary.url, folder, **level) as one, worker(primary.url, folder, **level) as two:
             for stream in "abc":
-                await one.advance(step(stream, 1, seq=1))
+                await one.steps.advance(step(stream, 1, seq=1))
             if fault == "frozen":
                 replica.send(signal.SIGSTOP)
             else:
@@ -211,14 +211,14 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
             reset = StreamKey("default", FOLD, "c")
             for _ in range(2):
                 try:
-                    await one.reset(reset, idempotency_key="r")
+                    await one.streams.reset(reset, idempotency_key="r")
                 except Exception as exc:  # noqa: BLE001 - checked below
                     refused.append(exc)  # type: ignore[arg-type]
             way.heal()
             replica.send(signal.SIGCONT)
-            confirmed = [await two.advance(ask) for ask in (step("a", 3, seq=3), keyed)]
+            confirmed = [await two.steps.advance(ask) for ask in (step("a", 3, seq=3), keyed)]
             passed = await expect_error(one, step("a", 2, seq=2))
-            again = await one.reset(reset, idempotency_key="r")
+            again = await one.streams.reset(reset, idempotency_key="r")
 
     assert {(exc.code, exc.applied, exc.retry) for exc in refused} == {("not_durable", "yes", "same")}
     assert len(refused) == 10
@@ -238,7 +238,7 @@ async def test_a_conflict_is_not_reported_as_applied_while_no_replica_confirms(
         worker(redis_server.url, folder) as writer,
         worker(redis_server.url, folder, durability="replica", timeout=0.4) as engine,
     ):
-        await writer.advance(step("a", 1, seq=1))
+        await writer.steps.advance(step("a", 1, seq=1))
         await expect_error(engine, step("b", 1, seq=1))
         with redis_server.client() as client:
             before = client.get(record_key("default", FOLD, "a"))
@@ -278,13 +278,13 @@ async def test_a_stream_that_expires_before_its_commit_is_reported_as_missing(
 ) -> None:
     """The worker still has the record in its cache, so it does not load it before the commit."""
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
             client.pexpire(record_key("default", FOLD, "a"), 1)
             while client.exists(record_key("default", FOLD, "a")):
                 pass
         refused = await expect_error(engine, step("a", 2, seq=2))
-        again = await engine.advance(step("a", 1, seq=1))
+        again = await engine.steps.advance(step("a", 1, seq=1))
 
     assert (refused.code, refused.applied) == ("stream_not_found", "no")
     assert (again.step, again.created) == (1, True)
@@ -311,14 +311,14 @@ async def every_answer(
 async def test_a_record_with_a_damaged_byte_is_never_used(folder: Path, redis_server: Server) -> None:
     key = record_key("default", FOLD, "a")
     async with worker(redis_server.url, folder) as writer:
-        await writer.advance(step("a", 1, seq=1))
+        await writer.steps.advance(step("a", 1, seq=1))
     with redis_server.client() as client:
         raw = client.get(key)
     assert isinstance(raw, bytes)
     async with worker(redis_server.url, folder) as engine:
         found = await every_answer(engine, redis_server, key, raw, step("a", 2, seq=2))
         retried = await every_answer(engine, redis_server, key, raw, step("a", 1, seq=1))
-        bystander = await engine.advance(step("b", 1, seq=1))
+        bystander = await engine.steps.advance(step("b", 1, seq=1))
 
     version = [("record_version", "no", True)]
     damaged = [("state_corrupt", "no", True)]
@@ -331,8 +331,8 @@ async def test_an_idempotency_entry_with_a_damaged_byte_is_never_used(folder: Pa
     ask = step("a", 1, seq=1, idempotency_key="k")
     key = idempotency_key_of(record_key("default", FOLD, "a"), "k")
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(ask)
-        await engine.advance(step("a", 2, seq=2))
+        await engine.steps.advance(ask)
+        await engine.steps.advance(step("a", 2, seq=2))
         with redis_server.client() as client:
             raw = client.get(key)
         assert isinstance(raw, bytes)
@@ -347,7 +347,7 @@ async def test_a_record_of_another_format_version_is_rejected_and_kept(
 ) -> None:
     key = StreamKey("default", FOLD, "a")
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
             raw = client.get(record_key(*key))
             assert isinstance(raw, bytes)
@@ -358,7 +358,7 @@ async def test_a_record_of_another_format_version_is_rejected_and_kept(
             await expect_error(engine, ask) for ask in (step("a", 2, seq=2), step("a", 1, seq=1), chunk("a", [1, 2]))
         ]
         try:
-            await engine.reset(key)
+            await engine.streams.reset(key)
         except Exception as exc:  # noqa: BLE001 - checked below
             refused.append(exc)  # type: ignore[arg-type]
         with redis_server.client() as client:
@@ -373,11 +373,11 @@ async def test_a_record_of_another_format_version_is_rejected_and_kept(
 
 async def test_of_two_clients_on_one_stream_the_second_gets_a_conflict(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        begun = await one.advance(step("a", 1, seq=1))
-        numbered = await gather_results(one.advance(step("a", 2, seq=2)), two.advance(step("a", 3, seq=2)))
-        now = await one.status(StreamKey("default", FOLD, "a"))
+        begun = await one.steps.advance(step("a", 1, seq=1))
+        numbered = await gather_results(one.steps.advance(step("a", 2, seq=2)), two.steps.advance(step("a", 3, seq=2)))
+        now = await one.streams.status(StreamKey("default", FOLD, "a"))
         keyed = await gather_results(
-            one.advance(step("a", 4, idempotency_key="k")), two.advance(step("a", 5, idempotency_key="l"))
+            one.steps.advance(step("a", 4, idempotency_key="k")), two.steps.advance(step("a", 5, idempotency_key="l"))
         )
         stale = await expect_error(two, step("a", 6, after=begun.state_id))
 
@@ -394,11 +394,11 @@ async def test_a_clock_jump_changes_no_stream_and_no_expiry(
 ) -> None:
     wall = time.time
     async with worker(redis_server.url, folder, stream_ttl_s=100) as engine:
-        before = await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
+        before = await engine.steps.advance(step("a", 1, seq=1, idempotency_key="k"))
         monkeypatch.setattr(time, "time", lambda: wall() + jump_s)
-        again = await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
-        after = await engine.advance(step("a", 2, seq=2))
-        status = await engine.status(StreamKey("default", FOLD, "a"))
+        again = await engine.steps.advance(step("a", 1, seq=1, idempotency_key="k"))
+        after = await engine.steps.advance(step("a", 2, seq=2))
+        status = await engine.streams.status(StreamKey("default", FOLD, "a"))
 
     assert (again.state_id, again.replayed) == (before.state_id, True)
     assert ys(after) == fold_reference([1, 2])[-1:]
@@ -417,7 +417,7 @@ async def test_live_streams_keep_their_model_version_after_a_reload(tmp_path: Pa
             await reached(streams, told(streams) + 100)
             write_models(folder, fold=partial(fold, factor))
             await engine.models.reload()
-            new = await engine.advance(chunk(f"new-{factor}", [1, 2, 3]))
+            new = await engine.steps.advance(chunk(f"new-{factor}", [1, 2, 3]))
             assert ys(new) == fold_reference([1, 2, 3], factor=factor)
         done.set()
         await running

@@ -69,53 +69,53 @@ async def in_columns(engine: Engine) -> object:
 
 def rollout(*, commit: bool) -> Operation:
     inputs = {"x": np.array([1], np.int64)}
-    return lambda engine: engine.rollout(RolloutRequest(A, 2, inputs, feedback={"x": "y"}, commit=commit))
+    return lambda engine: engine.rollouts.run(RolloutRequest(A, 2, inputs, feedback={"x": "y"}, commit=commit))
 
 
 def state_of(engine: Engine, after: bytes | None) -> Awaitable[Any]:
     given = ImportedState({"h": np.array([12], np.int64)}, 5)
-    return engine.resets.to_state(A, engine.models.get(FOLD), given, after=after, idempotency_key=None)
+    return engine.streams.put_state(A, engine.models.get(FOLD), given, after=after, idempotency_key=None)
 
 
 def fork(source: str, to: str) -> Operation:
     keys = StreamKey("default", FOLD, source), StreamKey("default", FOLD, to)
     more: dict[str, Any] = {"snapshot": None, "version": None, "after": None, "idempotency_key": None}
-    return lambda engine: engine.copies.fork(*keys, **more)
+    return lambda engine: engine.streams.copies.fork(*keys, **more)
 
 
 BEGINNING: dict[str, Operation] = {
-    "first step": lambda engine: engine.advance(step("a", 1, seq=1)),
-    "step without a number": lambda engine: engine.advance(step("a", 1)),
-    "step with a key": lambda engine: engine.advance(step("a", 1, idempotency_key="k")),
-    "chunk": lambda engine: engine.advance(chunk("a", [1, 2])),
+    "first step": lambda engine: engine.steps.advance(step("a", 1, seq=1)),
+    "step without a number": lambda engine: engine.steps.advance(step("a", 1)),
+    "step with a key": lambda engine: engine.steps.advance(step("a", 1, idempotency_key="k")),
+    "chunk": lambda engine: engine.steps.advance(chunk("a", [1, 2])),
     "columns": in_columns,
-    "peek": lambda engine: engine.peek(step("a", 1)),
+    "peek": lambda engine: engine.steps.peek(step("a", 1)),
     "rollout": rollout(commit=False),
     "committed rollout": rollout(commit=True),
     "fork to it": fork("b", "a"),
-    "sequence_start": lambda engine: engine.advance(step("a", 1, lifecycle="new")),
-    "sequence_end": lambda engine: engine.advance(step("a", 1, lifecycle="last")),
+    "sequence_start": lambda engine: engine.steps.advance(step("a", 1, lifecycle="new")),
+    "sequence_end": lambda engine: engine.steps.advance(step("a", 1, lifecycle="last")),
 }
 READING: dict[str, Operation] = {
-    "status": lambda engine: engine.status(A),
-    "state": lambda engine: engine.copies.get_state(A, version=None),
+    "status": lambda engine: engine.streams.status(A),
+    "state": lambda engine: engine.streams.copies.get_state(A, version=None),
     "fork": fork("a", "other"),
-    "snapshots": lambda engine: engine.copies.list_snapshots(A),
-    "snapshot": lambda engine: engine.copies.get_snapshot(A, "before"),
-    "take a snapshot": lambda engine: engine.copies.create_snapshot(A, "s", after=None, idempotency_key=None),
-    "reset after": lambda engine: engine.reset(A, after=b"h" * 16),
-    "reset to a snapshot after": lambda engine: engine.reset(A, snapshot="before", after=b"h" * 16),
+    "snapshots": lambda engine: engine.streams.copies.list_snapshots(A),
+    "snapshot": lambda engine: engine.streams.copies.get_snapshot(A, "before"),
+    "take a snapshot": lambda engine: engine.streams.copies.create_snapshot(A, "s", after=None, idempotency_key=None),
+    "reset after": lambda engine: engine.streams.reset(A, after=b"h" * 16),
+    "reset to a snapshot after": lambda engine: engine.streams.reset(A, snapshot="before", after=b"h" * 16),
     "state after": lambda engine: state_of(engine, b"h" * 16),
 }
 GOING_ON: dict[str, Operation] = {
-    "next step": lambda engine: engine.advance(step("a", 1, seq=3)),
-    "next step after": lambda engine: engine.advance(step("a", 1, seq=3, after=b"h" * 16)),
-    "retry": lambda engine: engine.advance(step("a", 2, seq=2)),
+    "next step": lambda engine: engine.steps.advance(step("a", 1, seq=3)),
+    "next step after": lambda engine: engine.steps.advance(step("a", 1, seq=3, after=b"h" * 16)),
+    "retry": lambda engine: engine.steps.advance(step("a", 2, seq=2)),
 }
 REPLACING: dict[str, Operation] = {
-    "reset": lambda engine: engine.reset(A),
-    "reset with a key": lambda engine: engine.reset(A, idempotency_key="r"),
-    "reset to a snapshot": lambda engine: engine.reset(A, snapshot="before"),
+    "reset": lambda engine: engine.streams.reset(A),
+    "reset with a key": lambda engine: engine.streams.reset(A, idempotency_key="r"),
+    "reset to a snapshot": lambda engine: engine.streams.reset(A, snapshot="before"),
     "given state": lambda engine: state_of(engine, None),
 }
 
@@ -123,9 +123,9 @@ REPLACING: dict[str, Operation] = {
 async def with_two_steps(engine: Engine) -> None:
     """Create the streams `a` and `b`; the first has a snapshot."""
     for x in (1, 2):
-        await engine.advance(step("a", x))
-    await engine.copies.create_snapshot(A, "before", after=None, idempotency_key=None)
-    await engine.advance(step("b", 1))
+        await engine.steps.advance(step("a", x))
+    await engine.streams.copies.create_snapshot(A, "before", after=None, idempotency_key=None)
+    await engine.steps.advance(step("b", 1))
 
 
 async def refusals(engine: Engine, operations: dict[str, Operation]) -> dict[str, tuple[str, str] | object]:
@@ -176,7 +176,7 @@ async def test_an_operation_that_replaces_the_state_repairs_the_stream(
         await with_two_steps(engine)
         damage(redis_server, left)
         position = await REPLACING[how](engine)
-        after = await engine.advance(step("a", 7, seq=position.step + 1))
+        after = await engine.steps.advance(step("a", 7, seq=position.step + 1))
 
     begin = {"given state": [], "reset to a snapshot": [1, 2]}.get(how, [])
     start = 12 if how == "given state" else 0
@@ -189,8 +189,8 @@ async def test_concurrent_resets_do_not_undo_later_steps(folder: Path, redis_ser
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await with_two_steps(one)
         damage(redis_server, left)
-        resets = await asyncio.gather(*(engine.reset(A) for engine in (one, two) * 5))
-        status = await one.status(A)
+        resets = await asyncio.gather(*(engine.streams.reset(A) for engine in (one, two) * 5))
+        status = await one.streams.status(A)
 
     assert len({reset.state_id for reset in resets}) == 10
     assert (status.step, status.state_id in {reset.state_id for reset in resets}) == (0, True)
@@ -201,8 +201,8 @@ async def test_an_unreadable_stream_can_be_deleted(folder: Path, redis_server: S
     async with worker(redis_server.url, folder) as engine:
         await with_two_steps(engine)
         damage(redis_server, left)
-        await engine.delete(A)
-        again = await engine.advance(step("a", 7, seq=1))
+        await engine.streams.delete(A)
+        again = await engine.steps.advance(step("a", 7, seq=1))
 
     assert (ys(again), again.created) == (fold_reference([7]), True)
 
@@ -212,8 +212,8 @@ async def test_an_unreadable_stream_is_listed_without_a_step(folder: Path, redis
     async with worker(redis_server.url, folder) as engine:
         await with_two_steps(engine)
         damage(redis_server, left)
-        page = await engine.list_streams("default", FOLD)
-        reset = await engine.reset_all("default", FOLD)
+        page = await engine.streams.list("default", FOLD)
+        reset = await engine.streams.reset_all("default", FOLD)
 
     assert dict(page.streams) == {"a": None, "b": 1}
     assert reset == 2
@@ -227,10 +227,10 @@ async def test_an_empty_or_truncated_idempotency_entry_is_not_treated_as_missing
     keyed = step("a", 3, idempotency_key="k")
     entry = idempotency_key_of(NAME, "k")
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(keyed)
+        await engine.steps.advance(keyed)
         stored = damage(redis_server, left, entry)
-        found = await refusals(engine, {"step": lambda engine: engine.advance(keyed)})
-        status = await engine.status(A)
+        found = await refusals(engine, {"step": lambda engine: engine.steps.advance(keyed)})
+        status = await engine.streams.status(A)
 
     assert found == {"step": ("state_corrupt", "unknown")}
     assert (status.step, dumped(redis_server, entry)) == (1, stored)

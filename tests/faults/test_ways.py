@@ -40,10 +40,10 @@ async def test_a_lost_reply_is_resolved_by_sending_the_same_bytes_again(
     folder: Path, proxy: Proxy, more: dict[str, Any]
 ) -> None:
     async with worker(proxy.url, folder) as engine:
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         proxy.lose_reply(to=b"EVALSHA")
-        answer = await engine.advance(step("a", 2, seq=2, **more))
-        after = await engine.advance(step("a", 3, seq=3))
+        answer = await engine.steps.advance(step("a", 2, seq=2, **more))
+        after = await engine.steps.advance(step("a", 3, seq=3))
 
     assert proxy.lost == 1
     assert [ys(a)[0] for a in (answer, after)] == fold_reference([1, 2, 3])[1:]
@@ -51,20 +51,20 @@ async def test_a_lost_reply_is_resolved_by_sending_the_same_bytes_again(
 
 async def test_a_step_without_seq_or_key_is_applied_once_after_a_lost_reply(folder: Path, proxy: Proxy) -> None:
     async with worker(proxy.url, folder) as engine:
-        await engine.advance(step("a", 1))
+        await engine.steps.advance(step("a", 1))
         proxy.lose_reply(to=b"EVALSHA", times=3)
-        answer = await engine.advance(step("a", 2))
+        answer = await engine.steps.advance(step("a", 2))
 
     assert (answer.step, ys(answer), proxy.lost) == (2, fold_reference([1, 2])[-1:], 3)
 
 
 async def test_an_unknown_outcome_is_reported_and_resolved_by_the_retry(folder: Path, proxy: Proxy) -> None:
     async with worker(proxy.url, folder, options=QUICK) as engine:
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         proxy.lose_reply(to=b"EVALSHA", times=10_000)
         unknown = await expect_error(engine, step("a", 2, seq=2))
         proxy.heal()
-        again = await engine.advance(step("a", 2, seq=2))
+        again = await engine.steps.advance(step("a", 2, seq=2))
 
     assert (unknown.code, unknown.applied, unknown.retry) == ("outcome_unknown", "unknown", "same")
     assert (ys(again), again.step, again.replayed) == (fold_reference([1, 2])[-1:], 2, True)
@@ -84,16 +84,16 @@ async def test_a_delayed_write_of_a_frozen_worker_changes_nothing(
 ) -> None:
     """Its write arrives after other workers have stepped the stream, so the guard does not match."""
     async with worker(proxy.url, folder, timeout=20) as zombie, worker(redis_server.url, folder) as other:
-        await zombie.advance(step("a", 1, seq=1))
+        await zombie.steps.advance(step("a", 1, seq=1))
         proxy.hold_requests = True
         late = asyncio.create_task(expect_error(zombie, step("a", 99, seq=2)))
-        twice = asyncio.create_task(zombie.advance(step("b", 5, seq=1)))
+        twice = asyncio.create_task(zombie.steps.advance(step("b", 5, seq=1)))
         await held(proxy)
-        others = [await other.advance(step("a", x, seq=x)) for x in (2, 3)]
-        twin = await other.advance(step("b", 5, seq=1))
+        others = [await other.steps.advance(step("a", x, seq=x)) for x in (2, 3)]
+        twin = await other.steps.advance(step("b", 5, seq=1))
         proxy.heal()
         refused, replayed = await late, await twice
-        after = await other.advance(step("a", 4, seq=4))
+        after = await other.steps.advance(step("a", 4, seq=4))
 
     assert refused.applied in ("no", "yes")
     assert refused.code in ("seq_conflict", "seq_passed")
@@ -103,14 +103,14 @@ async def test_a_delayed_write_of_a_frozen_worker_changes_nothing(
 
 async def test_a_delayed_first_step_does_not_undo_a_reset(folder: Path, proxy: Proxy, redis_server: Server) -> None:
     async with worker(proxy.url, folder, timeout=20) as zombie, worker(redis_server.url, folder) as other:
-        first = await zombie.advance(step("a", 1, seq=1))
+        first = await zombie.steps.advance(step("a", 1, seq=1))
         proxy.hold_requests = True
         late = asyncio.create_task(expect_error(zombie, step("a", 2, seq=2, after=first.state_id)))
         await held(proxy)
-        await other.reset(step("a", 0).key)
+        await other.streams.reset(step("a", 0).key)
         proxy.heal()
         refused = await late
-        status = await other.status(step("a", 0).key)
+        status = await other.streams.status(step("a", 0).key)
 
     assert (refused.code, refused.applied, status.step) == ("state_changed", "no", 0)
 
@@ -120,10 +120,10 @@ async def test_a_delayed_first_step_does_not_undo_a_reset(folder: Path, proxy: P
 
 async def test_a_slow_network_only_adds_latency(folder: Path, proxy: Proxy) -> None:
     async with worker(proxy.url, folder) as engine:
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         proxy.delay = 0.2
         began = time.monotonic()
-        answers = await asyncio.gather(*(engine.advance(step(f"s{n}", 1, seq=1)) for n in range(50)))
+        answers = await asyncio.gather(*(engine.steps.advance(step(f"s{n}", 1, seq=1)) for n in range(50)))
         took = time.monotonic() - began
 
     assert [answer.step for answer in answers] == [1] * 50
@@ -141,7 +141,7 @@ async def within(fact: Any, seconds: float) -> float:
 
 async def goes_on(engine: Engine, stream: str, seq: int) -> bool:
     try:
-        return (await engine.advance(step(stream, seq, seq=seq))).step == seq
+        return (await engine.steps.advance(step(stream, seq, seq=seq))).step == seq
     except ServiceError:
         return False
 
@@ -151,7 +151,7 @@ async def test_an_unreachable_store_fails_fast_and_is_used_again_once_it_respond
     folder: Path, proxy: Proxy, fault: str
 ) -> None:
     async with worker(proxy.url, folder, timeout=0.4) as engine:
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         if fault == "slow":
             proxy.delay = 2
         else:
@@ -161,7 +161,7 @@ async def test_an_unreachable_store_fails_fast_and_is_used_again_once_it_respond
             return bool(await engine.readiness_problems())
 
         noticed = await within(not_ready, 3)
-        waiting = await gather_results(*(engine.advance(step(f"s{n}", 1, seq=1)) for n in range(20)))
+        waiting = await gather_results(*(engine.steps.advance(step(f"s{n}", 1, seq=1)) for n in range(20)))
         began = time.monotonic()
         refused = await expect_error(engine, step("a", 2, seq=2))
         told_in = time.monotonic() - began
@@ -180,7 +180,7 @@ async def test_a_timeout_of_one_caller_does_not_close_a_shared_connection(folder
     """Of two requests on one connection, only the one with the earlier deadline fails."""
     async with worker(proxy.url, folder) as engine:
         store = engine.store
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         name = record_key("default", FOLD, "a")
         proxy.delay = 0.2
         loop = asyncio.get_running_loop()
@@ -195,10 +195,10 @@ async def test_a_timeout_of_one_caller_does_not_close_a_shared_connection(folder
 async def test_lost_steps_are_counted(folder: Path, redis_server: Server) -> None:
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         with redis_server.client() as client:
             before = client.get(record_key("default", FOLD, "a"))
-            await engine.advance(step("a", 2, seq=2))
+            await engine.steps.advance(step("a", 2, seq=2))
             client.set(record_key("default", FOLD, "a"), before)
         refused = await expect_error(engine, step("a", 3, seq=3))
 
@@ -218,12 +218,12 @@ async def test_steps_that_arrive_during_a_batch_form_the_next_batch(folder: Path
     counts = CountingObserver()
     async with worker(proxy.url, folder, counts=counts) as engine:
         for stream in "abc":
-            await engine.advance(step(stream, 1, seq=1))
+            await engine.steps.advance(step(stream, 1, seq=1))
         counts.batches.clear()
         proxy.blackhole = True
-        first = asyncio.create_task(engine.advance(step("a", 2, seq=2)))
+        first = asyncio.create_task(engine.steps.advance(step("a", 2, seq=2)))
         await ran(counts, 1)
-        others = [asyncio.create_task(engine.advance(step(stream, 2, seq=2))) for stream in "bc"]
+        others = [asyncio.create_task(engine.steps.advance(step(stream, 2, seq=2))) for stream in "bc"]
         await ran(counts, 2)  # before the first batch has been committed
         proxy.blackhole = False
         answers = await asyncio.gather(first, *others)
@@ -235,13 +235,13 @@ async def test_steps_that_arrive_during_a_batch_form_the_next_batch(folder: Path
 async def test_many_steps_that_arrive_during_a_batch_run_at_once(folder: Path, proxy: Proxy) -> None:
     counts, streams = CountingObserver(), [f"s{n}" for n in range(100)]
     async with worker(proxy.url, folder, counts=counts) as engine:
-        await asyncio.gather(*(engine.advance(step(stream, 1, seq=1)) for stream in streams))
+        await asyncio.gather(*(engine.steps.advance(step(stream, 1, seq=1)) for stream in streams))
         counts.batches.clear()
         proxy.blackhole = True
-        asked = [asyncio.create_task(engine.advance(step(streams[0], 2, seq=2)))]
+        asked = [asyncio.create_task(engine.steps.advance(step(streams[0], 2, seq=2)))]
         await ran(counts, 1)
         for share in (streams[1:34], streams[34:67], streams[67:]):
-            asked += [asyncio.create_task(engine.advance(step(stream, 2, seq=2))) for stream in share]
+            asked += [asyncio.create_task(engine.steps.advance(step(stream, 2, seq=2))) for stream in share]
             for _ in range(3):
                 await asyncio.sleep(0)
         proxy.blackhole = False

@@ -41,7 +41,7 @@ def valid_bytes(store: Server, folder: Path) -> tuple[bytes, bytes]:
 
     async def write() -> None:
         async with worker(store.url, folder) as engine:
-            await engine.advance(step("sound", 5, idempotency_key="k"))
+            await engine.steps.advance(step("sound", 5, idempotency_key="k"))
 
     asyncio.run(write())
     name = record_key("default", "fold", "sound")
@@ -70,7 +70,7 @@ def test_foreign_bytes_affect_their_own_stream_only(
             async with worker(store.url, folder) as engine:
                 asked = step(bad, 5, idempotency_key="k")
                 result, fine = await gather_results(
-                    engine.advance(asked), engine.advance(step(good, 5, idempotency_key="k"))
+                    engine.steps.advance(asked), engine.steps.advance(step(good, 5, idempotency_key="k"))
                 )
                 return result, fine
 

@@ -329,7 +329,7 @@ def test_an_internal_error_is_answered_and_the_connection_stays_open(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(fast.app.state.engine, "submit_single", broken)
+    monkeypatch.setattr(fast.app.state.engine.steps, "submit_single", broken)
     text = told(fast, [request(GOOD, path(stream)) * 2 + LAST])
 
     assert statuses(text) == [500, 500, 404]

@@ -254,7 +254,7 @@ def test_a_fault_of_the_servers_own_is_told_the_same(ways: Ways, monkeypatch: py
 
     for service in (ways.lane, ways.declared):
         for method in ("submit", "submit_single", "submit_columnar"):
-            monkeypatch.setattr(service.app.state.engine, method, broken)
+            monkeypatch.setattr(service.app.state.engine.steps, method, broken)
 
     assert statuses(ways.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]
 

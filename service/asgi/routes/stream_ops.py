@@ -63,7 +63,7 @@ class StreamOpRoutes:
         key = authorized_stream(request, context, "step")
         served, request_format = model_of(request, context), format_of(request)
         body = context.decoder(served).peek(await body_of(request, context), request_format)
-        result = await context.engine.peek(to_timestep(body, key, version_of(request), transport="http"))
+        result = await context.engine.steps.peek(to_timestep(body, key, version_of(request), transport="http"))
         response_format = format_of_answer(request.headers.get("accept"), request_format)
         document = step_response(result, response_format, chunk=body.chunk, keep=body.keep)
         if not result.state_id:
@@ -94,7 +94,7 @@ class StreamOpRoutes:
             idempotency_key=idempotency_key_of(request),
             version=version,
         )
-        result = await context.engine.rollout(rollout)
+        result = await context.engine.rollouts.run(rollout)
         response_format = format_of_answer(request.headers.get("accept"), request_format)
         return respond(
             rollout_response(result, response_format, samples=body.samples is not None), request, request_format
@@ -107,7 +107,7 @@ class StreamOpRoutes:
         key, request_format = authorized_stream(request, self._context, "admin"), format_of(request)
         body = read_fork(await body_of(request, self._context), request_format)
         target = StreamKey(key.tenant, key.model, body.to)
-        position = await self._context.engine.copies.fork(
+        position = await self._context.engine.streams.copies.fork(
             key,
             target,
             snapshot=body.snapshot,
@@ -121,7 +121,7 @@ class StreamOpRoutes:
 
     async def state(self, request: Request) -> Response:
         """Return the state of a stream."""
-        state = await self._context.engine.copies.get_state(
+        state = await self._context.engine.streams.copies.get_state(
             authorized_stream(request, self._context, "read"), version=version_of(request)
         )
         return respond(_state_response(state, _response_format(request)), request)
@@ -136,9 +136,9 @@ class StreamOpRoutes:
         engine, idempotency_key = self._context.engine, idempotency_key_of(request)
         body = read_state(await body_of(request, self._context), request_format)
         self._context.require_precondition("new state", body.after, idempotency_key)
-        served = engine.copies.model_for_import(key.model, body.fingerprint, version)
+        served = engine.streams.copies.model_for_import(key.model, body.fingerprint, version)
         imported = ImportedState(states_of(body.states, served.step_model.fields), body.step)
-        position = await engine.resets.to_state(
+        position = await engine.streams.put_state(
             key, served, imported, after=body.after, idempotency_key=idempotency_key
         )
         return respond(position_response(position), request, request_format)
@@ -147,13 +147,14 @@ class StreamOpRoutes:
 
     async def snapshots(self, request: Request) -> Response:
         """List the snapshots of a stream."""
-        result = await self._context.engine.copies.list_snapshots(authorized_stream(request, self._context, "read"))
+        key = authorized_stream(request, self._context, "read")
+        result = await self._context.engine.streams.copies.list_snapshots(key)
         return respond({"snapshots": [_snapshot_response(status) for status in result]}, request)
 
     async def snapshot(self, request: Request) -> Response:
         """Return a snapshot of a stream, with its state."""
         key, name = authorized_stream(request, self._context, "read"), check_snapshot_name(request.path_params["name"])
-        status, state = await self._context.engine.copies.get_snapshot(key, name)
+        status, state = await self._context.engine.streams.copies.get_snapshot(key, name)
         document = {**_snapshot_response(status), **_state_response(state, _response_format(request))}
         return respond(document, request)
 
@@ -169,7 +170,7 @@ class StreamOpRoutes:
             idempotency_key_of(request),
         )
         self._context.require_precondition("snapshot", after, idempotency_key)
-        position = await self._context.engine.copies.create_snapshot(
+        position = await self._context.engine.streams.copies.create_snapshot(
             key, name, after=after, idempotency_key=idempotency_key
         )
         return respond({"name": name, **position_response(position)}, request, request_format)
@@ -179,7 +180,7 @@ class StreamOpRoutes:
         key, name = authorized_stream(request, self._context, "admin"), check_snapshot_name(request.path_params["name"])
         idempotency_key = idempotency_key_of(request)
         self._context.require_precondition("deletion", idempotency_key)
-        await self._context.engine.copies.delete_snapshot(key, name, idempotency_key=idempotency_key)
+        await self._context.engine.streams.copies.delete_snapshot(key, name, idempotency_key=idempotency_key)
         return Response(status_code=204)
 
 

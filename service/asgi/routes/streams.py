@@ -79,7 +79,7 @@ class StreamRoutes:
         after, snapshot = read_reset(await body_of(request, self._context), request_format)
         idempotency_key = idempotency_key_of(request)
         self._context.require_precondition("reset", after, idempotency_key)
-        position = await self._context.engine.reset(
+        position = await self._context.engine.streams.reset(
             key, snapshot=snapshot, version=version_of(request), after=after, idempotency_key=idempotency_key
         )
         return respond(position_response(position), request, request_format)
@@ -89,19 +89,19 @@ class StreamRoutes:
         caller = self._context.authenticate_and_count(request.headers.get("authorization"), "admin")
         model = model_of(request, self._context)
         self._context.require_precondition("reset", idempotency_key_of(request))
-        return respond({"reset": await self._context.engine.reset_all(caller.tenant, model.name)}, request)
+        return respond({"reset": await self._context.engine.streams.reset_all(caller.tenant, model.name)}, request)
 
     async def delete(self, request: Request) -> Response:
         """Delete one stream and its snapshots."""
         key = authorized_stream(request, self._context, "admin")
         self._context.require_precondition("delete", idempotency_key_of(request))
-        await self._context.engine.delete(key)
+        await self._context.engine.streams.delete(key)
         return Response(status_code=204)
 
     async def status(self, request: Request) -> Response:
         """Return the position and the times of one stream."""
         key = authorized_stream(request, self._context, "read")
-        status = await self._context.engine.status(key)
+        status = await self._context.engine.streams.status(key)
         document: dict[str, Any] = {
             "stream": key.stream,
             "model": key.model,
@@ -131,7 +131,7 @@ class StreamRoutes:
                 f"`prefix` is {prefix[:140]!a}; expected the start of a stream id, of A-Z a-z 0-9 . _ : @ -.",
                 fix="Leave `prefix` out to list all.",
             )
-        page = await self._context.engine.list_streams(
+        page = await self._context.engine.streams.list(
             caller.tenant,
             model.name,
             prefix=prefix,

@@ -31,7 +31,7 @@ class RolloutService:
     """Runs rollouts of streams. With `commit`, a rollout is committed once, as a chunk of `horizon` timesteps.
 
     Args:
-        deps: Store, models and quota.
+        deps: Store, models, admission and quota.
         observer: Counts the work.
         interests: Decides which commits are published.
         max_rows: Samples of one model that run in one batch; rollouts beyond that wait.
@@ -67,6 +67,16 @@ class RolloutService:
         Raises:
             ServiceError: It was rejected, or its outcome is not known; see `applied`.
         """
+        admission = self._deps.admission
+        admission.check()
+        admission.check_rate(request.key.tenant, request.horizon * request.samples)
+        admission.rows += 1
+        try:
+            return await self._run(request)
+        finally:
+            admission.count_answered(1, 0)
+
+    async def _run(self, request: RolloutRequest) -> RolloutResult:
         op_id, loop = _op_id(request), asyncio.get_running_loop()
 
         async def roll_out(loaded: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:

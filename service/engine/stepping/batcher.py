@@ -16,14 +16,13 @@ from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.stepping.batch_queue import BatchQueue
 from service.engine.stepping.columnar_batch import BulkBatch, BulkOutcomes, CoalescedBatch, ColumnarBatch
 from service.engine.stepping.columnar_pipeline import ColumnarPipeline
-from service.engine.stepping.dry_run import DryRunPipeline
 from service.engine.stepping.model_runner import ModelRunner
 from service.engine.stepping.overload import QueueAdmission
 from service.engine.stepping.pipeline import BatchPipeline
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import RecordCache
 from service.engine.stepping.replies import Reroute, failed
-from service.engine.stepping.stateless import StatelessPipeline
+from service.engine.stepping.uncommitted import DryRunPipeline, StatelessPipeline
 from service.engine.watch.interests import InterestTable
 from service.errors import ServiceError
 from service.store import keys

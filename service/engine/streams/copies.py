@@ -152,7 +152,7 @@ class StreamCopies:
         Raises:
             ServiceError: `stream_not_found`, `snapshot_not_found`, `model_changed`, or an error of the store.
         """
-        deadline = self._deps.start()
+        deadline = self._deps.admission.start()
         await self._sources.from_stream(key, deadline=deadline)
         snapshot = await self._sources.from_snapshot(key, name, deadline=deadline, renew_ttl=False)
         return self._status(key.model, name, snapshot), self._state(key.model, snapshot.record, None)
@@ -163,7 +163,7 @@ class StreamCopies:
         Raises:
             ServiceError: `stream_not_found`, or an error of the store.
         """
-        deadline = self._deps.start()
+        deadline = self._deps.admission.start()
         _, snapshots = await asyncio.gather(
             self._sources.from_stream(key, deadline=deadline),
             self._snapshots.all(keys.record_key(*key), deadline=deadline),
@@ -176,7 +176,7 @@ class StreamCopies:
         Raises:
             ServiceError: `idempotency_key_reused`, or an error of the store.
         """
-        deadline, record_key = self._deps.start(), keys.record_key(*key)
+        deadline, record_key = self._deps.admission.start(), keys.record_key(*key)
         request = blake2b_128(b"no snapshot", name.encode())
         entry_write = _entry_write(record_key, idempotency_key, IdempotencyEntry(request, 0, 0, bytes(16), 0, b""))
         stored_entry = await self._snapshots.delete(record_key, name, deadline=deadline, idempotency=entry_write)
@@ -192,7 +192,8 @@ class StreamCopies:
             ServiceError: `stream_not_found`; `model_changed`: it was written by another version than `version`, or by
                 one that is not loaded here; or an error of the store.
         """
-        return self._state(key.model, await self._sources.from_stream(key, deadline=self._deps.start()), version)
+        record = await self._sources.from_stream(key, deadline=self._deps.admission.start())
+        return self._state(key.model, record, version)
 
     def model_for_import(self, model: str, fingerprint: bytes | None, version: int | None) -> ServedModel:
         """Return the model version that continues from an imported state.

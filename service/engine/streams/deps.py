@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from service.engine.admission import RequestAdmission
 from service.engine.limits import StreamQuota
 from service.models.registry import ModelRegistry
 from service.store.state_store import StateStore
@@ -18,13 +19,13 @@ class StreamOpDeps:
     Attributes:
         store: Loads and commits records.
         models: The loaded models.
-        start: Returns the deadline of a request that starts now; raises `ServiceError` if no requests are accepted.
+        admission: Accepts or rejects requests, and gives their deadlines.
         quota: Limit on the streams of a tenant; None: no limit.
         invalidate: Called with a stream that was changed or created, so that its cached record is dropped.
     """
 
     store: StateStore
     models: ModelRegistry
-    start: Callable[[], float]
+    admission: RequestAdmission
     quota: StreamQuota | None
     invalidate: Callable[[StreamKey], None]

@@ -97,7 +97,7 @@ async def commit_when_decided(
         ServiceError: What `decide` raises; `stream_quota`; `overloaded`: other requests changed the stream again and
             again until the deadline; `state_corrupt`; or an error of the store.
     """
-    store, deadline, record_key = deps.store, deps.start(), keys.record_key(*key)
+    store, deadline, record_key = deps.store, deps.admission.start(), keys.record_key(*key)
     entry_key = None if idempotency_key is None else keys.idempotency_key_of(record_key, idempotency_key)
     record_keys = [record_key, *other_keys, *filter(None, [entry_key])]
     with Reservation(deps.quota, key.tenant) as reservation:

@@ -40,17 +40,17 @@ async def test_rollouts_and_steps_of_one_stream_have_one_order(folder: Path, red
         async def stepping(seed: int) -> None:
             for n in range(60):
                 x = seed * 1000 + n
-                answer = await (one, two)[n % 2].advance(step("a", x))
+                answer = await (one, two)[n % 2].steps.advance(step("a", x))
                 done[answer.step] = x, ys(answer)
 
         async def rolling(seed: int) -> None:
             for n in range(15):
                 x = seed * 1000 + n
-                answer = await (one, two)[n % 2].rollout(request("a", 1 + n % 7, x, commit=True))
+                answer = await (one, two)[n % 2].rollouts.run(request("a", 1 + n % 7, x, commit=True))
                 done[answer.step] = x, predictions_of(answer)
 
         await asyncio.gather(stepping(1), stepping(2), rolling(3), rolling(4))
-        status = await one.status(StreamKey("default", FOLD, "a"))
+        status = await one.streams.status(StreamKey("default", FOLD, "a"))
 
     xs: list[int] = []
     answers: list[int] = []
@@ -65,25 +65,25 @@ async def test_rollouts_and_steps_of_one_stream_have_one_order(folder: Path, red
 
 async def test_of_many_equal_concurrent_rollouts_one_is_committed(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await one.advance(step("a", 1))
+        await one.steps.advance(step("a", 1))
         for more in ({"seq": 2}, {"idempotency_key": "k"}):
             found = await asyncio.gather(
-                *((one, two)[n % 2].rollout(request("a", 5, 7, commit=True, **more)) for n in range(20))
+                *((one, two)[n % 2].rollouts.run(request("a", 5, 7, commit=True, **more)) for n in range(20))
             )
             assert len({(f.step, f.state_id, tuple(predictions_of(f))) for f in found}) == 1
             assert sum(not f.replayed for f in found) == 1
-        status = await one.status(StreamKey("default", FOLD, "a"))
+        status = await one.streams.status(StreamKey("default", FOLD, "a"))
 
     assert status.step == 11
 
 
 async def test_a_rollout_creates_a_missing_stream_and_rejects_a_corrupt_one(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        made = await engine.rollout(request("new", 2, 7, commit=True))
+        made = await engine.rollouts.run(request("new", 2, 7, commit=True))
         with redis_server.client() as client:
             client.set(record_key("default", FOLD, "bad"), b"no record of ours")
         refused = await gather_results(
-            engine.rollout(request("bad", 2, 7, commit=True)), engine.rollout(request("bad", 2))
+            engine.rollouts.run(request("bad", 2, 7, commit=True)), engine.rollouts.run(request("bad", 2))
         )
 
     assert (made.created, made.step, predictions_of(made)) == (True, 2, fold_reference([7, fold_reference([7])[0]]))
@@ -92,11 +92,11 @@ async def test_a_rollout_creates_a_missing_stream_and_rejects_a_corrupt_one(fold
 
 async def test_a_drain_waits_for_running_rollouts_and_rejects_new_ones(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        going = asyncio.create_task(engine.rollout(request("a", 2000, 1, commit=True)))
+        going = asyncio.create_task(engine.rollouts.run(request("a", 2000, 1, commit=True)))
         await asyncio.sleep(0)
         await engine.drain(30)
         with pytest.raises(ServiceError) as refused:
-            await engine.rollout(request("b", 1, 1))
+            await engine.rollouts.run(request("b", 1, 1))
 
     assert going.done()
     assert (await going).step == 2000

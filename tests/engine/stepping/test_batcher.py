@@ -37,9 +37,9 @@ def codes(found: Sequence[Any]) -> list[tuple[str, str]]:
 
 async def until_one_runs(engine: Engine, model: str) -> None:
     """Wait until what is about to be submitted has been, and was taken out of the queue again."""
-    while not engine.queue_rows().get(model):  # noqa: ASYNC110 - nothing tells of it
+    while not engine.steps.waiting_by_model().get(model):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0)
-    while engine.queue_rows()[model]:  # noqa: ASYNC110 - nor of this
+    while engine.steps.waiting_by_model()[model]:  # noqa: ASYNC110 - nor of this
         await asyncio.sleep(0)
 
 
@@ -58,8 +58,12 @@ async def test_an_error_before_a_batch_is_run_is_answered_and_the_queue_goes_on(
 
     monkeypatch.setattr(OpIdHasher, "for_rows", failing_once)
     async with worker(redis_server.url, folder) as engine, asyncio.timeout(10):
-        first = await gather_results(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
-        second = await gather_results(engine.advance(step("a", 1, seq=1)), engine.advance(step("b", 1, seq=1)))
+        first = await gather_results(
+            engine.steps.advance(step("a", 1, seq=1)), engine.steps.advance(step("b", 1, seq=1))
+        )
+        second = await gather_results(
+            engine.steps.advance(step("a", 1, seq=1)), engine.steps.advance(step("b", 1, seq=1))
+        )
         await engine.drain(5)  # ends as soon as nothing is open
 
     assert codes(first) == [("internal", "no")] * 2
@@ -73,9 +77,9 @@ async def test_what_is_refused_for_want_of_room_costs_no_tokens(folder: Path, re
     """Of a thousand a second, nine hundred are still there for the same chunk sent again."""
     options = EngineOptions(queue_limit=4, tenant_rate=1000)
     async with worker(redis_server.url, folder, options=options) as engine:
-        full = [engine.advance(step("a", 1)) for _ in range(4)]
-        *_, crowded = await gather_results(*full, engine.advance(chunk("b", [1] * 900)))
-        again = await engine.advance(chunk("b", [1] * 900))
+        full = [engine.steps.advance(step("a", 1)) for _ in range(4)]
+        *_, crowded = await gather_results(*full, engine.steps.advance(chunk("b", [1] * 900)))
+        again = await engine.steps.advance(chunk("b", [1] * 900))
 
     assert codes([crowded]) == [("overloaded", "no")]
     assert again.step == 900
@@ -85,9 +89,9 @@ async def test_a_rollout_that_is_refused_for_want_of_room_costs_no_tokens(folder
     ask = RolloutRequest(StreamKey("default", FOLD, "b"), 900, {"x": np.array([1], np.int64)}, feedback={"x": "y"})
     options = EngineOptions(queue_limit=4, tenant_rate=1000)
     async with worker(redis_server.url, folder, options=options) as engine:
-        full = [engine.advance(step("a", 1)) for _ in range(4)]
-        *_, crowded = await gather_results(*full, engine.rollout(ask))
-        again = await engine.rollout(ask)
+        full = [engine.steps.advance(step("a", 1)) for _ in range(4)]
+        *_, crowded = await gather_results(*full, engine.rollouts.run(ask))
+        again = await engine.rollouts.run(ask)
 
     assert codes([crowded]) == [("overloaded", "no")]
     assert again.outputs["y"].shape == (1, 900, 1)
@@ -102,7 +106,7 @@ async def test_a_queue_is_bounded_by_the_bytes_of_its_inputs(
         for n in range(3):  # what is answered, however that is, has left
             rows = [chunk(f"s{i}", [1] * length, seq=1 + n * length) for i in range(fit)]
             refused = [chunk("a", [1] * length, seq=1), chunk("b", [1] * length)]
-            found = await gather_results(*(engine.advance(one) for one in (*rows, *refused)))
+            found = await gather_results(*(engine.steps.advance(one) for one in (*rows, *refused)))
 
             assert [one.step for one in found[:fit]] == [(n + 1) * length] * fit
             assert codes(found[fit:]) == [("overloaded", "no")] * 2
@@ -113,15 +117,15 @@ async def test_columns_and_peeks_count_towards_the_bytes_that_wait(folder: Path,
         for seq in (1, 2):
             columns = asyncio.ensure_future(submit_bulk(engine, {f"s{i}": ([1], seq) for i in range(20)}))
             await asyncio.sleep(0)
-            for ask in (engine.advance(step("a", 1)), engine.peek(step("a", 1))):
+            for ask in (engine.steps.advance(step("a", 1)), engine.steps.peek(step("a", 1))):
                 with pytest.raises(ServiceError) as refused:
                     await ask
                 assert refused.value.code == "overloaded"
             assert await columns is not None
 
         assert await submit_bulk(engine, {f"s{i}": ([1], 3) for i in range(21)}) is None
-        assert (await engine.peek(chunk("a", [1] * 20))).step == 20
-        assert (await engine.peek(chunk("a", [1] * 20))).step == 20
+        assert (await engine.steps.peek(chunk("a", [1] * 20))).step == 20
+        assert (await engine.steps.peek(chunk("a", [1] * 20))).step == 20
 
 
 async def test_a_refusal_has_the_number_that_it_was_decided_on(
@@ -143,9 +147,9 @@ async def test_a_refusal_has_the_number_that_it_was_decided_on(
     async with worker(redis_server.url, folder) as engine:
         answers: list[Any] = []
         for n in range(3):
-            engine.submit(step(f"s{n}", 1), answers.append)
+            engine.steps.submit(step(f"s{n}", 1), answers.append)
         with pytest.raises(ServiceError) as refused:
-            await engine.peek(step("b", 1))
+            await engine.steps.peek(step("b", 1))
         await engine.drain(5)
 
     assert refused.value.code == "overloaded"
@@ -162,8 +166,8 @@ async def test_closing_answers_what_runs_and_what_waits(folder: Path, redis_serv
         await until_one_runs(engine, "slow")
         found: list[Any] = []
         for n in range(3):
-            engine.submit(step("a", 2, model="slow", seq=2 + n), found.append)
-            engine.submit(step(f"s{n}", 1, seq=1), found.append)
+            engine.steps.submit(step("a", 2, model="slow", seq=2 + n), found.append)
+            engine.steps.submit(step(f"s{n}", 1, seq=1), found.append)
         columns = asyncio.ensure_future(submit_bulk(engine, {f"c{n}": ([1], 1) for n in range(20)}))
         await asyncio.sleep(0)
         await engine.close()
@@ -180,7 +184,7 @@ async def test_closing_ends_commits_to_a_store_that_is_away(folder: Path, redis_
     """They would go on until their deadline, and open connections that nobody closes."""
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
-        await engine.advance(step("a", 1))
+        await engine.steps.advance(step("a", 1))
         redis_server.stop()
         running = asyncio.ensure_future(expect_error(engine, step("a", 2)))
         while len(counts.batches) < 2:  # noqa: ASYNC110 - nothing tells of it
@@ -196,7 +200,7 @@ async def test_closing_ends_commits_to_a_store_that_is_away(folder: Path, redis_
 async def test_closing_answers_rollouts(folder: Path, redis_server: Server) -> None:
     ask = RolloutRequest(StreamKey("default", FOLD, "a"), 10**6, {"x": np.array([1], np.int64)}, feedback={"x": "y"})
     async with worker(redis_server.url, folder) as engine:
-        rollouts = [asyncio.ensure_future(engine.rollout(ask)) for _ in range(2)]
+        rollouts = [asyncio.ensure_future(engine.rollouts.run(ask)) for _ in range(2)]
         done, _ = await asyncio.wait(rollouts, timeout=0.2)
         await engine.close()
         async with asyncio.timeout(5):

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 async def start_streams(engine: Engine) -> dict[str, bytes]:
     """Bring every stream to step 1 and return their state ids."""
-    found = [await engine.advance(step(name, at, seq=1)) for at, name in enumerate(MANY)]
+    found = [await engine.steps.advance(step(name, at, seq=1)) for at, name in enumerate(MANY)]
     return {name: one.state_id for name, one in zip(MANY, found, strict=True)}
 
 
@@ -58,7 +58,9 @@ async def test_any_mix_of_transports_and_workers_folds_every_stream(
             if rng.random() < 0.5 or length > 1:
                 answers = await bulk_predictions(engine, rows)
             else:
-                found = await asyncio.gather(*(engine.advance(step(n, xs[0], seq=q)) for n, (xs, q) in rows.items()))
+                found = await asyncio.gather(
+                    *(engine.steps.advance(step(n, xs[0], seq=q)) for n, (xs, q) in rows.items())
+                )
                 answers = dict(zip(rows, found, strict=True))
             for name, (xs, _) in rows.items():
                 sent[name] += xs
@@ -87,7 +89,7 @@ async def test_the_same_bulk_request_on_two_workers_is_applied_once(folder: Path
 async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await start_streams(one)
-        await two.advance(step("s7", 9, seq=2))
+        await two.steps.advance(step("s7", 9, seq=2))
         found = await submit_bulk(one, {name: ([5], 2) for name in MANY})
 
     assert found is not None
@@ -110,8 +112,8 @@ async def test_records_missing_from_the_cache_are_loaded_in_one_batch(
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder, counts=counts) as two:
         await start_streams(one)
         if known:
-            await asyncio.gather(*(two.advance(step(name, 1, seq=2)) for name in MANY[:known]))
-            await asyncio.gather(*(one.advance(step(name, 1, seq=2)) for name in MANY[known:]))
+            await asyncio.gather(*(two.steps.advance(step(name, 1, seq=2)) for name in MANY[:known]))
+            await asyncio.gather(*(one.steps.advance(step(name, 1, seq=2)) for name in MANY[known:]))
             await bulk_predictions(one, {name: ([2], 3) for name in MANY})
         seq = 4 if known else 2
         counts.store_ops.clear()
@@ -160,12 +162,12 @@ async def test_a_row_whose_state_is_not_finite_does_not_affect_the_others(tmp_pa
             return Timestep(StreamKey("default", "nan", name), (np.ones(1, np.float32).tobytes(),), seq=seq)
 
         for seq in (1, 2):
-            await engine.advance(ask("far", seq))
+            await engine.steps.advance(ask("far", seq))
         for name in MANY:
-            await engine.advance(ask(name, 1))
+            await engine.steps.advance(ask(name, 1))
         asked = [ask("far", 3), *(ask(name, 2) for name in MANY)]
         counts.batches.clear()
-        far, *others = await gather_results(*(engine.advance(one) for one in asked))
+        far, *others = await gather_results(*(engine.steps.advance(one) for one in asked))
 
     assert isinstance(far, ServiceError)
     assert (far.code, far.applied) == ("non_finite_state", "no")
@@ -181,7 +183,7 @@ async def test_a_bulk_of_chunks_runs_the_model_once_per_timestep_and_commits_onc
         await start_streams(engine)
         counts.batches.clear()
         await bulk_predictions(engine, {name: ([1, 2, 3], 2) for name in MANY})
-        await asyncio.gather(*(engine.advance(step(name, 1, seq=5)) for name in MANY))
+        await asyncio.gather(*(engine.steps.advance(step(name, 1, seq=5)) for name in MANY))
 
     assert counts.batches == [40, 40]
 
@@ -206,7 +208,7 @@ async def test_a_small_bulk_request_is_a_batch_of_its_own_only_while_nothing_els
     """Under load, a few rows cost less if they share a batch with others."""
     async with worker(redis_server.url, folder) as engine:
         alone = await submit_bulk(engine, {name: ([1], 1) for name in MANY[:3]})
-        other = asyncio.create_task(engine.advance(step(MANY[9], 1)))
+        other = asyncio.create_task(engine.steps.advance(step(MANY[9], 1)))
         await asyncio.sleep(0)  # the step is in the queue
         beside = await submit_bulk(engine, {name: ([2], 2) for name in MANY[:3]})
         await other
@@ -222,7 +224,7 @@ async def test_single_steps_of_existing_streams_are_processed_in_columns_however
     """The Python client states a history, Triton's clients state nothing; neither leaves the columnar pipeline."""
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
-        first = await asyncio.gather(*(engine.advance(step(name, 1)) for name in MANY))
+        first = await asyncio.gather(*(engine.steps.advance(step(name, 1)) for name in MANY))
         counts.store_ops.clear()
         rows = []
         for n, (name, done) in enumerate(zip(MANY, first, strict=True)):
@@ -230,7 +232,7 @@ async def test_single_steps_of_existing_streams_are_processed_in_columns_however
             more = ({}, {"after": done.state_id}, {"after": done.state_id, "seq": 2})[kind]
             rows.append(step(name, n, create="never" if n % 2 else "auto", **more))
         with watched_rows() as built:
-            answers = await asyncio.gather(*map(engine.advance, rows))
+            answers = await asyncio.gather(*map(engine.steps.advance, rows))
 
     assert [ys(one) for one in answers] == [fold_reference([1, n])[-1:] for n in range(40)]
     assert counts.store_ops == ["commit"]
@@ -241,11 +243,11 @@ async def test_a_step_by_history_is_refused_in_columns_if_the_stream_has_moved(
     folder: Path, redis_server: Server
 ) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await asyncio.gather(*(one.advance(step(name, 1)) for name in MANY))
-        await two.advance(step(MANY[3], 5))
+        first = await asyncio.gather(*(one.steps.advance(step(name, 1)) for name in MANY))
+        await two.steps.advance(step(MANY[3], 5))
         rows = [step(name, 2, after=done.state_id) for name, done in zip(MANY, first, strict=True)]
-        answers = await asyncio.gather(*map(one.advance, rows), return_exceptions=True)
-        again = await asyncio.gather(*map(one.advance, rows), return_exceptions=True)
+        answers = await asyncio.gather(*map(one.steps.advance, rows), return_exceptions=True)
+        again = await asyncio.gather(*map(one.steps.advance, rows), return_exceptions=True)
 
     codes = [getattr(answer, "code", "ok") for answer in answers]
     assert codes == ["ok"] * 3 + ["state_changed"] + ["ok"] * 36
@@ -258,11 +260,11 @@ async def test_a_step_by_history_is_refused_in_columns_if_the_stream_has_moved(
 async def test_a_step_without_a_position_starts_a_missing_stream(folder: Path, redis_server: Server) -> None:
     """A missing stream is never mistaken for one at step 0, also beside streams that exist."""
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step(MANY[0], 1))
+        await engine.steps.advance(step(MANY[0], 1))
         answers = await asyncio.gather(
-            engine.advance(step(MANY[0], 2)),
-            engine.advance(step(MANY[1], 2)),
-            engine.advance(step(MANY[2], 2, create="never")),
+            engine.steps.advance(step(MANY[0], 2)),
+            engine.steps.advance(step(MANY[1], 2)),
+            engine.steps.advance(step(MANY[2], 2, create="never")),
             return_exceptions=True,
         )
 
@@ -294,7 +296,7 @@ async def test_many_single_steps_are_split_into_batches(
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts, options=EngineOptions(max_batch_size=most)) as engine:
         for seq in (1, 2):
-            asked = (engine.advance(step(f"s{n}", n, seq=seq)) for n in range(256))
+            asked = (engine.steps.advance(step(f"s{n}", n, seq=seq)) for n in range(256))
             answers = await asyncio.gather(*asked)
 
     assert [ys(one) for one in answers] == [fold_reference([n, n])[-1:] for n in range(256)]
@@ -306,7 +308,7 @@ async def test_a_bulk_request_waits_for_an_earlier_step_of_one_of_its_streams(
 ) -> None:
     async with worker(redis_server.url, folder) as engine:
         await start_streams(engine)
-        first = asyncio.create_task(engine.advance(step("s5", 7, seq=2)))
+        first = asyncio.create_task(engine.steps.advance(step("s5", 7, seq=2)))
         await asyncio.sleep(0)
         assert await submit_bulk(engine, {name: ([8], 3 if name == "s5" else 2) for name in MANY}) is None
         await first
@@ -324,7 +326,7 @@ async def test_a_reply_callback_that_raises_does_not_affect_the_others(folder: P
             raise RuntimeError("a broken callback")
 
         for at, (name, answer) in enumerate(zip(MANY, answers, strict=True)):
-            engine.submit(step(name, 1, seq=2), answer.set_result if at else broken)
+            engine.steps.submit(step(name, 1, seq=2), answer.set_result if at else broken)
         found = await asyncio.wait_for(asyncio.gather(*answers[1:]), 5)
 
     assert [one.step for one in found] == [2] * 39
@@ -334,7 +336,7 @@ async def test_a_rejected_bulk_request_costs_the_tenant_no_rate(folder: Path, re
     async with worker(redis_server.url, folder, options=EngineOptions(tenant_rate=50)) as engine:
         await bulk_predictions(engine, {name: ([1], 1) for name in MANY})
         assert await submit_bulk(engine, {name: ([1], 2) for name in MANY}) is None
-        found = await gather_results(*(engine.advance(step(name, 1, seq=2)) for name in MANY))
+        found = await gather_results(*(engine.steps.advance(step(name, 1, seq=2)) for name in MANY))
 
     moved = [one for one in found if isinstance(one, Prediction)]
     assert 10 <= len(moved) < len(MANY), "the rejected bulk request took tokens of the tenant"

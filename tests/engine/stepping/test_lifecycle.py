@@ -36,7 +36,7 @@ def last(x: int, **more: Any) -> Timestep:
 async def test_a_start_uses_the_initial_state(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         answers = [
-            await engine.advance(step("a", x, lifecycle=life)) for x, life in ((1, "new"), (2, "on"), (3, "new"))
+            await engine.steps.advance(step("a", x, lifecycle=life)) for x, life in ((1, "new"), (2, "on"), (3, "new"))
         ]
 
     assert [ys(a) for a in answers] == [[y] for y in [*fold_reference([1, 2]), *fold_reference([3])]]
@@ -46,7 +46,7 @@ async def test_a_start_uses_the_initial_state(folder: Path, redis_server: Server
 async def test_a_start_uses_an_initial_state_that_is_not_zero(tmp_path: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, write_models(tmp_path, count=lambda: count(start=7))) as engine:
         ask = Timestep(StreamKey("default", "count", "a"), (np.zeros((1, 1), np.float32).tobytes(),))
-        answers = [await engine.advance(replace(ask, lifecycle=life)) for life in ("new", "on", "new")]
+        answers = [await engine.steps.advance(replace(ask, lifecycle=life)) for life in ("new", "on", "new")]
 
     assert [ys(a) for a in answers] == [[8], [9], [8]]
 
@@ -54,8 +54,8 @@ async def test_a_start_uses_an_initial_state_that_is_not_zero(tmp_path: Path, re
 async def test_a_restart_has_another_history_though_its_inputs_are_the_same(folder: Path, redis_server: Server) -> None:
     """So a late request of the previous incarnation, with `after`, is rejected."""
     async with worker(redis_server.url, folder) as engine:
-        first = await engine.advance(step("a", 1, lifecycle="new"))
-        again = await engine.advance(step("a", 1, lifecycle="new"))
+        first = await engine.steps.advance(step("a", 1, lifecycle="new"))
+        again = await engine.steps.advance(step("a", 1, lifecycle="new"))
         late = await expect_error(engine, step("a", 2, after=first.state_id))
 
     assert ys(first) == ys(again)
@@ -65,8 +65,10 @@ async def test_a_restart_has_another_history_though_its_inputs_are_the_same(fold
 
 async def test_a_retried_start_with_seq_gets_its_first_answer(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await one.advance(step("a", 1, seq=1, lifecycle="new"))
-        again = await gather_results(*(engine.advance(step("a", 1, seq=1, lifecycle="new")) for engine in (one, two)))
+        first = await one.steps.advance(step("a", 1, seq=1, lifecycle="new"))
+        again = await gather_results(
+            *(engine.steps.advance(step("a", 1, seq=1, lifecycle="new")) for engine in (one, two))
+        )
 
     assert [(ys(a), a.step, a.state_id, a.replayed) for a in again] == [(ys(first), 1, first.state_id, True)] * 2
 
@@ -75,10 +77,10 @@ async def test_a_late_retry_of_a_start_with_a_key_does_not_restart_the_stream(
     folder: Path, redis_server: Server
 ) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        first = await one.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
-        await two.advance(step("a", 2))
-        again = await one.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
-        onward = await two.advance(step("a", 3))
+        first = await one.steps.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
+        await two.steps.advance(step("a", 2))
+        again = await one.steps.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
+        onward = await two.steps.advance(step("a", 3))
 
     assert (ys(again), again.replayed) == (ys(first), True)
     assert ys(onward) == fold_reference([1, 2, 3])[-1:]
@@ -86,15 +88,17 @@ async def test_a_late_retry_of_a_start_with_a_key_does_not_restart_the_stream(
 
 async def test_the_key_of_a_start_cannot_be_used_for_a_continuation(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
+        await engine.steps.advance(step("a", 1, lifecycle="new", idempotency_key="k"))
 
         assert (await expect_error(engine, step("a", 1, idempotency_key="k"))).code == "idempotency_key_reused"
 
 
 async def test_concurrent_starts_leave_one_of_them(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        answers = await asyncio.gather(*((one, two)[n % 2].advance(step("a", n, lifecycle="new")) for n in range(20)))
-        onward = await one.advance(step("a", 5))
+        answers = await asyncio.gather(
+            *((one, two)[n % 2].steps.advance(step("a", n, lifecycle="new")) for n in range(20))
+        )
+        onward = await one.steps.advance(step("a", 5))
 
     assert [ys(a) for a in answers] == [fold_reference([n]) for n in range(20)]
     assert onward.step == 2
@@ -106,10 +110,12 @@ async def test_a_start_moves_a_stream_of_another_model_version_to_the_current_on
 ) -> None:
     folder = write_models(tmp_path, m=lstm)
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(Timestep(StreamKey("default", "m", "a"), (np.zeros((1, 4), np.float32).tobytes(),)))
+        await engine.steps.advance(Timestep(StreamKey("default", "m", "a"), (np.zeros((1, 4), np.float32).tobytes(),)))
         write_models(folder, m=fold)
         await engine.models.reload()
-        answers = [await engine.advance(step("a", x, model="m", lifecycle=life)) for x, life in ((1, "new"), (2, "on"))]
+        answers = [
+            await engine.steps.advance(step("a", x, model="m", lifecycle=life)) for x, life in ((1, "new"), (2, "on"))
+        ]
 
     assert [ys(a) for a in answers] == [[y] for y in fold_reference([1, 2])]
 
@@ -130,9 +136,9 @@ async def test_a_start_that_the_model_cannot_run_leaves_the_stream_unchanged(
 
 async def test_an_end_deletes_the_stream(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 1))
-        end = await engine.advance(last(2))
-        page = await engine.list_streams("default", "fold")
+        await engine.steps.advance(step("a", 1))
+        end = await engine.steps.advance(last(2))
+        page = await engine.streams.list("default", "fold")
         refused = await expect_error(engine, step("a", 3, create="never"))
 
     assert (ys(end), end.step) == (fold_reference([1, 2])[-1:], 2)
@@ -143,9 +149,9 @@ async def test_an_end_deletes_the_stream(folder: Path, redis_server: Server) -> 
 @pytest.mark.parametrize("named", [{"seq": 2}, {"idempotency_key": "k"}], ids=["by its number", "by its key"])
 async def test_a_retried_end_gets_its_first_answer(folder: Path, redis_server: Server, named: dict[str, Any]) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await one.advance(step("a", 1))
-        first = await one.advance(last(2, **named))
-        again = await gather_results(*(engine.advance(last(2, **named)) for engine in (one, two)))
+        await one.steps.advance(step("a", 1))
+        first = await one.steps.advance(last(2, **named))
+        again = await gather_results(*(engine.steps.advance(last(2, **named)) for engine in (one, two)))
 
     assert [(ys(a), a.step, a.state_id, a.replayed) for a in again] == [(ys(first), 2, first.state_id, True)] * 2
 
@@ -153,10 +159,10 @@ async def test_a_retried_end_gets_its_first_answer(folder: Path, redis_server: S
 async def test_a_retried_end_waits_for_a_replica_if_durability_requires_it(folder: Path, short_path: Path) -> None:
     with primary_and_replica(short_path) as (primary, _, _, _):
         async with worker(primary.url, folder, durability="replica") as engine:
-            await engine.advance(step("a", 1))
-            first = await engine.advance(last(2, seq=2))
-            again = await engine.advance(last(2, seq=2))
-            keyed = [await engine.advance(step("b", 1, lifecycle="whole", idempotency_key="k")) for _ in range(2)]
+            await engine.steps.advance(step("a", 1))
+            first = await engine.steps.advance(last(2, seq=2))
+            again = await engine.steps.advance(last(2, seq=2))
+            keyed = [await engine.steps.advance(step("b", 1, lifecycle="whole", idempotency_key="k")) for _ in range(2)]
 
     assert (ys(again), again.replayed) == (ys(first), True)
     assert [a.replayed for a in keyed] == [False, True]
@@ -164,8 +170,8 @@ async def test_a_retried_end_waits_for_a_replica_if_durability_requires_it(folde
 
 async def test_concurrent_copies_of_an_end_are_applied_once(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await one.advance(step("a", 1))
-        answers = await asyncio.gather(*((one, two)[n % 2].advance(last(2, seq=2)) for n in range(20)))
+        await one.steps.advance(step("a", 1))
+        answers = await asyncio.gather(*((one, two)[n % 2].steps.advance(last(2, seq=2)) for n in range(20)))
 
     assert {(tuple(ys(a)), a.step) for a in answers} == {(tuple(fold_reference([1, 2])[-1:]), 2)}
     assert sum(not a.replayed for a in answers) == 1
@@ -176,7 +182,7 @@ async def test_concurrent_copies_of_a_single_timestep_stream_are_applied_once(
 ) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         ask = step("a", 1, lifecycle="whole", idempotency_key="k")
-        answers = await asyncio.gather(*((one, two)[n % 2].advance(ask) for n in range(20)))
+        answers = await asyncio.gather(*((one, two)[n % 2].steps.advance(ask) for n in range(20)))
 
     assert [ys(a) for a in answers] == [fold_reference([1])] * 20
     assert sum(not a.replayed for a in answers) == 1
@@ -184,8 +190,8 @@ async def test_concurrent_copies_of_a_single_timestep_stream_are_applied_once(
 
 async def test_an_end_without_seq_or_key_is_rejected_the_second_time(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 1))
-        await engine.advance(last(2))
+        await engine.steps.advance(step("a", 1))
+        await engine.steps.advance(last(2))
 
         assert (await expect_error(engine, last(2))).code == "stream_not_found"
 
@@ -193,8 +199,8 @@ async def test_an_end_without_seq_or_key_is_rejected_the_second_time(folder: Pat
 async def test_the_end_of_one_incarnation_is_not_replayed_in_the_next(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         for x in (1, 5):
-            await one.advance(step("a", x, lifecycle="new"))
-            end = await two.advance(last(2, seq=2))
+            await one.steps.advance(step("a", x, lifecycle="new"))
+            end = await two.steps.advance(last(2, seq=2))
 
             assert (ys(end), end.replayed) == (fold_reference([x, 2])[-1:], False)
 
@@ -202,12 +208,12 @@ async def test_the_end_of_one_incarnation_is_not_replayed_in_the_next(folder: Pa
 async def test_a_late_end_is_rejected_by_the_next_incarnation(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         for x, life in ((1, "new"), (2, "on")):
-            await engine.advance(step("a", x, lifecycle=life))
-        await engine.advance(last(3, seq=3))
-        await engine.advance(step("a", 1, lifecycle="new"))
+            await engine.steps.advance(step("a", x, lifecycle=life))
+        await engine.steps.advance(last(3, seq=3))
+        await engine.steps.advance(step("a", 1, lifecycle="new"))
 
         assert (await expect_error(engine, last(3, seq=3))).code == "seq_gap"
-        assert ys(await engine.advance(step("a", 2))) == fold_reference([1, 2])[-1:]
+        assert ys(await engine.steps.advance(step("a", 2))) == fold_reference([1, 2])[-1:]
 
 
 async def test_an_end_whose_reply_was_lost_is_answered_and_not_applied_again(
@@ -216,7 +222,7 @@ async def test_an_end_whose_reply_was_lost_is_answered_and_not_applied_again(
     """The store applied the commit, and the worker retries it because the reply did not arrive."""
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
-        await engine.advance(step("a", 1))
+        await engine.steps.advance(step("a", 1))
         commit = StateStore.commit
 
         async def twice(*args: Any, **more: Any) -> Any:
@@ -224,7 +230,7 @@ async def test_an_end_whose_reply_was_lost_is_answered_and_not_applied_again(
             return await commit(*args, **more)
 
         monkeypatch.setattr(StateStore, "commit", twice)
-        end = await engine.advance(last(2))
+        end = await engine.steps.advance(last(2))
 
     assert (ys(end), end.step) == (fold_reference([1, 2])[-1:], 2)
     assert counts.regressed == 0
@@ -232,9 +238,9 @@ async def test_an_end_whose_reply_was_lost_is_answered_and_not_applied_again(
 
 async def test_an_end_follows_the_steps_of_other_workers(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await one.advance(step("a", 1))
-        await two.advance(step("a", 2))
-        end = await one.advance(last(3))
+        await one.steps.advance(step("a", 1))
+        await two.steps.advance(step("a", 2))
+        end = await one.steps.advance(last(3))
         refused = await expect_error(two, step("a", 4, create="never"))
 
     assert ys(end) == fold_reference([1, 2, 3])[-1:]
@@ -244,8 +250,8 @@ async def test_an_end_follows_the_steps_of_other_workers(folder: Path, redis_ser
 @pytest.mark.parametrize("life", ["on", "whole"])
 async def test_a_single_timestep_stream_leaves_nothing(folder: Path, redis_server: Server, life: Lifecycle) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 9, lifecycle=life))
-        answers = [await engine.advance(step("a", 1, seq=1, lifecycle="whole")) for _ in range(2)]
+        await engine.steps.advance(step("a", 9, lifecycle=life))
+        answers = [await engine.steps.advance(step("a", 1, seq=1, lifecycle="whole")) for _ in range(2)]
 
         assert [(ys(a), a.step) for a in answers] == [(fold_reference([1]), 1)] * 2
         assert (await expect_error(engine, step("a", 2, create="never"))).code == "stream_not_found"
@@ -253,17 +259,17 @@ async def test_a_single_timestep_stream_leaves_nothing(folder: Path, redis_serve
 
 async def test_an_ended_stream_leaves_no_snapshots(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 1))
+        await engine.steps.advance(step("a", 1))
         redis_server.client().hset(snapshots_key(NAME), "s", "...")
-        await engine.advance(last(2))
+        await engine.steps.advance(last(2))
 
     assert redis_server.client().exists(snapshots_key(NAME)) == 0
 
 
 async def test_the_replay_entry_of_an_end_expires(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder, idempotency_ttl_s=50) as engine:
-        await engine.advance(step("a", 1))
-        await engine.advance(last(2, seq=2))
+        await engine.steps.advance(step("a", 1))
+        await engine.steps.advance(last(2, seq=2))
 
     assert redis_server.client().exists(NAME) == 0
     assert 40_000 < redis_server.client().pttl(end_entry_key(NAME)) <= 50_000
@@ -271,9 +277,9 @@ async def test_the_replay_entry_of_an_end_expires(folder: Path, redis_server: Se
 
 async def test_a_chunk_may_start_or_end_a_stream(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 9))
-        begun = await engine.advance(chunk("a", [1, 2], lifecycle="new"))
-        ended = await engine.advance(chunk("a", [3, 4], lifecycle="last"))
+        await engine.steps.advance(step("a", 9))
+        begun = await engine.steps.advance(chunk("a", [1, 2], lifecycle="new"))
+        ended = await engine.steps.advance(chunk("a", [3, 4], lifecycle="last"))
 
     assert [*ys(begun), *ys(ended)] == fold_reference([1, 2, 3, 4])
 
@@ -286,7 +292,7 @@ async def test_timesteps_of_a_stateless_model_run_in_one_batch(tmp_path: Path, r
     async with worker(redis_server.url, write_models(tmp_path, double=stateless), counts=counts) as engine:
         key = StreamKey("default", "double", "")
         rows = [Timestep(key, (np.array([[n, 1]], np.float32).tobytes(),), lifecycle="none") for n in range(50)]
-        answers = await asyncio.gather(*map(engine.advance, rows))
+        answers = await asyncio.gather(*map(engine.steps.advance, rows))
 
     assert [a.outputs["y"].tolist() for a in answers] == [[[2.0 * n, 2.0]] for n in range(50)]
     assert max(counts.batches) > 10

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 async def one_by_one(engine: Engine, stream: str, xs: list[int], *, after: int = 0) -> list[Prediction]:
     """Step a stream; each timestep is sent after the response to the previous one."""
-    return [await engine.advance(step(stream, x, seq=after + at)) for at, x in enumerate(xs, 1)]
+    return [await engine.steps.advance(step(stream, x, seq=after + at)) for at, x in enumerate(xs, 1)]
 
 
 def record_of(url: str, model: str, stream: str) -> Record:
@@ -57,9 +57,9 @@ async def test_a_single_timestep_leaves_the_record_that_it_leaves_in_a_larger_ba
             return Timestep(StreamKey("default", "m", stream), tuple(one.tobytes() for one in inputs), seq=seq)
 
         for seq in range(1, 5):
-            single = await engine.advance(timestep("single", seq))
+            single = await engine.steps.advance(timestep("single", seq))
             batched, _ = await asyncio.gather(
-                *(engine.advance(timestep(stream, seq)) for stream in ("batched", "others"))
+                *(engine.steps.advance(timestep(stream, seq)) for stream in ("batched", "others"))
             )
 
     first, second = (record_of(redis_server.url, "m", stream) for stream in ("single", "batched"))
@@ -83,7 +83,9 @@ async def test_a_stream_continues_through_single_and_larger_batches_in_turn(fold
         found = []
         for at, x in enumerate(XS, 1):
             others = [step(f"other{n}", x, seq=(at + 1) // 2) for n in range(3 * (at % 2))]
-            prediction, *_ = await asyncio.gather(engine.advance(step("s", x, seq=at)), *map(engine.advance, others))
+            prediction, *_ = await asyncio.gather(
+                engine.steps.advance(step("s", x, seq=at)), *map(engine.steps.advance, others)
+            )
             found += ys(prediction)
 
     assert found == fold_reference(XS)
@@ -94,9 +96,9 @@ async def test_a_timestep_that_another_worker_applied_gets_the_response_of_that_
 ) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
         await one_by_one(one, "s", XS[:3])
-        await two.advance(step("s", XS[3], seq=4))
-        first = await two.advance(step("s", XS[4], seq=5))  # from here on the first worker's record is stale
-        again = await one.advance(step("s", XS[4], seq=5))
+        await two.steps.advance(step("s", XS[3], seq=4))
+        first = await two.steps.advance(step("s", XS[4], seq=5))  # from here on the first worker's record is stale
+        again = await one.steps.advance(step("s", XS[4], seq=5))
 
     assert (again.replayed, again.state_id, ys(again)) == (True, first.state_id, ys(first))
 
@@ -108,10 +110,10 @@ async def test_a_stale_cached_record_is_detected_by_the_commit(
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as one, worker(redis_server.url, folder) as two:
         await one_by_one(one, "s", [1, 2, 3])
-        await two.advance(step("s", 4, seq=4))
+        await two.steps.advance(step("s", 4, seq=4))
         counts.store_ops.clear()
-        [result] = await asyncio.gather(one.advance(step("s", x, seq=4)), return_exceptions=True)
-        again = await one.advance(step("s", 5, seq=5))
+        [result] = await asyncio.gather(one.steps.advance(step("s", x, seq=4)), return_exceptions=True)
+        again = await one.steps.advance(step("s", 5, seq=5))
 
     found = result.code if isinstance(result, ServiceError) else {"replayed": getattr(result, "replayed", None)}
     assert (found, counts.store_ops[0]) == (expected, "commit")
@@ -126,7 +128,7 @@ async def test_a_single_timestep_is_applied_only_as_the_next_one(
         await one_by_one(engine, "s", XS[:3])
 
         error = await expect_error(engine, step("s", 99, seq=seq))
-        again = await engine.advance(step("s", XS[3], seq=4))
+        again = await engine.steps.advance(step("s", XS[3], seq=4))
 
     assert error.code == code
     assert ys(again) == fold_reference(XS[:4])[-1:]
@@ -139,7 +141,7 @@ async def test_a_single_timestep_is_applied_only_after_the_state_id_that_it_name
         first, last = await one_by_one(engine, "s", XS[:2])
 
         error = await expect_error(engine, step("s", 99, after=first.state_id))
-        again = await engine.advance(step("s", XS[2], after=last.state_id))
+        again = await engine.steps.advance(step("s", XS[2], after=last.state_id))
 
     assert error.code == "state_changed"
     assert ys(again) == fold_reference(XS[:3])[-1:]
@@ -172,7 +174,7 @@ async def test_a_state_that_is_not_finite_is_not_committed(tmp_path: Path, redis
             return Timestep(StreamKey("default", "nan", "s"), (np.ones(1, np.float32).tobytes(),), seq=seq)
 
         for seq in (1, 2):
-            await engine.advance(timestep(seq))
+            await engine.steps.advance(timestep(seq))
         error = await expect_error(engine, timestep(3))
 
     assert (error.code, error.applied) == ("non_finite_state", "no")
@@ -182,7 +184,7 @@ async def test_a_state_that_is_not_finite_is_not_committed(tmp_path: Path, redis
 async def test_after_a_reset_single_timesteps_start_again(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await one_by_one(engine, "s", XS)
-        await engine.reset(StreamKey("default", "fold", "s"))
+        await engine.streams.reset(StreamKey("default", "fold", "s"))
 
         found = await one_by_one(engine, "s", XS)
 

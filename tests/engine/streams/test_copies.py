@@ -28,13 +28,13 @@ def key(stream: str) -> StreamKey:
 async def fork(
     engine: Engine, to: str, *, after: bytes | None = None, idempotency_key: str | None = None
 ) -> StreamPosition:
-    return await engine.copies.fork(
+    return await engine.streams.copies.fork(
         key("a"), key(to), snapshot=None, version=None, after=after, idempotency_key=idempotency_key
     )
 
 
 async def snapshot(engine: Engine, name: str) -> StreamPosition:
-    return await engine.copies.create_snapshot(key("a"), name, after=None, idempotency_key=None)
+    return await engine.streams.copies.create_snapshot(key("a"), name, after=None, idempotency_key=None)
 
 
 # ---------------------------------------------------------------- forks
@@ -48,13 +48,15 @@ async def test_a_fork_of_a_busy_stream_copies_one_consistent_state(folder: Path,
 
         async def live() -> list[int]:
             return [
-                y for seq in range(1, steps + 1) for y in ys(await workers[seq % 2].advance(step("a", seq, seq=seq)))
+                y
+                for seq in range(1, steps + 1)
+                for y in ys(await workers[seq % 2].steps.advance(step("a", seq, seq=seq)))
             ]
 
         async def branch(n: int) -> tuple[int, int]:
             """Fork the stream, step the fork once, and return the step of the fork and that step's prediction."""
             made = await fork(workers[n % 2], f"b{n}")
-            after = await workers[(n + 1) % 2].advance(step(f"b{n}", 1_000_000 + n, seq=made.step + 1))
+            after = await workers[(n + 1) % 2].steps.advance(step(f"b{n}", 1_000_000 + n, seq=made.step + 1))
             return made.step, ys(after)[0]
 
         async def branches() -> list[tuple[int, int]]:
@@ -64,8 +66,8 @@ async def test_a_fork_of_a_busy_stream_copies_one_consistent_state(folder: Path,
                 await asyncio.sleep(0)
             return made
 
-        await one.advance(step("a", 0))
-        await one.reset(key("a"))
+        await one.steps.advance(step("a", 0))
+        await one.streams.reset(key("a"))
         trunk, made = await asyncio.gather(live(), branches())
 
     assert trunk == fold_reference(range(1, steps + 1))
@@ -77,7 +79,7 @@ async def test_a_fork_of_a_busy_stream_copies_one_consistent_state(folder: Path,
 
 async def test_of_many_equal_concurrent_forks_one_is_made(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        history = (await one.advance(chunk("a", [1, 2]))).state_id
+        history = (await one.steps.advance(chunk("a", [1, 2]))).state_id
         by_history = await asyncio.gather(*(fork((one, two)[n % 2], "b", after=history) for n in range(20)))
         by_key = await asyncio.gather(*(fork((one, two)[n % 2], "c", idempotency_key="k") for n in range(20)))
 
@@ -90,7 +92,7 @@ async def test_of_many_different_concurrent_forks_onto_one_stream_one_is_made(
     folder: Path, redis_server: Server
 ) -> None:
     async with worker(redis_server.url, folder) as engine:
-        await engine.advance(step("a", 1))
+        await engine.steps.advance(step("a", 1))
         made = await gather_results(*(fork(engine, "b", idempotency_key=f"k{n}") for n in range(10)))
 
     assert sum(isinstance(p, StreamPosition) and not p.replayed for p in made) == 1
@@ -106,9 +108,9 @@ async def test_concurrent_requests_cannot_exceed_the_snapshot_limit(folder: Path
         worker(redis_server.url, folder, options=options) as one,
         worker(redis_server.url, folder, options=options) as two,
     ):
-        await one.advance(step("a", 1))
+        await one.steps.advance(step("a", 1))
         made = await gather_results(*(snapshot((one, two)[n % 2], f"s{n}") for n in range(20)))
-        kept = await one.copies.list_snapshots(key("a"))
+        kept = await one.streams.copies.list_snapshots(key("a"))
 
     assert sum(isinstance(p, StreamPosition) for p in made) == len(kept) == 5
     assert {p.code for p in made if isinstance(p, ServiceError)} == {"stream_quota"}
@@ -117,14 +119,14 @@ async def test_concurrent_requests_cannot_exceed_the_snapshot_limit(folder: Path
 async def test_using_a_snapshot_extends_its_ttl(folder: Path, redis_server: Server) -> None:
     options = EngineOptions(snapshot_ttl_s=60)
     async with worker(redis_server.url, folder, options=options) as engine:
-        await engine.advance(step("a", 1))
+        await engine.steps.advance(step("a", 1))
         await snapshot(engine, "s")
         with redis_server.client() as client:
             [name] = client.keys("*:s")
             client.pexpire(name, 5_000)
-            await engine.copies.list_snapshots(key("a"))
+            await engine.streams.copies.list_snapshots(key("a"))
             looked = client.pttl(name)
-            await engine.reset(key("a"), snapshot="s")
+            await engine.streams.reset(key("a"), snapshot="s")
             used = client.pttl(name)
 
     assert looked <= 5_000
@@ -134,11 +136,11 @@ async def test_using_a_snapshot_extends_its_ttl(folder: Path, redis_server: Serv
 async def test_a_reset_to_a_snapshot_rejects_steps_of_the_previous_history(folder: Path, redis_server: Server) -> None:
     """A late step that names the previous history is rejected, although the stream is at the same step again."""
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        old = await one.advance(step("a", 1))
+        old = await one.steps.advance(step("a", 1))
         await snapshot(one, "s")
-        await two.reset(key("a"), snapshot="s")
+        await two.streams.reset(key("a"), snapshot="s")
         late = await expect_error(one, step("a", 2, after=old.state_id))
-        goes_on = await one.advance(step("a", 2, seq=2))
+        goes_on = await one.steps.advance(step("a", 2, seq=2))
 
     assert late.code == "state_changed"
     assert ys(goes_on) == fold_reference([1, 2])[-1:]
@@ -148,12 +150,12 @@ async def test_an_expired_stream_can_be_restored_from_a_snapshot_that_outlived_i
     folder: Path, redis_server: Server
 ) -> None:
     async with worker(redis_server.url, folder, options=EngineOptions(snapshot_ttl_s=60)) as engine:
-        await engine.advance(chunk("a", [1, 2, 3]))
+        await engine.steps.advance(chunk("a", [1, 2, 3]))
         await snapshot(engine, "s")
         with redis_server.client() as client:
             client.delete(*[name for name in client.keys("*") if not name.endswith(b":s")])
-        back = await engine.reset(key("a"), snapshot="s")
-        goes_on = await engine.advance(step("a", 4, seq=4))
+        back = await engine.streams.reset(key("a"), snapshot="s")
+        goes_on = await engine.steps.advance(step("a", 4, seq=4))
 
     assert back.step == 3
     assert ys(goes_on) == fold_reference([1, 2, 3, 4])[-1:]
@@ -163,9 +165,9 @@ async def test_an_imported_state_can_be_exported_and_stepped(folder: Path, redis
     async with worker(redis_server.url, folder) as engine:
         served = engine.models.get(FOLD)
         given = ImportedState({"h": np.array([12], np.int64)}, 5)
-        await engine.resets.to_state(key("a"), served, given, after=None, idempotency_key=None)
-        state = await engine.copies.get_state(key("a"), version=None)
-        goes_on = await engine.advance(step("a", 1, seq=6))
+        await engine.streams.put_state(key("a"), served, given, after=None, idempotency_key=None)
+        state = await engine.streams.copies.get_state(key("a"), version=None)
+        goes_on = await engine.steps.advance(step("a", 1, seq=6))
 
     assert (state.states["h"].tolist(), state.step, state.fingerprint) == ([12], 5, served.fingerprint)
     assert ys(goes_on) == fold_reference([1], start=12)
@@ -177,7 +179,7 @@ async def test_an_imported_state_can_be_exported_and_stepped(folder: Path, redis
 async def test_peeks_at_many_streams_run_in_one_batch(folder: Path, redis_server: Server) -> None:
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
-        found = await asyncio.gather(*(engine.peek(step(f"s{n}", n)) for n in range(100)))
+        found = await asyncio.gather(*(engine.steps.peek(step(f"s{n}", n)) for n in range(100)))
 
     assert [ys(p) for p in found] == [fold_reference([n]) for n in range(100)]
     assert max(counts.batches) > 10
@@ -186,9 +188,9 @@ async def test_peeks_at_many_streams_run_in_one_batch(folder: Path, redis_server
 async def test_a_peek_sees_what_another_worker_committed(folder: Path, redis_server: Server) -> None:
     """A step detects a stale cache when it commits; a peek does not commit, so it has to read the store first."""
     async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
-        await one.advance(step("a", 1))
-        await two.advance(step("a", 2))
-        found = await one.peek(step("a", 3))
+        await one.steps.advance(step("a", 1))
+        await two.steps.advance(step("a", 2))
+        found = await one.steps.peek(step("a", 3))
 
     assert (ys(found), found.step) == (fold_reference([1, 2, 3])[-1:], 3)
 
@@ -196,7 +198,9 @@ async def test_a_peek_sees_what_another_worker_committed(folder: Path, redis_ser
 async def test_a_peek_runs_after_the_steps_that_were_sent_before_it(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         *_, found, last = await asyncio.gather(
-            *(engine.advance(step("a", x)) for x in range(5)), engine.peek(step("a", 5)), engine.advance(step("a", 6))
+            *(engine.steps.advance(step("a", x)) for x in range(5)),
+            engine.steps.peek(step("a", 5)),
+            engine.steps.advance(step("a", 6)),
         )
 
     assert ys(found) == fold_reference(range(6))[-1:]
@@ -206,10 +210,10 @@ async def test_a_peek_runs_after_the_steps_that_were_sent_before_it(folder: Path
 async def test_a_peek_runs_the_model_version_that_started_the_stream(tmp_path: Path, redis_server: Server) -> None:
     write_model(tmp_path, "fold", lambda: fold(factor=3))
     async with worker(redis_server.url, tmp_path) as engine:
-        await engine.advance(step("a", 1))
+        await engine.steps.advance(step("a", 1))
         write_model(tmp_path, "fold", fold)
         await engine.models.reload()
-        old, new = await engine.peek(step("a", 2)), await engine.peek(step("b", 2))
+        old, new = await engine.steps.peek(step("a", 2)), await engine.steps.peek(step("b", 2))
 
     assert (ys(old), ys(new)) == (fold_reference([1, 2], factor=3)[-1:], fold_reference([2]))
 
@@ -217,6 +221,6 @@ async def test_a_peek_runs_the_model_version_that_started_the_stream(tmp_path: P
 async def test_a_draining_engine_rejects_peeks_forks_and_snapshots(folder: Path, redis_server: Server) -> None:
     async with worker(redis_server.url, folder) as engine:
         await engine.drain(0)
-        refused = await gather_results(engine.peek(step("a", 1)), fork(engine, "b"), snapshot(engine, "s"))
+        refused = await gather_results(engine.steps.peek(step("a", 1)), fork(engine, "b"), snapshot(engine, "s"))
 
     assert [error.code for error in refused] == ["draining"] * 3

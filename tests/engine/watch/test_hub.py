@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 async def watch_engine(url: str, folder: Path, *, history: int = 0, **more: Any) -> AsyncIterator[Engine]:
     """Run an engine that publishes commits to subscribers."""
     async with worker(url, folder, options=EngineOptions(history={"fold": history}), **more) as engine:
-        await engine.start()
+        await engine.watch.start()
         yield engine
 
 
@@ -75,7 +75,7 @@ def values(tensors: Mapping[str, PackedTensor]) -> Any:
 
 async def advance(engine: Engine, n: int, stream: str = "a") -> None:
     for x in range(n):
-        await engine.advance(step(stream, x))
+        await engine.steps.advance(step(stream, x))
 
 
 async def test_a_subscriber_receives_the_commits_of_another_worker(folder: Path, redis_server: Server) -> None:
@@ -85,9 +85,9 @@ async def test_a_subscriber_receives_the_commits_of_another_worker(folder: Path,
         subscribed(here, ONE) as watcher,
     ):
         for x in range(100):
-            await there.advance(step("a", x))
-            await there.advance(step("unwatched", x))
-        await here.advance(step("a", 100))
+            await there.steps.advance(step("a", x))
+            await there.steps.advance(step("unwatched", x))
+        await here.steps.advance(step("a", 100))
 
         assert await received(watcher, 101) == steps(range(1, 102))
 
@@ -99,15 +99,15 @@ async def test_commits_of_two_workers_arrive_in_order(folder: Path, redis_server
         subscribed(here, ONE) as watcher,
     ):
         for x in range(100):
-            await (here, there)[x % 2].advance(step("a", x))
+            await (here, there)[x % 2].steps.advance(step("a", x))
 
         assert await received(watcher, 100) == steps(range(1, 101))
 
 
 async def test_an_event_has_the_inputs_and_the_predictions(folder: Path, redis_server: Server) -> None:
     async with watch_engine(redis_server.url, folder) as engine, subscribed(engine, ONE) as watcher:
-        first = await engine.advance(step("a", 7))
-        second = await engine.advance(chunk("a", [8, 9]))
+        first = await engine.steps.advance(step("a", 7))
+        second = await engine.steps.advance(chunk("a", [8, 9]))
         one, two = await received_events(watcher, 2)
 
         assert (one.state_id, values(one.inputs), values(two.inputs)) == (first.state_id, [7], [[8], [9]])
@@ -136,8 +136,8 @@ async def test_a_prefix_and_a_whole_model_can_be_followed(folder: Path, redis_se
         subscribed(engine, Subscription("default", "fold")) as everything,
         subscribed(engine, Subscription("tenant2", "fold")) as others,
     ):
-        await engine.advance(step("pump-1", 1))
-        await engine.advance(chunk("fan-1", [1, 2, 3]))
+        await engine.steps.advance(step("pump-1", 1))
+        await engine.steps.advance(chunk("fan-1", [1, 2, 3]))
 
         assert await received(everything, 2) == [("pump-1", 1), ("fan-1", 3)]
         assert await received(pumps, 1) == [("pump-1", 1)]
@@ -154,7 +154,7 @@ async def test_a_subscriber_that_does_not_read_loses_the_oldest_events_and_recei
         subscribed(engine, ONE) as quick,
     ):
         for x in range(300):
-            await engine.advance(step("a", x))
+            await engine.steps.advance(step("a", x))
             await received(quick, 1)
 
         assert await received(slow, 257) == [300 - 256, *steps(range(45, 301))]
@@ -184,7 +184,7 @@ async def test_streams_without_subscribers_are_not_published(folder: Path, redis
 async def test_a_worker_that_starts_later_publishes_to_existing_subscribers(folder: Path, redis_server: Server) -> None:
     async with watch_engine(redis_server.url, folder) as here, subscribed(here, ONE) as watcher:
         async with watch_engine(redis_server.url, folder) as late:
-            await late.advance(step("a", 1))
+            await late.steps.advance(step("a", 1))
 
         assert await received(watcher, 1) == steps([1])
 
@@ -238,7 +238,7 @@ async def test_without_an_event_log_a_reconnecting_subscriber_receives_a_gap(
 async def test_a_deleted_stream_leaves_no_event_log(folder: Path, redis_server: Server) -> None:
     async with watch_engine(redis_server.url, folder, history=10) as engine:
         await advance(engine, 3)
-        await engine.delete(A)
+        await engine.streams.delete(A)
 
         with redis_server.client() as client:
             assert client.dbsize() == 0
@@ -260,7 +260,7 @@ async def test_a_foreign_value_under_the_key_of_an_event_log_stops_no_step(folde
             client.set("swl:1:{default/fold/a}:h", "foreign")
         await advance(engine, 3)
 
-        assert (await engine.status(A)).step == 3
+        assert (await engine.streams.status(A)).step == 3
 
 
 async def test_a_worker_that_lost_its_subscription_recovers_what_its_subscribers_missed(

@@ -80,14 +80,14 @@ async def test_commits_are_rejected_while_the_append_only_file_is_not_flushed(
     async with worker(redis_server.url, folder, durability="fsync") as engine:
         watch = SafetyMonitor(engine.store, "fsync", allow_eviction=False)
         await watch.check()
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         configure(redis_server, appendfsync="everysec")
         await watch.check()
         refused = await expect_error(engine, step("a", 2, seq=2))
         told = list(watch.reasons)
         configure(redis_server, **ALWAYS)
         await watch.check()
-        again = await engine.advance(step("a", 2, seq=2))
+        again = await engine.steps.advance(step("a", 2, seq=2))
 
     assert (refused.code, refused.applied, refused.retry) == ("not_durable", "no", "same")
     assert ["appendfsync everysec" in reason for reason in told] == [True]
@@ -189,15 +189,15 @@ async def test_the_documented_permissions_suffice(folder: Path, acl_server: AclS
     async with worker(acl_server.url(*documented_permissions()), folder) as engine:
         facts = await read_server_info(engine.store, timeout=5)
         await check_permissions(engine.store)
-        await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
-        replayed = await engine.advance(step("a", 1, seq=1, idempotency_key="k"))
-        await engine.advance(step("a", 2, seq=2))
+        await engine.steps.advance(step("a", 1, seq=1, idempotency_key="k"))
+        replayed = await engine.steps.advance(step("a", 1, seq=1, idempotency_key="k"))
+        await engine.steps.advance(step("a", 2, seq=2))
         key = StreamKey("default", FOLD, "a")
-        await engine.copies.create_snapshot(key, "s", after=None, idempotency_key=None)
-        await engine.reset(key, snapshot="s")
-        status = await engine.status(key)
-        page = await engine.list_streams("default", FOLD)
-        await engine.delete(key)
+        await engine.streams.copies.create_snapshot(key, "s", after=None, idempotency_key=None)
+        await engine.streams.reset(key, snapshot="s")
+        status = await engine.streams.status(key)
+        page = await engine.streams.list("default", FOLD)
+        await engine.streams.delete(key)
         reasons = await engine.readiness_problems()
 
     assert (facts.policy, facts.appendfsync) == ("noeviction", None)
@@ -224,7 +224,7 @@ async def test_the_documented_permissions_on_a_cluster_suffice(folder: Path) -> 
                 client.execute_command("ACL", "SETUSER", "stepwell", "on", ">secret", *rights)
         async with worker(three.url.replace("://", "://stepwell:secret@"), folder) as engine:
             await check_permissions(engine.store)
-            assert (await engine.advance(step("a", 1, seq=1))).step == 1
+            assert (await engine.steps.advance(step("a", 1, seq=1))).step == 1
 
 
 GRANTED = [word for word in documented_permissions() if word.startswith("+")]
@@ -267,7 +267,7 @@ async def test_a_user_without_commands_keys_or_channels_is_refused(acl_server: A
 async def test_a_permission_that_is_revoked_later_is_a_503(folder: Path, acl_server: AclServer) -> None:
     url = acl_server.url(*documented_permissions())
     async with worker(url, folder) as engine:
-        await engine.advance(step("a", 1, seq=1))
+        await engine.steps.advance(step("a", 1, seq=1))
         with acl_server.server.client() as client:
             client.execute_command("ACL", "SETUSER", url[7:].partition(":")[0], "-evalsha", "-eval")
         refused = await expect_error(engine, step("a", 2, seq=2))

@@ -201,17 +201,17 @@ async def test_watchers_receive_the_commits_of_every_shard_and_reconnect(three: 
         worker(three.url, folder, options=options) as here,
         worker(three.url, folder, options=options) as there,
     ):
-        await there.start()
-        await here.start()
+        await there.watch.start()
+        await here.watch.start()
         names = [f"w{n}" for n in range(12)]
         for x in range(5):
-            await asyncio.gather(*(there.advance(step(name, x)) for name in names))
+            await asyncio.gather(*(there.steps.advance(step(name, x)) for name in names))
         wants = [Subscription("default", "fold", name) for name in names]
         since = {StreamKey("default", "fold", name): 2 for name in names}
         watcher = Subscriber(wants, inputs=False, since=since)
         await here.watch.add(watcher)
         for x in range(5):
-            await asyncio.gather(*(there.advance(step(name, x)) for name in names))
+            await asyncio.gather(*(there.steps.advance(step(name, x)) for name in names))
         seen: dict[str, list[int]] = {name: [] for name in names}
         async with asyncio.timeout(SOON):
             while sum(map(len, seen.values())) < 8 * len(names):
@@ -246,7 +246,7 @@ async def test_an_unreachable_shard_fails_its_own_streams_only(folder: Path) -> 
                 client.config_set("cluster-require-full-coverage", "no")
         async with worker(three.url, folder, options=EngineOptions(request_timeout_s=2)) as engine:
             names = [f"s{n}" for n in range(30)]
-            await asyncio.gather(*(engine.advance(step(name, 1, seq=1)) for name in names))
+            await asyncio.gather(*(engine.steps.advance(step(name, 1, seq=1)) for name in names))
             gone = three.primaries[1]
             lost = {n for n in names if three.owner(slot_of(record_key("default", FOLD, n))) is gone}
             gone.kill()
@@ -258,7 +258,7 @@ async def test_an_unreachable_shard_fails_its_own_streams_only(folder: Path) -> 
 
 async def advanced(engine: Engine, name: str, seq: int) -> int | str:
     try:
-        return (await engine.advance(step(name, seq, seq=seq))).step
+        return (await engine.steps.advance(step(name, seq, seq=seq))).step
     except ServiceError as exc:
         return exc.code
 
@@ -267,14 +267,14 @@ async def test_a_failed_primary_is_replaced_by_its_replica(folder: Path) -> None
     names = [f"s{n}" for n in range(20)]
     with cluster(replicas=1) as six:
         async with worker(six.url, folder, durability="replica") as engine:
-            await asyncio.gather(*(engine.advance(step(name, 1, seq=1)) for name in names))
+            await asyncio.gather(*(engine.steps.advance(step(name, 1, seq=1)) for name in names))
         async with worker(six.url, folder) as engine:
             six.primaries[0].kill()
 
             async def retry_until_answered(name: str) -> int:
                 while True:
                     with contextlib.suppress(ServiceError):
-                        return ys(await engine.advance(step(name, 2, seq=2)))[0]
+                        return ys(await engine.steps.advance(step(name, 2, seq=2)))[0]
 
             async with asyncio.timeout(40):
                 answers = await asyncio.gather(*(retry_until_answered(name) for name in names))

@@ -70,7 +70,7 @@ async def first_step(url: str, folder: Path) -> int:
     async with worker(url, folder) as engine:
         await read_server_info(engine.store, timeout=SOON)
         await check_permissions(engine.store)
-        return (await engine.advance(step("a", 1, seq=1))).step
+        return (await engine.steps.advance(step("a", 1, seq=1))).step
 
 
 async def test_a_server_over_tls_can_be_used(tls_server: tuple[Server, int], short_path: Path, folder: Path) -> None:

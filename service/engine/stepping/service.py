@@ -1,0 +1,283 @@
+"""`StepService`: submits timesteps to the batcher of their model version."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from service.engine.stepping.batcher import Batcher
+from service.engine.stepping.columnar_batch import BulkOutcomes
+from service.engine.stepping.queued import QueuedStep
+from service.engine.stepping.record_cache import CacheMemory
+from service.errors import ServiceError
+from service.models.registry import ServedModel
+from service.store import keys
+from service.store.record_arrays import empty_header
+from service.types import BulkTimesteps, Prediction, ReplyCallback, StreamHandle, StreamKey, Timestep
+
+if TYPE_CHECKING:
+    from service.engine.admission import RequestAdmission
+    from service.engine.limits import StreamQuota
+    from service.engine.observer import EngineObserver
+    from service.engine.watch.interests import InterestTable
+    from service.models.registry import ModelRegistry
+    from service.store.state_store import StateStore
+
+
+class StepService:
+    """Steps streams, in batches of each model version.
+
+    Args:
+        store: Loads and commits records.
+        models: The loaded models.
+        admission: Accepts or rejects requests.
+        observer: Counts the work.
+        interests: Decides which commits are published.
+        quota: Limit on the streams of a tenant; None: no limit.
+        cache_bytes: Memory for recently used records.
+        max_batch: Maximum number of rows in one run.
+        max_wait: Seconds that a timestep may wait for others to join its batch.
+        timeout: Seconds from receipt to response.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        models: ModelRegistry,
+        admission: RequestAdmission,
+        observer: EngineObserver,
+        interests: InterestTable,
+        *,
+        quota: StreamQuota | None,
+        cache_bytes: int,
+        max_batch: int,
+        max_wait: float,
+        timeout: float,
+    ) -> None:
+        self._models = models
+        self._admission = admission
+        self._rates = admission.rates
+        self._max_bytes = admission.max_bytes
+        # With fewer open timesteps, one more is accepted without a closer check.
+        self._fast_accept_limit = admission.queue_limit
+        self._batchers: dict[ServedModel, Batcher] = {}
+        self._cache_memory = CacheMemory(cache_bytes)
+        self._new_batcher = partial(
+            Batcher,
+            store=store,
+            observer=observer,
+            interests=interests,
+            max_batch=max_batch,
+            max_wait=max_wait,
+            timeout=timeout,
+            on_answered=admission.count_answered,
+            quota=quota,
+        )
+
+    def submit(self, timestep: Timestep, done: ReplyCallback, served: ServedModel | None = None) -> None:
+        """Step a stream; `done` is called with the result, exactly once, on the event loop.
+
+        If the request is rejected, `done` may be called before this returns.
+
+        Args:
+            timestep: The request.
+            done: Called with the prediction or the error.
+            served: The model version for the timestep's model and version; None: it is looked up.
+        """
+        admission = self._admission
+        try:
+            if served is None:
+                served = self._models.get(timestep.key.model, timestep.version)
+            batcher = self._batchers.get(served) or self._batcher(served)
+            now = batcher.time()
+            if admission.draining or admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes:
+                self._check_capacity(batcher)
+            if self._rates is not None:
+                self._rates.acquire(timestep.key.tenant, timestep.length, now)
+        except ServiceError as exc:
+            done(exc)
+            return
+        batcher.submit(timestep, done, now)
+        admission.rows += 1
+        admission.nbytes += timestep.length * batcher.timestep_bytes
+
+    def submit_single(
+        self,
+        stream: StreamHandle,
+        inputs: tuple[bytes, ...],
+        seq: int | None,
+        after: bytes | None,
+        done: ReplyCallback,
+        *,
+        served: ServedModel,
+    ) -> None:
+        """Step a stream by a single timestep without an idempotency key; otherwise as `submit`."""
+        batcher = self._batchers.get(served) or self._batcher(served)
+        now, admission = batcher.time(), self._admission
+        try:
+            if admission.draining or admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes:
+                self._check_capacity(batcher)
+            if self._rates is not None:
+                self._rates.acquire(stream.key.tenant, 1, now)
+        except ServiceError as exc:
+            done(exc)
+            return
+        batcher.submit_single(stream, inputs, seq, after, done, now)
+        admission.rows += 1
+        admission.nbytes += batcher.timestep_bytes
+
+    def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], served: ServedModel) -> bool:
+        """Step many streams in one batch, if nothing about the request is unusual; otherwise as `submit`.
+
+        Args:
+            bulk: The request.
+            done: Called with the results.
+            served: The model version for the request's model and version.
+
+        Returns:
+            False: It was not accepted; its timesteps have to be submitted one by one, which may reject some of them.
+        """
+        batcher, rows, admission = self._batcher(served), len(bulk.names), self._admission
+        nbytes = rows * bulk.length * batcher.timestep_bytes
+        if (
+            admission.draining
+            or admission.rows + rows > self._fast_accept_limit
+            or admission.nbytes + nbytes > self._max_bytes
+            or not batcher.accepts_columnar(bulk)
+        ):
+            return False
+        now = batcher.time()
+        if self._rates is not None and not self._rates.try_acquire(bulk.keys[0].tenant, bulk.length * rows, now):
+            return False
+        batcher.submit_columnar(bulk, done, now)
+        admission.rows += rows
+        admission.nbytes += nbytes
+        return True
+
+    async def advance(self, timestep: Timestep) -> Prediction:
+        """Step a stream and return the committed prediction.
+
+        The step continues if the caller is cancelled: it is applied or not, never in part.
+
+        Raises:
+            ServiceError: It was rejected, or its outcome is not known; see `applied`.
+        """
+        future, done = _future_and_callback()
+        self.submit(timestep, done)
+        return await future
+
+    async def peek(self, timestep: Timestep) -> Prediction:
+        """Return what a step would return; nothing is committed.
+
+        `step` is the step that the stream would reach; `state_id` is that of the stream now. A missing stream is peeked
+        from the initial state, and `state_id` is empty. An idempotency key is ignored.
+
+        Raises:
+            ServiceError: As for `advance`.
+        """
+        batcher = self._batcher(self._models.get(timestep.key.model, timestep.version))
+        self._check_capacity(batcher)
+        self._admission.check_rate(timestep.key.tenant, timestep.length)
+        future, done = _future_and_callback()
+        batcher.peek(timestep, done, batcher.time())
+        self._admission.rows += 1
+        self._admission.nbytes += timestep.length * batcher.timestep_bytes
+        return await future
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """The model versions that have a batcher."""
+        return list(self._batchers)
+
+    @property
+    def waiting(self) -> int:
+        """The number of timesteps that wait."""
+        return sum(batcher.rows for batcher in self._batchers.values())
+
+    def waiting_by_model(self) -> dict[str, int]:
+        """Return the number of timesteps that wait, by model."""
+        rows: dict[str, int] = {}
+        for served, batcher in self._batchers.items():
+            rows[served.name] = rows.get(served.name, 0) + batcher.rows
+        return rows
+
+    def drop_cached(self, key: StreamKey) -> None:
+        """Drop a stream's record from the caches of all versions of its model."""
+        name = keys.record_key(*key)
+        for batcher in self._batchers.values():
+            batcher.cache.drop(name)
+
+    def sample_queues(self) -> None:
+        """Sample how fast the queues drain; may be called from any thread.
+
+        While a queue is long, every timestep is checked against the limits.
+        """
+        now = time.monotonic()
+        is_long = False
+        for batcher in list(self._batchers.values()):
+            batcher.sample_load(now)
+            is_long = is_long or 2 * batcher.rows >= batcher.admission.max_rows
+        self._fast_accept_limit = 0 if is_long else self._admission.queue_limit
+
+    async def close(self) -> None:
+        """Reply to open timesteps with errors, and end the models' threads."""
+        await asyncio.gather(*(batcher.stop() for batcher in self._batchers.values()))
+
+    def _batcher(self, served: ServedModel) -> Batcher:
+        batcher = self._batchers.get(served)
+        if batcher is None:
+            self._close_idle_batchers()
+            cache = self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state)
+            batcher = self._new_batcher(served, cache=cache, reroute=partial(self._reroute, served))
+            self._batchers[served] = batcher
+        return batcher
+
+    def _close_idle_batchers(self) -> None:
+        """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one."""
+        for served, batcher in list(self._batchers.items()):
+            if batcher.is_idle and not self._models.is_current(served):
+                batcher.close()
+                self._cache_memory.remove(batcher.cache)
+                del self._batchers[served]
+
+    def _reroute(self, requested: ServedModel, queued: QueuedStep, fingerprint: bytes) -> bool:
+        """Submit a request to the version that wrote its stream's record; False: not loaded, or it has other inputs."""
+        served = self._models.by_fingerprint(queued.timestep.key.model, fingerprint)
+        if served is None or _tensor_signature(served) != _tensor_signature(requested):
+            return False
+        self._batcher(served).requeue(queued.for_other_version())
+        return True
+
+    def _check_capacity(self, batcher: Batcher) -> None:
+        self._admission.check()
+        if (excess := batcher.admission.excess(batcher.rows)) is not None:
+            limit, seconds = excess
+            raise ServiceError(
+                "overloaded",
+                f"{batcher.rows} timesteps are waiting for this model; it can process {limit:.0f} in time.",
+                fix="Send the same request again after a pause.",
+                retry_after_s=seconds,
+            )
+
+
+def _future_and_callback() -> tuple[asyncio.Future[Prediction], ReplyCallback]:
+    """Return a future, and the callback that sets its result; the future may be cancelled before that."""
+    future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+
+    def done(result: Prediction | ServiceError) -> None:
+        if future.done():
+            return
+        if isinstance(result, ServiceError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    return future, done
+
+
+def _tensor_signature(served: ServedModel) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return the inputs of a model: versions with the same inputs accept the same timesteps."""
+    return [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]

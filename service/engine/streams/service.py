@@ -1,0 +1,244 @@
+"""`StreamService`: operations on whole streams: status, list, reset, new state, deletion."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from service.engine.packing import finite_rows, last_prediction
+from service.engine.streams.copies import StreamCopies
+from service.engine.streams.resets import replace_state
+from service.engine.streams.sources import NewState, StateSources, no_stream
+from service.errors import ServiceError
+from service.store import keys
+from service.store.record import Kind, blake2b_128, decode
+from service.types import ImportedState, StreamKey, StreamList, StreamPosition, StreamStatus
+
+if TYPE_CHECKING:
+    from service.engine.streams.deps import StreamOpDeps
+    from service.models.registry import ServedModel
+    from service.store.snapshots import SnapshotStore
+
+
+class StreamService:
+    """Reads, replaces and deletes whole streams. Each state is replaced in one commit; so is a corrupt record.
+
+    Attributes:
+        copies: Forks streams, creates snapshots, exports states.
+    """
+
+    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore) -> None:
+        """Create the service.
+
+        Args:
+            deps: Store, models, admission and quota.
+            snapshots: Stores snapshots.
+        """
+        self._deps = deps
+        self._sources = StateSources(deps.store, deps.models, snapshots)
+        self.copies = StreamCopies(deps, snapshots, self._sources)
+
+    # ---------------------------------------------------------------- reading
+
+    async def status(self, key: StreamKey) -> StreamStatus:
+        """Return a stream's position, version, times and last prediction.
+
+        Raises:
+            ServiceError: `stream_not_found`, `model_not_found`, `state_corrupt`, or an error of the store.
+        """
+        models, admission = self._deps.models, self._deps.admission
+        models.get(key.model)
+        raw, ttl = await self._deps.store.load_with_ttl(keys.record_key(*key), deadline=admission.deadline())
+        if raw is None:
+            raise no_stream(key)
+        record = decode(raw)
+        served = models.by_fingerprint(key.model, record.fingerprint)
+        return StreamStatus(
+            key,
+            None if served is None else served.version,
+            record.step,
+            record.history_hash,
+            record.created_ms,
+            record.updated_ms,
+            max(ttl, 0),
+            {} if served is None else last_prediction(served.manifest, record.outputs),
+        )
+
+    async def list(
+        self, tenant: str, model: str, *, prefix: str = "", cursor: str | None = None, limit: int = 100
+    ) -> StreamList:
+        """Return one page of a model's streams with their steps.
+
+        Raises:
+            ServiceError: `model_not_found`; `bad_request`: the cursor was not returned by an earlier page; or an error
+                of the store.
+        """
+        store, deadline = self._deps.store, self._deps.admission.deadline()
+        self._deps.models.get(model)
+        names, next_cursor = await store.page(tenant, model, prefix, cursor, limit, deadline=deadline)
+        records = [keys.record_key(tenant, model, name) for name in names]
+        steps = await store.steps(records, deadline=deadline)
+        streams = [(name, steps[record]) for name, record in zip(names, records, strict=True) if record in steps]
+        return StreamList(streams, next_cursor)
+
+    async def count(self) -> None:
+        """Count every tenant's streams in the store, if their number is limited and may have changed."""
+        quota = self._deps.quota
+        if quota is None or not quota.needs_recount:
+            return
+        quota.begin_count()
+        try:
+            quota.set_counts(await self._deps.store.count_by_tenant(deadline=self._deps.admission.deadline))
+        except ServiceError:
+            quota.needs_recount = True
+            raise
+
+    # ---------------------------------------------------------------- changing
+
+    async def reset(
+        self,
+        key: StreamKey,
+        *,
+        snapshot: str | None = None,
+        version: int | None = None,
+        after: bytes | None = None,
+        idempotency_key: str | None = None,
+    ) -> StreamPosition:
+        """Set a stream to its model's initial state, step 0, or to one of its snapshots.
+
+        Args:
+            key: The stream. Without `after` it may be missing.
+            snapshot: The snapshot's name; None: the initial state.
+            version: The model version that continues the stream; None: the default, or the one that wrote the snapshot.
+            after: The state id that the stream must have; None: any.
+            idempotency_key: The client's, if any.
+
+        Raises:
+            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`,
+                `snapshot_not_found`; `model_changed`: `version` has other states than the snapshot; or an error of the
+                store.
+        """
+        op_id = _reset_op_id(snapshot, after, idempotency_key)
+        if snapshot is None:
+            served = self._deps.models.get(key.model, version)
+            initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state)
+            return await replace_state(self._deps, key, initial, op_id, after=after, idempotency_key=idempotency_key)
+
+        async def of_snapshot(deadline: float) -> NewState:
+            stored = await self._sources.from_snapshot(key, snapshot, deadline=deadline)
+            return self._sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
+
+        return await replace_state(self._deps, key, of_snapshot, op_id, after=after, idempotency_key=idempotency_key)
+
+    async def put_state(
+        self,
+        key: StreamKey,
+        served: ServedModel,
+        imported: ImportedState,
+        *,
+        after: bytes | None,
+        idempotency_key: str | None,
+    ) -> StreamPosition:
+        """Set a stream to an imported state.
+
+        A retry gets the first response as long as no other operation was applied to the stream since.
+
+        Args:
+            key: The stream.
+            served: The model version that continues the stream.
+            imported: The state, checked against the model's declarations.
+            after: The state id that the stream must have; None: any.
+            idempotency_key: The client's, if any.
+
+        Raises:
+            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`; `non_finite`:
+                the state is not finite in the type in which it is stored; or an error of the store.
+        """
+        packed = served.step_model.pack({name: array[None] for name, array in imported.states.items()}, rows=1)
+        _, bad = finite_rows(served.step_model.unpack(packed)) if imported.states else (None, {})
+        if bad:
+            raise ServiceError(
+                "non_finite",
+                f"State {bad[0]!r} becomes infinite in the type in which it is stored.",
+                fix="Send numbers that its `store_dtype` can hold.",
+            )
+        state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes())
+        digest = blake2b_128(state.state, imported.step.to_bytes(8, "little"), served.fingerprint)
+        op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())
+        return await replace_state(self._deps, key, state, op_id, after=after, idempotency_key=idempotency_key)
+
+    async def reset_all(self, tenant: str, model: str) -> int:
+        """Reset all streams of a model that the tenant has, and return their number.
+
+        Raises:
+            ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No
+                reset is still running then.
+        """
+        store, admission = self._deps.store, self._deps.admission
+        self._deps.models.get(model)
+        cursor: str | None = None
+        done: set[str] = set()
+        while True:
+            try:
+                names, cursor = await store.page(tenant, model, "", cursor, 500, deadline=admission.deadline())
+            except ServiceError as exc:
+                raise _partial_reset_error(len(done), [exc], is_all=False) from exc
+            new_names = [name for name in names if name not in done]
+            results = await asyncio.gather(*(self._try_reset(StreamKey(tenant, model, name)) for name in new_names))
+            if errors := [error for error in results if error is not None]:
+                raise _partial_reset_error(len(done) + len(new_names) - len(errors), errors, is_all=cursor is None)
+            done.update(new_names)
+            if cursor is None:
+                return len(done)
+
+    async def _try_reset(self, key: StreamKey) -> ServiceError | None:
+        try:
+            await self.reset(key)
+        except ServiceError as exc:
+            return exc
+        return None
+
+    async def delete(self, key: StreamKey) -> None:
+        """Delete a stream, its snapshots and its event log, if there are any.
+
+        Raises:
+            ServiceError: `model_not_found`, or an error of the store.
+        """
+        deps, name = self._deps, keys.record_key(*key)
+        deps.models.get(key.model)
+        stored = (name, keys.snapshots_key(name), keys.event_log_key(name))
+        await deps.store.delete(*stored, deadline=deps.admission.deadline())
+        if deps.quota is not None:
+            deps.quota.needs_recount = True
+        deps.invalidate(key)
+
+
+def _reset_op_id(snapshot: str | None, after: bytes | None, idempotency_key: str | None) -> bytes:
+    """Return the op id: the same for every retry of a reset that can be retried, else a random one."""
+    if after is None and idempotency_key is None:
+        return secrets.token_bytes(16)
+    key = [] if idempotency_key is None else [idempotency_key.encode()]
+    if snapshot is not None:
+        return blake2b_128(b"rewind", snapshot.encode(), after or b"", *key)
+    return blake2b_128(b"reset", *key, after or b"") if key else blake2b_128(b"R", after or b"")
+
+
+def _partial_reset_error(done: int, errors: Sequence[ServiceError], *, is_all: bool) -> ServiceError:
+    """Return the error for a reset of all streams that failed.
+
+    Args:
+        done: Number of streams that were reset.
+        errors: The errors of the others.
+        is_all: Whether the streams of `done` and `errors` are all streams.
+    """
+    outcomes = {error.applied for error in errors}
+    if (outcomes == {"no"} and not done) or (outcomes == {"yes"} and is_all):
+        return errors[0]
+    return ServiceError(
+        "outcome_unknown",
+        f"{done} streams were reset before others failed: {errors[0].problem}",
+        fix="Send the same request again to reset the others; streams that were reset already are reset again.",
+        applied="unknown",
+    )
