@@ -18,6 +18,7 @@ from service.errors import ServiceError
 from service.store.record import GUARD_BYTES
 from service.store.scripts import Script
 from service.store.transport.connection import Argument, PackedCommand
+from service.store.transport.server import NotReplicated
 
 DELETE: Final = b"-"
 """Stands for the new record in a commit that deletes the stream; `commit.lua` has the same constant."""
@@ -26,6 +27,7 @@ NO_RECORD: Final = b"!"
 """Stands for the expected guard if the key must hold a value that is not a record, which the commit replaces."""
 
 COMMIT: Final = Script.of("commit.lua")
+_IMPOSSIBLE_GUARD: Final = b"no guard is this"  # no record has a guard of this length, so a commit never applies
 _GUARD_AND_RECORD: Final = itemgetter(1, 2)  # of a commit
 
 
@@ -45,6 +47,17 @@ class Commit(NamedTuple):
     record: bytes
     entry_key: str | None = None
     entry: bytes = b""
+
+
+def replica_probe(name: str, stored: bytes, entry_key: str | None = None) -> Commit:
+    """Return a commit that changes nothing and succeeds only once a replica has the stored record.
+
+    Args:
+        name: The record's key.
+        stored: The record that was read; the commit returns `DUPLICATE` if its operation is still the newest one.
+        entry_key: Key of an idempotency entry that was read; the commit then returns `KEY_REPLAY`.
+    """
+    return Commit(name, _IMPOSSIBLE_GUARD, stored, entry_key)
 
 
 class ColumnarCommits(Sequence[Commit]):
@@ -150,6 +163,7 @@ class CommitResult:
 
 
 APPLIED: Final = CommitResult(Outcome.APPLIED)
+_APPLIED_OUTCOMES: Final = frozenset((Outcome.APPLIED, Outcome.DUPLICATE, Outcome.KEY_REPLAY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,4 +237,48 @@ def rows_call(commits: ColumnarCommits, *, ttl_ms: int, entry_ttl_ms: int, keep_
     head: list[Argument] = ["EVALSHA", COMMIT.sha, rows, *commits.names, rows, ttl_ms, entry_ttl_ms, int(keep_ttl), 0]
     return PackedCommand(
         commits.packed(head), lambda: script_call(commits, ttl_ms=ttl_ms, entry_ttl_ms=entry_ttl_ms, keep_ttl=keep_ttl)
+    )
+
+
+def single_calls(
+    commits: Sequence[Commit], notifications: Sequence[Notification] = (), **ttls: Any
+) -> list[Sequence[Argument]]:
+    """Return a command for each commit by itself; the arguments are those of `script_call`."""
+    by_row = {notification.row: [notification._replace(row=0)] for notification in notifications}
+    return [script_call([commit], by_row.get(i, ()), **ttls) for i, commit in enumerate(commits)]
+
+
+def decode_results(reply: Any, commits: int) -> dict[int, CommitResult]:
+    """Decode the reply to `script_call`: the results of the commits that were not applied now, or not confirmed."""
+    if reply == []:
+        return {}
+    is_confirmed = not isinstance(reply, NotReplicated)
+    results = {
+        index - 1: CommitResult(Outcome(outcome), stored[0] if stored else None)
+        for index, outcome, *stored in (reply if is_confirmed else reply.reply)
+    }
+    for i in () if is_confirmed else range(commits):
+        if results.get(i, APPLIED).outcome in _APPLIED_OUTCOMES:
+            results[i] = CommitResult(Outcome.FAILED, error=not_replicated())
+    return results
+
+
+def decode_single_results(replies: Sequence[Any]) -> dict[int, CommitResult]:
+    """Decode the replies to `single_calls`; an error is the result of its commit."""
+    results = {}
+    for i, reply in enumerate(replies):
+        if isinstance(reply, ServiceError):
+            results[i] = CommitResult(Outcome.FAILED, error=reply)
+        elif result := decode_results(reply, 1).get(0):
+            results[i] = result
+    return results
+
+
+def not_replicated() -> ServiceError:
+    """Return the error for a write that the primary applied and no replica confirmed."""
+    return ServiceError(
+        "not_durable",
+        "The step is in the primary's memory, but no replica confirmed it in time.",
+        fix="Send the same request again: it is not applied twice, and it waits for the replica again.",
+        applied="yes",
     )

@@ -1,11 +1,12 @@
-"""`page`: stream ids, page by page, with a cursor that any worker can continue from."""
+"""`page`: stream ids, page by page, with a cursor that any worker can continue from; `count_by_tenant`."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,13 +24,18 @@ _CURSOR: Final = re.compile(r"[0-9a-f]{1,8}-[0-9]{1,4}-[0-9]{1,20}|start|end")
 
 
 async def page(
-    transport: RedisTransport, pattern: str, cursor: str | None, limit: int, *, deadline: float
+    transport: RedisTransport, tenant: str, model: str, prefix: str, cursor: str | None, *, limit: int, deadline: float
 ) -> tuple[list[str], str | None]:
     """Return up to `limit` stream ids and the cursor of the next page, None at the end.
 
+    A stream that exists throughout the listing is listed at least once, whatever streams are created or deleted
+    meanwhile. In a Cluster a stream may be missed while its slot is migrated.
+
     Args:
         transport: The store transport.
-        pattern: The SCAN pattern of the records' keys.
+        tenant: The owner of the streams.
+        model: The model's name.
+        prefix: Start of the stream ids.
         cursor: The cursor that the previous page returned; None for the first page.
         limit: Most ids to return.
         deadline: On the running loop's clock.
@@ -38,6 +44,7 @@ async def page(
         ServiceError: `bad_request`: the cursor was not returned by an earlier page; or an error of the store.
     """
     position, pending = _read_cursor(cursor)
+    pattern = keys.records_pattern(tenant, model, prefix)
     streams = dict.fromkeys(pending)  # a scan may return a key twice
     count = max(limit, _MIN_SCAN)
     while len(streams) < limit and position != "end":
@@ -50,20 +57,22 @@ async def page(
     return names[:limit], None if done else _write_cursor(position, rest)
 
 
-async def every_key(
-    transport: RedisTransport, pattern: str, *, deadline: Callable[[], float]
-) -> AsyncIterator[list[str]]:
-    """Yield every key that matches a pattern, a page at a time; a key may occur twice.
+async def count_by_tenant(transport: RedisTransport, *, deadline: Callable[[], float]) -> dict[str, int]:
+    """Return the number of streams of each tenant; reads every key, a page at a time.
 
     Args:
         transport: The store transport.
-        pattern: The SCAN pattern of the keys.
         deadline: Returns the deadline of the next page, on the running loop's clock.
+
+    Raises:
+        ServiceError: An error of the store.
     """
+    counts: Counter[str] = Counter()
     position = "start"
     while position != "end":
-        position, batch = await _scan(transport, position, pattern, _COUNTED_AT_ONCE, deadline())
-        yield batch
+        position, batch = await _scan(transport, position, keys.ALL_RECORDS, _COUNTED_AT_ONCE, deadline())
+        counts.update(map(keys.tenant_of, batch))
+    return dict(counts)
 
 
 @dataclass(frozen=True, slots=True)

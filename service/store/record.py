@@ -109,6 +109,11 @@ class Record:
         return HEADER_BYTES + len(self.outputs) + len(self.state)
 
 
+def is_header(raw: object) -> bool:
+    """Whether a value has the length and the magic of a record's header; nothing else is checked."""
+    return isinstance(raw, bytes) and len(raw) == HEADER_BYTES and raw.startswith(MAGIC)
+
+
 def step_of(raw: bytes) -> int:
     """Return the step in the header of a record."""
     return int.from_bytes(raw[_STEP_AT], "little")

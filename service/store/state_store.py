@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Literal, cast
 
 from service.errors import ServiceError, StoreUnavailableError, not_a_record
 from service.store import keys
 from service.store.commits import (
-    APPLIED,
     COMMIT,
     ColumnarCommits,
     Commit,
-    CommitResult,
     CommitResults,
     Notification,
     Outcome,
+    decode_results,
+    decode_single_results,
+    not_replicated,
+    replica_probe,
     rows_call,
     script_call,
+    single_calls,
 )
-from service.store.listing import every_key, page
-from service.store.record import MAGIC
+from service.store.record import HEADER_BYTES, is_header, step_of
 from service.store.scripts import Script
 from service.store.transport.connection import Argument, CommandError, NotSentError
 from service.store.transport.retry import execute_with_retry
@@ -35,11 +36,8 @@ Durability = Literal["memory", "fsync", "replica"]
 
 _MAX_TTL_FACTOR: Final = 1.25  # a record's expiry, in times to live: a step within the first 0.25 need not renew it
 _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-_IMPOSSIBLE_GUARD: Final = b"no guard is this"  # no record has a guard of this length, so a commit never applies
-_STEP_AT, _STEP_END = 16, 24  # offsets in a record
 
 _HISTORY: Final = Script.of("history.lua")
-_APPLIED_OUTCOMES: Final = frozenset((Outcome.APPLIED, Outcome.DUPLICATE, Outcome.KEY_REPLAY))
 
 
 class StateStore:
@@ -120,10 +118,7 @@ class StateStore:
                 which is cheaper: one command reads all keys. A commit never counts it as missing.
         """
         if not (self._transport.is_cluster or exact):
-            [values] = _raise_first_error(
-                await execute_with_retry(self._transport, [("MGET", *names)], deadline=deadline)
-            )
-            return cast("list[bytes | ServiceError | None]", values)
+            return cast("list[bytes | ServiceError | None]", await self.execute(deadline, "MGET", *names))
         values = await execute_with_retry(self._transport, [("GET", name) for name in names], deadline=deadline)
         for i, name in enumerate(names):
             if isinstance(values[i], CommandError):  # an entry of another type is not ours: it counts as missing
@@ -185,7 +180,7 @@ class StateStore:
         ttls: dict[str, Any] = {"ttl_ms": self._ttl_ms, "entry_ttl_ms": self._entry_ttl_ms, "keep_ttl": keep_ttl}
         calls: list[Sequence[Argument]]
         if self._transport.is_cluster:
-            calls = [script_call(commit, own, **ttls) for commit, own in _single(commits, notifications)]
+            calls = single_calls(commits, notifications, **ttls)
         elif type(commits) is ColumnarCommits and not notifications:  # `isinstance` is slow for subclasses of ABCs
             calls = [rows_call(commits, **ttls)]
         else:
@@ -194,31 +189,15 @@ class StateStore:
             self._transport, calls, deadline=deadline, script=COMMIT.text, confirm=self.waits_for_replica
         )
         if not self._transport.is_cluster:
-            not_applied = _outcomes(_raise_first_error(replies)[0], len(commits))
+            not_applied = decode_results(_raise_first_error(replies)[0], len(commits))
         else:
-            not_applied = {}
-            for i, reply in enumerate(replies):
-                if isinstance(reply, ServiceError):
-                    not_applied[i] = CommitResult(Outcome.FAILED, error=reply)
-                elif result := _outcomes(reply, 1).get(0):
-                    not_applied[i] = result
+            not_applied = decode_single_results(replies)
         return CommitResults(not_applied, None if keep_ttl else started_at)
-
-    @staticmethod
-    def replica_probe(name: str, stored: bytes, entry_key: str | None = None) -> Commit:
-        """Return a commit that changes nothing and succeeds only once a replica has the stored record.
-
-        Args:
-            name: The record's key.
-            stored: The record that was read; the commit returns `DUPLICATE` if its operation is still the newest one.
-            entry_key: Key of an idempotency entry that was read; the commit then returns `KEY_REPLAY`.
-        """
-        return Commit(name, _IMPOSSIBLE_GUARD, stored, entry_key)
 
     async def wait_for_replica(
         self, name: str, stored: bytes | ServiceError | None, entry_key: str | None = None, *, deadline: float
     ) -> bool:
-        """Wait until a replica has what was read, if `waits_for_replica`; the arguments are those of `replica_probe`.
+        """Wait until a replica has what was read, if `waits_for_replica`; see `replica_probe`.
 
         Returns:
             Whether it is still stored.
@@ -229,7 +208,7 @@ class StateStore:
         if not self.waits_for_replica:
             return True
         record = stored if isinstance(stored, bytes) else b""
-        result = (await self.commit([self.replica_probe(name, record, entry_key)], deadline=deadline))[0]
+        result = (await self.commit([replica_probe(name, record, entry_key)], deadline=deadline))[0]
         return result.outcome in (Outcome.DUPLICATE, Outcome.KEY_REPLAY)
 
     async def run(self, script: Script, arguments: Sequence[Argument], *, deadline: float) -> Any:
@@ -246,17 +225,11 @@ class StateStore:
         if self.commit_error is not None:
             raise self.commit_error
         call = ("EVALSHA", script.sha, *arguments)
-        replies = await execute_with_retry(
-            self._transport, [call], deadline=deadline, script=script.text, confirm=self.waits_for_replica
-        )
-        return _confirmed(_raise_first_error(replies)[0])
+        return await self._call(call, deadline=deadline, script=script.text, confirm=self.waits_for_replica)
 
     async def delete(self, *names: str, deadline: float) -> None:
         """Delete keys of one stream; keys that do not exist are ignored."""
-        replies = await execute_with_retry(
-            self._transport, [("DEL", *names)], deadline=deadline, confirm=self.waits_for_replica
-        )
-        _confirmed(_raise_first_error(replies)[0])
+        await self._call(("DEL", *names), deadline=deadline, confirm=self.waits_for_replica)
 
     async def history(self, record: str, *, topic: str, mark: bytes, deadline: float) -> tuple[int, list[bytes]]:
         """Return a stream's step (0 if missing) and its event log, and publish `mark` atomically with the read.
@@ -277,41 +250,29 @@ class StateStore:
         Raises:
             StoreUnavailableError: No reply before the deadline.
         """
-        return _raise_first_error(await execute_with_retry(self._transport, [command], deadline=deadline))[0]
+        return await self._call(command, deadline=deadline)
 
-    async def page(
-        self, tenant: str, model: str, prefix: str, cursor: str | None, limit: int, *, deadline: float
-    ) -> tuple[list[str], str | None]:
-        """Return up to `limit` stream ids and the cursor of the next page, None at the end.
-
-        A stream that exists throughout the listing is listed at least once, whatever streams are created or deleted
-        meanwhile. In a Cluster a stream may be missed while its slot is migrated.
-
-        Raises:
-            ServiceError: `bad_request`: the cursor was not returned by an earlier page.
-        """
-        return await page(
-            self._transport, keys.records_pattern(tenant, model, prefix), cursor, limit, deadline=deadline
+    async def _call(
+        self, command: Sequence[Argument], *, deadline: float, script: str | None = None, confirm: bool = False
+    ) -> Any:
+        [reply] = await execute_with_retry(
+            self._transport, [command], deadline=deadline, script=script, confirm=confirm
         )
-
-    async def count_by_tenant(self, *, deadline: Callable[[], float]) -> dict[str, int]:
-        """Return the number of streams of each tenant; reads every key, a page at a time.
-
-        Args:
-            deadline: Returns the deadline of the next page, on the running loop's clock.
-        """
-        counts: Counter[str] = Counter()
-        async for batch in every_key(self._transport, keys.ALL_RECORDS, deadline=deadline):
-            counts.update(map(keys.tenant_of, batch))
-        return dict(counts)
+        if isinstance(reply, ServiceError):
+            raise reply
+        if isinstance(reply, NotReplicated):
+            raise not_replicated()
+        return reply
 
     async def steps(self, names: Sequence[str], *, deadline: float) -> dict[str, int | None]:
         """Return the step of each record that exists; None if its step cannot be read."""
         if not names:
             return {}
-        reads = [("GETRANGE", name, 0, _STEP_END - 1) for name in names]
-        beginnings = _raise_first_error(await execute_with_retry(self._transport, reads, deadline=deadline))
-        steps = {name: _step_in(beginning) for name, beginning in zip(names, beginnings, strict=True)}
+        reads = [("GETRANGE", name, 0, HEADER_BYTES - 1) for name in names]
+        headers = _raise_first_error(await execute_with_retry(self._transport, reads, deadline=deadline))
+        steps = {
+            name: step_of(header) if is_header(header) else None for name, header in zip(names, headers, strict=True)
+        }
         if unread := [name for name, step in steps.items() if step is None]:
             values = await self.load_with_errors(unread, deadline=deadline, exact=True)
             for name, value in zip(unread, values, strict=True):
@@ -353,14 +314,6 @@ def checked(loaded: bytes | ServiceError | None) -> bytes | None:
     return loaded
 
 
-def _single(
-    commits: Sequence[Commit], notifications: Sequence[Notification]
-) -> list[tuple[Sequence[Commit], Sequence[Notification]]]:
-    """Return every commit by itself, with its notification."""
-    by_row = {notification.row: [notification._replace(row=0)] for notification in notifications}
-    return [([commit], by_row.get(i, ())) for i, commit in enumerate(commits)]
-
-
 def _raise_first_error(replies: list[Any]) -> list[Any]:
     """Return the replies if none is an error.
 
@@ -371,49 +324,3 @@ def _raise_first_error(replies: list[Any]) -> list[Any]:
         if isinstance(reply, ServiceError):
             raise reply
     return replies
-
-
-def _confirmed(reply: Any) -> Any:
-    """Return a reply, unless a replica had to confirm it and did not.
-
-    Raises:
-        ServiceError: `not_durable`.
-    """
-    if isinstance(reply, NotReplicated):
-        raise _not_confirmed()
-    return reply
-
-
-def _outcomes(reply: Any, commits: int) -> dict[int, CommitResult]:
-    """Decode the script's reply: the results of the commits that were not applied now, or not confirmed."""
-    if reply == []:
-        return {}
-    if not isinstance(reply, NotReplicated):
-        return dict(map(_result, reply))
-    results = dict(map(_result, reply.reply))
-    for i in range(commits):
-        if results.get(i, APPLIED).outcome in _APPLIED_OUTCOMES:
-            results[i] = CommitResult(Outcome.FAILED, error=_not_confirmed())
-    return results
-
-
-def _result(reply: Sequence[Any]) -> tuple[int, CommitResult]:
-    """Decode one element of the script's reply: the commit's index, its outcome, and the stored value if any."""
-    index, outcome, *stored = reply
-    return index - 1, CommitResult(Outcome(outcome), stored[0] if stored else None)
-
-
-def _step_in(beginning: Any) -> int | None:
-    """Decode the step in the first 24 bytes of a record, None if they are not a record's."""
-    if not isinstance(beginning, bytes) or len(beginning) < _STEP_END or not beginning.startswith(MAGIC):
-        return None
-    return int.from_bytes(beginning[_STEP_AT:_STEP_END], "little")
-
-
-def _not_confirmed() -> ServiceError:
-    return ServiceError(
-        "not_durable",
-        "The step is in the primary's memory, but no replica confirmed it in time.",
-        fix="Send the same request again: it is not applied twice, and it waits for the replica again.",
-        applied="yes",
-    )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
+from service.store import listing
 from service.store.commits import DELETE, NO_RECORD, Commit, Outcome
 from service.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
 from service.store.record import IdempotencyEntry, Kind, Record
@@ -333,7 +334,9 @@ async def test_every_stream_is_listed_once_in_full_pages(harness: StoreHarness) 
     pages: list[list[str]] = []
     cursor: str | None = None
     while True:
-        page, cursor = await harness.store.page("default", "pages", "listed-", cursor, 40, deadline=now() + SOON)
+        page, cursor = await listing.page(
+            harness.store.transport, "default", "pages", "listed-", cursor, limit=40, deadline=now() + SOON
+        )
         pages.append(page)
         if cursor is None:
             break
@@ -349,7 +352,7 @@ async def test_a_page_costs_in_proportion_to_its_streams(redis_server: Server) -
         client.mset({record_key("default", "pages", f"s{n}"): "x" for n in range(20_000)})
 
     began = time.thread_time()
-    page, _ = await store.page("default", "pages", "", None, 20_000, deadline=now() + 60)
+    page, _ = await listing.page(store.transport, "default", "pages", "", None, limit=20_000, deadline=now() + 60)
     seconds = time.thread_time() - began
     await store.close()
 
@@ -360,7 +363,7 @@ async def test_a_page_costs_in_proportion_to_its_streams(redis_server: Server) -
 @pytest.mark.parametrize("cursor", ["nonsense", "W10", "WyJ4Il0", "Ww", "e30"])
 async def test_a_foreign_cursor_is_refused(harness: StoreHarness, cursor: str) -> None:
     with pytest.raises(ServiceError) as refused:
-        await harness.store.page("default", "m", "", cursor, 10, deadline=now() + SOON)
+        await listing.page(harness.store.transport, "default", "m", "", cursor, limit=10, deadline=now() + SOON)
 
     assert refused.value.code == "bad_request"
 

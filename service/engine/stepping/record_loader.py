@@ -15,7 +15,7 @@ from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT, RecordCache
 from service.engine.stepping.replies import Replies
 from service.errors import ServiceError
-from service.store.commits import Outcome
+from service.store.commits import Outcome, replica_probe
 from service.store.record import IdempotencyEntry, decode
 from service.store.state_store import checked
 
@@ -109,8 +109,7 @@ class RecordLoader:
         """Wait until a Redis replica has what replays are built from: a replay is as durable as the first response."""
         while unconfirmed := [row for row in rows if row.is_loaded and not row.answered and self._is_replay(row)]:
             probes = [
-                self._store.replica_probe(row.name, row.stored, None if row.entry is None else row.entry_key)
-                for row in unconfirmed
+                replica_probe(row.name, row.stored, None if row.entry is None else row.entry_key) for row in unconfirmed
             ]
             results = await self._store.commit(probes, deadline=deadline)
             for i, row in enumerate(unconfirmed):

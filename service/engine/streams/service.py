@@ -13,6 +13,7 @@ from service.engine.streams.resets import replace_state
 from service.engine.streams.sources import NewState, StateSources, no_stream
 from service.errors import ServiceError
 from service.store import keys
+from service.store.listing import count_by_tenant, page
 from service.store.record import Kind, blake2b_128, decode
 from service.types import ImportedState, StreamKey, StreamList, StreamPosition, StreamStatus
 
@@ -77,7 +78,7 @@ class StreamService:
         """
         store, deadline = self._deps.store, self._deps.admission.deadline()
         self._deps.models.get(model)
-        names, next_cursor = await store.page(tenant, model, prefix, cursor, limit, deadline=deadline)
+        names, next_cursor = await page(store.transport, tenant, model, prefix, cursor, limit=limit, deadline=deadline)
         records = [keys.record_key(tenant, model, name) for name in names]
         steps = await store.steps(records, deadline=deadline)
         streams = [(name, steps[record]) for name, record in zip(names, records, strict=True) if record in steps]
@@ -90,7 +91,8 @@ class StreamService:
             return
         quota.begin_count()
         try:
-            quota.set_counts(await self._deps.store.count_by_tenant(deadline=self._deps.admission.deadline))
+            transport, deadline = self._deps.store.transport, self._deps.admission.deadline
+            quota.set_counts(await count_by_tenant(transport, deadline=deadline))
         except ServiceError:
             quota.needs_recount = True
             raise
@@ -176,13 +178,15 @@ class StreamService:
             ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No
                 reset is still running then.
         """
-        store, admission = self._deps.store, self._deps.admission
+        transport, admission = self._deps.store.transport, self._deps.admission
         self._deps.models.get(model)
         cursor: str | None = None
         done: set[str] = set()
         while True:
             try:
-                names, cursor = await store.page(tenant, model, "", cursor, 500, deadline=admission.deadline())
+                names, cursor = await page(
+                    transport, tenant, model, "", cursor, limit=500, deadline=admission.deadline()
+                )
             except ServiceError as exc:
                 raise _partial_reset_error(len(done), [exc], is_all=False) from exc
             new_names = [name for name in names if name not in done]

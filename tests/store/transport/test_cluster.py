@@ -16,6 +16,7 @@ from service.engine.watch.commit_events import CommitEvent
 from service.engine.watch.interests import Subscription
 from service.engine.watch.subscriber import Subscriber
 from service.errors import OutcomeUnknownError, ServiceError, StoreUnavailableError
+from service.store import listing
 from service.store.checks.safety import UnsafeStoreError, check_safe, read_server_info
 from service.store.commits import Outcome
 from service.store.keys import idempotency_key_of, record_key
@@ -226,13 +227,15 @@ async def test_watchers_receive_the_commits_of_every_shard_and_reconnect(three: 
 async def test_a_listing_that_started_before_slots_moved_misses_no_stream(three: Cluster, store: StateStore) -> None:
     names = {f"s{n}" for n in range(120)}
     await committed(store, *(write(record_key("default", "list", name), make_record(1)) for name in names))
-    found, cursor = await store.page("default", "list", "", None, 20, deadline=now() + SOON)
+    found, cursor = await listing.page(store.transport, "default", "list", "", None, limit=20, deadline=now() + SOON)
     for slot in {slot_of(record_key("default", "list", name)) for name in list(names)[:20]}:
         source = three.owner(slot)
         await asyncio.to_thread(three.move, slot, three.primaries[three.primaries.index(source) - 1])
     await asyncio.sleep(1.1)  # longer than the cached slot table is trusted
     while cursor is not None:
-        page, cursor = await store.page("default", "list", "", cursor, 20, deadline=now() + SOON)
+        page, cursor = await listing.page(
+            store.transport, "default", "list", "", cursor, limit=20, deadline=now() + SOON
+        )
         found += page
 
     assert set(found) == names
