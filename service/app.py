@@ -23,7 +23,8 @@ from service.asgi.http import RawRoute, problem_response, reject_escaped_slash
 from service.asgi.openapi import streams as openapi
 from service.asgi.routes import admin, feed, oip, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models.registry import ModelRegistry, ReloadReport

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from service.engine.limits import TenantRates
+from service.engine.options import EngineOptions
 from service.errors import ServiceError
 
 
@@ -21,31 +22,20 @@ class RequestAdmission:
         rates: Limits the timesteps per second of each tenant; None: no limit.
     """
 
-    def __init__(
-        self,
-        *,
-        queue_limit: int,
-        max_bytes: int,
-        timeout_s: float,
-        rates: TenantRates | None,
-        n_waiting: Callable[[], int],
-    ) -> None:
+    def __init__(self, options: EngineOptions, *, n_waiting: Callable[[], int]) -> None:
         """Start with no open request.
 
         Args:
-            queue_limit: Timesteps and rollouts that may wait.
-            max_bytes: Bytes of inputs from which on no more requests are accepted.
-            timeout_s: Seconds from receipt to response.
-            rates: Limits the timesteps per second of each tenant; None: no limit.
+            options: The limits.
             n_waiting: Returns how many timesteps and rollouts wait.
         """
         self.draining = False
         self.rows = 0
         self.nbytes = 0
-        self.queue_limit = queue_limit
-        self.max_bytes = max_bytes
-        self.rates = rates
-        self._timeout_s = timeout_s
+        self.queue_limit = options.queue_limit
+        self.max_bytes = options.queue_bytes
+        self.rates = None if options.tenant_rate is None else TenantRates(options.tenant_rate)
+        self._timeout_s = options.request_timeout_s
         self._n_waiting = n_waiting
         self._idle = asyncio.Event()
 

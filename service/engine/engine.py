@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from service.engine.admission import RequestAdmission
-from service.engine.limits import StreamQuota, TenantRates
+from service.engine.limits import StreamQuota
 from service.engine.observer import EngineObserver
+from service.engine.options import EngineOptions
 from service.engine.rollout.service import RolloutService
 from service.engine.run_watchdog import Watchdog
 from service.engine.stepping.service import StepService
-from service.engine.streams.deps import StreamOpDeps
 from service.engine.streams.service import StreamService
+from service.engine.streams.transaction import StreamOpDeps
 from service.engine.watch.hub import WatchHub
 from service.engine.watch.interests import InterestTable
 from service.errors import ServiceError
@@ -22,41 +20,6 @@ from service.store.snapshots import SnapshotStore
 from service.store.state_store import StateStore
 
 _READY_PING_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """Options of the engine; the defaults are those of the settings.
-
-    Attributes:
-        max_batch_size: Maximum number of rows in one run.
-        max_wait_s: Seconds that a timestep may wait for others to join its batch.
-        queue_limit: Timesteps that may wait, over all models.
-        queue_bytes: Bytes of inputs that may wait or run, over all models. Below the limit, one more request is
-            accepted, whatever its size.
-        request_timeout_s: Seconds from receipt to response.
-        run_timeout_s: Seconds that one model run may take.
-        cache_bytes: Memory for recently used records.
-        tenant_rate: Timesteps per second of one tenant; None: no limit.
-        tenant_max_streams: Live streams of one tenant; None: no limit.
-        snapshot_ttl_s: Time to live of a stream's snapshots after the last use of one of them, in seconds; None: that
-            of idle streams.
-        max_snapshots: Snapshots that a stream may have.
-        history: By model: the number of events stored per stream, for watchers that reconnect; `*`: all other models.
-    """
-
-    max_batch_size: int = 256
-    max_wait_s: float = 0.0
-    queue_limit: int = 10_000
-    queue_bytes: int = 256 * 2**20
-    request_timeout_s: float = 10.0
-    run_timeout_s: float = 5.0
-    cache_bytes: int = 256 * 2**20
-    tenant_rate: float | None = None
-    tenant_max_streams: int | None = None
-    snapshot_ttl_s: float | None = None
-    max_snapshots: int = 16
-    history: Mapping[str, int] = field(default_factory=dict)
 
 
 class Engine:
@@ -93,25 +56,8 @@ class Engine:
         self.models = models
         self.store = store
         self.watch = WatchHub(interests, store, StorePubSub(store.transport))
-        self.admission = RequestAdmission(
-            queue_limit=options.queue_limit,
-            max_bytes=options.queue_bytes,
-            timeout_s=options.request_timeout_s,
-            rates=None if options.tenant_rate is None else TenantRates(options.tenant_rate),
-            n_waiting=lambda: self.steps.waiting + self.rollouts.waiting,
-        )
-        self.steps = StepService(
-            store,
-            models,
-            self.admission,
-            observer,
-            interests,
-            quota=quota,
-            cache_bytes=options.cache_bytes,
-            max_batch=options.max_batch_size,
-            max_wait=options.max_wait_s,
-            timeout=options.request_timeout_s,
-        )
+        self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
+        self.steps = StepService(store, models, self.admission, observer, interests, quota=quota, options=options)
         deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached)
         snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)
         self.streams = StreamService(deps, snapshots)

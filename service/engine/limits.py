@@ -51,7 +51,9 @@ class TenantRates:
         """
         bucket = self._buckets.get(tenant)
         if bucket is None:
-            bucket = self._new_bucket(tenant, now)
+            if len(self._buckets) >= _MAX_BUCKETS:
+                self._evict_full(now)
+            bucket = self._buckets[tenant] = _Bucket(self._burst, now)
         elif bucket.updated_at != now:  # most timesteps arrive in the same iteration of the event loop as others
             bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.updated_at) * self._rate)
             bucket.updated_at = now
@@ -73,12 +75,6 @@ class TenantRates:
         except ServiceError:
             return False
         return True
-
-    def _new_bucket(self, tenant: str, now: float) -> _Bucket:
-        if len(self._buckets) >= _MAX_BUCKETS:
-            self._evict_full(now)
-        bucket = self._buckets[tenant] = _Bucket(self._burst, now)
-        return bucket
 
     def _evict_full(self, now: float) -> None:
         rate = self._rate

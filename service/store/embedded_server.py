@@ -95,6 +95,7 @@ class EmbeddedStore:
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._pid_file, self._log_file = self._dir / "store.pid", self._dir / "store.log"
         self.socket = _socket_of(self._dir)
 
     @property
@@ -178,14 +179,6 @@ class EmbeddedStore:
         self._pid_file.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------- helpers
-
-    @property
-    def _pid_file(self) -> Path:
-        return self._dir / "store.pid"
-
-    @property
-    def _log_file(self) -> Path:
-        return self._dir / "store.log"
 
     def _lock_folder(self) -> None:
         try:
@@ -298,9 +291,7 @@ def _is_ours(pid: int, socket: Path) -> bool:
     """Whether a process is the server that listens on our socket (its pid may have been reused by another program)."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    except (ProcessLookupError, PermissionError):
         return False
     with (
         contextlib.suppress(redis.RedisError, OSError, KeyError),

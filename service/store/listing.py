@@ -54,7 +54,8 @@ async def page(
     names = list(streams)
     rest = names[limit:]
     done = position == "end" and not rest
-    return names[:limit], None if done else _write_cursor(position, rest)
+    text = json.dumps([position, *rest], separators=(",", ":"))
+    return names[:limit], None if done else base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 async def count_by_tenant(transport: RedisTransport, *, deadline: Callable[[], float]) -> dict[str, int]:
@@ -115,10 +116,6 @@ async def _scan(
         raise reply
     cursor, batch = reply
     return scan.following(cursor.decode(), len(servers)), [key.decode() for key in batch]
-
-
-def _write_cursor(position: str, rest: list[str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps([position, *rest], separators=(",", ":")).encode()).decode().rstrip("=")
 
 
 def _read_cursor(cursor: str | None) -> tuple[str, list[str]]:

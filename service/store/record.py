@@ -168,7 +168,7 @@ def decode(raw: bytes) -> Record:
         raise RecordVersionError(f"The record has format version {raw[2:3]!r}; this release reads {MAGIC[2:3]!r}.")
     (
         _magic, header, epoch, step, length, flags, op_id, history_hash, fingerprint,
-        output_bytes, state_bytes, _codec, crc, updated, created,
+        output_bytes, state_bytes, _encoding, crc, updated, created,
     ) = _HEADER.unpack_from(raw)  # fmt: skip
     if header != HEADER_BYTES or len(raw) != HEADER_BYTES + output_bytes + state_bytes:
         raise CorruptRecordError(

@@ -11,7 +11,7 @@ from zlib_ng.zlib_ng import crc32
 from model_export.manifest import Array
 from service.store.record import HEADER_BYTES, MAGIC
 
-HEAD: Final = np.dtype(
+HEADER_DTYPE: Final = np.dtype(
     [
         ("magic", "S4"),
         ("header_bytes", "<u4"),
@@ -20,11 +20,11 @@ HEAD: Final = np.dtype(
         ("length", "<u4"),
         ("flags", "<u4"),
         ("op_id", "V16"),
-        ("chain", "V16"),
+        ("history_hash", "V16"),
         ("fingerprint", "V8"),
         ("output_bytes", "<u4"),
         ("state_bytes", "<u4"),
-        ("codec", "<u4"),
+        ("encoding", "<u4"),
         ("crc", "<u4"),
         ("updated_ms", "<u8"),
         ("created_ms", "<u8"),
@@ -37,16 +37,16 @@ _GUARD_AT: Final = slice(8, 64)
 
 
 def empty_header(fingerprint: bytes) -> Array:
-    """Return the header of a stream before its first operation, `(1,)` of `HEAD`."""
-    header = np.zeros(1, HEAD)
+    """Return the header of a stream before its first operation, `(1,)` of `HEADER_DTYPE`."""
+    header = np.zeros(1, HEADER_DTYPE)
     header["magic"], header["header_bytes"] = MAGIC, HEADER_BYTES
     header["fingerprint"] = np.frombuffer(fingerprint, "V8")
     return header
 
 
 def read_headers(records: Sequence[bytes]) -> Array:
-    """Return the headers of encoded records, `(records,)` of `HEAD`."""
-    return np.frombuffer(b"".join([record[:HEADER_BYTES] for record in records]), HEAD)
+    """Return the headers of encoded records, `(records,)` of `HEADER_DTYPE`."""
+    return np.frombuffer(b"".join([record[:HEADER_BYTES] for record in records]), HEADER_DTYPE)
 
 
 def guards(headers: Array) -> Array:
@@ -59,7 +59,7 @@ def encode_records(table: Array, headers: Array, outputs: Array, states: Array) 
 
     Args:
         table: The array to write to, `(rows, bytes of a record)` uint8; each row is contiguous.
-        headers: `(rows,)` of `HEAD`; their lengths and checksums are overwritten.
+        headers: `(rows,)` of `HEADER_DTYPE`; their lengths and checksums are overwritten.
         outputs: Packed predictions, `(rows, bytes)` uint8.
         states: Packed states, `(rows, bytes)` uint8.
     """
@@ -80,8 +80,8 @@ def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: i
         state_bytes: Bytes of the model's packed state.
 
     Returns:
-        Headers, `(records,)` of `HEAD`, and states, `(records, state_bytes)` uint8. None if a record is missing, has
-        another length or model, or is corrupt; `decode` then gives the error.
+        Headers, `(records,)` of `HEADER_DTYPE`, and states, `(records, state_bytes)` uint8. None if a record is
+        missing, has another length or model, or is corrupt; `decode` then gives the error.
     """
     present = [record for record in records if isinstance(record, bytes)]
     size = len(present[0]) if present else 0
@@ -89,7 +89,7 @@ def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: i
     if len(present) < len(records) or output_bytes < 0 or any([len(record) != size for record in present]):  # noqa: C419 - see all_finite
         return None
     table = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), size).copy()
-    headers = table[:, :HEADER_BYTES].copy().view(HEAD)[:, 0]
+    headers = table[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]
     table[:, _CRC_AT] = 0
     valid = headers["crc"] == _checksums(table)
     expected = {"magic": MAGIC, "header_bytes": HEADER_BYTES, "output_bytes": output_bytes, "state_bytes": state_bytes}

@@ -119,20 +119,10 @@ class SnapshotStore:
     async def _change(
         self, stream: str, name: str, value: bytes, idempotency: IdempotencyWrite | None, *, deadline: float
     ) -> bytes | None:
-        names, entry = [keys.snapshots_key(stream)], b""
-        if idempotency is not None:
-            names.append(idempotency.key)
-            entry = idempotency.entry
-        arguments: list[Argument] = [
-            len(names),
-            *names,
-            name,
-            value,
-            self._max_snapshots,
-            self._ttl,
-            entry,
-            self._entry_ttl,
-        ]
+        names = [keys.snapshots_key(stream), *([] if idempotency is None else [idempotency.key])]
+        entry = b"" if idempotency is None else idempotency.entry
+        arguments: list[Argument] = [len(names), *names, name, value, self._max_snapshots, self._ttl]
+        arguments += (entry, self._entry_ttl)
         outcome, *stored = await self._store.run(SCRIPT, arguments, deadline=deadline)
         if outcome == _KEY_REPLAY:
             stored_entry: bytes = stored[0]

@@ -25,7 +25,7 @@ from service.store.commits import (
     script_call,
     single_calls,
 )
-from service.store.record import HEADER_BYTES, is_header, step_of
+from service.store.record import HEADER_BYTES, Record, decode, is_header, step_of
 from service.store.scripts import Script
 from service.store.transport.connection import Argument, CommandError, NotSentError
 from service.store.transport.retry import execute_with_retry
@@ -312,6 +312,16 @@ def checked(loaded: bytes | ServiceError | None) -> bytes | None:
     if isinstance(loaded, ServiceError):
         raise loaded
     return loaded
+
+
+def decoded(loaded: bytes | ServiceError | None) -> Record | None:
+    """Return the record that `StateStore.load_with_errors` returned, None if the stream is missing.
+
+    Raises:
+        ServiceError: It is an error, or not a valid record.
+    """
+    stored = checked(loaded)
+    return None if stored is None else decode(stored)
 
 
 def _raise_first_error(replies: list[Any]) -> list[Any]:

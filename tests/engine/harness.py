@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from model_export.step_model import StepModel
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
 from service.engine.observer import EngineObserver
+from service.engine.options import EngineOptions
 from service.engine.stepping.columnar_batch import BulkOutcomes
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.store.keys import idempotency_key_of, record_key
 from service.store.record import decode

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.store.keys import idempotency_key_of, record_key
 from service.store.record import HEADER_BYTES

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.store.keys import record_key
 from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker, ys

@@ -49,8 +49,8 @@ def a_record() -> Record:
     return Record(7, 3, 1, Kind.STEP, b"o" * 16, b"c" * 16, b"f" * 8, 5, 4, b"out", b"state")
 
 
-def after(chain: bytes, kind: Kind, op_id: bytes, fingerprint: bytes) -> bytes:
-    return extend_history([chain], kind, [op_id], fingerprint)[0]
+def after(history_hash: bytes, kind: Kind, op_id: bytes, fingerprint: bytes) -> bytes:
+    return extend_history([history_hash], kind, [op_id], fingerprint)[0]
 
 
 @given(RECORDS)
@@ -195,11 +195,14 @@ def test_the_chain_depends_on_every_part_of_a_history() -> None:
 
 
 def test_the_chains_of_a_batch_equal_those_of_its_rows() -> None:
-    chains, op_ids = [bytes([n]) * 16 for n in range(5)], [bytes([n + 9]) * 16 for n in range(5)]
+    history_hashes, op_ids = [bytes([n]) * 16 for n in range(5)], [bytes([n + 9]) * 16 for n in range(5)]
 
-    together = extend_history(chains, Kind.STEP, op_ids, b"f" * 8)
+    together = extend_history(history_hashes, Kind.STEP, op_ids, b"f" * 8)
 
-    assert together == [after(chain, Kind.STEP, op_id, b"f" * 8) for chain, op_id in zip(chains, op_ids, strict=True)]
+    assert together == [
+        after(history_hash, Kind.STEP, op_id, b"f" * 8)
+        for history_hash, op_id in zip(history_hashes, op_ids, strict=True)
+    ]
 
 
 def test_the_epoch_is_in_the_guard_but_not_in_the_chain() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.store.record import Record, decode
-from service.store.record_arrays import HEAD, decode_records, empty_header, encode_records, guards, read_headers
+from service.store.record_arrays import HEADER_DTYPE, decode_records, empty_header, encode_records, guards, read_headers
 from tests.store.test_record import RECORDS
 
 
@@ -85,15 +85,14 @@ def test_a_header_has_the_layout_of_the_record() -> None:
     record = Record(1, 2, 3, 4, b"o" * 16, b"c" * 16, b"f" * 8, 5, 6, b"out", b"state")
     head = read_headers([record.encode()])[0]
 
-    assert HEAD.itemsize == 104
-    assert [head[name].item() for name in ("epoch", "step", "length", "flags", "op_id", "chain", "fingerprint")] == [
-        1, 2, 3, 4, b"o" * 16, b"c" * 16, b"f" * 8,
-    ]  # fmt: skip
+    assert HEADER_DTYPE.itemsize == 104
+    names = ("epoch", "step", "length", "flags", "op_id", "history_hash", "fingerprint")
+    assert [head[name].item() for name in names] == [1, 2, 3, 4, b"o" * 16, b"c" * 16, b"f" * 8]
     assert [head[name].item() for name in ("output_bytes", "state_bytes", "updated_ms", "created_ms")] == [3, 5, 5, 6]
 
 
 def test_an_empty_header_is_that_of_a_stream_at_step_0() -> None:
-    table = np.empty((1, HEAD.itemsize + 4), np.uint8)
+    table = np.empty((1, HEADER_DTYPE.itemsize + 4), np.uint8)
     encode_records(table, empty_header(b"f" * 8), np.zeros((1, 0), np.uint8), np.zeros((1, 4), np.uint8))
     record = decode(table.tobytes())
 

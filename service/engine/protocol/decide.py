@@ -156,9 +156,8 @@ def _check_position(record: Record, intent: StepIntent) -> None:
     if intent.length:
         facts["expected"] = step + 1
     if intent.after is not None and intent.after != record.history_hash:
-        is_behind = (
-            seq is not None and step < seq - 1
-        )  # the store has lost commits that it had confirmed to this client
+        # The store has lost commits that it had confirmed to this client.
+        is_behind = seq is not None and step < seq - 1
         raise state_changed(retry="resend_from" if is_behind else "never", **facts)
     if seq is None or seq == step + 1:
         return

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 from service.engine.protocol.decide import Decision, check_idempotency_entry, decide
 from service.engine.rollout.plan import RolloutPlan
 from service.engine.rollout.worker import ActiveRollout, RolloutWorker
-from service.engine.streams.deps import StreamOpDeps
-from service.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
+from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import ServiceError
 from service.models.registry import ServedModel
 from service.store.record import IdempotencyEntry, Record, blake2b_128, decode
-from service.store.state_store import checked
+from service.store.state_store import decoded
 from service.types import RolloutRequest, RolloutResult, Timestep
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class RolloutService:
         op_id, loop = _op_id(request), asyncio.get_running_loop()
 
         async def roll_out(loaded: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:
-            record = None if (stored := checked(loaded.raw)) is None else decode(stored)
+            record = decoded(loaded.raw)
             plan = RolloutPlan.of(request, op_id, self._model_for(request, record))
             if loaded.entry is not None:
                 return Reply(self._replay(plan, check_idempotency_entry(loaded.entry, plan.intent)))
@@ -134,7 +133,6 @@ class RolloutService:
     def _write(
         self, plan: RolloutPlan, record: Record | None, rollout: ActiveRollout, result: RolloutResult
     ) -> Write[RolloutResult]:
-        """Return the commit of a finished rollout."""
         key, served = plan.request.key, plan.served
         new_record = plan.record(record, rollout, result)
         notifications: Sequence[Notification] = ()

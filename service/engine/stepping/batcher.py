@@ -8,7 +8,6 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
 
 from service.background import cancel
 from service.engine.protocol.decide import expected_previous_step
@@ -16,23 +15,14 @@ from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.stepping.batch_queue import BatchQueue
 from service.engine.stepping.columnar_batch import BulkBatch, BulkOutcomes, CoalescedBatch, ColumnarBatch
 from service.engine.stepping.columnar_pipeline import ColumnarPipeline
-from service.engine.stepping.model_runner import ModelRunner
 from service.engine.stepping.overload import QueueAdmission
-from service.engine.stepping.pipeline import BatchPipeline
+from service.engine.stepping.pipeline import BatchPipeline, PipelineDeps
 from service.engine.stepping.queued import QueuedStep
-from service.engine.stepping.record_cache import RecordCache
-from service.engine.stepping.replies import Reroute, failed
+from service.engine.stepping.replies import failed
 from service.engine.stepping.uncommitted import DryRunPipeline, StatelessPipeline
-from service.engine.watch.interests import InterestTable
 from service.errors import ServiceError
 from service.store import keys
 from service.types import BulkTimesteps, ReplyCallback, StreamHandle, Timestep
-
-if TYPE_CHECKING:
-    from service.engine.limits import StreamQuota
-    from service.engine.observer import EngineObserver
-    from service.models.registry import ServedModel
-    from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
 
@@ -55,51 +45,23 @@ class Batcher:
         time: The running loop's clock.
     """
 
-    def __init__(
-        self,
-        served: ServedModel,
-        store: StateStore,
-        observer: EngineObserver,
-        interests: InterestTable,
-        *,
-        max_batch: int,
-        max_wait: float,
-        timeout: float,
-        cache: RecordCache,
-        reroute: Reroute,
-        on_answered: Callable[[int, int], None],
-        quota: StreamQuota | None = None,
-    ) -> None:
+    def __init__(self, deps: PipelineDeps, *, max_batch: int, max_wait: float) -> None:
         """Create an empty queue; needs a running event loop.
 
         Args:
-            served: The model version.
-            store: Loads and commits records.
-            observer: Counts the work.
-            interests: Decides which commits are published.
+            deps: The model version, and what its batches share.
             max_batch: Maximum number of rows in one run.
             max_wait: Seconds that a timestep may wait for others; 0: none.
-            timeout: Seconds from receipt to response.
-            cache: The worker's recently used records of this model version.
-            reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
-            on_answered: Called with the number of requests that got a response, and the bytes of their inputs.
-            quota: Limit on the streams of a tenant; None: no limit.
         """
-        self.served = served
+        served = self.served = deps.served
         self.timestep_bytes = served.timestep_bytes
-        self.cache = cache
+        self.cache = deps.cache
         self._op_ids = OpIdHasher(served.manifest)
-        self._runner = ModelRunner(served, observer)
-        common: dict[str, Any] = {
-            "runner": self._runner,
-            "timeout": timeout,
-            "reroute": reroute,
-            "on_answered": on_answered,
-        }
-        self._pipeline = BatchPipeline(served, store, self.cache, observer, interests, **common, quota=quota)
-        self._columnar = ColumnarPipeline(served, store, self.cache, observer, interests, **common, quota=quota)
-        self._dry_run = DryRunPipeline(served, store, self.cache, observer, interests, **common)
-        self._stateless = StatelessPipeline(served, store, self.cache, observer, interests, **common)
+        self._runner = deps.runner
+        self._pipeline = BatchPipeline(deps)
+        self._columnar = ColumnarPipeline(deps)
+        self._dry_run = DryRunPipeline(deps)
+        self._stateless = StatelessPipeline(deps)
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_coalesced = min(self._max_batch, _MAX_COALESCED_ROWS)
         self._max_wait = max_wait
@@ -114,9 +76,9 @@ class Batcher:
         # many batches are in flight.
         self._wake_threshold: float = 0
         self._processed = 0
-        self._on_answered = on_answered
+        self._on_answered = deps.on_answered
         self._is_stopped = False
-        self.admission = QueueAdmission(timeout / 5)
+        self.admission = QueueAdmission(deps.timeout / 5)
         self._loop = asyncio.get_running_loop()  # stored: before Python 3.12, each call costs a system call
         self.time = self._loop.time
 

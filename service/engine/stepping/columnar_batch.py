@@ -119,7 +119,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
         """Return for each timestep whether it certainly applies to its record: see `decide.applies_without_store`.
 
         Args:
-            headers: The records' headers, `(rows,)` of `HEAD`; a missing stream has the header of step 0.
+            headers: The records' headers, `(rows,)` of `HEADER_DTYPE`; a missing stream has the header of step 0.
 
         Returns:
             `(rows,)` bool.
@@ -132,7 +132,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
             applies = headers["step"].view(np.int64) == np.array(seqs, np.int64) - 1
         if (n_without := afters.count(None)) < len(afters):
             state_ids = b"".join([after or _NO_AFTER for after in afters])
-            same: Array = headers["chain"] == np.frombuffer(state_ids, "V16")
+            same: Array = headers["history_hash"] == np.frombuffer(state_ids, "V16")
             applies &= same if not n_without else same | np.array([after is None for after in afters])
         return applies
 

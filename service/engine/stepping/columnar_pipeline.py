@@ -15,7 +15,7 @@ from service.engine.stepping.committer import CommittedRows
 from service.engine.stepping.pipeline import BatchPipeline
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT
-from service.store.commits import ColumnarCommits, Commit, CommitResults
+from service.store.commits import ColumnarCommits, Commit
 from service.store.record import GUARD_AT, HEADER_BYTES, encode_next, history_hash_of, step_of
 from service.store.record_arrays import decode_records, encode_records, guards, read_headers
 from service.types import BatchOutput
@@ -58,7 +58,7 @@ class ColumnarPipeline(BatchPipeline):
         record, step, history_hash = encode_next(
             header, batch.op_ids[0], int(time.time() * 1000), outputs, run.states.tobytes()
         )
-        results = await self._commit([Commit(names[0], header[GUARD_AT], record)], expiry_set_at, deadline)
+        results = await self._committer.send([Commit(names[0], header[GUARD_AT], record)], expiry_set_at, deadline)
         if 0 in results.not_applied:
             headers, expiries = read_headers([record]), np.array([expiry_set_at])
             committed = CommittedRows(names, headers, run.states, expiries, run.outputs, [history_hash])
@@ -102,19 +102,13 @@ class ColumnarPipeline(BatchPipeline):
         commits.guards[:] = guards(headers)
         history_hashes = self._committer.advance_headers(batch.op_ids, batch.length, headers)
         encode_records(commits.records, headers, packed, states)
-        results = await self._commit(commits, float(expiry_set_at.min()), deadline)
+        results = await self._committer.send(commits, float(expiry_set_at.min()), deadline)
         committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes)
         if results.not_applied:
             return self._committer.handle_results(list(batch), committed, [], results)
         self._committer.cache_committed(committed, results)
         self._reply_applied(batch, BatchOutput(outputs, headers["step"].tolist(), history_hashes))
         return []
-
-    async def _commit(self, commits: Sequence[Commit], expiry_set_at: float, deadline: float) -> CommitResults:
-        started = time.perf_counter()
-        results = await self._store.commit(commits, deadline=deadline, expiry_set_at=expiry_set_at)
-        self._observer.store_latency("commit", time.perf_counter() - started)
-        return results
 
     def _reply_applied(self, batch: ColumnarBatch, output: BatchOutput) -> None:
         """Reply to a batch of which every row was applied, and count it."""

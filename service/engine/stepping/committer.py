@@ -12,7 +12,6 @@ import numpy as np
 from model_export.manifest import Array
 from service.engine.packing import pack_outputs, select_returned
 from service.engine.stepping.queued import QueuedStep
-from service.engine.stepping.record_cache import RecordCache
 from service.engine.stepping.replies import Replies
 from service.errors import ServiceError, not_a_record
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
@@ -21,11 +20,8 @@ from service.store.record_arrays import encode_records, guards
 from service.types import ENDS, STARTS, BatchOutput
 
 if TYPE_CHECKING:
-    from service.engine.observer import EngineObserver
-    from service.engine.watch.interests import InterestTable
-    from service.models.registry import ServedModel
+    from service.engine.stepping.pipeline import PipelineDeps
     from service.store.commits import CommitResult, Notification
-    from service.store.state_store import StateStore
 
 
 class CommittedRows(NamedTuple):
@@ -33,7 +29,7 @@ class CommittedRows(NamedTuple):
 
     Attributes:
         names: Keys of the records.
-        headers: `(rows,)` of `HEAD`.
+        headers: `(rows,)` of `HEADER_DTYPE`.
         states: Packed states, `(rows, bytes)` uint8.
         expiry_set_at: When each record's expiry was set before the commit, on the store's clock, `(rows,)` float64.
         outputs: The returned predictions, `(rows, T', *row)` by name.
@@ -62,22 +58,13 @@ class CommittedRows(NamedTuple):
 class BatchCommitter:
     """Commits the results of a model version, and returns the rows whose records another writer has changed."""
 
-    def __init__(
-        self,
-        served: ServedModel,
-        store: StateStore,
-        cache: RecordCache,
-        observer: EngineObserver,
-        *,
-        interests: InterestTable,
-        replies: Replies,
-    ) -> None:
-        self._served = served
-        self._specs = served.manifest.answered
-        self._store = store
-        self._cache = cache
-        self._observer = observer
-        self._interests = interests
+    def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
+        self._served = deps.served
+        self._specs = deps.served.manifest.answered
+        self._store = deps.store
+        self._cache = deps.cache
+        self._observer = deps.observer
+        self._interests = deps.interests
         self._replies = replies
 
     async def commit(
@@ -94,7 +81,7 @@ class BatchCommitter:
 
         Args:
             rows: The rows that were run.
-            headers: The headers of the records that they continue, `(rows,)` of `HEAD`; they are overwritten.
+            headers: The headers of the records that they continue, `(rows,)` of `HEADER_DTYPE`; they are overwritten.
             outputs: The model's outputs, `(rows, T, *row)` by name.
             states: The packed states after the run, `(rows, bytes)` uint8.
             expiry_set_at: When each record's expiry was set, on the store's clock, `(rows,)` float64.
@@ -126,17 +113,25 @@ class BatchCommitter:
             notifications = self._interests.notifications_for(
                 timesteps, self._served.inputs, outputs, headers["step"].tolist(), history_hashes
             )
-        started = time.perf_counter()
-        results = await self._store.commit(
-            commits,
-            deadline=deadline,
-            expiry_set_at=float(expiry_set_at.min()),
-            notifications=notifications,
-        )
-        self._observer.store_latency("commit", time.perf_counter() - started)
+        results = await self.send(commits, float(expiry_set_at.min()), deadline, notifications)
         return self.handle_results(
             rows, CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes), created, results
         )
+
+    async def send(
+        self,
+        commits: Sequence[Commit],
+        expiry_set_at: float,
+        deadline: float,
+        notifications: Sequence[Notification] = (),
+    ) -> CommitResults:
+        """Commit, and measure the latency; the arguments are those of `StateStore.commit`."""
+        started = time.perf_counter()
+        results = await self._store.commit(
+            commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
+        )
+        self._observer.store_latency("commit", time.perf_counter() - started)
+        return results
 
     def handle_results(
         self, rows: Sequence[QueuedStep], committed: CommittedRows, created: list[int], results: CommitResults
@@ -175,10 +170,12 @@ class BatchCommitter:
     def _reset_headers(self, rows: Sequence[QueuedStep], headers: Array) -> None:
         """Reset headers in place. The history continues, so that a late request matches no earlier position."""
         fingerprint = self._served.fingerprint
-        history_hashes = extend_history(headers["chain"].tolist(), Kind.RESET, [row.op_id for row in rows], fingerprint)
+        history_hashes = extend_history(
+            headers["history_hash"].tolist(), Kind.RESET, [row.op_id for row in rows], fingerprint
+        )
         headers["epoch"] = [secrets.randbits(64) for _ in rows]
         headers["step"] = 0
-        headers["chain"] = np.frombuffer(b"".join(history_hashes), "V16")
+        headers["history_hash"] = np.frombuffer(b"".join(history_hashes), "V16")
         headers["fingerprint"] = np.frombuffer(fingerprint, "V8")
 
     def advance_headers(
@@ -189,17 +186,17 @@ class BatchCommitter:
         Args:
             op_ids: Op ids, 16 bytes each.
             length: Timesteps of each row.
-            headers: `(rows,)` of `HEAD`.
+            headers: `(rows,)` of `HEADER_DTYPE`.
             keyed: Indices of the rows that have an idempotency key.
         """
-        history_hashes = extend_history(headers["chain"].tolist(), Kind.STEP, op_ids, self._served.fingerprint)
+        history_hashes = extend_history(headers["history_hash"].tolist(), Kind.STEP, op_ids, self._served.fingerprint)
         headers["step"] += length
         headers["length"] = length
         headers["flags"] = Kind.STEP
         if keyed:
             headers["flags"][keyed] = Kind.STEP | HAD_KEY
         headers["op_id"] = np.frombuffer(b"".join(op_ids), "V16")
-        headers["chain"] = np.frombuffer(b"".join(history_hashes), "V16")
+        headers["history_hash"] = np.frombuffer(b"".join(history_hashes), "V16")
         headers["updated_ms"] = int(time.time() * 1000)
         return history_hashes
 
@@ -234,8 +231,7 @@ class BatchCommitter:
 
 
 def _with_entry(commit: Commit, row: QueuedStep, header: Array, outputs: bytes) -> Commit:
-    """Return the commit with the request's idempotency entry."""
-    step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["chain"].tobytes()
+    step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["history_hash"].tobytes()
     fingerprint = header["fingerprint"].tobytes()
     entry = IdempotencyEntry(row.op_id, epoch, step, history_hash, row.timestep.length, outputs, fingerprint)
     return commit._replace(entry_key=row.entry_key, entry=entry.encode())

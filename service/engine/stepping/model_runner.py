@@ -160,7 +160,6 @@ class ModelRunner:
 
 
 def _concatenated(single_rows: Sequence[RunResult]) -> RunResult:
-    """Return the results of rows that were run one by one as one result."""
     finite = [row for row, result in enumerate(single_rows) if not result.rejected]
     outputs = single_rows[finite[0]].outputs if finite else {}
     return RunResult(

@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from service.engine.stepping.model_runner import ModelRunner, RunResult
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import RecordCache
 from service.engine.stepping.record_loader import RecordLoader
-from service.engine.stepping.replies import Replies, Reroute, failed
+from service.engine.stepping.replies import Replies, failed
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
 from service.store.record_arrays import read_headers
 from service.types import ENDS, STARTS
@@ -38,53 +39,55 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class PipelineDeps:
+    """What all batches of one model version share.
+
+    Attributes:
+        served: The model version.
+        store: Loads and commits records.
+        cache: The worker's recently used records of this model version.
+        observer: Counts the work.
+        interests: Decides which commits are published.
+        runner: Runs the model.
+        timeout: Seconds from receipt to response.
+        reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
+        on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
+        quota: Limit on the streams of a tenant; None: no limit.
+    """
+
+    served: ServedModel
+    store: StateStore
+    cache: RecordCache
+    observer: EngineObserver
+    interests: InterestTable
+    runner: ModelRunner
+    timeout: float
+    reroute: Callable[[QueuedStep, bytes], bool]
+    on_answered: Callable[[int, int], None]
+    quota: StreamQuota | None
+
+
 class BatchPipeline:
     """Processes batches of one model version.
 
     The rows of a batch are of different streams, have the same length, and return the same of their predictions.
     """
 
-    def __init__(
-        self,
-        served: ServedModel,
-        store: StateStore,
-        cache: RecordCache,
-        observer: EngineObserver,
-        interests: InterestTable,
-        *,
-        runner: ModelRunner,
-        timeout: float,
-        reroute: Reroute,
-        on_answered: Callable[[int, int], None],
-        quota: StreamQuota | None = None,
-    ) -> None:
-        """Build the stages that all batches share.
-
-        Args:
-            served: The model version.
-            store: Loads and commits records.
-            cache: The worker's recently used records of this model version.
-            observer: Counts the work.
-            interests: Decides which commits are published.
-            runner: Runs the model.
-            timeout: Seconds from receipt to response.
-            reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
-            on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
-            quota: Limit on the streams of a tenant; None: no limit.
-        """
-        self._served = served
-        self._model = served.step_model
-        self._store = store
-        self._cache = cache
-        self._observer = observer
-        self._interests = interests
-        self._runner = runner
-        self._timeout = timeout
-        self._quota = quota
+    def __init__(self, deps: PipelineDeps) -> None:
+        self._served = deps.served
+        self._model = deps.served.step_model
+        self._store = deps.store
+        self._cache = deps.cache
+        self._observer = deps.observer
+        self._interests = deps.interests
+        self._runner = deps.runner
+        self._timeout = deps.timeout
+        self._quota = deps.quota
         self._time = asyncio.get_running_loop().time
-        self._replies = Replies(served, cache, observer, reroute=reroute, on_answered=on_answered, time=self._time)
-        self._loader = RecordLoader(store, cache, observer, self._replies, served.fingerprint)
-        self._committer = BatchCommitter(served, store, cache, observer, interests=interests, replies=self._replies)
+        self._replies = Replies(deps)
+        self._loader = RecordLoader(deps, self._replies)
+        self._committer = BatchCommitter(deps, self._replies)
 
     async def process(self, batch: Sequence[QueuedStep]) -> None:
         """Process a batch until every timestep has its response. Raises only `CancelledError`."""
@@ -108,7 +111,6 @@ class BatchPipeline:
             self._replies.fail_unanswered(batch, failed("unknown"))
 
     def _oldest_received(self, rows: Sequence[QueuedStep]) -> float:
-        """Return when the oldest of the rows was received, on the loop's clock."""
         return min([row.received for row in rows])
 
     def _stack_inputs(self, rows: Sequence[QueuedStep]) -> dict[str, Array]:
@@ -148,14 +150,18 @@ class BatchPipeline:
     ) -> Sequence[QueuedStep]:
         """Reply with errors to the rows that the runner rejected, commit the others; return those to attempt again."""
         if run.rows is not None:
-            for i, error in run.rejected.items():
-                self._replies.reply(rows[i], error)
-            rows, headers, expiry_set_at = [rows[i] for i in run.rows], headers[run.rows], expiry_set_at[run.rows]
+            rows, headers, expiry_set_at = self._accepted(rows, run), headers[run.rows], expiry_set_at[run.rows]
         if not rows:
             return []
         return await self._committer.commit(
             rows, headers, run.outputs, run.states, expiry_set_at=expiry_set_at, deadline=deadline
         )
+
+    def _accepted(self, rows: Sequence[QueuedStep], run: RunResult) -> Sequence[QueuedStep]:
+        """Reply with errors to the rows that the runner rejected, and return the others."""
+        for i, error in run.rejected.items():
+            self._replies.reply(rows[i], error)
+        return rows if run.rows is None else [rows[i] for i in run.rows]
 
     def _decide_row(self, row: QueuedStep) -> bool:
         """Decide a row by its loaded record: True: it is to be run; False: it has its response."""

@@ -9,10 +9,10 @@ from operator import itemgetter
 import numpy as np
 
 from model_export.manifest import Array
-from service.store.record_arrays import HEAD
+from service.store.record_arrays import HEADER_DTYPE
 
 EMPTY_SLOT = 0  # the slot of streams that are not cached; it holds the header and state of a new stream
-_OPAQUE = np.dtype(f"V{HEAD.itemsize}")  # copied as a whole: field by field, NumPy takes ten times as long
+_OPAQUE = np.dtype(f"V{HEADER_DTYPE.itemsize}")  # copied as a whole: field by field, NumPy takes ten times as long
 _OVERHEAD = 260  # bytes of Python objects per record: its name, a dict entry, two list slots
 
 
@@ -31,7 +31,7 @@ class CacheMemory:
         """Return an empty cache. It gets memory that the others do not need, and more when it is full.
 
         Args:
-            header: The header of a new stream, `(1,)` of `HEAD`.
+            header: The header of a new stream, `(1,)` of `HEADER_DTYPE`.
             state: The packed state of a new stream.
         """
         cache = RecordCache(header, state, 0, on_full=self._divide)
@@ -70,12 +70,12 @@ class RecordCache:
         """Create an empty cache.
 
         Args:
-            header: The header of a new stream, `(1,)` of `HEAD`.
+            header: The header of a new stream, `(1,)` of `HEADER_DTYPE`.
             state: The packed state of a new stream.
             limit_bytes: Maximum memory. It is allocated as records are added, not at once.
             on_full: Called when the cache becomes full, once after each `limit` that left it free slots.
         """
-        self._row_bytes = HEAD.itemsize + len(state) + 8 + _OVERHEAD
+        self._row_bytes = HEADER_DTYPE.itemsize + len(state) + 8 + _OVERHEAD
         self._headers = header.view(_OPAQUE)
         self._states = np.frombuffer(state, np.uint8)[None]
         self._expiry_set_at = np.full(1, -np.inf)
@@ -137,8 +137,8 @@ class RecordCache:
         return slots
 
     def headers(self, slots: Array) -> Array:
-        """Return copies of the headers, `(slots,)` of `HEAD`."""
-        return self._headers.take(slots).view(HEAD)
+        """Return copies of the headers, `(slots,)` of `HEADER_DTYPE`."""
+        return self._headers.take(slots).view(HEADER_DTYPE)
 
     def states(self, slots: Array) -> Array:
         """Return copies of the packed states, `(slots, bytes)` uint8."""
@@ -164,7 +164,7 @@ class RecordCache:
         """Add or replace one stream's record; shapes as in `get_one`."""
         slot = self._slot_of.get(name)
         if slot is None:  # evicted since it was read
-            self.put([name], np.frombuffer(header, HEAD), state, expiry_set_at)
+            self.put([name], np.frombuffer(header, HEADER_DTYPE), state, expiry_set_at)
             return
         self._headers[slot] = np.frombuffer(header, _OPAQUE)[0]
         self._states[slot] = state[0]
@@ -192,7 +192,6 @@ class RecordCache:
         return len(self._slot_of)
 
     def _allocate_slot(self, name: str) -> int:
-        """Assign a slot to a stream."""
         if self._free:
             slot = self._free.pop()
             self._names[slot] = name

@@ -12,7 +12,7 @@ from model_export.manifest import Array
 from service.engine.packing import all_true
 from service.engine.protocol.decide import Decision, applies_without_store, decide
 from service.engine.stepping.queued import QueuedStep
-from service.engine.stepping.record_cache import EMPTY_SLOT, RecordCache
+from service.engine.stepping.record_cache import EMPTY_SLOT
 from service.engine.stepping.replies import Replies
 from service.errors import ServiceError
 from service.store.commits import Outcome, replica_probe
@@ -20,21 +20,18 @@ from service.store.record import IdempotencyEntry, decode
 from service.store.state_store import checked
 
 if TYPE_CHECKING:
-    from service.engine.observer import EngineObserver
-    from service.store.state_store import StateStore
+    from service.engine.stepping.pipeline import PipelineDeps
 
 
 class RecordLoader:
     """Loads the records of one model version's rows; if a record cannot be decoded, its row gets the error as reply."""
 
-    def __init__(
-        self, store: StateStore, cache: RecordCache, observer: EngineObserver, replies: Replies, fingerprint: bytes
-    ) -> None:
-        self._store = store
-        self._cache = cache
-        self._observer = observer
+    def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
+        self._store = deps.store
+        self._cache = deps.cache
+        self._observer = deps.observer
         self._replies = replies
-        self._fingerprint = fingerprint
+        self._fingerprint = deps.served.fingerprint
 
     async def load_records(self, rows: Sequence[QueuedStep], deadline: float) -> tuple[Array, Array, Array, bool]:
         """Return the record of every row's stream, as columns.
@@ -69,12 +66,12 @@ class RecordLoader:
     def _rows_to_load(rows: Sequence[QueuedStep], headers: Array, slots: Array, unmatched: Array) -> list[QueuedStep]:
         """Return the rows to load, of those for which the cached step alone does not show that they apply."""
         indices = np.flatnonzero(unmatched)
-        parts = (slots[indices], headers["step"][indices], headers["chain"][indices])
+        parts = (slots[indices], headers["step"][indices], headers["history_hash"][indices])
         cached = zip(indices.tolist(), *(part.tolist() for part in parts), strict=True)
         return [
             rows[i]
-            for i, slot, step, chain in cached
-            if not rows[i].is_loaded and not (slot and applies_without_store(step, chain, rows[i].timestep))
+            for i, slot, step, history_hash in cached
+            if not rows[i].is_loaded and not (slot and applies_without_store(step, history_hash, rows[i].timestep))
         ]
 
     async def load_rows(self, rows: Sequence[QueuedStep], deadline: float, *, exact: bool = False) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -11,18 +12,14 @@ from msgspec.structs import replace
 from service.engine.protocol.decide import check_idempotency_entry
 from service.engine.protocol.replay import replay_prediction
 from service.engine.stepping.queued import QueuedStep
-from service.engine.stepping.record_cache import RecordCache
 from service.errors import Applied, ServiceError
 from service.store.record import IdempotencyEntry, Record
 from service.types import BatchOutput, Prediction
 
 if TYPE_CHECKING:
-    from service.engine.observer import EngineObserver
-    from service.models.registry import ServedModel
+    from service.engine.stepping.pipeline import PipelineDeps
 
 _log = logging.getLogger(__name__)
-
-Reroute = Callable[[QueuedStep, bytes], bool]
 
 
 class Replies:
@@ -33,23 +30,14 @@ class Replies:
         on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
     """
 
-    def __init__(
-        self,
-        served: ServedModel,
-        cache: RecordCache,
-        observer: EngineObserver,
-        *,
-        reroute: Reroute,
-        on_answered: Callable[[int, int], None],
-        time: Callable[[], float],
-    ) -> None:
-        self._served = served
-        self._cache = cache
-        self._observer = observer
-        self._timestep_bytes = served.timestep_bytes
-        self._time = time
-        self.reroute = reroute
-        self.on_answered = on_answered
+    def __init__(self, deps: PipelineDeps) -> None:
+        self._served = deps.served
+        self._cache = deps.cache
+        self._observer = deps.observer
+        self._timestep_bytes = deps.served.timestep_bytes
+        self._time = asyncio.get_running_loop().time
+        self.reroute = deps.reroute
+        self.on_answered = deps.on_answered
 
     def fail_unanswered(self, batch: Sequence[QueuedStep], error: ServiceError) -> None:
         """Reply with an error to every row that has no response yet."""
@@ -114,19 +102,16 @@ class Replies:
             return
         if row.reservation is not None:
             row.reservation.end(begun=isinstance(result, ServiceError) and result.applied != "no")
-        self._call_reply(row, result)
-        self.on_answered(1, row.timestep.length * self._timestep_bytes)
-        seconds = self._time() - row.received
-        self._observer.replied(self._served.name, [seconds])
-        if isinstance(result, ServiceError):
-            self._observer.rejected(self._served.name, seconds)
-
-    def _call_reply(self, row: QueuedStep, result: Prediction | ServiceError) -> None:
         row.answered = True
         try:
             row.done(result)
         except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
             self._log_failed_callback(row)
+        self.on_answered(1, row.timestep.length * self._timestep_bytes)
+        seconds = self._time() - row.received
+        self._observer.replied(self._served.name, [seconds])
+        if isinstance(result, ServiceError):
+            self._observer.rejected(self._served.name, seconds)
 
     def _log_failed_callback(self, row: QueuedStep) -> None:
         _log.exception(
@@ -137,8 +122,5 @@ class Replies:
 def failed(applied: Applied) -> ServiceError:
     """Return the error for a step that failed for an unexpected reason."""
     return ServiceError(
-        "internal",
-        "The step failed because of an internal error.",
-        fix="Send the same request again.",
-        applied=applied,
+        "internal", "The step failed because of an internal error.", fix="Send the same request again.", applied=applied
     )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from service.engine.stepping.batcher import Batcher
 from service.engine.stepping.columnar_batch import BulkOutcomes
+from service.engine.stepping.model_runner import ModelRunner
+from service.engine.stepping.pipeline import PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import CacheMemory
 from service.errors import ServiceError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from service.engine.admission import RequestAdmission
     from service.engine.limits import StreamQuota
     from service.engine.observer import EngineObserver
+    from service.engine.options import EngineOptions
     from service.engine.watch.interests import InterestTable
     from service.models.registry import ModelRegistry
     from service.store.state_store import StateStore
@@ -37,10 +40,7 @@ class StepService:
         observer: Counts the work.
         interests: Decides which commits are published.
         quota: Limit on the streams of a tenant; None: no limit.
-        cache_bytes: Memory for recently used records.
-        max_batch: Maximum number of rows in one run.
-        max_wait: Seconds that a timestep may wait for others to join its batch.
-        timeout: Seconds from receipt to response.
+        options: The options of the engine.
     """
 
     def __init__(
@@ -52,10 +52,7 @@ class StepService:
         interests: InterestTable,
         *,
         quota: StreamQuota | None,
-        cache_bytes: int,
-        max_batch: int,
-        max_wait: float,
-        timeout: float,
+        options: EngineOptions,
     ) -> None:
         self._models = models
         self._admission = admission
@@ -64,15 +61,15 @@ class StepService:
         # With fewer open timesteps, one more is accepted without a closer check.
         self._fast_accept_limit = admission.queue_limit
         self._batchers: dict[ServedModel, Batcher] = {}
-        self._cache_memory = CacheMemory(cache_bytes)
-        self._new_batcher = partial(
-            Batcher,
+        self._cache_memory = CacheMemory(options.cache_bytes)
+        self._observer = observer
+        self._options = options
+        self._new_deps = partial(
+            PipelineDeps,
             store=store,
             observer=observer,
             interests=interests,
-            max_batch=max_batch,
-            max_wait=max_wait,
-            timeout=timeout,
+            timeout=options.request_timeout_s,
             on_answered=admission.count_answered,
             quota=quota,
         )
@@ -231,7 +228,10 @@ class StepService:
         if batcher is None:
             self._close_idle_batchers()
             cache = self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state)
-            batcher = self._new_batcher(served, cache=cache, reroute=partial(self._reroute, served))
+            deps = self._new_deps(
+                served, cache=cache, runner=ModelRunner(served, self._observer), reroute=partial(self._reroute, served)
+            )
+            batcher = Batcher(deps, max_batch=self._options.max_batch_size, max_wait=self._options.max_wait_s)
             self._batchers[served] = batcher
         return batcher
 

@@ -30,9 +30,7 @@ class DryRunPipeline(BatchPipeline):
         self._scatter_loaded(rows, headers, states)
         length, keep = rows[0].timestep.length, rows[0].timestep.keep
         run = await self._runner.run(self._stack_inputs(rows), states)
-        for i, error in run.rejected.items():
-            self._replies.reply(rows[i], error)
-        finite = rows if run.rows is None else [rows[i] for i in run.rows]
+        finite = self._accepted(rows, run)
         output = BatchOutput(
             select_returned(keep, run.outputs),
             [length + (0 if row.record is None else row.record.step) for row in finite],
@@ -49,9 +47,7 @@ class StatelessPipeline(BatchPipeline):
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
         no_states = np.empty((len(rows), self._model.state_bytes), np.uint8)
         run = await self._runner.run(self._stack_inputs(rows), no_states)
-        for i, error in run.rejected.items():
-            self._replies.reply(rows[i], error)
-        finite = rows if run.rows is None else [rows[i] for i in run.rows]
+        finite = self._accepted(rows, run)
         output = BatchOutput(run.outputs, [0] * len(finite), [NO_HISTORY] * len(finite))
         for i, row in enumerate(finite):
             self._replies.reply(row, Prediction(output, i, version=self._served.version))

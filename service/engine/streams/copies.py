@@ -8,16 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from service.engine.protocol.decide import StepIntent
-from service.engine.streams.deps import StreamOpDeps
 from service.engine.streams.resets import replay_position
 from service.engine.streams.sources import StateSources, no_stream
-from service.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
+from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import ServiceError, state_changed, stream_exists, wrong_state_size
 from service.models.registry import ServedModel
 from service.store import keys
-from service.store.record import IdempotencyEntry, Kind, Record, blake2b_128, decode
+from service.store.record import IdempotencyEntry, Kind, Record, blake2b_128
 from service.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot
-from service.store.state_store import checked
+from service.store.state_store import decoded
 from service.types import SnapshotStatus, StreamKey, StreamPosition, StreamState
 
 
@@ -72,7 +71,7 @@ class StreamCopies:
         async def fork(loaded: Loaded) -> Reply[StreamPosition] | Write[StreamPosition]:
             if loaded.entry is not None:
                 return Reply(replay_position(loaded.entry, StepIntent(request, 0, None, after, "auto", None)))
-            source, existing = _decoded(loaded.others[0]), _decoded(loaded.raw)
+            source, existing = decoded(loaded.others[0]), decoded(loaded.raw)
             if source is None:
                 raise no_stream(key)
             record = source
@@ -122,7 +121,7 @@ class StreamCopies:
         async def snapshot_stream(loaded: Loaded) -> Reply[StreamPosition]:
             if loaded.entry is not None:
                 return Reply(replay_position(loaded.entry, intent))
-            record = _decoded(loaded.raw)
+            record = decoded(loaded.raw)
             if record is None:
                 raise no_stream(key)
             if after is not None and record.history_hash != after:
@@ -245,10 +244,6 @@ class StreamCopies:
         served = self._deps.models.by_fingerprint(model, record.fingerprint)
         version = None if served is None else served.version
         return SnapshotStatus(name, version, record.step, record.history_hash, snapshot.taken_ms)
-
-
-def _decoded(raw: bytes | ServiceError | None) -> Record | None:
-    return None if (stored := checked(raw)) is None else decode(stored)
 
 
 def _replay(entry: bytes, intent: StepIntent) -> StreamPosition:

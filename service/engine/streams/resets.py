@@ -6,13 +6,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from service.engine.protocol.decide import Decision, StepIntent, check_idempotency_entry, decide
-from service.engine.streams.deps import StreamOpDeps
 from service.engine.streams.sources import NewState
-from service.engine.streams.transaction import Loaded, Reply, Write, commit_when_decided
+from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import CorruptRecordError, ServiceError
 from service.store.commits import NO_RECORD
-from service.store.record import GUARD_AT, NO_HISTORY, IdempotencyEntry, Record, decode
-from service.store.state_store import checked
+from service.store.record import GUARD_AT, NO_HISTORY, IdempotencyEntry, Record
+from service.store.state_store import decoded
 from service.types import StreamKey, StreamPosition
 
 
@@ -80,12 +79,10 @@ def replay_position(entry: IdempotencyEntry, intent: StepIntent) -> StreamPositi
 def _record_to_replace(raw: bytes | ServiceError | None, intent: StepIntent) -> tuple[Record | None, bytes]:
     """Return the record and its guard; None for a corrupt record, which is an error only with `after`."""
     try:
-        if (stored := checked(raw)) is None:
-            return None, b""
-        record = decode(stored)
+        record = decoded(raw)
     except CorruptRecordError:
         if intent.after is not None:
             raise
         guard = raw[GUARD_AT] if isinstance(raw, bytes) else b""
         return None, guard or NO_RECORD
-    return record, record.guard
+    return record, b"" if record is None else record.guard

@@ -18,7 +18,7 @@ from service.store.record import Kind, blake2b_128, decode
 from service.types import ImportedState, StreamKey, StreamList, StreamPosition, StreamStatus
 
 if TYPE_CHECKING:
-    from service.engine.streams.deps import StreamOpDeps
+    from service.engine.streams.transaction import StreamOpDeps
     from service.models.registry import ServedModel
     from service.store.snapshots import SnapshotStore
 

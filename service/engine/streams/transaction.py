@@ -7,19 +7,39 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from service.engine.limits import Reservation
-from service.engine.streams.deps import StreamOpDeps
+from service.engine.admission import RequestAdmission
+from service.engine.limits import Reservation, StreamQuota
 from service.errors import ServiceError, not_a_record
+from service.models.registry import ModelRegistry
 from service.store import keys
 from service.store.commits import Commit, Outcome
 from service.store.record import IdempotencyEntry, Record
-from service.store.state_store import checked
+from service.store.state_store import StateStore, checked
 from service.types import StreamKey
 
 if TYPE_CHECKING:
     from service.store.commits import Notification
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpDeps:
+    """Dependencies shared by the stream operations that run outside the batcher.
+
+    Attributes:
+        store: Loads and commits records.
+        models: The loaded models.
+        admission: Accepts or rejects requests, and gives their deadlines.
+        quota: Limit on the streams of a tenant; None: no limit.
+        invalidate: Called with a stream that was changed or created, so that its cached record is dropped.
+    """
+
+    store: StateStore
+    models: ModelRegistry
+    admission: RequestAdmission
+    quota: StreamQuota | None
+    invalidate: Callable[[StreamKey], None]
 
 
 @dataclass(frozen=True, slots=True)

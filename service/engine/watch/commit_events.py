@@ -57,12 +57,7 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
 
     @classmethod
     def of(
-        cls,
-        timestep: Timestep,
-        inputs: Sequence[TensorSpec],
-        outputs: Mapping[str, Array],
-        step: int,
-        state_id: bytes,
+        cls, timestep: Timestep, inputs: Sequence[TensorSpec], outputs: Mapping[str, Array], step: int, state_id: bytes
     ) -> Self:
         """Return the event of one commit.
 

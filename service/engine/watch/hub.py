@@ -10,41 +10,37 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from service.background import cancel
 from service.engine.watch.commit_events import CommitEvent, decode_events, events_since, merge_log_and_live
-from service.engine.watch.interest_gossip import InterestGossip, PubSub
+from service.engine.watch.interest_gossip import InterestGossip
 from service.engine.watch.interests import InterestTable, Subscription
 from service.engine.watch.subscriber import CatchUpBuffer, Subscriber
 from service.errors import ServiceError
 from service.store import keys
 from service.types import StreamKey
 
+if TYPE_CHECKING:
+    from service.store.pubsub import StorePubSub
+    from service.store.state_store import StateStore
+
 _log = logging.getLogger(__name__)
 _CATCH_UP_TIMEOUT_S: Final = 5.0
-
-
-class EventLog(Protocol):
-    """The part of the store that the hub needs."""
-
-    async def history(self, record: str, *, topic: str, mark: bytes, deadline: float) -> tuple[int, list[bytes]]:
-        """Return a stream's step and its event log, and publish `mark` atomically with the read."""
-        ...
 
 
 class WatchHub:
     """The watchers of this worker."""
 
-    def __init__(self, interests: InterestTable, event_log: EventLog, pubsub: PubSub) -> None:
+    def __init__(self, interests: InterestTable, store: StateStore, pubsub: StorePubSub) -> None:
         """Create it without watchers.
 
         Args:
             interests: The table of the interests of all workers.
-            event_log: Reads the event logs of streams.
+            store: Reads the event logs of streams.
             pubsub: Messages between the workers, and events from the store.
         """
-        self._event_log = event_log
+        self._store = store
         self._pubsub = pubsub
         self._gossip = InterestGossip(interests, pubsub, self._own_subscriptions)
         self._subscribers: set[Subscriber] = set()
@@ -107,7 +103,7 @@ class WatchHub:
         self._topics = +self._topics
         self._pubsub.unsubscribe(topics - self._topics.keys())
 
-    # ---------------------------------------------------------------- called by `PubSub`
+    # ---------------------------------------------------------------- called by `StorePubSub`
 
     def on_message(self, topic: str, message: bytes) -> None:
         """Handle a message."""
@@ -157,7 +153,7 @@ class WatchHub:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CATCH_UP_TIMEOUT_S):
-                step, log = await self._event_log.history(
+                step, log = await self._store.history(
                     keys.record_key(*key),
                     topic=self._gossip.own_topic,
                     mark=mark,
@@ -185,7 +181,6 @@ class WatchHub:
 
 
 def _discard(watchers: dict[Any, Any], key: object, watcher: Subscriber) -> None:
-    """Remove a watcher from those of a key."""
     group = watchers.get(key)
     if isinstance(group, set):
         group.discard(watcher)

@@ -5,39 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from service.background import cancel, run_forever
 from service.engine.watch.interests import TOPIC, InterestTable, Subscription
 
+if TYPE_CHECKING:
+    from service.store.pubsub import StorePubSub
+
 _log = logging.getLogger(__name__)
 
 _RENEW_INTERVAL_S: Final = 5.0
 _INTEREST_TTL_S: Final = 15.0  # after a worker's last announcement its interests expire
 _ACK_TIMEOUT_S: Final = 1.0
-
-
-class PubSub(Protocol):
-    """The part of the store's publish and subscribe that watching needs."""
-
-    async def start(self, listener: Any) -> None:
-        """Connect: `listener` receives messages, and is notified of lost and new connections."""
-
-    async def close(self) -> None:
-        """Disconnect."""
-
-    async def subscribe(self, topics: Iterable[str]) -> None:
-        """Subscribe to topics; once this returns, messages on them are received."""
-
-    def unsubscribe(self, topics: Iterable[str]) -> None:
-        """Unsubscribe from topics."""
-
-    async def publish(self, topic: str, message: bytes) -> int | None:
-        """Publish a message and return the number of receivers: 0 also if the store is unavailable, None if unknown."""
-        ...
 
 
 class _GossipMessage(msgspec.Struct, omit_defaults=True):
@@ -70,7 +53,7 @@ class InterestGossip:
     """
 
     def __init__(
-        self, interests: InterestTable, pubsub: PubSub, own_subscriptions: Callable[[], list[Subscription]]
+        self, interests: InterestTable, pubsub: StorePubSub, own_subscriptions: Callable[[], list[Subscription]]
     ) -> None:
         """Create it; `start` subscribes.
 
@@ -133,7 +116,6 @@ class InterestGossip:
     # ---------------------------------------------------------------- helpers
 
     async def _request_all(self) -> None:
-        """Request the subscriptions of every worker."""
         self._complete_at = self._expiry()  # by then each worker has announced them in any case
         if await self._broadcast_and_wait(_GossipMessage(self.own_topic, request_all=True)):
             self._interests.publish_all = False

@@ -14,7 +14,6 @@ from service.store.snapshots import SCRIPT
 from service.store.state_store import StateStore
 from service.store.transport.connection import Argument, CommandError, NoReplyError, NotSentError, PipelinedConnection
 
-_FIX: Final = "Give the user the rights that docs/stores.md lists."
 _TOPIC: Final = "swl:check"
 _TTL_MS: Final = 10_000  # of the keys written here, in case the process is killed before it deletes them
 
@@ -83,14 +82,10 @@ async def check_permissions(store: StateStore) -> None:
 
 def _check_replies(commands: Sequence[Sequence[Argument]], replies: Sequence[object]) -> None:
     for command, reply in zip(commands, replies, strict=True):
-        if isinstance(reply, CommandError) and _is_denial(str(reply)):
-            raise _denied(str(command[0]), str(reply))
-
-
-def _is_denial(message: str) -> bool:
-    """Whether an error is about permissions. For commands in a script, servers use different texts."""
-    return message.startswith(("NOPERM", "NOAUTH")) or "permission" in message or "ACL" in message
-
-
-def _denied(command: str, message: str) -> UnsafeStoreError:
-    return UnsafeStoreError(f"The store denies the command {command} to our user: {message}.", fix=_FIX)
+        message = str(reply) if isinstance(reply, CommandError) else ""
+        # For commands in a script, servers use different texts.
+        if message.startswith(("NOPERM", "NOAUTH")) or "permission" in message or "ACL" in message:
+            raise UnsafeStoreError(
+                f"The store denies the command {command[0]!s} to our user: {message}.",
+                fix="Give the user the rights that docs/stores.md lists.",
+            )

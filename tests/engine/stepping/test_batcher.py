@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.stepping import batcher
 from service.engine.stepping.overload import QueueAdmission

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import redis
 
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.engine.stepping.columnar_batch import CoalescedBatch
 from service.errors import ServiceError
 from service.store.keys import record_key

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model_export.manifest import Array
 from service.engine.stepping.record_cache import EMPTY_SLOT, CacheMemory, RecordCache
-from service.store.record_arrays import HEAD, empty_header
+from service.store.record_arrays import HEADER_DTYPE, empty_header
 
 STATE = b"begin..."
 RECORD_BYTES = 420  # bytes that one record with such a state takes, approximately
@@ -20,7 +20,7 @@ def make_cache(records: int) -> RecordCache:
 
 
 def put(cache: RecordCache, *names: str, step: int = 1, refreshed: float = 5.0) -> None:
-    heads = np.zeros(len(names), HEAD)
+    heads = np.zeros(len(names), HEADER_DTYPE)
     heads["step"] = step
     cache.put(names, heads, np.full((len(names), len(STATE)), step, np.uint8), refreshed)
 
@@ -84,7 +84,7 @@ def test_a_full_cache_evicts_a_stream_that_was_not_read() -> None:
 
 def test_a_batch_larger_than_the_cache_leaves_no_wrong_record() -> None:
     cache = make_cache(1)
-    heads = np.zeros(5, HEAD)
+    heads = np.zeros(5, HEADER_DTYPE)
     heads["step"] = range(1, 6)
     cache.put("abcde", heads, np.zeros((5, len(STATE)), np.uint8), 1.0)
 

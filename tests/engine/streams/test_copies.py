@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.types import ImportedState, StreamKey, StreamPosition
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys

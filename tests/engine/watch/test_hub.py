@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.engine.watch.commit_events import CommitEvent, PackedTensor
 from service.engine.watch.interests import Subscription
 from service.engine.watch.subscriber import MAX_QUEUED_BYTES, EventGap, Subscriber

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
-from service.engine.engine import Engine, EngineOptions
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.engine.watch.commit_events import CommitEvent
 from service.engine.watch.interests import Subscription
 from service.engine.watch.subscriber import Subscriber
