@@ -21,7 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 from model_export.errors import StepwellError
 from service.asgi.http import RawRoute, problem_response, reject_escaped_slash
 from service.asgi.openapi import streams as openapi
-from service.asgi.routes import admin, feed, oip, sse, stream_ops, streams, watch
+from service.asgi.routes import admin, feed, oip, savepoints, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
 from service.engine.engine import Engine
 from service.engine.options import EngineOptions
@@ -74,7 +74,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _respond_without_route)
     app.add_exception_handler(WebSocketDisconnect, _ignore_disconnect)
     app.add_exception_handler(Exception, _internal_error)
-    streams.add_routes(app, context)  # first: routes are matched in order, and these are the most frequent
+    savepoints.add_routes(app, context)  # before `streams`, whose paths match theirs
+    streams.add_routes(app, context)  # then these: routes are matched in order, and these are the most frequent
     oip.add_routes(app, context)
     feed.add_routes(app, context)
     stream_ops.add_routes(app, context)

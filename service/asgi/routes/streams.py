@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -124,17 +125,10 @@ class StreamRoutes:
         caller = self._context.authenticate_and_count(request.headers.get("authorization"), "read")
         model = model_of(request, self._context)
         query = request.query_params
-        prefix = query.get("prefix", "")
-        if prefix and not STREAM_ID.fullmatch(prefix):
-            raise ServiceError(
-                "bad_request",
-                f"`prefix` is {prefix[:140]!a}; expected the start of a stream id, of A-Z a-z 0-9 . _ : @ -.",
-                fix="Leave `prefix` out to list all.",
-            )
         page = await self._context.engine.streams.list(
             caller.tenant,
             model.name,
-            prefix=prefix,
+            prefix=prefix_of(query),
             cursor=query.get("cursor") or None,
             limit=number_of(query, "limit", 1, _PAGE_LIMIT) or 100,
         )
@@ -172,3 +166,19 @@ class StreamRoutes:
     async def _respond(self, handler: RequestHandler, request: Request) -> Response:
         body = await run(handler, await body_of(request, self._context))
         return RawResponse(body, handler.response_format.value, headers=handler.extra_headers)
+
+
+def prefix_of(query: Mapping[str, str]) -> str:
+    """Return `?prefix=`, the start of stream ids; empty if it is missing.
+
+    Raises:
+        ServiceError: `bad_request`: no stream id begins like that.
+    """
+    prefix = query.get("prefix", "")
+    if prefix and not STREAM_ID.fullmatch(prefix):
+        raise ServiceError(
+            "bad_request",
+            f"`prefix` is {prefix[:140]!a}; expected the start of a stream id, of A-Z a-z 0-9 . _ : @ -.",
+            fix="Leave `prefix` out for all streams.",
+        )
+    return prefix

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from service.engine.packing import finite_rows, last_prediction
 from service.engine.streams.copies import StreamCopies
 from service.engine.streams.resets import replace_state
+from service.engine.streams.savepoints import Savepoints
 from service.engine.streams.sources import NewState, StateSources, no_stream
 from service.errors import ServiceError
 from service.store import keys
@@ -28,6 +29,7 @@ class StreamService:
 
     Attributes:
         copies: Forks streams, creates snapshots, exports states.
+        savepoints: Exports and imports the records of many streams.
     """
 
     def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore) -> None:
@@ -40,6 +42,7 @@ class StreamService:
         self._deps = deps
         self._sources = StateSources(deps.store, deps.models, snapshots)
         self.copies = StreamCopies(deps, snapshots, self._sources)
+        self.savepoints = Savepoints(deps)
 
     # ---------------------------------------------------------------- reading
 

@@ -1,0 +1,185 @@
+r"""Savepoint files: the records of many streams of a model, checksummed, readable as they arrive.
+
+A file is a sequence of frames; each is its length (4 bytes, little-endian, without these 5), a kind (1 byte) and that
+many bytes:
+
+    H  header, JSON: `{"format": 1, "model", "prefix", "started_at"}`
+    S  stream: length of the id (1 byte), the id, its record as the store has it
+    P  end of a page: JSON `{"streams", "cursor", "unreadable"}`, and BLAKE2b-128 (16 bytes) of all bytes since the
+       end of the page before. With the cursor an interrupted file is continued. A file whose last page has no cursor
+       is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+FORMAT: Final = 1
+MEDIA_TYPE: Final = "application/vnd.stepwell.savepoint"
+MAX_FRAME_BYTES: Final = 256 * 2**20
+
+_FRAME_HEAD: Final = 5
+_DIGEST_BYTES: Final = 16
+
+
+class SavepointFormatError(ValueError):
+    """The bytes are not a savepoint, are damaged, or end too early."""
+
+
+@dataclass(slots=True)
+class Page:
+    """A page of a savepoint.
+
+    Attributes:
+        streams: Ids and records.
+        cursor: Where the next page begins; None: this is the last page.
+        unreadable: Ids of streams whose records could not be read, and are not in the file.
+        end: Offset in the file behind the page.
+        header: The file's header.
+    """
+
+    streams: list[tuple[str, bytes]]
+    cursor: str | None
+    unreadable: list[str] = field(default_factory=list)
+    end: int = 0
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+
+def encode_header(model: str, prefix: str, started_at: str) -> bytes:
+    """Return the frame that a savepoint begins with."""
+    return _json_frame(b"H", {"format": FORMAT, "model": model, "prefix": prefix, "started_at": started_at})
+
+
+def encode_page(
+    header: bytes, streams: Sequence[tuple[str, bytes]], cursor: str | None, unreadable: Sequence[str]
+) -> bytes:
+    """Return a page.
+
+    Args:
+        header: The header's frame, before the first page; empty before the others.
+        streams: Ids and records.
+        cursor: Where the next page begins; None: this is the last one.
+        unreadable: Ids of streams whose records could not be read.
+    """
+    frames = header + b"".join(_frame(b"S", bytes((len(name),)) + name.encode() + record) for name, record in streams)
+    end = {"streams": len(streams), "cursor": cursor, "unreadable": list(unreadable)}
+    payload = json.dumps(end, separators=(",", ":")).encode()
+    hashed = frames + (len(payload) + _DIGEST_BYTES).to_bytes(4, "little") + b"P" + payload
+    return hashed + _digest(hashed)
+
+
+class SavepointReader:
+    """Decodes a savepoint that arrives in pieces of any size.
+
+    Attributes:
+        header: The header; None until it has arrived.
+        complete: Whether the last page has arrived.
+    """
+
+    def __init__(self) -> None:
+        self.header: Mapping[str, Any] | None = None
+        self.complete = False
+        self._buffer = bytearray()
+        self._offset = 0  # in the file, of the buffer's first byte
+        self._streams: list[tuple[str, bytes]] = []
+        self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that have arrived and are not part of a returned page."""
+        return len(self._buffer) + sum(len(record) for _, record in self._streams)
+
+    @property
+    def at_page_end(self) -> bool:
+        """Whether all bytes that have arrived belong to returned pages."""
+        return self.header is not None and not self._buffer and not self._streams
+
+    def feed(self, data: bytes) -> Iterator[Page]:
+        """Yield the pages that are complete with these bytes.
+
+        Raises:
+            SavepointFormatError: The bytes are not a savepoint, or are damaged.
+        """
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= _FRAME_HEAD:
+            length = int.from_bytes(self._buffer[start : start + 4], "little")
+            kind = bytes(self._buffer[start + 4 : start + 5])
+            if kind not in (b"H", b"S", b"P") or length > MAX_FRAME_BYTES or (self.header is None and kind != b"H"):
+                raise SavepointFormatError(f"byte {self._offset + start} does not begin a frame of a savepoint")
+            end = start + _FRAME_HEAD + length
+            if len(self._buffer) < end:
+                break
+            frame = bytes(self._buffer[start:end])
+            start = end
+            self._hash.update(frame[:-_DIGEST_BYTES] if kind == b"P" else frame)
+            if kind == b"S":
+                self._add_stream(frame)
+            elif kind == b"H":
+                self._set_header(frame[_FRAME_HEAD:])
+            else:
+                yield self._end_page(frame, self._offset + end)
+        del self._buffer[:start]
+        self._offset += start
+
+    def close(self) -> None:
+        """Check that nothing is missing at the end.
+
+        Raises:
+            SavepointFormatError: The savepoint ends too early.
+        """
+        if not (self.complete and self.at_page_end):
+            raise SavepointFormatError(f"it ends after {self._offset + len(self._buffer)} bytes, before its last page")
+
+    def _set_header(self, payload: bytes) -> None:
+        header = _parse(payload)
+        if header.get("format") != FORMAT or not isinstance(header.get("model"), str):
+            raise SavepointFormatError(f"it has format {header.get('format')!r}; this release reads {FORMAT}")
+        if self.header is not None and self.header["model"] != header["model"]:
+            raise SavepointFormatError(f"it has streams of two models, {self.header['model']} and {header['model']}")
+        self.header = header
+
+    def _add_stream(self, frame: bytes) -> None:
+        name_at = _FRAME_HEAD + 1
+        record_at = name_at + frame[_FRAME_HEAD] if len(frame) > _FRAME_HEAD else len(frame) + 1
+        name = frame[name_at:record_at]
+        if record_at > len(frame) or not name.isascii():
+            raise SavepointFormatError("a stream's frame is damaged")
+        self._streams.append((name.decode(), frame[record_at:]))
+
+    def _end_page(self, frame: bytes, end: int) -> Page:
+        digest, self._hash = self._hash.digest(), hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        if frame[-_DIGEST_BYTES:] != digest:
+            raise SavepointFormatError(f"the page that ends at byte {end} does not match its checksum")
+        trailer = _parse(frame[_FRAME_HEAD:-_DIGEST_BYTES])
+        streams, self._streams = self._streams, []
+        if trailer["streams"] != len(streams):
+            raise SavepointFormatError(f"the page that ends at byte {end} has {len(streams)} streams")
+        self.complete = trailer["cursor"] is None
+        return Page(streams, trailer["cursor"], trailer["unreadable"], end, self.header or {})
+
+
+def _frame(kind: bytes, payload: bytes) -> bytes:
+    return len(payload).to_bytes(4, "little") + kind + payload
+
+
+def _json_frame(kind: bytes, document: Mapping[str, Any]) -> bytes:
+    return _frame(kind, json.dumps(document, separators=(",", ":")).encode())
+
+
+def _parse(payload: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(payload)
+    except ValueError as exc:
+        raise SavepointFormatError("a header or the end of a page is damaged") from exc
+    if not isinstance(document, dict):
+        raise SavepointFormatError("a header or the end of a page is damaged")
+    return document
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()

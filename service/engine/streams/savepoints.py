@@ -1,0 +1,215 @@
+"""`Savepoints`: the records of all streams of a model, read while they are stepped, and written back."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from service.engine.limits import Reservation
+from service.errors import CorruptRecordError, ServiceError, stream_exists, wrong_state_size
+from service.store import keys
+from service.store.commits import Commit, Outcome
+from service.store.listing import page
+from service.store.record import Record, decode
+from service.store.state_store import checked
+from service.types import StreamKey
+
+if TYPE_CHECKING:
+    from service.engine.streams.deps import StreamOpDeps
+
+_MAX_PAGE_STREAMS: Final = 1000
+_MAX_PAGE_BYTES: Final = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPage:
+    """The records of some streams.
+
+    Attributes:
+        streams: Ids and records, as the store has them.
+        unreadable: Ids of streams whose records could not be read.
+        cursor: Of the next page; None: this is the last one.
+    """
+
+    streams: list[tuple[str, bytes]]
+    unreadable: list[str]
+    cursor: str | None
+
+
+class Savepoints:
+    """Exports and imports records. Each stream is consistent in itself, as of its own moment.
+
+    Args:
+        deps: Store, models, admission and quota.
+    """
+
+    def __init__(self, deps: StreamOpDeps) -> None:
+        self._deps = deps
+
+    async def pages(
+        self, tenant: str, model: str, *, prefix: str = "", cursor: str | None = None
+    ) -> AsyncIterator[RecordPage]:
+        """Yield the records of a model's streams. A stream that exists all the time is in them, once.
+
+        Args:
+            tenant: The tenant.
+            model: The model's name.
+            prefix: Only streams whose id begins with it.
+            cursor: Of an earlier page, to go on behind it; streams may then be in twice.
+
+        Raises:
+            ServiceError: `model_not_found`; `bad_request`: the cursor is not one of ours; `draining`; or an error of
+                the store.
+        """
+        deps, seen = self._deps, set[int]()
+        limit = self._page_limit(model)
+        while True:
+            deadline = deps.admission.start()
+            names, cursor = await page(
+                deps.store.transport, tenant, model, prefix, cursor, limit=limit, deadline=deadline
+            )
+            new_names = [name for name in names if hash(name) not in seen]  # a growing store lists some twice
+            seen.update(map(hash, new_names))
+            yield await self._load(tenant, model, new_names, cursor, deadline)
+            if cursor is None:
+                return
+
+    def _page_limit(self, model: str) -> int:
+        models = self._deps.models
+        models.get(model)  # raises if there is none
+        state_bytes = max(models.get(model, version).step_model.state_bytes for version in models.versions(model))
+        return max(1, min(_MAX_PAGE_STREAMS, _MAX_PAGE_BYTES // (state_bytes + 256)))
+
+    async def _load(
+        self, tenant: str, model: str, names: Sequence[str], cursor: str | None, deadline: float
+    ) -> RecordPage:
+        streams, unreadable = [], []
+        if names:
+            records = [keys.record_key(tenant, model, name) for name in names]
+            loaded = await self._deps.store.load_with_errors(records, deadline=deadline, exact=True)
+            for name, raw in zip(names, loaded, strict=True):
+                if isinstance(raw, CorruptRecordError) or (isinstance(raw, bytes) and not _is_record(raw)):
+                    unreadable.append(name)
+                elif isinstance(raw, ServiceError):
+                    raise raw
+                elif raw is not None:
+                    streams.append((name, raw))
+        return RecordPage(streams, unreadable, cursor)
+
+    async def load(
+        self, tenant: str, model: str, streams: Sequence[tuple[str, bytes]], *, overwrite: bool
+    ) -> list[tuple[str, ServiceError]]:
+        """Create streams from records, and return those that were refused.
+
+        A stream that is already at its record's state is left as it is, and is not refused.
+
+        Args:
+            tenant: The tenant.
+            model: The model's name.
+            streams: Ids and records.
+            overwrite: Replace a live stream; otherwise it is refused.
+
+        Returns:
+            The ids and errors of the streams that were not loaded: `model_changed`, `stream_exists`, `stream_quota`,
+            `state_corrupt` or `record_version`.
+
+        Raises:
+            ServiceError: `draining`, `overloaded`, or an error of the store; some streams may have been loaded.
+        """
+        deadline = self._deps.admission.start()
+        refused: list[tuple[str, ServiceError]] = []
+        rows: list[tuple[StreamKey, Record]] = []
+        for name, raw in dict(streams).items():
+            try:
+                rows.append((StreamKey(tenant, model, name), self._checked(model, raw)))
+            except ServiceError as exc:
+                refused.append((name, exc))
+        if rows:
+            refused += await self._commit_rows(rows, deadline, overwrite=overwrite)
+        return refused
+
+    def _checked(self, model: str, raw: bytes) -> Record:
+        """Decode a record, and check that a loaded version of the model has written it."""
+        record = decode(raw)
+        served = self._deps.models.by_fingerprint(model, record.fingerprint)
+        if served is None:
+            raise ServiceError(
+                "model_changed",
+                f"The state was written by model {record.fingerprint.hex()}, which is not loaded here as {model}.",
+                fix="Put that version into the model folder, and load again.",
+            )
+        if len(record.state) != served.step_model.state_bytes:
+            raise wrong_state_size(len(record.state), served.step_model.state_bytes)
+        # A new epoch: idempotency entries of what was applied after the record was saved must not replay.
+        return replace(record, epoch=secrets.randbits(64))
+
+    async def _commit_rows(
+        self, rows: Sequence[tuple[StreamKey, Record]], deadline: float, *, overwrite: bool
+    ) -> list[tuple[str, ServiceError]]:
+        """Write records; repeat for streams that are changed in between, until all are written or refused."""
+        store, refused = self._deps.store, list[tuple[str, ServiceError]]()
+        while rows:
+            names = [keys.record_key(*key) for key, _ in rows]
+            commits: list[Commit] = []
+            written: list[tuple[StreamKey, Record]] = []
+            with ExitStack() as stack:
+                stored = await store.load_with_errors(names, deadline=deadline, exact=True)
+                reservations = []
+                for name, (key, record), raw in zip(names, rows, stored, strict=True):
+                    try:
+                        guard = _guard_to_replace(raw, record, overwrite=overwrite)
+                        if guard is None:
+                            continue
+                        reservation = stack.enter_context(Reservation(self._deps.quota, key.tenant))
+                        if not guard:
+                            reservation.take()
+                    except ServiceError as exc:
+                        refused.append((key.stream, exc))
+                        continue
+                    commits.append(Commit(name, guard, record.encode()))
+                    written.append((key, record))
+                    reservations.append(reservation)
+                if not commits:
+                    break
+                results = await store.commit(commits, deadline=deadline)
+                for i, reservation in enumerate(reservations):
+                    reservation.end(begun=i not in results.not_applied)
+            rows = []
+            for i, (key, record) in enumerate(written):
+                self._deps.invalidate(key)
+                result = results.not_applied.get(i)
+                if result is None or result.outcome is Outcome.DUPLICATE:
+                    continue
+                if result.error is not None:
+                    refused.append((key.stream, result.error))
+                else:
+                    rows.append((key, record))
+        return refused
+
+
+def _guard_to_replace(raw: bytes | ServiceError | None, record: Record, *, overwrite: bool) -> bytes | None:
+    """Return the guard of the stored record that a record may replace, empty if there is none; None: they are equal.
+
+    Raises:
+        ServiceError: `stream_exists`, or the stored record cannot be read.
+    """
+    if (found := checked(raw)) is None:
+        return b""
+    stored = decode(found)
+    if (stored.history_hash, stored.op_id, stored.step) == (record.history_hash, record.op_id, record.step):
+        return None
+    if overwrite:
+        return stored.guard
+    why, fix = "only a missing stream is loaded", "Send ?overwrite=true to replace it."
+    raise stream_exists(stored.step, stored.history_hash, why, fix=fix)
+
+
+def _is_record(raw: bytes) -> bool:
+    try:
+        decode(raw)
+    except ServiceError:
+        return False
+    return True
