@@ -29,6 +29,8 @@ _COMMANDS = {
     "check": ("service.commands.check", "check", "Tell what `serve` would refuse."),
     "bench": ("service.commands.bench", "bench", "Load on a running service: steps/s, p50, p90, p99, errors."),
     "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
+    "save": ("service.commands.savepoint", "save", "Save all streams of a model to a file."),
+    "load": ("service.commands.savepoint", "load", "Load the streams of such a file into a running service."),
     "streams": ("service.commands.streams", "streams_app", "Look at and tend live streams."),
 }
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -25,12 +26,17 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmat
 
 _PAGE = 1000  # the service's maximum page size
 _TIMEOUT_S = 30.0
+_UNAVAILABLE = {429, 502, 503, 504}
 
 
 class StreamsError(StepwellError):
     """The service does not respond, or rejected a request."""
 
     code = "streams_failed"
+
+
+class ServiceUnavailableError(StreamsError):
+    """No service responds, or not now; the same request may succeed later."""
 
 
 class HttpApi:
@@ -82,6 +88,21 @@ class HttpApi:
             response = self._http.request(method, path, **options)
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             raise self._unreachable(str(exc) or type(exc).__name__) from exc
+        return self._body(response)
+
+    @contextmanager
+    def stream(self, method: str, path: str, **options: Any) -> Iterator[Iterator[bytes]]:
+        """Send a request, and yield an iterator over the body of its successful response; raises as `call` does."""
+        try:
+            with self._http.stream(method, path, **options) as response:
+                if not response.is_success:
+                    response.read()
+                    self._body(response)
+                yield response.iter_bytes()
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise self._unreachable(str(exc) or type(exc).__name__) from exc
+
+    def _body(self, response: httpx.Response) -> Any:
         try:
             body = response.json() if response.content else None
         except ValueError as exc:
@@ -92,13 +113,14 @@ class HttpApi:
             return body
         problem = body if isinstance(body, dict) else {}
         code = problem.get("code", response.reason_phrase)
-        raise StreamsError(
+        error = ServiceUnavailableError if response.status_code in _UNAVAILABLE else StreamsError
+        raise error(
             f"{problem.get('detail') or 'The service gave no reason.'} ({response.status_code} {code})",
             fix=_FIXES.get(response.status_code, ""),
         )
 
-    def _unreachable(self, reason: str) -> StreamsError:
-        return StreamsError(
+    def _unreachable(self, reason: str) -> ServiceUnavailableError:
+        return ServiceUnavailableError(
             f"No Stepwell service responds at {self._url}: {reason}.",
             fix="Start it with `stepwell serve`, or give its address with --url or STEPWELL_URL.",
         )

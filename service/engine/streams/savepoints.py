@@ -88,15 +88,20 @@ class Savepoints:
     ) -> RecordPage:
         streams, unreadable = [], []
         if names:
-            records = [keys.record_key(tenant, model, name) for name in names]
-            loaded = await self._deps.store.load_with_errors(records, deadline=deadline, exact=True)
+            store, records = self._deps.store, [keys.record_key(tenant, model, name) for name in names]
+            loaded = await store.load_with_errors(records, deadline=deadline)
+            missing = [i for i, raw in enumerate(loaded) if raw is None]
+            if missing:  # or of another type, which the cheap way does not tell apart
+                exact = await store.load_with_errors([records[i] for i in missing], deadline=deadline, exact=True)
+                for i, raw in zip(missing, exact, strict=True):
+                    loaded[i] = raw
             for name, raw in zip(names, loaded, strict=True):
-                if isinstance(raw, CorruptRecordError) or (isinstance(raw, bytes) and not _is_record(raw)):
-                    unreadable.append(name)
-                elif isinstance(raw, ServiceError):
-                    raise raw
-                elif raw is not None:
+                if isinstance(raw, bytes) and _is_record(raw):
                     streams.append((name, raw))
+                elif isinstance(raw, bytes | CorruptRecordError):
+                    unreadable.append(name)
+                elif raw is not None:
+                    raise raw
         return RecordPage(streams, unreadable, cursor)
 
     async def load(

@@ -1,0 +1,260 @@
+"""`stepwell save` and `stepwell load`: all streams of a model of a running service, to a file and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, TypeVar
+from urllib.parse import quote
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+from model_export.errors import StepwellError
+from service.codec.savepoint import MEDIA_TYPE, SavepointFormatError, SavepointReader, encode_header, encode_page
+from service.commands.http_api import DEFAULT_URL, HttpApi, Json, Key, ServiceUnavailableError, Url
+from service.commands.tables import key_value_table, show
+
+_READ_BYTES = 1 << 20
+_ATTEMPTS = 6  # without any progress
+_PAUSE_S = 1.0
+_NAMED = 10
+
+_T = TypeVar("_T")
+
+
+class SavepointError(StepwellError):
+    """A savepoint cannot be written or read, or some of its streams were not saved or loaded."""
+
+    code = "savepoint_failed"
+
+
+def save(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The savepoint to write.")],
+    *,
+    model: Annotated[str, typer.Option(help="The model whose streams are saved.")],
+    prefix: Annotated[str, typer.Option(help="Only streams whose id begins with this text.")] = "",
+    verify: Annotated[bool, typer.Option("--verify", help="Read the file again before it gets its name.")] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Save every live stream of a model to a file, while the streams are stepped.
+
+    Each stream is saved as of one moment of its own. An interrupted save goes on where it was when it is run again.
+    """
+    if file.exists():
+        raise SavepointError(f"{file} exists.", fix="Give another name, or delete that file first.")
+    unfinished = file.with_name(f"{file.name}.partial")
+    started = time.monotonic()
+    try:
+        with unfinished.open("ab+") as out, HttpApi(url, key) as service, _progress() as advance:
+            written = _Written(out, model, prefix)
+            _retry(lambda: written.read_rest(service, advance), lambda: written.n_bytes)
+            os.fsync(out.fileno())
+        if verify:
+            _verify(unfinished)
+        unfinished.rename(file)
+    except OSError as exc:
+        raise SavepointError(f"{exc.filename or file} cannot be written: {exc.strerror}.") from exc
+    finally:
+        if unfinished.exists() and not unfinished.stat().st_size:
+            unfinished.unlink()
+    report = {
+        "file": str(file),
+        "model": model,
+        "streams": written.n_streams,
+        "bytes": written.n_bytes,
+        "unreadable": written.unreadable,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    _print(report, as_json=as_json)
+    if written.unreadable:
+        raise SavepointError(
+            f"{len(written.unreadable)} streams are not in {file}, because the store's values cannot be read: "
+            f"{_some(written.unreadable)}.",
+            fix="Reset or delete those streams; all others are saved.",
+        )
+
+
+def load(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `stepwell save` wrote.")],
+    *,
+    model: Annotated[str | None, typer.Option(help="Load into this model; by default the one that was saved.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace live streams, which are left alone by default.")
+    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the whole file before the first stream.")] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Load the streams of a savepoint into a running service. Loading a file twice changes nothing."""
+    started, loaded, refused = time.monotonic(), 0, list[dict[str, str]]()
+    if verify:
+        _verify(file)
+    with HttpApi(url, key) as service, _progress(_size(file)) as advance:
+        for header, streams, n_bytes in _pages(file):
+            path = f"/v1/models/{quote(model or header['model'], safe='')}/streams/import"
+            body = encode_page(encode_header(header["model"], "", ""), streams, None, [])
+            options: dict[str, Any] = {"content": body, "headers": {"Content-Type": MEDIA_TYPE}}
+            if overwrite:
+                options["params"] = {"overwrite": "true"}
+            reply = _retry(partial(service.call, "POST", path, **options))
+            loaded += reply["loaded"]
+            refused += reply["refused"]
+            advance(n_bytes)
+    report = {
+        "file": str(file), "loaded": loaded, "refused": refused, "seconds": round(time.monotonic() - started, 3)
+    }  # fmt: skip
+    _print(report, as_json=as_json)
+    if refused:
+        codes = Counter(one["code"] for one in refused)
+        raise SavepointError(
+            f"{len(refused)} streams were refused ({', '.join(f'{code}: {n}' for code, n in codes.items())}): "
+            f"{_some([one['stream'] for one in refused])}.",
+            fix="`--overwrite` replaces live streams." if codes["stream_exists"] else "All others are loaded.",
+        )
+
+
+class _Written:
+    """The part of a savepoint that is in a file, and the rest of it that is fetched."""
+
+    def __init__(self, out: BinaryIO, model: str, prefix: str) -> None:
+        self.n_streams = 0
+        self.n_bytes = 0
+        self.unreadable: list[str] = []
+        self._out = out
+        self._path = f"/v1/models/{quote(model, safe='')}/streams/export"
+        self._prefix = prefix
+        self._cursor: str | None = None
+        self._is_complete = False
+        self._resume(model)
+
+    def _resume(self, model: str) -> None:
+        """Keep the whole pages of an earlier, interrupted save."""
+        reader = SavepointReader()
+        self._out.seek(0)
+        try:
+            while data := self._out.read(_READ_BYTES):
+                self._add_pages(reader, data, start=0)
+        except SavepointFormatError:
+            pass  # what follows the last whole page is fetched again
+        if reader.header is not None and (reader.header["model"], reader.header.get("prefix")) != (model, self._prefix):
+            raise SavepointError(
+                f"{self._out.name} is an interrupted save of {reader.header['model']}, prefix "
+                f"{reader.header.get('prefix')!r}.",
+                fix="Delete it, or give another FILE.",
+            )
+        self._out.truncate(self.n_bytes)
+
+    def read_rest(self, service: HttpApi, advance: Callable[[int], None]) -> None:
+        """Fetch and write what is missing; after an error, call it again."""
+        if self._is_complete:
+            return
+        query = {"prefix": self._prefix} if self._prefix else {}
+        query |= {} if self._cursor is None else {"cursor": self._cursor}
+        reader, start = SavepointReader(), self.n_bytes
+        try:
+            with service.stream("GET", self._path, params=query) as pieces:
+                for data in pieces:
+                    self._out.write(data)
+                    self._add_pages(reader, data, start)
+                    advance(len(data))
+            reader.close()
+        except SavepointFormatError as exc:
+            raise ServiceUnavailableError(f"The response is not a whole savepoint: {exc}.") from exc
+        finally:
+            self._out.flush()
+            self._out.truncate(self.n_bytes)
+
+    def _add_pages(self, reader: SavepointReader, data: bytes, start: int) -> None:
+        for page in reader.feed(data):
+            self.n_streams += len(page.streams)
+            self.unreadable += page.unreadable
+            self.n_bytes = start + page.end
+            self._cursor = page.cursor
+            self._is_complete = page.cursor is None
+
+
+def _pages(file: Path) -> Iterator[tuple[dict[str, Any], list[tuple[str, bytes]], int]]:
+    """Yield the header, the streams and the bytes of each page of a file.
+
+    Raises:
+        SavepointError: It cannot be read, is no savepoint, is damaged, or ends too early.
+    """
+    reader, end = SavepointReader(), 0
+    try:
+        with file.open("rb") as data:
+            while piece := data.read(_READ_BYTES):
+                for page in reader.feed(piece):
+                    yield dict(page.header), page.streams, page.end - end
+                    end = page.end
+        reader.close()
+    except OSError as exc:
+        raise SavepointError(f"{file} cannot be read: {exc.strerror}.") from exc
+    except SavepointFormatError as exc:
+        raise SavepointError(
+            f"{file} is not a whole savepoint: {exc}.", fix="Whole pages before that can be loaded; save again."
+        ) from exc
+
+
+def _verify(file: Path) -> None:
+    for _ in _pages(file):
+        pass
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None  # reading it reports why
+
+
+def _retry(send: Callable[[], _T], progress: Callable[[], int] = lambda: 0) -> _T:
+    """Call until it succeeds; give up after some attempts without progress."""
+    attempts, before = 0, progress()
+    while True:
+        try:
+            return send()
+        except ServiceUnavailableError:
+            attempts = 1 if progress() > before else attempts + 1
+            before = progress()
+            if attempts >= _ATTEMPTS:
+                raise
+            time.sleep(_PAUSE_S * attempts)  # noqa: TID251 - the pause before a retry
+
+
+@contextmanager
+def _progress(total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on a terminal; yields a function that takes the bytes that were transferred."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        task = bars.add_task("streams", total=total)
+        yield lambda n_bytes: bars.advance(task, n_bytes)
+
+
+def _print(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    texts = {
+        name: f"{value:,}" if isinstance(value, int) else str(len(value)) if isinstance(value, list) else f"{value}"
+        for name, value in report.items()
+    }
+    show(key_value_table("", texts))
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
