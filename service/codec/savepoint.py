@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 FORMAT: Final = 1
-MEDIA_TYPE: Final = "application/vnd.stepwell.savepoint"
+MEDIA_TYPE: Final = "application/octet-stream"
 MAX_FRAME_BYTES: Final = 256 * 2**20
 
 _FRAME_HEAD: Final = 5
