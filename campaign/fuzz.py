@@ -22,7 +22,7 @@ from service.codec.stream_ops import read_fork, read_reset, read_snapshot, read_
 from service.engine.protocol.replay import replay_prediction
 from service.errors import ServiceError
 from service.ids import decode_state_id, is_state_id
-from service.protocols.header_cache import HeaderBlockCache
+from service.protocols.header_cache import HeaderCache
 from service.protocols.ws_frames import encode_frames, next_frame
 from service.store.record import HEADER_BYTES, MAGIC, IdempotencyEntry, decode
 from service.types import ReturnMode, StreamKey, Timestep
@@ -102,7 +102,7 @@ def state_id(data: bytes) -> None:
 
 def head(data: bytes) -> None:
     """The header lines of a request on the fast lane."""
-    HeaderBlockCache(1000).read(b"\r\n" + data + b"\r\n")
+    HeaderCache(1000).read(b"\r\n" + data + b"\r\n")
 
 
 def frame(data: bytes) -> None:

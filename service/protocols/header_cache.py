@@ -1,15 +1,17 @@
-"""`HeaderBlockCache`: parses the header lines of plain requests, at about the same cost if they are new.
+"""`HeaderCache`: parses the header lines of plain requests, at about the same cost whether or not they are new.
 
-One regular expression removes the header lines whose names do not matter, such as a trace id or the client's address
-that a proxy adds. What is left is mostly the same from request to request and is looked up by its bytes; where it is
-new, it is parsed line by line. The grammar is strict: a request with anything unusual in its header lines is left to
-httptools (ADR 0041).
+Clients differ in the values of their headers and rarely in the names and their order. For each frequent order of names
+there is a `HeaderLayout`: one regular expression that matches all header lines at once and extracts the values that
+matter. A trace id, or a client's address that a proxy adds, matches like any other value and is ignored. All other
+requests are parsed line by line. The grammar is strict: a request with an unusual header line is left to httptools
+(ADR 0041).
 """
 
 from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
@@ -18,21 +20,26 @@ from service.requests.hot_routes import RELEVANT_HEADERS, RequestHeaders, parse_
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-_MAX_BLOCKS: Final = 1024  # cached blocks
-_MAX_PARSED: Final = 16_384  # cached results
-_MAX_CACHED_BYTES: Final = 1024  # of the header lines of one entry
-_MAX_LIKELY_BYTES: Final = 4096  # of a request behind its request line
+_MAX_LAYOUTS: Final = 8
+_REQUESTS_PER_LAYOUT: Final = 64  # compiling a layout takes as long as parsing some 30 requests line by line
+_MAX_CANDIDATES: Final = 64  # orders of names that are counted
+_MAX_LINES: Final = 64
+_MAX_CACHED: Final = 4096  # combinations of relevant values, per layout
+_MAX_CACHED_BYTES: Final = 1024  # of one combination
+_MAX_HEAD_BYTES: Final = 8 * 1024
+_MAX_RECENT_BYTES: Final = 4096  # of a request after its request line
+_RECENT_EVERY: Final = 16  # requests
 _LENGTH_DIGITS: Final = 8
 # These change how a request is parsed or what happens to its connection.
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
 _CONNECTION: Final = b"connection"
+_EXTRACTED: Final = RELEVANT_HEADERS | _UNUSUAL | {_CONNECTION}
 # As httptools parses it: no space before the colon, leading spaces of the value dropped, trailing ones kept. The
 # quantifiers are possessive: without backtracking the time is linear in the length.
-_LINE: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)"
-_ANY_LINE: Final = re.compile(_LINE)
-_NAMES: Final = b"|".join(sorted({*RELEVANT_HEADERS, *_UNUSUAL, _CONNECTION}))
-# It begins with the line end of the line before, which the search finds quickly.
-_OTHER_LINES: Final = re.compile(rb"\r\n(?!(?i:" + _NAMES + rb"):)" + _LINE + rb"(?=\r\n)")
+_NAME: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_COLON: Final = rb":[ \t]*+"
+_VALUE: Final = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
+_LINE: Final = re.compile(rb"(" + _NAME + rb")" + _COLON + rb"(" + _VALUE + rb")")
 
 
 class HeaderBlock(NamedTuple):
@@ -49,12 +56,33 @@ class HeaderBlock(NamedTuple):
     length: int
 
 
-class HeaderBlockCache:
-    """Parses and caches the header lines of plain requests; returns None for all others.
+class HeaderLayout:
+    """Header lines with certain names in a certain order.
 
     Attributes:
-        likely: Blocks by the length of everything behind the request line, body included. Clients that send the same
-            headers rarely send anything else of the same length.
+        match: Matches such lines and the empty line after them; it has one group per extracted value.
+        names: The names of the groups, in lower case.
+        cache: Headers and length of the body, by the values of the groups.
+    """
+
+    __slots__ = ("cache", "match", "names")
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        lines = [
+            rb"\r\n" + re.escape(name) + _COLON + (b"(" + _VALUE + b")" if name.lower() in _EXTRACTED else _VALUE)
+            for name in names
+        ]
+        self.match = re.compile(b"".join(lines) + rb"\r\n\r\n").match
+        self.names = [name.lower() for name in names if name.lower() in _EXTRACTED]
+        self.cache: OrderedDict[tuple[bytes, ...], tuple[RequestHeaders, int]] = OrderedDict()
+
+
+class HeaderCache:
+    """Parses the header lines of plain requests; returns None for all others.
+
+    Attributes:
+        recent: Some recent blocks, by the length of everything after the request line, body included. Clients that
+            send the same headers rarely send anything else of the same length.
     """
 
     def __init__(self, max_body_bytes: int) -> None:
@@ -64,36 +92,32 @@ class HeaderBlockCache:
             max_body_bytes: Requests with a longer body are left to the declared route.
         """
         self._max_body = max_body_bytes
-        self.by_length: dict[int, HeaderBlock] = {}
-        self._blocks: OrderedDict[bytes, HeaderBlock] = OrderedDict()
-        self._seen = [0] * _MAX_BLOCKS  # hashes of blocks, by their remainder
-        self._parsed: OrderedDict[bytes, tuple[RequestHeaders, int]] = OrderedDict()  # by the lines that matter
-        self._interned: OrderedDict[RequestHeaders, RequestHeaders] = (
-            OrderedDict()
-        )  # `HotRequestMatcher` compares fields by identity
+        self.recent: dict[int, HeaderBlock] = {}
+        self._until_recent = 0  # requests until the next block is added to `recent`
+        self._layouts: list[HeaderLayout] = []  # the last used one first
+        self._candidates: OrderedDict[tuple[bytes, ...], int] = OrderedDict()  # requests by their order of names
+        # `HotRequestMatcher` compares headers by identity.
+        self._interned: OrderedDict[RequestHeaders, RequestHeaders] = OrderedDict()
 
-    def match(self, data: bytes, at: int) -> tuple[RequestHeaders, int] | None:
+    def match(self, data: bytes, start: int) -> tuple[RequestHeaders, int] | None:
         """Parse the header lines of a complete request that is followed by nothing.
 
         Args:
             data: The bytes that a connection received.
-            at: Index of the end of the request line.
+            start: Offset of the end of the request line.
 
         Returns:
-            The headers, and the index of the body; None: the request is not plain, not complete, or not alone.
+            The headers, and the offset of the body; None: the request is not plain, not complete, or not alone.
         """
-        begins = data.find(b"\r\n\r\n", at, at + _MAX_LIKELY_BYTES) + 4
-        text = data[at:begins]
-        block = self._blocks.get(text)
-        parsed = self.read(text) if block is None else (block.headers, block.length)
-        if parsed is None or begins + parsed[1] != len(data):
+        parsed, body_start = self._parse(data, start)
+        if parsed is None or body_start + parsed[1] != len(data):
             return None
-        headers, length = parsed
-        if block is None:
-            self._cache_if_repeated(text, headers, length)
-        elif len(data) - at <= _MAX_LIKELY_BYTES:
-            self.by_length[len(data) - at] = block
-        return headers, begins
+        self._until_recent -= 1
+        # Not each block: of those that differ, most are never received again.
+        if self._until_recent < 0 and len(data) - start <= _MAX_RECENT_BYTES:
+            self._until_recent = _RECENT_EVERY
+            self.recent[len(data) - start] = HeaderBlock(data[start:body_start], *parsed)
+        return parsed[0], body_start
 
     def read(self, text: bytes) -> tuple[RequestHeaders, int] | None:
         """Parse header lines.
@@ -104,21 +128,57 @@ class HeaderBlockCache:
         Returns:
             The headers and the length of the body in bytes; None: the request is not plain.
         """
-        lines = _OTHER_LINES.sub(b"", text)
-        return self._parsed.get(lines) or self._parse(lines)
+        return self._parse(text, 0)[0]
 
-    def _cache_if_repeated(self, text: bytes, headers: RequestHeaders, length: int) -> None:
-        """Cache a block at its second time, so that blocks which never come again evict none that do."""
-        digest = hash(text)
-        slot = digest % _MAX_BLOCKS
-        if self._seen[slot] != digest:
-            self._seen[slot] = digest
-        elif headers.idempotency_key is None and len(text) <= _MAX_CACHED_BYTES:
-            put_bounded(self._blocks, text, HeaderBlock(text, headers, length), _MAX_BLOCKS)
+    def _parse(self, data: bytes, start: int) -> tuple[tuple[RequestHeaders, int] | None, int]:
+        """Return headers and length of the body, None if the request is not plain; and the offset of the body."""
+        layouts = self._layouts
+        for layout in layouts:
+            match = layout.match(data, start, start + _MAX_HEAD_BYTES)
+            if match is not None:
+                if layout is not layouts[0]:
+                    layouts.remove(layout)
+                    layouts.insert(0, layout)
+                values = match.groups()
+                return layout.cache.get(values) or self._parse_values(layout, values), match.end()
+        end = data.find(b"\r\n\r\n", start, start + _MAX_HEAD_BYTES) + 4
+        return self._parse_lines(data[start:end]), end
 
-    def _parse(self, text: bytes) -> tuple[RequestHeaders, int] | None:
-        lines = _split(text)
-        if lines is None or not _UNUSUAL.isdisjoint(name for name, _ in lines):
+    def _parse_values(self, layout: HeaderLayout, values: tuple[bytes, ...]) -> tuple[RequestHeaders, int] | None:
+        parsed = self._parse_headers(list(zip(layout.names, values, strict=True)))
+        if parsed is not None and parsed[0].idempotency_key is None and sum(map(len, values)) <= _MAX_CACHED_BYTES:
+            put_bounded(layout.cache, values, parsed, _MAX_CACHED)  # a key is used for one request only
+        return parsed
+
+    def _parse_lines(self, text: bytes) -> tuple[RequestHeaders, int] | None:
+        lines = text.split(b"\r\n")
+        if not 3 <= len(lines) <= _MAX_LINES + 3 or any((lines[0], lines[-2], lines[-1])):
+            return None
+        names: list[bytes] = []
+        headers: list[tuple[bytes, bytes]] = []
+        for line in lines[1:-2]:
+            match = _LINE.fullmatch(line)
+            if match is None:
+                return None
+            names.append(match[1])
+            headers.append((match[1].lower(), match[2]))
+        parsed = self._parse_headers(headers)
+        if parsed is not None:
+            self._count(tuple(names))
+        return parsed
+
+    def _count(self, names: tuple[bytes, ...]) -> None:
+        """Count an order of names, and compile its layout if it is frequent."""
+        count = self._candidates.pop(names, 0) + 1
+        if count < _REQUESTS_PER_LAYOUT:
+            put_bounded(self._candidates, names, count, _MAX_CANDIDATES)
+        else:
+            self._layouts.insert(0, HeaderLayout(names))
+            del self._layouts[_MAX_LAYOUTS:]
+
+    def _parse_headers(self, lines: Sequence[tuple[bytes, bytes]]) -> tuple[RequestHeaders, int] | None:
+        """Return headers and length of the body; None: a header that matters is unusual."""
+        if not _UNUSUAL.isdisjoint(name for name, _ in lines):
             return None
         connection = [value.lower() for name, value in lines if name == _CONNECTION]
         lengths = [value for name, value in lines if name == b"content-length"]
@@ -130,26 +190,15 @@ class HeaderBlockCache:
         headers = parse_headers(lines)
         if headers is None:
             return None
-        headers, length = replace(headers, length=None), int(digits)
-        if headers.idempotency_key is None and len(text) <= _MAX_CACHED_BYTES:  # a key never comes again
-            headers = self._interned.get(headers) or put_bounded(self._interned, headers, headers, _MAX_PARSED)
-            put_bounded(self._parsed, text, (headers, length), _MAX_PARSED)
-        return headers, length
+        headers = replace(headers, length=None)
+        if headers.idempotency_key is None:
+            headers = self._interned.get(headers) or put_bounded(self._interned, headers, headers, _MAX_CACHED)
+        return headers, int(digits)
 
 
 def put_bounded(cache: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> _V:
-    """Put an entry into a cache, and evict the oldest one where there are more than `most`."""
+    """Put an entry into a cache, and evict the oldest one if there are more than `most`."""
     cache[key] = value
     if len(cache) > most:
         cache.popitem(last=False)
     return value
-
-
-def _split(text: bytes) -> list[tuple[bytes, bytes]] | None:
-    """Return the names, in lower case, and the values of header lines; None if a line is not plain."""
-    lines = text.split(b"\r\n")
-    if len(lines) < 3 or any((lines[0], lines[-2], lines[-1])):
-        return None
-    matches = [_ANY_LINE.fullmatch(line) for line in lines[1:-2]]
-    headers = [(match[1].lower(), match[2]) for match in matches if match is not None]
-    return headers if len(headers) == len(matches) else None

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.codec import JSON, Format
 from service.errors import ServiceError
-from service.protocols.header_cache import HeaderBlockCache, put_bounded
+from service.protocols.header_cache import HeaderCache, put_bounded
 from service.protocols.http_limits import response_bytes
 from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, ErrorFormat
@@ -88,7 +88,7 @@ class HotRequestMatcher:
         self._keep_alive = False  # likewise: not draining, so responses need no `Connection: close`
         self._flush_scheduled = False
         self._tick_end_scheduled = False  # whether `_on_tick_end` will be called
-        self._header_parser = HeaderBlockCache(context.settings.max_body_bytes)
+        self._header_parser = HeaderCache(context.settings.max_body_bytes)
         self._counted_requests: Counter[tuple[str, int]] = Counter()
         self._steps = 0  # responses with status 200 of native routes, which are not in `_counted_requests`
         self._json_heads: dict[int, bytes] = {}  # of JSON responses, by the length of their bodies
@@ -127,7 +127,7 @@ class HotRequestMatcher:
             request_line, line_end = last, len(last.line)
         else:
             request_line, line_end = None, data.find(b"\r\n")
-        block = self._header_parser.by_length.get(len(data) - line_end)
+        block = self._header_parser.recent.get(len(data) - line_end)
         if block is not None and data.startswith(block.text, line_end):
             headers, body_start = block.headers, line_end + len(block.text)
         elif (match := self._header_parser.match(data, line_end)) is not None:
