@@ -7,7 +7,6 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,13 @@ from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models.registry import ModelRegistry, ReloadReport
-from service.models.reload import ADMITTED_ENV, CONTROL_ENV, ReloadCoordinator
+from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
-from service.requests.jwt import keys_of
+from service.requests.jwt import load_api_keys
 from service.requests.problems import internal_error
-from service.settings import Settings
+from service.settings import Settings, SharedFolders
 from service.store.checks.safety import SafetyMonitor
 from service.store.state_store import StateStore
 
@@ -50,18 +49,22 @@ class NoStoreError(StepwellError):
     code = "no_store"
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, folders: SharedFolders | None = None) -> FastAPI:
     """Return the application; it connects to the store and loads the models when it starts.
+
+    Args:
+        settings: The service's settings.
+        folders: What the workers of this service share; None: nothing.
 
     Raises:
         KeysFileError: `api_keys_file` or `jwt_keys` cannot be used.
     """
     version = importlib.metadata.version("stepwell")
-    context = AppContext(settings, keys_of(settings), Metrics(version))
+    context = AppContext(settings, load_api_keys(settings), Metrics(version))
     app = FastAPI(
         title="Stepwell",
         version=version,
-        lifespan=lambda app: _lifespan(app, context),
+        lifespan=lambda app: _lifespan(app, context, folders or SharedFolders()),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -85,7 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def build_engine(settings: Settings, metrics: Metrics) -> Engine:
+def _build_engine(settings: Settings, metrics: Metrics, verdicts: Path | None) -> Engine:
     """Return an engine on the configured store; its models are not loaded yet.
 
     Raises:
@@ -116,19 +119,17 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         max_snapshots=settings.max_snapshots,
         history=settings.kept_history,
     )
-    folder = os.environ.get(ADMITTED_ENV)
-    load = ModelVetting(settings, Path(folder) if folder else None).load
-    return Engine(store, ModelRegistry(settings.models, load), options, metrics)
+    models = ModelRegistry(settings.models, ModelVetting(settings, verdicts).load)
+    return Engine(store, models, options, metrics)
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: FastAPI, context: AppContext) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -> AsyncIterator[None]:
     """Open the engine and start background tasks, serve, then close all in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
-        engine = build_engine(context.settings, context.metrics)
+        engine = _build_engine(context.settings, context.metrics, folders.verdicts)
         stack.push_async_callback(engine.close)
-        folder = os.environ.get(CONTROL_ENV)
-        coordinator = ReloadCoordinator(engine.models.reload, Path(folder) if folder else None)
+        coordinator = ReloadCoordinator(engine.models.reload, folders.reload)
         report = await engine.models.reload()
         _log_failed(report)
         _log.info("Models: %s", ", ".join(report.loaded) or "none")

@@ -18,9 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from service.engine.observer import EngineObserver
-
-FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable with the folder that the workers of one `serve` share; prometheus_client reads it on import."""
+from service.settings import METRICS_FOLDER_ENV
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of `render`'s text, which every version of Prometheus accepts."""
@@ -318,13 +316,15 @@ class _PublicMetrics(Collector):
 
 def _shared_folder() -> Path | None:
     """Return the folder that the workers share, or None if this process counts for itself."""
-    named = os.environ.get(FOLDER_ENV)
+    named = os.environ.get(METRICS_FOLDER_ENV)
     shares = values.ValueClass is not values.MutexValue  # chosen once, when prometheus_client was imported
     if named and shares:
         Path(named).mkdir(parents=True, exist_ok=True)
         return Path(named)
     if named:
-        _log.warning("%s was set after prometheus_client was imported: metrics are of this process alone", FOLDER_ENV)
+        _log.warning(
+            "%s was set after prometheus_client was imported: metrics are of this process alone", METRICS_FOLDER_ENV
+        )
     return None
 
 

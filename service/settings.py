@@ -1,10 +1,11 @@
-"""`Settings`: all settings of the service, from flags and `STEPWELL_*` variables; flags override variables."""
+"""`Settings`, from flags and `STEPWELL_*` variables, and `SharedFolders`: the configuration of each worker."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,9 @@ from model_export.errors import StepwellError
 from model_export.manifest import NAME
 
 PREFIX = "STEPWELL_"
+METRICS_FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable with the folder that the workers share for their metrics; its name is fixed by Prometheus."""
+
 _LONGEST_HISTORY = 9999
 _HISTORY = re.compile(rf"(?:{NAME.pattern}=)?[0-9]{{1,4}}")
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -31,7 +35,7 @@ class SettingsError(StepwellError):
 
 
 class Settings(BaseModel):
-    """What a service is told. Durations are seconds, sizes bytes, unless the name says otherwise."""
+    """The settings of the service. Durations are seconds, sizes bytes, unless the name says otherwise."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
@@ -127,6 +131,8 @@ class Settings(BaseModel):
     """Maximum memory of that process; a larger file, or one that needs more, is refused."""
     watch_models: bool = False
     """Check for changed model files every second, and reload them."""
+    fast_lane: bool = True
+    """Handle frequent requests on the fast path; off: all on the declared routes, for comparison."""
     require_preconditions: bool = False
     """Reject (428) requests that reset, replace or delete without `after` or an Idempotency-Key."""
     production: bool = False
@@ -179,18 +185,25 @@ class Settings(BaseModel):
                 fix=f"Set --{name.replace('_', '-')} or {PREFIX}{name.upper()} to a value it can have.",
             ) from exc
 
-    def to_env(self) -> dict[str, str]:
-        """Return the environment variables that give another process the same settings."""
-        env: dict[str, str] = {}
-        for name, value in self:
-            if value is None:
-                continue
-            if isinstance(value, list):
-                text = (os.pathsep if name == "models" else ",").join(str(part) for part in value)
-            else:
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-            env[PREFIX + name.upper()] = text
-        return env
+
+@dataclass(frozen=True, slots=True)
+class SharedFolders:
+    """Folders that the workers of one `serve` share; each worker gets them with its settings.
+
+    Attributes:
+        verdicts: For the verdicts on model files that were vetted; None: they are not stored.
+        reload: For the files by which all workers reload their models; None: there is one worker.
+        metrics: For the counts of all workers; None: there is one worker.
+    """
+
+    verdicts: Path | None = None
+    reload: Path | None = None
+    metrics: Path | None = None
+
+    def export_metrics_folder(self) -> None:
+        """Set the environment variable of the metrics folder, which prometheus_client reads when it is imported."""
+        if self.metrics is not None:
+            os.environ[METRICS_FOLDER_ENV] = str(self.metrics)
 
 
 def is_loopback(host: str) -> bool:

@@ -12,8 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.engine import Engine
-from service.metrics import FOLDER_ENV, Metrics
+from service.metrics import Metrics
 from service.models.registry import ModelRegistry
+from service.settings import METRICS_FOLDER_ENV
 from service.store.state_store import StateStore
 from tests.engine.harness import step
 from tests.graphs import fold, write_models
@@ -232,7 +233,7 @@ class WorkerProcess:
     def __init__(self, folder: Path, queued: int = 1, *, ready: bool = True) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _WORKER, str(queued), "ready" if ready else "not"],
-            env={FOLDER_ENV: str(folder)},
+            env={METRICS_FOLDER_ENV: str(folder)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[1],
@@ -319,7 +320,7 @@ def test_the_gauges_of_a_killed_worker_are_dropped(two_workers: tuple[WorkerProc
 def test_a_folder_that_is_configured_too_late_is_reported_and_not_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(FOLDER_ENV, str(folder))
+    monkeypatch.setenv(METRICS_FOLDER_ENV, str(folder))
     Metrics("1")
 
     assert "metrics are of this process alone" in caplog.text

@@ -15,12 +15,12 @@ import typer
 from model_export.errors import ManifestError, StepwellError
 from model_export.feedback import fault_of
 from service.commands.flags import with_setting_flags
-from service.commands.serve import demand_providers, demand_safe_bind, store_for
+from service.commands.serve import check_bind_address, check_providers, open_store
 from service.commands.tables import format_bytes, key_value_table, parity_lines, show, table
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.vetting import ModelVetting
 from service.process import server
-from service.requests.jwt import keys_of
+from service.requests.jwt import load_api_keys
 from service.settings import Settings
 
 _FAILED, _REFUSED = 1, 3
@@ -66,15 +66,15 @@ def examine(settings: Settings) -> Checked:
     """Check everything that the service needs to start."""
     checked = Checked()
     with _refusals_in(checked):
-        demand_safe_bind(settings)
+        check_bind_address(settings)
     with _refusals_in(checked):
-        demand_providers(settings)
+        check_providers(settings)
     with _refusals_in(checked):
-        keys_of(settings)
+        load_api_keys(settings)
     with _refusals_in(checked):
         server.listen(settings).close()
-    with _refusals_in(checked), store_for(settings) as (_, facts):
-        checked.store.update(facts.as_dict())
+    with _refusals_in(checked), open_store(settings) as (_, store_info):
+        checked.store.update(store_info.as_dict())
     registry = ModelRegistry(settings.models, ModelVetting(settings, None).load)
     checked.failed.extend(asyncio.run(registry.reload()).failed)
     for name in registry.names():

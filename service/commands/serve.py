@@ -1,10 +1,9 @@
-"""`stepwell serve`: checks what it is told, starts the embedded store where none is named, and serves."""
+"""`stepwell serve`: checks the settings, starts the embedded store if no store is configured, and serves."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import resource
 import signal
 import tempfile
@@ -17,19 +16,18 @@ import typer
 
 from service import logs
 from service.commands.flags import with_setting_flags
-from service.models.reload import ADMITTED_ENV, CONTROL_ENV
 from service.process import server
 from service.process.server import StartError
 from service.process.supervisor import Supervisor
-from service.requests.jwt import keys_of
-from service.settings import Settings, is_loopback
+from service.requests.jwt import load_api_keys
+from service.settings import Settings, SharedFolders, is_loopback
 from service.store.checks.permissions import check_permissions
 from service.store.checks.safety import ServerInfo, check_safe, read_server_info
 from service.store.embedded_server import EmbeddedStore
 from service.store.state_store import StateStore
 
-_ENDING = (signal.SIGTERM, signal.SIGINT)
-_FILES_BESIDES = 512  # connections to the store, model files, log, libraries
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_OTHER_FILES = 512  # connections to the store, model files, log, libraries
 
 
 @with_setting_flags
@@ -39,44 +37,53 @@ def serve(**flags: Any) -> None:
 
 
 def run(settings: Settings) -> int:
-    """Serve until a signal comes, and return the exit code.
+    """Serve until a signal arrives, and return the exit code.
 
     Raises:
-        StartError: The configuration is unsafe, or the address cannot be had.
+        StartError: The configuration is unsafe, or the address cannot be bound.
         KeysFileError: The file of API keys cannot be used.
         EmbeddedStoreError: The embedded store cannot be started.
-        UnsafeStoreError: The store cannot keep what is promised, or cannot be reached.
+        UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
     logs.configure(settings.log_format)
-    demand_safe_bind(settings)
-    demand_providers(settings)
-    keys_of(settings)
-    for number in _ENDING:  # so that the store is ended also before and after uvicorn
-        signal.signal(number, _leave)
+    check_bind_address(settings)
+    check_providers(settings)
+    load_api_keys(settings)
+    for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
+        signal.signal(number, _exit)
     _allow_open_files(settings)
-    with contextlib.closing(server.listen(settings)) as sock, store_for(settings) as (found, facts):
-        os.environ.pop(ADMITTED_ENV, None)
-        if settings.redis is None:
-            os.environ[ADMITTED_ENV] = str(settings.data_dir.absolute() / "admitted")
-        ready = found.model_copy(update={"port": sock.getsockname()[1]})
-        store = f"{'embedded ' if settings.redis is None else ''}store {facts.server}"
-        if ready.workers == 1:
-            with _signals_deferred():
-                import service.app  # noqa: F401 - what is imported here, the server needs
-            return server.run(ready, sock, store=store)
-        with tempfile.TemporaryDirectory(prefix="stepwell-") as control:
-            os.environ[CONTROL_ENV] = control
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(Path(control) / "metrics")
-            Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir()
-            os.environ.setdefault(ADMITTED_ENV, str(Path(control) / "admitted"))
-            return Supervisor(ready, sock, store=store).run()
+    with (
+        contextlib.closing(server.listen(settings)) as sock,
+        open_store(settings) as (with_store, store_info),
+        _shared_folders(settings) as folders,
+    ):
+        bound = with_store.model_copy(update={"port": sock.getsockname()[1]})
+        store = f"{'embedded ' if settings.redis is None else ''}store {store_info.server}"
+        if bound.workers > 1:
+            return Supervisor(bound, sock, folders, store=store).run()
+        with _signals_deferred():
+            import service.app  # noqa: F401 - the server needs it
+        return server.run(bound, sock, folders, store=store)
 
 
-def demand_safe_bind(settings: Settings) -> None:
-    """Check that an address beyond this machine is guarded by keys.
+@contextlib.contextmanager
+def _shared_folders(settings: Settings) -> Iterator[SharedFolders]:
+    """Yield the folders that the workers share; all but the verdicts beside the embedded store are temporary."""
+    verdicts = settings.data_dir.absolute() / "admitted" if settings.redis is None else None
+    if settings.workers == 1:
+        yield SharedFolders(verdicts)
+        return
+    with tempfile.TemporaryDirectory(prefix="stepwell-") as name:
+        folder = Path(name)
+        (folder / "metrics").mkdir()
+        yield SharedFolders(verdicts or folder / "admitted", reload=folder, metrics=folder / "metrics")
+
+
+def check_bind_address(settings: Settings) -> None:
+    """Check that only requests with keys are accepted from other machines.
 
     Raises:
-        StartError: It is not; or `production` is set, and there are no keys.
+        StartError: They need no key; or `production` is set, and there are no keys.
     """
     has_keys = settings.api_keys_file is not None or settings.jwt_keys is not None
     if settings.production and (not has_keys or settings.insecure):
@@ -90,8 +97,8 @@ def demand_safe_bind(settings: Settings) -> None:
     )
 
 
-def demand_providers(settings: Settings) -> None:
-    """Check that onnxruntime has the execution providers; by itself it would fall back to the CPU.
+def check_providers(settings: Settings) -> None:
+    """Check that onnxruntime has the execution providers; without this check it would use the CPU instead.
 
     Raises:
         StartError: It lacks one.
@@ -104,42 +111,43 @@ def demand_providers(settings: Settings) -> None:
     if missing := [name for name in settings.execution_providers if name not in available]:
         raise StartError(
             f"`execution_providers` has {', '.join(missing)}; this onnxruntime has {', '.join(available)}.",
-            fix="Install the onnxruntime package that brings it, or leave it out.",
+            fix="Install the onnxruntime package that has it, or leave it out.",
         )
 
 
 @contextlib.contextmanager
-def store_for(settings: Settings) -> Iterator[tuple[Settings, ServerInfo]]:
-    """Give settings that name a store which was found safe; ends the embedded one with the block."""
+def open_store(settings: Settings) -> Iterator[tuple[Settings, ServerInfo]]:
+    """Yield settings with the URL of a safe store, and its version and settings; an embedded store ends with the block.
+
+    Raises:
+        EmbeddedStoreError: The embedded store cannot be started.
+        UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
+    """
     with contextlib.ExitStack() as stack:
         if settings.redis is None:
             embedded = EmbeddedStore(settings.data_dir, fsync_always=settings.durability == "fsync")
             embedded.start()
             stack.callback(embedded.stop)
             settings = settings.model_copy(update={"redis": embedded.url})
-        yield settings, asyncio.run(_safe_facts(settings))
+        yield settings, asyncio.run(_check_store(settings))
 
 
-async def _safe_facts(settings: Settings) -> ServerInfo:
-    """Return what the store says of itself, once it is sure that it can be used.
-
-    Raises:
-        UnsafeStoreError: It cannot.
-    """
+async def _check_store(settings: Settings) -> ServerInfo:
+    """Return the version and settings of the store, after checking that it is safe to use."""
     assert settings.redis is not None
     store = StateStore(settings.redis, durability=settings.durability)
     try:
-        facts = await read_server_info(store, timeout=settings.request_timeout_s)
-        check_safe(facts, settings.durability, allow_eviction=settings.allow_eviction)
+        info = await read_server_info(store, timeout=settings.request_timeout_s)
+        check_safe(info, settings.durability, allow_eviction=settings.allow_eviction)
         await check_permissions(store)
-        return facts
+        return info
     finally:
         await store.close()
 
 
 def _allow_open_files(settings: Settings) -> None:
-    """Raise the limit on open files, often 1024, to what `max_connections` needs, as far as this user may."""
-    needed = settings.max_connections + _FILES_BESIDES
+    """Raise the limit on open files, often 1024, to what `max_connections` needs, if this user may do so."""
+    needed = settings.max_connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
@@ -150,18 +158,18 @@ def _allow_open_files(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Hold signals back until the block has ended: importing a native module loses what `_leave` raises meanwhile."""
-    came: list[int] = []
-    for number in _ENDING:
-        signal.signal(number, lambda number, _: came.append(number))
+    """Handle signals after the block: an exception that a handler raises during a native module's import is lost."""
+    received: list[int] = []
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda number, _: received.append(number))
     try:
         yield
     finally:
-        for number in _ENDING:
-            signal.signal(number, _leave)
-    if came:
+        for number in _STOP_SIGNALS:
+            signal.signal(number, _exit)
+    if received:
         raise SystemExit(0)
 
 
-def _leave(_number: int, _frame: types.FrameType | None) -> None:
+def _exit(_number: int, _frame: types.FrameType | None) -> None:
     raise SystemExit(0)

@@ -15,10 +15,6 @@ from service.background import run_forever
 if TYPE_CHECKING:
     from service.models.registry import ReloadReport
 
-CONTROL_ENV = "STEPWELL_CONTROL_DIR"
-ADMITTED_ENV = "STEPWELL_ADMITTED_DIR"
-"""Environment variable with the folder in which the workers of one `serve` store which model files passed vetting."""
-
 _POLL_S = 0.1
 _RELOAD_TIMEOUT_S = 60.0
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from service.engine.engine import Engine
     from service.models.registry import ModelRegistry
-    from service.settings import Settings
+    from service.settings import Settings, SharedFolders
 
 _log = logging.getLogger(__name__)
 
@@ -176,22 +176,15 @@ def _freeze_startup_objects() -> None:
     gc.set_threshold(50_000, 10, 10)
 
 
-def config(settings: Settings, app: FastAPI, *, lane: bool | None = None) -> uvicorn.Config:
-    """Return uvicorn's configuration for an application.
-
-    Args:
-        settings: The service's settings.
-        app: The application.
-        lane: Whether hot requests take the fast path; None: unless `STEPWELL_FAST_LANE` is `off`. For comparisons.
-    """
+def config(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    """Return uvicorn's configuration for an application."""
     from service.protocols import fast_feed_class, fast_http_class
     from service.protocols.http_limits import limited_http_class
 
-    has_lane = os.environ.get("STEPWELL_FAST_LANE") != "off" if lane is None else lane
     return uvicorn.Config(
         app,
-        http=(fast_http_class if has_lane else limited_http_class)(app.state.context),
-        ws=fast_feed_class(app.state.context) if has_lane else "websockets-sansio",
+        http=(fast_http_class if settings.fast_lane else limited_http_class)(app.state.context),
+        ws=fast_feed_class(app.state.context) if settings.fast_lane else "websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # it needs 300 kB per socket, and numbers hardly compress
         lifespan="on",
@@ -260,20 +253,29 @@ def _is_stopped(sock: socket.socket) -> bool:
         return True
 
 
-def run(settings: Settings, sock: socket.socket, *, parent: int | None = None, store: str | None = None) -> int:
+def run(
+    settings: Settings,
+    sock: socket.socket,
+    folders: SharedFolders,
+    *,
+    parent: int | None = None,
+    store: str | None = None,
+) -> int:
     """Serve until a signal arrives, and return the exit code.
 
     Args:
         settings: Settings with `redis` set.
         sock: The bound socket.
+        folders: What the workers of this service share.
         parent: Id of the parent process, or None; as for `Server`.
         store: Description of the store, for the line that is printed once this process serves; None: print nothing.
     """
+    folders.export_metrics_folder()
     with collector_paused():
         _import_fastapi()
         from service.app import create_app
 
-        chosen = config(settings, create_app(settings))
+        chosen = config(settings, create_app(settings, folders))
 
     def greet(engine: Engine) -> None:
         if store is not None:

@@ -18,7 +18,7 @@ from service.process.server import StartError
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-    from service.settings import Settings
+    from service.settings import Settings, SharedFolders
 
 _log = logging.getLogger(__name__)
 
@@ -30,16 +30,18 @@ _POLL_S = 0.5
 class Supervisor:
     """Keeps `settings.workers` processes running; the kernel distributes connections among them."""
 
-    def __init__(self, settings: Settings, sock: socket.socket, *, store: str) -> None:
+    def __init__(self, settings: Settings, sock: socket.socket, folders: SharedFolders, *, store: str) -> None:
         """Create a supervisor; `run` starts the workers.
 
         Args:
             settings: The settings of every worker.
             sock: The bound socket that the workers share.
+            folders: The folders that they share.
             store: Description of the store, for the line that the first worker prints once it serves.
         """
         self._settings = settings
         self._sock = sock
+        self._folders = folders
         self._store: str | None = store
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[SpawnProcess, float] = {}
@@ -71,7 +73,8 @@ class Supervisor:
         self._signals += 1
 
     def _start(self) -> None:
-        worker = self._context.Process(target=_work, args=(self._settings, self._sock, os.getpid(), self._store))
+        arguments = (self._settings, self._sock, self._folders, os.getpid(), self._store)
+        worker = self._context.Process(target=_work, args=arguments)
         worker.start()
         self._store = None
         self._workers[worker] = time.monotonic()
@@ -107,9 +110,9 @@ class Supervisor:
                 worker.join()
 
 
-def _work(settings: Settings, sock: socket.socket, parent: int, store: str | None) -> None:
+def _work(settings: Settings, sock: socket.socket, folders: SharedFolders, parent: int, store: str | None) -> None:
     from service import logs
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn installs its handlers; the parent sends SIGTERM
     logs.configure(settings.log_format)
-    raise SystemExit(server.run(settings, sock, parent=parent, store=store))
+    raise SystemExit(server.run(settings, sock, folders, parent=parent, store=store))

@@ -1,6 +1,6 @@
 """`JwtVerifier`: authenticates JSON Web Tokens of an identity provider by signature, issuer, audience and expiry.
 
-PyJWT, an extra, verifies signatures and fetches keys; here is what this service accepts, and how long keys are used.
+PyJWT, an extra, verifies signatures and fetches keys; this module decides which tokens and keys are accepted.
 
 Source: RFC 7519 (JWT), RFC 7517 (JWK), RFC 8725 (best current practices).
 """
@@ -30,11 +30,11 @@ _log = logging.getLogger(__name__)
 LEEWAY_S: Final = 60.0
 """Seconds that the clocks of provider and service may differ by."""
 
-_RENEW_S: Final = 300.0  # seconds that keys from a URL are used before they are fetched again
-_AGAIN_S: Final = 10.0  # minimum seconds between two fetches
-_FETCH_WITHIN_S: Final = 5.0
-_MAX_TOKEN_CHARS: Final = 2**14  # characters of a token: a header is not longer
-_REMEMBERED: Final = 10_000  # tokens that were found good
+_REFRESH_S: Final = 300.0  # seconds that keys from a URL are used before they are fetched again
+_MIN_FETCH_INTERVAL_S: Final = 10.0  # minimum seconds between two fetches
+_FETCH_TIMEOUT_S: Final = 5.0
+_MAX_TOKEN_CHARS: Final = 2**14  # longer tokens do not fit into a header
+_MAX_CACHED: Final = 10_000  # valid tokens
 
 
 class JwtVerifier:
@@ -61,7 +61,7 @@ class JwtVerifier:
             ) from exc
         if not settings.jwt_issuer or not settings.jwt_audience:
             raise KeysFileError(
-                "`jwt_keys` is set without `jwt_issuer` and `jwt_audience`; a token without these would be anybody's.",
+                "`jwt_keys` is set without `jwt_issuer` and `jwt_audience`; tokens for any service would be accepted.",
                 fix="Set --jwt-issuer and --jwt-audience.",
             )
         self._jwt = jwt
@@ -69,8 +69,8 @@ class JwtVerifier:
         self._algorithms = [str(name) for name in settings.jwt_algorithms]
         self._tenant_claim = settings.jwt_tenant_claim
         self._clock = clock
-        self._keys = _keys_at(str(settings.jwt_keys), self._algorithms)
-        self._known: dict[bytes, tuple[Caller, float, int]] = {}  # good ones, until when, and by which keys
+        self._keys = _jwk_set(str(settings.jwt_keys), self._algorithms)
+        self._cache: dict[bytes, tuple[Caller, float, int]] = {}  # caller, expiry and generation of the keys, by hash
 
     def caller(self, token: str) -> Caller:
         """Return the caller of a token.
@@ -82,29 +82,29 @@ class JwtVerifier:
             raise unauthenticated(f"The token has more than {_MAX_TOKEN_CHARS} characters.")
         keys, generation = self._keys.current()
         digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
-        known = self._known.get(digest)
-        if known is not None and known[2] == generation:
-            if self._clock() < known[1]:
-                return known[0]
+        cached = self._cache.get(digest)
+        if cached is not None and cached[2] == generation:
+            if self._clock() < cached[1]:
+                return cached[0]
             raise unauthenticated("The token has expired.")
-        caller, until = self._checked(token, keys)
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[digest] = caller, until, generation
+        caller, expires_at = self._verify(token, keys)
+        if len(self._cache) >= _MAX_CACHED:
+            self._cache.clear()
+        self._cache[digest] = caller, expires_at, generation
         return caller
 
     # ---------------------------------------------------------------- helpers
 
-    def _checked(self, token: str, keys: Sequence[PyJWK]) -> tuple[Caller, float]:
-        """Return whose token it is, and until when it is good; raises as `caller` does."""
+    def _verify(self, token: str, keys: Sequence[PyJWK]) -> tuple[Caller, float]:
+        """Return the caller of a token, and when it expires, in seconds since 1970; raises as `caller` does."""
         jwt = self._jwt
         try:
-            head = jwt.get_unverified_header(token)
-            if head.get("alg") not in self._algorithms:
+            header = jwt.get_unverified_header(token)
+            if header.get("alg") not in self._algorithms:
                 raise unauthenticated(f"The token is signed with another algorithm than {', '.join(self._algorithms)}.")
             claims = jwt.decode(
                 token,
-                self._key(head, keys),
+                self._key(header, keys),
                 algorithms=self._algorithms,
                 audience=self._audience,
                 issuer=self._issuer,
@@ -116,30 +116,30 @@ class JwtVerifier:
             raise unauthenticated(f"The token is not accepted: {str(exc)[:200] or type(exc).__name__}.") from exc
         return self._caller_of(claims), float(claims["exp"]) + LEEWAY_S
 
-    def _key(self, head: Mapping[str, Any], keys: Sequence[PyJWK]) -> PyJWK:
-        """Return the key that a token names, if it may be used for such a signature."""
-        fitting = [key for key in keys if key.algorithm_name == head["alg"]]
-        if "kid" in head:
-            fitting = [key for key in fitting if key.key_id == head["kid"]]
-            if not fitting:
+    def _key(self, header: Mapping[str, Any], keys: Sequence[PyJWK]) -> PyJWK:
+        """Return the key that a token names, if it may be used with the token's algorithm."""
+        matching = [key for key in keys if key.algorithm_name == header["alg"]]
+        if "kid" in header:
+            matching = [key for key in matching if key.key_id == header["kid"]]
+            if not matching:
                 self._keys.request_refresh()
-        if len(fitting) != 1:
-            raise unauthenticated("The token names no key of the provider that is known.")
-        return fitting[0]
+        if len(matching) != 1:
+            raise unauthenticated("The token does not name a known key of the provider.")
+        return matching[0]
 
     def _caller_of(self, claims: Mapping[str, Any]) -> Caller:
         tenant = claims.get(self._tenant_claim)
         if not isinstance(tenant, str) or not NAME.fullmatch(tenant):
             raise unauthenticated(f"The token's claim {self._tenant_claim!r} names no tenant: expected {NAME.pattern}.")
-        told = claims.get("scope", claims.get("scp", claims.get("scopes", "")))
-        words = told.split() if isinstance(told, str) else told if isinstance(told, list) else []
+        claim = claims.get("scope", claims.get("scp", claims.get("scopes", "")))
+        scopes = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else []
         subject = claims.get("sub")
         return Caller(
-            tenant, frozenset(scope for scope in SCOPES if scope in words), subject if isinstance(subject, str) else ""
+            tenant, frozenset(scope for scope in SCOPES if scope in scopes), subject if isinstance(subject, str) else ""
         )
 
 
-def keys_of(settings: Settings) -> ApiKeys:
+def load_api_keys(settings: Settings) -> ApiKeys:
     """Return the API keys and the token verifier that the settings configure.
 
     Raises:
@@ -155,70 +155,69 @@ class _FileJwkSet:
         self._file = ReloadedFile(file, partial(_read_keys, algorithms))
 
     def current(self) -> tuple[list[PyJWK], int]:
-        """Return the keys in force, one for each algorithm that it may be used with, and a number that changes."""
+        """Return the keys, once for each algorithm that they may be used with, and their generation."""
         self._file.refresh()
         return self._file.content, self._file.generation
 
     def request_refresh(self) -> None:
-        """Ask for the keys to be read again, since a token names one that is not there; that is done anyway."""
+        """Do nothing: `current` loads the file again when it has changed."""
 
 
 class _RemoteJwkSet:
-    """The provider's keys, from a URL: fetched at the start and then by a thread, for which no request waits."""
+    """The provider's keys, from a URL: fetched at the start and then by a thread, so that no request waits."""
 
     def __init__(self, url: str, algorithms: Sequence[str]) -> None:
-        import httpx  # here and below: it would add a tenth to each start, and few services have keys at a URL
+        import httpx  # here and below: it would add a tenth to each start, and few services use a URL
         from jwt import PyJWKClient
 
         self._algorithms = algorithms
-
-        self._held: tuple[list[PyJWK], int] = ([], 0)
+        self._current: tuple[list[PyJWK], int] = ([], 0)
         self._client = PyJWKClient(
             url,
-            cache_jwk_set=False,  # a cache forgets keys that are old, although newer ones cannot be had
+            cache_jwk_set=False,  # a cache would drop old keys even if no newer ones can be fetched
             headers={"User-Agent": "stepwell"},
-            timeout=_FETCH_WITHIN_S,
+            timeout=_FETCH_TIMEOUT_S,
             ssl_context=httpx.create_ssl_context(),
         )
-        self._wanted = threading.Event()
+        self._requested = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="jwt-keys", daemon=True)
         self._fetch()
 
     def current(self) -> tuple[list[PyJWK], int]:
-        """As of `_FileJwkSet`."""
+        """Return the same as `_FileJwkSet.current`."""
         if not self._thread.is_alive():
             self._thread.start()
-        return self._held
+        return self._current
 
     def request_refresh(self) -> None:
-        """Ask for the keys to be fetched, since a token names one that is not there."""
-        self._wanted.set()
+        """Fetch the keys soon: a token names one that is unknown."""
+        self._requested.set()
 
     def _refresh(self) -> None:
         pause = threading.Event()  # never set
         while True:
-            pause.wait(_AGAIN_S)  # tokens with unknown keys cannot cause more frequent fetches
-            self._wanted.wait(_RENEW_S - _AGAIN_S if self._held[0] else 0)
-            self._wanted.clear()
+            pause.wait(_MIN_FETCH_INTERVAL_S)  # tokens with unknown keys cannot cause more frequent fetches
+            self._requested.wait(_REFRESH_S - _MIN_FETCH_INTERVAL_S if self._current[0] else 0)
+            self._requested.clear()
             self._fetch()
 
     def _fetch(self) -> None:
         try:
-            self._held = _keys_in(self._client.fetch_data(), self._algorithms), self._held[1] + 1
-        except Exception as exc:  # noqa: BLE001 - whatever the address answers, the thread goes on; it is logged
-            _log.error("The keys of tokens cannot be fetched; those known stay in force: %s", type(exc).__name__)
+            self._current = _keys_in(self._client.fetch_data(), self._algorithms), self._current[1] + 1
+        except Exception as exc:  # noqa: BLE001 - the thread continues after any error; it is logged
+            _log.error("The keys of tokens cannot be fetched; the last ones are still used: %s", type(exc).__name__)
 
 
-def _keys_at(place: str, algorithms: Sequence[str]) -> _FileJwkSet | _RemoteJwkSet:
-    if "://" not in place:
-        return _FileJwkSet(Path(place), algorithms)
+def _jwk_set(location: str, algorithms: Sequence[str]) -> _FileJwkSet | _RemoteJwkSet:
+    if "://" not in location:
+        return _FileJwkSet(Path(location), algorithms)
     import httpx
 
-    url = httpx.URL(place)
+    url = httpx.URL(location)
     if url.scheme == "https" or (url.scheme == "http" and url.host in ("127.0.0.1", "localhost")):
-        return _RemoteJwkSet(place, algorithms)
+        return _RemoteJwkSet(location, algorithms)
     raise KeysFileError(
-        f"`jwt_keys` is a URL of scheme {url.scheme!r}; expected https: who could change the answer could sign.",
+        f"`jwt_keys` is a URL of scheme {url.scheme!r}; expected https: without TLS, others could replace the keys.",
         fix="Give an https URL, or a file.",
     )
 
@@ -233,7 +232,7 @@ def _read_keys(algorithms: Sequence[str], file: Path) -> list[PyJWK]:
 
 
 def _keys_in(document: object, algorithms: Sequence[str]) -> list[PyJWK]:
-    """Return the public keys of a JWK set, once for each algorithm; others (shared secrets, say) are left out.
+    """Return the public keys of a JWK set, once for each algorithm; others, such as shared secrets, are left out.
 
     Raises:
         ValueError: The document is not a JWK set, or is too large.
@@ -245,7 +244,7 @@ def _keys_in(document: object, algorithms: Sequence[str]) -> list[PyJWK]:
 
 
 def _key_for(raw: object, algorithm: str) -> PyJWK | None:
-    """Return a key of a JWK set as one for an algorithm; None: it is no public key, or not meant for that."""
+    """Return a key of a JWK set for an algorithm; None: it is no public key, or not for this algorithm."""
     from jwt import PyJWK
 
     if not isinstance(raw, dict) or "d" in raw:
@@ -254,7 +253,7 @@ def _key_for(raw: object, algorithm: str) -> PyJWK | None:
         return None
     try:
         key = PyJWK(raw, algorithm)
-        key.Algorithm.prepare_key(key.key)  # holds its curve against the algorithm's
-    except Exception:  # noqa: BLE001 - one that the library cannot read is none of ours, and harms no other
+        key.Algorithm.prepare_key(key.key)  # checks that its curve is the algorithm's
+    except Exception:  # noqa: BLE001 - a key that the library cannot parse is left out
         return None
     return key

@@ -25,7 +25,7 @@ class Service:
 
     Attributes:
         app: The application.
-        lane: Whether the fast lane is on; None leaves it to the environment.
+        lane: Whether the fast path is on; None: as in the environment.
         config: uvicorn's configuration, which each new connection reads.
         http: A client connected to the service.
     """
@@ -80,11 +80,12 @@ class Service:
 
 @contextlib.contextmanager
 def running_service(redis: str, models: Path, *, lane: bool | None = None, **settings: Any) -> Iterator[Service]:
-    """Run a service until the block ends; `lane=None` and no variable set: every request takes the declared routes."""
-    chosen = Settings.load(redis=redis, models=[models], port=0, **{"drain_s": 0.0, "model_probe_s": 0, **settings})
+    """Run a service until the block ends; `lane=None`: the fast path is on unless the environment switches it off."""
+    defaults = {"port": 0, "drain_s": 0.0, "model_probe_s": 0, "fast_lane": lane}
+    chosen = Settings.load(redis=redis, models=[models], **(defaults | settings))
     app = create_app(chosen)
     listening = server.listen(chosen)
-    uvicorn_server = uvicorn.Server(server.config(chosen, app, lane=lane))
+    uvicorn_server = uvicorn.Server(server.config(chosen, app))
     service = Service(app, uvicorn_server, listening.getsockname()[1], lane=lane)
     started = threading.Event()
 
