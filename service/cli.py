@@ -75,6 +75,8 @@ def main() -> None:
         if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path has strings
             sys.path.append(os.getcwd())  # noqa: PTH109 - `export` may import a module of the caller
     wanted = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    if wanted == "serve":  # else pydantic reads the metadata of all installed packages, in each process
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         with collector_paused():
             app = make_app(wanted)

@@ -101,7 +101,7 @@ def test_a_setting_has_the_documented_default(name: str) -> None:
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_a_setting_has_a_description(name: str) -> None:
-    assert Settings.model_fields[name].description
+    assert Settings.descriptions()[name]
 
 
 def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,19 +24,19 @@ def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Replace a command's `**flags` by one flag per setting; a flag that is not given is None."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     parameters = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters += [_flag(name) for name in Settings.model_fields]
+    parameters += [_flag(name, text) for name, text in Settings.descriptions().items()]
     # typer reads one of these two
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take attributes
     command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
     return command
 
 
-def _flag(name: str) -> inspect.Parameter:
+def _flag(name: str, description: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
     kind = _plain(field.annotation)
     option = f"--{name.replace('_', '-')}"
     declared = f"{option}/--no-{option[2:]}" if kind is bool else option
-    sentences = [field.description or "", _choices(field.annotation), _default(name), f"[{PREFIX}{name.upper()}]"]
+    sentences = [description, _choices(field.annotation), _default(name), f"[{PREFIX}{name.upper()}]"]
     metavar = _METAVARS.get(name)
     hint = typer.Option(declared, help=" ".join(filter(None, sentences)), show_default=False, metavar=metavar)
     return inspect.Parameter(

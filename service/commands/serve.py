@@ -62,7 +62,7 @@ def run(settings: Settings) -> int:
         if bound.workers > 1:
             return Supervisor(bound, sock, folders, store=store).run()
         with _signals_deferred():
-            import service.app  # noqa: F401 - the server needs it
+            server.import_app()
         return server.run(bound, sock, folders, store=store)
 
 
