@@ -20,7 +20,7 @@ from service.app import create_app
 from service.process import server
 from service.settings import Settings
 from tests.graphs import fold, write_model
-from tests.protocols.ways import UPGRADE, everything, request, statuses
+from tests.protocols.both_paths import UPGRADE, read_to_end, request, statuses
 from tests.servers import Server
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such filter")
@@ -106,7 +106,7 @@ def test_what_waits_to_be_accepted_when_the_port_closes_is_answered(end: End, cl
             clients[-1].sendall(step(f"s{n}"))
 
     end(come_late)
-    answers = [everything(one) for one in clients]
+    answers = [read_to_end(one) for one in clients]
 
     assert [statuses(answer) for answer in answers] == [[200]] * 20
     assert [b"\r\nconnection: close\r\n" in answer for answer in answers] == [True] * 20
@@ -132,7 +132,7 @@ def test_a_request_that_comes_after_the_port_is_closed_is_answered(end: End, cli
     later: list[asyncio.Task[None]] = []
     end(connect, before=connect_and_wait)
 
-    assert [statuses(everything(one)) for one in clients] == [[200], [200]]
+    assert [statuses(read_to_end(one)) for one in clients] == [[200], [200]]
 
 
 async def closed(listening: socket.socket) -> None:
@@ -155,7 +155,7 @@ def test_a_websocket_that_is_asked_for_after_the_port_is_closed_is_refused(
         clients[0].sendall(UPGRADE)
 
     end(connect)
-    answer = everything(clients[0])
+    answer = read_to_end(clients[0])
 
     assert statuses(answer) == [503]
     assert b'"code":"draining","applied":"no"' in answer
@@ -166,7 +166,7 @@ def test_a_connection_that_sends_nothing_is_not_waited_for_long(end: End, client
         clients.append(connected(listening))
 
     assert end(connect) < 5  # of 10 that answers may take
-    assert everything(clients[0]) == b""
+    assert read_to_end(clients[0]) == b""
 
 
 def test_a_worker_that_ends_alone_leaves_the_port_to_the_others(end: End, clients: list[socket.socket]) -> None:
@@ -204,7 +204,7 @@ def test_a_worker_whose_siblings_end_too_lets_go_of_the_port_after_nobody_is_let
 
     end(share, parent=os.getppid())
 
-    assert statuses(everything(clients[0])) == [200]
+    assert statuses(read_to_end(clients[0])) == [200]
 
 
 @linux

@@ -25,7 +25,7 @@ def evaluate(files: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E
         pytest.skip("needs Chromium: apt-get install chromium")
     with browser(binary, tmp_path_factory.mktemp("profile")) as tab:
         tab.open(f"{files}/icon.svg")
-        for module in ("shapes", "metrics", "streams", "ahead", "standing"):
+        for module in ("shapes", "metrics", "streams", "forecast", "stream_status"):
             tab.evaluate(f"import('/{module}.js').then((found) => {{ globalThis.{module} = found; }})")
         yield tab.evaluate
 
@@ -208,7 +208,7 @@ def test_a_stream_shows_its_last_known_row_until_an_event_arrives(evaluate: Eval
 def test_the_interval_of_samples_is_that_of_their_quantiles(evaluate: Evaluate) -> None:
     samples = np.random.default_rng(0).normal(size=(40, 3, 2))
     low, middle, high = np.quantile(samples, [0.1, 0.5, 0.9], axis=0)
-    found = evaluate(f"ahead.fans({samples.tolist()})")
+    found = evaluate(f"forecast.fans({samples.tolist()})")
 
     assert len(found) == 2
     for element, fan in enumerate(found):
@@ -217,17 +217,17 @@ def test_the_interval_of_samples_is_that_of_their_quantiles(evaluate: Evaluate) 
         assert fan["high"] == pytest.approx(high[:, element])
 
 
-BEYOND = """(() => { const look = new ahead.Lookahead({});
+AFTER_STREAM = """(() => { const shown = new forecast.Forecast({});
     const fan = {middle: [1, 2], low: [0, 1], high: [2, 3]};
-    look.found = {step: 7, horizon: 2, outputs: {y: [fan]}, inputs: {x: [fan]}};
+    shown.found = {step: 7, horizon: 2, outputs: {y: [fan]}, inputs: {x: [fan]}};
     const s = new streams.Streams().get('a');
     s.addRows(7, [{x: [5]}], [{y: [6]}]); %s;
-    const of = (which, tensor) => look.beyond(s.rows, which, [{tensor, index: 0}, {tensor: 'other', index: 0}]);
+    const of = (which, tensor) => shown.after(s.rows, which, [{tensor, index: 0}, {tensor: 'other', index: 0}]);
     return [of('outputs', 'y'), of('inputs', 'x')]; })()"""
 
 
 def test_a_forecast_starts_at_its_row(evaluate: Evaluate) -> None:
-    outputs, inputs = evaluate(BEYOND % "")
+    outputs, inputs = evaluate(AFTER_STREAM % "")
 
     assert (outputs["at"], outputs["horizon"]) == (1, 2)
     assert outputs["fans"] == [{"middle": [6, 1, 2], "low": [6, 0, 1], "high": [6, 2, 3]}, None]
@@ -235,19 +235,19 @@ def test_a_forecast_starts_at_its_row(evaluate: Evaluate) -> None:
 
 
 def test_a_forecast_from_before_a_reset_is_not_drawn(evaluate: Evaluate) -> None:
-    assert evaluate(BEYOND % "s.addRows(8, [], [{}])")[0]["at"] == 1
-    assert evaluate(BEYOND % "s.addRows(1, [], [{}])") == [None, None]
+    assert evaluate(AFTER_STREAM % "s.addRows(8, [], [{}])")[0]["at"] == 1
+    assert evaluate(AFTER_STREAM % "s.addRows(1, [], [{}])") == [None, None]
 
 
 def test_a_norm_covers_all_numbers_of_a_state(evaluate: Evaluate) -> None:
-    assert evaluate("standing.norm([[3, 0], [0, 4]])") == 5
-    assert evaluate("standing.norm([true, false])") == 1
+    assert evaluate("stream_status.norm([[3, 0], [0, 4]])") == 5
+    assert evaluate("stream_status.norm([true, false])") == 1
 
 
 def test_at_most_eight_outputs_are_listed_by_name(evaluate: Evaluate) -> None:
-    assert evaluate(f"standing.inWords({TWO}[0], [0.25, 0.75])") == "sit 0.250   stand 0.750"
-    assert evaluate("standing.inWords({name: 'y', shape: []}, [7])") == "7"
-    assert evaluate("standing.inWords({name: 'y', shape: [20]}, Array(20).fill(1))").endswith("y 7 1 … (20)")
+    assert evaluate(f"stream_status.inWords({TWO}[0], [0.25, 0.75])") == "sit 0.250   stand 0.750"
+    assert evaluate("stream_status.inWords({name: 'y', shape: []}, [7])") == "7"
+    assert evaluate("stream_status.inWords({name: 'y', shape: [20]}, Array(20).fill(1))").endswith("y 7 1 … (20)")
 
 
 def test_the_page_without_a_service_shows_an_error(page: Page, files: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.api.running import Service, running_service
 from tests.fuzz.test_readers import mutated
 from tests.graphs import fold, write_models
-from tests.protocols.ways import chunked, everything, request, statuses
+from tests.protocols.both_paths import chunked, read_to_end, request, statuses
 from tests.servers import Server
 
 FEW = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -82,7 +82,7 @@ def errors() -> Iterator[ErrorLog]:
 
 
 def response_to(service: Service, data: bytes, *, opening: bytes = b"") -> bytes:
-    """Return everything that the service sends in response to these bytes."""
+    """Return read_to_end that the service sends in response to these bytes."""
     with service.open_connection() as sock:
         try:
             if opening:
@@ -93,7 +93,7 @@ def response_to(service: Service, data: bytes, *, opening: bytes = b"") -> bytes
             sock.shutdown(socket.SHUT_WR)
         except OSError:  # already closed
             return b""
-        return everything(sock)
+        return read_to_end(sock)
 
 
 @FEW

@@ -13,7 +13,7 @@ import pytest
 
 from tests.api.running import running_service
 from tests.graphs import fold, lstm, nan_at, slow, stateless, two_inputs, write_models
-from tests.protocols.ways import Ways
+from tests.protocols.both_paths import BothPaths
 from tests.requests.test_api_keys import key, write_keys_file
 from tests.servers import server
 
@@ -29,14 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ways(folder: Path) -> Iterator[Ways]:
+def both_paths(folder: Path) -> Iterator[BothPaths]:
     """Both services, without API keys."""
     with two(folder) as both:
         yield both
 
 
 @pytest.fixture(scope="session")
-def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BothPaths]:
     """Both services, with the API keys `full`, `other` (of another tenant) and `reader` (without scope `step`)."""
     keys = [key("full"), key("other", tenant="b"), key("reader", scopes=["read"])]
     with two(folder, api_keys_file=write_keys_file(tmp_path_factory.mktemp("keys") / "keys.json", *keys)) as both:
@@ -50,7 +50,7 @@ def stream(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.contextmanager
-def two(folder: Path, **settings: Any) -> Iterator[Ways]:
+def two(folder: Path, **settings: Any) -> Iterator[BothPaths]:
     limits = {"receive_timeout_s": WITHIN_S, "max_body_bytes": MAX_BODY, "max_chunk_steps": 64, "queue_limit": 500}
     with contextlib.ExitStack() as stack:
         ours = []
@@ -58,4 +58,4 @@ def two(folder: Path, **settings: Any) -> Iterator[Ways]:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sw")))
             store = stack.enter_context(server(place))
             ours.append(stack.enter_context(running_service(store.url, folder, lane=lane, **limits, **settings)))
-        yield Ways(*ours)
+        yield BothPaths(*ours)

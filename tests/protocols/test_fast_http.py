@@ -16,22 +16,32 @@ import pytest
 
 from tests.api.running import Service, running_service
 from tests.graphs import fold_reference
+from tests.protocols.both_paths import (
+    LAST,
+    UPGRADE,
+    BothPaths,
+    chunked,
+    connected,
+    read_to_end,
+    request,
+    responses_of,
+    statuses,
+)
 from tests.protocols.conftest import WITHIN_S
 from tests.protocols.test_same_answers import infer, raw_infer
-from tests.protocols.ways import LAST, UPGRADE, Ways, chunked, connected, everything, request, statuses, told
 from tests.servers import Server
 
 GOOD = b'{"inputs": [5]}'
 
 
 @pytest.fixture
-def fast(ways: Ways) -> Service:
-    return ways.lane
+def fast(both_paths: BothPaths) -> Service:
+    return both_paths.lane
 
 
 @pytest.fixture(params=["lane", "declared"])
-def either(request: pytest.FixtureRequest, ways: Ways) -> Service:
-    service: Service = getattr(ways, request.param)
+def either(request: pytest.FixtureRequest, both_paths: BothPaths) -> Service:
+    service: Service = getattr(both_paths, request.param)
     return service
 
 
@@ -71,7 +81,7 @@ def metrics(service: Service, *lines: str) -> list[float]:
     ids=["bare", "as curl", "with a key", "with an unknown header"],
 )
 def test_a_plain_step_bypasses_the_application(fast: Service, stream: str, headers: list[str]) -> None:
-    assert statuses(told(fast, [request(GOOD, path(stream), *headers), LAST])) == [200, 418]
+    assert statuses(responses_of(fast, [request(GOOD, path(stream), *headers), LAST])) == [200, 418]
 
 
 @pytest.mark.usefixtures("closed_app")
@@ -83,14 +93,14 @@ def test_chunks_and_bulk_steps_use_the_fast_path(fast: Service, stream: str) -> 
         request(columns.replace(b"[[1]]", b"[[[1]]]"), "/v1/models/fold/steps?version=1"),
     ]
 
-    assert statuses(told(fast, [b"".join(parts) + LAST])) == [200, 200, 200, 418]
+    assert statuses(responses_of(fast, [b"".join(parts) + LAST])) == [200, 200, 200, 418]
 
 
 @pytest.mark.usefixtures("closed_app")
 def test_infer_requests_use_the_fast_path(fast: Service, stream: str) -> None:
     """In the form of Triton's clients: raw bytes, without a content type."""
     parts = [raw_infer(sequence_id=stream), infer(1, sequence_id=stream), infer(1, "/v2/models/fold/versions/1/infer")]
-    text = told(fast, [b"".join(parts) + LAST])
+    text = responses_of(fast, [b"".join(parts) + LAST])
 
     assert statuses(text) == [200, 200, 200, 418]
     assert text.count(b"inference-header-content-length: ") == 1
@@ -98,14 +108,14 @@ def test_infer_requests_use_the_fast_path(fast: Service, stream: str) -> None:
 
 @pytest.mark.usefixtures("closed_app")
 def test_a_rejected_step_uses_the_fast_path(fast: Service, stream: str) -> None:
-    assert statuses(told(fast, [request(b"{", path(stream)), LAST])) == [400, 418]
+    assert statuses(responses_of(fast, [request(b"{", path(stream)), LAST])) == [400, 418]
 
 
 @pytest.mark.usefixtures("closed_app")
 def test_a_body_that_arrives_after_its_head_uses_the_fast_path(fast: Service, stream: str) -> None:
     whole = request(GOOD, path(stream))
 
-    assert statuses(told(fast, [whole[:-15], whole[-15:-5], whole[-5:], LAST])) == [200, 418]
+    assert statuses(responses_of(fast, [whole[:-15], whole[-15:-5], whole[-5:], LAST])) == [200, 418]
 
 
 @pytest.mark.usefixtures("closed_app")
@@ -122,7 +132,7 @@ def test_a_body_that_arrives_after_its_head_uses_the_fast_path(fast: Service, st
     ids=["chunks", "expect", "close", "an escape", "a query", "HTTP/1.0"],
 )
 def test_an_unusual_request_uses_the_declared_route(fast: Service, unusual: bytes) -> None:
-    assert statuses(told(fast, [unusual, LAST]))[0] == 418
+    assert statuses(responses_of(fast, [unusual, LAST]))[0] == 418
 
 
 # ------------------------------------------------------------------- order
@@ -139,7 +149,7 @@ def test_responses_are_in_the_order_of_their_requests(fast: Service, stream: str
         request(b"", "/healthz", method="GET", length=None),
         request(b'{"inputs": [3], "seq": 3}', path(stream)),
     ]
-    text = told(fast, [b"".join(parts) + LAST])
+    text = responses_of(fast, [b"".join(parts) + LAST])
 
     assert statuses(text) == [200, 200, 400, 200, 409, 200, 200, 404]
     assert [int(step) for step in re.findall(rb'"step":(\d+)', text)] == [1, 1, 2, 2, 3]
@@ -150,21 +160,21 @@ def test_a_step_waits_for_an_earlier_request_on_the_declared_route(fast: Service
         sock.sendall(chunked(b'{"inputs": [300000]}', f"/v1/models/slow/streams/{stream}/step"))
         fast.http.get("/healthz")  # came later and is answered: so that one was taken
         sock.sendall(request(b"{", path(stream)) + LAST)
-        text = everything(sock)
+        text = read_to_end(sock)
 
     assert statuses(text) == [200, 400, 404]
 
 
 def test_many_pipelined_steps_of_one_stream_are_applied_in_order(fast: Service, stream: str) -> None:
     xs = list(range(300))
-    text = told(fast, [b"".join(request(b'{"inputs": [%d]}' % x, path(stream)) for x in xs) + LAST])
+    text = responses_of(fast, [b"".join(request(b'{"inputs": [%d]}' % x, path(stream)) for x in xs) + LAST])
 
     assert [int(y) for y in re.findall(rb'"y":\[(-?\d+)\]', text)] == fold_reference(xs)
 
 
 def test_pipelined_requests_of_one_connection_do_not_fill_the_queue(fast: Service, stream: str) -> None:
     """More steps than the queue limit (500) are submitted only as earlier ones complete."""
-    text = told(fast, [b"".join(request(GOOD, path(f"{stream}-{n}")) for n in range(1500)) + LAST])
+    text = responses_of(fast, [b"".join(request(GOOD, path(f"{stream}-{n}")) for n in range(1500)) + LAST])
 
     assert statuses(text) == [200] * 1500 + [404]
 
@@ -172,7 +182,7 @@ def test_pipelined_requests_of_one_connection_do_not_fill_the_queue(fast: Servic
 def test_invalid_http_is_answered_after_earlier_requests(fast: Service, stream: str) -> None:
     parts = [request(b'{"inputs": [%d]}' % x, path(stream)) for x in range(3)]
 
-    assert statuses(told(fast, [b"".join(parts) + b"no HTTP\r\n\r\n"])) == [200, 200, 200, 400]
+    assert statuses(responses_of(fast, [b"".join(parts) + b"no HTTP\r\n\r\n"])) == [200, 200, 200, 400]
 
 
 # ------------------------------------------------------------------- bounds
@@ -182,7 +192,7 @@ def test_a_body_that_never_arrives_times_out(either: Service, stream: str) -> No
     began = time.monotonic()
     with connected(either) as sock:
         sock.sendall(request(GOOD, path(stream))[:-1])
-        text = everything(sock)
+        text = read_to_end(sock)
 
     assert statuses(text) == [400]
     assert b"The body did not arrive within 0.5 s" in text
@@ -240,7 +250,7 @@ def test_pipelined_requests_of_one_connection_are_limited_by_bytes(redis_server:
         sending = pool.submit(sock.sendall, b"".join(asked) + LAST)
         while not (connections := one.connections()):
             pass
-        answering = pool.submit(everything, sock)
+        answering = pool.submit(read_to_end, sock)
         most = 0
         while not answering.done():
             most = max(most, len(connections[0]._in_flight))
@@ -279,14 +289,14 @@ def test_a_client_that_disconnects_with_pending_requests_causes_no_error(
         with connected(fast) as sock:
             sock.sendall(asks)
             sock.shutdown(socket.SHUT_WR)
-            everything(sock)
+            read_to_end(sock)
     fast.http.get("/healthz")
 
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_websocket_upgrade_behind_a_pending_request_is_rejected(fast: Service, stream: str) -> None:
-    text = told(fast, [chunked(GOOD, path(stream)) + UPGRADE])
+    text = responses_of(fast, [chunked(GOOD, path(stream)) + UPGRADE])
 
     assert statuses(text) == [200, 400]
     assert b"before the earlier requests of this connection were answered" in text
@@ -314,7 +324,7 @@ def test_the_last_response_before_a_shutdown_closes_the_connection(folder: Path,
             sock = stack.enter_context(connected(one))
             sock.sendall(request(b'{"inputs": [1000000000000]}', "/v1/models/slow/streams/s/step"))
             one.http.get("/healthz")  # a later request has its response: the step was received
-        text = everything(sock)
+        text = read_to_end(sock)
 
     assert statuses(text) == [503]
     assert b"\r\nconnection: close\r\n\r\n" in text
@@ -330,7 +340,7 @@ def test_an_internal_error_is_answered_and_the_connection_stays_open(
         raise RuntimeError("broken")
 
     monkeypatch.setattr(fast.app.state.engine.steps, "submit_single", broken)
-    text = told(fast, [request(GOOD, path(stream)) * 2 + LAST])
+    text = responses_of(fast, [request(GOOD, path(stream)) * 2 + LAST])
 
     assert statuses(text) == [500, 500, 404]
     assert text.count(b'"applied":"unknown"') == 2
@@ -348,7 +358,7 @@ def test_responses_and_rejections_are_counted(
 ) -> None:
     lines = [f'stepwell_requests_total{{code="{status}",door="http"}}', f'stepwell_refusals_total{{code="{code}"}}']
     answers, refusals = metrics(fast, *lines)
-    told(fast, [request(body, path(stream)), LAST])
+    responses_of(fast, [request(body, path(stream)), LAST])
     asked = status == 200  # reading the metrics is a request, too
 
     assert metrics(fast, *lines) == [answers + 1 + asked, refusals + (code is not None)]
@@ -357,7 +367,7 @@ def test_responses_and_rejections_are_counted(
 def test_infer_requests_are_counted_under_their_own_transport(fast: Service, stream: str) -> None:
     lines = [f'stepwell_requests_total{{code="{code}",door="oip"}}' for code in (200, 400)]
     before = metrics(fast, *lines)
-    told(fast, [infer(1, sequence_id=stream, sequence_start=True), infer(2, sequence_id=stream, step=9), LAST])
+    responses_of(fast, [infer(1, sequence_id=stream, sequence_start=True), infer(2, sequence_id=stream, step=9), LAST])
 
     assert metrics(fast, *lines) == [count + 1 for count in before]
 
@@ -367,7 +377,7 @@ def test_rejected_rows_of_a_bulk_step_are_counted(fast: Service, stream: str) ->
     [before] = metrics(fast, line)
     fast.step("fold", stream, [1])
     columns = json.dumps({"streams": [stream], "inputs": [[1]], "seq": [7]}).encode()
-    told(fast, [request(columns, "/v1/models/fold/step"), LAST])
+    responses_of(fast, [request(columns, "/v1/models/fold/step"), LAST])
 
     assert metrics(fast, line) == [before + 1]
 

@@ -13,7 +13,7 @@ from service.requests.api_keys import ApiKeys, Caller, unauthenticated
 from service.requests.hot_routes import make_handler
 from tests.api.running import running_service
 from tests.graphs import fold, fold_reference, stateless, write_model
-from tests.protocols.ways import connected, request
+from tests.protocols.both_paths import connected, request
 from tests.requests.test_api_keys import key, write_keys_file
 from tests.servers import Server
 

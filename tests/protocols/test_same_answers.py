@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.protocols.both_paths import LAST, BothPaths, chunked, request, split, statuses
 from tests.protocols.conftest import MAX_BODY
-from tests.protocols.ways import LAST, Ways, chunked, request, split, statuses
 
 STEP, STEPS = "/v1/models/fold/streams/s/step", "/v1/models/fold/streams/s/steps"
 BULK, BULK_STEPS = "/v1/models/fold/step", "/v1/models/fold/steps"
@@ -217,8 +217,8 @@ RECORDED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("what", RECORDED)
-def test_a_recorded_request_gets_the_same_response(ways: Ways, what: str) -> None:
-    answer = ways.answer(RECORDED[what], LAST)
+def test_a_recorded_request_gets_the_same_response(both_paths: BothPaths, what: str) -> None:
+    answer = both_paths.answer(RECORDED[what], LAST)
 
     assert answer
 
@@ -226,7 +226,7 @@ def test_a_recorded_request_gets_the_same_response(ways: Ways, what: str) -> Non
 @pytest.mark.parametrize("authorization", [
     None, "Bearer full", "bearer  full ", "Bearer other", "Bearer reader", "Bearer wrong", "Bearer", "Basic full", "",
 ])  # fmt: skip
-def test_a_key_gets_the_same_response(keyed: Ways, authorization: str | None) -> None:
+def test_a_key_gets_the_same_response(keyed: BothPaths, authorization: str | None) -> None:
     headers = [] if authorization is None else [f"Authorization: {authorization}"]
     paths = (STEP, BULK, "/v1/models/none/streams/s/step", INFER, "/v2/models/none/infer")
     answer = keyed.answer(*(request(GOOD, path, *headers) for path in paths), LAST)
@@ -234,34 +234,34 @@ def test_a_key_gets_the_same_response(keyed: Ways, authorization: str | None) ->
     assert len(statuses(answer)) == len(paths) + 1
 
 
-def test_two_authorization_headers_get_the_same_response(keyed: Ways) -> None:
+def test_two_authorization_headers_get_the_same_response(keyed: BothPaths) -> None:
     assert keyed.answer(request(GOOD, STEP, "Authorization: Bearer full", "Authorization: Bearer x"), LAST)
 
 
 @pytest.mark.parametrize("kind", ["whole", "chunks"])
-def test_a_request_can_be_split_anywhere(ways: Ways, stream: str, kind: str) -> None:
+def test_a_request_can_be_split_anywhere(both_paths: BothPaths, stream: str, kind: str) -> None:
     path = f"/v1/models/fold/streams/{stream}/step"
     text = request(GOOD, path) if kind == "whole" else chunked(GOOD, path)
     for place in range(1, len(text)):
-        answer = ways.answer(text[:place], text[place:], LAST)
+        answer = both_paths.answer(text[:place], text[place:], LAST)
 
         assert statuses(answer) == [200, 404]
 
 
-def test_a_fault_of_the_servers_own_is_told_the_same(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_gets_the_same_response(both_paths: BothPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
-    for service in (ways.lane, ways.declared):
+    for service in (both_paths.lane, both_paths.declared):
         for method in ("submit", "submit_single", "submit_columnar"):
             monkeypatch.setattr(service.app.state.engine.steps, method, broken)
 
-    assert statuses(ways.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]
+    assert statuses(both_paths.answer(request(GOOD) + request(COLUMNS, BULK) + infer() + LAST)) == [500, 500, 500, 404]
 
 
-def test_a_request_can_arrive_byte_by_byte(ways: Ways, stream: str) -> None:
+def test_a_request_can_arrive_byte_by_byte(both_paths: BothPaths, stream: str) -> None:
     text = request(GOOD, f"/v1/models/fold/streams/{stream}/step") * 2 + LAST
-    answer = ways.answer(*(text[i : i + 1] for i in range(len(text))))
+    answer = both_paths.answer(*(text[i : i + 1] for i in range(len(text))))
 
     assert statuses(answer) == [200, 200, 404]
 
@@ -371,8 +371,10 @@ REQUESTS = st.one_of(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=5), cuts=st.lists(st.integers(0, 2000), max_size=3))
-def test_generated_request_sequences_get_the_same_responses(ways: Ways, requests: list[bytes], cuts: list[int]) -> None:
+def test_generated_request_sequences_get_the_same_responses(
+    both_paths: BothPaths, requests: list[bytes], cuts: list[int]
+) -> None:
     """Pipelined on one connection, split anywhere, with hot and other routes mixed, on shared streams."""
     text = b"".join(requests) + LAST
 
-    assert ways.answer(*split(text, cuts))
+    assert both_paths.answer(*split(text, cuts))

@@ -1,13 +1,13 @@
 // The dashboard: the service's status, its live streams, and charts of the selected stream. Works for any model.
 
-import { Lookahead } from "./ahead.js";
 import { get, getJson, hasKey, setKey, Watch } from "./feed.js";
+import { Forecast } from "./forecast.js";
 import { quantile, read, since } from "./metrics.js";
+import { Operations } from "./operations.js";
 import { lineClass, Plot } from "./plot.js";
 import { areProbabilities, bytes, curlLine, mostProbable, number, percent, seriesOf, timesteps } from "./shapes.js";
-import { Standing } from "./standing.js";
+import { StreamStatus } from "./stream_status.js";
 import { StreamList, Streams } from "./streams.js";
-import { Operations } from "./tend.js";
 
 const MAX_WITH_INPUTS = 100; // with more live streams, inputs are received for the chosen stream only
 const SPARK_S = 60;
@@ -43,12 +43,12 @@ const streamList = new StreamList({
   choose: (name) => choose(name, true),
 });
 
-const standing = new Standing({ list: $("standing"), note: $("standing-note") });
-const ahead = new Lookahead({
-  select: $("ahead"),
-  off: $("ahead-off"),
-  note: $("ahead-note"),
-  onRequest: renewForecast,
+const streamStatus = new StreamStatus({ list: $("stream-status"), note: $("status-note") });
+const forecast = new Forecast({
+  select: $("forecast"),
+  off: $("forecast-off"),
+  note: $("forecast-note"),
+  onRequest: refreshForecast,
   onChange: () => (page.fresh = true),
 });
 new Operations({ current: () => [page.model, chosen()], onDone: done });
@@ -164,7 +164,7 @@ function openModel(model, stream = null) {
   choose(stream, stream !== null);
   text("curl-line", curlLine(page.model, document.baseURI, hasKey()));
   text("model-facts", modelFacts(page.model));
-  ahead.offer(page.model);
+  forecast.setModel(page.model);
   watch();
   list(page.model).catch(() => {}); // `refresh` reports a service that does not respond
 }
@@ -184,8 +184,8 @@ function choose(name, byUser) {
   page.chosen = name;
   page.fresh = name !== null;
   text("message", "");
-  standing.forget();
-  ahead.forget();
+  streamStatus.clear();
+  forecast.clear();
   if (byUser) history.replaceState(null, "", `#${new URLSearchParams({ model: page.model.name, stream: name })}`);
   watchChosen();
   renderList();
@@ -198,11 +198,11 @@ const chosen = () => page.streams.byName.get(page.chosen);
 
 /** Read the chosen stream's status from the service. */
 async function readStatus() {
-  if (chosen() && !page.paused && (await standing.renew(page.model, chosen()))) page.fresh = true;
+  if (chosen() && !page.paused && (await streamStatus.refresh(page.model, chosen()))) page.fresh = true;
 }
 
-function renewForecast() {
-  if (chosen() && !page.paused) ahead.renew(page.model.name, chosen(), page.limits);
+function refreshForecast() {
+  if (chosen() && !page.paused) forecast.refresh(page.model.name, chosen(), page.limits);
 }
 
 /** Show the message of an operation, and the stream that the operation created or changed. */
@@ -210,8 +210,8 @@ function done(message, changed = null) {
   if (changed) {
     page.streams.get(changed.stream).setStored(changed.step, null);
     choose(changed.stream, true);
-    standing.forget();
-    ahead.forget();
+    streamStatus.clear();
+    forecast.clear();
     readStatus();
   }
   text("message", message);
@@ -280,10 +280,10 @@ function drawStream() {
 
 function drawPlot(which, specs, rows, shares) {
   const { series, total } = seriesOf(specs);
-  plots[which].setSeries(series, shares, ahead.horizon > 0);
+  plots[which].setSeries(series, shares, forecast.horizon > 0);
   const lines = series.map(({ tensor, index }) => rows.map((row) => row[which][tensor]?.[index] ?? null));
-  const beyond = ahead.beyond(rows, which, series);
-  plots[which].draw(rows.map(({ step }) => step), [rows.map(({ at }) => at), ...lines], beyond);
+  const interval = forecast.after(rows, which, series);
+  plots[which].draw(rows.map(({ step }) => step), [rows.map(({ at }) => at), ...lines], interval);
   text(`${which}-note`, total > series.length ? `the first ${series.length} of ${number(total)}` : "");
 }
 
@@ -352,6 +352,6 @@ function frame() {
 requestAnimationFrame(frame);
 setInterval(() => page.paused || renderList(), 250);
 setInterval(drawRate, 1000);
-setInterval(renewForecast, 1000);
+setInterval(refreshForecast, 1000);
 setInterval(() => $("key-form").hidden && refresh(), 2000);
 refresh();

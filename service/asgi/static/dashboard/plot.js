@@ -27,10 +27,10 @@ export class Plot {
   }
 
   /** Replace the series: [{name}], whether they are probabilities, and whether `draw` gets a forecast. */
-  setSeries(series, shares, ahead = false) {
+  setSeries(series, shares, hasForecast = false) {
     const same = JSON.stringify(series) === JSON.stringify(this.series);
-    if (same && shares === this.shares && ahead === this.ahead) return;
-    Object.assign(this, { shares, ahead, steps: [], columns: null });
+    if (same && shares === this.shares && hasForecast === this.hasForecast) return;
+    Object.assign(this, { shares, hasForecast, steps: [], columns: null });
     if (!same) Object.assign(this, { series, hidden: series.map(() => false) });
     this.#makeLegend();
     this.#restart();
@@ -41,12 +41,12 @@ export class Plot {
    *
    * @param {number[]} steps - the step of each row; null where the line is interrupted
    * @param {Array[]} columns - the rows' positions on the time axis, then one array per series
-   * @param {object} [beyond] - the forecast, as returned by `Lookahead.beyond`
+   * @param {object} [forecast] - the forecast, as returned by `Forecast.after`
    */
-  draw(steps, columns, beyond = null) {
+  draw(steps, columns, forecast = null) {
     this.last = steps.length - 1; // the newest observed row
-    [this.steps, this.columns] = beyond ? extended(steps, columns, beyond) : [steps, columns];
-    if (this.ahead && !beyond) this.columns = [...columns, ...emptyColumns(3 * this.series.length, steps.length)];
+    [this.steps, this.columns] = forecast ? extended(steps, columns, forecast) : [steps, columns];
+    if (this.hasForecast && !forecast) this.columns = [...columns, ...emptyColumns(3 * this.series.length, steps.length)];
     columns = this.columns;
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
@@ -94,17 +94,17 @@ export class Plot {
           { ...axis, size: 46, values: labels(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
         ],
         series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead()],
-        bands: this.ahead ? this.series.map((_, i) => this.#band(i)) : [],
+        bands: this.hasForecast ? this.series.map((_, i) => this.#band(i)) : [],
         hooks: { setCursor: [(chart) => this.#showValues(chart.cursor.idx ?? this.last)] },
       },
-      this.columns ?? emptyColumns(1 + this.series.length * (this.ahead ? 4 : 1), 0),
+      this.columns ?? emptyColumns(1 + this.series.length * (this.hasForecast ? 4 : 1), 0),
       this.container,
     );
   }
 
   /** The forecast's series, after those of the data: the dashed medians, then both edges of the intervals. */
   #linesAhead() {
-    if (!this.ahead) return [];
+    if (!this.hasForecast) return [];
     const middle = this.series.map((_, i) => ({ ...this.#line(i), fill: undefined, dash: [4, 3] }));
     const edge = middle.map(({ show }) => ({ show, width: 0, stroke: "transparent", points: { show: false } }));
     return [...middle, ...edge, ...edge.map((one) => ({ ...one }))];
@@ -182,12 +182,12 @@ function extended(steps, [positions, ...lines], { at, horizon, fans }) {
   const more = Math.max(0, from + horizon + 1 - steps.length);
   const counted = (values) => [...values, ...Array.from({ length: more }, (_, i) => values.at(-1) + i + 1)];
   const longer = lines.map((line) => [...line, ...Array(more).fill(null)]);
-  const ahead = ["middle", "low", "high"].flatMap((which) =>
+  const forecast = ["middle", "low", "high"].flatMap((which) =>
     fans.map((fan) => {
       const line = Array(steps.length + more).fill(null);
       fan?.[which].forEach((value, i) => (line[from + i] = value));
       return line;
     }),
   );
-  return [counted(steps), [counted(positions), ...longer, ...ahead]];
+  return [counted(steps), [counted(positions), ...longer, ...forecast]];
 }

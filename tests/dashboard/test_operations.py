@@ -61,7 +61,7 @@ def open_at(page: Page, live: ServiceProcess, stream: str, at: int, *, model: st
     """Open the page at an existing stream."""
     open_page(page, live, stream, model=model)
     wait_for_step(page, stream, at)
-    page.wait_for("document.getElementById('standing-note').textContent")
+    page.wait_for("document.getElementById('status-note').textContent")
 
 
 def click(page: Page, selector: str) -> None:
@@ -90,11 +90,11 @@ def shown_message(page: Page, words: str) -> str:
 def forecast(page: Page, horizon: int = 20) -> str:
     """Request a forecast, and return the message that the page shows."""
     page.evaluate(f"""(() => {{
-        const ahead = document.getElementById('ahead');
-        ahead.value = '{horizon}';
-        ahead.dispatchEvent(new Event('change'));
+        const select = document.getElementById('forecast');
+        select.value = '{horizon}';
+        select.dispatchEvent(new Event('change'));
     }})()""")
-    return str(page.wait_for("document.getElementById('ahead-note').textContent"))
+    return str(page.wait_for("document.getElementById('forecast-note').textContent"))
 
 
 BAND = """(() => {
@@ -127,13 +127,13 @@ def test_the_norms_of_the_states_and_the_last_prediction_are_shown(
 ) -> None:
     advance(live, stream, to=3)
     open_at(page, live, stream, 3)
-    page.wait_for("document.querySelectorAll('#standing dd').length === 3")
-    found = page.evaluate("[...document.querySelectorAll('#standing dd')].map(dd => Number(dd.textContent))")
+    page.wait_for("document.querySelectorAll('#stream-status dd').length === 3")
+    found = page.evaluate("[...document.querySelectorAll('#stream-status dd')].map(dd => Number(dd.textContent))")
 
     norm = np.linalg.norm(get(live, f"wave/streams/{stream}/state")["states"]["h"])
     outputs = get(live, f"wave/streams/{stream}?outputs=true")["outputs"]
     assert found == pytest.approx([norm, outputs["y"][0], outputs["spread"][0]], abs=0.001)
-    assert page.text("#standing-note") == "at step 3"
+    assert page.text("#status-note") == "at step 3"
 
 
 def test_the_legend_shows_the_last_prediction_of_an_existing_stream(
@@ -175,8 +175,8 @@ def test_a_model_without_a_feedback_rule_shows_the_reason(page: Page, live: Serv
     advance(live, stream, to=1, model="activity", x=[0] * 6)
     open_at(page, live, stream, 1, model="activity")
 
-    assert page.evaluate("document.getElementById('ahead').disabled") is True
-    assert page.evaluate("document.getElementById('ahead').selectedOptions[0].text") == "no feedback rule"
+    assert page.evaluate("document.getElementById('forecast').disabled") is True
+    assert page.evaluate("document.getElementById('forecast').selectedOptions[0].text") == "no feedback rule"
 
 
 def test_a_rejected_forecast_shows_the_reason(page: Page, live: ServiceProcess, stream: str) -> None:

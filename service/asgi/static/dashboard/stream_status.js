@@ -18,7 +18,7 @@ export function inWords(spec, values) {
 }
 
 /** The values below the charts. */
-export class Standing {
+export class StreamStatus {
   #requested = "";
 
   /** @param {{list: HTMLElement, note: HTMLElement}} parts */
@@ -26,15 +26,15 @@ export class Standing {
     Object.assign(this, parts);
   }
 
-  /** Clear the values, so that `renew` reads them again. */
-  forget() {
+  /** Clear the values, so that `refresh` reads them again. */
+  clear() {
     this.#requested = "";
     this.list.replaceChildren();
     this.note.textContent = "";
   }
 
   /** Read a stream's status, unless its step is unchanged; returns whether the stream was updated. */
-  async renew(model, stream) {
+  async refresh(model, stream) {
     const wanted = JSON.stringify([model.name, stream.name, stream.step]);
     if (wanted === this.#requested) return false;
     this.#requested = wanted;
@@ -54,7 +54,7 @@ export class Standing {
       return true;
     } catch (problem) {
       if (this.#requested !== wanted) return false;
-      this.forget();
+      this.clear();
       this.note.textContent = problem.message;
       return false;
     }

@@ -25,7 +25,7 @@ _STATE_ID = re.compile(
 
 
 @dataclass
-class Ways:
+class BothPaths:
     """The same service twice: with the fast path, and with the declared routes only."""
 
     lane: Service
@@ -33,18 +33,18 @@ class Ways:
 
     def answer(self, *parts: bytes) -> bytes:
         """Send the parts to both services, check that the responses are equal, and return them."""
-        answer, lane = told(self.declared, parts), told(self.lane, parts)
+        answer, lane = responses_of(self.declared, parts), responses_of(self.lane, parts)
         assert lane == answer, f"the lane answers {lane!r}, the declared route {answer!r}, to {parts!r}"
         return answer
 
 
-def told(service: Service, parts: Iterable[bytes]) -> bytes:
+def responses_of(service: Service, parts: Iterable[bytes]) -> bytes:
     """Return a service's response bytes to some parts, without what differs between services."""
     with connected(service) as sock:
         with contextlib.suppress(OSError):  # the service may have closed the connection already
             for part in parts:
                 sock.sendall(part)
-        text = everything(sock)
+        text = read_to_end(sock)
     return _STATE_ID.sub(b"STATE", _DATE.sub(b"", text))
 
 
@@ -55,7 +55,7 @@ def connected(service: Service) -> Iterator[socket.socket]:
         yield sock
 
 
-def everything(sock: socket.socket) -> bytes:
+def read_to_end(sock: socket.socket) -> bytes:
     """Read until the other side closes the connection."""
     text = b""
     with contextlib.suppress(ConnectionError):

@@ -25,7 +25,7 @@ export function fans(samples) {
 }
 
 /** Requests the forecast of the chosen stream, again after each step; one request at a time. */
-export class Lookahead {
+export class Forecast {
   horizon = 0; // timesteps; 0: no forecast
   found = null; // {step: the step it starts from, horizon, outputs and inputs: fans by tensor name}
   #requested = ""; // key of the last request
@@ -40,13 +40,13 @@ export class Lookahead {
     this.on = on;
     on.select?.addEventListener("change", () => {
       this.horizon = Number(on.select.value);
-      this.forget();
+      this.clear();
       on.onRequest();
     });
   }
 
   /** Enable forecasts for a model, or disable them and show the reason. */
-  offer({ feedback }) {
+  setModel({ feedback }) {
     const { select, off } = this.on;
     const isPossible = Object.keys(feedback ?? {}).length > 0;
     select.disabled = !isPossible;
@@ -57,7 +57,7 @@ export class Lookahead {
   }
 
   /** Discard the forecast. */
-  forget() {
+  clear() {
     this.#requested = "";
     this.found = null;
     this.on.note.textContent = "";
@@ -65,7 +65,7 @@ export class Lookahead {
   }
 
   /** Request the forecast of a stream, unless the current one is up to date. */
-  async renew(model, { name, step }, limits) {
+  async refresh(model, { name, step }, limits) {
     const wanted = JSON.stringify([model, name, step, this.horizon]);
     if (!this.horizon || this.#isBusy || wanted === this.#requested) return;
     const atMost = (value, limit = Infinity) => Math.min(value, limit);
@@ -94,11 +94,11 @@ export class Lookahead {
    * The forecast of each series after the rows of a stream: {at: the position on the time axis where it starts, horizon,
    * fans: for each series one with `horizon + 1` values from there on, or null}. Null if there is no valid forecast.
    */
-  beyond(rows, which, series) {
+  after(rows, which, series) {
     const found = this.found;
     const from = found ? rows.findLastIndex(({ step }) => step === found.step) : -1;
     if (from < 0 || rows.slice(from).some(({ step }) => step === null)) return null; // a reset or a gap lies between
-    const ahead = series.map(({ tensor, index }) => {
+    const intervals = series.map(({ tensor, index }) => {
       const fan = found[which][tensor]?.[index];
       if (!fan) return null;
       // A prediction becomes the input of the next timestep, so the first input is not in the forecast.
@@ -106,6 +106,6 @@ export class Lookahead {
       const shifted = (line) => [...before, ...line].slice(0, found.horizon + 1);
       return { middle: shifted(fan.middle), low: shifted(fan.low), high: shifted(fan.high) };
     });
-    return { at: rows[from].at, horizon: found.horizon, fans: ahead };
+    return { at: rows[from].at, horizon: found.horizon, fans: intervals };
   }
 }
