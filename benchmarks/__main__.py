@@ -60,8 +60,8 @@ def http(
 ) -> None:
     """One timestep per request: FastAPI's empty endpoint, the peers, and Stepwell."""
     work = workload.make(keep.resolve(), steps=20_000)
-    found = install(keep.resolve(), {p for p in peers.split(",") if p})
-    targets = _chosen(http_targets(work, found, connections=connections), only)
+    peers_found = install(keep.resolve(), {p for p in peers.split(",") if p})
+    targets = _chosen(http_targets(work, peers_found, connections=connections), only)
     lines = _measure(targets, work, rounds=rounds, seconds=seconds)
     report.show(f"HTTP, {connections} connections, every answer checked", lines)
     if save:
@@ -99,7 +99,7 @@ def workers(
 def proxy(
     *, rounds: Rounds = 3, seconds: Seconds = 5.0, only: Only = "", keep: Folder = _KEPT, save: Save = None
 ) -> None:
-    """Behind nginx, which adds the same headers to each request, or others to each; its own CPU is not counted."""
+    """Behind nginx, with the same headers in each request and with different ones; nginx's CPU is not counted."""
     work = workload.make(keep.resolve(), steps=20_000)
     lines = _measure(_chosen(proxy_targets(work), only), work, rounds=rounds, seconds=seconds)
     report.show("HTTP through nginx, 256 connections, 10,000 streams, every answer checked", lines)
@@ -174,17 +174,19 @@ def profile(
 ) -> None:
     """Where a worker's CPU time goes with one timestep per request on 256 connections, sampled by py-spy."""
     work = workload.make(keep.resolve(), steps=20_000)
-    program, wanted = load.build(work.folder), Load(STEP, '"y":[')
+    program, requests = load.build(work.folder), Load(STEP, '"y":[')
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, stepwell(work)(Path(folder)) as running:
 
         def run_load() -> Result:
-            return load.run(program, work, wanted, port=running.port, seconds=seconds + 1, warmup=1.5, cpu=running.cpu)
+            return load.run(
+                program, work, requests, port=running.port, seconds=seconds + 1, warmup=1.5, cpu=running.cpu
+            )
 
-        found = shares(running.pid, seconds, run_load)
-    for name, share in found.items():
+        parts = shares(running.pid, seconds, run_load)
+    for name, share in parts.items():
         _console.print(f"{share:6.1%}  {name}")
     if save:
-        report.save(save, "profile", [], {"seconds": seconds, "rounds": 1, "shares": found})
+        report.save(save, "profile", [], {"seconds": seconds, "rounds": 1, "shares": parts})
 
 
 @app.command()
@@ -200,10 +202,10 @@ def startup(
     """CPU from the launch of `stepwell serve` until it is ready: at the first start with a model, and later."""
     work = workload.make(keep.resolve(), steps=100)
     with _console.status(f"{rounds} rounds of two starts"):
-        found = startups(tree or [Path.cwd()], work.models, rounds=rounds)
-    report.show_starts(found)
+        starts = startups(tree or [Path.cwd()], work.models, rounds=rounds)
+    report.show_starts(starts)
     if save:
-        report.save(save, "startup", [], {"rounds": rounds, "starts": rows_of(found)})
+        report.save(save, "startup", [], {"rounds": rounds, "starts": rows_of(starts)})
 
 
 @app.command()
@@ -226,11 +228,11 @@ def _measure(targets: Sequence[Target], work: workload.Workload, *, rounds: int,
         results: dict[str, Result] = {}
         for target in targets:
             with _console.status(f"round {number + 1} of {rounds}: {target.name}"):
-                wanted = target.load
+                requests = target.load
                 if target.part_of is not None:
                     name, part = target.part_of
-                    wanted = replace(wanted, rate=part * results[name].rate)
-                results[target.name] = _one(program, replace(target, load=wanted), work, seconds)
+                    requests = replace(requests, rate=part * results[name].rate)
+                results[target.name] = _one(program, replace(target, load=requests), work, seconds)
         all_rounds.append(results)
     return report.lines(all_rounds, measure=targets[0].name)
 

@@ -145,16 +145,16 @@ def run(
             started(process.pid)
         process.stdout.readline()  # "measuring"
         before = cpu()
-        said = process.stdout.readline()
+        output = process.stdout.readline()
         after = cpu()
         trouble = process.stderr.read()
-    if process.returncode != 0 or not said:
+    if process.returncode != 0 or not output:
         raise SystemExit(f"The load generator failed: {trouble.strip() or f'exit {process.returncode}'}")
-    found = json.loads(said)
-    steps = max(found.pop("steps"), 1)
+    document = json.loads(output)
+    steps = max(document.pop("steps"), 1)
     service, store = (1e6 * (b - a) / steps for a, b in zip(before, after, strict=True))
     keys = ("seconds", "p50_us", "p90_us", "p99_us", "errors", "wrong", "worst", "first_error")
-    return Result(steps, **{key: found[key] for key in keys}, cpu_us=service + store, store_us=store)
+    return Result(steps, **{key: document[key] for key in keys}, cpu_us=service + store, store_us=store)
 
 
 def frame_file(streams: int, length: int) -> bytes:
@@ -178,9 +178,9 @@ def frame_file(streams: int, length: int) -> bytes:
 
 
 def _offsets(raw: bytes, mark: bytes) -> Sequence[int]:
-    found = []
+    offsets = []
     at = raw.find(mark)
     while at >= 0:
-        found.append(at)
+        offsets.append(at)
         at = raw.find(mark, at + len(mark))
-    return found
+    return offsets

@@ -28,9 +28,9 @@ def filled(text: str, results: Path = RESULTS) -> str:
         file = results / f"{name}.json"
         if file.exists():
             before, after = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-            kept = re.compile(re.escape(before) + ".*?" + re.escape(after), re.DOTALL)
+            pattern = re.compile(re.escape(before) + ".*?" + re.escape(after), re.DOTALL)
             block = f"{before}{table(json.loads(file.read_text()))}\n{after}"
-            text = kept.sub(block.replace("\\", r"\\"), text)
+            text = pattern.sub(block.replace("\\", r"\\"), text)
     return text
 
 
@@ -60,15 +60,15 @@ def _compared(result: Result) -> str:
         )
         for line in result["lines"]
     ]  # fmt: skip
-    heads = ("", "steps/s", "times", "CPU us/step", "times less", "of it store", "p50 ms", "p99 ms")
-    return _markdown(heads, rows) + _footnote(result)
+    headers = ("", "steps/s", "times", "CPU us/step", "times less", "of it store", "p50 ms", "p99 ms")
+    return _markdown(headers, rows) + _footnote(result)
 
 
 def _http(result: Result) -> str:
     lines = result["lines"]
-    own = next(at for at, line in enumerate(lines) if line["name"].startswith("Stepwell"))
-    others = lines[:own]
-    rows = [(line["name"], *(f"{_times(line, other):.2f}" for other in others)) for line in lines[own:]]
+    first_own = next(at for at, line in enumerate(lines) if line["name"].startswith("Stepwell"))
+    others = lines[:first_own]
+    rows = [(line["name"], *(f"{_times(line, other):.2f}" for other in others)) for line in lines[first_own:]]
     return (
         f"{_compared(result)}\n\nSteps/s, in times of those of the others in the same round (medians):\n\n"
         f"{_markdown(('', *(other['name'] for other in others)), rows)}"
@@ -98,8 +98,8 @@ def _streams(result: Result) -> str:
         )
         for line in result["lines"]
     ]  # fmt: skip
-    heads = ("", "steps/s", "CPU us/step", "times the first", "of it store", "store bytes/stream")
-    return _markdown(heads, rows) + _footnote(result)
+    headers = ("", "steps/s", "CPU us/step", "times the first", "of it store", "store bytes/stream")
+    return _markdown(headers, rows) + _footnote(result)
 
 
 def _latency(result: Result) -> str:
@@ -130,9 +130,9 @@ def _profile(result: Result) -> str:
     return _markdown(("one worker at full load, 256 connections", "share of its CPU"), rows) + _footnote(result)
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["--:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))
+def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["--:"] * (len(headers) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headers, rule, *rows))
 
 
 def _footnote(result: Result) -> str:

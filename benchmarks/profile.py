@@ -54,9 +54,9 @@ def shares(pid: int, seconds: float, load: Callable[[], object]) -> dict[str, fl
         command += ["--format", "raw", "--output", file.name]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             load()
-            _, words = process.communicate()
+            _, errors = process.communicate()
         if process.returncode:
-            raise SystemExit(f"py-spy failed: {words.strip()[-300:]}")
+            raise SystemExit(f"py-spy failed: {errors.strip()[-300:]}")
         samples = file.read()
     user, system = (after - then for after, then in zip(_cpu(pid), before, strict=True))
     counts: Counter[str] = Counter()
@@ -66,8 +66,8 @@ def shares(pid: int, seconds: float, load: Callable[[], object]) -> dict[str, fl
             frames = stack.split(";")
             counts[next(name for name, fits in _PARTS if fits(frames))] += int(n)
     total = counts.total() or 1
-    found = {name: n / total for name, n in counts.most_common()}
-    return found | {"all of it that the kernel counts as its own": system / ((user + system) or 1)}
+    shares_by_name = {name: n / total for name, n in counts.most_common()}
+    return shares_by_name | {"all of it that the kernel counts as its own": system / ((user + system) or 1)}
 
 
 def _code(frame: str) -> str:

@@ -48,11 +48,11 @@ class Line:
 
 def lines(rounds: Sequence[Mapping[str, Result]], *, measure: str) -> list[Line]:
     """Return one line per target; ratios are medians of each round's ratio to the target `measure`."""
-    made = []
+    compared = []
     for name in rounds[0]:
         results = [r[name] for r in rounds]
         bases = [r[measure] for r in rounds]
-        made.append(
+        compared.append(
             Line(
                 name,
                 statistics.median(r.rate for r in results),
@@ -70,14 +70,14 @@ def lines(rounds: Sequence[Mapping[str, Result]], *, measure: str) -> list[Line]
                 [r.rate for r in results],
             )
         )
-    return made
+    return compared
 
 
-def show(title: str, found: Sequence[Line], *, unit: str = "steps/s") -> None:
+def show(title: str, lines: Sequence[Line], *, unit: str = "steps/s") -> None:
     """Print a table."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
-    heads = (
+    headers = (
         unit,
         "times",
         "CPU us/step",
@@ -89,9 +89,9 @@ def show(title: str, found: Sequence[Line], *, unit: str = "steps/s") -> None:
         "errors",
         "wrong",
     )
-    for head in heads:
+    for head in headers:
         table.add_column(head, justify="right")
-    for line in found:
+    for line in lines:
         store_bytes = f"{line.store_bytes:,.0f}" if line.store_bytes else ""
         table.add_row(
             line.name, f"{line.rate:,.0f}", f"{line.times_rate:.2f}", f"{line.cpu_us:.2f}", f"{line.times_cpu:.2f}",
@@ -100,20 +100,20 @@ def show(title: str, found: Sequence[Line], *, unit: str = "steps/s") -> None:
         )  # fmt: skip
     console = Console(width=max(Console().width, 150))
     console.print(table)
-    for line in found:
+    for line in lines:
         if line.first_error:
             console.print(f"{line.name}: {line.first_error}", style="red", highlight=False)
 
 
-def show_starts(found: Sequence[Started]) -> None:
-    """Print what starts cost."""
+def show_starts(trees: Sequence[Started]) -> None:
+    """Print the cost of starts."""
     table = Table(title="From the launch until ready, medians", title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
     for head in ("", "CPU s", "of the store", "seconds"):
         table.add_column(head, justify="right")
-    for one in found:
-        for kind, start in (("first start", one.first), ("later starts", one.again)):
-            table.add_row(one.tree, kind, f"{start.cpu_s:.2f}", f"{start.store_s:.2f}", f"{start.wall_s:.2f}")
+    for started in trees:
+        for kind, start in (("first start", started.first), ("later starts", started.again)):
+            table.add_row(started.tree, kind, f"{start.cpu_s:.2f}", f"{start.store_s:.2f}", f"{start.wall_s:.2f}")
     Console(width=max(Console().width, 150)).print(table)
 
 
@@ -124,26 +124,26 @@ def machine() -> dict[str, str]:
         if text.startswith("model name"):
             model = text.split(":", 1)[1].strip()
             break
-    found = {"cpu": f"{os.cpu_count()} x {model}", "system": platform.platform(), "python": platform.python_version()}
+    facts = {"cpu": f"{os.cpu_count()} x {model}", "system": platform.platform(), "python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            facts[package] = version(package)
         except PackageNotFoundError:
             continue
     name, number = _store()
-    return {**found, name: number}
+    return {**facts, name: number}
 
 
 def _store() -> tuple[str, str]:
     """Return name and version of the server used as embedded and external store."""
     server = find_server()
-    said = subprocess.run([server, "--version"], capture_output=True, text=True, check=True).stdout
-    number = re.search(r"v=(\S+)", said)
-    return server.name, number[1] if number else said.strip()
+    output = subprocess.run([server, "--version"], capture_output=True, text=True, check=True).stdout
+    number = re.search(r"v=(\S+)", output)
+    return server.name, number[1] if number else output.strip()
 
 
-def save(path: Path, name: str, found: Sequence[Line], more: Mapping[str, object] | None = None) -> None:
+def save(path: Path, name: str, lines: Sequence[Line], more: Mapping[str, object] | None = None) -> None:
     """Write the result of a benchmark for the plots and the docs."""
-    document = {"benchmark": name, "machine": machine(), **(more or {}), "lines": [asdict(line) for line in found]}
+    document = {"benchmark": name, "machine": machine(), **(more or {}), "lines": [asdict(line) for line in lines]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")

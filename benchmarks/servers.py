@@ -24,7 +24,7 @@ from service.store.embedded_server import find_server
 
 _TARGETS = Path(__file__).parent / "targets"
 _REDIS_CONF = Path(__file__).parents[1] / "docker" / "redis.conf"
-_WITHIN_S = 60.0
+_TIMEOUT_S = 60.0
 
 _HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\r\n"
 MESSAGE = '{"stream":"r-{stream}","inputs":{"x":{x}},"seq":{seq}}'
@@ -85,12 +85,12 @@ class Target:
 def http_targets(workload: Workload, peers: Peers, *, connections: int) -> list[Target]:
     """Return every target of the HTTP benchmark; ratios refer to the first."""
     y = '"y":['
-    blind = Load(STEP, None, connections, connections)
+    unchecked = Load(STEP, None, connections, connections)
     checked = Load(STEP, y, connections, connections)
     model, keras_model = str(workload.step_graph), str(workload.keras_model)
     targets = [
-        Target("FastAPI, empty endpoint", _python("empty.py"), blind),
-        Target("uvicorn, raw echo", _python("echo.py"), blind),
+        Target("FastAPI, empty endpoint", _python("empty.py"), unchecked),
+        Target("uvicorn, raw echo", _python("echo.py"), unchecked),
         Target("FastAPI + GET, run, SET", _with_store(lambda s: _python("naive.py", model, str(s))), checked),
         Target("FastAPI + Keras model", _python("seed.py", keras_model, env={"KERAS_BACKEND": "jax"}), checked),
     ]
@@ -140,27 +140,27 @@ def worker_targets(workload: Workload) -> list[Target]:
 
 
 def proxy_targets(workload: Workload) -> list[Target]:
-    """Return the service behind nginx: with headers that are always the same, and with some that never are."""
-    start, wanted = stepwell(workload), Load(STEP, '"y":[', streams=10_000)
+    """Return the service behind nginx: with the same headers in every request, and with different ones."""
+    start, requests = stepwell(workload), Load(STEP, '"y":[', streams=10_000)
     return [
-        Target("the same headers", _behind_nginx(start, "198.51.abc.d", "0" * 32), wanted),
-        Target("65,536 clients, an id for each request", _behind_nginx(start, "$address", "$request_id"), wanted),
+        Target("the same headers", _behind_nginx(start, "198.51.abc.d", "0" * 32), requests),
+        Target("65,536 clients, an id for each request", _behind_nginx(start, "$address", "$request_id"), requests),
     ]
 
 
 def _behind_nginx(start: Start, address: str, request_id: str) -> Start:
-    """Return what starts a service and nginx in front of it, which adds these headers."""
+    """Return a start of a service and of nginx, which forwards requests to it with these headers."""
 
     @contextlib.contextmanager
     def start_both(folder: Path) -> Iterator[Running]:
         nginx = shutil.which("nginx")
         if nginx is None:
-            raise SystemExit("There is no nginx; install one (apt install nginx-light).")
+            raise SystemExit("nginx is not installed (apt install nginx-light).")
         with start(folder) as running:
             port = free_port()
-            words = {"folder": folder, "service": running.port, "port": port, "address": address, "id": request_id}
+            values = {"folder": folder, "service": running.port, "port": port, "address": address, "id": request_id}
             text = (_TARGETS / "nginx.conf").read_text()
-            for name, value in words.items():
+            for name, value in values.items():
                 text = text.replace(f"{{{name}}}", str(value))
             (folder / "nginx.conf").write_text(text)
             with _process([nginx, "-c", str(folder / "nginx.conf"), "-p", str(folder)], folder, port, env=os.environ):
@@ -270,8 +270,8 @@ def _triton(workload: Workload, python: Path) -> Start:
 
 
 def _libpython(python: Path) -> str:
-    ask = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
-    return subprocess.run([str(python), "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+    code = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
+    return subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _with_store(make: Callable[[Path], Start]) -> Start:
@@ -288,8 +288,8 @@ def _with_store(make: Callable[[Path], Start]) -> Start:
             with make(address)(folder) as running:
 
                 def processes() -> Processes:
-                    found = running.processes()
-                    return replace(found, stores=(*found.stores, store.pid))
+                    without_store = running.processes()
+                    return replace(without_store, stores=(*without_store.stores, store.pid))
 
                 yield Running(running.port, processes, address, running.pid)
 
@@ -321,12 +321,12 @@ def terminated(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[by
             process.wait()
 
 
-def _wait(there: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _WITHIN_S
-    while not there():
+def _wait(is_ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + _TIMEOUT_S
+    while not is_ready():
         if process.poll() is not None or time.monotonic() > end:
-            words = log.read_text(errors="replace")[-2000:] if log.exists() else ""
-            raise SystemExit(f"{' '.join(map(str, process.args))} did not start:\n{words}")  # type: ignore[arg-type]
+            output = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+            raise SystemExit(f"{' '.join(map(str, process.args))} did not start:\n{output}")  # type: ignore[arg-type]
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from benchmarks.processes import processes_of
 from benchmarks.servers import free_port, terminated
 
-_WITHIN_S = 120.0
-_LOOK_S = 0.01
+_TIMEOUT_S = 120.0
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Start:
     Attributes:
         cpu_s: CPU seconds of the service and of the processes that it ran, without the store.
         store_s: CPU seconds of the embedded store.
-        wall_s: Seconds until /readyz answered 200.
+        wall_s: Seconds until /readyz returned 200.
     """
 
     cpu_s: float
@@ -53,16 +53,16 @@ def measure(trees: Sequence[Path], models: Path, *, rounds: int) -> list[Started
         models: A model folder.
         rounds: How often.
     """
-    found: dict[Path, list[tuple[Start, Start]]] = {tree: [] for tree in trees}
+    pairs: dict[Path, list[tuple[Start, Start]]] = {tree: [] for tree in trees}
     with tempfile.TemporaryDirectory(prefix="bench-") as compiled:
         for number in range(rounds + 1):
             for tree in trees:
                 with tempfile.TemporaryDirectory(prefix="bench-") as folder:
                     first, again = (_start(tree, models, Path(folder), compiled) for _ in range(2))
                     if number:  # the first of all compiles the modules, as an installation does
-                        found[tree].append((first, again))
+                        pairs[tree].append((first, again))
     return [
-        Started(str(tree), *(_median(starts) for starts in zip(*pairs, strict=True))) for tree, pairs in found.items()
+        Started(str(tree), *(_median(kind) for kind in zip(*starts, strict=True))) for tree, starts in pairs.items()
     ]
 
 
@@ -74,15 +74,15 @@ def _start(tree: Path, models: Path, folder: Path, compiled: str) -> Start:
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     env |= {"PYTHONPATH": str(tree.resolve()), "PYTHONPYCACHEPREFIX": compiled}
     with (folder / "log").open("wb") as log:
-        began = time.monotonic()
+        started_at = time.monotonic()
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=folder, start_new_session=True)
     with terminated(process):
         while not _is_ready(port):
-            if process.poll() is not None or time.monotonic() - began > _WITHIN_S:
+            if process.poll() is not None or time.monotonic() - started_at > _TIMEOUT_S:
                 raise SystemExit(f"{tree}: the service did not start:\n{(folder / 'log').read_text()[-2000:]}")
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_LOOK_S)
-        wall = time.monotonic() - began
+                process.wait(_POLL_S)
+        wall = time.monotonic() - started_at
         return Start(*processes_of(process.pid).cpu(), wall)
 
 
@@ -96,16 +96,16 @@ def _is_ready(port: int) -> bool:
 
 def _median(starts: Sequence[Start]) -> Start:
     return Start(
-        statistics.median(one.cpu_s for one in starts),
-        statistics.median(one.store_s for one in starts),
-        statistics.median(one.wall_s for one in starts),
+        statistics.median(start.cpu_s for start in starts),
+        statistics.median(start.store_s for start in starts),
+        statistics.median(start.wall_s for start in starts),
     )
 
 
-def rows(found: Sequence[Started]) -> list[Mapping[str, object]]:
+def rows(trees: Sequence[Started]) -> list[Mapping[str, object]]:
     """Return a row per tree and kind of start, for tables and files."""
     return [
-        {"tree": one.tree, "start": kind, "cpu_s": start.cpu_s, "store_s": start.store_s, "wall_s": start.wall_s}
-        for one in found
-        for kind, start in (("first", one.first), ("again", one.again))
+        {"tree": started.tree, "start": kind, "cpu_s": start.cpu_s, "store_s": start.store_s, "wall_s": start.wall_s}
+        for started in trees
+        for kind, start in (("first", started.first), ("again", started.again))
     ]

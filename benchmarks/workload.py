@@ -111,8 +111,8 @@ def _predict(model: StepModel, rows: Array, steps: int) -> tuple[Array, float]:
     states = model.initial_states(CLASSES)
     classes = np.arange(CLASSES)
     expected = np.empty((CLASSES, steps), np.float32)
-    began = time.process_time()
+    started_at = time.process_time()
     for t in range(steps):
         outputs, states = model.step({x: rows[(31 * classes + 17 * t) % ROWS]}, states)
         expected[:, t] = outputs[y][:, 0]
-    return expected, CLASSES * steps / (time.process_time() - began)
+    return expected, CLASSES * steps / (time.process_time() - started_at)

@@ -54,10 +54,10 @@ def chaos(
     _console.print(f"seed {seed}")
     tally = Tally()
     ended_early = not _run_with_progress(plan, tally, without)
-    found = result.document(plan, tally, lacks=without, ended_early=ended_early)
-    result.show(found, _console)
+    outcome = result.document(plan, tally, lacks=without, ended_early=ended_early)
+    result.show(outcome, _console)
     if save is not None:
-        result.save(save, found)
+        result.save(save, outcome)
     if ended_early and not tally.violations:
         raise typer.Exit(_INTERRUPTED)
     raise typer.Exit(bool(tally.violations) != (without is not None))
@@ -77,7 +77,7 @@ def run_soak(
     seed = secrets.randbelow(10**6) if seed is None else seed
     _console.print(f"seed {seed}")
     plan, tally, samples = soak.SoakPlan(minutes * 60, seed, streams), Tally(), list[soak.Sample]()
-    with tempfile.TemporaryDirectory(prefix="sw") as place, Progress(console=_console, transient=True) as bar:
+    with tempfile.TemporaryDirectory(prefix="sw") as path, Progress(console=_console, transient=True) as bar:
         task = bar.add_task("starting", total=plan.seconds)
 
         def update_progress(seconds: float) -> None:
@@ -86,14 +86,14 @@ def run_soak(
             )
 
         try:
-            asyncio.run(soak.run(plan, Path(place), tally, samples, update_progress))
+            asyncio.run(soak.run(plan, Path(path), tally, samples, update_progress))
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
-    found = result.soak_document(plan, tally, samples)
-    result.show_soak(found, _console)
+    outcome = result.soak_document(plan, tally, samples)
+    result.show_soak(outcome, _console)
     if save is not None:
-        result.save(save, found)
-    raise typer.Exit(bool(found["grew"] or tally.violations))
+        result.save(save, outcome)
+    raise typer.Exit(bool(outcome["grew"] or tally.violations))
 
 
 @app.command(name="fuzz")
@@ -111,11 +111,11 @@ def run_fuzz(
     except ImportError:
         _console.print("atheris is not installed; install it into this environment: .venv/bin/pip install atheris")
         raise typer.Exit(3) from None
-    place = corpus / target
-    place.mkdir(parents=True, exist_ok=True)
+    path = corpus / target
+    path.mkdir(parents=True, exist_ok=True)
     atheris.instrument_all()
     atheris.Setup(
-        ["campaign fuzz", f"-max_total_time={seconds}", f"-artifact_prefix={place}/", str(place)], TARGETS[target]
+        ["campaign fuzz", f"-max_total_time={seconds}", f"-artifact_prefix={path}/", str(path)], TARGETS[target]
     )
     atheris.Fuzz()
 
@@ -141,16 +141,18 @@ def run_mutants(
 
 def _run_with_progress(plan: ChaosPlan, tally: Tally, without: str | None) -> bool:
     """Run a chaos campaign with a progress bar; return False if it was interrupted."""
-    with tempfile.TemporaryDirectory(prefix="sw") as place, Progress(console=_console, transient=True) as bar:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(prefix="sw") as path, Progress(console=_console, transient=True) as bar:
+        folder = Path(path)
         env = None
         if without is not None:
             env = mutants.environment(mutants.broken_copy(mutants.BROKEN[without], folder / "broken"))
         task = bar.add_task("starting", total=plan.seconds)
 
         def update_progress(seconds: float) -> None:
-            words = f"{tally.steps:,} steps, {sum(tally.faults.values())} faults, {len(tally.violations)} violations"
-            bar.update(task, completed=seconds, description=words)
+            description = (
+                f"{tally.steps:,} steps, {sum(tally.faults.values())} faults, {len(tally.violations)} violations"
+            )
+            bar.update(task, completed=seconds, description=description)
 
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(run(plan, folder, tally, env=env, on_progress=update_progress))

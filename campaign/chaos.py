@@ -75,8 +75,10 @@ async def run(
 
 async def _wait(plan: ChaosPlan, tally: Tally, on_progress: Callable[[float], None]) -> None:
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    while (seconds := loop.time() - began) < plan.seconds and not (plan.stop_when_broken and tally.broken.is_set()):
+    started_at = loop.time()
+    while (seconds := loop.time() - started_at) < plan.seconds and not (
+        plan.stop_when_broken and tally.broken.is_set()
+    ):
         on_progress(seconds)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(tally.broken.wait(), _PROGRESS_EVERY_S)

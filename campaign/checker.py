@@ -67,32 +67,36 @@ def check(
         value: Value of the fold at the start.
         start: Step of the stream at the start.
     """
-    found: list[Violation] = []
-    taken = start
-    ordered = sorted(operations, key=lambda one: one.step)
-    for one in ordered:
-        if one.first <= taken:
-            found.append(Violation("lost", f"{stream}: position {one.first} was acknowledged twice; one step is lost"))
-        elif one.first > taken + 1:
-            found.append(
-                Violation("doubled", f"{stream}: positions {taken + 1} to {one.first - 1} were never acknowledged")
+    violations: list[Violation] = []
+    position = start
+    ordered = sorted(operations, key=lambda operation: operation.step)
+    for operation in ordered:
+        if operation.first <= position:
+            violations.append(
+                Violation("lost", f"{stream}: position {operation.first} was acknowledged twice; one step is lost")
             )
-        elif one.ys != (ys := tuple(fold_reference(one.xs, start=value))):
-            found.append(Violation("wrong", f"{stream}: step {one.step} is {one.ys}; expected {ys}"))
-        taken, value = max(taken, one.step), one.ys[-1]
-    if final != taken:
-        what: Kind = "lost" if final < taken else "doubled"
-        found.append(Violation(what, f"{stream}: it is at step {final}; its answers end at {taken}"))
-    return found + _out_of_order(stream, ordered)
+        elif operation.first > position + 1:
+            violations.append(
+                Violation(
+                    "doubled", f"{stream}: positions {position + 1} to {operation.first - 1} were never acknowledged"
+                )
+            )
+        elif operation.ys != (ys := tuple(fold_reference(operation.xs, start=value))):
+            violations.append(Violation("wrong", f"{stream}: step {operation.step} is {operation.ys}; expected {ys}"))
+        position, value = max(position, operation.step), operation.ys[-1]
+    if final != position:
+        what: Kind = "lost" if final < position else "doubled"
+        violations.append(Violation(what, f"{stream}: it is at step {final}; its answers end at {position}"))
+    return violations + _out_of_order(stream, ordered)
 
 
 def _out_of_order(stream: str, ordered: Sequence[Operation]) -> list[Violation]:
-    found = []
+    violations = []
     earliest = float("inf")  # answer to any later position
-    for one in reversed(ordered):
-        if one.sent > earliest:
-            found.append(
-                Violation("out of order", f"{stream}: step {one.step} was sent after the answer to a later one")
+    for operation in reversed(ordered):
+        if operation.sent > earliest:
+            violations.append(
+                Violation("out of order", f"{stream}: step {operation.step} was sent after the answer to a later one")
             )
-        earliest = min(earliest, one.answered)
-    return found
+        earliest = min(earliest, operation.answered)
+    return violations

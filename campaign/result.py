@@ -78,7 +78,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print the result of a chaos campaign."""
     table = Table(title=f"Chaos, {result['minutes']:g} minutes, seed {result['seed']}", show_header=False)
     runs, faults, requests = result["streams"]["lives"], result["faults"], result["requests"]
-    within = result["answered_within_s"]
+    response_s = result["answered_within_s"]
     table.add_row("steps checked", f"{result['steps']:,}")
     table.add_row("stream runs", f"{sum(runs.values()):,}")
     table.add_row("faults", f"{sum(faults.values())}: {_listed(faults)}")
@@ -87,7 +87,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     table.add_row("retried / replayed", f"{requests['sent_again']:,} / {requests['replayed']:,}")
     table.add_row("outcome unknown / resolved", f"{requests['outcome_unknown']:,} / "
                   f"{requests['resolved_by_asking_again']:,}")  # fmt: skip
-    table.add_row("answered within", ", ".join(f"{name} {seconds:.3f} s" for name, seconds in within.items()))
+    table.add_row("answered within", ", ".join(f"{name} {seconds:.3f} s" for name, seconds in response_s.items()))
     table.add_row("violations", _listed(result["violations"]))
     console.print(table)
     for example in result["examples"]:
@@ -101,9 +101,11 @@ def show_soak(result: dict[str, Any], console: Console) -> None:
         table.add_column(name, justify="right")
     samples = result["samples"]
     for at in sorted({0, len(samples) // 3, 2 * len(samples) // 3, len(samples) - 2, len(samples) - 1}):
-        one = samples[at]
-        memory, values = one["memory"] / 2**20, one["store_memory"] / 2**20
-        table.add_row(f"{one['second']:.0f}", f"{memory:.1f}", str(one["files"]), f"{one['keys']:,}", f"{values:.1f}")
+        sample = samples[at]
+        memory, values = sample["memory"] / 2**20, sample["store_memory"] / 2**20
+        table.add_row(
+            f"{sample['second']:.0f}", f"{memory:.1f}", str(sample["files"]), f"{sample['keys']:,}", f"{values:.1f}"
+        )
     console.print(table)
     for line in [*result["grew"], *result["examples"]]:
         console.print(f"  {line}", markup=False, highlight=False)

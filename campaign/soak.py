@@ -67,12 +67,12 @@ async def run(
     """Run a soak campaign, appending to `samples`; the last sample is taken after every stream has expired."""
     rng, loop = random.Random(plan.seed), asyncio.get_running_loop()
     async with running_system(folder, flags=_FLAGS) as system:
-        transports, began = Transports(system.ports, MODEL), loop.time()
+        transports, started_at = Transports(system.ports, MODEL), loop.time()
         driver = StreamDriver(RandomClient(transports, rng, tally), rng, f"s{plan.seed}")
         async with asyncio.TaskGroup() as tasks:
             for _ in range(plan.streams):
                 tasks.create_task(driver.run_patterns())
-            while (second := loop.time() - began) < plan.seconds:
+            while (second := loop.time() - started_at) < plan.seconds:
                 on_progress(second)
                 samples.append(await asyncio.to_thread(take_sample, system, second))
                 driver.ended.clear()
@@ -80,7 +80,7 @@ async def run(
             driver.stop()
         await transports.close()
         await _until_expired(system)
-        samples.append(await asyncio.to_thread(take_sample, system, loop.time() - began))
+        samples.append(await asyncio.to_thread(take_sample, system, loop.time() - started_at))
 
 
 def take_sample(system: System, second: float) -> Sample:

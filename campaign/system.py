@@ -18,7 +18,7 @@ MODEL = "fold"
 WORKERS = 2
 STORE = ("--appendonly", "yes", "--appendfsync", "always")
 _WORKER = ("--request-timeout-s", "4", "--stream-ttl-s", "86400", "--drain-s", "1")
-_LOOK_AGAIN_S = 0.05
+_POLL_S = 0.05
 _START_S = 60.0
 
 
@@ -58,7 +58,7 @@ class System:
                     status, _ = await http.request("GET", worker.port, "/readyz", timeout=2)
                     if status == 200:
                         return
-                await asyncio.sleep(_LOOK_AGAIN_S)
+                await asyncio.sleep(_POLL_S)
         finally:
             http.close()
         raise RuntimeError(f"a worker does not start; its log ends with:\n{worker.log.read_text()[-2000:]}")
@@ -77,11 +77,11 @@ async def running_system(
     """
     write_model(folder / "models", MODEL, fold)
     store = Server(folder / "r", *STORE)
-    with contextlib.ExitStack() as ways:
-        proxies = [ways.enter_context(Proxy(store.socket)) for _ in range(WORKERS)]
+    with contextlib.ExitStack() as stack:
+        proxies = [stack.enter_context(Proxy(store.socket)) for _ in range(WORKERS)]
         workers = [
-            ServiceProcess(folder / "models", folder / f"w{n}", "--redis", way.url, *_WORKER, *flags, env=env)
-            for n, way in enumerate(proxies)
+            ServiceProcess(folder / "models", folder / f"w{n}", "--redis", proxy.url, *_WORKER, *flags, env=env)
+            for n, proxy in enumerate(proxies)
         ]
         system = System(store, proxies, workers)
         try:

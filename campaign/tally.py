@@ -55,8 +55,8 @@ class Tally:
 
     def by_kind(self) -> dict[str, int]:
         """Return the number of violations of each kind."""
-        found = Counter(violation.kind for violation in self.violations)
-        return {kind: found[kind] for kind in KINDS}
+        counts = Counter(violation.kind for violation in self.violations)
+        return {kind: counts[kind] for kind in KINDS}
 
     def examples(self) -> list[str]:
         """Return descriptions of the first violations."""

@@ -82,7 +82,7 @@ def errors() -> Iterator[ErrorLog]:
 
 
 def response_to(service: Service, data: bytes, *, opening: bytes = b"") -> bytes:
-    """Return read_to_end that the service sends in response to these bytes."""
+    """Return everything that the service sends in response to these bytes."""
     with service.open_connection() as sock:
         try:
             if opening:
