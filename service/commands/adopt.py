@@ -20,8 +20,8 @@ from model_export.hints import Hints, Kind
 from model_export.manifest import Manifest
 from model_export.precision import StoreDType, StoreEffect, narrow_store
 from model_export.rewrite import Change, rewrite, write_new_file
-from service.commands.feedback import Feedback, feedback_of
-from service.commands.tables import axes_of, format_bytes, named_values, parity_lines, show, tensors_table
+from service.commands.flags import Feedback, axes_of, feedback_of, named_values
+from service.commands.tables import format_bytes, parity_lines, show, tensors_table
 
 
 def adopt(

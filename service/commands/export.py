@@ -15,8 +15,8 @@ from model_export.export import Exported, export_source
 from model_export.precision import Precision, StoreDType
 from model_export.verify import ATOL
 from model_export.weights import Weights
-from service.commands.feedback import Feedback, feedback_of
-from service.commands.tables import axes_of, format_bytes, named_values, saved_lines, show
+from service.commands.flags import Feedback, axes_of, feedback_of, named_values
+from service.commands.tables import format_bytes, saved_lines, show
 from service.commands.verification_report import outputs_table, report_lines
 
 

@@ -1,10 +1,11 @@
-"""`with_setting_flags`: a decorator that adds a flag for every setting to a command."""
+"""Flags that several commands have: one for every setting, `--feedback`, and parsers of NAME=VALUE."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -19,6 +20,16 @@ _METAVARS = {
     "jwt_keys": "FILE|URL",
 }
 
+Feedback = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--feedback",
+        metavar="OUTPUT=INPUT|JSON",
+        help="For rollouts: the output that becomes an input, or a JSON object of rules by input. Repeatable.",
+    ),
+]
+"""Type of a command's `feedback` parameter."""
+
 
 def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Replace a command's `**flags` by one flag per setting; a flag that is not given is None."""
@@ -29,6 +40,56 @@ def with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take attributes
     command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
     return command
+
+
+def named_values(flag: str, texts: Iterable[str], form: str = "NAME=VALUE") -> dict[str, str]:
+    """Return the values of a repeatable flag by name.
+
+    Raises:
+        typer.BadParameter: A text does not have the form, or a name is given twice (exit code 2).
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{text!r} does not have the form {form}.", param_hint=flag)
+        if name in values:
+            raise typer.BadParameter(f"{name!r} is given twice.", param_hint=flag)
+        values[name] = value
+    return values
+
+
+def axes_of(flag: str, texts: Iterable[str] | None) -> dict[str, int | None]:
+    """Read axes by input, counted from 0; None: the input has none.
+
+    Raises:
+        typer.BadParameter: One is neither INPUT=NUMBER nor INPUT=none, or an input is given twice (exit code 2).
+    """
+    axes: dict[str, int | None] = {}
+    for name, text in named_values(flag, texts or (), "INPUT=AXIS").items():
+        if text != "none" and not text.removeprefix("-").isdecimal():
+            raise typer.BadParameter(f"{name}={text}: an axis is a number, counted from 0, or none.", param_hint=flag)
+        axes[name] = None if text == "none" else int(text)
+    return axes
+
+
+def feedback_of(texts: Iterable[str] | None) -> dict[str, Any]:
+    """Return the rules by input name, as in a manifest.
+
+    Raises:
+        typer.BadParameter: A text is neither OUTPUT=INPUT nor a JSON object, or an input has two rules.
+    """
+    rules: dict[str, Any] = {}
+    for text in texts or ():
+        if text.lstrip().startswith("{"):
+            parsed = _object(text)
+        else:
+            parsed = {given: output for output, given in named_values("--feedback", [text], "OUTPUT=INPUT").items()}
+        for name, rule in parsed.items():
+            if name in rules:
+                raise typer.BadParameter(f"input {name!r} has two rules; give one.", param_hint="--feedback")
+            rules[name] = rule
+    return rules
 
 
 def _flag(name: str, description: str) -> inspect.Parameter:
@@ -65,3 +126,11 @@ def _plain(annotation: Any) -> Any:
     if origin is list:
         return list[_plain(get_args(annotation)[0])]  # type: ignore[misc]  # built at run time
     return str if origin is Literal else annotation
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        rules: dict[str, Any] = json.loads(text)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{text!r} is not a JSON object: {exc}.", param_hint="--feedback") from exc
+    return rules

@@ -1,4 +1,4 @@
-"""Tables and lines that commands print, and the parser of NAME=VALUE flags."""
+"""Tables and lines that commands print."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -92,37 +91,6 @@ def show(*parts: Table | str) -> None:
     for part in parts:
         # Lines are not wrapped, so that a command in a line can be copied.
         console.print(part, soft_wrap=isinstance(part, str))
-
-
-def named_values(flag: str, texts: Iterable[str], form: str = "NAME=VALUE") -> dict[str, str]:
-    """Return the values of a repeatable flag by name.
-
-    Raises:
-        typer.BadParameter: A text does not have the form, or a name is given twice (exit code 2).
-    """
-    values: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise typer.BadParameter(f"{text!r} does not have the form {form}.", param_hint=flag)
-        if name in values:
-            raise typer.BadParameter(f"{name!r} is given twice.", param_hint=flag)
-        values[name] = value
-    return values
-
-
-def axes_of(flag: str, texts: Iterable[str] | None) -> dict[str, int | None]:
-    """Read axes by input, counted from 0; None: the input has none.
-
-    Raises:
-        typer.BadParameter: One is neither INPUT=NUMBER nor INPUT=none, or an input is given twice (exit code 2).
-    """
-    axes: dict[str, int | None] = {}
-    for name, text in named_values(flag, texts or (), "INPUT=AXIS").items():
-        if text != "none" and not text.removeprefix("-").isdecimal():
-            raise typer.BadParameter(f"{name}={text}: an axis is a number, counted from 0, or none.", param_hint=flag)
-        axes[name] = None if text == "none" else int(text)
-    return axes
 
 
 def _table(title: str, *columns: str) -> Table:
