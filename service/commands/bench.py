@@ -20,6 +20,7 @@ from service.bench.drivers import BenchError, FeedDriver, HttpDriver, LoadDriver
 from service.bench.latency import LatencyRecorder
 from service.bench.run import Load, run
 from service.bench.workload import BenchStream, Workload
+from service.commands.http_api import DEFAULT_URL, Json, Key, Url
 from service.commands.tables import key_value_table, show
 
 _TIMEOUT_S = 30.0
@@ -38,11 +39,8 @@ def bench(
         str | None, typer.Argument(metavar="MODEL", help="The model; optional if the service has only one.")
     ] = None,
     *,
-    url: Annotated[str, typer.Option(envvar="STEPWELL_URL", help="The service's address.")] = "http://127.0.0.1:8000",
-    key: Annotated[
-        str | None,
-        typer.Option(envvar="STEPWELL_KEY", help="API key; safer in the environment than on the command line."),
-    ] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
     transport: Annotated[
         Transport,
         typer.Option(
@@ -62,7 +60,7 @@ def bench(
             min=0.0, help="Requests per second, independent of responses; 0: the next one after each response."
         ),
     ] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Step many streams of a running service, with `seq` on every step, and measure throughput and latency.
 
