@@ -161,13 +161,6 @@ def test_the_proxy_never_retries_a_post_that_was_sent() -> None:
     assert rule.split() == ["error", "timeout", "http_503"]
 
 
-def test_the_image_of_the_proxy_can_resolve_replicas_while_it_runs() -> None:
-    """`resolve` in `upstream` is in nginx since 1.27.3."""
-    [version] = re.findall(r"NGINX_IMAGE:-\S+:([\d.]+)\}", COMPOSE_TEXT)
-
-    assert tuple(map(int, version.split("."))) >= (1, 27, 3)
-
-
 @pytest.mark.skipif(shutil.which("docker") is None, reason="no docker command to read the compose file with")
 def test_compose_accepts_the_file() -> None:
     done = subprocess.run(

@@ -18,7 +18,7 @@ from service.store.state_store import checked
 from service.types import StreamKey
 
 if TYPE_CHECKING:
-    from service.engine.streams.deps import StreamOpDeps
+    from service.engine.streams.transaction import StreamOpDeps
 
 _MAX_PAGE_STREAMS: Final = 1000
 _MAX_PAGE_BYTES: Final = 4 * 2**20
