@@ -136,7 +136,7 @@ def _read_body(wire: RequestDecoder, data: bytes, form: Format) -> None:
     _refusing(lambda: wire.peek(data, form))
     for flag in (False, True):
         _refusing(lambda flag=flag: wire.bulk(data, form, chunk=flag))  # type: ignore[misc]  # as above
-        _refusing(lambda flag=flag: wire.feed(data, form, many=flag))  # type: ignore[misc]  # as above
+        _refusing(lambda flag=flag: wire.feed(data, form, {}, many=flag))  # type: ignore[misc]  # as above
     guess_correlation(data, form)
 
 

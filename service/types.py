@@ -34,7 +34,25 @@ _SINGLE: Final = (1, "all", "on")
 # One of these is created per step, and msgspec creates a struct in a quarter of the time of a NamedTuple.
 
 
-class Timestep(Struct, frozen=True, gc=False):
+class RequestFields(Struct, frozen=True, kw_only=True, gc=False):
+    """What holds for every timestep of a request.
+
+    Attributes:
+        create: Whether a missing stream is created: `auto`, `never`, or `must` (the stream must be missing).
+        idempotency_key: The client's key, 1 to 255 characters, or None.
+        keep: Which predictions are returned, and stored for a replay: all T, the last, or none.
+        version: The requested model version; None: that of the stream's record, else the default.
+        transport: How it reached the service, for the metrics.
+    """
+
+    create: Create = "auto"
+    idempotency_key: str | None = None
+    keep: ReturnMode = "all"
+    version: int | None = None
+    transport: Transport = "http"
+
+
+class Timestep(RequestFields, frozen=True, gc=False):
     """One request that steps one stream by one timestep or by a chunk.
 
     Attributes:
@@ -44,11 +62,6 @@ class Timestep(Struct, frozen=True, gc=False):
         length: T, the number of timesteps; 1 or more.
         seq: Step of the first timestep, from 1 since creation or reset; None: the stream's next step.
         after: The 16 bytes of the `state_id` that the stream must have; None: any.
-        create: Whether a missing stream is created: `auto`, `never`, or `must` (the stream must be missing).
-        idempotency_key: The client's key, 1 to 255 characters, or None.
-        keep: Which predictions are returned, and stored for a replay: all T, the last, or none.
-        version: The requested model version; None: that of the stream's record, else the default.
-        transport: How it reached the service, for the metrics.
         lifecycle: `on`: the stream continues; `new`: it is reset before; `last`: it is deleted afterwards; `whole`:
             both; `none`: there is no stream, which only a model without state supports.
         name: Key of the stream's record, if already computed; else empty.
@@ -59,11 +72,6 @@ class Timestep(Struct, frozen=True, gc=False):
     length: int = 1
     seq: int | None = None
     after: bytes | None = None
-    create: Create = "auto"
-    idempotency_key: str | None = None
-    keep: ReturnMode = "all"
-    version: int | None = None
-    transport: Transport = "http"
     lifecycle: Lifecycle = "on"
     name: str = ""
 
@@ -108,7 +116,7 @@ class StreamHandle(Struct, frozen=True, gc=False):
         )
 
 
-class BulkTimesteps(Struct, frozen=True, gc=False):
+class BulkTimesteps(RequestFields, frozen=True, gc=False):
     """The timesteps of a bulk request, each of another stream, as columns; other attributes as in `Timestep`.
 
     Attributes:
@@ -127,19 +135,13 @@ class BulkTimesteps(Struct, frozen=True, gc=False):
     length: int
     seqs: Sequence[int | None]
     afters: Sequence[bytes | None]
-    create: Create
-    idempotency_key: str | None
-    keep: ReturnMode
-    version: int | None
-    transport: Transport
 
     def rows(self) -> list[Timestep]:
         """Return one `Timestep` per row."""
-        length, create, key, keep = self.length, self.create, self.idempotency_key, self.keep
-        version, transport = self.version, self.transport
+        shared = {name: getattr(self, name) for name in RequestFields.__struct_fields__}
         rows = zip(self.keys, self.packed, self.seqs, self.afters, self.names, strict=True)
         return [
-            Timestep(stream, inputs, length, seq, after, create, key, keep, version, transport, "on", name)
+            Timestep(stream, inputs, self.length, seq, after, name=name, **shared)
             for stream, inputs, seq, after, name in rows
         ]
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from service.codec.envelopes import BulkBody, FeedMessage, StepBody
+from service.codec.envelopes import DecodedBulk, DecodedStep, StepBody
 from service.codec.formats import JSON, MSGPACK, Format
 from service.codec.request_decoder import RequestDecoder
 from service.ids import check_stream_id, decode_state_id, encode_state_id
@@ -13,8 +13,8 @@ from service.ids import check_stream_id, decode_state_id, encode_state_id
 __all__ = [
     "JSON",
     "MSGPACK",
-    "BulkBody",
-    "FeedMessage",
+    "DecodedBulk",
+    "DecodedStep",
     "Format",
     "RequestDecoder",
     "StepBody",

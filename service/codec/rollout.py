@@ -3,23 +3,106 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import asdict
 
 from model_export.feedback import FeedbackError, check_draw
 from model_export.manifest import Array, Manifest
-from service.codec.envelopes import bad_request, check_envelope
+from service.codec.envelopes import TENSORS, Seq, StateId, StepOptions, bad_request
 from service.codec.formats import Format
 from service.codec.responses import encode_tensor
+from service.codec.strict_envelopes import check_envelope
 from service.codec.strict_parse import parse, preview
 from service.codec.strict_tensors import read_tensor
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT, decode_state_id, encode_state_id
-from service.types import Create, RolloutResult
+from service.types import RolloutResult
 
-_OPTIONAL = (
-    *("inputs", "feedback", "temperature", "top_k", "top_p", "samples", "seed", "commit"),
-    *("seq", "after", "create"),
-)
+_DRAW: dict[str, dict[str, Any]] = {
+    "temperature": {
+        "type": "number",
+        "minimum": 0,
+        "description": "0: the most probable class; 1: the model's probabilities.",
+    },
+    "top_k": {"type": "integer", "minimum": 1, "description": "Draw from this many of the most probable classes."},
+    "top_p": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "description": "Draw from the most probable classes with this total probability.",
+    },
+}
+_RULE = {
+    "description": "The name of an output, or the rule that computes the input from it.",
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["output"],
+            "properties": {
+                "output": {"type": "string"},
+                "scale": {"description": "Factor of the output: a number, or one for each element of the input."},
+                "offset": {"description": "Term added to that: a number, or one for each element of the input."},
+                "std": {"description": "Standard deviation of normal noise: a number, or the name of an output."},
+                "sample": {"type": "boolean", "description": "The output has probabilities: draw a class from them."},
+                "logits": {"type": "boolean", "description": "The output has logarithms of probabilities."},
+                "one_hot": {"type": "boolean", "description": "The input is the one-hot vector of the drawn class."},
+                **_DRAW,
+            },
+        },
+    ],
+}
+Count = Annotated[int, Meta(ge=1)]
+
+
+class RolloutBody(StepOptions, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """The body of a rollout; `check_draw` checks how classes are drawn, and the rollout its feedback rules."""
+
+    horizon: Annotated[Count, Meta(description="Number of timesteps.")]
+    inputs: (
+        Annotated[
+            Any,
+            Meta(
+                description="The first input; by default it is computed from the stream's last prediction.",
+                extra_json_schema={"anyOf": [TENSORS, {}], "example": TENSORS["example"]},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    feedback: (
+        Annotated[
+            dict[str, Any],
+            Meta(
+                description="By input, the rule that computes it; by default the rules of the model's manifest.",
+                extra={"expected": 'an object with a rule by input, such as {"x": "y"}'},
+                extra_json_schema={"additionalProperties": _RULE, "example": {"x": "y"}},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    samples: (
+        Annotated[Count, Meta(description="Number of samples; tensors then have a first axis for them.")] | UnsetType
+    ) = UNSET
+    seed: Annotated[int, Meta(ge=0, lt=SEQ_LIMIT)] | UnsetType = UNSET
+    commit: (
+        Annotated[bool, Meta(description="Apply the timesteps to the stream.", extra_json_schema={"default": False})]
+        | UnsetType
+    ) = UNSET
+    seq: Seq | UnsetType = UNSET
+    after: StateId | UnsetType = UNSET
+    temperature: Annotated[Any, Meta(extra_json_schema=_DRAW["temperature"])] | UnsetType = UNSET
+    top_k: Annotated[Any, Meta(extra_json_schema=_DRAW["top_k"])] | UnsetType = UNSET
+    top_p: Annotated[Any, Meta(extra_json_schema=_DRAW["top_p"])] | UnsetType = UNSET
+
+    def options(self) -> dict[str, Any]:
+        """Return the given fields as those of a `RolloutRequest`, but `inputs`."""
+        options = {name: value for name, value in asdict(self).items() if value is not UNSET and name != "inputs"}
+        if self.after is not UNSET:
+            options["after"] = decode_state_id(self.after)
+        return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +120,10 @@ class RolloutLimits:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutBody:
-    """A decoded rollout request.
-
-    Attributes:
-        horizon: Number of timesteps.
-        inputs: The given first inputs, `*row` by name, checked and finite.
-        feedback: A rule by input, not yet checked; None: the model's own rules.
-        temperature: Overrides that of the rules, or None; likewise `top_k` and `top_p`.
-        samples: Number of samples; None: one, and the response has no axis for samples.
-        seed: Seed of the random draws, or None.
-        commit: Commit the rollout to the stream.
-        seq: Step of the first timestep, or None.
-        after: State id, 16 bytes, or None.
-        create: What to do if the stream is missing.
-    """
-
-    horizon: int
-    inputs: dict[str, Array]
-    feedback: dict[str, Any] | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    samples: int | None
-    seed: int | None
-    commit: bool
-    seq: int | None
-    after: bytes | None
-    create: Create
-
-
-def read_rollout(body: bytes, body_format: Format, manifest: Manifest, limits: RolloutLimits) -> RolloutBody:
-    """Decode the body of a rollout.
+def read_rollout(
+    body: bytes, body_format: Format, manifest: Manifest, limits: RolloutLimits
+) -> tuple[RolloutBody, dict[str, Array]]:
+    """Decode the body of a rollout: its fields, and the given first inputs, `*row` by name, checked and finite.
 
     Args:
         body: The request's body.
@@ -80,39 +134,17 @@ def read_rollout(body: bytes, body_format: Format, manifest: Manifest, limits: R
     Raises:
         ServiceError: `bad_json`, `bad_request`, `too_large`, `bad_input` or `non_finite`.
     """
-    document = check_envelope(parse(body, body_format), _OPTIONAL, required=("horizon",))
-    horizon, samples = _count(document, "horizon"), _count(document, "samples") if "samples" in document else None
-    commit, seed, feedback = document.get("commit", False), document.get("seed"), document.get("feedback")
-    if not isinstance(commit, bool):
-        bad_request(f"`commit` is {preview(commit)}; expected true or false.")
-    if commit and (samples or 1) > 1:
+    document = check_envelope(parse(body, body_format), RolloutBody)
+    decoded = RolloutBody(**document)
+    samples = 1 if decoded.samples is UNSET else decoded.samples
+    if decoded.commit is True and samples > 1:
         bad_request(f"`commit` is true with {samples} `samples`; expected one: only one sample can be committed.")
-    if "seed" in document and not (type(seed) is int and 0 <= seed < SEQ_LIMIT):
-        bad_request(f"`seed` is {preview(seed)}; expected an integer from 0 to {SEQ_LIMIT - 1}.")
-    if "feedback" in document and not isinstance(feedback, dict):
-        bad_request(
-            f'`feedback` is {preview(feedback)}; expected an object with a rule by input, such as {{"x": "y"}}.'
-        )
-    draw: dict[str, Any] = {name: document[name] for name in ("temperature", "top_k", "top_p") if name in document}
     try:
-        check_draw(draw)
+        check_draw(document)
     except FeedbackError as exc:
         bad_request(f"{exc}.")
-    _check_limits(limits, manifest, horizon, samples)
-    return RolloutBody(
-        horizon,
-        _inputs(document["inputs"], manifest) if "inputs" in document else {},
-        feedback,
-        draw.get("temperature"),
-        draw.get("top_k"),
-        draw.get("top_p"),
-        samples,
-        seed,
-        commit,
-        document.get("seq"),
-        decode_state_id(document["after"]) if "after" in document else None,
-        document.get("create", "auto"),
-    )
+    _check_limits(limits, manifest, decoded.horizon, samples)
+    return decoded, _inputs(document["inputs"], manifest) if "inputs" in document else {}
 
 
 def rollout_response(result: RolloutResult, body_format: Format, *, samples: bool) -> dict[str, Any]:
@@ -138,17 +170,10 @@ def rollout_response(result: RolloutResult, body_format: Format, *, samples: boo
     return response
 
 
-def _count(document: dict[str, Any], name: str) -> int:
-    value = document[name]
-    if type(value) is not int or value < 1:
-        bad_request(f"`{name}` is {preview(value)}; expected an integer of at least 1.")
-    return value
-
-
-def _check_limits(limits: RolloutLimits, manifest: Manifest, horizon: int, samples: int | None) -> None:
+def _check_limits(limits: RolloutLimits, manifest: Manifest, horizon: int, samples: int) -> None:
     for name, value, limit, setting in (
         ("horizon", horizon, limits.horizon, "max_horizon"),
-        ("samples", samples or 1, limits.samples, "max_samples"),
+        ("samples", samples, limits.samples, "max_samples"),
     ):
         if value > limit:
             raise ServiceError(
@@ -156,7 +181,7 @@ def _check_limits(limits: RolloutLimits, manifest: Manifest, horizon: int, sampl
                 f"`{name}` is {value if value < SEQ_LIMIT else preview(value)}; at most {limit} are allowed.",
                 fix=f"Send a smaller number, or raise `{setting}`.",
             )
-    size = horizon * (samples or 1) * sum(spec.row_bytes for spec in manifest.answered)
+    size = horizon * samples * sum(spec.row_bytes for spec in manifest.answered)
     if size > limits.nbytes:
         raise ServiceError(
             "too_large",

@@ -3,19 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from model_export.manifest import NAME, Array, TensorSpec
-from service.codec.envelopes import bad_request, check_envelope
+from service.codec.envelopes import TENSORS, StateId, bad_request
 from service.codec.formats import Format
+from service.codec.strict_envelopes import check_envelope
 from service.codec.strict_parse import parse, preview
 from service.codec.strict_tensors import read_tensor
 from service.errors import ServiceError
-from service.ids import SEQ_LIMIT, check_stream_id, decode_state_id
+from service.ids import SEQ_LIMIT, STREAM_ID, check_stream_id, decode_state_id
 
+T = TypeVar("T", bound=Struct)
 _FINGERPRINT_BYTES = 8
+_SNAPSHOT_SOURCE = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["snapshot"],
+    "properties": {"snapshot": {"type": "string", "pattern": f"^{NAME.pattern}$"}},
+}
+
+Position = Annotated[int, Meta(ge=0, lt=SEQ_LIMIT)]
+Fingerprint = Annotated[
+    str,
+    Meta(
+        description="Identifies the model that wrote the state. A model that is not loaded is rejected, unless "
+        "`version` names the version that accepts the state.",
+        pattern=f"^[0-9a-fA-F]{{{2 * _FINGERPRINT_BYTES}}}$",
+        max_length=2 * _FINGERPRINT_BYTES,
+        extra={"expected": f"{2 * _FINGERPRINT_BYTES} hexadecimal digits, as in the response to GET"},
+    ),
+]
+States = Annotated[
+    dict[str, Any],
+    Meta(
+        description="One tensor per state of the model.",
+        extra={"expected": "an object with a tensor for each state"},
+        extra_json_schema={**TENSORS, "example": {"h": [0.1, 0.2]}},
+    ),
+]
+
+
+class SnapshotBody(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of a request that creates a snapshot."""
+
+    after: StateId | UnsetType = UNSET
+
+    @property
+    def after_bytes(self) -> bytes | None:
+        """The 16 bytes of `after`, or None."""
+        return None if self.after is UNSET else decode_state_id(self.after)
+
+
+class ResetBody(SnapshotBody, kw_only=True, forbid_unknown_fields=True):
+    """The body of a reset."""
+
+    to: Annotated[Any, Meta(extra_json_schema={"anyOf": [{"const": "initial"}, _SNAPSHOT_SOURCE]})] = "initial"
+
+
+class ForkBody(SnapshotBody, kw_only=True, forbid_unknown_fields=True):
+    """The body of a fork."""
+
+    to: Annotated[
+        str,
+        Meta(
+            description="The stream to create.",
+            extra={"expected": "the id of the stream to create"},
+            extra_json_schema={"pattern": f"^{STREAM_ID.pattern}$"},
+        ),
+    ]
+    source: Annotated[Any, Meta(extra_json_schema={"anyOf": [{"const": "present"}, _SNAPSHOT_SOURCE]})] = msgspec.field(
+        name="from", default="present"
+    )
+
+
+class StateBody(SnapshotBody, kw_only=True, forbid_unknown_fields=True):
+    """The body of a request that imports a state; the tensors are not yet checked against a model."""
+
+    states: States
+    step: Position = 0
+    fingerprint: Fingerprint | None = None
+
+    @property
+    def fingerprint_bytes(self) -> bytes | None:
+        """The 8 bytes of `fingerprint`, or None."""
+        return None if self.fingerprint is None else bytes.fromhex(self.fingerprint)
 
 
 class StateSpec(Protocol):
@@ -37,56 +113,24 @@ class StateSpec(Protocol):
         ...
 
 
-class ForkBody(NamedTuple):
-    """A decoded fork request.
-
-    Attributes:
-        to: Id of the stream to create, checked.
-        snapshot: The snapshot to copy, or None for the stream's current state.
-        after: State id, 16 bytes, or None.
-    """
-
-    to: str
-    snapshot: str | None
-    after: bytes | None
-
-
-class StateBody(NamedTuple):
-    """A decoded request that imports a state; the tensors are not yet checked against a model.
-
-    Attributes:
-        states: Tensors by name, not yet checked.
-        step: The stream's step from then on.
-        fingerprint: Fingerprint of the model that wrote the state, or None if not given.
-        after: State id, 16 bytes, or None.
-    """
-
-    states: dict[str, Any]
-    step: int
-    fingerprint: bytes | None
-    after: bytes | None
-
-
 def read_reset(body: bytes, body_format: Format) -> tuple[bytes | None, str | None]:
     """Decode a reset's body, which may be empty: `after`, and the snapshot's name or None for the initial state.
 
     Raises:
         ServiceError: `bad_json` or `bad_request`.
     """
-    document = _optional(body, body_format, ("to", "after"))
-    return _after(document), _snapshot(document, "to", "initial")
+    reset = _read(body, body_format, ResetBody) if body.strip() else ResetBody()
+    return reset.after_bytes, _snapshot(reset.to, "to", "initial")
 
 
-def read_fork(body: bytes, body_format: Format) -> ForkBody:
-    """Decode a fork's body.
+def read_fork(body: bytes, body_format: Format) -> tuple[str, bytes | None, str | None]:
+    """Decode a fork's body: the id of the stream to create, `after`, and the snapshot's name or None for the present.
 
     Raises:
         ServiceError: `bad_json` or `bad_request`.
     """
-    document = check_envelope(parse(body, body_format), ("from", "after"), required=("to",))
-    if not isinstance(document["to"], str):
-        bad_request(f"`to` is {preview(document['to'])}; expected the id of the stream to create.")
-    return ForkBody(check_stream_id(document["to"]), _snapshot(document, "from", "present"), _after(document))
+    fork = _read(body, body_format, ForkBody)
+    return check_stream_id(fork.to), fork.after_bytes, _snapshot(fork.source, "from", "present")
 
 
 def read_snapshot(body: bytes, body_format: Format) -> bytes | None:
@@ -95,7 +139,7 @@ def read_snapshot(body: bytes, body_format: Format) -> bytes | None:
     Raises:
         ServiceError: `bad_json` or `bad_request`.
     """
-    return _after(_optional(body, body_format, ("after",)))
+    return (_read(body, body_format, SnapshotBody) if body.strip() else SnapshotBody()).after_bytes
 
 
 def read_state(body: bytes, body_format: Format) -> StateBody:
@@ -104,13 +148,7 @@ def read_state(body: bytes, body_format: Format) -> StateBody:
     Raises:
         ServiceError: `bad_json` or `bad_request`.
     """
-    document = check_envelope(parse(body, body_format), ("step", "fingerprint", "after"), required=("states",))
-    states, step, fingerprint = document["states"], document.get("step", 0), document.get("fingerprint")
-    if not isinstance(states, dict):
-        bad_request(f"`states` is {preview(states)}; expected an object with a tensor for each state.")
-    if type(step) is not int or not 0 <= step < SEQ_LIMIT:
-        bad_request(f"`step` is {preview(step)}; expected an integer from 0 to {SEQ_LIMIT - 1}.")
-    return StateBody(states, step, None if fingerprint is None else _fingerprint(fingerprint), _after(document))
+    return _read(body, body_format, StateBody)
 
 
 def states_of(states: dict[str, Any], specs: Sequence[StateSpec]) -> dict[str, Array]:
@@ -154,33 +192,17 @@ def check_snapshot_name(text: str) -> str:
     return text
 
 
-def _optional(body: bytes, body_format: Format, keys: tuple[str, ...]) -> dict[str, Any]:
-    return check_envelope(parse(body, body_format), keys, required=()) if body.strip() else {}
+def _read(body: bytes, body_format: Format, body_type: type[T]) -> T:
+    document = check_envelope(parse(body, body_format), body_type)
+    fields = msgspec.structs.fields(body_type)
+    return body_type(**{field.name: document[field.encode_name] for field in fields if field.encode_name in document})
 
 
-def _after(document: dict[str, Any]) -> bytes | None:
-    return decode_state_id(document["after"]) if "after" in document else None
-
-
-def _snapshot(document: dict[str, Any], key: str, no_snapshot: str) -> str | None:
-    """Return the snapshot's name in a field, None if the field is missing or has the value for "no snapshot"."""
-    value = document.get(key, no_snapshot)
+def _snapshot(value: Any, key: str, no_snapshot: str) -> str | None:
+    """Return the snapshot's name in a field, None if the field has the value for "no snapshot"."""
     if value == no_snapshot:
         return None
     name = value.get("snapshot") if isinstance(value, dict) and value.keys() == {"snapshot"} else None
     if not isinstance(name, str):
         bad_request(f'`{key}` is {preview(value)}; expected "{no_snapshot}" or {{"snapshot": NAME}}.')
     return name
-
-
-def _fingerprint(value: Any) -> bytes:
-    try:
-        fingerprint = bytes.fromhex(value)
-    except (TypeError, ValueError):
-        fingerprint = b""
-    if len(fingerprint) != _FINGERPRINT_BYTES:
-        bad_request(
-            f"`fingerprint` is {preview(value)}; expected {2 * _FINGERPRINT_BYTES} hexadecimal digits, as in the "
-            "response to GET."
-        )
-    return fingerprint

@@ -8,24 +8,26 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, inspect
 from msgspec.structs import astuple as _astuple
 
 from model_export.manifest import Array, InputSpec
-from service.codec.envelopes import Seq, StepBody
+from service.codec.envelopes import PeekBody, StepBody, StepOptions
 from service.codec.formats import JSON, Format
 from service.codec.strict_tensors import is_finite
-from service.ids import decode_state_id, is_state_id
-from service.types import Create
 
 DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
 """What the fast path raises for an invalid body. msgspec's errors, UnicodeDecodeError, and NumPy's for ragged lists are
 ValueErrors; integers out of range are OverflowErrors, and numbers that do not fit are errors of struct."""
 
+_INPUTS = b'"inputs"'
+_MESSAGE_NAMES = ("stream", "id")
+_encode = msgspec.json.Encoder().encode
 _LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
 _PACK_CODES = {
     "float16": "e", "float32": "f", "float64": "d", "bool": "?",
@@ -49,6 +51,9 @@ class _PackedArray(Struct, forbid_unknown_fields=True, gc=False):
 _Decoders = tuple[Callable[[Raw], Any], Callable[[Raw], Any] | None]
 """Decoders of `inputs` as an object by name and, for a model with one input, as a bare nested list (a bare packed
 tensor would be ambiguous). A decoder of the union of both takes half as long again."""
+
+_BRACE = ord("{")
+_FIRST_OF_MAP = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))  # in msgpack
 
 
 class TypedInputsDecoder:
@@ -75,12 +80,11 @@ class TypedInputsDecoder:
             ValueError: The inputs are not valid; likewise the others of `DECODE_ERRORS`.
         """
         named, alone = self._decoders.get((body_format, lead)) or self._decoder(body_format, lead)
-        try:
+        first = memoryview(raw)[0]
+        if alone is None or (first == _BRACE if body_format is JSON else first in _FIRST_OF_MAP):
             # The order of the struct's fields is that of the declared inputs.
             values, colons = _astuple(named(raw)), self._colons
-        except msgspec.ValidationError:
-            if alone is None:
-                raise
+        else:
             values, colons = (alone(raw),), 0
         arrays = {}
         for (name, dtype, row), item in zip(self._specs, values, strict=True):
@@ -104,126 +108,119 @@ class TypedInputsDecoder:
         return decoders
 
 
-StepParts = tuple[tuple[bytes, ...], int | None, bytes | None, Create]
-"""The decoded body of one timestep: each input's bytes, sorted by input name, and `seq`, `after`, `create`."""
+TypedStep = tuple[StepBody, tuple[bytes, ...], bool]
+"""A decoded body of one timestep: the body, each input's bytes, sorted by input name, and whether only `seq` and
+`after` are given besides what names the inputs and the message."""
 
 
 class TypedStepDecoder:
     """Decodes the JSON body of one timestep, the most frequent request, in one call of msgspec."""
 
-    def __init__(self, specs: Sequence[InputSpec]) -> None:
-        """Create the decoders for the declared inputs.
+    def __init__(self, specs: Sequence[InputSpec], body_type: type[StepBody]) -> None:
+        """Create the decoder of a body for the declared inputs.
 
         Raises:
             ValueError: An input's name cannot be the name of a decoder's field.
         """
-        specs = self._specs = sorted(specs, key=lambda spec: spec.name)
+        specs = sorted(specs, key=lambda spec: spec.name)
         types = [_nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape)) for spec in specs]
         names = {f"i{i}": spec.name for i, spec in enumerate(specs)}
         fields = [(f"i{i}", type_) for i, type_ in enumerate(types)]
-        self._named_inputs: Any = msgspec.defstruct(
-            "Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False
-        )
-        inputs_types = [self._named_inputs, types[0] if len(specs) == 1 else self._named_inputs]  # by name, or alone
-        self._decoders = [_step_decoder(inputs_type) for inputs_type in inputs_types]
-        self._message_decoders = [_step_decoder(inputs_type, of_feed=True) for inputs_type in inputs_types]
+        named_inputs: Any = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
+        self._named = _step_decoder(body_type, named_inputs)
+        self._alone = _step_decoder(body_type, types[0]) if len(specs) == 1 else None
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._single_input = self._packers[0] if len(specs) == 1 else None
-        self._colons = 1 + sum(1 + spec.name.count(":") for spec in specs)
-        self._may_hide_colons = any(":" in spec.name for spec in specs)
+        self._colons = sum(1 + spec.name.count(":") for spec in specs)
+        self._texts = texts_with_colons(body_type)
+        self._has_chunk = issubclass(body_type, PeekBody)
+        self._may_hide_colons = bool(self._texts) or any(":" in spec.name for spec in specs)
 
-    def read(self, body: bytes) -> StepParts:
-        """Decode a step's body.
+    def read(self, body: bytes) -> TypedStep:
+        """Decode a body, once.
 
         Raises:
             ValueError: The body is not valid; likewise the others of `DECODE_ERRORS`.
         """
-        return self._parts(body, _decoded(self._decoders, body))
-
-    def read_feed_message(self, message: bytes) -> tuple[str | None, Raw | None, StepParts]:
-        """Decode a feed's message with one timestep: its stream id and its message id, or None, and its timestep.
-
-        Raises:
-            ValueError: The message is not valid; likewise the others of `DECODE_ERRORS`.
-        """
-        if b"\\" in message:  # an escape could hide a colon
+        # An escape could hide a colon of a text or a name; without those a backslash can hide none.
+        if self._may_hide_colons and b"\\" in body:
             raise NotTypedError
-        envelope = _decoded(self._message_decoders, message)
-        stream, message_id, colons = envelope.stream, envelope.id, 0
-        if stream is not None:
-            colons += 1 + stream.count(":")
-        if message_id is not None:
-            colons += 1 + bytes(message_id).count(b":")
-        return stream, message_id, self._parts(message, envelope, colons)
-
-    def _parts(self, body: bytes, envelope: Any, colons: int = 0) -> StepParts:
-        inputs = envelope.inputs
-        is_named = type(inputs) is self._named_inputs
-        colons += self._colons if is_named else 1
-        seq, after, create = envelope.seq, envelope.after, envelope.create
-        if seq is not None:
-            colons += 1
-        if after is not None:
-            colons, after = colons + 1, read_state_id(after)
-        if create is None:
-            create = "auto"
-        else:
-            colons += 1
-        # See `reject_duplicate_keys`: if no name has a colon, a backslash can hide none.
-        if body.count(b":") != colons or (self._may_hide_colons and b"\\" in body):
+        is_named = body.find(b"{", 1) >= 0  # a second object is `inputs` by name, or an `id`
+        if is_named and self._alone is not None and self._texts:
+            at = body.find(_INPUTS) + len(_INPUTS)
+            is_named = b"{" in body[at : at + 4]  # a colon and white space, then the brace
+        step = self._named(body) if is_named or self._alone is None else self._alone(body)
+        fields = _astuple(step)
+        given = len(fields) - fields.count(UNSET)
+        # See `reject_duplicate_keys`.
+        colons = given + self._colons if is_named else given
+        n_usual = 1 + (step.seq is not UNSET) + (step.after is not UNSET)
+        for name in self._texts:
+            value = getattr(step, name)
+            if value is not UNSET:
+                colons += value.count(":") if type(value) is str else _encode(value).count(b":")
+                n_usual += name in _MESSAGE_NAMES
+        if body.count(b":") != colons:
             raise NotTypedError
+        is_plain = given == n_usual
+        if not is_plain and self._has_chunk and not (step.chunk is UNSET and step.keep is UNSET):
+            raise NotTypedError
+        inputs = step.inputs
         if self._single_input is not None:
-            return (self._single_input(inputs.i0 if is_named else inputs),), seq, after, create
-        values = _astuple(inputs)
-        return tuple([pack(value) for pack, value in zip(self._packers, values, strict=True)]), seq, after, create
-
-    def body(self, parts: StepParts) -> StepBody:
-        """Return decoded parts as a `StepBody`; its arrays are read-only."""
-        packed, seq, after, create = parts
-        arrays = {
-            spec.name: np.ndarray((1, *spec.row_shape), spec.dtype, data)
-            for spec, data in zip(self._specs, packed, strict=True)
-        }
-        return StepBody(arrays, 1, False, seq, after, create, "all")
+            return step, (self._single_input(inputs.i0 if is_named else inputs),), is_plain
+        values = zip(self._packers, _astuple(inputs), strict=True)
+        return step, tuple([pack(value) for pack, value in values]), is_plain
 
 
-def read_state_id(text: str) -> bytes:
-    """Return the 16 bytes of a state id.
-
-    Raises:
-        NotTypedError: The text is not a state id.
-    """
-    if not is_state_id(text):
-        raise NotTypedError
-    return decode_state_id(text)
+@cache
+def texts_with_colons(body_type: type[StepOptions]) -> tuple[str, ...]:
+    """Return the names of a body's fields whose values may have colons, but `inputs`."""
+    info: Any = inspect.type_info(body_type)
+    return tuple(field.name for field in info.fields if field.name != "inputs" and not _has_no_colon(field.type))
 
 
-def reject_duplicate_keys(body: bytes, colons: int) -> None:
+def _has_no_colon(info: Any) -> bool:
+    match info:
+        case inspect.Metadata(type=inner) | inspect.ListType(item_type=inner):
+            return _has_no_colon(inner)
+        case inspect.UnionType(types=types):
+            return all(map(_has_no_colon, types))
+        case inspect.StrType(pattern=pattern):
+            return pattern is not None and ":" not in pattern
+        case inspect.LiteralType(values=values):
+            return not any(":" in str(value) for value in values)
+    return isinstance(info, (inspect.IntType, inspect.FloatType, inspect.BoolType, inspect.NoneType))
+
+
+def reject_duplicate_keys(body: bytes, envelope: StepOptions, colons: int) -> None:
     """Check that no key occurs twice, by counting colons: each key has one, and numbers have none.
 
     msgspec silently accepts the last of two equal keys. A backslash could encode a colon in another way.
+
+    Args:
+        body: The JSON body.
+        envelope: The same, decoded.
+        colons: Number of colons in its inputs.
+
+    Raises:
+        NotTypedError: A key may occur twice.
     """
+    fields = _astuple(envelope)
+    colons += len(fields) - fields.count(UNSET)
+    for name in texts_with_colons(type(envelope)):
+        value = getattr(envelope, name)
+        if value is not UNSET:
+            colons += _encode(value).count(b":")
     if body.count(b":") != colons or b"\\" in body:
         raise NotTypedError
 
 
-def _step_decoder(inputs: Any, *, of_feed: bool = False) -> Callable[[bytes], Any]:
-    """Return the decoder of a step's JSON body with inputs of such a type, or of a feed's message."""
-    # None stands for "not given"; null itself is rejected.
-    fields: list[tuple[str, Any, None]] = [("seq", Seq, None), ("after", str, None), ("create", Create, None)]
-    if of_feed:
-        fields += [("stream", str, None), ("id", Raw, None)]
-    step_type = msgspec.defstruct("Step", [("inputs", inputs), *fields], forbid_unknown_fields=True, gc=False)
+def _step_decoder(body_type: type[StepBody], inputs: Any) -> Callable[[bytes], Any]:
+    """Return the decoder of a JSON body with inputs of such a type."""
+    step_type = msgspec.defstruct(
+        body_type.__name__, [("inputs", inputs)], bases=(body_type,), kw_only=True, forbid_unknown_fields=True, gc=False
+    )
     return msgspec.json.Decoder(step_type).decode
-
-
-def _decoded(decoders: Sequence[Callable[[bytes], Any]], body: bytes) -> Any:
-    """Decode a body with the likelier of two decoders, or else with the other one."""
-    is_alone = body.find(b"{", 1) < 0  # a second object is most likely `inputs` by name
-    try:
-        return decoders[is_alone](body)
-    except msgspec.ValidationError:
-        return decoders[not is_alone](body)
 
 
 def row_packer(dtype: np.dtype[Any], row: tuple[int, ...]) -> Callable[[Any], bytes]:

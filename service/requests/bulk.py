@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from service.codec import BulkBody, Format, StepBody
+from service.codec import DecodedBulk, DecodedStep, Format
 from service.codec.responses import bulk_response, bulk_response_of_rows
+from service.codec.stream_lists import StreamListCache, StreamNames
 from service.codec.strict_tensors import pack_inputs, pack_rows
 from service.engine.engine import Engine
 from service.engine.stepping.columnar_batch import BulkOutcomes, ResultGatherer, StepOutcome
 from service.errors import ServiceError
+from service.ids import decode_state_id
 from service.models.registry import ServedModel
 from service.requests.problems import problem_document
 from service.store.keys import record_key
@@ -19,64 +21,52 @@ from service.types import BulkPrediction, BulkTimesteps, Prediction, StreamKey, 
 
 
 def to_timestep(
-    step: StepBody, key: StreamKey, version: int | None, *, transport: Transport, idempotency_key: str | None = None
+    step: DecodedStep, key: StreamKey, version: int | None, *, transport: Transport, idempotency_key: str | None = None
 ) -> Timestep:
     """Return the engine's timestep (or chunk) of a decoded body."""
-    inputs = pack_inputs(step.inputs)
     return Timestep(
-        key, inputs, step.length, step.seq, step.after, step.create, idempotency_key, step.keep, version, transport
+        key,
+        pack_inputs(step.inputs),
+        step.length,
+        idempotency_key=idempotency_key,
+        version=version,
+        transport=transport,
+        **step.body.options(),
     )
-
-
-class StreamKeyCache:
-    """Keys and record names of the streams of a client's last bulk request; the next one mostly has the same streams.
-
-    Attributes:
-        tenant: The owner of the streams.
-    """
-
-    def __init__(self, tenant: str, model: str) -> None:
-        self.tenant = tenant
-        self._model = model
-        self._streams: list[str] = []
-        self._keys: list[StreamKey] = []
-        self._names: list[str] = []
-
-    def get(self, streams: list[str]) -> tuple[list[StreamKey], list[str]]:
-        """Return each stream's key, and the name of its record in the store."""
-        if streams != self._streams:
-            self._streams = streams
-            self._keys = [StreamKey(self.tenant, self._model, stream) for stream in streams]
-            self._names = [record_key(*key) for key in self._keys]
-        return self._keys, self._names
 
 
 def submit_columns(
     engine: Engine,
-    bulk: BulkBody,
-    stream_keys: StreamKeyCache,
+    bulk: DecodedBulk,
     version: int | None,
     done: Callable[[BulkOutcomes], None],
     *,
+    stream_lists: StreamListCache,
+    tenant: str,
     served: ServedModel,
     transport: Transport,
     idempotency_key: str | None = None,
 ) -> None:
     """Submit a bulk request, one timestep or chunk per stream; `done` gets the results once all streams have one."""
-    keys, names = stream_keys.get(bulk.streams)
+    body = bulk.body
+
+    def make_names() -> StreamNames:
+        keys = [StreamKey(tenant, served.name, stream) for stream in body.streams]
+        return keys, [record_key(*key) for key in keys]
+
+    keys, names = stream_lists.names(body.streams, tenant, make_names)
     rows = BulkTimesteps(
         keys,
         names,
         bulk.inputs,
         list(pack_rows(bulk.inputs)),
         bulk.length,
-        bulk.seqs,
-        bulk.afters,
-        bulk.create,
-        idempotency_key,
-        bulk.keep,
-        version,
-        transport,
+        bulk.column(body.seq),
+        [after and decode_state_id(after) for after in bulk.column(body.after)],
+        idempotency_key=idempotency_key,
+        version=version,
+        transport=transport,
+        **body.options(),
     )
     if not bulk.faults and engine.steps.submit_columnar(rows, done, served):
         return
@@ -107,7 +97,7 @@ def submit_rows(
 
 
 def bulk_document(
-    bulk: BulkBody, results: BulkOutcomes, served: ServedModel, response_format: Format
+    bulk: DecodedBulk, results: BulkOutcomes, served: ServedModel, response_format: Format
 ) -> dict[str, Any]:
     """Return the response to a bulk request."""
     if isinstance(results, BulkPrediction):

@@ -7,23 +7,23 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from msgspec import Raw
+from msgspec import UNSET
 
-from service.codec import JSON, BulkBody, Format
-from service.codec.envelopes import correlation_fields, guess_correlation
+from service.codec import JSON, DecodedBulk, DecodedStep, Format, RequestDecoder
+from service.codec.envelopes import StreamMessage, correlation_of, guess_correlation
 from service.codec.formats import encode
 from service.codec.responses import encode_json_step, step_response
-from service.codec.typed_decoder import DECODE_ERRORS, StepParts
+from service.codec.typed_decoder import DECODE_ERRORS, TypedStep
 from service.engine.stepping.columnar_batch import BulkOutcomes
 from service.errors import ServiceError
-from service.ids import check_stream_id
+from service.ids import check_stream_id, decode_state_id
 from service.models.registry import ServedModel
-from service.requests.bulk import StreamKeyCache, bulk_document, submit_columns, to_timestep
+from service.requests.bulk import bulk_document, submit_columns, to_timestep
 from service.requests.close_codes import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.requests.context import AppContext
 from service.requests.problems import problem_document, status_of
 from service.store.keys import record_key
-from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
+from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey, Timestep
 
 _MAX_CACHED_STREAMS: Final = 4096
 _MAX_PENDING: Final = 256  # messages that may wait for their replies
@@ -69,7 +69,6 @@ class FeedSession:
         self._on_ready = on_ready
         self._pending: deque[_PendingReply] = deque()
         self._bytes = 0  # of the pending messages
-        self._stream_keys = StreamKeyCache("", model)
         self._handles: dict[tuple[str, str | None], StreamHandle] = {}  # of streams that earlier messages named
 
     @property
@@ -99,68 +98,109 @@ class FeedSession:
         self._bytes += len(message)
 
     def _submit(self, message: bytes, tenant: str) -> None:
-        message_format = self.message_format
         try:
             served = self._context.engine.models.get(self._model, self._version)
-            decoder = self._context.decoder(served)
-            if message_format is JSON and self._handle_single(message, tenant, served, decoder.read_feed_message):
-                return
-            decoded = decoder.feed(message, message_format, many=self._stream is None)
-            if decoded.stream is not None:
-                check_stream_id(decoded.stream)
         except ServiceError as exc:
-            self.reject(exc, guess_correlation(message, message_format))
+            self.reject(exc, guess_correlation(message, self.message_format))
+            return
+        correlation: dict[str, Any] = {}
+        try:
+            self._decode_and_submit(message, tenant, served, correlation)
+        except ServiceError as exc:
+            self.reject(exc, correlation)
             if exc.code == "bad_json":
                 self.close_after_replies(UNREADABLE)
-            return
-        body, correlation = decoded.body, correlation_fields(decoded.stream, decoded.id)
-        engine = self._context.engine
-        if isinstance(body, BulkBody):
-            bulk = _PendingBulk(self, correlation, body, served)
+
+    def _decode_and_submit(self, message: bytes, tenant: str, served: ServedModel, correlation: dict[str, Any]) -> None:
+        """Submit a message's timesteps.
+
+        Raises:
+            ServiceError: The message is rejected; `correlation` has the first fields of the reply.
+        """
+        decoder = self._context.decoder(served)
+        read = self._reader(decoder, message)
+        if read is None:
+            decoded = decoder.feed(message, self.message_format, correlation, many=self._stream is None)
+        else:
+            try:
+                typed = read(message)
+            except DECODE_ERRORS:
+                decoded = decoder.feed_strictly(message, JSON, correlation, many=self._stream is None)
+            else:
+                correlation |= correlation_of(typed[0])
+                self._submit_typed(typed, tenant, served, correlation)
+                return
+        if isinstance(decoded, DecodedBulk):
+            bulk = _PendingBulk(self, correlation, decoded, served)
             self._pending.append(bulk)
-            if self._stream_keys.tenant != tenant:
-                self._stream_keys = StreamKeyCache(tenant, self._model)
             submit_columns(
-                engine, body, self._stream_keys, self._version, bulk.on_result, served=served, transport="websocket"
+                self._context.engine,
+                decoded,
+                self._version,
+                bulk.on_result,
+                stream_lists=decoder.stream_lists,
+                tenant=tenant,
+                served=served,
+                transport="websocket",
             )
         else:
-            step = _PendingStep(self, correlation, chunk=body.chunk, keep=body.keep)
-            self._pending.append(step)
-            key = StreamKey(tenant, self._model, decoded.stream or self._stream or "")
-            engine.steps.submit(to_timestep(body, key, self._version, transport="websocket"), step.on_result, served)
+            self._submit_step(decoded, tenant, served, correlation)
 
-    def _handle_single(
-        self,
-        message: bytes,
-        tenant: str,
-        served: ServedModel,
-        read: Callable[[bytes], tuple[str | None, Raw | None, StepParts]] | None,
-    ) -> bool:
-        """Submit a message with a single timestep of an existing or new stream, as most are.
+    def _reader(self, decoder: RequestDecoder, message: bytes) -> Callable[[bytes], TypedStep] | None:
+        """Return the decoder of a message with a single timestep, as most are; None: it seems to be another one."""
+        if self.message_format is not JSON or b'"chunk"' in message:
+            return None
+        if self._stream is not None:
+            return decoder.read_message
+        return None if b'"streams"' in message else decoder.read_stream_message
 
-        Returns:
-            False: The message is of another kind, or not valid; it was not submitted.
+    def _submit_typed(self, typed: TypedStep, tenant: str, served: ServedModel, correlation: Mapping[str, Any]) -> None:
+        """Submit a single timestep."""
+        body, inputs, is_plain = typed
+        handle = self._handle(tenant, body.stream if isinstance(body, StreamMessage) else None)
+        step = _PendingStep(self, correlation)
+        self._pending.append(step)
+        engine = self._context.engine
+        if is_plain:
+            seq = None if body.seq is UNSET else body.seq
+            after = None if body.after is UNSET else decode_state_id(body.after)
+            engine.steps.submit_single(handle, inputs, seq, after, step.on_result, served=served)
+        else:
+            timestep = Timestep(
+                handle.key,
+                inputs,
+                version=self._version,
+                transport="websocket",
+                name=handle.name,
+                **body.options(),
+            )
+            engine.steps.submit(timestep, step.on_result, served)
+
+    def _submit_step(
+        self, decoded: DecodedStep, tenant: str, served: ServedModel, correlation: Mapping[str, Any]
+    ) -> None:
+        """Submit a timestep or a chunk."""
+        handle = self._handle(tenant, decoded.body.stream if isinstance(decoded.body, StreamMessage) else None)
+        step = _PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep)
+        self._pending.append(step)
+        timestep = to_timestep(decoded, handle.key, self._version, transport="websocket")
+        self._context.engine.steps.submit(timestep, step.on_result, served)
+
+    def _handle(self, tenant: str, stream: str | None) -> StreamHandle:
+        """Return the handle of a message's stream; None: that of the feed.
+
+        Raises:
+            ServiceError: `bad_request`: the stream id is not valid.
         """
-        if read is None:
-            return False
-        try:
-            stream_id, message_id, (inputs, seq, after, create) = read(message)
-        except DECODE_ERRORS:
-            return False
-        if create != "auto" or (stream_id is None) is (self._stream is None):
-            return False
-        handle = self._handles.get((tenant, stream_id))
+        handle = self._handles.get((tenant, stream))
         if handle is None:
-            if stream_id is not None:
-                check_stream_id(stream_id)
+            if stream is not None:
+                check_stream_id(stream)
             if len(self._handles) >= _MAX_CACHED_STREAMS:
                 self._handles.clear()
-            key = StreamKey(tenant, self._model, stream_id or self._stream or "")
-            handle = self._handles[tenant, stream_id] = StreamHandle(key, record_key(*key), self._version, "websocket")
-        step = _PendingStep(self, correlation_fields(stream_id, message_id))
-        self._pending.append(step)
-        self._context.engine.steps.submit_single(handle, inputs, seq, after, step.on_result, served=served)
-        return True
+            key = StreamKey(tenant, self._model, stream or self._stream or "")
+            handle = self._handles[tenant, stream] = StreamHandle(key, record_key(*key), self._version, "websocket")
+        return handle
 
     def reject_too_large(self, size: int) -> None:
         """Reject a message that is larger than `max_body_bytes`, then close."""
@@ -268,7 +308,7 @@ class _PendingBulk(_PendingReply):
     __slots__ = ("_body", "_served")
 
     def __init__(
-        self, session: FeedSession, correlation: Mapping[str, Any], body: BulkBody, served: ServedModel
+        self, session: FeedSession, correlation: Mapping[str, Any], body: DecodedBulk, served: ServedModel
     ) -> None:
         super().__init__(session, correlation)
         self._body = body

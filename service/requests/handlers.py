@@ -10,13 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from service.codec import BulkBody, Format, RequestDecoder
+from msgspec import UNSET
+
+from service.codec import DecodedBulk, Format, RequestDecoder, StepBody
 from service.codec.formats import encode
+from service.codec.request_decoder import ReadStep
 from service.codec.responses import encode_json_step, encode_step
-from service.codec.typed_decoder import DECODE_ERRORS, StepParts
+from service.codec.typed_decoder import DECODE_ERRORS
 from service.engine.stepping.columnar_batch import BulkOutcomes, StepOutcome
 from service.errors import ServiceError
-from service.requests.bulk import StreamKeyCache, bulk_document, submit_columns, to_timestep
+from service.ids import decode_state_id
+from service.requests.bulk import bulk_document, submit_columns, to_timestep
 from service.store.keys import record_key
 from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey, Timestep
 
@@ -84,7 +88,7 @@ class StepHandler:
     response_format: Format
     _keep: ReturnMode = "all"
     _decoder: RequestDecoder = field(init=False)
-    _read: Callable[[bytes], StepParts] | None = field(init=False)
+    _read: ReadStep | None = field(init=False)
     _sequenced_only: bool = field(init=False)
     _stream: StreamHandle = field(init=False)
     _engine: Engine = field(init=False)
@@ -104,32 +108,39 @@ class StepHandler:
 
     def submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
         """Submit the timestep or chunk, or raise what is wrong with the body."""
+        decoder, request_format = self._decoder, self.request_format
         if self._read is not None:  # the most frequent kind
             try:
-                inputs, seq, after, create = self._read(body)
+                fields, inputs, is_plain = self._read(body)
             except DECODE_ERRORS:
-                pass
+                step = decoder.strict.step(body, request_format, StepBody)
             else:
-                if create == "auto" and self.idempotency_key is None:
-                    self._engine.steps.submit_single(self._stream, inputs, seq, after, done, served=self.served)
+                if is_plain and self.idempotency_key is None:
+                    seq, after = fields.seq, fields.after
+                    self._engine.steps.submit_single(
+                        self._stream,
+                        inputs,
+                        None if seq is UNSET else seq,
+                        None if after is UNSET else decode_state_id(after),
+                        done,
+                        served=self.served,
+                    )
                     return
                 timestep = Timestep(
                     self.key,
                     inputs,
-                    seq=seq,
-                    after=after,
-                    create=create,
                     idempotency_key=self.idempotency_key,
                     version=self.version,
                     name=self._stream.name,
+                    **fields.options(),
                 )
                 self._engine.steps.submit(timestep, done, self.served)
                 return
-        if self.chunk:
-            step = self._decoder.steps(body, self.request_format)
+        elif self.chunk:
+            step = decoder.steps(body, request_format)
             self._keep = step.keep
         else:
-            step = self._decoder.step(body, self.request_format)
+            step = decoder.step(body, request_format)
         timestep = to_timestep(step, self.key, self.version, transport="http", idempotency_key=self.idempotency_key)
         self._engine.steps.submit(timestep, done, self.served)
 
@@ -163,19 +174,21 @@ class BulkHandler:
     idempotency_key: str | None
     request_format: Format
     response_format: Format
-    _bulk: BulkBody = field(init=False)
+    _bulk: DecodedBulk = field(init=False)
     extra_headers: ClassVar[None] = None
     is_reusable: ClassVar[bool] = False
 
     def submit(self, body: bytes, done: Callable[[BulkOutcomes], None]) -> None:
         """Submit all timesteps, or raise what is wrong with the body."""
-        self._bulk = self.context.decoder(self.served).bulk(body, self.request_format, chunk=self.chunk)
+        decoder = self.context.decoder(self.served)
+        self._bulk = decoder.bulk(body, self.request_format, chunk=self.chunk)
         submit_columns(
             self.context.engine,
             self._bulk,
-            StreamKeyCache(self.tenant, self.served.name),
             self.version,
             done,
+            stream_lists=decoder.stream_lists,
+            tenant=self.tenant,
             served=self.served,
             transport="http",
             idempotency_key=self.idempotency_key,

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from model_export.manifest import InputSpec, Manifest
-from service.codec import JSON, MSGPACK, BulkBody, Format, RequestDecoder, StepBody
+from service.codec import JSON, MSGPACK, DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
+from service.codec.envelopes import FeedMessage, correlation_of
 from service.codec.formats import encode, format_of_answer, format_of_body
 from service.codec.responses import bulk_response_of_rows, encode_step, step_response
 from service.codec.typed_decoder import DECODE_ERRORS, TypedInputsDecoder, TypedStepDecoder
@@ -100,14 +101,7 @@ def test_a_packed_tensor_becomes_the_same_bytes(dtype: str) -> None:
 def test_a_step_without_options_has_the_defaults() -> None:
     read = ONE.step(b'{"inputs": {"x": [1, 2, 3, 4]}}', JSON)
 
-    assert (read.length, read.chunk, read.seq, read.after, read.create, read.keep) == (
-        1,
-        False,
-        None,
-        None,
-        "auto",
-        "all",
-    )
+    assert (read.length, read.chunk, read.keep, read.body.options()) == (1, False, "all", {})
 
 
 def test_a_step_carries_its_options() -> None:
@@ -115,7 +109,7 @@ def test_a_step_carries_its_options() -> None:
 
     read = ONE.step(body_of(body), JSON)
 
-    assert (read.seq, read.after, read.create) == (2**53 - 1, STATE_ID, "must")
+    assert read.body.options() == {"seq": 2**53 - 1, "after": STATE_ID, "create": "must"}
 
 
 @pytest.mark.parametrize("form", [JSON, MSGPACK])
@@ -470,7 +464,7 @@ def test_invalid_msgpack_is_bad_json(name: str) -> None:
 # ------------------------------------------------------------------- bulk bodies
 
 
-def bulk(document: Any, *, chunk: bool = False, form: Format = JSON, of: RequestDecoder = ONE) -> BulkBody:
+def bulk(document: Any, *, chunk: bool = False, form: Format = JSON, of: RequestDecoder = ONE) -> DecodedBulk:
     return of.bulk(body_of(document, form), form, chunk=chunk)
 
 
@@ -491,7 +485,7 @@ def test_bulk_chunks_have_stream_and_time_axes() -> None:
 def test_bulk_seq_and_after_may_have_nulls() -> None:
     read = bulk(bulk_document(seq=[None, 7], after=[encode_state_id(STATE_ID), None]))
 
-    assert (read.seqs, read.afters) == ([None, 7], [STATE_ID, None])
+    assert (read.body.seq, read.body.after) == ([None, 7], [encode_state_id(STATE_ID), None])
 
 
 @pytest.mark.parametrize(
@@ -579,33 +573,53 @@ def test_an_invalid_stream_id_of_a_bulk_body_fails_alone() -> None:
 # ------------------------------------------------------------------- feeds
 
 
+def feed(message: bytes, *, many: bool, of: RequestDecoder = ONE) -> DecodedStep | DecodedBulk:
+    return of.feed(message, JSON, {}, many=many)
+
+
+def stream_in(message: bytes) -> str:
+    stream: str = getattr(feed(message, many=True).body, "stream")  # noqa: B009 - only a message for a stream has one
+    return stream
+
+
 @pytest.mark.parametrize("name", [7, "x:y", None, [1, {"a": 2}], 1.5, "ü", 'q"\\'])
 @pytest.mark.parametrize("form", [JSON, MSGPACK])
-def test_a_message_keeps_its_id_unchanged(name: Any, form: Format) -> None:
-    message = ONE.feed(body_of({"inputs": [1, 2, 3, 4], "id": name}, form), form, many=False)
+def test_a_reply_has_the_id_of_its_message_unchanged(name: Any, form: Format) -> None:
+    correlation: dict[str, Any] = {}
+    ONE.feed(body_of({"inputs": [1, 2, 3, 4], "id": name}, form), form, correlation, many=False)
 
-    assert message.id is not None
     module = msgspec.json if form is JSON else msgspec.msgpack
-    assert module.decode(message.id) == name
+    assert module.decode(encode(correlation, form)) == {"id": name}
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+@pytest.mark.parametrize("more", [{"seq": 0}, {"odd": 1}, {"inputs": [1]}])
+def test_the_reply_to_a_rejected_message_has_its_stream_and_its_id(more: Any, form: Format) -> None:
+    correlation: dict[str, Any] = {}
+    message = body_of({"stream": "a", "id": 7, "inputs": [1, 2, 3, 4], **more}, form)
+
+    code_of(lambda: ONE.feed(message, form, correlation, many=True))
+
+    assert encode(correlation, form) == encode({"stream": "a", "id": 7}, form)
 
 
 def test_a_message_names_its_stream() -> None:
-    assert ONE.feed(b'{"stream": "a:b", "inputs": [1, 2, 3, 4], "seq": 1}', JSON, many=True).stream == "a:b"
+    assert stream_in(b'{"stream": "a:b", "inputs": [1, 2, 3, 4], "seq": 1}') == "a:b"
 
 
 def test_a_message_with_a_list_of_streams_is_a_bulk_body() -> None:
-    assert isinstance(ONE.feed(body_of(bulk_document(id=1)), JSON, many=True).body, BulkBody)
+    assert isinstance(feed(body_of(bulk_document(id=1)), many=True), DecodedBulk)
 
 
 def test_a_message_with_chunk_has_a_time_axis() -> None:
-    body = ONE.feed(b'{"inputs": [[1, 2, 3, 4], [1, 2, 3, 4]], "chunk": true, "return": "none"}', JSON, many=False).body
+    body = feed(b'{"inputs": [[1, 2, 3, 4], [1, 2, 3, 4]], "chunk": true, "return": "none"}', many=False)
 
-    assert isinstance(body, StepBody)
+    assert isinstance(body, DecodedStep)
     assert (body.length, body.chunk, body.keep) == (2, True, "none")
 
 
 def test_a_stream_named_streams_is_no_bulk_body() -> None:
-    assert ONE.feed(b'{"stream": "streams", "inputs": [1, 2, 3, 4]}', JSON, many=True).stream == "streams"
+    assert stream_in(b'{"stream": "streams", "inputs": [1, 2, 3, 4]}') == "streams"
 
 
 @pytest.mark.parametrize(
@@ -624,7 +638,7 @@ def test_a_stream_named_streams_is_no_bulk_body() -> None:
     ids=lambda part: json.dumps(part)[:40],
 )
 def test_an_invalid_message_is_a_bad_request(many: bool, document: Any) -> None:
-    assert code_of(lambda: ONE.feed(body_of(document), JSON, many=many)) == "bad_request"
+    assert code_of(lambda: feed(body_of(document), many=many)) == "bad_request"
 
 
 # ------------------------------------------------------------------- typed and strict decoders agree
@@ -648,18 +662,18 @@ def caught_exceptions() -> Iterator[list[str]]:
         sys.settrace(before)
 
 
-@pytest.mark.parametrize("read", [TypedStepDecoder.read, TypedStepDecoder.read_feed_message])
+@pytest.mark.parametrize("body_type", [StepBody, FeedMessage])
 @pytest.mark.parametrize(("shape", "value"), [([4], [1.0, 2.0, 3.0, 4.0]), ([], 1.0)])
 def test_clients_that_write_inputs_in_different_ways_do_not_slow_each_other_down(
-    read: Callable[[TypedStepDecoder, bytes], Any], shape: list[int], value: Any
+    body_type: type[StepBody], shape: list[int], value: Any
 ) -> None:
     """A model's decoders are shared by all who step it: each body is decoded at the first try."""
-    one = TypedStepDecoder([InputSpec(name="x", dtype="float32", shape=shape)])
+    one = TypedStepDecoder([InputSpec(name="x", dtype="float32", shape=shape)], body_type)
     with caught_exceptions() as met:
         for document in [{"inputs": {"x": value}, "seq": 1}, {"inputs": value, "seq": 1}] * 2:
             for more in ({}, {"after": encode_state_id(STATE_ID)}):
-                read(one, body_of({**more, **document}))
-                read(one, body_of({**document, **more}))
+                one.read(body_of({**more, **document}))
+                one.read(body_of({**document, **more}))
 
     assert met == []
 
@@ -694,14 +708,14 @@ _DOCUMENTS = st.fixed_dictionaries(
 _WIRES = {dtype: wire(("x", dtype, [2])) for dtype in DTYPES}
 
 
-def outcome(read: Callable[[], StepBody]) -> Any:
+def outcome(read: Callable[[], DecodedStep]) -> Any:
     """Return the result of decoding in comparable form: the body, or the error."""
     try:
-        body = read()
+        step = read()
     except ServiceError as exc:
         return exc.code, exc.problem
-    arrays = {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in body.inputs.items()}
-    return arrays, body.length, body.seq, body.after, body.create, body.keep
+    arrays = {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in step.inputs.items()}
+    return arrays, step.length, step.keep, step.body.options()
 
 
 @settings(max_examples=400, deadline=None)
@@ -730,29 +744,36 @@ _MORE = st.fixed_dictionaries(
 
 @settings(max_examples=400, deadline=None)
 @given(_DOCUMENTS, _MORE, st.sampled_from(DTYPES), st.sampled_from(["", '"seq":1,', '"stream":"z",', '"id":":",']))
-def test_a_message_decoded_in_one_pass_gives_the_same_result(document: Any, more: Any, dtype: str, twice: str) -> None:
-    message = ("{" + twice + json.dumps(document | more)[1:]).encode()
+def test_a_body_decoded_in_one_pass_gives_the_same_result(document: Any, more: Any, dtype: str, twice: str) -> None:
+    body = ("{" + twice + json.dumps(document | more)[1:]).encode()
     model = _WIRES[dtype]
-    assert model.read_feed_message is not None
-    try:
-        stream, name, (inputs, seq, after, create) = model.read_feed_message(message)
-    except DECODE_ERRORS:
-        return
-    same = model.feed(message, JSON, many=stream is not None)
+    whole: list[tuple[Any, Callable[[], Any]]] = [
+        (model.read_step, lambda: model.strict.step(body, JSON, StepBody)),
+        (model.read_message, lambda: model.feed_strictly(body, JSON, {}, many=False)),
+        (model.read_stream_message, lambda: model.feed_strictly(body, JSON, {}, many=True)),
+    ]
+    for read, read_strictly in whole:
+        try:
+            fields, inputs, is_plain = read(body)
+        except DECODE_ERRORS:
+            continue
+        same = read_strictly()
 
-    assert (same.stream, same.id) == (stream, name)
-    assert isinstance(same.body, StepBody)
-    assert (same.body.seq, same.body.after, same.body.create, same.body.chunk) == (seq, after, create, False)
-    assert (same.body.inputs["x"].tobytes(),) == inputs
+        assert same.chunk is False
+        assert fields.options() == same.body.options()
+        assert json.loads(encode(correlation_of(fields), JSON)) == json.loads(encode(correlation_of(same.body), JSON))
+        assert is_plain == (fields.options().keys() <= {"seq", "after"})
+        assert (same.inputs["x"].tobytes(),) == inputs
 
 
 def test_a_usual_message_is_decoded_in_one_pass() -> None:
     message = b'{"stream":"a:b","inputs":{"x":[1,2,3,4]},"seq":7,"id":{"n":1}}'
-    assert ONE.read_feed_message is not None
+    assert ONE.read_stream_message is not None
 
-    stream, name, (_, seq, after, create) = ONE.read_feed_message(message)
+    fields, _, is_plain = ONE.read_stream_message(message)
 
-    assert (stream, bytes(name or b""), seq, after, create) == ("a:b", b'{"n":1}', 7, None, "auto")
+    assert encode(correlation_of(fields), JSON) == b'{"stream":"a:b","id":{"n":1}}'
+    assert (fields.options(), is_plain) == ({"seq": 7}, True)
 
 
 @settings(max_examples=300, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI, Request
+from msgspec import UNSET
 from starlette.responses import Response
 
 from service.asgi.http import (
@@ -76,28 +77,14 @@ class StreamOpRoutes:
         key = authorized_stream(request, context, "step")
         served, request_format, version = model_of(request, context), format_of(request), version_of(request)
         limits = RolloutLimits(settings.max_horizon, settings.max_samples, settings.max_body_bytes)
-        body = read_rollout(await body_of(request, context), request_format, served.manifest, limits)
+        body, inputs = read_rollout(await body_of(request, context), request_format, served.manifest, limits)
         rollout = RolloutRequest(
-            key,
-            body.horizon,
-            body.inputs,
-            feedback=body.feedback,
-            temperature=body.temperature,
-            top_k=body.top_k,
-            top_p=body.top_p,
-            samples=body.samples or 1,
-            seed=body.seed,
-            commit=body.commit,
-            seq=body.seq,
-            after=body.after,
-            create=body.create,
-            idempotency_key=idempotency_key_of(request),
-            version=version,
+            key, inputs=inputs, idempotency_key=idempotency_key_of(request), version=version, **body.options()
         )
         result = await context.engine.rollouts.run(rollout)
         response_format = format_of_answer(request.headers.get("accept"), request_format)
         return respond(
-            rollout_response(result, response_format, samples=body.samples is not None), request, request_format
+            rollout_response(result, response_format, samples=body.samples is not UNSET), request, request_format
         )
 
     # ---------------------------------------------------------------- forks
@@ -105,14 +92,14 @@ class StreamOpRoutes:
     async def fork(self, request: Request) -> Response:
         """Create another stream with the state of this one, or of one of its snapshots."""
         key, request_format = authorized_stream(request, self._context, "admin"), format_of(request)
-        body = read_fork(await body_of(request, self._context), request_format)
-        target = StreamKey(key.tenant, key.model, body.to)
+        to, after, snapshot = read_fork(await body_of(request, self._context), request_format)
+        target = StreamKey(key.tenant, key.model, to)
         position = await self._context.engine.streams.copies.fork(
             key,
             target,
-            snapshot=body.snapshot,
+            snapshot=snapshot,
             version=version_of(request),
-            after=body.after,
+            after=after,
             idempotency_key=idempotency_key_of(request),
         )
         return respond({"stream": target.stream, **position_response(position)}, request, request_format)
@@ -135,11 +122,11 @@ class StreamOpRoutes:
         )
         engine, idempotency_key = self._context.engine, idempotency_key_of(request)
         body = read_state(await body_of(request, self._context), request_format)
-        self._context.require_precondition("new state", body.after, idempotency_key)
-        served = engine.streams.copies.model_for_import(key.model, body.fingerprint, version)
+        self._context.require_precondition("new state", body.after_bytes, idempotency_key)
+        served = engine.streams.copies.model_for_import(key.model, body.fingerprint_bytes, version)
         imported = ImportedState(states_of(body.states, served.step_model.fields), body.step)
         position = await engine.streams.put_state(
-            key, served, imported, after=body.after, idempotency_key=idempotency_key
+            key, served, imported, after=body.after_bytes, idempotency_key=idempotency_key
         )
         return respond(position_response(position), request, request_format)
 

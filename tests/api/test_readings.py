@@ -1,0 +1,126 @@
+"""How often the service reads a body: valid ones once, bad ones once fast and once strictly."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import msgspec
+import pytest
+
+from service.codec import strict_parse
+from tests.api.running import Service
+from tests.codec.test_codec import BAD_INPUT, BAD_JSON, BAD_REQUEST, body_of, bulk_document
+
+_DECODERS = (msgspec.json.Decoder, msgspec.msgpack.Decoder)
+_PARSE = strict_parse.parse.__code__
+
+
+@contextmanager
+def readings(service: Service) -> Iterator[Counter[str]]:
+    """Count meanwhile the readings on the service's event loop.
+
+    `typed` is the number of calls of msgspec's decoders: one for a body, or two for its fields and then its `inputs`.
+    """
+    found: Counter[str] = Counter()
+
+    def profile(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_code is _PARSE:
+            found["strict"] += 1
+        elif event == "c_call" and arg.__name__ == "decode" and isinstance(arg.__self__, _DECODERS):
+            found["typed"] += 1
+
+    async def start() -> None:
+        sys.setprofile(profile)
+
+    async def stop() -> None:
+        sys.setprofile(None)
+
+    service.run_in_loop(start)
+    try:
+        yield found
+    finally:
+        service.run_in_loop(stop)
+
+
+BAD = {
+    **BAD_JSON,
+    **BAD_REQUEST,
+    **{name: body_of({"inputs": inputs, "seq": 1}) for name, inputs in BAD_INPUT.items()},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_step_is_read_once_fast_and_once_strictly(service: Service, stream: str, name: str) -> None:
+    with readings(service) as found:
+        answer = service.http.post(service.path("lstm", stream, "step"), content=BAD[name])
+
+    assert answer.status_code in (400, 422)
+    assert found["strict"] == 1
+    assert found["typed"] <= 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"inputs": [1]},
+        {"inputs": {"x": [1] * 4}, "seq": 0, "id": {"n": 1}},
+        {"inputs": [1] * 4, "return": "all"},
+        {"inputs": [[1] * 3], "chunk": True},
+        {"inputs": [1] * 4, "chunk": 1},
+        {"odd": 1},
+    ],
+    ids=lambda message: json.dumps(message)[:40],
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_a_bad_message_is_read_once_fast_and_once_strictly(
+    service: Service, stream: str, message: Any, many: bool
+) -> None:
+    with service.feed("lstm", None if many else stream) as feed, readings(service) as found:
+        feed.send(json.dumps({"stream": stream, **message} if many else message))
+        reply = json.loads(feed.recv())
+
+    assert reply["error"]["status"] in (400, 422)
+    assert reply.get("id") == message.get("id")
+    assert (found["strict"], found["typed"]) in [(1, 1), (1, 2)]
+    assert found["typed"] == 1 or "chunk" in message
+
+
+@pytest.mark.parametrize("more", [{"after": "A" * 21}, {"seq": [1]}, {"odd": 1}, {"inputs": [[1]]}])
+def test_a_bad_bulk_body_is_read_once_fast_and_once_strictly(service: Service, stream: str, more: Any) -> None:
+    with readings(service) as found:
+        answer = service.http.post("/v1/models/lstm/step", json=bulk_document(**more))
+
+    assert answer.status_code in (400, 422)
+    assert found["strict"] <= 1
+    assert found["typed"] <= 2
+
+
+@pytest.mark.parametrize("body", [{"inputs": [1]}, {"inputs": {"x": [1]}, "create": "auto"}])
+def test_a_valid_step_is_read_once(service: Service, stream: str, body: Any) -> None:
+    with readings(service) as found:
+        answer = service.http.post(service.path("fold", stream, "step"), json=body)
+
+    assert answer.status_code == 200
+    assert found == {"typed": 1}
+
+
+def test_the_names_of_streams_are_computed_once_for_all_bulk_requests(service: Service, stream: str) -> None:
+    lists = service.app.state.context.decoder(service.app.state.context.engine.models.get("fold")).stream_lists
+    streams = [f"{stream}-{n}" for n in range(20)]
+    before = lists.hits
+    answers = [
+        service.http.post("/v1/models/fold/step", json={"streams": streams, "inputs": [[1]] * 20}) for _ in range(3)
+    ]
+    with service.feed("fold") as feed:
+        feed.send(json.dumps({"streams": streams, "inputs": [[1]] * 20}))
+        last = json.loads(feed.recv())
+
+    assert [answer.json()["step"] for answer in answers] == [[1] * 20, [2] * 20, [3] * 20]
+    assert last["step"] == [4] * 20
+    assert lists.hits - before == 3

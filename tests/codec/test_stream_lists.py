@@ -1,0 +1,88 @@
+"""Lists of streams are cached with the names of their streams, up to a bound."""
+
+from __future__ import annotations
+
+from service.codec import JSON
+from service.codec.stream_lists import StreamListCache, StreamNames
+from service.store.keys import record_key
+from service.types import StreamKey
+from tests.codec.test_codec import body_of, bulk_document, wire
+
+
+class Owner:
+    """The streams of a tenant, and how often their names were computed."""
+
+    def __init__(self, cache: StreamListCache, tenant: str) -> None:
+        self.made = 0
+        self._cache = cache
+        self._tenant = tenant
+
+    def names(self, streams: list[str]) -> StreamNames:
+        def make() -> StreamNames:
+            self.made += 1
+            keys = [StreamKey(self._tenant, "m", stream) for stream in streams]
+            return keys, [record_key(*key) for key in keys]
+
+        return self._cache.names(streams, self._tenant, make)
+
+
+def test_names_of_a_checked_list_are_computed_once_per_tenant() -> None:
+    cache = StreamListCache()
+    one, other = Owner(cache, "one"), Owner(cache, "other")
+    cache.add(["a", "b"])
+
+    found = [owner.names(["a", "b"]) for owner in (one, other, one, other)]
+
+    assert (one.made, other.made, cache.hits) == (1, 1, 2)
+    assert found[2] == found[0] != found[1] == found[3]
+    assert [key.tenant for key in found[2][0]] == ["one", "one"]
+
+
+def test_a_list_with_the_same_first_stream_has_its_own_names() -> None:
+    cache = StreamListCache()
+    owner = Owner(cache, "one")
+    for streams in (["a", "b"], ["a", "c"], ["a", "b", "c"]):
+        cache.add(streams)
+        owner.names(streams)
+
+        assert [key.stream for key in owner.names(streams)[0]] == streams
+        assert cache.has(streams)
+
+
+def test_names_of_a_list_that_was_not_checked_are_not_cached() -> None:
+    cache = StreamListCache()
+    owner = Owner(cache, "one")
+
+    assert owner.names(["a"]) == owner.names(["a"])
+    assert (owner.made, cache.hits, cache.has(["a"])) == (2, 0, False)
+
+
+def test_the_cache_holds_no_more_streams_than_its_bound() -> None:
+    cache = StreamListCache(max_streams=100)
+    owners = [Owner(cache, f"t{n}") for n in range(5)]
+
+    for n in range(1000):
+        streams = [f"{n}-{i}" for i in range(10)]
+        cache.add(streams)
+        for owner in owners:
+            owner.names(streams)
+
+        assert cache.size <= 100
+
+
+def test_a_list_that_would_fill_the_cache_is_not_cached() -> None:
+    cache = StreamListCache(max_streams=100)
+    few, many = ["a", "b"], [f"s{i}" for i in range(26)]
+    cache.add(few)
+    cache.add(many)
+
+    assert (cache.has(few), cache.has(many)) == (True, False)
+
+
+def test_a_list_with_an_invalid_stream_is_checked_each_time() -> None:
+    decoder = wire(("x", "float32", [4]))
+    body = body_of(bulk_document(streams=["a", "b/c"]))
+
+    for _ in range(2):
+        assert list(decoder.bulk(body, JSON, chunk=False).faults) == [1]
+    assert not decoder.stream_lists.has(["a", "b/c"])
