@@ -79,7 +79,7 @@ class StepReply(Struct):
         return StepResult(outputs, self.step, self.state_id, self.replayed, self.created)
 
 
-class Problem(Struct):
+class ProblemReply(Struct):
     """A problem document."""
 
     detail: str
@@ -163,7 +163,7 @@ class WatchMessage(Struct):
     outputs: dict[str, PackedArray] = {}
     inputs: dict[str, PackedArray] = {}
     gap: int = 0
-    error: Problem | None = None
+    error: ProblemReply | None = None
 
     def event(self) -> Event | Gap:
         """Return the message as an `Event` or a `Gap`."""
@@ -181,7 +181,7 @@ class BulkReply(Struct):
     outputs: dict[str, PackedArray]
     step: list[int | None]
     state_id: list[str | None]
-    errors: dict[str, Problem] = {}
+    errors: dict[str, ProblemReply] = {}
     replayed: list[int] = []
 
 
@@ -251,7 +251,7 @@ def error_in(reply: Reply | NoReply, *, mutates: bool) -> ClientError | None:
     if 200 <= reply.status < 300:
         return None
     try:
-        problem = read(reply, Problem)
+        problem = read(reply, ProblemReply)
     except ClientError:
         return _unreadable(reply, "not a problem document", applied)
     return problem.error(reply.retry_after)

@@ -79,7 +79,7 @@ def step_response(
     if keep == "none":
         outputs: dict[str, Any] = {}
     elif chunk and keep == "all":
-        outputs = {name: encode_tensor(array, body_format) for name, array in prediction.outputs.items()}
+        outputs = encode_tensors(prediction.outputs, body_format)
     else:
         outputs = {name: encode_tensor(array[-1], body_format) for name, array in prediction.outputs.items()}
     response = {"outputs": outputs, "step": prediction.step, "state_id": encode_state_id(prediction.state_id)}
@@ -197,3 +197,8 @@ def encode_tensor(array: Array, body_format: Format) -> Any:
         return array.tolist()
     raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return {"d": array.dtype.name, "s": list(array.shape), "b": raw.tobytes()}
+
+
+def encode_tensors(arrays: Mapping[str, Array], body_format: Format) -> dict[str, Any]:
+    """Encode arrays by name."""
+    return {name: encode_tensor(array, body_format) for name, array in arrays.items()}

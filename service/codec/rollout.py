@@ -12,7 +12,7 @@ from model_export.feedback import FeedbackError, check_draw
 from model_export.manifest import Array, Manifest
 from service.codec.envelopes import TENSORS, Seq, StateId, StepOptions, bad_request
 from service.codec.formats import Format
-from service.codec.responses import encode_tensor
+from service.codec.responses import encode_tensors
 from service.codec.strict_envelopes import check_envelope
 from service.codec.strict_parse import parse, preview
 from service.codec.strict_tensors import read_tensor
@@ -149,16 +149,11 @@ def read_rollout(
 
 def rollout_response(result: RolloutResult, body_format: Format, *, samples: bool) -> dict[str, Any]:
     """Return the response to a rollout; it has an axis for samples only if `samples` is true."""
-    response: dict[str, Any] = {
-        "outputs": {
-            name: encode_tensor(array if samples else array[0], body_format) for name, array in result.outputs.items()
-        },
-        "next": {
-            name: encode_tensor(array if samples else array[0], body_format)
-            for name, array in result.next_inputs.items()
-        },
-        "step": result.step,
-    }
+    tensors = [result.outputs, result.next_inputs]
+    if not samples:
+        tensors = [{name: array[0] for name, array in arrays.items()} for arrays in tensors]
+    outputs, following = (encode_tensors(arrays, body_format) for arrays in tensors)
+    response: dict[str, Any] = {"outputs": outputs, "next": following, "step": result.step}
     if result.state_id:
         response["state_id"] = encode_state_id(result.state_id)
     if result.seed is not None:

@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from model_export.manifest import TensorSpec
 from service.asgi.http import RawResponse, model_of, respond
 from service.asgi.openapi import streams as openapi
+from service.codec.documents import Model, ModelsResponse, ReadyResponse, ReloadResponse, ServiceResponse
 from service.codec.formats import JSON, encode
 from service.errors import CODES
 from service.models.registry import ModelRegistry, ServedModel
@@ -72,7 +73,7 @@ class AdminRoutes:
         """Describe every model."""
         self._check(request, "read")
         models = self._context.engine.models
-        return respond({"models": [describe(models.get(name), models) for name in models.names()]}, request)
+        return respond(ModelsResponse(models=[describe(models.get(name), models) for name in models.names()]), request)
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
@@ -83,7 +84,7 @@ class AdminRoutes:
         """Reload new and changed models from the model folders, in every worker."""
         self._check(request, "models")
         report = await self._context.reload()
-        return respond({"loaded": report.loaded, "failed": report.failed}, request)
+        return respond(ReloadResponse(loaded=report.loaded, failed=report.failed), request)
 
     async def info(self, request: Request) -> Response:
         """Return version, durability, information about the store, and limits."""
@@ -98,12 +99,12 @@ class AdminRoutes:
         limits = {name: getattr(settings, name) for name in names}
         limits["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
         safety = self._context.safety
-        document = {
-            "version": self._app.version,
-            "durability": settings.durability,
-            "store": {**({} if safety.info is None else safety.info.as_dict()), "unsafe": safety.reasons},
-            "limits": limits,
-        }
+        document = ServiceResponse(
+            version=self._app.version,
+            durability=settings.durability,
+            store={**({} if safety.info is None else safety.info.as_dict()), "unsafe": safety.reasons},
+            limits=limits,
+        )
         return respond(document, request)
 
     async def healthz(self, _request: Request) -> Response:
@@ -113,7 +114,7 @@ class AdminRoutes:
     async def readyz(self, _request: Request) -> Response:
         """Return 200 if requests can be served now, else 503 with the reasons."""
         reasons = await self._context.check_readiness()
-        document = {"ready": not reasons, "reasons": reasons}
+        document = ReadyResponse(ready=not reasons, reasons=reasons)
         headers = {"retry-after": str(RETRY_AFTER_S)} if reasons else None
         return RawResponse(encode(document, JSON), JSON.value, status=503 if reasons else 200, headers=headers)
 
@@ -155,23 +156,23 @@ class PageFiles(StaticFiles):
         return response
 
 
-def describe(served: ServedModel, models: ModelRegistry) -> dict[str, Any]:
-    """Return the public description of a model, as plain values."""
+def describe(served: ServedModel, models: ModelRegistry) -> Model:
+    """Return the public description of a model."""
     manifest = served.manifest
-    return {
-        "name": served.name,
-        "version": served.version,
-        "versions": models.versions(served.name),
-        "inputs": [_tensor(spec, "name", "dtype", "shape") for spec in manifest.inputs],
-        "outputs": [_tensor(spec, "name", "dtype", "shape", "kind") for spec in manifest.answered],
-        "states": [
+    return Model(
+        name=served.name,
+        version=served.version,
+        versions=models.versions(served.name),
+        inputs=[_tensor(spec, "name", "dtype", "shape") for spec in manifest.inputs],
+        outputs=[_tensor(spec, "name", "dtype", "shape", "kind") for spec in manifest.answered],
+        states=[
             {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape)}
             for field in served.step_model.fields
         ],
-        "feedback": manifest.feedback,
-        "bytes_per_stream": served.step_model.state_bytes,
-        "parity": None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
-    }
+        feedback=manifest.feedback,
+        bytes_per_stream=served.step_model.state_bytes,
+        parity=None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
+    )
 
 
 def _tensor(spec: TensorSpec, *keys: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from service.asgi.http import RawResponse, body_of, encoding_of, idempotency_key
 from service.asgi.openapi import oip as openapi
 from service.codec.formats import JSON, encode
 from service.codec.oip import TritonError, config_of, metadata_of, quote
+from service.codec.oip.documents import IndexEntry, ModelReady, ModelStats, ServerLive, ServerMetadata, ServerReady
 from service.codec.strict_parse import parse
 from service.errors import ServiceError
 from service.metrics import ModelCounts
@@ -24,10 +25,10 @@ from service.requests.handlers import run
 from service.requests.hot_routes import RequestHeaders, is_byte_count, make_infer_handler
 from service.requests.infer_handler import model_for_oip
 
-EXTENSIONS = (
+EXTENSIONS = [
     "sequence", "sequence(string_id)", "binary_tensor_data", "parameters",
     "model_configuration", "model_repository", "statistics",
-)  # fmt: skip
+]  # fmt: skip
 
 _MODEL = "/v2/models/{model}"
 _VERSION = "/versions/{version}"
@@ -87,16 +88,16 @@ class OipRoutes:
     async def server(self, request: Request) -> Response:
         """Return the server's name, its version, and the supported extensions of the protocol."""
         self._check(request, "read")
-        return _document({"name": "stepwell", "version": self._app.version, "extensions": EXTENSIONS})
+        return _document(ServerMetadata("stepwell", self._app.version, EXTENSIONS))
 
     async def live(self, _request: Request) -> Response:
         """Return 200: the process is alive."""
-        return _document({"live": True})
+        return _document(ServerLive(True))
 
     async def ready(self, _request: Request) -> Response:
         """Return 200 if requests can be served now, else 503."""
         ready = not await self._context.check_readiness()
-        return _document({"live": True, "ready": ready}, status=200 if ready else 503)
+        return _document(ServerReady(True, ready), status=200 if ready else 503)
 
     # ---------------------------------------------------------------- models
 
@@ -109,7 +110,7 @@ class OipRoutes:
 
     async def model_ready(self, request: Request) -> Response:
         """Return 200 if the model is served, else an error."""
-        return _document({"name": self._model(request).name, "ready": True})
+        return _document(ModelReady(self._model(request).name, True))
 
     async def config(self, request: Request) -> Response:
         """Return the parts of a model's configuration that apply to this service."""
@@ -126,13 +127,13 @@ class OipRoutes:
 
     async def stats(self, request: Request) -> Response:
         """Return the statistics of a model."""
-        return _document({"model_stats": await self._stats(self._model(request))})
+        return _document(ModelStats(await self._stats(self._model(request))))
 
     async def all_stats(self, request: Request) -> Response:
         """Return the statistics of every model."""
         self._check(request, "read")
         models = self._context.engine.models
-        return _document({"model_stats": await self._stats(*map(models.get, models.names()))})
+        return _document(ModelStats(await self._stats(*map(models.get, models.names()))))
 
     # ---------------------------------------------------------------- the repository
 
@@ -142,7 +143,7 @@ class OipRoutes:
         models = self._context.engine.models
         return _document(
             [
-                {"name": name, "version": str(version), "state": "READY", "reason": ""}
+                IndexEntry(name, str(version), "READY", "")
                 for name in models.names()
                 for version in models.versions(name)
             ]

@@ -19,8 +19,9 @@ from service.asgi.http import (
 )
 from service.asgi.openapi import stream_ops as openapi
 from service.codec import JSON, Format
+from service.codec.documents import SnapshotEntry, SnapshotResponse, SnapshotsResponse, StateResponse
 from service.codec.formats import format_of_answer
-from service.codec.responses import encode_tensor, position_response, rfc3339, step_response
+from service.codec.responses import encode_tensors, position_response, rfc3339, step_response
 from service.codec.rollout import RolloutLimits, read_rollout, rollout_response
 from service.codec.stream_ops import (
     check_snapshot_name,
@@ -111,7 +112,7 @@ class StreamOpRoutes:
         state = await self._context.engine.streams.copies.get_state(
             authorized_stream(request, self._context, "read"), version=version_of(request)
         )
-        return respond(_state_response(state, _response_format(request)), request)
+        return respond(StateResponse(**_state_fields(state, _response_format(request))), request)
 
     async def put_state(self, request: Request) -> Response:
         """Set the state of a stream."""
@@ -134,16 +135,18 @@ class StreamOpRoutes:
 
     async def snapshots(self, request: Request) -> Response:
         """List the snapshots of a stream."""
-        key = authorized_stream(request, self._context, "read")
-        result = await self._context.engine.streams.copies.list_snapshots(key)
-        return respond({"snapshots": [_snapshot_response(status) for status in result]}, request)
+        result = await self._context.engine.streams.copies.list_snapshots(
+            authorized_stream(request, self._context, "read")
+        )
+        snapshots = [SnapshotEntry(**_snapshot_fields(status)) for status in result]
+        return respond(SnapshotsResponse(snapshots=snapshots), request)
 
     async def snapshot(self, request: Request) -> Response:
         """Return a snapshot of a stream, with its state."""
         key, name = authorized_stream(request, self._context, "read"), check_snapshot_name(request.path_params["name"])
         status, state = await self._context.engine.streams.copies.get_snapshot(key, name)
-        document = {**_snapshot_response(status), **_state_response(state, _response_format(request))}
-        return respond(document, request)
+        fields = _state_fields(state, _response_format(request)) | _snapshot_fields(status)
+        return respond(SnapshotResponse(**fields), request)
 
     async def put_snapshot(self, request: Request) -> Response:
         """Save a named snapshot of a stream's current state."""
@@ -175,12 +178,12 @@ def _response_format(request: Request) -> Format:
     return format_of_answer(request.headers.get("accept"), JSON)
 
 
-def _state_response(state: StreamState, request_format: Format) -> dict[str, Any]:
-    states = {name: encode_tensor(array, request_format) for name, array in state.states.items()}
+def _state_fields(state: StreamState, response_format: Format) -> dict[str, Any]:
+    states = encode_tensors(state.states, response_format)
     return {"states": states, "step": state.step, "fingerprint": state.fingerprint.hex()}
 
 
-def _snapshot_response(status: SnapshotStatus) -> dict[str, Any]:
+def _snapshot_fields(status: SnapshotStatus) -> dict[str, Any]:
     return {
         "name": status.name,
         "version": status.version,

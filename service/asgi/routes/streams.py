@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -22,8 +21,9 @@ from service.asgi.http import (
 )
 from service.asgi.openapi import streams as openapi
 from service.codec import JSON, Format
+from service.codec.documents import ResetAllResponse, StatusResponse, StreamEntry, StreamsResponse
 from service.codec.formats import format_of_answer
-from service.codec.responses import encode_tensor, position_response, rfc3339
+from service.codec.responses import encode_tensors, position_response, rfc3339
 from service.codec.stream_ops import read_reset
 from service.errors import ServiceError
 from service.ids import STREAM_ID, check_stream_id, encode_state_id
@@ -90,7 +90,8 @@ class StreamRoutes:
         caller = self._context.authenticate_and_count(request.headers.get("authorization"), "admin")
         model = model_of(request, self._context)
         self._context.require_precondition("reset", idempotency_key_of(request))
-        return respond({"reset": await self._context.engine.streams.reset_all(caller.tenant, model.name)}, request)
+        reset = await self._context.engine.streams.reset_all(caller.tenant, model.name)
+        return respond(ResetAllResponse(reset=reset), request)
 
     async def delete(self, request: Request) -> Response:
         """Delete one stream and its snapshots."""
@@ -103,21 +104,19 @@ class StreamRoutes:
         """Return the position and the times of one stream."""
         key = authorized_stream(request, self._context, "read")
         status = await self._context.engine.streams.status(key)
-        document: dict[str, Any] = {
-            "stream": key.stream,
-            "model": key.model,
-            "version": status.version,
-            "step": status.step,
-            "state_id": encode_state_id(status.state_id),
-            "created_at": rfc3339(status.created_ms),
-            "updated_at": rfc3339(status.updated_ms),
-            "expires_in_s": status.expires_in_ms / 1000,
-        }
+        document = StatusResponse(
+            stream=key.stream,
+            model=key.model,
+            version=status.version,
+            step=status.step,
+            state_id=encode_state_id(status.state_id),
+            created_at=rfc3339(status.created_ms),
+            updated_at=rfc3339(status.updated_ms),
+            expires_in_s=status.expires_in_ms / 1000,
+        )
         if flag_of(request.query_params, "outputs"):
             response_format = format_of_answer(request.headers.get("accept"), JSON)
-            document["outputs"] = {
-                name: encode_tensor(array, response_format) for name, array in status.outputs.items()
-            }
+            document.outputs = encode_tensors(status.outputs, response_format)
         return respond(document, request)
 
     async def list_streams(self, request: Request) -> Response:
@@ -132,8 +131,8 @@ class StreamRoutes:
             cursor=query.get("cursor") or None,
             limit=number_of(query, "limit", 1, _PAGE_LIMIT) or 100,
         )
-        streams = [{"stream": stream, "step": step} for stream, step in page.streams]
-        return respond({"streams": streams, "cursor": page.cursor}, request)
+        streams = [StreamEntry(stream=stream, step=step) for stream, step in page.streams]
+        return respond(StreamsResponse(streams=streams, cursor=page.cursor), request)
 
     # ---------------------------------------------------------------- helpers
 

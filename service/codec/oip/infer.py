@@ -6,10 +6,10 @@ A header gives the length of the JSON document in a body. The first axis of tens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Annotated, Any, Final, NamedTuple, NoReturn
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from model_export.manifest import Array, Manifest
 from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
@@ -54,43 +54,87 @@ class InferRequest(NamedTuple):
         return None if self.sequence is None else str(self.sequence)
 
 
-class _InputTensor(Struct, gc=False):
+def _parameters(**properties: dict[str, Any]) -> Meta:
+    return Meta(extra_json_schema={"properties": properties})
+
+
+_FALSE = {"type": "boolean", "default": False}
+Shape = Annotated[list[int], Meta(extra_json_schema={"example": [1, 4]})]
+Datatype = Annotated[str, Meta(extra_json_schema={"example": "FP32"})]
+Values = Meta(
+    description="Row-major, flat or nested.", extra_json_schema={"type": "array", "items": {}, "example": [0.1, 0.2]}
+)
+
+
+class InferInput(Struct, gc=False):
+    """An input tensor."""
+
     name: str
-    shape: list[int]
-    datatype: str
-    parameters: Parameters | None = None
-    data: Raw | UnsetType = UNSET
+    shape: Shape
+    datatype: Datatype
+    parameters: Annotated[Parameters, _parameters(binary_data_size={"type": "integer"})] | None = None
+    data: Annotated[Raw, Values] | UnsetType = UNSET
 
 
-class _RequestedOutput(Struct, gc=False):
+class RequestedOutput(Struct, gc=False):
+    """An output to return."""
+
     name: str
-    parameters: Parameters | None = None
+    parameters: Annotated[Parameters, _parameters(binary_data={"type": "boolean"})] | None = None
 
 
-class _RequestDocument(Struct, gc=False):
-    inputs: list[_InputTensor]
+class InferBody(Struct, gc=False):
+    """The JSON document of an infer request."""
+
+    inputs: list[InferInput]
     id: str | None = None
-    parameters: Parameters | None = None
-    outputs: list[_RequestedOutput] | None = None
+    parameters: (
+        Annotated[
+            Parameters,
+            _parameters(
+                sequence_id={
+                    "description": "Id of the sequence, which is the stream with this id. Required for a model with "
+                    "state.",
+                    "anyOf": [{"type": "integer", "minimum": 0, "exclusiveMaximum": _ID_LIMIT}, {"type": "string"}],
+                },
+                sequence_start={**_FALSE, "description": "Reset the stream before this timestep."},
+                sequence_end={**_FALSE, "description": "Delete the stream after this timestep."},
+                binary_data_output={**_FALSE, "description": "Return outputs as raw bytes."},
+                step={"type": "integer", "minimum": 1, "description": "Number of this timestep in its sequence."},
+                idempotency_key={"type": "string", "minLength": 1, "maxLength": _KEY_LIMIT},
+            ),
+        ]
+        | None
+    ) = None
+    outputs: list[RequestedOutput] | None = None
 
 
-class _OutputTensor(Struct, omit_defaults=True, gc=False):
+class InferOutput(Struct, omit_defaults=True, gc=False):
+    """An output tensor; its values follow the document as raw bytes if it has no `data`."""
+
     name: str
-    datatype: str
-    shape: tuple[int, ...]
+    datatype: Datatype
+    shape: Annotated[tuple[int, ...], Meta(extra_json_schema={"example": [1, 4]})]
     parameters: dict[str, int] | UnsetType = UNSET
-    data: list[Any] | UnsetType = UNSET
+    data: Annotated[list[Any], Values] | UnsetType = UNSET
 
 
-class _InferResponse(Struct, omit_defaults=True, gc=False):
+class InferResponse(Struct, omit_defaults=True, gc=False):
+    """The JSON document of an infer response."""
+
     model_name: str
     model_version: str
-    outputs: list[_OutputTensor]
+    outputs: list[InferOutput]
     id: str | UnsetType = UNSET
-    parameters: Parameters | UnsetType = UNSET
+    parameters: (
+        Annotated[
+            Parameters, Meta(extra_json_schema={"additionalProperties": {"type": ["string", "number", "boolean"]}})
+        ]
+        | UnsetType
+    ) = UNSET
 
 
-_decode = msgspec.json.Decoder(_RequestDocument).decode
+_decode = msgspec.json.Decoder(InferBody).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -185,7 +229,7 @@ class InferCodec:
         return None
 
     def _tensors(
-        self, tensors: Sequence[_InputTensor], body: bytes, document_bytes: int | None, *, one_row: bool
+        self, tensors: Sequence[InferInput], body: bytes, document_bytes: int | None, *, one_row: bool
     ) -> tuple[dict[str, Array], int]:
         offset = len(body) if document_bytes is None else document_bytes
         arrays: dict[str, Array] = {}
@@ -239,7 +283,7 @@ class InferCodec:
         return rows
 
     def _requested_outputs(
-        self, requested: Sequence[_RequestedOutput] | None, *, binary: bool
+        self, requested: Sequence[RequestedOutput] | None, *, binary: bool
     ) -> Sequence[tuple[DeclaredTensor, bool]]:
         if not requested:
             return self._all_outputs[binary]
@@ -269,7 +313,7 @@ class InferCodec:
         tensors, parts = [], [b""]
         for declared, binary in request.outputs:
             array = outputs[declared.name]
-            tensor = _OutputTensor(declared.name, declared.datatype, array.shape)
+            tensor = InferOutput(declared.name, declared.datatype, array.shape)
             if binary:
                 parts.append(raw_bytes(array))
                 tensor.parameters = {"binary_data_size": array.nbytes}
@@ -277,14 +321,14 @@ class InferCodec:
                 tensor.data = array.ravel().tolist()
             tensors.append(tensor)
         name = UNSET if request.name is None else request.name
-        document = _encode(_InferResponse(self._model, str(version), tensors, name, parameters or UNSET))
+        document = _encode(InferResponse(self._model, str(version), tensors, name, parameters or UNSET))
         if len(parts) == 1:
             return document, None
         parts[0] = document
         return b"".join(parts), len(document)
 
 
-def _document(body: bytes, document_bytes: int | None) -> _RequestDocument:
+def _document(body: bytes, document_bytes: int | None) -> InferBody:
     if document_bytes is not None and document_bytes > len(body):
         bad_request(
             f"Unable to parse Inference-Header-Content-Length: it is {document_bytes}, and the body has "
@@ -304,7 +348,7 @@ def _not_json(reason: str) -> NoReturn:
     raise TritonError("bad_json", f"failed to parse the request JSON buffer: {reason}")
 
 
-def _binary_size(tensor: _InputTensor, parameters: Parameters) -> int | None:
+def _binary_size(tensor: InferInput, parameters: Parameters) -> int | None:
     """Return the size of a tensor's raw bytes after the document, None if its values are in the document."""
     for name in parameters:
         if name.startswith("shared_memory_"):

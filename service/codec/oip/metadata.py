@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model_export.manifest import Manifest, TensorSpec
+from service.codec.oip.documents import ModelMetadata, TensorMetadata
 from service.codec.oip.tensors import DATATYPES
 
 
@@ -45,19 +46,19 @@ def config_of(model: str, manifest: Manifest, *, max_rows: int, idle_s: float, s
     return config
 
 
-def metadata_of(model: str, versions: Sequence[int], manifest: Manifest) -> dict[str, Any]:
-    """Return a model's metadata: its inputs and outputs, without its states."""
+def metadata_of(model: str, versions: Sequence[int], manifest: Manifest) -> ModelMetadata:
+    """Return a model's metadata."""
 
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
+    def tensors(specs: Sequence[TensorSpec]) -> list[TensorMetadata]:
+        return [TensorMetadata(spec.name, DATATYPES[spec.dtype], [-1, *spec.shape]) for spec in specs]
 
-    return {
-        "name": model,
-        "versions": [str(version) for version in versions],
-        "platform": "onnx_onnxv1",
-        "inputs": [tensor(spec) for spec in manifest.inputs],
-        "outputs": [tensor(spec) for spec in manifest.answered],
-    }
+    return ModelMetadata(
+        model,
+        [str(version) for version in versions],
+        "onnx_onnxv1",
+        tensors(manifest.inputs),
+        tensors(manifest.answered),
+    )
 
 
 def _config_tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -11,6 +11,14 @@ function make(tag, properties = {}, ...parts) {
   return element;
 }
 
+/** A part of the document with the schemas that it refers to in it. */
+function resolved(part, schemas) {
+  if (typeof part !== "object" || part === null) return part;
+  if (Array.isArray(part)) return part.map((item) => resolved(item, schemas));
+  if (part.$ref) return resolved(schemas[part.$ref.split("/").at(-1)], schemas);
+  return Object.fromEntries(Object.entries(part).map(([name, item]) => [name, resolved(item, schemas)]));
+}
+
 /** An example value of a schema, with required fields only. */
 function example(schema) {
   if ("example" in schema) return schema.example;
@@ -118,7 +126,7 @@ function operation(method, path, { description, parameters = [], requestBody, re
 
 function show(document_) {
   const groups = new Map();
-  for (const [path, methods] of Object.entries(document_.paths)) {
+  for (const [path, methods] of Object.entries(resolved(document_.paths, document_.components.schemas))) {
     for (const [method, one] of Object.entries(methods)) {
       const tag = one.tags?.[0] ?? "other";
       groups.set(tag, [...(groups.get(tag) ?? []), operation(method, path, one)]);

@@ -1,0 +1,230 @@
+"""The documents of responses: a struct each, from which the OpenAPI schemas are derived.
+
+Those of steps and rollouts, the frequent ones, are built as plain values of the same fields, in `responses` and
+`rollout`; tests compare both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from model_export.manifest import NAME
+from service.codec.envelopes import TENSORS, StateId, StreamId
+from service.codec.stream_ops import Fingerprint, Position, States
+from service.errors import CODES, Applied, Retry
+
+Tensors = Annotated[dict[str, Any], Meta(extra_json_schema=TENSORS)]
+_FLAG = {"const": True}
+Replayed = Annotated[
+    bool, Meta(description="The request was applied before; this is its first response.", extra_json_schema=_FLAG)
+]
+ReplayedRows = Annotated[list[int], Meta(description="Indices of the rows that were applied before.")]
+Created = Annotated[bool, Meta(description="This request created the stream.", extra_json_schema=_FLAG)]
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+SnapshotName = Annotated[str, Meta(extra_json_schema={"pattern": f"^{NAME.pattern}$"})]
+Objects = list[dict[str, Any]]
+
+
+class Problem(Struct):
+    """An error, as in RFC 9457."""
+
+    type: Annotated[str, Meta(extra_json_schema={"format": "uri-reference"})]
+    title: str
+    status: int
+    detail: Annotated[str, Meta(description="What was found, what was expected, what to do.")]
+    code: Annotated[str, Meta(extra_json_schema={"enum": list(CODES)})]
+    applied: Annotated[Applied, Meta(description="Whether this request was applied to the stream.")]
+    retry: Retry
+    step: Annotated[int, Meta(description="The stream's step.")] | UnsetType = UNSET
+    expected: Annotated[int, Meta(description="The `seq` that the stream expects next.")] | UnsetType = UNSET
+    state_id: StateId | UnsetType = UNSET
+
+
+class Document(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A document with its declared fields only."""
+
+
+class StepResponse(Document, kw_only=True):
+    """The response to a step or a chunk."""
+
+    outputs: Tensors
+    step: Annotated[int, Meta(description="The last timestep that was applied.")]
+    state_id: StateId
+    replayed: Replayed | UnsetType = UNSET
+    created: Created | UnsetType = UNSET
+
+
+class BulkResponse(Document, kw_only=True):
+    """The response to columns; a row that failed is null in each column."""
+
+    outputs: Tensors
+    step: list[int | None]
+    state_id: list[StateId | None]
+    errors: Annotated[dict[str, Problem], Meta(description="By row index, as text.")]
+    replayed: Annotated[list[int], Meta(description="Indices of the rows that were applied before.")] | UnsetType = (
+        UNSET
+    )
+
+
+class PeekResponse(Document, kw_only=True):
+    """The response to a peek."""
+
+    outputs: Tensors
+    step: Annotated[int, Meta(description="The step that the stream would be at.")]
+    state_id: (
+        Annotated[StateId, Meta(description="The stream's current state id; absent if the stream does not exist.")]
+        | UnsetType
+    ) = UNSET
+
+
+class RolloutResponse(Document, kw_only=True):
+    """The response to a rollout; with `samples`, tensors have a first axis for them."""
+
+    outputs: Annotated[Tensors, Meta(description="A prediction for each timestep: `[horizon, ..]`.")]
+    next: Annotated[
+        Tensors, Meta(description="The next input that was computed from each prediction: `[horizon, ..]`.")
+    ]
+    step: Annotated[int, Meta(description="The step that the stream is at, or would be at.")]
+    state_id: StateId | UnsetType = UNSET
+    seed: Annotated[int, Meta(description="Seed of the random draws, if there were any.")] | UnsetType = UNSET
+    replayed: Replayed | UnsetType = UNSET
+    created: Created | UnsetType = UNSET
+
+
+class PositionResponse(Document, kw_only=True):
+    """The response to a reset or an imported state."""
+
+    step: Position
+    state_id: StateId
+    replayed: Replayed | UnsetType = UNSET
+
+
+class ForkResponse(PositionResponse, kw_only=True):
+    """The response to a fork."""
+
+    stream: StreamId
+
+
+class NewSnapshotResponse(PositionResponse, kw_only=True):
+    """The response to a request that creates a snapshot."""
+
+    name: SnapshotName
+
+
+class StateResponse(Document, kw_only=True):
+    """The state of a stream."""
+
+    states: States
+    step: Position
+    fingerprint: Fingerprint
+
+
+class SnapshotEntry(Document, kw_only=True):
+    """A snapshot of a stream, without its state."""
+
+    name: SnapshotName
+    version: int | None
+    step: Position
+    state_id: StateId
+    taken_at: Time
+
+
+class SnapshotResponse(SnapshotEntry, kw_only=True):
+    """A snapshot of a stream."""
+
+    states: States
+    fingerprint: Fingerprint
+
+
+class SnapshotsResponse(Document, kw_only=True):
+    """The snapshots of a stream."""
+
+    snapshots: list[SnapshotEntry]
+
+
+class StatusResponse(Document, kw_only=True):
+    """The position and the times of a stream."""
+
+    stream: StreamId
+    model: str
+    version: int | None
+    step: int
+    state_id: StateId
+    created_at: Time
+    updated_at: Time
+    expires_in_s: float
+    outputs: Tensors | UnsetType = UNSET
+
+
+class StreamEntry(Document, kw_only=True):
+    """A stream in a list; the step is null if its record cannot be read."""
+
+    stream: StreamId
+    step: int | None
+
+
+class StreamsResponse(Document, kw_only=True):
+    """One page of a model's streams, and the cursor of the next page."""
+
+    streams: list[StreamEntry]
+    cursor: str | None
+
+
+class ResetAllResponse(Document, kw_only=True):
+    """The number of streams that were reset."""
+
+    reset: int
+
+
+class Model(Struct, kw_only=True):
+    """The description of a model."""
+
+    name: str
+    version: int
+    versions: list[int]
+    inputs: Objects
+    outputs: Objects
+    states: Objects
+    feedback: (
+        Annotated[dict[str, Any], Meta(description="By input, the output that it is computed from in a rollout.")]
+        | UnsetType
+    ) = UNSET
+    bytes_per_stream: int
+    parity: dict[str, Any] | None
+
+
+class ModelsResponse(Document, kw_only=True):
+    """The models that are served."""
+
+    models: list[Model]
+
+
+class ReloadResponse(Document, kw_only=True):
+    """The models that were loaded, and why others were not."""
+
+    loaded: list[str]
+    failed: list[str]
+
+
+class AliveResponse(Document, kw_only=True):
+    """The process is alive."""
+
+    alive: Annotated[bool, Meta(extra_json_schema=_FLAG)]
+
+
+class ReadyResponse(Document, kw_only=True):
+    """Whether requests can be served, and the reasons why not."""
+
+    ready: bool
+    reasons: list[str]
+
+
+class ServiceResponse(Document, kw_only=True):
+    """Version and limits of the service, and what is known of its store."""
+
+    version: str
+    durability: Annotated[str, Meta(description="What a confirmed commit survives: `memory`, `fsync` or `replica`.")]
+    store: dict[str, Any]
+    limits: dict[str, Any]
