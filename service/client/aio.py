@@ -10,12 +10,14 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from service.client import http_transport
-from service.client.decoding import NoReply, Reply
+from service.client.decoding import NoReply, RawReply
+from service.client.exchange import Exchange, Send, drive_async
 from service.client.feed import Feed
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.inputs import Inputs
-from service.client.protocol import ClientRequest, Exchange, OnResend, Send, StreamCursor, busy, drive_async
+from service.client.protocol import OnResend, busy
 from service.client.replay import timesteps_of, with_bar
+from service.client.requests import ClientRequest, StreamCursor
 from service.client.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from service.client.stream_ops import StreamOps
@@ -83,7 +85,7 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _send(self, request: ClientRequest) -> Reply | NoReply:
+    async def _send(self, request: ClientRequest) -> RawReply | NoReply:
         if request.wait:
             await asyncio.sleep(request.wait)
         if self._watches.closed.is_set():

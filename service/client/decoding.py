@@ -22,7 +22,7 @@ _PREVIEW_BYTES = 80  # of a response body, in error messages
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class RawReply:
     """An undecoded response.
 
     Attributes:
@@ -204,7 +204,7 @@ class ServiceInfo(Struct):
     durability: str
 
 
-def read(reply: Reply, kind: type[T]) -> T:
+def read(reply: RawReply, kind: type[T]) -> T:
     """Return the decoded body of a successful reply.
 
     Raises:
@@ -217,7 +217,7 @@ def read(reply: Reply, kind: type[T]) -> T:
         raise _unreadable(reply, str(exc), "unknown") from exc
 
 
-def bulk_results(reply: Reply, count: int) -> list[StepResult | ClientError]:
+def bulk_results(reply: RawReply, count: int) -> list[StepResult | ClientError]:
     """Return one result per stream of a bulk response, or the stream's error.
 
     Raises:
@@ -237,7 +237,7 @@ def bulk_results(reply: Reply, count: int) -> list[StepResult | ClientError]:
     return results
 
 
-def error_in(reply: Reply | NoReply, *, mutates: bool) -> ClientError | None:
+def error_in(reply: RawReply | NoReply, *, mutates: bool) -> ClientError | None:
     """Return the error of a failed request, or None for a successful reply.
 
     Args:
@@ -266,7 +266,7 @@ def seconds(retry_after: str | None) -> float | None:
     return value if math.isfinite(value) and value >= 0 else None
 
 
-def _unreadable(reply: Reply, reason: str, applied: Applied) -> ClientError:
+def _unreadable(reply: RawReply, reason: str, applied: Applied) -> ClientError:
     preview = reply.body[:_PREVIEW_BYTES].decode(errors="replace")
     return ClientError(
         "unreadable_answer",

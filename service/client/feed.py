@@ -12,10 +12,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from service.client.decoding import NoReply, Reply, seconds
+from service.client.decoding import NoReply, RawReply, seconds
+from service.client.exchange import Send
 from service.client.http_transport import FeedAddress, no_reply
 from service.client.inputs import Inputs
-from service.client.protocol import ClientRequest, Send
+from service.client.requests import ClientRequest
 from service.client.results import ClientError, StepResult
 from service.codec.formats import MSGPACK, encode, format_of_body
 
@@ -72,7 +73,7 @@ class Feed:
         """
         return await self._step_stream(stream, x, self._send)
 
-    async def _send(self, request: ClientRequest) -> Reply | NoReply:
+    async def _send(self, request: ClientRequest) -> RawReply | NoReply:
         if request.stream is None or request.document is None:
             return await self._send_over_http(request)
         number = next(self._numbers)
@@ -91,7 +92,7 @@ class Feed:
             response = exc.response
             content_type = format_of_body(response.headers.get("content-type"))
             retry_after = seconds(response.headers.get("retry-after"))
-            return Reply(response.status_code, bytes(response.body), content_type, retry_after)
+            return RawReply(response.status_code, bytes(response.body), content_type, retry_after)
         except (OSError, TimeoutError, WebSocketException) as exc:
             return no_reply(exc, self._address.url, sent=sent)
 
@@ -132,7 +133,7 @@ class _FeedConnection:
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
-        self._pending: dict[int, asyncio.Future[Reply | NoReply]] = {}
+        self._pending: dict[int, asyncio.Future[RawReply | NoReply]] = {}
         self._reader = asyncio.create_task(self._read(), name="client-feed-reader")
 
     @property
@@ -140,9 +141,9 @@ class _FeedConnection:
         """Whether the connection was lost or closed."""
         return self._reader.done()
 
-    async def send_and_wait(self, number: int, message: bytes) -> Reply | NoReply:
+    async def send_and_wait(self, number: int, message: bytes) -> RawReply | NoReply:
         """Send a message and return the reply with its number, or a `NoReply` if the connection is lost."""
-        future: asyncio.Future[Reply | NoReply] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[RawReply | NoReply] = asyncio.get_running_loop().create_future()
         self._pending[number] = future
         try:
             await self._socket.send(message)
@@ -178,4 +179,4 @@ class _FeedConnection:
         if future is None or future.done():
             return  # its request timed out
         problem = bytes(envelope.error)
-        future.set_result(Reply(400, problem, MSGPACK) if problem else Reply(200, message, MSGPACK))
+        future.set_result(RawReply(400, problem, MSGPACK) if problem else RawReply(200, message, MSGPACK))

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from service.client.decoding import NoReply, Reply, seconds
-from service.client.protocol import ClientRequest
+from service.client.decoding import NoReply, RawReply, seconds
+from service.client.requests import ClientRequest
 from service.client.results import ClientError
 from service.codec.formats import MSGPACK, encode, format_of_body
 
@@ -73,10 +73,10 @@ def request_options(request: ClientRequest) -> dict[str, Any]:
     }
 
 
-def reply(response: httpx.Response) -> Reply:
+def reply(response: httpx.Response) -> RawReply:
     """Return an httpx response as a reply."""
     content_type = format_of_body(response.headers.get("content-type"))
-    return Reply(response.status_code, response.content, content_type, seconds(response.headers.get("retry-after")))
+    return RawReply(response.status_code, response.content, content_type, seconds(response.headers.get("retry-after")))
 
 
 def no_reply(error: Exception, url: object, *, sent: bool = True) -> NoReply:

@@ -1,4 +1,4 @@
-"""Conversion of a caller's arrays to the dtypes that the model declares."""
+"""Conversion of a caller's arrays to the dtypes that the model declares, and to the values of a msgpack body."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 
 from model_export.manifest import Array
 from service.client.results import ClientError
+from service.codec.formats import MSGPACK
+from service.codec.responses import encode_tensors
 
 Inputs = ArrayLike | Mapping[str, ArrayLike]
 """One array for a model with one input, or an array per input name; anything that `numpy.asarray` accepts."""
@@ -48,6 +50,11 @@ def stack(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
             "Give all streams inputs of the same shapes.",
         )
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def packed(inputs: Mapping[str, Array]) -> dict[str, Any]:
+    """Return arrays encoded for a msgpack body."""
+    return encode_tensors(inputs, MSGPACK)
 
 
 def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:

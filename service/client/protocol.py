@@ -1,6 +1,6 @@
 """The client's protocol: requests, retries and resends, without network access and without a clock of its own.
 
-An exchange is a generator: it yields a `ClientRequest`, receives the `Reply` (or a `NoReply`), and returns the
+An exchange is a generator: it yields a `ClientRequest`, receives the `RawReply` (or a `NoReply`), and returns the
 result. `Client`, `AsyncClient` and `Feed` send the requests. All retries are made here. They are safe because a step
 carries the stream's next position (`seq`) and the history that its handle has seen (`after`), by which the service
 distinguishes a retry from another step.
@@ -12,138 +12,28 @@ import functools
 import random
 import time
 import uuid
-from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from model_export.manifest import NAME, Array
 from service.client import decoding
-from service.client.decoding import NoReply, Reply
-from service.client.inputs import Inputs, cast_inputs, stack
-from service.client.resend_buffer import ResendBuffer, SentRequest
+from service.client.decoding import RawReply
+from service.client.exchange import Exchange
+from service.client.inputs import Inputs, cast_inputs, packed
+from service.client.requests import ATTEMPT_S, ClientRequest, R, SentRequest, StreamCursor
+from service.client.resend_buffer import ResendBuffer
 from service.client.results import ClientError, Status, StepResult
-from service.codec.formats import MSGPACK
-from service.codec.responses import encode_tensor
-from service.ids import bad_stream_id, is_stream_id
+from service.client.retry import RetryPolicy
 from service.types import ReturnMode
 
 T = TypeVar("T")
-R = TypeVar("R", bound=StepResult)
 P = ParamSpec("P")
 
-_ATTEMPT_S = 15.0  # longer than the service's default limit for a request
-_FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 2.0
-
-
-@dataclass(slots=True)
-class StreamCursor:
-    """The last position of one stream that this client has received.
-
-    Attributes:
-        stream: The stream's id.
-        step: Timesteps that the stream has consumed.
-        state_id: The stream's state id; None if the stream does not exist yet.
-        known: `step` and `state_id` were received, so the next step follows on them.
-        in_doubt: The service may have applied a later step whose response did not arrive.
-        past: The buffered requests of the stream, oldest first.
-    """
-
-    stream: str
-    step: int = 0
-    state_id: str | None = None
-    known: bool = False
-    in_doubt: bool = False
-    past: deque[SentRequest] = field(default_factory=deque)
-
-    @classmethod
-    def of(cls, stream: str) -> StreamCursor:
-        """Return the cursor of a stream whose position is not known yet.
-
-        Raises:
-            ClientError: `bad_request`: the id is not a valid stream id.
-        """
-        if not is_stream_id(stream):
-            invalid = bad_stream_id(stream)
-            raise ClientError(invalid.code, invalid.problem, fix=invalid.fix)
-        return cls(stream)
-
-    def set(self, step: int, state_id: str | None) -> None:
-        """Record the stream's position."""
-        self.step, self.state_id, self.known, self.in_doubt = step, state_id, True, False
-
-    def advance_to(self, result: R) -> R:
-        """Record the position of a result, and return the result."""
-        self.set(result.step, result.state_id)
-        return result
-
-
-@dataclass(frozen=True, slots=True)
-class ClientRequest:
-    """A request to send.
-
-    Attributes:
-        method: The HTTP method.
-        path: The path below the service's address.
-        document: The body, of plain values and bytes; None for no body.
-        stream: For a step of one timestep, the stream's id; such a request may also be sent over a feed.
-        key: The `Idempotency-Key`, or None.
-        wait: Seconds to wait before sending.
-        timeout: Seconds to wait for the reply.
-        mutates: The request can change a stream, unless its method is GET.
-    """
-
-    method: str
-    path: str
-    document: Mapping[str, Any] | None = None
-    stream: str | None = None
-    key: str | None = None
-    wait: float = 0.0
-    timeout: float = _ATTEMPT_S
-    mutates: bool = True
-
-
-Exchange = Generator[ClientRequest, Reply | NoReply, T]
-Send = Callable[[ClientRequest], Awaitable[Reply | NoReply]]
 OnResend = Callable[[str, int, int], None]
 """Called with a stream's id, the number of its lost requests already resent, and the number to resend."""
-
-
-@dataclass(slots=True)
-class RetryPolicy:
-    """Retries of one call, with exponential back-off and jitter so that clients retry at different times.
-
-    Attributes:
-        deadline: Time of `clock` at which the call fails.
-        clock: Returns the time in seconds.
-        jitter: Returns a number from 0 to 1.
-        failures: Attempts that failed.
-        in_doubt: A failed attempt may have been applied.
-    """
-
-    deadline: float
-    clock: Callable[[], float]
-    jitter: Callable[[], float]
-    failures: int = 0
-    in_doubt: bool = False
-
-    def pause(self, error: ClientError) -> float | None:
-        """Return the seconds to wait before the next attempt; None if the error is final or the time is over."""
-        if error.retry != "same":
-            return None
-        longest: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.failures, 10))
-        pause = (error.retry_after or 0.0) + longest * self.jitter()
-        self.failures += 1
-        return pause if self.clock() + pause < self.deadline else None
-
-    def final_error(self, error: ClientError, *, in_doubt: bool = False) -> ClientError:
-        """Return the last error; `applied` is "unknown" instead of "no" if an earlier attempt may have been applied."""
-        if (in_doubt or self.in_doubt) and error.applied == "no":
-            error.applied = "unknown"
-        return error
 
 
 def timed(
@@ -229,37 +119,6 @@ class ModelProtocol:
         return (yield from self._apply(cursor, request, policy, _read_step))
 
     @timed
-    def step_many(
-        self, policy: RetryPolicy, cursors: Sequence[StreamCursor], xs: Mapping[str, Inputs]
-    ) -> Exchange[dict[str, StepResult | ClientError]]:
-        """Step many streams by one timestep each; streams with a transient error are retried.
-
-        Args:
-            policy: The retries of this call.
-            cursors: The streams, each once.
-            xs: The inputs by stream id.
-        """
-        rows: dict[str, dict[str, Array]] = {}
-        for cursor in cursors:
-            rows[cursor.stream] = yield from self._prepare_inputs(xs[cursor.stream], policy)
-            yield from self._ensure_cursor(cursor, policy)
-        were_in_doubt = [cursor.in_doubt for cursor in cursors]
-        for cursor in cursors:
-            cursor.in_doubt = True
-        results: dict[str, StepResult | ClientError] = {}
-        try:
-            results = yield from self._apply_bulk(cursors, rows, policy)
-        except ClientError as error:
-            results = dict.fromkeys(rows, error)
-            raise
-        finally:
-            for cursor, was_in_doubt in zip(cursors, were_in_doubt, strict=True):
-                result = results.get(cursor.stream)
-                if isinstance(result, ClientError):
-                    cursor.in_doubt = was_in_doubt or result.applied != "no"
-        return results
-
-    @timed
     def reset(self, policy: RetryPolicy, cursor: StreamCursor) -> Exchange[StepResult]:
         """Reset a stream to its initial state, if its position is still the known one."""
         yield from self._ensure_cursor(cursor, policy)
@@ -291,58 +150,8 @@ class ModelProtocol:
 
     # ---------------------------------------------------------------- shared parts of exchanges
 
-    def _apply_bulk(
-        self, cursors: Sequence[StreamCursor], rows: Mapping[str, Mapping[str, Array]], policy: RetryPolicy
-    ) -> Exchange[dict[str, StepResult | ClientError]]:
-        """Send a timestep of each stream as a bulk request, and retry the streams with a transient error."""
-        results: dict[str, StepResult | ClientError] = {}
-        in_doubt: set[str] = set()
-        waiting, wait = list(cursors), 0.0
-        while waiting:
-            document = {
-                "streams": [cursor.stream for cursor in waiting],
-                "inputs": packed(stack([rows[cursor.stream] for cursor in waiting])),
-                "seq": [cursor.step + 1 for cursor in waiting],
-                "after": [cursor.state_id for cursor in waiting],
-            }
-            try:
-                reply = yield from self._send_with_retry(
-                    ClientRequest("POST", f"{self.path}/step", document, wait=wait), policy
-                )
-                bulk = decoding.bulk_results(reply, len(waiting))
-            except ClientError as error:
-                if not results:
-                    raise
-                return results | {cursor.stream: error for cursor in waiting}  # keep the results of earlier attempts
-            again: list[tuple[StreamCursor, ClientError]] = []
-            rolled_back = False
-            for cursor, result in zip(waiting, bulk, strict=True):
-                if isinstance(result, StepResult):
-                    single = {"inputs": packed(rows[cursor.stream]), "seq": cursor.step + 1}
-                    single |= {} if cursor.state_id is None else {"after": cursor.state_id}
-                    results[cursor.stream] = self._on_result(cursor, self._step_request(cursor, single), result)
-                    continue
-                try:
-                    if (yield from self._resend_lost(cursor, result, policy)):
-                        again.append((cursor, result))
-                        rolled_back = True
-                        continue
-                except ClientError as error:
-                    results[cursor.stream] = error
-                    continue
-                results[cursor.stream] = policy.final_error(result, in_doubt=cursor.stream in in_doubt)
-                if result.applied != "no":
-                    in_doubt.add(cursor.stream)
-                if result.retry == "same":
-                    again.append((cursor, result))
-            pause = 0.0 if rolled_back else policy.pause(again[0][1]) if again else None
-            if pause is None:
-                break
-            waiting, wait = [cursor for cursor, _ in again], pause
-        return results
-
     def _apply(
-        self, cursor: StreamCursor, request: ClientRequest, policy: RetryPolicy, read: Callable[[Reply], R]
+        self, cursor: StreamCursor, request: ClientRequest, policy: RetryPolicy, read: Callable[[RawReply], R]
     ) -> Exchange[R]:
         """Send a request that changes a stream; if the store rolled back, resend the stream's lost requests first."""
         was_in_doubt, cursor.in_doubt = cursor.in_doubt, True
@@ -408,7 +217,7 @@ class ModelProtocol:
     def _chunk_request(self, cursor: StreamCursor, document: Mapping[str, Any]) -> ClientRequest:
         return ClientRequest("POST", f"{self._stream_path(cursor)}/steps", document)
 
-    def _send_with_retry(self, request: ClientRequest, policy: RetryPolicy) -> Exchange[Reply]:
+    def _send_with_retry(self, request: ClientRequest, policy: RetryPolicy) -> Exchange[RawReply]:
         """Send a request until it succeeds, fails for good, or the time is over.
 
         Raises:
@@ -416,10 +225,10 @@ class ModelProtocol:
         """
         while True:
             left = policy.deadline - policy.clock() - request.wait
-            reply = yield replace(request, timeout=max(0.001, min(left, _ATTEMPT_S)))
+            reply = yield replace(request, timeout=max(0.001, min(left, ATTEMPT_S)))
             error = decoding.error_in(reply, mutates=request.mutates and request.method != "GET")
             if error is None:
-                assert isinstance(reply, Reply)
+                assert isinstance(reply, RawReply)
                 return reply
             pause = policy.pause(error)
             if pause is None:
@@ -482,32 +291,5 @@ def busy(stream: str, timeout: float) -> ClientError:
     )
 
 
-def drive(exchange: Exchange[T], send: Callable[[ClientRequest], Reply | NoReply]) -> T:
-    """Run an exchange to its end and return its result; `send` returns a `NoReply` for a lost connection."""
-    try:
-        request = next(exchange)
-        while True:
-            request = exchange.send(send(request))
-    except StopIteration as end:
-        result: T = end.value
-        return result
-
-
-async def drive_async(exchange: Exchange[T], send: Send) -> T:
-    """Do what `drive` does, with an asynchronous `send`."""
-    try:
-        request = next(exchange)
-        while True:
-            request = exchange.send(await send(request))
-    except StopIteration as end:
-        result: T = end.value
-        return result
-
-
-def _read_step(reply: Reply) -> StepResult:
+def _read_step(reply: RawReply) -> StepResult:
     return decoding.read(reply, decoding.StepReply).result()
-
-
-def packed(inputs: Mapping[str, Array]) -> dict[str, Any]:
-    """Return arrays encoded for a msgpack body."""
-    return {name: encode_tensor(array, MSGPACK) for name, array in inputs.items()}

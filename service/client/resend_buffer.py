@@ -5,40 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from service.client.protocol import ClientRequest, StreamCursor
+    from service.client.requests import SentRequest, StreamCursor
 
 KEEP_BYTES: Final = 16 * 2**20
 """Default size of a client's buffer in bytes."""
-
-_OVERHEAD: Final = 400  # bytes of a kept request in addition to its inputs
-
-
-@dataclass(slots=True, eq=False)
-class SentRequest:
-    """A request that changed a stream.
-
-    Attributes:
-        request: The request.
-        cursor: The stream's cursor.
-        step: The stream's step before the request.
-        before: The stream's state id before the request; None if the request created the stream.
-        state_id: The stream's state id after the request.
-        nbytes: Bytes of memory that the request occupies, estimated.
-    """
-
-    request: ClientRequest
-    cursor: StreamCursor
-    step: int
-    before: str | None
-    state_id: str
-    nbytes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.nbytes = _OVERHEAD + _size(self.request.document)
 
 
 class ResendBuffer:
@@ -78,9 +51,3 @@ class ResendBuffer:
             past = list(cursor.past)
         first = next((i for i, sent in enumerate(past) if (sent.step, sent.before) == (step, state_id)), len(past))
         return past[first:]
-
-
-def _size(document: Any) -> int:
-    if isinstance(document, bytes):
-        return len(document)
-    return sum(_size(part) for part in document.values()) if isinstance(document, dict) else 0

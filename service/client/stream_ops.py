@@ -1,4 +1,4 @@
-"""`StreamOps`: peek, rollout, fork, snapshots and state, on top of `ModelProtocol`; without network access."""
+"""`StreamOps`: peek, rollout, fork, snapshots and state, on top of `BulkSteps`; without network access."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.client import decoding
-from service.client.inputs import Inputs
-from service.client.protocol import ClientRequest, Exchange, ModelProtocol, RetryPolicy, StreamCursor, packed, timed
+from service.client.bulk_steps import BulkSteps
+from service.client.exchange import Exchange
+from service.client.inputs import Inputs, packed
+from service.client.protocol import timed
+from service.client.requests import ClientRequest, StreamCursor
 from service.client.results import Rollout, Snapshot, State, StepResult
-from service.codec.formats import MSGPACK
-from service.codec.responses import encode_tensor
+from service.client.retry import RetryPolicy
 
 
-class StreamOps(ModelProtocol):
+class StreamOps(BulkSteps):
     """All exchanges of one model and its streams."""
 
     def peek(self, cursor: StreamCursor, x: Inputs, *, chunk: bool) -> Exchange[StepResult]:
@@ -106,7 +108,7 @@ class StreamOps(ModelProtocol):
     def put_state(self, policy: RetryPolicy, cursor: StreamCursor, state: State) -> Exchange[StepResult]:
         """Replace a stream's state."""
         document: dict[str, Any] = {
-            "states": {name: encode_tensor(array, MSGPACK) for name, array in state.states.items()},
+            "states": packed(state.states),
             "step": state.step,
         }
         if state.fingerprint:
@@ -120,5 +122,5 @@ class StreamOps(ModelProtocol):
         return ClientRequest(method, f"{self._stream_path(cursor)}/{resource}", document, key=uuid.uuid4().hex)
 
 
-def _read_rollout(reply: decoding.Reply) -> Rollout:
+def _read_rollout(reply: decoding.RawReply) -> Rollout:
     return decoding.read(reply, decoding.RolloutReply).rollout()

@@ -12,11 +12,13 @@ import httpx
 
 from service.client import http_transport
 from service.client.deadline import Deadline, limit
-from service.client.decoding import NoReply, Reply
+from service.client.decoding import NoReply, RawReply
+from service.client.exchange import Exchange, drive
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.inputs import Inputs
-from service.client.protocol import ClientRequest, Exchange, OnResend, StreamCursor, busy, drive
+from service.client.protocol import OnResend, busy
 from service.client.replay import timesteps_of, with_bar
+from service.client.requests import ClientRequest, StreamCursor
 from service.client.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from service.client.stream_ops import StreamOps
@@ -94,7 +96,7 @@ class Client:
         address = http_transport.feed_address(self._http, "/v1/watch")
         return follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
 
-    def _send(self, request: ClientRequest) -> Reply | NoReply:
+    def _send(self, request: ClientRequest) -> RawReply | NoReply:
         self._watches.closed.wait(request.wait)
         if self._watches.closed.is_set():
             raise http_transport.client_closed()

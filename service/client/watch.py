@@ -90,7 +90,7 @@ class WatchCursor:
         if isinstance(error, InvalidStatus):
             response = error.response
             content_type = format_of_body(response.headers.get("content-type"))
-            reply = decoding.Reply(response.status_code, bytes(response.body or b""), content_type)
+            reply = decoding.RawReply(response.status_code, bytes(response.body or b""), content_type)
             rejection = decoding.error_in(reply, mutates=False)
             if rejection is not None and rejection.retry != "same":
                 raise rejection

@@ -178,7 +178,7 @@ class ResetAllResponse(Document, kw_only=True):
     reset: int
 
 
-class Model(Struct, kw_only=True):
+class ModelDescription(Struct, kw_only=True):
     """The description of a model."""
 
     name: str
@@ -198,7 +198,7 @@ class Model(Struct, kw_only=True):
 class ModelsResponse(Document, kw_only=True):
     """The models that are served."""
 
-    models: list[Model]
+    models: list[ModelDescription]
 
 
 class ReloadResponse(Document, kw_only=True):

@@ -22,8 +22,11 @@ import numpy as np
 import pytest
 
 from service.client import AsyncClient, Client, ClientError, StepResult
-from service.client.decoding import NoReply, Reply
-from service.client.protocol import ClientRequest, Exchange, ModelProtocol, StreamCursor
+from service.client.bulk_steps import BulkSteps
+from service.client.decoding import NoReply, RawReply
+from service.client.exchange import Exchange
+from service.client.protocol import ModelProtocol
+from service.client.requests import ClientRequest, StreamCursor
 from service.codec.formats import JSON, MSGPACK, encode
 from service.errors import ServiceError
 from service.requests.problems import problem_body
@@ -648,11 +651,11 @@ def problem(code: str, **more: Any) -> bytes:
     return problem_body(ServiceError(code, "Found this.", **more))
 
 
-def exchanges(now: Iterator[float] | None = None, jitter: float = 1.0) -> ModelProtocol:
-    return ModelProtocol("m", 60, clock=lambda: next(now) if now else 0.0, jitter=lambda: jitter)
+def exchanges(now: Iterator[float] | None = None, jitter: float = 1.0) -> BulkSteps:
+    return BulkSteps("m", 60, clock=lambda: next(now) if now else 0.0, jitter=lambda: jitter)
 
 
-def begin(exchange: Exchange[Any], *got: Reply | NoReply) -> ClientRequest:
+def begin(exchange: Exchange[Any], *got: RawReply | NoReply) -> ClientRequest:
     """Drive an exchange through these replies, and return its next request."""
     ask = next(exchange)
     for reply in got:
@@ -662,10 +665,10 @@ def begin(exchange: Exchange[Any], *got: Reply | NoReply) -> ClientRequest:
 
 LOST = NoReply("The line went dead.", sent=True)
 REFUSED = NoReply("Nobody listens.", sent=False)
-BUSY = Reply(503, problem("overloaded"), JSON)
-DESCRIBED = Reply(200, encode({"inputs": [{"name": "x", "dtype": "int64"}]}, MSGPACK), MSGPACK)
-NONE_THERE = Reply(404, problem("stream_not_found"), JSON)
-CHANGED = Reply(409, problem("state_changed"), JSON)
+BUSY = RawReply(503, problem("overloaded"), JSON)
+DESCRIBED = RawReply(200, encode({"inputs": [{"name": "x", "dtype": "int64"}]}, MSGPACK), MSGPACK)
+NONE_THERE = RawReply(404, problem("stream_not_found"), JSON)
+CHANGED = RawReply(409, problem("state_changed"), JSON)
 
 
 def test_pauses_grow_up_to_two_seconds() -> None:
@@ -682,13 +685,13 @@ def test_pauses_are_random() -> None:
 
 
 def test_a_pause_is_at_least_as_long_as_the_service_asks_for() -> None:
-    asked = Reply(503, problem("overloaded"), JSON, retry_after=7.0)
+    asked = RawReply(503, problem("overloaded"), JSON, retry_after=7.0)
 
     assert begin(exchanges(jitter=0.0).status(StreamCursor("s")), asked).wait == 7.0
 
 
 def test_no_pause_exceeds_the_remaining_time() -> None:
-    asked = Reply(503, problem("overloaded"), JSON, retry_after=61.0)
+    asked = RawReply(503, problem("overloaded"), JSON, retry_after=61.0)
 
     error = error_of(begin, exchanges().status(StreamCursor("s")), asked)
 
@@ -715,7 +718,7 @@ def test_a_retry_is_the_same_request() -> None:
     ("before", "applied"),
     [([], "no"), ([BUSY], "no"), ([REFUSED], "no"), ([LOST], "unknown"), ([LOST, BUSY], "unknown")],
 )
-def test_an_error_takes_all_attempts_into_account(before: list[Reply | NoReply], applied: str) -> None:
+def test_an_error_takes_all_attempts_into_account(before: list[RawReply | NoReply], applied: str) -> None:
     """The state may have been changed by the step whose answer was lost."""
     error = error_of(begin, exchanges().step(StreamCursor("s"), [7]), DESCRIBED, NONE_THERE, *before, CHANGED)
 
@@ -747,7 +750,7 @@ def test_answered_rows_are_kept_when_the_retry_gets_no_answer() -> None:
     assert found == {"a": "answered", "b": "no_answer", "c": "state_changed"}
 
 
-def bulk_reply(errors: dict[str, str]) -> Reply:
+def bulk_reply(errors: dict[str, str]) -> RawReply:
     """Return an answer for three streams, some of which failed."""
     document = {
         "outputs": {"y": {"d": "int64", "s": [3, 1], "b": bytes(24)}},
@@ -755,12 +758,12 @@ def bulk_reply(errors: dict[str, str]) -> Reply:
         "state_id": [None if str(i) in errors else "id" for i in range(3)],
         "errors": {i: json.loads(problem(code)) for i, code in errors.items()},
     }
-    return Reply(200, encode(document, MSGPACK), MSGPACK)
+    return RawReply(200, encode(document, MSGPACK), MSGPACK)
 
 
 @pytest.mark.parametrize(("status", "retry"), [(502, "same"), (504, "same"), (404, "never"), (301, "never")])
 def test_an_error_page_of_a_proxy_is_not_an_answer(status: int, retry: str) -> None:
-    page = Reply(status, b"<html>Bad Gateway</html>", JSON)
+    page = RawReply(status, b"<html>Bad Gateway</html>", JSON)
 
     error = error_of(
         begin, ModelProtocol("m", 0, clock=lambda: 0.0).step(StreamCursor("s", known=True), [7]), DESCRIBED, page

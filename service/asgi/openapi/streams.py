@@ -23,7 +23,7 @@ from service.asgi.openapi.schemas import (
 from service.codec.documents import (
     AliveResponse,
     BulkResponse,
-    Model,
+    ModelDescription,
     ModelsResponse,
     PositionResponse,
     ReadyResponse,
@@ -153,7 +153,7 @@ MODEL = route(
     "models",
     path=["model"],
     parameters=[VERSION],
-    answer=Model,
+    answer=ModelDescription,
     problems=(*COMMON_PROBLEMS, "bad_request", "model_not_found"),
 )
 RELOAD = route("models", answer=ReloadResponse, problems=COMMON_PROBLEMS)

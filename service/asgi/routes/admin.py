@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from model_export.manifest import TensorSpec
 from service.asgi.http import RawResponse, model_of, respond
 from service.asgi.openapi import streams as openapi
-from service.codec.documents import Model, ModelsResponse, ReadyResponse, ReloadResponse, ServiceResponse
+from service.codec.documents import ModelDescription, ModelsResponse, ReadyResponse, ReloadResponse, ServiceResponse
 from service.codec.formats import JSON, encode
 from service.errors import CODES
 from service.models.registry import ModelRegistry, ServedModel
@@ -156,10 +156,10 @@ class PageFiles(StaticFiles):
         return response
 
 
-def describe(served: ServedModel, models: ModelRegistry) -> Model:
+def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
     """Return the public description of a model."""
     manifest = served.manifest
-    return Model(
+    return ModelDescription(
         name=served.name,
         version=served.version,
         versions=models.versions(served.name),

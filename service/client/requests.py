@@ -1,0 +1,115 @@
+"""Requests to send, requests that were sent, and the position of the stream that they are for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from service.client.results import ClientError, StepResult
+from service.ids import bad_stream_id, is_stream_id
+
+R = TypeVar("R", bound=StepResult)
+
+ATTEMPT_S: Final = 15.0
+"""Seconds to wait for one reply: longer than the service's default limit for a request."""
+
+_OVERHEAD: Final = 400  # bytes of a kept request in addition to its inputs
+
+
+@dataclass(slots=True)
+class StreamCursor:
+    """The last position of one stream that this client has received.
+
+    Attributes:
+        stream: The stream's id.
+        step: Timesteps that the stream has consumed.
+        state_id: The stream's state id; None if the stream does not exist yet.
+        known: `step` and `state_id` were received, so the next step follows on them.
+        in_doubt: The service may have applied a later step whose response did not arrive.
+        past: The buffered requests of the stream, oldest first.
+    """
+
+    stream: str
+    step: int = 0
+    state_id: str | None = None
+    known: bool = False
+    in_doubt: bool = False
+    past: deque[SentRequest] = field(default_factory=deque)
+
+    @classmethod
+    def of(cls, stream: str) -> StreamCursor:
+        """Return the cursor of a stream whose position is not known yet.
+
+        Raises:
+            ClientError: `bad_request`: the id is not a valid stream id.
+        """
+        if not is_stream_id(stream):
+            invalid = bad_stream_id(stream)
+            raise ClientError(invalid.code, invalid.problem, fix=invalid.fix)
+        return cls(stream)
+
+    def set(self, step: int, state_id: str | None) -> None:
+        """Record the stream's position."""
+        self.step, self.state_id, self.known, self.in_doubt = step, state_id, True, False
+
+    def advance_to(self, result: R) -> R:
+        """Record the position of a result, and return the result."""
+        self.set(result.step, result.state_id)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRequest:
+    """A request to send.
+
+    Attributes:
+        method: The HTTP method.
+        path: The path below the service's address.
+        document: The body, of plain values and bytes; None for no body.
+        stream: For a step of one timestep, the stream's id; such a request may also be sent over a feed.
+        key: The `Idempotency-Key`, or None.
+        wait: Seconds to wait before sending.
+        timeout: Seconds to wait for the reply.
+        mutates: The request can change a stream, unless its method is GET.
+    """
+
+    method: str
+    path: str
+    document: Mapping[str, Any] | None = None
+    stream: str | None = None
+    key: str | None = None
+    wait: float = 0.0
+    timeout: float = ATTEMPT_S
+    mutates: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class SentRequest:
+    """A request that changed a stream.
+
+    Attributes:
+        request: The request.
+        cursor: The stream's cursor.
+        step: The stream's step before the request.
+        before: The stream's state id before the request; None if the request created the stream.
+        state_id: The stream's state id after the request.
+        nbytes: Bytes of memory that the request occupies, estimated.
+    """
+
+    request: ClientRequest
+    cursor: StreamCursor
+    step: int
+    before: str | None
+    state_id: str
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nbytes = _OVERHEAD + _size(self.request.document)
+
+
+def _size(document: Any) -> int:
+    if isinstance(document, bytes):
+        return len(document)
+    return sum(_size(part) for part in document.values()) if isinstance(document, dict) else 0

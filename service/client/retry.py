@@ -1,0 +1,46 @@
+"""`RetryPolicy`: which attempts of one call are repeated, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from service.client.results import ClientError
+
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 2.0
+
+
+@dataclass(slots=True)
+class RetryPolicy:
+    """Retries of one call, with exponential back-off and jitter so that clients retry at different times.
+
+    Attributes:
+        deadline: Time of `clock` at which the call fails.
+        clock: Returns the time in seconds.
+        jitter: Returns a number from 0 to 1.
+        failures: Attempts that failed.
+        in_doubt: A failed attempt may have been applied.
+    """
+
+    deadline: float
+    clock: Callable[[], float]
+    jitter: Callable[[], float]
+    failures: int = 0
+    in_doubt: bool = False
+
+    def pause(self, error: ClientError) -> float | None:
+        """Return the seconds to wait before the next attempt; None if the error is final or the time is over."""
+        if error.retry != "same":
+            return None
+        longest: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.failures, 10))
+        pause = (error.retry_after or 0.0) + longest * self.jitter()
+        self.failures += 1
+        return pause if self.clock() + pause < self.deadline else None
+
+    def final_error(self, error: ClientError, *, in_doubt: bool = False) -> ClientError:
+        """Return the last error; `applied` is "unknown" instead of "no" if an earlier attempt may have been applied."""
+        if (in_doubt or self.in_doubt) and error.applied == "no":
+            error.applied = "unknown"
+        return error

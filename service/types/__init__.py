@@ -1,0 +1,49 @@
+"""Immutable values that transports, engine and store exchange; no behaviour."""
+
+from __future__ import annotations
+
+from service.types.rollouts import RolloutRequest, RolloutResult
+from service.types.steps import (
+    ENDS,
+    STARTS,
+    BatchOutput,
+    BulkPrediction,
+    BulkTimesteps,
+    Create,
+    Lifecycle,
+    Prediction,
+    ReplyCallback,
+    RequestFields,
+    ReturnMode,
+    StreamHandle,
+    StreamKey,
+    Timestep,
+    Transport,
+)
+from service.types.streams import ImportedState, SnapshotStatus, StreamList, StreamPosition, StreamState, StreamStatus
+
+__all__ = [
+    "ENDS",
+    "STARTS",
+    "BatchOutput",
+    "BulkPrediction",
+    "BulkTimesteps",
+    "Create",
+    "ImportedState",
+    "Lifecycle",
+    "Prediction",
+    "ReplyCallback",
+    "RequestFields",
+    "ReturnMode",
+    "RolloutRequest",
+    "RolloutResult",
+    "SnapshotStatus",
+    "StreamHandle",
+    "StreamKey",
+    "StreamList",
+    "StreamPosition",
+    "StreamState",
+    "StreamStatus",
+    "Timestep",
+    "Transport",
+]
