@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
 
 from model_export.feedback import FeedbackError, check_draw
 from model_export.manifest import Array, Manifest
-from service.codec.envelopes import TENSORS, Seq, StateId, StepOptions, bad_request
+from service.codec.envelopes import TENSORS, CreateMode, Seq, StateId, bad_request
 from service.codec.formats import Format
 from service.codec.responses import encode_tensors
 from service.codec.strict_envelopes import check_envelope
@@ -58,7 +58,7 @@ _RULE = {
 Count = Annotated[int, Meta(ge=1)]
 
 
-class RolloutBody(StepOptions, kw_only=True, forbid_unknown_fields=True, gc=False):
+class RolloutBody(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """The body of a rollout; `check_draw` checks how classes are drawn, and the rollout its feedback rules."""
 
     horizon: Annotated[Count, Meta(description="Number of timesteps.")]
@@ -93,6 +93,7 @@ class RolloutBody(StepOptions, kw_only=True, forbid_unknown_fields=True, gc=Fals
     ) = UNSET
     seq: Seq | UnsetType = UNSET
     after: StateId | UnsetType = UNSET
+    create: CreateMode | UnsetType = UNSET
     temperature: Annotated[Any, Meta(extra_json_schema=_DRAW["temperature"])] | UnsetType = UNSET
     top_k: Annotated[Any, Meta(extra_json_schema=_DRAW["top_k"])] | UnsetType = UNSET
     top_p: Annotated[Any, Meta(extra_json_schema=_DRAW["top_p"])] | UnsetType = UNSET

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from msgspec import UNSET
+
 from service.codec import DecodedBulk, DecodedStep, Format
 from service.codec.responses import bulk_response, bulk_response_of_rows
 from service.codec.stream_lists import StreamListCache, StreamNames
 from service.codec.strict_tensors import pack_inputs, pack_rows
+from service.codec.typed_decoder import TypedStep
 from service.engine.engine import Engine
 from service.engine.stepping.columnar_batch import BulkOutcomes, ResultGatherer, StepOutcome
 from service.errors import ServiceError
@@ -17,7 +20,16 @@ from service.ids import decode_state_id
 from service.models.registry import ServedModel
 from service.requests.problems import problem_document
 from service.store.keys import record_key
-from service.types import BulkPrediction, BulkTimesteps, Prediction, StreamKey, Timestep, Transport
+from service.types import (
+    BulkPrediction,
+    BulkTimesteps,
+    Prediction,
+    ReplyCallback,
+    StreamHandle,
+    StreamKey,
+    Timestep,
+    Transport,
+)
 
 
 def to_timestep(
@@ -33,6 +45,34 @@ def to_timestep(
         transport=transport,
         **step.body.options(),
     )
+
+
+def submit_typed(
+    engine: Engine,
+    step: TypedStep,
+    handle: StreamHandle,
+    done: ReplyCallback,
+    *,
+    served: ServedModel,
+    idempotency_key: str | None = None,
+) -> None:
+    """Submit a single timestep that was decoded in one pass."""
+    body, inputs, is_plain = step
+    if is_plain and idempotency_key is None:
+        seq, after = body.seq, body.after
+        after_bytes = None if after is UNSET else decode_state_id(after)
+        engine.steps.submit_single(handle, inputs, None if seq is UNSET else seq, after_bytes, done, served=served)
+        return
+    timestep = Timestep(
+        handle.key,
+        inputs,
+        idempotency_key=idempotency_key,
+        version=handle.version,
+        transport=handle.transport,
+        name=handle.name,
+        **body.options(),
+    )
+    engine.steps.submit(timestep, done, served)
 
 
 def submit_columns(

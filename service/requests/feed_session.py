@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from msgspec import UNSET
-
-from service.codec import JSON, DecodedBulk, DecodedStep, Format, RequestDecoder
+from service.codec import JSON, DecodedBulk, Format, RequestDecoder, StepBody
 from service.codec.envelopes import StreamMessage, correlation_of, guess_correlation
 from service.codec.formats import encode
 from service.codec.responses import encode_json_step, step_response
 from service.codec.typed_decoder import DECODE_ERRORS, TypedStep
 from service.engine.stepping.columnar_batch import BulkOutcomes
 from service.errors import ServiceError
-from service.ids import check_stream_id, decode_state_id
+from service.ids import check_stream_id
 from service.models.registry import ServedModel
-from service.requests.bulk import bulk_document, submit_columns, to_timestep
+from service.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
 from service.requests.close_codes import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.requests.context import AppContext
 from service.requests.problems import problem_document, status_of
 from service.store.keys import record_key
-from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey, Timestep
+from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
 
+P = TypeVar("P", bound="_PendingReply")
 _MAX_CACHED_STREAMS: Final = 4096
 _MAX_PENDING: Final = 256  # messages that may wait for their replies
 _MAX_PENDING_BYTES: Final = 4 * 2**20  # their total size; a single larger message is accepted if no other waits
@@ -117,7 +116,7 @@ class FeedSession:
         Raises:
             ServiceError: The message is rejected; `correlation` has the first fields of the reply.
         """
-        decoder = self._context.decoder(served)
+        decoder, engine = self._context.decoder(served), self._context.engine
         read = self._reader(decoder, message)
         if read is None:
             decoded = decoder.feed(message, self.message_format, correlation, many=self._stream is None)
@@ -128,13 +127,14 @@ class FeedSession:
                 decoded = decoder.feed_strictly(message, JSON, correlation, many=self._stream is None)
             else:
                 correlation |= correlation_of(typed[0])
-                self._submit_typed(typed, tenant, served, correlation)
+                handle = self._handle(tenant, typed[0])
+                step = self._append(_PendingStep(self, correlation))
+                submit_typed(engine, typed, handle, step.on_result, served=served)
                 return
         if isinstance(decoded, DecodedBulk):
-            bulk = _PendingBulk(self, correlation, decoded, served)
-            self._pending.append(bulk)
+            bulk = self._append(_PendingBulk(self, correlation, decoded, served))
             submit_columns(
-                self._context.engine,
+                engine,
                 decoded,
                 self._version,
                 bulk.on_result,
@@ -144,7 +144,9 @@ class FeedSession:
                 transport="websocket",
             )
         else:
-            self._submit_step(decoded, tenant, served, correlation)
+            key = self._handle(tenant, decoded.body).key
+            step = self._append(_PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep))
+            engine.steps.submit(to_timestep(decoded, key, self._version, transport="websocket"), step.on_result, served)
 
     def _reader(self, decoder: RequestDecoder, message: bytes) -> Callable[[bytes], TypedStep] | None:
         """Return the decoder of a message with a single timestep, as most are; None: it seems to be another one."""
@@ -154,44 +156,17 @@ class FeedSession:
             return decoder.read_message
         return None if b'"streams"' in message else decoder.read_stream_message
 
-    def _submit_typed(self, typed: TypedStep, tenant: str, served: ServedModel, correlation: Mapping[str, Any]) -> None:
-        """Submit a single timestep."""
-        body, inputs, is_plain = typed
-        handle = self._handle(tenant, body.stream if isinstance(body, StreamMessage) else None)
-        step = _PendingStep(self, correlation)
-        self._pending.append(step)
-        engine = self._context.engine
-        if is_plain:
-            seq = None if body.seq is UNSET else body.seq
-            after = None if body.after is UNSET else decode_state_id(body.after)
-            engine.steps.submit_single(handle, inputs, seq, after, step.on_result, served=served)
-        else:
-            timestep = Timestep(
-                handle.key,
-                inputs,
-                version=self._version,
-                transport="websocket",
-                name=handle.name,
-                **body.options(),
-            )
-            engine.steps.submit(timestep, step.on_result, served)
+    def _append(self, pending: P) -> P:
+        self._pending.append(pending)
+        return pending
 
-    def _submit_step(
-        self, decoded: DecodedStep, tenant: str, served: ServedModel, correlation: Mapping[str, Any]
-    ) -> None:
-        """Submit a timestep or a chunk."""
-        handle = self._handle(tenant, decoded.body.stream if isinstance(decoded.body, StreamMessage) else None)
-        step = _PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep)
-        self._pending.append(step)
-        timestep = to_timestep(decoded, handle.key, self._version, transport="websocket")
-        self._context.engine.steps.submit(timestep, step.on_result, served)
-
-    def _handle(self, tenant: str, stream: str | None) -> StreamHandle:
-        """Return the handle of a message's stream; None: that of the feed.
+    def _handle(self, tenant: str, message: StepBody) -> StreamHandle:
+        """Return the handle of a message's stream, or of that of the feed.
 
         Raises:
             ServiceError: `bad_request`: the stream id is not valid.
         """
+        stream = message.stream if isinstance(message, StreamMessage) else None
         handle = self._handles.get((tenant, stream))
         if handle is None:
             if stream is not None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from msgspec import UNSET
-
 from service.codec import DecodedBulk, Format, RequestDecoder, StepBody
 from service.codec.formats import encode
 from service.codec.request_decoder import ReadStep
@@ -19,10 +17,9 @@ from service.codec.responses import encode_json_step, encode_step
 from service.codec.typed_decoder import DECODE_ERRORS
 from service.engine.stepping.columnar_batch import BulkOutcomes, StepOutcome
 from service.errors import ServiceError
-from service.ids import decode_state_id
-from service.requests.bulk import bulk_document, submit_columns, to_timestep
+from service.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
 from service.store.keys import record_key
-from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey, Timestep
+from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
@@ -111,30 +108,13 @@ class StepHandler:
         decoder, request_format = self._decoder, self.request_format
         if self._read is not None:  # the most frequent kind
             try:
-                fields, inputs, is_plain = self._read(body)
+                typed = self._read(body)
             except DECODE_ERRORS:
                 step = decoder.strict.step(body, request_format, StepBody)
             else:
-                if is_plain and self.idempotency_key is None:
-                    seq, after = fields.seq, fields.after
-                    self._engine.steps.submit_single(
-                        self._stream,
-                        inputs,
-                        None if seq is UNSET else seq,
-                        None if after is UNSET else decode_state_id(after),
-                        done,
-                        served=self.served,
-                    )
-                    return
-                timestep = Timestep(
-                    self.key,
-                    inputs,
-                    idempotency_key=self.idempotency_key,
-                    version=self.version,
-                    name=self._stream.name,
-                    **fields.options(),
+                submit_typed(
+                    self._engine, typed, self._stream, done, served=self.served, idempotency_key=self.idempotency_key
                 )
-                self._engine.steps.submit(timestep, done, self.served)
                 return
         elif self.chunk:
             step = decoder.steps(body, request_format)

@@ -76,7 +76,10 @@ class Timestep(RequestFields, frozen=True, gc=False):
 
     @property
     def can_coalesce(self) -> bool:
-        """Whether it may be processed in the columns of a batch of single timesteps; see `StreamHandle`."""
+        """Whether it may be processed in the columns of a batch of single timesteps; see `StreamHandle`.
+
+        Those have no other fields, so every other one must have its default.
+        """
         return (
             self.create != "must"
             and self.idempotency_key is None

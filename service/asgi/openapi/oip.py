@@ -10,9 +10,6 @@ from starlette.responses import Response
 from service.asgi.openapi.schemas import IDEMPOTENCY_KEY, PATH, Documented, Schema, ref
 from service.codec.oip.documents import (
     IndexEntry,
-    ModelConfig,
-    ModelMetadata,
-    ModelReady,
     ModelStats,
     OipError,
     ServerLive,
@@ -51,7 +48,8 @@ def _route(answer: Schema | None, errors: Sequence[int] = (), parameters: Sequen
     }
 
 
-def _model_route(answer: Documented, version: Sequence[Schema]) -> dict[str, Any]:
+def model_route(answer: Documented, version: Sequence[Schema]) -> dict[str, Any]:
+    """Return the documentation of a route to a model."""
     return _route(ref(answer), _READ, (PATH["model"], *version))
 
 
@@ -75,23 +73,3 @@ def infer(version: Sequence[Schema]) -> dict[str, Any]:
     content = {"application/json": {"schema": ref(InferBody)}, "application/octet-stream": octets}
     documented["openapi_extra"]["requestBody"] = {"required": True, "content": content}
     return documented
-
-
-def metadata(version: Sequence[Schema]) -> dict[str, Any]:
-    """Return the documentation of a route to a model's metadata."""
-    return _model_route(ModelMetadata, version)
-
-
-def model_ready(version: Sequence[Schema]) -> dict[str, Any]:
-    """Return the documentation of a route to a model's readiness."""
-    return _model_route(ModelReady, version)
-
-
-def config(version: Sequence[Schema]) -> dict[str, Any]:
-    """Return the documentation of a route to a model's configuration."""
-    return _model_route(ModelConfig, version)
-
-
-def stats(version: Sequence[Schema]) -> dict[str, Any]:
-    """Return the documentation of a route to a model's statistics."""
-    return _model_route(ModelStats, version)

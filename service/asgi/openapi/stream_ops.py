@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from service.asgi.openapi.schemas import (
     IDEMPOTENCY_KEY,
     STEPPING,
@@ -30,54 +32,37 @@ _WRITE = (
     *STREAM_WRITE,
     *("stream_not_found", "state_changed", "idempotency_key_reused", "state_corrupt", "record_version"),
 )
-_SNAPSHOT_PATH = (*STREAM_PATH, "name")
+
+_copies = functools.partial(route, "copies", path=STREAM_PATH)
+_snapshot = functools.partial(route, "copies", path=(*STREAM_PATH, "name"))
+_KEYED = (VERSION, IDEMPOTENCY_KEY)
 
 PEEK = route("rollouts", path=STREAM_PATH, parameters=[VERSION], body=PeekBody, answer=PeekResponse, problems=STEPPING)
 ROLLOUT = route(
-    "rollouts",
-    path=STREAM_PATH,
-    parameters=[VERSION, IDEMPOTENCY_KEY],
-    body=RolloutBody,
-    answer=RolloutResponse,
-    problems=STEPPING,
+    "rollouts", path=STREAM_PATH, parameters=_KEYED, body=RolloutBody, answer=RolloutResponse, problems=STEPPING
 )
-FORK = route(
-    "copies",
-    path=STREAM_PATH,
-    parameters=[VERSION, IDEMPOTENCY_KEY],
+FORK = _copies(
+    parameters=_KEYED,
     body=ForkBody,
     answer=ForkResponse,
     problems=(*_WRITE, "stream_exists", "snapshot_not_found", "model_changed", "stream_quota"),
 )
-STATE = route(
-    "copies", path=STREAM_PATH, parameters=[VERSION], answer=StateResponse, problems=(*_READ, "model_changed")
-)
-PUT_STATE = route(
-    "copies",
-    path=STREAM_PATH,
-    parameters=[VERSION, IDEMPOTENCY_KEY],
+STATE = _copies(parameters=[VERSION], answer=StateResponse, problems=(*_READ, "model_changed"))
+PUT_STATE = _copies(
+    parameters=_KEYED,
     body=StateBody,
     answer=PositionResponse,
     problems=(*_WRITE, "bad_input", "non_finite", "model_changed", "precondition_required", "stream_quota"),
 )
-SNAPSHOTS = route("copies", path=STREAM_PATH, answer=SnapshotsResponse, problems=_READ)
-SNAPSHOT = route(
-    "copies",
-    path=_SNAPSHOT_PATH,
-    answer=SnapshotResponse,
-    problems=(*_READ, "snapshot_not_found", "model_changed"),
-)
-PUT_SNAPSHOT = route(
-    "copies",
-    path=_SNAPSHOT_PATH,
+SNAPSHOTS = _copies(answer=SnapshotsResponse, problems=_READ)
+SNAPSHOT = _snapshot(answer=SnapshotResponse, problems=(*_READ, "snapshot_not_found", "model_changed"))
+PUT_SNAPSHOT = _snapshot(
     parameters=[IDEMPOTENCY_KEY],
     body=SnapshotBody,
     answer=NewSnapshotResponse,
     problems=(*_WRITE, "precondition_required", "stream_quota"),
 )
-DELETE_SNAPSHOT = route(
-    "copies",
-    path=_SNAPSHOT_PATH,
+DELETE_SNAPSHOT = _snapshot(
     parameters=[IDEMPOTENCY_KEY],
     problems=(*STREAM_WRITE, "idempotency_key_reused", "precondition_required"),
     status=204,

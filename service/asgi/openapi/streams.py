@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from fastapi import FastAPI
@@ -53,38 +54,12 @@ WebSockets: `/v1/models/{model}/streams/{stream}/feed` accepts step bodies and r
 """
 
 _WRITE_PARAMETERS = (VERSION, IDEMPOTENCY_KEY)
-STEP = route(
-    "streams",
-    path=STREAM_PATH,
-    parameters=_WRITE_PARAMETERS,
-    body=StepBody,
-    answer=StepResponse,
-    problems=STEPPING,
-)
-STEPS = route(
-    "streams",
-    path=STREAM_PATH,
-    parameters=_WRITE_PARAMETERS,
-    body=StepsBody,
-    answer=StepResponse,
-    problems=STEPPING,
-)
-BULK_STEP = route(
-    "many streams",
-    path=["model"],
-    parameters=_WRITE_PARAMETERS,
-    body=BulkBody,
-    answer=BulkResponse,
-    problems=STEPPING,
-)
-BULK_STEPS = route(
-    "many streams",
-    path=["model"],
-    parameters=_WRITE_PARAMETERS,
-    body=BulkStepsBody,
-    answer=BulkResponse,
-    problems=STEPPING,
-)
+_one = functools.partial(route, "streams", path=STREAM_PATH, parameters=_WRITE_PARAMETERS, problems=STEPPING)
+_many = functools.partial(route, "many streams", path=["model"], parameters=_WRITE_PARAMETERS, problems=STEPPING)
+STEP = _one(body=StepBody, answer=StepResponse)
+STEPS = _one(body=StepsBody, answer=StepResponse)
+BULK_STEP = _many(body=BulkBody, answer=BulkResponse)
+BULK_STEPS = _many(body=BulkStepsBody, answer=BulkResponse)
 RESET = route(
     "streams",
     path=STREAM_PATH,

@@ -14,7 +14,16 @@ from service.asgi.http import RawResponse, body_of, encoding_of, idempotency_key
 from service.asgi.openapi import oip as openapi
 from service.codec.formats import JSON, encode
 from service.codec.oip import TritonError, config_of, metadata_of, quote
-from service.codec.oip.documents import IndexEntry, ModelReady, ModelStats, ServerLive, ServerMetadata, ServerReady
+from service.codec.oip.documents import (
+    IndexEntry,
+    ModelConfig,
+    ModelMetadata,
+    ModelReady,
+    ModelStats,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+)
 from service.codec.strict_parse import parse
 from service.errors import ServiceError
 from service.metrics import ModelCounts
@@ -46,11 +55,12 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     add("/v2/health/live", routes.live, methods=["GET"], **openapi.LIVE)
     add("/v2/health/ready", routes.ready, methods=["GET"], **openapi.READY)
     add("/v2/models/stats", routes.all_stats, methods=["GET"], **openapi.ALL_STATS)
+    document = openapi.model_route
     for version, parameters in (("", openapi.DEFAULT), (_VERSION, openapi.VERSION)):
-        add(f"{_MODEL}{version}", routes.metadata, methods=["GET"], **openapi.metadata(parameters))
-        add(f"{_MODEL}{version}/ready", routes.model_ready, methods=["GET"], **openapi.model_ready(parameters))
-        add(f"{_MODEL}{version}/config", routes.config, methods=["GET"], **openapi.config(parameters))
-        add(f"{_MODEL}{version}/stats", routes.stats, methods=["GET"], **openapi.stats(parameters))
+        add(f"{_MODEL}{version}", routes.metadata, methods=["GET"], **document(ModelMetadata, parameters))
+        add(f"{_MODEL}{version}/ready", routes.model_ready, methods=["GET"], **document(ModelReady, parameters))
+        add(f"{_MODEL}{version}/config", routes.config, methods=["GET"], **document(ModelConfig, parameters))
+        add(f"{_MODEL}{version}/stats", routes.stats, methods=["GET"], **document(ModelStats, parameters))
     add("/v2/repository/index", routes.index, methods=["POST"], **openapi.INDEX)
     add("/v2/repository/models/{model}/load", routes.load, methods=["POST"], **openapi.LOAD)
     add("/v2/repository/models/{model}/unload", routes.unload, methods=["POST"], **openapi.UNLOAD)
