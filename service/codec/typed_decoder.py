@@ -26,6 +26,7 @@ DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.er
 ValueErrors; integers out of range are OverflowErrors, and numbers that do not fit are errors of struct."""
 
 _INPUTS = b'"inputs"'
+_INPUTS_KEYS = (_INPUTS + b":", _INPUTS + b": ")
 _MESSAGE_NAMES = ("stream", "id")
 _encode = msgspec.json.Encoder().encode
 _LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
@@ -145,8 +146,9 @@ class TypedStepDecoder:
         # An escape could hide a colon of a text or a name; without those a backslash can hide none.
         if self._may_hide_colons and b"\\" in body:
             raise NotTypedError
-        is_named = body.find(b"{", 1) >= 0  # a second object is `inputs` by name, or an `id`
-        if is_named and self._alone is not None and self._texts:
+        brace = body.find(b"{", 1)  # a second object is `inputs` by name, or an `id`
+        is_named = brace >= 0
+        if is_named and self._texts and self._alone is not None and not body.endswith(_INPUTS_KEYS, 0, brace):
             at = body.find(_INPUTS) + len(_INPUTS)
             is_named = b"{" in body[at : at + 4]  # a colon and white space, then the brace
         step = self._named(body) if is_named or self._alone is None else self._alone(body)
