@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,6 +65,10 @@ class PackedArray(Struct):
         return raw.astype(self.d, copy=False).reshape(self.s)
 
 
+def _arrays(tensors: Mapping[str, PackedArray]) -> dict[str, Array]:
+    return {name: packed.array() for name, packed in tensors.items()}
+
+
 class StepReply(Struct):
     """The response to a step, a chunk or a reset."""
 
@@ -75,8 +80,7 @@ class StepReply(Struct):
 
     def result(self) -> StepResult:
         """Return the response as a `StepResult`."""
-        outputs = {name: packed.array() for name, packed in self.outputs.items()}
-        return StepResult(outputs, self.step, self.state_id, self.replayed, self.created)
+        return StepResult(_arrays(self.outputs), self.step, self.state_id, self.replayed, self.created)
 
 
 class ProblemReply(Struct):
@@ -113,7 +117,7 @@ class PeekReply(Struct):
 
     def result(self) -> StepResult:
         """Return the response as a `StepResult`."""
-        return StepResult({name: packed.array() for name, packed in self.outputs.items()}, self.step, self.state_id)
+        return StepResult(_arrays(self.outputs), self.step, self.state_id)
 
 
 class RolloutReply(Struct):
@@ -129,9 +133,7 @@ class RolloutReply(Struct):
 
     def rollout(self) -> Rollout:
         """Return the response as a `Rollout`."""
-        outputs, following = (
-            {name: packed.array() for name, packed in tensors.items()} for tensors in (self.outputs, self.next)
-        )
+        outputs, following = _arrays(self.outputs), _arrays(self.next)
         return Rollout(outputs, self.step, self.state_id, self.replayed, self.created, following, self.seed)
 
 
@@ -144,7 +146,7 @@ class StateReply(Struct):
 
     def state(self) -> State:
         """Return the response as a `State`."""
-        return State({name: packed.array() for name, packed in self.states.items()}, self.step, self.fingerprint)
+        return State(_arrays(self.states), self.step, self.fingerprint)
 
 
 class SnapshotsReply(Struct):
@@ -169,9 +171,7 @@ class WatchMessage(Struct):
         """Return the message as an `Event` or a `Gap`."""
         if self.gap:
             return Gap(self.gap)
-        outputs, inputs = (
-            {name: packed.array() for name, packed in tensors.items()} for tensors in (self.outputs, self.inputs)
-        )
+        outputs, inputs = _arrays(self.outputs), _arrays(self.inputs)
         return Event(outputs, self.step, self.state_id, model=self.model, stream=self.stream, inputs=inputs)
 
 
@@ -224,7 +224,7 @@ def bulk_results(reply: RawReply, count: int) -> list[StepResult | ClientError]:
         ClientError: `unreadable_answer`.
     """
     bulk = read(reply, BulkReply)
-    columns = {name: packed.array() for name, packed in bulk.outputs.items()}
+    columns = _arrays(bulk.outputs)
     if {len(bulk.step), len(bulk.state_id), *(len(column) for column in columns.values())} != {count}:
         raise _unreadable(reply, f"its columns do not have {count} rows", "unknown")
     results: list[StepResult | ClientError] = []

@@ -90,10 +90,7 @@ class RequestDecoder:
         Raises:
             ServiceError: `bad_json`, `bad_request`, `bad_input` or `non_finite`.
         """
-        try:
-            return self._step(_decode(body, body_format, StepBody), body, body_format, chunk=False)
-        except DECODE_ERRORS:
-            return self.strict.step(body, body_format, StepBody)
+        return self._decode_step(body, body_format, StepBody, chunk=False)
 
     def steps(self, body: bytes, body_format: Format) -> DecodedStep:
         """Decode the body of a chunk: T timesteps of one stream.
@@ -101,11 +98,7 @@ class RequestDecoder:
         Raises:
             ServiceError: As for `step`, and `too_large`.
         """
-        try:
-            step = self._step(_decode(body, body_format, StepsBody), body, body_format, chunk=True)
-        except DECODE_ERRORS:
-            step = self.strict.step(body, body_format, StepsBody, chunk=True)
-        return self._checked(step)
+        return self._decode_step(body, body_format, StepsBody, chunk=True)
 
     def peek(self, body: bytes, body_format: Format) -> DecodedStep:
         """Decode the body of a peek: that of a step or, with `chunk`, of a chunk.
@@ -113,12 +106,7 @@ class RequestDecoder:
         Raises:
             ServiceError: As for `steps`.
         """
-        try:
-            envelope = _decode(body, body_format, PeekBody)
-            step = self._step(envelope, body, body_format, chunk=_chunk(envelope))
-        except DECODE_ERRORS:
-            step = self.strict.step(body, body_format, PeekBody)
-        return self._checked(step)
+        return self._decode_step(body, body_format, PeekBody, chunk=False)
 
     def bulk(self, body: bytes, body_format: Format, *, chunk: bool) -> DecodedBulk:
         """Decode columns: one timestep or, with `chunk`, T timesteps, of many streams.
@@ -171,6 +159,16 @@ class RequestDecoder:
         return self._checked_bulk(decoded) if isinstance(decoded, DecodedBulk) else self._checked(decoded)
 
     # ---------------------------------------------------------------- the fast path
+
+    def _decode_step(self, body: bytes, body_format: Format, body_type: type[StepBody], *, chunk: bool) -> DecodedStep:
+        try:
+            envelope = _decode(body, body_format, body_type)
+            if isinstance(envelope, PeekBody):
+                chunk = _chunk(envelope)
+            step = self._step(envelope, body, body_format, chunk=chunk)
+        except DECODE_ERRORS:
+            step = self.strict.step(body, body_format, body_type, chunk=chunk)
+        return self._checked(step)
 
     def _step(self, envelope: StepBody, body: bytes, body_format: Format, *, chunk: bool) -> DecodedStep:
         inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 1 if chunk else 0)

@@ -63,6 +63,7 @@ class TypedInputsDecoder:
     def __init__(self, specs: Sequence[InputSpec]) -> None:
         """Create it for the declared inputs; each decoder is created when it is first needed."""
         self._specs = [(spec.name, np.dtype(spec.dtype), spec.row_shape) for spec in specs]
+        self._names = [spec.name for spec in specs]
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
         self._decoders: dict[tuple[Format, int], _Decoders] = {}
 
@@ -100,9 +101,7 @@ class TypedInputsDecoder:
 
     def _decoder(self, body_format: Format, lead: int) -> _Decoders:
         types = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, row in self._specs]
-        fields = [(f"i{i}", type_ if body_format is JSON else _PackedArray | type_) for i, type_ in enumerate(types)]
-        names = {f"i{i}": name for i, (name, _, _) in enumerate(self._specs)}
-        named = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
+        named = _inputs_by_name(self._names, types if body_format is JSON else [_PackedArray | one for one in types])
         module = msgspec.json if body_format is JSON else msgspec.msgpack
         alone = module.Decoder(types[0]).decode if len(types) == 1 else None
         self._decoders[body_format, lead] = decoders = module.Decoder(named).decode, alone
@@ -125,10 +124,7 @@ class TypedStepDecoder:
         """
         specs = sorted(specs, key=lambda spec: spec.name)
         types = [_nested(_LEAF[np.dtype(spec.dtype).kind], len(spec.row_shape)) for spec in specs]
-        names = {f"i{i}": spec.name for i, spec in enumerate(specs)}
-        fields = [(f"i{i}", type_) for i, type_ in enumerate(types)]
-        named_inputs: Any = msgspec.defstruct("Inputs", fields, rename=names, forbid_unknown_fields=True, gc=False)
-        self._named = _step_decoder(body_type, named_inputs)
+        self._named = _step_decoder(body_type, _inputs_by_name([spec.name for spec in specs], types))
         self._alone = _step_decoder(body_type, types[0]) if len(specs) == 1 else None
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._single_input = self._packers[0] if len(specs) == 1 else None
@@ -215,6 +211,17 @@ def reject_duplicate_keys(body: bytes, envelope: StepOptions, colons: int) -> No
             colons += _encode(value).count(b":")
     if body.count(b":") != colons or b"\\" in body:
         raise NotTypedError
+
+
+def _inputs_by_name(names: Sequence[str], types: Sequence[Any]) -> Any:
+    """Return the type of inputs as an object by name, with the fields `i0`, `i1` and so on in this order.
+
+    Raises:
+        ValueError: A name cannot be the name of a decoder's field.
+    """
+    fields = [(f"i{i}", one) for i, one in enumerate(types)]
+    renamed = {f"i{i}": name for i, name in enumerate(names)}
+    return msgspec.defstruct("Inputs", fields, rename=renamed, forbid_unknown_fields=True, gc=False)
 
 
 def _step_decoder(body_type: type[StepBody], inputs: Any) -> Callable[[bytes], Any]:
