@@ -174,7 +174,8 @@ class RequestDecoder:
         inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 1 if chunk else 0)
         if body_format is JSON:
             reject_duplicate_keys(body, envelope, colons)
-        _check_not_empty(inputs, axis=0)
+        if chunk:
+            _check_not_empty(inputs, axis=0)
         return DecodedStep(envelope, inputs, chunk)
 
     def _bulk(self, envelope: BulkBody, body: bytes, body_format: Format, *, chunk: bool) -> DecodedBulk:
@@ -192,7 +193,8 @@ class RequestDecoder:
 
     def _checked(self, step: DecodedStep) -> DecodedStep:
         """Check the number of timesteps, and return the body."""
-        self._check_length(step.inputs, axis=0)
+        if step.chunk:
+            self._check_length(step.inputs, axis=0)
         return step
 
     def _checked_bulk(self, bulk: DecodedBulk) -> DecodedBulk:

@@ -62,7 +62,8 @@ class TypedInputsDecoder:
 
     def __init__(self, specs: Sequence[InputSpec]) -> None:
         """Create it for the declared inputs; each decoder is created when it is first needed."""
-        self._specs = [(spec.name, np.dtype(spec.dtype), spec.row_shape) for spec in specs]
+        # `dtype.name` is computed by numpy each time.
+        self._specs = [(spec.name, np.dtype(spec.dtype), spec.dtype, spec.row_shape) for spec in specs]
         self._names = [spec.name for spec in specs]
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
         self._decoders: dict[tuple[Format, int], _Decoders] = {}
@@ -89,9 +90,10 @@ class TypedInputsDecoder:
         else:
             values, colons = (alone(raw),), 0
         arrays = {}
-        for (name, dtype, row), item in zip(self._specs, values, strict=True):
+        for (name, dtype, dtype_name, row), item in zip(self._specs, values, strict=True):
             if type(item) is _PackedArray:
-                array = _unpack(item, dtype) if lead else _unpack(item, dtype)[None]
+                array = _unpack(item, dtype, dtype_name)
+                array = array if lead else array[None]
             else:
                 array = _array(item if lead else [item], dtype)
             if array.shape[lead or 1 :] != row or array.ndim != (lead or 1) + len(row) or not is_finite(array):
@@ -100,7 +102,7 @@ class TypedInputsDecoder:
         return arrays, colons
 
     def _decoder(self, body_format: Format, lead: int) -> _Decoders:
-        types = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, row in self._specs]
+        types = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, _, row in self._specs]
         named = _inputs_by_name(self._names, types if body_format is JSON else [_PackedArray | one for one in types])
         module = msgspec.json if body_format is JSON else msgspec.msgpack
         alone = module.Decoder(types[0]).decode if len(types) == 1 else None
@@ -255,8 +257,8 @@ def _nested(leaf: Any, depth: int) -> Any:
     return leaf if depth == 0 else list[_nested(leaf, depth - 1)]  # type: ignore[misc] # built at run time
 
 
-def _unpack(packed: _PackedArray, dtype: np.dtype[Any]) -> Array:
-    if packed.d != dtype.name or min(packed.s, default=0) < 0 or len(packed.b) != math.prod(packed.s) * dtype.itemsize:
+def _unpack(packed: _PackedArray, dtype: np.dtype[Any], dtype_name: str) -> Array:
+    if packed.d != dtype_name or min(packed.s, default=0) < 0 or len(packed.b) != math.prod(packed.s) * dtype.itemsize:
         raise NotTypedError
     if dtype.kind == "b" and packed.b.translate(None, b"\x00\x01"):
         raise NotTypedError

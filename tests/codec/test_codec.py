@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from model_export.manifest import InputSpec, Manifest
-from service.codec import JSON, MSGPACK, DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
+from service.codec import JSON, MSGPACK, DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody, strict_parse
 from service.codec.envelopes import FeedMessage, correlation_of
 from service.codec.formats import encode, format_of_answer, format_of_body
 from service.codec.responses import bulk_response_of_rows, encode_step, step_response
@@ -676,6 +676,58 @@ def test_clients_that_write_inputs_in_different_ways_do_not_slow_each_other_down
                 one.read(body_of({**document, **more}))
 
     assert met == []
+
+
+@contextmanager
+def strict_readings() -> Iterator[list[int]]:
+    """The number of bodies that are parsed strictly meanwhile."""
+    found = [0]
+
+    def profile(frame: FrameType, event: str, _arg: Any) -> None:
+        found[0] += event == "call" and frame.f_code is strict_parse.parse.__code__
+
+    sys.setprofile(profile)
+    try:
+        yield found
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_no_usual_body_is_decoded_strictly(form: Format, is_named: bool) -> None:
+    def body(shape: list[int], **more: Any) -> bytes:
+        values = np.ones(shape, np.float32)
+        value = packed(values) if form is MSGPACK and is_named else values.tolist()
+        return body_of({"inputs": {"x": value} if is_named else value, **more}, form)
+
+    one = {"seq": 1, "after": encode_state_id(STATE_ID), "create": "never"}
+    many = {"streams": ["a", "b"], "seq": [1, None], "after": [None, encode_state_id(STATE_ID)], "create": "auto"}
+    with strict_readings() as found:
+        ONE.step(body([4], **one), form)
+        ONE.steps(body([2, 4], **one, **{"return": "last"}), form)
+        ONE.peek(body([2, 4], chunk=True), form)
+        ONE.bulk(body([2, 4], **many), form, chunk=False)
+        ONE.bulk(body([2, 3, 4], **many, **{"return": "none"}), form, chunk=True)
+        ONE.feed(body([4], **one, id={"n": ":"}), form, {}, many=False)
+        ONE.feed(body([4], **one, stream="a:b", chunk=False), form, {}, many=True)
+        ONE.feed(body([2, 4], **many, id="a:b"), form, {}, many=True)
+
+    assert found == [0]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("text_of", [json.dumps, lambda document: encode(document, JSON).decode()])
+def test_no_usual_message_with_an_object_as_id_is_decoded_twice(is_named: bool, text_of: Any) -> None:
+    inputs = {"x": [1, 2, 3, 4]} if is_named else [1, 2, 3, 4]
+    assert ONE.read_stream_message is not None
+    for document in (
+        {"stream": "a", "inputs": inputs, "id": {"n": 1}},
+        {"id": {"n": 1}, "inputs": inputs, "stream": "a"},
+    ):
+        _, decoded, is_plain = ONE.read_stream_message(text_of(document).encode())
+
+        assert (decoded, is_plain) == ((np.array([1, 2, 3, 4], np.float32).tobytes(),), True)
 
 
 _LEAVES = st.one_of(
