@@ -228,3 +228,18 @@ class ServiceResponse(Document, kw_only=True):
     durability: Annotated[str, Meta(description="What a confirmed commit survives: `memory`, `fsync` or `replica`.")]
     store: dict[str, Any]
     limits: dict[str, Any]
+
+
+class RefusedStream(Document, kw_only=True):
+    """A stream that was not imported, and the code of the error."""
+
+    stream: StreamId
+    code: str
+
+
+class ImportResponse(Document, kw_only=True):
+    """The result of an import of streams."""
+
+    loaded: Annotated[int, Meta(ge=0, description="Streams that are now as in the savepoint.")]
+    refused: Annotated[list[RefusedStream], Meta(description="The first 1000.")]
+    refused_count: Annotated[int, Meta(ge=0)]

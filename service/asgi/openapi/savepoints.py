@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.asgi.openapi.schemas import STREAM, STREAM_READ, STREAM_WRITE, Schema, list_of, object_schema, route
+from service.asgi.openapi.schemas import STREAM_READ, STREAM_WRITE, Schema, route
+from service.codec.documents import ImportResponse
 from service.codec.savepoint import MEDIA_TYPE
 
 _FILE: dict[str, Any] = {
     MEDIA_TYPE: {"schema": {"type": "string", "format": "binary", "description": "See docs/savepoints.md."}}
 }
 _TEXT: Schema = {"type": "string"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
 
 EXPORT = route(
     "many streams",
@@ -28,15 +28,7 @@ IMPORT = route(
     "many streams",
     path=["model"],
     parameters=[{"name": "overwrite", "in": "query", "schema": {"type": "boolean", "default": False}}],
-    answer=object_schema(
-        ["loaded", "refused", "refused_count"],
-        loaded={**_COUNT, "description": "Streams that are now as in the savepoint."},
-        refused={
-            **list_of(object_schema(["stream", "code"], stream=STREAM, code=_TEXT)),
-            "description": "The first 1000.",
-        },
-        refused_count=_COUNT,
-    ),
+    answer=ImportResponse,
     problems=(*STREAM_WRITE, "overloaded"),
 )
 IMPORT["openapi_extra"]["requestBody"] = {"required": True, "content": _FILE}
