@@ -305,6 +305,8 @@ def test_the_openapi_document_has_every_route_of_the_contract(service: Service) 
         ("POST", "/v1/models/{model}/steps"),
         ("POST", "/v1/models/{model}/reset"),
         ("GET", "/v1/models/{model}/streams"),
+        ("GET", "/v1/models/{model}/streams/export"),
+        ("POST", "/v1/models/{model}/streams/import"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model}"),
         ("POST", "/v1/models/reload"),
