@@ -12,11 +12,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from service.client.decoding import NoReply, RawReply, seconds
-from service.client.exchange import Send
 from service.client.http_transport import FeedAddress, no_reply
-from service.client.inputs import Inputs
-from service.client.requests import ClientRequest
+from service.client.protocol.decoding import NoReply, RawReply, seconds
+from service.client.protocol.exchange import Send
+from service.client.protocol.inputs import Inputs
+from service.client.protocol.requests import ClientRequest
 from service.client.results import ClientError, StepResult
 from service.codec.formats import MSGPACK, encode, format_of_body
 

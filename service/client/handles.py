@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from service.client.requests import StreamCursor
+from service.client.protocol.requests import StreamCursor
 
 KEEP_STREAMS = 65_536
 """Default number of handles that a model keeps; one takes about 1.2 KB."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from service.client.decoding import NoReply, RawReply, seconds
-from service.client.requests import ClientRequest
+from service.client.protocol.decoding import NoReply, RawReply, seconds
+from service.client.protocol.requests import ClientRequest
 from service.client.results import ClientError
 from service.codec.formats import MSGPACK, encode, format_of_body
 

@@ -12,16 +12,16 @@ import httpx
 
 from service.client import http_transport
 from service.client.deadline import Deadline, limit
-from service.client.decoding import NoReply, RawReply
-from service.client.exchange import Exchange, drive
 from service.client.handles import KEEP_STREAMS, Handles
-from service.client.inputs import Inputs
-from service.client.protocol import OnResend, busy
+from service.client.protocol.decoding import NoReply, RawReply
+from service.client.protocol.exchange import Exchange, drive
+from service.client.protocol.inputs import Inputs
+from service.client.protocol.model_protocol import OnResend, busy
+from service.client.protocol.requests import ClientRequest, StreamCursor
+from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
+from service.client.protocol.stream_ops import StreamOps
 from service.client.replay import timesteps_of, with_bar
-from service.client.requests import ClientRequest, StreamCursor
-from service.client.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
-from service.client.stream_ops import StreamOps
 from service.client.watch import OpenWatches, WatchCursor, follow
 from service.types import ReturnMode
 

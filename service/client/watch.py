@@ -16,8 +16,8 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from service.client import decoding
 from service.client.http_transport import FeedAddress
+from service.client.protocol import decoding
 from service.client.results import Event, Gap
 from service.codec.formats import MSGPACK, encode, format_of_body
 

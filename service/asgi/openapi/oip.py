@@ -16,7 +16,7 @@ from service.codec.oip.documents import (
     ServerMetadata,
     ServerReady,
 )
-from service.codec.oip.infer import InferBody, InferResponse
+from service.codec.oip.infer_documents import InferBody, InferResponse
 
 _HEADERS: Sequence[Schema] = (
     {

@@ -6,21 +6,26 @@ A header gives the length of the JSON document in a body. The first axis of tens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw
 
 from model_export.manifest import Array, Manifest
 from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
+from service.codec.oip.infer_documents import (
+    ID_LIMIT,
+    KEY_LIMIT,
+    InferBody,
+    InferInput,
+    InferOutput,
+    InferResponse,
+    Parameters,
+    RequestedOutput,
+)
 from service.codec.oip.tensors import DeclaredTensor, raw_bytes
 from service.codec.strict_parse import preview
 from service.ids import SEQ_LIMIT, check_stream_id
-
-_ID_LIMIT: Final = 2**64
-_KEY_LIMIT: Final = 255
-
-Parameters = dict[str, Any]
 
 
 class InferRequest(NamedTuple):
@@ -52,86 +57,6 @@ class InferRequest(NamedTuple):
     def stream(self) -> str | None:
         """The stream id of the sequence: `42` and `"42"` are the same stream."""
         return None if self.sequence is None else str(self.sequence)
-
-
-def _parameters(**properties: dict[str, Any]) -> Meta:
-    return Meta(extra_json_schema={"properties": properties})
-
-
-_FALSE = {"type": "boolean", "default": False}
-Shape = Annotated[list[int], Meta(extra_json_schema={"example": [1, 4]})]
-Datatype = Annotated[str, Meta(extra_json_schema={"example": "FP32"})]
-Values = Meta(
-    description="Row-major, flat or nested.", extra_json_schema={"type": "array", "items": {}, "example": [0.1, 0.2]}
-)
-
-
-class InferInput(Struct, gc=False):
-    """An input tensor."""
-
-    name: str
-    shape: Shape
-    datatype: Datatype
-    parameters: Annotated[Parameters, _parameters(binary_data_size={"type": "integer"})] | None = None
-    data: Annotated[Raw, Values] | UnsetType = UNSET
-
-
-class RequestedOutput(Struct, gc=False):
-    """An output to return."""
-
-    name: str
-    parameters: Annotated[Parameters, _parameters(binary_data={"type": "boolean"})] | None = None
-
-
-class InferBody(Struct, gc=False):
-    """The JSON document of an infer request."""
-
-    inputs: list[InferInput]
-    id: str | None = None
-    parameters: (
-        Annotated[
-            Parameters,
-            _parameters(
-                sequence_id={
-                    "description": "Id of the sequence, which is the stream with this id. Required for a model with "
-                    "state.",
-                    "anyOf": [{"type": "integer", "minimum": 0, "exclusiveMaximum": _ID_LIMIT}, {"type": "string"}],
-                },
-                sequence_start={**_FALSE, "description": "Reset the stream before this timestep."},
-                sequence_end={**_FALSE, "description": "Delete the stream after this timestep."},
-                binary_data_output={**_FALSE, "description": "Return outputs as raw bytes."},
-                step={"type": "integer", "minimum": 1, "description": "Number of this timestep in its sequence."},
-                idempotency_key={"type": "string", "minLength": 1, "maxLength": _KEY_LIMIT},
-            ),
-        ]
-        | None
-    ) = None
-    outputs: list[RequestedOutput] | None = None
-
-
-class InferOutput(Struct, omit_defaults=True, gc=False):
-    """An output tensor; its values follow the document as raw bytes if it has no `data`."""
-
-    name: str
-    datatype: Datatype
-    shape: Annotated[tuple[int, ...], Meta(extra_json_schema={"example": [1, 4]})]
-    parameters: dict[str, int] | UnsetType = UNSET
-    data: Annotated[list[Any], Values] | UnsetType = UNSET
-
-
-class InferResponse(Struct, omit_defaults=True, gc=False):
-    """The JSON document of an infer response."""
-
-    model_name: str
-    model_version: str
-    outputs: list[InferOutput]
-    id: str | UnsetType = UNSET
-    parameters: (
-        Annotated[
-            Parameters, Meta(extra_json_schema={"additionalProperties": {"type": ["string", "number", "boolean"]}})
-        ]
-        | UnsetType
-    ) = UNSET
 
 
 _decode = msgspec.json.Decoder(InferBody).decode
@@ -216,7 +141,7 @@ class InferCodec:
         if type(sequence) is str:
             if sequence:
                 return check_stream_id(sequence)
-        elif type(sequence) is not int or not 0 <= sequence < _ID_LIMIT:
+        elif type(sequence) is not int or not 0 <= sequence < ID_LIMIT:
             bad_request(
                 f"Unable to parse 'sequence_id': it is {preview(sequence)}; expected an integer of 64 bits or text"
             )
@@ -383,9 +308,9 @@ def _step(step: Any, *, start: bool, sequence: int | str | None) -> int | None:
 def _idempotency_key(idempotency_key: Any) -> str | None:
     if idempotency_key is None:
         return None
-    if type(idempotency_key) is not str or not 1 <= len(idempotency_key) <= _KEY_LIMIT:
+    if type(idempotency_key) is not str or not 1 <= len(idempotency_key) <= KEY_LIMIT:
         bad_request(
-            f"Unable to parse 'idempotency_key': it is {preview(idempotency_key)}; expected text of 1 to {_KEY_LIMIT} "
+            f"Unable to parse 'idempotency_key': it is {preview(idempotency_key)}; expected text of 1 to {KEY_LIMIT} "
             "characters"
         )
     return idempotency_key

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from service.client.requests import SentRequest, StreamCursor
+    from service.client.protocol.requests import SentRequest, StreamCursor
 
 KEEP_BYTES: Final = 16 * 2**20
 """Default size of a client's buffer in bytes."""

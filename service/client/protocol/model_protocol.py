@@ -19,14 +19,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from model_export.manifest import NAME, Array
-from service.client import decoding
-from service.client.decoding import RawReply
-from service.client.exchange import Exchange
-from service.client.inputs import Inputs, cast_inputs, packed
-from service.client.requests import ATTEMPT_S, ClientRequest, R, SentRequest, StreamCursor
-from service.client.resend_buffer import ResendBuffer
+from service.client.protocol import decoding
+from service.client.protocol.decoding import RawReply
+from service.client.protocol.exchange import Exchange
+from service.client.protocol.inputs import Inputs, cast_inputs, packed
+from service.client.protocol.requests import ATTEMPT_S, ClientRequest, R, SentRequest, StreamCursor
+from service.client.protocol.resend_buffer import ResendBuffer
+from service.client.protocol.retry import RetryPolicy
 from service.client.results import ClientError, Status, StepResult
-from service.client.retry import RetryPolicy
 from service.types import ReturnMode
 
 T = TypeVar("T")

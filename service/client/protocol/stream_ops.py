@@ -6,14 +6,14 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from service.client import decoding
-from service.client.bulk_steps import BulkSteps
-from service.client.exchange import Exchange
-from service.client.inputs import Inputs, packed
-from service.client.protocol import timed
-from service.client.requests import ClientRequest, StreamCursor
+from service.client.protocol import decoding
+from service.client.protocol.bulk_steps import BulkSteps
+from service.client.protocol.exchange import Exchange
+from service.client.protocol.inputs import Inputs, packed
+from service.client.protocol.model_protocol import timed
+from service.client.protocol.requests import ClientRequest, StreamCursor
+from service.client.protocol.retry import RetryPolicy
 from service.client.results import Rollout, Snapshot, State, StepResult
-from service.client.retry import RetryPolicy
 
 
 class StreamOps(BulkSteps):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from model_export.manifest import Array
-from service.client import decoding
-from service.client.exchange import Exchange
-from service.client.inputs import Inputs, packed, stack
-from service.client.protocol import ModelProtocol, timed
-from service.client.requests import ClientRequest, StreamCursor
+from service.client.protocol import decoding
+from service.client.protocol.exchange import Exchange
+from service.client.protocol.inputs import Inputs, packed, stack
+from service.client.protocol.model_protocol import ModelProtocol, timed
+from service.client.protocol.requests import ClientRequest, StreamCursor
+from service.client.protocol.retry import RetryPolicy
 from service.client.results import ClientError, StepResult
-from service.client.retry import RetryPolicy
 
 
 class BulkSteps(ModelProtocol):

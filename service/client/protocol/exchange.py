@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from typing import TypeVar
 
-from service.client.decoding import NoReply, RawReply
-from service.client.requests import ClientRequest
+from service.client.protocol.decoding import NoReply, RawReply
+from service.client.protocol.requests import ClientRequest
 
 T = TypeVar("T")
 
