@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     from model_export.keras import register_step_rule, to_step_model
     from model_export.manifest import Manifest
     from model_export.spec import StepSpec
+    from model_export.stages import Pipeline
     from model_export.step_model import StepModel
 
 # onnxruntime's own builds report their use to Microsoft unless this is set before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["Manifest", "StepModel", "StepSpec", "register_step_rule", "to_step_model"]
+__all__ = ["Manifest", "Pipeline", "StepModel", "StepSpec", "register_step_rule", "to_step_model"]
 
 _HOMES = {
     "Manifest": "manifest",
+    "Pipeline": "stages",
     "StepModel": "step_model",
     "StepSpec": "spec",
     "register_step_rule": "keras.step_rules",

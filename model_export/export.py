@@ -21,6 +21,7 @@ from model_export.report import ParityReport
 from model_export.samples import read_user_data
 from model_export.sources import load_source
 from model_export.spec import StepSpec
+from model_export.stages.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ def export_source(
     labels: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
     accept_weak: bool = False,
+    before: Sequence[Path] = (),
+    after: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Exported:
     """Export a trained model.
@@ -75,6 +78,8 @@ def export_source(
         labels: Names of the numbers of a row, by input or output; by default those that the model itself has.
         units: Units by input or output.
         accept_weak: Write the file also where a wrong graph might have passed, and `verify` does not settle it.
+        before: ONNX files that a timestep passes in front of the model, in order: graphs over sequences, or over rows.
+        after: ONNX files that its outputs pass behind it, in order.
         progress: Called as parts are done.
 
     Raises:
@@ -93,6 +98,8 @@ def export_source(
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
     found = load_source(source)
+    if before or after:
+        found = _with_files(found, before, after)
     full = candidate_of(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
     known = {**_own_labels(found, full.manifest), **(labels or {})}
     manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
@@ -110,6 +117,15 @@ def export_source(
         raise WeakProofError(_weakness(report), fix=_WAY_OUT, exported=done)
     write_whole(target, content)
     return done
+
+
+def _with_files(found: Any, before: Sequence[Path], after: Sequence[Path]) -> Pipeline:
+    for path in (*before, *after):
+        if path.suffix != ".onnx" or not path.is_file():
+            raise FileError(f"{path} is no ONNX file; expected one for `--before` or `--after`.", fix="Check the path.")
+    if isinstance(found, Pipeline):
+        return Pipeline([*before, *found.parts, *after], anchor=found.anchor + len(before))
+    return Pipeline([*before, found, *after], anchor=len(before))
 
 
 def _own_labels(found: Any, manifest: Manifest) -> dict[str, list[str]]:
@@ -148,6 +164,14 @@ def candidate_of(
         MissingExtraError: A package that this needs is not installed.
         UnclearModelError: Axes are given for what is no ONNX file.
     """
+    if isinstance(found, Pipeline):
+        from model_export.stages.convert import convert_pipeline
+
+        def convert(part: Any, is_anchor: bool) -> Candidate:
+            axes = {"time_axes": time_axes, "batch_axes": batch_axes} if is_anchor else {}
+            return candidate_of(part, name=name, progress=progress, **axes)
+
+        return convert_pipeline(found, convert, name=name)
     if isinstance(found, Path):
         from model_export import sequence
 

@@ -135,7 +135,20 @@ class TensorSpec(_Part):
 
 
 class InputSpec(TensorSpec):
-    """A tensor that the caller sends with each timestep."""
+    """A tensor that the caller sends with each timestep.
+
+    Attributes:
+        missing: `refuse`: every value is a finite number. `nan`: values may be missing, and reach the graph as NaN; the
+            graph replaces them.
+    """
+
+    missing: Literal["refuse", "nan"] = "refuse"
+
+    @model_validator(mode="after")
+    def _can_be_missing(self) -> InputSpec:
+        if self.missing == "nan" and not self.dtype.startswith("float"):
+            raise ValueError(f"{self.name!r} is {self.dtype} and has missing 'nan'; expected a float, which NaN is")
+        return self
 
 
 class OutputSpec(TensorSpec):

@@ -15,6 +15,8 @@ from typing import Any
 
 from model_export.errors import FileError, MissingExtraError, RefusedModelError, StepwellError
 from model_export.spec import StepSpec
+from model_export.stages.pipeline import Pipeline, RowPart
+from model_export.stages.stage import Stage
 
 _EXPORTED = (
     "Give a .keras, .h5 or .onnx file, or package.module:callable that returns a keras.Model or, for PyTorch, a "
@@ -35,7 +37,7 @@ _EXTRAS = {
 
 
 def load_source(source: Any) -> Any:
-    """Return the Keras model, the `StepSpec` of a PyTorch module, or the path of the ONNX file that a SOURCE names.
+    """Return what a SOURCE names: a Keras model, a `StepSpec`, the path of an ONNX file, or a `Pipeline` of these.
 
     Args:
         source: A `.keras`, `.h5` or `.onnx` file, or `package.module:callable`. The current folder and PYTHONPATH are
@@ -132,7 +134,7 @@ def _call(source: str, module_name: str, name: str) -> Any:
                 f"{module_name} has no {name!r}, which {source!r} asks for.", fix="Name a function that it has."
             )
         found = getattr(found, part)
-    if isinstance(found, StepSpec) or _is_a("keras", "Model", found) or not callable(found):
+    if isinstance(found, StepSpec | Pipeline) or _is_a("keras", "Model", found) or not callable(found):
         return found
     if _is_a("torch", "nn.Module", found):
         return found  # calling it would run it
@@ -151,6 +153,10 @@ def _forget_namesake(here: Path, name: str) -> None:
     known = getattr(sys.modules.get(name), "__file__", None)
     if own and known is not None and Path(known).resolve() not in [path.resolve() for path in own]:
         del sys.modules[name]
+
+
+def _loaded(part: Any) -> Any:
+    return load_source(str(part) if isinstance(part, Path) else part)
 
 
 def _failed(source: str, exc: Exception) -> StepwellError:
@@ -179,6 +185,8 @@ def _is_a(package: str, path: str, found: Any) -> bool:
 def _checked(source: str, found: Any) -> Any:
     if isinstance(found, StepSpec) or _is_a("keras", "Model", found):
         return found
+    if isinstance(found, Pipeline):
+        return Pipeline([part if isinstance(part, Stage | RowPart) else _loaded(part) for part in found.parts])
     kind = f"{type(found).__module__}.{type(found).__qualname__}"
     if _is_a("torch", "nn.Module", found):
         raise RefusedModelError(
@@ -186,4 +194,7 @@ def _checked(source: str, found: Any) -> Any:
             fix='Return model_export.StepSpec(module, inputs={"x": torch.zeros(2, 10, 16)}, time_axis=1), or with '
             "states={...} where `forward` takes and returns them.",
         )
-    raise RefusedModelError(f"{source} gives {kind}; expected a keras.Model or a model_export.StepSpec.", fix=_EXPORTED)
+    raise RefusedModelError(
+        f"{source} gives {kind}; expected a keras.Model, a model_export.StepSpec or a model_export.Pipeline.",
+        fix=_EXPORTED,
+    )

@@ -219,8 +219,13 @@ class Graph:
         number = self._taken[clean] = self._taken.get(clean, 0) + 1
         return clean if number == 1 else self.unique(f"{clean}_{number}")
 
-    def proto(self, name: str) -> onnx.ModelProto:
-        """Return the finished model, without nodes that nothing asks for."""
+    def proto(self, name: str, *, opset: int = OPSET) -> onnx.ModelProto:
+        """Return the finished model, without nodes that no output needs.
+
+        Args:
+            name: The graph's name.
+            opset: The version of ONNX's operators that is declared.
+        """
 
         def declare(tensor: str, dtype: str, row: Sequence[int]) -> onnx.ValueInfoProto:
             kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -235,7 +240,7 @@ class Graph:
         return helper.make_model(
             graph,
             ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid("", opset)],
             producer_name="stepwell",
         )
 

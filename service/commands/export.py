@@ -74,6 +74,16 @@ def export(
     accept_weak: Annotated[
         bool, typer.Option("--accept-weak", help="Write the file though a wrong graph might have passed the proof.")
     ] = False,
+    before: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PRE.onnx", help="A graph in front of the model. Repeatable, in order."
+        ),
+    ] = None,
+    after: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="POST.onnx", help="A graph behind the model. Repeatable, in order."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Export a trained model as a step graph and verify it against the original; if that fails, no file is written."""
@@ -109,6 +119,8 @@ def export(
             },
             units=named_values("--units", units or [], "NAME=UNIT"),
             accept_weak=accept_weak,
+            before=before or (),
+            after=after or (),
             progress=progress,
         )
     if as_json:

@@ -109,9 +109,11 @@ def _axis(axis: int | None) -> str:
 
 
 def _notes(spec: Any) -> str:
-    """Say what else is known of an input or output: its unit, its labels, its shape in the graph."""
+    """Return what else is known of an input or output: its unit, its labels, missing values, its shape in the graph."""
     labels, unit = getattr(spec, "labels", None) or [], getattr(spec, "unit", None)
-    return "; ".join(filter(None, [f"in {unit}" if unit else "", ", ".join(map(str, labels)), _in_graph(spec)]))
+    missing = "may be missing" if getattr(spec, "missing", "refuse") == "nan" else ""
+    notes = [f"in {unit}" if unit else "", ", ".join(map(str, labels)), missing, _in_graph(spec)]
+    return "; ".join(filter(None, notes))
 
 
 def _in_graph(spec: Any) -> str:

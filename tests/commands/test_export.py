@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from model_export.errors import ParityError, RefusedModelError, WeakProofError
+from model_export.errors import FileError, ParityError, RefusedModelError, WeakProofError
+from model_export.step_model import StepModel
 from tests.commands.program import run_stepwell
+from tests.model_export.sequence import zoo_parts
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 
@@ -140,3 +143,24 @@ def test_labels_and_units_are_shown_by_inspect(tmp_path: Path, source: Path) -> 
     table = run_stepwell("inspect", tmp_path / "pump.onnx").stdout
     assert "in mm; level" in table
     assert "up, down" in table
+
+
+def test_graphs_before_and_after_are_joined_with_the_model(tmp_path: Path, source: Path) -> None:
+    halved = "(float[n, 2] raw) => (float[n, 2] x) { half = Constant <value_float = 0.5> () x = Mul (raw, half) }"
+    onnx.save(zoo_parts.graph(halved), tmp_path / "pre.onnx")
+    doubled = "(float[n, 1] y) => (float[n, 1] z) { z = Add (y, y) }"
+    onnx.save(zoo_parts.graph(doubled), tmp_path / "post.onnx")
+    files = ["--before", tmp_path / "pre.onnx", "--after", tmp_path / "post.onnx"]
+    done = run_stepwell("export", source, "-o", tmp_path / "pump.onnx", *files, "--json")
+    manifest = StepModel(tmp_path / "pump.onnx").manifest
+
+    assert done.exit_code == 0
+    assert [spec.name for spec in (*manifest.inputs, *manifest.answered)] == ["raw", "z"]
+    assert json.loads(done.stdout)["parity"]["against"].startswith("onnxruntime")
+
+
+def test_a_graph_that_is_not_there_is_named(tmp_path: Path, source: Path) -> None:
+    done = run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--before", tmp_path / "none.onnx")
+
+    assert (done.exit_code, type(done.exception)) == (1, FileError)
+    assert "none.onnx is no ONNX file" in str(done.exception)

@@ -53,7 +53,7 @@ def test_the_contracts_example_comes_back_key_for_key() -> None:
 
     assert {key: written[key] for key in json.loads(CONTRACT)} == {
         **json.loads(CONTRACT),
-        "inputs": [{**json.loads(CONTRACT)["inputs"][0], "graph_shape": None}],
+        "inputs": [{**json.loads(CONTRACT)["inputs"][0], "graph_shape": None, "missing": "refuse"}],
         "outputs": [{**json.loads(CONTRACT)["outputs"][0], "graph_shape": None}],
     }
 

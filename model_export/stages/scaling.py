@@ -1,0 +1,204 @@
+"""Stages that change each number by itself: scales, limits and logarithms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from model_export.errors import ManifestError
+from model_export.manifest import Array
+from model_export.stages.stage import Numbers, Row, Stage, check_row, numbers, training_data
+
+if TYPE_CHECKING:
+    from model_export.keras.emit import Graph
+
+
+@dataclass(frozen=True, eq=False)
+class _Scale(Stage):
+    """`(x - offset) / scale`, or its inverse.
+
+    Attributes:
+        is_inverse: Whether it is `x * scale + offset`.
+    """
+
+    is_inverse: bool = field(default=False, kw_only=True)
+
+    keeps_missing: ClassVar[bool] = True
+
+    def offset_and_scale(self) -> tuple[Array, Array]:
+        """Return both, float64: one number, or one for each element of a row."""
+        raise NotImplementedError
+
+    def check(self, row: Row) -> None:
+        offset, scale = self.offset_and_scale()
+        check_row(self, row, offset=offset, scale=scale)
+
+    def reference(self, values: Array) -> Array:
+        offset, scale = self.offset_and_scale()
+        return np.asarray(values * scale + offset if self.is_inverse else (values - offset) / scale)
+
+    def emit(self, graph: Graph, x: str, row: Row) -> str:
+        offset, scale = (graph.constant(value, "float64") for value in self.offset_and_scale())
+        if self.is_inverse:
+            return graph.op("Add", graph.op("Mul", x, scale, at=self.title), offset, at=self.title)
+        return graph.op("Div", graph.op("Sub", x, offset, at=self.title), scale, at=self.title)
+
+    def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
+        offset, scale = self.offset_and_scale()
+        return np.asarray((values - offset) / scale if self.is_inverse else values * scale + offset)
+
+    def inverse(self) -> Stage:
+        return replace(self, is_inverse=not self.is_inverse)
+
+
+@dataclass(frozen=True, eq=False)
+class Standardize(_Scale):
+    """`(x - mean) / std`.
+
+    Attributes:
+        mean: One number, or one for each element of a row.
+        std: The same, above 0.
+    """
+
+    mean: Numbers = 0.0
+    std: Numbers = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the parameters.
+
+        Raises:
+            ManifestError: They are not finite numbers, or `std` is not above 0.
+        """
+        numbers("mean", self.mean)
+        if not (numbers("std", self.std) > 0).all():
+            raise ManifestError(
+                f"`std` is {self.std!r:.80}; expected numbers above 0.", fix="Leave out elements that never change."
+            )
+
+    def offset_and_scale(self) -> tuple[Array, Array]:
+        return numbers("mean", self.mean), numbers("std", self.std)
+
+    def fit(self, data: Any) -> Self:
+        """Return the stage with mean and standard deviation of data, NaN left out; 1 if an element never changes.
+
+        Args:
+            data: `(n, features)`, `(N, T, features)`, or a data frame.
+
+        Raises:
+            ManifestError: It is not numbers, or a column has no value.
+        """
+        found = training_data(self.title, data)
+        std = np.nanstd(found.values, axis=0)
+        mean = np.nanmean(found.values, axis=0)
+        return replace(self, mean=mean, std=np.where(std > 0, std, 1.0), labels=found.labels or self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class MinMax(_Scale):
+    """`(x - low) / (high - low)`: 0 at `low`, 1 at `high`; values outside are not clipped.
+
+    Attributes:
+        low: One number, or one for each element of a row.
+        high: The same, above `low`.
+    """
+
+    low: Numbers = 0.0
+    high: Numbers = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the parameters.
+
+        Raises:
+            ManifestError: They are not finite numbers, or `high` is not above `low`.
+        """
+        _check_limits(self.low, self.high)
+
+    def offset_and_scale(self) -> tuple[Array, Array]:
+        low, high = numbers("low", self.low), numbers("high", self.high)
+        return low, np.asarray(high - low)
+
+    def fit(self, data: Any) -> Self:
+        """Return the stage with the smallest and largest values of data; the range is 1 if an element never changes.
+
+        Args:
+            data: `(n, features)`, `(N, T, features)`, or a data frame.
+
+        Raises:
+            ManifestError: It is not numbers, or a column has no value.
+        """
+        found = training_data(self.title, data)
+        low, high = np.nanmin(found.values, axis=0), np.nanmax(found.values, axis=0)
+        return replace(self, low=low, high=np.where(high > low, high, low + 1), labels=found.labels or self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip(Stage):
+    """Limits each number to `low` and `high`.
+
+    Attributes:
+        low: One number, or one for each element of a row.
+        high: The same, above `low`.
+    """
+
+    low: Numbers = 0.0
+    high: Numbers = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the parameters.
+
+        Raises:
+            ManifestError: They are not finite numbers, or `high` is not above `low`.
+        """
+        _check_limits(self.low, self.high)
+
+    def check(self, row: Row) -> None:
+        check_row(self, row, low=numbers("low", self.low), high=numbers("high", self.high))
+
+    def reference(self, values: Array) -> Array:
+        return np.clip(values, numbers("low", self.low), numbers("high", self.high))
+
+    def emit(self, graph: Graph, x: str, row: Row) -> str:
+        low, high = (graph.constant(numbers("", value), "float64") for value in (self.low, self.high))
+        return graph.op("Min", graph.op("Max", x, low, at=self.title), high, at=self.title)
+
+    def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
+        """Draw over the range and a quarter of it on both sides, so that both limits are used."""
+        low, high = numbers("low", self.low), numbers("high", self.high)
+        return np.asarray(low + (high - low) * rng.uniform(-0.25, 1.25, values.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Log1p(Stage):
+    """`log(1 + x)`, for numbers above -1; the inverse is `exp(x) - 1`.
+
+    Attributes:
+        is_inverse: Whether it is the inverse.
+    """
+
+    is_inverse: bool = field(default=False, kw_only=True)
+
+    keeps_missing: ClassVar[bool] = True
+
+    def reference(self, values: Array) -> Array:
+        return np.expm1(values) if self.is_inverse else np.log1p(values)
+
+    def emit(self, graph: Graph, x: str, row: Row) -> str:
+        one = graph.constant(1.0, "float64")
+        if self.is_inverse:
+            return graph.op("Sub", graph.op("Exp", x, at=self.title), one, at=self.title)
+        return graph.op("Log", graph.op("Add", x, one, at=self.title), at=self.title)
+
+    def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
+        return np.log1p(np.abs(values)) if self.is_inverse else np.expm1(np.abs(values))
+
+    def inverse(self) -> Stage:
+        return replace(self, is_inverse=not self.is_inverse)
+
+
+def _check_limits(low: Numbers, high: Numbers) -> None:
+    if not (numbers("high", high) > numbers("low", low)).all():
+        raise ManifestError(
+            f"`low` is {low!r:.60} and `high` is {high!r:.60}; expected `high` above `low`.", fix="Exchange them."
+        )

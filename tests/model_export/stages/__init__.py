@@ -1,0 +1,1 @@
+"""Tests of the stages in front of a model and behind it."""

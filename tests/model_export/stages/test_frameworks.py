@@ -1,0 +1,131 @@
+"""Pipelines around models of each framework, against pandas and scikit-learn where they are installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from model_export import StepSpec
+from model_export.candidate import prove
+from model_export.export import candidate_of, export_source
+from model_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, RollingStd, Standardize, from_sklearn
+from model_export.step_model import StepModel
+from model_export.stepping import stepped
+from tests.model_export.sequence.zoo_parts import graph
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    """A running sum over rows of 2, whose outputs show every input."""
+    path = tmp_path / "sums.onnx"
+    onnx.save(graph("(float[b, t, 2] x) => (float[b, t, 2] y) { y = CumSum (x, a) }", a=np.int64(1)), path)
+    return path
+
+
+def test_a_keras_model_keeps_its_fused_layers_behind_stages() -> None:
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.LSTM(6, return_sequences=True), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((None, 2), name="x"), *layers])
+    stages = [Impute(0.0), Standardize([280.0, 900.0], [9.0, 40.0]), RollingMean(3)]
+    content, report = prove(candidate_of(Pipeline([*stages, model]), name="m"), long_steps=128)
+
+    assert report.chunk is not None
+    assert (report.chunk.chunk, report.chunk.why) == ("dynamic", "all timesteps at once")
+    assert report.parity.against.startswith(f"numpy {np.__version__}, keras {keras.__version__}")
+    assert StepModel(content).manifest.inputs[0].missing == "nan"
+
+
+def test_a_masked_keras_model_is_verified_with_masked_timesteps() -> None:
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([keras.Input((None, 2)), keras.layers.Masking(), keras.layers.LSTM(3)])
+    _, report = prove(candidate_of(Pipeline([Standardize(5.0, 2.0), model]), name="m"), long_steps=128)
+
+    assert "masked" in report.parity.sequences
+
+
+def test_a_module_of_torch_stands_between_stages() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    from tests.model_export.torch.zoo_parts import of
+
+    torch.manual_seed(3)
+    parts = {"rnn": torch.nn.GRU(2, 4, batch_first=True), "head": torch.nn.Linear(4, 1)}
+    module = of(lambda m, x: m.head(m.rnn(x)[0]), **parts)
+    spec = StepSpec(module, inputs={"x": torch.randn(2, 7, 2)}, time_axis=1)
+    pipeline = Pipeline([Standardize([280.0, 900.0], 9.0), spec, Standardize(3.0, 7.0).inverse()])
+    _, report = prove(candidate_of(pipeline, name="m"), long_steps=128)
+
+    assert not report.weak
+
+
+@pytest.fixture
+def module_with_pipeline(tmp_path: Path, sums: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A SOURCE whose function returns a pipeline with a path in it."""
+    (tmp_path / "a_pipeline.py").write_text(
+        "from model_export import Pipeline\nfrom model_export.stages import Impute\n"
+        f"def build():\n    return Pipeline([Impute('last'), {str(sums)!r}])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield "a_pipeline:build"
+    sys.modules.pop("a_pipeline", None)
+
+
+def test_a_function_may_return_a_pipeline(module_with_pipeline: str, tmp_path: Path) -> None:
+    done = export_source(module_with_pipeline, tmp_path / "m.onnx", labels={"x": ["a", "b"]}, units={"x": "mm"})
+    spec = StepModel(done.path).manifest.inputs[0].model_dump()
+
+    assert (spec["missing"], spec["labels"], spec["unit"]) == ("nan", ["a", "b"], "mm")
+
+
+def test_statistics_equal_those_of_pandas(sums: Path) -> None:
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((60, 2)) * [3, 0.1] + [20, 1]
+    x = np.where(rng.random(x.shape) < 0.1, np.nan, x).astype(np.float32)
+    frame = pd.DataFrame(x.astype(np.float64)).ffill().fillna(0.0)
+    whole = {
+        "lag": (Lag(3, initial=0.5), frame.shift(3, fill_value=0.5)),
+        "diff": (Diff(2), frame.diff(2).fillna(0)),
+        "mean": (RollingMean(4), frame.rolling(4, min_periods=1).mean()),
+        "std": (RollingStd(4), frame.rolling(4, min_periods=1).std(ddof=0)),
+        "ewma": (EWMA(0.2), frame.ewm(alpha=0.2, adjust=False).mean()),
+    }
+    for name, (stage, want) in whole.items():
+        content, _ = prove(candidate_of(Pipeline([Impute("last"), stage, sums]), name="m"), long_steps=128)
+        got = stepped(StepModel(content), {"x": x[None]})[0]["y"][0]
+        np.testing.assert_allclose(got, want.cumsum(), rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_a_pipeline_of_scikit_learn_stands_in_front(sums: Path) -> None:
+    sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    pytest.importorskip("skl2onnx", reason="skl2onnx is not installed")
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    data = np.random.default_rng(5).standard_normal((200, 4)).astype(np.float32) * [1, 5, 20, 100]
+    fitted = make_pipeline(StandardScaler(), PCA(2)).fit(data)
+    content, report = prove(candidate_of(Pipeline([from_sklearn(fitted), sums]), name="m"), long_steps=128)
+    got = stepped(StepModel(content), {"x": data[None, :20].astype(np.float32)})[0]["y"][0]
+
+    assert f"scikit-learn {sklearn.__version__}" in report.parity.against
+    np.testing.assert_allclose(got, fitted.transform(data[:20]).cumsum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_of_scikit_learn_stands_behind(sums: Path) -> None:
+    pytest.importorskip("skl2onnx", reason="skl2onnx is not installed")
+    from sklearn.linear_model import LogisticRegression
+
+    data = np.random.default_rng(5).standard_normal((200, 2)).astype(np.float32)
+    fitted = LogisticRegression().fit(data, (data.sum(1) > 0).astype(int) + (data[:, 0] > 1))
+    content, _ = prove(candidate_of(Pipeline([sums, from_sklearn(fitted)]), name="m"), long_steps=128)
+
+    assert StepModel(content).manifest.answered[0].shape == [3]

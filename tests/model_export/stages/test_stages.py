@@ -1,0 +1,259 @@
+"""Each stage equals its definition, alone in a graph and in front of a model; what does not fit is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from model_export.candidate import Candidate, prove
+from model_export.errors import ManifestError, ParityError, RefusedModelError, UnclearModelError
+from model_export.export import candidate_of, export_source
+from model_export.manifest import Array
+from model_export.stages import (
+    EWMA,
+    Clip,
+    Diff,
+    Impute,
+    Lag,
+    Log1p,
+    MinMax,
+    OneHot,
+    Pipeline,
+    RollingMean,
+    RollingStd,
+    Select,
+    Stage,
+    Standardize,
+)
+from model_export.step_model import StepModel
+from model_export.stepping import stepped
+from tests.model_export.sequence.zoo_parts import LSTM, batch_first, graph
+
+pytest.importorskip("onnx", reason="onnx is not installed")
+
+MEAN, STD = [280.0, 1e5, -3.0, 0.5], [10.0, 200.0, 0.01, 2.0]
+
+
+def lstm(folder: Path) -> Path:
+    """An ONNX file: an LSTM over `x`, rows of 4, with output `y`, rows of 5."""
+    model = batch_first(
+        "yl = LSTM <hidden_size = 5> (xt, W, R, B)\nyt = Add (yl, E)", E=(5,), **LSTM
+    )  # fmt: skip
+    path = folder / "lstm.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def converted(*parts: Any) -> Candidate:
+    return candidate_of(Pipeline(parts), name="m")
+
+
+def outputs_of(candidate: Candidate, x: Array) -> Array:
+    """Verify the candidate, and return its output for sequences `(N, T, *row)`."""
+    content, report = prove(candidate, long_steps=128)
+    assert not report.weak
+    model = StepModel(content)
+    name = model.manifest.inputs[0].name
+    got = stepped(model, {name: x})[0]
+    return got[model.manifest.answered[0].name]
+
+
+def holes(rows: int = 2, steps: int = 40, width: int = 4) -> Array:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((rows, steps, width))
+    return np.where(rng.random(x.shape) < 0.2, np.nan, x).astype(np.float32)
+
+
+CASES: list[tuple[str, Stage]] = [
+    ("standardize", Standardize(MEAN, STD)),
+    ("standardize inverse", Standardize(MEAN, STD).inverse()),
+    ("min max", MinMax([0, 0, -5, 1], [1, 2, 5, 9])),
+    ("min max inverse", MinMax(-2.0, 3.0).inverse()),
+    ("clip", Clip(-0.5, [0.5, 0.6, 0.7, 0.8])),
+    ("log1p", Log1p()),
+    ("log1p inverse", Log1p().inverse()),
+    ("impute number", Impute(0.5)),
+    ("impute last", Impute("last", initial=[1.0, 2.0, 3.0, 4.1])),
+    ("impute mean", Impute("mean").fit(np.arange(12.0).reshape(3, 4))),
+    ("lag", Lag(3, initial=0.3)),
+    ("diff", Diff(2)),
+    ("rolling mean", RollingMean(5)),
+    ("rolling std", RollingStd(4)),
+    ("ewma", EWMA(0.3)),
+    ("select", Select([5, 0, 2, 2], of=6)),
+]
+
+
+@pytest.mark.parametrize("stage", [stage for _, stage in CASES], ids=[name for name, _ in CASES])
+def test_a_stage_in_front_of_a_model_is_verified_with_it(tmp_path: Path, stage: Stage) -> None:
+    content, report = prove(converted(stage, lstm(tmp_path)), long_steps=128)
+    model = StepModel(content)
+
+    assert not report.weak
+    assert report.parity.against.startswith("numpy")
+    assert [spec.name for spec in model.manifest.inputs] == ["x"]
+    assert [spec.name for spec in model.manifest.answered] == ["y"]
+    assert model.batched
+
+
+@pytest.mark.parametrize(
+    "stage", [Standardize(3.0, 7.0).inverse(), EWMA(0.2), Lag(2), Clip(-0.1, 0.1), RollingStd(3), Select([4, 0], of=5)]
+)
+def test_a_stage_behind_a_model_is_verified_with_it(tmp_path: Path, stage: Stage) -> None:
+    content, report = prove(converted(lstm(tmp_path), stage), long_steps=128)
+
+    assert not report.weak
+    assert [spec.name for spec in StepModel(content).manifest.answered] == ["y"]
+
+
+@pytest.mark.parametrize("stage", [Lag(3, append=True), RollingMean(4, append=True), EWMA(0.5, append=True)])
+def test_an_appended_statistic_stands_behind_the_numbers_of_the_row(tmp_path: Path, stage: Stage) -> None:
+    candidate = converted(Select([0, 1], of=["a", "b"]), stage, lstm(tmp_path))
+
+    prove(candidate, long_steps=128)
+    assert candidate.manifest.inputs[0].shape == [2]
+
+
+def test_missing_values_and_sent_once_values_are_those_seen_last(tmp_path: Path) -> None:
+    x = holes()
+    filled = x.copy()
+    last = np.zeros((2, 4), np.float32)
+    for t in range(x.shape[1]):
+        last = np.where(np.isnan(x[:, t]), last, x[:, t])
+        filled[:, t] = last
+    candidate = converted(Impute("last"), lstm(tmp_path))
+    plain = candidate_of(lstm(tmp_path), name="m")
+
+    assert candidate.manifest.inputs[0].missing == "nan"
+    np.testing.assert_allclose(outputs_of(candidate, x), outputs_of(plain, filled), rtol=0, atol=1e-6)
+
+
+def test_ids_are_encoded_in_the_graph(tmp_path: Path) -> None:
+    candidate = converted(OneHot(4), lstm(tmp_path))
+    ids = np.array([[0, 3, 2, 1, 7, -1]])
+    rows = np.asarray(ids[..., None] == np.arange(4), np.float32)
+
+    assert (candidate.manifest.inputs[0].dtype, candidate.manifest.inputs[0].shape) == ("int64", [])
+    plain = outputs_of(candidate_of(lstm(tmp_path), name="m"), rows)
+    np.testing.assert_allclose(outputs_of(candidate, ids), plain, rtol=0, atol=1e-6)
+
+
+def test_raw_units_go_in_and_come_out(tmp_path: Path) -> None:
+    data = np.random.default_rng(2).normal(MEAN, STD, (500, 4))
+    candidate = converted(
+        Impute("last").fit(data), Standardize().fit(data), lstm(tmp_path), Standardize(12.0, 250.0).inverse()
+    )
+    x = data[None, :30].astype(np.float32)
+    plain = candidate_of(lstm(tmp_path), name="m")
+    scaled = ((x.astype(np.float64) - data.mean(0)) / data.std(0)).astype(np.float32)
+    want = outputs_of(plain, scaled) * 250 + 12
+
+    np.testing.assert_allclose(outputs_of(candidate, x), want, rtol=1e-5, atol=1e-3)
+
+
+def test_chunks_of_a_pipeline_take_one_run(tmp_path: Path) -> None:
+    stages = [Standardize(MEAN, STD), RollingMean(5), RollingStd(3), Lag(2), Diff(1)]
+    _, report = prove(converted(*stages, lstm(tmp_path)), long_steps=128)
+
+    assert report.chunk is not None
+    assert report.chunk.chunk == "dynamic", report.chunk
+
+
+def test_a_wrong_stage_is_refused(tmp_path: Path) -> None:
+    class Wrong(Standardize):
+        def reference(self, values: Array) -> Array:
+            return super().reference(values) * 1.01
+
+    with pytest.raises(ParityError):
+        prove(converted(Wrong(MEAN, STD), lstm(tmp_path)), long_steps=128)
+
+
+def test_models_are_joined_one_behind_the_other(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    onnx.save(batch_first("yt = LSTM <hidden_size = 5> (xt, W, R, B)", **LSTM), first)
+    text = "(float[batch, time, 5] x) => (float[batch, time, 2] z) { a = CumSum (x, axis) z = MatMul (a, D) }"
+    onnx.save(graph(text, axis=np.int64(1), D=(5, 2), opset=15), second)
+    x = np.random.default_rng(0).standard_normal((1, 20, 4)).astype(np.float32)
+    middle = outputs_of(candidate_of(first, name="a"), x)
+    want = outputs_of(candidate_of(second, name="b"), middle)
+    joined = converted(first, Standardize(0.1, 2.0), Standardize(0.1, 2.0).inverse(), second)
+
+    np.testing.assert_allclose(outputs_of(joined, x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_files_before_and_after_are_part_of_the_written_graph(tmp_path: Path) -> None:
+    rows, whole = tmp_path / "rows.onnx", tmp_path / "whole.onnx"
+    onnx.save(graph("(float[n, 3] raw) => (float[n, 4] x) { x = MatMul (raw, D) }", D=(3, 4)), rows)
+    onnx.save(graph("(float[b, t, 5] y) => (float[b, t, 5] z) { z = CumSum (y, a) }", a=np.int64(1)), whole)
+    done = export_source(str(lstm(tmp_path)), tmp_path / "m.onnx", before=[rows], after=[whole])
+    manifest = StepModel(done.path).manifest
+
+    assert [(spec.name, spec.shape) for spec in manifest.inputs] == [("raw", [3])]
+    assert [spec.name for spec in manifest.answered] == ["z"]
+
+
+def test_a_stage_follows_an_answer_for_the_whole_sequence_only_if_it_needs_no_other_timestep(tmp_path: Path) -> None:
+    text = "(float[b, t, 4] x) => (float[b, 4] y) { c = CumSum (x, a) y = Gather <axis = 1> (c, last) }"
+    path = tmp_path / "last.onnx"
+    onnx.save(graph(text, a=np.int64(1), last=np.int64(-1)), path)
+
+    prove(converted(path, Standardize(2.0, 3.0).inverse()), long_steps=128)
+    with pytest.raises(RefusedModelError, match="uses earlier timesteps"):
+        prove(converted(path, EWMA(0.1)), long_steps=128)
+
+
+def test_names_of_columns_become_labels(tmp_path: Path) -> None:
+    candidate = converted(Select(["c", "a", "b", "d"], of=["a", "b", "c", "d"]), Standardize(), lstm(tmp_path))
+
+    assert candidate.manifest.inputs[0].model_dump()["labels"] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: Standardize(0.0, 0.0), "expected numbers above 0"),
+        (lambda: Standardize([1.0, np.inf]), "expected a finite number"),
+        (lambda: MinMax(1.0, 1.0), "expected `high` above `low`"),
+        (lambda: Clip(np.nan, 1.0), "expected a finite number"),
+        (lambda: Impute("median"), "expected 'last', 'mean' or numbers"),
+        (lambda: Lag(0), "expected a whole number of at least 1"),
+        (lambda: RollingMean(1), "expected a whole number of at least 2"),
+        (lambda: EWMA(0.0), "expected a number above 0"),
+        (lambda: OneHot(1), "expected a whole number of at least 2"),
+        (lambda: Select([], of=3), "at least one column"),
+        (lambda: Select([3], of=3), "has no column 3"),
+        (lambda: Select(["z"], of=["a"]), "has no column 'z'"),
+        (lambda: Standardize().fit(["a"]), "no array of numbers"),
+        (lambda: Standardize().fit([[1.0, np.nan]]), "without any finite value in column 1"),
+        (lambda: Pipeline([Lag(1)]), "has no model"),
+    ],
+)
+def test_a_wrong_parameter_is_refused(make: Any, problem: str) -> None:
+    with pytest.raises(ManifestError, match=problem):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ([Standardize([1.0, 2.0])], r"`offset` of shape \[2\]"),
+        ([Lag(1), Impute("last")], "cannot take them"),
+        ([Clip(), Impute("last")], "cannot take them"),
+        ([Impute("mean")], "has no mean"),
+        ([OneHot(3)], "returns 3 numbers"),
+        ([Select([0], of=9)], "returns 1 numbers"),
+        ([Standardize(on="z")], "applies to 'z'"),
+    ],
+)
+def test_a_stage_that_does_not_fit_is_refused(tmp_path: Path, parts: list[Any], problem: str) -> None:
+    with pytest.raises(UnclearModelError, match=problem):
+        converted(*parts, lstm(tmp_path))
+
+
+def test_what_has_no_inverse_is_refused() -> None:
+    with pytest.raises(UnclearModelError, match="Lag has no inverse"):
+        Lag(1).inverse()
