@@ -76,9 +76,7 @@ def export(
     ] = False,
     before: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="PRE.onnx", help="A graph in front of the model. Repeatable, in order."
-        ),
+        typer.Option(metavar="PRE.onnx", help="A graph in front of the model. Repeatable, in order."),
     ] = None,
     after: Annotated[
         list[Path] | None,
