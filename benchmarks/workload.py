@@ -93,7 +93,7 @@ def _train(workload: Workload) -> None:
     os.environ.setdefault("KERAS_BACKEND", "jax")  # the extra installs JAX
     import keras
 
-    from model_export.keras import candidate, export_model
+    from model_export.keras import convert, export_model
 
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
@@ -102,7 +102,7 @@ def _train(workload: Workload) -> None:
     model.save(workload.keras_model)
     graph, _ = export_model(model, name="bench")
     workload.model.write_bytes(graph)
-    workload.step_graph.write_bytes(candidate(model, name="bench").proto.SerializeToString())
+    workload.step_graph.write_bytes(convert(model, name="bench").proto.SerializeToString())
 
 
 def _predict(model: StepModel, rows: Array, steps: int) -> tuple[Array, float]:

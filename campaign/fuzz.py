@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from model_export.errors import StepwellError
 from model_export.manifest import Manifest
-from model_export.state_rows import lay_out
+from model_export.runtime.state_packing import pack_layout
 from service.codec import JSON, MSGPACK, Format, RequestDecoder
 from service.codec.envelopes import guess_correlation
 from service.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
@@ -32,7 +32,7 @@ Target = Callable[[bytes], None]
 
 _FOLD = fold()[1]
 _WIRES = [RequestDecoder(manifest, max_chunk_steps=64) for manifest in (_FOLD, two_inputs()[1])]
-_STATES = lay_out(_FOLD)
+_STATES = pack_layout(_FOLD)
 _CRC_AT = 84
 _ASK = Timestep(StreamKey("t", "m", "s"), (bytes(8),))
 _KEEPS: tuple[ReturnMode, ...] = ("all", "last", "none")

@@ -24,7 +24,7 @@ _LAYOUT = {
 }  # fmt: skip
 
 
-def spread(
+def propagate_labels(
     graph: Any, outside: Mapping[str, Marks], *, own: Callable[[Any], str | None] = lambda node: None
 ) -> dict[str, Marks]:
     """Return the marks that reach each tensor of a graph.
@@ -42,7 +42,7 @@ def spread(
         for name in node.input:
             marks |= reached.get(name, frozenset())
         for subgraph in subgraphs(node):
-            inner = spread(subgraph, reached, own=own)
+            inner = propagate_labels(subgraph, reached, own=own)
             used = [name for inside in subgraph.node for name in inside.input]
             made = [name for inside in subgraph.node for name in inside.output]
             for name in (*used, *made, *(output.name for output in subgraph.output)):
@@ -92,7 +92,7 @@ class Flow:
 
 def flow_of(graph: Any) -> Flow:
     """Follow every input of a graph to the outputs."""
-    reached = spread(graph, {value.name: frozenset([value.name]) for value in graph.input})
+    reached = propagate_labels(graph, {value.name: frozenset([value.name]) for value in graph.input})
     before, after = _states_in(graph), _states_out(graph)
     return Flow(
         {output.name: reached.get(output.name, frozenset()) for output in graph.output},

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from model_export.contents import contents_of, weight_files
 from model_export.errors import FileError
 from model_export.manifest import sidecar_of
+from model_export.runtime.operator_scan import contents_of, weight_files
 from model_export.step_model import StepModel
 
 

@@ -8,20 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from model_export.candidate import Candidate, prove
-from model_export.compare import Tolerance
+from model_export.converted import ConvertedModel, verify_model
 from model_export.errors import FileError, UnclearModelError, WeakProofError
 from model_export.feedback import with_feedback
-from model_export.files import check_new_file, write_whole
+from model_export.files import check_new_file, write_atomically
 from model_export.labels import columns_of, labels_of, with_labels
 from model_export.manifest import NAME, Manifest
-from model_export.original import Progress
 from model_export.precision import FULL, Precision, saved
-from model_export.report import ParityReport
-from model_export.samples import read_user_data
 from model_export.sources import load_source
 from model_export.spec import StepSpec
 from model_export.stages.pipeline import Pipeline
+from model_export.verify.reference import Progress
+from model_export.verify.report import ParityReport
+from model_export.verify.samplers import read_user_data
+from model_export.verify.tolerance import Tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +100,12 @@ def export_source(
     found = load_source(source)
     if before or after:
         found = _with_files(found, before, after)
-    full = candidate_of(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
+    full = convert_source(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
     known = {**_own_labels(found, full.manifest), **(labels or {})}
     manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
     full = replace(full, manifest=manifest)
     candidate = precision.lower(full)
-    content, report = prove(
+    content, report = verify_model(
         candidate,
         atol=tolerance,
         default=Tolerance(precision.atol, precision.rtol, scaled=True),
@@ -114,8 +114,8 @@ def export_source(
     )
     done = Exported(target, name, len(content), report, saved(full, candidate, len(content)))
     if report.weak and not report.is_settled and not accept_weak:
-        raise WeakProofError(_weakness(report), fix=_WAY_OUT, exported=done)
-    write_whole(target, content)
+        raise WeakProofError(_weakness(report), fix=_WEAK_ADVICE, exported=done)
+    write_atomically(target, content)
     return done
 
 
@@ -138,7 +138,7 @@ def _own_labels(found: Any, manifest: Manifest) -> dict[str, list[str]]:
     return {**labels_of(found.module, manifest), **fitting}
 
 
-_WAY_OUT = (
+_WEAK_ADVICE = (
     "Nothing was written. Give sequences that are like your own, `--verify FILE.npz`, or a smaller `--tolerance`; "
     "`--accept-weak` writes the file as it is."
 )
@@ -149,14 +149,14 @@ def _weakness(report: ParityReport) -> str:
     return f"The proof is weak, a wrong graph might pass it: {'; '.join(reasons) or 'no output could be compared'}."
 
 
-def candidate_of(
+def convert_source(
     found: Any,
     *,
     name: str,
     time_axes: Mapping[str, int | None] | None = None,
     batch_axes: Mapping[str, int | None] | None = None,
     progress: Progress | None = None,
-) -> Candidate:
+) -> ConvertedModel:
     """Hand what a SOURCE gave to the front end that knows it.
 
     Raises:
@@ -167,15 +167,15 @@ def candidate_of(
     if isinstance(found, Pipeline):
         from model_export.stages.convert import convert_pipeline
 
-        def convert(part: Any, is_anchor: bool) -> Candidate:
+        def convert(part: Any, is_anchor: bool) -> ConvertedModel:
             axes = {"time_axes": time_axes, "batch_axes": batch_axes} if is_anchor else {}
-            return candidate_of(part, name=name, progress=progress, **axes)
+            return convert_source(part, name=name, progress=progress, **axes)
 
         return convert_pipeline(found, convert, name=name)
     if isinstance(found, Path):
-        from model_export import sequence
+        from model_export import streaming
 
-        return sequence.candidate(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
+        return streaming.convert(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
     for flag, axes in (("--time-axis", time_axes), ("--batch-axis", batch_axes)):
         if axes:
             raise UnclearModelError(
@@ -185,7 +185,7 @@ def candidate_of(
     if isinstance(found, StepSpec):
         from model_export import torch
 
-        return torch.candidate(found, name=name, progress=progress)
+        return torch.convert(found, name=name, progress=progress)
     from model_export import keras
 
-    return keras.candidate(found, name=name, progress=progress)
+    return keras.convert(found, name=name, progress=progress)

@@ -15,7 +15,7 @@ _WAY_OUT = "Check the permissions and the free space there."
 def check_target(path: Path) -> None:
     """Look whether a model file can be written, before the work that makes it.
 
-    A folder that is missing is no obstacle: `write_whole` makes it.
+    A folder that is missing is no obstacle: `write_atomically` makes it.
 
     Raises:
         FileError: It is a folder, is not named `.onnx`, or its folder cannot be written to.
@@ -45,7 +45,7 @@ def check_new_file(target: Path, *, source: Path | None) -> None:
         )
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or as it was before; its folder is made where it is missing.
 
     Raises:

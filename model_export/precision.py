@@ -8,17 +8,17 @@ from typing import Literal
 
 import numpy as np
 
-from model_export.candidate import Candidate
-from model_export.compare import size_of
+from model_export.converted import ConvertedModel
 from model_export.errors import ParityError, RefusedModelError
 from model_export.manifest import Manifest
-from model_export.probe import random_rows
-from model_export.state_rows import lay_out
+from model_export.runtime.batch_independence import random_rows
+from model_export.runtime.state_packing import pack_layout
 from model_export.step_model import StepModel
-from model_export.stepping import stepped
-from model_export.verify import ATOL, RTOL
+from model_export.verify.parity import ATOL, RTOL
+from model_export.verify.runners import stepped
+from model_export.verify.tolerance import size_of
 from model_export.weights import ATOL as WEIGHTS_ATOL
-from model_export.weights import SMALLEST, Weights, shrink
+from model_export.weights import SMALLEST, Weights, compress_weights
 
 StoreDType = Literal["float16"]
 
@@ -48,7 +48,7 @@ class Precision:
         """Default tolerance relative to the original's value."""
         return max(self.atol, RTOL)
 
-    def lower(self, candidate: Candidate) -> Candidate:
+    def lower(self, candidate: ConvertedModel) -> ConvertedModel:
         """Return the candidate with fewer bits, still to be held against its original.
 
         Raises:
@@ -56,7 +56,7 @@ class Precision:
         """
         proto, manifest = candidate.proto, candidate.manifest
         if self.weights:
-            proto = shrink(proto, self.weights)
+            proto = compress_weights(proto, self.weights)
             if proto.ByteSize() >= candidate.proto.ByteSize():
                 raise RefusedModelError(
                     f"Model {manifest.name!r} has no float32 weight large enough to be smaller as {self.weights}; "
@@ -89,7 +89,7 @@ class StoreEffect:
     max_abs: float
 
 
-def saved(before: Candidate, after: Candidate, written: int | None = None) -> dict[str, tuple[int, int]]:
+def saved(before: ConvertedModel, after: ConvertedModel, written: int | None = None) -> dict[str, tuple[int, int]]:
     """Return what became smaller, in bytes before and after: `file`, `bytes_per_stream`.
 
     Args:
@@ -107,7 +107,7 @@ def saved(before: Candidate, after: Candidate, written: int | None = None) -> di
 
 def stream_bytes(manifest: Manifest) -> int:
     """Return how many bytes the store keeps for each stream's state."""
-    return sum(field.nbytes for field in lay_out(manifest))
+    return sum(field.nbytes for field in pack_layout(manifest))
 
 
 def store_as(manifest: Manifest, dtype: StoreDType) -> Manifest:

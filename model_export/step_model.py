@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from model_export.chance import demand_declared_chance
-from model_export.contents import demand_harmless, weight_files
 from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from model_export.manifest import METADATA_KEY, Array, Manifest, sidecar_of
-from model_export.places import Place, chunk_from_graph, chunk_to_graph, from_graph, to_graph
-from model_export.probe import rows_are_independent
-from model_export.session import open_session, run_options
-from model_export.state_rows import initial_states, lay_out, pack, unpack
+from model_export.runtime.batch_independence import rows_are_independent
+from model_export.runtime.layout import TensorLayout, chunk_from_graph, chunk_to_graph, from_graph, to_graph
+from model_export.runtime.operator_scan import check_operators, weight_files
+from model_export.runtime.random_ops import check_random_operators
+from model_export.runtime.session import open_session, run_options
+from model_export.runtime.state_packing import initial_states, pack, pack_layout, unpack
 
 ORT_TYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
@@ -80,23 +80,27 @@ class StepModel:
                 refuses it, or it fails on zeros.
         """
         self._where = str(source) if isinstance(source, Path) else "the given bytes"
-        contents = demand_harmless(source)
+        contents = check_operators(source)
         self.weight_files = weight_files(source, contents) if isinstance(source, Path) else []
         self._open = partial(open_session, source, where=self._where, threads=threads, providers=providers)
         self._session = self._open()
         self.manifest = manifest or self._read_manifest(source)
-        demand_declared_chance(source, contents, self.manifest)
+        check_random_operators(source, contents, self.manifest)
         self._calls: dict[int, tuple[ort.RunOptions, float]] = {}
-        self._inputs = [Place(i.name, i.row_shape, i.graph_row_shape, i.batch_axis) for i in self.manifest.inputs]
-        self._states = [Place(s.input, s.row_shape, s.row_shape, s.batch_axis) for s in self.manifest.states]
-        self._outputs = [Place(o.name, o.row_shape, o.graph_row_shape, o.batch_axis) for o in self.manifest.answered]
+        self._inputs = [
+            TensorLayout(i.name, i.row_shape, i.graph_row_shape, i.batch_axis) for i in self.manifest.inputs
+        ]
+        self._states = [TensorLayout(s.input, s.row_shape, s.row_shape, s.batch_axis) for s in self.manifest.states]
+        self._outputs = [
+            TensorLayout(o.name, o.row_shape, o.graph_row_shape, o.batch_axis) for o in self.manifest.answered
+        ]
         self._windows = {window.input: window for window in self.manifest.windows}
         self._constants = {name: spec.array() for name, spec in self.manifest.constants.items()}
         self._check_against_graph()
         self._chunks: ort.InferenceSession | None = None
         if self.manifest.time.chunk == "dynamic" and not self._windows:
             self._split_by_time()
-        self.fields = lay_out(self.manifest)
+        self.fields = pack_layout(self.manifest)
         self.state_bytes = sum(field.nbytes for field in self.fields)
         self.fingerprint = self._fingerprint(source)
         self._fetch = [o.name for o in self.manifest.answered] + [s.output for s in self.manifest.states]

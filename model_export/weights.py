@@ -23,7 +23,7 @@ SMALLEST = 256
 _SLICE = 16  # elements that share a scale, at least; a matrix of SMALLEST elements always has an axis for it
 
 
-def shrink(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
+def compress_weights(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
     """Return a copy whose float32 weights are stored in fewer bits and expanded when the file is loaded.
 
     `fp16` rounds each weight to float16. `int8` rounds each matrix to int8 with one scale for each slice along the

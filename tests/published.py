@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from model_export.hints import Hints
+from model_export.adopt.overrides import Overrides
 from model_export.manifest import Array
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "models"
 NAMES = ("dtln/model_1", "dtln/model_2", "silero-vad/silero_vad")
 
 _HINTS = {
-    "silero-vad/silero_vad": Hints(constants={"sr": 16000}, windows={"input": 64}, shapes={"input": [512]}),
+    "silero-vad/silero_vad": Overrides(constants={"sr": 16000}, windows={"input": 64}, shapes={"input": [512]}),
 }
 
 
@@ -32,7 +32,7 @@ class Published(NamedTuple):
     """
 
     file: Path
-    hints: Hints
+    hints: Overrides
     given: str
     xs: Array
     answered: str
@@ -43,7 +43,7 @@ def published(name: str) -> Published:
     """Return one of `NAMES`; skips the test if the models are not available."""
     if not FOLDER.is_dir():
         pytest.skip("the published models are not available in ../shared/models")
-    file, hints = (FOLDER / name).with_suffix(".onnx"), _HINTS.get(name, Hints())
+    file, hints = (FOLDER / name).with_suffix(".onnx"), _HINTS.get(name, Overrides())
     arrays = dict(np.load(file.with_suffix(".reference.npz")))
     [given], [answered] = ([key for key in arrays if key.startswith(kind)] for kind in ("x:", "y:"))
     steps, context = len(arrays[given]), sum(hints.windows.values())

@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from model_export.chunk.building import Builder, whole
-from model_export.chunk.cells import FusedCell
-from model_export.chunk.emit import LENGTHS, mapped, renamed, tensors, wanted
-from model_export.chunk.reading import Loop, NoChunkError, Reading, subgraphs, uses
+from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, subgraphs, uses
+from model_export.chunk.builder import LENGTHS, mapped, renamed, tensors, wanted
+from model_export.chunk.fused_rnn import FusedCell
+from model_export.chunk.vectorize import Vectorizer, whole
 from model_export.manifest import Manifest, OutputSpec, TensorSpec
 
 TIME, BATCH = "time", "batch"
@@ -44,11 +44,11 @@ def dynamic_graphs(
     Raises:
         NoChunkError: The step graph is not one that chunks are made of.
     """
-    reading = Reading(proto, manifest)
+    reading = StepGraphAnalysis(proto, manifest)
     reason: NoChunkError | None = None
     found = False
     for loops in (reading.loops, whole(reading)):
-        builder = Builder(reading, cells, loops=loops)
+        builder = Vectorizer(reading, cells, loops=loops)
         try:
             branch = _chunk_branch(builder)
         except NoChunkError as exc:
@@ -73,14 +73,14 @@ def dynamic_manifest(manifest: Manifest) -> Manifest:
     )
 
 
-def _products(reading: Reading, loops: Sequence[Loop]) -> int:
+def _products(reading: StepGraphAnalysis, loops: Sequence[Loop]) -> int:
     """Return how many numbers of weights the loops use in each timestep."""
     sizes = {init.name: math.prod(init.dims) for init in reading.model.graph.initializer}
     used = {id(node): node for loop in loops for node in loop.nodes}
     return sum(sizes.get(name, 0) for node in used.values() for name in uses(node))
 
 
-def _graph(builder: Builder, branch: onnx.GraphProto) -> onnx.ModelProto:
+def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
     reading = builder.reading
     manifest, graph = reading.manifest, reading.model.graph
     names = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
@@ -111,7 +111,7 @@ def _graph(builder: Builder, branch: onnx.GraphProto) -> onnx.ModelProto:
     return model
 
 
-def _step_branch(reading: Reading) -> onnx.GraphProto:
+def _step_branch(reading: StepGraphAnalysis) -> onnx.GraphProto:
     manifest = reading.manifest
     moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
     names = {name: f"{_STEP}{name}" for node in moving for name in node.output if name}
@@ -130,7 +130,7 @@ def _step_branch(reading: Reading) -> onnx.GraphProto:
     return helper.make_graph(nodes, "step", [], tensors(gives, kinds))
 
 
-def _chunk_branch(builder: Builder) -> onnx.GraphProto:
+def _chunk_branch(builder: Vectorizer) -> onnx.GraphProto:
     """Return the branch.
 
     Raises:

@@ -14,12 +14,12 @@ from model_export.keras.step_rules import register_step_rule
 from model_export.sources import choose_keras_backend
 
 if TYPE_CHECKING:
-    from model_export.candidate import Candidate
-    from model_export.keras.emit import Value
+    from model_export.converted import ConvertedModel
+    from model_export.keras.graph_builder import Value
     from model_export.keras.registry import Call
-    from model_export.verify import ParityReport, Progress
+    from model_export.verify.parity import ParityReport, Progress
 
-__all__ = ["Call", "Value", "candidate", "export_model", "load_keras", "register_step_rule", "to_step_model"]
+__all__ = ["Call", "Value", "convert", "export_model", "load_keras", "register_step_rule", "to_step_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -44,7 +44,7 @@ def load_keras(path: Path) -> Any:
     return load(path)
 
 
-def candidate(model: Any, *, name: str, progress: Progress | None = None) -> Candidate:
+def convert(model: Any, *, name: str, progress: Progress | None = None) -> ConvertedModel:
     """Make a step graph of a Keras model, not yet proven.
 
     Args:
@@ -59,9 +59,9 @@ def candidate(model: Any, *, name: str, progress: Progress | None = None) -> Can
     _require()
     import keras
 
-    from model_export.candidate import Candidate
-    from model_export.keras.layers_probe import layers_probe
-    from model_export.keras.original import KerasOriginal, rounding, samplers
+    from model_export.converted import ConvertedModel
+    from model_export.keras.layer_outputs import layer_outputs
+    from model_export.keras.reference import KerasReference, rounding, samplers
     from model_export.keras.step import export_keras
     from model_export.keras.subclassed import walkable
 
@@ -69,8 +69,8 @@ def candidate(model: Any, *, name: str, progress: Progress | None = None) -> Can
         progress("walking the model", 0, 1)
     model = walkable(model)
     exported = export_keras(model, name=name)
-    original = KerasOriginal(model, exported)
-    return Candidate(
+    original = KerasReference(model, exported)
+    return ConvertedModel(
         exported.proto,
         exported.manifest,
         original,
@@ -79,7 +79,7 @@ def candidate(model: Any, *, name: str, progress: Progress | None = None) -> Can
         only_length=original.only_length,
         longest=original.longest,
         cells=exported.cells,
-        probe=layers_probe(model, exported, original),
+        probe=layer_outputs(model, exported, original),
         rounding=rounding(model),
     )
 
@@ -91,7 +91,7 @@ def export_model(model: Any, *, name: str, progress: Progress | None = None, **m
         model: A Keras model with weights.
         name: The model's name in its manifest.
         progress: Called as parts are done.
-        more: As `model_export.candidate.prove` takes it: `atol`, `rtol`, `user_data`, `long_steps`.
+        more: As `model_export.converted.verify_model` takes it: `atol`, `rtol`, `user_data`, `long_steps`.
 
     Returns:
         The bytes of the ONNX file with its manifest inside, and the parity report.
@@ -101,10 +101,10 @@ def export_model(model: Any, *, name: str, progress: Progress | None = None, **m
         RefusedModelError: A layer cannot be stepped; names it and says why.
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
     """
-    made = candidate(model, name=name, progress=progress)
-    from model_export.candidate import prove
+    made = convert(model, name=name, progress=progress)
+    from model_export.converted import verify_model
 
-    return prove(made, progress=progress, **more)
+    return verify_model(made, progress=progress, **more)
 
 
 def to_step_model(model: Any) -> Any:
@@ -123,7 +123,7 @@ def to_step_model(model: Any) -> Any:
         RefusedModelError: A layer cannot be stepped, or its state has no form in Keras.
     """
     _require()
-    from model_export.keras.twin import to_step_model as make
+    from model_export.keras.step_model_keras import to_step_model as make
 
     return make(model)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from model_export.keras.emit import Value
-from model_export.keras.pending import softmax_over_time
+from model_export.keras.deferred import softmax_over_time
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call
 
 Emit = Callable[[Call, str], str]

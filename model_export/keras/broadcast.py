@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, to_array
 
 
@@ -57,7 +57,7 @@ def _value(call: Call, value: Value, like: Value) -> Value:
             f"it joins values of {value.rank} and {like.rank} axes, so the batch axis would mix with others"
         )
     if like.time and not value.time:
-        if value.row[0] != 1 and not value.even:
+        if value.row[0] != 1 and not value.constant_over_time:
             raise call.refuse(
                 f"it joins a value with a time axis and one without (row shape {list(value.row)})",
                 "Give the static part as an input of every timestep, or join them behind return_sequences=False.",

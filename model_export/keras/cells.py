@@ -13,8 +13,8 @@ import keras
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
 from model_export.keras.activations import activate
-from model_export.keras.emit import Value
 from model_export.keras.fused import fused_cells
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, find_rule, to_array
 from model_export.keras.rules_conv import Geometry
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from model_export.chunk.cells import FusedCell
-from model_export.keras.emit import Value
+from model_export.chunk.fused_rnn import FusedCell
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, to_array
 from model_export.manifest import Array
 
@@ -37,7 +37,7 @@ def fused_cells(call: Call, cell: Any, x: Value, states: Sequence[Value], after:
     activations = [_known(getattr(cell, name)) for name in _activation_names(cell)] if builder else []
     if builder is None or None in activations:
         return []
-    weights = _Weights(call, states[0].name)
+    weights = _WeightNodes(call, states[0].name)
     op, tensors, attributes = builder(weights, cell)
     found = [activation for activation in activations if activation]
     attributes |= {"hidden_size": cell.units, "activations": [name for name, _, _ in found]}
@@ -49,7 +49,7 @@ def fused_cells(call: Call, cell: Any, x: Value, states: Sequence[Value], after:
     return [FusedCell(op, x.name, before, new, tensors, weights.nodes, attributes)]
 
 
-class _Weights:
+class _WeightNodes:
     """Makes the operator's weights of those that the step graph has, so that a file holds them once."""
 
     def __init__(self, call: Call, prefix: str) -> None:
@@ -90,7 +90,7 @@ class _Weights:
 _Built = tuple[str, list[str], dict[str, Any]]
 
 
-def _lstm(weights: _Weights, cell: Any) -> _Built:
+def _lstm(weights: _WeightNodes, cell: Any) -> _Built:
     gates = np.arange(4 * cell.units).reshape(4, -1)
     order = gates[
         [0, 3, 1, 2]
@@ -101,7 +101,7 @@ def _lstm(weights: _Weights, cell: Any) -> _Built:
     return "LSTM", [weights.operand([cell.kernel], order), weights.operand([cell.recurrent_kernel], order), bias], {}
 
 
-def _gru(weights: _Weights, cell: Any) -> _Built:
+def _gru(weights: _WeightNodes, cell: Any) -> _Built:
     units, recurrent = cell.units, to_array(cell.recurrent_kernel)
     kernels = [recurrent] if cell.reset_after else [recurrent[:, : 2 * units], recurrent[:, 2 * units :]]
     bias = ""
@@ -114,14 +114,14 @@ def _gru(weights: _Weights, cell: Any) -> _Built:
     return "GRU", [weights.operand([cell.kernel]), weights.operand(kernels), bias], attributes
 
 
-def _simple(weights: _Weights, cell: Any) -> _Built:
+def _simple(weights: _WeightNodes, cell: Any) -> _Built:
     bias = ""
     if cell.use_bias:
         bias = weights.bias(weights.given(cell.bias), weights.new(np.zeros(cell.units, np.float32)))
     return "RNN", [weights.operand([cell.kernel]), weights.operand([cell.recurrent_kernel]), bias], {}
 
 
-_CELLS: dict[type, Callable[[_Weights, Any], _Built]] = {
+_CELLS: dict[type, Callable[[_WeightNodes, Any], _Built]] = {
     keras.layers.LSTMCell: _lstm,
     keras.layers.GRUCell: _gru,
     keras.layers.SimpleRNNCell: _simple,

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.keras.emit import Graph, Value
+from model_export.keras.graph_builder import GraphBuilder, Value
 from model_export.keras.step_rules import STEP_RULES
 from model_export.manifest import Array
 
@@ -35,7 +35,7 @@ class Walker(Protocol):
         bounded: Whether the original's answers depend on that number, so that it can be asked for no more.
     """
 
-    graph: Graph
+    graph: GraphBuilder
     length: int | None
     bounded: bool
 
@@ -76,7 +76,7 @@ class Call:
     mask: str | None = None
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> GraphBuilder:
         """The graph under construction."""
         return self.walk.graph
 

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from model_export.keras.emit import Value
-from model_export.keras.past import NEVER, Past, past_of
+from model_export.keras.attention_cache import NEVER, AttentionCache, attention_cache
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.manifest import Array
 
@@ -32,7 +32,7 @@ class _Asked:
     query: Value
     key: Value
     value: Value
-    past: Past | None
+    past: AttentionCache | None
     mask: Array | None
     counts: str | None = None
 
@@ -111,7 +111,7 @@ def _kept(call: Call, asked: _Asked, name: str, x: str, shape: tuple[int, int]) 
     heads, width = shape
     if asked.past is None:
         return _by_head(call, x, asked.key.row[0], (heads, 1), width)
-    return asked.past.remember(call, name, _by_head(call, x, 1, (heads, 1), width), shape)
+    return asked.past.append(call, name, _by_head(call, x, 1, (heads, 1), width), shape)
 
 
 def _project_out(call: Call, query: Value, found: str, dense: Any) -> Value:
@@ -235,7 +235,7 @@ def _asked(call: Call, given: dict[str, Any], axis: int) -> _Asked:
     allowed = None if mask is None else _pairs(call, to_array(mask))
     if key.time and axis == 1:
         sliding = getattr(call.layer, "_sliding_window", getattr(call.layer, "sliding_window", None))
-        return _Asked(query, key, value, past_of(call, query, key, allowed, sliding, causal=causal), None)
+        return _Asked(query, key, value, attention_cache(call, query, key, allowed, sliding, causal=causal), None)
     if len(key.row) != 2 or len(query.row) - query.time > 1 or (query.time and len(query.row) == 2 and not key.time):
         raise call.refuse(f"it attends over axis {axis} from rows {list(query.row)} to rows {list(key.row)}")
     if query.time and len(query.row) == 1 and (causal or mask is not None):

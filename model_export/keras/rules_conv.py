@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model_export.keras.activations import activate
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, rule, to_array
-from model_export.keras.window import check_over_time, sees_margins, window
+from model_export.keras.window import check_over_time, handles_padding, window
 from model_export.manifest import Array
 
 
@@ -83,7 +83,7 @@ def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> V
         shape = Geometry(shape.sizes, shape.strides, shape.dilations, "valid")
     y = _slide_inside(call, seen, shape, channels, run)
     row = y.row[1:]
-    return y.like(call.graph.reshape(y.name, row, at=call.path), row=row, time=True, margin=seen.margin)
+    return y.like(call.graph.reshape(y.name, row, at=call.path), row=row, time=True, margin=seen.padding)
 
 
 def _slide_inside(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> Value:
@@ -99,7 +99,7 @@ def _slide_inside(call: Call, x: Value, shape: Geometry, channels: int, run: Sli
 
 def activated(call: Call, y: Value) -> Value:
     """Apply the layer's activation; the margin over time has been through it already."""
-    return replace(activate(call, call.layer.activation, y), margin=y.margin)
+    return replace(activate(call, call.layer.activation, y), padding=y.padding)
 
 
 def _attributes(shape: Geometry, pads: Sequence[int]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _attributes(shape: Geometry, pads: Sequence[int]) -> dict[str, Any]:
 
 
 @rule("Conv1D", "Conv2D", "Conv3D")
-@sees_margins
+@handles_padding
 def conv(call: Call) -> Value:
     """Over time: causal, with the timesteps it looks back on as a state. Inside a timestep: any."""
     layer, x = call.layer, call.as_float(call.value)
@@ -135,11 +135,11 @@ def _dense_over_time(call: Call, x: Value, shape: Geometry, kernel: Array) -> Va
     flat = call.graph.reshape(taps, [size * x.row[0]], at=call.path) if size > 1 else x.name
     bias = [call.constant(call.layer.bias)] if call.layer.use_bias else []
     y = call.op("Gemm", flat, call.constant(kernel.reshape(-1, kernel.shape[-1])), *bias)
-    return x.like(y, row=(kernel.shape[-1],), margin=seen.margin)
+    return x.like(y, row=(kernel.shape[-1],), margin=seen.padding)
 
 
 @rule("DepthwiseConv1D", "DepthwiseConv2D")
-@sees_margins
+@handles_padding
 def depthwise(call: Call) -> Value:
     """Each channel by itself."""
     layer, x = call.layer, call.as_float(call.value)
@@ -150,7 +150,7 @@ def depthwise(call: Call) -> Value:
 
 
 @rule("SeparableConv1D", "SeparableConv2D")
-@sees_margins
+@handles_padding
 def separable(call: Call) -> Value:
     """Each channel by itself, then a mixture of the channels at each position."""
     layer, x = call.layer, call.as_float(call.value)
@@ -162,7 +162,7 @@ def separable(call: Call) -> Value:
         y = _slide_inside(call, y, ones, layer.filters, lambda name, *_: call.op("Conv", name, weights))
     else:
         product = call.op("MatMul", y.name, call.constant(mixing.reshape(mixing.shape[-2:])))
-        y = y.like(product, row=(*y.row[:-1], layer.filters), margin=y.margin)
+        y = y.like(product, row=(*y.row[:-1], layer.filters), margin=y.padding)
     if layer.use_bias:
         y = _add_bias(call, y, to_array(layer.bias))
     return activated(call, y)
@@ -181,7 +181,7 @@ def _depthwise(call: Call, x: Value, kernel: Array) -> Value:
 def _add_bias(call: Call, y: Value, bias: Array) -> Value:
     if call.layer.data_format == "channels_first" and not y.time:
         bias = bias.reshape(-1, *(1 for _ in y.row[1:]))
-    return y.like(call.op("Add", y.name, call.constant(bias)), margin=y.margin)
+    return y.like(call.op("Add", y.name, call.constant(bias)), margin=y.padding)
 
 
 def _channels_in_front(kernel: Array) -> Array:

@@ -7,13 +7,13 @@ from typing import Any
 
 import keras
 
-from model_export.keras import margins
+from model_export.keras import time_padding
 from model_export.keras.broadcast import broadcast, joined
-from model_export.keras.emit import Value
-from model_export.keras.pending import weighed
+from model_export.keras.deferred import deferred_scale
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, rule
 from model_export.keras.shifts import concat_over_time
-from model_export.keras.window import sees_margins
+from model_export.keras.window import handles_padding
 
 _ONNX = {
     "Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Average": "Add", "Maximum": "Max", "Minimum": "Min",
@@ -24,7 +24,7 @@ _ONNX = {
 def merge(call: Call) -> Value:
     """Element by element, the smaller one broadcast."""
     values = call.values
-    if call.kind(_ONNX) == "Multiply" and len(values) == 2 and (y := weighed(call, "Mul", values)) is not None:
+    if call.kind(_ONNX) == "Multiply" and len(values) == 2 and (y := deferred_scale(call, "Mul", values)) is not None:
         return y
     y = join(call, call.kind(_ONNX), values)
     return y.like(y.name, mask=_any_unmasked(call))
@@ -42,7 +42,7 @@ def join(call: Call, kind: str, values: list[Value]) -> Value:
 
 
 @rule("Concatenate", masks=True)
-@sees_margins
+@handles_padding
 def concatenate(call: Call) -> Value:
     """Side by side along one feature axis; over time what stands in front of a sequence."""
     return concat(call, call.values, call.layer.axis)
@@ -57,7 +57,7 @@ def concat(call: Call, parts: list[Any], axis: int) -> Value:
     def features(inner: Call) -> Value:
         return _side_by_side(inner, keras.tree.flatten(inner.args)[: len(parts)], axis)
 
-    side_by_side: Value = margins.apply(call, features)[0]
+    side_by_side: Value = time_padding.apply(call, features)[0]
     return side_by_side
 
 

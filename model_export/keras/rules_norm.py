@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, rule, to_array
 from model_export.manifest import Array
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from model_export.keras.activations import ACTIVATIONS
 from model_export.keras.broadcast import broadcast, joined
-from model_export.keras.emit import Value
-from model_export.keras.pending import shapes, weighed
+from model_export.keras.deferred import deferred_scale, shape_only
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, op_rule, to_array
 
 _UNARY = {
@@ -39,14 +39,14 @@ _ACTIVATIONS = {
 
 
 @op_rule("StopGradient", "ConvertToTensor", "Copy", "Array", "Real", "Conjugate")
-@shapes
+@shape_only
 def same(call: Call) -> Value:
     """Operations that change no value; like all operations, they drop the mask."""
     return call.value.like(call.value.name)
 
 
 @op_rule("Cast", "SaturateCast")
-@shapes
+@shape_only
 def cast(call: Call) -> Value:
     """Another dtype; every float is float32 in the graph."""
     dtype = float32_for(keras.backend.standardize_dtype(call.layer.dtype))
@@ -233,7 +233,7 @@ def filled(call: Call) -> Value:
         raise call.refuse("its fill is computed; expected a number", "Multiply by ones_like instead.")
     fill = call.constant(to_array(given), dtype)
     y = x.like(call.op("Expand", fill, call.op("Shape", x)), dtype=dtype)
-    call.graph.fills[y.name] = float(to_array(given))
+    call.graph.uniform_values[y.name] = float(to_array(given))
     return y
 
 
@@ -245,7 +245,7 @@ def binary(call: Call) -> Value:
     """Two operands, the smaller one broadcast."""
     known = {**_BINARY, **_BINARY_FLOAT, **_COMPARISONS, "Fmax": "Max", "Fmin": "Min"}
     name = call.kind(known)
-    if known[name] in {"Mul", "Div"} and (result := weighed(call, known[name], list(call.args[:2]))) is not None:
+    if known[name] in {"Mul", "Div"} and (result := deferred_scale(call, known[name], list(call.args[:2]))) is not None:
         return result
     values = broadcast(call, call.args[:2])
     if name in _BINARY_FLOAT:

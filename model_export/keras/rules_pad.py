@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.window import put_in_front, sees_margins, settle
+from model_export.keras.window import handles_padding, put_in_front, resolve_padding
 
 Pairs = Sequence[tuple[int, int]]
 
 
 @rule("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D")
-@sees_margins
+@handles_padding
 def zero_padding(call: Call) -> Value:
     """Zeros around the positions; in front of the first timestep they are a layer's past."""
     return pad(call, call.value, _all_axes(call, call.layer.padding), 0)
 
 
 @rule("Cropping1D", "Cropping2D", "Cropping3D")
-@sees_margins
+@handles_padding
 def cropping(call: Call) -> Value:
     """Fewer positions; over time it takes padding off, or makes a delay of it."""
     x = call.value
@@ -35,7 +35,7 @@ def cropping(call: Call) -> Value:
 
 
 @op_rule("Pad")
-@sees_margins
+@handles_padding
 def pad_operation(call: Call) -> Value:
     """`ops.pad` with a constant."""
     x, layer = call.value, call.layer
@@ -51,7 +51,7 @@ def pad(call: Call, x: Value, pairs: Pairs, value: float) -> Value:
     if tuple(pairs[0]) != (0, 0):
         raise call.refuse("it pads the batch axis, which adds streams")
     inside = list(pairs[1 + x.time :])
-    y, margin = x, x.margin
+    y, margin = x, x.padding
     if any(tuple(pair) != (0, 0) for pair in inside):
         row = tuple(dim + low + high for dim, (low, high) in zip(x.row, inside, strict=True))
         ends = [0, *(low for low, _ in inside), 0, *(high for _, high in inside)]
@@ -61,7 +61,7 @@ def pad(call: Call, x: Value, pairs: Pairs, value: float) -> Value:
     front, back = pairs[1]
     fill = np.full(y.row, value)
     if margin and margin.front > 0:
-        old = np.pad(np.broadcast_to(margin.fill, x.row), inside, constant_values=value)
+        old = np.pad(np.broadcast_to(margin.pad_value, x.row), inside, constant_values=value)
         if front and not np.array_equal(old, fill):
             raise call.refuse("the sequence was padded with something else before", "Pad once.")
         fill = old
@@ -69,15 +69,15 @@ def pad(call: Call, x: Value, pairs: Pairs, value: float) -> Value:
     lacking = max(-before[0], 0)
     y = y.like(y.name, margin=margin)
     y = put_in_front(call, y, [call.constant(fill, y.dtype)] * min(front, lacking), max(lacking - front, 0))
-    return settle(call, y, before[0] + front, before[1] + back, fill)
+    return resolve_padding(call, y, before[0] + front, before[1] + back, fill)
 
 
 def cut_time(call: Call, x: Value, front: int, back: int) -> Value:
     """Drop timesteps of the original in front and behind; `x` may have a margin."""
-    margin = x.margin
-    fill = margin.fill if margin else np.zeros(x.row)
+    margin = x.padding
+    fill = margin.pad_value if margin else np.zeros(x.row)
     before = (margin.front, margin.back) if margin else (0, 0)
-    return settle(call, x.like(x.name, margin=margin), before[0] - front, before[1] - back, fill)
+    return resolve_padding(call, x.like(x.name, margin=margin), before[0] - front, before[1] - back, fill)
 
 
 def _cut(call: Call, x: Value, keys: Sequence[slice]) -> Value:
@@ -85,10 +85,10 @@ def _cut(call: Call, x: Value, keys: Sequence[slice]) -> Value:
         return x
     ints, axes = call.graph.ints, range(1, len(keys) + 1)
     name = call.op("Slice", x.name, ints([k.start for k in keys]), ints([k.stop for k in keys]), ints(axes))
-    margin = x.margin
+    margin = x.padding
     if margin:
-        fill = np.broadcast_to(margin.fill, x.row)[tuple(keys)]
-        margin = replace(margin, fill=fill)
+        fill = np.broadcast_to(margin.pad_value, x.row)[tuple(keys)]
+        margin = replace(margin, pad_value=fill)
     return x.like(name, row=tuple(k.stop - k.start for k in keys), margin=margin)
 
 

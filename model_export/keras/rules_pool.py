@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, rule
 from model_export.keras.rules_conv import Geometry, geometry, slide
-from model_export.keras.running import running
-from model_export.keras.window import sees_margins
+from model_export.keras.running_reductions import running
+from model_export.keras.window import handles_padding
 
 _POOLING = (
     "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D", "AveragePooling2D", "AveragePooling3D",
@@ -20,7 +20,7 @@ _GLOBAL_POOLING = (
 
 
 @rule(*_POOLING)
-@sees_margins
+@handles_padding
 def pooling(call: Call) -> Value:
     """The mean or maximum of neighbouring positions."""
     layer, x = call.layer, call.as_float(call.value)

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, rule
 
 _LOOKUP = (

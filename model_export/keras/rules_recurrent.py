@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from model_export.keras.cells import run_cell, state_names
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, rule, to_array
 from model_export.keras.rules_merge import join
 from model_export.manifest import Array, StateSpec
@@ -104,7 +104,7 @@ def _before(call: Call, specs: list[StateSpec]) -> list[Value]:
                 "its initial state is computed from a sequence, which has not ended when the first timestep comes",
                 "Compute it from an input without time axis, or export the two parts as two models.",
             )
-    started = call.graph.started()
+    started = call.graph.has_started()
     chosen = []
     for old, first in zip(carried, given, strict=True):
         flag = call.graph.reshape(started, [1] * len(old.row), at=call.path)

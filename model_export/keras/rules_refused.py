@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from model_export.keras.pending import settles
+from model_export.keras.deferred import handles_deferred
 from model_export.keras.registry import Call, op_rule, rule
 
 REFUSED: dict[tuple[str, ...], tuple[str, str]] = {
@@ -26,7 +26,7 @@ for _layers, (_why, _fix) in REFUSED.items():
 
 
 @op_rule("Scan", "AssociativeScan", "WhileLoop", "ForiLoop")
-@settles
+@handles_deferred
 def loop(call: Call) -> NoReturn:
     """Loops of `keras.ops`: what they run is a function, and no layer that a timestep could be asked of."""
     raise call.refuse(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, rule, to_array
 from model_export.keras.rules_conv import activated
-from model_export.keras.window import check_over_time, moved, sees_margins, window
+from model_export.keras.window import check_over_time, handles_padding, moved, window
 
 
 @rule("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
-@sees_margins
+@handles_padding
 def conv_transpose(call: Call) -> Value:
     """Over time: with padding='valid' each answer comes of the timesteps so far. Inside a timestep: any."""
     layer, x = call.layer, call.as_float(call.value)
@@ -23,7 +23,7 @@ def conv_transpose(call: Call) -> Value:
         raise call.refuse(f"output_padding={layer.output_padding} adds timesteps behind the newest one")
     seen = window(call, x, span, causal=True)
     y = _transposed(call, seen, over_time=True)
-    front, back = (x.margin.front, x.margin.back) if x.margin else (0, 0)
+    front, back = (x.padding.front, x.padding.back) if x.padding else (0, 0)
     flat = y.like(
         call.graph.reshape(y.name, y.row[1:], at=call.path),
         row=y.row[1:],

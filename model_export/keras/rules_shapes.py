@@ -11,18 +11,18 @@ import keras
 import numpy as np
 
 from model_export.keras.broadcast import broadcast
-from model_export.keras.emit import Pending, Value
-from model_export.keras.pending import reordered, settles, shapes
+from model_export.keras.deferred import handles_deferred, reordered, shape_only
+from model_export.keras.graph_builder import DeferredSum, Value
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.rules_layers import reshaped
+from model_export.keras.rules_basic import reshaped
 from model_export.keras.rules_merge import concat
 from model_export.keras.rules_pad import cut_time
 from model_export.keras.shifts import first_timestep
-from model_export.keras.window import sees_margins
+from model_export.keras.window import handles_padding
 
 
 @op_rule("Reshape")
-@shapes
+@shape_only
 def reshape(call: Call) -> Value:
     """Another shape of the features."""
     x = call.value
@@ -33,7 +33,7 @@ def reshape(call: Call) -> Value:
 
 
 @op_rule("Concatenate", "Append", "Hstack")
-@sees_margins
+@handles_padding
 def concatenate(call: Call) -> Value:
     """Side by side along one feature axis; over time what stands in front of a sequence."""
     kind = call.kind(["Concatenate", "Append", "Hstack"])
@@ -45,16 +45,16 @@ def concatenate(call: Call) -> Value:
 
 
 @op_rule("Diff")
-@sees_margins
+@handles_padding
 def diff(call: Call) -> Value:
     """Differences from one timestep to the next."""
     x, layer = call.value, call.layer
-    if not x.time or layer.axis % x.rank != 1 or (x.margin and x.margin.back):
+    if not x.time or layer.axis % x.rank != 1 or (x.padding and x.padding.back):
         raise call.refuse("it has a rule over time alone", "Use x[..., 1:] - x[..., :-1].")
     for _ in range(layer.n):
         later, earlier = cut_time(call, x, 1, 0), cut_time(call, x, 0, 1)
         x = replace(later, name=call.op("Sub", later, earlier))
-        x = x if x.margin is None else replace(x, margin=replace(x.margin, fill=np.zeros(x.row)))
+        x = x if x.padding is None else replace(x, padding=replace(x.padding, pad_value=np.zeros(x.row)))
     return x
 
 
@@ -72,7 +72,7 @@ def stack(call: Call) -> Value:
 
 
 @rule("RepeatVector")
-@shapes
+@shape_only
 def repeat_vector(call: Call) -> Value:
     """One vector several times, as positions inside a timestep: say the hours that an answer is about."""
     x, count = call.value, call.layer.n
@@ -80,7 +80,7 @@ def repeat_vector(call: Call) -> Value:
         columns = call.op("Unsqueeze", x, call.graph.ints([1]))
         name = call.op("Expand", columns, call.graph.ints([1, count]))
         refusal = call.refuse("it puts the time axis behind the features", "Put it back: Permute((2, 1)).")
-        return x.like(name, row=(count,), pending=Pending(refusal, order=(0, 2, 1)))
+        return x.like(name, row=(count,), pending=DeferredSum(refusal, order=(0, 2, 1)))
     wide = call.op("Unsqueeze", x, call.graph.ints([1]))
     row = (count, *x.row)
     name = call.op("Expand", wide, call.graph.ints([1, *row]))
@@ -112,7 +112,7 @@ def unstack(call: Call) -> list[Value]:
 
 
 @op_rule("ExpandDims")
-@shapes
+@shape_only
 def expand_dims(call: Call) -> Value:
     """New axes of length 1 among the features."""
     x = call.value
@@ -128,7 +128,7 @@ def expand_dims(call: Call) -> Value:
 
 
 @op_rule("Squeeze")
-@shapes
+@shape_only
 def squeeze(call: Call) -> Value:
     """Drops feature axes of length 1."""
     x, axes = call.value, call.layer.axis
@@ -140,7 +140,7 @@ def squeeze(call: Call) -> Value:
 
 
 @op_rule("Transpose", "Moveaxis", "Swapaxes")
-@settles
+@handles_deferred
 def transpose(call: Call) -> Value:
     """Another order of the axes; batch and time have to come back in front."""
     x, layer = call.value, call.layer
@@ -180,7 +180,7 @@ def roll(call: Call) -> Value:
 
 
 @op_rule("Repeat")
-@shapes
+@shape_only
 def repeat(call: Call) -> Value:
     """Each feature several times."""
     x, layer = call.value, call.layer
@@ -195,7 +195,7 @@ def repeat(call: Call) -> Value:
 
 def _is_even(x: Value) -> bool:
     """Whether the first axis has the same in all places, and goes on to have so when it is made longer."""
-    return x.even or (not x.time and x.row[:1] == (1,))
+    return x.constant_over_time or (not x.time and x.row[:1] == (1,))
 
 
 @op_rule("Tile")
@@ -212,7 +212,7 @@ def tile(call: Call) -> Value:
 
 
 @op_rule("BroadcastTo")
-@shapes
+@shape_only
 def broadcast_to(call: Call) -> Value:
     """Feature axes of length 1 made longer."""
     x, shape = call.value, [None if dim is None else int(dim) for dim in call.layer.shape]
@@ -270,8 +270,8 @@ def one_hot(call: Call) -> Value:
 
 
 @op_rule("GetItem")
-@shapes
-@sees_margins
+@shape_only
+@handles_padding
 def get_item(call: Call) -> Value:
     """A part of the features, the last timestep, or padding over time taken off.
 
@@ -284,12 +284,12 @@ def get_item(call: Call) -> Value:
     if x.time:
         x, more = _timesteps(call, x, keys.pop(0))
         keys = more + keys
-    if x.margin is None:
+    if x.padding is None:
         return _features(call, x, keys)
     if any(k != slice(None) for k in keys):
-        fill = np.broadcast_to(x.margin.fill, x.row)[tuple(keys)]
+        fill = np.broadcast_to(x.padding.pad_value, x.row)[tuple(keys)]
         y = _features(call, x, keys)
-        return replace(y, margin=replace(x.margin, fill=fill))
+        return replace(y, padding=replace(x.padding, pad_value=fill))
     return x
 
 
@@ -307,10 +307,10 @@ def _timesteps(call: Call, x: Value, key: Any) -> tuple[Value, list[Any]]:
     """Return what is picked over time, and keys for axes that this adds to the row."""
     if key == slice(None):
         return x, []
-    back = x.margin.back if x.margin else 0
-    if x.margin and x.margin.refusal and key in (-1, slice(-1, None)):
-        raise x.margin.refusal
-    if x.margin is None and key in (0, slice(None, 1), slice(0, 1)):
+    back = x.padding.back if x.padding else 0
+    if x.padding and x.padding.refusal and key in (-1, slice(-1, None)):
+        raise x.padding.refusal
+    if x.padding is None and key in (0, slice(None, 1), slice(0, 1)):
         row = (1, *x.row) if isinstance(key, slice) else x.row
         name = first_timestep(call, x)
         name = call.graph.reshape(name, row, at=call.path) if isinstance(key, slice) else name
@@ -338,11 +338,11 @@ def _features(call: Call, x: Value, keys: Sequence[Any]) -> Value:
             continue
         if isinstance(k, slice):
             if k != slice(None):
-                x = replace(_slice(call, x, axis, k), margin=x.margin)
+                x = replace(_slice(call, x, axis, k), padding=x.padding)
             row.append(x.row[axis - 1])
         else:
             index = int(k) % x.row[axis - 1]
-            x = replace(_slice(call, x, axis, slice(index, index + 1)), margin=x.margin)
+            x = replace(_slice(call, x, axis, slice(index, index + 1)), padding=x.padding)
         axis += 1
     if tuple(row) == x.row:
         return x.like(x.name)

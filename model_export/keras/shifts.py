@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
 from model_export.keras.registry import Call, to_array
-from model_export.keras.window import put_in_front, settle
+from model_export.keras.window import put_in_front, resolve_padding
 from model_export.manifest import Array
 
 
@@ -17,7 +17,7 @@ def first_timestep(call: Call, x: Value) -> str:
     first = call.state("first", x.row, x.dtype)
     now = put_in_front(call, first, [x.name], 0).name
     call.next_state(first, now)
-    call.graph.hold(now)
+    call.graph.mark_static(now)
     return now
 
 
@@ -36,13 +36,13 @@ def concat_over_time(call: Call, parts: list[Any]) -> Value:
             "recurrent layer over time.",
         )
     rows = [row for part in before for row in _rows(call, part, x)]
-    front, back = (x.margin.front, x.margin.back) if x.margin else (0, 0)
+    front, back = (x.padding.front, x.padding.back) if x.padding else (0, 0)
     lacking, fill = max(-front, 0), np.zeros(x.row)
     if len(rows) > lacking:
         fill = _padding(call, [known for _, known in rows], front)
     there = rows[max(len(rows) - lacking, 0) :]
     y = put_in_front(call, x, [name for name, _ in there], lacking - len(there))
-    return settle(call, y, front + len(rows), back, fill)
+    return resolve_padding(call, y, front + len(rows), back, fill)
 
 
 def _rows(call: Call, part: Any, x: Value) -> list[tuple[str, Array | None]]:
@@ -53,7 +53,7 @@ def _rows(call: Call, part: Any, x: Value) -> list[tuple[str, Array | None]]:
             raise call.refuse(f"it has a constant for each of {array.shape[0]} rows of the batch")
         known = np.broadcast_to(array[0], (array.shape[1], *x.row))
         return [(call.constant(row, x.dtype), row) for row in known]
-    fill = call.graph.fills.get(part.name)
+    fill = call.graph.uniform_values.get(part.name)
     if fill is None and not call.graph.is_static(part.name):
         raise call.refuse(
             "it puts an answer for the whole sequence in front of the first timestep",

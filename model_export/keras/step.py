@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import keras
 import onnx
 
-from model_export.chunk.cells import FusedCell
+from model_export.chunk.fused_rnn import FusedCell
 from model_export.errors import RefusedModelError
-from model_export.keras.emit import Value
+from model_export.keras.graph_builder import Value
+from model_export.keras.input_axes import only_looked_up, possible_axes
 from model_export.keras.subclassed import walkable
-from model_export.keras.timed import only_looked_up, readings
 from model_export.keras.walk import InputFacts, Walk, functional
 from model_export.manifest import DTYPES, Manifest
 
@@ -77,7 +77,7 @@ def walk_model(begin: Callable[[], W], model: Any) -> tuple[W, list[tuple[str, V
     """
     function = functional(walkable(model))
     refused: RefusedModelError | None = None
-    for timed in readings(function):
+    for timed in possible_axes(function):
         walk = begin()
         try:
             return walk, _walked(walk, function, timed, model.name)
@@ -140,14 +140,14 @@ def _declare(walk: Walk, function: Any, tensor: Any, *, time: bool) -> Value:
 
 def _as_declared(walk: Walk, value: Value, tensor: Any, name: str) -> Value:
     """Return an output in the dtype that the model declares, where NumPy has it."""
-    if value.pending is not None:
-        raise value.pending.refusal
-    if value.margin is not None and value.margin.refusal:
-        raise value.margin.refusal
-    if value.margin is not None:
+    if value.deferred is not None:
+        raise value.deferred.refusal
+    if value.padding is not None and value.padding.refusal:
+        raise value.padding.refusal
+    if value.padding is not None:
         raise RefusedModelError(
-            f"Output {name!r} has {value.margin.front} timesteps more in front and {value.margin.back} behind than the "
-            "model's input has.",
+            f"Output {name!r} has {value.padding.front} timesteps more in front and {value.padding.back} behind than "
+            "the model's input has.",
             fix="A stream has one answer for each timestep: crop the padding, or use it up in a convolution.",
         )
     dtype = keras.backend.standardize_dtype(tensor.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from model_export.keras.emit import Value
+    from model_export.keras.graph_builder import Value
     from model_export.keras.registry import Call
 
     Rule = Callable[[Call], Value | list[Value]]

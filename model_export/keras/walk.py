@@ -13,41 +13,41 @@ import keras
 from model_export.errors import RefusedModelError
 from model_export.keras import (
     rules_attention,
-    rules_axes,
+    rules_basic,
     rules_conv,
-    rules_layers,
+    rules_matmul,
     rules_merge,
     rules_norm,
     rules_ops,
     rules_pad,
     rules_pool,
     rules_preprocessing,
-    rules_products,
     rules_recurrent,
+    rules_reductions,
     rules_refused,
     rules_resize,
     rules_shapes,
 )
-from model_export.keras.emit import Graph, Value
-from model_export.keras.margins import apply
-from model_export.keras.pending import settles
-from model_export.keras.record import RandomNumbersError, reason_of, record
+from model_export.keras.deferred import handles_deferred
+from model_export.keras.graph_builder import GraphBuilder, Value
+from model_export.keras.recompute import can_recompute, recompute
 from model_export.keras.registry import Call, find_op_rule, find_rule, to_array
-from model_export.keras.replay import can_replay, replay
-from model_export.keras.window import sees_margins
+from model_export.keras.time_padding import apply
+from model_export.keras.tracing import RandomNumbersError, reason_of, trace
+from model_export.keras.window import handles_padding
 
 RULE_MODULES = (
     rules_attention,
-    rules_axes,
+    rules_reductions,
     rules_conv,
-    rules_layers,
+    rules_basic,
     rules_merge,
     rules_norm,
     rules_ops,
     rules_pad,
     rules_pool,
     rules_preprocessing,
-    rules_products,
+    rules_matmul,
     rules_recurrent,
     rules_refused,
     rules_resize,
@@ -83,7 +83,7 @@ class Walk:
         bounded: Whether the original's answers depend on that number, so that it can be asked for no more.
     """
 
-    graph: Graph = field(default_factory=Graph)
+    graph: GraphBuilder = field(default_factory=GraphBuilder)
     facts: dict[str, InputFacts] = field(default_factory=dict)
     length: int | None = None
     bounded: bool = False
@@ -173,7 +173,7 @@ class Walk:
             RefusedModelError: The code cannot be run that way, or does something that cannot be stepped.
         """
         try:
-            recorded = record(call, function, self.length)
+            recorded = trace(call, function, self.length)
         except RandomNumbersError as exc:
             raise call.refuse(
                 "it draws random numbers outside training, so no retry could get the same answer",
@@ -250,8 +250,8 @@ def _ordered(function: Any, inputs: Any) -> list[Value]:
     return [v for v in keras.tree.flatten(inputs) if isinstance(v, Value)]
 
 
-@settles
-@sees_margins
+@handles_deferred
+@handles_padding
 def trace_call(call: Call) -> list[Value]:
     """The rule of a layer without one: its code is traced, for one timestep or else for all that there are."""
     graph = call.graph
@@ -260,13 +260,13 @@ def trace_call(call: Call) -> list[Value]:
     try:
         return call.walk.trace(call, _at_inference(call.layer))
     except RefusedModelError as refused:
-        if not can_replay(call):
+        if not can_recompute(call):
             raise
         # What the attempt declared goes, but for what all layers share.
         shared = [s for s in graph.states if s not in states and not s.input.startswith(f"{call.path}/")]
         graph.states[:], graph.cells[:] = states + shared, cells
         try:
-            return replay(call, lambda inner: inner.walk.trace(inner, _at_inference(inner.layer)))
+            return recompute(call, lambda inner: inner.walk.trace(inner, _at_inference(inner.layer)))
         except RefusedModelError:
             raise refused from None
 

@@ -7,26 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from model_export.keras.emit import Margin, Value
+from model_export.keras.graph_builder import TimePadding, Value
 from model_export.keras.registry import Call, Rule, to_array
 from model_export.manifest import Array
 
-_SEES_MARGINS: set[Rule] = set()
+_HANDLES_PADDING: set[Rule] = set()
 _CAUSAL = (
     "Use padding='causal' (Conv1D), or put ZeroPadding1D((k - 1) * dilation, 0) in front and padding='valid'; over "
     "(time, frequency) ZeroPadding2D(((k - 1) * dilation, 0), ...)."
 )
 
 
-def sees_margins(rule: Rule) -> Rule:
+def handles_padding(rule: Rule) -> Rule:
     """Mark a rule that knows what a margin over time means for its layer; for others the walk takes care of it."""
-    _SEES_MARGINS.add(rule)
+    _HANDLES_PADDING.add(rule)
     return rule
 
 
-def is_margin_aware(rule: Rule) -> bool:
-    """Return whether `sees_margins` marked it."""
-    return rule in _SEES_MARGINS
+def is_padding_aware(rule: Rule) -> bool:
+    """Return whether `handles_padding` marked it."""
+    return rule in _HANDLES_PADDING
 
 
 def check_over_time(call: Call, size: int, stride: int) -> None:
@@ -69,8 +69,8 @@ def window(call: Call, x: Value, span: int, *, causal: bool) -> Value:
     Raises:
         RefusedModelError: The sequence would become shorter, so that answers belong to later timesteps.
     """
-    front, back = (x.margin.front, x.margin.back) if x.margin else (0, 0)
-    fill = x.margin.fill if x.margin else np.zeros(x.row)
+    front, back = (x.padding.front, x.padding.back) if x.padding else (0, 0)
+    fill = x.padding.pad_value if x.padding else np.zeros(x.row)
     if causal:
         if front < 0:  # what the layer itself pads with stands there
             x = put_in_front(call, x, [call.constant(np.zeros(x.row), x.dtype)] * -front, 0)
@@ -78,8 +78,8 @@ def window(call: Call, x: Value, span: int, *, causal: bool) -> Value:
             raise call.refuse("it pads with zeros a sequence that was padded with something else", "Pad once.")
         fill = np.zeros(x.row)
     elif front < span and span:
-        if x.margin and x.margin.refusal:
-            raise x.margin.refusal
+        if x.padding and x.padding.refusal:
+            raise x.padding.refusal
         raise call.refuse(
             f"with padding={call.layer.padding!r} it looks at {span + 1} timesteps, and {front} are padded in front of "
             f"the first one; expected at least {span}, or it shortens the sequence",
@@ -92,26 +92,26 @@ def window(call: Call, x: Value, span: int, *, causal: bool) -> Value:
     return x.like(joined, row=(span + 1, *x.row), time=False, margin=margin)
 
 
-def moved(call: Call, x: Value, front: int, back: int) -> Margin | None:
+def moved(call: Call, x: Value, front: int, back: int) -> TimePadding | None:
     """Return the margin of a layer's result: so many timesteps in front, each what the layer makes of the fill."""
     if not (front or back):
         return None
-    if front < 0 and x.margin:
-        return replace(x.margin, front=front, back=back, fill=np.zeros(()))
-    if not front or not x.margin:
-        return Margin(front, back, np.zeros(()))
-    return Margin(front, back, steady(call.layer, x.margin))
+    if front < 0 and x.padding:
+        return replace(x.padding, front=front, back=back, pad_value=np.zeros(()))
+    if not front or not x.padding:
+        return TimePadding(front, back, np.zeros(()))
+    return TimePadding(front, back, steady(call.layer, x.padding))
 
 
-def steady(layer: Any, margin: Margin) -> Array:
+def steady(layer: Any, margin: TimePadding) -> Array:
     """Return what a layer or operation says to the timesteps in front, one row; there are enough of them."""
-    fills = np.broadcast_to(margin.fill, (1, margin.front, *margin.fill.shape)).astype("float32")
+    fills = np.broadcast_to(margin.pad_value, (1, margin.front, *margin.pad_value.shape)).astype("float32")
     result: Array = to_array(layer(fills))[0, -1]
     return result
 
 
 def delay(call: Call, x: Value, steps: int, fill: Any) -> Value:
-    """Return the value of some timesteps ago; `fill` before the stream was that long."""
+    """Return the value of some timesteps ago; `pad_value` before the stream was that long."""
     joined = _with_past(call, x, steps, fill)
     return x.like(call.op("Gather", joined, call.constant(0, "int64"), axis=1))
 
@@ -141,7 +141,7 @@ def _with_past(call: Call, x: Value, span: int, fill: Array) -> str:
     return joined
 
 
-def settle(call: Call, x: Value, front: int, back: int, fill: Any) -> Value:
+def resolve_padding(call: Call, x: Value, front: int, back: int, fill: Any) -> Value:
     """Return a value whose original was padded or cut over time.
 
     Args:
@@ -151,11 +151,11 @@ def settle(call: Call, x: Value, front: int, back: int, fill: Any) -> Value:
         back: Timesteps behind its newest; negative: it lacks some, so its last timestep is an older one.
         fill: What those in front are, one row.
     """
-    refusal = x.margin.refusal if x.margin else None
+    refusal = x.padding.refusal if x.padding else None
     if back < 0:
         x, front, back = delay(call, x, -back, fill), front + back, 0
     if not (front or back):
-        return replace(x, margin=None)
+        return replace(x, padding=None)
     if front < 0 and refusal is None:
         refusal = call.refuse(
             f"it drops {-front} timesteps, so the answers no longer belong to the timesteps that came",
@@ -163,4 +163,4 @@ def settle(call: Call, x: Value, front: int, back: int, fill: Any) -> Value:
             "timesteps in front again.",
         )
     filled = np.broadcast_to(np.asarray(fill), x.row)
-    return replace(x, margin=Margin(front, back, filled, refusal if front < 0 else None))
+    return replace(x, padding=TimePadding(front, back, filled, refusal if front < 0 else None))

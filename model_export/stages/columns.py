@@ -13,7 +13,7 @@ from model_export.manifest import Array
 from model_export.stages.stage import Row, Stage, count
 
 if TYPE_CHECKING:
-    from model_export.keras.emit import Graph
+    from model_export.keras.graph_builder import GraphBuilder
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class Select(Stage):
     def reference(self, values: Array) -> Array:
         return values[..., self._places()]
 
-    def emit(self, graph: Graph, x: str, row: Row) -> str:
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         return graph.op("Gather", x, graph.ints(self._places()), axis=len(row), at=self.title)
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
@@ -127,7 +127,7 @@ class OneHot(Stage):
     def reference(self, values: Array) -> Array:
         return np.asarray(values[..., None] == np.arange(self.classes), np.float64)
 
-    def emit(self, graph: Graph, x: str, row: Row) -> str:
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         places = graph.constant(np.arange(self.classes), "int64")
         column = graph.op("Unsqueeze", x, graph.ints([len(row) + 1]), at=self.title)
         return graph.cast(graph.op("Equal", column, places, at=self.title), "float64", at=self.title)

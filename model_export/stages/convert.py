@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from model_export.candidate import Candidate
+from model_export.converted import ConvertedModel
 from model_export.errors import UnclearModelError
-from model_export.keras.emit import Graph
+from model_export.keras.graph_builder import GraphBuilder
 from model_export.labels import with_labels
 from model_export.manifest import Array, Manifest, TensorSpec
 from model_export.stages.join import join, opset_of
@@ -19,11 +19,11 @@ from model_export.stages.pipeline import Pipeline
 from model_export.stages.row_model import RowModel, row_model
 from model_export.stages.stage import Row, Stage
 
-Convert = Callable[[Any, bool], Candidate]
+Convert = Callable[[Any, bool], ConvertedModel]
 """Makes the step graph of a model; says whether it is the one that the other parts are fitted to."""
 
 
-def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Candidate:
+def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> ConvertedModel:
     """Make one step graph of a pipeline, not yet verified.
 
     Args:
@@ -38,7 +38,7 @@ def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Cand
     parts = pipeline.parts
     anchor = pipeline.anchor
     model = parts[anchor]
-    whole = model.candidate() if isinstance(model, RowModel) else convert(model, True)
+    whole = model.convert() if isinstance(model, RowModel) else convert(model, True)
     for part in reversed(parts[:anchor]):
         whole = _in_front(part, whole, convert)
     for part in parts[anchor + 1 :]:
@@ -46,7 +46,7 @@ def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Cand
     return replace(whole, manifest=whole.manifest.model_copy(update={"name": name}))
 
 
-def _in_front(part: Any, whole: Candidate, convert: Convert) -> Candidate:
+def _in_front(part: Any, whole: ConvertedModel, convert: Convert) -> ConvertedModel:
     if not isinstance(part, Stage):
         first = _model(part, whole.manifest.inputs, convert, ahead=True)
         return join(first, whole, _links(first.manifest, whole.manifest))
@@ -64,7 +64,7 @@ def _in_front(part: Any, whole: Candidate, convert: Convert) -> Candidate:
     return join(first, whole, {first.manifest.outputs[0].name: into.name}, draw_before=part.draw_before)
 
 
-def _behind(whole: Candidate, part: Any, convert: Convert) -> Candidate:
+def _behind(whole: ConvertedModel, part: Any, convert: Convert) -> ConvertedModel:
     if not isinstance(part, Stage):
         second = _model(part, whole.manifest.answered, convert, ahead=False)
         return join(whole, second, _links(whole.manifest, second.manifest))
@@ -101,11 +101,11 @@ def _labels_before(stage: Stage, row: Row, into: TensorSpec) -> list[str]:
 
 
 def _stage(
-    stage: Stage, row: Row, whole: Candidate, *, takes: str = "", returns: str = "", labels: Sequence[str]
-) -> Candidate:
+    stage: Stage, row: Row, whole: ConvertedModel, *, takes: str = "", returns: str = "", labels: Sequence[str]
+) -> ConvertedModel:
     """Return a stage as a step graph; the name of its input or output is given, the other one is internal."""
     stage.check(row)
-    graph, after = Graph(), stage.row_after(row)
+    graph, after = GraphBuilder(), stage.row_after(row)
     x = graph.input(takes or f"{returns}/{stage.title}/in", row, stage.takes, time=True)
     is_float = np.dtype(stage.takes).kind == "f"
     made = stage.emit(graph, graph.cast(x.name, "float64", at=stage.title) if is_float else x.name, row)
@@ -122,16 +122,16 @@ def _stage(
         return {returned.name: found.astype(np.float32)}
 
     proto = graph.proto("stage", opset=opset_of(whole.proto))
-    return Candidate(proto, manifest, reference, against=f"numpy {np.__version__}")
+    return ConvertedModel(proto, manifest, reference, against=f"numpy {np.__version__}")
 
 
-def _model(part: Any, neighbours: Sequence[TensorSpec], convert: Convert, *, ahead: bool) -> Candidate:
+def _model(part: Any, neighbours: Sequence[TensorSpec], convert: Convert, *, ahead: bool) -> ConvertedModel:
     """Return a model as a step graph; an ONNX file whose tensors have the ranks of rows is one of rows."""
     if isinstance(part, Path):
         ranks = {len(spec.row_shape) for spec in neighbours}
         found = row_model(part, ranks=ranks, ahead=ahead)
         return convert(part, False) if found is None else found
-    return part.candidate() if isinstance(part, RowModel) else convert(part, False)
+    return part.convert() if isinstance(part, RowModel) else convert(part, False)
 
 
 def _links(first: Manifest, second: Manifest) -> dict[str, str]:

@@ -14,7 +14,7 @@ from model_export.manifest import Array
 from model_export.stages.stage import Numbers, Row, Stage, check_row, count, numbers, training_data
 
 if TYPE_CHECKING:
-    from model_export.keras.emit import Graph
+    from model_export.keras.graph_builder import GraphBuilder
 
 _MISSING = 0.15
 """The share of values that are missing in sequences drawn for verification."""
@@ -91,7 +91,7 @@ class Impute(Stage):
                 filled[:, t] = np.where(missing[:, t], filled[:, t - 1], values[:, t])
         return filled
 
-    def emit(self, graph: Graph, x: str, row: Row) -> str:
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         missing = graph.op("IsNaN", x, at=self.title)
         if not self.has_memory:
             return graph.op("Where", missing, graph.constant(self._value(), "float64"), x, at=self.title)
@@ -138,7 +138,7 @@ class _History(Stage):
         found = self.history(values)
         return np.concatenate([values, found], axis=-1) if self.append else found
 
-    def emit(self, graph: Graph, x: str, row: Row) -> str:
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         found = self.emit_history(graph, x, row)
         return graph.op("Concat", x, found, axis=len(row), at=self.title) if self.append else found
 
@@ -146,7 +146,7 @@ class _History(Stage):
         """Return the result alone, as `reference` does."""
         raise NotImplementedError
 
-    def emit_history(self, graph: Graph, x: str, row: Row) -> str:
+    def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         """Emit the result alone, as `emit` does."""
         raise NotImplementedError
 
@@ -179,7 +179,7 @@ class Lag(_History):
         first = np.broadcast_to(numbers("initial", self.initial), values[:, :1].shape).astype(np.float32)
         return np.concatenate([np.repeat(first, self.n, axis=1), values], axis=1)[:, : values.shape[1]]
 
-    def emit_history(self, graph: Graph, x: str, row: Row) -> str:
+    def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         window = _window(graph, self.title, x, row, self.n, init=numbers("initial", self.initial))
         return graph.op("Gather", window, graph.constant(0, "int64"), axis=1, at=self.title)
 
@@ -207,7 +207,7 @@ class Diff(_History):
         found[:, self.n :] = values[:, self.n :] - values[:, : -self.n]
         return found
 
-    def emit_history(self, graph: Graph, x: str, row: Row) -> str:
+    def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         zero = graph.constant(0, "int64")
         window, valid = _valid_window(graph, self.title, x, row, self.n)
         change = graph.op("Sub", x, graph.op("Gather", window, zero, axis=1, at=self.title), at=self.title)
@@ -235,7 +235,7 @@ class RollingMean(_History):
     def history(self, values: Array) -> Array:
         return np.asarray(np.nanmean(_windows(values, self.n), axis=-1))
 
-    def emit_history(self, graph: Graph, x: str, row: Row) -> str:
+    def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         window, valid = _valid_window(graph, self.title, x, row, self.n - 1)
         return _mean(graph, self.title, window, valid)
 
@@ -261,7 +261,7 @@ class RollingStd(_History):
     def history(self, values: Array) -> Array:
         return np.asarray(np.nanstd(_windows(values, self.n), axis=-1))
 
-    def emit_history(self, graph: Graph, x: str, row: Row) -> str:
+    def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         window, valid = _valid_window(graph, self.title, x, row, self.n - 1)
         mean = graph.op("Unsqueeze", _mean(graph, self.title, window, valid), graph.ints([1]), at=self.title)
         off = graph.op("Sub", window, mean, at=self.title)
@@ -299,9 +299,9 @@ class EWMA(_History):
             found[:, t] = self.alpha * values[:, t] + (1 - self.alpha) * found[:, t - 1]
         return found
 
-    def emit_history(self, graph: Graph, x: str, row: Row) -> str:
+    def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         past = graph.state(f"{self.title}.mean", row, "float64")
-        started = graph.reshape(graph.started(), [1] * len(row), at=self.title)
+        started = graph.reshape(graph.has_started(), [1] * len(row), at=self.title)
         before = graph.op("Where", started, past.input, x, at=self.title)
         alpha, rest = (graph.constant(weight, "float64") for weight in (self.alpha, 1 - self.alpha))
         mean = graph.op(
@@ -318,7 +318,7 @@ def _windows(values: Array, n: int) -> Array:
 
 
 def _window(  # noqa: PLR0917  # what is kept, and how
-    graph: Graph, name: str, x: str, row: Row, past: int, dtype: str = "float32", init: Array | None = None
+    graph: GraphBuilder, name: str, x: str, row: Row, past: int, dtype: str = "float32", init: Array | None = None
 ) -> str:
     """Emit the last rows and this one, `(batch, past + 1, *row)` in the given dtype, float64 for floats."""
     state = graph.state(f"{name}.past", (past, *row), dtype, init=init)
@@ -330,7 +330,7 @@ def _window(  # noqa: PLR0917  # what is kept, and how
     return graph.cast(joined, "float64", at=name)
 
 
-def _valid_window(graph: Graph, name: str, x: str, row: Row, past: int) -> tuple[str, str]:
+def _valid_window(graph: GraphBuilder, name: str, x: str, row: Row, past: int) -> tuple[str, str]:
     """Emit the same, and where it has rows of the stream: `(batch, past + 1, 1, ..)`, float64 of 0 and 1."""
     rows = graph.op("Shape", x, start=0, end=1, at=name)
     ones = graph.constant(np.ones([1] * len(row)), "float64")
@@ -339,7 +339,7 @@ def _valid_window(graph: Graph, name: str, x: str, row: Row, past: int) -> tuple
     return _window(graph, name, x, row, past), _window(graph, f"{name}.valid", here, (1,) * len(row), past, "bool")
 
 
-def _mean(graph: Graph, name: str, window: str, valid: str) -> str:
+def _mean(graph: GraphBuilder, name: str, window: str, valid: str) -> str:
     axes = graph.ints([1])
     total = graph.op("ReduceSum", graph.op("Mul", window, valid, at=name), axes, keepdims=0, at=name)
     return graph.op("Div", total, graph.op("ReduceSum", valid, axes, keepdims=0, at=name), at=name)

@@ -12,15 +12,15 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import helper, numpy_helper
 
-from model_export.candidate import Candidate
-from model_export.chunk.cells import FusedCell
-from model_export.chunk.emit import mapped, renamed
+from model_export.chunk.builder import mapped, renamed
+from model_export.chunk.fused_rnn import FusedCell
+from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
 from model_export.onnx_file import all_graphs
-from model_export.original import PrefixAnswers
-from model_export.samples import Sampler, plain_sampler
-from model_export.suspect import Activation, Probe
+from model_export.verify.localize import Activation, LayerOutputs
+from model_export.verify.reference import PrefixAnswers
+from model_export.verify.samplers import Sampler, random_sampler
 
 Links = Mapping[str, str]
 """Outputs of the first graph to inputs of the second."""
@@ -35,12 +35,12 @@ OLDEST_OPSET = 13
 
 
 def join(
-    first: Candidate,
-    second: Candidate,
+    first: ConvertedModel,
+    second: ConvertedModel,
     links: Links,
     *,
     draw_before: DrawBefore | None = None,
-) -> Candidate:
+) -> ConvertedModel:
     """Join two step graphs.
 
     Args:
@@ -76,7 +76,7 @@ def join(
             fix="Join models that take the same number of timesteps, or any number.",
         )
     limits = [part.longest for part in (first, second) if part.longest is not None]
-    return Candidate(
+    return ConvertedModel(
         _merged(first, second, glue, tied),
         _manifest(first.manifest, second.manifest, tied),
         _JoinedReference(middle, second, next(iter(links))),
@@ -90,7 +90,7 @@ def join(
     )
 
 
-def _check(first: Candidate, second: Candidate, links: Links) -> None:
+def _check(first: ConvertedModel, second: ConvertedModel, links: Links) -> None:
     outputs = {spec.name: spec for spec in first.manifest.outputs}
     inputs = {spec.name: spec for spec in second.manifest.inputs}
     for out, into in links.items():
@@ -168,7 +168,7 @@ def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         ) from exc
 
 
-def _renamed(part: Candidate, names: Mapping[str, str]) -> Candidate:
+def _renamed(part: ConvertedModel, names: Mapping[str, str]) -> ConvertedModel:
     """Return a candidate with other names of tensors, everywhere."""
     if not names:
         return part
@@ -263,8 +263,8 @@ def _glue(out: OutputSpec, into: InputSpec, taken: set[str]) -> tuple[list[onnx.
 
 
 def _merged(
-    first: Candidate,
-    second: Candidate,
+    first: ConvertedModel,
+    second: ConvertedModel,
     glue: Sequence[tuple[list[onnx.NodeProto], list[onnx.TensorProto]]],
     tied: Links,
 ) -> onnx.ModelProto:
@@ -307,7 +307,7 @@ class _Middle:
         links: The input of the second one, by output of the first one.
     """
 
-    first: Candidate
+    first: ConvertedModel
     links: Mapping[str, InputSpec]
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
@@ -326,7 +326,7 @@ class _JoinedReference:
     """Both references, one behind the other; `output` is the first linked one, for messages."""
 
     middle: _Middle
-    second: Candidate
+    second: ConvertedModel
     output: str
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
@@ -358,10 +358,10 @@ def _is_array(value: Array | PrefixAnswers) -> TypeGuard[Array]:
 
 
 def _samplers(
-    first: Candidate, second: Candidate, tied: Links, draw_before: DrawBefore | None
+    first: ConvertedModel, second: ConvertedModel, tied: Links, draw_before: DrawBefore | None
 ) -> dict[str, Sampler] | None:
-    own = first.samplers or {"random": plain_sampler(first.manifest)}
-    behind = second.samplers or {"random": plain_sampler(second.manifest)}
+    own = first.samplers or {"random": random_sampler(first.manifest)}
+    behind = second.samplers or {"random": random_sampler(second.manifest)}
     if draw_before is not None:
         (spec,), (into,) = first.manifest.inputs, tied.values()
         return {kind: _drawn_before(draw, draw_before, spec, into) for kind, draw in behind.items()}
@@ -389,7 +389,7 @@ def _with_rest(draw: Sampler, other: Sampler, names: Sequence[str]) -> Sampler:
     return sample
 
 
-def _probe(one: Probe | None, two: Probe | None, middle: _Middle) -> Probe | None:
+def _probe(one: LayerOutputs | None, two: LayerOutputs | None, middle: _Middle) -> LayerOutputs | None:
     if one is None and two is None:
         return None
 

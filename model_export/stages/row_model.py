@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from model_export.candidate import Candidate
+from model_export.converted import ConvertedModel
 from model_export.errors import UnclearModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.onnx_file import read_model
-from model_export.sequence.facts import run, session
 from model_export.stages.pipeline import RowPart
 from model_export.step_model import ORT_TYPES
+from model_export.streaming.measured_shapes import run, session
 
 Rows = Mapping[str, Array]
 """One array by name, shape `(n, *row)`."""
@@ -37,7 +37,7 @@ class RowModel(RowPart):
     against: str = ""
     reference: Callable[[Rows], Rows] | None = None
 
-    def candidate(self) -> Candidate:
+    def convert(self) -> ConvertedModel:
         """Return it as a step graph without states.
 
         Raises:
@@ -67,10 +67,10 @@ class RowModel(RowPart):
             return {spec.name: np.reshape(found[spec.name], (*lead, *spec.shape)) for spec in outputs}
 
         against = self.against or f"onnxruntime {ort.__version__}"
-        return Candidate(self.proto, manifest, original, against=against)
+        return ConvertedModel(self.proto, manifest, original, against=against)
 
 
-def row_model(path: Path, *, ranks: Collection[int], ahead: bool) -> Candidate | None:
+def row_model(path: Path, *, ranks: Collection[int], ahead: bool) -> ConvertedModel | None:
     """Return an ONNX file as a step graph of rows; None where its tensors have more axes, and so a time axis.
 
     Args:
@@ -87,7 +87,7 @@ def row_model(path: Path, *, ranks: Collection[int], ahead: bool) -> Candidate |
     joined = loaded.get_outputs() if ahead else loaded.get_inputs()
     if not any(len(value.shape) - 1 in ranks for value in joined):
         return None
-    return RowModel(proto).candidate()
+    return RowModel(proto).convert()
 
 
 def _spec(value: Any) -> dict[str, Any]:

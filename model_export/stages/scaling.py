@@ -12,7 +12,7 @@ from model_export.manifest import Array
 from model_export.stages.stage import Numbers, Row, Stage, check_row, numbers, training_data
 
 if TYPE_CHECKING:
-    from model_export.keras.emit import Graph
+    from model_export.keras.graph_builder import GraphBuilder
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class _Scale(Stage):
         offset, scale = self.offset_and_scale()
         return np.asarray(values * scale + offset if self.is_inverse else (values - offset) / scale)
 
-    def emit(self, graph: Graph, x: str, row: Row) -> str:
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         offset, scale = (graph.constant(value, "float64") for value in self.offset_and_scale())
         if self.is_inverse:
             return graph.op("Add", graph.op("Mul", x, scale, at=self.title), offset, at=self.title)
@@ -159,7 +159,7 @@ class Clip(Stage):
     def reference(self, values: Array) -> Array:
         return np.clip(values, numbers("low", self.low), numbers("high", self.high))
 
-    def emit(self, graph: Graph, x: str, row: Row) -> str:
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         low, high = (graph.constant(numbers("", value), "float64") for value in (self.low, self.high))
         return graph.op("Min", graph.op("Max", x, low, at=self.title), high, at=self.title)
 
@@ -184,7 +184,7 @@ class Log1p(Stage):
     def reference(self, values: Array) -> Array:
         return np.expm1(values) if self.is_inverse else np.log1p(values)
 
-    def emit(self, graph: Graph, x: str, row: Row) -> str:
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         one = graph.constant(1.0, "float64")
         if self.is_inverse:
             return graph.op("Sub", graph.op("Exp", x, at=self.title), one, at=self.title)

@@ -12,7 +12,7 @@ from model_export.errors import ManifestError, UnclearModelError
 from model_export.manifest import Array
 
 if TYPE_CHECKING:
-    from model_export.keras.emit import Graph
+    from model_export.keras.graph_builder import GraphBuilder
 
 Row = tuple[int, ...]
 """The shape of one row, without batch axis and without time axis."""
@@ -86,7 +86,7 @@ class Stage:
         """
         raise NotImplementedError
 
-    def emit(self, graph: Graph, x: str, row: Row) -> str:
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         """Emit one timestep.
 
         Args:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from model_export.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from model_export.candidate import Candidate
+    from model_export.converted import ConvertedModel
     from model_export.spec import StepSpec
     from model_export.torch.autostep import AutoStep
     from model_export.torch.layers import CachedAttention, CausalConv1d, LinearRecurrentUnit, StepLayer
     from model_export.torch.step import export_step
-    from model_export.verify import Progress
+    from model_export.verify.parity import Progress
 
 __all__ = [
     "AutoStep",
@@ -25,7 +25,7 @@ __all__ = [
     "CausalConv1d",
     "LinearRecurrentUnit",
     "StepLayer",
-    "candidate",
+    "convert",
     "export_step",
 ]
 
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-def candidate(spec: StepSpec, *, name: str, progress: Progress | None = None) -> Candidate:
+def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> ConvertedModel:
     """Make a step graph of what a `StepSpec` describes, not yet proven.
 
     Args:
@@ -60,14 +60,16 @@ def candidate(spec: StepSpec, *, name: str, progress: Progress | None = None) ->
         RefusedModelError: The module cannot be stepped; says which part and why.
     """
     _require()
+    from model_export.torch.sequence_module import convert_sequence_module
     from model_export.torch.step import export_step
-    from model_export.torch.whole import export_whole
 
     if progress:
         progress("running the module", 0, 1)
     if spec.time_axis is None:
         return export_step(spec.module, spec.inputs, spec.states, name=name, output_names=spec.output_names)
-    return export_whole(spec.module, spec.inputs, time_axis=spec.time_axis, name=name, output_names=spec.output_names)
+    return convert_sequence_module(
+        spec.module, spec.inputs, time_axis=spec.time_axis, name=name, output_names=spec.output_names
+    )
 
 
 def _require() -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
-from model_export.torch.draw import STEPS_OF_AN_EXAMPLE
-from model_export.torch.recurrent import States, Taken, answering, written_out
-from model_export.torch.sequences import ROWS, Sequences
+from model_export.torch.axis_inference import ROWS, Sequences
+from model_export.torch.cells import CellCall, States, decomposed, patch_recurrent_layers
+from model_export.torch.sampling import STEPS_OF_AN_EXAMPLE
 
 STARTED = "started"
 """The state that says whether a stream has begun, where the module computes an initial state from its inputs."""
@@ -133,7 +133,7 @@ class AutoStep(nn.Module):
 
     def _learn(self, whole: Sequences) -> None:
         """Find every call of a recurrent layer, by two runs on different numbers."""
-        both: list[list[Taken]] = [[], []]
+        both: list[list[CellCall]] = [[], []]
         for seed, seen in enumerate(both):
             timestep = [value[:, 0] for value in whole.draw.tensors(seed, ROWS, 1)]
             with torch.no_grad():
@@ -142,23 +142,23 @@ class AutoStep(nn.Module):
         self._calls = [_call(one, other) for one, other in zip(*both, strict=True)]
 
     def _run(
-        self, whole: Sequences, timestep: Sequence[Tensor], handle: Callable[[Taken], tuple[Tensor, States]]
+        self, whole: Sequences, timestep: Sequence[Tensor], handle: Callable[[CellCall], tuple[Tensor, States]]
     ) -> list[Tensor]:
         """Run sequences of one timestep, with `handle` in the place of every recurrent layer over time."""
-        with answering(self.module, handle, elsewhere=whole.elsewhere):
+        with patch_recurrent_layers(self.module, handle, elsewhere=whole.elsewhere):
             found = whole([value.unsqueeze(1) for value in timestep])
         return [
             value if one.time is None else value.select(1, 0) for one, value in zip(whole.outputs, found, strict=True)
         ]
 
 
-def _seen(seen: list[Taken], taken: Taken) -> tuple[Tensor, States]:
+def _seen(seen: list[CellCall], taken: CellCall) -> tuple[Tensor, States]:
     """Answer for a layer as it would by itself, and note what it was called with."""
     seen.append(taken)
-    return written_out(taken)
+    return decomposed(taken)
 
 
-def _fed(feed: _Feed, taken: Taken) -> tuple[Tensor, States]:
+def _fed(feed: _Feed, taken: CellCall) -> tuple[Tensor, States]:
     """Answer for a layer from the states of the stream."""
     call = next(feed.calls)
     count = len(call.inner)
@@ -174,7 +174,7 @@ def _fed(feed: _Feed, taken: Taken) -> tuple[Tensor, States]:
     return answer, after
 
 
-def _call(one: Taken, other: Taken) -> _Call:
+def _call(one: CellCall, other: CellCall) -> _Call:
     """Describe a call, seen twice with different numbers coming in."""
     fold = one.rows // ROWS
     if fold * ROWS != one.rows:

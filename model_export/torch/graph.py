@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
-from model_export.torch.modules import first_line, unfused
-from model_export.torch.outputs import flatten
-from model_export.torch.recurrent import answering, written_out
-from model_export.torch.rewording import Reworded
+from model_export.torch.cells import decomposed, patch_recurrent_layers
+from model_export.torch.checks import first_line, unfused
+from model_export.torch.decompositions import Decomposed
+from model_export.torch.naming import flatten
 
 OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""
@@ -57,7 +57,7 @@ def step_graph(
             for of, axis in [*zip(names[0], axes, strict=True), *zip(names[1], _next_axes(axes, names), strict=True)]
         }
         try:
-            return sequence_graph(_Spread(module), values, dynamic_axes, names, name=name)
+            return sequence_graph(_SpreadArguments(module), values, dynamic_axes, names, name=name)
         except RefusedModelError:
             raise _refused(exc) from exc
     assert exported is not None
@@ -89,7 +89,7 @@ def sequence_graph(
     """
     file = io.BytesIO()
     try:
-        with quiet(), unfused(), torch.no_grad(), Reworded():
+        with quiet(), unfused(), torch.no_grad(), Decomposed():
             torch.onnx.export(
                 copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
                 input_names=names[0], output_names=names[1], dynamic_axes=axes,
@@ -133,7 +133,7 @@ def attending_graph(
     return _plain(exported.model_proto, name)
 
 
-class Plain(nn.Module):
+class PlainOutputs(nn.Module):
     """A module from a tuple of tensors to one, with its recurrent layers written out."""
 
     def __init__(self, module: Any) -> None:
@@ -142,11 +142,11 @@ class Plain(nn.Module):
 
     def forward(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run the module; in one argument, for older exporters stumble over `*values`."""
-        with answering(self.module, written_out):
+        with patch_recurrent_layers(self.module, decomposed):
             return tuple(tensor for _, tensor in flatten(self.module(*values)))
 
 
-class _Spread(nn.Module):
+class _SpreadArguments(nn.Module):
     """A module of one tuple as a module of its parts."""
 
     def __init__(self, module: Any) -> None:

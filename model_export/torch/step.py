@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_export.candidate import Candidate
+from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError
 from model_export.manifest import Array, Init, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from model_export.torch.autostep import AutoStep
-from model_export.torch.draw import Draw, Input, tensors
-from model_export.torch.graph import Plain, step_graph
-from model_export.torch.modules import Watch, check_behaviour, prepared, run
-from model_export.torch.outputs import flatten, named, numpy_dtype
-from model_export.verify import Original, Sampler
+from model_export.torch.checks import Watch, check_behaviour, prepared, run
+from model_export.torch.graph import PlainOutputs, step_graph
+from model_export.torch.naming import flatten, named, numpy_dtype
+from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
+from model_export.verify.parity import ReferenceModel, Sampler
 
 ROWS = 3
 AGAINST = f"torch {torch.__version__}"
@@ -38,8 +38,8 @@ class Step:
     """
 
     module: Any
-    draw: Draw
-    inputs: Sequence[Input]
+    draw: ExampleSampler
+    inputs: Sequence[ExampleInput]
     states: Mapping[str, Tensor]
     axes: Sequence[int]
     paths: Sequence[str] = ()
@@ -68,7 +68,7 @@ def export_step(
     *,
     name: str = "model",
     output_names: Sequence[str] | None = None,
-) -> Candidate:
+) -> ConvertedModel:
     """Make a step graph of a module that takes and returns its states; not yet proven.
 
     Args:
@@ -92,21 +92,21 @@ def export_step(
             f"{min(both)!r} names both an input and a state; expected one.",
             fix="Give each input and state its own name.",
         )
-    step = settle(mine, given, begin)
-    return candidate(
-        step, lambda names: Stepwise(step, names), {step.draw.kind: step.draw}, name=name, names=output_names
+    step = run_to_fixed_point(mine, given, begin)
+    return convert_step(
+        step, lambda names: StepReference(step, names), {step.draw.kind: step.draw}, name=name, names=output_names
     )
 
 
-def candidate(
+def convert_step(
     step: Step,
-    original: Callable[[Sequence[str]], Original],
+    original: Callable[[Sequence[str]], ReferenceModel],
     samplers: Mapping[str, Sampler],
     *,
     name: str,
     names: Sequence[str] | None,
     only_length: int | None = None,
-) -> Candidate:
+) -> ConvertedModel:
     """Trace a step, and describe it.
 
     Args:
@@ -126,7 +126,7 @@ def candidate(
     next_names = [f"{state}_next" for state in step.states]
     given_names = named(step.paths or [path for path, _ in outputs], names, [*takes, *next_names])
     proto = step_graph(
-        Plain(step.module),
+        PlainOutputs(step.module),
         example,
         [0] * len(step.inputs) + list(step.axes),
         (takes, [*given_names, *next_names]),
@@ -143,10 +143,10 @@ def candidate(
             for output, (_, value) in zip(given_names, outputs, strict=True)
         ],
     )
-    return Candidate(proto, manifest, original(given_names), AGAINST, samplers=samplers, only_length=only_length)
+    return ConvertedModel(proto, manifest, original(given_names), AGAINST, samplers=samplers, only_length=only_length)
 
 
-class Stepwise:
+class StepReference:
     """The module itself, timestep by timestep, as the original of a parity check."""
 
     def __init__(self, step: Step, names: Sequence[str]) -> None:
@@ -169,7 +169,7 @@ class Stepwise:
         }
 
 
-def settle(module: Any, given: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> Step:
+def run_to_fixed_point(module: Any, given: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> Step:
     """Find out by running a module what it takes, and where its states have their batch axis.
 
     Raises:
@@ -179,13 +179,13 @@ def settle(module: Any, given: Mapping[str, Tensor], states: Mapping[str, Tensor
         if not value.dim():
             raise RefusedModelError(f"Input {name!r} has no axes; expected a batch axis.", fix="Give (batch, ...).")
     inputs = [
-        Input(name, tuple(value.shape[1:]), numpy_dtype(value, repr(name)), np.asarray(value))
+        ExampleInput(name, tuple(value.shape[1:]), numpy_dtype(value, repr(name)), np.asarray(value))
         for name, value in given.items()
     ]
     first_error: RefusedModelError | None = None
     for axes in _axes(states):
         for from_examples in (False, True):
-            step = Step(module, Draw(inputs, from_examples=from_examples), inputs, states, axes)
+            step = Step(module, ExampleSampler(inputs, from_examples=from_examples), inputs, states, axes)
             try:
                 _check(step)
             except RefusedModelError as exc:

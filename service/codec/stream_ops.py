@@ -95,7 +95,7 @@ class StateBody(SnapshotBody, kw_only=True, forbid_unknown_fields=True):
 
 
 class StateSpec(Protocol):
-    """A model's declaration of a state, as in `model_export.state_rows.StateField`."""
+    """A model's declaration of a state, as in `model_export.runtime.state_packing.StateField`."""
 
     @property
     def name(self) -> str:

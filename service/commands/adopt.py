@@ -12,14 +12,14 @@ from typing import Annotated, cast, get_args
 import numpy as np
 import typer
 
-from model_export.adopt import Adoption, write_sidecar
-from model_export.adopt import adopt as adopt_graph
+from model_export.adopt.autoconfigure import Adoption, write_sidecar
+from model_export.adopt.autoconfigure import adopt as adopt_graph
+from model_export.adopt.overrides import Kind, Overrides
+from model_export.adopt.rewrite import Change, rewrite, write_new_file
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file
-from model_export.hints import Hints, Kind
 from model_export.manifest import Manifest
 from model_export.precision import StoreDType, StoreEffect, narrow_store
-from model_export.rewrite import Change, rewrite, write_new_file
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
 from service.commands.tables import format_bytes, parity_lines, show, tensors_table
 
@@ -79,7 +79,7 @@ def adopt(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write the manifest of a step graph to a file beside it; the graph itself is not changed."""
-    hints = Hints(
+    hints = Overrides(
         states=named_values("--state", state or [], "IN=OUT"),
         constants={n: _value(text, "--constant") for n, text in named_values("--constant", constant or []).items()},
         outputs={n: _kind(text) for n, text in named_values("--output", output or [], "NAME=KIND").items()},

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from model_export.chunk.choice import ChunkChoice
-from model_export.compare import OutputParity
-from model_export.drift import Drift
+from model_export.chunk.decision import ChunkChoice
 from model_export.errors import WeakProofError
 from model_export.export import Exported, export_source
 from model_export.precision import Precision, StoreDType
-from model_export.report import ParityReport
-from model_export.verify import ATOL
+from model_export.verify.error_growth import ErrorGrowth
+from model_export.verify.parity import ATOL
+from model_export.verify.report import ParityReport
+from model_export.verify.tolerance import OutputParity
 from model_export.weights import Weights
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
 from service.commands.tables import format_bytes, parity_lines, saved_lines, show, table
@@ -194,7 +194,7 @@ def _scale_line(line: OutputParity) -> str:
     return f"{scale.largest:.1e} at most, {scale.median:.1e} in the middle, {scale.distinct:.0%} distinct"
 
 
-def _drift_line(drift: Drift) -> str:
+def _drift_line(drift: ErrorGrowth) -> str:
     line = (
         f"{drift.max_abs:.1e} largest difference in a run of {drift.steps:,} timesteps (at {drift.at_step:,}): "
         f"{drift.first:.1e} in the first {drift.ends}, {drift.last:.1e} in the last"

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import onnxruntime
 
-from model_export.contents import demand_harmless, weight_files
 from model_export.errors import ModelLoadError, StepwellError
 from model_export.manifest import sidecar_of
+from model_export.runtime.operator_scan import check_operators, weight_files
 from model_export.step_model import StepModel
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ModelVetting:
     # ---------------------------------------------------------------- helpers
 
     def _check_vetted(self, path: Path) -> None:
-        files = [path, *weight_files(path, demand_harmless(path))]
+        files = [path, *weight_files(path, check_operators(path))]
         if sidecar_of(path).is_file():
             files.append(sidecar_of(path))
         if (size := sum(file.stat().st_size for file in files)) > self._memory:

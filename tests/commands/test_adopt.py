@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.adopt import adopt
+from model_export.adopt.autoconfigure import adopt
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import sidecar_of
 from model_export.step_model import StepModel

@@ -12,7 +12,7 @@ import pytest
 from model_export.errors import FileError, ParityError, RefusedModelError, WeakProofError
 from model_export.step_model import StepModel
 from tests.commands.program import run_stepwell
-from tests.model_export.sequence import zoo_parts
+from tests.model_export.streaming import zoo_parts
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.adopt import adopt
-from model_export.candidate import prove
+from model_export.adopt.autoconfigure import adopt
+from model_export.adopt.overrides import Overrides
+from model_export.converted import verify_model
 from model_export.errors import StepwellError
-from model_export.hints import Hints
-from model_export.sequence import candidate
+from model_export.streaming import convert
 from tests import graphs
 from tests.fuzz.graphs import broken
-from tests.model_export.sequence.zoo import ZOO
+from tests.model_export.streaming.zoo import ZOO
 
 COUNT = 150
 """Files of each kind; the seeds count from 0."""
@@ -29,7 +29,7 @@ def exported(seed: int) -> str:
     name = sorted(ZOO)[int(rng.integers(len(ZOO)))]
     model = broken(ZOO[name].build(), rng)
     try:
-        prove(candidate(model, name="fuzzed"), long_steps=70)
+        verify_model(convert(model, name="fuzzed"), long_steps=70)
     except StepwellError as exc:
         return type(exc).__name__ if exc.problem.strip() else ""
     return "written"
@@ -42,7 +42,7 @@ def adopted(seed: int, folder: Path) -> str:
     path = folder / f"fuzzed_{seed}.onnx"
     path.write_bytes(model.SerializeToString())
     try:
-        adopt(path, hints=Hints(), steps=4)
+        adopt(path, hints=Overrides(), steps=4)
     except StepwellError as exc:
         return type(exc).__name__ if exc.problem.strip() else ""
     finally:

@@ -41,7 +41,7 @@ def torch_section() -> str:
 
 def onnx_section() -> str:
     """Return the tables of sequence graphs in ONNX."""
-    from tests.model_export.sequence import test_node_cases, zoo, zoo_refused
+    from tests.model_export.streaming import test_node_cases, zoo, zoo_refused
 
     works = [(entry.shows, entry.how, "1e-05") for entry in zoo.ZOO.values()]
     refused = [(name.replace("_", " "), entry.told) for name, entry in zoo_refused.REFUSED.items()]

@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from model_export.candidate import Candidate
+from model_export.converted import ConvertedModel
 from model_export.manifest import StateSpec
 
 Mutate = Callable[[onnx.ModelProto, Any], None]
 """Changes a graph and its manifest in place."""
 
 
-def mutated(candidate: Candidate, mutate: Mutate) -> Candidate:
+def mutated(candidate: ConvertedModel, mutate: Mutate) -> ConvertedModel:
     """Return a candidate whose step graph is wrong, and whose original is what it was."""
     proto = onnx.ModelProto()
     proto.CopyFrom(candidate.proto)

@@ -9,13 +9,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from model_export.chunk.choosing import choose_chunk, too_heavy
+from model_export.chunk.analysis import NoChunkError
 from model_export.chunk.graph import AT_ONCE, INSIDE, TIME, dynamic_graphs, dynamic_manifest
-from model_export.chunk.reading import NoChunkError
-from model_export.compare import Tolerance
+from model_export.chunk.selection import choose_chunk, too_heavy
 from model_export.manifest import Array, Manifest
 from model_export.step_model import StepModel
-from model_export.stepping import chunked, stepped
+from model_export.verify.runners import chunked, stepped
+from model_export.verify.tolerance import Tolerance
 from tests import graphs
 
 STRICT = Tolerance(1e-5, 1e-5)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from model_export.errors import FileError
-from model_export.files import check_target, write_whole
+from model_export.files import check_target, write_atomically
 
 
 def test_a_file_is_written_and_nothing_else_stays(tmp_path: Path) -> None:
-    write_whole(tmp_path / "a.onnx", b"new")
+    write_atomically(tmp_path / "a.onnx", b"new")
 
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.onnx": b"new"}
 
@@ -21,7 +21,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(b"old and longer")
     with path.open("rb") as reader:  # who has the old file open goes on with the old file
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
 
         assert reader.read() == b"old and longer"
     assert path.read_bytes() == b"new"
@@ -30,7 +30,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 def test_others_may_read_it_as_the_umask_allows(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        write_whole(tmp_path / "a.onnx", b"new")
+        write_atomically(tmp_path / "a.onnx", b"new")
     finally:
         os.umask(before)
 
@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
     """A folder stands where the file should go: the last move is what fails."""
     (tmp_path / "a.onnx").mkdir()
     with pytest.raises(FileError):
-        write_whole(tmp_path / "a.onnx", b"new")
+        write_atomically(tmp_path / "a.onnx", b"new")
 
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
@@ -51,14 +51,14 @@ def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     check_target(path)
     assert list(tmp_path.iterdir()) == []
 
-    write_whole(path, b"new")
+    write_atomically(path, b"new")
 
     assert path.read_bytes() == b"new"
 
 
 def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("notes")
-    for act in (check_target, lambda path: write_whole(path, b"")):
+    for act in (check_target, lambda path: write_atomically(path, b"")):
         with pytest.raises(FileError, match=r"a\.onnx cannot be written"):
             act(tmp_path / "models" / "a.onnx")
 

@@ -9,19 +9,19 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.adopt import adopt
-from model_export.candidate import Candidate, prove
+from model_export.adopt.autoconfigure import adopt
+from model_export.converted import ConvertedModel, verify_model
 from model_export.errors import ParityError, RefusedModelError
 from model_export.manifest import Array
 from model_export.precision import FULL, Precision, narrow_store, saved, store_as
 from model_export.step_model import StepModel
-from model_export.stepping import stepped
+from model_export.verify.runners import stepped
 from model_export.weights import Weights
 from tests import graphs
 from tests.published import NAMES, published
 
 
-def candidate(build: graphs.Build) -> Candidate:
+def candidate(build: graphs.Build) -> ConvertedModel:
     """Return a candidate whose original is the step graph itself, states kept in full."""
     graph, manifest = build()
     model = StepModel(graph, manifest)
@@ -30,7 +30,7 @@ def candidate(build: graphs.Build) -> Candidate:
         rows = len(next(iter(inputs.values())))
         return model.chunk(inputs, model.initial_states(rows))[0]
 
-    return Candidate(onnx.load_model_from_string(graph), manifest, original, "itself")
+    return ConvertedModel(onnx.load_model_from_string(graph), manifest, original, "itself")
 
 
 def wide_lstm() -> graphs.Built:
@@ -55,7 +55,7 @@ def test_the_tolerance_follows_the_precision(precision: Precision, atol: float, 
 @pytest.mark.parametrize("precision", [Precision("fp16"), Precision("int8"), Precision(store_dtype="float16")])
 def test_the_report_says_by_how_much_the_answers_moved(precision: Precision) -> None:
     lowered = precision.lower(candidate(wide_lstm))
-    _, report = prove(lowered, atol=precision.atol, rtol=precision.rtol, long_steps=100)
+    _, report = verify_model(lowered, atol=precision.atol, rtol=precision.rtol, long_steps=100)
 
     assert 1e-5 < report.parity.max_abs < precision.atol
     assert report.parity.atol == precision.atol
@@ -64,7 +64,7 @@ def test_the_report_says_by_how_much_the_answers_moved(precision: Precision) -> 
 @pytest.mark.parametrize("precision", [Precision("fp16"), Precision("int8"), Precision(store_dtype="float16")])
 def test_full_precision_is_not_claimed(precision: Precision) -> None:
     with pytest.raises(ParityError):
-        prove(precision.lower(candidate(wide_lstm)), long_steps=100)
+        verify_model(precision.lower(candidate(wide_lstm)), long_steps=100)
 
 
 def test_what_became_smaller_is_told_in_bytes() -> None:
@@ -77,7 +77,7 @@ def test_what_became_smaller_is_told_in_bytes() -> None:
 
 
 def test_the_manifest_says_what_the_weights_are_stored_as(tmp_path: Path) -> None:
-    content, _ = prove(Precision("fp16").lower(candidate(wide_lstm)), atol=1e-2, long_steps=100)
+    content, _ = verify_model(Precision("fp16").lower(candidate(wide_lstm)), atol=1e-2, long_steps=100)
     (tmp_path / "m.onnx").write_bytes(content)
 
     assert StepModel(tmp_path / "m.onnx").manifest.model_dump()["weights"] == "fp16"
@@ -119,7 +119,7 @@ def test_a_sum_that_stands_still_in_the_store_fails_the_proof() -> None:
 
     precision = Precision(store_dtype="float16")
     with pytest.raises(ParityError):
-        prove(precision.lower(candidate(slow_sum)), atol=precision.atol, rtol=precision.rtol)
+        verify_model(precision.lower(candidate(slow_sum)), atol=precision.atol, rtol=precision.rtol)
 
 
 def test_the_effect_of_a_narrower_store_is_measured() -> None:
@@ -158,7 +158,7 @@ def test_a_state_beyond_float16_fails_the_proof() -> None:
         return graph, graphs.total(1)[1]
 
     with pytest.raises(ParityError):
-        prove(Precision(store_dtype="float16").lower(candidate(far)), atol=1.0, rtol=0.1, long_steps=100)
+        verify_model(Precision(store_dtype="float16").lower(candidate(far)), atol=1.0, rtol=0.1, long_steps=100)
 
 
 # -------------------------------------------------------------------- published models on recorded speech
@@ -175,7 +175,7 @@ def test_a_published_model_moves_by_less_than_the_default_tolerance(name: str, p
     def nothing(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         return {}
 
-    lowered = precision.lower(Candidate(onnx.load(str(one.file)), full, nothing, "its authors' answers"))
+    lowered = precision.lower(ConvertedModel(onnx.load(str(one.file)), full, nothing, "its authors' answers"))
     model = StepModel(lowered.proto.SerializeToString(), lowered.manifest)
     answers, _ = stepped(model, {one.given: one.xs.reshape(1, len(one.xs), *full.inputs[0].shape)})
     off = np.abs(answers[one.answered].reshape(one.ys.shape) - one.ys)

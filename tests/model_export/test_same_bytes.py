@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.model_export.sequence.zoo_parts import batch_first
+from tests.model_export.streaming.zoo_parts import batch_first
 
 ROOT = Path(__file__).resolve().parents[2]
 

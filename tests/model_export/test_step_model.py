@@ -14,7 +14,7 @@ import pytest
 from model_export.chunk.graph import dynamic_graphs, dynamic_manifest
 from model_export.errors import ManifestError, ModelLoadError, ModelTimeoutError
 from model_export.manifest import METADATA_KEY, Array, Manifest, PackedTensor, sidecar_of
-from model_export.probe import nearly_equal
+from model_export.runtime.batch_independence import nearly_equal
 from model_export.step_model import MOST_ROWS, MOST_STEPS, StepModel
 from tests import graphs
 

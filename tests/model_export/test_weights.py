@@ -1,4 +1,4 @@
-"""`shrink` stores weights in fewer bits, wherever they stand in a graph."""
+"""`compress_weights` stores weights in fewer bits, wherever they stand in a graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from model_export.manifest import Array
-from model_export.weights import Weights, shrink
+from model_export.weights import Weights, compress_weights
 from tests import graphs
 
 RNG = np.random.default_rng(7)
@@ -43,13 +43,13 @@ def initializers(model: onnx.ModelProto) -> dict[str, str]:
 def test_the_file_is_a_half_or_a_quarter(weights: Weights, part: int) -> None:
     full = dense(normal(128, 96))
 
-    assert shrink(full, weights).ByteSize() * part < full.ByteSize() * 1.1
+    assert compress_weights(full, weights).ByteSize() * part < full.ByteSize() * 1.1
 
 
 @pytest.mark.parametrize(("weights", "allowed"), [("fp16", 2**-11), ("int8", 0.5 / 127)])
 def test_a_weight_moves_by_half_a_unit_of_its_format_at_most(weights: Weights, allowed: float) -> None:
     values = normal(32, 24)
-    stored = run(shrink(dense(values), weights), x=np.eye(32, dtype=np.float32))
+    stored = run(compress_weights(dense(values), weights), x=np.eye(32, dtype=np.float32))
     largest = np.abs(values).max() if weights == "int8" else np.abs(values)
 
     assert (np.abs(stored - values) <= allowed * largest * (1 + 1e-6)).all()
@@ -59,7 +59,7 @@ def test_a_weight_moves_by_half_a_unit_of_its_format_at_most(weights: Weights, a
 def test_each_slice_has_a_scale_of_its_own_along_the_better_axis(axis: int) -> None:
     sizes = np.where(np.arange(32) % 2, 1, 0.01).astype(np.float32)
     values = normal(32, 32) * np.expand_dims(sizes, 1 - axis)
-    stored = run(shrink(dense(values), "int8"), x=np.eye(32, dtype=np.float32))
+    stored = run(compress_weights(dense(values), "int8"), x=np.eye(32, dtype=np.float32))
     units = np.abs(values).max(axis=1 - axis, keepdims=True) / 127
 
     assert (np.abs(stored - values) <= 0.5001 * units).all()
@@ -68,7 +68,7 @@ def test_each_slice_has_a_scale_of_its_own_along_the_better_axis(axis: int) -> N
 def test_the_given_model_is_left_as_it_was() -> None:
     full = dense(normal(32, 24))
     before = full.SerializeToString()
-    shrink(full, "int8")
+    compress_weights(full, "int8")
 
     assert full.SerializeToString() == before
 
@@ -78,7 +78,7 @@ def test_onnxruntime_expands_the_weights_at_load(weights: Weights, tmp_path: obj
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = f"{tmp_path}/optimized.onnx"
-    ort.InferenceSession(shrink(dense(normal(32, 24)), weights).SerializeToString(), options)
+    ort.InferenceSession(compress_weights(dense(normal(32, 24)), weights).SerializeToString(), options)
 
     assert [node.op_type for node in onnx.load(f"{tmp_path}/optimized.onnx").graph.node] == ["MatMul"]
 
@@ -86,7 +86,7 @@ def test_onnxruntime_expands_the_weights_at_load(weights: Weights, tmp_path: obj
 def test_a_weight_beyond_float16_stays_as_it_is() -> None:
     huge = normal(32, 24) * np.float32(1e6)
 
-    assert initializers(shrink(dense(huge), "fp16")) == {"W": "float32"}
+    assert initializers(compress_weights(dense(huge), "fp16")) == {"W": "float32"}
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int8"])
@@ -94,7 +94,7 @@ def test_a_weight_that_is_not_finite_stays_as_it_is(weights: Weights) -> None:
     masked = normal(32, 24)
     masked[0] = -np.inf
 
-    assert initializers(shrink(dense(masked), weights)) == {"W": "float32"}
+    assert initializers(compress_weights(dense(masked), weights)) == {"W": "float32"}
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int8"])
@@ -102,23 +102,23 @@ def test_small_weights_and_integers_stay_as_they_are(weights: Weights) -> None:
     small, table = dense(normal(4, 4)), dense(normal(4, 4))
     table.graph.initializer.append(numpy_helper.from_array(np.arange(500).reshape(20, 25), "table"))
 
-    assert initializers(shrink(small, weights)) == {"W": "float32"}
-    assert initializers(shrink(table, weights)) == {"W": "float32", "table": "int64"}
+    assert initializers(compress_weights(small, weights)) == {"W": "float32"}
+    assert initializers(compress_weights(table, weights)) == {"W": "float32", "table": "int64"}
 
 
 def test_a_weight_that_a_caller_may_replace_stays_as_it_is() -> None:
     model = dense(normal(32, 24))
     model.graph.input.append(helper.make_tensor_value_info("W", onnx.TensorProto.FLOAT, [32, 24]))
 
-    assert initializers(shrink(model, "fp16")) == {"W": "float32"}
+    assert initializers(compress_weights(model, "fp16")) == {"W": "float32"}
 
 
 def test_a_vector_is_halved_but_never_int8() -> None:
     text = "g (float[B,300] x) => (float[B,300] y) { y = Add (x, b) }"
     model = onnx.load_model_from_string(graphs.graph_from_text(text, {"b": normal(300)}))
 
-    assert initializers(shrink(model, "fp16")) == {"b.float16": "float16"}
-    assert initializers(shrink(model, "int8")) == {"b": "float32"}
+    assert initializers(compress_weights(model, "fp16")) == {"b.float16": "float16"}
+    assert initializers(compress_weights(model, "int8")) == {"b": "float32"}
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int8"])
@@ -127,7 +127,7 @@ def test_a_constant_node_is_a_weight_too(weights: Weights) -> None:
     model = dense(values)
     del model.graph.initializer[:]
     model.graph.node.insert(0, helper.make_node("Constant", [], ["W"], value=numpy_helper.from_array(values, "")))
-    stored = shrink(model, weights)
+    stored = compress_weights(model, weights)
 
     assert stored.ByteSize() < model.ByteSize() * 0.6
     np.testing.assert_allclose(run(stored, x=np.eye(32, dtype=np.float32)), values, atol=0.02)
@@ -151,7 +151,7 @@ def test_weights_in_a_subgraph_are_stored_in_fewer_bits_too(weights: Weights) ->
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     feeds = {"s0": normal(3, 24) * np.float32(0.01), "x": normal(5, 3, 24) * np.float32(0.01)}
-    stored = shrink(model, weights)
+    stored = compress_weights(model, weights)
 
     assert stored.ByteSize() < model.ByteSize() * 0.7
     assert np.abs(run(stored, **feeds) - run(model, **feeds)).max() < 0.05 * np.abs(run(model, **feeds)).max()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from model_export.errors import ParityError
-from model_export.keras.original import KerasOriginal, samplers
+from model_export.keras.reference import KerasReference, samplers
 from model_export.keras.step import export_keras
 from model_export.manifest import Array
 from model_export.step_model import StepModel
-from model_export.verify import verify_parity
+from model_export.verify.parity import verify_parity
 from tests.model_export.keras import zoo
 from tests.model_export.keras.zoo_parts import RS, L, randomise, sequence
 
@@ -69,7 +69,7 @@ def test_a_graph_that_ignores_the_mask_does_not_pass() -> None:
     wrong = export_keras(without, name="m")
     wrong.manifest.outputs[0].name = wrong.proto.graph.output[0].name
     step = StepModel(wrong.proto.SerializeToString(), wrong.manifest)
-    original = KerasOriginal(with_mask, exported)
+    original = KerasReference(with_mask, exported)
     named = {wrong.manifest.outputs[0].name: exported.manifest.outputs[0].name}
 
     def renamed(inputs: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from model_export.errors import RefusedModelError
 from model_export.keras import to_step_model
-from model_export.keras.original import samplers
+from model_export.keras.reference import samplers
 from model_export.keras.step import export_keras
 from model_export.keras.walk import functional
 from model_export.manifest import Array

@@ -5,16 +5,16 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from model_export.keras import candidate
+from model_export.keras import convert
 from model_export.step_model import StepModel
-from model_export.verify import STEPS, verify_parity
+from model_export.verify.parity import STEPS, verify_parity
 from tests.model_export.keras import zoo
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_a_model_of_the_zoo_equals_keras_step_by_step(name: str) -> None:
     """Compared are 64 timesteps of nine sequences, and rows in a batch with rows alone."""
-    made = candidate(zoo.build(name), name=name)
+    made = convert(zoo.build(name), name=name)
     allowed = zoo.ZOO[name].tolerance
 
     report = verify_parity(

@@ -11,12 +11,12 @@ import onnx
 import pytest
 
 from model_export import StepSpec
-from model_export.candidate import prove
-from model_export.export import candidate_of, export_source
+from model_export.converted import verify_model
+from model_export.export import convert_source, export_source
 from model_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, RollingStd, Standardize, from_sklearn
 from model_export.step_model import StepModel
-from model_export.stepping import stepped
-from tests.model_export.sequence.zoo_parts import graph
+from model_export.verify.runners import stepped
+from tests.model_export.streaming.zoo_parts import graph
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_keras_model_keeps_its_fused_layers_behind_stages() -> None:
     layers = [keras.layers.LSTM(6, return_sequences=True), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((None, 2), name="x"), *layers])
     stages = [Impute(0.0), Standardize([280.0, 900.0], [9.0, 40.0]), RollingMean(3)]
-    content, report = prove(candidate_of(Pipeline([*stages, model]), name="m"), long_steps=128)
+    content, report = verify_model(convert_source(Pipeline([*stages, model]), name="m"), long_steps=128)
 
     assert report.chunk is not None
     assert (report.chunk.chunk, report.chunk.why) == ("dynamic", "all timesteps at once")
@@ -45,7 +45,7 @@ def test_a_masked_keras_model_is_verified_with_masked_timesteps() -> None:
     keras = pytest.importorskip("keras", reason="Keras is not installed")
     keras.utils.set_random_seed(3)
     model = keras.Sequential([keras.Input((None, 2)), keras.layers.Masking(), keras.layers.LSTM(3)])
-    _, report = prove(candidate_of(Pipeline([Standardize(5.0, 2.0), model]), name="m"), long_steps=128)
+    _, report = verify_model(convert_source(Pipeline([Standardize(5.0, 2.0), model]), name="m"), long_steps=128)
 
     assert "masked" in report.parity.sequences
 
@@ -60,7 +60,7 @@ def test_a_module_of_torch_stands_between_stages() -> None:
     module = of(lambda m, x: m.head(m.rnn(x)[0]), **parts)
     spec = StepSpec(module, inputs={"x": torch.randn(2, 7, 2)}, time_axis=1)
     pipeline = Pipeline([Standardize([280.0, 900.0], 9.0), spec, Standardize(3.0, 7.0).inverse()])
-    _, report = prove(candidate_of(pipeline, name="m"), long_steps=128)
+    _, report = verify_model(convert_source(pipeline, name="m"), long_steps=128)
 
     assert not report.weak
 
@@ -99,7 +99,7 @@ def test_statistics_equal_those_of_pandas(sums: Path) -> None:
         "ewma": (EWMA(0.2), frame.ewm(alpha=0.2, adjust=False).mean()),
     }
     for name, (stage, want) in whole.items():
-        content, _ = prove(candidate_of(Pipeline([Impute("last"), stage, sums]), name="m"), long_steps=128)
+        content, _ = verify_model(convert_source(Pipeline([Impute("last"), stage, sums]), name="m"), long_steps=128)
         got = stepped(StepModel(content), {"x": x[None]})[0]["y"][0]
         np.testing.assert_allclose(got, want.cumsum(), rtol=1e-5, atol=1e-5, err_msg=name)
 
@@ -113,7 +113,7 @@ def test_a_pipeline_of_scikit_learn_stands_in_front(sums: Path) -> None:
 
     data = np.random.default_rng(5).standard_normal((200, 4)).astype(np.float32) * [1, 5, 20, 100]
     fitted = make_pipeline(StandardScaler(), PCA(2)).fit(data)
-    content, report = prove(candidate_of(Pipeline([from_sklearn(fitted), sums]), name="m"), long_steps=128)
+    content, report = verify_model(convert_source(Pipeline([from_sklearn(fitted), sums]), name="m"), long_steps=128)
     got = stepped(StepModel(content), {"x": data[None, :20].astype(np.float32)})[0]["y"][0]
 
     assert f"scikit-learn {sklearn.__version__}" in report.parity.against
@@ -126,6 +126,6 @@ def test_a_classifier_of_scikit_learn_stands_behind(sums: Path) -> None:
 
     data = np.random.default_rng(5).standard_normal((200, 2)).astype(np.float32)
     fitted = LogisticRegression().fit(data, (data.sum(1) > 0).astype(int) + (data[:, 0] > 1))
-    content, _ = prove(candidate_of(Pipeline([sums, from_sklearn(fitted)]), name="m"), long_steps=128)
+    content, _ = verify_model(convert_source(Pipeline([sums, from_sklearn(fitted)]), name="m"), long_steps=128)
 
     assert StepModel(content).manifest.answered[0].shape == [3]

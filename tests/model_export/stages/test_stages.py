@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.candidate import Candidate, prove
+from model_export.converted import ConvertedModel, verify_model
 from model_export.errors import ManifestError, ParityError, RefusedModelError, UnclearModelError
-from model_export.export import candidate_of, export_source
+from model_export.export import convert_source, export_source
 from model_export.manifest import Array
 from model_export.stages import (
     EWMA,
@@ -30,8 +30,8 @@ from model_export.stages import (
     Standardize,
 )
 from model_export.step_model import StepModel
-from model_export.stepping import stepped
-from tests.model_export.sequence.zoo_parts import LSTM, batch_first, graph
+from model_export.verify.runners import stepped
+from tests.model_export.streaming.zoo_parts import LSTM, batch_first, graph
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 
@@ -48,13 +48,13 @@ def lstm(folder: Path) -> Path:
     return path
 
 
-def converted(*parts: Any) -> Candidate:
-    return candidate_of(Pipeline(parts), name="m")
+def converted(*parts: Any) -> ConvertedModel:
+    return convert_source(Pipeline(parts), name="m")
 
 
-def outputs_of(candidate: Candidate, x: Array) -> Array:
+def outputs_of(candidate: ConvertedModel, x: Array) -> Array:
     """Verify the candidate, and return its output for sequences `(N, T, *row)`."""
-    content, report = prove(candidate, long_steps=128)
+    content, report = verify_model(candidate, long_steps=128)
     assert not report.weak
     model = StepModel(content)
     name = model.manifest.inputs[0].name
@@ -90,7 +90,7 @@ CASES: list[tuple[str, Stage]] = [
 
 @pytest.mark.parametrize("stage", [stage for _, stage in CASES], ids=[name for name, _ in CASES])
 def test_a_stage_in_front_of_a_model_is_verified_with_it(tmp_path: Path, stage: Stage) -> None:
-    content, report = prove(converted(stage, lstm(tmp_path)), long_steps=128)
+    content, report = verify_model(converted(stage, lstm(tmp_path)), long_steps=128)
     model = StepModel(content)
 
     assert not report.weak
@@ -104,7 +104,7 @@ def test_a_stage_in_front_of_a_model_is_verified_with_it(tmp_path: Path, stage: 
     "stage", [Standardize(3.0, 7.0).inverse(), EWMA(0.2), Lag(2), Clip(-0.1, 0.1), RollingStd(3), Select([4, 0], of=5)]
 )
 def test_a_stage_behind_a_model_is_verified_with_it(tmp_path: Path, stage: Stage) -> None:
-    content, report = prove(converted(lstm(tmp_path), stage), long_steps=128)
+    content, report = verify_model(converted(lstm(tmp_path), stage), long_steps=128)
 
     assert not report.weak
     assert [spec.name for spec in StepModel(content).manifest.answered] == ["y"]
@@ -114,7 +114,7 @@ def test_a_stage_behind_a_model_is_verified_with_it(tmp_path: Path, stage: Stage
 def test_an_appended_statistic_stands_behind_the_numbers_of_the_row(tmp_path: Path, stage: Stage) -> None:
     candidate = converted(Select([0, 1], of=["a", "b"]), stage, lstm(tmp_path))
 
-    prove(candidate, long_steps=128)
+    verify_model(candidate, long_steps=128)
     assert candidate.manifest.inputs[0].shape == [2]
 
 
@@ -126,7 +126,7 @@ def test_missing_values_and_sent_once_values_are_those_seen_last(tmp_path: Path)
         last = np.where(np.isnan(x[:, t]), last, x[:, t])
         filled[:, t] = last
     candidate = converted(Impute("last"), lstm(tmp_path))
-    plain = candidate_of(lstm(tmp_path), name="m")
+    plain = convert_source(lstm(tmp_path), name="m")
 
     assert candidate.manifest.inputs[0].missing == "nan"
     np.testing.assert_allclose(outputs_of(candidate, x), outputs_of(plain, filled), rtol=0, atol=1e-6)
@@ -138,7 +138,7 @@ def test_ids_are_encoded_in_the_graph(tmp_path: Path) -> None:
     rows = np.asarray(ids[..., None] == np.arange(4), np.float32)
 
     assert (candidate.manifest.inputs[0].dtype, candidate.manifest.inputs[0].shape) == ("int64", [])
-    plain = outputs_of(candidate_of(lstm(tmp_path), name="m"), rows)
+    plain = outputs_of(convert_source(lstm(tmp_path), name="m"), rows)
     np.testing.assert_allclose(outputs_of(candidate, ids), plain, rtol=0, atol=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_raw_units_go_in_and_come_out(tmp_path: Path) -> None:
         Impute("last").fit(data), Standardize().fit(data), lstm(tmp_path), Standardize(12.0, 250.0).inverse()
     )
     x = data[None, :30].astype(np.float32)
-    plain = candidate_of(lstm(tmp_path), name="m")
+    plain = convert_source(lstm(tmp_path), name="m")
     scaled = ((x.astype(np.float64) - data.mean(0)) / data.std(0)).astype(np.float32)
     want = outputs_of(plain, scaled) * 250 + 12
 
@@ -157,7 +157,7 @@ def test_raw_units_go_in_and_come_out(tmp_path: Path) -> None:
 
 def test_chunks_of_a_pipeline_take_one_run(tmp_path: Path) -> None:
     stages = [Standardize(MEAN, STD), RollingMean(5), RollingStd(3), Lag(2), Diff(1)]
-    _, report = prove(converted(*stages, lstm(tmp_path)), long_steps=128)
+    _, report = verify_model(converted(*stages, lstm(tmp_path)), long_steps=128)
 
     assert report.chunk is not None
     assert report.chunk.chunk == "dynamic", report.chunk
@@ -169,7 +169,7 @@ def test_a_wrong_stage_is_refused(tmp_path: Path) -> None:
             return super().reference(values) * 1.01
 
     with pytest.raises(ParityError):
-        prove(converted(Wrong(MEAN, STD), lstm(tmp_path)), long_steps=128)
+        verify_model(converted(Wrong(MEAN, STD), lstm(tmp_path)), long_steps=128)
 
 
 def test_models_are_joined_one_behind_the_other(tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_models_are_joined_one_behind_the_other(tmp_path: Path) -> None:
     text = "(float[batch, time, 5] x) => (float[batch, time, 2] z) { a = CumSum (x, axis) z = MatMul (a, D) }"
     onnx.save(graph(text, axis=np.int64(1), D=(5, 2), opset=15), second)
     x = np.random.default_rng(0).standard_normal((1, 20, 4)).astype(np.float32)
-    middle = outputs_of(candidate_of(first, name="a"), x)
-    want = outputs_of(candidate_of(second, name="b"), middle)
+    middle = outputs_of(convert_source(first, name="a"), x)
+    want = outputs_of(convert_source(second, name="b"), middle)
     joined = converted(first, Standardize(0.1, 2.0), Standardize(0.1, 2.0).inverse(), second)
 
     np.testing.assert_allclose(outputs_of(joined, x), want, rtol=1e-5, atol=1e-5)
@@ -201,9 +201,9 @@ def test_a_stage_follows_an_answer_for_the_whole_sequence_only_if_it_needs_no_ot
     path = tmp_path / "last.onnx"
     onnx.save(graph(text, a=np.int64(1), last=np.int64(-1)), path)
 
-    prove(converted(path, Standardize(2.0, 3.0).inverse()), long_steps=128)
+    verify_model(converted(path, Standardize(2.0, 3.0).inverse()), long_steps=128)
     with pytest.raises(RefusedModelError, match="uses earlier timesteps"):
-        prove(converted(path, EWMA(0.1)), long_steps=128)
+        verify_model(converted(path, EWMA(0.1)), long_steps=128)
 
 
 def test_names_of_columns_become_labels(tmp_path: Path) -> None:

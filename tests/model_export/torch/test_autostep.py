@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from model_export.candidate import prove
+from model_export.converted import verify_model
 from model_export.errors import RefusedModelError
-from model_export.torch import AutoStep, candidate, export_step
+from model_export.torch import AutoStep, convert, export_step
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
@@ -81,7 +81,7 @@ def test_without_an_example_it_asks_for_one() -> None:
 def test_export_step_takes_it_without_states() -> None:
     module, (x,) = timestep("stacked")
     made = export_step(module, {"x": x}, name="pump", output_names=["wear"])
-    _, report = prove(made, long_steps=100)
+    _, report = verify_model(made, long_steps=100)
 
     assert [state.input for state in made.manifest.states] == ["lstm.h", "lstm.c", "gru.h"]
     assert [output.name for output in report.outputs] == ["wear"]
@@ -91,7 +91,7 @@ def test_a_state_that_is_called_as_an_input_gets_another_name() -> None:
     spec = whole(nn.GRU(4, 5, batch_first=True))
     spec = type(spec)(spec.module, inputs={"h": spec.inputs["x"]}, time_axis=1)
 
-    assert [state.input for state in candidate(spec, name="names").manifest.states] == ["h_state"]
+    assert [state.input for state in convert(spec, name="names").manifest.states] == ["h_state"]
 
 
 def test_outputs_are_named_by_keys_fields_and_positions() -> None:
@@ -113,4 +113,4 @@ def test_a_layer_that_is_called_twice_in_a_row_is_no_step() -> None:
         return m.gru(y, h)[0]
 
     with pytest.raises(RefusedModelError, match="which the sequence decides"):
-        candidate(whole(of(run, gru=nn.GRU(4, 4, batch_first=True))), name="twice")
+        convert(whole(of(run, gru=nn.GRU(4, 4, batch_first=True))), name="twice")

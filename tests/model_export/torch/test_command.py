@@ -12,7 +12,7 @@ import pytest
 from model_export.errors import MissingExtraError, RefusedModelError
 from model_export.export import export_source
 from model_export.step_model import StepModel
-from model_export.torch import candidate
+from model_export.torch import convert
 from tests.model_export.torch.zoo_parts import torch, whole
 
 pytestmark = pytest.mark.torch
@@ -83,7 +83,7 @@ def test_a_module_without_examples_is_told_to_give_them(here: Path, name: str) -
 def test_a_missing_package_is_told_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError) as caught:
-        candidate(whole(torch.nn.Linear(4, 2)), name="missing")
+        convert(whole(torch.nn.Linear(4, 2)), name="missing")
 
     assert "onnxscript" in caught.value.problem
     assert "stepwell[torch]" in caught.value.fix

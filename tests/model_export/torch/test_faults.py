@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from model_export import StepSpec
-from model_export.candidate import prove
+from model_export.converted import verify_model
 from model_export.errors import RefusedModelError
 from model_export.export import export_source
 from model_export.step_model import StepModel
-from model_export.torch import candidate
+from model_export.torch import convert
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch
@@ -53,7 +53,7 @@ def banded() -> StepSpec:
 
 @pytest.mark.parametrize("build", [by_keyword, short_kernel, long_kernel, banded])
 def test_a_module_that_can_be_stepped_is_exported(build: Callable[[], StepSpec]) -> None:
-    _, report = prove(candidate(build(), name="module"), long_steps=100)
+    _, report = verify_model(convert(build(), name="module"), long_steps=100)
 
     assert report.parity.max_abs <= 1e-5
 
@@ -63,7 +63,7 @@ def test_a_module_that_takes_many_timesteps_together_is_not_said_to_take_one_len
     spec = whole(of(lambda m, x: m.d(m.e(x).relu()), **parts), 2, 1, 160, time_axis=2)
 
     with pytest.raises(RefusedModelError, match="has stride 8 over time") as caught:
-        candidate(spec, name="strided")
+        convert(spec, name="strided")
 
     assert "timesteps alone" not in caught.value.problem
 
@@ -76,7 +76,7 @@ def test_a_wrong_time_axis_is_answered_with_the_right_one(batch_first: bool, tim
     spec = whole(of(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(4, 6, batch_first=batch_first)), time_axis=time_axis)
 
     with pytest.raises(RefusedModelError, match="runs over the batch axis") as caught:
-        candidate(spec, name="axis")
+        convert(spec, name="axis")
 
     assert advice in caught.value.fix
 
@@ -84,7 +84,7 @@ def test_a_wrong_time_axis_is_answered_with_the_right_one(batch_first: bool, tim
 def test_sequences_are_drawn_in_the_range_of_each_number_of_the_example() -> None:
     low, high = torch.tensor([-1000.0, 0.0, 5.0]), torch.tensor([-990.0, 1e-6, 5.0])
     example = low + (high - low) * torch.rand(2, 40, 3)
-    made = candidate(whole_of(example), name="ranges")
+    made = convert(whole_of(example), name="ranges")
     assert made.samplers is not None
 
     drawn = made.samplers["random"](np.random.default_rng(0), 9, 64)["x"].reshape(-1, 3)
@@ -96,7 +96,7 @@ def test_sequences_are_drawn_in_the_range_of_each_number_of_the_example() -> Non
 
 
 def test_an_example_of_zeros_has_no_range_and_normal_numbers_are_drawn() -> None:
-    made = candidate(whole_of(torch.zeros(2, 10, 3)), name="zeros")
+    made = convert(whole_of(torch.zeros(2, 10, 3)), name="zeros")
     assert made.samplers is not None
 
     assert 0.9 < made.samplers["random"](np.random.default_rng(0), 9, 64)["x"].std() < 1.1

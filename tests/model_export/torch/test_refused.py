@@ -10,7 +10,7 @@ import pytest
 
 from model_export import StepSpec
 from model_export.errors import RefusedModelError
-from model_export.torch import StepLayer, candidate
+from model_export.torch import StepLayer, convert
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch
@@ -202,7 +202,7 @@ STATES: dict[str, tuple[Callable[[], StepSpec], str]] = {
 
 def refusal(spec: StepSpec) -> RefusedModelError:
     with pytest.raises(RefusedModelError) as caught:
-        candidate(spec, name="refused")
+        convert(spec, name="refused")
     assert caught.value.fix
     return caught.value
 

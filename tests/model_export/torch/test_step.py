@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from model_export import StepSpec
-from model_export.candidate import Candidate, prove
+from model_export.converted import ConvertedModel, verify_model
 from model_export.errors import RefusedModelError
 from model_export.step_model import StepModel
-from model_export.torch import candidate, export_step
+from model_export.torch import convert, export_step
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import nn, of, torch
 
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.fixture(scope="module")
-def made() -> Candidate:
+def made() -> ConvertedModel:
     """An LSTM of two layers called with its state, `(layers, batch, width)`; c begins with 0.5."""
     return zoo.made("layer_with_its_state")
 
 
-def test_the_manifest_says_what_it_takes_carries_and_gives(made: Candidate) -> None:
+def test_the_manifest_says_what_it_takes_carries_and_gives(made: ConvertedModel) -> None:
     manifest = made.manifest
 
     assert manifest.name == "layer_with_its_state"
@@ -37,27 +37,27 @@ def test_the_manifest_says_what_it_takes_carries_and_gives(made: Candidate) -> N
     assert [(o.name, o.shape) for o in manifest.outputs] == [("label", [3])]
 
 
-def test_a_state_begins_with_what_was_given(made: Candidate) -> None:
+def test_a_state_begins_with_what_was_given(made: ConvertedModel) -> None:
     h, c = made.manifest.states
 
     assert h.init == "zeros"
     assert c.initial().tolist() == np.full((2, 8), 0.5).tolist()
 
 
-def test_the_graph_does_not_tell_where_it_was_made(made: Candidate) -> None:
+def test_the_graph_does_not_tell_where_it_was_made(made: ConvertedModel) -> None:
     graph = made.proto.SerializeToString()
 
     assert str(Path(__file__).parent).encode() not in graph
     assert str(Path(torch.__file__).parent).encode() not in graph
 
 
-def test_the_graph_is_for_runtimes_of_the_last_years(made: Candidate) -> None:
+def test_the_graph_is_for_runtimes_of_the_last_years(made: ConvertedModel) -> None:
     assert [(opset.domain, opset.version) for opset in made.proto.opset_import] == [("", 18)]
     assert made.proto.ir_version <= 10
 
 
-def test_steps_equal_the_module(made: Candidate) -> None:
-    graph, report = prove(made, long_steps=100)
+def test_steps_equal_the_module(made: ConvertedModel) -> None:
+    graph, report = verify_model(made, long_steps=100)
     model, module = StepModel(graph), zoo.build("layer_with_its_state").module.eval()
     x = np.random.default_rng(5).standard_normal((4, 6, 4)).astype(np.float32)
     outputs, _ = model.chunk({"x": x}, model.initial_states(4))
@@ -117,7 +117,7 @@ def test_numbers_that_a_module_does_not_take_are_drawn_from_the_examples() -> No
 
     x = torch.tensor([[0.0], [1.0], [0.0]])
     spec = StepSpec(of(run, table=nn.Embedding(1, 4)), inputs={"x": x}, states={"h": torch.zeros(1, 1, 4)})
-    ((kind, sampler),) = (candidate(spec, name="floats").samplers or {}).items()
+    ((kind, sampler),) = (convert(spec, name="floats").samplers or {}).items()
 
     assert kind == "example"
     assert set(sampler(np.random.default_rng(0), 3, 9)["x"].flat) <= set(x.numpy().flat)

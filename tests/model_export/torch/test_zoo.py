@@ -7,9 +7,9 @@ import copy
 import onnx
 import pytest
 
-from model_export.candidate import prove
+from model_export.converted import verify_model
 from model_export.step_model import StepModel
-from model_export.torch import candidate
+from model_export.torch import convert
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import torch
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.torch
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_a_module_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
     """The proof compares 64 timesteps of nine sequences, rows in a batch with rows alone, chunks with steps."""
-    graph, report = prove(zoo.made(name), long_steps=100)
+    graph, report = verify_model(zoo.made(name), long_steps=100)
 
     model = StepModel(graph)
     assert report.parity.max_abs <= 1e-5
@@ -34,7 +34,7 @@ def test_a_module_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
 def test_the_users_module_stays_as_it_is_and_nothing_is_printed(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     spec = zoo.build(name)
     training, before = spec.module.training, copy.deepcopy(spec.module.state_dict())
-    candidate(spec, name=name)
+    convert(spec, name=name)
 
     assert capfd.readouterr() == ("", "")
     assert spec.module.training == training

@@ -8,8 +8,8 @@ from functools import cache
 import onnx
 
 from model_export import StepSpec
-from model_export.candidate import Candidate
-from model_export.torch import candidate
+from model_export.converted import ConvertedModel
+from model_export.torch import convert
 from tests.model_export.torch import zoo_auto, zoo_sequences, zoo_states
 from tests.model_export.torch.zoo_parts import ZooModule, randomise, torch
 
@@ -25,7 +25,7 @@ def build(name: str) -> StepSpec:
     return spec
 
 
-def made(name: str) -> Candidate:
+def made(name: str) -> ConvertedModel:
     """Return the step graph of a module of the zoo; each is traced once in a run of the tests."""
     traced = _traced(name)
     graph = onnx.ModelProto()
@@ -34,5 +34,5 @@ def made(name: str) -> Candidate:
 
 
 @cache
-def _traced(name: str) -> Candidate:
-    return candidate(build(name), name=name)
+def _traced(name: str) -> ConvertedModel:
+    return convert(build(name), name=name)

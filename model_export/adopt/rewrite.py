@@ -1,0 +1,109 @@
+"""Rewrites a graph that was adopted into a file of its own, and proves that it still does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from model_export.adopt.dynamic_batch import batchify
+from model_export.adopt.inline_window import fold_context
+from model_export.adopt.verify_adopted import ATOL, RTOL
+from model_export.errors import ParityError, UnclearModelError
+from model_export.files import write_atomically
+from model_export.manifest import METADATA_KEY, Array, Manifest, Parity
+from model_export.onnx_file import read_model
+from model_export.runtime.batch_independence import nearly_equal, random_rows
+from model_export.step_model import StepModel
+
+Change = Literal["fold-context", "batchify"]
+
+_ROWS = (1, 2, 3)
+
+
+def rewrite(path: Path, manifest: Manifest, changes: Sequence[Change], *, steps: int = 100) -> tuple[bytes, Manifest]:
+    """Return a changed model, proven to do the same; writes nothing.
+
+    Args:
+        path: The file that was adopted.
+        manifest: Its description.
+        changes: What to change.
+        steps: Timesteps over which both are compared, states fed back.
+
+    Returns:
+        The ONNX file's bytes without manifest, and the manifest with the report of the comparison.
+
+    Raises:
+        UnclearModelError: There is nothing to change.
+        RefusedModelError: The change cannot be made; names what is in the way.
+        ParityError: The changed graph answers otherwise.
+    """
+    model, described = read_model(path, weights=True), manifest
+    for entry in [entry for entry in model.metadata_props if entry.key == METADATA_KEY]:
+        model.metadata_props.remove(entry)
+    before = StepModel(path, manifest)
+    if "fold-context" in changes:
+        if not manifest.windows:
+            raise UnclearModelError(
+                f"{path} is described without a window; expected one to fold into the graph.",
+                fix="Say how much past input the graph wants: `--window INPUT=LENGTH`, or leave out `--fold-context`.",
+            )
+        model, described = fold_context(model, described)
+    if "batchify" in changes:
+        if before.batched:
+            raise UnclearModelError(f"{path} runs rows together already.", fix="Leave out `--batchify`.")
+        model, described = batchify(model, described)
+    content = model.SerializeToString()
+    verified = Parity(
+        against=f"{path.name} as it was",
+        steps=steps,
+        max_abs=_largest_difference(before, StepModel(content, described), steps),
+        atol=ATOL,
+        rtol=RTOL,
+        sequences=["random"],
+    )
+    return content, described.model_copy(update={"verified": verified})
+
+
+def write_new_file(target: Path, content: bytes, manifest: Manifest) -> None:
+    """Write a changed model with its manifest inside, whole or not at all."""
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, manifest.to_json()
+    write_atomically(target, model.SerializeToString())
+
+
+def _largest_difference(before: StepModel, after: StepModel, steps: int) -> float:
+    """Run the same sequences through both, one row and several together, and return the largest difference.
+
+    Raises:
+        ParityError: Some value differs by more than rounding.
+    """
+    rng = np.random.default_rng(3)
+    largest = 0.0
+    for rows in _ROWS:
+        inputs = {spec.name: random_rows(rng, spec, (rows, steps)) for spec in before.manifest.inputs}
+        want, got = (_answers(model, inputs, rows) for model in (before, after))
+        for name, value in want.items():
+            if not nearly_equal(got[name], value):
+                raise ParityError(
+                    f"{name} of the rewritten graph differs from that of the file in {rows} rows and {steps} "
+                    f"timesteps: by {_difference(got[name], value):.3g}.",
+                    fix="Nothing was written. Leave out the flag; the file can be served as it is.",
+                )
+            largest = max(largest, _difference(got[name], value))
+    return largest
+
+
+def _answers(model: StepModel, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
+    outputs, states = model.chunk(inputs, model.initial_states(rows))
+    sure = {f"Output {o.name!r}": outputs[o.name] for o in model.manifest.answered if o.kind == "value"}
+    return {**sure, **{f"State {name!r}": value.reshape(rows, -1) for name, value in states.items()}}
+
+
+def _difference(found: Array, expected: Array) -> float:
+    return float(np.nanmax(np.abs(found.astype(np.float64) - expected.astype(np.float64)), initial=0.0))

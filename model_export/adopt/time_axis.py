@@ -1,0 +1,99 @@
+"""Graphs that take any number of timesteps at once: found by running a chunk against single steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from model_export.adopt.axes import Dim
+from model_export.errors import StepwellError
+from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
+from model_export.runtime.batch_independence import nearly_equal, random_rows
+from model_export.step_model import StepModel
+
+_ROWS, _STEPS = 2, 7
+
+
+def find_chunks(path: Path, manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manifest:
+    """Return the manifest with `time.chunk` `dynamic` if the graph bears it, else as it was.
+
+    It does where every input and answer has an open axis right behind the batch axis, and seven timesteps given along
+    it equal seven single steps. A graph of one row may have no batch axis at all: what looked like one is time then.
+
+    Args:
+        path: The ONNX file.
+        manifest: Its description, one timestep a run.
+        declared: The lengths of each graph input's axes as they are declared.
+    """
+    readings = [manifest]
+    if manifest.batch.mode == "single":
+        readings.append(_without_batch(manifest))
+    single = StepModel(path, manifest)
+    rng = np.random.default_rng(2)
+    inputs = {spec.name: random_rows(rng, spec, (_ROWS, _STEPS)) for spec in manifest.inputs}
+    for reading in readings:
+        timed = _timed(reading, declared)
+        if timed is not None and _runs_as(timed, path, single, inputs):
+            return timed
+    return manifest
+
+
+def _without_batch(manifest: Manifest) -> Manifest:
+    """Return the manifest read as that of a graph without batch axes."""
+    inputs = [spec.model_copy(update=_whole(spec)) for spec in manifest.inputs]
+    outputs = [spec.model_copy(update=_whole(spec)) for spec in manifest.outputs]
+    states = [state if state.batch_axis is None else _whole_state(state) for state in manifest.states]
+    return manifest.model_copy(update={"inputs": inputs, "states": states, "outputs": outputs})
+
+
+def _whole_state(state: StateSpec) -> StateSpec:
+    shape = list(state.shape)
+    shape.insert(state.batch_axis or 0, 1)
+    init = state.init if state.init == "zeros" else PackedTensor.pack(state.initial().reshape(shape))
+    return state.model_copy(update={"batch_axis": None, "shape": shape, "init": init})
+
+
+def _whole(spec: InputSpec | OutputSpec) -> dict[str, object]:
+    row = list(spec.graph_row_shape)
+    if spec.batch_axis is not None:
+        row.insert(spec.batch_axis, 1)
+    return {"batch_axis": None, "graph_shape": row}
+
+
+def _timed(manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manifest | None:
+    """Return the manifest with its time axes taken out of the graph's rows; None: some tensor has none."""
+    if manifest.windows:
+        return None
+    parts: dict[str, list[InputSpec | OutputSpec]] = {"inputs": [], "outputs": []}
+    for what, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        for spec in specs:
+            at, row = spec.batch_axis or 0, list(spec.graph_row_shape)
+            axis = at if spec.batch_axis is None else at + 1
+            if at >= len(row) or row[at] != 1:
+                return None
+            if what == "inputs" and isinstance(declared[spec.name][axis], int):
+                return None
+            del row[at]
+            parts[what].append(spec.model_copy(update={"graph_shape": None if row == spec.shape else row}))
+    return manifest.model_copy(update={**parts, "time": manifest.time.model_copy(update={"chunk": "dynamic"})})
+
+
+def _runs_as(manifest: Manifest, path: Path, single: StepModel, inputs: Mapping[str, Array]) -> bool:
+    """Say whether a chunk in one run equals the same timesteps one by one."""
+    steps, want = single.initial_states(_ROWS), []
+    for t in range(_STEPS):
+        answer, steps = single.step({name: value[:, t] for name, value in inputs.items()}, steps)
+        want.append(answer)
+    try:
+        model = StepModel(path, manifest)
+        got, states = model.chunk(inputs, model.initial_states(_ROWS))
+    except StepwellError:
+        return False
+    sure = [output.name for output in manifest.answered if output.kind == "value"]
+    return (
+        model.chunked
+        and all(nearly_equal(got[name], np.stack([answer[name] for answer in want], axis=1)) for name in sure)
+        and all(nearly_equal(states[name].reshape(steps[name].shape), steps[name]) for name in steps)
+    )

@@ -1,0 +1,112 @@
+"""Prove the description of a step graph by running it; there is no original to compare with but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from model_export.errors import RefusedModelError
+from model_export.manifest import Array, Manifest, Parity
+from model_export.runtime.batch_independence import nearly_equal, random_rows
+from model_export.step_model import StepModel
+from model_export.verify.evidence import Evidence
+from model_export.verify.report import is_weak
+from model_export.verify.tolerance import OutputParity, Tolerance, difference
+
+ATOL, RTOL = 1e-5, 1e-4
+
+
+def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple[Manifest, bool]:
+    """Run three different streams, twice together and each alone.
+
+    Args:
+        path: The ONNX file.
+        manifest: The description to prove.
+        steps: Timesteps of each stream, states fed back.
+        notes: What people should read is added here.
+
+    Returns:
+        The manifest with the report and the batch mode that this showed, and whether rows are run together.
+
+    Raises:
+        ManifestError: The description does not fit the graph.
+        ModelLoadError: The graph fails when its states are fed back.
+        RefusedModelError: Two runs on the same values differ.
+    """
+    model = StepModel(path, manifest)
+    rng = np.random.default_rng(1)
+    inputs = {spec.name: random_rows(rng, spec, (3, steps)) for spec in manifest.inputs}
+    together = _answers(model, inputs)
+    again = _answers(model, inputs)
+    notes += [
+        f"{name} is not finite (NaN or infinite) on random numbers from the initial states: such a step is refused "
+        "when it is served; look at `--init`"
+        for name, value in together.items()
+        if value.dtype.kind == "f" and not np.isfinite(value).all()
+    ]
+    for name in together:
+        if not nearly_equal(together[name], again[name]):
+            raise RefusedModelError(
+                f"{name} of {path} differs between two runs on the same values; expected the same.",
+                fix="Declare an output that is random with `--output NAME=random`.",
+            )
+    notes += _unmoved(model, together)
+    parts = [_answers(model, {name: value[r : r + 1] for name, value in inputs.items()}) for r in range(3)]
+    alone = {name: np.concatenate([part[name] for part in parts]) for name in together}
+    if not model.batched or not all(nearly_equal(together[name], alone[name]) for name in together):
+        if manifest.batch.mode == "stack":
+            notes.append("rows run together do not equal rows run alone: it runs one row at a time")
+        single = manifest.batch.model_copy(update={"mode": "single"})
+        return manifest.model_copy(update={"batch": single}), False
+    lines = _lines(together, alone)
+    notes += [f"the proof of {line.name} is weak: {line.why}" for line in lines if line.weak]
+    verified = Parity.model_validate({
+        "against": "itself: rows alone and together", "steps": steps,
+        "max_abs": max(_difference(together[name], alone[name]) for name in together),
+        "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
+        "weak": is_weak(lines), "scale": {line.name: asdict(line.scale) for line in lines},
+    })  # fmt: skip
+    return manifest.model_copy(update={"verified": verified}), True
+
+
+def _lines(together: Mapping[str, Array], alone: Mapping[str, Array]) -> list[OutputParity]:
+    """Return what the proof of each output is worth."""
+    lines = []
+    for what, want in alone.items():
+        if what.startswith("Output "):
+            line, worth = (
+                OutputParity(what.removeprefix("Output ").strip("'")),
+                Evidence(Tolerance(ATOL, RTOL, scaled=True)),
+            )
+            worth.note(difference(together[what], want), want)
+            worth.judge(line)
+            lines.append(line)
+    return lines
+
+
+def _unmoved(model: StepModel, after: Mapping[str, Array]) -> list[str]:
+    """Return a note for each state that is, after all timesteps, what it was before the first."""
+    rows = 3
+    before = model.initial_states(rows)
+    return [
+        f"state {name} is after all timesteps what it was before them: is it paired with the right output?"
+        for name in before
+        if np.array_equal(before[name], after[f"State {name!r}"])
+    ]
+
+
+def _answers(model: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return all outputs that chance does not reach, and the final states."""
+    rows = len(next(iter(inputs.values())))
+    outputs, states = model.chunk(inputs, model.initial_states(rows))
+    sure = {f"Output {o.name!r}": outputs[o.name] for o in model.manifest.answered if o.kind == "value"}
+    return {**sure, **{f"State {name!r}": value for name, value in states.items()}}
+
+
+def _difference(found: Array, expected: Array) -> float:
+    with np.errstate(invalid="ignore"):  # infinities
+        gap = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    return float(np.nanmax(gap, initial=0.0))

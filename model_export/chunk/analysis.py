@@ -1,0 +1,240 @@
+"""Reads a step graph: what in it hangs on the state, and what could run for many timesteps at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnxruntime as ort
+from onnx import numpy_helper
+
+from model_export.manifest import Array, Manifest
+from model_export.runtime.random_ops import RANDOM
+
+OLDEST_OPSET = 15  # Shape with a start and an end
+_ROWS = (3, 5)  # a tensor's batch axis is the one that follows these
+
+
+class NoChunkError(Exception):
+    """A graph of any length cannot be made of this step graph; the text says why. Caught in this package."""
+
+
+class TensorFact(NamedTuple):
+    """What a tensor is in the step graph.
+
+    Attributes:
+        kind: ONNX element type.
+        axis: Its batch axis; None: it has none.
+        row: Its shape without the batch axis.
+    """
+
+    kind: int
+    axis: int | None
+    row: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Loop:
+    """States that hang on each other, with the nodes that carry them from one timestep to the next.
+
+    Attributes:
+        states: State inputs.
+        nodes: In graph order: each follows from one of the states, and one of the next states follows from it.
+    """
+
+    states: list[str]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+
+
+class StepGraphAnalysis:
+    """A step graph, read.
+
+    Attributes:
+        manifest: What it takes, carries and gives.
+        model: The step graph, functions inlined.
+        after: State output by state input.
+        inputs: What the caller sends.
+        nodes: In graph order; one object for each, so that nodes can be told apart by identity.
+        fixed: Tensors that are the same in every timestep.
+        loops: All states, in loops.
+        maker: The node that makes each tensor.
+    """
+
+    def __init__(self, model: onnx.ModelProto, manifest: Manifest) -> None:
+        """Read.
+
+        Raises:
+            NoChunkError: It is a graph that chunks are not made of.
+        """
+        self.model = onnx.inliner.inline_local_functions(model) if model.functions else model
+        self.manifest = manifest
+        self.after = {state.input: state.output for state in manifest.states}
+        self.inputs = [spec.name for spec in manifest.inputs]
+        self._check()
+        self.nodes = list(self.model.graph.node)
+        self.maker = {name: node for node in self.nodes for name in node.output if name}
+        self._follow()
+        self.loops = self._find_loops()
+        self._facts: dict[str, TensorFact] = {}
+
+    def constant(self, name: str) -> Array | None:
+        """Return a constant's value; None where it is computed, or no constant."""
+        for init in self.model.graph.initializer:
+            if init.name == name:
+                return np.asarray(numpy_helper.to_array(init))
+        node = self.maker.get(name)
+        if node is None or node.op_type != "Constant":
+            return None
+        value = next((a.t for a in node.attribute if a.name == "value"), None)
+        return None if value is None else np.asarray(numpy_helper.to_array(value))
+
+    def _check(self) -> None:
+        manifest, graph = self.manifest, self.model.graph
+        axes = [spec.batch_axis for spec in (*manifest.inputs, *manifest.outputs)]
+        opset = next((o.version for o in self.model.opset_import if o.domain in {"", "ai.onnx"}), 0)
+        if opset < OLDEST_OPSET:
+            raise NoChunkError(f"its opset is {opset}; chunks need {OLDEST_OPSET} or later")
+        if any(axis != 0 for axis in axes):
+            raise NoChunkError("an input or output has no batch axis in front")
+        carried = set(self.after.values())
+        if any(state.batch_axis is None for state in manifest.states) or manifest.batch.mode == "single":
+            raise NoChunkError("it runs one row at a time")
+        if carried.intersection(spec.name for spec in manifest.outputs):
+            raise NoChunkError("one tensor of it is both an output and a state")
+        if manifest.windows or graph.sparse_initializer:
+            raise NoChunkError("it has host-side windows" if manifest.windows else "it has sparse weights")
+        if any(node.op_type in RANDOM for node in all_nodes(graph)):
+            raise NoChunkError("it draws random numbers")
+
+    def _follow(self) -> None:
+        """Find for every tensor which states it follows from, and which next states follow from it."""
+        graph, states = self.model.graph, list(self.after)
+        self.states_in: dict[str, int] = {name: 1 << i for i, name in enumerate(states)}
+        moving = set(self.inputs) | set(states)
+        for node in self.nodes:
+            used = uses(node)
+            if moving.intersection(used):
+                moving.update(node.output)
+            mask = self._states_of(used)
+            self.states_in.update(dict.fromkeys(node.output, mask))
+        self.states_out: dict[str, int] = {}
+        for i, name in enumerate(states):
+            self.states_out[self.after[name]] = self.states_out.get(self.after[name], 0) | 1 << i
+        for node in reversed(self.nodes):
+            mask = self._reached(node)
+            for name in uses(node):
+                self.states_out[name] = self.states_out.get(name, 0) | mask
+        names = {init.name for init in graph.initializer} | set(self.maker) | set(self.manifest.constants)
+        self.fixed = names - moving
+
+    def _states_of(self, names: Iterable[str]) -> int:
+        mask = 0
+        for name in names:
+            mask |= self.states_in.get(name, 0)
+        return mask
+
+    def _reached(self, node: onnx.NodeProto) -> int:
+        mask = 0
+        for name in node.output:
+            mask |= self.states_out.get(name, 0)
+        return mask
+
+    def _find_loops(self) -> list[Loop]:
+        states = list(self.after)
+        reach = [self.states_out.get(name, 0) | 1 << i for i, name in enumerate(states)]
+        for k in range(len(states)):  # Warshall: what is reached through state k as well
+            for i in range(len(states)):
+                if reach[i] >> k & 1:
+                    reach[i] |= reach[k]
+        groups: dict[int, Loop] = {}
+        masks: list[tuple[int, Loop]] = []
+        for i, name in enumerate(states):
+            mask = sum(1 << j for j in range(len(states)) if reach[i] >> j & 1 and reach[j] >> i & 1)
+            if mask not in groups:
+                groups[mask] = Loop([])
+                masks.append((mask, groups[mask]))
+            groups[mask].states.append(name)
+        for node in self.nodes:
+            follows, reaches = self._states_of(uses(node)), self._reached(node)
+            for mask, loop in masks:
+                if follows & mask and reaches & mask:  # not of the same state: two may be entangled
+                    loop.nodes.append(node)
+        return [loop for _, loop in masks]
+
+    # ---------------------------------------------------------------- facts, by running
+
+    def facts(self) -> dict[str, TensorFact]:
+        """Return what is known of each tensor that is not the same in every timestep, learnt from two runs.
+
+        Raises:
+            NoChunkError: The graph cannot run that many rows, or a tensor's shape is not that of rows.
+        """
+        if not self._facts:
+            small, large = self._run(_ROWS[0]), self._run(_ROWS[1])
+            for name, array in small.items():
+                axes = [a for a, pair in enumerate(zip(array.shape, large[name].shape, strict=True)) if pair == _ROWS]
+                if len(axes) > 1 or (not axes and array.shape != large[name].shape):
+                    self._facts[name] = TensorFact(_kind(array), None, (-1,))
+                    continue
+                axis = axes[0] if axes else None
+                row = tuple(length for a, length in enumerate(array.shape) if a != axis)
+                self._facts[name] = TensorFact(_kind(array), axis, row)
+        return self._facts
+
+    def _run(self, rows: int) -> dict[str, Array]:
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        given = {output.name for output in model.graph.output}
+        taken = {spec.name: np.zeros((rows, *spec.graph_row_shape), spec.dtype) for spec in self.manifest.inputs}
+        for state in self.manifest.states:
+            batch = np.repeat(state.initial()[None], rows, axis=0)
+            taken[state.input] = np.ascontiguousarray(np.moveaxis(batch, 0, state.batch_axis or 0))
+        feeds = taken | {name: spec.array() for name, spec in self.manifest.constants.items()}
+        wanted = [name for name in self.maker if name not in self.fixed]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in given)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            made = dict(zip(wanted, session.run(wanted, feeds), strict=True))
+        except Exception as exc:
+            raise NoChunkError(f"its tensors cannot be looked at with {rows} rows") from exc
+        return {name: np.asarray(value) for name, value in (made | taken).items()}
+
+
+def uses(node: onnx.NodeProto) -> list[str]:
+    """Return the tensors that a node takes, those that its subgraphs take from outside included."""
+    return [name for name in node.input if name] + [name for graph in subgraphs(node) for name in _captured(graph)]
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Return the graphs among a node's attributes."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Return the nodes of a graph and of all graphs in it."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
+
+
+def _captured(graph: onnx.GraphProto) -> list[str]:
+    own = {name for node in graph.node for name in node.output}
+    own |= {given.name for given in graph.input} | {init.name for init in graph.initializer}
+    used = [name for node in graph.node for name in uses(node)] + [output.name for output in graph.output]
+    return [name for name in used if name not in own]
+
+
+def _kind(array: Any) -> int:
+    return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))

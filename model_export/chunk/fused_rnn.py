@@ -1,0 +1,161 @@
+"""Recurrent cells that one operator runs over all timesteps: told by a front end, or an operator of the step graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from model_export.chunk.analysis import Loop, uses
+from model_export.chunk.builder import PREFIX, mapped, renamed
+
+if TYPE_CHECKING:
+    from model_export.chunk.vectorize import Vectorizer
+
+_OPERATORS = {"LSTM": 2, "GRU": 1, "RNN": 1}  # states
+_GLUE = {"Identity", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Concat", "Split", "Slice", "Gather"}
+
+
+@dataclass(frozen=True, slots=True)
+class FusedCell:
+    """A part of the step graph that equals one step of ONNX's LSTM, GRU or RNN.
+
+    Attributes:
+        op: `LSTM`, `GRU` or `RNN`.
+        x: Its input, a tensor of the step graph, `(batch, features)`.
+        states: Its state inputs, h first, `(batch, units)` each.
+        after: The new h, and c.
+        weights: Tensors of the operator's W, R and B; B may be empty.
+        nodes: What makes the weights of constants that the step graph has.
+        attributes: The operator's attributes.
+    """
+
+    op: str
+    x: str
+    states: Sequence[str]
+    after: Sequence[str]
+    weights: Sequence[str]
+    nodes: Sequence[onnx.NodeProto] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def emit_cell(builder: Vectorizer, loop: Loop) -> bool:
+    """Emit a loop that a front end told to be a cell; say whether it is one."""
+    cell = next((cell for cell in builder.cells if sorted(cell.states) == sorted(loop.states)), None)
+    if cell is None or not set(builder.wanted_outside(loop)) <= {cell.after[0]}:
+        return False
+    if [_source(builder, builder.reading.after[state]) for state in cell.states] != list(cell.after):
+        return False  # say, kept where a timestep is masked
+    known = set(builder.facts) | builder.reading.fixed | {name for node in cell.nodes for name in node.output}
+    if not {cell.x, *(name for node in cell.nodes for name in node.input)} <= known:
+        return False  # a later change of the step graph, say to smaller weights, has taken them away
+    emitter, states = builder.emitter, list(cell.states)
+    emitter.front.extend(cell.nodes)
+    sequence = emitter.op("Transpose", builder.sequence(cell.x), perm=[1, 0, 2])
+    first = [emitter.op("Unsqueeze", state, emitter.ints([0])) for state in states]
+    y, *last = _run(builder, cell.op, [sequence, *cell.weights, "", *first], cell.attributes)
+    timed = emitter.op("Transpose", emitter.op("Squeeze", y, emitter.ints([1])), perm=[1, 0, 2])
+    builder.know(cell.after[0], emitter.flat(timed, 0, builder.facts[cell.after[0]].row))
+    for state, tensor in zip(states, last, strict=True):
+        builder.last[state] = emitter.op("Squeeze", tensor, emitter.ints([0]))
+    return True
+
+
+def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
+    """Emit a loop of one LSTM, GRU or RNN operator that runs one timestep; say whether it is one."""
+    found = [node for node in loop.nodes if node.op_type in _OPERATORS]
+    if len(found) != 1 or any(node.op_type not in _GLUE for node in loop.nodes if node is not found[0]):
+        return False
+    node = found[0]
+    inputs = [*node.input, *[""] * 8][:8]
+    x, lengths, first = inputs[0], inputs[4], inputs[5 : 5 + _OPERATORS[node.op_type]]
+    one_way = all(a.s == b"forward" for a in node.attribute if a.name == "direction")
+    made = {name for inner in loop.nodes for name in inner.output}
+    peepholes = [inputs[7]] if node.op_type == "LSTM" else []
+    if (
+        lengths
+        or not all(first)
+        or not one_way
+        or x in made
+        or not {*inputs[1:4], *peepholes, ""} - {""} <= (builder.reading.fixed)
+    ):
+        return False
+    if builder.facts[x].axis != 1 or builder.facts[x].row[0] != 1 or _mixes(builder, loop, node):
+        return False
+    emitter = builder.emitter
+    before = _once(builder, loop, first, {})
+    # (1, rows, T, features) to (T, rows, features)
+    sequence = emitter.op("Transpose", emitter.op("Squeeze", builder.sequence(x), emitter.ints([0])), perm=[1, 0, 2])
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    y, *last = _run(builder, node.op_type, [sequence, *inputs[1:4], "", *before, *peepholes], attributes)
+    outputs = [*node.output, *[""] * 3][: 1 + len(first)]
+    timed = emitter.op("Transpose", y, perm=[1, 2, 0, 3])  # (1, rows, T, units)
+    after = {}
+    if outputs[0]:
+        builder.know(outputs[0], emitter.flat(timed, 2, builder.facts[outputs[0]].row))
+        after[outputs[0]] = emitter.op("Unsqueeze", last[0], emitter.ints([0]))
+    if outputs[1]:
+        builder.know(outputs[1], emitter.flat(timed, 1, builder.facts[outputs[1]].row))
+    after |= {name: tensor for name, tensor in zip(outputs[1:], last, strict=True) if name}
+    ends = _once(builder, loop, [builder.reading.after[state] for state in loop.states], after)
+    builder.last.update(zip(loop.states, ends, strict=True))
+    _glue_of_all_timesteps(builder, loop)
+    return True
+
+
+def _source(builder: Vectorizer, name: str) -> str:
+    """Return the tensor that this one is a copy of."""
+    node = builder.reading.maker.get(name)
+    while node is not None and node.op_type == "Identity":
+        name = node.input[0]
+        node = builder.reading.maker.get(name)
+    return name
+
+
+def _mixes(builder: Vectorizer, loop: Loop, node: onnx.NodeProto) -> bool:
+    """Whether the glue joins anything but states, or what is wanted outside does not follow from the answers h."""
+    made = {name for inner in loop.nodes for name in inner.output}
+    for inner in loop.nodes:
+        others = {name for name in uses(inner) if name not in made and name not in loop.states}
+        if inner is not node and not others <= builder.reading.fixed:
+            return True
+    from_h = set(node.output[:2])
+    for inner in loop.nodes:
+        if from_h.intersection(inner.input) and not (made - from_h).intersection(inner.input):
+            from_h.update(inner.output)
+    return not set(builder.wanted_outside(loop)) <= from_h
+
+
+def _run(builder: Vectorizer, op: str, inputs: list[str], attributes: dict[str, Any]) -> list[str]:
+    names = [builder.emitter.fresh(op) for _ in range(1 + _OPERATORS[op])]
+    builder.emitter.nodes.append(onnx.helper.make_node(op, inputs, names, **attributes))
+    return names
+
+
+def _once(builder: Vectorizer, loop: Loop, names: Sequence[str], known: dict[str, str]) -> list[str]:
+    """Emit the glue that leads to these tensors, for one timestep alone, from the states or from `known`."""
+    known = dict(known)
+    place = builder.emitter.fresh("once")
+    for node in loop.nodes:
+        made = {name for inner in loop.nodes for name in inner.output}
+        if node.op_type in _GLUE and all(name in known or name not in made for name in node.input):
+            new = {name: f"{place}/{name}" for name in node.output if name not in known}
+            names_of = {**known, **new}
+            builder.emitter.nodes.append(renamed(node, mapped(names_of)))
+            known |= new
+    return [known.get(name, name) for name in names]
+
+
+def _glue_of_all_timesteps(builder: Vectorizer, loop: Loop) -> None:
+    """Emit the glue behind the operator for all timesteps, as far as something outside wants it."""
+    wanted = set(builder.wanted_outside(loop))
+    for node in loop.nodes:
+        if node.op_type in _GLUE and all(builder.knows(name) for name in node.input if name):
+            names = {name: builder.flat(name) for name in node.input if name}
+            for name in node.output:
+                names[name] = f"{PREFIX}{name}"
+                builder.know(name, names[name])
+            builder.emitter.nodes.append(renamed(node, mapped(names)))
+    assert all(builder.knows(name) for name in wanted)

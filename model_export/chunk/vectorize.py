@@ -1,0 +1,158 @@
+"""Builds the branch that runs many timesteps at once: all that does not hang on the state runs for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+
+import onnx
+
+from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, TensorFact, uses
+from model_export.chunk.builder import PREFIX, ChunkBuilder, renamed
+from model_export.chunk.fused_rnn import FusedCell
+from model_export.chunk.recurrences import emit_loop
+from model_export.chunk.ring_buffers import Window, pick
+
+
+@dataclass(slots=True)
+class _Unit:
+    """What is emitted in one go: a node, or a loop."""
+
+    needs: list[str]
+    node: onnx.NodeProto | None = None
+    loop: Loop | None = None
+
+
+class Vectorizer:
+    """One way of running a chunk, under construction.
+
+    Attributes:
+        reading: The step graph.
+        emitter: The branch's nodes.
+        cells: Parts of the step graph that one fused operator can do.
+        facts: What each tensor is in the step graph.
+        windows: Tensors that are a loop's past timesteps with the new one, made only where they are wanted whole.
+        last: The tensor of each state after the last timestep, by state input.
+    """
+
+    def __init__(
+        self, reading: StepGraphAnalysis, cells: Sequence[FusedCell], *, loops: list[Loop] | None = None
+    ) -> None:
+        """Begin.
+
+        Args:
+            reading: The step graph.
+            cells: See the attribute.
+            loops: The loops to run; those of the reading by default.
+        """
+        self.reading = reading
+        self.emitter = ChunkBuilder()
+        self.cells = cells
+        self.facts = reading.facts()
+        self.windows: dict[str, Window] = {}
+        self.last: dict[str, str] = {}
+        self.loops = reading.loops if loops is None else loops
+        self._flat: dict[str, str] = {}
+        self._users: dict[str, list[onnx.NodeProto]] = {}
+        for node in reading.nodes:
+            for name in uses(node):
+                self._users.setdefault(name, []).append(node)
+
+    def build(self) -> tuple[list[str], list[str]]:
+        """Emit everything.
+
+        Returns:
+            Tensors of the outputs, `(rows, T, *shape)`, and of the states, in the manifest's order.
+
+        Raises:
+            NoChunkError: This way does not work for this graph.
+        """
+        for given in self.reading.manifest.inputs:
+            self._flat[given.name] = self.emitter.flat(given.name, 0, given.graph_row_shape)
+        for unit in self._in_order():
+            if unit.loop is not None:
+                emit_loop(self, unit.loop)
+            elif unit.node is not None and unit.node.output[0] not in self.reading.fixed:
+                self._emit(unit.node)
+        outputs = []
+        for spec in self.reading.manifest.outputs:
+            if self.facts.get(spec.name, TensorFact(0, None, ())).axis != 0:
+                raise NoChunkError(f"output {spec.name!r} has no batch axis in front")
+            outputs.append(self.emitter.timed(self.flat(spec.name), 0, spec.row_shape))
+        return outputs, [self.last[state.input] for state in self.reading.manifest.states]
+
+    def flat(self, name: str) -> str:
+        """Return a tensor of the step graph in its flat form; what is the same in every timestep as it is."""
+        if name in self.reading.fixed:
+            return name
+        if name not in self._flat and name in self.windows:
+            self._flat[name] = self.windows[name].whole(self.emitter)
+        if name not in self._flat:
+            raise NoChunkError(f"tensor {name!r} is known of the last timestep alone")
+        return self._flat[name]
+
+    def knows(self, name: str) -> bool:
+        """Say whether `flat` has an answer."""
+        return name in self.reading.fixed or name in self._flat or name in self.windows
+
+    def know(self, name: str, flat: str) -> None:
+        """Say which tensor is the flat form of one of the step graph's."""
+        self._flat[name] = flat
+
+    def sequence(self, name: str) -> str:
+        """Return a tensor of the step graph with the time axis behind its batch axis.
+
+        Raises:
+            NoChunkError: It has no batch axis.
+        """
+        fact = self.facts[name]
+        if fact.axis is None:
+            raise NoChunkError(f"tensor {name!r} has no batch axis")
+        return self.emitter.sequence(self.flat(name), fact)
+
+    def wanted_outside(self, loop: Loop) -> list[str]:
+        """Return the tensors of a loop that something outside it takes, in every timestep."""
+        inside = {id(node) for node in loop.nodes}
+        outputs = {spec.name for spec in self.reading.manifest.outputs}
+        made = [name for node in loop.nodes for name in node.output if name]
+        return [
+            name for name in [*loop.states, *made]
+            if name in outputs or any(id(user) not in inside for user in self._users.get(name, []))
+        ]  # fmt: skip
+
+    def _emit(self, node: onnx.NodeProto) -> None:
+        if node.op_type in {"Gather", "Slice"} and node.input[0] in self.windows:
+            picked = pick(self, node, self.windows[node.input[0]])
+            if picked is not None:
+                self._flat[node.output[0]] = picked
+                return
+        names = {name: self.flat(name) for name in uses(node)}
+        for name in node.output:
+            if name:
+                names[name] = self._flat[name] = f"{PREFIX}{name}"
+        self.emitter.nodes.append(renamed(node, lambda tensor: names.get(tensor, tensor)))
+
+    def _in_order(self) -> list[_Unit]:
+        """Return nodes and loops so that each comes behind what it needs."""
+        units: list[_Unit] = []
+        owner: dict[str, int] = {}
+        in_loops = {id(node) for loop in self.loops for node in loop.nodes}
+        for loop in self.loops:
+            made = {name for node in loop.nodes for name in node.output} | set(loop.states)
+            needs = [name for node in loop.nodes for name in uses(node) if name not in made]
+            needs += [self.reading.after[state] for state in loop.states if not loop.nodes]
+            owner.update(dict.fromkeys(made, len(units)))
+            units.append(_Unit(needs, loop=loop))
+        for node in self.reading.nodes:
+            if id(node) not in in_loops:
+                owner.update(dict.fromkeys(node.output, len(units)))
+                units.append(_Unit(uses(node), node=node))
+        before = {i: {owner[name] for name in unit.needs if name in owner} for i, unit in enumerate(units)}
+        return [units[i] for i in TopologicalSorter(before).static_order()]
+
+
+def whole(reading: StepGraphAnalysis) -> list[Loop]:
+    """Return one loop of everything: each timestep is run as the step graph runs it."""
+    moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
+    return [Loop(list(reading.after), moving)]

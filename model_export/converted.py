@@ -1,0 +1,167 @@
+"""`ConvertedModel`: a step graph on its way to being written, with the original that it has to equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model_export.errors import ParityError
+from model_export.manifest import METADATA_KEY, Array, Manifest
+from model_export.onnx_file import all_graphs
+from model_export.step_model import StepModel
+from model_export.verify import error_growth
+from model_export.verify.localize import LayerOutputs, localize_layer
+from model_export.verify.parity import ATOL, ROWS, RTOL, STEPS, DifferentAnswerError, verify
+from model_export.verify.reference import Progress, ReferenceModel
+from model_export.verify.report import ParityReport
+from model_export.verify.samplers import Sampler, random_sampler
+from model_export.verify.tolerance import Tolerance
+
+if TYPE_CHECKING:
+    import onnx
+
+    from model_export.chunk.decision import ChunkChoice
+    from model_export.chunk.fused_rnn import FusedCell
+
+UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
+
+
+DEFAULT = Tolerance(ATOL, RTOL, scaled=True)
+"""What is allowed where nobody says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedModel:
+    """What a front end makes of a trained model.
+
+    Attributes:
+        proto: The step graph, without manifest.
+        manifest: What it takes, carries and gives.
+        original: The model as it was trained.
+        against: The original and its version, say `keras 3.15.1 jax`.
+        samplers: What to draw for the comparison, by the name of its kind; None: random data.
+        only_length: The one number of timesteps that the original takes; None: any.
+        longest: The most timesteps that the original can be asked for within reason; None: any.
+        cells: Parts of the step graph that one fused operator can do for a whole chunk.
+        probe: What the layers of the original give, to find the one to blame where the answers differ.
+        rounding: How far the original itself is from exact, where it computes in less than float32; no tolerance
+            is taken to be tighter.
+    """
+
+    proto: onnx.ModelProto
+    manifest: Manifest
+    original: ReferenceModel
+    against: str
+    samplers: Mapping[str, Sampler] | None = None
+    only_length: int | None = None
+    longest: int | None = None
+    cells: Sequence[FusedCell] = ()
+    probe: LayerOutputs | None = None
+    rounding: float = 0.0
+
+
+def verify_model(
+    candidate: ConvertedModel,
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    default: Tolerance = DEFAULT,
+    user_data: UserData | None = None,
+    long_steps: int = error_growth.STEPS,
+    progress: Progress | None = None,
+) -> tuple[bytes, ParityReport]:
+    """Hold a candidate against its original; writes nothing.
+
+    Args:
+        candidate: The step graph and its original.
+        atol: Absolute tolerance of every output, taken as it is.
+        rtol: Relative tolerance; with `atol` at most ten times that, and that of the default.
+        default: The tolerance without them, in parts of the largest value of each output; never tighter than what
+            the original's own rounding is.
+        user_data: Sequences of the user's own, `{input: (N, T, *shape)}`, or a function of the manifest that
+            reads them.
+        long_steps: Timesteps of the long run, fewer where the model is large.
+        progress: Called as parts are done.
+
+    Returns:
+        The bytes of the ONNX file with its manifest inside, and the parity report.
+
+    Raises:
+        ParityError: Step by step and whole sequence differ; names the first timestep and output.
+    """
+    tolerance = _tolerance(atol, rtol, default, candidate.rounding)
+    given = user_data(candidate.manifest) if callable(user_data) else user_data
+    proto, manifest, chunk = _with_chunks(candidate, tolerance, progress)
+    lengths = _long_lengths(candidate)
+    try:
+        report = verify(
+            candidate.original,
+            StepModel(proto.SerializeToString(), manifest),
+            tolerance,
+            against=candidate.against,
+            samplers=candidate.samplers or {"random": random_sampler(manifest)},
+            user_data=given,
+            steps=candidate.only_length or STEPS,
+            long_steps=0 if candidate.only_length else min(long_steps, *lengths.values()),
+            shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
+            progress=progress,
+        )
+    except DifferentAnswerError as exc:
+        suspect = (not np.isfinite(exc.want) and _not_finite(candidate.proto)) or localize_layer(
+            candidate.probe, candidate.proto, candidate.manifest, exc, tolerance
+        )
+        raise ParityError(f"{exc.problem} {suspect}", fix=exc.fix) from exc
+    manifest.verified = report.parity
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, manifest.to_json()
+    return proto.SerializeToString(), replace(report, chunk=chunk)
+
+
+def _tolerance(atol: float | None, rtol: float | None, default: Tolerance, rounding: float) -> Tolerance:
+    if atol is None:
+        relative = default.rtol if rtol is None else rtol
+        return Tolerance(max(default.atol, rounding), max(relative, rounding), scaled=True)
+    return Tolerance(atol, min(10 * atol, default.rtol) if rtol is None else rtol)
+
+
+def _long_lengths(candidate: ConvertedModel) -> dict[str, int]:
+    """Return the most timesteps of a long run by what limits them."""
+    graphs = all_graphs(candidate.proto.graph)
+    weights = sum(math.prod(tensor.dims) for graph in graphs for tensor in graph.initializer)
+    carried = sum(math.prod(state.shape) for state in candidate.manifest.states)
+    limits = {f"the model has {weights:,} weights": error_growth.steps_for(weights + carried)}
+    if candidate.longest is not None:
+        limits["the original was asked for no more"] = candidate.longest
+    return limits
+
+
+def _not_finite(proto: onnx.ModelProto) -> str:
+    """Return a sentence that names the weights which hold NaN or infinity; empty: there are none."""
+    from onnx import numpy_helper
+
+    names = [
+        tensor.name
+        for graph in all_graphs(proto.graph)
+        for tensor in graph.initializer
+        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and not np.isfinite(values).all()
+    ]
+    return f"Weights that are not finite: {', '.join(names)}." if names else ""
+
+
+def _with_chunks(
+    candidate: ConvertedModel, tolerance: Tolerance, progress: Progress | None
+) -> tuple[onnx.ModelProto, Manifest, ChunkChoice]:
+    """Return the graph to be written: with a time axis, where that is worth having."""
+    from model_export.chunk.selection import choose_chunk
+
+    if progress:
+        progress("measuring chunks", 0, 1)
+    samplers = candidate.samplers or {"random": random_sampler(candidate.manifest)}
+    # beyond the one length of the original, the answers are not numbers
+    steps = min(candidate.only_length or STEPS, STEPS)
+    samples = [draw(np.random.default_rng(0), ROWS, steps) for draw in samplers.values()]
+    return choose_chunk(candidate.proto, candidate.manifest, candidate.cells, samples, tolerance)

@@ -1,0 +1,90 @@
+"""Says which inputs of a Keras model have a time axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice, product
+from typing import Any
+
+import keras
+
+from model_export.keras.walk import functional
+
+_ELEMENTWISE = {"Rescaling", "Normalization", "Discretization", "Dropout", "GaussianNoise", "Identity", "Cast"}
+"""What numbers may go through on their way to become rows of features."""
+
+_MOST_READINGS = 8
+
+
+def possible_axes(function: Any) -> Iterator[list[bool]]:
+    """Return for each input whether axis 1 is time, once for each way to read the model, the likeliest first.
+
+    An input of its own length beside a sequence is something static, say the id of a machine or an image; where the
+    model cannot be stepped so, it may be a sequence after all. The same goes for ids as many as there are timesteps.
+    """
+    tensors = function.inputs
+    timed = [_has_time(function, tensor) for tensor in tensors]
+    options = []
+    for tensor, time in zip(tensors, timed, strict=True):
+        others = {t.shape[1] for t, also in zip(tensors, timed, strict=True) if also and _is_sequence(t, tensor)}
+        if not time or tensor.shape[1] is None or not others:
+            options.append([time])
+        else:
+            options.append([True, False] if tensor.shape[1] in others else [False, True])
+    return islice((list(reading) for reading in product(*options)), _MOST_READINGS)
+
+
+def _is_sequence(tensor: Any, beside: Any) -> bool:
+    """Whether an input is a sequence with more certainty than another one."""
+    if tensor is beside:
+        return False
+    return tensor.shape[1] is None or (len(tensor.shape) > 2 and len(beside.shape) == 2)
+
+
+def _has_time(function: Any, tensor: Any) -> bool:
+    """Whether axis 1 is time: of three axes or more, of unknown length, of ids, or of numbers made a row each."""
+    if len(tensor.shape) != 2 or tensor.shape[1] is None:
+        return len(tensor.shape) > 1
+    targets: list[Any] = [getattr(user, "target_shape", ()) for user in _users(function, tensor)]
+    columns = all(len(target) == 2 and target[1] in {1, -1} and target[0] != 1 for target in targets)
+    return columns or only_looked_up(function, tensor) or _becomes_rows(function, tensor)
+
+
+def _becomes_rows(function: Any, tensor: Any) -> bool:
+    """Whether each number becomes a row of features, say in an embedding inside a layer of one's own."""
+    nodes = [node for level in function._nodes_by_depth.values() for node in level]
+    users = [node for node in nodes if any(tensor is other for other in node.input_tensors)]
+    users = [node for node in users if type(node.operation).__name__ != "NotEqual"]  # an embedding's own mask
+    outputs = [(node.operation, output) for node in users for output in node.outputs]
+    return (
+        tensor.shape[1] > 1
+        and bool(outputs)
+        and all(
+            _becomes_rows(function, output)
+            if type(operation).__name__ in _ELEMENTWISE and len(output.shape) == 2
+            else len(output.shape) > 2 and output.shape[1] == tensor.shape[1]
+            for operation, output in outputs
+        )
+    )
+
+
+def only_looked_up(function: Any, tensor: Any) -> bool:
+    """Whether an input is nothing but ids for embeddings: declared as integers then, whatever Keras' default says."""
+    found = False
+    for user in _users(function, tensor):
+        inner = functional(user)
+        if inner is not None and len(inner.inputs) == 1:
+            looked_up = only_looked_up(inner, inner.inputs[0])
+        else:
+            layer = getattr(user, "layer", user)  # inside TimeDistributed
+            looked_up = isinstance(layer, keras.layers.Embedding)
+        if not looked_up and type(user).__name__ != "NotEqual":  # the embedding's own mask
+            return False
+        found = found or looked_up
+    return found
+
+
+def _users(function: Any, tensor: Any) -> list[Any]:
+    """Return the layers and operations that take a tensor."""
+    nodes = [node for level in function._nodes_by_depth.values() for node in level]
+    return [node.operation for node in nodes if any(tensor is other for other in node.input_tensors)]

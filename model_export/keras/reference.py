@@ -1,0 +1,201 @@
+"""The Keras model itself as the original of a parity check: whole sequences in, answers out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+import keras
+import numpy as np
+
+from model_export.errors import TensorError
+from model_export.keras.fast_time_distributed import may_spread_timesteps, timesteps_as_rows, wrappers_of
+from model_export.keras.registry import to_array
+from model_export.keras.step import ExportedStep
+from model_export.keras.walk import functional
+from model_export.manifest import Array, Manifest
+from model_export.verify.parity import PrefixAnswers, Sampler
+
+ROUNDING = {"float16": 5e-3, "bfloat16": 5e-2}
+"""How far a model that computes in these may be from the same one in float32, measured on 64 timesteps."""
+
+PREFIXES = (1, 2, 3, 17)
+"""Lengths at which an answer for a whole sequence is asked of Keras, besides the full one.
+
+Not every length: each costs a compilation on the JAX backend.
+"""
+
+LONG = 200
+"""Sequences of this length or more are asked for their end alone, and run without compiling for their length."""
+
+TIME_DISTRIBUTED = 400
+UNROLLED = 64
+"""The most timesteps of a model with such layers, where Keras runs, or compiles, each of them by itself."""
+
+
+class KerasReference:
+    """Runs a Keras model on whole sequences, from zero states, whatever its declared batch and length.
+
+    Attributes:
+        only_length: The one number of timesteps that the model takes, or can be asked for; None: any.
+    """
+
+    def __init__(self, model: Any, exported: ExportedStep) -> None:
+        self._model = model
+        self._exported = exported
+        self._compiled: Any = None
+        shapes = [tensor.shape for tensor in functional(model).inputs]
+        lengths = {shape[1] for shape, facts in zip(shapes, exported.facts.values(), strict=True) if facts.time} - {
+            None
+        }
+        self._length_is_free = not lengths
+        self._spreads_timesteps = False
+        self._spreads_timesteps = any(self._may_spread(length) for length in dict.fromkeys((2, *lengths)))
+        self._any_length = self._length_is_free or self._runs_with(3)
+        # An unrolled layer is run operation by operation: it is not asked for more than it was made for.
+        unrolled = any(getattr(layer, "unroll", False) for layer in model._flatten_layers())
+        fixed = exported.bounded or unrolled or not self._any_length
+        self.only_length = int(lengths.pop()) if lengths and fixed else None
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
+        """Return each output's answers.
+
+        Args:
+            inputs: One array per input, shape `(batch, T, *shape)`.
+
+        Returns:
+            `(batch, T, *shape)` for an output of every timestep; an output of the whole sequence is asked
+            for some of its beginnings.
+
+        Raises:
+            TensorError: The model takes one length only, and it is not this one.
+        """
+        length = next(iter(inputs.values())).shape[1]
+        if self.only_length not in {None, length}:
+            raise TensorError(
+                f"The sequences have {length} timesteps; expected {self.only_length}, the one length that the "
+                f"model {self._model.name!r} takes.",
+                fix="Send sequences of that length, or build the model with None as its number of timesteps.",
+            )
+        timed = self._exported.timed
+        whole = self._run(inputs, length)
+        answers: dict[str, Array | PrefixAnswers] = {name: array for name, array in whole.items() if timed[name]}
+        if last := [name for name, carries in timed.items() if not carries]:
+            beginnings = PREFIXES if self._any_length and length < LONG else ()
+            runs = {length: whole}
+            for n in beginnings:
+                with suppress(Exception):  # some models take no sequence as short as this
+                    runs |= {n: self._run(inputs, n)} if n < length else {}
+            steps = sorted(runs)
+            for name in last:
+                answers[name] = PrefixAnswers(steps, np.stack([runs[n][name] for n in steps], axis=1))
+        return answers
+
+    @property
+    def longest(self) -> int | None:
+        """The most timesteps that can be asked for within reason; None: any."""
+        if any(getattr(layer, "unroll", False) for layer in self._model._flatten_layers()):
+            return UNROLLED
+        return TIME_DISTRIBUTED if wrappers_of(self._model) and not self._spreads_timesteps else None
+
+    def _may_spread(self, length: int) -> bool:
+        inputs = samplers(self._exported)["random"](np.random.default_rng(0), 2, length)
+        with self.stateless():
+            return may_spread_timesteps(self._model, self.feeds(inputs, length))
+
+    def _runs_with(self, length: int) -> bool:
+        specs = self._exported.manifest.inputs
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)  # a refusal is an answer here; JAX would also log it
+        try:
+            self._run({spec.name: np.zeros((1, length, *spec.shape), spec.dtype) for spec in specs}, length)
+        except Exception:  # noqa: BLE001  # whatever the reason, this length cannot be asked
+            return False
+        finally:
+            logging.disable(before)
+        return True
+
+    def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
+        packed = self.feeds(inputs, length)
+        with self.stateless(), timesteps_as_rows(self._model) if self._spreads_timesteps else nullcontext():
+            if self._length_is_free and length < LONG:
+                outputs = self._model.predict_on_batch(packed)
+            else:  # `call` compiles nothing as a whole, and does not hold the length against the declared one
+                outputs = self._model.call(packed, training=False)
+        arrays = [to_array(output) for output in keras.tree.flatten(outputs)]
+        return dict(zip(self._exported.timed, arrays, strict=True))
+
+    def feeds(self, inputs: Mapping[str, Array], length: int) -> Any:
+        """Return the first timesteps of sequences as the model takes its inputs."""
+        facts = self._exported.facts
+        arrays = [inputs[name][:, :length] if facts[name].time else inputs[name][:, 0] for name in facts]
+        return keras.tree.pack_sequence_as(functional(self._model)._inputs_struct, arrays)
+
+    @contextmanager
+    def stateless(self) -> Iterator[None]:
+        """Let stateful layers start from zeros, and leave their own state and the compiled `predict` alone.
+
+        A stateful model also has a fixed batch size, and on the JAX backend `predict` never moves its state.
+        """
+        model = self._model
+        stateful = [
+            layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful
+        ]
+        theirs, model.predict_function = model.predict_function, self._compiled
+        for layer in stateful:
+            layer.stateful = False
+        try:
+            yield
+        finally:
+            for layer in stateful:
+                layer.stateful = True
+            self._compiled, model.predict_function = model.predict_function, theirs
+
+
+def rounding(model: Any) -> float:
+    """Return the rounding of the least precise layer; 0 where all compute in float32."""
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    return max((ROUNDING.get(dtype, 0.0) for dtype in dtypes), default=0.0)
+
+
+def samplers(exported: ExportedStep) -> dict[str, Sampler]:
+    """Return what to draw for verification: random data and, for a model with masks, data with masked timesteps."""
+    manifest, facts = exported.manifest, exported.facts
+
+    def random(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
+        return _draw(manifest, exported, rng, (rows, steps))
+
+    def masked(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
+        drawn = _draw(manifest, exported, rng, (rows, steps))
+        at = rng.random((rows, steps)) < 0.3
+        at[:, 0] |= np.arange(rows) % 2 == 0  # some sequences begin masked
+        at[:, 0] &= all(fact.may_begin_masked for fact in facts.values())
+        for name, fact in facts.items():
+            if fact.mask_value is not None:
+                drawn[name][at] = fact.mask_value
+        return drawn
+
+    has_masks = any(fact.mask_value is not None for fact in facts.values())
+    return {"random": random, **({"masked": masked} if has_masks else {})}
+
+
+def _draw(
+    manifest: Manifest, exported: ExportedStep, rng: np.random.Generator, lead: tuple[int, int]
+) -> dict[str, Array]:
+    drawn: dict[str, Array] = {}
+    for spec in manifest.inputs:
+        fact = exported.facts[spec.name]
+        shape = (*lead, *spec.shape)
+        if np.dtype(spec.dtype).kind == "f" and fact.vocabulary is None:
+            drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+            if fact.vocabulary:  # ids that the model takes as floats
+                drawn[spec.name] = rng.integers(0, fact.vocabulary, shape).astype(spec.dtype)
+        else:  # 0 and 1 are valid in every class list and flag
+            drawn[spec.name] = rng.integers(0, fact.vocabulary or 2, shape).astype(spec.dtype)
+            if not fact.may_begin_masked:
+                drawn[spec.name][:, 0] = np.where(drawn[spec.name][:, 0] == fact.mask_value, 1, drawn[spec.name][:, 0])
+        if not fact.time:
+            drawn[spec.name][:] = drawn[spec.name][:, :1]
+    return drawn

@@ -1,0 +1,69 @@
+"""Sequence graphs in ONNX, from anywhere: made step graphs by running them and walking their nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from model_export.converted import ConvertedModel
+from model_export.manifest import Array
+from model_export.verify.reference import Progress, ReferenceModel
+from model_export.verify.samplers import Sampler
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Any,
+    *,
+    name: str,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    constants: Mapping[str, Array] | None = None,
+    original: ReferenceModel | None = None,
+    against: str | None = None,
+    samplers: Mapping[str, Sampler] | None = None,
+    progress: Progress | None = None,
+) -> ConvertedModel:
+    """Make the step graph of a sequence graph; not verified.
+
+    Args:
+        source: An ONNX file, or an `onnx.ModelProto`.
+        name: The model's name in its manifest.
+        time_axes: Time axis by input, where running the graph cannot tell it; None: the input has none.
+        batch_axes: Batch axis by input, in the same way.
+        constants: Inputs that are given once and for all.
+        original: The model that the graph was made of, in the place of the graph on onnxruntime. It takes and
+            gives tensors by the names that the graph has.
+        against: The original and its version.
+        samplers: What to draw for the comparison; random data by default.
+        progress: Called as parts are done.
+
+    Raises:
+        MissingExtraError: The onnx package is not installed.
+        FileError: There is no such file.
+        ModelLoadError: onnxruntime cannot run the graph.
+        UnclearModelError: No time axis can be found.
+        RefusedModelError: A node cannot be stepped; names it and says why.
+    """
+    from model_export.streaming.normalize import require_onnx
+
+    require_onnx()
+    import onnxruntime
+
+    from model_export.streaming.reference import SequenceReference, sampler_of
+    from model_export.streaming.step import step_of
+
+    if progress:
+        progress("running the graph", 0, 1)
+    step = step_of(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants)
+    return ConvertedModel(
+        step.proto,
+        step.manifest,
+        original or SequenceReference(step),
+        against=against or f"onnxruntime {onnxruntime.__version__}",
+        samplers=samplers or {"random": sampler_of(step)},
+        probe=SequenceReference(step).activations if original is None else None,
+        only_length=step.doors.only_steps if original is None else None,
+        rounding=step.rounding,
+    )

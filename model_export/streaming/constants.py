@@ -1,0 +1,72 @@
+"""Emits what follows from the weights and the sizes of a sequence graph: shapes, zeros, folded weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from model_export.errors import RefusedModelError
+from model_export.streaming.builder import StepGraph
+from model_export.streaming.measured_shapes import Dim, MeasuredShapes
+
+
+def emit_known(graph: StepGraph, facts: MeasuredShapes, name: str, user: str) -> str:
+    """Emit a tensor that follows from weights and sizes, as it is for one timestep; return its name.
+
+    Args:
+        graph: The step graph.
+        facts: What is known of the sequence graph.
+        name: The tensor.
+        user: Who uses it, for the message.
+
+    Raises:
+        RefusedModelError: It depends on the number of timesteps, and is no integer.
+    """
+    parts, dims = facts.values(name), facts.dims(name)
+    if isinstance(parts[0], list):
+        return _sequence(graph, parts[0])
+    for axis, dim in enumerate(dims):
+        if dim.has_time or dim.has_batch:
+            fixed, per_row = dim.at_one_step()
+            parts = [np.take(part, range(fixed or per_row), axis=axis) for part in parts]
+    if all(np.array_equal(part, parts[0], equal_nan=part.dtype.kind == "f") for part in parts[1:]):
+        value = graph.constant(parts[0], name)
+    elif parts[0].dtype.kind in "iu":
+        fixed_part, row_part, _ = facts.affine(parts)
+        value = graph.constant(fixed_part.astype(parts[0].dtype), name)
+        if row_part.any():
+            grown = graph.op("Mul", graph.rows(), graph.ints(row_part.reshape(-1)))
+            shaped = graph.op("Reshape", grown, graph.ints(row_part.shape))
+            value = graph.op("Add", value, shaped)
+    else:
+        raise RefusedModelError(
+            f"{user} {name!r}, which depends on the number of timesteps.",
+            fix="A stream has no end: take out what divides by the length, or averages over it.",
+        )
+    return _expanded(graph, value, dims)
+
+
+def _sequence(graph: StepGraph, parts: list[Any]) -> str:
+    if not parts:
+        return graph.op("SequenceEmpty")
+    return graph.op("SequenceConstruct", *(graph.constant(part) for part in parts))
+
+
+def _expanded(graph: StepGraph, value: str, dims: Sequence[Dim]) -> str:
+    """Repeat one row of a known tensor for all rows."""
+    sizes = [dim.at_one_step() for dim in dims]
+    if not any(per_row for _, per_row in sizes):
+        return value
+    return graph.op("Expand", value, shape_at_one_step(graph, dims))
+
+
+def shape_at_one_step(graph: StepGraph, dims: Sequence[Dim]) -> str:
+    """Return the shape that a tensor has at one timestep, as a tensor."""
+    sizes = [dim.at_one_step() for dim in dims]
+    fixed = graph.ints([fixed for fixed, _ in sizes])
+    if not any(per_row for _, per_row in sizes):
+        return fixed
+    grown = graph.op("Mul", graph.rows(), graph.ints([per_row for _, per_row in sizes]))
+    return graph.op("Add", fixed, grown)

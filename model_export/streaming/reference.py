@@ -1,0 +1,144 @@
+"""The sequence graph itself on onnxruntime as the original of a parity check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from model_export.errors import ModelLoadError
+from model_export.manifest import Array
+from model_export.streaming.measured_shapes import run, session
+from model_export.streaming.step import OutputLayout, SequenceStep
+from model_export.streaming.vocabulary import vocabularies
+from model_export.verify.localize import Activation
+from model_export.verify.reference import PrefixAnswers
+from model_export.verify.samplers import Sampler, random_sampler
+
+PREFIXES = (1, 2, 3, 5, 17)
+"""Lengths at which an answer for a whole sequence is asked for, besides the full one."""
+
+
+class SequenceReference:
+    """Runs a sequence graph on whole sequences, as many rows at once as it takes."""
+
+    def __init__(self, step: SequenceStep) -> None:
+        self._step = step
+        self._session = session(step.graph)
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
+        """Return each output's answers.
+
+        Args:
+            inputs: One array per input, shape `(batch, T, *shape)`.
+
+        Returns:
+            `(batch, T, *shape)` for an output of every timestep. One that begins later, as a convolution without
+            padding does, has answers from there on; one of the whole sequence is asked for some of its beginnings.
+        """
+        length = next(iter(inputs.values())).shape[1]
+        whole = self._run(inputs, length)
+        answers: dict[str, Array | PrefixAnswers] = {}
+        last = []
+        for name, facts in self._step.outputs.items():
+            if facts.time is None:
+                last.append(name)
+            elif facts.extra < 0:
+                answers[name] = PrefixAnswers(range(1 - facts.extra, length + 1), whole[name])
+            else:
+                answers[name] = whole[name][:, facts.extra :]
+        if last:
+            runs = {n: found for n in PREFIXES if n < length and (found := self._beginning(inputs, n, whole, last))}
+            runs[length] = whole
+            for name in last:
+                answers[name] = PrefixAnswers(list(runs), np.stack([run[name] for run in runs.values()], axis=1))
+        return answers
+
+    def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
+        """Return what the nodes of the graph give for one sequence, in order; see `model_export.verify.localize`."""
+        watched = onnx.ModelProto()
+        watched.CopyFrom(self._step.graph)
+        have = {value.name for value in watched.graph.output}
+        wanted = [node for node in self._step.watched if node.output not in have]
+        watched.graph.output.extend(onnx.ValueInfoProto(name=node.output) for node in wanted)
+        length = next(iter(inputs.values())).shape[1]
+        values = run(session(watched), self._feeds(inputs, [0], length))
+        return [
+            Activation(node.layer, node.tensor, _rows_first(values[node.output], node.facts, 1))
+            for node in self._step.watched
+        ]
+
+    def _beginning(
+        self, inputs: Mapping[str, Array], length: int, whole: Mapping[str, Array], names: list[str]
+    ) -> dict[str, Array] | None:
+        """Return the answers for a beginning; None where the graph has none for one so short."""
+        try:
+            found = self._run(inputs, length)
+        except ModelLoadError:
+            return None
+        return found if all(found[name].shape == whole[name].shape for name in names) else None
+
+    def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
+        """Run beginnings of the sequences; return `(batch, T or nothing, *shape)` by output."""
+        rows = len(next(iter(inputs.values())))
+        most = self._step.doors.only_rows or (rows if self._has_rows() else 1)
+        parts = [self._run_rows(inputs, list(range(start, start + most)), length) for start in range(0, rows, most)]
+        return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
+
+    def _has_rows(self) -> bool:
+        return all(door.batch is not None for door in self._step.doors.external)
+
+    def _run_rows(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:
+        values = run(self._session, self._feeds(inputs, rows, length))
+        return {name: _rows_first(values[name], facts, len(rows)) for name, facts in self._step.outputs.items()}
+
+    def _feeds(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:
+        feeds = {}
+        for door in self._step.doors.inputs:
+            fixed = door.fixed(len(rows), length)
+            if fixed is not None:
+                feeds[door.name] = fixed
+                continue
+            data = inputs[door.name]
+            data = data[np.minimum(rows, len(data) - 1)]  # a graph for several rows only: the last one again
+            data = data[:, :length] if door.time is not None else data[:, 0]
+            if door.batch is None:
+                data = data[0]
+            axes = [axis for axis in (door.batch, door.time) if axis is not None]
+            feeds[door.name] = np.ascontiguousarray(np.moveaxis(data, list(range(len(axes))), axes))
+        return feeds
+
+
+def sampler_of(step: SequenceStep) -> Sampler:
+    """Return a sampler that keeps the inputs without time axis the same over a sequence, and draws every id."""
+    draw = random_sampler(step.manifest, vocabularies(step.graph.graph))
+    still = [door.name for door in step.doors.external if door.time is None]
+
+    def sample(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
+        drawn = draw(rng, rows, steps)
+        for name in still:
+            drawn[name][:] = drawn[name][:, :1]
+        return drawn
+
+    return sample
+
+
+def _rows_first(value: Array, facts: OutputLayout, rows: int) -> Array:
+    """Bring an output to `(batch, T or nothing, ..)`."""
+    if facts.order:
+        assert facts.time is not None
+        steps = value.shape[facts.time] // rows
+        lead, tail = value.shape[: facts.time], value.shape[facts.time + 1 :]
+        shape = (rows, steps) if facts.order == "BT" else (steps, rows)
+        place = facts.time + (facts.order == "TB")
+        apart = value.reshape(*lead, *shape, *tail)
+        return np.moveaxis(apart, [place, 2 * facts.time + 1 - place], [0, 1])
+    batch, time = facts.batch, facts.time
+    if batch is None:
+        value = value[None]
+        batch, time = 0, None if time is None else time + 1
+    if time is None:
+        moved = np.moveaxis(value, batch, 0)
+        return moved.reshape(rows, -1, *moved.shape[1:])[:, 0] if len(moved) == rows else moved.reshape(rows, -1)
+    return np.moveaxis(value, [batch, time], [0, 1])

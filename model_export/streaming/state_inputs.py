@@ -1,0 +1,63 @@
+"""Inputs that go nowhere but into recurrences: what they start from, and how long their sequences are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from model_export.streaming.normalize import GATED, attributes, captures, subgraphs
+
+_STATE_SLOTS = {
+    "LSTM": (5, 6), "GRU": (5,), "RNN": (5,), "CausalConvWithState": (3,), "LinearAttention": (3,),
+}  # fmt: skip
+_ROUTES = {"Identity", "Slice", "Gather", "Split", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Cast", "Flatten"}
+
+
+def slot_of(graph: Any, name: str) -> str:
+    """Say what an input is that goes nowhere but into recurrences: a `length`, or a state by where its batch is."""
+    slots = _slots_of(graph, name, depth=0)
+    if not slots or None in slots:
+        return ""
+    if slots == {"length"}:
+        return "length"
+    return slots.pop() or "" if len(slots) == 1 and "length" not in slots else "" if "length" in slots else "routed"
+
+
+def _slots_of(graph: Any, name: str, depth: int) -> set[str | None]:
+    """Return the slots that a tensor reaches; None among them where it is used in any other way."""
+    found: set[str | None] = {None} if any(output.name == name for output in graph.output) else set()
+    for node in graph.node:
+        if name in captures(node):
+            found.add(None)
+        for place in (i for i, given in enumerate(node.input) if given == name):
+            found |= _slot_at(graph, node, place, depth)
+    return found
+
+
+def _slot_at(graph: Any, node: Any, place: int, depth: int) -> set[str | None]:
+    if node.op_type in GATED and place == 4:
+        return {"length"}
+    if place in _STATE_SLOTS.get(node.op_type, ()):
+        return {"first" if node.op_type not in GATED else "gated"} if not depth else {"routed"}
+    if node.op_type == "Scan":
+        old = "" in node.input[:1]
+        states = len(node.input) - int(attributes(node)["num_scan_inputs"])
+        return {"length"} if old and not place else {"state"} if place < states else {None}
+    if node.op_type == "Loop" and place >= 2:
+        body = next(subgraphs(node))
+        return {"state"} if _is_float(body.input[place]) else {None}
+    if node.op_type in _ROUTES and place == 0:
+        reached: set[str | None] = set()
+        for output in node.output:
+            reached |= _slots_of(graph, output, depth + 1)
+        if reached == {"length"} and node.op_type in {"Cast", "Identity"}:
+            return reached
+        return {"routed" if slot not in {None, "length"} else None for slot in reached}
+    return {None}
+
+
+def _is_float(value: Any) -> bool:
+    kind = value.type.tensor_type.elem_type
+    return bool(kind) and np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).kind == "f"

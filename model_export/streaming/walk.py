@@ -1,0 +1,380 @@
+"""Walks a sequence graph node by node and emits the step graph: the same nodes on one timestep, plus states.
+
+How the time of a tensor is kept: it is `extra` timesteps longer than the sequence, and at step t the step graph
+holds its element t + `offset`. Padding in front raises the offset, a convolution lowers it by what it looks back on,
+cutting off the front lowers it too; the end of a tensor plays no part until an answer is due: that for timestep t
+is element t + extra, so a tensor whose extra is larger than its offset looks ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import onnx
+
+from model_export.errors import RefusedModelError
+from model_export.manifest import Array
+from model_export.streaming.builder import StepGraph, plain
+from model_export.streaming.constants import emit_known, shape_at_one_step
+from model_export.streaming.measured_shapes import PERTURBED_STEP, Dim, MeasuredShapes
+from model_export.streaming.normalize import attributes, captures, opset_of, rename_captures
+from model_export.streaming.tensor import Kind, Tensor
+
+Rule = Callable[["Walk", onnx.NodeProto], None]
+
+
+class Walk:
+    """The pass over one sequence graph."""
+
+    def __init__(self, model: onnx.ModelProto, facts: MeasuredShapes) -> None:
+        self.model = model
+        self.facts = facts
+        self.opset = opset_of(model)
+        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        names = {name for node in model.graph.node for name in (*node.input, *node.output)}
+        names |= {value.name for value in (*model.graph.input, *model.graph.output)} | self.weights.keys()
+        self.graph = StepGraph(sorted(names))
+        self.tensors: dict[str, Tensor] = dict.fromkeys(self.weights, Tensor("known"))
+        self.sized = set(self.weights)
+        self._emitted: dict[str, str] = {}
+        self._windows: dict[tuple[str, int, float], str] = {}
+        self._copies: dict[str, dict[str, str]] = {}
+        self._outputs = {value.name for value in model.graph.output}
+
+    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:
+        """Walk all nodes; what cannot be stepped is refused when it is needed."""
+        for node in self.model.graph.node:
+            if self._is_known(node):
+                continue
+            outputs = [name for name in node.output if name]
+            try:
+                if any(self.tensors[name].kind == "square" for name in self.uses(node)):
+                    on_square(self, node)
+                    continue
+                self.need(*(name for name in self.uses(node) if not self._may_be_refused(node, name)))
+                rules.get(node.op_type, default)(self, node)
+                for name in outputs:
+                    self._check_causal(node, name)
+            except RefusedModelError as exc:
+                self.tensors.update(dict.fromkeys(outputs, Tensor("refused", error=exc)))
+            except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+                error = self.refuse(
+                    node,
+                    f"is not what the rule of its operator expects ({type(exc).__name__}: {exc})",
+                    "Check the graph with `onnx.checker`, and export it again.",
+                )
+                self.tensors.update(dict.fromkeys(outputs, Tensor("refused", error=error)))
+
+    def need(self, *names: str) -> None:
+        """Raise the error of the first of these tensors that is refused.
+
+        Raises:
+            RefusedModelError: It names the node and says why it cannot be stepped.
+        """
+        for name in sorted(names, key=self.sized.__contains__):  # a mask is refused for what it masks
+            if (error := self.tensors[name].error) is not None:
+                raise error
+
+    # ---------------------------------------------------------------- what rules ask
+
+    def tensor(self, name: str) -> Tensor:
+        """Return what is known of a tensor."""
+        return self.tensors[name]
+
+    def timed(self, node: onnx.NodeProto, names: Iterable[str] | None = None) -> list[str]:
+        """Return a node's inputs, or those of `names`, with one value per timestep that differ over time."""
+        given = self.uses(node) if names is None else [name for name in names if name]
+        return [n for n in given if self.tensors[n].kind == "timed" and self.tensors[n].offset is not None]
+
+    def uses(self, node: onnx.NodeProto) -> list[str]:
+        """Return the tensors that a node takes, those used in its bodies included."""
+        return [name for name in dict.fromkeys((*node.input, *captures(node))) if name]
+
+    def known(self, name: str) -> Any:
+        """Return the value of a known tensor in every run; None for another."""
+        return self.facts.values(name) if name and self.tensors[name].kind == "known" else None
+
+    def refuse(self, node: onnx.NodeProto, reason: str, fix: str = "") -> RefusedModelError:
+        """Return the error for a node that cannot be stepped."""
+        return RefusedModelError(
+            f"Node {node.name!r} ({node.op_type}) {reason}.",
+            fix=fix or "A step knows the timesteps so far, not the ones to come: train or export a causal model.",
+        )
+
+    # ---------------------------------------------------------------- tensors of the step graph
+
+    def operand(self, name: str, offset: int | None = None, node: onnx.NodeProto | None = None) -> str:
+        """Return the tensor of the step graph for one of the sequence graph.
+
+        Args:
+            name: The tensor of the sequence graph; empty for an input that is left out.
+            offset: The offset at which a timed tensor is wanted; it is delayed where it is ahead.
+            node: Who asks, for the message.
+        """
+        if not name:
+            return ""
+        tensor = self.tensors[name]
+        if tensor.kind == "known":
+            return self._emit_known(name, node)
+        if tensor.kind != "timed" or offset is None or tensor.offset is None:
+            return tensor.step
+        return self.delayed(name, tensor.offset - offset)
+
+    def delayed(self, name: str, steps: int) -> str:
+        """Return a tensor as it was so many timesteps before."""
+        if not steps:
+            return self.tensors[name].step
+        window = self.window(name, steps)
+        return self.graph.op("Gather", window, self.graph.ints([0]), axis=self.facts.time_axis(name))
+
+    def window(self, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
+        """Return a tensor's last `past` timesteps and this one, joined on its time axis.
+
+        Args:
+            name: A timed tensor.
+            past: How many timesteps before this one.
+            fill: What stands before the tensor's first element.
+            label: What the state is named after; the tensor by default.
+        """
+        return self.window_of(self.tensors[name].step, name, past, fill, label)
+
+    def window_of(self, step: str, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
+        """Return the same for another tensor of the step graph that stands for `name`."""
+        if not past:
+            return step
+        if (step, past, fill) not in self._windows:
+            axis, offset = self.facts.time_axis(name), self.tensors[name].offset
+            assert axis is not None
+            assert offset is not None
+            dims = list(self.facts.dims(name))
+            if dims[axis].elements_per_step != 1 or dims[axis].both:
+                raise RefusedModelError(
+                    f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
+                    fix="Export the model with time on an axis of its own.",
+                )
+            dims[axis] = Dim(Fraction(past))
+            edge = self.tensors[name].edge
+            init = None if edge else self._history(name, axis, offset, past, fill)
+            state, spec = self.graph.state(f"{plain(label or name)}.past", dims, self.dtype(name), init)
+            if edge:
+                state = self.graph.op("Where", self.has_seen(1, dims), state, step)
+            joined = self.graph.op("Concat", state, step, axis=axis)
+            kept = self.graph.ints(list(range(1, past + 1)))
+            self.graph.next_state(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
+            self._windows[step, past, fill] = joined
+        return self._windows[step, past, fill]
+
+    def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
+        """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
+        early = self.graph.op("Less", self.count(dims), self.graph.ints([steps]))
+        return self.graph.op("Not", early)
+
+    def count(self, dims: Sequence[Dim]) -> str:
+        """Return how many timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
+        graph = self.graph
+        count = graph.count()
+        sizes = [dim.at_one_step() for dim in dims]
+        batch = next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
+        if batch is not None and sizes[batch][1] > 1:  # rows folded with another axis: each row's count, repeated
+            per_row = sizes[batch][1]
+            count = graph.op("Expand", graph.op("Reshape", count, graph.ints([-1, 1])), graph.ints([1, per_row]))
+        shape = [1] * len(dims)
+        if batch is not None:
+            shape[batch] = -1
+        return graph.op("Reshape", count, graph.ints(shape))
+
+    def started(self, tensor: str, name: str, offset: int, fill: Any) -> str:
+        """Return a tensor with `fill` instead of its elements below 0, which the sequence graph does not have."""
+        if offset >= 0:
+            return tensor
+        value = self.graph.constant(np.asarray(fill, self.dtype(name)))
+        return self.graph.op("Where", self.has_seen(-offset, self.facts.dims(name)), tensor, value)
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's NumPy type."""
+        return str(np.asarray(self.facts.value(name)).dtype.name)
+
+    def shape(self, dims: Sequence[Dim]) -> str:
+        """Return the shape that a tensor has at one timestep, as a tensor."""
+        return shape_at_one_step(self.graph, dims)
+
+    # ---------------------------------------------------------------- what rules say
+
+    def emit_like(self, node: onnx.NodeProto, offset: int | None, **changed: str) -> onnx.NodeProto:
+        """Emit a node as it is, on the tensors of the step graph.
+
+        Args:
+            node: The node of the sequence graph.
+            offset: The offset at which it takes its timed inputs.
+            changed: Other inputs by place: `i0`, `i1` and so on.
+        """
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            made.input[place] = changed.get(f"i{place}") or self.operand(name, offset, node)
+        rename_captures(made, {name: self.operand(name, offset, node) for name in captures(node)})
+        for place, name in enumerate(node.output):
+            made.output[place] = self.fresh(name) if name else ""
+        self._copies[node.name] = dict(zip(node.output, made.output, strict=True))
+        self.graph.add_node(made)
+        return made
+
+    def fresh(self, name: str) -> str:
+        """Return the name of a tensor of the step graph: its own, unless an output will have that."""
+        return self.graph.unique(f"step/{name}") if name in self._outputs else name
+
+    def set_output(
+        self,
+        node: onnx.NodeProto,
+        name: str,
+        step: str,
+        kind: Kind,
+        offset: int | None = None,
+        *,
+        edge: bool = False,
+    ) -> None:
+        """Say what became of an output of a node."""
+        tensor = Tensor(kind, step, offset, edge=edge)
+        if kind == "timed" and offset is not None and self.facts.dims(name):
+            blame = next((self.tensors[n].blame for n in self.uses(node) if self.tensors[n].blame), "")
+            if self.facts.length_delta(name) > offset:
+                tensor = replace(tensor, blame=blame or f"{node.name!r} ({node.op_type})")
+        self.tensors[name] = tensor
+
+    def emitted(self, node: onnx.NodeProto, name: str) -> str:
+        """Return the tensor of the step graph that a copied node's output became."""
+        return self._copies[node.name][name]
+
+    def mark_position(self, name: str) -> None:
+        """Say that a tensor counts the timesteps."""
+        self.tensors[name] = replace(self.tensors[name], position=True)
+
+    def aligned(self, name: str, back: int = 0) -> tuple[str, int]:
+        """Return a timed tensor's answer for this timestep, or that of `back` timesteps before, and its delay.
+
+        Raises:
+            RefusedModelError: That answer needs timesteps to come.
+        """
+        tensor = self.tensors[name]
+        if tensor.offset is None:
+            return tensor.step, 0
+        ahead = self.facts.length_delta(name) - back - tensor.offset
+        if ahead > 0:
+            raise RefusedModelError(
+                f"Tensor {name!r} looks {ahead} timestep(s) ahead; node {tensor.blame or 'unknown'} pads or "
+                "shifts it on the right of the time axis.",
+                fix="Pad on the left alone (causal), and train the model that way.",
+            )
+        return self.delayed(name, -ahead), -ahead
+
+    # ---------------------------------------------------------------- private
+
+    def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
+        """Whether a rule says itself what becomes of a tensor that cannot be stepped.
+
+        It is the beginning of the sequence, which may be joined to the rest of it again, or the mask of an attention.
+        """
+        if node.op_type == "Attention":
+            return name in node.input[3:4]
+        return node.op_type == "Concat" and self.tensors[name].kind == "refused" and bool(self.tensors[name].step)
+
+    def _is_known(self, node: onnx.NodeProto) -> bool:
+        """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""
+        uses = self.uses(node)
+        sizes = node.op_type in {"Shape", "Size"}
+        if sizes or self.sized.issuperset(uses):
+            self.sized |= set(node.output)
+        if not sizes and any(self.tensors[name].kind != "known" for name in uses):
+            return False
+        outputs = [name for name in node.output if name]
+        if any(isinstance(self.facts.value(name), list) for name in outputs):
+            for name in outputs:
+                self.tensors[name] = Tensor("known")
+            return True
+        if not all(self.facts.same_over_time(name) for name in outputs):
+            return False
+        self.tensors.update(dict.fromkeys(outputs, Tensor("known")))
+        return True
+
+    def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:
+        if name not in self._emitted:
+            user = f"Node {node.name!r} ({node.op_type}) uses" if node is not None else "An answer is"
+            weight = self.weights.get(name)
+            self._emitted[name] = (
+                emit_known(self.graph, self.facts, name, user) if weight is None else self.graph.keep(weight)
+            )
+        return self._emitted[name]
+
+    def _history(self, name: str, axis: int, offset: int, past: int, fill: float) -> Array | None:
+        """Return the elements before the first timestep, in the tensor's layout with one row."""
+        if offset <= 0 and not fill:
+            return None
+        known = self.facts.before_start(name, offset - past, past)
+        if known is None:
+            raise RefusedModelError(
+                f"What stands before the first timestep of tensor {name!r} depends on the input.",
+                fix="Pad with a constant.",
+            )
+        if fill and offset < past:
+            place = [slice(None)] * known.ndim
+            place[axis] = slice(0, past - max(offset, 0))
+            known[tuple(place)] = fill
+        return known
+
+    def _check_causal(self, node: onnx.NodeProto, name: str) -> None:
+        """Refuse a node whose answers change before the timestep that was changed."""
+        tensor = self.tensors[name]
+        if tensor.kind != "timed" or tensor.offset is None:
+            return
+        first = self.facts.earliest_change(name)
+        if first is not None and first < PERTURBED_STEP + tensor.offset:
+            raise self.refuse(
+                node,
+                f"mixes timesteps: a change at timestep {PERTURBED_STEP + 1} changes its answer for "
+                f"timestep {first - tensor.offset + 1}" + _why(node),
+            )
+
+    def initial(self, name: str, node: onnx.NodeProto) -> Array | None:
+        """Return the initial row of a recurrence's state; None: zeros.
+
+        Raises:
+            RefusedModelError: It is not the same for all rows and lengths.
+        """
+        if not name:
+            return None
+        parts = [self.facts.one_row(part, name) for part in self.facts.values(name)]
+        start = parts[0]
+        if any(part is None or not np.array_equal(part, np.asarray(start)) for part in parts):
+            raise self.refuse(node, f"starts from {name!r}, which differs from row to row or with the length")
+        assert start is not None
+        return start
+
+    def attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
+        """Return a node's attributes by name."""
+        return attributes(node)
+
+
+_REASONS = {
+    "Softmax": "it is normalised over the time axis",
+    "LogSoftmax": "it is normalised over the time axis",
+    "Hardmax": "it is normalised over the time axis",
+    "LayerNormalization": "it is normalised over the time axis",
+    "InstanceNormalization": "it is normalised over the time axis",
+    "GroupNormalization": "it is normalised over the time axis",
+    "LpNormalization": "it is normalised over the time axis",
+    "MeanVarianceNormalization": "it is normalised over the time axis",
+    "RMSNormalization": "it is normalised over the time axis",
+    "ReverseSequence": "it turns the sequence round",
+    "MatMul": "it looks ahead, as attention without a causal mask does",
+    "Einsum": "it looks ahead, as attention without a causal mask does",
+    "Attention": "it attends to timesteps to come",
+    "Where": "its mask lets timesteps to come through",
+}
+
+
+def _why(node: onnx.NodeProto) -> str:
+    return f" ({_REASONS[node.op_type]})" if node.op_type in _REASONS else ""

@@ -1,0 +1,355 @@
+"""`Sequences`: a module over whole sequences, with batch and time brought to the front of all it takes and gives.
+
+Where they are in it is found by running it: what changes with the number of sequences is the batch axis, and what
+changes with the number of timesteps is the time axis.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from model_export.errors import RefusedModelError
+from model_export.torch.cells import in_order
+from model_export.torch.checks import Watch, check_behaviour, run
+from model_export.torch.naming import flatten, numpy_dtype
+from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
+
+ROWS = 3
+LENGTHS = (11, 13)
+"""Timesteps that a module is run with, to see what follows them."""
+
+LONGER = 17
+"""At least so many, or as many as the example has, for a module that takes no sequence as short as those."""
+
+
+Seen = dict[str, set[tuple[int, int]]]
+"""By the path of a recurrent layer or an attention: the lengths and batches that it ran over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output of a module.
+
+    Attributes:
+        path: Where it stands in what the module returns.
+        batch: Its batch axis.
+        time: Its time axis; None: one answer for a whole sequence.
+        rank: Its number of axes.
+        folded: Batch and time are one axis, the first.
+    """
+
+    path: str
+    batch: int
+    time: int | None
+    rank: int
+    folded: bool = False
+
+    @property
+    def called(self) -> str:
+        """How a message calls it."""
+        return f"Output {self.path!r}" if self.path else "The output"
+
+    def from_module(self, value: torch.Tensor, steps: int) -> torch.Tensor:
+        """Bring an output to `(batch, T, *row)`, or `(batch, *row)` where it has no time."""
+        if self.time is None:
+            return value.movedim(self.batch, 0)
+        if self.folded:
+            lead = (-1, steps) if self.batch == 0 else (steps, -1)
+            value = value.reshape(*lead, *value.shape[1:])
+        return value.movedim((self.batch, self.time), (0, 1))
+
+
+class Sequences:
+    """Runs a module on whole sequences.
+
+    Attributes:
+        module: The module.
+        inputs: What it takes.
+        outputs: What it gives.
+        draw: Sequences that it takes.
+        only_length: The one number of timesteps that it takes; None: any.
+        lengths: Two numbers of timesteps that it takes, the shorter first; equal where it takes one alone.
+        attention: Why it cannot be stepped by its layers where one attends over time; a mask may make that possible.
+        loops: Whether the module does more operations for more timesteps: a loop over them in its own code.
+        elsewhere: Paths of recurrent layers that run over another axis than time, say frequency.
+    """
+
+    def __init__(self, module: Any, examples: Mapping[str, Any], time_axis: int) -> None:
+        """Find out by running the module where batch and time are.
+
+        Raises:
+            RefusedModelError: It does not run, takes one number of sequences only, does not give one answer per
+                timestep or sequence, or has a layer that looks ahead.
+        """
+        self.module = module
+        given = tensors(examples)
+        readings = _readings(given, time_axis)
+        ids = self._look(list(given.values()))
+        self.only_length: int | None = None
+        self.lengths = LENGTHS
+        self.attention: RefusedModelError | None = None
+        self.loops = False
+        self.draw, self.inputs, shapes, seen = self._settle(given, readings, ids)
+        self.outputs = self._outputs(shapes)
+        self.elsewhere = self._elsewhere(seen)
+        self._check()
+
+    def __call__(self, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run whole sequences.
+
+        Args:
+            sequences: One per input, shape `(batch, T, *row)`.
+
+        Returns:
+            One per output, shape `(batch, T, *row)`, or `(batch, *row)` where there is one answer a sequence.
+        """
+        steps = next(value.shape[1] for one, value in zip(self.inputs, sequences, strict=True) if one.time is not None)
+        found = self.raw(sequences, self.inputs)
+        return [one.from_module(value, steps) for one, value in zip(self.outputs, found, strict=True)]
+
+    def raw(self, sequences: Sequence[torch.Tensor], inputs: Sequence[ExampleInput]) -> list[torch.Tensor]:
+        """Run whole sequences, and leave the outputs as the module gives them."""
+        values = [one.to_module(value) for one, value in zip(inputs, sequences, strict=True)]
+        return self._plainly(values)
+
+    # ---------------------------------------------------------------- finding out
+
+    def _look(self, given: list[torch.Tensor]) -> dict[int, int]:
+        """Run the example as it is; return the embedding rows of each input that is looked up."""
+        ids: dict[int, int] = {}
+
+        def see(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = in_order(layer, args, kwargs)[0]
+            for at, one in enumerate(given):
+                if one.numel() == value.numel() and torch.equal(_sorted(one), _sorted(value)):
+                    ids[at] = layer.num_embeddings
+
+        with _hooked(self.module, nn.Embedding, see), _hooked(self.module, nn.RNNBase, _refuse_packed):
+            check_behaviour(self.module, lambda: self._plainly(given, doing="on its examples"))
+        return ids
+
+    def _plainly(self, values: list[torch.Tensor], *, doing: str = "on whole sequences") -> list[torch.Tensor]:
+        """Run the module as it is."""
+        return [tensor for _, tensor in flatten(run(self.module, values, doing=doing))]
+
+    def _settle(
+        self, given: Mapping[str, torch.Tensor], readings: Sequence[Mapping[str, int]], ids: Mapping[int, int]
+    ) -> tuple[ExampleSampler, list[ExampleInput], list[list[torch.Size]], list[Seen]]:
+        """Run three sequences of two lengths, and two of one; any number of timesteps before the example's own.
+
+        Returns:
+            What is drawn, the inputs, and for each run the outputs' shapes and what the recurrent layers ran over.
+        """
+        first_error: RefusedModelError | None = None
+        for kind, axes, from_examples in itertools.product(("any", "long", "only"), readings, (False, True)):
+            steps = next(given[name].shape[axis] for name, axis in axes.items())
+            longer = max(steps, LONGER)
+            short, long = {"any": LENGTHS, "long": (longer, longer + 2), "only": (steps, steps)}[kind]
+            inputs = [
+                _input(name, value, axes.get(name), ids.get(at)) for at, (name, value) in enumerate(given.items())
+            ]
+            still = [one.name for one in inputs if one.time is None]
+            draw = ExampleSampler(inputs, from_examples=from_examples, constant=still)
+            try:
+                runs = [self._watched(draw, inputs, *size) for size in ((ROWS, short), (ROWS, long), (2, short))]
+            except RefusedModelError as exc:
+                first_error = first_error or exc
+                continue
+            self.only_length = steps if kind == "only" else None
+            self.lengths = (short, long)
+            return draw, inputs, [shapes for shapes, _ in runs], [seen for _, seen in runs]
+        assert first_error is not None
+        raise RefusedModelError(
+            f"The module takes its examples, but no {ROWS} sequences drawn like them. {first_error.problem}",
+            fix="Build it for any number of sequences: take the batch size from the input, x.shape[0].",
+        ) from first_error
+
+    def _watched(
+        self, draw: ExampleSampler, inputs: Sequence[ExampleInput], rows: int, steps: int
+    ) -> tuple[list[torch.Size], Seen]:
+        """Return the outputs' shapes, and for each layer over an axis the lengths and batches that it ran over."""
+        seen: Seen = defaultdict(set)
+        paths = {id(layer): path for path, layer in self.module.named_modules()}
+
+        def see(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            shape = in_order(layer, args, kwargs)[0].shape
+            if len(shape) == 3:
+                seen[paths[id(layer)]].add((shape[layer.batch_first], shape[not layer.batch_first]))
+
+        with _hooked(self.module, (nn.RNNBase, nn.MultiheadAttention), see):
+            found = self.raw(draw.tensors(0, rows, steps), inputs)
+        return [value.shape for value in found], seen
+
+    def _outputs(self, shapes: list[list[torch.Size]]) -> list[Output]:
+        names = [path for path, _ in flatten(run(self.module, self._example(), doing="on whole sequences"))]
+        return [self._output(name, *three) for name, *three in zip(names, *shapes, strict=True)]
+
+    def _output(self, path: str, one: torch.Size, longer: torch.Size, fewer: torch.Size) -> Output:
+        steps, more = self.lengths
+        what = f"Output {path!r}" if path else "The output"
+        if not len(one) == len(longer) == len(fewer):
+            raise RefusedModelError(f"{what} has a number of axes that changes.", fix="Return one fixed rank.")
+        if (one[:1], longer[:1], fewer[:1]) == ((ROWS * steps,), (ROWS * more,), (2 * steps,)):
+            batch = self._lead.batch
+            return Output(path, batch, 1 - batch, len(one), folded=True)
+        batches = [axis for axis in range(len(one)) if one[axis] != fewer[axis]]
+        if len(batches) != 1 or (one[batches[0]], fewer[batches[0]]) != (ROWS, 2):
+            raise RefusedModelError(
+                f"{what} has shape {list(one)} for {ROWS} sequences and {list(fewer)} for 2; expected a batch axis.",
+                fix="Return one answer per sequence; compute losses and means over the batch outside.",
+            )
+        batch = batches[0]
+        if self.only_length:
+            times = [axis for axis in range(len(one)) if axis != batch and one[axis] == steps]
+            own = self._lead.time
+            return Output(path, batch, own if own in times else times[0] if times else None, len(one))
+        times = [axis for axis in range(len(one)) if one[axis] != longer[axis]]
+        if times and (len(times) > 1 or (one[times[0]], longer[times[0]]) != (steps, more)):
+            raise RefusedModelError(
+                f"{what} has shape {list(one)} for {steps} timesteps and {list(longer)} for {more}; expected one "
+                "answer per timestep, or one per sequence.",
+                fix="Pad convolutions on the left so that no timestep is lost, and take none together.",
+            )
+        return Output(path, batch, times[0] if times else None, len(one))
+
+    @property
+    def _lead(self) -> ExampleInput:
+        """The first input with a time axis."""
+        return next(one for one in self.inputs if one.time is not None)
+
+    def _elsewhere(self, seen: list[Seen]) -> frozenset[str]:
+        """Return the recurrent layers whose length is another axis than time.
+
+        Raises:
+            RefusedModelError: A layer runs over time both ways, or over the batch.
+        """
+        one, longer, fewer = seen
+        elsewhere = set()
+        for path, layer in self.module.named_modules():
+            if path not in one:
+                continue
+            what = f"{path!r} ({type(layer).__name__})" if path else type(layer).__name__
+            lengths, more = ({length for length, _ in run[path]} for run in (one, longer))
+            attends = isinstance(layer, nn.MultiheadAttention)
+            over_time = lengths != more or lengths == {self.only_length} or (lengths == {1} and not attends)
+            if not over_time and lengths == {ROWS} and {length for length, _ in fewer[path]} == {2}:
+                axis = self._lead.batch
+                raise RefusedModelError(
+                    f"{what} runs over the batch axis: it has batch_first={layer.batch_first}, and axis {axis} of the "
+                    f"examples is read as the batch, axis {self._lead.time} as time.",
+                    fix=f"If axis {axis} is time, give `time_axis={axis}`. If it is the batch, the layer was trained "
+                    f"over it: build it with batch_first={not layer.batch_first}, and train it again.",
+                )
+            if over_time and not attends and layer.bidirectional:
+                raise RefusedModelError(
+                    f"{what} is bidirectional: it needs the timesteps that are still to come.",
+                    fix="Train it with bidirectional=False.",
+                )
+            if over_time and attends:
+                self.attention = RefusedModelError(
+                    f"{what} attends over time: what it has to remember grows with every timestep.",
+                    fix="Train it with model_export.torch.CachedAttention, which attends to the last timesteps, or "
+                    "with a mask that lets through a fixed number of the last ones.",
+                )
+            if not over_time:
+                elsewhere.add(path)
+        return frozenset(elsewhere)
+
+    def _check(self) -> None:
+        values = self._example()
+
+        alone = self.raw(self.draw.tensors(0, 1, self.lengths[0]), self.inputs)
+        for one, value, single in zip(self.outputs, self._plainly(values), alone, strict=True):
+            numpy_dtype(value, one.called)
+            if single.dim() < one.rank:
+                raise RefusedModelError(
+                    f"{one.called} has shape {list(single.shape)} for one sequence and {list(value.shape)} for {ROWS}.",
+                    fix="Say which axis goes, squeeze(-1): squeeze() alone takes a batch axis of 1 away, too.",
+                )
+        check_behaviour(self.module, lambda: self._plainly(values))
+        with Watch(values) as watch:
+            self._plainly(values)
+        longer = self._example(self.lengths[1])
+        with Watch(longer) as other:
+            self._plainly(longer)
+        self.loops = watch.operations != other.operations
+
+    def _example(self, steps: int | None = None) -> list[torch.Tensor]:
+        drawn = self.draw.tensors(0, ROWS, steps or self.lengths[0])
+        return [one.to_module(value) for one, value in zip(self.inputs, drawn, strict=True)]
+
+
+def _readings(given: Mapping[str, torch.Tensor], time_axis: int) -> list[dict[str, int]]:
+    """Return what may be the time axis of each input that has one, the likeliest first.
+
+    Inputs with time have it in the size of one of them on the axis that was told, and more axes than those without.
+    Where a size is the number of timesteps by chance, a reading without it comes later.
+    """
+    places = {
+        name: time_axis % value.dim()
+        for name, value in given.items()
+        if value.dim() >= 2 and -value.dim() <= time_axis < value.dim()
+    }
+    if not places:
+        shapes = {name: list(value.shape) for name, value in given.items()}
+        raise RefusedModelError(
+            f"The inputs have shapes {shapes}, and time_axis is {time_axis}; expected a batch axis and that.",
+            fix="Give an example (batch, timesteps, features) and time_axis=1.",
+        )
+    batch = 1 if 0 in places.values() else 0
+    readings = []
+    for steps in dict.fromkeys(given[n].shape[places[n]] for n in sorted(places, key=lambda n: -given[n].dim())):
+        found = {name: _time_axis(value, places.get(name), steps, batch) for name, value in given.items()}
+        timed = {name: axis for name, axis in found.items() if axis is not None}
+        for still in range(len(timed)):
+            readings += [
+                {name: axis for name, axis in timed.items() if name not in left_out}
+                for left_out in itertools.combinations(sorted(timed, key=lambda n: given[n].dim()), still)
+            ]
+    return readings
+
+
+def _time_axis(value: torch.Tensor, told: int | None, steps: int, batch: int) -> int | None:
+    """Return the axis of so many timesteps: the one that was told, else the last or another."""
+    likely = [value.dim() - 1 if told is None else told, value.dim() - 1, 1, 0]
+    return next((a for a in likely if a != batch and a < value.dim() and value.shape[a] == steps), None)
+
+
+def _sorted(value: torch.Tensor) -> torch.Tensor:
+    return value.double().flatten().sort().values
+
+
+def _input(name: str, example: torch.Tensor, time: int | None, ids: int | None) -> ExampleInput:
+    batch = 1 if time == 0 else 0
+    front = example.movedim(batch, 0) if time is None else example.movedim((batch, time), (0, 1)).flatten(0, 1)
+    blank = ExampleInput(name, tuple(front.shape[1:]), numpy_dtype(example, repr(name)), np.asarray(front), batch, time)
+    return replace(blank, ids=ids)
+
+
+@contextmanager
+def _hooked(module: Any, kind: Any, see: Any) -> Iterator[None]:
+    handles = [
+        layer.register_forward_pre_hook(see, with_kwargs=True) for layer in module.modules() if isinstance(layer, kind)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_packed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if isinstance(in_order(layer, args, kwargs)[0], nn.utils.rnn.PackedSequence):
+        raise RefusedModelError(
+            f"{type(layer).__name__} is given a packed sequence; a stream has no length to pack.",
+            fix="Leave pack_padded_sequence out when the lengths are not given: the answers are the same.",
+        )

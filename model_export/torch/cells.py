@@ -1,0 +1,231 @@
+"""One timestep of every recurrent layer: what it was called with, its next states, what it returns.
+
+`nn.LSTM`, `nn.GRU` and `nn.RNN` are written out. So every one exports: onnxruntime refuses what torch makes of
+projections, and rows of a batch come out as they do alone, which is not so with the fused operators.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model_export.torch.layers import StepLayer
+
+States = tuple[Tensor, ...]
+"""Shape `(rows, *row)` each, in the order of the layer's `initial`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellCall:
+    """One timestep that a module has called a recurrent layer with.
+
+    Attributes:
+        path: The layer's path in the module.
+        layer: The layer.
+        how: How its kind takes a timestep.
+        x: The timestep, shape `(rows, *row)`.
+        states: The states that the call gives; None: the layer's own initial ones.
+    """
+
+    path: str
+    layer: Any
+    how: CellAdapter
+    x: Tensor
+    states: States | None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the layer runs on: streams, or a multiple where the module folds another axis into them."""
+        return int(self.x.shape[0])
+
+    def begin(self) -> States:
+        """Return the states that the call gives, else the layer's own initial ones."""
+        if self.states is not None:
+            return self.states
+        return tuple(v.expand(self.rows, *v.shape[1:]) for v in self.how.initial(self.layer).values())
+
+
+class CellAdapter(Protocol):
+    """How one kind of layer takes a single timestep."""
+
+    def initial(self, layer: Any) -> dict[str, Tensor]:
+        """Return what the layer's states begin with unless the call says otherwise, shape `(1, *row)`."""
+        ...
+
+    def take(self, layer: Any, x: Tensor, hx: Any = None) -> tuple[Tensor, States | None] | None:
+        """Return the timestep, shape `(rows, *row)`, and the states that a call gives; None: not one timestep."""
+        ...
+
+    def advance(self, layer: Any, x: Tensor, states: States) -> tuple[Tensor, States]:
+        """Return the layer's answer to a timestep, and its next states."""
+        ...
+
+    def give(self, layer: Any, answer: Tensor, states: States) -> Any:
+        """Return what the layer's `forward` would."""
+        ...
+
+
+class _Layers:
+    """`nn.LSTM`, `nn.GRU`, `nn.RNN`: some layers in one module, `(layers, width)` a state."""
+
+    def initial(self, layer: Any) -> dict[str, Tensor]:
+        like, deep = layer.weight_hh_l0, layer.num_layers
+        h = like.new_zeros(1, deep, layer.proj_size or layer.hidden_size)
+        return {"h": h, "c": like.new_zeros(1, deep, layer.hidden_size)} if isinstance(layer, nn.LSTM) else {"h": h}
+
+    def take(self, layer: Any, x: Tensor, hx: Any = None) -> tuple[Tensor, States | None] | None:
+        axis = int(layer.batch_first)
+        if x.dim() != 3 or x.shape[axis] != 1 or layer.bidirectional:
+            return None
+        given = hx if hx is None or isinstance(hx, tuple | list) else (hx,)
+        return x.select(axis, 0), None if given is None else tuple(state.transpose(0, 1) for state in given)
+
+    def advance(self, layer: Any, x: Tensor, states: States) -> tuple[Tensor, States]:
+        after = []
+        for k, weights in enumerate(layer.all_weights):
+            now = _advance(layer, x, [state[:, k] for state in states], weights)
+            after.append(now)
+            x = now[0]
+        return x, tuple(torch.stack(parts, dim=1) for parts in zip(*after, strict=True))
+
+    def give(self, layer: Any, answer: Tensor, states: States) -> Any:
+        last = tuple(state.transpose(0, 1).contiguous() for state in states)  # as torch's own, for `h.view`
+        return answer.unsqueeze(int(layer.batch_first)), last if isinstance(layer, nn.LSTM) else last[0]
+
+
+class _Cell:
+    """`nn.LSTMCell`, `nn.GRUCell`, `nn.RNNCell` in a loop of the user's."""
+
+    def initial(self, layer: Any) -> dict[str, Tensor]:
+        zeros = layer.weight_hh.new_zeros(1, layer.hidden_size)
+        return {"h": zeros, "c": zeros} if isinstance(layer, nn.LSTMCell) else {"h": zeros}
+
+    def take(self, layer: Any, x: Tensor, hx: Any = None) -> tuple[Tensor, States | None] | None:
+        if x.dim() != 2:
+            return None
+        return x, hx if hx is None else tuple(hx) if isinstance(layer, nn.LSTMCell) else (hx,)
+
+    def advance(self, layer: Any, x: Tensor, states: States) -> tuple[Tensor, States]:
+        found = type(layer).forward(layer, x, states if isinstance(layer, nn.LSTMCell) else states[0])
+        after = found if isinstance(layer, nn.LSTMCell) else (found,)
+        return after[0], tuple(after)
+
+    def give(self, layer: Any, answer: Tensor, states: States) -> Any:
+        return states if isinstance(layer, nn.LSTMCell) else answer
+
+
+class _Own:
+    """A `StepLayer`."""
+
+    def initial(self, layer: Any) -> dict[str, Tensor]:
+        return dict(layer.initial_states())
+
+    def take(self, layer: Any, x: Tensor, hx: Any = None) -> tuple[Tensor, States | None] | None:
+        return (x.select(layer.time_axis, 0), None) if x.shape[layer.time_axis] == 1 else None
+
+    def advance(self, layer: Any, x: Tensor, states: States) -> tuple[Tensor, States]:
+        answer, *after = layer.step(x, *states)
+        return answer, tuple(after)
+
+    def give(self, layer: Any, answer: Tensor, states: States) -> Any:
+        return answer.unsqueeze(layer.time_axis)
+
+
+@contextmanager
+def patch_recurrent_layers(
+    module: Any, handle: Callable[[CellCall], tuple[Tensor, States]], *, elsewhere: Collection[str] = ()
+) -> Iterator[None]:
+    """Let `handle` answer for every recurrent layer that is called with one timestep, as `CellAdapter.advance` does.
+
+    Args:
+        module: Whose layers; parts of a `StepLayer` are its own affair.
+        handle: Returns a layer's answer and next states.
+        elsewhere: Paths of layers that are left alone.
+    """
+    own = tuple(f"{path}." for path, part in module.named_modules() if isinstance(part, StepLayer))
+    layers = [
+        (layer, vars(layer).get("forward"), partial(_answer, handle, how, path, layer))
+        for path, layer in module.named_modules()
+        if (how := stepping(layer)) and path not in elsewhere and not path.startswith(own)
+    ]
+    for layer, _, forward in layers:
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, before, _ in layers:
+            if before is None:
+                del layer.forward
+            else:
+                layer.forward = before
+
+
+def in_order(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return what a layer is called with, in the order of its `forward`; arguments by name may come in any other."""
+    bound = inspect.signature(type(layer).forward).bind(layer, *args, **kwargs)
+    return [*bound.args[1:], *bound.kwargs.values()]
+
+
+def decomposed(taken: CellCall) -> tuple[Tensor, States]:
+    """Answer for a layer as it would by itself, with the states that the call gives."""
+    return taken.how.advance(taken.layer, taken.x, taken.begin())
+
+
+def stepping(layer: Any) -> CellAdapter | None:
+    """Return how a layer takes a single timestep; None for one that has no state."""
+    kinds: list[tuple[type, CellAdapter]] = [(nn.RNNBase, _Layers()), (nn.RNNCellBase, _Cell()), (StepLayer, _Own())]
+    return next((how for kind, how in kinds if isinstance(layer, kind)), None)
+
+
+def _answer(
+    handle: Callable[[CellCall], tuple[Tensor, States]],
+    how: CellAdapter,
+    path: str,
+    layer: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    given = how.take(layer, *in_order(layer, args, kwargs))  # not by name: torch's own for the first is `input`
+    if given is None:
+        return type(layer).forward(layer, *args, **kwargs)
+    answer, after = handle(CellCall(path, layer, how, *given))
+    return how.give(layer, answer, after)
+
+
+def _advance(layer: Any, x: Tensor, states: list[Tensor], weights: list[Tensor]) -> States:
+    """Return the next states of one layer; the first is its answer.
+
+    `weights` are `w_ih`, `w_hh`, then `b_ih`, `b_hh` where there is a bias, then `w_hr` where there is a projection.
+    """
+    w_ih, w_hh, *rest = weights
+    b_ih, b_hh = (rest[0], rest[1]) if layer.bias else (None, None)
+    given, held = nn.functional.linear(x, w_ih, b_ih), nn.functional.linear(states[0], w_hh, b_hh)
+    if isinstance(layer, nn.LSTM):
+        return _lstm(given + held, states[1], rest[-1] if layer.proj_size else None)
+    if isinstance(layer, nn.GRU):
+        return (_gru(given, held, states[0]),)
+    return (torch.relu(given + held) if layer.mode == "RNN_RELU" else torch.tanh(given + held),)
+
+
+def _lstm(gates: Tensor, c: Tensor, w_hr: Tensor | None) -> States:
+    """Source: torch.nn.LSTM; gates in the order i, f, g, o."""
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return (h if w_hr is None else nn.functional.linear(h, w_hr)), c
+
+
+def _gru(given: Tensor, held: Tensor, h: Tensor) -> Tensor:
+    """Source: torch.nn.GRU; gates in the order r, z, n."""
+    r_x, z_x, n_x = given.chunk(3, dim=-1)
+    r_h, z_h, n_h = held.chunk(3, dim=-1)
+    r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
+    n = torch.tanh(n_x + r * n_h)
+    return (1 - z) * n + z * h

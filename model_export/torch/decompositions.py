@@ -1,0 +1,71 @@
+"""Says in other operations what torch's older ONNX exporter has no words for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class Decomposed(TorchFunctionMode):
+    """While a module is traced: operations that ONNX has no name for become those that they are made of."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _WORDS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.transpose(-2, -1)
+
+
+def _diff(x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> Tensor:
+    """Source: torch.diff."""
+    x = torch.cat([part for part in (prepend, x, append) if part is not None], dim)
+    for _ in range(n):
+        x = _cut(x, dim, slice(1, None)) - _cut(x, dim, slice(None, -1))
+    return x
+
+
+def _unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """Source: torch.Tensor.unfold; the windows on a new last axis."""
+    parts = [_cut(x, dimension, slice(first, first - size + 1 or None, step)) for first in range(size)]
+    return torch.stack(parts, dim=-1)
+
+
+def _rms_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """Source: torch.nn.functional.rms_norm."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    least = torch.finfo(x.dtype).eps if eps is None else eps
+    found = x * torch.rsqrt(x.pow(2).mean(axes, keepdim=True) + least)
+    return found if weight is None else found * weight
+
+
+def _logaddexp(x: Tensor, other: Tensor) -> Tensor:
+    high = torch.maximum(x, other)
+    return high + torch.log(torch.exp(x - high) + torch.exp(other - high))
+
+
+def _cut(x: Tensor, dim: int, part: slice) -> Tensor:
+    return x[(*[slice(None)] * (dim % x.dim()), part)]
+
+
+_WORDS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.mT.__get__: _transposed,
+    torch.diff: _diff,
+    torch.Tensor.diff: _diff,
+    torch.Tensor.unfold: _unfold,
+    torch.nn.functional.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
+    torch.logaddexp: _logaddexp,
+    torch.Tensor.logaddexp: _logaddexp,
+    torch.expm1: lambda x: torch.exp(x) - 1,
+    torch.Tensor.expm1: lambda x: torch.exp(x) - 1,
+    torch.exp2: lambda x: torch.pow(2.0, x),
+    torch.Tensor.exp2: lambda x: torch.pow(2.0, x),
+    torch.take_along_dim: lambda x, indices, dim: torch.gather(x, dim, indices),
+}

@@ -1,0 +1,235 @@
+"""`convert_sequence_module`: a module over whole sequences, as a step graph with its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model_export.converted import ConvertedModel
+from model_export.errors import RefusedModelError, StepwellError, TensorError
+from model_export.manifest import Array
+from model_export.torch.autostep import AutoStep
+from model_export.torch.axis_inference import ROWS, Sequences
+from model_export.torch.checks import HOW_TO_WRITE_IT, prepared
+from model_export.torch.graph import attending_graph, sequence_graph
+from model_export.torch.layers import StepLayer
+from model_export.torch.naming import named
+from model_export.torch.sampling import ExampleSampler
+from model_export.torch.step import AGAINST, Step, convert_step
+from model_export.verify.parity import PrefixAnswers
+
+PREFIXES = (1, 2, 3, 17)
+"""Lengths at which an answer for a whole sequence is asked of the module, besides the full one."""
+
+_STEPPED = (StepLayer, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+"""Layers that take one timestep at a time."""
+
+_ATOL, _RTOL = 1e-4, 1e-3
+"""How near a stepped module must come to itself to be exported that way; the export's own proof is stricter."""
+
+
+def convert_sequence_module(
+    module: Any, inputs: Mapping[str, Any], *, time_axis: int, name: str, output_names: Sequence[str] | None = None
+) -> ConvertedModel:
+    """Make a step graph of a module over whole sequences; not yet proven.
+
+    Args:
+        module: `forward(*inputs)`.
+        inputs: An example by name, in the order of `forward`; one without time axis stays the same for a stream.
+        time_axis: Where the first input has its time axis; the batch axis is 0, or 1 where time is 0.
+        name: The model's name in its manifest.
+        output_names: Names for the outputs, in order.
+
+    Raises:
+        RefusedModelError: The module cannot be stepped; says why.
+    """
+    whole = Sequences(prepared(module), inputs, time_axis)
+    samplers = {whole.draw.kind: whole.draw}
+    try:
+        step = _stepped(whole)
+    except RefusedModelError as exc:
+        try:
+            return _by_its_graph(whole, exc, name=name, output_names=output_names)
+        except RefusedModelError as by_graph:
+            raise whole.attention or by_graph from exc
+    return convert_step(
+        step,
+        lambda names: SequenceModuleReference(whole, names),
+        samplers,
+        name=name,
+        names=output_names,
+        only_length=whole.only_length,
+    )
+
+
+class SequenceModuleReference:
+    """The module itself on whole sequences, as the original of a parity check."""
+
+    def __init__(self, whole: Sequences, names: Sequence[str]) -> None:
+        self._whole = whole
+        self._names = names
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
+        """Return each output's answers for `{input: (batch, T, *row)}`.
+
+        Raises:
+            TensorError: The module takes one length only, and it is not this one.
+        """
+        whole = self._whole
+        values = [torch.from_numpy(np.ascontiguousarray(inputs[one.name])) for one in whole.inputs]
+        length = values[0].shape[1]
+        if whole.only_length not in {None, length}:
+            raise TensorError(
+                f"The sequences have {length} timesteps; expected {whole.only_length}, the one length that the "
+                "module takes.",
+                fix="Send sequences of that length.",
+            )
+        found = whole(values)
+        answers: dict[str, Array | PrefixAnswers] = {
+            name: np.asarray(value)
+            for name, one, value in zip(self._names, whole.outputs, found, strict=True)
+            if one.time is not None
+        }
+        if len(answers) < len(found):
+            runs = {n: run for n in PREFIXES if n < length and (run := self._beginning(values, n, found))}
+            runs[length] = found
+            for at, (name, one) in enumerate(zip(self._names, whole.outputs, strict=True)):
+                if one.time is None:
+                    stacked = np.stack([np.asarray(run[at]) for run in runs.values()], axis=1)
+                    answers[name] = PrefixAnswers(list(runs), stacked)
+        return answers
+
+    def _beginning(self, values: Sequence[Tensor], steps: int, whole: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return the answers for a beginning; None where the module has none for one so short."""
+        if self._whole.only_length:
+            return None
+        try:
+            found = self._whole([value[:, :steps] for value in values])
+        except RefusedModelError:
+            return None
+        one_answer = [at for at, one in enumerate(self._whole.outputs) if one.time is None]
+        return found if all(found[at].shape == whole[at].shape for at in one_answer) else None
+
+
+def _stepped(whole: Sequences) -> Step:
+    """Step the module with the states of its recurrent layers.
+
+    Raises:
+        RefusedModelError: It takes no single timestep, or answers otherwise than for whole sequences.
+    """
+    module = AutoStep.of(whole)
+    inputs = [replace(one, batch=0, time=None) for one in whole.inputs]
+    taken = {one.name for one in inputs}
+    states = {_free(name, taken): value for name, value in module.initial_states().items()}
+    draw = ExampleSampler(
+        inputs,
+        from_examples=whole.draw.kind == "example",
+        constant=[one.name for one in whole.inputs if one.time is None],
+    )
+    step = Step(module, draw, inputs, states, [0] * len(states), [one.path for one in whole.outputs])
+    length = whole.lengths[0]
+    values = whole.draw.tensors(2, ROWS, length)
+    want = whole(values)
+    now, got = step.initial(ROWS), []
+    for t in range(length):
+        outputs, now = step([*(value[:, t] for value in values), *now])
+        got.append([value for _, value in outputs])
+    for at, (one, expected) in enumerate(zip(whole.outputs, want, strict=True)):
+        found = got[-1][at] if one.time is None else torch.stack([answers[at] for answers in got], dim=1)
+        if not _near(found, expected):
+            raise RefusedModelError(
+                f"{one.called} depends on more of the past than the recurrent layers carry.", fix=HOW_TO_WRITE_IT
+            )
+    return step
+
+
+def _by_its_graph(
+    whole: Sequences, reason: RefusedModelError, *, name: str, output_names: Sequence[str] | None
+) -> ConvertedModel:
+    """Step what is no layer that is known, convolutions and running sums, node by node of the sequence graph.
+
+    Raises:
+        RefusedModelError: That cannot be done either.
+    """
+    from model_export import streaming
+
+    if whole.only_length:
+        raise RefusedModelError(
+            f"The module takes sequences of {whole.only_length} timesteps alone. {reason.problem}",
+            fix="Build it for any number of timesteps: take it from the input, x.shape[1].",
+        ) from reason
+    if whole.loops:
+        raise _hidden(whole, reason)
+    takes = [one.name for one in whole.inputs]
+    gives = named([one.path for one in whole.outputs], output_names, takes)
+    timed = {
+        **{one.name: one.time is not None for one in whole.inputs},
+        **{gives[at]: one.time is not None for at, one in enumerate(whole.outputs)},
+    }
+    axes = {tensor: {0: "batch", 1: "time"} if has_time else {0: "batch"} for tensor, has_time in timed.items()}
+    drawn = whole.draw.tensors(0, ROWS, whole.lengths[0])
+    example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
+    trace = sequence_graph if whole.attention is None else attending_graph
+    proto = trace(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name)
+    try:
+        return streaming.convert(
+            proto,
+            name=name,
+            time_axes={one.name: 1 for one in whole.inputs if one.time is not None},
+            original=SequenceModuleReference(whole, gives),
+            against=AGAINST,
+            samplers={whole.draw.kind: whole.draw},
+        )
+    except StepwellError as exc:
+        raise RefusedModelError(exc.problem, fix=f"{exc.fix} {HOW_TO_WRITE_IT}".strip()) from exc
+
+
+def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:
+    """Return the error for a module whose loops cannot be looked into."""
+    loops = [f"{p!r} ({type(part).__name__})" for p, part in whole.module.named_modules() if isinstance(part, _STEPPED)]
+    if not loops:
+        return RefusedModelError(
+            "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",
+            fix=HOW_TO_WRITE_IT,
+        )
+    return RefusedModelError(
+        f"The module goes through the timesteps with {', '.join(loops)}, and carries something besides: "
+        f"{reason.problem}",
+        fix="What that is cannot be seen in such a module. A padded convolution: make it a "
+        f"model_export.torch.CausalConv1d, which has the same weights. Anything else in the loop: {HOW_TO_WRITE_IT}",
+    )
+
+
+class _BatchTimeFirst(nn.Module):
+    """A module with batch and time in front of all it takes and gives."""
+
+    def __init__(self, whole: Sequences) -> None:
+        super().__init__()
+        self.module = whole.module
+        self._whole = whole
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Run whole sequences; an input without time axis comes without."""
+        whole = self._whole
+        sequences = [
+            value if one.time is not None else value.unsqueeze(1)
+            for one, value in zip(whole.inputs, values, strict=True)
+        ]
+        return tuple(whole(sequences))
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    return bool(torch.allclose(found.double(), expected.double(), rtol=_RTOL, atol=_ATOL, equal_nan=True))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_state"
+    return name

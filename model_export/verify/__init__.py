@@ -1,0 +1,1 @@
+"""The verification: the reference model on whole sequences against the step graph."""

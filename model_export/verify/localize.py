@@ -1,0 +1,108 @@
+"""Which layer is likely to blame where step graph and original differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model_export.errors import StepwellError
+from model_export.manifest import Array, Manifest, OutputSpec
+from model_export.step_model import StepModel
+from model_export.verify.runners import stepped
+from model_export.verify.tolerance import Tolerance, difference, largest
+
+if TYPE_CHECKING:
+    import onnx
+
+    from model_export.verify.parity import DifferentAnswerError
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What one layer of the original gives, and where the step graph has it.
+
+    Attributes:
+        layer: The layer, for people: its name and class.
+        tensor: The step graph's tensor.
+        values: The original's, shape `(batch, T, *row)`.
+    """
+
+    layer: str
+    tensor: str
+    values: Array
+
+
+LayerOutputs = Callable[[Mapping[str, Array]], Sequence[Activation]]
+"""Whole sequences to what the original's layers give for them, in the order in which they are computed."""
+
+
+def localize_layer(
+    probe: LayerOutputs | None,
+    proto: onnx.ModelProto,
+    manifest: Manifest,
+    failure: DifferentAnswerError,
+    tolerance: Tolerance,
+) -> str:
+    """Return a sentence that names the first layer whose output differs at or before the failing timestep.
+
+    Args:
+        probe: What the original's layers give; None: the front end cannot say.
+        proto: The step graph.
+        manifest: What it takes, carries and gives.
+        failure: The sequence and timestep at which the answers differ.
+        tolerance: What counts as a difference.
+    """
+    if probe is None:
+        return "Which layer it is cannot be told: the original's layers cannot be looked into here."
+    try:
+        activations = [a for a in probe(failure.sequence) if a.values.ndim > 1]
+        found = _run(proto, manifest, failure.sequence, activations)
+    except Exception as exc:  # noqa: BLE001  # the probe is the framework's code; what failed first is what matters
+        reason = exc.problem if isinstance(exc, StepwellError) else f"{type(exc).__name__}: {exc}"
+        return f"Which layer it is cannot be told: looking into the original's layers failed ({reason[:200]})."
+    if not found:
+        return "Which layer it is cannot be told: no layer's output stands in the step graph under its name."
+    agreed: list[str] = []
+    for activation in activations:
+        if activation.layer not in found:
+            continue
+        want = activation.values[:, : failure.step]
+        off = difference(found[activation.layer][:, : failure.step].reshape(want.shape), want)
+        bad = tolerance.on(want).beyond(off, want)
+        if bad.any():
+            step = int(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)).argmax()) + 1
+            before = f"the {len(agreed)} looked at before it agree" if agreed else "it is the first looked at"
+            return (
+                f"The likeliest layer is {activation.layer}: its output differs first, by "
+                f"{largest(off[:, step - 1]):.3g} at timestep {step}; {before}."
+            )
+        agreed.append(activation.layer)
+    return f"The {len(agreed)} layers that can be looked at agree, so the difference comes in behind {agreed[-1]}."
+
+
+def _run(
+    proto: onnx.ModelProto, manifest: Manifest, sequence: Mapping[str, Array], activations: Sequence[Activation]
+) -> dict[str, Array]:
+    """Return the step graph's own values by layer, shape `(1, T, ...)`; layers that it does not have are left out."""
+    import onnx
+
+    graph = onnx.ModelProto()
+    graph.CopyFrom(proto)
+    made = {name for node in graph.graph.node for name in node.output}
+    kept = [a for a in activations if a.tensor in made]
+    if not kept:
+        return {}
+    outputs = []
+    for i, activation in enumerate(kept):
+        dtype = "float32" if activation.values.dtype.kind == "f" else activation.values.dtype.name
+        row = list(activation.values.shape[2:])
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        graph.graph.node.append(onnx.helper.make_node("Cast", [activation.tensor], [f"probe/{i}"], to=kind))
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(f"probe/{i}", kind, None))
+        outputs.append(OutputSpec(name=f"probe/{i}", dtype=dtype, shape=row))
+    looked_at = manifest.model_copy(update={"outputs": [*manifest.outputs, *outputs]})
+    values, _ = stepped(StepModel(graph.SerializeToString(), looked_at), sequence)
+    return {activation.layer: values[f"probe/{i}"] for i, activation in enumerate(kept)}

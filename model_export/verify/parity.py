@@ -1,0 +1,330 @@
+"""Verification: the original on whole sequences against the step graph, step by step. Knows no framework.
+
+What is compared, for each kind of sequence (drawn at random, with masked timesteps, the user's own):
+
+* three rows together, every answer of every timestep, against the original; after every timestep each state is
+  saved and restored in the packed form that the store keeps;
+* the same rows alone, so that a row never depends on its neighbours in a batch;
+* the same rows in chunks of several lengths, so that a chunk is the same as its steps;
+
+and one long run, for differences that grow. What could not be compared stands in the report with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from model_export.errors import ParityError
+from model_export.manifest import Array, Parity
+from model_export.step_model import StepModel
+from model_export.verify import error_growth
+from model_export.verify.error_growth import long_run
+from model_export.verify.evidence import Evidence
+from model_export.verify.reference import PrefixAnswers, Progress, ReferenceModel, run_reference
+from model_export.verify.report import ParityReport, Skipped, is_weak
+from model_export.verify.runners import Run, Sequences, chunked, joined, only, rows_alone, stepped
+from model_export.verify.samplers import Sampler, random_sampler
+from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
+
+__all__ = [
+    "ATOL",
+    "RTOL",
+    "STEPS",
+    "DifferentAnswerError",
+    "ParityReport",
+    "PrefixAnswers",
+    "Progress",
+    "ReferenceModel",
+    "Sampler",
+    "verify_parity",
+]  # fmt: skip
+
+ROWS = 3
+STEPS = 64
+SEEDS = (0, 1, 2)
+ATOL = 1e-5
+RTOL = 1e-4
+ODD_LENGTHS = (1, 7, 2, 13)
+_NO_MORE = "the original was asked for no more"
+
+
+class DifferentAnswerError(ParityError):
+    """The original's answer and the step graph's differ.
+
+    Attributes:
+        sequence: The sequence, shape `(1, T, *shape)` by input.
+        step: The timestep, from 1.
+        want: The original's value.
+    """
+
+    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int, want: float) -> None:
+        super().__init__(problem, fix=fix)
+        self.sequence = sequence
+        self.step = step
+        self.want = want
+
+
+def verify_parity(
+    original: ReferenceModel,
+    model: StepModel,
+    *,
+    against: str,
+    samplers: Mapping[str, Sampler] | None = None,
+    user_data: Mapping[str, Array] | None = None,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = STEPS,
+    long_steps: int = error_growth.STEPS,
+    atol: float | None = None,
+    rtol: float | None = None,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Compare the original with the step graph.
+
+    Args:
+        original: The model as it was trained.
+        model: The step graph, in the class that will serve it.
+        against: The original and its version, say `keras 3.15.1`.
+        samplers: What to draw, by the name of its kind; one without structure by default.
+        user_data: One array per input, shape `(N, T, *shape)`; see `read_user_data`.
+        seeds: One batch of three rows is drawn for each.
+        steps: Timesteps of each drawn sequence.
+        long_steps: Timesteps of the long run; none where it is not above `steps`.
+        atol: Absolute tolerance of every output; by default `ATOL` of the largest value of each.
+        rtol: Tolerance relative to the original's value; `RTOL` by default.
+        progress: Called as parts are done.
+
+    Raises:
+        ParityError: The first timestep and output that differ, with both values; a `DifferentAnswerError` where it
+            is the original's answer that differs.
+    """
+    samplers = samplers or {"random": random_sampler(model.manifest)}
+    tolerance = Tolerance(ATOL if atol is None else atol, RTOL if rtol is None else rtol, scaled=atol is None)
+    return verify(
+        original, model, tolerance, against=against, samplers=samplers, user_data=user_data, seeds=seeds, steps=steps,
+        long_steps=long_steps, progress=progress,
+    )  # fmt: skip
+
+
+def verify(
+    original: ReferenceModel,
+    model: StepModel,
+    tolerance: Tolerance,
+    *,
+    against: str,
+    samplers: Mapping[str, Sampler],
+    user_data: Mapping[str, Array] | None,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = STEPS,
+    long_steps: int = error_growth.STEPS,
+    shortened: str = "",
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Do what `verify_parity` does, within a tolerance that may follow the size of each output.
+
+    `shortened` says why the long run has fewer timesteps than usual.
+
+    Raises:
+        ParityError: As `verify_parity`.
+    """
+    check = _Check(original, model, tolerance, progress or (lambda *_: None))
+    kinds = [(kind, _drawn(sampler, seeds, steps)) for kind, sampler in samplers.items()]
+    if user_data is not None:
+        kinds.append(("user", dict(user_data)))
+    longest = 0
+    for kind, data in kinds:
+        check.sequences(kind, data)
+        longest = max(longest, next(iter(data.values())).shape[1])
+    draw = next(iter(samplers.values()))
+    check.long(draw, steps, long_steps, shortened)
+    lines = list(check.outputs.values())
+    for line in lines:
+        check.worth[line.name].judge(line)
+    parity = Parity.model_validate({
+        "against": against, "steps": longest, "max_abs": max((line.max_abs for line in lines), default=0.0),
+        "atol": max((line.atol for line in lines), default=0.0), "rtol": tolerance.rtol,
+        "sequences": [kind for kind, _ in kinds], "long_steps": check.drift.compared if check.drift else 0,
+        "weak": is_weak(lines), "scale": {line.name: dataclasses.asdict(line.scale) for line in lines},
+    })  # fmt: skip
+    return ParityReport(parity, lines, check.alone, check.chunk, check.lengths, check.saved, check.drift, check.skipped)
+
+
+class _Failure(NamedTuple):
+    """Where an output first differs; `row` counts from 0."""
+
+    step: int
+    output: str
+    row: int
+    place: list[int]
+    want: float
+    found: float
+    allowed: float
+
+
+@dataclass(slots=True)
+class _Check:
+    """One verification: what it is about, and what it has found so far."""
+
+    original: ReferenceModel
+    model: StepModel
+    tolerance: Tolerance
+    progress: Progress
+    outputs: dict[str, OutputParity] = field(default_factory=dict)
+    worth: dict[str, Evidence] = field(default_factory=dict)
+    alone: float = 0.0
+    chunk: float = 0.0
+    saved: float = 0.0
+    lengths: list[list[int]] = field(default_factory=list)
+    drift: error_growth.ErrorGrowth | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        judged = [output.name for output in self.model.manifest.answered if output.kind == "value"]
+        self.outputs = {name: OutputParity(name) for name in judged}
+        self.worth = {name: Evidence(self.tolerance) for name in judged}
+        random = [output.name for output in self.model.manifest.answered if output.kind == "random"]
+        if random:
+            self.skipped.append(Skipped(f"outputs {', '.join(random)}", "they are drawn at random"))
+        if not self.model.batched:
+            self.skipped.append(Skipped("rows together", "the model runs one row at a time"))
+        if any(f.store_dtype != f.dtype for f in self.model.fields):
+            why = "states are stored in fewer bits after each chunk, and after each step, so both differ by that"
+            self.skipped.append(Skipped("chunks with stored states", f"{why}; they were compared without storing"))
+
+    def sequences(self, kind: str, data: Sequences) -> None:
+        """Compare all sequences of a kind.
+
+        Raises:
+            ParityError: Something differs.
+        """
+        rows = len(next(iter(data.values())))
+        judged = list(self.outputs)
+        self.progress(f"{kind}: the original", 0, rows)
+        want = run_reference(self.original, data, judged)
+        parts = []
+        for start in range(0, rows, ROWS):
+            batch = {name: array[start : start + ROWS] for name, array in data.items()}
+            together = stepped(self.model, batch)
+            parts.append(together[0])
+            if start == 0:
+                self._rows_alone(kind, only(together[0], judged), rows_alone(self.model, batch))
+                self._chunks(kind, batch, together)
+            self.progress(f"{kind}: step by step", min(start + ROWS, rows), rows)
+        self._against_original(kind, data, want, joined(parts))
+
+    def long(self, draw: Sampler, steps: int, wanted: int, shortened: str = "") -> None:
+        """Compare one long run.
+
+        Args:
+            draw: What is run.
+            steps: Timesteps of the short sequences.
+            wanted: Timesteps of the long one.
+            shortened: Why they are fewer than usual.
+
+        Raises:
+            ParityError: It drifts away.
+        """
+        if wanted <= steps:
+            self.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
+            return
+        if wanted < error_growth.STEPS:
+            self.skipped.append(Skipped(f"long run beyond {wanted} timesteps", shortened or _NO_MORE))
+        self.progress(f"long run of {wanted} timesteps", 0, 1)
+        data = draw(np.random.default_rng(SEEDS[-1] + 1), 1, wanted)
+        self.drift = long_run(self.original, self.model, data, self.outputs, self.worth, self.tolerance)
+        self.progress(f"long run of {wanted} timesteps", 1, 1)
+
+    def _against_original(
+        self, kind: str, data: Sequences, want: Mapping[str, PrefixAnswers], got: Mapping[str, Array]
+    ) -> None:
+        """Hold all sequences of a kind against the original's answers.
+
+        Raises:
+            DifferentAnswerError: They differ; says the first timestep and output at which they do.
+        """
+        failures = []
+        for name, answers in want.items():
+            found = got[name][:, [step - 1 for step in answers.steps]]
+            values = answers.values.reshape(found.shape)
+            off = difference(found, values)
+            tolerance = self.tolerance.on(values)
+            self.outputs[name].note(kind, answers.steps, off, values)
+            bad = tolerance.beyond(off, values)
+            if not bad.any():
+                self.worth[name].note(off, values)
+            else:
+                column = int(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)).argmax())
+                row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
+                want_there, found_there = (float(array[(row, column, *place)]) for array in (values, found))
+                allowed = float(tolerance.allowed(want_there))
+                failures.append(_Failure(answers.steps[column], name, row, place, want_there, found_there, allowed))
+        if failures:
+            first = min(failures, key=lambda failure: failure.step)
+            where = f", element {first.place}" if first.place else ""
+            raise DifferentAnswerError(
+                f"Output {first.output!r} first differs at timestep {first.step} ({kind} data, sequence "
+                f"{first.row + 1}{where}): the original gives {first.want:.9g}, the step graph {first.found:.9g}; they "
+                f"differ by {abs(first.found - first.want):.3g}, and {first.allowed:.3g} is allowed.",
+                fix=_advice(first.want),
+                sequence={key: array[first.row : first.row + 1] for key, array in data.items()},
+                step=first.step,
+                want=first.want,
+            )
+
+    def _rows_alone(self, kind: str, together: Mapping[str, Array], alone: Mapping[str, Array]) -> None:
+        for name, values in together.items():
+            off = difference(alone[name], values, equal_nan=True)
+            self.alone = max(self.alone, largest(off))
+            bad = self.tolerance.on(values).beyond(off, values)
+            if bad.any():
+                row, step, *place = (int(i) for i in np.argwhere(bad)[0])
+                raise ParityError(
+                    f"Output {name!r}{place or ''} at timestep {step + 1} ({kind} data) depends on the other rows of "
+                    f"the batch: {values[(row, step, *place)]:.9g} in a batch of {len(values)}, "
+                    f"{alone[name][(row, step, *place)]:.9g} alone.",
+                    fix="Export without batch-dependent operations, or set `batch.mode` to `single` in the manifest.",
+                )
+
+    def _chunks(self, kind: str, batch: Sequences, saved: Run) -> None:
+        """Hold chunks of the whole length, and of odd lengths, against single steps; see what saving states does."""
+        plain = stepped(self.model, batch, stored=False)
+        for name in self.outputs:
+            self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))
+        total = next(iter(batch.values())).shape[1]
+        self.lengths = [[total], list(ODD_LENGTHS)]
+        for lengths in self.lengths:
+            outputs, states = chunked(self.model, batch, lengths)
+            found = {f"Output {name!r}": (outputs[name], plain[0][name]) for name in self.outputs}
+            found |= {f"State {name!r}": (states[name][:, None], plain[1][name][:, None]) for name in states}
+            for what, (of_chunks, of_steps) in found.items():
+                off = difference(of_chunks, of_steps, equal_nan=True)
+                self.chunk = max(self.chunk, largest(off))
+                bad = self.tolerance.on(of_steps).beyond(off, of_steps)
+                if bad.any():
+                    row, step, *place = (int(i) for i in np.argwhere(bad)[0])
+                    raise ParityError(
+                        f"{what} differs between chunks of {lengths} timesteps and single steps ({kind} data, "
+                        f"sequence {row + 1}, timestep {step + 1 if what[0] == 'O' else total}): "
+                        f"{of_chunks[(row, step, *place)]:.9g} and {of_steps[(row, step, *place)]:.9g}.",
+                        fix="Set `time.chunk` to `step` in the manifest; then a chunk is run step by step.",
+                    )
+
+
+def _advice(value: float) -> str:
+    if not np.isfinite(value):
+        return (
+            "Nothing was written. The original itself gives that, and no stream could be served it; look at its "
+            "weights, and at what it takes."
+        )
+    return (
+        "Nothing was written. A difference far above the tolerance means that the model does something "
+        "over time that a step cannot do; one just above it is rounding, and `--tolerance` may be raised."
+    )
+
+
+def _drawn(sampler: Sampler, seeds: Sequence[int], steps: int) -> dict[str, Array]:
+    return joined([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds])

@@ -1,0 +1,69 @@
+"""What a trained model looks like to the verification: whole sequences in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from model_export.errors import ParityError, StepwellError
+from model_export.manifest import Array
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixAnswers:
+    """An original's answers for some beginnings of the sequences.
+
+    Attributes:
+        steps: Timesteps that each beginning has, from 1, ascending.
+        values: Shape `(batch, len(steps), *shape)`: the answers after so many timesteps.
+    """
+
+    steps: Sequence[int]
+    values: Array
+
+
+ReferenceModel = Callable[[Mapping[str, Array]], Mapping[str, Array | PrefixAnswers]]
+"""Whole sequences `{input: (batch, T, *shape)}` to the answer for every prefix `{output: (batch, T, *shape)}`,
+or to the answers for some prefixes."""
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, and how many of how many parts are done."""
+
+
+def run_reference(
+    original: ReferenceModel, data: Mapping[str, Array], judged: Sequence[str]
+) -> dict[str, PrefixAnswers]:
+    """Return the original's answers of these outputs, for those timesteps for which it gives any.
+
+    Raises:
+        ParityError: It has no such output, or another number of answers than it was asked for.
+    """
+    rows, length = next(iter(data.values())).shape[:2]
+    try:
+        given = original({name: array.copy() for name, array in data.items()})
+    except StepwellError:
+        raise
+    except Exception as exc:
+        reason = next(iter(str(exc).strip().splitlines()), "")[:300].rstrip(".")
+        raise ParityError(
+            f"The original fails on {rows} sequences of {length} timesteps: {type(exc).__name__}: {reason}.",
+            fix="It must take any number of sequences: look for a batch size that is written into it, in an initial "
+            "state say.",
+        ) from exc
+    answers = {}
+    for name in judged:
+        if name not in given:
+            raise ParityError(
+                f"The original has no output {name!r}; it gives {sorted(given)}.",
+                fix="Give the step graph's outputs the names of the original's.",
+            )
+        found = given[name]
+        answer = found if isinstance(found, PrefixAnswers) else PrefixAnswers(range(1, length + 1), found)
+        if answer.values.shape[:2] != (rows, len(answer.steps)):
+            raise ParityError(
+                f"The original gives output {name!r} for {list(answer.values.shape[:2])} sequences and timesteps; "
+                f"expected {[rows, len(answer.steps)]}.",
+                fix="The original must give one answer for every timestep of every sequence.",
+            )
+        answers[name] = answer
+    return answers

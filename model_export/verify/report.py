@@ -1,0 +1,73 @@
+"""`ParityReport`: what a verification compared and found, for people and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from model_export.chunk.decision import ChunkChoice
+from model_export.manifest import Parity
+from model_export.verify.error_growth import ErrorGrowth
+from model_export.verify.tolerance import OutputParity
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something that was not compared.
+
+    Attributes:
+        what: What it would have been.
+        why: The reason.
+    """
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """The result of a verification that passed.
+
+    Attributes:
+        parity: What goes into the manifest.
+        outputs: One line per output, in graph order.
+        max_abs_alone: Largest difference of a row run alone from the same row in a batch; 0: bit for bit equal.
+        max_abs_chunk: Largest difference of a chunk from its single steps.
+        chunk_lengths: Lengths of the chunks that were compared, each list over and over.
+        max_abs_saved: Largest difference that it makes to save and restore the states after every timestep;
+            0: bit for bit the same.
+        drift: The long run; None: there was none.
+        skipped: What was not compared, and why.
+        chunk: How the model runs several timesteps of a stream; None: as it came.
+    """
+
+    parity: Parity
+    outputs: list[OutputParity]
+    max_abs_alone: float
+    max_abs_chunk: float = 0.0
+    chunk_lengths: list[list[int]] = field(default_factory=list)
+    max_abs_saved: float = 0.0
+    drift: ErrorGrowth | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+    chunk: ChunkChoice | None = None
+
+    @property
+    def weak(self) -> bool:
+        """Whether a wrong graph might have passed."""
+        return is_weak(self.outputs)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether sequences of the user's own were compared, so that a person has chosen what the proof is worth."""
+        return "user" in self.parity.sequences
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {**dataclasses.asdict(self), "parity": self.parity.model_dump(mode="json"), "weak": self.weak}
+
+
+def is_weak(outputs: Sequence[OutputParity]) -> bool:
+    """Whether any output's proof is weak, or none was compared."""
+    return not outputs or any(line.weak for line in outputs)

@@ -1,0 +1,82 @@
+"""What is compared at export: sequences drawn at random, and the user's own from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from model_export.errors import TensorError
+from model_export.manifest import Array, Manifest
+
+Sampler = Callable[[np.random.Generator, int, int], dict[str, Array]]
+"""`(rng, rows, steps)` to `{input: (rows, steps, *shape)}`."""
+
+
+def read_user_data(path: Path, manifest: Manifest) -> dict[str, Array]:
+    """Read sequences from an `.npz` file.
+
+    Args:
+        path: One array per input, named as the input, shape `(T, *shape)` or `(N, T, *shape)`.
+        manifest: What the model takes.
+
+    Returns:
+        One array per input, shape `(N, T, *shape)`, in the input's dtype.
+
+    Raises:
+        TensorError: The file cannot be read, or an array is missing or does not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as exc:
+        raise TensorError(f"{path} cannot be read as .npz: {exc}.", fix="Write it with numpy.savez.") from exc
+    names = [spec.name for spec in manifest.inputs]
+    if len(names) == 1 and len(arrays) == 1:
+        arrays = {names[0]: next(iter(arrays.values()))}
+    if set(arrays) != set(names):
+        raise TensorError(
+            f"{path} has arrays {sorted(arrays)}; expected {sorted(names)}.", fix="Name one array after each input."
+        )
+    data = {spec.name: _sequence(arrays[spec.name], spec.name, spec.row_shape, spec.dtype) for spec in manifest.inputs}
+    lengths = {name: array.shape[:2] for name, array in data.items()}
+    if len(set(lengths.values())) != 1 or 0 in next(iter(lengths.values())):
+        raise TensorError(
+            f"The arrays of {path} have these numbers of sequences and timesteps: {lengths}.",
+            fix="Give every input the same number of both, at least 1.",
+        )
+    return data
+
+
+def random_sampler(manifest: Manifest, vocabularies: Mapping[str, int] | None = None) -> Sampler:
+    """Return a sampler of normal floats; integers are 0 or 1, which are valid in every vocabulary and flag.
+
+    Args:
+        manifest: What the model takes.
+        vocabularies: By input, how many ids it may have; those are drawn from all of them, also where they are floats.
+    """
+    known = vocabularies or {}
+
+    def draw(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
+        drawn = {}
+        for spec in manifest.inputs:
+            shape = (rows, steps, *spec.shape)
+            is_number = np.dtype(spec.dtype).kind == "f" and spec.name not in known
+            values = rng.standard_normal(shape) if is_number else rng.integers(0, known.get(spec.name, 2), shape)
+            drawn[spec.name] = values.astype(spec.dtype)
+        return drawn
+
+    return draw
+
+
+def _sequence(array: Array, name: str, row: tuple[int, ...], dtype: str) -> Array:
+    if array.ndim == len(row) + 1:
+        array = array[None]
+    if array.ndim != len(row) + 2 or array.shape[2:] != row or not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise TensorError(
+            f"Array {name!r} has shape {list(array.shape)} and dtype {array.dtype}; expected (T, ..) or (N, T, ..) "
+            f"with rows {list(row)} of {dtype}.",
+            fix="Give one row per timestep as the model declares it.",
+        )
+    return array.astype(dtype)

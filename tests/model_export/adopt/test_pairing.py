@@ -1,0 +1,217 @@
+"""Which state goes with which: by naming habits, by the only shape that fits, or asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_export.adopt.pairing import Tensor, pair_states, related
+from model_export.dataflow import Flow
+from model_export.errors import UnclearModelError
+
+
+def tensors(**shapes: tuple[int, ...]) -> list[Tensor]:
+    return [Tensor(name, "float32", shape) for name, shape in shapes.items()]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x", "x_next"),
+        ("x", "x_out"),
+        ("x", "xN"),
+        ("x", "x_n"),
+        ("x", "new_x"),
+        ("x", "next_x"),
+        ("x", "nextX"),
+        ("x_in", "x_out"),
+        ("x_in", "x"),
+        ("in_x", "out_x"),
+        ("state", "stateN"),
+        ("h0", "hn"),
+        ("h_0", "h_n"),
+        ("c0", "cN"),
+        ("prev_h", "cur_h"),
+        ("initial_h", "Y_h"),
+        ("past_k", "present_k"),
+        ("cache_in_0", "cache_out_0"),
+        ("cache_in_12", "cache_out_12"),
+        ("input_3", "output_3"),
+        ("lstm.h", "lstm.h_next"),
+        ("rnn/state_in:0", "rnn/state_out:0"),
+        ("recurrentIn", "recurrentOut"),
+        ("n", "n_next"),
+        ("y", "y_out"),
+        ("last", "last_next"),
+        ("same", "same"),
+        ("past", "past_o"),
+        ("h_i", "h_o"),
+    ],
+)
+def test_naming_habits_relate_a_state_to_its_next_value(before: str, after: str) -> None:
+    assert related(before, after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x", "y"),
+        ("input", "output"),
+        ("input_2", "output_3"),
+        ("cache_in_1", "cache_out_10"),
+        ("h", "c_next"),
+        ("input_3", "tf_op_layer_stack_2"),
+        ("h0", "c0"),
+        ("h1", "h2"),
+    ],
+)
+def test_other_names_are_not_related(before: str, after: str) -> None:
+    assert not related(before, after)
+
+
+def test_states_are_paired_by_name_and_the_rest_is_sent_and_answered() -> None:
+    found = pair_states(tensors(x=(1, 4), h0=(1, 8), c0=(1, 8)), tensors(y=(1, 4), cn=(1, 8), hn=(1, 8)))
+
+    assert (found.states, found.how) == ({"h0": "hn", "c0": "cn"}, {"h0": "name", "c0": "name"})
+
+
+def test_shapes_are_not_believed_against_the_names() -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(tensors(x=(1, 4), level=(4,)), tensors(y=(1, 2), level_out=(1, 4)))
+
+    assert "'level_out' (float32 [1, 4]) follows 'x'; by its name, 'level', which is float32 [4]" in str(caught.value)
+
+
+def test_what_is_sent_comes_before_the_states_in_the_example_that_is_told() -> None:
+    with pytest.raises(UnclearModelError, match="--state a=p --state b=q if"):
+        pair_states(tensors(x=(1, 4), a=(1, 4), b=(1, 4)), tensors(y=(1, 4), p=(1, 4), q=(1, 4)))
+    with pytest.raises(UnclearModelError, match="--state a=p if"):
+        pair_states(tensors(x=(1, 4), a=(1, 4)), tensors(y=(1, 2), p=(1, 4)))
+
+
+def test_names_that_go_together_are_not_paired_where_the_shape_differs() -> None:
+    found = pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(x_out=(1, 2), h_out=(1, 8)))
+
+    assert found.states == {"h": "h_out"}
+
+
+def test_names_that_go_together_are_not_paired_where_the_dtype_differs() -> None:
+    outputs = [Tensor("x_out", "int64", (1, 4)), *tensors(h_out=(1, 8))]
+
+    assert pair_states(tensors(x=(1, 4), h=(1, 8)), outputs).states == {"h": "h_out"}
+
+
+def test_without_a_name_the_only_shape_that_fits_is_taken() -> None:
+    found = pair_states(tensors(a=(1, 4), b=(1, 8)), tensors(c=(1, 2), d=(1, 8)))
+
+    assert (found.states, found.how) == ({"b": "d"}, {"b": "shape"})
+
+
+def test_where_all_could_be_states_what_comes_first_is_sent_and_answered() -> None:
+    found = pair_states(tensors(audio_in=(1, 4), cache_in=(1, 8)), tensors(audio_out=(1, 4), cache_out=(1, 8)))
+
+    assert found.states == {"cache_in": "cache_out"}
+    assert "audio_in and audio_out come first" in found.notes[0]
+
+
+def test_where_all_could_be_states_and_another_input_is_sent_all_are() -> None:
+    found = pair_states(tensors(h=(1, 4)), tensors(h_next=(1, 4)), all_may_be_states=True)
+
+    assert found.states == {"h": "h_next"}
+
+
+def test_where_all_could_be_states_in_another_order_it_is_asked() -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(tensors(a=(1, 4), b=(1, 8)), tensors(c=(1, 8), d=(1, 4)))
+
+    assert "a -> d, b -> c" in caught.value.problem
+
+
+def test_two_states_of_one_shape_without_names_are_asked_for_with_the_likely_answer() -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(tensors(x=(1, 4), a=(1, 8), b=(1, 8)), tensors(y=(1, 2), p=(1, 8), q=(1, 8)))
+
+    assert "'a', 'b' could be followed by 'p', 'q'" in caught.value.problem
+    assert "--state a=p --state b=q" in caught.value.fix
+
+
+def test_two_outputs_with_names_that_go_with_one_state_are_asked_for() -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(h_out=(1, 8), h_next=(1, 8)))
+
+    assert "'h' could be followed by 'h_out', 'h_next'" in caught.value.problem
+
+
+def test_a_lone_input_is_no_state() -> None:
+    assert pair_states(tensors(x=(1, 4)), tensors(x_out=(1, 4))).states == {}
+
+
+# -------------------------------------------------------------------- by what the graph does
+
+
+def flow(**reached: str) -> Flow:
+    """Return which inputs (a letter each) reach which outputs."""
+    return Flow(reached={output: frozenset(inputs) for output, inputs in reached.items()})
+
+
+def test_an_operators_own_state_is_paired_whatever_the_names_are() -> None:
+    carried = Flow(carried={"a": ["q"], "b": ["p"]})
+    found = pair_states(tensors(x=(1, 4), a=(1, 8), b=(1, 8)), tensors(y=(1, 2), p=(1, 8), q=(1, 8)), flow=carried)
+
+    assert (found.states, found.how) == ({"a": "q", "b": "p"}, {"a": "operator", "b": "operator"})
+
+
+def test_an_operators_state_of_another_shape_is_no_pair() -> None:
+    carried = Flow(carried={"a": ["p"]})
+
+    assert pair_states(tensors(x=(1, 4), a=(1, 8)), tensors(p=(1, 1, 8)), flow=carried).states == {}
+
+
+def test_an_operator_decides_between_two_outputs_of_fitting_name() -> None:
+    carried = Flow(carried={"h": ["h_next"]})
+    found = pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(h_out=(1, 8), h_next=(1, 8)), flow=carried)
+
+    assert found.states == {"h": "h_next"}
+
+
+def test_names_win_over_operators() -> None:
+    carried = Flow(carried={"h": ["c_next"]})
+    found = pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(h_next=(1, 8), c_next=(1, 8)), flow=carried)
+
+    assert found.states == {"h": "h_next"}
+
+
+def test_layers_in_a_stack_are_paired_by_what_reaches_what() -> None:
+    """The state of the last layer reaches its own next value alone, that of the one before both, and so on."""
+    found = pair_states(
+        tensors(x=(1, 4), a=(1, 8), b=(1, 8), c=(1, 8)),
+        tensors(y=(1, 2), p=(1, 8), q=(1, 8), r=(1, 8)),
+        flow=flow(y="xabc", p="xab", q="xabc", r="xa"),
+    )
+
+    assert (found.states, set(found.how.values())) == ({"a": "r", "b": "p", "c": "q"}, {"flow"})
+
+
+@pytest.mark.parametrize(
+    "reached",
+    [{"p": "ab", "q": "ab"}, {"p": "a", "q": "a"}, {"p": "", "q": "ab"}, {}],
+    ids=["both reach both", "one reaches none", "one is reached by none", "nothing is known"],
+)
+def test_states_that_the_flow_leaves_open_are_asked_for(reached: dict[str, str]) -> None:
+    with pytest.raises(UnclearModelError):
+        pair_states(tensors(x=(1, 4), a=(1, 8), b=(1, 8)), tensors(y=(1, 2), p=(1, 8), q=(1, 8)), flow=flow(**reached))
+
+
+def test_with_an_output_too_many_the_flow_decides_nothing() -> None:
+    with pytest.raises(UnclearModelError):
+        pair_states(
+            tensors(x=(1, 4), a=(1, 8), b=(1, 8)),
+            tensors(p=(1, 8), q=(1, 8), r=(1, 8)),
+            flow=flow(p="a", q="ab", r="ab"),
+        )
+
+
+def test_an_input_and_an_output_that_look_alike_beside_named_states_are_told() -> None:
+    found = pair_states(tensors(x=(1, 4), h=(1, 8), m=(1, 6)), tensors(y=(1, 4), h_next=(1, 8), k=(1, 6)))
+
+    assert found.states == {"h": "h_next"}
+    assert found.notes[0].startswith("m and k have one shape")

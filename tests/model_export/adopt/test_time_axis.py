@@ -1,0 +1,144 @@
+"""A graph that takes any number of timesteps is served in chunks, where a chunk equals single steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_export.adopt.autoconfigure import adopt, write_sidecar
+from model_export.adopt.overrides import Overrides
+from model_export.manifest import Array, Manifest
+from model_export.step_model import StepModel
+from tests import graphs
+
+
+def adopted(folder: Path, text: str, *, initial: Array | None = None) -> tuple[StepModel, Manifest]:
+    path = folder / "found.onnx"
+    path.write_bytes(graphs.graph_from_text(text, lstm_weights()))
+    hints = Overrides(initial={} if initial is None else {"h": initial})
+    write_sidecar(path, adopt(path, hints=hints, steps=5).manifest)
+    model = StepModel(path)
+    return model, model.manifest
+
+
+def lstm_weights() -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    return {
+        "W": rng.normal(size=(1, 16, 3)).astype(np.float32),
+        "R": rng.normal(size=(1, 16, 4)).astype(np.float32),
+        "b": rng.normal(size=(1, 32)).astype(np.float32),
+        "one": np.array([1]),
+        "inner": np.array([1, 2]),
+    }
+
+
+def without_batch_axis(symbol: str) -> str:
+    """Write a graph as voice activity detectors come: time is axis 0, and h and c have one row written into them."""
+    return f"""g (float[{symbol},3] x, float[1,1,4] h, float[1,1,4] c)
+        => (float[{symbol},4] y, float[1,1,4] hn, float[1,1,4] cn) {{
+        xt = Unsqueeze (x, one)
+        yt, hn, cn = LSTM <hidden_size = 4> (xt, W, R, b, , h, c)
+        y = Squeeze (yt, inner)
+    }}"""
+
+
+BATCH_FIRST = """g (float[batch,seq,3] x, float[1,batch,4] h, float[1,batch,4] c)
+    => (float[batch,seq,4] y, float[1,batch,4] hn, float[1,batch,4] cn) {
+    xt = Transpose <perm = [1,0,2]> (x)
+    yt, hn, cn = LSTM <hidden_size = 4> (xt, W, R, b, , h, c)
+    ys = Squeeze (yt, one)
+    y = Transpose <perm = [1,0,2]> (ys)
+}"""
+
+
+def assert_chunk_equals_steps(model: StepModel, rows: int) -> None:
+    x = np.random.default_rng(1).normal(size=(rows, 9, 3)).astype(np.float32)
+    states, steps = model.initial_states(rows), []
+    for t in range(9):
+        answers, states = model.step({"x": x[:, t]}, states)
+        steps.append(answers["y"])
+    answers, after = model.chunk({"x": x}, model.initial_states(rows))
+
+    np.testing.assert_allclose(answers["y"], np.stack(steps, axis=1), atol=1e-6)
+    np.testing.assert_allclose(after["h"], states["h"], atol=1e-6)
+
+
+@pytest.mark.parametrize("symbol", ["time", "N", "batch"])
+def test_a_graph_without_batch_axis_takes_chunks_whatever_its_axis_is_called(tmp_path: Path, symbol: str) -> None:
+    model, manifest = adopted(tmp_path, without_batch_axis(symbol))
+
+    assert (manifest.time.chunk, manifest.batch.mode) == ("dynamic", "single")
+    assert [(i.shape, i.batch_axis) for i in manifest.inputs] == [([3], None)]
+    assert [(s.shape, s.batch_axis) for s in manifest.states] == [([1, 1, 4], None)] * 2
+    assert_chunk_equals_steps(model, rows=1)
+    assert_chunk_equals_steps(model, rows=2)
+
+
+def test_single_numbers_along_time_are_a_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "sum.onnx"
+    path.write_bytes(
+        graphs.graph_from_text(
+            """g (float[T] x, float[1] h) => (float[T] y, float[1] h_next) {
+                sums = CumSum (x, axis)
+                y = Add (sums, h)
+                h_next = Slice (y, last, end, first)
+            }""",
+            {"axis": np.array(0), "first": np.array([0]), "last": np.array([-1]), "end": np.array([2**40])},
+        )
+    )
+    write_sidecar(path, adopt(path).manifest)
+    model = StepModel(path)
+    answers, _ = model.chunk({"x": np.array([[[1], [2], [3]]], np.float32)}, model.initial_states(1))
+
+    assert model.chunked
+    assert answers["y"].ravel().tolist() == [1, 3, 6]
+
+
+def test_a_time_axis_behind_the_batch_axis_takes_chunks_of_many_rows(tmp_path: Path) -> None:
+    model, manifest = adopted(tmp_path, BATCH_FIRST)
+
+    assert (manifest.time.chunk, manifest.batch.mode) == ("dynamic", "stack")
+    assert (manifest.inputs[0].shape, manifest.inputs[0].graph_shape) == ([3], None)
+    assert_chunk_equals_steps(model, rows=3)
+
+
+def test_what_a_state_starts_from_keeps_its_place_without_batch_axis(tmp_path: Path) -> None:
+    start = np.array([1, 2, 3, 4], np.float32)
+    model, _ = adopted(tmp_path, without_batch_axis("time"), initial=start)
+
+    np.testing.assert_array_equal(model.initial_states(1)["h"].ravel(), start)
+
+
+def test_an_axis_of_rows_is_not_taken_for_time(tmp_path: Path) -> None:
+    (tmp_path / "pump.onnx").write_bytes(graphs.lstm()[0])
+
+    assert adopt(tmp_path / "pump.onnx").manifest.time.chunk == "step"
+
+
+def test_an_open_axis_along_which_a_chunk_differs_from_steps_is_not_taken(tmp_path: Path) -> None:
+    """Each timestep is added to the state it was given, not to what the one before left."""
+    _, manifest = adopted(
+        tmp_path,
+        """g (float[B,T,3] x, float[B,3] h) => (float[B,T,3] y, float[B,3] h_next) {
+            row = Unsqueeze (h, one)
+            y = Add (x, row)
+            h_next = ReduceMean <axes = [1], keepdims = 0> (y)
+        }""",
+    )
+
+    assert manifest.time.chunk == "step"
+
+
+def test_an_answer_without_time_axis_keeps_the_graph_at_single_steps(tmp_path: Path) -> None:
+    _, manifest = adopted(
+        tmp_path,
+        """g (float[B,T,3] x, float[B,3] h) => (float[B,3] y, float[B,3] h_next) {
+            sum = ReduceMean <axes = [1], keepdims = 0> (x)
+            h_next = Add (h, sum)
+            y = Identity (h_next)
+        }""",
+    )
+
+    assert manifest.time.chunk == "step"

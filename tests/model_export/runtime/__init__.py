@@ -1,0 +1,1 @@
+"""Tests of what serving needs of a model file."""

@@ -1,0 +1,139 @@
+"""Graphs that were once exported wrong, or failed for the wrong reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_export.converted import verify_model
+from model_export.errors import RefusedModelError
+from model_export.streaming import convert
+from tests.model_export.streaming.zoo_parts import GRU, LSTM, batch_first, graph, ints
+
+
+def test_an_answer_with_the_shape_of_a_state_is_answered() -> None:
+    """`embedding` has the shape of the initial state `h0` and is not its next value; `hn` is."""
+    model = graph(
+        """(float[batch, time, 4] x, float[batch, 5] h0) => (float[batch, time, 5] y, float[batch, 5] embedding,
+            float[batch, 5] hn) {
+            xt = Transpose <perm = [1, 0, 2]> (x)
+            h = Unsqueeze (h0, zero)
+            yt, last = GRU <hidden_size = 5> (xt, W, R, B, , h)
+            hn = Squeeze (last, zero)
+            embedding = MatMul (hn, D)
+            ys = Squeeze (yt, one)
+            y = Transpose <perm = [1, 0, 2]> (ys)
+        }""",
+        zero=ints(0), one=ints(1), D=(5, 5), **GRU,
+    )  # fmt: skip
+
+    made = convert(model, name="three")
+    verify_model(made, long_steps=100)
+
+    assert [output.name for output in made.manifest.outputs] == ["y", "embedding"]
+
+
+def test_the_tail_of_a_cache_is_carried_and_not_answered() -> None:
+    """What was joined in front of the sequence comes back as its last timesteps: that is its next value."""
+    model = graph(
+        """(float[batch, 4, time] x, float[batch, 4, 2] past) => (float[batch, 3, time] y, float[batch, 4, 2] present) {
+            joined = Concat <axis = 2> (past, x)
+            y = Conv (joined, V)
+            present = Slice (joined, start, end, two)
+        }""",
+        V=(3, 4, 3), start=ints(-2), end=ints(2**62), two=ints(2),
+    )  # fmt: skip
+
+    assert [output.name for output in convert(model, name="cache").manifest.outputs] == ["y"]
+
+
+@pytest.mark.parametrize("axis", [np.array([1]), np.array(1), np.array([-2])])
+def test_a_running_sum_may_have_its_axis_in_a_list(axis: np.ndarray) -> None:
+    model = graph(
+        "(float[batch, time, 4] x) => (float[batch, time, 4] y) { y = CumSum (x, axis) }", axis=axis.astype(np.int64)
+    )
+
+    assert verify_model(convert(model, name="sum"), long_steps=100)[1].parity.max_abs <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("node", "operator"),
+    [
+        ("noise = RandomNormalLike (ys)", "RandomNormalLike"),
+        ("noise = Dropout (ys, half, yes)", "Dropout"),
+    ],
+)
+def test_a_random_operator_is_refused_as_one(node: str, operator: str) -> None:
+    model = graph(
+        f"""(float[batch, time, 4] x) => (float[time, batch, 5] y) {{
+            xt = Transpose <perm = [1, 0, 2]> (x)
+            yt = GRU <hidden_size = 5> (xt, W, R, B)
+            ys = Squeeze (yt, one)
+            {node}
+            y = Add (ys, noise)
+        }}""",
+        one=ints(1), half=np.float32(0.5), yes=np.array(True), **GRU,
+    )  # fmt: skip
+
+    with pytest.raises(RefusedModelError, match=f"operator {operator} .* reaches output 'y'"):
+        convert(model, name="noise")
+
+
+def test_a_dropout_that_is_off_is_no_random_operator() -> None:
+    model = batch_first(
+        "yd = GRU <hidden_size = 5> (xt, W, R, B)\nyt = Dropout (yd, half, no)",
+        half=np.float32(0.5), no=np.array(False), **GRU,
+    )  # fmt: skip
+
+    verify_model(convert(model, name="off"), long_steps=100)
+
+
+def test_ids_are_drawn_from_the_whole_table_that_they_are_looked_up_in() -> None:
+    model = graph(
+        """(int64[batch, time] ids) => (float[time, d, batch, 5] y) {
+            near = Identity (ids)
+            e = Gather (table, near)
+            xt = Transpose <perm = [1, 0, 2]> (e)
+            y = GRU <hidden_size = 5> (xt, W, R, B)
+        }""",
+        table=(50, 4), **GRU,
+    )  # fmt: skip
+    made = convert(model, name="words")
+    assert made.samplers is not None
+
+    drawn = made.samplers["random"](np.random.default_rng(0), 9, 64)["ids"]
+
+    assert set(np.unique(drawn)) == set(range(50))
+
+
+def test_a_graph_with_time_first_has_chunks_too() -> None:
+    model = graph(
+        "(float[time, batch, 4] x) => (float[time, batch, 5] y) { yt = GRU <hidden_size = 5> (x, W, R, B) "
+        "y = Squeeze (yt, one) }", one=ints(1), **GRU,
+    )  # fmt: skip
+    _, report = verify_model(convert(model, name="first"), long_steps=100)
+
+    assert report.chunk is not None
+    assert report.chunk.chunk == "dynamic"
+    assert report.parity.max_abs <= 1e-5
+
+
+@pytest.mark.parametrize("declared", ["batch", "3"])
+@pytest.mark.parametrize(("operator", "weights", "states"), [("GRU", GRU, ", h0"), ("LSTM", LSTM, ", h0, h0")])
+def test_an_initial_state_of_three_rows_is_refused_by_its_node(
+    operator: str, weights: dict[str, Any], states: str, declared: str
+) -> None:
+    model = graph(
+        f"""(float[{declared}, 10, 4] x) => (float[{declared}, 10, 5] y) {{
+            xt = Transpose <perm = [1, 0, 2]> (x)
+            yt = {operator} <hidden_size = 5> (xt, W, R, B, {states})
+            ys = Squeeze (yt, one)
+            y = Transpose <perm = [1, 0, 2]> (ys)
+        }}""",
+        one=ints(1), h0=(1, 3, 5), **weights,
+    )  # fmt: skip
+
+    with pytest.raises(RefusedModelError, match=rf"\({operator}\) starts from 'h0', which holds 3 rows"):
+        convert(model, name="three")

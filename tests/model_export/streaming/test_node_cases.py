@@ -1,0 +1,123 @@
+"""The node cases of ONNX' own backend test: each stepped and equal to its sequence, or refused for a stated reason."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from model_export.converted import verify_model
+from model_export.errors import StepwellError
+from model_export.manifest import Array, Manifest
+from model_export.streaming import convert
+from model_export.streaming.measured_shapes import run, session
+from model_export.streaming.normalize import load_graph
+
+OPERATORS = {"LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "CausalConvWithState", "LinearAttention"}
+GIVEN = {"W", "R", "B", "P", "weight", "bias", "axis"}
+"""Inputs of the cases that are weights of a model, or say where time is."""
+
+REFUSED = {
+    "test_cumsum_1d_reverse": "sums from the end of the sequence",
+    "test_cumsum_1d_reverse_exclusive": "sums from the end of the sequence",
+    "test_gru_bidirectional": "is bidirectional over time",
+    "test_gru_reverse": "is reverse over time",
+    "test_lstm_bidirectional": "is bidirectional over time",
+    "test_lstm_reverse": "is reverse over time",
+    "test_simple_rnn_bidirectional": "is bidirectional over time",
+    "test_simple_rnn_reverse": "is reverse over time",
+    # a loop over a fixed table: no input has a time axis
+    "test_loop11": "No axis of ['cond', 'trip_count', 'y'] can be read as time",
+    "test_loop13_seq": "Input 'seq_empty' is sequence_type; expected a tensor",
+    "test_loop16_seq_none": "Input 'opt_seq' is optional_type; expected a tensor",
+}
+HALF = {"test_causal_conv_with_state_fp16", "test_causal_conv_with_state_silu_fp16", "test_linear_attention_fp16"}
+"""Cases in float16, whose rounding is 1e-3."""
+
+
+def cases() -> dict[str, Any]:
+    """Return the cases by name.
+
+    They are made by importing one module for each operator. `collect_testcases` would import them all, which runs a
+    reference of every operator of ONNX: a third of the time that it takes to collect all tests.
+    """
+    from onnx.backend.test.case import node
+
+    wanted = {operator.lower() for operator in OPERATORS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in pkgutil.iter_modules(node.__path__, f"{node.__name__}."):
+            if module.name.rpartition(".")[2].replace("_", "") in wanted:
+                importlib.import_module(module.name)
+    return {
+        case.name: case
+        for case in node._NodeTestCases
+        if case.model is not None and len(case.model.graph.node) == 1 and case.model.graph.node[0].op_type in OPERATORS
+    }
+
+
+CASES = cases()
+STEPPED = sorted(CASES.keys() - REFUSED.keys())
+
+
+def arrays(values: Any) -> list[Array]:
+    return [np.asarray(value) for value in values]
+
+
+def given(case: Any) -> dict[str, Array]:
+    """Return the inputs of a case that are weights."""
+    inputs = dict(zip((value.name for value in case.model.graph.input), arrays(case.data_sets[0][0]), strict=True))
+    return {name: value for name, value in inputs.items() if name in GIVEN}
+
+
+def drawn(rng: np.random.Generator, manifest: Manifest, rows: int, steps: int) -> dict[str, Array]:
+    """Return inputs as the operators want them: decays below 0 and rates below 1, keys that do not blow up."""
+    data = {i.name: rng.standard_normal((rows, steps, *i.shape)) * 0.3 for i in manifest.inputs}
+    return {
+        i.name: (-np.abs(data[i.name]) if i.name == "decay" else data[i.name]).astype(i.dtype) for i in manifest.inputs
+    }
+
+
+def test_there_are_cases_of_every_operator() -> None:
+    known = {schema.name for schema in onnx.defs.get_all_schemas()}  # the last two came with opset 27
+
+    assert {case.model.graph.node[0].op_type for case in CASES.values()} == OPERATORS & known
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_case_is_equal_to_its_sequence_step_by_step(name: str) -> None:
+    case = CASES[name]
+    made = convert(case.model, name=name, constants=given(case))
+    made = replace(made, samplers={"random": lambda rng, rows, steps: drawn(rng, made.manifest, rows, steps)})
+    atol, rtol = (2e-3, 1e-2) if name in HALF else (1e-5, 1e-4)
+    _, report = verify_model(made, long_steps=100, atol=atol, rtol=rtol)
+
+    assert report.parity.max_abs <= report.parity.atol
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED.keys() & CASES.keys()))
+def test_a_case_that_cannot_be_stepped_is_refused_for_the_right_reason(name: str) -> None:
+    case = CASES[name]
+
+    with pytest.raises(StepwellError) as caught:
+        convert(case.model, name=name, constants=given(case))
+    assert REFUSED[name] in caught.value.problem
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_the_plain_form_of_a_case_gives_its_answers(name: str) -> None:
+    """That form is what the step graph is held against: layout 1 turned round, shapes forgotten."""
+    case = CASES[name]
+    plain = load_graph(case.model, given(case))
+    names = [value.name for value in case.model.graph.input]
+    feeds = dict(zip(names, arrays(case.data_sets[0][0]), strict=True))
+    values = run(session(plain), {name: value for name, value in feeds.items() if name not in GIVEN})
+
+    for output, want in zip(case.model.graph.output, arrays(case.data_sets[0][1]), strict=True):
+        np.testing.assert_allclose(values[output.name], want, rtol=case.rtol, atol=1e-5 if name not in HALF else 2e-3)

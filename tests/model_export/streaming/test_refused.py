@@ -1,0 +1,72 @@
+"""What no step graph can equal is refused with the node, its operator and the reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model_export.converted import verify_model
+from model_export.errors import ParityError, RefusedModelError, UnclearModelError
+from model_export.streaming import convert
+from tests.model_export.streaming.zoo_parts import GRU, graph
+from tests.model_export.streaming.zoo_refused import REFUSED
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_graph_that_cannot_be_stepped_is_refused_by_its_node(name: str) -> None:
+    with pytest.raises(RefusedModelError) as caught:
+        convert(REFUSED[name].build(), name=name)
+
+    assert REFUSED[name].told in caught.value.problem
+    assert caught.value.fix
+
+
+def test_parity_decides_what_no_rule_catches() -> None:
+    """The loop's counter begins anew at each step; a loop that computes with it is caught by comparison."""
+    model = graph(
+        """(float[batch, time, 4] x) => (float[batch, time, 4] y) {
+            xt = Transpose <perm = [1, 0, 2]> (x)
+            shape = Shape (xt)
+            steps = Gather <axis = 0> (shape, zero)
+            sum, yt = Loop (steps, yes, start) <body =
+                body (int64 i, bool go, float[4] s) => (bool on, float[4] sn, float[b, 4] yi) {
+                    xi = Gather <axis = 0> (xt, i)
+                    n = Cast <to = 1> (i)
+                    yi = Mul (xi, n)
+                    sn = Identity (s)
+                    on = Identity (go)
+                }>
+            y = Transpose <perm = [1, 0, 2]> (yt)
+        }""",
+        zero=np.int64(0), yes=np.array(True), start=np.zeros(4, np.float32),
+    )  # fmt: skip
+
+    with pytest.raises(ParityError, match=r"first differs at timestep 2.*likeliest layer is 'Loop_\d' \(Loop\)"):
+        verify_model(convert(model, name="counted"), long_steps=100)
+
+
+def test_a_graph_without_memory_is_not_guessed_at() -> None:
+    model = graph("(float[batch, time, 4] x) => (float[batch, time, 4] y) { y = Tanh (x) }")
+
+    with pytest.raises(UnclearModelError, match="Nothing is carried from timestep to timestep when axis 1 of 'x'"):
+        convert(model, name="tanh")
+
+
+def test_a_graph_for_many_rows_only_is_refused() -> None:
+    model = graph(
+        """(float[time, batch, 4] x) => (float[time, d, batch, 5] y) {
+            h = GRU <hidden_size = 5> (x, W, R, B)
+            y = Reshape (h, two_rows)
+        }""",
+        two_rows=np.array([0, 0, 2, 5]), **GRU,
+    )  # fmt: skip
+
+    with pytest.raises(RefusedModelError, match="takes 2 rows at once and no other number"):
+        convert(model, name="two")
+
+
+def test_an_input_that_is_no_tensor_is_refused() -> None:
+    model = graph("(seq(float[b, 4]) x) => (float[t, b, 4] y) { y = ConcatFromSequence <axis = 0, new_axis = 1> (x) }")
+
+    with pytest.raises(RefusedModelError, match="Input 'x' is sequence_type; expected a tensor"):
+        convert(model, name="list")

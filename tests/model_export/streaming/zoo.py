@@ -1,0 +1,8 @@
+"""Every sequence graph that the tests step: small, of every kind, written by hand as exporters write them."""
+
+from __future__ import annotations
+
+from tests.model_export.streaming import zoo_recurrent, zoo_shapes, zoo_time
+from tests.model_export.streaming.zoo_parts import Entry
+
+ZOO: dict[str, Entry] = {**zoo_recurrent.ZOO, **zoo_time.ZOO, **zoo_shapes.ZOO}

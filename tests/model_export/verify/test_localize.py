@@ -1,0 +1,121 @@
+"""Where answers differ, the first layer that does is named; where that cannot be told, it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from model_export.converted import ConvertedModel, verify_model
+from model_export.errors import ParityError
+from model_export.manifest import Array
+from model_export.verify.localize import Activation, LayerOutputs
+from tests import graphs
+
+Sequences = Mapping[str, Array]
+
+
+def chain(slope: float = 2.0) -> ConvertedModel:
+    """The sum so far, doubled, plus one: layers `sum`, `double` and `plus`; the step graph doubles by `slope`."""
+    graph = graphs.graph_from_text(
+        """
+        chain (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+            sum = Add (s, x)
+            s_next = Identity (sum)
+            doubled = Mul (sum, slope)
+            y = Add (doubled, one)
+        }""",
+        {"slope": np.array(slope, np.float32), "one": np.array(1, np.float32)},
+    )
+    return ConvertedModel(onnx.load_from_string(graph), graphs.total()[1], original, "numpy")
+
+
+def layers(inputs: Sequences) -> list[Activation]:
+    total = np.cumsum(inputs["x"], axis=1, dtype=np.float32)
+    return [Activation("'sum' (Sum)", "sum", total), Activation("'double' (Double)", "doubled", total * 2),
+            Activation("'plus' (Plus)", "y", total * 2 + 1)]  # fmt: skip
+
+
+def original(inputs: Sequences) -> dict[str, Array]:
+    return {"y": layers(inputs)[-1].values}
+
+
+def failing(probe: LayerOutputs | None, slope: float = 2.1) -> str:
+    candidate = chain(slope)
+    with pytest.raises(ParityError) as caught:
+        verify_model(ConvertedModel(candidate.proto, candidate.manifest, original, "numpy", probe=probe), long_steps=0)
+    return caught.value.problem
+
+
+def test_the_first_layer_that_differs_is_named() -> None:
+    problem = failing(layers)
+
+    assert problem.startswith("Output 'y' first differs at timestep 1 (random data, sequence 1")
+    assert "The likeliest layer is 'double' (Double): its output differs first, by " in problem
+    assert problem.endswith("at timestep 1; the 1 looked at before it agree.")
+
+
+def test_what_is_behind_the_last_layer_is_told() -> None:
+    def but_the_last(inputs: Sequences) -> Sequence[Activation]:
+        return layers(inputs)[:1]
+
+    assert "The 1 layers that can be looked at agree, so the difference comes in behind 'sum' (Sum)." in failing(
+        but_the_last
+    )
+
+
+def test_without_a_probe_it_is_said() -> None:
+    assert "Which layer it is cannot be told: the original's layers cannot be looked into here." in failing(None)
+
+
+def test_layers_without_a_tensor_of_their_own_are_left_out() -> None:
+    def elsewhere(inputs: Sequences) -> list[Activation]:
+        return [Activation(layer.layer, "gone", layer.values) for layer in layers(inputs)]
+
+    assert "no layer's output stands in the step graph" in failing(elsewhere)
+
+
+def test_a_probe_that_fails_hides_nothing() -> None:
+    def broken(inputs: Sequences) -> list[Activation]:
+        raise RuntimeError("out of memory")
+
+    problem = failing(broken)
+
+    assert "first differs at timestep 1" in problem
+    assert "failed (RuntimeError: out of memory)" in problem
+
+
+def test_a_right_model_is_not_looked_into() -> None:
+    def never(inputs: Sequences) -> list[Activation]:
+        raise AssertionError("called")
+
+    candidate = chain()
+    content, report = verify_model(ConvertedModel(candidate.proto, candidate.manifest, original, "numpy", probe=never))
+
+    assert content
+    assert report.parity.max_abs < 1e-3
+
+
+def test_the_layer_of_a_keras_model_is_named(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+
+    from model_export.keras import convert
+
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((None, 3), name="x"), layers.LSTM(4, return_sequences=True, name="first"),
+        layers.GRU(5, return_sequences=True, name="second"), layers.Dense(2, name="head"),
+    ])  # fmt: skip
+    made = convert(model, name="m")
+    for weight in made.proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(weight)
+        if array.shape == (4, 15):  # the kernel of `second`
+            weight.CopyFrom(onnx.numpy_helper.from_array(array + np.float32(0.1), weight.name))
+    with pytest.raises(ParityError) as caught:
+        verify_model(made)
+
+    assert "The likeliest layer is 'second' (GRU)" in caught.value.problem
+    assert caught.value.problem.endswith("the 1 looked at before it agree.")
