@@ -9,19 +9,11 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from model_export.onnx_file import subgraphs
+from model_export.operators import PICKING, RESHAPING, STATEFUL
 
 Marks = frozenset[str]
 
-# States of operators that carry them: output by input. Source: the operators' specifications; the last is ORT's.
-_CARRIED = {
-    "LSTM": {5: 1, 6: 2}, "GRU": {5: 1}, "RNN": {5: 1},
-    "CausalConvWithState": {3: 1}, "LinearAttention": {3: 1},
-    "Attention": {4: 1, 5: 2}, "TensorScatter": {0: 0},
-    "GroupQueryAttention": {3: 1, 4: 2},
-}  # fmt: skip
-_LAYOUT = {
-    "Identity", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Flatten", "Slice", "Split", "Concat", "Gather", "Cast",
-}  # fmt: skip
+_LAYOUT = RESHAPING | PICKING | {"Concat", "Cast"}
 
 
 def propagate_labels(
@@ -109,13 +101,14 @@ def laid_out_from(graph: Any, name: str) -> set[str]:
     return found
 
 
-def _carried_slots(node: Any) -> dict[int, int]:
+def _carried_slots(node: Any) -> Mapping[int, int]:
     if node.op_type == "Loop":
         return {2 + k: k for k in range(len(node.input) - 2)}
     if node.op_type == "Scan":
         scanned = next(attribute.i for attribute in node.attribute if attribute.name == "num_scan_inputs")
         return {k: k for k in range(len(node.input) - scanned)}
-    return _CARRIED.get(node.op_type, {})
+    operator = STATEFUL.get(node.op_type)
+    return operator.states if operator else {}
 
 
 def _states_in(graph: Any) -> dict[str, Marks]:

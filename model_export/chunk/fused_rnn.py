@@ -10,12 +10,12 @@ import onnx
 
 from model_export.chunk.analysis import Loop, uses
 from model_export.chunk.builder import PREFIX, mapped, renamed
+from model_export.operators import PICKING, RESHAPING, RNN, STATEFUL
 
 if TYPE_CHECKING:
     from model_export.chunk.vectorize import Vectorizer
 
-_OPERATORS = {"LSTM": 2, "GRU": 1, "RNN": 1}  # states
-_GLUE = {"Identity", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Concat", "Split", "Slice", "Gather"}
+_GLUE = (RESHAPING | PICKING | {"Concat"}) - {"Flatten"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ def emit_cell(builder: Vectorizer, loop: Loop) -> bool:
 
 def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
     """Emit a loop of one LSTM, GRU or RNN operator that runs one timestep; say whether it is one."""
-    found = [node for node in loop.nodes if node.op_type in _OPERATORS]
+    found = [node for node in loop.nodes if node.op_type in RNN]
     if len(found) != 1 or any(node.op_type not in _GLUE for node in loop.nodes if node is not found[0]):
         return False
     node = found[0]
     inputs = [*node.input, *[""] * 8][:8]
-    x, lengths, first = inputs[0], inputs[4], inputs[5 : 5 + _OPERATORS[node.op_type]]
+    x, lengths, first = inputs[0], inputs[4], inputs[5 : 5 + len(STATEFUL[node.op_type].states)]
     one_way = all(a.s == b"forward" for a in node.attribute if a.name == "direction")
     made = {name for inner in loop.nodes for name in inner.output}
     peepholes = [inputs[7]] if node.op_type == "LSTM" else []
@@ -129,7 +129,7 @@ def _mixes(builder: Vectorizer, loop: Loop, node: onnx.NodeProto) -> bool:
 
 
 def _run(builder: Vectorizer, op: str, inputs: list[str], attributes: dict[str, Any]) -> list[str]:
-    names = [builder.emitter.fresh(op) for _ in range(1 + _OPERATORS[op])]
+    names = [builder.emitter.fresh(op) for _ in range(1 + len(STATEFUL[op].states))]
     builder.emitter.nodes.append(onnx.helper.make_node(op, inputs, names, **attributes))
     return names
 

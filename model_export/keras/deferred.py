@@ -60,10 +60,10 @@ def apply(call: Call, rule: Rule) -> list[Any]:
         raise x.deferred.refusal
     if rule in _SHAPE_ONLY and len(values) == 1:
         pairs = zip(listed(rule(_with(call, x, plain(x)))), listed(rule(_with(call, x, _weight(x)))), strict=True)
-        return [replace(y, pending=_moved(x.deferred, y, plain(weight))) for y, weight in pairs]
+        return [replace(y, deferred=_moved(x.deferred, y, plain(weight))) for y, weight in pairs]
     if "Multiply" in {cls.__name__ for cls in type(call.layer).__mro__} and sum(bool(v.deferred) for v in values) == 1:
         (y,) = listed(rule(_with(call, x, plain(x))))
-        return [replace(y, pending=x.deferred)]
+        return [replace(y, deferred=x.deferred)]
     raise x.deferred.refusal
 
 
@@ -71,7 +71,7 @@ def softmax_over_time(call: Call, x: Value) -> Value:
     """Return the weights of a softmax over time: ones, with their scores pending."""
     refusal = call.refuse("it works along the time axis, so it needs timesteps that have not come yet", SUM_IT)
     ones = call.constant(np.ones((1, *x.row)))
-    return x.like(ones, pending=DeferredSum(refusal, weight=plain(x), kind="softmax"))
+    return x.like(ones, deferred=DeferredSum(refusal, weight=plain(x), kind="softmax"))
 
 
 def deferred_scale(call: Call, kind: str, operands: list[Any]) -> Value | None:
@@ -99,7 +99,7 @@ def deferred_scale(call: Call, kind: str, operands: list[Any]) -> Value | None:
     name = call.op("Squeeze", answer.name, call.graph.ints([1]))
     weight = answer.like(name, row=answer.row[1:], time=True)
     x = call.as_float(x)
-    return x.like(x.name, pending=DeferredSum(refusal, weight=weight, kind=kind))
+    return x.like(x.name, deferred=DeferredSum(refusal, weight=weight, kind=kind))
 
 
 def summed_over_time(call: Call, x: Value) -> Value:

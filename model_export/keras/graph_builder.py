@@ -87,7 +87,9 @@ class Value:
 
     def like(self, name: str, **changes: Any) -> Value:
         """Return another tensor with the same row, dtype and time axis, and nothing else of this one."""
-        return replace(self, name=name, **{"mask": None, "margin": None, "pending": None, "even": False, **changes})
+        return replace(
+            self, name=name, **{"mask": None, "padding": None, "deferred": None, "constant_over_time": False, **changes}
+        )
 
 
 class GraphBuilder:

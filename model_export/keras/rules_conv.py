@@ -83,7 +83,7 @@ def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> V
         shape = Geometry(shape.sizes, shape.strides, shape.dilations, "valid")
     y = _slide_inside(call, seen, shape, channels, run)
     row = y.row[1:]
-    return y.like(call.graph.reshape(y.name, row, at=call.path), row=row, time=True, margin=seen.padding)
+    return y.like(call.graph.reshape(y.name, row, at=call.path), row=row, time=True, padding=seen.padding)
 
 
 def _slide_inside(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> Value:
@@ -135,7 +135,7 @@ def _dense_over_time(call: Call, x: Value, shape: Geometry, kernel: Array) -> Va
     flat = call.graph.reshape(taps, [size * x.row[0]], at=call.path) if size > 1 else x.name
     bias = [call.constant(call.layer.bias)] if call.layer.use_bias else []
     y = call.op("Gemm", flat, call.constant(kernel.reshape(-1, kernel.shape[-1])), *bias)
-    return x.like(y, row=(kernel.shape[-1],), margin=seen.padding)
+    return x.like(y, row=(kernel.shape[-1],), padding=seen.padding)
 
 
 @rule("DepthwiseConv1D", "DepthwiseConv2D")
@@ -162,7 +162,7 @@ def separable(call: Call) -> Value:
         y = _slide_inside(call, y, ones, layer.filters, lambda name, *_: call.op("Conv", name, weights))
     else:
         product = call.op("MatMul", y.name, call.constant(mixing.reshape(mixing.shape[-2:])))
-        y = y.like(product, row=(*y.row[:-1], layer.filters), margin=y.padding)
+        y = y.like(product, row=(*y.row[:-1], layer.filters), padding=y.padding)
     if layer.use_bias:
         y = _add_bias(call, y, to_array(layer.bias))
     return activated(call, y)
@@ -181,7 +181,7 @@ def _depthwise(call: Call, x: Value, kernel: Array) -> Value:
 def _add_bias(call: Call, y: Value, bias: Array) -> Value:
     if call.layer.data_format == "channels_first" and not y.time:
         bias = bias.reshape(-1, *(1 for _ in y.row[1:]))
-    return y.like(call.op("Add", y.name, call.constant(bias)), margin=y.padding)
+    return y.like(call.op("Add", y.name, call.constant(bias)), padding=y.padding)
 
 
 def _channels_in_front(kernel: Array) -> Array:

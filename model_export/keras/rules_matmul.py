@@ -221,7 +221,7 @@ def _weighed_product(call: Call, parts: list[tuple[str, Any]], kept: str, refusa
     spread = [_spread(call, term, operand, letters) for term, operand in parts]
     y = reduce(lambda left, right: left.like(call.op("Mul", left, right), row=_joint(left, right)), spread)
     weight = _spread(call, own, its.weight, letters)
-    total = summed_over_time(call, y.like(y.name, time=True, pending=replace(its, weight=weight, order=())))
+    total = summed_over_time(call, y.like(y.name, time=True, deferred=replace(its, weight=weight, order=())))
     gone = list(range(1 + len(kept), 1 + len(letters)))
     if not gone:
         return total

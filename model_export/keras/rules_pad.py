@@ -67,7 +67,7 @@ def pad(call: Call, x: Value, pairs: Pairs, value: float) -> Value:
         fill = old
     before = (margin.front, margin.back) if margin else (0, 0)
     lacking = max(-before[0], 0)
-    y = y.like(y.name, margin=margin)
+    y = y.like(y.name, padding=margin)
     y = put_in_front(call, y, [call.constant(fill, y.dtype)] * min(front, lacking), max(lacking - front, 0))
     return resolve_padding(call, y, before[0] + front, before[1] + back, fill)
 
@@ -77,7 +77,7 @@ def cut_time(call: Call, x: Value, front: int, back: int) -> Value:
     margin = x.padding
     fill = margin.pad_value if margin else np.zeros(x.row)
     before = (margin.front, margin.back) if margin else (0, 0)
-    return resolve_padding(call, x.like(x.name, margin=margin), before[0] - front, before[1] - back, fill)
+    return resolve_padding(call, x.like(x.name, padding=margin), before[0] - front, before[1] - back, fill)
 
 
 def _cut(call: Call, x: Value, keys: Sequence[slice]) -> Value:
@@ -89,7 +89,7 @@ def _cut(call: Call, x: Value, keys: Sequence[slice]) -> Value:
     if margin:
         fill = np.broadcast_to(margin.pad_value, x.row)[tuple(keys)]
         margin = replace(margin, pad_value=fill)
-    return x.like(name, row=tuple(k.stop - k.start for k in keys), margin=margin)
+    return x.like(name, row=tuple(k.stop - k.start for k in keys), padding=margin)
 
 
 def _all_axes(call: Call, amounts: Any) -> list[tuple[int, int]]:

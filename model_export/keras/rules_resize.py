@@ -28,7 +28,7 @@ def conv_transpose(call: Call) -> Value:
         call.graph.reshape(y.name, y.row[1:], at=call.path),
         row=y.row[1:],
         time=True,
-        margin=moved(call, x, front, back + span),
+        padding=moved(call, x, front, back + span),
     )
     return activated(call, flat)
 

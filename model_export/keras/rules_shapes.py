@@ -80,11 +80,11 @@ def repeat_vector(call: Call) -> Value:
         columns = call.op("Unsqueeze", x, call.graph.ints([1]))
         name = call.op("Expand", columns, call.graph.ints([1, count]))
         refusal = call.refuse("it puts the time axis behind the features", "Put it back: Permute((2, 1)).")
-        return x.like(name, row=(count,), pending=DeferredSum(refusal, order=(0, 2, 1)))
+        return x.like(name, row=(count,), deferred=DeferredSum(refusal, order=(0, 2, 1)))
     wide = call.op("Unsqueeze", x, call.graph.ints([1]))
     row = (count, *x.row)
     name = call.op("Expand", wide, call.graph.ints([1, *row]))
-    return x.like(name, row=row, even=True)
+    return x.like(name, row=row, constant_over_time=True)
 
 
 @op_rule("Split", "ArraySplit")
@@ -190,7 +190,7 @@ def repeat(call: Call) -> Value:
     counts = to_array(layer.repeats)
     order = np.repeat(np.arange(x.row[axis - 1]), counts if counts.ndim and counts.size > 1 else counts.item()).tolist()
     row = tuple(len(order) if i == axis else dim for i, dim in enumerate(x.row, 1))
-    return x.like(call.op("Gather", x, call.graph.ints(order), axis=axis), row=row, even=_is_even(x))
+    return x.like(call.op("Gather", x, call.graph.ints(order), axis=axis), row=row, constant_over_time=_is_even(x))
 
 
 def _is_even(x: Value) -> bool:
@@ -208,7 +208,7 @@ def tile(call: Call) -> Value:
         raise call.refuse(f"its repeats {counts} make more rows or timesteps; expected features only")
     own = counts[1 + x.time :]
     row = tuple(dim * n for dim, n in zip(x.row, own, strict=True))
-    return x.like(call.op("Tile", x, call.graph.ints([1, *own])), row=row, even=_is_even(x))
+    return x.like(call.op("Tile", x, call.graph.ints([1, *own])), row=row, constant_over_time=_is_even(x))
 
 
 @op_rule("BroadcastTo")
@@ -220,7 +220,9 @@ def broadcast_to(call: Call) -> Value:
     if len(shape) != x.rank or None in row:
         raise call.refuse(f"its shape {shape} adds axes in front, where batch and time belong")
     target = [int(dim or 1) for dim in row]
-    return x.like(call.op("Expand", x, call.graph.ints([1, *target])), row=tuple(target), even=_is_even(x))
+    return x.like(
+        call.op("Expand", x, call.graph.ints([1, *target])), row=tuple(target), constant_over_time=_is_even(x)
+    )
 
 
 @op_rule("Take")

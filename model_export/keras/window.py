@@ -87,9 +87,11 @@ def window(call: Call, x: Value, span: int, *, causal: bool) -> Value:
         )
     margin = moved(call, x, front if causal else front - span, back)
     if span == 0:
-        return x.like(call.graph.reshape(x.name, [1, *x.row], at=call.path), row=(1, *x.row), time=False, margin=margin)
+        return x.like(
+            call.graph.reshape(x.name, [1, *x.row], at=call.path), row=(1, *x.row), time=False, padding=margin
+        )
     joined = _with_past(call, x, span, fill)
-    return x.like(joined, row=(span + 1, *x.row), time=False, margin=margin)
+    return x.like(joined, row=(span + 1, *x.row), time=False, padding=margin)
 
 
 def moved(call: Call, x: Value, front: int, back: int) -> TimePadding | None:

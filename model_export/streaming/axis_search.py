@@ -13,9 +13,10 @@ import onnx
 
 from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import DTYPES
+from model_export.operators import STATEFUL
 from model_export.streaming.inputs import Declared, SequenceInput, SequenceInputs
 from model_export.streaming.measured_shapes import LENGTHS, ROWS, run, session
-from model_export.streaming.normalize import GATED, attributes
+from model_export.streaming.normalize import attributes
 from model_export.streaming.state_inputs import slot_of
 
 _TIME = re.compile(r"time|seq|len|step|frame|^[tTlLsS]$", re.IGNORECASE)
@@ -284,15 +285,12 @@ def _run_over(node: Any, values: Mapping[str, Any]) -> Iterator[tuple[int, float
     """Yield the axes of its first input that a node runs over, and how much that says."""
     rank = np.ndim(values[_ran(node)])
     attrs = attributes(node)
-    if node.op_type in GATED:
-        yield 0, 2
+    operator = STATEFUL.get(node.op_type)
+    if operator is not None and operator.time_axis is not None:
+        yield operator.time_axis, 2
     elif node.op_type == "Scan":
         axes = attrs.get("scan_input_axes") or [0] * int(attrs["num_scan_inputs"])
         yield (1 if not node.input[0] else axes[-1]), 2
-    elif node.op_type == "LinearAttention":
-        yield 1, 2
-    elif node.op_type == "CausalConvWithState":
-        yield 2, 2
     elif node.op_type == "CumSum" and node.input[1] in values:
         yield int(np.reshape(values[node.input[1]], -1)[0]), 1
     elif node.op_type in {"Conv", "MaxPool", "AveragePool"}:

@@ -11,9 +11,8 @@ import numpy as np
 from model_export.dataflow import in_order
 from model_export.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import METADATA_KEY, Array
+from model_export.operators import RNN
 from model_export.streaming.attention import with_attention_written_out
-
-GATED = {"LSTM", "GRU", "RNN"}
 
 
 def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
@@ -148,7 +147,7 @@ def _time_first(onnx: Any, nodes: list[Any]) -> list[Any]:
     """Give recurrent operators with `layout` 1, which onnxruntime refuses, layout 0 between transpositions."""
     done = []
     for node in nodes:
-        if node.op_type not in GATED or not attributes(node).get("layout"):
+        if node.op_type not in RNN or not attributes(node).get("layout"):
             done.append(node)
             continue
         _replace(node.attribute, [attribute for attribute in node.attribute if attribute.name != "layout"])
@@ -178,7 +177,7 @@ def _drop_idle_inputs(onnx: Any, graph: Any) -> None:
         if node.op_type == "Constant" and node.attribute[0].HasField("t"):
             fixed[node.output[0]] = node.attribute[0].t
     for node in graph.node:
-        for place in range(4, min(len(node.input), 7)) if node.op_type in GATED else ():
+        for place in range(4, min(len(node.input), 7)) if node.op_type in RNN else ():
             if node.input[place] in fixed:
                 value = onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1)
                 idle = (

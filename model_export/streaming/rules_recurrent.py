@@ -8,14 +8,13 @@ from fractions import Fraction
 import numpy as np
 import onnx
 
+from model_export.operators import STATEFUL
 from model_export.streaming.measured_shapes import Dim
 from model_export.streaming.normalize import captures, subgraphs
 from model_export.streaming.rules_elementwise import pointwise
 from model_export.streaming.walk import Walk
 
 _ONE = Dim(Fraction(1))
-_NATIVE = {"CausalConvWithState": (2, 3, (0,)), "LinearAttention": (1, 3, (0, 1, 2, 4, 5))}
-"""Time axis, place of the past state, places of the timed inputs."""
 
 
 def rnn(walk: Walk, node: onnx.NodeProto) -> None:
@@ -52,10 +51,11 @@ def rnn(walk: Walk, node: onnx.NodeProto) -> None:
 
 def stateful_op(walk: Walk, node: onnx.NodeProto) -> None:
     """CausalConvWithState, LinearAttention: their past state becomes the step graph's."""
-    axis, past, places = _NATIVE[node.op_type]
-    names = [node.input[place] for place in places if place < len(node.input) and node.input[place]]
+    operator = STATEFUL[node.op_type]
+    ((past, _),) = operator.states.items()
+    names = [node.input[place] for place in operator.timed if place < len(node.input) and node.input[place]]
     timed = walk.timed(node, names)
-    if not timed or any(walk.facts.time_axis(name) != axis for name in timed):
+    if not timed or any(walk.facts.time_axis(name) != operator.time_axis for name in timed):
         pointwise(walk, node)
         return
     offset = _start(walk, node, names)

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from model_export.streaming.normalize import GATED, attributes, captures, subgraphs
+from model_export.operators import PICKING, RESHAPING, RNN, STATEFUL
+from model_export.streaming.normalize import attributes, captures, subgraphs
 
-_STATE_SLOTS = {
-    "LSTM": (5, 6), "GRU": (5,), "RNN": (5,), "CausalConvWithState": (3,), "LinearAttention": (3,),
-}  # fmt: skip
-_ROUTES = {"Identity", "Slice", "Gather", "Split", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Cast", "Flatten"}
+_ROUTES = RESHAPING | PICKING | {"Cast"}
 
 
 def slot_of(graph: Any, name: str) -> str:
@@ -37,10 +35,12 @@ def _slots_of(graph: Any, name: str, depth: int) -> set[str | None]:
 
 
 def _slot_at(graph: Any, node: Any, place: int, depth: int) -> set[str | None]:
-    if node.op_type in GATED and place == 4:
-        return {"length"}
-    if place in _STATE_SLOTS.get(node.op_type, ()):
-        return {"first" if node.op_type not in GATED else "gated"} if not depth else {"routed"}
+    operator = STATEFUL.get(node.op_type)
+    if operator is not None and operator.time_axis is not None:
+        if place == operator.lengths:
+            return {"length"}
+        if place in operator.states:
+            return {"first" if node.op_type not in RNN else "gated"} if not depth else {"routed"}
     if node.op_type == "Scan":
         old = "" in node.input[:1]
         states = len(node.input) - int(attributes(node)["num_scan_inputs"])

@@ -14,12 +14,13 @@ from onnx import numpy_helper
 from model_export.dataflow import Flow, flow_of, laid_out_from
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
+from model_export.operators import RNN, STATEFUL
 from model_export.runtime.random_ops import random_outputs
 from model_export.streaming.axis_search import find_inputs
 from model_export.streaming.batch_independence import is_for_one_row, rows_are_independent
 from model_export.streaming.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.measured_shapes import LENGTHS, Dim, MeasuredShapes, measure_shapes, session
-from model_export.streaming.normalize import GATED, captures, load_graph
+from model_export.streaming.normalize import captures, load_graph
 from model_export.streaming.rules_attention import attention, attention_scores, matmul
 from model_export.streaming.rules_elementwise import count_up, pointwise, reshape
 from model_export.streaming.rules_recurrent import cumsum, loop, rnn, scan, stateful_op, turns_with_time
@@ -30,26 +31,22 @@ from model_export.streaming.tensor import Tensor
 from model_export.streaming.walk import Rule, Walk
 
 RULES: dict[str, Rule] = {
+    **{name: rnn if name in RNN else stateful_op for name, op in STATEFUL.items() if op.time_axis is not None},
     "Attention": attention,
     "AveragePool": convolution,
-    "CausalConvWithState": stateful_op,
     "Concat": concat,
     "Conv": convolution,
     "ConvTranspose": transposed,
     "CumSum": cumsum,
     "Expand": reshape,
-    "GRU": rnn,
     "GroupQueryAttention": attention,
     "Gather": gather,
-    "LSTM": rnn,
-    "LinearAttention": stateful_op,
     "Loop": loop,
     "LpPool": convolution,
     "MatMul": matmul,
     "MaxPool": convolution,
     "MultiHeadAttention": attention,
     "Pad": pad,
-    "RNN": rnn,
     "Range": count_up,
     "Reshape": reshape,
     "Scan": scan,
@@ -192,7 +189,7 @@ def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:
     """Return the error for a recurrence that starts from several rows which are weights; None: there is none."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
     for node in graph.graph.node:
-        for name in node.input[5:7] if node.op_type in GATED else ():
+        for name in node.input[5:7] if node.op_type in RNN else ():
             if len(shape := shapes.get(name, ())) == 3 and shape[1] > 1:
                 return RefusedModelError(
                     f"Node {node.name!r} ({node.op_type}) starts from {name!r}, which holds {shape[1]} rows; a stream "

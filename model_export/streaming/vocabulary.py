@@ -9,8 +9,9 @@ import onnx
 from onnx import numpy_helper
 
 from model_export.manifest import Array
+from model_export.operators import RESHAPING
 
-_SAME_NUMBERS = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
+_SAME_NUMBERS = RESHAPING | {"Cast"}
 _LOOKUPS = {"Gather": (1, 0), "OneHot": (0, 1)}
 """By operator: the places of the ids and of what says how many there are."""
 

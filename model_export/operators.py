@@ -1,0 +1,50 @@
+"""The ONNX operators that carry states, and those that only move data: the one table of both.
+
+A new operator with a state needs an entry here, and a rule in `model_export/streaming/` if `stateful_op` does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class StatefulOperator:
+    """Where an operator has its states.
+
+    Attributes:
+        states: The output with the next state, by the input with the state; both counted from 0.
+        time_axis: The axis of its first input along which it runs; None: it runs along none, as a cache of keys and
+            values.
+        timed: Inputs that have a time axis.
+        lengths: The input with the lengths of the sequences; None: there is none.
+    """
+
+    states: Mapping[int, int]
+    time_axis: int | None = None
+    timed: tuple[int, ...] = (0,)
+    lengths: int | None = None
+
+
+STATEFUL: Final[Mapping[str, StatefulOperator]] = {
+    "LSTM": StatefulOperator({5: 1, 6: 2}, time_axis=0, lengths=4),
+    "GRU": StatefulOperator({5: 1}, time_axis=0, lengths=4),
+    "RNN": StatefulOperator({5: 1}, time_axis=0, lengths=4),
+    "CausalConvWithState": StatefulOperator({3: 1}, time_axis=2),
+    "LinearAttention": StatefulOperator({3: 1}, time_axis=1, timed=(0, 1, 2, 4, 5)),
+    "Attention": StatefulOperator({4: 1, 5: 2}),
+    "TensorScatter": StatefulOperator({0: 0}),
+    "GroupQueryAttention": StatefulOperator({3: 1, 4: 2}),
+}
+"""Source: the operators' specifications; the last is onnxruntime's own. Scan and Loop have theirs by their bodies."""
+
+RNN: Final = frozenset(name for name, operator in STATEFUL.items() if operator.lengths is not None)
+"""LSTM, GRU and RNN, which have the same inputs and outputs."""
+
+RESHAPING: Final = frozenset({"Identity", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Flatten"})
+"""Operators that give the same numbers in another shape or order."""
+
+PICKING: Final = frozenset({"Slice", "Split", "Gather"})
+"""Operators that give some of the numbers of their first input."""
