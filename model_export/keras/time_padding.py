@@ -47,7 +47,7 @@ def apply(call: Call, rule: Rule) -> list[Any]:
     )
     said = call.layer(*fills[0], **fills[1]) if fills else [np.zeros((1, 1))] * len(results)
     fronts = [to_array(array)[0, 0] for array in keras.tree.flatten(said)]
-    return [replace(value, padding=replace(margin, pad_value=fill)) for value, fill in zip(results, fronts, strict=True)]
+    return [replace(y, padding=replace(margin, pad_value=fill)) for y, fill in zip(results, fronts, strict=True)]
 
 
 def _has_padding(value: Any) -> bool:

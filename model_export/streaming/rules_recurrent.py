@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from model_export.operators import STATEFUL
+from model_export.streaming.builder import plain
 from model_export.streaming.measured_shapes import Dim
 from model_export.streaming.normalize import captures, subgraphs
 from model_export.streaming.rules_elementwise import pointwise
@@ -229,8 +230,6 @@ def _carry(
 
 
 def _label(node: onnx.NodeProto) -> str:
-    from model_export.streaming.builder import plain
-
     return plain(node.name)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from model_export.errors import RefusedModelError
+from model_export.streaming.builder import plain
 from model_export.streaming.rules_elementwise import pointwise
 from model_export.streaming.tensor import Tensor
 from model_export.streaming.walk import Walk
@@ -77,6 +78,9 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
     back = {size - part[1] for size, part in zip(sizes, parts, strict=True)}
     length = {part[1] - part[0] for part in parts}
     if len(back) > 1 or len(length) > 1:
+        if not start and length == {1} and _is_whole(walk, name):
+            _set_first(walk, node, _sliced(walk, node, walk.operand(name, 0), rest))
+            return
         front = walk.operand(name, 0) if not start and not offset and not rest else ""
         walk.tensors[node.output[0]] = Tensor("refused", front, error=_early(walk, node))
         return
@@ -109,6 +113,10 @@ def gather(walk: Walk, node: onnx.NodeProto) -> None:
         value.shape[axis] - int(place.reshape(-1)[0]) % value.shape[axis]
         for value, place in zip(walk.facts.values(name), known, strict=True)
     }
+    if known[0].size == 1 and len(backs) > 1 and not any(place.any() for place in known) and _is_whole(walk, name):
+        zero = walk.graph.constant(np.zeros_like(known[0]))
+        _set_first(walk, node, walk.graph.op("Gather", walk.operand(name, 0), zero, axis=axis))
+        return
     if known[0].size != 1 or len(backs) > 1:
         raise _early(walk, node)
     step, _ = walk.aligned(name, backs.pop() - 1)
@@ -133,7 +141,7 @@ def concat(walk: Walk, node: onnx.NodeProto) -> None:
     offset = walk.tensor(long[0]).offset
     assert offset is not None
     step = walk.operand(long[0], offset)
-    if walk.tensor(node.input[0]).kind == "refused":
+    if walk.tensor(node.input[0]).kind == "refused" or walk.tensor(node.input[0]).first:
         _rejoin(walk, node, step, offset, front)
         return
     if front and any(walk.tensor(name).kind in {"timed", "last"} for name in node.input[:place]):
@@ -166,7 +174,7 @@ def _rejoin(walk: Walk, node: onnx.NodeProto, step: str, offset: int, front: int
     values = walk.facts.values(out)
     repeats = all((value.take(range(front), axis) == value.take([front], axis)).all() for value in values)
     if offset or not repeats:
-        walk.need(node.input[0])
+        raise _early(walk, node)
     walk.set_output(node, out, step, "timed", front, edge=True)
 
 
@@ -176,6 +184,22 @@ def split(walk: Walk, node: onnx.NodeProto) -> None:
     if walk.timed(node) and walk.facts.time_axis(node.input[0]) == axis:
         raise walk.refuse(node, "cuts the sequence into pieces along the time axis")
     pointwise(walk, node)
+
+
+def _is_whole(walk: Walk, name: str) -> bool:
+    """Whether a timed tensor has one element for each timestep, from the first one on."""
+    dim = walk.facts.dims(name)[walk.facts.time_axis(name) or 0]
+    return not walk.tensor(name).offset and not dim.extra and dim.elements_per_step == 1 and not dim.both
+
+
+def _set_first(walk: Walk, node: onnx.NodeProto, now: str) -> None:
+    """Keep the first timestep as a state; `now` is the same part of this timestep."""
+    name = node.output[0]
+    dims = walk.facts.dims(name)
+    state, spec = walk.graph.state(f"{plain(node.name)}.first", dims, walk.dtype(name), None)
+    first = walk.graph.op("Where", walk.has_seen(1, dims), state, now)
+    walk.graph.next_state(spec, first, dims)
+    walk.tensors[name] = Tensor("fixed", first, first=True)
 
 
 def _early(walk: Walk, node: onnx.NodeProto) -> RefusedModelError:

@@ -24,6 +24,7 @@ from model_export.streaming.normalize import captures, load_graph
 from model_export.streaming.rules_attention import attention, attention_scores, matmul
 from model_export.streaming.rules_elementwise import count_up, pointwise, reshape
 from model_export.streaming.rules_recurrent import cumsum, loop, rnn, scan, stateful_op, turns_with_time
+from model_export.streaming.rules_reductions import REDUCTIONS, reduction
 from model_export.streaming.rules_slice import concat, gather, pad, slice_, split
 from model_export.streaming.rules_window import convolution, transposed
 from model_export.streaming.static_branches import with_squeeze_axes, without_known_branches
@@ -31,6 +32,7 @@ from model_export.streaming.tensor import Tensor
 from model_export.streaming.walk import Rule, Walk
 
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(REDUCTIONS, reduction),
     **{name: rnn if name in RNN else stateful_op for name, op in STATEFUL.items() if op.time_axis is not None},
     "Attention": attention,
     "AveragePool": convolution,

@@ -25,6 +25,7 @@ class Tensor:
         blame: The node that made it look ahead.
         edge: Whether its elements before the first timestep equal that of the first timestep.
         window: How many timesteps, the present one included, a square is kept for.
+        first: Whether it is the first timestep of a sequence.
         error: Why it is refused.
     """
 
@@ -35,4 +36,5 @@ class Tensor:
     blame: str = ""
     edge: bool = False
     window: int = 0
+    first: bool = False
     error: RefusedModelError | None = None

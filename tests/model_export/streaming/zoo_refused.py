@@ -107,13 +107,13 @@ REFUSED: dict[str, Refused] = {
         lambda: channels("[up] y = Resize (x, , scales)", scales=np.array([1, 1, 2], np.float32)),
         "'up' (Resize) gives 2 times as many timesteps",
     ),
-    "global_pool": Refused(
-        lambda: channels("c = CumSum (x, two) [pool] y = GlobalAveragePool (c)", two=np.int64(2)),
-        "'pool' (GlobalAveragePool) takes all timesteps of the sequence together",
+    "norm_over_time": Refused(
+        lambda: per_timestep("[norm] m = ReduceL2 <axes = [1]> (c) y = Mul (c, m)"),
+        "'norm' (ReduceL2) takes all timesteps of the sequence together",
     ),
     "mean": Refused(
         lambda: per_timestep("[mean] m = ReduceMean <axes = [1]> (c) y = Sub (c, m)"),
-        "'mean' (ReduceMean) takes all timesteps of the sequence together",
+        "'m', which is known after the last timestep only, at every timestep",
     ),
     "softmax": Refused(
         lambda: per_timestep("[soft] y = Softmax <axis = 1> (c)"),
@@ -154,9 +154,10 @@ REFUSED: dict[str, Refused] = {
                       "y = Transpose <perm = [1, 0, 2]> (z) }", one=ints(1), **GRU),
         "'both' (Add) needs 'h', which is known after the last timestep only",
     ),
-    "first_timestep": Refused(
-        lambda: per_timestep("[first] f = Slice (c, zero, one, one) y = Sub (c, f)", zero=ints(0), one=ints(1)),
-        "'first' (Slice) takes timesteps at fixed places of the sequence",
+    "third_timestep": Refused(
+        lambda: per_timestep("[third] f = Slice (c, two, three, one) y = Sub (c, f)", two=ints(2), three=ints(3),
+                             one=ints(1)),
+        "'third' (Slice) takes timesteps at fixed places of the sequence",
     ),
     "table_of_positions": Refused(
         lambda: per_timestep("s = Shape (x) t = Gather (s, one) [cut] p = Slice (table, zero, t, zero) y = Add (c, p)",

@@ -239,4 +239,31 @@ ZOO: dict[str, Entry] = {
         windowed_attention,
         "attention over the last five timesteps, nearer ones weighing more", "keys and values of the window as states",
     ),
+    "mean_and_extremes_over_time": Entry(
+        lambda: graph(f"({X}) => (float[batch, 4] m, float[batch, 5] y) {{ t = Transpose <perm = [1, 0, 2]> (x) "
+                      "yt = GRU <hidden_size = 5> (t, W, R, B) ys = Squeeze (yt, one) "
+                      "h = Transpose <perm = [1, 0, 2]> (ys) mean = ReduceMean <axes = [1], keepdims = 0> (h) "
+                      "high = ReduceMax <axes = [1], keepdims = 0> (h) low = ReduceMin <axes = [1], keepdims = 0> (h) "
+                      "span = Sub (high, low) y = Add (mean, span) m = ReduceSum <keepdims = 0> (x, one) }",
+                      one=ints(1), **GRU),
+        "mean, maximum, minimum and sum over time, as of a pooling head", "running ones, and a count",
+    ),
+    "pooled_convolution": Entry(
+        lambda: graph("(float[batch, 4, time] x) => (float[batch, 3] y, float[batch, 3, 1] z) { c = Conv (x, W) "
+                      "p = GlobalAveragePool (c) y = Squeeze (p, two) z = GlobalMaxPool (c) }",
+                      W=(3, 4, 3), two=ints(2)),
+        "a convolution without padding, pooled over all of its timesteps", "its window; running mean and maximum",
+    ),
+    "mean_over_time_and_features": Entry(
+        lambda: graph(f"({X}) => (float[batch, 1, 1] y) {{ c = CumSum (x, axis) y = ReduceMean <axes = [1, 2]> (c) }}",
+                      axis=np.int64(1)),
+        "one mean over timesteps and features", "a running mean",
+    ),
+    "first_timestep": Entry(
+        lambda: graph(f"({X}) => (float[batch, time, 4] y, float[batch, time, 2] z) {{ c = CumSum (x, axis) "
+                      "f = Slice (c, zero, one, one) y = Sub (c, f) g = Gather <axis = 1> (x, first) h = MatMul (g, W) "
+                      "u = Unsqueeze (h, one) v = MatMul (x, W) z = Add (v, u) }",
+                      axis=np.int64(1), zero=ints(0), one=ints(1), first=np.int64(0), W=(4, 2)),
+        "each timestep beside the first one", "the first timestep",
+    ),
 }  # fmt: skip

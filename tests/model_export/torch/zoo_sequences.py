@@ -54,6 +54,22 @@ def with_an_lstm() -> StepSpec:
     return whole(of(run, **parts))
 
 
+def mean_pooled() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h, _ = m.rnn(x)
+        return m.head(torch.cat([h.mean(dim=1), h.amax(dim=1)], dim=-1))
+
+    return whole(of(run, rnn=nn.GRU(4, 6, batch_first=True), head=nn.Linear(12, 2)))
+
+
+def adaptively_pooled() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h = torch.relu(m.conv(F.pad(x, (2, 0))))
+        return m.head(F.adaptive_avg_pool1d(h, 1).squeeze(-1))
+
+    return whole(of(run, conv=nn.Conv1d(4, 6, 3), head=nn.Linear(6, 2)), 2, 4, 9, time_axis=2)
+
+
 def running_mean() -> StepSpec:
     def run(m: Any, x: Any) -> Any:
         return m.head(x.cumsum(dim=1) * 0.1)
@@ -99,6 +115,8 @@ ZOO = {
     "pad_layers": ZooModule(pad_layers, "ConstantPad1d and ZeroPad1d before Conv1d", "the past of each, padding first"),
     "chomped": ZooModule(chomped, "Conv1d padded on both sides and cut on the right", "the past of each"),
     "with_an_lstm": ZooModule(with_an_lstm, "a padded Conv1d, then an LSTM and its last timestep", "the past, h and c"),
+    "mean_pooled": ZooModule(mean_pooled, "a GRU, mean and maximum over time", "running ones, and a count"),
+    "adaptively_pooled": ZooModule(adaptively_pooled, "a causal convolution, pooled over time", "a running mean"),
     "running_mean": ZooModule(running_mean, "cumsum over time", "the sum so far"),
     "selective": ZooModule(
         selective, "RMSNorm, a padded depthwise Conv1d, gates: the front of a Mamba block", "the past"
