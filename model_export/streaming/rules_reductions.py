@@ -26,7 +26,7 @@ def reduction(walk: Walk, node: onnx.NodeProto) -> None:
     """
     name = node.input[0]
     tensor, axis = walk.tensor(name), walk.facts.time_axis(name)
-    if tensor.kind != "timed" or axis not in _axes(walk, node) or not _begins_with_the_sequence(walk, name):
+    if tensor.kind != "timed" or axis not in axes_of(walk, node) or not _begins_with_the_sequence(walk, name):
         pointwise(walk, node)
         return
     offset = tensor.offset or 0
@@ -44,6 +44,11 @@ def reduction(walk: Walk, node: onnx.NodeProto) -> None:
     walk.set_output(node, node.output[0], result, "last")
 
 
+def is_whole(walk: Walk, name: str) -> bool:
+    """Whether a tensor has one element for each timestep of the sequence, from the first one on."""
+    return walk.tensor(name).kind == "timed" and walk.tensor(name).offset == 0 and _begins_with_the_sequence(walk, name)
+
+
 def _begins_with_the_sequence(walk: Walk, name: str) -> bool:
     """Whether a timed tensor has one element for each timestep, but for some of the first."""
     axis, offset = walk.facts.time_axis(name), walk.tensor(name).offset
@@ -52,7 +57,7 @@ def _begins_with_the_sequence(walk: Walk, name: str) -> bool:
     return one_each and offset is not None and offset <= 0 and walk.facts.length_delta(name) == offset
 
 
-def _axes(walk: Walk, node: onnx.NodeProto) -> list[int]:
+def axes_of(walk: Walk, node: onnx.NodeProto) -> list[int]:
     """Return the axes that a node reduces; none where they are computed on the way."""
     rank = len(walk.facts.dims(node.input[0]))
     if node.op_type in _POOLS:

@@ -10,6 +10,7 @@ import onnx
 from model_export.errors import RefusedModelError
 from model_export.streaming.builder import plain
 from model_export.streaming.rules_elementwise import pointwise
+from model_export.streaming.rules_reductions import is_whole
 from model_export.streaming.tensor import Tensor
 from model_export.streaming.walk import Walk
 
@@ -78,7 +79,7 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
     back = {size - part[1] for size, part in zip(sizes, parts, strict=True)}
     length = {part[1] - part[0] for part in parts}
     if len(back) > 1 or len(length) > 1:
-        if not start and length == {1} and _is_whole(walk, name):
+        if not start and length == {1} and is_whole(walk, name):
             _set_first(walk, node, _sliced(walk, node, walk.operand(name, 0), rest))
             return
         front = walk.operand(name, 0) if not start and not offset and not rest else ""
@@ -113,7 +114,7 @@ def gather(walk: Walk, node: onnx.NodeProto) -> None:
         value.shape[axis] - int(place.reshape(-1)[0]) % value.shape[axis]
         for value, place in zip(walk.facts.values(name), known, strict=True)
     }
-    if known[0].size == 1 and len(backs) > 1 and not any(place.any() for place in known) and _is_whole(walk, name):
+    if known[0].size == 1 and len(backs) > 1 and not any(place.any() for place in known) and is_whole(walk, name):
         zero = walk.graph.constant(np.zeros_like(known[0]))
         _set_first(walk, node, walk.graph.op("Gather", walk.operand(name, 0), zero, axis=axis))
         return
@@ -184,12 +185,6 @@ def split(walk: Walk, node: onnx.NodeProto) -> None:
     if walk.timed(node) and walk.facts.time_axis(node.input[0]) == axis:
         raise walk.refuse(node, "cuts the sequence into pieces along the time axis")
     pointwise(walk, node)
-
-
-def _is_whole(walk: Walk, name: str) -> bool:
-    """Whether a timed tensor has one element for each timestep, from the first one on."""
-    dim = walk.facts.dims(name)[walk.facts.time_axis(name) or 0]
-    return not walk.tensor(name).offset and not dim.extra and dim.elements_per_step == 1 and not dim.both
 
 
 def _set_first(walk: Walk, node: onnx.NodeProto, now: str) -> None:

@@ -23,6 +23,7 @@ from model_export.streaming.measured_shapes import LENGTHS, Dim, MeasuredShapes,
 from model_export.streaming.normalize import captures, load_graph
 from model_export.streaming.rules_attention import attention, attention_scores, matmul
 from model_export.streaming.rules_elementwise import count_up, pointwise, reshape
+from model_export.streaming.rules_pooling import WEIGHTED, softmax, with_weights
 from model_export.streaming.rules_recurrent import cumsum, loop, rnn, scan, stateful_op, turns_with_time
 from model_export.streaming.rules_reductions import REDUCTIONS, reduction
 from model_export.streaming.rules_slice import concat, gather, pad, slice_, split
@@ -53,8 +54,10 @@ RULES: dict[str, Rule] = {
     "Reshape": reshape,
     "Scan": scan,
     "Slice": slice_,
+    "Softmax": softmax,
     "Split": split,
 }
+RULES |= {name: with_weights(name, RULES.get(name, pointwise)) for name in WEIGHTED}
 """Operators that need more than to be emitted as they are."""
 
 HALF = 5e-3
@@ -166,6 +169,7 @@ def _step_of(
     if (cached := _with_caches(graph, doors, facts)) != doors:
         doors, facts = cached, measured_shapes_of(graph, cached)
     walk = Walk(doors.with_length(graph, LENGTHS[0]), facts)
+    walk.takes_weights = WEIGHTED
     inputs = [_take(walk, door) for door in doors.inputs]
     walk.run(RULES, pointwise, attention_scores)
     answers, outputs = _give(walk, doors)

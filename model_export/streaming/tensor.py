@@ -11,6 +11,21 @@ Kind = Literal["known", "fixed", "timed", "last", "square", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
+class TimeWeights:
+    """A softmax over time, or its product with something: what a step has of it is this timestep's part.
+
+    Attributes:
+        name: The tensor of the sequence graph that has the softmax's shape.
+        scores: This timestep's score, a tensor of the step graph; the softmax is taken of the scores.
+        values: What the softmax is multiplied with, a tensor of the step graph; empty: nothing.
+    """
+
+    name: str
+    scores: str
+    values: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """What is known of a tensor of the sequence graph.
 
@@ -26,6 +41,7 @@ class Tensor:
         edge: Whether its elements before the first timestep equal that of the first timestep.
         window: How many timesteps, the present one included, a square is kept for.
         first: Whether it is the first timestep of a sequence.
+        weights: What a sum over time can be made of, where it is a softmax over time, and refused for all other uses.
         error: Why it is refused.
     """
 
@@ -37,4 +53,5 @@ class Tensor:
     edge: bool = False
     window: int = 0
     first: bool = False
+    weights: TimeWeights | None = None
     error: RefusedModelError | None = None

@@ -8,7 +8,7 @@ is element t + extra, so a tensor whose extra is larger than its offset looks ah
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -44,6 +44,7 @@ class Walk:
         self._windows: dict[tuple[str, int, float], str] = {}
         self._copies: dict[str, dict[str, str]] = {}
         self._outputs = {value.name for value in model.graph.output}
+        self.takes_weights: Collection[str] = ()
 
     def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed."""
@@ -58,7 +59,7 @@ class Walk:
                 self.need(*(name for name in self.uses(node) if not self._may_be_refused(node, name)))
                 rules.get(node.op_type, default)(self, node)
                 for name in outputs:
-                    self._check_causal(node, name)
+                    self.check_causal(node, name)
             except RefusedModelError as exc:
                 self.tensors.update(dict.fromkeys(outputs, Tensor("refused", error=exc)))
             except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
@@ -276,10 +277,13 @@ class Walk:
     def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
         """Whether a rule says itself what becomes of a tensor that cannot be stepped.
 
-        It is the beginning of the sequence, which may be joined to the rest of it again, or the mask of an attention.
+        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention, or a
+        softmax over time.
         """
         if node.op_type == "Attention":
             return name in node.input[3:4]
+        if self.tensors[name].weights is not None:
+            return node.op_type in self.takes_weights
         return node.op_type == "Concat" and self.tensors[name].kind == "refused" and bool(self.tensors[name].step)
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
@@ -325,7 +329,7 @@ class Walk:
             known[tuple(place)] = fill
         return known
 
-    def _check_causal(self, node: onnx.NodeProto, name: str) -> None:
+    def check_causal(self, node: onnx.NodeProto, name: str) -> None:
         """Refuse a node whose answers change before the timestep that was changed."""
         tensor = self.tensors[name]
         if tensor.kind != "timed" or tensor.offset is None:

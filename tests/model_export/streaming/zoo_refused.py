@@ -119,6 +119,10 @@ REFUSED: dict[str, Refused] = {
         lambda: per_timestep("[soft] y = Softmax <axis = 1> (c)"),
         "'soft' (Softmax) mixes timesteps",
     ),
+    "softmax_of_another_sequence": Refused(
+        lambda: per_timestep("[soft] s = Softmax <axis = 1> (c) p = Mul (s, x) y = Add (p, x)"),
+        "'soft' (Softmax) mixes timesteps",
+    ),
     "old_softmax": Refused(
         lambda: graph(f"({X}) => (float[N, T, 4] y) {{ c = CumSum (x, axis) [soft] y = Softmax <axis = 1> (c) }}",
                       opset=12, axis=np.int64(1)),

@@ -266,4 +266,19 @@ ZOO: dict[str, Entry] = {
                       axis=np.int64(1), zero=ints(0), one=ints(1), first=np.int64(0), W=(4, 2)),
         "each timestep beside the first one", "the first timestep",
     ),
+    "attention_pooling": Entry(
+        lambda: graph(f"({X}) => (float[batch, 4] y) {{ c = CumSum (x, axis) s = MatMul (c, V) "
+                      "w = Softmax <axis = 1> (s) p = Mul (w, x) y = ReduceSum <keepdims = 0> (p, one) }",
+                      axis=np.int64(1), V=(4, 1), one=ints(1)),
+        "a sum over time, weighted by a softmax over time", "the weighted sum, the sum of weights, the largest score",
+    ),
+    "attention_pooling_by_matmul": Entry(
+        lambda: graph(f"({X}) => (float[batch, 3, 4] y, float[batch, 4] z) {{ s = MatMul (x, V) "
+                      "large = Mul (s, scale) t = Transpose <perm = [0, 2, 1]> (large) w = Softmax <axis = -1> (t) "
+                      "y = MatMul (w, x) one_score = MatMul (x, U) flat = Squeeze (one_score, two) "
+                      "v = Softmax <axis = 1> (flat) u = Unsqueeze (v, one) "
+                      "pooled = MatMul (u, x) z = Squeeze (pooled, one) }",
+                      V=(4, 3), U=(4, 1), scale=np.float32(40), one=ints(1), two=ints(2)),
+        "the same by a product of matrices, with several queries and large scores", "the same",
+    ),
 }  # fmt: skip

@@ -70,6 +70,25 @@ def adaptively_pooled() -> StepSpec:
     return whole(of(run, conv=nn.Conv1d(4, 6, 3), head=nn.Linear(6, 2)), 2, 4, 9, time_axis=2)
 
 
+def attention_pooled() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h, _ = m.rnn(x)
+        weights = torch.softmax(m.score(torch.tanh(h)), dim=1)
+        return m.head((weights * h).sum(dim=1))
+
+    parts = {"rnn": nn.LSTM(4, 6, batch_first=True), "score": nn.Linear(6, 1), "head": nn.Linear(6, 2)}
+    return whole(of(run, **parts))
+
+
+def attention_pooled_by_bmm() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h = torch.relu(m.first(x - x[:, :1]))
+        weights = torch.softmax(m.score(h).squeeze(-1), dim=-1)
+        return m.head(torch.bmm(weights.unsqueeze(1), h).squeeze(1))
+
+    return whole(of(run, first=nn.Linear(4, 6), score=nn.Linear(6, 1), head=nn.Linear(6, 2)))
+
+
 def running_mean() -> StepSpec:
     def run(m: Any, x: Any) -> Any:
         return m.head(x.cumsum(dim=1) * 0.1)
@@ -117,6 +136,12 @@ ZOO = {
     "with_an_lstm": ZooModule(with_an_lstm, "a padded Conv1d, then an LSTM and its last timestep", "the past, h and c"),
     "mean_pooled": ZooModule(mean_pooled, "a GRU, mean and maximum over time", "running ones, and a count"),
     "adaptively_pooled": ZooModule(adaptively_pooled, "a causal convolution, pooled over time", "a running mean"),
+    "attention_pooled": ZooModule(
+        attention_pooled, "an LSTM, summed up over time by a softmax over time", "sums, and the largest score"
+    ),
+    "attention_pooled_by_bmm": ZooModule(
+        attention_pooled_by_bmm, "the same by `bmm`, of differences from the first timestep", "the first timestep, too"
+    ),
     "running_mean": ZooModule(running_mean, "cumsum over time", "the sum so far"),
     "selective": ZooModule(
         selective, "RMSNorm, a padded depthwise Conv1d, gates: the front of a Mamba block", "the past"
