@@ -15,8 +15,6 @@ from typing import Any
 
 from model_export.errors import FileError, MissingExtraError, RefusedModelError, StepwellError
 from model_export.spec import StepSpec
-from model_export.stages.pipeline import Pipeline, RowPart
-from model_export.stages.stage import Stage
 
 _EXPORTED = (
     "Give a .keras, .h5 or .onnx file, or package.module:callable that returns a keras.Model or, for PyTorch, a "
@@ -134,7 +132,7 @@ def _call(source: str, module_name: str, name: str) -> Any:
                 f"{module_name} has no {name!r}, which {source!r} asks for.", fix="Name a function that it has."
             )
         found = getattr(found, part)
-    if isinstance(found, StepSpec | Pipeline) or _is_a("keras", "Model", found) or not callable(found):
+    if isinstance(found, StepSpec) or _is_pipeline(found) or _is_a("keras", "Model", found) or not callable(found):
         return found
     if _is_a("torch", "nn.Module", found):
         return found  # calling it would run it
@@ -155,8 +153,19 @@ def _forget_namesake(here: Path, name: str) -> None:
         del sys.modules[name]
 
 
-def _loaded(part: Any) -> Any:
-    return load_source(str(part) if isinstance(part, Path) else part)
+def _is_pipeline(found: Any) -> bool:
+    return _is_a("model_export.stages.pipeline", "Pipeline", found)
+
+
+def _loaded_parts(pipeline: Any) -> Any:
+    """Return a pipeline with its models loaded."""
+    from model_export.stages.pipeline import Pipeline, RowPart
+    from model_export.stages.stage import Stage
+
+    def loaded(part: Any) -> Any:
+        return part if isinstance(part, Stage | RowPart) else load_source(str(part) if isinstance(part, Path) else part)
+
+    return Pipeline([loaded(part) for part in pipeline.parts])
 
 
 def _failed(source: str, exc: Exception) -> StepwellError:
@@ -185,8 +194,8 @@ def _is_a(package: str, path: str, found: Any) -> bool:
 def _checked(source: str, found: Any) -> Any:
     if isinstance(found, StepSpec) or _is_a("keras", "Model", found):
         return found
-    if isinstance(found, Pipeline):
-        return Pipeline([part if isinstance(part, Stage | RowPart) else _loaded(part) for part in found.parts])
+    if _is_pipeline(found):
+        return _loaded_parts(found)
     kind = f"{type(found).__module__}.{type(found).__qualname__}"
     if _is_a("torch", "nn.Module", found):
         raise RefusedModelError(

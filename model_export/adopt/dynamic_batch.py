@@ -13,11 +13,11 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-import onnxruntime as ort
 
 from model_export.errors import ModelLoadError, RefusedModelError
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
 from model_export.onnx_file import subgraphs
+from model_export.runtime.session import trial_session
 from model_export.step_model import StepModel
 
 if TYPE_CHECKING:
@@ -214,10 +214,8 @@ class _Opened:
         for name, tensor in self.given.items():
             shape = [rows if axis == self.axes[name] else length for axis, length in enumerate(tensor.shape)]
             feeds[name] = np.zeros(shape, tensor.dtype)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
         try:
-            session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            session = trial_session(model.SerializeToString())
             names = [value.name for value in session.get_outputs()]
             return dict(zip(names, session.run(names, feeds), strict=True))
         except Exception as exc:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from model_export.adopt.axes import Declared, Row
 from model_export.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import DTYPES, METADATA_KEY, Array, ConstantSpec
+from model_export.runtime.session import trial_session
 from model_export.step_model import ORT_TYPES
 
 
@@ -35,10 +36,8 @@ class OrtGraph:
         """
         if not path.is_file():
             raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = trial_session(path)
         except Exception as exc:
             raise ModelLoadError(
                 f"onnxruntime {ort.__version__} cannot load {path}: {str(exc).strip()}.",

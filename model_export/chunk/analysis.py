@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnx.inliner
-import onnxruntime as ort
 from onnx import numpy_helper
 
 from model_export.manifest import Array, Manifest
+from model_export.onnx_file import with_outputs
 from model_export.runtime.random_ops import RANDOM
+from model_export.runtime.session import trial_session
 
 OLDEST_OPSET = 15  # Shape with a start and an end
 _ROWS = (3, 5)  # a tensor's batch axis is the one that follows these
@@ -186,22 +187,15 @@ class StepGraphAnalysis:
         return self._facts
 
     def _run(self, rows: int) -> dict[str, Array]:
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        given = {output.name for output in model.graph.output}
         taken = {spec.name: np.zeros((rows, *spec.graph_row_shape), spec.dtype) for spec in self.manifest.inputs}
         for state in self.manifest.states:
             batch = np.repeat(state.initial()[None], rows, axis=0)
             taken[state.input] = np.ascontiguousarray(np.moveaxis(batch, 0, state.batch_axis or 0))
         feeds = taken | {name: spec.array() for name, spec in self.manifest.constants.items()}
         wanted = [name for name in self.maker if name not in self.fixed]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in given)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        model = with_outputs(self.model, wanted)
         try:
-            session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            session = trial_session(model.SerializeToString(), threads=1, as_written=True)
             made = dict(zip(wanted, session.run(wanted, feeds), strict=True))
         except Exception as exc:
             raise NoChunkError(f"its tensors cannot be looked at with {rows} rows") from exc

@@ -24,7 +24,7 @@ __all__ = ["Call", "Value", "convert", "export_model", "load_keras", "register_s
 
 def __getattr__(name: str) -> Any:
     """Import what a step rule is written with when it is used: a model's module needs no onnx."""
-    homes = {"Call": "registry", "Value": "emit"}
+    homes = {"Call": "registry", "Value": "graph_builder"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _require()

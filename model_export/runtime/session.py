@@ -30,10 +30,8 @@ def open_session(
     Raises:
         ModelLoadError: onnxruntime refuses the graph.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options = _quiet(threads)
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails is raised; the log would say it twice
     for symbol, length in (lengths or {}).items():
         options.add_free_dimension_override_by_name(symbol, length)
     try:
@@ -44,6 +42,28 @@ def open_session(
             f"onnxruntime {ort.__version__} cannot load {where}: {str(exc).strip()}.",
             fix="Export the model again, or check that the file is complete.",
         ) from exc
+
+
+def trial_session(source: Path | bytes, *, threads: int = 0, as_written: bool = False) -> ort.InferenceSession:
+    """Open a graph to try it; what onnxruntime raises is left as it is.
+
+    Args:
+        source: The ONNX file, or its bytes.
+        threads: Threads that onnxruntime may use inside one run; 0: as many as it likes.
+        as_written: Whether every node is run as it is, so that every tensor can be an output.
+    """
+    options = _quiet(threads)
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    graph = str(source) if isinstance(source, Path) else source
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _quiet(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what fails is raised; the log would repeat it
+    return options
 
 
 def run_options() -> ort.RunOptions:

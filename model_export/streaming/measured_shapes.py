@@ -17,6 +17,8 @@ import onnxruntime as ort
 
 from model_export.errors import ModelLoadError, RefusedModelError
 from model_export.manifest import Array
+from model_export.onnx_file import with_outputs
+from model_export.runtime.session import run_options, trial_session
 
 ROWS = (3, 5)
 LENGTHS = (47, 53)
@@ -68,22 +70,10 @@ def session(proto: Any, *, every_tensor: bool = False) -> ort.InferenceSession:
     Raises:
         ModelLoadError: onnxruntime refuses it.
     """
-    import onnx
-
     if every_tensor:
-        watched = onnx.ModelProto()
-        watched.CopyFrom(proto)
-        have = {value.name for value in watched.graph.output}
-        made = [name for node in watched.graph.node for name in node.output if name]
-        watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in have)
-        proto = watched
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    if every_tensor:  # what is fused away cannot be looked at
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        proto = with_outputs(proto, [name for node in proto.graph.node for name in node.output if name])
     try:
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return trial_session(proto.SerializeToString(), threads=1, as_written=every_tensor)
     except Exception as exc:
         raise ModelLoadError(
             f"onnxruntime {ort.__version__} cannot load the graph: {str(exc).strip()}.",
@@ -97,11 +87,9 @@ def run(loaded: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, A
     Raises:
         ModelLoadError: onnxruntime failed on these inputs.
     """
-    options = ort.RunOptions()
-    options.log_severity_level = 4
     names = [output.name for output in loaded.get_outputs()]
     try:
-        return {**feeds, **dict(zip(names, loaded.run(names, feeds, options), strict=True))}
+        return {**feeds, **dict(zip(names, loaded.run(names, feeds, run_options()), strict=True))}
     except Exception as exc:
         given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
         raise ModelLoadError(f"onnxruntime failed on {given}: {str(exc).strip()}.") from exc

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 
 from model_export.errors import ModelLoadError
 from model_export.manifest import Array
+from model_export.onnx_file import with_outputs
 from model_export.streaming.measured_shapes import run, session
 from model_export.streaming.step import OutputLayout, SequenceStep
 from model_export.streaming.vocabulary import vocabularies
@@ -57,11 +57,7 @@ class SequenceReference:
 
     def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
         """Return what the nodes of the graph give for one sequence, in order; see `model_export.verify.localize`."""
-        watched = onnx.ModelProto()
-        watched.CopyFrom(self._step.graph)
-        have = {value.name for value in watched.graph.output}
-        wanted = [node for node in self._step.watched if node.output not in have]
-        watched.graph.output.extend(onnx.ValueInfoProto(name=node.output) for node in wanted)
+        watched = with_outputs(self._step.graph, [node.output for node in self._step.watched])
         length = next(iter(inputs.values())).shape[1]
         values = run(session(watched), self._feeds(inputs, [0], length))
         return [
