@@ -1,4 +1,4 @@
-"""Values of which something is still pending: a weight that a sum over time settles, or axes in another order.
+"""Values of which a part is deferred: a weight that a sum over time applies, or another order of axes.
 
 A softmax over time changes for all timesteps with each new one. Weighed by it, a value of each timestep has an answer
 for the timesteps so far only once it is summed over them; until then the weight goes along with the value. So do axes
@@ -29,7 +29,7 @@ _SMALLEST = -3e38
 
 
 def handles_deferred(rule: Rule) -> Rule:
-    """Mark a rule that knows what to do with pending values."""
+    """Mark a rule that knows what to do with deferred values."""
     _HANDLES_DEFERRED.add(rule)
     return rule
 
@@ -41,12 +41,12 @@ def shape_only(rule: Rule) -> Rule:
 
 
 def has_deferred(call: Call) -> bool:
-    """Return whether any value of a call is pending."""
+    """Return whether any value of a call is deferred."""
     return any(value.deferred for value in _values(call))
 
 
 def apply(call: Call, rule: Rule) -> list[Any]:
-    """Run a rule on values of which some are pending.
+    """Run a rule on values of which some are deferred.
 
     Raises:
         RefusedModelError: The rule needs the value as it will be; names the layer that made it pending.
@@ -68,7 +68,7 @@ def apply(call: Call, rule: Rule) -> list[Any]:
 
 
 def softmax_over_time(call: Call, x: Value) -> Value:
-    """Return the weights of a softmax over time: ones, with their scores pending."""
+    """Return the weights of a softmax over time: ones, with their scores deferred."""
     refusal = call.refuse("it works along the time axis, so it needs timesteps that have not come yet", SUM_IT)
     ones = call.constant(np.ones((1, *x.row)))
     return x.like(ones, deferred=DeferredSum(refusal, weight=plain(x), kind="softmax"))
@@ -103,7 +103,7 @@ def deferred_scale(call: Call, kind: str, operands: list[Any]) -> Value | None:
 
 
 def summed_over_time(call: Call, x: Value) -> Value:
-    """Return the sum of all timesteps so far, as a value of the sequence; it settles a weight."""
+    """Return the sum of all timesteps so far, as a value of the sequence; it applies a deferred weight."""
     pending, x = x.deferred, plain(x)
     if pending is None or pending.weight is None:
         return running(call, "Sum", x)
@@ -160,7 +160,7 @@ def order_of(x: Value) -> tuple[int, ...]:
 
 
 def plain(x: Value) -> Value:
-    """Return a value without what is pending."""
+    """Return a value without what is deferred."""
     return replace(x, deferred=None)
 
 

@@ -98,7 +98,7 @@ def _slide_inside(call: Call, x: Value, shape: Geometry, channels: int, run: Sli
 
 
 def activated(call: Call, y: Value) -> Value:
-    """Apply the layer's activation; the margin over time has been through it already."""
+    """Apply the layer's activation; the padding over time has been through it already."""
     return replace(activate(call, call.layer.activation, y), padding=y.padding)
 
 

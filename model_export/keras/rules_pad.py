@@ -73,7 +73,7 @@ def pad(call: Call, x: Value, pairs: Pairs, value: float) -> Value:
 
 
 def cut_time(call: Call, x: Value, front: int, back: int) -> Value:
-    """Drop timesteps of the original in front and behind; `x` may have a margin."""
+    """Drop timesteps of the original in front and behind; `x` may have padding over time."""
     margin = x.padding
     fill = margin.pad_value if margin else np.zeros(x.row)
     before = (margin.front, margin.back) if margin else (0, 0)

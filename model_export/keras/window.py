@@ -19,7 +19,7 @@ _CAUSAL = (
 
 
 def handles_padding(rule: Rule) -> Rule:
-    """Mark a rule that knows what a margin over time means for its layer; for others the walk takes care of it."""
+    """Mark a rule that knows what padding over time means for its layer; for others the walk takes care of it."""
     _HANDLES_PADDING.add(rule)
     return rule
 
@@ -95,7 +95,7 @@ def window(call: Call, x: Value, span: int, *, causal: bool) -> Value:
 
 
 def moved(call: Call, x: Value, front: int, back: int) -> TimePadding | None:
-    """Return the margin of a layer's result: so many timesteps in front, each what the layer makes of the fill."""
+    """Return the padding of a layer's result: so many timesteps in front, each what the layer makes of the fill."""
     if not (front or back):
         return None
     if front < 0 and x.padding:

@@ -164,7 +164,7 @@ def test_fused_recurrent_operators_run_with_weights_in_fewer_bits(operator: str,
     script = f"""
 import numpy as np, onnx, onnxruntime as ort
 from onnx import helper, numpy_helper
-from model_export.weights import shrink
+from model_export.weights import compress_weights
 
 rng = np.random.default_rng(0)
 gates = {{"LSTM": 4, "GRU": 3, "RNN": 1}}["{operator}"]
@@ -179,7 +179,7 @@ graph = helper.make_graph(
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 x = rng.normal(size=(7, 3, 16)).astype(np.float32)
 want, got = (
-    ort.InferenceSession(m.SerializeToString()).run(None, {{"x": x}})[0] for m in (model, shrink(model, "{weights}"))
+    ort.InferenceSession(m.SerializeToString()).run(None, {{"x": x}})[0] for m in (model, compress_weights(model, "{weights}"))
 )
 print(np.abs(want - got).max())
 """
