@@ -58,10 +58,11 @@ def join(
     """
     _check(first, second, links)
     one, two = _same_versions(first.proto, second.proto)
-    taken = {name for proto in (one, two) for name in _names(proto)}
+    names = _names(one, first.cells), _names(two, second.cells)
+    taken = names[0] | names[1]
     public = {spec.name for spec in first.manifest.inputs}
     inner = {name: _unique(f"{name}/in", taken) for name in links.values()}
-    clashing = _names(one) & _names(two) - (public & set(links.values()))
+    clashing = names[0] & names[1] - (public & set(links.values()))
     outer = {name: _unique(f"{name}/first", taken) for name in sorted(clashing)}
     first, second = _renamed(replace(first, proto=one), outer), _renamed(replace(second, proto=two), inner)
     tied = {outer.get(out, out): inner[into] for out, into in links.items()}
@@ -120,9 +121,10 @@ def _plain(row: Sequence[int]) -> list[int]:
     return [length for length in row if length != 1]
 
 
-def _names(proto: onnx.ModelProto) -> set[str]:
-    """Return the names of all tensors of a model."""
+def _names(proto: onnx.ModelProto, cells: Sequence[FusedCell]) -> set[str]:
+    """Return the names of all tensors of a model, those of its fused cells included."""
     names = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    names |= {name for cell in cells for node in cell.nodes for name in node.output}
     for graph in all_graphs(proto.graph):
         names |= {tensor.name for tensor in graph.initializer}
         names |= {name for node in graph.node for name in (*node.input, *node.output) if name}

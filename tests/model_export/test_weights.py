@@ -179,7 +179,8 @@ graph = helper.make_graph(
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 x = rng.normal(size=(7, 3, 16)).astype(np.float32)
 want, got = (
-    ort.InferenceSession(m.SerializeToString()).run(None, {{"x": x}})[0] for m in (model, compress_weights(model, "{weights}"))
+    ort.InferenceSession(m.SerializeToString()).run(None, {{"x": x}})[0]
+    for m in (model, compress_weights(model, "{weights}"))
 )
 print(np.abs(want - got).max())
 """

@@ -12,6 +12,7 @@ import pytest
 
 from model_export import StepSpec
 from model_export.converted import verify_model
+from model_export.errors import UnclearModelError
 from model_export.export import convert_source, export_source
 from model_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, RollingStd, Standardize, from_sklearn
 from model_export.step_model import StepModel
@@ -39,6 +40,47 @@ def test_a_keras_model_keeps_its_fused_layers_behind_stages() -> None:
     assert (report.chunk.chunk, report.chunk.why) == ("dynamic", "all timesteps at once")
     assert report.parity.against.startswith(f"numpy {np.__version__}, keras {keras.__version__}")
     assert StepModel(content).manifest.inputs[0].missing == "nan"
+
+
+def test_two_keras_models_with_the_same_names_are_joined() -> None:
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    models = []
+    for seed in (1, 2):
+        keras.utils.set_random_seed(seed)
+        lstm = keras.layers.LSTM(3, return_sequences=True, name="rnn")
+        models.append(keras.Sequential([keras.Input((None, 3), name="x"), lstm]))
+    content, report = verify_model(convert_source(Pipeline(models), name="m"), long_steps=128)
+
+    assert report.chunk is not None
+    assert report.chunk.why == "all timesteps at once"
+    assert len(StepModel(content).manifest.states) == 4
+
+
+def test_a_stage_names_the_input_of_several_that_it_applies_to(tmp_path: Path) -> None:
+    text = "(float[b, t, 2] x, float[b, t, 2] u) => (float[b, t, 2] y) { c = CumSum (x, a) y = Sub (c, u) }"
+    path = tmp_path / "two.onnx"
+    onnx.save(graph(text, a=np.int64(1)), path)
+    candidate = convert_source(Pipeline([Standardize(5.0, 2.0, on="u"), Lag(1, on="x"), path]), name="m")
+
+    verify_model(candidate, long_steps=128)
+    assert {spec.name for spec in candidate.manifest.inputs} == {"x", "u"}
+    with pytest.raises(UnclearModelError, match="applies to one of them"):
+        convert_source(Pipeline([Lag(1), path]), name="m")
+
+
+def test_a_module_that_takes_its_state_stands_behind_stages() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    from tests.model_export.torch.zoo_parts import of
+
+    torch.manual_seed(3)
+    module = of(lambda m, x, h: (m.cell(x, h) * 2, m.cell(x, h)), cell=torch.nn.GRUCell(3, 4))
+    spec = StepSpec(module, inputs={"x": torch.randn(2, 3)}, states={"h": torch.zeros(1, 4)})
+    _, report = verify_model(
+        convert_source(Pipeline([RollingMean(3), Standardize(20.0, 3.0), spec]), name="m"), long_steps=128
+    )
+
+    assert not report.weak
 
 
 def test_a_masked_keras_model_is_verified_with_masked_timesteps() -> None:
@@ -86,7 +128,7 @@ def test_a_function_may_return_a_pipeline(module_with_pipeline: str, tmp_path: P
 
 
 def test_statistics_equal_those_of_pandas(sums: Path) -> None:
-    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    pd = pytest.importorskip("pandas", reason="pandas is not installed (pip install pandas)")
     rng = np.random.default_rng(5)
     x = rng.standard_normal((60, 2)) * [3, 0.1] + [20, 1]
     x = np.where(rng.random(x.shape) < 0.1, np.nan, x).astype(np.float32)
@@ -105,8 +147,8 @@ def test_statistics_equal_those_of_pandas(sums: Path) -> None:
 
 
 def test_a_pipeline_of_scikit_learn_stands_in_front(sums: Path) -> None:
-    sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    pytest.importorskip("skl2onnx", reason="skl2onnx is not installed")
+    sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed (STEPWELL_EXTRAS=sklearn)")
+    pytest.importorskip("skl2onnx", reason="skl2onnx is not installed (STEPWELL_EXTRAS=sklearn)")
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -121,7 +163,7 @@ def test_a_pipeline_of_scikit_learn_stands_in_front(sums: Path) -> None:
 
 
 def test_a_classifier_of_scikit_learn_stands_behind(sums: Path) -> None:
-    pytest.importorskip("skl2onnx", reason="skl2onnx is not installed")
+    pytest.importorskip("skl2onnx", reason="skl2onnx is not installed (STEPWELL_EXTRAS=sklearn)")
     from sklearn.linear_model import LogisticRegression
 
     data = np.random.default_rng(5).standard_normal((200, 2)).astype(np.float32)
