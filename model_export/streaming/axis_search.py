@@ -240,7 +240,7 @@ def _prior(doors: SequenceInputs, declared: Declared) -> float:
                 score += 6 * ((role == "batch") - (role == "time")) * bool(_BATCH.search(dim))
             if not isinstance(dim, int):
                 score += 4 if role else -4
-        if door.role != "asked":
+        if door.role != "external":
             continue
         floats = door.dtype.startswith("float")
         score += _place_prior(door, len(dims), floats=floats)

@@ -15,7 +15,7 @@ from model_export.streaming.relength import with_length
 Declared = Mapping[str, Sequence[int | str | None]]
 """The declared size of every axis of every input: a number, a name or nothing."""
 
-Role = Literal["asked", "state", "length"]
+Role = Literal["external", "state", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class SequenceInput:
     sizes: tuple[int, ...]
     batch: int | None = None
     time: int | None = None
-    role: Role = "asked"
+    role: Role = "external"
 
     def shape(self, rows: int, steps: int) -> tuple[int, ...]:
         """Return the shape for so many rows and timesteps."""
@@ -49,7 +49,7 @@ class SequenceInput:
 
     def fixed(self, rows: int, steps: int) -> Array | None:
         """Return what an input that is not asked for is fed with; None: it is asked for."""
-        if self.role == "asked":
+        if self.role == "external":
             return None
         return np.full(self.shape(rows, steps), steps if self.role == "length" else 0, self.dtype)
 
@@ -101,7 +101,7 @@ class SequenceInputs:
     @property
     def external(self) -> list[SequenceInput]:
         """The inputs that a caller sends."""
-        return [door for door in self.inputs if door.role == "asked"]
+        return [door for door in self.inputs if door.role == "external"]
 
 
 def _draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -30,7 +30,7 @@ def matmul(walk: Walk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, "attends over a sequence that was shifted in time", _WHY)
     size = _window(walk, node, front)
     made = walk.emit_like(node, 0, i1=walk.window(keys, size - 1))
-    walk.tensors[node.output[0]] = Tensor("square", made.output[0], front, window=size)
+    walk.tensors[node.output[0]] = Tensor("scores", made.output[0], front, window=size)
 
 
 def attention_scores(walk: Walk, node: onnx.NodeProto) -> None:
@@ -39,7 +39,7 @@ def attention_scores(walk: Walk, node: onnx.NodeProto) -> None:
     Raises:
         RefusedModelError: It is no part of attention that is known here.
     """
-    squares = [name for name in walk.uses(node) if walk.tensor(name).kind == "square"]
+    squares = [name for name in walk.uses(node) if walk.tensor(name).kind == "scores"]
     size, front, out = walk.tensor(squares[0]).window, _offset(walk, squares[0]), node.output[0]
     if node.op_type in _ELEMENTWISE and all(_fits(walk, name) for name in walk.uses(node)):
         tables = [(f"i{i}", name) for i, name in enumerate(node.input) if name and _is_table(walk, name)]
@@ -49,11 +49,11 @@ def attention_scores(walk: Walk, node: onnx.NodeProto) -> None:
         step = walk.emit_like(node, 0, i0=_started(walk, squares[0])).output[0]
     elif node.op_type == "MatMul" and node.input[0] in squares and _offset(walk, node.input[1]) == front:
         made = walk.emit_like(node, 0, i1=walk.window(node.input[1], size - 1))
-        walk.set_output(node, out, made.output[0], "timed", 0)
+        walk.set_output(node, out, made.output[0], "per_step", 0)
         return
     else:
         raise walk.refuse(node, "compares every timestep with every other in a way without a rule", _WHY)
-    walk.tensors[out] = Tensor("square", step, front, window=size)
+    walk.tensors[out] = Tensor("scores", step, front, window=size)
 
 
 def attention(walk: Walk, node: onnx.NodeProto) -> None:
@@ -117,9 +117,9 @@ def _is_table(walk: Walk, name: str) -> bool:
 def _fits(walk: Walk, name: str) -> bool:
     tensor = walk.tensor(name)
     return (
-        tensor.kind == "square"
+        tensor.kind == "scores"
         or _is_table(walk, name)
-        or (tensor.kind in {"known", "fixed"} and not _time(walk, name))
+        or (tensor.kind in {"constant", "static"} and not _time(walk, name))
     )
 
 

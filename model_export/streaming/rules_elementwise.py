@@ -28,7 +28,7 @@ def joint_offset(walk: Walk, node: onnx.NodeProto) -> int | None:
         RefusedModelError: It also takes what is known after the last timestep only.
     """
     timed = walk.timed(node)
-    last = [name for name in walk.uses(node) if walk.tensor(name).kind == "last"]
+    last = [name for name in walk.uses(node) if walk.tensor(name).kind == "final"]
     if timed and last:
         raise walk.refuse(node, f"needs {last[0]!r}, which is known after the last timestep only, at every timestep")
     offsets = [offset for name in timed if (offset := walk.tensor(name).offset) is not None]
@@ -49,14 +49,14 @@ def resolve_fixed(walk: Walk, node: onnx.NodeProto, offset: int | None, names: d
     for name in filter(None, node.output):
         step = (names or {}).get(name) or walk.emitted(node, name)
         if isinstance(walk.facts.value(name), list):
-            walk.set_output(node, name, step, "timed", offset)
+            walk.set_output(node, name, step, "per_step", offset)
             continue
         times = [axis for axis, dim in enumerate(walk.facts.dims(name)) if dim.has_time]
-        if "last" in kinds:
+        if "final" in kinds:
             if times:
                 raise walk.refuse(node, "spreads what is known after the last timestep only over all timesteps")
-            walk.set_output(node, name, step, "last")
-        elif offset is None and "timed" not in kinds:
+            walk.set_output(node, name, step, "final")
+        elif offset is None and "per_step" not in kinds:
             _settle_untimed(walk, node, name, step, times)
         else:
             if not times:
@@ -66,7 +66,7 @@ def resolve_fixed(walk: Walk, node: onnx.NodeProto, offset: int | None, names: d
                     node, "compares every timestep with every other, as attention without a fixed window does"
                 )
             _check_length(walk, node, name)
-            walk.set_output(node, name, step, "timed", offset)
+            walk.set_output(node, name, step, "per_step", offset)
         if position:
             walk.mark_position(name)
 
@@ -102,15 +102,15 @@ def count_up(walk: Walk, node: onnx.NodeProto) -> None:
     place = graph.op("Add", graph.position(), graph.ints([offset]))
     count = graph.op("Cast", place, to=onnx.helper.np_dtype_to_tensor_dtype(dtype))
     scaled = graph.op("Mul", count, graph.constant(delta.reshape(1)))
-    walk.set_output(node, name, graph.op("Add", scaled, graph.constant(start.reshape(1))), "timed", offset)
+    walk.set_output(node, name, graph.op("Add", scaled, graph.constant(start.reshape(1))), "per_step", offset)
     walk.mark_position(name)
 
 
 def _settle_untimed(walk: Walk, node: onnx.NodeProto, name: str, step: str, times: list[int]) -> None:
     if not times:
-        walk.set_output(node, name, step, "fixed")
+        walk.set_output(node, name, step, "static")
     elif walk.facts.same_over_time(name):
-        walk.set_output(node, name, step, "timed", None)
+        walk.set_output(node, name, step, "per_step", None)
     elif len(times) > 1:
         raise walk.refuse(node, "makes a table of every timestep against every other")
     else:

@@ -29,7 +29,7 @@ def softmax(walk: Walk, node: onnx.NodeProto) -> None:
         walk.check_causal(node, out)
     except RefusedModelError as exc:
         weights = TimeWeights(out, walk.operand(name, 0))
-        walk.tensors[out] = Tensor("refused", error=exc, weights=weights)
+        walk.tensors[out] = Tensor("unsupported", error=exc, weights=weights)
 
 
 def with_weights(operator: str, otherwise: Rule) -> Rule:
@@ -77,7 +77,7 @@ def _sum(walk: Walk, node: onnx.NodeProto, name: str) -> bool:
     dims = list(walk.facts.dims(name))
     dims[axis] = Dim(Fraction(1))
     pooled = _pooled(walk, node, weights, dims, lambda weight: walk.graph.op("Mul", weight, weights.values))
-    walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=pooled).output[0], "last")
+    walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=pooled).output[0], "final")
     return True
 
 
@@ -97,7 +97,7 @@ def _matmul(walk: Walk, node: onnx.NodeProto, name: str) -> bool:
         return walk.graph.op("MatMul", *((weight, now) if left else (now, weight)))
 
     out = node.output[0]
-    walk.set_output(node, out, _pooled(walk, node, weights, list(walk.facts.dims(out)), weigh), "last")
+    walk.set_output(node, out, _pooled(walk, node, weights, list(walk.facts.dims(out)), weigh), "final")
     return True
 
 

@@ -47,7 +47,7 @@ def rnn(walk: Walk, node: onnx.NodeProto) -> None:
         if len(node.output) > 1 + place and node.output[1 + place]:
             _give_final(walk, node, node.output[1 + place], out, source=name, offset=offset)
     if node.output[0]:
-        walk.set_output(node, node.output[0], made.output[0], "timed", offset)
+        walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
 
 
 def stateful_op(walk: Walk, node: onnx.NodeProto) -> None:
@@ -73,7 +73,7 @@ def stateful_op(walk: Walk, node: onnx.NodeProto) -> None:
         )
     if len(node.output) > 1 and node.output[1]:
         _give_final(walk, node, node.output[1], made.output[1], source=timed[0], offset=offset)
-    walk.set_output(node, node.output[0], made.output[0], "timed", offset)
+    walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
 
 
 def scan(walk: Walk, node: onnx.NodeProto) -> None:
@@ -110,7 +110,7 @@ def scan(walk: Walk, node: onnx.NodeProto) -> None:
         _carry(walk, node, made, place, at=old + place, timed=timed[0], offset=offset)
     for place in range(len(states), len(node.output)):
         if node.output[place]:
-            walk.set_output(node, node.output[place], made.output[place], "timed", offset)
+            walk.set_output(node, node.output[place], made.output[place], "per_step", offset)
 
 
 def loop(walk: Walk, node: onnx.NodeProto) -> None:
@@ -169,7 +169,7 @@ def cumsum(walk: Walk, node: onnx.NodeProto) -> None:
     value = walk.started(walk.operand(name, offset, node), name, offset, 0)
     total = walk.graph.op("Add", state, value)
     walk.graph.next_state(spec, total, dims)
-    walk.set_output(node, out, state if attrs.get("exclusive") else total, "timed", offset)
+    walk.set_output(node, out, state if attrs.get("exclusive") else total, "per_step", offset)
 
 
 def carried(
@@ -197,10 +197,10 @@ def carried(
     """
     graph = walk.graph
     dtype = dtype or walk.dtype(given or node.input[0])
-    kind = walk.tensor(given).kind if given else "known"
-    if kind in {"timed", "last"}:
+    kind = walk.tensor(given).kind if given else "constant"
+    if kind in {"per_step", "final"}:
         raise walk.refuse(node, f"starts from {given!r}, which the sequence decides")
-    init = walk.initial(given, node) if kind == "known" else None
+    init = walk.initial(given, node) if kind == "constant" else None
     if init is not None and init.shape != (row := tuple(max(dim.at_one_step()) for dim in dims)):
         raise walk.refuse(
             node,
@@ -208,7 +208,7 @@ def carried(
             "Export the model for one row, or with an initial state that is expanded to the batch.",
         )
     tensor, spec = graph.state(f"{_label(node)}.{label}", dims, dtype, init)
-    if kind == "fixed":  # computed from another input: it counts at the first timestep alone
+    if kind == "static":  # computed from another input: it counts at the first timestep alone
         tensor = graph.op("Where", walk.has_seen(1 - min(offset, 0), dims), tensor, walk.operand(given))
     kept = graph.op("Where", walk.has_seen(-offset, dims), out, tensor) if offset < 0 else out
     graph.next_state(spec, kept, dims)
@@ -226,7 +226,7 @@ def _carry(
     if out and timed:
         _give_final(walk, node, out, step, source=timed, offset=offset)
     elif out:
-        walk.set_output(node, out, step, "last")
+        walk.set_output(node, out, step, "final")
 
 
 def _label(node: onnx.NodeProto) -> str:
@@ -240,7 +240,7 @@ def _start(walk: Walk, node: onnx.NodeProto, names: Sequence[str]) -> int:
         RefusedModelError: They have more timesteps than the sequence, so some come before its first.
     """
     offsets = [offset for name in names if (offset := walk.tensor(name).offset) is not None]
-    lasts = [name for name in names if walk.tensor(name).kind == "last"]
+    lasts = [name for name in names if walk.tensor(name).kind == "final"]
     if lasts:
         raise walk.refuse(node, f"runs over {lasts[0]!r}, which is known after the last timestep only")
     return min([0, *offsets])
@@ -256,7 +256,7 @@ def _give_final(walk: Walk, node: onnx.NodeProto, name: str, step: str, *, sourc
             f"ends {abs(extra - offset)} timestep(s) {'after' if extra > offset else 'before'} the sequence, "
             "and its final state is used",
         )
-    walk.set_output(node, name, step, "last")
+    walk.set_output(node, name, step, "final")
 
 
 def _is_used(walk: Walk, name: str) -> bool:
@@ -283,7 +283,7 @@ def _check_lengths(walk: Walk, node: onnx.NodeProto, name: str, source: str) -> 
 
 
 def _over_time(walk: Walk, name: str, axis: int) -> bool:
-    return walk.tensor(name).kind == "timed" and walk.facts.time_axis(name) == axis
+    return walk.tensor(name).kind == "per_step" and walk.facts.time_axis(name) == axis
 
 
 def turns_with_time(walk: Walk, node: onnx.NodeProto) -> bool:
@@ -320,13 +320,13 @@ def _unchanged(body: onnx.GraphProto, given: str, out: str) -> bool:
 
 def _give_unchanged(walk: Walk, node: onnx.NodeProto, name: str, step: str) -> None:
     if name:
-        walk.set_output(node, name, step, "fixed")
+        walk.set_output(node, name, step, "static")
 
 
 def _give_collected(walk: Walk, node: onnx.NodeProto, name: str, step: str) -> None:
     sequence = isinstance(walk.facts.value(name), list)
     over_time = sequence or walk.facts.time_axis(name) is not None
-    walk.set_output(node, name, step, "timed" if over_time else "last", 0 if over_time else None)
+    walk.set_output(node, name, step, "per_step" if over_time else "final", 0 if over_time else None)
 
 
 def _native_state(walk: Walk, node: onnx.NodeProto) -> Sequence[Dim]:

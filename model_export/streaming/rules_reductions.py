@@ -26,7 +26,7 @@ def reduction(walk: Walk, node: onnx.NodeProto) -> None:
     """
     name = node.input[0]
     tensor, axis = walk.tensor(name), walk.facts.time_axis(name)
-    if tensor.kind != "timed" or axis not in axes_of(walk, node) or not _begins_with_the_sequence(walk, name):
+    if tensor.kind != "per_step" or axis not in axes_of(walk, node) or not _begins_with_the_sequence(walk, name):
         pointwise(walk, node)
         return
     offset = tensor.offset or 0
@@ -41,12 +41,14 @@ def reduction(walk: Walk, node: onnx.NodeProto) -> None:
         joined = walk.graph.op("Where", walk.has_seen(-first, dims), joined, now if first == offset - 1 else state)
     walk.graph.next_state(spec, joined, dims)
     result = _mean(walk, name, joined, dims, offset) if kind == "ReduceMean" else joined
-    walk.set_output(node, node.output[0], result, "last")
+    walk.set_output(node, node.output[0], result, "final")
 
 
 def is_whole(walk: Walk, name: str) -> bool:
     """Whether a tensor has one element for each timestep of the sequence, from the first one on."""
-    return walk.tensor(name).kind == "timed" and walk.tensor(name).offset == 0 and _begins_with_the_sequence(walk, name)
+    return (
+        walk.tensor(name).kind == "per_step" and walk.tensor(name).offset == 0 and _begins_with_the_sequence(walk, name)
+    )
 
 
 def _begins_with_the_sequence(walk: Walk, name: str) -> bool:

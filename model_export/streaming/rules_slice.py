@@ -47,7 +47,7 @@ def pad(walk: Walk, node: onnx.NodeProto) -> None:
         step = walk.started(step, name, offset, fill)
     if any(others):
         step = _padded(walk, node, step, others, fill)
-    walk.set_output(node, out, step, "timed", offset + left, edge=edge)
+    walk.set_output(node, out, step, "per_step", offset + left, edge=edge)
 
 
 def slice_(walk: Walk, node: onnx.NodeProto) -> None:
@@ -74,7 +74,7 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
     if len({part[0] for part in parts}) == 1 and walk.facts.time_axis(node.output[0]) is not None:
         step_tensor = _sliced(walk, node, walk.operand(name, offset), rest)
         edge = walk.tensor(name).edge and offset > start
-        walk.set_output(node, node.output[0], step_tensor, "timed", offset - start, edge=edge)
+        walk.set_output(node, node.output[0], step_tensor, "per_step", offset - start, edge=edge)
         return
     back = {size - part[1] for size, part in zip(sizes, parts, strict=True)}
     length = {part[1] - part[0] for part in parts}
@@ -83,7 +83,7 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
             _set_first(walk, node, _sliced(walk, node, walk.operand(name, 0), rest))
             return
         front = walk.operand(name, 0) if not start and not offset and not rest else ""
-        walk.tensors[node.output[0]] = Tensor("refused", front, error=_early(walk, node))
+        walk.tensors[node.output[0]] = Tensor("unsupported", front, error=_early(walk, node))
         return
     set_last_output(walk, node, back.pop(), length.pop(), rest)
 
@@ -96,7 +96,7 @@ def set_last_output(walk: Walk, node: onnx.NodeProto, back: int, length: int, re
         window = walk.window(name, length - 1 + delay)
         places = walk.graph.ints(list(range(length)))
         step = walk.graph.op("Gather", window, places, axis=walk.facts.time_axis(name))
-    walk.set_output(node, node.output[0], _sliced(walk, node, step, rest), "last")
+    walk.set_output(node, node.output[0], _sliced(walk, node, step, rest), "final")
 
 
 def gather(walk: Walk, node: onnx.NodeProto) -> None:
@@ -122,7 +122,7 @@ def gather(walk: Walk, node: onnx.NodeProto) -> None:
         raise _early(walk, node)
     step, _ = walk.aligned(name, backs.pop() - 1)
     first = walk.graph.constant(np.zeros_like(known[0]))
-    walk.set_output(node, node.output[0], walk.graph.op("Gather", step, first, axis=axis), "last")
+    walk.set_output(node, node.output[0], walk.graph.op("Gather", step, first, axis=axis), "final")
 
 
 def concat(walk: Walk, node: onnx.NodeProto) -> None:
@@ -142,10 +142,10 @@ def concat(walk: Walk, node: onnx.NodeProto) -> None:
     offset = walk.tensor(long[0]).offset
     assert offset is not None
     step = walk.operand(long[0], offset)
-    if walk.tensor(node.input[0]).kind == "refused" or walk.tensor(node.input[0]).first:
+    if walk.tensor(node.input[0]).kind == "unsupported" or walk.tensor(node.input[0]).first:
         _rejoin(walk, node, step, offset, front)
         return
-    if front and any(walk.tensor(name).kind in {"timed", "last"} for name in node.input[:place]):
+    if front and any(walk.tensor(name).kind in {"per_step", "final"} for name in node.input[:place]):
         raise walk.refuse(node, "puts a part of the sequence in front of it")
     if front and offset < 0:
         before = walk.facts.before_start(out, 0, front)
@@ -157,7 +157,7 @@ def concat(walk: Walk, node: onnx.NodeProto) -> None:
             step,
             walk.graph.constant(before.take([0], axis)),
         )
-    walk.set_output(node, out, step, "timed", offset + front)
+    walk.set_output(node, out, step, "per_step", offset + front)
 
 
 def _rejoin(walk: Walk, node: onnx.NodeProto, step: str, offset: int, front: int) -> None:
@@ -170,13 +170,13 @@ def _rejoin(walk: Walk, node: onnx.NodeProto, step: str, offset: int, front: int
     assert axis is not None
     if offset == -front:
         begun = walk.has_seen(front, walk.facts.dims(out))
-        walk.set_output(node, out, walk.graph.op("Where", begun, step, walk.tensor(node.input[0]).step), "timed", 0)
+        walk.set_output(node, out, walk.graph.op("Where", begun, step, walk.tensor(node.input[0]).step), "per_step", 0)
         return
     values = walk.facts.values(out)
     repeats = all((value.take(range(front), axis) == value.take([front], axis)).all() for value in values)
     if offset or not repeats:
         raise _early(walk, node)
-    walk.set_output(node, out, step, "timed", front, edge=True)
+    walk.set_output(node, out, step, "per_step", front, edge=True)
 
 
 def split(walk: Walk, node: onnx.NodeProto) -> None:
@@ -194,7 +194,7 @@ def _set_first(walk: Walk, node: onnx.NodeProto, now: str) -> None:
     state, spec = walk.graph.state(f"{plain(node.name)}.first", dims, walk.dtype(name), None)
     first = walk.graph.op("Where", walk.has_seen(1, dims), state, now)
     walk.graph.next_state(spec, first, dims)
-    walk.tensors[name] = Tensor("fixed", first, first=True)
+    walk.tensors[name] = Tensor("static", first, first=True)
 
 
 def _early(walk: Walk, node: onnx.NodeProto) -> RefusedModelError:

@@ -43,7 +43,7 @@ def convolution(walk: Walk, node: onnx.NodeProto) -> None:
     window = _window(walk, node, past=past, left=left, offset=offset, fill=fill)
     made = walk.emit_like(node, offset, i0=window)
     shape.without_time(made, axis - 2)
-    walk.set_output(node, out, walk.emitted(node, out), "timed", offset + left - past)
+    walk.set_output(node, out, walk.emitted(node, out), "per_step", offset + left - past)
 
 
 def transposed(walk: Walk, node: onnx.NodeProto) -> None:
@@ -65,7 +65,7 @@ def transposed(walk: Walk, node: onnx.NodeProto) -> None:
     shape.without_time(made, axis - 2)
     whole = walk.emitted(node, out)
     step = walk.graph.op("Gather", whole, walk.graph.ints([past]), axis=axis)
-    walk.set_output(node, out, step, "timed", offset - left)
+    walk.set_output(node, out, step, "per_step", offset - left)
 
 
 def _window(walk: Walk, node: onnx.NodeProto, *, past: int, left: int, offset: int, fill: float) -> str:

@@ -52,7 +52,7 @@ def _axes(node: onnx.NodeProto) -> bool:
 def _from_sizes(graph: onnx.GraphProto, doors: SequenceInputs) -> set[str]:
     """Return the tensors that follow from weights and sizes."""
     known = {tensor.name for tensor in graph.initializer}
-    known |= {door.name for door in doors.inputs if door.role != "asked"}
+    known |= {door.name for door in doors.inputs if door.role != "external"}
     for node in graph.node:
         uses = {name for name in (*node.input, *captures(node)) if name}
         if uses <= known or node.op_type in {"Shape", "Size"}:

@@ -230,7 +230,7 @@ def _watched(walk: Walk) -> list[Watched]:
     for node in walk.model.graph.node:
         for name in filter(None, node.output):
             tensor = walk.tensors.get(name)
-            if tensor is None or tensor.kind != "timed" or tensor.offset != 0 or not walk.facts.dims(name):
+            if tensor is None or tensor.kind != "per_step" or tensor.offset != 0 or not walk.facts.dims(name):
                 continue
             time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
             if (
@@ -267,10 +267,10 @@ def _with_caches(graph: onnx.ModelProto, doors: SequenceInputs, facts: MeasuredS
 
     def is_cache(door: SequenceInput) -> bool:
         users = [node for node in graph.graph.node if door.name in (*node.input, *captures(node))]
-        return door.role == "asked" and door.time is None and all(is_front(node, door.name) for node in users)
+        return door.role == "external" and door.time is None and all(is_front(node, door.name) for node in users)
 
     read = tuple(replace(door, role="state") if is_cache(door) else door for door in doors.inputs)
-    return replace(doors, inputs=read) if any(door.role == "asked" for door in read) else doors
+    return replace(doors, inputs=read) if any(door.role == "external" for door in read) else doors
 
 
 def measured_shapes_of(graph: onnx.ModelProto, doors: SequenceInputs) -> MeasuredShapes:
@@ -306,8 +306,8 @@ def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
 
 def _take(walk: Walk, door: SequenceInput) -> InputSpec | None:
     """Let the walk begin with an input; return its spec where it is asked of the caller."""
-    if door.role != "asked":
-        walk.tensors[door.name] = Tensor("known")
+    if door.role != "external":
+        walk.tensors[door.name] = Tensor("constant")
         return None
     axes = [axis for axis in range(len(door.sizes)) if axis not in {door.batch, door.time}]
     row = [door.sizes[axis] for axis in axes]
@@ -315,7 +315,7 @@ def _take(walk: Walk, door: SequenceInput) -> InputSpec | None:
     spec, perm = _rows_in_front(spec)
     walk.graph.input(spec)
     step = walk.graph.op("Transpose", door.name, perm=list(np.argsort(perm))) if perm else door.name
-    walk.tensors[door.name] = Tensor("fixed", step) if door.time is None else Tensor("timed", step, 0)
+    walk.tensors[door.name] = Tensor("static", step) if door.time is None else Tensor("per_step", step, 0)
     return spec
 
 
@@ -350,9 +350,9 @@ def _give(walk: Walk, doors: SequenceInputs) -> tuple[list[OutputSpec], dict[str
     flow = flow_of(walk.model.graph)
     for value in walk.model.graph.output:
         tensor = walk.tensor(value.name)
-        if tensor.kind not in {"timed", "last", "fixed"} or not walk.facts.value(value.name).size:
+        if tensor.kind not in {"per_step", "final", "static"} or not walk.facts.value(value.name).size:
             continue
-        if tensor.kind == "last" and any(_carries_on(walk, flow, value.name, door) for door in bound):
+        if tensor.kind == "final" and any(_carries_on(walk, flow, value.name, door) for door in bound):
             dropped.append(value.name)
             continue
         spec, facts = _answer(walk, value.name, doors)
@@ -391,7 +391,7 @@ def _answer(walk: Walk, name: str, doors: SequenceInputs) -> tuple[OutputSpec, O
         raise RefusedModelError(f"Output {name!r} has the rows of the batch on two axes.", fix="Give one row a stream.")
     if batch is None and doors.only_rows == 1:
         batch = _axis_of_one(dims, doors)
-    step = walk.aligned(name)[0] if tensor.kind == "timed" else tensor.step
+    step = walk.aligned(name)[0] if tensor.kind == "per_step" else tensor.step
     folded = time is not None and batch == time
     sizes = [dim.at_one_step()[0] for dim in dims]
     if batch is not None and dims[batch].at_one_step()[1] > 1:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from model_export.errors import RefusedModelError
 
-Kind = Literal["known", "fixed", "timed", "last", "square", "refused"]
+Kind = Literal["constant", "static", "per_step", "final", "scores", "unsupported"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Tensor:
     """What is known of a tensor of the sequence graph.
 
     Attributes:
-        kind: `known` from the weights and the sizes alone; `fixed`: from inputs without time axis; `timed`: one
-            value per timestep; `last`: one value that is final after the last timestep; `square`: a number for
-            every timestep against every other, of which a step has its window; `refused`: a step cannot have it, which
+        kind: `constant`: from the weights and the sizes alone; `static`: from inputs without time axis; `per_step`: one
+            value per timestep; `final`: one value, known after the last timestep; `scores`: a number for every timestep
+            against every other, of which a step has its window; `unsupported`: a step cannot have it, which
             matters only if something needs it.
         step: The tensor in the step graph; empty for a known one, which is emitted when it is used.
         offset: At step t the step graph holds element t + offset; None: all elements are equal.

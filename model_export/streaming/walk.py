@@ -38,7 +38,7 @@ class Walk:
         names = {name for node in model.graph.node for name in (*node.input, *node.output)}
         names |= {value.name for value in (*model.graph.input, *model.graph.output)} | self.weights.keys()
         self.graph = StepGraph(sorted(names))
-        self.tensors: dict[str, Tensor] = dict.fromkeys(self.weights, Tensor("known"))
+        self.tensors: dict[str, Tensor] = dict.fromkeys(self.weights, Tensor("constant"))
         self.sized = set(self.weights)
         self._emitted: dict[str, str] = {}
         self._windows: dict[tuple[str, int, float], str] = {}
@@ -53,7 +53,7 @@ class Walk:
                 continue
             outputs = [name for name in node.output if name]
             try:
-                if any(self.tensors[name].kind == "square" for name in self.uses(node)):
+                if any(self.tensors[name].kind == "scores" for name in self.uses(node)):
                     on_square(self, node)
                     continue
                 self.need(*(name for name in self.uses(node) if not self._may_be_refused(node, name)))
@@ -61,14 +61,14 @@ class Walk:
                 for name in outputs:
                     self.check_causal(node, name)
             except RefusedModelError as exc:
-                self.tensors.update(dict.fromkeys(outputs, Tensor("refused", error=exc)))
+                self.tensors.update(dict.fromkeys(outputs, Tensor("unsupported", error=exc)))
             except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
                 error = self.refuse(
                     node,
                     f"is not what the rule of its operator expects ({type(exc).__name__}: {exc})",
                     "Check the graph with `onnx.checker`, and export it again.",
                 )
-                self.tensors.update(dict.fromkeys(outputs, Tensor("refused", error=error)))
+                self.tensors.update(dict.fromkeys(outputs, Tensor("unsupported", error=error)))
 
     def need(self, *names: str) -> None:
         """Raise the error of the first of these tensors that is refused.
@@ -89,7 +89,7 @@ class Walk:
     def timed(self, node: onnx.NodeProto, names: Iterable[str] | None = None) -> list[str]:
         """Return a node's inputs, or those of `names`, with one value per timestep that differ over time."""
         given = self.uses(node) if names is None else [name for name in names if name]
-        return [n for n in given if self.tensors[n].kind == "timed" and self.tensors[n].offset is not None]
+        return [n for n in given if self.tensors[n].kind == "per_step" and self.tensors[n].offset is not None]
 
     def uses(self, node: onnx.NodeProto) -> list[str]:
         """Return the tensors that a node takes, those used in its bodies included."""
@@ -97,7 +97,7 @@ class Walk:
 
     def known(self, name: str) -> Any:
         """Return the value of a known tensor in every run; None for another."""
-        return self.facts.values(name) if name and self.tensors[name].kind == "known" else None
+        return self.facts.values(name) if name and self.tensors[name].kind == "constant" else None
 
     def refuse(self, node: onnx.NodeProto, reason: str, fix: str = "") -> RefusedModelError:
         """Return the error for a node that cannot be stepped."""
@@ -119,9 +119,9 @@ class Walk:
         if not name:
             return ""
         tensor = self.tensors[name]
-        if tensor.kind == "known":
+        if tensor.kind == "constant":
             return self._emit_known(name, node)
-        if tensor.kind != "timed" or offset is None or tensor.offset is None:
+        if tensor.kind != "per_step" or offset is None or tensor.offset is None:
             return tensor.step
         return self.delayed(name, tensor.offset - offset)
 
@@ -240,7 +240,7 @@ class Walk:
     ) -> None:
         """Say what became of an output of a node."""
         tensor = Tensor(kind, step, offset, edge=edge)
-        if kind == "timed" and offset is not None and self.facts.dims(name):
+        if kind == "per_step" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in self.uses(node) if self.tensors[n].blame), "")
             if self.facts.length_delta(name) > offset:
                 tensor = replace(tensor, blame=blame or f"{node.name!r} ({node.op_type})")
@@ -284,7 +284,7 @@ class Walk:
             return name in node.input[3:4]
         if self.tensors[name].weights is not None:
             return node.op_type in self.takes_weights
-        return node.op_type == "Concat" and self.tensors[name].kind == "refused" and bool(self.tensors[name].step)
+        return node.op_type == "Concat" and self.tensors[name].kind == "unsupported" and bool(self.tensors[name].step)
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
         """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""
@@ -292,16 +292,16 @@ class Walk:
         sizes = node.op_type in {"Shape", "Size"}
         if sizes or self.sized.issuperset(uses):
             self.sized |= set(node.output)
-        if not sizes and any(self.tensors[name].kind != "known" for name in uses):
+        if not sizes and any(self.tensors[name].kind != "constant" for name in uses):
             return False
         outputs = [name for name in node.output if name]
         if any(isinstance(self.facts.value(name), list) for name in outputs):
             for name in outputs:
-                self.tensors[name] = Tensor("known")
+                self.tensors[name] = Tensor("constant")
             return True
         if not all(self.facts.same_over_time(name) for name in outputs):
             return False
-        self.tensors.update(dict.fromkeys(outputs, Tensor("known")))
+        self.tensors.update(dict.fromkeys(outputs, Tensor("constant")))
         return True
 
     def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:
@@ -332,7 +332,7 @@ class Walk:
     def check_causal(self, node: onnx.NodeProto, name: str) -> None:
         """Refuse a node whose answers change before the timestep that was changed."""
         tensor = self.tensors[name]
-        if tensor.kind != "timed" or tensor.offset is None:
+        if tensor.kind != "per_step" or tensor.offset is None:
             return
         first = self.facts.earliest_change(name)
         if first is not None and first < PERTURBED_STEP + tensor.offset:

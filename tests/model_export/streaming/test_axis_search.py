@@ -45,7 +45,7 @@ def read(model: onnx.ModelProto, **time_axes: int) -> dict[str, tuple[int | None
     ],
 )  # fmt: skip
 def test_time_is_what_the_operators_run_over(text: str, weights: dict[str, Any], batch: int | None, time: int) -> None:
-    assert read(graph(text, **weights)) == {"x": (batch, time, "asked")}
+    assert read(graph(text, **weights)) == {"x": (batch, time, "external")}
 
 
 def test_an_axis_without_any_declared_name_is_found_too() -> None:
@@ -53,7 +53,7 @@ def test_an_axis_without_any_declared_name_is_found_too() -> None:
     for dim in model.graph.input[0].type.tensor_type.shape.dim[:2]:
         dim.Clear()
 
-    assert read(model) == {"x": (1, 0, "asked")}
+    assert read(model) == {"x": (1, 0, "external")}
 
 
 def test_what_the_user_says_wins() -> None:
@@ -86,7 +86,7 @@ def test_two_sequences_have_their_time_together() -> None:
         "{ e = Gather (table, z) a = Add (x, e) y = CumSum (a, one) }", table=(9, 4), **ONE,
     )  # fmt: skip
 
-    assert read(model) == {"x": (0, 1, "asked"), "z": (0, 1, "asked")}
+    assert read(model) == {"x": (0, 1, "external"), "z": (0, 1, "external")}
 
 
 def test_an_input_without_time_stands_for_the_whole_sequence() -> None:
@@ -95,7 +95,7 @@ def test_an_input_without_time_stands_for_the_whole_sequence() -> None:
         "{ u = Unsqueeze (who, ones) a = Add (x, u) y = CumSum (a, one) }", ones=ints(1), **ONE,
     )  # fmt: skip
 
-    assert read(model)["who"] == (0, None, "asked")
+    assert read(model)["who"] == (0, None, "external")
 
 
 def test_what_a_recurrence_starts_from_is_a_state_and_its_lengths_are_none_of_the_callers_affair() -> None:
@@ -104,7 +104,7 @@ def test_what_a_recurrence_starts_from_is_a_state_and_its_lengths_are_none_of_th
         "{ c = Identity (h) y = GRU <hidden_size = 5> (x, W, R, B, n, c) }", **GRU,
     )  # fmt: skip
 
-    assert read(model) == {"x": (1, 0, "asked"), "n": (0, None, "length"), "h": (1, None, "state")}
+    assert read(model) == {"x": (1, 0, "external"), "n": (0, None, "length"), "h": (1, None, "state")}
 
 
 def test_a_graph_that_runs_with_one_size_only_is_told_with_what_went_wrong() -> None:
