@@ -147,14 +147,14 @@ def _seen(call: Call, length: int, mask: Array | None, sliding: int | None, *, c
             "Use use_causal_mask=True and train it so.",
         )
     if not seen.any(axis=1).all():
-        raise call.refuse(f"its attention_mask lets timestep {int(seen.any(axis=1).argmin()) + 1} look at nothing")
+        raise call.refuse(f"its attention_mask lets timestep {int(np.argmin(seen.any(axis=1))) + 1} look at nothing")
     return seen
 
 
 def _cache_of_table(seen: Array) -> AttentionCache:
     length = len(seen)
     times, others = np.nonzero(seen)
-    span = int((times - others).max()) + 1
+    span = int(np.max(times - others)) + 1
     columns = np.arange(length)[:, None] - np.arange(span)[::-1]  # the timestep in each place of the window
     table = (columns >= 0) & np.take_along_axis(seen, np.maximum(columns, 0), axis=1)
     return AttentionCache(span, None if (table == (columns >= 0)).all() else table)

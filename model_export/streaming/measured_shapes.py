@@ -190,8 +190,8 @@ class MeasuredShapes:
         dim = self.dims(name)[axis]
         changed = np.asarray(changed.any(axis=tuple(i for i in range(changed.ndim) if i != axis)))
         if not dim.both:
-            return int(changed.argmax()) // int(dim.steps)
-        starts = [int(self.unfolded(changed, 0, order).any(axis=0).argmax()) for order in ("BT", "TB")]
+            return int(np.argmax(changed)) // int(dim.steps)
+        starts = [int(np.argmax(self.unfolded(changed, 0, order).any(axis=0))) for order in ("BT", "TB")]
         return max(starts) // int(dim.both)
 
     def order(self, name: str) -> str:
@@ -200,7 +200,7 @@ class MeasuredShapes:
         assert axis is not None
         changed = _differs(self.value(name), self._touched[name])
         changed = np.asarray(changed.any(axis=tuple(i for i in range(changed.ndim) if i != axis)))
-        starts = {order: int(self.unfolded(changed, 0, order).any(axis=0).argmax()) for order in ("BT", "TB")}
+        starts = {order: int(np.argmax(self.unfolded(changed, 0, order).any(axis=0))) for order in ("BT", "TB")}
         return max(starts, key=starts.__getitem__)
 
     def unfolded(self, value: Array, axis: int, order: str, rows: int | None = None) -> Array:

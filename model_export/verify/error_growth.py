@@ -134,7 +134,7 @@ def _before(part: _Off, step: int) -> _Off:
 
 def _first_bad(steps: Array, off: Array, values: Array, tolerance: Tolerance) -> int | None:
     bad = _beyond(off, values, tolerance).any(axis=tuple(i for i in range(off.ndim) if i != 1))
-    return int(steps[int(bad.argmax())]) if bad.any() else None
+    return int(steps[int(np.argmax(bad))]) if bad.any() else None
 
 
 def _beyond(off: Array, values: Array, tolerance: Tolerance) -> Array:
@@ -191,5 +191,5 @@ def _summary(offs: Mapping[str, _Off], length: int, compared: int, note: str) ->
         first = max(first, largest(off[:, steps <= ends]))
         last = max(last, largest(off[:, steps > compared - ends]))
         if largest(off) > worst:
-            worst, at = largest(off), int(steps[int(np.unravel_index(off.argmax(), off.shape)[1])])
+            worst, at = largest(off), int(steps[int(np.unravel_index(np.argmax(off), off.shape)[1])])
     return ErrorGrowth(length, compared, worst, at, first, last, ends, note)

@@ -104,7 +104,7 @@ class Evidence:
                 place = [int(i) for i in np.unravel_index(column, want.shape[2:])] if columns > 1 else []
                 what = f"number {place}" if place else "it"
                 self._loose = self._loose or (
-                    f"{what} is off by {offs[:, column].max():.2g}, and half of its values are below {medians:.2g}"
+                    f"{what} is off by {np.max(offs[:, column]):.2g}, and half of its values are below {medians:.2g}"
                 )
                 tight = plain.atol
             self._loosest = max(self._loosest, tight)

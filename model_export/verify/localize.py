@@ -73,7 +73,7 @@ def localize_layer(
         off = difference(found[activation.layer][:, : failure.step].reshape(want.shape), want)
         bad = tolerance.on(want).beyond(off, want)
         if bad.any():
-            step = int(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)).argmax()) + 1
+            step = int(np.argmax(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)))) + 1
             before = f"the {len(agreed)} looked at before it agree" if agreed else "it is the first looked at"
             return (
                 f"The likeliest layer is {activation.layer}: its output differs first, by "

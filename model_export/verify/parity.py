@@ -257,7 +257,7 @@ class _Check:
             if not bad.any():
                 self.worth[name].note(off, values)
             else:
-                column = int(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)).argmax())
+                column = int(np.argmax(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1))))
                 row, *place = (int(i) for i in np.argwhere(bad[:, column])[0])
                 want_there, found_there = (float(array[(row, column, *place)]) for array in (values, found))
                 allowed = float(tolerance.allowed(want_there))

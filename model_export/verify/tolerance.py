@@ -105,7 +105,7 @@ class OutputParity:
         relative = np.divide(off, size, out=np.zeros(off.shape), where=counts)
         self.max_rel = max(self.max_rel, float(relative.max()))
         if not off.max() <= self.max_abs or not self.sequence:
-            row, column = (int(i) for i in np.unravel_index(off.argmax(), off.shape)[:2])
+            row, column = (int(i) for i in np.unravel_index(np.argmax(off), off.shape)[:2])
             self.max_abs, self.sequence, self.row, self.at_step = float(off.max()), kind, row + 1, int(steps[column])
 
 

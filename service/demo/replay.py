@@ -119,7 +119,7 @@ class _ReplaySession:
         prediction = np.asarray(reply["outputs"][self.output], np.float32)
         self.report.compare(prediction, self.recordings.expected[recording, timestep], latency=latency)
         if timestep == self.recordings.x.shape[1] - 1:
-            self.report.finish(right=int(prediction.argmax()) == int(self.recordings.labels[recording]))
+            self.report.finish(right=int(np.argmax(prediction)) == int(self.recordings.labels[recording]))
 
 
 class _DemoFeed:
