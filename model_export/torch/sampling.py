@@ -110,7 +110,9 @@ def drawn_like(rows: Array, rng: np.random.Generator, shape: tuple[int, ...]) ->
         shape: Of what is drawn, ending in the row.
     """
     finite = np.where(np.isfinite(rows), rows, 0.0).astype(np.float64)
-    low, high = (finite.min(axis=0), finite.max(axis=0)) if len(rows) >= FEWEST_ROWS else (np.min(finite), np.max(finite))
+    low, high = (
+        (finite.min(axis=0), finite.max(axis=0)) if len(rows) >= FEWEST_ROWS else (np.min(finite), np.max(finite))
+    )
     low, high = np.broadcast_to(low, rows.shape[1:]), np.broadcast_to(high, rows.shape[1:])
     normal = low + np.maximum(np.abs(low), 1.0 * (low == 0)) * rng.standard_normal(shape)
     even = low + (high - low) * rng.random(shape)
