@@ -354,6 +354,26 @@ def latest(dtype: str = "float16") -> Built:
     )
 
 
+def last_seen() -> Built:
+    """Two inputs whose values may be missing, each replaced by the last one seen, 0 before: `y`, `z`, `s'`."""
+    graph = graph_from_text("""
+        last_seen (float[B,2] a, float[B] b, float[B,2] s, float[B] t)
+            => (float[B,2] y, float[B] z, float[B,2] s_next, float[B] t_next) {
+            no_a = IsNaN (a)
+            no_b = IsNaN (b)
+            s_next = Where (no_a, s, a)
+            t_next = Where (no_b, t, b)
+            y = Identity (s_next)
+            z = Identity (t_next)
+        }""")
+    return graph, manifest_of(
+        name="last_seen",
+        inputs=[{**_t("a", "float32", [2]), "missing": "nan"}, {**_t("b", "float32", []), "missing": "nan"}],
+        states=[_s("s", "s_next", "float32", [2]), _s("t", "t_next", "float32", [])],
+        outputs=[_t("y", "float32", [2]), _t("z", "float32", [])],
+    )
+
+
 def stateless() -> Built:
     """No state: `y = 2 x`."""
     graph = graph_from_text("""

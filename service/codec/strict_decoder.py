@@ -26,7 +26,7 @@ from service.codec.envelopes import (
 from service.codec.formats import Format, encode
 from service.codec.strict_envelopes import check_envelope
 from service.codec.strict_parse import parse, preview
-from service.codec.strict_tensors import read_column, read_tensor
+from service.codec.strict_tensors import may_be_missing, missing_values, read_column, read_tensor
 from service.errors import ServiceError
 
 B = TypeVar("B", bound=StepOptions)
@@ -38,6 +38,7 @@ class StrictDecoder:
     def __init__(self, specs: Sequence[InputSpec]) -> None:
         """Create it for the declared inputs."""
         self._specs = {spec.name: spec for spec in specs}
+        self._required = {spec.name for spec in specs if not may_be_missing(spec)}
 
     def step(self, body: bytes, body_format: Format, body_type: type[StepBody], *, chunk: bool = False) -> DecodedStep:
         """Decode a body that steps one stream; `chunk` is whether the inputs have a time axis, unless it has a field.
@@ -81,12 +82,17 @@ class StrictDecoder:
         self, document: dict[str, Any], body_type: type[StepBody], body_format: Format, *, chunk: bool
     ) -> DecodedStep:
         lead = (None,) if chunk else ()
+        given = self._by_name(document["inputs"])
         inputs = {
             name: read_tensor(value, self._specs[name], lead, f"Input {name!r}")
-            for name, value in self._by_name(document["inputs"]).items()
+            for name, value in given.items()
+            if value is not None or not may_be_missing(self._specs[name])
         }
         if not chunk:
             inputs = {name: array[None] for name, array in inputs.items()}
+        if len(inputs) < len(given):
+            length = next(iter(map(len, inputs.values())), None if chunk else 1)
+            inputs = self._fill_in(inputs, () if length is None else (length,))
         return DecodedStep(_body(document, body_type, body_format), inputs, chunk)
 
     def _bulk(
@@ -95,13 +101,31 @@ class StrictDecoder:
         inputs: dict[str, Array] = {}
         faults: dict[int, ServiceError] = {}
         rows = len(document["streams"])
-        for name, value in self._by_name(document["inputs"]).items():
+        given = self._by_name(document["inputs"])
+        for name, value in given.items():
+            if value is None and may_be_missing(self._specs[name]):
+                continue
             column, column_faults = read_column(value, self._specs[name], rows, chunk=chunk, what=f"Input {name!r}")
             inputs[name] = column if chunk else column[:, None]
             faults = column_faults | faults
+        if len(inputs) < len(given):
+            lengths = [column.shape[1] for column in inputs.values()] if chunk else [1]
+            inputs = self._fill_in(inputs, (rows, lengths[0]) if lengths else ())
         if rows and len(faults) == rows and all(fault.code == "bad_input" for fault in faults.values()):
             raise faults[0]
         return DecodedBulk(_body(document, body_type, body_format), inputs, chunk, faults)
+
+    def _fill_in(self, inputs: dict[str, Array], lead: tuple[int, ...]) -> dict[str, Array]:
+        """Return all declared inputs, those that are not given as missing values; `lead`: their leading dimensions."""
+        if not lead:
+            raise ServiceError(
+                "bad_input",
+                "`inputs` has a chunk in which every input is left out; its number of timesteps is not known.",
+                fix="Send one `null` for each timestep.",
+            )
+        return {
+            name: inputs[name] if name in inputs else missing_values(spec, lead) for name, spec in self._specs.items()
+        }
 
     def _by_name(self, inputs: Any) -> dict[str, Any]:
         """Return the value of each declared input by name; for a model with one input, its value alone is valid too."""
@@ -109,8 +133,8 @@ class StrictDecoder:
         packed = isinstance(inputs, dict) and isinstance(inputs.get("b"), bytes) and only not in inputs
         if only is not None and (packed or not isinstance(inputs, dict)):
             return {only: inputs}
-        if isinstance(inputs, dict) and inputs.keys() == self._specs.keys():
-            return {name: inputs[name] for name in self._specs}
+        if isinstance(inputs, dict) and self._required <= inputs.keys() <= self._specs.keys():
+            return {name: inputs.get(name) for name in self._specs}
         found = f"has {_listed(inputs)}" if isinstance(inputs, dict) else f"is {preview(inputs)}"
         raise ServiceError(
             "bad_input",

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from model_export.manifest import Array, TensorSpec
+from model_export.manifest import Array, InputSpec, TensorSpec
 from service.codec.strict_parse import json_type, preview
 from service.errors import ServiceError
 
@@ -20,6 +20,7 @@ Dims = tuple[int | None, ...]
 
 _EXPECTED = {"b": "true or false", "i": "an integer", "u": "an integer", "f": "a number"}
 _LARGEST = int(np.finfo(np.float64).max)
+_MISSING = math.nan
 _FIX = "Send the input as GET /v1/models/{model} describes it."
 
 
@@ -41,20 +42,35 @@ def read_tensor(value: Any, spec: TensorSpec, lead: Dims, what: str) -> Array:
         array = unpack(value, spec, dims, what)
     else:
         leaves: list[Any] = []
-        shape = _flatten(value, dims, [], leaves, what)
+        shape = _flatten(value, dims, [], leaves, what, may_be_missing=may_be_missing(spec))
         array = _cast(leaves, spec, shape, what).reshape(shape)
-    check_finite(array, what)
-    return array
+    return check_finite(array, spec, what)
 
 
-def check_finite(array: Array, what: str) -> None:
-    """Check that every value is finite.
+def may_be_missing(spec: TensorSpec) -> bool:
+    """Whether values of a tensor may be missing; they are NaN then."""
+    return isinstance(spec, InputSpec) and spec.missing == "nan"
+
+
+def check_finite(array: Array, spec: TensorSpec, what: str) -> Array:
+    """Check that every value is finite, or is missing where it may be.
+
+    Returns:
+        The array. Missing values are all the same NaN, so that equal inputs have equal bytes.
 
     Raises:
         ServiceError: `non_finite`, with the index of the first value that is not.
     """
-    if (error := _non_finite_error(array, what)) is not None:
+    if is_finite(array):
+        return array
+    if (error := _non_finite_error(array, spec, what)) is not None:
         raise error
+    return np.where(np.isnan(array), array.dtype.type(np.nan), array)
+
+
+def missing_values(spec: TensorSpec, lead: Sequence[int]) -> Array:
+    """Return a tensor of shape `(*lead, *row)` whose values are all missing."""
+    return np.full((*lead, *spec.row_shape), np.nan, spec.dtype)
 
 
 def pack_inputs(inputs: Mapping[str, Array]) -> tuple[bytes, ...]:
@@ -99,15 +115,20 @@ def read_column(
     if isinstance(value, dict) and isinstance(value.get("b"), bytes):
         column = unpack(value, spec, (rows, *lead, *spec.row_shape), what)
         if not is_finite(column):
-            errors = ((i, _non_finite_error(row, f"{what} of stream {i}")) for i, row in enumerate(column))
+            errors = ((i, _non_finite_error(row, spec, f"{what} of stream {i}")) for i, row in enumerate(column))
             faults = {i: error for i, error in errors if error is not None}
+            if may_be_missing(spec):
+                column = np.where(np.isnan(column), column.dtype.type(np.nan), column)
         return column, faults
     if not isinstance(value, list):
         _reject(f"{what} is {preview(value)}; expected a list of one per stream, {rows} in all.")
     if len(value) != rows:
         _reject(f"{what} has {len(value)} rows for {rows} streams; expected one for each.")
     parts: dict[int, Array] = {}
+    absent = [i for i, item in enumerate(value) if item is None and may_be_missing(spec)]
     for i, item in enumerate(value):
+        if item is None and may_be_missing(spec):
+            continue
         try:
             parts[i] = read_tensor(item, spec, lead, f"{what} of stream {i}")
         except ServiceError as error:
@@ -118,6 +139,8 @@ def read_column(
         length = Counter(len(part) for part in parts.values()).most_common(1)[0][0] if parts else 1
         shape = (length, *shape)
     column = np.zeros((rows, *shape), spec.dtype)
+    if absent:
+        column[absent] = np.nan
     for i, part in parts.items():
         if part.shape == shape:
             column[i] = part
@@ -163,8 +186,17 @@ def format_shape(dims: Sequence[int | None]) -> str:
     return f"[{', '.join('T' if dim is None else str(dim) for dim in dims[:32])}]"
 
 
-def _flatten(value: Any, dims: Dims, index: list[int], leaves: list[Any], what: str) -> list[int]:
-    """Append the leaves of nested lists to `leaves` and return the shape; a list of another length is an error."""
+def _flatten(
+    value: Any, dims: Dims, index: list[int], leaves: list[Any], what: str, *, may_be_missing: bool
+) -> list[int]:
+    """Append the leaves of nested lists to `leaves` and return the shape; a list of another length is an error.
+
+    A `None` in place of a list stands for missing values, if there may be some.
+    """
+    if value is None and may_be_missing and None not in dims:
+        shape = [dim or 0 for dim in dims]
+        leaves += [None] * math.prod(shape)
+        return shape
     if not dims:
         leaves.append(value)
         return []
@@ -182,7 +214,7 @@ def _flatten(value: Any, dims: Dims, index: list[int], leaves: list[Any], what: 
     inner = [*dims[1:]]
     for i, part in enumerate(value):
         # The first part fixes the dimensions of `None` for the other parts.
-        inner[:] = _flatten(part, tuple(inner), [*index, i], leaves, what)
+        inner[:] = _flatten(part, tuple(inner), [*index, i], leaves, what, may_be_missing=may_be_missing)
     return [len(value), *(dim or 0 for dim in inner)]
 
 
@@ -191,20 +223,23 @@ def _check_length(shape: Sequence[int], dims: Sequence[int | None], what: str) -
         _reject(f"{what} is a chunk of 0 timesteps; expected at least 1.")
 
 
-def _non_finite_error(array: Array, what: str) -> ServiceError | None:
-    """Return `non_finite` with the index of an array's first value that is not finite, None if all are."""
-    if is_finite(array):
+def _non_finite_error(array: Array, spec: TensorSpec, what: str) -> ServiceError | None:
+    """Return `non_finite` with the index of an array's first value that may not be there, None if there is none."""
+    bad = np.isinf(array) if may_be_missing(spec) else ~np.isfinite(array)
+    if not bad.any():
         return None
-    i = int(np.flatnonzero(~np.isfinite(array))[0])
+    i = int(np.flatnonzero(bad)[0])
     return _non_finite(i, array.shape, what, f"a finite number of {array.dtype}")
 
 
 def _cast(leaves: list[Any], spec: TensorSpec, shape: Sequence[int], what: str) -> Array:
     dtype = np.dtype(spec.dtype)
     allowed = {"b": (bool,), "i": (int,), "u": (int,)}.get(dtype.kind, (int, float))
+    if may_be_missing(spec):
+        leaves = [_MISSING if leaf is None or leaf != leaf else leaf for leaf in leaves]  # noqa: PLR0124 - NaN is not equal to itself
     for i, leaf in enumerate(leaves):
         # For a literal that is not finite the error is `non_finite`, whatever the dtype.
-        if type(leaf) is float and not math.isfinite(leaf):
+        if type(leaf) is float and not math.isfinite(leaf) and leaf is not _MISSING:
             raise _non_finite(i, shape, what)
         if type(leaf) not in allowed:
             found = "an integer" if type(leaf) is int else preview(leaf) if type(leaf) is float else json_type(leaf)

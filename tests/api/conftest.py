@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.api.running import Service, running_service
-from tests.graphs import fold, latch, latest, lstm, nan_at, slow, stateless, total, two_inputs, write_models
+from tests.graphs import fold, last_seen, latch, latest, lstm, nan_at, slow, stateless, total, two_inputs, write_models
 from tests.servers import Server
 
 
@@ -16,7 +16,7 @@ def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> I
     """A running service with one small model of every kind."""
     folder = write_models(
         tmp_path_factory.mktemp("models"),
-        *(fold, two_inputs, latch, lstm, total, slow, stateless),
+        *(fold, two_inputs, latch, lstm, total, slow, stateless, last_seen),
         nan_at_3=lambda: nan_at(3),
         half=lambda: latest("float16"),
         double=lambda: latest("float64"),

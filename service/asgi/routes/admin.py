@@ -163,7 +163,10 @@ def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
         name=served.name,
         version=served.version,
         versions=models.versions(served.name),
-        inputs=[_tensor(spec, "name", "dtype", "shape") for spec in manifest.inputs],
+        inputs=[
+            _tensor(spec, "name", "dtype", "shape", *(["missing"] if spec.missing == "nan" else []))
+            for spec in manifest.inputs
+        ],
         outputs=[_tensor(spec, "name", "dtype", "shape", "kind") for spec in manifest.answered],
         states=[
             {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape)}

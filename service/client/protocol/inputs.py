@@ -64,6 +64,8 @@ def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
         _fail(f"{what} is not an array: {exc}.", "Give rows of equal length.")
     if dtype is None or array.dtype == dtype:
         return array
+    if array.dtype == object and dtype.kind == "f" and any(value is None for value in array.flat):
+        array = _with_missing_values(array, what)
     if array.dtype.kind not in _CASTABLE.get(dtype.kind, ""):
         _fail(f"{what} has dtype {array.dtype}; the model takes {dtype}.", f"Convert it: `x.astype({dtype.name!r})`.")
     if dtype.kind in "iu" and array.size:
@@ -72,6 +74,14 @@ def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
             _fail(f"{what} has values from {low} to {high}; {dtype} holds {limits.min} to {limits.max}.", "")
     with np.errstate(over="ignore"):  # the service rejects a value that becomes infinite, and gives its index
         return array.astype(dtype)
+
+
+def _with_missing_values(array: Array, what: str) -> Array:
+    """Return an array of numbers and `None`, which stands for a missing value, as floats."""
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as exc:
+        _fail(f"{what} is not an array of numbers: {exc}.", "Give numbers, and None for missing values.")
 
 
 def _fail(problem: str, fix: str) -> NoReturn:

@@ -182,7 +182,11 @@ class InferCodec:
                 arrays[name] = declared.from_json(tensor.data, rows)
             else:
                 bad_request(f"Unable to parse 'data': input '{name}' has neither 'data' nor 'binary_data_size'")
-        if len(arrays) != len(self._inputs) or len(tensors) != len(arrays):
+        n_given = len(arrays)
+        if rows and n_given < len(self._inputs):
+            left_out = (declared for name, declared in self._inputs.items() if name not in arrays)
+            arrays |= {declared.name: declared.missing(rows) for declared in left_out if declared.may_be_missing}
+        if len(arrays) != len(self._inputs) or len(tensors) != n_given:
             bad_request(
                 f"expected {len(self._inputs)} inputs but got {len(tensors)} inputs for model '{self._model}'. Got "
                 f"input(s) {listed(tensor.name for tensor in tensors)}, but missing required input(s) "

@@ -12,7 +12,14 @@ from model_export.manifest import Array, TensorSpec
 from service.codec.formats import JSON
 from service.codec.oip.errors import bad_request, format_shape
 from service.codec.strict_parse import parse
-from service.codec.strict_tensors import check_finite, is_finite, read_tensor, unpack
+from service.codec.strict_tensors import (
+    check_finite,
+    is_finite,
+    may_be_missing,
+    missing_values,
+    read_tensor,
+    unpack,
+)
 from service.codec.typed_decoder import DECODE_ERRORS, row_packer
 
 DATATYPES: Final = {
@@ -72,6 +79,15 @@ class DeclaredTensor:
         self._one = [1, *spec.row_shape]
         self._what = f"Input {spec.name!r}"
 
+    @property
+    def may_be_missing(self) -> bool:
+        """Whether the tensor may be left out of a request."""
+        return may_be_missing(self._spec)
+
+    def missing(self, rows: int) -> Array:
+        """Return the tensor of a request that leaves it out, `(rows, *row)`."""
+        return missing_values(self._spec, (rows,))
+
     def rows(self, shape: Sequence[int]) -> int:
         """Return the batch size in a shape, its first dimension.
 
@@ -121,9 +137,7 @@ class DeclaredTensor:
         array: Array = np.ndarray(shape, dtype, body, offset)
         if array.dtype != self._dtype:
             array = array.astype(self._dtype)
-        if not is_finite(array):
-            check_finite(array, self._what)
-        return array
+        return check_finite(array, self._spec, self._what)
 
     def from_json(self, data: msgspec.Raw, rows: int) -> Array:
         """Decode values, flat or nested, to `(rows, *row)`.

@@ -1,0 +1,133 @@
+"""Missing values of inputs that may have some: `null`, an input left out, and NaN in msgpack reach the graph as NaN."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from service.client import Client
+from tests.api.running import Service
+from tests.api.test_streams import MSGPACK, code_of
+
+NAN = float("nan")
+
+
+def step(service: Service, stream: str, inputs: Any) -> dict[str, Any]:
+    answer = service.step("last_seen", stream, inputs)
+    assert answer.status_code == 200, answer.text
+    outputs: dict[str, Any] = answer.json()["outputs"]
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        ({"a": [1, None], "b": 7}, {"y": [1, 4], "z": 7}),
+        ({"a": None, "b": 7}, {"y": [3, 4], "z": 7}),
+        ({"b": 7}, {"y": [3, 4], "z": 7}),
+        ({"a": [1, 2]}, {"y": [1, 2], "z": 5}),
+        ({"a": [1, 2], "b": None}, {"y": [1, 2], "z": 5}),
+        ({}, {"y": [3, 4], "z": 5}),
+    ],
+    ids=["a number", "a row", "left out", "the other left out", "a scalar", "all"],
+)
+def test_a_missing_value_of_a_step_reaches_the_graph(service: Service, stream: str, inputs: Any, outputs: Any) -> None:
+    step(service, stream, {"a": [3, 4], "b": 5})
+
+    assert step(service, stream, inputs) == outputs
+
+
+def test_missing_values_of_a_chunk_reach_the_graph(service: Service, stream: str) -> None:
+    body = {"inputs": {"a": [[1, 2], None, [None, 4]]}}
+    answer = service.http.post(service.path("last_seen", stream, "steps"), json=body).json()
+
+    assert answer["outputs"] == {"y": [[1, 2], [1, 2], [1, 4]], "z": [0, 0, 0]}
+
+
+def test_a_chunk_of_nothing_is_rejected_with_the_way_out(service: Service, stream: str) -> None:
+    answer = service.http.post(service.path("last_seen", stream, "steps"), json={"inputs": {}})
+
+    assert (answer.status_code, code_of(answer)) == (422, "bad_input")
+    assert "one `null` for each timestep" in answer.text
+    body = {"inputs": {"a": [None, None]}}
+    assert service.http.post(service.path("last_seen", stream, "steps"), json=body).json()["step"] == 2
+
+
+@pytest.mark.parametrize("what", ["step", "steps"])
+def test_missing_values_in_columns_reach_the_graph(service: Service, stream: str, what: str) -> None:
+    streams = [f"{stream}{i}" for i in range(3)]
+    batches: list[dict[str, Any]] = [{"a": [[1, 2], [3, 4], [5, 6]], "b": [7, 8, 9]}, {"a": [[0, None], None, [1, 1]]}]
+    for columns in batches:
+        chunks = {name: [None if row is None else [row] for row in rows] for name, rows in columns.items()}
+        body = {"streams": streams, "inputs": chunks if what == "steps" else columns}
+        answer = service.http.post(f"/v1/models/last_seen/{what}", json=body)
+        assert (answer.status_code, answer.json()["errors"]) == (200, {})
+    y, z = (np.reshape(answer.json()["outputs"][name], (3, -1)).tolist() for name in ("y", "z"))
+
+    assert (y, z) == ([[0, 2], [3, 4], [1, 1]], [[7], [8], [9]])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_nan_in_msgpack_is_a_missing_value(service: Service, stream: str, packed: bool) -> None:
+    step(service, stream, {"a": [3, 4], "b": 5})
+    a: Any = [NAN, 1.0]
+    if packed:
+        a = {"d": "float32", "s": [2], "b": np.array(a, "<f4").tobytes()}
+    body = msgspec.msgpack.encode({"inputs": {"a": a, "b": NAN}})
+    answer = service.http.post(service.path("last_seen", stream, "step"), content=body, headers=MSGPACK)
+
+    assert answer.status_code == 200, answer.text
+    assert step(service, stream, {}) == {"y": [3, 1], "z": 5}
+
+
+def test_a_retry_in_another_format_is_the_same_request(service: Service, stream: str) -> None:
+    path = service.path("last_seen", stream, "step")
+    first = service.http.post(path, json={"inputs": {"a": [None, 1]}, "seq": 1}).json()
+    other_nan = np.array([0x7FC00001, 0x3F800000], "<u4").tobytes()
+    inputs = {"a": {"d": "float32", "s": [2], "b": other_nan}, "b": NAN}
+    body = msgspec.msgpack.encode({"inputs": inputs, "seq": 1})
+    again = service.http.post(path, content=body, headers={**MSGPACK, "accept": "application/json"}).json()
+
+    assert (again["replayed"], again["state_id"]) == (True, first["state_id"])
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39])
+def test_an_infinite_value_is_rejected_all_the_same(service: Service, stream: str, value: float) -> None:
+    answer = service.step("last_seen", stream, {"a": [None, value], "b": 1})
+
+    assert (answer.status_code, code_of(answer)) == (422, "non_finite")
+    assert "at index [1]" in answer.json()["detail"]
+
+
+def test_an_input_that_may_not_be_missing_is_rejected_as_before(service: Service, stream: str) -> None:
+    assert code_of(service.step("total", stream, [None, 1.0])) == "bad_input"
+    assert code_of(service.step("two_inputs", stream, {"a": [1, 2]})) == "bad_input"
+
+
+def test_missing_values_reach_the_graph_over_the_open_inference_protocol(service: Service, stream: str) -> None:
+    step(service, stream, {"a": [3, 4], "b": 5})
+    a = {"name": "a", "shape": [1, 2], "datatype": "FP32", "data": [None, 9]}
+    body = {"inputs": [a], "parameters": {"sequence_id": stream}}
+    answer = service.http.post("/v2/models/last_seen/infer", json=body)
+
+    assert answer.status_code == 200, answer.text
+    assert {one["name"]: one["data"] for one in answer.json()["outputs"]} == {"y": [3, 9], "z": [5]}
+
+
+def test_the_python_client_takes_none_and_nan(service: Service, stream: str) -> None:
+    with Client(f"http://127.0.0.1:{service.port}") as client:
+        one = client.model("last_seen").stream(stream)
+        one.step({"a": [3, 4], "b": 5})
+        assert one.step({"a": np.array([None, 1], object), "b": NAN}).outputs["y"].tolist() == [3, 1]
+        assert one.step({"b": 2}).outputs["y"].tolist() == [3, 1]
+
+
+def test_the_description_of_a_model_says_which_values_may_be_missing(service: Service) -> None:
+    described = service.http.get("/v1/models/last_seen").json()["inputs"]
+
+    assert [one["missing"] for one in described] == ["nan", "nan"]
+    assert "missing" not in json.dumps(service.http.get("/v1/models/total").json()["inputs"])
