@@ -17,7 +17,7 @@ from model_export.errors import StepwellError
 from model_export.manifest import Manifest
 from model_export.runtime.state_packing import pack_layout
 from service.codec import JSON, MSGPACK, Format, RequestDecoder
-from service.codec.envelopes import guess_correlation
+from service.codec.step_bodies import guess_correlation
 from service.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
 from service.engine.protocol.replay import replay_prediction
 from service.errors import ServiceError

@@ -16,9 +16,9 @@ from service.client.handles import KEEP_STREAMS, Handles
 from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Exchange, drive
 from service.client.protocol.inputs import Inputs
-from service.client.protocol.model_protocol import OnResend, busy
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
+from service.client.protocol.steps import OnResend, busy
 from service.client.protocol.stream_ops import StreamOps
 from service.client.replay import timesteps_of, with_bar
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from service.codec.envelopes import DecodedBulk, DecodedStep, StepBody
 from service.codec.formats import JSON, MSGPACK, Format
 from service.codec.request_decoder import RequestDecoder
+from service.codec.step_bodies import DecodedBulk, DecodedStep, StepBody
 from service.ids import check_stream_id, decode_state_id, encode_state_id
 
 __all__ = [

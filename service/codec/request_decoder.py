@@ -16,7 +16,8 @@ import msgspec
 from msgspec import UNSET
 
 from model_export.manifest import Array, Manifest
-from service.codec.envelopes import (
+from service.codec.formats import JSON, MSGPACK, Format
+from service.codec.step_bodies import (
     BulkBody,
     BulkMessage,
     BulkStepsBody,
@@ -30,7 +31,6 @@ from service.codec.envelopes import (
     StreamMessage,
     correlation_of,
 )
-from service.codec.formats import JSON, MSGPACK, Format
 from service.codec.stream_lists import StreamListCache
 from service.codec.strict_decoder import StrictDecoder
 from service.codec.strict_parse import preview

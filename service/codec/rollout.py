@@ -10,10 +10,10 @@ from msgspec.structs import asdict
 
 from model_export.feedback import FeedbackError, check_draw
 from model_export.manifest import Array, Manifest
-from service.codec.envelopes import TENSORS, CreateMode, Seq, StateId, bad_request
 from service.codec.formats import Format
 from service.codec.responses import encode_tensors
-from service.codec.strict_envelopes import check_envelope
+from service.codec.step_bodies import TENSORS, CreateMode, Seq, StateId, bad_request
+from service.codec.strict_bodies import check_envelope
 from service.codec.strict_parse import parse, preview
 from service.codec.strict_tensors import read_tensor
 from service.errors import ServiceError

@@ -10,9 +10,9 @@ import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from model_export.manifest import NAME, Array, TensorSpec
-from service.codec.envelopes import TENSORS, StateId, bad_request
 from service.codec.formats import Format
-from service.codec.strict_envelopes import check_envelope
+from service.codec.step_bodies import TENSORS, StateId, bad_request
+from service.codec.strict_bodies import check_envelope
 from service.codec.strict_parse import parse, preview
 from service.codec.strict_tensors import read_tensor
 from service.errors import ServiceError

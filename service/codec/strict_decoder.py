@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Raw
 
 from model_export.manifest import Array, InputSpec
-from service.codec.envelopes import (
+from service.codec.formats import Format, encode
+from service.codec.step_bodies import (
     BulkBody,
     BulkMessage,
     DecodedBulk,
@@ -23,8 +24,7 @@ from service.codec.envelopes import (
     bad_request,
     correlation_in,
 )
-from service.codec.formats import Format, encode
-from service.codec.strict_envelopes import check_envelope
+from service.codec.strict_bodies import check_envelope
 from service.codec.strict_parse import parse, preview
 from service.codec.strict_tensors import may_be_missing, missing_values, read_column, read_tensor
 from service.errors import ServiceError

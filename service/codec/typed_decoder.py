@@ -17,8 +17,8 @@ from msgspec import UNSET, Raw, Struct, inspect
 from msgspec.structs import astuple as _astuple
 
 from model_export.manifest import Array, InputSpec
-from service.codec.envelopes import PeekBody, StepBody, StepOptions
 from service.codec.formats import JSON, Format
+from service.codec.step_bodies import PeekBody, StepBody, StepOptions
 from service.codec.strict_tensors import is_finite
 
 DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.error)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from service.engine.limits import TenantRates
 from service.engine.options import EngineOptions
+from service.engine.tenant_limits import TenantRates
 from service.errors import ServiceError
 
 

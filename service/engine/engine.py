@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from service.engine.admission import RequestAdmission
-from service.engine.limits import StreamQuota
 from service.engine.observer import EngineObserver
 from service.engine.options import EngineOptions
 from service.engine.rollout.service import RolloutService
@@ -11,6 +10,7 @@ from service.engine.run_watchdog import Watchdog
 from service.engine.stepping.service import StepService
 from service.engine.streams.service import StreamService
 from service.engine.streams.transaction import StreamOpDeps
+from service.engine.tenant_limits import StreamQuota
 from service.engine.watch.hub import WatchHub
 from service.engine.watch.interests import InterestTable
 from service.errors import ServiceError

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from service.codec import JSON, DecodedBulk, Format, RequestDecoder, StepBody
-from service.codec.envelopes import StreamMessage, correlation_of, guess_correlation
 from service.codec.formats import encode
 from service.codec.responses import encode_json_step, step_response
+from service.codec.step_bodies import StreamMessage, correlation_of, guess_correlation
 from service.codec.typed_decoder import DECODE_ERRORS, TypedStep
 from service.engine.stepping.columnar_batch import BulkOutcomes
 from service.errors import ServiceError

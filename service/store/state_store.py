@@ -116,6 +116,9 @@ class StateStore:
             deadline: On the running loop's clock.
             exact: A value of another type under a record's key is an error. Otherwise such a key may count as missing,
                 which is cheaper: one command reads all keys. A commit never counts it as missing.
+
+        Raises:
+            StoreUnavailableError: One server, not `exact`: no reply before the deadline.
         """
         if not (self._transport.is_cluster or exact):
             return cast("list[bytes | ServiceError | None]", await self.execute(deadline, "MGET", *names))

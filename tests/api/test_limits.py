@@ -12,7 +12,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from service.engine.limits import TenantRates
+from service.engine.tenant_limits import TenantRates
 from service.errors import ServiceError
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of

@@ -25,8 +25,8 @@ from service.client import AsyncClient, Client, ClientError, StepResult
 from service.client.protocol.bulk_steps import BulkSteps
 from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Exchange
-from service.client.protocol.model_protocol import ModelProtocol
 from service.client.protocol.requests import ClientRequest, StreamCursor
+from service.client.protocol.steps import ModelProtocol
 from service.codec.formats import JSON, MSGPACK, encode
 from service.errors import ServiceError
 from service.requests.problems import problem_body

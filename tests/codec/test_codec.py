@@ -21,9 +21,9 @@ from hypothesis.extra import numpy as hnp
 
 from model_export.manifest import InputSpec, Manifest
 from service.codec import JSON, MSGPACK, DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody, strict_parse
-from service.codec.envelopes import FeedMessage, correlation_of
 from service.codec.formats import encode, format_of_answer, format_of_body
 from service.codec.responses import bulk_response_of_rows, encode_step, step_response
+from service.codec.step_bodies import FeedMessage, correlation_of
 from service.codec.typed_decoder import DECODE_ERRORS, TypedInputsDecoder, TypedStepDecoder
 from service.errors import ServiceError
 from service.ids import decode_state_id, encode_state_id

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from service.engine.engine import Engine
-from service.engine.limits import StreamQuota
 from service.engine.options import EngineOptions
+from service.engine.tenant_limits import StreamQuota
 from service.errors import ServiceError
 from service.types import Prediction, RolloutRequest, StreamKey, Timestep
 from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker

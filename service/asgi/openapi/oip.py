@@ -8,7 +8,8 @@ from typing import Any
 from starlette.responses import Response
 
 from service.asgi.openapi.schemas import IDEMPOTENCY_KEY, PATH, Documented, Schema, ref
-from service.codec.oip.documents import (
+from service.codec.oip.infer_bodies import InferBody, InferResponse
+from service.codec.oip.response_bodies import (
     IndexEntry,
     ModelStats,
     OipError,
@@ -16,7 +17,6 @@ from service.codec.oip.documents import (
     ServerMetadata,
     ServerReady,
 )
-from service.codec.oip.infer_documents import InferBody, InferResponse
 
 _HEADERS: Sequence[Schema] = (
     {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.asgi.openapi.schemas import STREAM_READ, STREAM_WRITE, Schema, route
-from service.codec.documents import ImportResponse
+from service.codec.response_bodies import ImportResponse
 from service.codec.savepoint import MEDIA_TYPE
 
 _FILE: dict[str, Any] = {

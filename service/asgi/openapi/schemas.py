@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from model_export.manifest import NAME
-from service.codec.documents import Problem
+from service.codec.response_bodies import Problem
 from service.ids import STREAM_ID
 from service.requests.problems import MEDIA_TYPE, PROBLEMS
 

@@ -13,7 +13,7 @@ from service.asgi.openapi.schemas import (
     VERSION,
     route,
 )
-from service.codec.documents import (
+from service.codec.response_bodies import (
     ForkResponse,
     NewSnapshotResponse,
     PeekResponse,
@@ -23,8 +23,8 @@ from service.codec.documents import (
     SnapshotsResponse,
     StateResponse,
 )
-from service.codec.envelopes import PeekBody
 from service.codec.rollout import RolloutBody
+from service.codec.step_bodies import PeekBody
 from service.codec.stream_ops import ForkBody, SnapshotBody, StateBody
 
 _READ = (*STREAM_READ, "stream_not_found", "state_corrupt", "record_version")

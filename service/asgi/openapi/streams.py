@@ -21,7 +21,7 @@ from service.asgi.openapi.schemas import (
     query,
     route,
 )
-from service.codec.documents import (
+from service.codec.response_bodies import (
     AliveResponse,
     BulkResponse,
     ModelDescription,
@@ -35,7 +35,7 @@ from service.codec.documents import (
     StepResponse,
     StreamsResponse,
 )
-from service.codec.envelopes import BulkBody, BulkStepsBody, StepBody, StepsBody
+from service.codec.step_bodies import BulkBody, BulkStepsBody, StepBody, StepsBody
 from service.codec.stream_ops import ResetBody
 
 DESCRIPTION = """\

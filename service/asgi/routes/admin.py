@@ -15,8 +15,14 @@ from starlette.staticfiles import StaticFiles
 from model_export.manifest import TensorSpec
 from service.asgi.http import RawResponse, model_of, respond
 from service.asgi.openapi import streams as openapi
-from service.codec.documents import ModelDescription, ModelsResponse, ReadyResponse, ReloadResponse, ServiceResponse
 from service.codec.formats import JSON, encode
+from service.codec.response_bodies import (
+    ModelDescription,
+    ModelsResponse,
+    ReadyResponse,
+    ReloadResponse,
+    ServiceResponse,
+)
 from service.errors import CODES
 from service.models.registry import ModelRegistry, ServedModel
 from service.requests.api_keys import Scope

@@ -14,7 +14,7 @@ from service.asgi.http import RawResponse, body_of, encoding_of, idempotency_key
 from service.asgi.openapi import oip as openapi
 from service.codec.formats import JSON, encode
 from service.codec.oip import TritonError, config_of, metadata_of, quote
-from service.codec.oip.documents import (
+from service.codec.oip.response_bodies import (
     IndexEntry,
     ModelConfig,
     ModelMetadata,

@@ -19,8 +19,8 @@ from service.asgi.http import (
 )
 from service.asgi.openapi import stream_ops as openapi
 from service.codec import JSON, Format
-from service.codec.documents import SnapshotEntry, SnapshotResponse, SnapshotsResponse, StateResponse
 from service.codec.formats import format_of_answer
+from service.codec.response_bodies import SnapshotEntry, SnapshotResponse, SnapshotsResponse, StateResponse
 from service.codec.responses import encode_tensors, position_response, rfc3339, step_response
 from service.codec.rollout import RolloutLimits, read_rollout, rollout_response
 from service.codec.stream_ops import (

@@ -21,8 +21,8 @@ from service.asgi.http import (
 )
 from service.asgi.openapi import streams as openapi
 from service.codec import JSON, Format
-from service.codec.documents import ResetAllResponse, StatusResponse, StreamEntry, StreamsResponse
 from service.codec.formats import format_of_answer
+from service.codec.response_bodies import ResetAllResponse, StatusResponse, StreamEntry, StreamsResponse
 from service.codec.responses import encode_tensors, position_response, rfc3339
 from service.codec.stream_ops import read_reset
 from service.errors import ServiceError

@@ -8,9 +8,9 @@ from model_export.manifest import Array
 from service.client.protocol import decoding
 from service.client.protocol.exchange import Exchange
 from service.client.protocol.inputs import Inputs, packed, stack
-from service.client.protocol.model_protocol import ModelProtocol, timed
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.retry import RetryPolicy
+from service.client.protocol.steps import ModelProtocol, timed
 from service.client.results import ClientError, StepResult
 
 

@@ -10,9 +10,9 @@ from service.client.protocol import decoding
 from service.client.protocol.bulk_steps import BulkSteps
 from service.client.protocol.exchange import Exchange
 from service.client.protocol.inputs import Inputs, packed
-from service.client.protocol.model_protocol import timed
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.retry import RetryPolicy
+from service.client.protocol.steps import timed
 from service.client.results import Rollout, Snapshot, State, StepResult
 
 

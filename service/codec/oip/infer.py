@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw
 
 from model_export.manifest import Array, Manifest
 from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
-from service.codec.oip.infer_documents import (
+from service.codec.oip.infer_bodies import (
     ID_LIMIT,
     KEY_LIMIT,
     InferBody,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model_export.manifest import Manifest, TensorSpec
-from service.codec.oip.documents import ModelMetadata, TensorMetadata
+from service.codec.oip.response_bodies import ModelMetadata, TensorMetadata
 from service.codec.oip.tensors import DATATYPES
 
 

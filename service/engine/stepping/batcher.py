@@ -177,8 +177,8 @@ class Batcher:
         await cancel(self._tasks.values())
         while self._queue:
             batch = self._queue.dequeue(self._max_batch)
-            if isinstance(batch, CoalescedBatch):
-                batch.close(self._op_ids)
+            if isinstance(batch, CoalescedBatch) and not self._close_or_reject(batch):
+                continue
             error = ServiceError(
                 "draining",
                 "The service ended before the step was run; nothing was applied.",
@@ -233,14 +233,20 @@ class Batcher:
         if type(batch) is CoalescedBatch:  # `isinstance` is slow for an abstract class's subclass
             if batch is self._coalesced:
                 self._coalesced = None
-            try:
-                batch.close(self._op_ids)
-            except Exception:  # noqa: BLE001 - one batch's fault must not stop the queue; it is logged
-                _log.exception("A batch could not be built (model=%s, rows=%d)", self.served.name, len(batch))
-                self._reject(batch, failed("no"))
+            if not self._close_or_reject(batch):
                 return
         self._batch_number += 1
         self._tasks[self._batch_number] = self._loop.create_task(self._process(batch, self._batch_number))
+
+    def _close_or_reject(self, batch: CoalescedBatch) -> bool:
+        """Compute the op ids of a batch to which no timestep is added any more; return whether it succeeded."""
+        try:
+            batch.close(self._op_ids)
+        except Exception:  # noqa: BLE001 - one batch's fault must not stop the queue; it is logged
+            _log.exception("A batch could not be built (model=%s, rows=%d)", self.served.name, len(batch))
+            self._reject(batch, failed("no"))
+            return False
+        return True
 
     def _reject(self, batch: Sequence[QueuedStep], error: ServiceError) -> None:
         """Reply with an error to a batch that was dequeued and is not run."""

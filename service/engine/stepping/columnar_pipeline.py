@@ -99,7 +99,7 @@ class ColumnarPipeline(BatchPipeline):
         outputs, states = select_returned(batch.keep, run.outputs), run.states
         packed = pack_outputs(served.manifest.answered, outputs, len(names))
         commits = ColumnarCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
-        commits.guards[:] = guards(headers)
+        commits.guards[:] = guards(headers)  # of the old headers, which the next line overwrites
         history_hashes = self._committer.advance_headers(batch.op_ids, batch.length, headers)
         encode_records(commits.records, headers, packed, states)
         results = await self._committer.send(commits, float(expiry_set_at.min()), deadline)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_export.manifest import Array
-from service.engine.limits import Reservation
 from service.engine.protocol.decide import Decision, decide
 from service.engine.stepping.committer import BatchCommitter
 from service.engine.stepping.model_runner import ModelRunner, RunResult
@@ -25,13 +24,14 @@ from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import RecordCache
 from service.engine.stepping.record_loader import RecordLoader
 from service.engine.stepping.replies import Replies, failed
+from service.engine.tenant_limits import Reservation
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
 from service.store.record_arrays import read_headers
 from service.types import ENDS, STARTS
 
 if TYPE_CHECKING:
-    from service.engine.limits import StreamQuota
     from service.engine.observer import EngineObserver
+    from service.engine.tenant_limits import StreamQuota
     from service.engine.watch.interests import InterestTable
     from service.models.registry import ServedModel
     from service.store.state_store import StateStore

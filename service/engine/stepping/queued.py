@@ -7,8 +7,8 @@ from collections.abc import Hashable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from service.engine.limits import Reservation
 from service.engine.protocol.decide import NO_STEP, StepIntent
+from service.engine.tenant_limits import Reservation
 from service.store import keys
 from service.store.record import IdempotencyEntry, Record
 from service.types import STARTS, ReplyCallback, Timestep

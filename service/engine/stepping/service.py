@@ -22,9 +22,9 @@ from service.types import BulkTimesteps, Prediction, ReplyCallback, StreamHandle
 
 if TYPE_CHECKING:
     from service.engine.admission import RequestAdmission
-    from service.engine.limits import StreamQuota
     from service.engine.observer import EngineObserver
     from service.engine.options import EngineOptions
+    from service.engine.tenant_limits import StreamQuota
     from service.engine.watch.interests import InterestTable
     from service.models.registry import ModelRegistry
     from service.store.state_store import StateStore

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from service.engine.limits import Reservation
+from service.engine.tenant_limits import Reservation
 from service.errors import CorruptRecordError, ServiceError, stream_exists, wrong_state_size
 from service.store import keys
 from service.store.commits import Commit, Outcome

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from service.engine.admission import RequestAdmission
-from service.engine.limits import Reservation, StreamQuota
+from service.engine.tenant_limits import Reservation, StreamQuota
 from service.errors import ServiceError, not_a_record
 from service.models.registry import ModelRegistry
 from service.store import keys

@@ -10,7 +10,7 @@ import pytest
 from msgspec import Struct
 
 from service.codec import JSON
-from service.codec.documents import (
+from service.codec.response_bodies import (
     BulkResponse,
     PeekResponse,
     PositionResponse,
@@ -18,7 +18,9 @@ from service.codec.documents import (
     RolloutResponse,
     StepResponse,
 )
-from service.codec.envelopes import (
+from service.codec.responses import bulk_response, position_response, step_response
+from service.codec.rollout import RolloutBody, rollout_response
+from service.codec.step_bodies import (
     BulkBody,
     BulkMessage,
     BulkStepsBody,
@@ -28,10 +30,8 @@ from service.codec.envelopes import (
     StepsBody,
     StreamMessage,
 )
-from service.codec.responses import bulk_response, position_response, step_response
-from service.codec.rollout import RolloutBody, rollout_response
 from service.codec.stream_ops import ForkBody, ResetBody, SnapshotBody, StateBody
-from service.codec.strict_envelopes import check_envelope
+from service.codec.strict_bodies import check_envelope
 from service.errors import CODES, ServiceError
 from service.requests.problems import PROBLEMS, problem_document
 from service.types import BulkPrediction, RolloutResult

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from service.codec.oip.infer_documents import Datatype, Shape
+from service.codec.oip.infer_bodies import Datatype, Shape
 
 True_ = Annotated[bool, Meta(extra_json_schema={"const": True})]
 

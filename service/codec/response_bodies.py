@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from model_export.manifest import NAME
-from service.codec.envelopes import TENSORS, StateId, StreamId
+from service.codec.step_bodies import TENSORS, StateId, StreamId
 from service.codec.stream_ops import Fingerprint, Position, States
 from service.errors import CODES, Applied, Retry
 

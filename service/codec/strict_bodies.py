@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import inspect
 
-from service.codec.envelopes import bad_request
+from service.codec.step_bodies import bad_request
 from service.codec.strict_parse import json_type, preview
 
 
