@@ -20,6 +20,7 @@ from benchmarks.profile import shares
 from benchmarks.servers import (
     STEP,
     Target,
+    client_targets,
     http_targets,
     proxy_targets,
     stepwell,
@@ -93,6 +94,18 @@ def workers(
     report.show("HTTP, 256 connections, 1,024 streams, every answer checked", lines)
     if save:
         report.save(save, "workers", lines, {"rounds": rounds, "seconds": seconds})
+
+
+@app.command()
+def clients(*, rounds: Rounds = 3, seconds: Seconds = 5.0, keep: Folder = _KEPT, save: Save = None) -> None:
+    """The Python client and the Open Inference Protocol, each beside the load generator at the same rate."""
+    work = workload.make(keep.resolve(), steps=60_000)
+    lines = _measure(client_targets(work), work, rounds=rounds, seconds=seconds)
+    report.show("64 streams, every answer checked; the generator at the same rate", lines)
+    for client, generator in zip(lines[::2], lines[1::2], strict=True):
+        _console.print(f"  {client.name}: {generator.cpu_us / client.cpu_us:.2f} of load.c's steps per CPU second")
+    if save:
+        report.save(save, "clients", lines, {"rounds": rounds, "seconds": seconds})
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class Load:
         rate: Requests per second, sent on schedule whatever the server does; 0: each after the answer to the last.
         shuffle: Whether each request of a stream goes over another connection.
         frame: A msgpack bulk frame, as streams per frame and timesteps per stream; replaces the template.
+        client: A kind of `client_load.py`, which then sends the load instead of `load.c`: each stream's next timestep
+            follows the answer to the last.
     """
 
     template: str = ""
@@ -44,6 +47,7 @@ class Load:
     rate: float = 0.0
     shuffle: bool = False
     frame: tuple[int, int] | None = None
+    client: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,24 +125,11 @@ def run(
     Raises:
         SystemExit: The generator failed; with its error message.
     """
-    options: dict[str, Any] = {
-        "port": port, "connections": load.connections, "streams": load.streams, "classes": CLASSES,
-        "steps": workload.steps, "seconds": seconds, "warmup": warmup,
-        "rate": load.rate, "window": load.window, "shuffle": int(load.shuffle),
-        "rows": workload.rows, "row-values": workload.row_values, "expected": workload.expected,
-    }  # fmt: skip
-    if load.find is not None:
-        options["find"] = load.find
-    if load.websocket is not None:
-        options["websocket"] = load.websocket
-    if load.frame is not None:
-        options |= {"subprotocol": "stepwell.msgpack", "frame": workload.folder / "frame.bin"}
-        options["frame"].write_bytes(frame_file(*load.frame))
-    else:
-        options["template"] = workload.folder / "template.txt"
-        options["template"].write_text(load.template, newline="")
-    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    with subprocess.Popen([str(program), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [str(program)] if load.client is None else [sys.executable, "-m", "benchmarks.client_load", load.client]
+    flags = [part for name, value in _options(workload, load).items() for part in (f"--{name}", str(value))]
+    times = ["--port", str(port), "--seconds", str(seconds), "--warmup", str(warmup)]
+    command += [*times, *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         if started is not None:
@@ -155,6 +146,29 @@ def run(
     service, store = (1e6 * (b - a) / steps for a, b in zip(before, after, strict=True))
     keys = ("seconds", "p50_us", "p90_us", "p99_us", "errors", "wrong", "worst", "first_error")
     return Result(steps, **{key: document[key] for key in keys}, cpu_us=service + store, store_us=store)
+
+
+def _options(workload: Workload, load: Load) -> dict[str, Any]:
+    """Return the generator's options, and write the files that they name."""
+    options: dict[str, Any] = {"streams": load.streams, "expected": workload.expected}
+    if load.client is not None:
+        return options | {"rows": workload.row_values}
+    options |= {
+        "connections": load.connections, "classes": CLASSES, "steps": workload.steps,
+        "rate": load.rate, "window": load.window, "shuffle": int(load.shuffle),
+        "rows": workload.rows, "row-values": workload.row_values,
+    }  # fmt: skip
+    if load.find is not None:
+        options["find"] = load.find
+    if load.websocket is not None:
+        options["websocket"] = load.websocket
+    if load.frame is not None:
+        options |= {"subprotocol": "stepwell.msgpack", "frame": workload.folder / "frame.bin"}
+        options["frame"].write_bytes(frame_file(*load.frame))
+    else:
+        options["template"] = workload.folder / "template.txt"
+        options["template"].write_text(load.template, newline="")
+    return options
 
 
 def frame_file(streams: int, length: int) -> bytes:

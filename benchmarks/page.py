@@ -113,6 +113,19 @@ def _latency(result: Result) -> str:
     return _markdown(("due", "answered/s", "CPU us/step", "p50 ms", "p99 ms"), rows) + _footnote(result)
 
 
+def _clients(result: Result) -> str:
+    lines = result["lines"]
+    rows = [
+        (
+            client["name"], f"{client['rate']:,.0f}", f"{client['cpu_us']:.1f}", f"{generator['cpu_us']:.1f}",
+            f"{generator['cpu_us'] / client['cpu_us']:.2f}", f"{client['p50_ms']:.2f}",
+        )
+        for client, generator in zip(lines[::2], lines[1::2], strict=True)
+    ]  # fmt: skip
+    headers = ("64 streams", "steps/s", "service CPU us/step", "with load.c at that rate", "ratio", "p50 ms")
+    return _markdown(headers, rows) + _footnote(result)
+
+
 _STARTS = {"first": "the first with a model file", "again": "later ones"}
 
 
@@ -155,6 +168,8 @@ _TABLES: dict[str, Callable[[Result], str]] = {
     "latency": _latency,
     "profile": _profile,
     "startup": _startup,
+    "clients": _clients,
+    "proxy": _compared,
 }
 
 

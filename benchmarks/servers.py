@@ -139,6 +139,24 @@ def worker_targets(workload: Workload) -> list[Target]:
     ]
 
 
+def client_targets(workload: Workload) -> list[Target]:
+    """Return pairs: clients as people use them, and the load generator at the rate that each has reached."""
+    start, feed = stepwell(workload), "/v1/models/bench/feed"
+    json_step, json_message = Load(STEP, '"y":[', 64, 64), Load(MESSAGE, '"y":[', 64, 64, feed)
+    pairs: list[tuple[str, str, Load]] = [
+        ("Python client, 64 threads", "sync", json_step),
+        ("Python client, asyncio", "async", json_step),
+        ("Python client, feed", "feed", json_message),
+        ("OIP, JSON", "oip-json", json_step),
+        ("OIP, raw bytes", "oip-binary", json_step),
+    ]
+    targets = []
+    for name, client, same_rate in pairs:
+        targets.append(Target(name, start, Load(streams=64, client=client)))
+        targets.append(Target(f"load.c at the rate of: {name}", start, same_rate, part_of=(name, 1.0)))
+    return targets
+
+
 def proxy_targets(workload: Workload) -> list[Target]:
     """Return the service behind nginx: with the same headers in every request, and with different ones."""
     start, requests = stepwell(workload), Load(STEP, '"y":[', streams=10_000)

@@ -87,7 +87,7 @@ async function send(request, out) {
 
 function operation(method, path, { description, parameters = [], requestBody, responses }) {
   const inputs = new Map();
-  const schema = requestBody?.content["application/json"].schema;
+  const schema = requestBody?.content["application/json"]?.schema; // the import of streams takes a file
   const body = schema && make("textarea", { spellcheck: false, value: JSON.stringify(example(schema)) });
   if (body) body.setAttribute("aria-label", "Body");
   const out = make("pre", { className: "answer", hidden: true });
