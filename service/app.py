@@ -77,8 +77,9 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     app.add_exception_handler(HTTPException, _respond_without_route)
     app.add_exception_handler(WebSocketDisconnect, _ignore_disconnect)
     app.add_exception_handler(Exception, _internal_error)
-    savepoints.add_routes(app, context)  # before `streams`, whose paths match theirs
-    streams.add_routes(app, context)  # then these: routes are matched in order, and these are the most frequent
+    streams.add_step_routes(app, context)  # first: routes are matched in order, and these are the most frequent
+    savepoints.add_routes(app, context)  # before `.../streams/{stream}`, which would match them
+    streams.add_routes(app, context)
     oip.add_routes(app, context)
     feed.add_routes(app, context)
     stream_ops.add_routes(app, context)

@@ -36,14 +36,20 @@ _MODEL = "/v1/models/{model}"
 _PAGE_LIMIT = 1000
 
 
-def add_routes(app: FastAPI, context: AppContext) -> None:
-    """Declare the routes."""
+def add_step_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the routes that step streams."""
     routes = StreamRoutes(context)
     add = app.add_api_route
     add(f"{_STREAM}/step", routes.step, methods=["POST"], **openapi.STEP)
     add(f"{_STREAM}/steps", routes.steps, methods=["POST"], **openapi.STEPS)
     add(f"{_MODEL}/step", routes.bulk_step, methods=["POST"], **openapi.BULK_STEP)
     add(f"{_MODEL}/steps", routes.bulk_steps, methods=["POST"], **openapi.BULK_STEPS)
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the other routes."""
+    routes = StreamRoutes(context)
+    add = app.add_api_route
     add(f"{_STREAM}/reset", routes.reset, methods=["POST"], **openapi.RESET)
     add(f"{_MODEL}/reset", routes.reset_all, methods=["POST"], **openapi.RESET_ALL)
     add(_STREAM, routes.status, methods=["GET"], **openapi.STATUS)
