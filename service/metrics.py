@@ -23,7 +23,10 @@ from service.settings import METRICS_FOLDER_ENV
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of `render`'s text, which every version of Prometheus accepts."""
 
-_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_SECONDS = (
+    *(0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005),
+    *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _BUFFERED_MAX = 4096  # values that a histogram buffers before it counts them
 _OIP = "stepwell_oip_"  # metrics for the statistics of the Open Inference Protocol only; `render` omits them

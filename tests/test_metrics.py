@@ -80,6 +80,19 @@ def test_answers_counted_in_bulk_equal_single_ones() -> None:
     assert value(page_of(together)[0], "stepwell_step_seconds_count", model="pump") == len(seconds)
 
 
+def test_durations_of_some_microseconds_are_told_apart() -> None:
+    metrics = Metrics("1")
+    for seconds in (0.000008, 0.000017, 0.000043, 0.000043):
+        metrics.batch_run("pump", 1, seconds)
+    page = page_of(metrics)[0]
+    counts = [
+        value(page, "stepwell_model_run_seconds_bucket", model="pump", le=le) for le in ("1e-05", "2e-05", "5e-05")
+    ]
+
+    assert counts == [1, 2, 4]
+    assert value(page, "stepwell_model_run_seconds_sum", model="pump") == pytest.approx(0.000111)
+
+
 def samples(page: bytes) -> dict[tuple[str, Labels], float]:
     """Return every sample of a page by name and labels; a duplicate sample is an error."""
     found: dict[tuple[str, Labels], float] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from service.engine.options import EngineOptions
@@ -72,7 +73,7 @@ class RequestAdmission:
             ServiceError: `rate_limited`.
         """
         if self.rates is not None:
-            self.rates.acquire(tenant, timesteps, asyncio.get_running_loop().time())
+            self.rates.acquire(tenant, timesteps, time.monotonic())
 
     def start(self) -> float:
         """Return the deadline of a request that starts now, on the loop's clock.

@@ -44,7 +44,7 @@ class TenantRates:
         Args:
             tenant: The tenant.
             n: Number of tokens: of timesteps, or 1 for any other request.
-            now: Time on the loop's clock, in seconds.
+            now: Time on the monotonic clock, in seconds.
 
         Raises:
             ServiceError: `rate_limited`; no tokens were removed.

@@ -42,7 +42,6 @@ class Batcher:
         timestep_bytes: Bytes of the inputs of one timestep.
         cache: The worker's recently used records of this model version.
         admission: Limits how many timesteps may wait.
-        time: The running loop's clock.
     """
 
     def __init__(self, deps: PipelineDeps, *, max_batch: int, max_wait: float) -> None:
@@ -80,7 +79,6 @@ class Batcher:
         self._is_stopped = False
         self.admission = QueueAdmission(deps.timeout / 5)
         self._loop = asyncio.get_running_loop()  # stored: before Python 3.12, each call costs a system call
-        self.time = self._loop.time
 
     def sample_load(self, now: float) -> None:
         """Sample how fast the queue drains; may be called from any thread."""

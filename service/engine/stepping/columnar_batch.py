@@ -73,7 +73,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
         op_ids: Op ids, 16 bytes each.
         length: T of each row.
         keep: Which of each row's predictions are returned, and stored.
-        oldest_received: When the first of them was received, on the loop's clock.
+        oldest_received: When the first of them was received, on the monotonic clock.
         rows_by_transport: Number of rows by transport.
         answered: Whether all rows have their response.
     """
@@ -177,7 +177,7 @@ class BulkBatch(ColumnarBatch):
         Args:
             bulk: The request.
             op_ids: Op ids of its rows, 16 bytes each.
-            received: When it was received, on the loop's clock.
+            received: When it was received, on the monotonic clock.
             done: Called with the results.
         """
         self.names, self.op_ids = bulk.names, op_ids

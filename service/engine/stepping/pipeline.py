@@ -84,7 +84,7 @@ class BatchPipeline:
         self._runner = deps.runner
         self._timeout = deps.timeout
         self._quota = deps.quota
-        self._time = asyncio.get_running_loop().time
+        self._time = time.monotonic
         self._replies = Replies(deps)
         self._loader = RecordLoader(deps, self._replies)
         self._committer = BatchCommitter(deps, self._replies)

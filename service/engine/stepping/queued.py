@@ -20,7 +20,8 @@ class QueuedStep(Struct, eq=False, gc=False):
     Attributes:
         timestep: The request.
         done: Called with the result.
-        received: When it was received, on the loop's clock.
+        received: When it was received, on the monotonic clock. The loop's clock has the same zero, but under uvloop it
+            counts whole milliseconds, and is read once per iteration.
         name: Key of the stream's record.
         shape: Equal for timesteps that may be in one batch.
         op_id: Identifies the operation, the same for every retry of it, 16 bytes.

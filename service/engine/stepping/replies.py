@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class Replies:
         self._cache = deps.cache
         self._observer = deps.observer
         self._timestep_bytes = deps.served.timestep_bytes
-        self._time = asyncio.get_running_loop().time
+        self._time = time.monotonic
         self.reroute = deps.reroute
         self.on_answered = deps.on_answered
 

@@ -89,7 +89,7 @@ class StepService:
             if served is None:
                 served = self._models.get(timestep.key.model, timestep.version)
             batcher = self._batchers.get(served) or self._batcher(served)
-            now = batcher.time()
+            now = time.monotonic()
             if admission.draining or admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes:
                 self._check_capacity(batcher)
             if self._rates is not None:
@@ -113,7 +113,7 @@ class StepService:
     ) -> None:
         """Step a stream by a single timestep without an idempotency key; otherwise as `submit`."""
         batcher = self._batchers.get(served) or self._batcher(served)
-        now, admission = batcher.time(), self._admission
+        now, admission = time.monotonic(), self._admission
         try:
             if admission.draining or admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes:
                 self._check_capacity(batcher)
@@ -146,7 +146,7 @@ class StepService:
             or not batcher.accepts_columnar(bulk)
         ):
             return False
-        now = batcher.time()
+        now = time.monotonic()
         if self._rates is not None and not self._rates.try_acquire(bulk.keys[0].tenant, bulk.length * rows, now):
             return False
         batcher.submit_columnar(bulk, done, now)
@@ -179,7 +179,7 @@ class StepService:
         self._check_capacity(batcher)
         self._admission.check_rate(timestep.key.tenant, timestep.length)
         future, done = _future_and_callback()
-        batcher.peek(timestep, done, batcher.time())
+        batcher.peek(timestep, done, time.monotonic())
         self._admission.rows += 1
         self._admission.nbytes += timestep.length * batcher.timestep_bytes
         return await future
