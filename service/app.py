@@ -148,7 +148,11 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             watchers=lambda: len(engine.watch),
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
+            cached_streams=engine.steps.cached_by_model,
+            connections=lambda: len(context.connections),
             store_safe=lambda: not context.safety.reasons,
+            store_used_bytes=lambda: 0 if context.safety.info is None else context.safety.info.used_memory,
+            store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
         tasks = [asyncio.create_task(work) for work in (coordinator.watch(), *_background(context))]

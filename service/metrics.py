@@ -18,6 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from service.engine.observer import EngineObserver
+from service.process_metrics import ProcessMetrics
 from service.settings import METRICS_FOLDER_ENV
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -103,17 +104,25 @@ class Metrics(EngineObserver):
         self._refusals = _Labelled(counter("refusals_total", "Requests rejected, by problem code.", "code"))
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
         self._queue_rows = _Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
+        self._cached_streams = _Labelled(
+            gauge("cached_streams", "Streams whose records the workers have cached.", "livesum", "model")
+        )
         self._watchers = gauge("watchers", "Watchers of committed predictions.", "livesum")
         self._websockets = gauge("websockets", "Open WebSockets.", "livesum")
+        self._connections = gauge("connections", "Open connections, those of WebSockets included.", "livesum")
         self._ready = gauge("ready", "1 when every worker can serve, else 0.", "livemin")
         self._store_safe = gauge("store_safe", "1 when the store's settings are safe, else 0.", "livemin")
+        self._store_used = gauge("store_used_memory_bytes", "Memory that the store uses.", "livemax")
+        self._store_max = gauge("store_max_memory_bytes", "The store's maxmemory; 0: no limit.", "livemax")
         self._durability = gauge("durability_info", "1 for the durability level in force.", "livemax", "level")
         gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
+        self._process = ProcessMetrics(registry)
         self._buffered: defaultdict[Counter, float] = defaultdict(float)  # increments since the last `refresh`
         of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
-        self._by_model: list[_Labelled[Any]] = [*of_models, self._queue_rows]  # the model is the first label
+        # The model is the first label of each.
+        self._by_model: list[_Labelled[Any]] = [*of_models, self._queue_rows, self._cached_streams]
         self._read_models: Callable[[], Collection[str]] | None = None
-        self._read_queue_rows: Callable[[], Mapping[str, int]] = dict
+        self._read_by_model: list[tuple[_Labelled[Gauge], Callable[[], Mapping[str, int]]]] = []
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
 
     def bind_gauges(
@@ -124,7 +133,11 @@ class Metrics(EngineObserver):
         watchers: Callable[[], int],
         websockets: Callable[[], int],
         ready: Callable[[], bool],
+        cached_streams: Callable[[], Mapping[str, int]] = dict,
+        connections: Callable[[], int] = int,
         store_safe: Callable[[], bool] = lambda: True,
+        store_used_bytes: Callable[[], int] = int,
+        store_max_bytes: Callable[[], int] = int,
         durability: str = "memory",
     ) -> None:
         """Set the functions that `refresh` reads the gauges' values from.
@@ -135,16 +148,23 @@ class Metrics(EngineObserver):
             watchers: Returns the number of watchers of this worker.
             websockets: Returns the number of open WebSockets of this worker.
             ready: Returns whether this worker can serve.
+            cached_streams: Returns the number of records in this worker's cache, by model.
+            connections: Returns the number of open connections of this worker.
             store_safe: Returns whether the store's settings are safe.
+            store_used_bytes: Returns the memory that the store uses.
+            store_max_bytes: Returns the store's limit on it; 0: none.
             durability: The configured durability level.
         """
         self._read_models = models
-        self._read_queue_rows = queue_rows
+        self._read_by_model = [(self._queue_rows, queue_rows), (self._cached_streams, cached_streams)]
         self._read_gauges = {
             self._watchers: watchers,
             self._websockets: websockets,
+            self._connections: connections,
             self._ready: ready,
             self._store_safe: store_safe,
+            self._store_used: store_used_bytes,
+            self._store_max: store_max_bytes,
         }
         self._durability.labels(durability).set(1)
         self.refresh()
@@ -211,11 +231,13 @@ class Metrics(EngineObserver):
         for histograms in (self._step_s, self._run_s, self._store_s, self._batch_rows):
             for histogram in histograms.values():
                 histogram.flush()
-        rows = self._read_queue_rows()
-        for model in {*rows, *(model for (model,) in self._queue_rows)}:
-            self._queue_rows[(model,)].set(rows.get(model, 0))
+        for gauges, read_all in self._read_by_model:
+            found = read_all()
+            for model in {*found, *(model for (model,) in gauges)}:
+                gauges[(model,)].set(found.get(model, 0))
         for gauge, read in self._read_gauges.items():
             gauge.set(read())
+        self._process.refresh()
         if self._read_models is not None and self._folder is None:  # with shared files, labels cannot be removed
             served = self._read_models()
             for by_model in self._by_model:

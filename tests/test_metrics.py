@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,14 @@ from service.metrics import Metrics
 from service.models.registry import ModelRegistry
 from service.settings import METRICS_FOLDER_ENV
 from service.store.state_store import StateStore
+from service.types import StreamKey
 from tests.engine.harness import step
 from tests.graphs import fold, write_models
 from tests.servers import Server
 
 Labels = frozenset[tuple[str, str]]
 
+DOC = Path(__file__).parents[1] / "docs" / "monitoring.md"
 PROMISED = {
     "stepwell_steps_total": ("counter", {"model", "door"}),
     "stepwell_requests_total": ("counter", {"door", "code"}),
@@ -36,19 +42,36 @@ PROMISED = {
     "stepwell_replays_total": ("counter", set()),
     "stepwell_refusals_total": ("counter", {"code"}),
     "stepwell_store_regressions_total": ("counter", set()),
+    "stepwell_cached_streams": ("gauge", {"model"}),
     "stepwell_watchers": ("gauge", set()),
     "stepwell_websockets": ("gauge", set()),
+    "stepwell_connections": ("gauge", set()),
     "stepwell_ready": ("gauge", set()),
     "stepwell_store_safe": ("gauge", set()),
+    "stepwell_store_used_memory_bytes": ("gauge", set()),
+    "stepwell_store_max_memory_bytes": ("gauge", set()),
     "stepwell_durability_info": ("gauge", {"level"}),
     "stepwell_build_info": ("gauge", {"version"}),
+    "process_start_time_seconds": ("gauge", set()),
+    "process_cpu_seconds_total": ("counter", set()),
+    "process_resident_memory_bytes": ("gauge", set()),
+    "process_open_fds": ("gauge", set()),
 }
 
 
 def filled_metrics() -> Metrics:
     """Metrics after one event of each kind."""
     metrics = Metrics("1.2.3")
-    metrics.bind_gauges(queue_rows=lambda: {"pump": 7}, watchers=lambda: 2, websockets=lambda: 3, ready=lambda: True)
+    metrics.bind_gauges(
+        queue_rows=lambda: {"pump": 7},
+        watchers=lambda: 2,
+        websockets=lambda: 3,
+        ready=lambda: True,
+        cached_streams=lambda: {"pump": 11},
+        connections=lambda: 4,
+        store_used_bytes=lambda: 1000,
+        store_max_bytes=lambda: 5000,
+    )
     metrics.steps_applied("pump", "http", 5)
     metrics.batch_run("pump", 4, 0.003)
     metrics.replied("pump", [0.004])
@@ -115,6 +138,14 @@ def test_the_page_has_exactly_the_documented_metrics() -> None:
     assert found == {name: kind for name, (kind, _) in PROMISED.items()}
 
 
+def test_the_page_on_monitoring_lists_every_metric_with_its_labels() -> None:
+    table = DOC.read_text().split("<!-- metrics -->")[1].split("<!-- /metrics -->")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("| `")]
+    listed = {name.strip("`"): set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+
+    assert listed == {name: labels for name, (_, labels) in PROMISED.items()}
+
+
 @pytest.mark.parametrize("name", PROMISED)
 def test_a_metric_has_the_documented_labels(name: str) -> None:
     kind, labels = PROMISED[name]
@@ -141,6 +172,10 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
         ("queue_rows", {"model": "pump"}, 7),
         ("watchers", {}, 2),
         ("websockets", {}, 3),
+        ("cached_streams", {"model": "pump"}, 11),
+        ("connections", {}, 4),
+        ("store_used_memory_bytes", {}, 1000),
+        ("store_max_memory_bytes", {}, 5000),
         ("ready", {}, 1),
         ("build_info", {"version": "1.2.3"}, 1),
     ],
@@ -205,6 +240,29 @@ def test_a_model_that_is_gone_leaves_no_series() -> None:
     assert value(page_of(metrics)[0], "stepwell_steps_total", model="pump", door="http") == 2
 
 
+def test_the_process_is_measured_as_the_kernel_measures_it() -> None:
+    before = page_of(Metrics("1"))[0]
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    until = used.ru_utime + used.ru_stime + 0.2
+    while (used := resource.getrusage(resource.RUSAGE_SELF)).ru_utime + used.ru_stime < until:
+        pass
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(Path("/dev/null").open("rb"))
+        memory = bytearray(b"x" * 64_000_000)
+        after = page_of(Metrics("1"))[0]  # of its own: one of them reads the process every five seconds
+
+    def risen(name: str) -> float:
+        return value(after, name) - value(before, name)
+
+    assert risen("process_cpu_seconds_total") >= 0.17  # the kernel counts in hundredths
+    assert value(after, "process_cpu_seconds_total") == pytest.approx(used.ru_utime + used.ru_stime, abs=0.5)
+    assert risen("process_open_fds") == 40
+    assert risen("process_resident_memory_bytes") >= 0.9 * len(memory)
+    assert risen("process_start_time_seconds") == 0
+    assert value(after, "process_start_time_seconds") <= time.time()
+
+
 async def test_an_engine_counts_its_steps(tmp_path: Path, shared_redis: Server) -> None:
     counted = Metrics("1")
     shelf = ModelRegistry([write_models(tmp_path, fold=fold)])
@@ -218,6 +276,21 @@ async def test_an_engine_counts_its_steps(tmp_path: Path, shared_redis: Server) 
     assert value(page, "stepwell_steps_total", model="fold", door="http") == 3
     assert value(page, "stepwell_step_seconds_count", model="fold") == 3
     assert value(page, "stepwell_store_seconds_count", op="commit") == 3
+
+
+async def test_an_engine_counts_the_streams_that_it_has_cached(tmp_path: Path, shared_redis: Server) -> None:
+    shelf = ModelRegistry([write_models(tmp_path, fold=fold)])
+    await shelf.reload()
+    engine = Engine(StateStore(shared_redis.url), shelf)
+    before = engine.steps.cached_by_model()
+    for stream in ("cached-1", "cached-2", "cached-1"):
+        await engine.steps.advance(step(stream, 1))
+    after = engine.steps.cached_by_model()
+    engine.steps.drop_cached(StreamKey("default", "fold", "cached-1"))
+    dropped = engine.steps.cached_by_model()
+    await engine.close()
+
+    assert (before, after, dropped) == ({}, {"fold": 2}, {"fold": 1})
 
 
 # -------------------------------------------------------------------- several workers
@@ -295,6 +368,36 @@ def test_queues_of_workers_are_summed(two_workers: tuple[WorkerProcess, WorkerPr
 
 def test_ready_is_0_while_one_worker_is_not_ready(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     assert value(two_workers[0].page(), "stepwell_ready") == 0
+
+
+def test_the_start_of_the_service_is_that_of_its_first_worker(folder: Path) -> None:
+    first = WorkerProcess(folder)
+    alone = value(first.page(), "process_start_time_seconds")
+    second = WorkerProcess(folder)
+    together = value(second.page(), "process_start_time_seconds")
+    first.kill()
+    left = value(second.page(), "process_start_time_seconds")
+    second.kill()
+
+    assert alone == together == left
+
+
+def test_memory_and_files_are_those_of_all_live_workers(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
+    first, second = two_workers
+    both = first.page()
+    second.kill()
+    one = first.page()
+
+    for name in ("process_resident_memory_bytes", "process_open_fds"):
+        assert 0 < value(one, name) < 0.7 * value(both, name)
+
+
+def test_cpu_time_includes_that_of_killed_workers(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:
+    first, second = two_workers
+    both = value(first.page(), "process_cpu_seconds_total")
+    second.kill()
+
+    assert value(first.page(), "process_cpu_seconds_total") >= both > 0
 
 
 def test_the_version_appears_once_for_all_workers(two_workers: tuple[WorkerProcess, WorkerProcess]) -> None:

@@ -60,6 +60,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Count the connection, and start the timeout of its first head."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self._may_read)
+        self.context.connections = self.connections  # one set for all, with those of WebSockets
         count = len(self.connections)
         self._over_limit = count > self.max_connections
         if count > self.max_connections + _RESERVED_CONNECTIONS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from service.codec import RequestDecoder
@@ -34,6 +34,7 @@ class AppContext:
         engine: Applies timesteps; set while the application runs.
         reload: Reloads the models in every worker; set while the application runs.
         safety: Checks that the store's settings are safe; set while the application runs.
+        connections: The open connections of this process, those of WebSockets included.
         websockets: Number of open WebSockets of this process.
         websockets_of: The same by tenant.
         ready: Result of the last readiness check.
@@ -47,6 +48,7 @@ class AppContext:
         self.engine: Engine
         self.reload: Callable[[], Awaitable[ReloadReport]]
         self.safety: SafetyMonitor
+        self.connections: Collection[object] = ()
         self.websockets = 0
         self.websockets_of: Counter[str] = Counter()
         self.ready = False

@@ -64,6 +64,16 @@ class Service:
 
         self.run_in_loop(poll)
 
+    def wait_for_connections(self, n: int) -> None:
+        """Wait until the service has exactly `n` open connections, those of WebSockets included."""
+
+        async def poll() -> None:
+            async with asyncio.timeout(10):
+                while len(self.connections()) != n:  # noqa: ASYNC110 - no event is published
+                    await asyncio.sleep(0.005)
+
+        self.run_in_loop(poll)
+
     def run_in_loop(self, work: Callable[[], Any]) -> Any:
         """Run a coroutine function on the event loop of the service and return its result."""
         assert self._loop is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -223,6 +224,27 @@ def test_metrics_count_steps_requests_and_rejections(shared_redis: Server, tmp_p
         assert 'stepwell_refusals_total{code="not_found"} 1.0' in text
         assert "stepwell_ready 1.0" in text
         assert "metered" not in text
+
+
+def test_metrics_have_connections_cached_streams_and_the_memory_of_the_store(
+    shared_redis: Server, tmp_path: Path
+) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold)) as own, own.feed("fold", "counted"):
+        own.wait_for_websockets(1)
+        own.step("fold", "cached", [1])
+        idle = [own.open_connection() for _ in range(3)]
+        own.wait_for_connections(5)  # the client's, the feed, and three without a request
+        text = own.http.get("/metrics").text
+        for connection in idle:
+            connection.close()
+        own.wait_for_connections(2)
+
+        assert "stepwell_connections 5.0" in text
+        assert "stepwell_connections 2.0" in own.http.get("/metrics").text
+        assert "stepwell_websockets 1.0" in text
+        assert 'stepwell_cached_streams{model="fold"} 1.0' in text
+        [used] = re.findall(r"^stepwell_store_used_memory_bytes (\S+)$", text, re.MULTILINE)
+        assert float(used) > 100_000
 
 
 # ------------------------------------------------------------------- unknown routes

@@ -201,6 +201,13 @@ class StepService:
             rows[served.name] = rows.get(served.name, 0) + batcher.rows
         return rows
 
+    def cached_by_model(self) -> dict[str, int]:
+        """Return the number of streams whose records are cached, by model."""
+        streams: dict[str, int] = {}
+        for served, batcher in self._batchers.items():
+            streams[served.name] = streams.get(served.name, 0) + len(batcher.cache)
+        return streams
+
     def drop_cached(self, key: StreamKey) -> None:
         """Drop a stream's record from the caches of all versions of its model."""
         name = keys.record_key(*key)

@@ -15,6 +15,7 @@ from service.store.transport.connection import CommandError, NoReplyError, NotSe
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0
+_NO_SETTINGS = frozenset({"history", "used_memory", "max_memory"})
 
 
 class UnsafeStoreError(StepwellError):
@@ -25,7 +26,7 @@ class UnsafeStoreError(StepwellError):
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The settings and counters of a store; in a Cluster each value is the worst of all primaries.
+    """The settings and counters of a store; in a Cluster the worst of all primaries, or their sum.
 
     Attributes:
         server: `redis` or `valkey`, with its version.
@@ -36,6 +37,8 @@ class ServerInfo:
         replicas: Number of connected replicas.
         evicted: Number of keys that it evicted because its memory was full.
         history: Replication ids, which change with a restart or a failover.
+        used_memory: Bytes of memory that it uses.
+        max_memory: Bytes of memory that it may use; 0: there is no limit.
     """
 
     server: str
@@ -46,10 +49,12 @@ class ServerInfo:
     replicas: int
     evicted: int
     history: str
+    used_memory: int
+    max_memory: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields that users see, as plain values."""
-        return {name: value for name, value in asdict(self).items() if name != "history"}
+        """Return the fields that describe the store's settings, as plain values."""
+        return {name: value for name, value in asdict(self).items() if name not in _NO_SETTINGS}
 
 
 async def read_server_info(store: StateStore, *, timeout: float) -> ServerInfo:
@@ -205,6 +210,8 @@ def _server_info(info: Any, fsync: Any) -> ServerInfo:
         replicas=int(fields.get("connected_slaves", 0)),
         evicted=int(fields.get("evicted_keys", 0)),
         history=fields.get("master_replid", ""),
+        used_memory=int(fields.get("used_memory", 0)),
+        max_memory=int(fields.get("maxmemory", 0)),
     )
 
 
@@ -220,4 +227,6 @@ def _worst_of(servers: Sequence[ServerInfo]) -> ServerInfo:
         replicas=min(server.replicas for server in servers),
         evicted=sum(server.evicted for server in servers),
         history=" ".join(server.history for server in servers),
+        used_memory=sum(server.used_memory for server in servers),
+        max_memory=sum(server.max_memory for server in servers) if all(server.max_memory for server in servers) else 0,
     )

@@ -63,6 +63,33 @@ async def test_a_store_that_cannot_keep_a_promise_is_refused(
         check_safe(facts, durability, allow_eviction=False)
 
 
+async def test_the_memory_of_a_store_is_read_with_its_settings(redis_server: Server) -> None:
+    store = StateStore(redis_server.url)
+    unlimited = await read_server_info(store, timeout=5)
+    with redis_server.client() as client:
+        client.set("large", b"x" * 5_000_000)
+    configure(redis_server, maxmemory="100mb")
+    limited = await read_server_info(store, timeout=5)
+    await store.close()
+
+    assert unlimited.max_memory == 0
+    assert limited.max_memory == 100 * 2**20
+    assert 5_000_000 <= limited.used_memory - unlimited.used_memory < 10_000_000
+
+
+async def test_the_memory_of_a_cluster_is_that_of_all_primaries() -> None:
+    with cluster() as one:
+        store = StateStore(one.url)
+        whole = await read_server_info(store, timeout=5)
+        _, primaries = await store.transport.primaries()
+        replies = [await primary.call(("INFO", "memory")) for primary in primaries]
+        await store.close()
+        used = [int(re.search(rb"used_memory:(\d+)", reply[0])[1]) for reply in replies]  # type: ignore[index]
+
+    assert len(used) == 3
+    assert whole.used_memory == pytest.approx(sum(used), rel=0.2)
+
+
 async def test_a_store_that_keeps_the_promises_is_accepted(short_path: Path) -> None:
     with primary_and_replica(short_path, "--appendonly", "yes", "--appendfsync", "always") as (primary, _, _, _):
         store = StateStore(primary.url, durability="replica")
