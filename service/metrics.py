@@ -24,6 +24,9 @@ from service.settings import METRICS_FOLDER_ENV
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of `render`'s text, which every version of Prometheus accepts."""
 
+NO_ROUTE = "none"
+"""Label of requests that reached no route."""
+
 _SECONDS = (
     *(0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005),
     *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
@@ -88,7 +91,9 @@ class Metrics(EngineObserver):
             return Gauge(f"stepwell_{name}", text, labels, multiprocess_mode=workers, registry=registry)
 
         self._steps = _Labelled(counter("steps_total", "Timesteps applied, by transport.", "model", "door"))
-        self._requests = _Labelled(counter("requests_total", "Requests answered, by HTTP status.", "door", "code"))
+        self._requests = _Labelled(
+            counter("requests_total", "Requests answered, by HTTP status.", "door", "code", "route")
+        )
         self._step_s = _Labelled(histogram("step_seconds", "Seconds from receipt to response.", "model"))
         self._refused_s = _Labelled(
             Summary("stepwell_oip_refused_seconds", "Seconds from receipt to rejection.", ["model"], registry=registry)
@@ -213,9 +218,16 @@ class Metrics(EngineObserver):
 
     # ---------------------------------------------------------------- called by the transports
 
-    def request(self, transport: str, code: int | str, n: int = 1) -> None:
-        """Count requests or messages that got a response; `code` is the HTTP status."""
-        self._buffered[self._requests[transport, str(code)]] += n
+    def request(self, transport: str, code: int | str, route: str = NO_ROUTE, n: int = 1) -> None:
+        """Count requests or messages that got a response.
+
+        Args:
+            transport: How they were sent.
+            code: The HTTP status.
+            route: Method and path of the declared route, with the names of its parameters.
+            n: Their number.
+        """
+        self._buffered[self._requests[transport, str(code), route]] += n
 
     def refusal(self, code: str) -> None:
         """Count an error response, by its `code` of `service.errors.CODES`."""

@@ -30,7 +30,7 @@ Labels = frozenset[tuple[str, str]]
 DOC = Path(__file__).parents[1] / "docs" / "monitoring.md"
 PROMISED = {
     "stepwell_steps_total": ("counter", {"model", "door"}),
-    "stepwell_requests_total": ("counter", {"door", "code"}),
+    "stepwell_requests_total": ("counter", {"door", "code", "route"}),
     "stepwell_step_seconds": ("histogram", {"model"}),
     "stepwell_model_run_seconds": ("histogram", {"model"}),
     "stepwell_store_seconds": ("histogram", {"op"}),
@@ -80,7 +80,7 @@ def filled_metrics() -> Metrics:
     metrics.conflicts(1)
     metrics.replays(2)
     metrics.regressions(1)
-    metrics.request("http", 200)
+    metrics.request("http", 200, "GET /v1/info")
     metrics.refusal("seq_gap")
     return metrics
 
@@ -158,7 +158,7 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
     ("name", "labels", "expected"),
     [
         ("steps_total", {"model": "pump", "door": "http"}, 5),
-        ("requests_total", {"door": "http", "code": "200"}, 1),
+        ("requests_total", {"door": "http", "code": "200", "route": "GET /v1/info"}, 1),
         ("refusals_total", {"code": "seq_gap"}, 1),
         ("step_seconds_sum", {"model": "pump"}, 0.004),
         ("model_run_seconds_sum", {"model": "pump"}, 0.003),
@@ -186,9 +186,9 @@ def test_each_event_is_counted(name: str, labels: dict[str, str], expected: floa
 
 def test_a_status_as_number_and_as_text_is_one_series() -> None:
     metrics = filled_metrics()
-    metrics.request("http", "200")
+    metrics.request("http", "200", "GET /v1/info")
 
-    assert value(page_of(metrics)[0], "stepwell_requests_total", door="http", code="200") == 2
+    assert value(page_of(metrics)[0], "stepwell_requests_total", door="http", code="200", route="GET /v1/info") == 2
 
 
 def test_a_counter_without_labels_exists_before_its_first_event() -> None:
@@ -234,7 +234,7 @@ def test_a_model_that_is_gone_leaves_no_series() -> None:
 
     assert b'"pump"' in before
     assert b'"pump"' not in after
-    assert value(after, "stepwell_requests_total", door="http", code="200") == 1
+    assert value(after, "stepwell_requests_total", door="http", code="200", route="GET /v1/info") == 1
     metrics.steps_applied("pump", "http", 2)
     there.append("pump")
     assert value(page_of(metrics)[0], "stepwell_steps_total", model="pump", door="http") == 2

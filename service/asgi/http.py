@@ -74,14 +74,20 @@ class RawRoute(APIRoute):
     FastAPI's own parsing and validation would cost five times what a step costs; the codec validates bodies.
     """
 
+    @property
+    def name_for_metrics(self) -> str:
+        """Method and path, with the names of the path's parameters."""
+        return f"{' '.join(sorted(self.methods))} {self.path}"
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return a wrapper of the endpoint that turns errors into problems and counts every response."""
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        error_format = error_format_of(self.path)
+        error_format, name = error_format_of(self.path), self.name_for_metrics
 
         async def handle(request: Request) -> Response:
             context: AppContext = request.app.state.context
-            return await run_with_problems(_checked(request, context, endpoint), request, context, error_format)
+            work = _checked(request, context, endpoint)
+            return await run_with_problems(work, request, context, error_format, name)
 
         return handle
 
@@ -99,7 +105,7 @@ async def _checked(
 
 
 async def run_with_problems(
-    work: Awaitable[Response], request: Request, context: AppContext, error_format: ErrorFormat
+    work: Awaitable[Response], request: Request, context: AppContext, error_format: ErrorFormat, route: str
 ) -> Response:
     """Await the response to a request, turn an error into a problem response, and count the response."""
     try:
@@ -115,7 +121,7 @@ async def run_with_problems(
         _log.error("A request failed: %s %a", request.method, request.scope["path"], exc_info=exc)
         context.metrics.refusal("internal")
         response = problem_response(internal_error(), error_format)
-    context.metrics.request(error_format.transport, response.status_code)
+    context.metrics.request(error_format.transport, response.status_code, route)
     return response
 
 

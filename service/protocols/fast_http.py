@@ -12,7 +12,6 @@ from service.protocols.http_limits import LimitedHttpProtocol, protocol_attribut
 from service.protocols.pipeline import InFlightRequest, ResponsePipeline
 from service.protocols.request_cache import HotRequestMatcher, RequestHead
 from service.requests.context import AppContext
-from service.requests.error_formats import error_format_of
 from service.requests.hot_routes import HOT_ROUTES
 from service.requests.problems import body_timeout
 
@@ -88,8 +87,10 @@ class FastHttpProtocol(LimitedHttpProtocol):
         self._pipeline.leave_single_request_mode()
         self._in_flight.clear()
         if self._partial_needs:
-            path = bytes(self._partial[5:9]).decode()  # after "POST "
-            self.metrics.request(error_format_of(path).transport, 499)  # as the declared route counts it
+            match = self.matcher.match_head(bytes(self._partial), 0)
+            assert match is not None  # it was matched when its head was complete
+            route = match[0].request_line.route
+            self.metrics.request(route.error_format.transport, 499, route.name)  # as the declared route counts it
         super().connection_lost(exc)
 
     # ---------------------------------------------------------------- responses
@@ -152,7 +153,7 @@ class FastHttpProtocol(LimitedHttpProtocol):
 
     def _start_request(self, head: RequestHead, body: bytes) -> None:
         self._receive_deadline = None
-        request = InFlightRequest(self._pipeline, head.request_line.route.error_format, body_bytes=head.length)
+        request = InFlightRequest(self._pipeline, head.request_line.route, body_bytes=head.length)
         self._in_flight.append(request)
         self._in_flight_bytes += head.length
         request.submit(head, body)

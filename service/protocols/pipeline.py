@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from service.errors import ServiceError
 from service.protocols.request_cache import CachedRequestLine, HotRequestMatcher, RequestHead
-from service.requests.error_formats import NATIVE, ErrorFormat
 from service.requests.handlers import RequestHandler
+from service.requests.hot_routes import HOT_ROUTES, HotRoute
 from service.requests.problems import internal_error
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ _log = logging.getLogger(__name__)
 class InFlightRequest:
     """A request of the fast path whose response has a place in the connection's order."""
 
-    __slots__ = ("_error_format", "_pipeline", "body_bytes", "handler", "text")
+    __slots__ = ("_pipeline", "_route", "body_bytes", "handler", "text")
 
     def __init__(
         self,
         pipeline: ResponsePipeline,
-        error_format: ErrorFormat,
+        route: HotRoute,
         handler: RequestHandler | None = None,
         *,
         body_bytes: int = 0,
@@ -41,7 +41,7 @@ class InFlightRequest:
         self.text = b""  # the response, once there is one
         self.handler = handler
         self.body_bytes = body_bytes
-        self._error_format = error_format
+        self._route = route
         self._pipeline = pipeline
 
     def submit(self, head: RequestHead, body: bytes) -> None:
@@ -64,7 +64,7 @@ class InFlightRequest:
             self.fail(exc)
             return
         pipeline = self._pipeline
-        self.text = pipeline.matcher.write_response(body, self.handler, self._error_format, pipeline.server_state)
+        self.text = pipeline.matcher.write_response(body, self.handler, self._route, pipeline.server_state)
         pipeline.on_response(self)
 
     def fail(self, error: Exception) -> None:
@@ -74,7 +74,7 @@ class InFlightRequest:
         if not self.text:
             pipeline = self._pipeline
             problem = error if isinstance(error, ServiceError) else internal_error()
-            self.text = pipeline.matcher.write_problem(problem, self._error_format, pipeline.server_state)
+            self.text = pipeline.matcher.write_problem(problem, self._route, pipeline.server_state)
             pipeline.on_response(self)
 
 
@@ -93,11 +93,11 @@ class ResponsePipeline:
     """
 
     __slots__ = (
-        "_error_format",
         "_handler",
         "_is_closing",
         "_is_done",
         "_request_line",
+        "_route",
         "_slot",
         "_write",
         "idle_since",
@@ -118,8 +118,8 @@ class ResponsePipeline:
         self.is_single_request = False
         self.idle_since = 0.0
         self._handler: RequestHandler | None = None  # of the current request, in single-request mode
-        self._request_line: CachedRequestLine | None = None  # of the last such request; its error format is below
-        self._error_format = NATIVE
+        self._request_line: CachedRequestLine | None = None  # of the last such request; its route is below
+        self._route = HOT_ROUTES[0]
         self._slot: InFlightRequest | None = None  # of the current request, if the mode ended before its response
         self._is_done = self._on_result  # a bound method is an object too, so it is created once
         self._write: Callable[[bytes], None]
@@ -143,7 +143,7 @@ class ResponsePipeline:
             return False
         request_line, handler, body = match
         if request_line is not self._request_line:
-            self._request_line, self._error_format = request_line, request_line.route.error_format
+            self._request_line, self._route = request_line, request_line.route
         self._handler = handler
         try:
             handler.submit(body, self._is_done)
@@ -155,7 +155,7 @@ class ResponsePipeline:
         """Leave single-request mode; the current request is added to `in_flight`."""
         self.is_single_request = False
         if self._handler is not None and self._slot is None:
-            self._slot = InFlightRequest(self, self._error_format, self._handler)
+            self._slot = InFlightRequest(self, self._route, self._handler)
             self.in_flight.append(self._slot)
 
     def _on_result(self, result: Any) -> None:
@@ -176,7 +176,7 @@ class ResponsePipeline:
             return
         self._handler = None
         matcher = self.matcher
-        text = matcher.write_response(body, handler, self._error_format, self.server_state)
+        text = matcher.write_response(body, handler, self._route, self.server_state)
         self.idle_since = matcher.now
         if not self._is_closing():
             self._write(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,7 +16,6 @@ from service.errors import ServiceError
 from service.protocols.header_cache import HeaderCache, put_bounded
 from service.protocols.http_limits import response_bytes
 from service.requests.context import AppContext
-from service.requests.error_formats import NATIVE, ErrorFormat
 from service.requests.handlers import RequestHandler
 from service.requests.hot_routes import VERSION, HotRoute, RequestHeaders, make_handler
 
@@ -89,8 +88,9 @@ class HotRequestMatcher:
         self._flush_scheduled = False
         self._tick_end_scheduled = False  # whether `_on_tick_end` will be called
         self._header_parser = HeaderCache(context.settings.max_body_bytes)
-        self._counted_requests: Counter[tuple[str, int]] = Counter()
-        self._steps = 0  # responses with status 200 of native routes, which are not in `_counted_requests`
+        self._succeeded: defaultdict[str, int] = defaultdict(int)  # responses with status 200, by the route's name
+        self._failed: Counter[tuple[str, int]] = Counter()  # other responses, by the route's name and their status
+        self._transports = {route.name: route.error_format.transport for route in routes}
         self._json_heads: dict[int, bytes] = {}  # of JSON responses, by the length of their bodies
         self.now = 0.0
         self._default_headers: HeaderPairs = []
@@ -174,28 +174,23 @@ class HotRequestMatcher:
             request_line.headers, request_line.handler, request_line.generation = headers, handler, self._generation
         return handler
 
-    def write_response(
-        self, body: bytes, handler: RequestHandler, error_format: ErrorFormat, server_state: ServerState
-    ) -> bytes:
+    def write_response(self, body: bytes, handler: RequestHandler, route: HotRoute, server_state: ServerState) -> bytes:
         """Return a complete response with status 200."""
         if not self._flush_scheduled:
             self._flush_metrics_later(server_state)
-        if error_format is NATIVE:
-            self._steps += 1
-        else:
-            self._counted_requests[error_format.transport, 200] += 1
+        self._succeeded[route.name] += 1
         if (response_format := handler.response_format) is JSON and not handler.extra_headers:  # the most frequent kind
             return (self._json_heads.get(len(body)) or self._json_head(len(body))) + body
         extra_lines = [f"{name}: {value}\r\n".encode() for name, value in (handler.extra_headers or {}).items()]
         return b"".join([self._head(response_format, len(body)), *extra_lines, b"\r\n", body])
 
-    def write_problem(self, error: ServiceError, error_format: ErrorFormat, server_state: ServerState) -> bytes:
+    def write_problem(self, error: ServiceError, route: HotRoute, server_state: ServerState) -> bytes:
         """Return the complete response to a request that failed."""
         self.context.metrics.refusal(error.code)
-        response = error_format.response(error)
+        response = route.error_format.response(error)
         if not self._flush_scheduled:
             self._flush_metrics_later(server_state)
-        self._counted_requests[error_format.transport, response.status] += 1
+        self._failed[route.name, response.status] += 1
         return response_bytes(response.status, [*self._default_headers, *response.headers], response.body)
 
     # ---------------------------------------------------------------- helpers
@@ -261,13 +256,13 @@ class HotRequestMatcher:
             self._flush_metrics()
 
     def _flush_metrics(self) -> None:
-        if self._steps:
-            self.context.metrics.request(NATIVE.transport, 200, self._steps)
-            self._steps = 0
-        if self._counted_requests:
-            for (transport, status), n in self._counted_requests.items():
-                self.context.metrics.request(transport, status, n)
-            self._counted_requests.clear()
+        for name, n in self._succeeded.items():
+            self.context.metrics.request(self._transports[name], 200, name, n)
+        self._succeeded.clear()
+        if self._failed:
+            for (name, status), n in self._failed.items():
+                self.context.metrics.request(self._transports[name], status, name, n)
+            self._failed.clear()
 
 
 def _request_line(route: HotRoute) -> re.Pattern[bytes]:

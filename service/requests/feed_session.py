@@ -65,6 +65,7 @@ class FeedSession:
         self._model = model
         self._version = version
         self._stream = stream
+        self._route = f"WS /v1/models/{{model}}{'' if stream is None else '/streams/{stream}'}/feed"
         self._on_ready = on_ready
         self._pending: deque[_PendingReply] = deque()
         self._bytes = 0  # of the pending messages
@@ -210,11 +211,11 @@ class FeedSession:
             self._bytes -= pending.message_bytes
             replies.append(pending.encode())
             if isinstance(pending.result, ServiceError):
-                self._context.metrics.request("websocket", status_of(pending.result))
+                self._context.metrics.request("websocket", status_of(pending.result), self._route)
             else:
                 n_ok += 1
         if n_ok:
-            self._context.metrics.request("websocket", 200, n_ok)
+            self._context.metrics.request("websocket", 200, self._route, n_ok)
         return replies
 
     # ---------------------------------------------------------------- for the pending replies

@@ -105,6 +105,7 @@ class HotRoute(NamedTuple):
     Attributes:
         prefix: Common prefix of its paths.
         path: The pattern of its paths; the declared route handles paths that do not match.
+        name: The declared route, for the metrics.
         make: Creates the handler, from the groups of the pattern, the requested version, and the headers. Raises the
             `ServiceError` that the declared route would respond with.
         error_format: Status and body of its errors.
@@ -112,6 +113,7 @@ class HotRoute(NamedTuple):
 
     prefix: str
     path: str
+    name: str
     make: Callable[[AppContext, Sequence[str], int | None, RequestHeaders], RequestHandler]
     error_format: ErrorFormat = NATIVE
 
@@ -191,8 +193,16 @@ def make_infer_handler(context: AppContext, model: str, version: str | None, hea
 
 
 HOT_ROUTES: Final = (
-    HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(steps?)", _step),
-    HotRoute("/v1/models/", f"{_MODEL}/(steps?)", _bulk),
-    HotRoute("/v2/models/", f"{_OIP_MODEL}/infer", _infer, OIP),
-    HotRoute("/v2/models/", f"{_OIP_MODEL}/versions/([1-9][0-9]{{0,8}})/infer", _infer, OIP),
+    HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(step)", "POST /v1/models/{model}/streams/{stream}/step", _step),
+    HotRoute("/v1/models/", f"{_MODEL}{_STREAM}/(steps)", "POST /v1/models/{model}/streams/{stream}/steps", _step),
+    HotRoute("/v1/models/", f"{_MODEL}/(step)", "POST /v1/models/{model}/step", _bulk),
+    HotRoute("/v1/models/", f"{_MODEL}/(steps)", "POST /v1/models/{model}/steps", _bulk),
+    HotRoute("/v2/models/", f"{_OIP_MODEL}/infer", "POST /v2/models/{model}/infer", _infer, OIP),
+    HotRoute(
+        "/v2/models/",
+        f"{_OIP_MODEL}/versions/([1-9][0-9]{{0,8}})/infer",
+        "POST /v2/models/{model}/versions/{version}/infer",
+        _infer,
+        OIP,
+    ),
 )

@@ -213,9 +213,13 @@ def test_requests_are_counted_under_their_own_transport(shared_redis: Server, tm
         text = own.http.get("/metrics").text
 
     assert 'stepwell_steps_total{door="oip",model="fold"} 1.0' in text
-    assert 'stepwell_requests_total{code="200",door="oip"} 1.0' in text
-    assert 'stepwell_requests_total{code="400",door="oip"} 1.0' in text
-    assert 'stepwell_requests_total{code="404",door="oip"} 2.0' in text
+    for code, route in [
+        (200, "POST /v2/models/{model}/infer"),
+        (400, "POST /v2/models/{model}/infer"),
+        (404, "GET /v2/models/{model}"),
+        (404, "none"),
+    ]:
+        assert f'stepwell_requests_total{{code="{code}",door="oip",route="{route}"}} 1.0' in text
     assert 'stepwell_refusals_total{code="seq_gap"} 1.0' in text
 
 

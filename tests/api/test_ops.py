@@ -219,7 +219,9 @@ def test_metrics_count_steps_requests_and_rejections(shared_redis: Server, tmp_p
         text = own.http.get("/metrics").text
 
         assert 'stepwell_steps_total{door="http",model="fold"} 1.0' in text
-        assert 'stepwell_requests_total{code="422",door="http"} 1.0' in text
+        assert 'stepwell_requests_total{code="404",door="http",route="none"} 1.0' in text
+        route = "POST /v1/models/{model}/streams/{stream}/step"
+        assert f'stepwell_requests_total{{code="422",door="http",route="{route}"}} 1.0' in text
         assert 'stepwell_refusals_total{code="bad_input"} 1.0' in text
         assert 'stepwell_refusals_total{code="not_found"} 1.0' in text
         assert "stepwell_ready 1.0" in text

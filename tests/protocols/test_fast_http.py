@@ -66,6 +66,10 @@ def metrics(service: Service, *lines: str) -> list[float]:
     return [float(one[1]) if one else 0.0 for one in found]
 
 
+def requests_line(code: int, path: str, door: str = "http") -> str:
+    return f'stepwell_requests_total{{code="{code}",door="{door}",route="POST {path}"}}'
+
+
 # ------------------------------------------------------------------- requests on the fast path
 
 
@@ -356,16 +360,80 @@ def test_an_internal_error_is_answered_and_the_connection_stays_open(
 def test_responses_and_rejections_are_counted(
     fast: Service, stream: str, body: bytes, status: int, code: str | None
 ) -> None:
-    lines = [f'stepwell_requests_total{{code="{status}",door="http"}}', f'stepwell_refusals_total{{code="{code}"}}']
+    lines = [
+        requests_line(status, "/v1/models/{model}/streams/{stream}/step"),
+        f'stepwell_refusals_total{{code="{code}"}}',
+    ]
     answers, refusals = metrics(fast, *lines)
     responses_of(fast, [request(body, path(stream)), LAST])
-    asked = status == 200  # reading the metrics is a request, too
 
-    assert metrics(fast, *lines) == [answers + 1 + asked, refusals + (code is not None)]
+    assert metrics(fast, *lines) == [answers + 1, refusals + (code is not None)]
+
+
+def test_both_paths_count_requests_under_the_same_routes(either: Service, stream: str) -> None:
+    columns = json.dumps({"streams": [stream], "inputs": [[1]]}).encode()
+    requests = {
+        "/v1/models/{model}/streams/{stream}/step": (path(stream), GOOD, b"{"),
+        "/v1/models/{model}/streams/{stream}/steps": (path(stream, "steps"), b'{"inputs": [[1], [2]]}', b"{"),
+        "/v1/models/{model}/step": ("/v1/models/fold/step", columns, b"{"),
+        "/v1/models/{model}/steps": ("/v1/models/fold/steps", columns.replace(b"[[1]]", b"[[[1]]]"), b"{"),
+    }
+    lines = [requests_line(code, route) for route in requests for code in (200, 400)]
+    before = metrics(either, *lines)
+    for target, good, bad in requests.values():
+        assert statuses(responses_of(either, [request(good, target), request(bad, target), LAST])) == [200, 400, 404]
+
+    assert metrics(either, *lines) == [count + 1 for count in before]
+
+
+def test_both_paths_count_inferences_under_the_same_routes(either: Service, stream: str) -> None:
+    routes = {"/v2/models/{model}/infer": "/v2/models/fold/infer"}
+    routes["/v2/models/{model}/versions/{version}/infer"] = "/v2/models/fold/versions/1/infer"
+    lines = [requests_line(code, route, "oip") for route in routes for code in (200, 400)]
+    before = metrics(either, *lines)
+    for target in routes.values():
+        good = infer(1, target, sequence_id=stream, sequence_start=True)
+        assert statuses(responses_of(either, [good, request(b"{", target), LAST])) == [200, 400, 404]
+
+    assert metrics(either, *lines) == [count + 1 for count in before]
+
+
+def test_a_request_that_its_client_does_not_complete_is_counted_under_its_route(either: Service, stream: str) -> None:
+    line = requests_line(499, "/v1/models/{model}/streams/{stream}/step")
+    [before] = metrics(either, line)
+    n_open = len(either.connections())
+    with either.open_connection() as sock:
+        either.wait_for_connections(n_open + 1)
+        sock.sendall(request(GOOD, path(stream))[:-3])
+    either.wait_for_connections(n_open)
+
+    assert metrics(either, line) == [before + 1]
+
+
+def test_requests_without_a_route_share_one_label(either: Service) -> None:
+    line = 'stepwell_requests_total{code="404",door="http",route="none"}'
+    [before] = metrics(either, line)
+    for n in range(3):
+        either.http.get(f"/unknown-{n}")
+
+    assert metrics(either, line) == [before + 3]
+    assert "unknown-" not in either.http.get("/metrics").text
+
+
+def test_messages_of_a_feed_are_counted_under_its_route(either: Service, stream: str) -> None:
+    routes = ["/v1/models/{model}/streams/{stream}/feed", "/v1/models/{model}/feed"]
+    lines = [f'stepwell_requests_total{{code="200",door="websocket",route="WS {route}"}}' for route in routes]
+    before = metrics(either, *lines)
+    for name in (stream, None):
+        with either.feed("fold", name) as feed:
+            feed.send(json.dumps({"inputs": [1]} | ({} if name else {"stream": stream})))
+            feed.recv()
+
+    assert metrics(either, *lines) == [count + 1 for count in before]
 
 
 def test_infer_requests_are_counted_under_their_own_transport(fast: Service, stream: str) -> None:
-    lines = [f'stepwell_requests_total{{code="{code}",door="oip"}}' for code in (200, 400)]
+    lines = [requests_line(code, "/v2/models/{model}/infer", "oip") for code in (200, 400)]
     before = metrics(fast, *lines)
     responses_of(fast, [infer(1, sequence_id=stream, sequence_start=True), infer(2, sequence_id=stream, step=9), LAST])
 
