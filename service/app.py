@@ -18,7 +18,7 @@ from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
 from model_export.errors import StepwellError
-from service.asgi.http import RawRoute, problem_response, reject_escaped_slash
+from service.asgi.http import RawRoute, problem_response, reject_escaped_slash, with_request_id
 from service.asgi.openapi import streams as openapi
 from service.asgi.routes import admin, feed, oip, savepoints, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
@@ -231,7 +231,7 @@ async def _respond_without_route(request: Request, exc: Exception) -> Response:
     response = problem_response(error, error_format)
     context.metrics.request(error_format.transport, response.status_code)
     response.headers.update(headers)
-    return response
+    return with_request_id(response, request.scope)
 
 
 def _methods(request: Request) -> set[str]:
@@ -253,4 +253,4 @@ async def _internal_error(request: Request, exc: Exception) -> Response:
     context.metrics.refusal("internal")
     error_format = error_format_of(request.scope["path"])
     context.metrics.request(error_format.transport, 500)
-    return problem_response(internal_error(), error_format)
+    return with_request_id(problem_response(internal_error(), error_format), request.scope)

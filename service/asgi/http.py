@@ -24,6 +24,7 @@ from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, ErrorFormat, error_format_of
 from service.requests.hot_routes import KEY_LIMIT
 from service.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
+from service.requests.request_ids import RESPONSE_HEADER, log_fields, request_id_of
 from service.types import StreamKey
 
 _log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class RawRoute(APIRoute):
     @property
     def name_for_metrics(self) -> str:
         """Method and path, with the names of the path's parameters."""
-        return f"{' '.join(sorted(self.methods))} {self.path}"
+        return f"{' '.join(sorted(self.methods or ()))} {self.path}"
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return a wrapper of the endpoint that turns errors into problems and counts every response."""
@@ -118,10 +119,18 @@ async def run_with_problems(
         context.metrics.refusal(exc.code)
         response = problem_response(exc, error_format)
     except Exception as exc:  # noqa: BLE001 - logged, and reported as `internal`
-        _log.error("A request failed: %s %a", request.method, request.scope["path"], exc_info=exc)
+        fields = log_fields(request_id_of(request.scope["headers"]))
+        _log.error("A request failed: %s %a", request.method, request.scope["path"], exc_info=exc, extra=fields)
         context.metrics.refusal("internal")
         response = problem_response(internal_error(), error_format)
     context.metrics.request(error_format.transport, response.status_code, route)
+    return with_request_id(response, request.scope)
+
+
+def with_request_id(response: Response, scope: Scope) -> Response:
+    """Add the request's id to a response, if the request has one; return the response."""
+    if request_id := request_id_of(scope["headers"]):
+        response.raw_headers = [*response.raw_headers, (RESPONSE_HEADER, request_id)]
     return response
 
 

@@ -153,7 +153,8 @@ class FastHttpProtocol(LimitedHttpProtocol):
 
     def _start_request(self, head: RequestHead, body: bytes) -> None:
         self._receive_deadline = None
-        request = InFlightRequest(self._pipeline, head.request_line.route, body_bytes=head.length)
+        route = head.request_line.route
+        request = InFlightRequest(self._pipeline, route, request_id=head.request_id, body_bytes=head.length)
         self._in_flight.append(request)
         self._in_flight_bytes += head.length
         request.submit(head, body)

@@ -2,7 +2,8 @@
 
 Clients differ in the values of their headers and rarely in the names and their order. For each frequent order of names
 there is a `HeaderLayout`: one regular expression that matches all header lines at once and extracts the values that
-matter. A trace id, or a client's address that a proxy adds, matches like any other value and is ignored. All other
+matter. A client's address that a proxy adds matches like any other value and is ignored. The request's id is extracted,
+but is no part of what is cached. All other
 requests are parsed line by line. The grammar is strict: a request with an unusual header line is left to httptools
 (ADR 0041).
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Final, NamedTuple, TypeVar
 
 from service.requests.hot_routes import RELEVANT_HEADERS, RequestHeaders, parse_headers
+from service.requests.request_ids import REQUEST_ID_VALUES, request_id_of
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -42,6 +45,10 @@ _VALUE: Final = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
 _LINE: Final = re.compile(rb"(" + _NAME + rb")" + _COLON + rb"(" + _VALUE + rb")")
 
 
+ParsedHeaders = tuple[RequestHeaders, int, bytes]
+"""The relevant headers, the length of the body in bytes, and the request's id, empty if it has none."""
+
+
 class HeaderBlock(NamedTuple):
     """The parsed header lines of a plain request.
 
@@ -49,11 +56,13 @@ class HeaderBlock(NamedTuple):
         text: Their bytes, from the end of the request line to the end of the empty line.
         headers: The relevant headers.
         length: Length of the body in bytes.
+        request_id: The request's id, or empty.
     """
 
     text: bytes
     headers: RequestHeaders
     length: int
+    request_id: bytes
 
 
 class HeaderLayout:
@@ -61,20 +70,28 @@ class HeaderLayout:
 
     Attributes:
         match: Matches such lines and the empty line after them; it has one group per extracted value.
-        names: The names of the groups, in lower case.
-        cache: Headers and length of the body, by the values of the groups.
+        names: The names of the groups that matter, in lower case.
+        cache: What was parsed, by the values of these groups.
+        id_at: Indices of the groups of `X-Request-Id`, then of `traceparent`, as far as there are such headers; each
+            group has the request's id, or is None if the value is not valid.
+        without_ids: Returns the values of the other groups.
     """
 
-    __slots__ = ("cache", "match", "names")
+    __slots__ = ("cache", "id_at", "match", "names", "without_ids")
 
     def __init__(self, names: Sequence[bytes]) -> None:
+        lower = [name.lower() for name in names]
+        ids = {lower.index(name): pattern for name, pattern in REQUEST_ID_VALUES.items() if name in lower}
         lines = [
-            rb"\r\n" + re.escape(name) + _COLON + (b"(" + _VALUE + b")" if name.lower() in _EXTRACTED else _VALUE)
-            for name in names
+            rb"\r\n" + re.escape(name) + _COLON + (_valid_or_not(ids[at]) if at in ids else _value_of(name))
+            for at, name in enumerate(names)
         ]
         self.match = re.compile(b"".join(lines) + rb"\r\n\r\n").match
-        self.names = [name.lower() for name in names if name.lower() in _EXTRACTED]
-        self.cache: OrderedDict[tuple[bytes, ...], tuple[RequestHeaders, int]] = OrderedDict()
+        groups = [(name, at in ids) for at, name in enumerate(lower) if name in _EXTRACTED or at in ids]
+        self.names = [name for name, is_id in groups if not is_id]
+        self.id_at = [groups.index((name, True)) for name in REQUEST_ID_VALUES if name in lower]
+        self.without_ids = _picker([at for at, (_, is_id) in enumerate(groups) if not is_id])
+        self.cache: OrderedDict[tuple[bytes, ...], ParsedHeaders] = OrderedDict()
 
 
 class HeaderCache:
@@ -99,7 +116,7 @@ class HeaderCache:
         # `HotRequestMatcher` compares headers by identity.
         self._interned: OrderedDict[RequestHeaders, RequestHeaders] = OrderedDict()
 
-    def match(self, data: bytes, start: int) -> tuple[RequestHeaders, int] | None:
+    def match(self, data: bytes, start: int) -> tuple[RequestHeaders, int, bytes] | None:
         """Parse the header lines of a complete request that is followed by nothing.
 
         Args:
@@ -107,7 +124,8 @@ class HeaderCache:
             start: Offset of the end of the request line.
 
         Returns:
-            The headers, and the offset of the body; None: the request is not plain, not complete, or not alone.
+            The headers, the offset of the body, and the request's id; None: the request is not plain, not complete, or
+            not alone.
         """
         parsed, body_start = self._parse(data, start)
         if parsed is None or body_start + parsed[1] != len(data):
@@ -117,21 +135,21 @@ class HeaderCache:
         if self._until_recent < 0 and len(data) - start <= _MAX_RECENT_BYTES:
             self._until_recent = _RECENT_EVERY
             self.recent[len(data) - start] = HeaderBlock(data[start:body_start], *parsed)
-        return parsed[0], body_start
+        return parsed[0], body_start, parsed[2]
 
-    def read(self, text: bytes) -> tuple[RequestHeaders, int] | None:
+    def read(self, text: bytes) -> ParsedHeaders | None:
         """Parse header lines.
 
         Args:
             text: The lines, from the end of the request line to the end of the empty line.
 
         Returns:
-            The headers and the length of the body in bytes; None: the request is not plain.
+            What was parsed; None: the request is not plain.
         """
         return self._parse(text, 0)[0]
 
-    def _parse(self, data: bytes, start: int) -> tuple[tuple[RequestHeaders, int] | None, int]:
-        """Return headers and length of the body, None if the request is not plain; and the offset of the body."""
+    def _parse(self, data: bytes, start: int) -> tuple[ParsedHeaders | None, int]:
+        """Return what was parsed, None if the request is not plain; and the offset of the body."""
         layouts = self._layouts
         for layout in layouts:
             match = layout.match(data, start, start + _MAX_HEAD_BYTES)
@@ -140,17 +158,27 @@ class HeaderCache:
                     layouts.remove(layout)
                     layouts.insert(0, layout)
                 values = match.groups()
-                return layout.cache.get(values) or self._parse_values(layout, values), match.end()
+                if not layout.id_at:
+                    return layout.cache.get(values) or self._parse_values(layout, values), match.end()
+                return self._parse_with_id(layout, values), match.end()
         end = data.find(b"\r\n\r\n", start, start + _MAX_HEAD_BYTES) + 4
         return self._parse_lines(data[start:end]), end
 
-    def _parse_values(self, layout: HeaderLayout, values: tuple[bytes, ...]) -> tuple[RequestHeaders, int] | None:
+    def _parse_with_id(self, layout: HeaderLayout, groups: tuple[bytes, ...]) -> ParsedHeaders | None:
+        values = layout.without_ids(groups)
+        parsed = layout.cache.get(values) or self._parse_values(layout, values)
+        if parsed is None:
+            return None
+        first, *others = layout.id_at
+        return parsed[0], parsed[1], groups[first] or (groups[others[0]] if others else b"") or b""
+
+    def _parse_values(self, layout: HeaderLayout, values: tuple[bytes, ...]) -> ParsedHeaders | None:
         parsed = self._parse_headers(list(zip(layout.names, values, strict=True)))
         if parsed is not None and parsed[0].idempotency_key is None and sum(map(len, values)) <= _MAX_CACHED_BYTES:
             put_bounded(layout.cache, values, parsed, _MAX_CACHED)  # a key is used for one request only
         return parsed
 
-    def _parse_lines(self, text: bytes) -> tuple[RequestHeaders, int] | None:
+    def _parse_lines(self, text: bytes) -> ParsedHeaders | None:
         lines = text.split(b"\r\n")
         if not 3 <= len(lines) <= _MAX_LINES + 3 or any((lines[0], lines[-2], lines[-1])):
             return None
@@ -176,8 +204,8 @@ class HeaderCache:
             self._layouts.insert(0, HeaderLayout(names))
             del self._layouts[_MAX_LAYOUTS:]
 
-    def _parse_headers(self, lines: Sequence[tuple[bytes, bytes]]) -> tuple[RequestHeaders, int] | None:
-        """Return headers and length of the body; None: a header that matters is unusual."""
+    def _parse_headers(self, lines: Sequence[tuple[bytes, bytes]]) -> ParsedHeaders | None:
+        """Return what was parsed; None: a header that matters is unusual."""
         if not _UNUSUAL.isdisjoint(name for name, _ in lines):
             return None
         connection = [value.lower() for name, value in lines if name == _CONNECTION]
@@ -193,7 +221,25 @@ class HeaderCache:
         headers = replace(headers, length=None)
         if headers.idempotency_key is None:
             headers = self._interned.get(headers) or put_bounded(self._interned, headers, headers, _MAX_CACHED)
-        return headers, int(digits)
+        return headers, int(digits), request_id_of(lines)
+
+
+def _value_of(name: bytes) -> bytes:
+    """Return the pattern of a header's value, with a group if the value is extracted."""
+    return b"(" + _VALUE + b")" if name.lower() in _EXTRACTED else _VALUE
+
+
+def _valid_or_not(pattern: bytes) -> bytes:
+    """Return the pattern of a value whose group matches only if the value has the given pattern."""
+    return b"(?:" + pattern + rb"[ \t]*+(?=\r\n)|" + _VALUE + b")"
+
+
+def _picker(indices: Sequence[int]) -> Callable[[tuple[bytes, ...]], tuple[bytes, ...]]:
+    """Return a function that returns the elements at some indices; there is at least one."""
+    if len(indices) > 1:
+        return itemgetter(*indices)
+    [only] = indices
+    return lambda values: (values[only],)
 
 
 def put_bounded(cache: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> _V:

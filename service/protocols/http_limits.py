@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.errors import ServiceError
 from service.requests.close_codes import SEND_TIMEOUT_S
 from service.requests.error_formats import RawHttpResponse, error_format_of
+from service.requests.request_ids import RESPONSE_HEADER, request_id_of
 
 if TYPE_CHECKING:
     from service.metrics import Metrics
@@ -190,7 +191,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             cycle.keep_alive = False
             app = _with_connection_close(app)
         if error is not None:
-            app = _asgi_app(self._respond(error, cycle.scope["path"]))
+            response = self._respond(error, cycle.scope["path"])
+            if request_id := request_id_of(cycle.scope["headers"]):
+                response.headers.append((RESPONSE_HEADER, request_id))
+            app = _asgi_app(response)
         self._current_cycle = cycle
         super()._start_asgi_task(cycle, app)
 

@@ -18,6 +18,7 @@ from service.protocols.request_cache import CachedRequestLine, HotRequestMatcher
 from service.requests.handlers import RequestHandler
 from service.requests.hot_routes import HOT_ROUTES, HotRoute
 from service.requests.problems import internal_error
+from service.requests.request_ids import log_fields
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 class InFlightRequest:
     """A request of the fast path whose response has a place in the connection's order."""
 
-    __slots__ = ("_pipeline", "_route", "body_bytes", "handler", "text")
+    __slots__ = ("_pipeline", "_request_id", "_route", "body_bytes", "handler", "text")
 
     def __init__(
         self,
@@ -36,12 +37,14 @@ class InFlightRequest:
         route: HotRoute,
         handler: RequestHandler | None = None,
         *,
+        request_id: bytes = b"",
         body_bytes: int = 0,
     ) -> None:
         self.text = b""  # the response, once there is one
         self.handler = handler
         self.body_bytes = body_bytes
         self._route = route
+        self._request_id = request_id
         self._pipeline = pipeline
 
     def submit(self, head: RequestHead, body: bytes) -> None:
@@ -64,17 +67,21 @@ class InFlightRequest:
             self.fail(exc)
             return
         pipeline = self._pipeline
-        self.text = pipeline.matcher.write_response(body, self.handler, self._route, pipeline.server_state)
+        self.text = pipeline.matcher.write_response(
+            body, self.handler, self._route, pipeline.server_state, self._request_id
+        )
         pipeline.on_response(self)
 
     def fail(self, error: Exception) -> None:
         """Respond with a problem; an unexpected exception is logged."""
         if not isinstance(error, ServiceError):
-            _log.error("A request failed: %s", _name_of(self.handler), exc_info=error)
+            fields = log_fields(self._request_id)
+            _log.error("A request failed: %s", _name_of(self.handler), exc_info=error, extra=fields)
         if not self.text:
             pipeline = self._pipeline
             problem = error if isinstance(error, ServiceError) else internal_error()
-            self.text = pipeline.matcher.write_problem(problem, self._route, pipeline.server_state)
+            state = pipeline.server_state
+            self.text = pipeline.matcher.write_problem(problem, self._route, state, self._request_id)
             pipeline.on_response(self)
 
 
@@ -96,6 +103,7 @@ class ResponsePipeline:
         "_handler",
         "_is_closing",
         "_is_done",
+        "_request_id",
         "_request_line",
         "_route",
         "_slot",
@@ -120,6 +128,7 @@ class ResponsePipeline:
         self._handler: RequestHandler | None = None  # of the current request, in single-request mode
         self._request_line: CachedRequestLine | None = None  # of the last such request; its route is below
         self._route = HOT_ROUTES[0]
+        self._request_id = b""  # of the current request, in single-request mode
         self._slot: InFlightRequest | None = None  # of the current request, if the mode ended before its response
         self._is_done = self._on_result  # a bound method is an object too, so it is created once
         self._write: Callable[[bytes], None]
@@ -141,7 +150,7 @@ class ResponsePipeline:
         match = self.matcher.match_whole_request(data, self._request_line)
         if match is None:
             return False
-        request_line, handler, body = match
+        request_line, handler, body, self._request_id = match
         if request_line is not self._request_line:
             self._request_line, self._route = request_line, request_line.route
         self._handler = handler
@@ -155,7 +164,7 @@ class ResponsePipeline:
         """Leave single-request mode; the current request is added to `in_flight`."""
         self.is_single_request = False
         if self._handler is not None and self._slot is None:
-            self._slot = InFlightRequest(self, self._route, self._handler)
+            self._slot = InFlightRequest(self, self._route, self._handler, request_id=self._request_id)
             self.in_flight.append(self._slot)
 
     def _on_result(self, result: Any) -> None:
@@ -176,7 +185,7 @@ class ResponsePipeline:
             return
         self._handler = None
         matcher = self.matcher
-        text = matcher.write_response(body, handler, self._route, self.server_state)
+        text = matcher.write_response(body, handler, self._route, self.server_state, self._request_id)
         self.idle_since = matcher.now
         if not self._is_closing():
             self._write(text)
@@ -188,7 +197,10 @@ class ResponsePipeline:
         if slot is not None:
             slot.fail(error)
         else:
-            _log.error("A request failed after its response was sent: %s", _name_of(handler), exc_info=error)
+            fields = log_fields(self._request_id)
+            _log.error(
+                "A request failed after its response was sent: %s", _name_of(handler), exc_info=error, extra=fields
+            )
 
 
 def _name_of(handler: RequestHandler | None) -> str:

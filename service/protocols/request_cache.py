@@ -18,6 +18,7 @@ from service.protocols.http_limits import response_bytes
 from service.requests.context import AppContext
 from service.requests.handlers import RequestHandler
 from service.requests.hot_routes import VERSION, HotRoute, RequestHeaders, make_handler
+from service.requests.request_ids import RESPONSE_HEADER
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -52,11 +53,12 @@ class CachedRequestLine:
 
 
 class RequestHead(NamedTuple):
-    """The head of a hot request: its line, its relevant headers, and the length of the body in bytes."""
+    """The head of a hot request: its line, its relevant headers, the length of the body in bytes, and its id."""
 
     request_line: CachedRequestLine
     headers: RequestHeaders
     length: int
+    request_id: bytes = b""
 
 
 HotRequest = tuple[RequestHead, int, int]
@@ -106,13 +108,13 @@ class HotRequestMatcher:
         parsed = None if request_line is None else self._header_parser.read(data[line_end : head_end + 4])
         if request_line is None or parsed is None:
             return None
-        headers, length = parsed
-        return RequestHead(request_line, headers, length), head_end + 4, head_end + 4 + length
+        headers, length, request_id = parsed
+        return RequestHead(request_line, headers, length, request_id), head_end + 4, head_end + 4 + length
 
     def match_whole_request(
         self, data: bytes, last: CachedRequestLine | None
-    ) -> tuple[CachedRequestLine, RequestHandler, bytes] | None:
-        """Return request line, handler and body, if the data is exactly one complete request with plain header lines.
+    ) -> tuple[CachedRequestLine, RequestHandler, bytes, bytes] | None:
+        """Return request line, handler, body and request id, if the data is exactly one complete, plain request.
 
         None does not exclude a hot request: the data then needs the full check of `match_head`.
 
@@ -129,9 +131,9 @@ class HotRequestMatcher:
             request_line, line_end = None, data.find(b"\r\n")
         block = self._header_parser.recent.get(len(data) - line_end)
         if block is not None and data.startswith(block.text, line_end):
-            headers, body_start = block.headers, line_end + len(block.text)
+            headers, body_start, request_id = block.headers, line_end + len(block.text), block.request_id
         elif (match := self._header_parser.match(data, line_end)) is not None:
-            headers, body_start = match
+            headers, body_start, request_id = match
         else:
             return None
         if not self._keep_alive:
@@ -147,7 +149,7 @@ class HotRequestMatcher:
                 handler = self.handler_for(RequestHead(request_line, headers, len(data) - body_start))
             except Exception:  # noqa: BLE001 - the full check reports it
                 return None
-        return request_line, handler, data[body_start:]
+        return request_line, handler, data[body_start:], request_id
 
     def is_part_of_head(self, data: bytes, start: int) -> bool:
         """Return whether the data from an offset may be the start of an incomplete hot head."""
@@ -162,7 +164,7 @@ class HotRequestMatcher:
         """
         if not self._version_checked:
             self._check_config_version()
-        request_line, headers, _ = head
+        request_line, headers, *_ = head
         if (
             request_line.handler is not None
             and request_line.headers is headers
@@ -174,24 +176,34 @@ class HotRequestMatcher:
             request_line.headers, request_line.handler, request_line.generation = headers, handler, self._generation
         return handler
 
-    def write_response(self, body: bytes, handler: RequestHandler, route: HotRoute, server_state: ServerState) -> bytes:
+    def write_response(
+        self, body: bytes, handler: RequestHandler, route: HotRoute, server_state: ServerState, request_id: bytes = b""
+    ) -> bytes:
         """Return a complete response with status 200."""
         if not self._flush_scheduled:
             self._flush_metrics_later(server_state)
         self._succeeded[route.name] += 1
         if (response_format := handler.response_format) is JSON and not handler.extra_headers:  # the most frequent kind
-            return (self._json_heads.get(len(body)) or self._json_head(len(body))) + body
+            head = self._json_heads.get(len(body)) or self._json_head(len(body))
+            if request_id:
+                return b"".join((head[:-2], b"x-request-id: ", request_id, b"\r\n\r\n", body))
+            return head + body
         extra_lines = [f"{name}: {value}\r\n".encode() for name, value in (handler.extra_headers or {}).items()]
+        if request_id:
+            extra_lines.append(b"x-request-id: %b\r\n" % request_id)
         return b"".join([self._head(response_format, len(body)), *extra_lines, b"\r\n", body])
 
-    def write_problem(self, error: ServiceError, route: HotRoute, server_state: ServerState) -> bytes:
+    def write_problem(
+        self, error: ServiceError, route: HotRoute, server_state: ServerState, request_id: bytes = b""
+    ) -> bytes:
         """Return the complete response to a request that failed."""
         self.context.metrics.refusal(error.code)
         response = route.error_format.response(error)
         if not self._flush_scheduled:
             self._flush_metrics_later(server_state)
         self._failed[route.name, response.status] += 1
-        return response_bytes(response.status, [*self._default_headers, *response.headers], response.body)
+        own = [(RESPONSE_HEADER, request_id)] if request_id else []
+        return response_bytes(response.status, [*self._default_headers, *response.headers, *own], response.body)
 
     # ---------------------------------------------------------------- helpers
 

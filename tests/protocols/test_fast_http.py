@@ -351,6 +351,72 @@ def test_an_internal_error_is_answered_and_the_connection_stays_open(
     assert "RuntimeError: broken" in caplog.text
 
 
+# ------------------------------------------------------------------- ids of requests
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (["X-Request-Id: order-7/3"], "order-7/3"),
+        ([f"traceparent: 00-{TRACE}-b7ad6b7169203331-01"], TRACE),
+        (["X-Request-Id: a", f"traceparent: 00-{TRACE}-b7ad6b7169203331-01"], "a"),
+        ([f"Traceparent: 00-{TRACE}-b7ad6b7169203331-00", "X-Request-Id: two words"], TRACE),
+        (["X-Request-Id: first", "X-Request-Id: second"], "first"),
+        (["X-Request-Id: " + "x" * 128], "x" * 128),
+        (["X-Request-Id: " + "x" * 129], None),
+        (["X-Request-Id: a\x09b"], None),
+        (["X-Request-Id:"], None),
+        ([f"traceparent: 00-{TRACE.upper()}-b7ad6b7169203331-01"], None),
+        (["traceparent: 00-" + "0" * 32 + "-b7ad6b7169203331-01"], None),
+        ([], None),
+    ],
+)
+def test_the_id_of_a_request_is_in_its_response(
+    either: Service, stream: str, headers: list[str], expected: str | None
+) -> None:
+    """Also when the order of the header names has become frequent, for responses of each status."""
+    parts = [request(body, path(stream), *headers) for body in (GOOD, b"{")] * 70
+    text = b"".join(responses_of(either, [part, LAST]) for part in parts)
+    found = re.findall(rb"\r\nx-request-id: ([^\r]*)\r\n", text)
+
+    assert statuses(text).count(200) == statuses(text).count(400) == 70
+    assert found == ([] if expected is None else [expected.encode()] * 140)
+
+
+def test_requests_of_one_connection_get_their_own_ids(either: Service, stream: str) -> None:
+    ids = [f"id-{n}" if n % 3 else None for n in range(200)]
+    answers = [
+        either.http.post(path(stream), json={"inputs": [1]}, headers={} if one is None else {"X-Request-Id": one})
+        for one in ids
+    ]
+
+    assert [answer.headers.get("x-request-id") for answer in answers] == ids
+
+
+@pytest.mark.usefixtures("closed_app")
+def test_pipelined_requests_get_their_own_ids(fast: Service, stream: str) -> None:
+    parts = [request(GOOD, path(stream), f"X-Request-Id: id-{n}") for n in range(20)]
+    text = responses_of(fast, [b"".join(parts) + LAST])
+
+    assert re.findall(rb"\r\nx-request-id: (\S+)\r\n", text) == [b"id-%d" % n for n in range(20)]
+
+
+def test_a_log_line_about_a_request_has_its_id(
+    either: Service, stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(either.app.state.engine.steps, "submit_single", broken)
+    text = responses_of(either, [request(GOOD, path(stream), "X-Request-Id: order-8"), LAST])
+
+    assert statuses(text) == [500, 404]
+    assert [getattr(record, "request_id", None) for record in caplog.records if record.exc_info] == ["order-8"]
+
+
 # ------------------------------------------------------------------- counts
 
 

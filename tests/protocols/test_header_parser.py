@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.protocols.header_cache import HeaderCache
 from service.requests.hot_routes import RequestHeaders, parse_headers
+from service.requests.request_ids import request_id_of
 
 MAX_BODY = 1_000_000
 FREQUENT = 64  # after so many requests with the same names in the same order there is a layout for them
@@ -23,7 +24,8 @@ OTHERS = [
     b"X-Request-Id: 1", b"x-forwarded-for: 10.0.0.1, 10.0.0.2", b"User-Agent: x/1 (y; z)", b"Cookie: a=b; c=\xe9",
     b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", b"X:", b"Hostx: y", b"X-Host: y",
     b"Accept-Encoding: gzip, deflate", b"!#$%&'*+-.^_`|~9: v", b"Sec-Fetch-Mode: cors", b"Content-Language:  de ",
-    b"X-Transfer-Encoding: chunked", b"Connections: close",
+    b"X-Transfer-Encoding: chunked", b"Connections: close", b"x-request-id:  abc-1 \t", b"X-Request-Id: a b",
+    b"X-REQUEST-ID:", b"X-Request-Id: " + b"x" * 129, b"Traceparent: 00-0-0-0", b"X-Request-Id: \xe9",
 ]  # fmt: skip
 ODD = [
     b"Transfer-Encoding: chunked", b"transfer-encoding : chunked", b"Content-Length: 5", b"Content-Length : 5",
@@ -65,7 +67,7 @@ class _Parsed:
     def on_headers_complete(self) -> None:
         self.is_complete = True
 
-    def check(self, fields: RequestHeaders, length: int) -> None:
+    def check(self, fields: RequestHeaders, length: int, request_id: bytes) -> None:
         """Compare with the fields parsed from the same text."""
         names = {name for name, _ in self.headers}
         assert self.is_sound
@@ -73,6 +75,7 @@ class _Parsed:
         assert self.keeps_alive
         assert names.isdisjoint({b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"})
         assert [int(value) for name, value in self.headers if name == b"content-length"] == [length]
+        assert request_id_of(self.headers) == request_id
         assert parse_headers(header for header in self.headers if header[0] != b"content-length") == fields
 
 
@@ -262,6 +265,16 @@ def test_repeated_lines_are_cached_by_length_among_lines_that_are_received_once(
         if n > 200 and cache.recent[len(constant)].text == constant:
             return
     pytest.fail("The repeated lines were never cached.")
+
+
+def test_the_id_of_a_request_is_parsed_and_not_cached() -> None:
+    cache = HeaderCache(MAX_BODY)
+    texts = [block([b"Host: x", b"X-Request-Id: id-%d" % n, b"Content-Length: 0"]) for n in range(200)]
+    found = [cache.read(text) for text in texts]
+    [layout] = cache._layouts
+
+    assert [one and one[2] for one in found] == [b"id-%d" % n for n in range(200)]
+    assert (len(layout.cache), len(cache._interned)) == (1, 1)
 
 
 def test_per_request_headers_are_not_cached() -> None:

@@ -42,6 +42,17 @@ def raw_infer(
 
 RECORDED: dict[str, bytes] = {
     "a step": request(GOOD),
+    "a step with an id": request(GOOD, STEP, "X-Request-Id: one-7"),
+    "a step with a trace": request(GOOD, STEP, "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    "a step with an unprintable id": request(GOOD, STEP, "X-Request-Id: \xe9"),
+    "a refusal with an id": request(b"{", STEP, "X-Request-Id: one-8"),
+    "an unknown route with an id": request(GOOD, "/v1/none", "X-Request-Id: one-9"),
+    "msgpack with an id": request(PACKED, STEP, "X-Request-Id: p", "Content-Type: application/msgpack"),
+    "infer with an id": infer(5, INFER, "X-Request-Id: i", sequence_id="id", sequence_start=True),
+    "raw infer with an id": raw_infer(b"\5" + b"\0" * 7, 8, "", "X-Request-Id: i", sequence_id=43),
+    "an infer refusal with an id": request(b"{", INFER, "X-Request-Id: i"),
+    "no content with an id": request(b"", "/v1/models/fold/streams/gone", "X-Request-Id: d", method="DELETE"),
+    "a head too long with an id": request(GOOD, STEP, "X-Request-Id: l", "X: " + "x" * 17_000),
     "a step by seq": request(b'{"inputs": [7], "seq": 1}', "/v1/models/fold/streams/by-seq/step"),
     "the same again": request(b'{"inputs": [7], "seq": 1}', "/v1/models/fold/streams/by-seq/step"),
     "a gap": request(b'{"inputs": [7], "seq": 9}', "/v1/models/fold/streams/by-seq/step"),
