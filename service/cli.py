@@ -82,12 +82,21 @@ def main() -> None:
             app = make_app(wanted)
         app()
     except StepwellError as exc:
-        typer.echo(f"stepwell: {exc.problem}", err=True)
-        if exc.fix:
-            typer.echo(f"  {exc.fix}", err=True)
+        _report(exc)
         sys.exit(2 if exc.code in _BAD_USAGE else 3 if exc.code in _REFUSED_TO_START else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _report(error: StepwellError) -> None:
+    """Print an error for people; log it if the command's log lines are JSON."""
+    logs = sys.modules.get("service.logs")
+    if logs is not None and logs.writes_json():
+        logs.log.error("%s", error.problem, extra={"code": error.code, "fix": error.fix})
+        return
+    typer.echo(f"stepwell: {error.problem}", err=True)
+    if error.fix:
+        typer.echo(f"  {error.fix}", err=True)
 
 
 def _show_version(wanted: bool) -> None:

@@ -53,6 +53,12 @@ def configure(log_format: LogFormat) -> None:
     logging.captureWarnings(True)
 
 
+def writes_json() -> bool:
+    """Return whether log lines are JSON in this process."""
+    handlers = logging.getLogger().handlers
+    return any(isinstance(each, _StandardError) and isinstance(each.formatter, JsonFormatter) for each in handlers)
+
+
 class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123Z WARNING service.supervisor: Worker 71 ended code=9`; fields come from `extra`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
 import tempfile
@@ -20,7 +21,7 @@ from service.process import server
 from service.process.server import StartError
 from service.process.supervisor import Supervisor
 from service.requests.jwt import load_api_keys
-from service.settings import Settings, SharedFolders, is_loopback
+from service.settings import PREFIX, Settings, SharedFolders, is_loopback
 from service.store.checks.permissions import check_permissions
 from service.store.checks.safety import ServerInfo, check_safe, read_server_info
 from service.store.embedded_server import EmbeddedStore
@@ -33,6 +34,8 @@ _OTHER_FILES = 512  # connections to the store, model files, log, libraries
 @with_setting_flags
 def serve(**flags: Any) -> None:
     """Serve models over HTTP and WebSocket; every setting is also STEPWELL_<NAME> in the environment."""
+    if (flags.get("log_format") or os.environ.get(f"{PREFIX}LOG_FORMAT")) == "json":
+        logs.configure("json")  # also for the error if a setting has an invalid value
     raise typer.Exit(run(Settings.load(**flags)))
 
 

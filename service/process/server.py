@@ -279,7 +279,7 @@ def run(
 
     def greet(engine: Engine) -> None:
         if store is not None:
-            print(_greeting(settings, engine.models, store), file=sys.stderr, flush=True)  # noqa: T201 - for the operator's terminal
+            _greet(settings, engine.models, store)
 
     server = Server(chosen, drain_s=settings.drain_s, parent=parent, on_start=greet)
     server.run(sockets=[sock])
@@ -303,11 +303,18 @@ def import_app() -> None:
         importlib.import_module("service.app")
 
 
-def _greeting(settings: Settings, shelf: ModelRegistry, store: str) -> str:
+def _greet(settings: Settings, shelf: ModelRegistry, store: str) -> None:
+    """Print what is served, for the operator's terminal; where log lines are JSON, log it."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
     models = [f"{name} ({', '.join(f'v{version}' for version in shelf.versions(name))})" for name in shelf.names()]
-    return (
+    if settings.log_format == "json":
+        fields = {"url": url, "store": store, "durability": settings.durability, "workers": settings.workers}
+        _log.info("Serving %s", ", ".join(models) or "no model yet", extra=fields)
+        return
+    print(  # noqa: T201
         f"Stepwell serves {', '.join(models) or 'no model yet'} on {url} (dashboard {url}/ , API {url}/docs ); "
-        f"{store}, durability {settings.durability}, workers {settings.workers}"
+        f"{store}, durability {settings.durability}, workers {settings.workers}",
+        file=sys.stderr,
+        flush=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -40,6 +41,50 @@ def models(tmp_path: Path) -> Path:
 def external_store(shared_redis: Server) -> tuple[str, ...]:
     """Flags that select an external store."""
     return ("--redis", shared_redis.url, *QUICK)
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """Parse each line of a log."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_every_line_is_json_from_the_first_to_the_last(models: Path, tmp_path: Path, workers: str) -> None:
+    flags = ("--log-format", "json", "--workers", workers, *QUICK)
+    with service_process(models, tmp_path / "service", *flags) as one:
+        assert wait_until(lambda: "Serving" in one.log.read_text())
+        one.stop()
+        lines = json_lines(one.log.read_text())
+    [serving] = [line for line in lines if line["message"].startswith("Serving")]
+
+    assert all({"time", "level", "logger", "process", "message"} <= line.keys() for line in lines)
+    assert serving["message"] == "Serving fold (v1)"
+    assert serving["url"] == one.url
+    assert serving["workers"] == int(workers)
+    assert serving["durability"] == "memory"
+    assert serving["store"].startswith("embedded store ")
+
+
+@pytest.mark.parametrize(
+    ("env", "flags", "code", "exit_code"),
+    [
+        ({"STEPWELL_LOG_FORMAT": "json"}, ["--host", "0.0.0.0"], "cannot_start", 3),
+        ({"STEPWELL_LOG_FORMAT": "json", "STEPWELL_WORKERS": "none"}, [], "bad_setting", 2),
+        ({}, ["--log-format", "json", "--queue-limit", "0"], "bad_setting", 2),
+        ({}, ["--log-format=json", "--redis", "http://x"], "bad_store_url", 3),
+    ],
+)
+def test_a_refusal_to_start_is_one_line_of_json(
+    models: Path, tmp_path: Path, env: dict[str, str], flags: list[str], code: str, exit_code: int
+) -> None:
+    command = [*LAUNCH, "--models", str(models), "--data-dir", str(tmp_path / "data"), *flags]
+    found = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=60, check=False)
+    [line] = json_lines(found.stderr)
+
+    assert (found.returncode, line["code"], line["level"]) == (exit_code, code, "error")
+    assert line["message"]
+    assert line["fix"]
+    assert found.stdout == ""
 
 
 def wait_until(fact: Callable[[], bool], within: float = 30) -> bool:
