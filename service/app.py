@@ -180,18 +180,20 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
     yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
     yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
     if context.settings.watch_models:
-        yield run_forever(_reload_of(engine.models), every_s=_HOUSEKEEPING_S, name="Reloading changed models")
+        yield run_forever(_reload_of(context), every_s=_HOUSEKEEPING_S, name="Reloading changed models")
     if context.settings.tenant_max_streams is not None:
         yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
 
 
-def _reload_of(models: ModelRegistry) -> Callable[[], Awaitable[None]]:
-    """Return a function that reloads the models and logs failures when they change."""
+def _reload_of(context: AppContext) -> Callable[[], Awaitable[None]]:
+    """Return a function that reloads the models, and logs what it loaded, and failures when they change."""
     logged: list[str] = []
 
     async def reload() -> None:
         nonlocal logged
-        report = await models.reload()
+        report = await context.engine.models.reload()
+        if report.loaded:
+            context.audit.write("reload", by="watch_models", loaded=", ".join(report.loaded), outcome="yes")
         if report.failed != logged:
             logged = report.failed
             _log_failed(report)

@@ -125,6 +125,8 @@ class Settings(BaseModel):
     """onnxruntime execution providers, best first; comma-separated in the environment."""
     log_format: Literal["text", "json"] = "text"
     """Format of log lines."""
+    audit_log: bool = True
+    """Log each operation that changes or deletes streams, models or keys, with the id of the key that sent it."""
     model_probe_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30
     """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
     model_memory_bytes: Bytes = 4 * 2**30

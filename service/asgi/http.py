@@ -16,10 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from service.codec import JSON, Format
 from service.codec.formats import encode, format_of_answer, format_of_body
+from service.engine.streams.resets import ReplacedPosition
 from service.errors import ServiceError
 from service.ids import check_stream_id
 from service.models.registry import ServedModel
+from service.requests.api_keys import Caller
 from service.requests.api_keys import Scope as KeyScope
+from service.requests.audit import Action
 from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, ErrorFormat, error_format_of
 from service.requests.hot_routes import KEY_LIMIT
@@ -175,15 +178,45 @@ def stream_of(request: Request, context: AppContext, tenant: str) -> StreamKey:
     return StreamKey(tenant, model_of(request, context).name, check_stream_id(request.path_params["stream"]))
 
 
+def authorize(request: Request, context: AppContext, scope: KeyScope) -> Caller:
+    """Return the caller of a request, after checking the scope; `audited` logs this caller.
+
+    Raises:
+        ServiceError: `unauthenticated`, `forbidden`, or `rate_limited`.
+    """
+    caller = context.authenticate_and_count(request.headers.get("authorization"), scope)
+    request.state.caller = caller
+    return caller
+
+
+def audited(
+    request: Request, context: AppContext, action: Action, **fields: Any
+) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    """Return a context that logs an operation when it ends; the request was authorized before.
+
+    Args:
+        request: The request.
+        context: The dependencies of every route.
+        action: The operation.
+        fields: What it concerns, as for `AuditLog.operation`.
+    """
+    request_id = request_id_of(request.scope["headers"])
+    return context.audit.operation(action, request.state.caller, request_id, **fields)
+
+
+def replacement_fields(position: ReplacedPosition) -> dict[str, Any]:
+    """Return the audit fields of a stream whose state was replaced."""
+    replayed = position.replayed or None
+    return {"state_id_before": position.before, "state_id_after": position.state_id, "replayed": replayed}
+
+
 def authorized_stream(request: Request, context: AppContext, scope: KeyScope) -> StreamKey:
     """Return the key of the stream in the path, after checking that the caller has the scope.
 
     Raises:
         ServiceError: As for `stream_of`, and `unauthenticated` or `forbidden`.
     """
-    return stream_of(
-        request, context, context.authenticate_and_count(request.headers.get("authorization"), scope).tenant
-    )
+    return stream_of(request, context, authorize(request, context, scope).tenant)
 
 
 def version_of(request: Request) -> int | None:

@@ -98,6 +98,7 @@ class ReloadedFile(Generic[_T]):
     Attributes:
         content: What was read last.
         generation: How often it was read again.
+        on_change: Called with what was read before and what was read now, when it was read again; None: not called.
     """
 
     def __init__(self, file: Path, read: Callable[[Path], _T]) -> None:
@@ -116,6 +117,7 @@ class ReloadedFile(Generic[_T]):
         self._trouble = ""  # as it was logged
         self.content = read(file)
         self.generation = 0
+        self.on_change: Callable[[_T, _T], None] | None = None
 
     def refresh(self) -> None:
         """Read the file again if it has changed."""
@@ -124,7 +126,7 @@ class ReloadedFile(Generic[_T]):
             if stamp == self._stamp:
                 return
             self._stamp = stamp
-            self.content = self._read(self._file)
+            before, self.content = self.content, self._read(self._file)
         except KeysFileError as exc:
             if str(exc) != self._trouble:  # once, not with every request
                 _log.error("The keys read before stay in force: %s", exc)
@@ -133,6 +135,8 @@ class ReloadedFile(Generic[_T]):
             self._trouble = ""
             self.generation += 1
             _log.info("Read the keys again: %s", self._file.name)
+            if self.on_change is not None:
+                self.on_change(before, self.content)
 
 
 _Callers = ReloadedFile[Mapping[bytes, Caller]]
@@ -160,6 +164,11 @@ class ApiKeys:
     def required(self) -> bool:
         """Whether requests need a key or a token."""
         return self._file is not None or self._tokens is not None
+
+    def call_on_change(self, callback: Callable[[Mapping[bytes, Caller], Mapping[bytes, Caller]], None]) -> None:
+        """Set what is called with the callers before and after a change of the file, by the SHA-256 of their keys."""
+        if self._file is not None:
+            self._file.on_change = callback
 
     @property
     def is_cacheable(self) -> bool:

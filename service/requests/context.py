@@ -13,6 +13,7 @@ from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models.registry import ReloadReport, ServedModel
 from service.requests.api_keys import ApiKeys, Caller, Scope
+from service.requests.audit import AuditLog
 from service.settings import is_loopback
 from service.store.checks.safety import SafetyMonitor
 
@@ -31,6 +32,7 @@ class AppContext:
         settings: The service's settings.
         api_keys: Authenticates callers.
         metrics: Counts requests and errors.
+        audit: Logs operations that change streams, models or keys.
         engine: Applies timesteps; set while the application runs.
         reload: Reloads the models in every worker; set while the application runs.
         safety: Checks that the store's settings are safe; set while the application runs.
@@ -45,6 +47,8 @@ class AppContext:
         self.settings = settings
         self.api_keys = keys
         self.metrics = metrics
+        self.audit = AuditLog(enabled=settings.audit_log)
+        keys.call_on_change(self.audit.keys_changed)
         self.engine: Engine
         self.reload: Callable[[], Awaitable[ReloadReport]]
         self.safety: SafetyMonitor

@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from model_export.manifest import TensorSpec
-from service.asgi.http import RawResponse, model_of, respond
+from service.asgi.http import RawResponse, audited, authorize, model_of, respond
 from service.asgi.openapi import streams as openapi
 from service.codec.formats import JSON, encode
 from service.codec.response_bodies import (
@@ -88,8 +88,10 @@ class AdminRoutes:
 
     async def reload(self, request: Request) -> Response:
         """Reload new and changed models from the model folders, in every worker."""
-        self._check(request, "models")
-        report = await self._context.reload()
+        authorize(request, self._context, "models")
+        with audited(request, self._context, "reload") as audit:
+            report = await self._context.reload()
+            audit.update(loaded=", ".join(report.loaded) or None, failed=len(report.failed) or None)
         return respond(ReloadResponse(loaded=report.loaded, failed=report.failed), request)
 
     async def info(self, request: Request) -> Response:

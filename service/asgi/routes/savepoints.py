@@ -6,13 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 
-from service.asgi.http import encoding_of, flag_of, model_of, respond
+from service.asgi.http import audited, authorize, encoding_of, flag_of, model_of, respond
 from service.asgi.openapi import savepoints as openapi
 from service.asgi.routes.streams import prefix_of
 from service.codec.responses import rfc3339
@@ -65,21 +65,29 @@ class SavepointRoutes:
     async def import_streams(self, request: Request) -> Response:
         """Create streams from a savepoint; the rest of the response names those that were refused."""
         context = self._context
-        caller = context.authenticate_and_count(request.headers.get("authorization"), "admin")
+        caller = authorize(request, context, "admin")
         model, overwrite = model_of(request, context).name, flag_of(request.query_params, "overwrite")
         if (found := encoding_of(request)) != "identity":
             problem = f"The body's Content-Encoding is {found[:40]!a}; expected none, or identity."
             raise UnreadBodyError("unsupported_encoding", problem, fix="Send the savepoint as it is.")
+        with audited(request, context, "import", model=model, overwrite=overwrite, loaded=0, refused=0) as audit:
+            refused = await self._import(request, caller.tenant, model, audit, overwrite=overwrite)
+        return respond({"loaded": audit["loaded"], "refused": refused, "refused_count": audit["refused"]}, request)
+
+    async def _import(
+        self, request: Request, tenant: str, model: str, counts: dict[str, Any], *, overwrite: bool
+    ) -> list[dict[str, str]]:
+        """Load the streams of the body, and count them in `loaded` and `refused`; return those that were refused."""
+        context, refused = self._context, list[dict[str, str]]()
         savepoints, reader = context.engine.streams.savepoints, SavepointReader()
-        loaded, n_refused, refused = 0, 0, list[dict[str, str]]()
         try:
             async for data in _chunks(request, context.settings.receive_timeout_s):
                 for page in reader.feed(data):
                     for at in range(0, len(page.streams), _COMMITTED_AT_ONCE):
                         streams = page.streams[at : at + _COMMITTED_AT_ONCE]
-                        errors = await savepoints.load(caller.tenant, model, _valid(streams), overwrite=overwrite)
-                        loaded += len(streams) - len(errors)
-                        n_refused += len(errors)
+                        errors = await savepoints.load(tenant, model, _valid(streams), overwrite=overwrite)
+                        counts["loaded"] += len(streams) - len(errors)
+                        counts["refused"] += len(errors)
                         named = errors[: _MAX_REFUSED - len(refused)]
                         refused += [{"stream": name, "code": error.code} for name, error in named]
                 if reader.buffered_bytes > MAX_FRAME_BYTES:
@@ -89,11 +97,11 @@ class SavepointRoutes:
         except SavepointFormatError as exc:
             raise UnreadBodyError(
                 "bad_request",
-                f"The body is not a whole savepoint: {exc}. {loaded} streams before that were loaded.",
+                f"The body is not a whole savepoint: {exc}. {counts['loaded']} streams before that were loaded.",
                 fix="Send what `GET .../streams/export` returned, to the end of one of its pages.",
-                applied="unknown" if loaded else "no",
+                applied="unknown" if counts["loaded"] else "no",
             ) from exc
-        return respond({"loaded": loaded, "refused": refused, "refused_count": n_refused}, request)
+        return refused
 
 
 async def _frames(

@@ -9,11 +9,13 @@ from msgspec import UNSET
 from starlette.responses import Response
 
 from service.asgi.http import (
+    audited,
     authorized_stream,
     body_of,
     format_of,
     idempotency_key_of,
     model_of,
+    replacement_fields,
     respond,
     version_of,
 )
@@ -95,14 +97,13 @@ class StreamOpRoutes:
         key, request_format = authorized_stream(request, self._context, "admin"), format_of(request)
         to, after, snapshot = read_fork(await body_of(request, self._context), request_format)
         target = StreamKey(key.tenant, key.model, to)
-        position = await self._context.engine.streams.copies.fork(
-            key,
-            target,
-            snapshot=snapshot,
-            version=version_of(request),
-            after=after,
-            idempotency_key=idempotency_key_of(request),
-        )
+        version, idempotency_key = version_of(request), idempotency_key_of(request)
+        about = {"model": key.model, "stream": key.stream, "to": to, "snapshot": snapshot}
+        with audited(request, self._context, "fork", **about) as audit:
+            position = await self._context.engine.streams.copies.fork(
+                key, target, snapshot=snapshot, version=version, after=after, idempotency_key=idempotency_key
+            )
+            audit.update(state_id_after=position.state_id, replayed=position.replayed or None)
         return respond({"stream": target.stream, **position_response(position)}, request, request_format)
 
     # ---------------------------------------------------------------- states
@@ -126,9 +127,11 @@ class StreamOpRoutes:
         self._context.require_precondition("new state", body.after_bytes, idempotency_key)
         served = engine.streams.copies.model_for_import(key.model, body.fingerprint_bytes, version)
         imported = ImportedState(states_of(body.states, served.step_model.fields), body.step)
-        position = await engine.streams.put_state(
-            key, served, imported, after=body.after_bytes, idempotency_key=idempotency_key
-        )
+        with audited(request, self._context, "put_state", model=key.model, stream=key.stream) as audit:
+            position = await engine.streams.put_state(
+                key, served, imported, after=body.after_bytes, idempotency_key=idempotency_key
+            )
+            audit.update(replacement_fields(position))
         return respond(position_response(position), request, request_format)
 
     # ---------------------------------------------------------------- snapshots
@@ -160,9 +163,12 @@ class StreamOpRoutes:
             idempotency_key_of(request),
         )
         self._context.require_precondition("snapshot", after, idempotency_key)
-        position = await self._context.engine.streams.copies.create_snapshot(
-            key, name, after=after, idempotency_key=idempotency_key
-        )
+        about = {"model": key.model, "stream": key.stream, "snapshot": name}
+        with audited(request, self._context, "put_snapshot", **about) as audit:
+            position = await self._context.engine.streams.copies.create_snapshot(
+                key, name, after=after, idempotency_key=idempotency_key
+            )
+            audit.update(state_id=position.state_id, replayed=position.replayed or None)
         return respond({"name": name, **position_response(position)}, request, request_format)
 
     async def delete_snapshot(self, request: Request) -> Response:
@@ -170,7 +176,8 @@ class StreamOpRoutes:
         key, name = authorized_stream(request, self._context, "admin"), check_snapshot_name(request.path_params["name"])
         idempotency_key = idempotency_key_of(request)
         self._context.require_precondition("deletion", idempotency_key)
-        await self._context.engine.streams.copies.delete_snapshot(key, name, idempotency_key=idempotency_key)
+        with audited(request, self._context, "delete_snapshot", model=key.model, stream=key.stream, snapshot=name):
+            await self._context.engine.streams.copies.delete_snapshot(key, name, idempotency_key=idempotency_key)
         return Response(status_code=204)
 
 

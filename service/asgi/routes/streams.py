@@ -9,6 +9,8 @@ from starlette.responses import Response
 
 from service.asgi.http import (
     RawResponse,
+    audited,
+    authorize,
     authorized_stream,
     body_of,
     flag_of,
@@ -16,6 +18,7 @@ from service.asgi.http import (
     idempotency_key_of,
     model_of,
     number_of,
+    replacement_fields,
     respond,
     version_of,
 )
@@ -86,24 +89,29 @@ class StreamRoutes:
         after, snapshot = read_reset(await body_of(request, self._context), request_format)
         idempotency_key = idempotency_key_of(request)
         self._context.require_precondition("reset", after, idempotency_key)
-        position = await self._context.engine.streams.reset(
-            key, snapshot=snapshot, version=version_of(request), after=after, idempotency_key=idempotency_key
-        )
+        version, about = version_of(request), {"model": key.model, "stream": key.stream, "snapshot": snapshot}
+        with audited(request, self._context, "reset", **about) as audit:
+            position = await self._context.engine.streams.reset(
+                key, snapshot=snapshot, version=version, after=after, idempotency_key=idempotency_key
+            )
+            audit.update(replacement_fields(position))
         return respond(position_response(position), request, request_format)
 
     async def reset_all(self, request: Request) -> Response:
         """Reset all streams of a model that belong to the caller's tenant."""
-        caller = self._context.authenticate_and_count(request.headers.get("authorization"), "admin")
+        caller = authorize(request, self._context, "admin")
         model = model_of(request, self._context)
         self._context.require_precondition("reset", idempotency_key_of(request))
-        reset = await self._context.engine.streams.reset_all(caller.tenant, model.name)
+        with audited(request, self._context, "reset_all", model=model.name) as audit:
+            audit["streams"] = reset = await self._context.engine.streams.reset_all(caller.tenant, model.name)
         return respond(ResetAllResponse(reset=reset), request)
 
     async def delete(self, request: Request) -> Response:
         """Delete one stream and its snapshots."""
         key = authorized_stream(request, self._context, "admin")
         self._context.require_precondition("delete", idempotency_key_of(request))
-        await self._context.engine.streams.delete(key)
+        with audited(request, self._context, "delete", model=key.model, stream=key.stream) as audit:
+            audit["state_id_before"] = await self._context.engine.streams.delete(key)
         return Response(status_code=204)
 
     async def status(self, request: Request) -> Response:

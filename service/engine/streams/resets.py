@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from service.engine.protocol.decide import Decision, StepIntent, check_idempotency_entry, decide
 from service.engine.streams.sources import NewState
@@ -15,6 +15,17 @@ from service.store.state_store import decoded
 from service.types import StreamKey, StreamPosition
 
 
+@dataclass(frozen=True, slots=True)
+class ReplacedPosition(StreamPosition):
+    """The position of a stream after its state was replaced.
+
+    Attributes:
+        before: The state id that the stream had; None: it was missing or corrupt, or this is a stored result.
+    """
+
+    before: bytes | None = None
+
+
 async def replace_state(
     deps: StreamOpDeps,
     key: StreamKey,
@@ -23,7 +34,7 @@ async def replace_state(
     *,
     after: bytes | None,
     idempotency_key: str | None,
-) -> StreamPosition:
+) -> ReplacedPosition:
     """Replace the state of a stream in one commit. A corrupt record is replaced, too.
 
     Args:
@@ -40,12 +51,13 @@ async def replace_state(
     """
     intent = StepIntent(op_id, 0, None, after, "auto", None)
 
-    async def put(loaded: Loaded) -> Reply[StreamPosition] | Write[StreamPosition]:
+    async def put(loaded: Loaded) -> Reply[ReplacedPosition] | Write[ReplacedPosition]:
         if loaded.entry is not None:
-            return Reply(replay_position(loaded.entry, intent))
+            stored = replay_position(loaded.entry, intent)
+            return Reply(ReplacedPosition(stored.step, stored.state_id, replayed=True))
         stored_record, expect = _record_to_replace(loaded.raw, intent)
         if decide(stored_record, intent) is Decision.REPLAY and stored_record is not None:
-            return Reply(StreamPosition(stored_record.step, stored_record.history_hash, replayed=True))
+            return Reply(ReplacedPosition(stored_record.step, stored_record.history_hash, replayed=True))
         state = new_state if isinstance(new_state, NewState) else await new_state(loaded.deadline)
         record = state.record(
             op_id,
@@ -53,13 +65,14 @@ async def replace_state(
             created_ms=None if stored_record is None else stored_record.created_ms,
             had_key=idempotency_key is not None,
         )
-        position = StreamPosition(record.step, record.history_hash)
+        before = None if stored_record is None else stored_record.history_hash
+        position = ReplacedPosition(record.step, record.history_hash, before=before)
         return Write(
             record,
             expect,
             IdempotencyEntry(op_id, record.epoch, record.step, record.history_hash, 0, b""),
             position,
-            lambda _stored: replace(position, replayed=True),
+            lambda _stored: replace(position, replayed=True, before=None),
             replaces_foreign=True,
         )
 

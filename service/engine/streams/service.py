@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from service.engine.packing import finite_rows, last_prediction
 from service.engine.streams.copies import StreamCopies
-from service.engine.streams.resets import replace_state
+from service.engine.streams.resets import ReplacedPosition, replace_state
 from service.engine.streams.savepoints import Savepoints
 from service.engine.streams.sources import NewState, StateSources, no_stream
 from service.errors import ServiceError
 from service.store import keys
 from service.store.listing import count_by_tenant, page
 from service.store.record import Kind, blake2b_128, decode
-from service.types import ImportedState, StreamKey, StreamList, StreamPosition, StreamStatus
+from service.types import ImportedState, StreamKey, StreamList, StreamStatus
 
 if TYPE_CHECKING:
     from service.engine.streams.transaction import StreamOpDeps
@@ -110,7 +110,7 @@ class StreamService:
         version: int | None = None,
         after: bytes | None = None,
         idempotency_key: str | None = None,
-    ) -> StreamPosition:
+    ) -> ReplacedPosition:
         """Set a stream to its model's initial state, step 0, or to one of its snapshots.
 
         Args:
@@ -145,7 +145,7 @@ class StreamService:
         *,
         after: bytes | None,
         idempotency_key: str | None,
-    ) -> StreamPosition:
+    ) -> ReplacedPosition:
         """Set a stream to an imported state.
 
         A retry gets the first response as long as no other operation was applied to the stream since.
@@ -207,8 +207,11 @@ class StreamService:
             return exc
         return None
 
-    async def delete(self, key: StreamKey) -> None:
+    async def delete(self, key: StreamKey) -> bytes | None:
         """Delete a stream, its snapshots and its event log, if there are any.
+
+        Returns:
+            The stream's state id just before, 16 bytes; None: the stream was missing or corrupt.
 
         Raises:
             ServiceError: `model_not_found`, or an error of the store.
@@ -216,10 +219,21 @@ class StreamService:
         deps, name = self._deps, keys.record_key(*key)
         deps.models.get(key.model)
         stored = (name, keys.snapshots_key(name), keys.event_log_key(name))
-        await deps.store.delete(*stored, deadline=deps.admission.deadline())
+        deadline = deps.admission.deadline()
+        [raw] = await deps.store.load_with_errors([name], deadline=deadline, exact=True)
+        await deps.store.delete(*stored, deadline=deadline)
         if deps.quota is not None:
             deps.quota.needs_recount = True
         deps.invalidate(key)
+        return None if raw is None or isinstance(raw, ServiceError) else _state_id_of(raw)
+
+
+def _state_id_of(raw: bytes) -> bytes | None:
+    """Return the state id of a stored record; None: it is corrupt."""
+    try:
+        return decode(raw).history_hash
+    except ServiceError:
+        return None
 
 
 def _reset_op_id(snapshot: str | None, after: bytes | None, idempotency_key: str | None) -> bytes:

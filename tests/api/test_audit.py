@@ -1,0 +1,209 @@
+"""Each operation that changes or deletes streams, models or keys leaves one audit line: who, what, and state ids."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.errors import OutcomeUnknownError
+from service.logs import JsonFormatter
+from tests.api.running import Service, running_service
+from tests.graphs import fold, total, write_models
+from tests.requests.test_api_keys import key, write_keys_file
+from tests.servers import Server
+
+Lines = Callable[[], list[dict[str, Any]]]
+STREAM = "/v1/models/fold/streams/s"
+OWN = logging.getLogger("stepwell.audit")
+STANDARD = {*vars(logging.makeLogRecord({})), "message", "taskName"}
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Lines]:
+    """The fields of the audit lines so far."""
+
+    def read() -> list[dict[str, Any]]:
+        records = [record for record in caplog.records if record.name == OWN.name]
+        return [{k: v for k, v in vars(record).items() if k not in STANDARD} for record in records]
+
+    with caplog.at_level(logging.INFO, OWN.name):
+        yield read
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    return write_keys_file(tmp_path / "keys.json", key("ops", tenant="plant"), key("device", scopes=["step"]))
+
+
+@pytest.fixture
+def own(redis_server: Server, tmp_path: Path, keys: Path) -> Iterator[Service]:
+    """A service with keys, as tenant `plant` with the key `ops`."""
+    models = write_models(tmp_path / "models", fold)
+    with running_service(redis_server.url, models, api_keys_file=keys) as one:
+        one.http.headers["authorization"] = "Bearer ops"
+        yield one
+
+
+def send(own: Service, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+    found = own.http.request(method, path, json=body, headers=headers)
+    assert found.is_success, found.text
+    return found
+
+
+def state_id(own: Service) -> Any:
+    return own.http.get(STREAM).json()["state_id"]
+
+
+WHO = {"key_id": "ops", "tenant": "plant", "outcome": "yes"}
+ABOUT = {"model": "fold", "stream": "s"}
+
+
+def test_a_reset_and_its_retry(own: Service, lines: Lines) -> None:
+    own.step("fold", "s", [1])
+    before = state_id(own)
+    for _ in range(2):
+        send(own, "POST", f"{STREAM}/reset", {"after": before})
+    ids = {"state_id_before": before, "state_id_after": state_id(own)}
+    retry = {"state_id_after": ids["state_id_after"], "replayed": True}
+
+    assert lines() == [{"action": "reset", **WHO, **ABOUT, **found} for found in (ids, retry)]
+
+
+def test_a_reset_to_a_snapshot_the_snapshot_and_its_deletion(own: Service, lines: Lines) -> None:
+    own.step("fold", "s", [1])
+    taken = state_id(own)
+    send(own, "PUT", f"{STREAM}/snapshots/monday", {})
+    send(own, "POST", f"{STREAM}/reset", {"to": {"snapshot": "monday"}})
+    after = state_id(own)
+    send(own, "DELETE", f"{STREAM}/snapshots/monday")
+    shared = {**WHO, **ABOUT, "snapshot": "monday"}
+
+    assert lines() == [
+        {"action": "put_snapshot", **shared, "state_id": taken},
+        {"action": "reset", **shared, "state_id_before": taken, "state_id_after": after},
+        {"action": "delete_snapshot", **shared},
+    ]
+
+
+def test_a_fork(own: Service, lines: Lines) -> None:
+    own.step("fold", "s", [1])
+    new = send(own, "POST", f"{STREAM}/fork", {"to": "copy"}, **{"x-request-id": "r-1"}).json()["state_id"]
+
+    assert lines() == [{"action": "fork", **WHO, **ABOUT, "to": "copy", "state_id_after": new, "request_id": "r-1"}]
+
+
+def test_a_new_state(own: Service, lines: Lines) -> None:
+    own.step("fold", "s", [1])
+    state, before = own.http.get(f"{STREAM}/state").json(), state_id(own)
+    send(own, "PUT", f"{STREAM}/state", state)
+
+    assert lines() == [
+        {"action": "put_state", **WHO, **ABOUT, "state_id_before": before, "state_id_after": state_id(own)}
+    ]
+
+
+def test_a_deletion_also_of_what_is_missing(own: Service, lines: Lines) -> None:
+    own.step("fold", "s", [1])
+    before = state_id(own)
+    for _ in range(2):
+        send(own, "DELETE", STREAM)
+
+    assert lines() == [
+        {"action": "delete", **WHO, **ABOUT, "state_id_before": before},
+        {"action": "delete", **WHO, **ABOUT},
+    ]
+
+
+def test_a_reset_of_all_streams(own: Service, lines: Lines) -> None:
+    for name in "abc":
+        own.step("fold", name, [1])
+    send(own, "POST", "/v1/models/fold/reset")
+
+    assert lines() == [{"action": "reset_all", **WHO, "model": "fold", "streams": 3}]
+
+
+def test_an_import_whole_and_cut_off(own: Service, lines: Lines) -> None:
+    own.step("fold", "a", [1])
+    savepoint = own.http.get("/v1/models/fold/streams/export").content
+    target = "/v1/models/fold/streams/import"
+    whole = own.http.post(f"{target}?overwrite=true", content=savepoint)
+    cut_off = own.http.post(target, content=savepoint[:-1])
+
+    assert (whole.status_code, cut_off.status_code) == (200, 400)
+    assert lines() == [{"action": "import", **WHO, "model": "fold", "overwrite": True, "loaded": 1, "refused": 0}]
+
+
+def test_a_reload(own: Service, lines: Lines, tmp_path: Path) -> None:
+    write_models(tmp_path / "models", total)
+    send(own, "POST", "/v1/models/reload")
+
+    assert lines() == [{"action": "reload", **WHO, "loaded": "total/1"}]
+
+
+def test_changed_keys(own: Service, lines: Lines, keys: Path) -> None:
+    write_keys_file(keys, key("ops", tenant="plant", scopes=["admin", "read"]), key("new"))
+    own.http.get(STREAM)
+
+    assert lines() == [{"action": "keys", "added": "new", "removed": "device", "changed": "ops", "outcome": "yes"}]
+
+
+def test_what_is_refused_leaves_no_line(own: Service, lines: Lines) -> None:
+    own.step("fold", "s", [1])
+    refused = [
+        own.http.post(f"{STREAM}/reset", json={"after": "A" * 22}),
+        own.http.post(f"{STREAM}/fork", json={"to": "s"}),
+        own.http.delete(STREAM, headers={"authorization": "Bearer device"}),
+        own.http.put(f"{STREAM}/state", json={}),
+    ]
+
+    assert [answer.status_code for answer in refused] == [409, 409, 403, 400]
+    assert lines() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "fields"),
+    [
+        (RuntimeError("broken"), {"outcome": "unknown"}),
+        (OutcomeUnknownError("No reply."), {"outcome": "unknown", "code": "outcome_unknown"}),
+    ],
+)
+def test_an_operation_that_may_have_been_applied_is_logged(
+    own: Service, lines: Lines, monkeypatch: pytest.MonkeyPatch, error: Exception, fields: dict[str, str]
+) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(own.app.state.engine.streams, "delete", broken)
+
+    assert own.http.delete(STREAM).status_code >= 500
+    assert lines() == [{"action": "delete", **WHO, **ABOUT, **fields}]
+
+
+def test_without_keys_there_is_no_key_id(shared_redis: Server, tmp_path: Path, lines: Lines) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold)) as one:
+        one.http.delete("/v1/models/fold/streams/never")
+
+    assert lines() == [{"action": "delete", "tenant": "default", "model": "fold", "stream": "never", "outcome": "yes"}]
+
+
+def test_it_can_be_switched_off(shared_redis: Server, tmp_path: Path, lines: Lines) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold), audit_log=False) as one:
+        one.http.delete("/v1/models/fold/streams/never")
+
+    assert lines() == []
+
+
+def test_a_line_is_json_with_its_fields(own: Service, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, OWN.name):
+        send(own, "DELETE", STREAM)
+    [record] = [record for record in caplog.records if record.name == OWN.name]
+    text = JsonFormatter().format(record)
+
+    assert '"logger": "stepwell.audit"' in text
+    assert '"action": "delete"' in text
+    assert '"key_id": "ops"' in text
