@@ -7,6 +7,7 @@ import ipaddress
 import itertools
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,22 @@ PREFIX = "STEPWELL_"
 METRICS_FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable with the folder that the workers share for their metrics; its name is fixed by Prometheus."""
 
+OTHER_VARIABLES = frozenset(
+    PREFIX + name
+    for name in (
+        *("EXTRAS", "VENV", "ROOT"),  # of ./stepwell
+        *("URL", "KEY"),  # of the commands that send requests
+        "REDIS_SERVER",  # the embedded store's program
+        *("TEST_SERVERS", "OPENAPI", "CAMPAIGN", "MACHINE", "PERF_STEPS"),  # of the tests
+    )
+)
+"""Environment variables with our prefix that are not settings."""
+
+# Kubernetes sets these in every container for a service whose name begins with "stepwell": STEPWELL_SERVICE_HOST,
+# STEPWELL_REDIS_PORT_6379_TCP_ADDR and so on.
+_SERVICE_LINK = re.compile(
+    rf"{PREFIX}(?:.+_)?(?:SERVICE_(?:HOST|PORT(?:_.+)?)|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)"
+)
 _LONGEST_HISTORY = 9999
 _HISTORY = re.compile(rf"(?:{NAME.pattern}=)?[0-9]{{1,4}}")
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -173,9 +190,10 @@ class Settings(BaseModel):
         """Return settings from the environment; flags that are not None override it.
 
         Raises:
-            SettingsError: A setting has an invalid value.
+            SettingsError: A setting has an invalid value, or a variable with our prefix is none.
         """
         around = {name.upper(): value for name, value in os.environ.items()}
+        cls._check_variables(around)
         found = {name: around[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in around}
         try:
             return cls(**found | {name: value for name, value in flags.items() if value is not None})
@@ -186,6 +204,26 @@ class Settings(BaseModel):
                 f"{name} is {first.get('input')!r}: {first['msg']}.",
                 fix=f"Set --{name.replace('_', '-')} or {PREFIX}{name.upper()} to a value it can have.",
             ) from exc
+
+    @classmethod
+    def _check_variables(cls, around: Mapping[str, str]) -> None:
+        """Refuse a variable that nothing reads: what it was meant to set would silently keep its default."""
+        known = OTHER_VARIABLES | {PREFIX + name.upper() for name in cls.model_fields}
+        unknown = sorted(
+            name
+            for name, value in around.items()
+            if name.startswith(PREFIX) and name not in known and not _is_service_link(name, value)
+        )
+        if not unknown:
+            return
+        import difflib  # only here: it takes a moment
+
+        near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.7) for name in unknown}
+        found = [f"{name} (did you mean {match[0]}?)" if match else name for name, match in near.items()]
+        raise SettingsError(
+            f"The environment has {', '.join(found)}, which is no setting.",
+            fix="Correct the name, or unset it; `stepwell serve --help` lists all settings.",
+        )
 
     @classmethod
     def descriptions(cls) -> dict[str, str]:
@@ -221,6 +259,11 @@ class SharedFolders:
         """Set the environment variable of the metrics folder, which prometheus_client reads when it is imported."""
         if self.metrics is not None:
             os.environ[METRICS_FOLDER_ENV] = str(self.metrics)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Return whether Kubernetes has set a variable, for a service whose name begins with ours."""
+    return bool(_SERVICE_LINK.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
 
 
 def is_loopback(host: str) -> bool:

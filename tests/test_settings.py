@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from service.settings import PREFIX, Settings, SettingsError
+from service.settings import OTHER_VARIABLES, PREFIX, Settings, SettingsError
+
+ROOT = Path(__file__).parents[1]
+TEXTS = {".py", ".md", ".js", ".html", ".template", ".conf", ".yml", ".toml", ".lua", ".c", ""}
+SERVICE_LINKS = {"STEPWELL_SERVICE_HOST", "STEPWELL_REDIS_PORT_6379_TCP_ADDR"}  # a comment has these two
 
 PROMISED: dict[str, Any] = {
     "models": [Path("models")],
@@ -108,6 +113,72 @@ def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_QUEUE_LIMIT", "7")
 
     assert Settings.load().queue_limit == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("STEPWELL_LOGFORMAT", "STEPWELL_LOG_FORMAT"),
+        ("STEPWELL_STREAM_TTL", "STEPWELL_STREAM_TTL_S"),
+        ("STEPWELL_QUEUE_LIMITS", "STEPWELL_QUEUE_LIMIT"),
+        ("stepwell_redis_url", "STEPWELL_REDIS"),
+        ("STEPWELL_EXTRA", "STEPWELL_EXTRAS"),
+        ("STEPWELL_ZZZZZZZZ", None),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_known_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, nearest: str | None
+) -> None:
+    monkeypatch.setenv(name, "60")
+    problem = settings_error().problem
+
+    assert name.upper() in problem
+    assert re.findall(r"did you mean (\w+)\?", problem) == ([] if nearest is None else [nearest])
+
+
+def test_all_unknown_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STEPWELL_TTL", "STEPWELL_HOSTS"):
+        monkeypatch.setenv(name, "x")
+    problem = settings_error().problem
+
+    assert "STEPWELL_TTL" in problem
+    assert "STEPWELL_HOSTS" in problem
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_VARIABLES))
+def test_a_variable_of_another_program_is_no_setting_and_not_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+
+    assert Settings.load() == Settings()
+
+
+def test_variables_that_kubernetes_sets_for_its_services_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for service, port in (("STEPWELL_REDIS", "6379"), ("STEPWELL_API", "8000")):
+        address = f"tcp://10.0.0.1:{port}"
+        links = {"SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": port, "SERVICE_PORT_HTTP": port, "PORT": address}
+        links |= {f"PORT_{port}_TCP": address, f"PORT_{port}_TCP_PROTO": "tcp", f"PORT_{port}_TCP_PORT": port}
+        for name, value in {**links, f"PORT_{port}_TCP_ADDR": "10.0.0.1"}.items():
+            monkeypatch.setenv(f"{service}_{name}", value)
+
+    assert Settings.load() == Settings()
+
+
+def test_every_variable_that_our_files_name_is_known() -> None:
+    """In the launcher, compose, images, documentation, examples and source."""
+    folders = ("service", "docker", "docs", "tests", "campaign", "benchmarks", "examples", "scripts")
+    files = [
+        file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in TEXTS and file.is_file()
+    ]
+    files += [ROOT / "stepwell", ROOT / "docker" / "Dockerfile", ROOT / ".env.example", *ROOT.glob("*.md")]
+    files += ROOT.glob("*.yml")
+    texts = [file.read_text() for file in files if file != Path(__file__)]
+    named = {name for text in texts for name in re.findall(r"\bSTEPWELL_[A-Z0-9_]*[A-Z0-9]\b", text)}
+    known = OTHER_VARIABLES | {PREFIX + name.upper() for name in Settings.model_fields}
+
+    assert len(named) > 20
+    assert named - known == SERVICE_LINKS
 
 
 def test_a_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
