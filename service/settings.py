@@ -64,6 +64,9 @@ class Settings(BaseModel):
     """Address to listen on. Other addresses than loopback need `api_keys_file` or `insecure`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0: a free one."""
+    published: str | None = None
+    """HOST:PORT at which a proxy in front of the service is reached. Only for the warning about an API that is open
+    without keys. Unset: `host`."""
     workers: Count = 1
     """Number of worker processes."""
     redis: str | None = None
@@ -184,6 +187,18 @@ class Settings(BaseModel):
         """Number of predictions that are kept of each stream, by model; `*`: for all other models."""
         parts = [part.rpartition("=") for part in self.history]
         return {model or "*": int(number) for model, _, number in parts}
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests need a key or a token."""
+        return self.api_keys_file is not None or self.jwt_keys is not None
+
+    @property
+    def open_address(self) -> str | None:
+        """The address at which other machines may reach the API without a key; None: there is no such address."""
+        address = self.published or self.host
+        host = self.published.rpartition(":")[0].strip("[]") if self.published else self.host  # PORT alone: any host
+        return None if self.has_keys or is_loopback(host) else address
 
     @classmethod
     def load(cls, **flags: Any) -> Settings:

@@ -181,6 +181,27 @@ def test_every_variable_that_our_files_name_is_known() -> None:
     assert named - known == SERVICE_LINKS
 
 
+@pytest.mark.parametrize(
+    ("flags", "address"),
+    [
+        ({}, None),
+        ({"host": "localhost"}, None),
+        ({"host": "::1"}, None),
+        ({"host": "0.0.0.0"}, "0.0.0.0"),
+        ({"host": "::"}, "::"),
+        ({"host": "0.0.0.0", "published": "127.0.0.1:8000"}, None),
+        ({"host": "0.0.0.0", "published": "[::1]:8000"}, None),
+        ({"host": "0.0.0.0", "published": "0.0.0.0:8330"}, "0.0.0.0:8330"),
+        ({"host": "0.0.0.0", "published": "8330"}, "8330"),
+        ({"host": "127.0.0.1", "published": "10.0.0.7:80"}, "10.0.0.7:80"),
+        ({"host": "0.0.0.0", "api_keys_file": Path("keys.json")}, None),
+        ({"host": "0.0.0.0", "jwt_keys": "https://id.example/keys"}, None),
+    ],
+)
+def test_an_api_is_open_if_other_machines_reach_it_without_keys(flags: dict[str, Any], address: str | None) -> None:
+    assert Settings.load(**flags).open_address == address
+
+
 def test_a_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPWELL_PORT", "1")
 

@@ -50,6 +50,12 @@ def run(settings: Settings) -> int:
     """
     logs.configure(settings.log_format)
     check_bind_address(settings)
+    if (address := settings.open_address) is not None:
+        logs.log.warning(
+            "The API is open without keys: whoever reaches %s may read, change and delete every stream. Set "
+            "api_keys_file, or let only this machine reach it",
+            address,
+        )
     check_providers(settings)
     load_api_keys(settings)
     for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
@@ -88,11 +94,10 @@ def check_bind_address(settings: Settings) -> None:
     Raises:
         StartError: They need no key; or `production` is set, and there are no keys.
     """
-    has_keys = settings.api_keys_file is not None or settings.jwt_keys is not None
-    if settings.production and (not has_keys or settings.insecure):
+    if settings.production and (not settings.has_keys or settings.insecure):
         found = "is set together with `insecure`" if settings.insecure else "is set, and there is no api_keys_file"
         raise StartError(f"`production` {found}.", fix="Give --api-keys-file FILE, and leave --insecure out.")
-    if has_keys or settings.insecure or is_loopback(settings.host):
+    if settings.has_keys or settings.insecure or is_loopback(settings.host):
         return
     raise StartError(
         f"`host` is {settings.host}, which others can reach, and there is no api_keys_file.",

@@ -87,6 +87,28 @@ def test_a_refusal_to_start_is_one_line_of_json(
     assert found.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("flags", "warnings"),
+    [
+        (("--host", "0.0.0.0", "--insecure"), 1),
+        (("--host", "0.0.0.0", "--insecure", "--workers", "2"), 1),
+        (("--host", "0.0.0.0", "--insecure", "--published", "127.0.0.1:80"), 0),
+        ((), 0),
+    ],
+)
+def test_an_api_that_is_open_without_keys_is_reported_once_in_the_log_and_on_the_page(
+    models: Path, tmp_path: Path, external_store: tuple[str, ...], flags: tuple[str, ...], warnings: int
+) -> None:
+    with service_process(models, tmp_path / "service", *external_store, *flags) as one:
+        page = httpx.get(one.url, trust_env=False).text
+        lines = [line for line in one.log.read_text().splitlines() if "open without keys" in line]
+    [warning] = re.findall(r'<p id="open-warning"[^>]*>', page)
+
+    assert len(lines) == warnings
+    assert all(" WARNING " in line for line in lines)
+    assert ("hidden" in warning) == (warnings == 0)
+
+
 def wait_until(fact: Callable[[], bool], within: float = 30) -> bool:
     """Wait until a condition of another process holds."""
     deadline = time.monotonic() + within

@@ -42,6 +42,8 @@ _PAGE_HEADERS = {
     "cache-control": "no-cache",
 }
 
+_HIDDEN_WARNING = b'<p id="open-warning" class="notice" role="alert" hidden'
+
 _NOSNIFF = {"x-content-type-options": "nosniff"}
 
 
@@ -147,8 +149,12 @@ class AdminRoutes:
         return RawResponse(_errors_page(), "text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     async def page(self, _request: Request) -> Response:
-        """Return the dashboard."""
-        return FileResponse(DASHBOARD / "index.html", headers={**_PAGE_HEADERS, **_NOSNIFF})
+        """Return the dashboard, with a warning if the API is open to other machines without keys."""
+        page = DASHBOARD / "index.html"
+        if self._context.settings.open_address is None:
+            return FileResponse(page, headers={**_PAGE_HEADERS, **_NOSNIFF})
+        with_warning = page.read_bytes().replace(_HIDDEN_WARNING, _HIDDEN_WARNING.removesuffix(b" hidden"))
+        return RawResponse(with_warning, "text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     def _check(self, request: Request, scope: Scope) -> None:
         self._context.authenticate_and_count(request.headers.get("authorization"), scope)
