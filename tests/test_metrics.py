@@ -103,7 +103,7 @@ def test_answers_counted_in_bulk_equal_single_ones() -> None:
     assert value(page_of(together)[0], "stepwell_step_seconds_count", model="pump") == len(seconds)
 
 
-def test_durations_of_some_microseconds_are_told_apart() -> None:
+def test_durations_of_some_microseconds_are_counted_in_different_buckets() -> None:
     metrics = Metrics("1")
     for seconds in (0.000008, 0.000017, 0.000043, 0.000043):
         metrics.batch_run("pump", 1, seconds)
