@@ -1,0 +1,139 @@
+import { StepwellError, problemError } from "./errors.js";
+import { Retries } from "./transport.js";
+
+/** @import { Model, Stream } from "./client.js" */
+/** @import { Inputs } from "./inputs.js" */
+/** @import { BulkResponse, StepResponse } from "./api.js" */
+
+/**
+ * Step many streams by one timestep each; streams with a transient error are retried.
+ * @param {Model} model
+ * @param {{ readonly [stream: string]: Inputs }} inputs
+ * @param {number} deadline
+ * @returns {Promise<Record<string, StepResponse | StepwellError>>}
+ */
+export async function bulkStep(model, inputs, deadline) {
+  const streams = Object.keys(inputs).map((id) => model.stream(id));
+  /** @type {() => void} */
+  let release = () => {};
+  const released = new Promise((resolve) => (release = () => resolve(undefined)));
+  // All streams are queued in this same turn of the event loop: two calls cannot wait for each other.
+  const queued = streams.map(
+    (stream) =>
+      new Promise((resolve, reject) => {
+        stream.exclusive(deadline, async () => (resolve(undefined), released)).catch(reject);
+      }),
+  );
+  try {
+    await Promise.all(queued);
+    return await stepAll(model, streams, inputs, deadline);
+  } finally {
+    release();
+  }
+}
+
+/**
+ * @param {Model} model
+ * @param {Stream[]} streams
+ * @param {{ readonly [stream: string]: Inputs }} inputs
+ * @param {number} deadline
+ */
+async function stepAll(model, streams, inputs, deadline) {
+  const { transport } = model.client;
+  const retries = new Retries(deadline);
+  /** @type {Record<string, StepResponse | StepwellError>} */
+  const results = {};
+  const positions = new Map(
+    await Promise.all(streams.map(async (stream) => /** @type {const} */ ([stream, await stream.position(deadline)]))),
+  );
+  for (let waiting = streams; waiting.length; ) {
+    const rows = waiting.map((stream) => results[stream.id]);
+    try {
+      const response = await transport.send(bulkRequest(model, waiting, inputs, positions), deadline);
+      waiting.forEach((stream, row) => (results[stream.id] = readRow(response, row)));
+    } catch (error) {
+      if (waiting === streams || !(error instanceof StepwellError)) {
+        for (const stream of waiting) stream.inDoubt ||= !(error instanceof StepwellError) || error.applied !== "no";
+        throw error;
+      }
+      waiting.forEach((stream) => (results[stream.id] = error)); // the results of the other streams are kept
+    }
+    waiting = waiting.filter((stream, i) => settle(stream, results[stream.id], rows[i]));
+    const again = waiting.length ? pauseAfter(retries, results[waiting[0].id]) : undefined;
+    if (again === undefined) break;
+    await transport.wait(again);
+  }
+  return results;
+}
+
+/**
+ * @param {Model} model
+ * @param {Stream[]} streams
+ * @param {{ readonly [stream: string]: Inputs }} inputs
+ * @param {Map<Stream, { step: number, state_id?: string }>} positions
+ */
+function bulkRequest(model, streams, inputs, positions) {
+  const seen = streams.map((stream) => positions.get(stream));
+  const body = {
+    streams: streams.map((stream) => stream.id),
+    inputs: columns(streams.map((stream) => inputs[stream.id])),
+    seq: seen.map((position) => (position?.step ?? 0) + 1),
+    after: seen.map((position) => position?.state_id ?? null),
+  };
+  return { method: "POST", path: `${model.path}/step`, body };
+}
+
+/** @param {any[]} rows The inputs of each stream, by name or as a bare tensor. */
+function columns(rows) {
+  const isNamed = rows.map((row) => row !== null && typeof row === "object" && !Array.isArray(row) && !ArrayBuffer.isView(row));
+  if (!isNamed.some(Boolean)) return rows;
+  const names = Object.keys(rows[isNamed.indexOf(true)]);
+  const differs = rows.findIndex((row, i) => !isNamed[i] || Object.keys(row).sort().join() !== [...names].sort().join());
+  if (differs >= 0) {
+    throw new StepwellError(
+      "bad_input",
+      `The inputs of stream number ${differs} differ from the others in their names; expected ${names.join(", ")} for each.`,
+    );
+  }
+  return Object.fromEntries(names.map((name) => [name, rows.map((row) => row[name])]));
+}
+
+/** @param {BulkResponse} response @param {number} row @returns {StepResponse | StepwellError} */
+function readRow(response, row) {
+  const problem = response.errors[row];
+  if (problem) return problemError(problem);
+  const [step, state_id] = [response.step[row], response.state_id[row]];
+  const outputs = Object.fromEntries(Object.entries(response.outputs).map(([name, column]) => [name, column[row]]));
+  if (step == null || state_id == null) {
+    return new StepwellError("unreadable_answer", `The response has neither a result nor an error for row ${row}.`, {
+      applied: "unknown",
+    });
+  }
+  return { outputs, step, state_id, ...(response.replayed?.includes(row) && { replayed: true }) };
+}
+
+/**
+ * Record a stream's result.
+ * @param {Stream} stream
+ * @param {StepResponse | StepwellError} result
+ * @param {StepResponse | StepwellError | undefined} before The result of the attempt before.
+ * @returns {boolean} Whether the step can be tried again.
+ */
+function settle(stream, result, before) {
+  if (!(result instanceof StepwellError)) {
+    stream.moveTo(result);
+    return false;
+  }
+  if (before instanceof StepwellError && before.applied !== "no" && result.applied === "no") result.applied = "unknown";
+  stream.inDoubt ||= result.applied !== "no";
+  return result.retry === "same";
+}
+
+/** @param {Retries} retries @param {unknown} error @returns {number | undefined} */
+function pauseAfter(retries, error) {
+  try {
+    return retries.pause(error);
+  } catch {
+    return undefined; // the time is over: the error stays the stream's result
+  }
+}

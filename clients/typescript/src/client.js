@@ -1,0 +1,397 @@
+import { StepwellError } from "./errors.js";
+import { Feed } from "./feed.js";
+import { Handles } from "./handles.js";
+import { bulkStep } from "./bulk.js";
+import { Transport, within } from "./transport.js";
+import { watch } from "./watch.js";
+
+/** @import { CallOptions, ClientOptions, Request, Send } from "./transport.js" */
+/** @import { Inputs } from "./inputs.js" */
+/** @import { Event, Gap, WatchOptions } from "./watch.js" */
+/**
+ * @import { ForkResponse, ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
+ *   ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
+ */
+
+/** A connection to a service, in browsers and Node. */
+export class Client {
+  /**
+   * Create the client; nothing is sent yet.
+   * @param {string | URL} url The service's address, `http://HOST:PORT`.
+   * @param {ClientOptions} [options]
+   * @throws {StepwellError} `bad_url`.
+   */
+  constructor(url, options = {}) {
+    this.transport = new Transport(url, options);
+    this.keepStreams = options.keepStreams ?? 65_536;
+  }
+
+  /**
+   * Return a model by name. The returned object holds the positions of its streams, so two objects of one model are two
+   * independent writers.
+   * @param {string} name
+   */
+  model(name) {
+    if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) {
+      throw badName(`The model's name is '${name}'; expected letters, digits, '.', '_' and '-', at most 64.`);
+    }
+    return new Model(this, name);
+  }
+
+  /**
+   * Return the service's version, durability and limits.
+   * @param {CallOptions} [options]
+   * @returns {Promise<ServiceResponse>}
+   */
+  info(options) {
+    return this.request({ method: "GET", path: "/v1/info" }, options);
+  }
+
+  /**
+   * Send any request of the HTTP API, with the client's retries, and return the response's document. A request that
+   * changes a stream needs `seq` or `after` in its body, or a `key`: else a retry may be applied twice.
+   * @param {Request} request
+   * @param {CallOptions} [options]
+   * @returns {Promise<any>}
+   */
+  request(request, options) {
+    return this.transport.send(request, this.transport.deadline(options));
+  }
+
+  /** Close all connections, including those of feeds and active watches; calls that wait fail with `closed`. */
+  close() {
+    this.transport.closing.abort();
+  }
+}
+
+/** A model of a service, with the positions of its streams. Use `Client.model`. */
+export class Model {
+  /** @type {Handles<Stream>} */
+  #handles;
+
+  /**
+   * @param {Client} client
+   * @param {string} name
+   */
+  constructor(client, name) {
+    this.client = client;
+    this.name = name;
+    this.path = `/v1/models/${name}`;
+    this.#handles = new Handles((stream) => new Stream(this, stream), client.keepStreams);
+  }
+
+  /**
+   * Return the handle of a stream; the same id returns the same handle.
+   * @param {string} id
+   * @throws {StepwellError} `bad_request`: the id is not a valid stream id.
+   */
+  stream(id) {
+    if (!/^[A-Za-z0-9._:@-]{1,128}$/.test(id) || /^\.\.?$/.test(id)) {
+      throw badName(`The stream id is '${id}'; expected letters, digits and '._:@-', at most 128, but not '.' or '..'.`);
+    }
+    return this.#handles.get(id);
+  }
+
+  /**
+   * Return the model's description: its inputs, outputs and states.
+   * @param {CallOptions} [options]
+   * @returns {Promise<ModelDescription>}
+   */
+  describe(options) {
+    return this.client.request({ method: "GET", path: this.path }, options);
+  }
+
+  /**
+   * Step many streams by one timestep each, in one request. Return a response per stream, or its error; a failed stream
+   * does not affect the others.
+   * @param {{ readonly [stream: string]: Inputs }} inputs By stream id.
+   * @param {CallOptions} [options]
+   * @returns {Promise<Record<string, StepResponse | StepwellError>>}
+   * @throws {StepwellError} The whole request failed: no stream was stepped, or the outcome of all is unknown.
+   */
+  stepMany(inputs, options) {
+    return bulkStep(this, inputs, this.client.transport.deadline(options));
+  }
+
+  /** Open a live feed: steps of many streams over one WebSocket. */
+  feed() {
+    return new Feed(this);
+  }
+
+  /**
+   * Yield predictions as they are committed, from any sender, until the client is closed or the loop is left. A lost
+   * connection is opened again. A watch of one stream then continues after the last event that it yielded; steps that
+   * the service no longer keeps are reported as a gap. A watch of several streams reports each reconnection as a gap.
+   * @param {WatchOptions} [options]
+   * @returns {AsyncGenerator<Event | Gap, void, void>}
+   * @throws {StepwellError} The service rejected the watch.
+   */
+  watch(options) {
+    return watch(this.client.transport, this.name, options);
+  }
+}
+
+/**
+ * A stream's handle, which keeps the stream's position and sends it with each step. Use `Model.stream`.
+ *
+ * The first call reads the position from the service; later calls use the handle's own last result. If another writer
+ * changes the stream, the next call fails with `state_changed`, and `resume` reads the position again. After an error
+ * with `applied: "unknown"`, repeat the same call: it is applied at most once. Calls of one stream are sent in the order
+ * in which they were made, each after the response to the one before.
+ */
+export class Stream {
+  /** @type {Promise<unknown>} */
+  #last = Promise.resolve();
+  /** @type {{ step: number, state_id?: string } | undefined} */
+  #position;
+
+  /**
+   * @param {Model} model
+   * @param {string} id
+   */
+  constructor(model, id) {
+    this.model = model;
+    this.id = id;
+    this.path = `${model.path}/streams/${id}`;
+    /** Whether the service may have applied a step whose response did not arrive. */
+    this.inDoubt = false;
+  }
+
+  /**
+   * Step the stream by one timestep and return the response, with the prediction in `outputs`.
+   * @param {Inputs} inputs
+   * @param {CallOptions} [options]
+   * @returns {Promise<StepResponse>}
+   */
+  step(inputs, options) {
+    return this.stepBy(inputs, this.#deadline(options));
+  }
+
+  /**
+   * Step the stream by a chunk of timesteps; all are applied, or none.
+   * @param {Inputs} inputs With a leading time axis.
+   * @param {CallOptions & { return?: StepsBody["return"] }} [options] `return`: `all` predictions, the `last`, or `none`.
+   * @returns {Promise<StepResponse>}
+   */
+  steps(inputs, options) {
+    return this.#commit("steps", { inputs, return: options?.return }, this.#deadline(options));
+  }
+
+  /**
+   * Return the result that a step would have from the current state; nothing is committed.
+   * @param {Inputs} inputs
+   * @param {CallOptions & { chunk?: boolean }} [options] `chunk`: the inputs have a leading time axis.
+   * @returns {Promise<PeekResponse>}
+   */
+  peek(inputs, options) {
+    return this.#read({ ...this.#post("peek", { inputs, chunk: options?.chunk }), mutates: false }, options);
+  }
+
+  /**
+   * Run the stream by its own predictions and return them; with `commit` the predicted timesteps are committed.
+   * @param {number} horizon Timesteps to predict.
+   * @param {CallOptions & Omit<RolloutBody, "horizon" | "inputs" | "seq" | "after"> & { inputs?: Inputs }} [options]
+   *   `inputs`: the first input; by default it is computed from the stream's last prediction.
+   * @returns {Promise<RolloutResponse>}
+   */
+  rollout(horizon, options = {}) {
+    const { timeoutMs, ...rest } = options;
+    const body = { horizon, ...rest };
+    if (options.commit) return this.#commit("rollout", body, this.#deadline(options));
+    return this.#read({ ...this.#post("rollout", body), mutates: false }, options);
+  }
+
+  /**
+   * Create another stream as a copy of this one, or of a snapshot of it, and return its handle.
+   * @param {string} to
+   * @param {CallOptions & { snapshot?: string }} [options]
+   */
+  fork(to, options) {
+    const other = this.model.stream(to);
+    const from = options?.snapshot === undefined ? undefined : { snapshot: options.snapshot };
+    const request = this.#post("fork", { to, from }, newKey());
+    return other.exclusive(this.#deadline(options), async (deadline) => {
+      /** @type {ForkResponse} */
+      const { step, state_id } = await this.#send(request, deadline);
+      other.moveTo({ step, state_id });
+      return other;
+    });
+  }
+
+  /**
+   * Reset the stream to its initial state or to a snapshot, if its position is still the handle's.
+   * @param {CallOptions & { to?: string }} [options] `to`: the snapshot's name.
+   * @returns {Promise<PositionResponse>}
+   */
+  reset(options) {
+    const to = options?.to === undefined ? undefined : { snapshot: options.to };
+    return this.exclusive(this.#deadline(options), async (deadline) => {
+      const { state_id } = await this.position(deadline);
+      return this.moveTo(await this.#send(this.#post("reset", { to, after: state_id }, newKey()), deadline));
+    });
+  }
+
+  /**
+   * Return the stream's position and times. The handle keeps its own position; `resume` replaces it.
+   * @param {CallOptions} [options]
+   * @returns {Promise<StatusResponse>}
+   * @throws {StepwellError} `stream_not_found`, or as for `step`.
+   */
+  status(options) {
+    return this.#read({ method: "GET", path: this.path }, options);
+  }
+
+  /**
+   * Read the stream's position from the service, continue from it, and return the step; 0 without a stream.
+   * @param {CallOptions} [options]
+   */
+  resume(options) {
+    return this.exclusive(this.#deadline(options), async (deadline) => {
+      this.#position = undefined;
+      this.inDoubt = false;
+      return (await this.position(deadline)).step;
+    });
+  }
+
+  /**
+   * Delete the stream, whatever its position; the next step creates a new one.
+   * @param {CallOptions} [options]
+   * @returns {Promise<void>}
+   */
+  delete(options) {
+    return this.exclusive(this.#deadline(options), async (deadline) => {
+      await this.#send({ method: "DELETE", path: this.path, key: newKey() }, deadline);
+      this.moveTo({ step: 0 });
+    });
+  }
+
+  /**
+   * Yield the stream's predictions; as `Model.watch`.
+   * @param {Omit<WatchOptions, "stream" | "prefix">} [options]
+   */
+  watch(options) {
+    return this.model.watch({ ...options, stream: this.id });
+  }
+
+  // ------------------------------------------------------------------ for the other modules of this package
+
+  /**
+   * Step over HTTP or, with another `attempt`, over a feed.
+   * @internal
+   * @param {Inputs} inputs
+   * @param {number} deadline
+   * @param {Send} [attempt]
+   * @returns {Promise<StepResponse>}
+   */
+  stepBy(inputs, deadline, attempt) {
+    return this.#commit("step", { inputs }, deadline, attempt);
+  }
+
+  /**
+   * Run an action that changes this handle, after the handle's earlier calls.
+   * @internal
+   * @template T
+   * @param {number} deadline
+   * @param {(deadline: number) => Promise<T>} action
+   * @returns {Promise<T>}
+   */
+  exclusive(deadline, action) {
+    const earlier = this.#last;
+    const turn = within(earlier, deadline - performance.now(), () => busy(this.id));
+    const result = turn.then(() => action(deadline));
+    this.#last = Promise.allSettled([earlier, result]).then(() => undefined);
+    return result;
+  }
+
+  /**
+   * Return the stream's position, which is read from the service unless it is known.
+   * @internal
+   * @param {number} deadline
+   * @returns {Promise<{ step: number, state_id?: string }>}
+   */
+  async position(deadline) {
+    if (this.#position) return this.#position;
+    /** @type {{ step: number, state_id?: string }} */
+    let found = { step: 0 };
+    try {
+      found = await this.#send({ method: "GET", path: this.path }, deadline);
+    } catch (error) {
+      if (!(error instanceof StepwellError && error.code === "stream_not_found")) throw error;
+    }
+    return (this.#position = { step: found.step, state_id: found.state_id });
+  }
+
+  /**
+   * Continue from a response's position, and return the response.
+   * @internal
+   * @template {{ step: number, state_id?: string }} T
+   * @param {T} response
+   */
+  moveTo(response) {
+    this.#position = { step: response.step, state_id: response.state_id };
+    this.inDoubt = false;
+    return response;
+  }
+
+  // ------------------------------------------------------------------
+
+  /**
+   * @param {string} resource
+   * @param {Record<string, unknown>} body
+   * @param {number} deadline
+   * @param {Send} [attempt]
+   */
+  #commit(resource, body, deadline, attempt) {
+    return this.exclusive(deadline, async () => {
+      const { step, state_id } = await this.position(deadline);
+      const request = this.#post(resource, { ...body, seq: step + 1, after: state_id });
+      if (resource === "step") request.stream = this.id;
+      try {
+        return this.moveTo(await this.model.client.transport.send(request, deadline, attempt));
+      } catch (error) {
+        this.inDoubt ||= !(error instanceof StepwellError) || error.applied !== "no";
+        throw error;
+      }
+    });
+  }
+
+  /** @param {string} resource @param {unknown} body @param {string} [key] @returns {Request} */
+  #post(resource, body, key) {
+    return { method: "POST", path: `${this.path}/${resource}`, body, key };
+  }
+
+  /** @param {Request} request @param {number} deadline */
+  #send(request, deadline) {
+    return this.model.client.transport.send(request, deadline);
+  }
+
+  /** @param {Request} request @param {CallOptions} [options] */
+  #read(request, options) {
+    return this.#send(request, this.#deadline(options));
+  }
+
+  /** @param {CallOptions} [options] */
+  #deadline(options) {
+    return this.model.client.transport.deadline(options);
+  }
+}
+
+/** @param {string} stream */
+function busy(stream) {
+  return new StepwellError(
+    "no_answer",
+    `Stream '${stream}' was busy with earlier calls of this client until the timeout; this call was not sent. Repeat ` +
+      "it, or give it a longer timeout.",
+    { retry: "same" },
+  );
+}
+
+/** @param {string} message */
+function badName(message) {
+  return new StepwellError("bad_request", message);
+}
+
+/** Return an `Idempotency-Key`: it has to be unique, not secret, and `crypto.randomUUID` exists only on https pages. */
+function newKey() {
+  return Array.from({ length: 4 }, () => Math.floor(Math.random() * 2 ** 32).toString(36)).join("-");
+}

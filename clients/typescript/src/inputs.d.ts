@@ -1,0 +1,8 @@
+/**
+ * A tensor to send: nested arrays in the shape that the model declares. Typed arrays may stand in the place of arrays of
+ * numbers, and `null` is a missing value of a model that takes these.
+ */
+export type InputTensor = number | bigint | boolean | null | ArrayBufferView | readonly InputTensor[];
+
+/** One tensor per input of the model; for a model with one input, the tensor alone is accepted too. */
+export type Inputs = InputTensor | { readonly [input: string]: InputTensor };

@@ -1,0 +1,266 @@
+import { StepwellError, closedError, problemError } from "./errors.js";
+import { JSON_FORMAT, msgpackFormat } from "./formats.js";
+
+/** @import { Format, Msgpack } from "./formats.js" */
+
+/**
+ * @typedef {object} ClientOptions
+ * @property {string} [key] API key, if the service requires one.
+ * @property {number} [timeoutMs] Milliseconds that one call may take, including its retries and its wait for earlier
+ *   calls of the stream; 60,000 by default.
+ * @property {number} [keepStreams] Unreferenced stream handles that a model keeps; 65,536 by default.
+ * @property {Msgpack} [msgpack] A msgpack library; JSON is sent without one.
+ * @property {typeof fetch} [fetch] Sends HTTP requests in place of the platform's `fetch`.
+ * @property {any} [WebSocket] The constructor to use in place of the platform's `WebSocket`; Node before 22 has none.
+ */
+
+/**
+ * @typedef {object} CallOptions
+ * @property {number} [timeoutMs] Milliseconds that this call may take; the client's `timeoutMs` by default.
+ */
+
+/**
+ * A request to send.
+ * @typedef {object} Request
+ * @property {string} method
+ * @property {string} path Below the service's address.
+ * @property {any} [body]
+ * @property {string} [key] The `Idempotency-Key`.
+ * @property {string} [stream] For a step of one timestep, the stream's id: a feed may carry it.
+ * @property {boolean} [mutates] Whether the request can change a stream; by default, unless its method is GET.
+ */
+
+/**
+ * Sends one attempt of a request. Resolves with the decoded response body, rejects with a `StepwellError`.
+ * @typedef {(request: Request, timeoutMs: number) => Promise<any>} Send
+ */
+
+/** Milliseconds to wait for one response: longer than the service's default limit for a request. */
+const ATTEMPT_MS = 15_000;
+const FIRST_PAUSE_MS = 50;
+const LONGEST_PAUSE_MS = 2_000;
+/** Statuses of a proxy whose backend is temporarily unavailable. */
+const TRANSIENT = [429, 502, 503, 504];
+/** Errors of Node's `fetch` for a connection that was never opened; browsers do not tell these apart. */
+const NEVER_SENT = ["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "UND_ERR_CONNECT_TIMEOUT"];
+
+/** Requests and responses over HTTP, with retries. */
+export class Transport {
+  /**
+   * @param {string | URL} url
+   * @param {ClientOptions} options
+   */
+  constructor(url, options) {
+    this.base = baseUrl(url);
+    /** @type {Format} */
+    this.format = options.msgpack ? msgpackFormat(options.msgpack) : JSON_FORMAT;
+    this.key = options.key;
+    this.timeoutMs = options.timeoutMs ?? 60_000;
+    this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
+    this.closing = new AbortController();
+    this.fetch = options.fetch ?? globalThis.fetch.bind(globalThis);
+    /** @type {Send} */
+    this.attempt = (request, timeoutMs) => this.#attempt(request, timeoutMs);
+  }
+
+  /** @param {CallOptions} [options] @returns {number} The time at which a call that begins now fails. */
+  deadline(options) {
+    return performance.now() + (options?.timeoutMs ?? this.timeoutMs);
+  }
+
+  /**
+   * Send a request until it succeeds, fails for good, or the time is over. The same bytes are sent each time, so the
+   * service recognizes a repetition by its `seq` and `after`, or by its key.
+   * @param {Request} request
+   * @param {number} deadline
+   * @param {Send} [attempt] How one attempt is sent; over HTTP by default.
+   */
+  async send(request, deadline, attempt = this.attempt) {
+    const retries = new Retries(deadline);
+    for (;;) {
+      try {
+        return await attempt(request, Math.max(1, Math.min(ATTEMPT_MS, deadline - performance.now())));
+      } catch (error) {
+        await this.wait(retries.pause(error));
+      }
+    }
+  }
+
+  /** @param {number} ms Rejects with `closed` as soon as the client is closed. */
+  wait(ms) {
+    const { signal } = this.closing;
+    return new Promise((resolve, reject) => {
+      if (signal.aborted) return reject(closedError());
+      const onClose = () => {
+        clearTimeout(timer);
+        reject(closedError());
+      };
+      const timer = setTimeout(() => {
+        signal.removeEventListener("abort", onClose);
+        resolve(undefined);
+      }, ms);
+      signal.addEventListener("abort", onClose, { once: true });
+    });
+  }
+
+  /** @param {Request} request @param {number} timeoutMs */
+  async #attempt(request, timeoutMs) {
+    if (this.closing.signal.aborted) throw closedError();
+    const abort = new AbortController();
+    const onClose = () => abort.abort();
+    const timer = setTimeout(onClose, timeoutMs);
+    this.closing.signal.addEventListener("abort", onClose, { once: true });
+    let response, body;
+    try {
+      response = await this.fetch(this.base + request.path, { ...this.#init(request), signal: abort.signal });
+      body = new Uint8Array(await response.arrayBuffer());
+    } catch (error) {
+      if (this.closing.signal.aborted) throw closedError();
+      throw noAnswer(this.base, abort.signal.aborted ? `none within ${Math.round(timeoutMs)} ms` : error, request);
+    } finally {
+      clearTimeout(timer);
+      this.closing.signal.removeEventListener("abort", onClose);
+    }
+    return this.#read(response, body, request);
+  }
+
+  /** @param {Request} request @returns {RequestInit} */
+  #init({ method, body, key }) {
+    /** @type {Record<string, string>} */
+    const headers = { Accept: this.format.type };
+    if (this.key !== undefined) headers.Authorization = `Bearer ${this.key}`;
+    if (key !== undefined) headers["Idempotency-Key"] = key;
+    if (body === undefined) return { method, headers };
+    headers["Content-Type"] = this.format.type;
+    return { method, headers, body: this.format.encode(body) };
+  }
+
+  /** @param {Response} response @param {Uint8Array} body @param {Request} request */
+  #read(response, body, request) {
+    const retryAfterMs = milliseconds(response.headers.get("retry-after"));
+    const isMsgpack = (response.headers.get("content-type") ?? "").includes("msgpack");
+    let document;
+    try {
+      document = body.length ? (isMsgpack ? this.format : JSON_FORMAT).decode(body) : undefined;
+    } catch (cause) {
+      throw unreadable(response.status, body, request, retryAfterMs, cause);
+    }
+    if (response.ok) return document;
+    if (typeof document?.code !== "string") throw unreadable(response.status, body, request, retryAfterMs);
+    throw problemError(document, retryAfterMs);
+  }
+}
+
+/** The retries of one call: growing pauses with jitter, so that clients retry at different times. */
+export class Retries {
+  /** @param {number} deadline */
+  constructor(deadline) {
+    this.deadline = deadline;
+    this.failures = 0;
+    this.inDoubt = false;
+  }
+
+  /**
+   * Return the milliseconds to wait before the next attempt.
+   * @param {unknown} error
+   * @returns {number}
+   * @throws {StepwellError} The error, if it is final or the time is over.
+   */
+  pause(error) {
+    if (!(error instanceof StepwellError)) throw error;
+    if (error.retry === "same" && error.code !== "closed") {
+      const longest = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** this.failures++);
+      const pause = (error.retryAfterMs ?? 0) + longest * Math.random();
+      if (performance.now() + pause < this.deadline) {
+        this.inDoubt ||= error.applied !== "no";
+        return pause;
+      }
+    }
+    throw this.final(error);
+  }
+
+  /**
+   * Return the last error; `applied` is "unknown" instead of "no" if an earlier attempt may have been applied.
+   * @param {StepwellError} error
+   */
+  final(error) {
+    if (this.inDoubt && error.applied === "no") error.applied = "unknown";
+    return error;
+  }
+}
+
+/**
+ * Return a promise's result, or reject after some milliseconds.
+ * @template T
+ * @param {Promise<T>} promise
+ * @param {number} ms
+ * @param {() => Error} late
+ * @returns {Promise<T>}
+ */
+export async function within(promise, ms, late) {
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
+  const limit = new Promise((_, reject) => (timer = setTimeout(() => reject(late()), Math.max(0, ms))));
+  try {
+    return /** @type {T} */ (await Promise.race([promise, limit]));
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/**
+ * Return the error of an attempt without a response.
+ * @param {string} url
+ * @param {unknown} reason
+ * @param {Request} request
+ * @param {boolean} [sent] Whether the service may have received the request.
+ */
+export function noAnswer(url, reason, request, sent = true) {
+  const cause = /** @type {any} */ (reason)?.cause;
+  const words = [/** @type {any} */ (reason)?.message ?? reason, cause?.message].filter(Boolean).join(": ");
+  const applied = sent && mutates(request) && !NEVER_SENT.includes(cause?.code) ? "unknown" : "no";
+  const text = `No response from ${url}: ${words}. Check that the service is running, then repeat the same call: it is `;
+  return new StepwellError("no_answer", `${text}applied at most once.`, { applied, retry: "same", cause: reason });
+}
+
+/** @param {Request} request */
+function mutates(request) {
+  return request.mutates ?? request.method !== "GET";
+}
+
+/**
+ * @param {number} status @param {Uint8Array} body @param {Request} request
+ * @param {number} [retryAfterMs] @param {unknown} [cause]
+ */
+function unreadable(status, body, request, retryAfterMs, cause) {
+  const preview = JSON.stringify(new TextDecoder().decode(body.subarray(0, 80)));
+  return new StepwellError(
+    "unreadable_answer",
+    `The response with status ${status} is not one of a Stepwell service: ${preview}. Check the service's address, and ` +
+      "that the versions of client and service match.",
+    {
+      applied: mutates(request) ? "unknown" : "no",
+      retry: TRANSIENT.includes(status) ? "same" : "never",
+      status,
+      retryAfterMs,
+      cause,
+    },
+  );
+}
+
+/** @param {string | null} retryAfter Seconds; proxies may send a date, which is ignored. */
+function milliseconds(retryAfter) {
+  const seconds = Number(retryAfter || NaN);
+  return seconds >= 0 && Number.isFinite(seconds) ? 1000 * seconds : undefined;
+}
+
+/** @param {string | URL} url */
+function baseUrl(url) {
+  try {
+    const { protocol, href, search, hash } = new URL(url);
+    if (/^https?:$/.test(protocol) && !search && !hash) return href.replace(/\/+$/, "");
+  } catch {
+    // Reported below, like an address of another scheme.
+  }
+  throw new StepwellError("bad_url", `The address is '${url}'; expected http://HOST:PORT or https://HOST.`);
+}

@@ -1,0 +1,102 @@
+import { StepwellError, problemError } from "./errors.js";
+import { openSocket } from "./socket.js";
+
+/** @import { Transport } from "./transport.js" */
+
+/**
+ * @typedef {object} WatchOptions
+ * @property {string} [stream] Watch only this stream; by default, all streams of the model.
+ * @property {string} [prefix] Watch only streams whose id begins with it.
+ * @property {number} [since] With `stream`, the last step already known; later steps are yielded first.
+ * @property {boolean} [inputs] Include the inputs in each event.
+ *
+ * A committed step or chunk; a chunk's tensors have a leading time axis.
+ * @typedef {{ model: string, stream: string, step: number, state_id: string, outputs: Record<string, any>,
+ *   inputs?: Record<string, any>, gap?: undefined }} Event
+ *
+ * Events that a watch has missed: `gap` is the minimum number of timesteps whose predictions were missed.
+ * @typedef {{ gap: number }} Gap
+ */
+
+const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 5_000;
+
+/**
+ * @param {Transport} transport
+ * @param {string} model
+ * @param {WatchOptions} [options]
+ * @returns {AsyncGenerator<Event | Gap, void, void>}
+ */
+export async function* watch(transport, model, { stream, prefix, since, inputs = false } = {}) {
+  const { signal } = transport.closing;
+  for (let failures = 0, isBack = false; !signal.aborted; ) {
+    const inbox = new Inbox();
+    const stop = () => inbox.end();
+    signal.addEventListener("abort", stop, { once: true });
+    /** @type {WebSocket | undefined} */
+    let socket;
+    try {
+      socket = await openSocket(transport, "/v1/watch", (message) => inbox.put(message), stop);
+      const subscription = { model, stream, prefix, since: stream === undefined ? undefined : since };
+      socket.send(transport.format.encode({ watch: [subscription], inputs }));
+      for await (const message of inbox) {
+        failures = 0;
+        if (message.error) throw problemError(message.error);
+        if (message.stream !== undefined && message.gap === undefined && stream !== undefined) since = message.step;
+        if (message.stream !== undefined || message.gap !== undefined) yield message;
+        else if (isBack && (stream === undefined || since === undefined)) yield { gap: 1 };
+      }
+    } catch (error) {
+      if (error instanceof StepwellError && error.retry !== "same") throw error;
+      if (!socket) await explain(transport, model);
+    } finally {
+      signal.removeEventListener("abort", stop);
+      socket?.close(1000);
+    }
+    isBack = true;
+    if (signal.aborted) return;
+    const longest = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(++failures, 10));
+    await transport.wait(longest * (0.5 + Math.random() / 2)).catch(() => undefined); // closed: the loop ends
+  }
+}
+
+/**
+ * Find out over HTTP why a WebSocket could not be opened: the platform does not give the response to its handshake.
+ * @param {Transport} transport
+ * @param {string} model
+ * @throws {StepwellError} The service rejects requests of this model.
+ */
+async function explain(transport, model) {
+  try {
+    await transport.attempt({ method: "GET", path: `/v1/models/${model}` }, LONGEST_PAUSE_MS);
+  } catch (error) {
+    if (!(error instanceof StepwellError) || (error.retry !== "same" && error.code !== "closed")) throw error;
+  }
+}
+
+/** Messages that arrived and were not read yet. */
+class Inbox {
+  /** @type {any[]} */
+  #messages = [];
+  #isEnded = false;
+  #wake = () => {};
+
+  /** @param {any} message */
+  put(message) {
+    this.#messages.push(message);
+    this.#wake();
+  }
+
+  end() {
+    this.#isEnded = true;
+    this.#wake();
+  }
+
+  async *[Symbol.asyncIterator]() {
+    for (;;) {
+      while (this.#messages.length) yield this.#messages.shift();
+      if (this.#isEnded) return;
+      await new Promise((resolve) => (this.#wake = () => resolve(undefined)));
+    }
+  }
+}

@@ -1,0 +1,370 @@
+// Generated from /openapi.json by scripts/api-types.mjs; not edited by hand.
+
+/** A tensor: nested arrays in the shape that the model declares. */
+export type Tensor = any;
+
+/** The body of a step of many streams: each column has one item per stream. */
+export type BulkBody = {
+  /** auto: create a missing stream; never: an error if it is missing; must: an error if it exists. */
+  create?: "auto" | "must" | "never";
+  streams: Array<string>;
+  /** One tensor per input of the model; for a model with one input, the tensor alone is accepted too. */
+  inputs: { [name: string]: Tensor } | Tensor;
+  seq?: Array<number | null>;
+  after?: Array<string | null>;
+};
+
+/** The response to columns; a row that failed is null in each column. */
+export type BulkResponse = {
+  outputs: { [name: string]: Tensor };
+  step: Array<number | null>;
+  state_id: Array<string | null>;
+  /** By row index, as text. */
+  errors: { [name: string]: Problem };
+  /** Indices of the rows that were applied before. */
+  replayed?: Array<number>;
+};
+
+/** The body of a chunk of many streams. */
+export type BulkStepsBody = {
+  /** auto: create a missing stream; never: an error if it is missing; must: an error if it exists. */
+  create?: "auto" | "must" | "never";
+  streams: Array<string>;
+  /** One tensor per input of the model; for a model with one input, the tensor alone is accepted too. */
+  inputs: { [name: string]: Tensor } | Tensor;
+  seq?: Array<number | null>;
+  after?: Array<string | null>;
+  /** Which predictions are returned. */
+  return?: "all" | "last" | "none";
+};
+
+/** The body of a fork. */
+export type ForkBody = {
+  /** Hash of the stream's history. */
+  after?: string;
+  /** The stream to create. */
+  to: string;
+  from?: "present" | {
+    snapshot: string;
+  };
+};
+
+/** The response to a fork. */
+export type ForkResponse = {
+  step: number;
+  /** Hash of the stream's history. */
+  state_id: string;
+  /** The request was applied before; this is its first response. */
+  replayed?: true;
+  stream: string;
+};
+
+/** The result of an import of streams. */
+export type ImportResponse = {
+  /** Streams that are now as in the savepoint. */
+  loaded: number;
+  /** The first 1000. */
+  refused: Array<RefusedStream>;
+  refused_count: number;
+};
+
+/** The description of a model. */
+export type ModelDescription = {
+  name: string;
+  version: number;
+  versions: Array<number>;
+  inputs: Array<{ [name: string]: any }>;
+  outputs: Array<{ [name: string]: any }>;
+  states: Array<{ [name: string]: any }>;
+  /** By input, the output that it is computed from in a rollout. */
+  feedback?: { [name: string]: any };
+  bytes_per_stream: number;
+  parity: { [name: string]: any } | null;
+};
+
+/** The models that are served. */
+export type ModelsResponse = {
+  models: Array<ModelDescription>;
+};
+
+/** The response to a request that creates a snapshot. */
+export type NewSnapshotResponse = {
+  step: number;
+  /** Hash of the stream's history. */
+  state_id: string;
+  /** The request was applied before; this is its first response. */
+  replayed?: true;
+  name: string;
+};
+
+/** The body of a peek. */
+export type PeekBody = {
+  /** auto: create a missing stream; never: an error if it is missing; must: an error if it exists. */
+  create?: "auto" | "must" | "never";
+  /** One tensor per input of the model; for a model with one input, the tensor alone is accepted too. */
+  inputs: { [name: string]: Tensor } | Tensor;
+  /** Number of the first timestep of this request, from 1 since creation or reset. */
+  seq?: number;
+  /** Hash of the stream's history. */
+  after?: string;
+  /** Which predictions are returned. */
+  return?: "all" | "last" | "none";
+  /** The inputs have a time axis. */
+  chunk?: boolean;
+};
+
+/** The response to a peek. */
+export type PeekResponse = {
+  outputs: { [name: string]: Tensor };
+  /** The step that the stream would be at. */
+  step: number;
+  /** The stream's current state id; absent if the stream does not exist. */
+  state_id?: string;
+};
+
+/** The response to a reset or an imported state. */
+export type PositionResponse = {
+  step: number;
+  /** Hash of the stream's history. */
+  state_id: string;
+  /** The request was applied before; this is its first response. */
+  replayed?: true;
+};
+
+/** An error, as in RFC 9457. */
+export type Problem = {
+  type: string;
+  title: string;
+  status: number;
+  /** What was found, what was expected, what to do. */
+  detail: string;
+  code: "bad_json" | "bad_request" | "unauthenticated" | "forbidden" | "model_not_found" | "stream_not_found" | "snapshot_not_found" | "not_found" | "method_not_allowed" | "seq_gap" | "seq_passed" | "seq_conflict" | "state_changed" | "stream_exists" | "model_changed" | "too_large" | "unsupported_encoding" | "bad_input" | "non_finite" | "non_finite_state" | "idempotency_key_reused" | "precondition_required" | "stream_quota" | "rate_limited" | "state_corrupt" | "internal" | "overloaded" | "draining" | "store_unavailable" | "outcome_unknown" | "store_full" | "not_durable" | "model_timeout" | "record_version";
+  /** Whether this request was applied to the stream. */
+  applied: "no" | "unknown" | "yes";
+  retry: "never" | "resend_from" | "same";
+  /** The stream's step. */
+  step?: number;
+  /** The `seq` that the stream expects next. */
+  expected?: number;
+  /** Hash of the stream's history. */
+  state_id?: string;
+};
+
+/** A stream that was not imported, and the code of the error. */
+export type RefusedStream = {
+  stream: string;
+  code: string;
+};
+
+/** The models that were loaded, and why others were not. */
+export type ReloadResponse = {
+  loaded: Array<string>;
+  failed: Array<string>;
+};
+
+/** The number of streams that were reset. */
+export type ResetAllResponse = {
+  reset: number;
+};
+
+/** The body of a reset. */
+export type ResetBody = {
+  /** Hash of the stream's history. */
+  after?: string;
+  to?: "initial" | {
+    snapshot: string;
+  };
+};
+
+/** The body of a rollout; `check_draw` checks how classes are drawn, and the rollout its feedback rules. */
+export type RolloutBody = {
+  /** Number of timesteps. */
+  horizon: number;
+  /** The first input; by default it is computed from the stream's last prediction. */
+  inputs?: { [name: string]: Tensor } | Tensor;
+  /** By input, the rule that computes it; by default the rules of the model's manifest. */
+  feedback?: { [name: string]: string | {
+    output: string;
+    /** Factor of the output: a number, or one for each element of the input. */
+    scale?: Tensor;
+    /** Term added to that: a number, or one for each element of the input. */
+    offset?: Tensor;
+    /** Standard deviation of normal noise: a number, or the name of an output. */
+    std?: Tensor;
+    /** The output has probabilities: draw a class from them. */
+    sample?: boolean;
+    /** The output has logarithms of probabilities. */
+    logits?: boolean;
+    /** The input is the one-hot vector of the drawn class. */
+    one_hot?: boolean;
+    /** 0: the most probable class; 1: the model's probabilities. */
+    temperature?: number;
+    /** Draw from this many of the most probable classes. */
+    top_k?: number;
+    /** Draw from the most probable classes with this total probability. */
+    top_p?: number;
+  } };
+  /** Number of samples; tensors then have a first axis for them. */
+  samples?: number;
+  seed?: number;
+  /** Apply the timesteps to the stream. */
+  commit?: boolean;
+  /** Number of the first timestep of this request, from 1 since creation or reset. */
+  seq?: number;
+  /** Hash of the stream's history. */
+  after?: string;
+  /** auto: create a missing stream; never: an error if it is missing; must: an error if it exists. */
+  create?: "auto" | "must" | "never";
+  /** 0: the most probable class; 1: the model's probabilities. */
+  temperature?: number;
+  /** Draw from this many of the most probable classes. */
+  top_k?: number;
+  /** Draw from the most probable classes with this total probability. */
+  top_p?: number;
+};
+
+/** The response to a rollout; with `samples`, tensors have a first axis for them. */
+export type RolloutResponse = {
+  /** A prediction for each timestep: `[horizon, ..]`. */
+  outputs: { [name: string]: Tensor };
+  /** The next input that was computed from each prediction: `[horizon, ..]`. */
+  next: { [name: string]: Tensor };
+  /** The step that the stream is at, or would be at. */
+  step: number;
+  /** Hash of the stream's history. */
+  state_id?: string;
+  /** Seed of the random draws, if there were any. */
+  seed?: number;
+  /** The request was applied before; this is its first response. */
+  replayed?: true;
+  /** This request created the stream. */
+  created?: true;
+};
+
+/** Version and limits of the service, and what is known of its store. */
+export type ServiceResponse = {
+  version: string;
+  /** What a confirmed commit survives: `memory`, `fsync` or `replica`. */
+  durability: string;
+  store: { [name: string]: any };
+  limits: { [name: string]: any };
+};
+
+/** The body of a request that creates a snapshot. */
+export type SnapshotBody = {
+  /** Hash of the stream's history. */
+  after?: string;
+};
+
+/** A snapshot of a stream, without its state. */
+export type SnapshotEntry = {
+  name: string;
+  version: number | null;
+  step: number;
+  /** Hash of the stream's history. */
+  state_id: string;
+  taken_at: string;
+};
+
+/** A snapshot of a stream. */
+export type SnapshotResponse = {
+  name: string;
+  version: number | null;
+  step: number;
+  /** Hash of the stream's history. */
+  state_id: string;
+  taken_at: string;
+  /** One tensor per state of the model. */
+  states: { [name: string]: Tensor };
+  /** Identifies the model that wrote the state. A model that is not loaded is rejected, unless `version` names the version that accepts the state. */
+  fingerprint: string;
+};
+
+/** The snapshots of a stream. */
+export type SnapshotsResponse = {
+  snapshots: Array<SnapshotEntry>;
+};
+
+/** The body of a request that imports a state; the tensors are not yet checked against a model. */
+export type StateBody = {
+  /** Hash of the stream's history. */
+  after?: string;
+  /** One tensor per state of the model. */
+  states: { [name: string]: Tensor };
+  step?: number;
+  fingerprint?: string | null;
+};
+
+/** The state of a stream. */
+export type StateResponse = {
+  /** One tensor per state of the model. */
+  states: { [name: string]: Tensor };
+  step: number;
+  /** Identifies the model that wrote the state. A model that is not loaded is rejected, unless `version` names the version that accepts the state. */
+  fingerprint: string;
+};
+
+/** The position and the times of a stream. */
+export type StatusResponse = {
+  stream: string;
+  model: string;
+  version: number | null;
+  step: number;
+  /** Hash of the stream's history. */
+  state_id: string;
+  created_at: string;
+  updated_at: string;
+  expires_in_s: number;
+  outputs?: { [name: string]: Tensor };
+};
+
+/** The body of a step. */
+export type StepBody = {
+  /** auto: create a missing stream; never: an error if it is missing; must: an error if it exists. */
+  create?: "auto" | "must" | "never";
+  /** One tensor per input of the model; for a model with one input, the tensor alone is accepted too. */
+  inputs: { [name: string]: Tensor } | Tensor;
+  /** Number of the first timestep of this request, from 1 since creation or reset. */
+  seq?: number;
+  /** Hash of the stream's history. */
+  after?: string;
+};
+
+/** The response to a step or a chunk. */
+export type StepResponse = {
+  outputs: { [name: string]: Tensor };
+  /** The last timestep that was applied. */
+  step: number;
+  /** Hash of the stream's history. */
+  state_id: string;
+  /** The request was applied before; this is its first response. */
+  replayed?: true;
+  /** This request created the stream. */
+  created?: true;
+};
+
+/** The body of a chunk. */
+export type StepsBody = {
+  /** auto: create a missing stream; never: an error if it is missing; must: an error if it exists. */
+  create?: "auto" | "must" | "never";
+  /** One tensor per input of the model; for a model with one input, the tensor alone is accepted too. */
+  inputs: { [name: string]: Tensor } | Tensor;
+  /** Number of the first timestep of this request, from 1 since creation or reset. */
+  seq?: number;
+  /** Hash of the stream's history. */
+  after?: string;
+  /** Which predictions are returned. */
+  return?: "all" | "last" | "none";
+};
+
+/** A stream in a list; the step is null if its record cannot be read. */
+export type StreamEntry = {
+  stream: string;
+  step: number | null;
+};
+
+/** One page of a model's streams, and the cursor of the next page. */
+export type StreamsResponse = {
+  streams: Array<StreamEntry>;
+  cursor: string | null;
+};

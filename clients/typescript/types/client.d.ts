@@ -1,0 +1,240 @@
+/** @import { CallOptions, ClientOptions, Request, Send } from "./transport.js" */
+/** @import { Inputs } from "./inputs.js" */
+/** @import { Event, Gap, WatchOptions } from "./watch.js" */
+/**
+ * @import { ForkResponse, ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
+ *   ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
+ */
+/** A connection to a service, in browsers and Node. */
+export class Client {
+    /**
+     * Create the client; nothing is sent yet.
+     * @param {string | URL} url The service's address, `http://HOST:PORT`.
+     * @param {ClientOptions} [options]
+     * @throws {StepwellError} `bad_url`.
+     */
+    constructor(url: string | URL, options?: ClientOptions);
+    transport: Transport;
+    keepStreams: number;
+    /**
+     * Return a model by name. The returned object holds the positions of its streams, so two objects of one model are two
+     * independent writers.
+     * @param {string} name
+     */
+    model(name: string): Model;
+    /**
+     * Return the service's version, durability and limits.
+     * @param {CallOptions} [options]
+     * @returns {Promise<ServiceResponse>}
+     */
+    info(options?: CallOptions): Promise<ServiceResponse>;
+    /**
+     * Send any request of the HTTP API, with the client's retries, and return the response's document. A request that
+     * changes a stream needs `seq` or `after` in its body, or a `key`: else a retry may be applied twice.
+     * @param {Request} request
+     * @param {CallOptions} [options]
+     * @returns {Promise<any>}
+     */
+    request(request: Request, options?: CallOptions): Promise<any>;
+    /** Close all connections, including those of feeds and active watches; calls that wait fail with `closed`. */
+    close(): void;
+}
+/** A model of a service, with the positions of its streams. Use `Client.model`. */
+export class Model {
+    /**
+     * @param {Client} client
+     * @param {string} name
+     */
+    constructor(client: Client, name: string);
+    client: Client;
+    name: string;
+    path: string;
+    /**
+     * Return the handle of a stream; the same id returns the same handle.
+     * @param {string} id
+     * @throws {StepwellError} `bad_request`: the id is not a valid stream id.
+     */
+    stream(id: string): Stream;
+    /**
+     * Return the model's description: its inputs, outputs and states.
+     * @param {CallOptions} [options]
+     * @returns {Promise<ModelDescription>}
+     */
+    describe(options?: CallOptions): Promise<ModelDescription>;
+    /**
+     * Step many streams by one timestep each, in one request. Return a response per stream, or its error; a failed stream
+     * does not affect the others.
+     * @param {{ readonly [stream: string]: Inputs }} inputs By stream id.
+     * @param {CallOptions} [options]
+     * @returns {Promise<Record<string, StepResponse | StepwellError>>}
+     * @throws {StepwellError} The whole request failed: no stream was stepped, or the outcome of all is unknown.
+     */
+    stepMany(inputs: {
+        readonly [stream: string]: Inputs;
+    }, options?: CallOptions): Promise<Record<string, StepResponse | StepwellError>>;
+    /** Open a live feed: steps of many streams over one WebSocket. */
+    feed(): Feed;
+    /**
+     * Yield predictions as they are committed, from any sender, until the client is closed or the loop is left. A lost
+     * connection is opened again. A watch of one stream then continues after the last event that it yielded; steps that
+     * the service no longer keeps are reported as a gap. A watch of several streams reports each reconnection as a gap.
+     * @param {WatchOptions} [options]
+     * @returns {AsyncGenerator<Event | Gap, void, void>}
+     * @throws {StepwellError} The service rejected the watch.
+     */
+    watch(options?: WatchOptions): AsyncGenerator<Event | Gap, void, void>;
+    #private;
+}
+/**
+ * A stream's handle, which keeps the stream's position and sends it with each step. Use `Model.stream`.
+ *
+ * The first call reads the position from the service; later calls use the handle's own last result. If another writer
+ * changes the stream, the next call fails with `state_changed`, and `resume` reads the position again. After an error
+ * with `applied: "unknown"`, repeat the same call: it is applied at most once. Calls of one stream are sent in the order
+ * in which they were made, each after the response to the one before.
+ */
+export class Stream {
+    /**
+     * @param {Model} model
+     * @param {string} id
+     */
+    constructor(model: Model, id: string);
+    model: Model;
+    id: string;
+    path: string;
+    /** Whether the service may have applied a step whose response did not arrive. */
+    inDoubt: boolean;
+    /**
+     * Step the stream by one timestep and return the response, with the prediction in `outputs`.
+     * @param {Inputs} inputs
+     * @param {CallOptions} [options]
+     * @returns {Promise<StepResponse>}
+     */
+    step(inputs: Inputs, options?: CallOptions): Promise<StepResponse>;
+    /**
+     * Step the stream by a chunk of timesteps; all are applied, or none.
+     * @param {Inputs} inputs With a leading time axis.
+     * @param {CallOptions & { return?: StepsBody["return"] }} [options] `return`: `all` predictions, the `last`, or `none`.
+     * @returns {Promise<StepResponse>}
+     */
+    steps(inputs: Inputs, options?: CallOptions & {
+        return?: StepsBody["return"];
+    }): Promise<StepResponse>;
+    /**
+     * Return the result that a step would have from the current state; nothing is committed.
+     * @param {Inputs} inputs
+     * @param {CallOptions & { chunk?: boolean }} [options] `chunk`: the inputs have a leading time axis.
+     * @returns {Promise<PeekResponse>}
+     */
+    peek(inputs: Inputs, options?: CallOptions & {
+        chunk?: boolean;
+    }): Promise<PeekResponse>;
+    /**
+     * Run the stream by its own predictions and return them; with `commit` the predicted timesteps are committed.
+     * @param {number} horizon Timesteps to predict.
+     * @param {CallOptions & Omit<RolloutBody, "horizon" | "inputs" | "seq" | "after"> & { inputs?: Inputs }} [options]
+     *   `inputs`: the first input; by default it is computed from the stream's last prediction.
+     * @returns {Promise<RolloutResponse>}
+     */
+    rollout(horizon: number, options?: CallOptions & Omit<RolloutBody, "horizon" | "inputs" | "seq" | "after"> & {
+        inputs?: Inputs;
+    }): Promise<RolloutResponse>;
+    /**
+     * Create another stream as a copy of this one, or of a snapshot of it, and return its handle.
+     * @param {string} to
+     * @param {CallOptions & { snapshot?: string }} [options]
+     */
+    fork(to: string, options?: CallOptions & {
+        snapshot?: string;
+    }): Promise<Stream>;
+    /**
+     * Reset the stream to its initial state or to a snapshot, if its position is still the handle's.
+     * @param {CallOptions & { to?: string }} [options] `to`: the snapshot's name.
+     * @returns {Promise<PositionResponse>}
+     */
+    reset(options?: CallOptions & {
+        to?: string;
+    }): Promise<PositionResponse>;
+    /**
+     * Return the stream's position and times. The handle keeps its own position; `resume` replaces it.
+     * @param {CallOptions} [options]
+     * @returns {Promise<StatusResponse>}
+     * @throws {StepwellError} `stream_not_found`, or as for `step`.
+     */
+    status(options?: CallOptions): Promise<StatusResponse>;
+    /**
+     * Read the stream's position from the service, continue from it, and return the step; 0 without a stream.
+     * @param {CallOptions} [options]
+     */
+    resume(options?: CallOptions): Promise<number>;
+    /**
+     * Delete the stream, whatever its position; the next step creates a new one.
+     * @param {CallOptions} [options]
+     * @returns {Promise<void>}
+     */
+    delete(options?: CallOptions): Promise<void>;
+    /**
+     * Yield the stream's predictions; as `Model.watch`.
+     * @param {Omit<WatchOptions, "stream" | "prefix">} [options]
+     */
+    watch(options?: Omit<WatchOptions, "stream" | "prefix">): AsyncGenerator<Event | Gap, void, void>;
+    /**
+     * Step over HTTP or, with another `attempt`, over a feed.
+     * @internal
+     * @param {Inputs} inputs
+     * @param {number} deadline
+     * @param {Send} [attempt]
+     * @returns {Promise<StepResponse>}
+     */
+    stepBy(inputs: Inputs, deadline: number, attempt?: Send): Promise<StepResponse>;
+    /**
+     * Run an action that changes this handle, after the handle's earlier calls.
+     * @internal
+     * @template T
+     * @param {number} deadline
+     * @param {(deadline: number) => Promise<T>} action
+     * @returns {Promise<T>}
+     */
+    exclusive<T>(deadline: number, action: (deadline: number) => Promise<T>): Promise<T>;
+    /**
+     * Return the stream's position, which is read from the service unless it is known.
+     * @internal
+     * @param {number} deadline
+     * @returns {Promise<{ step: number, state_id?: string }>}
+     */
+    position(deadline: number): Promise<{
+        step: number;
+        state_id?: string;
+    }>;
+    /**
+     * Continue from a response's position, and return the response.
+     * @internal
+     * @template {{ step: number, state_id?: string }} T
+     * @param {T} response
+     */
+    moveTo<T extends {
+        step: number;
+        state_id?: string;
+    }>(response: T): T;
+    #private;
+}
+import { Transport } from "./transport.js";
+import type { CallOptions } from "./transport.js";
+import type { ServiceResponse } from "./api.js";
+import type { Request } from "./transport.js";
+import type { ClientOptions } from "./transport.js";
+import type { ModelDescription } from "./api.js";
+import type { Inputs } from "./inputs.js";
+import type { StepResponse } from "./api.js";
+import { StepwellError } from "./errors.js";
+import { Feed } from "./feed.js";
+import type { WatchOptions } from "./watch.js";
+import type { Event } from "./watch.js";
+import type { Gap } from "./watch.js";
+import type { StepsBody } from "./api.js";
+import type { PeekResponse } from "./api.js";
+import type { RolloutBody } from "./api.js";
+import type { RolloutResponse } from "./api.js";
+import type { PositionResponse } from "./api.js";
+import type { StatusResponse } from "./api.js";
+import type { Send } from "./transport.js";

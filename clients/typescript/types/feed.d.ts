@@ -1,0 +1,28 @@
+/**
+ * A live feed of one model. Use `Model.feed`.
+ *
+ * Steps of different streams are in flight at the same time. Steps of one stream are sent one after the other, in the
+ * order of the calls. If the connection is lost, pending steps are sent again over the next one, with the same `seq`;
+ * while no WebSocket can be opened, over HTTP.
+ */
+export class Feed {
+    /** @param {Model} model */
+    constructor(model: Model);
+    model: Model;
+    transport: import("./transport.js").Transport;
+    /**
+     * Step a stream by one timestep and return the response, with the prediction in `outputs`.
+     * @param {string} stream
+     * @param {Inputs} inputs
+     * @param {CallOptions} [options]
+     * @returns {Promise<StepResponse>}
+     */
+    step(stream: string, inputs: Inputs, options?: CallOptions): Promise<StepResponse>;
+    /** Close the connection; pending steps fail with `closed`. */
+    close(): void;
+    #private;
+}
+import type { Model } from "./client.js";
+import type { Inputs } from "./inputs.js";
+import type { CallOptions } from "./transport.js";
+import type { StepResponse } from "./api.js";

@@ -1,0 +1,47 @@
+/**
+ * Return the msgpack format on a library.
+ * @param {Msgpack} library
+ * @returns {Format}
+ */
+export function msgpackFormat(library: Msgpack): Format;
+/**
+ * Return a value as JSON. Numbers that are not finite are written so that the service rejects them as `non_finite`;
+ * `JSON.stringify` would write `null`, which is a missing value.
+ * @param {any} value
+ * @returns {string}
+ */
+export function stringify(value: any): string;
+/**
+ * Return the value of a JSON text; integers beyond 2^53 become `bigint` instead of being rounded.
+ * @param {string} text
+ */
+export function parse(text: string): any;
+/**
+ * The two formats of bodies and messages. Tensors are nested arrays in both; integers that a double cannot hold
+ * exactly are `bigint`.
+ *
+ * @typedef {{ encode: (value: any) => Uint8Array, decode: (bytes: Uint8Array) => any }} Msgpack
+ *   A msgpack library, for example `@msgpack/msgpack`.
+ *
+ * @typedef {{ type: string, protocol: string, encode: (document: unknown) => string | Uint8Array<ArrayBuffer>,
+ *   decode: (body: Uint8Array) => any }} Format
+ */
+/** @type {Format} */
+export const JSON_FORMAT: Format;
+/**
+ * A msgpack library, for example `@msgpack/msgpack`.
+ */
+export type Msgpack = {
+    encode: (value: any) => Uint8Array;
+    decode: (bytes: Uint8Array) => any;
+};
+/**
+ * The two formats of bodies and messages. Tensors are nested arrays in both; integers that a double cannot hold
+ * exactly are `bigint`.
+ */
+export type Format = {
+    type: string;
+    protocol: string;
+    encode: (document: unknown) => string | Uint8Array<ArrayBuffer>;
+    decode: (body: Uint8Array) => any;
+};

@@ -1,0 +1,3 @@
+export { StepwellError } from "./errors.js";
+export { Feed } from "./feed.js";
+export { Client, Model, Stream } from "./client.js";

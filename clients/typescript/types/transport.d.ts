@@ -1,0 +1,131 @@
+/**
+ * Return a promise's result, or reject after some milliseconds.
+ * @template T
+ * @param {Promise<T>} promise
+ * @param {number} ms
+ * @param {() => Error} late
+ * @returns {Promise<T>}
+ */
+export function within<T>(promise: Promise<T>, ms: number, late: () => Error): Promise<T>;
+/**
+ * Return the error of an attempt without a response.
+ * @param {string} url
+ * @param {unknown} reason
+ * @param {Request} request
+ * @param {boolean} [sent] Whether the service may have received the request.
+ */
+export function noAnswer(url: string, reason: unknown, request: Request, sent?: boolean): StepwellError;
+/** Requests and responses over HTTP, with retries. */
+export class Transport {
+    /**
+     * @param {string | URL} url
+     * @param {ClientOptions} options
+     */
+    constructor(url: string | URL, options: ClientOptions);
+    base: string;
+    /** @type {Format} */
+    format: Format;
+    key: string | undefined;
+    timeoutMs: number;
+    WebSocket: any;
+    closing: AbortController;
+    fetch: typeof fetch;
+    /** @type {Send} */
+    attempt: Send;
+    /** @param {CallOptions} [options] @returns {number} The time at which a call that begins now fails. */
+    deadline(options?: CallOptions): number;
+    /**
+     * Send a request until it succeeds, fails for good, or the time is over. The same bytes are sent each time, so the
+     * service recognizes a repetition by its `seq` and `after`, or by its key.
+     * @param {Request} request
+     * @param {number} deadline
+     * @param {Send} [attempt] How one attempt is sent; over HTTP by default.
+     */
+    send(request: Request, deadline: number, attempt?: Send): Promise<any>;
+    /** @param {number} ms Rejects with `closed` as soon as the client is closed. */
+    wait(ms: number): Promise<any>;
+    #private;
+}
+/** The retries of one call: growing pauses with jitter, so that clients retry at different times. */
+export class Retries {
+    /** @param {number} deadline */
+    constructor(deadline: number);
+    deadline: number;
+    failures: number;
+    inDoubt: boolean;
+    /**
+     * Return the milliseconds to wait before the next attempt.
+     * @param {unknown} error
+     * @returns {number}
+     * @throws {StepwellError} The error, if it is final or the time is over.
+     */
+    pause(error: unknown): number;
+    /**
+     * Return the last error; `applied` is "unknown" instead of "no" if an earlier attempt may have been applied.
+     * @param {StepwellError} error
+     */
+    final(error: StepwellError): StepwellError;
+}
+export type ClientOptions = {
+    /**
+     * API key, if the service requires one.
+     */
+    key?: string | undefined;
+    /**
+     * Milliseconds that one call may take, including its retries and its wait for earlier
+     * calls of the stream; 60,000 by default.
+     */
+    timeoutMs?: number | undefined;
+    /**
+     * Unreferenced stream handles that a model keeps; 65,536 by default.
+     */
+    keepStreams?: number | undefined;
+    /**
+     * A msgpack library; JSON is sent without one.
+     */
+    msgpack?: Msgpack | undefined;
+    /**
+     * Sends HTTP requests in place of the platform's `fetch`.
+     */
+    fetch?: typeof fetch | undefined;
+    /**
+     * The constructor to use in place of the platform's `WebSocket`; Node before 22 has none.
+     */
+    WebSocket?: any;
+};
+export type CallOptions = {
+    /**
+     * Milliseconds that this call may take; the client's `timeoutMs` by default.
+     */
+    timeoutMs?: number | undefined;
+};
+/**
+ * A request to send.
+ */
+export type Request = {
+    method: string;
+    /**
+     * Below the service's address.
+     */
+    path: string;
+    body?: any;
+    /**
+     * The `Idempotency-Key`.
+     */
+    key?: string | undefined;
+    /**
+     * For a step of one timestep, the stream's id: a feed may carry it.
+     */
+    stream?: string | undefined;
+    /**
+     * Whether the request can change a stream; by default, unless its method is GET.
+     */
+    mutates?: boolean | undefined;
+};
+/**
+ * Sends one attempt of a request. Resolves with the decoded response body, rejects with a `StepwellError`.
+ */
+export type Send = (request: Request, timeoutMs: number) => Promise<any>;
+import { StepwellError } from "./errors.js";
+import type { Format } from "./formats.js";
+import type { Msgpack } from "./formats.js";

@@ -1,0 +1,43 @@
+/**
+ * @param {Transport} transport
+ * @param {string} model
+ * @param {WatchOptions} [options]
+ * @returns {AsyncGenerator<Event | Gap, void, void>}
+ */
+export function watch(transport: Transport, model: string, { stream, prefix, since, inputs }?: WatchOptions): AsyncGenerator<Event | Gap, void, void>;
+export type WatchOptions = {
+    /**
+     * Watch only this stream; by default, all streams of the model.
+     */
+    stream?: string | undefined;
+    /**
+     * Watch only streams whose id begins with it.
+     */
+    prefix?: string | undefined;
+    /**
+     * With `stream`, the last step already known; later steps are yielded first.
+     */
+    since?: number | undefined;
+    /**
+     * Include the inputs in each event.
+     *
+     * A committed step or chunk; a chunk's tensors have a leading time axis.
+     */
+    inputs?: boolean | undefined;
+};
+/**
+ * Events that a watch has missed: `gap` is the minimum number of timesteps whose predictions were missed.
+ */
+export type Event = {
+    model: string;
+    stream: string;
+    step: number;
+    state_id: string;
+    outputs: Record<string, any>;
+    inputs?: Record<string, any>;
+    gap?: undefined;
+};
+export type Gap = {
+    gap: number;
+};
+import type { Transport } from "./transport.js";
