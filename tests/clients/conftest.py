@@ -1,0 +1,51 @@
+"""A service with the model of the conformance cases, and Node."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.model import doubling
+from tests.graphs import fold, two_inputs, write_models
+from tests.processes import ServiceProcess, service_process
+
+
+@pytest.fixture(scope="session")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service; each test uses streams of its own."""
+    models = write_models(tmp_path_factory.mktemp("models"), doubling, fold, two_inputs)
+    with service_process(models, tmp_path_factory.mktemp("sw"), "--history", "doubling=64") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def node() -> list[str]:
+    """The command of a Node that can run the TypeScript client, with its WebSocket."""
+    for flags in ([], ["--experimental-websocket"]):
+        command = [shutil.which("node") or "false", *flags]
+        look = [*command, "-e", "process.exit(Number(typeof WebSocket === 'undefined'))"]
+        if subprocess.run(look, capture_output=True).returncode == 0:
+            return command
+    pytest.skip("needs Node 20.10 or later: apt-get install nodejs")
+
+
+@pytest.fixture(scope="session")
+def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `npm install` makes of the client's development packages, once for the whole run."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("needs npm: apt-get install npm")
+    folder = tmp_path_factory.mktemp("npm")
+    shutil.copy(Path(__file__).parents[2] / "clients" / "typescript" / "package.json", folder)
+    install = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--prefer-offline", "--ignore-scripts"]
+    try:
+        done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm install did not end within 60 s: is there a network?")
+    if done.returncode != 0:
+        pytest.skip(f"npm install failed: {done.stderr[-300:]}")
+    return folder / "node_modules"
