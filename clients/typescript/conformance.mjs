@@ -1,10 +1,10 @@
 // Run the cases of clients/conformance.json with this client:
-//     node conformance.mjs http://127.0.0.1:8000 ../conformance.json
+//     node conformance.mjs http://127.0.0.1:8000 ../conformance.json [@msgpack/msgpack]
 // Prints a JSON line per case, with an empty `error` if it passed; exits with 1 if one failed.
 import { readFile } from "node:fs/promises";
 import { Client, StepwellError } from "./src/index.js";
 
-const [url, file] = process.argv.slice(2);
+const [url, file, library] = process.argv.slice(2);
 const kit = JSON.parse(await readFile(file, "utf8"));
 const modelPath = `/v1/models/${kit.model}`;
 const run = Math.random().toString(36).slice(2, 10);
@@ -12,6 +12,7 @@ let count = 0;
 let answersToLose = 0;
 
 const client = new Client(url, {
+  msgpack: library && (await import(library)),
   async fetch(address, init) {
     const response = await fetch(address, init);
     await response.clone().arrayBuffer(); // the service has answered

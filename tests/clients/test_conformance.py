@@ -160,8 +160,7 @@ def plain(value: Any) -> Any:
     """Return a value of the client as the values of the case are written."""
     match value:
         case ClientError():
-            names = ("code", "applied", "retry", "step", "expected", "state_id")
-            return {name: getattr(value, name) for name in names}
+            return {name: getattr(value, name) for name in ("code", "applied", "retry", "step", "expected", "state_id")}
         case StepResult():
             names = ("outputs", "step", "state_id", "replayed", "created")
             fields = {name: plain(getattr(value, name)) for name in names}

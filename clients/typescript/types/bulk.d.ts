@@ -1,3 +1,7 @@
+import { StepwellError } from "./errors.js";
+import type { Model } from "./client.js";
+import type { Inputs } from "./inputs.js";
+import type { StepResponse } from "./api.js";
 /** @import { Model, Stream } from "./client.js" */
 /** @import { Inputs } from "./inputs.js" */
 /** @import { BulkResponse, StepResponse } from "./api.js" */
@@ -8,10 +12,6 @@
  * @param {number} deadline
  * @returns {Promise<Record<string, StepResponse | StepwellError>>}
  */
-export function bulkStep(model: Model, inputs: {
+export declare function bulkStep(model: Model, inputs: {
     readonly [stream: string]: Inputs;
 }, deadline: number): Promise<Record<string, StepResponse | StepwellError>>;
-import type { Model } from "./client.js";
-import type { Inputs } from "./inputs.js";
-import type { StepResponse } from "./api.js";
-import { StepwellError } from "./errors.js";

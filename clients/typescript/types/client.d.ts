@@ -1,3 +1,10 @@
+import { StepwellError } from "./errors.js";
+import { Feed } from "./feed.js";
+import { Transport } from "./transport.js";
+import type { CallOptions, ClientOptions, Request } from "./transport.js";
+import type { Inputs } from "./inputs.js";
+import type { Event, Gap, WatchOptions } from "./watch.js";
+import type { ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse, ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js";
 /** @import { CallOptions, ClientOptions, Request, Send } from "./transport.js" */
 /** @import { Inputs } from "./inputs.js" */
 /** @import { Event, Gap, WatchOptions } from "./watch.js" */
@@ -6,7 +13,9 @@
  *   ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
  */
 /** A connection to a service, in browsers and Node. */
-export class Client {
+export declare class Client {
+    transport: Transport;
+    keepStreams: number;
     /**
      * Create the client; nothing is sent yet.
      * @param {string | URL} url The service's address, `http://HOST:PORT`.
@@ -14,8 +23,6 @@ export class Client {
      * @throws {StepwellError} `bad_url`.
      */
     constructor(url: string | URL, options?: ClientOptions);
-    transport: Transport;
-    keepStreams: number;
     /**
      * Return a model by name. The returned object holds the positions of its streams, so two objects of one model are two
      * independent writers.
@@ -40,15 +47,16 @@ export class Client {
     close(): void;
 }
 /** A model of a service, with the positions of its streams. Use `Client.model`. */
-export class Model {
+export declare class Model {
+    #private;
+    client: Client;
+    name: string;
+    path: string;
     /**
      * @param {Client} client
      * @param {string} name
      */
     constructor(client: Client, name: string);
-    client: Client;
-    name: string;
-    path: string;
     /**
      * Return the handle of a stream; the same id returns the same handle.
      * @param {string} id
@@ -83,7 +91,6 @@ export class Model {
      * @throws {StepwellError} The service rejected the watch.
      */
     watch(options?: WatchOptions): AsyncGenerator<Event | Gap, void, void>;
-    #private;
 }
 /**
  * A stream's handle, which keeps the stream's position and sends it with each step. Use `Model.stream`.
@@ -93,17 +100,18 @@ export class Model {
  * with `applied: "unknown"`, repeat the same call: it is applied at most once. Calls of one stream are sent in the order
  * in which they were made, each after the response to the one before.
  */
-export class Stream {
-    /**
-     * @param {Model} model
-     * @param {string} id
-     */
-    constructor(model: Model, id: string);
+export declare class Stream {
+    #private;
     model: Model;
     id: string;
     path: string;
     /** Whether the service may have applied a step whose response did not arrive. */
     inDoubt: boolean;
+    /**
+     * @param {Model} model
+     * @param {string} id
+     */
+    constructor(model: Model, id: string);
     /**
      * Step the stream by one timestep and return the response, with the prediction in `outputs`.
      * @param {Inputs} inputs
@@ -178,63 +186,4 @@ export class Stream {
      * @param {Omit<WatchOptions, "stream" | "prefix">} [options]
      */
     watch(options?: Omit<WatchOptions, "stream" | "prefix">): AsyncGenerator<Event | Gap, void, void>;
-    /**
-     * Step over HTTP or, with another `attempt`, over a feed.
-     * @internal
-     * @param {Inputs} inputs
-     * @param {number} deadline
-     * @param {Send} [attempt]
-     * @returns {Promise<StepResponse>}
-     */
-    stepBy(inputs: Inputs, deadline: number, attempt?: Send): Promise<StepResponse>;
-    /**
-     * Run an action that changes this handle, after the handle's earlier calls.
-     * @internal
-     * @template T
-     * @param {number} deadline
-     * @param {(deadline: number) => Promise<T>} action
-     * @returns {Promise<T>}
-     */
-    exclusive<T>(deadline: number, action: (deadline: number) => Promise<T>): Promise<T>;
-    /**
-     * Return the stream's position, which is read from the service unless it is known.
-     * @internal
-     * @param {number} deadline
-     * @returns {Promise<{ step: number, state_id?: string }>}
-     */
-    position(deadline: number): Promise<{
-        step: number;
-        state_id?: string;
-    }>;
-    /**
-     * Continue from a response's position, and return the response.
-     * @internal
-     * @template {{ step: number, state_id?: string }} T
-     * @param {T} response
-     */
-    moveTo<T extends {
-        step: number;
-        state_id?: string;
-    }>(response: T): T;
-    #private;
 }
-import { Transport } from "./transport.js";
-import type { CallOptions } from "./transport.js";
-import type { ServiceResponse } from "./api.js";
-import type { Request } from "./transport.js";
-import type { ClientOptions } from "./transport.js";
-import type { ModelDescription } from "./api.js";
-import type { Inputs } from "./inputs.js";
-import type { StepResponse } from "./api.js";
-import { StepwellError } from "./errors.js";
-import { Feed } from "./feed.js";
-import type { WatchOptions } from "./watch.js";
-import type { Event } from "./watch.js";
-import type { Gap } from "./watch.js";
-import type { StepsBody } from "./api.js";
-import type { PeekResponse } from "./api.js";
-import type { RolloutBody } from "./api.js";
-import type { RolloutResponse } from "./api.js";
-import type { PositionResponse } from "./api.js";
-import type { StatusResponse } from "./api.js";
-import type { Send } from "./transport.js";

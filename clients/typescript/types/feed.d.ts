@@ -1,3 +1,7 @@
+import type { Model } from "./client.js";
+import type { Inputs } from "./inputs.js";
+import type { CallOptions } from "./transport.js";
+import type { StepResponse } from "./api.js";
 /**
  * A live feed of one model. Use `Model.feed`.
  *
@@ -5,11 +9,12 @@
  * order of the calls. If the connection is lost, pending steps are sent again over the next one, with the same `seq`;
  * while no WebSocket can be opened, over HTTP.
  */
-export class Feed {
-    /** @param {Model} model */
-    constructor(model: Model);
+export declare class Feed {
+    #private;
     model: Model;
     transport: import("./transport.js").Transport;
+    /** @param {Model} model */
+    constructor(model: Model);
     /**
      * Step a stream by one timestep and return the response, with the prediction in `outputs`.
      * @param {string} stream
@@ -20,9 +25,4 @@ export class Feed {
     step(stream: string, inputs: Inputs, options?: CallOptions): Promise<StepResponse>;
     /** Close the connection; pending steps fail with `closed`. */
     close(): void;
-    #private;
 }
-import type { Model } from "./client.js";
-import type { Inputs } from "./inputs.js";
-import type { CallOptions } from "./transport.js";
-import type { StepResponse } from "./api.js";

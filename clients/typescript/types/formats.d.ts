@@ -1,22 +1,4 @@
 /**
- * Return the msgpack format on a library.
- * @param {Msgpack} library
- * @returns {Format}
- */
-export function msgpackFormat(library: Msgpack): Format;
-/**
- * Return a value as JSON. Numbers that are not finite are written so that the service rejects them as `non_finite`;
- * `JSON.stringify` would write `null`, which is a missing value.
- * @param {any} value
- * @returns {string}
- */
-export function stringify(value: any): string;
-/**
- * Return the value of a JSON text; integers beyond 2^53 become `bigint` instead of being rounded.
- * @param {string} text
- */
-export function parse(text: string): any;
-/**
  * The two formats of bodies and messages. Tensors are nested arrays in both; integers that a double cannot hold
  * exactly are `bigint`.
  *
@@ -26,22 +8,33 @@ export function parse(text: string): any;
  * @typedef {{ type: string, protocol: string, encode: (document: unknown) => string | Uint8Array<ArrayBuffer>,
  *   decode: (body: Uint8Array) => any }} Format
  */
-/** @type {Format} */
-export const JSON_FORMAT: Format;
-/**
- * A msgpack library, for example `@msgpack/msgpack`.
- */
 export type Msgpack = {
     encode: (value: any) => Uint8Array;
     decode: (bytes: Uint8Array) => any;
 };
-/**
- * The two formats of bodies and messages. Tensors are nested arrays in both; integers that a double cannot hold
- * exactly are `bigint`.
- */
 export type Format = {
     type: string;
     protocol: string;
     encode: (document: unknown) => string | Uint8Array<ArrayBuffer>;
     decode: (body: Uint8Array) => any;
 };
+/** @type {Format} */
+export declare const JSON_FORMAT: Format;
+/**
+ * Return the msgpack format on a library.
+ * @param {Msgpack} library
+ * @returns {Format}
+ */
+export declare function msgpackFormat(library: Msgpack): Format;
+/**
+ * Return a value as JSON. Numbers that are not finite are written so that the service rejects them as `non_finite`;
+ * `JSON.stringify` would write `null`, which is a missing value.
+ * @param {any} value
+ * @returns {string}
+ */
+export declare function stringify(value: any): string;
+/**
+ * Return the value of a JSON text; integers beyond 2^53 become `bigint` instead of being rounded.
+ * @param {string} text
+ */
+export declare function parse(text: string): any;

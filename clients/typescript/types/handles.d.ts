@@ -4,17 +4,17 @@
  *
  * @template {{ inDoubt: boolean }} T
  */
-export class Handles<T extends {
+export declare class Handles<T extends {
     inDoubt: boolean;
 }> {
+    #private;
+    make: (name: string) => T;
+    maxKept: number;
     /**
      * @param {(name: string) => T} make Creates the value of a stream.
      * @param {number} maxKept
      */
     constructor(make: (name: string) => T, maxKept: number);
-    make: (name: string) => T;
-    maxKept: number;
     /** @param {string} name */
     get(name: string): T;
-    #private;
 }

@@ -1,3 +1,4 @@
+import type { Transport } from "./transport.js";
 /**
  * Open a WebSocket of the service. Resolves with the open socket; rejects with a plain `Error` if it cannot be opened:
  * the platform gives no reason, so the caller finds it out over HTTP.
@@ -7,5 +8,4 @@
  * @param {(reason: string) => void} onClose Called once, when an opened socket ends.
  * @returns {Promise<WebSocket>}
  */
-export function openSocket(transport: Transport, path: string, onMessage: (document: any) => void, onClose: (reason: string) => void): Promise<WebSocket>;
-import type { Transport } from "./transport.js";
+export declare function openSocket(transport: Transport, path: string, onMessage: (document: any) => void, onClose: (reason: string) => void): Promise<WebSocket>;

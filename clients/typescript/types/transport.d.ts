@@ -1,27 +1,62 @@
-/**
- * Return a promise's result, or reject after some milliseconds.
- * @template T
- * @param {Promise<T>} promise
- * @param {number} ms
- * @param {() => Error} late
- * @returns {Promise<T>}
- */
-export function within<T>(promise: Promise<T>, ms: number, late: () => Error): Promise<T>;
-/**
- * Return the error of an attempt without a response.
- * @param {string} url
- * @param {unknown} reason
- * @param {Request} request
- * @param {boolean} [sent] Whether the service may have received the request.
- */
-export function noAnswer(url: string, reason: unknown, request: Request, sent?: boolean): StepwellError;
-/** Requests and responses over HTTP, with retries. */
-export class Transport {
+import { StepwellError } from "./errors.js";
+import type { Format, Msgpack } from "./formats.js";
+export type ClientOptions = {
     /**
-     * @param {string | URL} url
-     * @param {ClientOptions} options
+     * API key, if the service requires one.
      */
-    constructor(url: string | URL, options: ClientOptions);
+    key?: string;
+    /**
+     * Milliseconds that one call may take, including its retries and its wait for earlier
+     * calls of the stream; 60,000 by default.
+     */
+    timeoutMs?: number;
+    /**
+     * Unreferenced stream handles that a model keeps; 65,536 by default.
+     */
+    keepStreams?: number;
+    /**
+     * A msgpack library; JSON is sent without one.
+     */
+    msgpack?: Msgpack;
+    /**
+     * Sends HTTP requests in place of the platform's `fetch`.
+     */
+    fetch?: typeof fetch;
+    /**
+     * The constructor to use in place of the platform's `WebSocket`; Node before 22 has none.
+     */
+    WebSocket?: any;
+};
+export type CallOptions = {
+    /**
+     * Milliseconds that this call may take; the client's `timeoutMs` by default.
+     */
+    timeoutMs?: number;
+};
+export type Request = {
+    method: string;
+    /**
+     * Below the service's address.
+     */
+    path: string;
+    body?: any;
+    /**
+     * The `Idempotency-Key`.
+     */
+    key?: string;
+    /**
+     * For a step of one timestep, the stream's id: a feed may carry it.
+     */
+    stream?: string;
+    /**
+     * Whether the request can change a stream; by default, unless its method is GET.
+     */
+    mutates?: boolean;
+};
+export type Send = (request: Request, timeoutMs: number) => Promise<any>;
+/** Requests and responses over HTTP, with retries. */
+export declare class Transport {
+    #private;
     base: string;
     /** @type {Format} */
     format: Format;
@@ -32,6 +67,11 @@ export class Transport {
     fetch: typeof fetch;
     /** @type {Send} */
     attempt: Send;
+    /**
+     * @param {string | URL} url
+     * @param {ClientOptions} options
+     */
+    constructor(url: string | URL, options: ClientOptions);
     /** @param {CallOptions} [options] @returns {number} The time at which a call that begins now fails. */
     deadline(options?: CallOptions): number;
     /**
@@ -44,15 +84,14 @@ export class Transport {
     send(request: Request, deadline: number, attempt?: Send): Promise<any>;
     /** @param {number} ms Rejects with `closed` as soon as the client is closed. */
     wait(ms: number): Promise<any>;
-    #private;
 }
 /** The retries of one call: growing pauses with jitter, so that clients retry at different times. */
-export class Retries {
-    /** @param {number} deadline */
-    constructor(deadline: number);
+export declare class Retries {
     deadline: number;
     failures: number;
     inDoubt: boolean;
+    /** @param {number} deadline */
+    constructor(deadline: number);
     /**
      * Return the milliseconds to wait before the next attempt.
      * @param {unknown} error
@@ -66,66 +105,20 @@ export class Retries {
      */
     final(error: StepwellError): StepwellError;
 }
-export type ClientOptions = {
-    /**
-     * API key, if the service requires one.
-     */
-    key?: string | undefined;
-    /**
-     * Milliseconds that one call may take, including its retries and its wait for earlier
-     * calls of the stream; 60,000 by default.
-     */
-    timeoutMs?: number | undefined;
-    /**
-     * Unreferenced stream handles that a model keeps; 65,536 by default.
-     */
-    keepStreams?: number | undefined;
-    /**
-     * A msgpack library; JSON is sent without one.
-     */
-    msgpack?: Msgpack | undefined;
-    /**
-     * Sends HTTP requests in place of the platform's `fetch`.
-     */
-    fetch?: typeof fetch | undefined;
-    /**
-     * The constructor to use in place of the platform's `WebSocket`; Node before 22 has none.
-     */
-    WebSocket?: any;
-};
-export type CallOptions = {
-    /**
-     * Milliseconds that this call may take; the client's `timeoutMs` by default.
-     */
-    timeoutMs?: number | undefined;
-};
 /**
- * A request to send.
+ * Return a promise's result, or reject after some milliseconds.
+ * @template T
+ * @param {Promise<T>} promise
+ * @param {number} ms
+ * @param {() => Error} late
+ * @returns {Promise<T>}
  */
-export type Request = {
-    method: string;
-    /**
-     * Below the service's address.
-     */
-    path: string;
-    body?: any;
-    /**
-     * The `Idempotency-Key`.
-     */
-    key?: string | undefined;
-    /**
-     * For a step of one timestep, the stream's id: a feed may carry it.
-     */
-    stream?: string | undefined;
-    /**
-     * Whether the request can change a stream; by default, unless its method is GET.
-     */
-    mutates?: boolean | undefined;
-};
+export declare function within<T>(promise: Promise<T>, ms: number, late: () => Error): Promise<T>;
 /**
- * Sends one attempt of a request. Resolves with the decoded response body, rejects with a `StepwellError`.
+ * Return the error of an attempt without a response.
+ * @param {string} url
+ * @param {unknown} reason
+ * @param {Request} request
+ * @param {boolean} [sent] Whether the service may have received the request.
  */
-export type Send = (request: Request, timeoutMs: number) => Promise<any>;
-import { StepwellError } from "./errors.js";
-import type { Format } from "./formats.js";
-import type { Msgpack } from "./formats.js";
+export declare function noAnswer(url: string, reason: unknown, request: Request, sent?: boolean): StepwellError;

@@ -1,33 +1,24 @@
-/**
- * @param {Transport} transport
- * @param {string} model
- * @param {WatchOptions} [options]
- * @returns {AsyncGenerator<Event | Gap, void, void>}
- */
-export function watch(transport: Transport, model: string, { stream, prefix, since, inputs }?: WatchOptions): AsyncGenerator<Event | Gap, void, void>;
+import type { Transport } from "./transport.js";
 export type WatchOptions = {
     /**
      * Watch only this stream; by default, all streams of the model.
      */
-    stream?: string | undefined;
+    stream?: string;
     /**
      * Watch only streams whose id begins with it.
      */
-    prefix?: string | undefined;
+    prefix?: string;
     /**
      * With `stream`, the last step already known; later steps are yielded first.
      */
-    since?: number | undefined;
+    since?: number;
     /**
      * Include the inputs in each event.
      *
      * A committed step or chunk; a chunk's tensors have a leading time axis.
      */
-    inputs?: boolean | undefined;
+    inputs?: boolean;
 };
-/**
- * Events that a watch has missed: `gap` is the minimum number of timesteps whose predictions were missed.
- */
 export type Event = {
     model: string;
     stream: string;
@@ -40,4 +31,10 @@ export type Event = {
 export type Gap = {
     gap: number;
 };
-import type { Transport } from "./transport.js";
+/**
+ * @param {Transport} transport
+ * @param {string} model
+ * @param {WatchOptions} [options]
+ * @returns {AsyncGenerator<Event | Gap, void, void>}
+ */
+export declare function watch(transport: Transport, model: string, { stream, prefix, since, inputs }?: WatchOptions): AsyncGenerator<Event | Gap, void, void>;

@@ -1,0 +1,464 @@
+"""The TypeScript client in Node and in Chromium against real services, and the files that it is shipped with."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.kit import FILE
+from tests.clients.model import doubling
+from tests.dashboard.browser import browser, chromium
+from tests.faults.proxy import Proxy
+from tests.graphs import write_models
+from tests.processes import ServiceProcess, free_port, service_process
+
+CLIENT = Path(__file__).parents[2] / "clients" / "typescript"
+SOURCES = sorted((CLIENT / "src").glob("*.js"))
+README = (CLIENT / "README.md").read_text()
+PROGRAM = "\n".join(re.findall(r"```js\n(.*?)```", README, re.S))
+SHOWN = "".join(re.findall(r"```text\n(.*?)```", README, re.S))
+MAX_COMPRESSED_BYTES = 15_000
+
+Js = Callable[..., Any]
+"""Runs JavaScript with `client`, `model` (doubling), `stream` and `Client`; returns what its `return` has."""
+
+
+@pytest.fixture
+def js(one: ServiceProcess, node: list[str], tmp_path: Path, stream: str) -> Js:
+    def run(
+        code: str,
+        *,
+        url: str = one.url,
+        options: str = "{}",
+        flags: Sequence[str] = (),
+        between: Callable[[], object] = lambda: None,
+    ) -> Any:
+        """Run code; at each `await turn()` in it, `between` runs here first."""
+        program = tmp_path / "program.mjs"
+        program.write_text(f"""
+            import {{ createInterface }} from "node:readline";
+            import {{ Client, StepwellError }} from {json.dumps((CLIENT / "src" / "index.js").as_uri())};
+            const lines = createInterface({{ input: process.stdin }})[Symbol.asyncIterator]();
+            const turn = async () => {{ console.log("turn"); await lines.next(); }};
+            const failed = async (call) => {{
+              const error = await call.then((found) => {{ throw new Error(JSON.stringify(found)); }}, (error) => error);
+              if (!(error instanceof StepwellError)) throw error;
+              return [error.code, error.applied, error.retry];
+            }};
+            const client = new Client({json.dumps(url)}, {options});
+            const model = client.model("doubling");
+            const stream = model.stream({json.dumps(stream)});
+            const found = await (async () => {{ {code} }})();
+            console.log(JSON.stringify(found ?? null));
+            client.close();
+            process.exit();
+        """)
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with subprocess.Popen([*node, *flags, str(program)], text=True, **pipes) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            last = ""
+            for last in process.stdout:
+                if last == "turn\n":
+                    between()
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+            errors = process.stderr.read()
+        assert process.returncode == 0, errors
+        return json.loads(last)
+
+    return run
+
+
+@pytest.fixture
+def proxy(one: ServiceProcess) -> Iterator[Proxy]:
+    with Proxy(("127.0.0.1", one.port)) as running:
+        yield running
+
+
+def url_of(proxy: Proxy) -> str:
+    return f"http://127.0.0.1:{proxy.port}"
+
+
+# -------------------------------------------------------------------- the README
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder in which `stepwell-client` is installed."""
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "stepwell-client").symlink_to(CLIENT)
+    return tmp_path
+
+
+def test_the_readme_prints_what_it_shows(one: ServiceProcess, node: list[str], package: Path) -> None:
+    assert ":8000" in PROGRAM
+    (package / "program.mjs").write_text(PROGRAM.replace(":8000", f":{one.port}"))
+
+    done = subprocess.run([*node, str(package / "program.mjs")], capture_output=True, text=True)
+
+    assert done.stdout == SHOWN, done.stderr
+
+
+# -------------------------------------------------------------------- lost connections and deadlines
+
+
+def test_a_feed_sends_a_step_again_whose_answer_was_lost(js: Js, proxy: Proxy) -> None:
+    found = js(
+        """
+        const feed = model.feed();
+        const first = await feed.step(stream.id, [1]);
+        await turn();
+        const [second, third] = await Promise.all([feed.step(stream.id, [2]), feed.step(stream.id, [3])]);
+        return [first.step, second.outputs.y, second.replayed, third.outputs.y, third.step];
+        """,
+        url=url_of(proxy),
+        between=proxy.lose_reply,
+    )
+
+    assert found == [1, [4], True, [11], 3]
+    assert proxy.lost == 1
+
+
+def test_a_watch_continues_after_a_lost_connection(js: Js, proxy: Proxy) -> None:
+    found = js(
+        """
+        await stream.step([1]);
+        const seen = [];
+        for await (const event of stream.watch({ since: 0 })) {
+          seen.push([event.step, event.outputs?.y[0]]);
+          if (seen.length === 1) {
+            await turn();
+            await stream.step([2]);
+          }
+          if (seen.length === 2) return seen;
+        }
+        """,
+        url=url_of(proxy),
+        between=proxy.reset_all,
+    )
+
+    assert found == [[1, 1], [2, 4]]
+
+
+def test_after_an_unknown_outcome_the_same_call_is_applied_once(js: Js, proxy: Proxy) -> None:
+    def hold_or_heal() -> None:
+        proxy.blackhole = not proxy.blackhole
+
+    found = js(
+        """
+        await stream.step([1]);
+        await turn();
+        const error = await failed(stream.step([2], { timeoutMs: 300 }));
+        await turn();
+        return [error, (await stream.step([2])).step, (await stream.step([3])).outputs.y];
+        """,
+        url=url_of(proxy),
+        between=hold_or_heal,
+    )
+
+    assert found == [["no_answer", "unknown", "same"], 2, [11]]
+
+
+def test_a_call_ends_at_its_deadline(js: Js) -> None:
+    error, tries, elapsed_ms = js(
+        """
+        const begin = performance.now();
+        return [await failed(stream.step([1], { timeoutMs: 400 })), globalThis.tries, performance.now() - begin];
+        """,
+        url=f"http://127.0.0.1:{free_port()}",
+        options="{ fetch: (...request) => (globalThis.tries = (globalThis.tries ?? 0) + 1, fetch(...request)) }",
+    )
+
+    assert error == ["no_answer", "no", "same"]
+    assert tries > 1
+    assert elapsed_ms <= 1000
+
+
+def test_a_closed_client_fails_what_waits(js: Js, proxy: Proxy) -> None:
+    proxy.hold_requests = True
+    found = js(
+        """
+        const calls = [stream.step([1]), stream.step([2]), model.feed().step(`${stream.id}-2`, [1])].map(failed);
+        client.close();
+        return [...await Promise.all(calls), await failed(stream.status())];
+        """,
+        url=url_of(proxy),
+    )
+
+    assert found == [["closed", "unknown", "same"]] * 4
+
+
+# -------------------------------------------------------------------- a service with keys and a limit
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service that requires a key, whose tenant may send 20 timesteps a second."""
+    models = write_models(tmp_path_factory.mktemp("models"), doubling)
+    keys = tmp_path_factory.mktemp("keys") / "keys.json"
+    scopes = ["step", "read"]
+    keys.write_text(
+        json.dumps({"keys": [{"id": "k", "sha256": sha256(b"secret").hexdigest(), "tenant": "t", "scopes": scopes}]})
+    )
+    flags = ("--api-keys-file", str(keys), "--tenant-rate", "20")
+    with service_process(models, tmp_path_factory.mktemp("sw"), *flags) as running:
+        yield running
+
+
+def test_a_key_opens_requests_feeds_and_watches(js: Js, guarded: ServiceProcess) -> None:
+    found = js(
+        """
+        const events = stream.watch();
+        const next = events.next();
+        const feed = model.feed();
+        const steps = [await stream.step([1]), await feed.step(stream.id, [2])].map(({ step }) => step);
+        await Promise.race([next, (async () => { for (;;) await feed.step(stream.id, [0]); })()]);
+        return [steps, (await next).value.stream === stream.id];
+        """,
+        url=guarded.url,
+        options='{ key: "secret" }',
+    )
+
+    assert found == [[1, 2], True]
+
+
+def test_without_a_key_requests_feeds_and_watches_are_rejected(js: Js, guarded: ServiceProcess) -> None:
+    found = js(
+        """
+        const calls = [stream.step([1]), model.feed().step("x", [1]), stream.watch().next()];
+        return Promise.all(calls.map(failed));
+        """,
+        url=guarded.url,
+    )
+
+    assert found == [["unauthenticated", "no", "never"]] * 3
+
+
+def test_a_repetition_waits_as_long_as_retry_after_demands(js: Js, guarded: ServiceProcess) -> None:
+    results, early, rejected = js(
+        """
+        const ids = Array.from({ length: 20 }, (_, i) => `${stream.id}-${i}`);
+        const results = await Promise.all(ids.map((id) => model.stream(id).step([1])));
+        return [results.map(({ step }) => step), globalThis.early, globalThis.rejected];
+        """,
+        url=guarded.url,
+        options="""{
+            key: "secret",
+            fetch: async (address, init) => {
+              globalThis.until ??= new Map();
+              const id = init.method + address;
+              if (performance.now() < (until.get(id) ?? 0)) globalThis.early = (globalThis.early ?? 0) + 1;
+              const response = await fetch(address, init);
+              if (response.status === 429) {
+                globalThis.rejected = (globalThis.rejected ?? 0) + 1;
+                until.set(id, performance.now() + 1000 * Number(response.headers.get("retry-after")));
+              }
+              return response;
+            },
+        }""",
+    )
+
+    assert results == [1] * 20
+    assert rejected > 0
+    assert early is None
+
+
+# -------------------------------------------------------------------- values
+
+
+def test_integers_beyond_53_bits_are_exact(js: Js) -> None:
+    found = js("""
+        const fold = client.model("fold").stream(stream.id);
+        const { outputs } = await fold.steps([[1], [2], [2n ** 53n + 1n], new BigInt64Array([-(2n ** 62n)])]);
+        return outputs.y.flat().map(String);
+    """)
+
+    state, expected = 0, []
+    for x in (1, 2, 2**53 + 1, -(2**62)):
+        state = (state * 1_000_003 + x + 1 + 2**63) % 2**64 - 2**63
+        expected.append(str(state))
+    assert found == expected
+
+
+def test_inputs_are_addressed_by_name(js: Js) -> None:
+    found = js("""
+        const named = client.model("two_inputs");
+        const one = await named.stream(stream.id).step({ a: new Int32Array([1, 2]), b: 3 });
+        const rows = { [stream.id]: { a: [1, 1], b: 1 }, [`${stream.id}-2`]: { b: 5, a: [0, 0] } };
+        const many = await named.stepMany(rows);
+        return [one.outputs, ...Object.values(many).map(({ outputs }) => outputs)];
+    """)
+
+    assert found == [{"total": [4, 5], "last": 3}, {"total": [6, 7], "last": 1}, {"total": [5, 5], "last": 5}]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("new Client('ftp://x')", "bad_url"),
+        ("client.model('no/name')", "bad_request"),
+        ("model.stream('..')", "bad_request"),
+        ("(client.transport.WebSocket = undefined, model.feed().step('a', [1]))", "no_websocket"),
+    ],
+)
+def test_a_mistake_is_named(js: Js, code: str, expected: str) -> None:
+    assert js(f"return failed((async () => {code})());")[0] == expected
+
+
+def test_a_handle_in_doubt_is_never_evicted(js: Js, proxy: Proxy) -> None:
+    def hold_or_heal() -> None:
+        proxy.blackhole = not proxy.blackhole
+
+    found = js(
+        """
+        await model.stream(`${stream.id}-x`).step([1]);
+        await turn();
+        await failed(model.stream(`${stream.id}-x`).step([2], { timeoutMs: 200 }));
+        await turn();
+        for (let i = 0; i < 20; i++) model.stream(`${stream.id}-${i}`);
+        await new Promise((resolve) => setTimeout(resolve)); // weak references live until the turn's end
+        globalThis.gc();
+        const again = await model.stream(`${stream.id}-x`).step([2]);
+        return [again.step, again.outputs.y];
+        """,
+        url=url_of(proxy),
+        options="{ keepStreams: 2 }",
+        flags=["--expose-gc"],
+        between=hold_or_heal,
+    )
+
+    assert found == [2, [4]]
+
+
+# -------------------------------------------------------------------- msgpack, types: with packages of npm
+
+
+@pytest.fixture(scope="module")
+def installed(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the client with its development packages."""
+    copy = tmp_path_factory.mktemp("client") / "typescript"
+    shutil.copytree(CLIENT, copy, ignore=shutil.ignore_patterns("node_modules"))
+    (copy / "node_modules").symlink_to(node_modules)
+    return copy
+
+
+def test_the_conformance_cases_pass_with_msgpack(installed: Path, one: ServiceProcess, node: list[str]) -> None:
+    command = [*node, str(installed / "conformance.mjs"), one.url, str(FILE), "@msgpack/msgpack"]
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) > 30, done.stderr
+    assert [result for result in results if result["error"]] == []
+
+
+def tsc(installed: Path, *arguments: str, folder: Path | None = None) -> str:
+    """Run the TypeScript compiler in a folder, by default the client's, and return what it reports."""
+    compiler = str(installed / "node_modules" / ".bin" / "tsc")
+    done = subprocess.run([compiler, *arguments], cwd=folder or installed, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def test_the_sources_have_no_type_errors_and_the_declarations_are_theirs(installed: Path) -> None:
+    shutil.rmtree(installed / "types")
+
+    assert tsc(installed, "--project", "tsconfig.types.json") == ""
+    for declared in (installed / "src").glob("*.d.ts"):
+        shutil.copy(declared, installed / "types")
+    fresh, committed = (
+        {file.name: file.read_text() for file in (root / "types").iterdir()} for root in (installed, CLIENT)
+    )
+    assert fresh == committed, "run: npm run types"
+
+
+def test_only_a_wrong_program_has_type_errors(installed: Path, package: Path) -> None:
+    wrong = PROGRAM.replace("stream.step([1])", 'stream.step("one")').replace("first.step)", "first.stop)")
+    (package / "readme.mts").write_text(PROGRAM)
+    (package / "wrong.mts").write_text(wrong)
+    options = [
+        "--strict",
+        "--skipLibCheck",
+        "--noEmit",
+        "--module",
+        "NodeNext",
+        "--target",
+        "ES2022",
+        "--lib",
+        "ES2022,DOM",
+    ]
+
+    reported = tsc(installed, *options, "readme.mts", "wrong.mts", folder=package).splitlines()
+
+    found = [re.match(r"(.*)\(.*\): error (TS\d+)", line) for line in reported if not line.startswith(" ")]
+    assert [one and one.groups() for one in found] == [
+        ("wrong.mts", "TS2345"),  # a text is no tensor
+        ("wrong.mts", "TS2339"),  # a response has no member `stop`
+    ]
+
+
+def test_the_types_of_the_api_are_those_of_the_service(one: ServiceProcess, node: list[str]) -> None:
+    script = CLIENT / "scripts" / "api-types.mjs"
+
+    done = subprocess.run([*node, str(script), f"{one.url}/openapi.json"], capture_output=True, text=True, check=True)
+
+    assert done.stdout == (CLIENT / "src" / "api.d.ts").read_text(), "run: npm run api, then npm run types"
+
+
+# -------------------------------------------------------------------- Chromium
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(chromium() is None, reason="needs Chromium: apt-get install chromium")
+def test_the_client_runs_in_a_browser(one: ServiceProcess, tmp_path: Path, stream: str) -> None:
+    sources = {file.name: file.read_text() for file in SOURCES}
+    with browser(str(chromium()), tmp_path) as tab:
+        tab.open(f"{one.url}/healthz")  # a page of the service's address, without a policy for scripts
+        found = tab.evaluate(f"""(async () => {{
+            const sources = {json.dumps(sources)};
+            const loaded = {{}};
+            const load = (name) => loaded[name] ??= URL.createObjectURL(new Blob(
+                [sources[name].replace(/^((?:im|ex)port .* from) "[.][/](.*?)"/gm, (_, names, other) =>
+                    `${{names}} "${{load(other)}}"`)],
+                {{ type: "text/javascript" }}));
+            const {{ Client }} = await import(load("index.js"));
+            const client = new Client(location.origin);
+            const model = client.model("doubling");
+            const [stream, feed] = [model.stream({json.dumps(stream)}), model.feed()];
+            const steps = [await stream.step([1]), await feed.step(stream.id, [2]), await stream.steps([[3], [4]])];
+            const seen = [];
+            for await (const event of stream.watch({{ since: 0 }})) if (seen.push(event.step) === 2) break;
+            client.close();
+            return [steps.map(({{ step, outputs }}) => [step, outputs.y]), seen];
+        }})()""")
+
+    assert found == [[[1, [1]], [2, [4]], [4, [[11], [26]]]], [1, 2]]
+
+
+# -------------------------------------------------------------------- what is shipped
+
+
+def test_the_client_is_small() -> None:
+    together = b"".join(file.read_bytes() for file in SOURCES)
+
+    assert len(gzip.compress(together, 9)) < MAX_COMPRESSED_BYTES
+
+
+def test_no_file_names_a_registry_or_has_dependencies() -> None:
+    files = [file for file in CLIENT.parent.rglob("*") if file.is_file() and "node_modules" not in file.parts]
+    package = json.loads((CLIENT / "package.json").read_text())
+
+    assert len(files) > 20
+    assert [file for file in files if re.search(r"registry|/home/|/work/|/tmp/", file.read_text())] == []
+    assert not [file for file in files if "lock" in file.name]
+    assert "dependencies" not in package
