@@ -116,8 +116,8 @@ function fill(value, prefix, saved = {}) {
 }
 
 function check(action, found, prefix, saved) {
-  if (found instanceof StepwellError !== "error" in action) throw new Error(`${JSON.stringify(action)}: ${found.message ?? JSON.stringify(found)}`);
   const differs = differences(fill(action.error ?? action.expect, prefix, saved), found);
+  if (found instanceof StepwellError !== "error" in action) differs.push(found.message ?? "there was no error");
   for (const name of action.absent ?? []) if (name in found) differs.push(`${name} is there`);
   if (differs.length) throw new Error(`${JSON.stringify(action)}: ${differs.join("; ")}`);
 }

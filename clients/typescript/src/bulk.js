@@ -85,17 +85,22 @@ function bulkRequest(model, streams, inputs, positions) {
 
 /** @param {any[]} rows The inputs of each stream, by name or as a bare tensor. */
 function columns(rows) {
-  const isNamed = rows.map((row) => row !== null && typeof row === "object" && !Array.isArray(row) && !ArrayBuffer.isView(row));
-  if (!isNamed.some(Boolean)) return rows;
-  const names = Object.keys(rows[isNamed.indexOf(true)]);
-  const differs = rows.findIndex((row, i) => !isNamed[i] || Object.keys(row).sort().join() !== [...names].sort().join());
+  const names = rows.map(namesOf);
+  const expected = names.find((one) => one.length);
+  if (!expected) return rows;
+  const differs = names.findIndex((one) => JSON.stringify(one) !== JSON.stringify(expected));
   if (differs >= 0) {
     throw new StepwellError(
       "bad_input",
-      `The inputs of stream number ${differs} differ from the others in their names; expected ${names.join(", ")} for each.`,
+      `Stream number ${differs} has the inputs [${names[differs]}]; expected [${expected}], as for the other streams.`,
     );
   }
-  return Object.fromEntries(names.map((name) => [name, rows.map((row) => row[name])]));
+  return Object.fromEntries(expected.map((name) => [name, rows.map((row) => row[name])]));
+}
+
+/** @param {any} row @returns {string[]} The names of a stream's inputs, sorted; none for a bare tensor. */
+function namesOf(row) {
+  return row !== null && typeof row === "object" && !Array.isArray(row) ? Object.keys(row).sort() : [];
 }
 
 /** @param {BulkResponse} response @param {number} row @returns {StepResponse | StepwellError} */
@@ -103,7 +108,8 @@ function readRow(response, row) {
   const problem = response.errors[row];
   if (problem) return problemError(problem);
   const [step, state_id] = [response.step[row], response.state_id[row]];
-  const outputs = Object.fromEntries(Object.entries(response.outputs).map(([name, column]) => [name, column[row]]));
+  const columns = Object.entries(response.outputs);
+  const outputs = Object.fromEntries(columns.map(([name, column]) => [name, column[row]]));
   if (step == null || state_id == null) {
     return new StepwellError("unreadable_answer", `The response has neither a result nor an error for row ${row}.`, {
       applied: "unknown",

@@ -1,5 +1,6 @@
 import { StepwellError } from "./errors.js";
 import { Feed } from "./feed.js";
+import { plain } from "./formats.js";
 import { Handles } from "./handles.js";
 import { bulkStep } from "./bulk.js";
 import { Transport, within } from "./transport.js";
@@ -55,7 +56,7 @@ export class Client {
    * @returns {Promise<any>}
    */
   request(request, options) {
-    return this.transport.send(request, this.transport.deadline(options));
+    return this.transport.send({ ...request, body: plain(request.body) }, this.transport.deadline(options));
   }
 
   /** Close all connections, including those of feeds and active watches; calls that wait fail with `closed`. */
@@ -87,7 +88,7 @@ export class Model {
    */
   stream(id) {
     if (!/^[A-Za-z0-9._:@-]{1,128}$/.test(id) || /^\.\.?$/.test(id)) {
-      throw badName(`The stream id is '${id}'; expected letters, digits and '._:@-', at most 128, but not '.' or '..'.`);
+      throw badName(`The stream id is '${id}'; expected letters, digits and '._:@-', at most 128, not '.' or '..'.`);
     }
     return this.#handles.get(id);
   }
@@ -110,7 +111,7 @@ export class Model {
    * @throws {StepwellError} The whole request failed: no stream was stepped, or the outcome of all is unknown.
    */
   stepMany(inputs, options) {
-    return bulkStep(this, inputs, this.client.transport.deadline(options));
+    return bulkStep(this, plain(inputs), this.client.transport.deadline(options));
   }
 
   /** Open a live feed: steps of many streams over one WebSocket. */
@@ -136,8 +137,8 @@ export class Model {
  *
  * The first call reads the position from the service; later calls use the handle's own last result. If another writer
  * changes the stream, the next call fails with `state_changed`, and `resume` reads the position again. After an error
- * with `applied: "unknown"`, repeat the same call: it is applied at most once. Calls of one stream are sent in the order
- * in which they were made, each after the response to the one before.
+ * with `applied: "unknown"`, repeat the same call: it is applied at most once. Calls of one stream are sent in the
+ * order in which they were made, each after the response to the one before.
  */
 export class Stream {
   /** @type {Promise<unknown>} */
@@ -170,7 +171,7 @@ export class Stream {
   /**
    * Step the stream by a chunk of timesteps; all are applied, or none.
    * @param {Inputs} inputs With a leading time axis.
-   * @param {CallOptions & { return?: StepsBody["return"] }} [options] `return`: `all` predictions, the `last`, or `none`.
+   * @param {CallOptions & { return?: StepsBody["return"] }} [options] `return`: `all` predictions, `last`, or `none`.
    * @returns {Promise<StepResponse>}
    */
   steps(inputs, options) {
@@ -342,9 +343,10 @@ export class Stream {
    * @param {Send} [attempt]
    */
   #commit(resource, body, deadline, attempt) {
+    const fixed = plain(body);
     return this.exclusive(deadline, async () => {
       const { step, state_id } = await this.position(deadline);
-      const request = this.#post(resource, { ...body, seq: step + 1, after: state_id });
+      const request = this.#post(resource, { ...fixed, seq: step + 1, after: state_id });
       if (resource === "step") request.stream = this.id;
       try {
         return this.moveTo(await this.model.client.transport.send(request, deadline, attempt));
@@ -357,7 +359,7 @@ export class Stream {
 
   /** @param {string} resource @param {unknown} body @param {string} [key] @returns {Request} */
   #post(resource, body, key) {
-    return { method: "POST", path: `${this.path}/${resource}`, body, key };
+    return { method: "POST", path: `${this.path}/${resource}`, body: plain(body), key };
   }
 
   /** @param {Request} request @param {number} deadline */

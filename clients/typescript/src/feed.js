@@ -21,6 +21,7 @@ export class Feed {
   #closed = false;
   #number = 0;
   #onClientClose;
+  #path;
   /** @type {Promise<WebSocket> | undefined} */
   #socket;
   /** @type {Map<number, { resolve: (message: any) => void, reject: (error: Error) => void, request: Request }>} */
@@ -29,6 +30,7 @@ export class Feed {
   /** @param {Model} model */
   constructor(model) {
     this.model = model;
+    this.#path = `${model.path}/feed`;
     this.transport = model.client.transport;
     this.#onClientClose = () => this.close();
     this.transport.closing.signal.addEventListener("abort", this.#onClientClose, { once: true });
@@ -43,7 +45,7 @@ export class Feed {
    */
   step(stream, inputs, options) {
     const deadline = this.transport.deadline(options);
-    return this.model.stream(stream).stepBy(inputs, deadline, (request, timeoutMs) => this.#attempt(request, timeoutMs));
+    return this.model.stream(stream).stepBy(inputs, deadline, this.#attempt.bind(this));
   }
 
   /** Close the connection; pending steps fail with `closed`. */
@@ -64,7 +66,7 @@ export class Feed {
     /** @type {WebSocket} */
     let socket;
     try {
-      socket = await within(this.#open(), timeoutMs, () => noAnswer(`${this.model.path}/feed`, "not open", request, false));
+      socket = await within(this.#open(), timeoutMs, () => noAnswer(this.#path, "not open", request, false));
     } catch (error) {
       if (this.#closed) throw closedError();
       if (error instanceof StepwellError) throw error;
@@ -77,7 +79,7 @@ export class Feed {
     if (!this.#socket) {
       const opening = openSocket(
         this.transport,
-        `${this.model.path}/feed`,
+        this.#path,
         (message) => this.#onMessage(message),
         (reason) => this.#onClose(opening, reason),
       );
@@ -114,7 +116,7 @@ export class Feed {
   /** @param {Promise<WebSocket>} socket @param {string} reason */
   #onClose(socket, reason) {
     this.#forget(socket);
-    for (const { reject, request } of this.#pending.values()) reject(noAnswer(`${this.model.path}/feed`, reason, request));
+    for (const { reject, request } of this.#pending.values()) reject(noAnswer(this.#path, reason, request));
   }
 
   /** @param {Promise<WebSocket>} socket */

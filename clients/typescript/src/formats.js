@@ -39,8 +39,8 @@ export function msgpackFormat(library) {
  */
 export function stringify(value) {
   if (typeof value === "bigint") return String(value);
-  if (typeof value === "number" && !Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : `${Math.sign(value)}e999`;
-  if (ArrayBuffer.isView(value)) return stringify(Array.from(/** @type {any} */ (value)));
+  if (Number.isNaN(value)) return "NaN";
+  if (value === Infinity || value === -Infinity) return value > 0 ? "1e999" : "-1e999";
   if (Array.isArray(value)) return `[${value.map(stringify).join()}]`;
   if (value === null || typeof value !== "object") return JSON.stringify(value) ?? "null";
   const members = Object.entries(value).filter(([, member]) => member !== undefined);
@@ -65,11 +65,12 @@ export function parse(text) {
 }
 
 /**
- * Return a document with plain arrays in the place of typed ones.
+ * Return a copy of a document, with plain arrays in the place of typed ones. It is made when a call is made, so that
+ * the caller may reuse a buffer while the call waits or is repeated.
  * @param {any} value
  * @returns {any}
  */
-function plain(value) {
+export function plain(value) {
   if (ArrayBuffer.isView(value)) return Array.from(/** @type {any} */ (value));
   if (Array.isArray(value)) return value.map(plain);
   if (value === null || typeof value !== "object") return value;

@@ -219,8 +219,9 @@ export function noAnswer(url, reason, request, sent = true) {
   const cause = /** @type {any} */ (reason)?.cause;
   const words = [/** @type {any} */ (reason)?.message ?? reason, cause?.message].filter(Boolean).join(": ");
   const applied = sent && mutates(request) && !NEVER_SENT.includes(cause?.code) ? "unknown" : "no";
-  const text = `No response from ${url}: ${words}. Check that the service is running, then repeat the same call: it is `;
-  return new StepwellError("no_answer", `${text}applied at most once.`, { applied, retry: "same", cause: reason });
+  const fix = "Check that the service is running, then repeat the same call: it is applied at most once.";
+  const message = `No response from ${url}: ${words}. ${fix}`;
+  return new StepwellError("no_answer", message, { applied, retry: "same", cause: reason });
 }
 
 /** @param {Request} request */
@@ -236,8 +237,8 @@ function unreadable(status, body, request, retryAfterMs, cause) {
   const preview = JSON.stringify(new TextDecoder().decode(body.subarray(0, 80)));
   return new StepwellError(
     "unreadable_answer",
-    `The response with status ${status} is not one of a Stepwell service: ${preview}. Check the service's address, and ` +
-      "that the versions of client and service match.",
+    `The response with status ${status} is not one of a Stepwell service: ${preview}. Check the service's address, ` +
+      "and that the versions of client and service match.",
     {
       applied: mutates(request) ? "unknown" : "no",
       retry: TRANSIENT.includes(status) ? "same" : "never",

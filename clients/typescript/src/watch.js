@@ -20,6 +20,7 @@ import { openSocket } from "./socket.js";
 
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
+const MAX_UNREAD = 10_000;
 
 /**
  * @param {Transport} transport
@@ -74,16 +75,17 @@ async function explain(transport, model) {
   }
 }
 
-/** Messages that arrived and were not read yet. */
+/** Messages that arrived and were not read yet; of too many the oldest are dropped and reported as a gap. */
 class Inbox {
   /** @type {any[]} */
   #messages = [];
+  #missed = 0;
   #isEnded = false;
   #wake = () => {};
 
   /** @param {any} message */
   put(message) {
-    this.#messages.push(message);
+    if (this.#messages.push(message) > MAX_UNREAD) this.#missed += this.#messages.shift().gap ?? 1;
     this.#wake();
   }
 
@@ -94,7 +96,12 @@ class Inbox {
 
   async *[Symbol.asyncIterator]() {
     for (;;) {
-      while (this.#messages.length) yield this.#messages.shift();
+      while (this.#messages.length) {
+        const gap = this.#missed;
+        this.#missed = 0;
+        if (gap) yield { gap };
+        yield this.#messages.shift();
+      }
       if (this.#isEnded) return;
       await new Promise((resolve) => (this.#wake = () => resolve(undefined)));
     }

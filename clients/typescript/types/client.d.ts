@@ -97,8 +97,8 @@ export declare class Model {
  *
  * The first call reads the position from the service; later calls use the handle's own last result. If another writer
  * changes the stream, the next call fails with `state_changed`, and `resume` reads the position again. After an error
- * with `applied: "unknown"`, repeat the same call: it is applied at most once. Calls of one stream are sent in the order
- * in which they were made, each after the response to the one before.
+ * with `applied: "unknown"`, repeat the same call: it is applied at most once. Calls of one stream are sent in the
+ * order in which they were made, each after the response to the one before.
  */
 export declare class Stream {
     #private;
@@ -122,7 +122,7 @@ export declare class Stream {
     /**
      * Step the stream by a chunk of timesteps; all are applied, or none.
      * @param {Inputs} inputs With a leading time axis.
-     * @param {CallOptions & { return?: StepsBody["return"] }} [options] `return`: `all` predictions, the `last`, or `none`.
+     * @param {CallOptions & { return?: StepsBody["return"] }} [options] `return`: `all` predictions, `last`, or `none`.
      * @returns {Promise<StepResponse>}
      */
     steps(inputs: Inputs, options?: CallOptions & {

@@ -38,3 +38,10 @@ export declare function stringify(value: any): string;
  * @param {string} text
  */
 export declare function parse(text: string): any;
+/**
+ * Return a copy of a document, with plain arrays in the place of typed ones. It is made when a call is made, so that
+ * the caller may reuse a buffer while the call waits or is repeated.
+ * @param {any} value
+ * @returns {any}
+ */
+export declare function plain(value: any): any;
