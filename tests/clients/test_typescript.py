@@ -68,12 +68,16 @@ def js(one: ServiceProcess, node: list[str], tmp_path: Path, stream: str) -> Js:
             assert process.stdout is not None
             assert process.stderr is not None
             last = ""
-            for last in process.stdout:
-                if last == "turn\n":
-                    between()
-                    process.stdin.write("\n")
-                    process.stdin.flush()
-            errors = process.stderr.read()
+            try:
+                for last in process.stdout:
+                    if last == "turn\n":
+                        between()
+                        process.stdin.write("\n")
+                        process.stdin.flush()
+                errors = process.stderr.read()
+            except BaseException:  # the test's time is over: without this, it would wait for the program
+                process.kill()
+                raise
         assert process.returncode == 0, errors
         return json.loads(last)
 
@@ -183,6 +187,46 @@ def test_a_call_ends_at_its_deadline(js: Js) -> None:
     assert error == ["no_answer", "no", "same"]
     assert tries > 1
     assert elapsed_ms <= 1000
+
+
+def test_the_outcome_stays_unknown_if_only_the_first_attempt_reached_the_service(js: Js) -> None:
+    found = js(
+        """
+        const error = await failed(stream.step([1], { timeoutMs: 300 }));
+        return [error, (await stream.status()).step];
+        """,
+        options="""{
+            async fetch(address, init) {
+              if (init.method === "POST" && globalThis.sent) {
+                throw new TypeError("refused", { cause: { code: "ECONNREFUSED" } });
+              }
+              const response = await fetch(address, init);
+              globalThis.sent = init.method === "POST";
+              if (globalThis.sent) throw new TypeError("the answer was lost");
+              return response;
+            },
+        }""",
+    )
+
+    assert found == [["no_answer", "unknown", "same"], 1]
+
+
+def test_a_feed_sends_steps_over_http_while_it_cannot_be_opened(js: Js) -> None:
+    found = js(
+        """
+        const { step, outputs } = await model.feed().step(stream.id, [1]);
+        return [step, outputs.y];
+        """,
+        options=f"""{{
+            WebSocket: class extends WebSocket {{
+              constructor(_, protocols) {{
+                super("ws://127.0.0.1:{free_port()}", protocols);
+              }}
+            }},
+        }}""",
+    )
+
+    assert found == [1, [1]]
 
 
 def test_a_closed_client_fails_what_waits(js: Js, proxy: Proxy) -> None:
@@ -368,6 +412,9 @@ def test_a_buffer_can_be_reused_at_once(js: Js) -> None:
         ("new Client('ftp://x')", "bad_url"),
         ("client.model('no/name')", "bad_request"),
         ("model.stream('..')", "bad_request"),
+        ("new Client(client.transport.base + '/nowhere').model('doubling').watch().next()", "not_found"),
+        ("client.model('nothing').watch().next()", "model_not_found"),
+        ("client.model('nothing').feed().step('a', [1])", "model_not_found"),
         ("(client.transport.WebSocket = undefined, model.feed().step('a', [1]))", "no_websocket"),
     ],
 )
@@ -376,28 +423,32 @@ def test_a_mistake_is_named(js: Js, code: str, expected: str) -> None:
 
 
 def test_a_handle_in_doubt_is_never_evicted(js: Js, proxy: Proxy) -> None:
-    def hold_or_heal() -> None:
-        proxy.blackhole = not proxy.blackhole
+    def lose_or_heal() -> None:
+        if proxy.lost:
+            proxy.heal()
+        else:
+            proxy.lose_reply(to=b"POST ", times=1000)
 
     found = js(
         """
-        await model.stream(`${stream.id}-x`).step([1]);
+        const id = `${stream.id}-x`;
+        await model.stream(id).step([1]);
         await turn();
-        await failed(model.stream(`${stream.id}-x`).step([2], { timeoutMs: 200 }));
+        const error = await failed(model.stream(id).step([2], { timeoutMs: 200 }));
         await turn();
         for (let i = 0; i < 20; i++) model.stream(`${stream.id}-${i}`);
-        await new Promise((resolve) => setTimeout(resolve)); // weak references live until the turn's end
+        await new Promise((resolve) => setTimeout(resolve)); // until then weak references are kept
         globalThis.gc();
-        const again = await model.stream(`${stream.id}-x`).step([2]);
-        return [again.step, again.outputs.y];
+        const again = await model.stream(id).step([2]);
+        return [error, again.step, again.outputs.y];
         """,
         url=url_of(proxy),
         options="{ keepStreams: 2 }",
         flags=["--expose-gc"],
-        between=hold_or_heal,
+        between=lose_or_heal,
     )
 
-    assert found == [2, [4]]
+    assert found == [["no_answer", "unknown", "same"], 2, [4]]
 
 
 # -------------------------------------------------------------------- msgpack, types: with packages of npm
