@@ -1,7 +1,7 @@
 """Errors of requests and of the store: codes and messages, independent of HTTP.
 
 StepwellError (model_export.errors)    code, problem, fix
-└── ServiceError                       also applied, retry, step, state_id, expected
+└── ServiceError                       also applied, retry, step, state_id, expected, at
     ├── StoreUnavailableError          the store did not reply, and the commit was certainly not sent
     ├── OutcomeUnknownError            the store did not reply after the commit was sent
     ├── StoreFullError                 the store is at its memory limit; nothing was written
@@ -31,6 +31,7 @@ CODES: dict[str, Retry] = {
     "seq_gap": "resend_from",
     "seq_passed": "never",
     "seq_conflict": "never",
+    "source_passed": "never",
     "state_changed": "never",
     "stream_exists": "never",
     "model_changed": "never",
@@ -68,6 +69,7 @@ class ServiceError(StepwellError):
         step: The stream's step in the store.
         state_id: The stream's state id in the store, 16 bytes.
         expected: The next `seq` of the stream.
+        at: The stream's position of the request's source.
         retry_after_s: Seconds after which the same request may succeed; None: unknown.
     """
 
@@ -81,6 +83,7 @@ class ServiceError(StepwellError):
         step: int | None = None,
         state_id: bytes | None = None,
         expected: int | None = None,
+        at: int | None = None,
         retry: Retry | None = None,
         retry_after_s: float | None = None,
     ) -> None:
@@ -91,6 +94,7 @@ class ServiceError(StepwellError):
         self.step = step
         self.state_id = state_id
         self.expected = expected
+        self.at = at
         self.retry_after_s = retry_after_s
 
 

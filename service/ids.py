@@ -13,6 +13,9 @@ STREAM_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 SEQ_LIMIT = 2**53
 """`seq` is less than this: every JSON parser represents such integers exactly."""
 
+POSITION_LIMIT = 2**63
+"""A position in a source is less than this: logs count in signed integers of 64 bits."""
+
 _PADDING = bytes(2)
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _STATE_ID = re.compile(r"[A-Za-z0-9_-]{22}")

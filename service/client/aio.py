@@ -14,7 +14,7 @@ from service.client.feed import Feed
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Exchange, Send, drive_async
-from service.client.protocol.inputs import Inputs
+from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
@@ -128,9 +128,9 @@ class AsyncModel:
     def feed(self) -> Feed:
         """Return a feed, which steps many streams over one WebSocket; use it in `async with`."""
 
-        async def step_stream(name: str, x: Inputs, send: Send) -> StepResult:
+        async def step_stream(name: str, x: Inputs, source: Source | None, send: Send) -> StepResult:
             stream = self.stream(name)
-            exchange = self._operations.step(stream._cursor, x)
+            exchange = self._operations.step(stream._cursor, x, source=source)
             async with _locked([stream], self._operations.timeout):
                 return await drive_async(exchange, send)
 
@@ -164,13 +164,13 @@ class AsyncStream:
         self._operations = operations
         self._send = send
 
-    async def step(self, x: Inputs) -> StepResult:
+    async def step(self, x: Inputs, *, source: Source | None = None) -> StepResult:
         """Step the stream by one timestep; as `Stream.step`."""
-        return await self._run(self._operations.step(self._cursor, x))
+        return await self._run(self._operations.step(self._cursor, x, source=source))
 
-    async def steps(self, xs: Inputs, returns: ReturnMode = "all") -> StepResult:
+    async def steps(self, xs: Inputs, returns: ReturnMode = "all", *, source: Source | None = None) -> StepResult:
         """Step the stream by a chunk of timesteps; as `Stream.steps`."""
-        return await self._run(self._operations.step(self._cursor, xs, returns))
+        return await self._run(self._operations.step(self._cursor, xs, returns, source=source))
 
     async def prime(self, xs: Inputs) -> StepResult:
         """Feed the stream past timesteps without returning predictions; as `Stream.prime`."""

@@ -15,7 +15,7 @@ from websockets.typing import Subprotocol
 from service.client.http_transport import FeedAddress, no_reply
 from service.client.protocol.decoding import NoReply, RawReply, seconds
 from service.client.protocol.exchange import Send
-from service.client.protocol.inputs import Inputs
+from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest
 from service.client.results import ClientError, StepResult
 from service.codec.formats import MSGPACK, encode, format_of_body
@@ -26,7 +26,7 @@ _MAX_MESSAGE_BYTES = 65536
 """Larger timesteps are sent over HTTP: the service closes a feed on a message above its limit, without an error for
 the stream concerned."""
 
-StepStream = Callable[[str, Inputs, Send], Awaitable[StepResult]]
+StepStream = Callable[[str, Inputs, Source | None, Send], Awaitable[StepResult]]
 
 
 class Feed:
@@ -61,17 +61,18 @@ class Feed:
         if self._connection is not None:
             await self._connection.close()
 
-    async def step(self, stream: str, x: Inputs) -> StepResult:
+    async def step(self, stream: str, x: Inputs, *, source: Source | None = None) -> StepResult:
         """Step a stream by one timestep and return the prediction.
 
         Args:
             stream: The stream's id.
             x: Shape `(*row)` per input; converted to the model's dtypes if that loses no value.
+            source: As for `Stream.step`.
 
         Raises:
             ClientError: The step was rejected, or no response arrived in time; `closed`: the feed is closed.
         """
-        return await self._step_stream(stream, x, self._send)
+        return await self._step_stream(stream, x, source, self._send)
 
     async def _send(self, request: ClientRequest) -> RawReply | NoReply:
         if request.stream is None or request.document is None:

@@ -24,6 +24,7 @@ class ClientError(StepwellError):
         expected: The next `seq` that the service accepts, if it reported it.
         state_id: The stream's state id in the store, if the service reported it.
         retry_after: Seconds to wait before a retry, if the service reported them.
+        at: The stream's position of the call's source, if the service reported it.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ClientError(StepwellError):
         expected: int | None = None,
         state_id: str | None = None,
         retry_after: float | None = None,
+        at: int | None = None,
     ) -> None:
         super().__init__(problem, fix=fix)
         self.code = code
@@ -47,6 +49,7 @@ class ClientError(StepwellError):
         self.expected = expected
         self.state_id = state_id
         self.retry_after = retry_after
+        self.at = at
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,10 +59,13 @@ class StepResult:
     Attributes:
         outputs: An array per output: `(*row)` for a step and for a chunk's `last`, `(T, *row)` for a whole chunk.
             Empty for `none` and for a reset.
-        step: Timesteps that the stream has consumed since it was created or reset.
-        state_id: A hash of the stream's whole history.
+        step: Timesteps that the stream had consumed after this call's last one, since it was created or reset.
+        state_id: A hash of the stream's whole history; empty if the stream has been stepped further since.
         replayed: The call had been applied before, and this is the stored response.
         created: The call created the stream.
+        skipped: Number of the call's first timesteps that were applied before, by their positions in their source.
+        unknown: Number of the call's first timesteps whose outputs are not known any more; they are zeros.
+        source_changed: The stream keeps the position of this source in place of the one used longest ago.
     """
 
     outputs: dict[str, Array]
@@ -67,6 +73,9 @@ class StepResult:
     state_id: str
     replayed: bool = False
     created: bool = False
+    skipped: int = field(default=0, kw_only=True)
+    unknown: int = field(default=0, kw_only=True)
+    source_changed: bool = field(default=False, kw_only=True)
 
     @property
     def output(self) -> Array:

@@ -15,7 +15,7 @@ from service.client.deadline import Deadline, limit
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Exchange, drive
-from service.client.protocol.inputs import Inputs
+from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
@@ -184,28 +184,32 @@ class Stream:
         self._client = client
         self._operations = operations
 
-    def step(self, x: Inputs) -> StepResult:
+    def step(self, x: Inputs, *, source: Source | None = None) -> StepResult:
         """Step the stream by one timestep and return the prediction.
 
         Args:
             x: Shape `(*row)` per input; converted to the model's dtypes if that loses no value.
+            source: The id of the log that the timestep was read from, and its position in it. A timestep at or before
+                the stream's position of that log is not applied again, whoever sends it, and however late.
 
         Raises:
             ClientError: The step was rejected, or no response arrived in time.
         """
-        return self._run(self._operations.step(self._cursor, x))
+        return self._run(self._operations.step(self._cursor, x, source=source))
 
-    def steps(self, xs: Inputs, returns: ReturnMode = "all") -> StepResult:
+    def steps(self, xs: Inputs, returns: ReturnMode = "all", *, source: Source | None = None) -> StepResult:
         """Step the stream by a chunk of timesteps; all are applied, or none.
 
         Args:
             xs: Shape `(T, *row)` per input.
             returns: Which predictions to return: `all`, the `last`, or `none`.
+            source: As for `step`, with a position for each timestep. Those that were applied before are skipped; their
+                outputs are returned if the stream still has them.
 
         Raises:
             ClientError: The chunk was rejected, or no response arrived in time.
         """
-        return self._run(self._operations.step(self._cursor, xs, returns))
+        return self._run(self._operations.step(self._cursor, xs, returns, source=source))
 
     def prime(self, xs: Inputs) -> StepResult:
         """Feed the stream past timesteps without returning predictions: `steps` with `none`."""

@@ -29,7 +29,10 @@ from service.codec.step_bodies import (
     StepOptions,
     StepsBody,
     StreamMessage,
+    bad_request,
+    check_source,
     correlation_of,
+    sources_of,
 )
 from service.codec.stream_lists import StreamListCache
 from service.codec.strict_decoder import StrictDecoder
@@ -106,7 +109,10 @@ class RequestDecoder:
         Raises:
             ServiceError: As for `steps`.
         """
-        return self._decode_step(body, body_format, PeekBody, chunk=False)
+        step = self._decode_step(body, body_format, PeekBody, chunk=False)
+        if step.body.source is not UNSET:
+            bad_request("The body has a `source`; a peek applies nothing, so it takes none.")
+        return step
 
     def bulk(self, body: bytes, body_format: Format, *, chunk: bool) -> DecodedBulk:
         """Decode columns: one timestep or, with `chunk`, T timesteps, of many streams.
@@ -121,7 +127,7 @@ class RequestDecoder:
             bulk = self._bulk(_decode(body, body_format, body_type), body, body_format, chunk=chunk)
         except DECODE_ERRORS:
             bulk = self.strict.bulk(body, body_format, body_type, chunk=chunk)
-        return self._checked_bulk(bulk)
+        return self._checked_bulk(bulk, body_format)
 
     def feed(
         self, message: bytes, message_format: Format, correlation: dict[str, Any], *, many: bool
@@ -149,14 +155,14 @@ class RequestDecoder:
         except DECODE_ERRORS:
             return self.feed_strictly(message, message_format, correlation, many=many)
         correlation |= correlation_of(decoded.body)
-        return self._checked_bulk(decoded) if isinstance(decoded, DecodedBulk) else self._checked(decoded)
+        return self._checked_message(decoded, message_format)
 
     def feed_strictly(
         self, message: bytes, message_format: Format, correlation: dict[str, Any], *, many: bool
     ) -> DecodedStep | DecodedBulk:
         """Decode, by the strict path alone, a message of a feed that `read_message` has rejected; see `feed`."""
         decoded = self.strict.message(message, message_format, correlation, many=many)
-        return self._checked_bulk(decoded) if isinstance(decoded, DecodedBulk) else self._checked(decoded)
+        return self._checked_message(decoded, message_format)
 
     # ---------------------------------------------------------------- the fast path
 
@@ -176,7 +182,9 @@ class RequestDecoder:
             reject_duplicate_keys(body, envelope, colons)
         if chunk:
             _check_not_empty(inputs, axis=0)
-        return DecodedStep(envelope, inputs, chunk)
+        step = DecodedStep(envelope, inputs, chunk)
+        check_source(envelope, step.length)
+        return step
 
     def _bulk(self, envelope: BulkBody, body: bytes, body_format: Format, *, chunk: bool) -> DecodedBulk:
         inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 2 if chunk else 1)
@@ -197,7 +205,12 @@ class RequestDecoder:
             self._check_length(step.inputs, axis=0)
         return step
 
-    def _checked_bulk(self, bulk: DecodedBulk) -> DecodedBulk:
+    def _checked_message(self, message: DecodedStep | DecodedBulk, body_format: Format) -> DecodedStep | DecodedBulk:
+        if isinstance(message, DecodedBulk):
+            return self._checked_bulk(message, body_format)
+        return self._checked(message)
+
+    def _checked_bulk(self, bulk: DecodedBulk, body_format: Format) -> DecodedBulk:
         """Check the columns as a whole, and return the body; an invalid stream id becomes a fault of its row."""
         self._check_length(bulk.inputs, axis=1)
         body = bulk.body
@@ -214,6 +227,7 @@ class RequestDecoder:
         for name, column in (("seq", body.seq), ("after", body.after)):
             if column is not UNSET and len(column) != count:
                 _reject_columns(f"`{name}` has {len(column)} entries for {count} streams; expected one for each.")
+        bulk.sources = sources_of(body, body_format, bulk.length, chunk=bulk.chunk)
         if self.stream_lists.has(streams):
             return bulk
         if len(set(streams)) != count:

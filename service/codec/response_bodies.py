@@ -22,6 +22,16 @@ Replayed = Annotated[
 ]
 ReplayedRows = Annotated[list[int], Meta(description="Indices of the rows that were applied before.")]
 Created = Annotated[bool, Meta(description="This request created the stream.", extra_json_schema=_FLAG)]
+Skipped = Annotated[
+    int, Meta(ge=1, description="Number of first timesteps that were applied before, by their positions in `source`.")
+]
+SourceChanged = Annotated[
+    bool,
+    Meta(description="The record keeps this source in place of the one used longest ago.", extra_json_schema=_FLAG),
+]
+Unknown = Annotated[
+    int, Meta(ge=1, description="In msgpack: number of first timesteps whose outputs are not known, and zeros.")
+]
 Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 SnapshotName = Annotated[str, Meta(extra_json_schema={"pattern": f"^{NAME.pattern}$"})]
 Objects = list[dict[str, Any]]
@@ -39,6 +49,7 @@ class Problem(Struct):
     retry: Retry
     step: Annotated[int, Meta(description="The stream's step.")] | UnsetType = UNSET
     expected: Annotated[int, Meta(description="The `seq` that the stream expects next.")] | UnsetType = UNSET
+    at: Annotated[int, Meta(description="The stream's position of the request's `source`.")] | UnsetType = UNSET
     state_id: StateId | UnsetType = UNSET
 
 
@@ -50,10 +61,13 @@ class StepResponse(Document, kw_only=True):
     """The response to a step or a chunk."""
 
     outputs: Tensors
-    step: Annotated[int, Meta(description="The last timestep that was applied.")]
-    state_id: StateId
+    step: Annotated[int, Meta(description="The number of the request's last timestep.")]
+    state_id: Annotated[StateId | None, Meta(description="Null if the stream has been stepped further since.")]
     replayed: Replayed | UnsetType = UNSET
     created: Created | UnsetType = UNSET
+    skipped: Skipped | UnsetType = UNSET
+    source_changed: SourceChanged | UnsetType = UNSET
+    unknown: Unknown | UnsetType = UNSET
 
 
 class BulkResponse(Document, kw_only=True):
@@ -66,6 +80,17 @@ class BulkResponse(Document, kw_only=True):
     replayed: Annotated[list[int], Meta(description="Indices of the rows that were applied before.")] | UnsetType = (
         UNSET
     )
+    skipped: (
+        Annotated[list[int], Meta(description="For each row, its first timesteps that were applied before.")]
+        | UnsetType
+    ) = UNSET
+    source_changed: (
+        Annotated[list[int], Meta(description="Indices of the rows whose source replaced another.")] | UnsetType
+    ) = UNSET
+    unknown: (
+        Annotated[list[int], Meta(description="In msgpack: for each row, its first timesteps without known outputs.")]
+        | UnsetType
+    ) = UNSET
 
 
 class PeekResponse(Document, kw_only=True):
@@ -144,6 +169,12 @@ class SnapshotsResponse(Document, kw_only=True):
     snapshots: list[SnapshotEntry]
 
 
+class SourceStatus(Document, kw_only=True):
+    """The position of the source that a stream has used last."""
+
+    at: int
+
+
 class StatusResponse(Document, kw_only=True):
     """The position and the times of a stream."""
 
@@ -156,6 +187,7 @@ class StatusResponse(Document, kw_only=True):
     updated_at: Time
     expires_in_s: float
     outputs: Tensors | UnsetType = UNSET
+    source: SourceStatus | UnsetType = UNSET
 
 
 class StreamEntry(Document, kw_only=True):

@@ -31,6 +31,8 @@ def encode_step(prediction: Prediction, body_format: Format, *, chunk: bool, kee
 def encode_json_step(prediction: Prediction) -> bytes:
     """Return the encoded JSON response to one timestep, the most frequent response."""
     batch = prediction.batch
+    if prediction.skipped or prediction.source_changed:
+        return encode(step_response(prediction, JSON, chunk=False), JSON)
     if not batch.encoded_rows:
         batch.encoded_rows = _encode_rows(batch)
     text = batch.encoded_rows[prediction.row]
@@ -80,13 +82,23 @@ def step_response(
         outputs: dict[str, Any] = {}
     elif chunk and keep == "all":
         outputs = encode_tensors(prediction.outputs, body_format)
+        if body_format is JSON and prediction.unknown:
+            for values in outputs.values():
+                values[: prediction.unknown] = [None] * prediction.unknown
     else:
         outputs = {name: encode_tensor(array[-1], body_format) for name, array in prediction.outputs.items()}
-    response = {"outputs": outputs, "step": prediction.step, "state_id": encode_state_id(prediction.state_id)}
+    state_id = encode_state_id(prediction.state_id) if prediction.state_id else None
+    response = {"outputs": outputs, "step": prediction.step, "state_id": state_id}
     if prediction.replayed:
         response["replayed"] = True
     if prediction.created:
         response["created"] = True
+    if prediction.skipped:
+        response["skipped"] = prediction.skipped
+    if prediction.source_changed:
+        response["source_changed"] = True
+    if prediction.unknown and body_format is not JSON:
+        response["unknown"] = prediction.unknown
     return response
 
 
@@ -132,6 +144,7 @@ def bulk_response_of_rows(
         keep: Which predictions were requested.
     """
     time = (length,) if chunk and keep == "all" else ()
+    unknown_of = {i: result.unknown for i, result in enumerate(results) if result is not None and result.unknown}
     outputs: dict[str, Any] = {}
     for spec in specs if keep != "none" else ():
         shape = (len(results), *time, *spec.row_shape)
@@ -152,6 +165,9 @@ def bulk_response_of_rows(
         if body_format is JSON:
             for i in missing:
                 outputs[spec.name][i] = None
+            for i, unknown in unknown_of.items() if time else ():
+                if i not in missing:
+                    outputs[spec.name][i][:unknown] = [None] * unknown
     response: dict[str, Any] = {
         "outputs": outputs,
         "step": [result and result.step for result in results],
@@ -160,6 +176,13 @@ def bulk_response_of_rows(
     }
     if replayed := [i for i, result in enumerate(results) if result is not None and result.replayed]:
         response["replayed"] = replayed
+    skipped = [0 if result is None else result.skipped for result in results]
+    if any(skipped):
+        response["skipped"] = skipped
+    if changed := [i for i, result in enumerate(results) if result is not None and result.source_changed]:
+        response["source_changed"] = changed
+    if unknown_of and body_format is not JSON:
+        response["unknown"] = [unknown_of.get(i, 0) for i in range(len(results))]
     return response
 
 
@@ -175,9 +198,10 @@ def _joined(results: Sequence[Prediction | None], name: str, shape: tuple[int, .
 
 
 def _state_ids(results: Sequence[Prediction | None]) -> list[str | None]:
-    """Return each row's state id, None if the row failed; all are encoded in one call."""
-    texts = encode_state_ids([_NO_STATE if result is None else result.state_id for result in results])
-    return [text if result is not None else None for text, result in zip(texts, results, strict=True)]
+    """Return each row's state id, None if the row failed or has none; all are encoded in one call."""
+    state_ids = [b"" if result is None else result.state_id for result in results]
+    texts = encode_state_ids([state_id or _NO_STATE for state_id in state_ids])
+    return [text if state_id else None for text, state_id in zip(texts, state_ids, strict=True)]
 
 
 def position_response(position: Prediction | StreamPosition) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from service.codec.step_bodies import (
     StepOptions,
     StreamMessage,
     bad_request,
+    check_source,
     correlation_in,
 )
 from service.codec.strict_bodies import check_envelope
@@ -93,7 +94,9 @@ class StrictDecoder:
         if len(inputs) < len(given):
             length = next(iter(map(len, inputs.values())), None if chunk else 1)
             inputs = self._fill_in(inputs, () if length is None else (length,))
-        return DecodedStep(_body(document, body_type, body_format), inputs, chunk)
+        step = DecodedStep(_body(document, body_type, body_format), inputs, chunk)
+        check_source(step.body, step.length)
+        return step
 
     def _bulk(
         self, document: dict[str, Any], body_type: type[BulkBody], body_format: Format, *, chunk: bool
@@ -150,6 +153,9 @@ def _body(document: dict[str, Any], body_type: type[B], body_format: Format) -> 
     values["inputs"] = Raw()
     if "id" in values:
         values["id"] = Raw(encode(values["id"], body_format))
+    if "source" in values:
+        [source_type] = [field.type for field in fields if field.name == "source"]
+        values["source"] = msgspec.convert(values["source"], source_type)
     return body_type(**values)
 
 

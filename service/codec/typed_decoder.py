@@ -165,6 +165,8 @@ class TypedStepDecoder:
         is_plain = given == n_usual
         if not is_plain and self._has_chunk and not (step.chunk is UNSET and step.keep is UNSET):
             raise NotTypedError
+        if step.source is not UNSET and type(step.source.at) is not int:
+            raise NotTypedError  # a list of one, or an error
         inputs = step.inputs
         if self._single_input is not None:
             return step, (self._single_input(inputs.i0 if is_named else inputs),), is_plain

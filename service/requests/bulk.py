@@ -103,6 +103,7 @@ def submit_columns(
         bulk.length,
         bulk.column(body.seq),
         [after and decode_state_id(after) for after in bulk.column(body.after)],
+        bulk.sources,
         idempotency_key=idempotency_key,
         version=version,
         transport=transport,

@@ -90,6 +90,7 @@ class InferHandler:
             version=self.version,
             transport="oip",
             lifecycle=_LIFECYCLES[request.start, request.end],
+            source=request.source,
         )
         engine.steps.submit(timestep, lambda result: done(self._as_triton_error(result)))
 
@@ -98,7 +99,15 @@ class InferHandler:
         request = self._request
         if isinstance(result, Prediction):
             outputs, version = result.outputs, result.version
-            parameters = {"sequence_id": request.sequence, "step": result.step, "replayed": result.replayed}
+            parameters: dict[str, Any] | None = {
+                "sequence_id": request.sequence,
+                "step": result.step,
+                "replayed": result.replayed,
+            }
+            if result.skipped:
+                parameters |= {"skipped": result.skipped}
+            if result.source_changed:
+                parameters |= {"source_changed": True}
         else:
             version, parameters = self.served.version, None
             outputs = {

@@ -24,6 +24,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "seq_gap": (409, "Timesteps are missing in between"),
     "seq_passed": (409, "This position was applied before"),
     "seq_conflict": (409, "This position was taken by another request"),
+    "source_passed": (409, "This position of the source was applied before"),
     "state_changed": (409, "The stream has another history"),
     "stream_exists": (409, "The stream exists"),
     "model_changed": (409, "The stream belongs to another model version"),
@@ -79,6 +80,8 @@ def problem_document(error: ServiceError) -> dict[str, Any]:
         document["step"] = error.step
     if error.expected is not None:
         document["expected"] = error.expected
+    if error.at is not None:
+        document["at"] = error.at
     if error.state_id is not None:
         document["state_id"] = encode_state_id(error.state_id)
     return document

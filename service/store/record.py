@@ -20,6 +20,16 @@ so a commit whose expected guard matches cannot overwrite a write that it has no
         88    8 updated at, milliseconds (information only)
         96    8 created at, milliseconds (information only)
        104    . outputs of the newest operation, then state
+
+A record that holds positions of sources has format version 2, magic `SW2\0`. Its header length covers what stands
+between the fixed fields and the outputs:
+
+       104    4 n, number of sources, 1 to 4
+       108    4 k, number of answers whose positions are kept
+       112 16 n for each source, the one used last first: digest of its id (8), position (8)
+         .  8 k for each answer of the newest operation: its position of the first source
+
+A record without positions is written in format 1, so a stream that uses no source is stored as it always was.
 """
 
 from __future__ import annotations
@@ -29,14 +39,19 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from zlib_ng.zlib_ng import crc32
 
 from service.errors import CorruptRecordError, RecordVersionError
 
 MAGIC = b"SW1\0"
+MAGIC_2 = b"SW2\0"
+MAX_SOURCES = 4
 _HEADER = struct.Struct("<4sIQQII16s16s8sIIIIQQ")
 _CRC = struct.Struct("<I")
+_SOURCE_COUNTS = struct.Struct("<II")
+_SOURCE = struct.Struct("<8sQ")
 _STEP_AT = slice(16, 24)
 _CRC_AT = 84
 HEADER_BYTES = _HEADER.size
@@ -63,6 +78,18 @@ class Kind(IntEnum):
     ROLLOUT = 6  # a committed rollout
 
 
+class SourcePosition(NamedTuple):
+    """How far a stream has consumed one source.
+
+    Attributes:
+        digest: Digest of the source's id, 8 bytes.
+        at: Position of the newest timestep applied from it.
+    """
+
+    digest: bytes
+    at: int
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A stream's state, with everything that is needed to replay the response to its newest operation.
@@ -79,6 +106,9 @@ class Record:
         created_ms: Milliseconds since the Unix epoch.
         outputs: The predictions of the newest operation that a replay needs, packed rows.
         state: One packed state row.
+        sources: The positions of the sources used last, the newest use first; at most `MAX_SOURCES`.
+        answered_at: Positions of the newest operation's last timesteps, of the first source: one for each prediction
+            in `outputs` (with none stored, of the last timestep); empty if that operation had no source.
     """
 
     epoch: int
@@ -92,11 +122,14 @@ class Record:
     created_ms: int
     outputs: bytes
     state: bytes
+    sources: tuple[SourcePosition, ...] = ()
+    answered_at: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
-        """Return the bytes for the store."""
+        """Return the bytes for the store: format 2 if it has positions of sources, else format 1."""
         position = self.epoch, self.step, self.length, self.flags, self.op_id, self.history_hash, self.fingerprint
-        return _encode(position, (self.updated_ms, self.created_ms), self.outputs, self.state)
+        sources = _encode_sources(self.sources, self.answered_at) if self.sources else b""
+        return _encode(position, (self.updated_ms, self.created_ms), self.outputs, self.state, sources)
 
     @property
     def guard(self) -> bytes:
@@ -106,12 +139,14 @@ class Record:
     @property
     def nbytes(self) -> int:
         """Length of `encode()`."""
-        return HEADER_BYTES + len(self.outputs) + len(self.state)
+        if not self.sources:
+            return HEADER_BYTES + len(self.outputs) + len(self.state)
+        return _header_bytes(len(self.sources), len(self.answered_at)) + len(self.outputs) + len(self.state)
 
 
 def is_header(raw: object) -> bool:
     """Whether a value has the length and the magic of a record's header; nothing else is checked."""
-    return isinstance(raw, bytes) and len(raw) == HEADER_BYTES and raw.startswith(MAGIC)
+    return isinstance(raw, bytes) and len(raw) == HEADER_BYTES and raw.startswith((MAGIC, MAGIC_2))
 
 
 def step_of(raw: bytes) -> int:
@@ -144,12 +179,42 @@ def encode_next(header: bytes, op_id: bytes, updated_ms: int, outputs: bytes, st
 
 
 def _encode(
-    position: tuple[int, int, int, int, bytes, bytes, bytes], times: tuple[int, int], outputs: bytes, state: bytes
+    position: tuple[int, int, int, int, bytes, bytes, bytes],
+    times: tuple[int, int],
+    outputs: bytes,
+    state: bytes,
+    sources: bytes = b"",
 ) -> bytes:
     """Return a record's bytes; `position` has the header's fields from `epoch` to `fingerprint`."""
-    header = bytearray(_HEADER.pack(MAGIC, HEADER_BYTES, *position, len(outputs), len(state), 0, 0, *times))
+    magic, header_bytes = MAGIC_2 if sources else MAGIC, HEADER_BYTES + len(sources)
+    header = bytearray(_HEADER.pack(magic, header_bytes, *position, len(outputs), len(state), 0, 0, *times))
+    header += sources
     _CRC.pack_into(header, _CRC_AT, crc32(state, crc32(outputs, crc32(header))))
     return b"".join((header, outputs, state))
+
+
+def _encode_sources(sources: Sequence[SourcePosition], answered_at: Sequence[int]) -> bytes:
+    parts = [_SOURCE_COUNTS.pack(len(sources), len(answered_at))]
+    parts += [_SOURCE.pack(*source) for source in sources]
+    parts.append(struct.pack(f"<{len(answered_at)}Q", *answered_at))
+    return b"".join(parts)
+
+
+def _decode_sources(raw: bytes, header: int) -> tuple[tuple[SourcePosition, ...], tuple[int, ...]]:
+    """Return the positions in a record of format 2 whose checksum matches."""
+    n_sources, n_answers = _SOURCE_COUNTS.unpack_from(raw, HEADER_BYTES)
+    if not 1 <= n_sources <= MAX_SOURCES or header != _header_bytes(n_sources, n_answers):
+        raise CorruptRecordError(
+            f"The record's header has {header} bytes, {n_sources} sources and {n_answers} answers."
+        )
+    at = HEADER_BYTES + _SOURCE_COUNTS.size
+    answers = at + n_sources * _SOURCE.size
+    sources = tuple(SourcePosition(*fields) for fields in _SOURCE.iter_unpack(raw[at:answers]))
+    return sources, struct.unpack_from(f"<{n_answers}Q", raw, answers)
+
+
+def _header_bytes(n_sources: int, n_answers: int) -> int:
+    return HEADER_BYTES + _SOURCE_COUNTS.size + n_sources * _SOURCE.size + 8 * n_answers
 
 
 def decode(raw: bytes) -> Record:
@@ -164,23 +229,27 @@ def decode(raw: bytes) -> Record:
     """
     if len(raw) < HEADER_BYTES or raw[:2] != MAGIC[:2] or raw[3:4] != MAGIC[3:]:
         raise CorruptRecordError(f"The stored value has {len(raw)} bytes and does not start like a record.")
-    if raw[2:3] != MAGIC[2:3]:
-        raise RecordVersionError(f"The record has format version {raw[2:3]!r}; this release reads {MAGIC[2:3]!r}.")
+    if raw[:4] not in (MAGIC, MAGIC_2):
+        raise RecordVersionError(f"The record has format version {raw[2:3]!r}; this release reads b'1' and b'2'.")
     (
         _magic, header, epoch, step, length, flags, op_id, history_hash, fingerprint,
         output_bytes, state_bytes, _encoding, crc, updated, created,
     ) = _HEADER.unpack_from(raw)  # fmt: skip
-    if header != HEADER_BYTES or len(raw) != HEADER_BYTES + output_bytes + state_bytes:
+    has_sources = raw[:4] == MAGIC_2
+    min_header = _header_bytes(1, 0) if has_sources else HEADER_BYTES
+    is_valid = header >= min_header if has_sources else header == min_header
+    if not is_valid or len(raw) != header + output_bytes + state_bytes:
         raise CorruptRecordError(
             f"The record has {len(raw)} bytes; expected {header} + {output_bytes} + {state_bytes}, from its header."
         )
     view = memoryview(raw)
     if crc32(view[_CRC_AT + 4 :], crc32(bytes(4), crc32(view[:_CRC_AT]))) != crc:
         raise CorruptRecordError("The record's checksum does not match its bytes.")
-    body = HEADER_BYTES + output_bytes
+    sources, answered_at = _decode_sources(raw, header) if has_sources else ((), ())
+    body = header + output_bytes
     return Record(
         epoch, step, length, flags, op_id, history_hash, fingerprint, updated, created,
-        raw[HEADER_BYTES:body], raw[body:],
+        raw[header:body], raw[body:], sources, answered_at,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from model_export.manifest import Array
-from service.store.record import HEADER_BYTES, MAGIC
+from service.store.record import HEADER_BYTES, MAGIC, Record, SourcePosition
 
 HEADER_DTYPE: Final = np.dtype(
     [
@@ -45,8 +45,24 @@ def empty_header(fingerprint: bytes) -> Array:
 
 
 def read_headers(records: Sequence[bytes]) -> Array:
-    """Return the headers of encoded records, `(records,)` of `HEADER_DTYPE`."""
-    return np.frombuffer(b"".join([record[:HEADER_BYTES] for record in records]), HEADER_DTYPE)
+    """Return the headers of encoded records, `(records,)` of `HEADER_DTYPE`, as those of format 1."""
+    headers = np.frombuffer(b"".join([record[:HEADER_BYTES] for record in records]), HEADER_DTYPE).copy()
+    headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
+    return headers
+
+
+def record_with_sources(
+    header: Array, outputs: bytes, state: bytes, sources: tuple[SourcePosition, ...], answered_at: tuple[int, ...]
+) -> Record:
+    """Return the record with a header, a scalar of `HEADER_DTYPE`, and the positions of its sources."""
+    numbers = [int(header[name]) for name in ("epoch", "step", "length", "flags")]
+    digests = [header[name].tobytes() for name in ("op_id", "history_hash", "fingerprint")]
+    times = [int(header[name]) for name in ("updated_ms", "created_ms")]
+    epoch, step, length, flags = numbers
+    op_id, history_hash, fingerprint = digests
+    return Record(
+        epoch, step, length, flags, op_id, history_hash, fingerprint, *times, outputs, state, sources, answered_at
+    )
 
 
 def guards(headers: Array) -> Array:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from model_export.manifest import Array
 from service.errors import ServiceError
@@ -26,6 +27,18 @@ class StreamKey(NamedTuple):
     tenant: str
     model: str
     stream: str
+
+
+class Source(NamedTuple):
+    """Where the timesteps of a request stand in the log that they were read from.
+
+    Attributes:
+        digest: Digest of the log's id, 8 bytes.
+        at: The position of each timestep, strictly growing, 0 or more.
+    """
+
+    digest: bytes
+    at: tuple[int, ...]
 
 
 _SINGLE: Final = (1, "all", "on")
@@ -64,6 +77,7 @@ class Timestep(RequestFields, frozen=True, gc=False):
         lifecycle: `on`: the stream continues; `new`: it is reset before; `last`: it is deleted afterwards; `whole`:
             both; `none`: there is no stream, which only a model without state supports.
         name: Key of the stream's record, if already computed; else empty.
+        source: Where the timesteps stand in their log; None: they are from none.
     """
 
     key: StreamKey
@@ -73,6 +87,14 @@ class Timestep(RequestFields, frozen=True, gc=False):
     after: bytes | None = None
     lifecycle: Lifecycle = "on"
     name: str = ""
+    source: Source | None = None
+
+    def after_first(self, skipped: int) -> Timestep:
+        """Return the request without its first timesteps."""
+        if not skipped:
+            return self
+        inputs = tuple([packed[skipped * (len(packed) // self.length) :] for packed in self.inputs])
+        return replace(self, inputs=inputs, length=self.length - skipped)
 
     @property
     def can_coalesce(self) -> bool:
@@ -83,6 +105,7 @@ class Timestep(RequestFields, frozen=True, gc=False):
         return (
             self.create != "must"
             and self.idempotency_key is None
+            and self.source is None
             and (self.length, self.keep, self.lifecycle) == _SINGLE
         )
 
@@ -128,6 +151,7 @@ class BulkTimesteps(RequestFields, frozen=True, gc=False):
         packed: Each row's bytes of each input, sorted by input name.
         seqs: One per row, or None.
         afters: One per row, or None.
+        sources: One per row; empty: the rows have none.
     """
 
     keys: Sequence[StreamKey]
@@ -137,14 +161,16 @@ class BulkTimesteps(RequestFields, frozen=True, gc=False):
     length: int
     seqs: Sequence[int | None]
     afters: Sequence[bytes | None]
+    sources: Sequence[Source] = ()
 
     def rows(self) -> list[Timestep]:
         """Return one `Timestep` per row."""
         shared = {name: getattr(self, name) for name in RequestFields.__struct_fields__}
-        rows = zip(self.keys, self.packed, self.seqs, self.afters, self.names, strict=True)
+        sources = self.sources or [None] * len(self.names)
+        rows = zip(self.keys, self.packed, self.seqs, self.afters, self.names, sources, strict=True)
         return [
-            Timestep(stream, inputs, self.length, seq, after, name=name, **shared)
-            for stream, inputs, seq, after, name in rows
+            Timestep(stream, inputs, self.length, seq, after, name=name, source=source, **shared)
+            for stream, inputs, seq, after, name, source in rows
         ]
 
 
@@ -154,7 +180,7 @@ class BatchOutput:
     Attributes:
         arrays: One array per returned output, `(rows, T', *row)` with T' = T, 1 or 0, depending on `keep`.
         steps: Each stream's step after it.
-        state_ids: Each stream's state id after it, 16 bytes each.
+        state_ids: Each stream's state id after it, 16 bytes each; empty: the stream has been stepped further since.
         encoded_rows: The encoded response to each row, or empty; set by the codec, which encodes all rows in one call.
     """
 
@@ -176,6 +202,9 @@ class Prediction(Struct, frozen=True, gc=False):
         replayed: The request was applied before; this is the stored result.
         created: The request created the stream.
         version: The model version that computed it.
+        skipped: Number of its first timesteps that were applied before, by their positions in their source.
+        unknown: Number of its first timesteps whose predictions are not stored any more; they are zeros in `outputs`.
+        source_changed: The stream's record keeps the position of its source in place of another source's.
     """
 
     batch: BatchOutput
@@ -183,6 +212,9 @@ class Prediction(Struct, frozen=True, gc=False):
     replayed: bool = False
     created: bool = False
     version: int = 0
+    skipped: int = 0
+    unknown: int = 0
+    source_changed: bool = False
 
     @property
     def step(self) -> int:

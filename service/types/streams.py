@@ -22,6 +22,7 @@ class StreamStatus:
         updated_ms: Milliseconds since the Unix epoch.
         expires_in_ms: Milliseconds until the stream expires if it stays idle.
         outputs: The last stored prediction, `*row` by name; empty if there is none, or its model is not loaded here.
+        source_at: The position of the source used last; None: the stream has none.
     """
 
     key: StreamKey
@@ -32,6 +33,7 @@ class StreamStatus:
     updated_ms: int
     expires_in_ms: int
     outputs: Mapping[str, Array] = field(default_factory=dict)
+    source_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

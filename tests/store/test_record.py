@@ -14,9 +14,11 @@ from service.errors import CorruptRecordError, RecordVersionError
 from service.store.record import (
     GUARD_AT,
     HEADER_BYTES,
+    MAX_SOURCES,
     IdempotencyEntry,
     Kind,
     Record,
+    SourcePosition,
     blake2b_128,
     decode,
     encode_next,
@@ -43,6 +45,11 @@ RECORDS = st.builds(
     outputs=st.binary(max_size=40),
     state=st.binary(max_size=40),
 )
+POSITIONS = st.integers(0, 2**63 - 1)
+SOURCES = st.lists(st.builds(SourcePosition, B8, POSITIONS), min_size=1, max_size=MAX_SOURCES).map(tuple)
+WITH_SOURCES = st.builds(
+    dataclasses.replace, RECORDS, sources=SOURCES, answered_at=st.lists(POSITIONS, max_size=5).map(tuple)
+)
 
 
 def a_record() -> Record:
@@ -53,18 +60,46 @@ def after(history_hash: bytes, kind: Kind, op_id: bytes, fingerprint: bytes) -> 
     return extend_history([history_hash], kind, [op_id], fingerprint)[0]
 
 
-@given(RECORDS)
+def with_sources() -> Record:
+    sources = SourcePosition(b"d" * 8, 12), SourcePosition(b"e" * 8, 2**63 - 1)
+    return dataclasses.replace(a_record(), sources=sources, answered_at=(10, 12))
+
+
+@given(RECORDS | WITH_SOURCES)
 def test_a_decoded_record_equals_the_encoded_one(record: Record) -> None:
-    assert decode(record.encode()) == record
+    raw = record.encode()
+
+    assert decode(raw) == record
+    assert len(raw) == record.nbytes
 
 
-@given(RECORDS)
+def test_only_a_record_with_positions_of_sources_has_format_2() -> None:
+    """16 bytes for each source, 8 for each answer; all else is as in format 1."""
+    without, given = a_record().encode(), with_sources().encode()
+
+    assert (without[:4], given[:4]) == (b"SW1\0", b"SW2\0")
+    assert len(given) == len(without) + 8 + 2 * 16 + 2 * 8
+    assert (given[8:84], given[88:104]) == (without[8:84], without[88:104])
+    assert given.endswith(without[104:])
+
+
+@pytest.mark.parametrize(("n_sources", "n_answers"), [(0, 6), (5, 0), (3, 1), (2**32 - 1, 2)])
+def test_a_record_whose_counts_do_not_fit_its_header_is_corrupt(n_sources: int, n_answers: int) -> None:
+    raw = bytearray(with_sources().encode())
+    raw[104:112] = n_sources.to_bytes(4, "little") + n_answers.to_bytes(4, "little")
+    raw[84:88] = zlib.crc32(raw[:84] + bytes(4) + raw[88:]).to_bytes(4, "little")
+
+    with pytest.raises(CorruptRecordError, match=f"{n_sources} sources"):
+        decode(bytes(raw))
+
+
+@given(RECORDS | WITH_SOURCES)
 def test_the_guard_is_bytes_8_to_63(record: Record) -> None:
     """The commit script compares exactly these bytes."""
     assert record.encode()[8:64] == record.guard
 
 
-@given(RECORDS)
+@given(RECORDS | WITH_SOURCES)
 def test_fields_read_from_the_header_alone_are_those_of_the_record(record: Record) -> None:
     header = record.encode()[:HEADER_BYTES]
 
@@ -95,15 +130,16 @@ def test_the_record_after_one_more_timestep_is_encoded_like_any_other(
     assert encoded == dataclasses.replace(before, **changed, outputs=outputs, state=state).encode()
 
 
-@given(RECORDS)
+@given(RECORDS | WITH_SOURCES)
 def test_the_checksum_is_the_crc_32_of_the_record_without_it(record: Record) -> None:
     raw = record.encode()
 
     assert int.from_bytes(raw[84:88], "little") == zlib.crc32(raw[:84] + bytes(4) + raw[88:])
 
 
-def test_each_flipped_bit_is_detected() -> None:
-    raw = a_record().encode()
+@pytest.mark.parametrize("record", [a_record(), with_sources()])
+def test_each_flipped_bit_is_detected(record: Record) -> None:
+    raw = record.encode()
     for position in range(len(raw)):
         for bit in range(8):
             broken = bytearray(raw)
@@ -112,8 +148,9 @@ def test_each_flipped_bit_is_detected() -> None:
                 decode(bytes(broken))
 
 
-def test_each_truncation_is_detected() -> None:
-    raw = a_record().encode()
+@pytest.mark.parametrize("record", [a_record(), with_sources()])
+def test_each_truncation_is_detected(record: Record) -> None:
+    raw = record.encode()
     for length in range(len(raw)):
         with pytest.raises(CorruptRecordError):
             decode(raw[:length])
@@ -127,9 +164,9 @@ def test_foreign_bytes_are_never_a_record(raw: bytes) -> None:
 
 def test_another_format_version_is_named() -> None:
     raw = bytearray(a_record().encode())
-    raw[2:3] = b"2"
+    raw[2:3] = b"3"
 
-    with pytest.raises(RecordVersionError, match="format version b'2'"):
+    with pytest.raises(RecordVersionError, match="format version b'3'"):
         decode(bytes(raw))
 
 

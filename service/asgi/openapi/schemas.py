@@ -73,7 +73,8 @@ STREAM_WRITE = (
 )
 STEPPING = (
     *STREAM_WRITE,
-    *("stream_not_found", "seq_gap", "seq_passed", "seq_conflict", "state_changed", "stream_exists", "model_changed"),
+    *("stream_not_found", "seq_gap", "seq_passed", "seq_conflict", "source_passed", "state_changed", "stream_exists"),
+    *("model_changed",),
     *("bad_input", "non_finite", "non_finite_state", "idempotency_key_reused", "state_corrupt", "model_timeout"),
     *("record_version", "stream_quota"),
 )

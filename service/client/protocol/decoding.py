@@ -73,14 +73,26 @@ class StepReply(Struct):
     """The response to a step, a chunk or a reset."""
 
     step: int
-    state_id: str
+    state_id: str | None
     outputs: dict[str, PackedArray] = {}
     replayed: bool = False
     created: bool = False
+    skipped: int = 0
+    unknown: int = 0
+    source_changed: bool = False
 
     def result(self) -> StepResult:
         """Return the response as a `StepResult`."""
-        return StepResult(_arrays(self.outputs), self.step, self.state_id, self.replayed, self.created)
+        return StepResult(
+            _arrays(self.outputs),
+            self.step,
+            self.state_id or "",
+            self.replayed,
+            self.created,
+            skipped=self.skipped,
+            unknown=self.unknown,
+            source_changed=self.source_changed,
+        )
 
 
 class ProblemReply(Struct):
@@ -93,6 +105,7 @@ class ProblemReply(Struct):
     step: int | None = None
     expected: int | None = None
     state_id: str | None = None
+    at: int | None = None
 
     def error(self, retry_after: float | None = None) -> ClientError:
         """Return the problem as an error; `detail` includes the fix."""
@@ -105,6 +118,7 @@ class ProblemReply(Struct):
             expected=self.expected,
             state_id=self.state_id,
             retry_after=retry_after,
+            at=self.at,
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,6 +16,9 @@ from service.codec.responses import encode_tensors
 
 Inputs = ArrayLike | Mapping[str, ArrayLike]
 """One array for a model with one input, or an array per input name; anything that `numpy.asarray` accepts."""
+
+Source = tuple[str, int | Sequence[int]]
+"""The id of a log and the position of a timestep in it; for a chunk, a position for each timestep."""
 
 _CASTABLE = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # accepted dtype kinds; the service's rules for JSON values
 
@@ -55,6 +59,12 @@ def stack(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 def packed(inputs: Mapping[str, Array]) -> dict[str, Any]:
     """Return arrays encoded for a msgpack body."""
     return encode_tensors(inputs, MSGPACK)
+
+
+def source_document(source: Source) -> dict[str, Any]:
+    """Return a source as a field of a body."""
+    source_id, at = source
+    return {"id": source_id, "at": [*map(index, at)] if isinstance(at, Iterable) else index(at)}
 
 
 def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:

@@ -22,7 +22,7 @@ from model_export.manifest import NAME, Array
 from service.client.protocol import decoding
 from service.client.protocol.decoding import RawReply
 from service.client.protocol.exchange import Exchange
-from service.client.protocol.inputs import Inputs, cast_inputs, packed
+from service.client.protocol.inputs import Inputs, Source, cast_inputs, packed, source_document
 from service.client.protocol.requests import ATTEMPT_S, ClientRequest, R, SentRequest, StreamCursor
 from service.client.protocol.resend_buffer import ResendBuffer
 from service.client.protocol.retry import RetryPolicy
@@ -96,7 +96,12 @@ class ModelProtocol:
 
     @timed
     def step(
-        self, policy: RetryPolicy, cursor: StreamCursor, x: Inputs, returns: ReturnMode | None = None
+        self,
+        policy: RetryPolicy,
+        cursor: StreamCursor,
+        x: Inputs,
+        returns: ReturnMode | None = None,
+        source: Source | None = None,
     ) -> Exchange[StepResult]:
         """Step one stream by a timestep or by a chunk.
 
@@ -105,18 +110,26 @@ class ModelProtocol:
             cursor: The stream; updated from the response.
             x: Shape `(*row)` per input; for a chunk `(T, *row)`.
             returns: None for a timestep; for a chunk, the predictions to return.
+            source: Where the timesteps stand in their log. It identifies them to the service in place of the stream's
+                position, since timesteps that are read again may have been applied long ago.
         """
         inputs = yield from self._prepare_inputs(x, policy)
-        yield from self._ensure_cursor(cursor, policy)
-        document = {"inputs": packed(inputs), "seq": cursor.step + 1}
-        if cursor.state_id is not None:
-            document["after"] = cursor.state_id
+        document: dict[str, Any] = {"inputs": packed(inputs)}
+        if source is None:
+            yield from self._ensure_cursor(cursor, policy)
+            document["seq"] = cursor.step + 1
+            if cursor.state_id is not None:
+                document["after"] = cursor.state_id
+        else:
+            document["source"] = source_document(source)
         request = (
             self._step_request(cursor, document)
             if returns is None
             else self._chunk_request(cursor, document | {"return": returns})
         )
-        return (yield from self._apply(cursor, request, policy, _read_step))
+        if source is None:
+            return (yield from self._apply(cursor, request, policy, _read_step))
+        return (yield from self._apply_from_source(cursor, request, policy))
 
     @timed
     def reset(self, policy: RetryPolicy, cursor: StreamCursor) -> Exchange[StepResult]:
@@ -167,6 +180,17 @@ class ModelProtocol:
         except ClientError as error:
             cursor.in_doubt = was_in_doubt or error.applied != "no"
             raise
+
+    def _apply_from_source(
+        self, cursor: StreamCursor, request: ClientRequest, policy: RetryPolicy
+    ) -> Exchange[StepResult]:
+        """Send timesteps of a source; they are kept by it, so the client does not buffer them for a resend."""
+        cursor.known = False
+        self._discard_history(cursor)
+        result = _read_step((yield from self._send_with_retry(request, policy)))
+        if result.state_id:
+            cursor.advance_to(result)
+        return result
 
     def _resend_lost(self, cursor: StreamCursor, error: ClientError, policy: RetryPolicy) -> Exchange[bool]:
         """Resend the confirmed requests that the store has lost; returns False if it lost none.

@@ -24,8 +24,10 @@ from service.codec.oip.infer_bodies import (
     RequestedOutput,
 )
 from service.codec.oip.tensors import DeclaredTensor, raw_bytes
+from service.codec.step_bodies import source_digest
 from service.codec.strict_parse import preview
-from service.ids import SEQ_LIMIT, check_stream_id
+from service.ids import POSITION_LIMIT, SEQ_LIMIT, check_stream_id
+from service.types import Source
 
 
 class InferRequest(NamedTuple):
@@ -41,6 +43,7 @@ class InferRequest(NamedTuple):
         step: Number of the timestep in its sequence, or None.
         idempotency_key: 1 to 255 characters, or None.
         outputs: The outputs to return, each with whether as raw bytes.
+        source: Where the timestep stands in its log, or None.
     """
 
     inputs: dict[str, Array]
@@ -52,6 +55,7 @@ class InferRequest(NamedTuple):
     step: int | None
     idempotency_key: str | None
     outputs: Sequence[tuple[DeclaredTensor, bool]]
+    source: Source | None = None
 
     @property
     def stream(self) -> str | None:
@@ -123,6 +127,7 @@ class InferCodec:
             _step(parameters.get("step"), start=start, sequence=sequence),
             _idempotency_key(parameters.get("idempotency_key")),
             self._requested_outputs(request.outputs, binary=_flag(parameters, "binary_data_output")),
+            _source(parameters, sequence),
         )
 
     def _read_raw(self, body: bytes) -> InferRequest:
@@ -307,6 +312,23 @@ def _step(step: Any, *, start: bool, sequence: int | str | None) -> int | None:
     if start and step != 1:
         bad_request(f"'step' is {step} with 'sequence_start'; expected 1, the number of a sequence's first timestep")
     return step
+
+
+def _source(parameters: Parameters, sequence: int | str | None) -> Source | None:
+    source_id, at = parameters.get("source_id"), parameters.get("source_at")
+    if source_id is None and at is None:
+        return None
+    if sequence is None:
+        bad_request("the parameters 'source_id' and 'source_at' are of a sequence; expected 'sequence_id' with them")
+    if type(source_id) is not str or not 1 <= len(source_id) <= KEY_LIMIT:
+        bad_request(
+            f"Unable to parse 'source_id': it is {preview(source_id)}; expected text of 1 to {KEY_LIMIT} characters"
+        )
+    if type(at) is not int or not 0 <= at < POSITION_LIMIT:
+        bad_request(
+            f"Unable to parse 'source_at': it is {preview(at)}; expected an integer from 0 to {POSITION_LIMIT - 1}"
+        )
+    return Source(source_digest(source_id), (at,))
 
 
 def _idempotency_key(idempotency_key: Any) -> str | None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from service.ids import POSITION_LIMIT
+
 ID_LIMIT: Final = 2**64
 KEY_LIMIT: Final = 255
 
@@ -60,6 +62,18 @@ class InferBody(Struct, gc=False):
                 binary_data_output={**_FALSE, "description": "Return outputs as raw bytes."},
                 step={"type": "integer", "minimum": 1, "description": "Number of this timestep in its sequence."},
                 idempotency_key={"type": "string", "minLength": 1, "maxLength": KEY_LIMIT},
+                source_id={
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": KEY_LIMIT,
+                    "description": "The log that this timestep was read from; with `source_at`.",
+                },
+                source_at={
+                    "type": "integer",
+                    "minimum": 0,
+                    "exclusiveMaximum": POSITION_LIMIT,
+                    "description": "Its position in that log. What was applied from there before is not applied again.",
+                },
             ),
         ]
         | None

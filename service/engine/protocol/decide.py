@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from service.engine.protocol.positions import passed_timesteps
 from service.errors import ServiceError, state_changed, stream_exists
 from service.store.record import IdempotencyEntry, Record
-from service.types import Create, Timestep
+from service.types import Create, Source, Timestep
 
 
 class Decision(Enum):
@@ -19,6 +20,7 @@ class Decision(Enum):
 
     APPLY = "apply"
     REPLAY = "replay"
+    SKIP = "skip"  # all of its timesteps were applied before, by the positions in their source
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class StepIntent:
         create: What to do if the stream is missing.
         fingerprint: Fingerprint of the model that would run, 8 bytes; None if any record is valid (reset).
         starts: The stream is reset first, whatever its record.
+        source: Where the timesteps stand in their log; None: they are from none.
     """
 
     op_id: bytes
@@ -42,6 +45,7 @@ class StepIntent:
     create: Create
     fingerprint: bytes | None
     starts: bool = False
+    source: Source | None = None
 
 
 def decide(record: Record | None, intent: StepIntent) -> Decision:
@@ -58,11 +62,14 @@ def decide(record: Record | None, intent: StepIntent) -> Decision:
     if record is None:
         _check_may_create(intent)
         return Decision.APPLY
+    skipped = 0 if intent.source is None else passed_timesteps(record, intent.source)
+    if skipped and skipped == intent.length:
+        return Decision.SKIP
     if record.op_id == intent.op_id:
         return Decision.REPLAY
     if intent.starts:
         return Decision.APPLY
-    _check_position(record, intent)
+    _check_position(record, intent, skipped)
     if intent.fingerprint is not None and record.fingerprint != intent.fingerprint:
         raise ServiceError(
             "model_changed",
@@ -147,8 +154,9 @@ def _check_may_create(intent: StepIntent) -> None:
     )
 
 
-def _check_position(record: Record, intent: StepIntent) -> None:
-    step, seq = record.step, intent.seq
+def _check_position(record: Record, intent: StepIntent, skipped: int) -> None:
+    step = record.step
+    seq = None if intent.seq is None else intent.seq + skipped  # of the first timestep that is to be applied
     facts: dict[str, Any] = {"step": step, "state_id": record.history_hash}
     if intent.create == "must":
         reason, fix = "`create` is `must`", "Use another stream id, or `create: auto`."

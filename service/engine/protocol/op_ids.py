@@ -34,9 +34,9 @@ class OpIdGenerator:
 class OpIdHasher:
     """Computes the op ids of requests to one model.
 
-    An op id is a hash of canonical bytes (names, dtypes, shapes and values of the inputs; `seq`, `after` and
-    idempotency key), so a request in JSON and its retry in msgpack have the same op id. A request without `seq`,
-    `after` and key has nothing that identifies a retry: it gets a new op id.
+    An op id is a hash of canonical bytes (names, dtypes, shapes and values of the inputs; `seq`, `after`, idempotency
+    key and source), so a request in JSON and its retry in msgpack have the same op id. A request without `seq`,
+    `after`, key and source has nothing that identifies a retry: it gets a new op id.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -83,10 +83,10 @@ class OpIdHasher:
 
     def for_timestep(self, timestep: Timestep) -> bytes:
         """Return the op id of a request, 16 bytes."""
-        seq, after, key = timestep.seq, timestep.after, timestep.idempotency_key
-        if key is None and after is None and seq is None:
+        seq, after, key, source = timestep.seq, timestep.after, timestep.idempotency_key, timestep.source
+        if key is None and after is None and seq is None and source is None:
             return self._new_op_id()
-        if key is None and timestep.lifecycle == "on":
+        if key is None and source is None and timestep.lifecycle == "on":
             return self.for_rows(timestep.length, [seq], [after], [timestep.inputs])[0]
         given = key is not None, seq is not None, after is not None
         h = (self._hashers.get(given) or self._start_hash(given)).copy()
@@ -98,6 +98,8 @@ class OpIdHasher:
             parts.append(blake2b_128(key.encode()))
         if timestep.lifecycle != "on":
             parts.append(timestep.lifecycle.encode())
+        if source is not None:
+            parts += (b"source", source.digest, *(at.to_bytes(8, "little") for at in source.at))
         h.update(b"".join(parts))
         return h.digest()  # type: ignore[no-any-return]
 

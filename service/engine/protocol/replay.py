@@ -1,10 +1,14 @@
-"""`replay_prediction`: the response to a request that was applied before, from its stored predictions. Pure."""
+"""The responses to requests that were applied before, from the stored predictions. Pure."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from model_export.manifest import Array, Manifest
 from service.engine.packing import prediction_bytes, unpack_outputs
+from service.engine.protocol.positions import overlap_of, position_of
 from service.errors import CorruptRecordError, ServiceError
+from service.store.record import Record
 from service.types import BatchOutput, Prediction, Timestep
 
 
@@ -46,3 +50,60 @@ def replay_prediction(
         outputs = {name: array[-1:] for name, array in outputs.items()}
     batch = BatchOutput({name: array[None] for name, array in outputs.items()}, [step], [history_hash])
     return Prediction(batch, 0, replayed=True)
+
+
+def skipped_prediction(manifest: Manifest, timestep: Timestep, record: Record, packed: bytes) -> Prediction:
+    """Return the response to a request whose timesteps were all applied before, by the positions in their source.
+
+    Args:
+        manifest: The manifest of the model that computed the stored predictions.
+        timestep: The request.
+        record: The stream's record.
+        packed: The predictions in it, or nothing if another model computed them.
+
+    Raises:
+        ServiceError: `source_passed`: no prediction of these timesteps is stored any more. `seq_conflict`: `seq` does
+            not number these timesteps.
+    """
+    assert timestep.source is not None
+    known = overlap_of(record, timestep.source).known
+    n_stored = len(record.answered_at)
+    if timestep.keep != "none" and len(packed) != prediction_bytes(manifest.answered) * n_stored:
+        known = ()
+    if not known:
+        at = position_of(record, timestep.source)
+        raise ServiceError(
+            "source_passed",
+            f"These timesteps were applied before: the stream is at position {at} of this source. Their predictions "
+            "are no longer stored.",
+            fix="Treat them as done, and go on behind `at`.",
+            applied="yes",
+            step=record.step,
+            state_id=record.history_hash,
+            at=at,
+        )
+    step = record.step - (n_stored - 1 - known[-1])
+    if timestep.seq is not None and timestep.seq + timestep.length - 1 != step:
+        raise ServiceError(
+            "seq_conflict",
+            f"`seq` is {timestep.seq}, but by their source these timesteps were applied from "
+            f"{step - timestep.length + 1} on.",
+            fix="Read the stream, then decide whether `seq` or `source` is right.",
+            step=record.step,
+            state_id=record.history_hash,
+            expected=record.step + 1,
+        )
+    outputs: dict[str, Array] = {} if timestep.keep == "none" else unpack_outputs(manifest, packed)
+    rows = known if timestep.keep == "all" else known[-1:]
+    unknown = timestep.length - len(known) if timestep.keep == "all" else 0
+    batch = BatchOutput(
+        {name: after_unknown(unknown, array[list(rows)])[None] for name, array in outputs.items()},
+        [step],
+        [record.history_hash if step == record.step else b""],
+    )
+    return Prediction(batch, 0, replayed=True, skipped=timestep.length, unknown=unknown)
+
+
+def after_unknown(unknown: int, known: Array) -> Array:
+    """Return predictions, `(T, *row)`, behind zeros for those that are not stored any more."""
+    return np.concatenate([np.zeros((unknown, *known.shape[1:]), known.dtype), known]) if unknown else known

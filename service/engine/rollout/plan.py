@@ -147,6 +147,7 @@ class RolloutPlan:
             created_ms=now if previous is None else previous.created_ms,
             outputs=pack_outputs(served.manifest.answered, result.outputs, 1).tobytes(),
             state=served.step_model.pack(rollout.states, rows=1).tobytes(),
+            sources=() if previous is None else previous.sources,
         )
 
     # ---------------------------------------------------------------- helpers

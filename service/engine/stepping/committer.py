@@ -16,7 +16,7 @@ from service.engine.stepping.replies import Replies
 from service.errors import ServiceError, not_a_record
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
 from service.store.record import HAD_KEY, HEADER_BYTES, IdempotencyEntry, Kind, decode, extend_history
-from service.store.record_arrays import encode_records, guards
+from service.store.record_arrays import encode_records, guards, record_with_sources
 from service.types import ENDS, STARTS, BatchOutput
 
 if TYPE_CHECKING:
@@ -95,21 +95,28 @@ class BatchCommitter:
         if (lifecycle := rows[0].timestep.lifecycle) in STARTS:
             self._reset_headers(rows, headers)
         keyed = [i for i, row in enumerate(rows) if row.timestep.idempotency_key is not None]
-        history_hashes = self.advance_headers([row.op_id for row in rows], rows[0].timestep.length, headers, keyed)
+        history_hashes = self.advance_headers([row.op_id for row in rows], rows[0].applied.length, headers, keyed)
         encode_records(columnar.records, headers, packed, states)
         created = [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]
         commits: Sequence[Commit] = columnar
-        if created or keyed or lifecycle in ENDS:
+        with_sources = self._advance_sources(rows)
+        if created or keyed or with_sources or lifecycle in ENDS:
             commits = changed = [*columnar]
+            for i in with_sources:
+                record = record_with_sources(
+                    headers[i], rows[i].kept + packed[i].tobytes(), states[i].tobytes(), rows[i].sources,
+                    rows[i].answered_at,
+                )  # fmt: skip
+                changed[i] = changed[i]._replace(record=record.encode())
             for i in created:
                 changed[i] = changed[i]._replace(expect=b"")
             if lifecycle in ENDS:
                 changed[:] = [commit._replace(record=DELETE) for commit in changed]
             for i in range(len(rows)) if lifecycle == "last" else keyed:
-                changed[i] = _with_entry(changed[i], rows[i], headers[i], packed[i].tobytes())
+                changed[i] = _with_entry(changed[i], rows[i], headers[i], rows[i].kept + packed[i].tobytes())
         notifications: Sequence[Notification] = ()
         if self._interests.has_interest(self._served.name):
-            timesteps = [row.timestep for row in rows]
+            timesteps = [row.applied for row in rows]
             notifications = self._interests.notifications_for(
                 timesteps, self._served.inputs, outputs, headers["step"].tolist(), history_hashes
             )
@@ -154,7 +161,7 @@ class BatchCommitter:
                 for name in committed.names:
                     self._cache.drop(name)
             else:
-                self.cache_committed(committed, results)
+                self._cache_without_sources(rows, committed, results)
             self._replies.reply_committed(
                 rows,
                 BatchOutput(committed.outputs, committed.headers["step"].tolist(), committed.history_hashes),
@@ -162,10 +169,30 @@ class BatchCommitter:
             )
         return remaining
 
+    def _cache_without_sources(
+        self, rows: Sequence[QueuedStep], committed: CommittedRows, results: CommitResults
+    ) -> None:
+        """Cache the committed records but those with positions of sources, for which the cache has no column."""
+        cacheable = [i for i, row in enumerate(rows) if not row.sources]
+        for row in rows:
+            if row.sources:
+                self._cache.drop(row.name)
+        if len(cacheable) == len(rows):
+            self.cache_committed(committed, results)
+        elif cacheable:
+            self.cache_committed(committed.select(cacheable), results)
+
     def cache_committed(self, committed: CommittedRows, results: CommitResults) -> None:
         """Cache the committed records."""
         expiry_set_at = committed.expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
         self._cache.put(committed.names, committed.headers, committed.states, expiry_set_at)
+
+    @staticmethod
+    def _advance_sources(rows: Sequence[QueuedStep]) -> list[int]:
+        """Advance the positions of the rows' sources, and return the indices of the rows whose streams have any."""
+        for row in rows:
+            row.advance_sources()
+        return [i for i, row in enumerate(rows) if row.sources]
 
     def _reset_headers(self, rows: Sequence[QueuedStep], headers: Array) -> None:
         """Reset headers in place. The history continues, so that a late request matches no earlier position."""
@@ -223,7 +250,7 @@ class BatchCommitter:
         if row.timestep.lifecycle in ENDS:
             row.invalidate()  # if the stream is missing, its end entry shows whether this request deleted it
             return True
-        before = int(header["step"]) - row.timestep.length
+        before = int(header["step"]) - row.applied.length
         if before and (current is None or (current.epoch == header["epoch"] and current.step < before)):
             self._observer.regressions(1)
         row.set_stored(result.stored, current)
@@ -233,5 +260,5 @@ class BatchCommitter:
 def _with_entry(commit: Commit, row: QueuedStep, header: Array, outputs: bytes) -> Commit:
     step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["history_hash"].tobytes()
     fingerprint = header["fingerprint"].tobytes()
-    entry = IdempotencyEntry(row.op_id, epoch, step, history_hash, row.timestep.length, outputs, fingerprint)
+    entry = IdempotencyEntry(row.op_id, epoch, step, history_hash, row.applied.length, outputs, fingerprint)
     return commit._replace(entry_key=row.entry_key, entry=entry.encode())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_export.manifest import Array
+from service.engine.packing import prediction_bytes
 from service.engine.protocol.decide import Decision, decide
 from service.engine.stepping.committer import BatchCommitter
 from service.engine.stepping.model_runner import ModelRunner, RunResult
@@ -85,6 +86,7 @@ class BatchPipeline:
         self._timeout = deps.timeout
         self._quota = deps.quota
         self._time = time.monotonic
+        self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
         self._replies = Replies(deps)
         self._loader = RecordLoader(deps, self._replies)
         self._committer = BatchCommitter(deps, self._replies)
@@ -114,7 +116,8 @@ class BatchPipeline:
         return min([row.received for row in rows])
 
     def _stack_inputs(self, rows: Sequence[QueuedStep]) -> dict[str, Array]:
-        return self._runner.inputs([row.timestep.inputs for row in rows], rows[0].timestep.length)
+        parts = [row.applied for row in rows]
+        return self._runner.inputs([part.inputs for part in parts], parts[0].length)
 
     def _drop_expired(self, rows: Sequence[QueuedStep]) -> Sequence[QueuedStep]:
         latest_expired = self._time() - self._timeout
@@ -142,6 +145,17 @@ class BatchPipeline:
                 headers, states, expiry_set_at = headers[to_run], states[to_run], expiry_set_at[to_run]
         if any_loaded or rows[0].timestep.lifecycle in STARTS:
             self._scatter_loaded(rows, headers, states)
+        remaining: list[QueuedStep] = []
+        for part in _of_equal_lengths(rows):
+            one = (rows, headers, states, expiry_set_at)
+            if len(part) < len(rows):
+                one = ([rows[i] for i in part], headers[part], states[part], expiry_set_at[part])
+            remaining += await self._run_and_commit(*one, deadline)
+        return remaining
+
+    async def _run_and_commit(
+        self, rows: Sequence[QueuedStep], headers: Array, states: Array, expiry_set_at: Array, deadline: float
+    ) -> Sequence[QueuedStep]:
         run = await self._runner.run(self._stack_inputs(rows), states)
         return await self._commit_finite_rows(rows, headers, expiry_set_at, run, deadline)
 
@@ -173,7 +187,7 @@ class BatchPipeline:
         try:
             if row.entry is not None:
                 self._replies.replay_by_key(row, row.entry)
-            elif decide(record, row.intent(self._served.fingerprint)) is Decision.REPLAY:
+            elif decide(record, row.intent(self._served.fingerprint)) is not Decision.APPLY:
                 assert record is not None
                 self._replies.replay(row, record)
             elif (
@@ -185,6 +199,7 @@ class BatchPipeline:
             else:
                 if record is None and row.timestep.lifecycle not in ENDS:
                     self._reserve_stream(row)
+                row.skip_passed(self._answer_bytes)
                 return True
         except ServiceError as exc:
             if exc.code != "model_changed" or not self._try_reroute(row):
@@ -218,3 +233,12 @@ class BatchPipeline:
         if created:
             headers["epoch"][created] = [secrets.randbits(64) for _ in created]
             headers["created_ms"][created] = int(time.time() * 1000)
+
+
+def _of_equal_lengths(rows: Sequence[QueuedStep]) -> Sequence[Sequence[int]]:
+    """Return the indices of the rows that can be run together; a row that skips timesteps is run alone."""
+    together = [i for i, row in enumerate(rows) if not row.skipped]
+    if len(together) == len(rows):
+        return [together]
+    alone = [[i] for i, row in enumerate(rows) if row.skipped]
+    return [together, *alone] if together else alone

@@ -8,9 +8,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from service.engine.protocol.decide import NO_STEP, StepIntent
+from service.engine.protocol.positions import advanced, overlap_of
 from service.engine.tenant_limits import Reservation
 from service.store import keys
-from service.store.record import IdempotencyEntry, Record
+from service.store.record import IdempotencyEntry, Record, SourcePosition
 from service.types import STARTS, ReplyCallback, Timestep
 
 
@@ -36,6 +37,11 @@ class QueuedStep(Struct, eq=False, gc=False):
         answered: `done` was called, or another batcher is responsible for the request.
         reservation: Of the tenant's quota, for the stream that it may create; None: it creates none, or there is no
             limit.
+        skipped: Number of its first timesteps that its stream's record shows to have been applied before.
+        kept: The answers of the last of these that are known, packed; they become part of the new operation.
+        kept_at: The position of each of those timesteps.
+        sources: The positions of sources after it; set by `advance_sources`.
+        source_changed: Whether its source replaces another one; set likewise.
     """
 
     timestep: Timestep
@@ -53,6 +59,49 @@ class QueuedStep(Struct, eq=False, gc=False):
     confirmed: bool = False
     answered: bool = False
     reservation: Reservation | None = None
+    skipped: int = 0
+    kept: bytes = b""
+    kept_at: tuple[int, ...] = ()
+    sources: tuple[SourcePosition, ...] = ()
+    source_changed: bool = False
+
+    @property
+    def applied(self) -> Timestep:
+        """The part of the request that is applied."""
+        return self.timestep.after_first(self.skipped)
+
+    @property
+    def unknown(self) -> int:
+        """Number of its first timesteps whose answers are not known any more."""
+        return self.skipped - len(self.kept_at) if self.timestep.keep == "all" else 0
+
+    @property
+    def answered_at(self) -> tuple[int, ...]:
+        """The positions of the answers that the new record stores."""
+        source = self.timestep.source
+        if source is None:
+            return ()
+        return (*self.kept_at, *source.at[self.skipped :]) if self.timestep.keep == "all" else source.at[-1:]
+
+    def skip_passed(self, answer_bytes: int) -> None:
+        """Skip the timesteps that the loaded record shows to have been applied before, but keep their answers.
+
+        Args:
+            answer_bytes: Size of one timestep's packed answer.
+        """
+        record, source = self.record, self.timestep.source
+        if record is None or source is None:
+            return
+        self.skipped, known = overlap_of(record, source)
+        if self.timestep.keep == "all" and len(record.outputs) == answer_bytes * len(record.answered_at):
+            self.kept_at = tuple([record.answered_at[i] for i in known])
+            self.kept = b"".join([record.outputs[i * answer_bytes : (i + 1) * answer_bytes] for i in known])
+
+    def advance_sources(self) -> None:
+        """Set the positions of sources after this request; a stream without any has none."""
+        before = () if self.record is None else self.record.sources
+        source = self.timestep.source
+        self.sources, self.source_changed = (before, False) if source is None else advanced(before, source)
 
     @property
     def entry_key(self) -> str | None:
@@ -73,11 +122,13 @@ class QueuedStep(Struct, eq=False, gc=False):
             timestep.create,
             fingerprint,
             timestep.lifecycle in STARTS,
+            timestep.source,
         )
 
     def set_stored(self, stored: bytes | None, record: Record | None) -> None:
         """Set the stream's record as the store has it; None: the stream is missing."""
         self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
+        self.skipped, self.kept, self.kept_at = 0, b"", ()
 
     def set_idempotency_entry(self, entry: IdempotencyEntry) -> None:
         """Set the loaded entry. An end entry counts only if the stream is missing and this request ended it."""
@@ -86,8 +137,11 @@ class QueuedStep(Struct, eq=False, gc=False):
 
     def invalidate(self) -> None:
         """Discard what was loaded, so that the next attempt loads it again."""
-        self.is_loaded, self.record, self.stored, self.entry, self.confirmed = False, None, b"", None, False
+        self.set_stored(None, None)
+        self.is_loaded, self.entry = False, None
 
     def for_other_version(self) -> QueuedStep:
         """Return the same request for another model version, with nothing loaded."""
-        return replace(self, is_loaded=False, record=None, stored=b"", entry=None, confirmed=False, answered=False)
+        other = replace(self, answered=False)
+        other.invalidate()
+        return other

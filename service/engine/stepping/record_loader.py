@@ -124,6 +124,6 @@ class RecordLoader:
             return False
         try:
             intent = row.intent(self._fingerprint)
-            return row.entry is not None or decide(row.record, intent) is Decision.REPLAY
+            return row.entry is not None or decide(row.record, intent) is not Decision.APPLY
         except ServiceError as exc:
             return exc.applied == "yes"

@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec.structs import replace
 
+from service.engine.packing import unpack_outputs
 from service.engine.protocol.decide import check_idempotency_entry
-from service.engine.protocol.replay import replay_prediction
+from service.engine.protocol.replay import after_unknown, replay_prediction, skipped_prediction
 from service.engine.stepping.queued import QueuedStep
 from service.errors import Applied, ServiceError
 from service.store.record import IdempotencyEntry, Record
@@ -61,7 +63,8 @@ class Replies:
             if row.reservation is not None:
                 row.reservation.end(begun=True)
             try:
-                row.done(Prediction(output, i, False, i in created_rows, version))
+                prediction = Prediction(output, i, False, i in created_rows, version)
+                row.done(prediction if row.timestep.source is None else self._with_skipped(row, prediction))
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 self._log_failed_callback(row)
         self.on_answered(len(rows), len(rows) * rows[0].timestep.length * self._timestep_bytes)
@@ -69,12 +72,24 @@ class Replies:
         self._observer.replied(self._served.name, [now - row.received for row in rows])
         self.count_applied(rows)
 
+    def _with_skipped(self, row: QueuedStep, prediction: Prediction) -> Prediction:
+        """Return the response to a row with a source: with the answers of the timesteps that were skipped."""
+        if row.skipped and row.timestep.keep == "all":
+            kept = unpack_outputs(self._served.manifest, row.kept)
+            outputs = {
+                name: after_unknown(row.unknown, np.concatenate([kept[name], array]) if row.kept else array)[None]
+                for name, array in prediction.outputs.items()
+            }
+            output = BatchOutput(outputs, [prediction.step], [prediction.state_id])
+            prediction = replace(prediction, batch=output, row=0)
+        return replace(prediction, skipped=row.skipped, unknown=row.unknown, source_changed=row.source_changed)
+
     def count_applied(self, rows: Sequence[QueuedStep]) -> None:
         """Count the timesteps of rows that were applied, by transport."""
         transports = [row.timestep.transport for row in rows]
         for transport in set(transports):
             self._observer.steps_applied(
-                self._served.name, transport, rows[0].timestep.length * transports.count(transport)
+                self._served.name, transport, rows[0].applied.length * transports.count(transport)
             )
 
     def replay_by_key(self, row: QueuedStep, entry: IdempotencyEntry) -> None:
@@ -92,7 +107,11 @@ class Replies:
             row.answered = True
             return
         outputs = b"" if other_version else stored.outputs
-        prediction = replay_prediction(self._served.manifest, row.timestep, outputs, stored.step, stored.history_hash)
+        manifest, timestep = self._served.manifest, row.timestep
+        if isinstance(stored, Record) and timestep.source is not None:
+            prediction = skipped_prediction(manifest, timestep, stored, outputs)
+        else:
+            prediction = replay_prediction(manifest, timestep, outputs, stored.step, stored.history_hash)
         self._observer.replays(1)
         self.reply(row, replace(prediction, version=self._served.version))
 

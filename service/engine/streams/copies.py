@@ -91,7 +91,9 @@ class StreamCopies:
                 fix = "Name another stream, or delete that one first."
                 raise stream_exists(existing.step, existing.history_hash, why, fix=fix)
             content = self._sources.new_state_from(Kind.FORK, key.model, record, version)
-            new_record = content.record(op_id, record.history_hash, had_key=idempotency_key is not None)
+            new_record = content.record(
+                op_id, record.history_hash, had_key=idempotency_key is not None, sources=record.sources
+            )
             entry = IdempotencyEntry(request, new_record.epoch, new_record.step, new_record.history_hash, 0, b"")
             position = StreamPosition(new_record.step, new_record.history_hash)
             return Write(new_record, b"", entry, position, lambda _stored: position)
@@ -132,7 +134,8 @@ class StreamCopies:
             entry = IdempotencyEntry(request, record.epoch, record.step, record.history_hash, 0, b"")
             entry_write = _entry_write(record_key, idempotency_key, entry)
             # Of a chunk's predictions only the last is copied.
-            snapshot = replace(record, outputs=self._sources.last_prediction(key.model, record))
+            last = self._sources.last_prediction(key.model, record)
+            snapshot = replace(record, outputs=last, answered_at=record.answered_at[-1:])
             stored_entry = await self._snapshots.put(
                 record_key, name, snapshot.encode(), deadline=loaded.deadline, idempotency=entry_write
             )

@@ -37,6 +37,8 @@ async def replace_state(
 ) -> ReplacedPosition:
     """Replace the state of a stream in one commit. A corrupt record is replaced, too.
 
+    The stream keeps its positions of sources: a timestep that was applied before is not applied to the new state.
+
     Args:
         deps: Store, models, admission and quota.
         key: The stream. Without `after` it may be missing.
@@ -64,6 +66,7 @@ async def replace_state(
             NO_HISTORY if stored_record is None else stored_record.history_hash,
             created_ms=None if stored_record is None else stored_record.created_ms,
             had_key=idempotency_key is not None,
+            sources=() if stored_record is None else stored_record.sources,
         )
         before = None if stored_record is None else stored_record.history_hash
         position = ReplacedPosition(record.step, record.history_hash, before=before)

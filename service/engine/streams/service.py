@@ -68,6 +68,7 @@ class StreamService:
             record.updated_ms,
             max(ttl, 0),
             {} if served is None else last_prediction(served.manifest, record.outputs),
+            record.sources[0].at if record.sources else None,
         )
 
     async def list(

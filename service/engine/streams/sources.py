@@ -10,7 +10,7 @@ from service.engine.packing import prediction_bytes
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry, ServedModel
 from service.store import keys
-from service.store.record import HAD_KEY, Kind, Record, blake2b_128, decode, extend_history
+from service.store.record import HAD_KEY, Kind, Record, SourcePosition, blake2b_128, decode, extend_history
 from service.store.snapshots import SnapshotStore, StoredSnapshot
 from service.store.state_store import StateStore
 from service.types import StreamKey
@@ -38,7 +38,13 @@ class NewState:
     source_digest: bytes = b""
 
     def record(
-        self, op_id: bytes, history_hash: bytes, *, created_ms: int | None = None, had_key: bool = False
+        self,
+        op_id: bytes,
+        history_hash: bytes,
+        *,
+        created_ms: int | None = None,
+        had_key: bool = False,
+        sources: tuple[SourcePosition, ...] = (),
     ) -> Record:
         """Return the record of a stream with this state, in a new epoch.
 
@@ -47,6 +53,7 @@ class NewState:
             history_hash: The history that the record continues, 16 bytes.
             created_ms: When the stream was created, Unix time in milliseconds; None: now.
             had_key: The request has an idempotency key.
+            sources: The positions of sources that it keeps.
         """
         now = int(time.time() * 1000)
         mixed_op_id = blake2b_128(op_id, self.source_digest) if self.source_digest else op_id
@@ -63,6 +70,7 @@ class NewState:
             created_ms=now if created_ms is None else created_ms,
             outputs=self.outputs,
             state=self.state,
+            sources=sources,
         )
 
 
