@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.types import Prediction, ReturnMode, Source
-from tests.engine.harness import chunk, step, worker, ys
+from tests.engine.harness import chunk, gather_results, step, worker, ys
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 
@@ -37,9 +38,6 @@ class Log:
         self.applied = 0  # timesteps, from the first one on
         self.known: list[int] = []  # indices of the timesteps whose answers the record has
 
-    def request(self, first: int, end: int, **more: object) -> dict[str, object]:
-        return {"xs": self.xs[first:end], "source": Source(LOG, tuple(self.at[first:end])), **more}
-
     def expected(self, first: int, end: int, keep: ReturnMode) -> tuple[int, list[int | None]] | None:
         """Apply a request to the reference; return `skipped` and its answers, or None for `source_passed`."""
         skipped = max(0, min(self.applied, end) - first)
@@ -58,12 +56,19 @@ def answers_of(prediction: Prediction) -> list[int | None]:
     return [None] * prediction.unknown + list(ys(prediction)[prediction.unknown :])
 
 
-async def check(engine: Engine, log: Log, first: int, end: int, keep: ReturnMode = "all", seq: int | None = None) -> None:
+async def send(engine: Engine, log: Log, first: int, end: int, **more: Any) -> Prediction | ServiceError:
+    """Send timesteps of the log, and return the response or the error."""
+    source = Source(LOG, tuple(log.at[first:end]))
+    [found] = await gather_results(engine.steps.advance(chunk("a", log.xs[first:end], source=source, **more)))
+    assert isinstance(found, Prediction | ServiceError)
+    return found
+
+
+async def check(engine: Engine, log: Log, first: int, end: int, keep: ReturnMode, seq: int | None) -> None:
     expected = log.expected(first, end, keep)
-    try:
-        found = await engine.steps.advance(chunk("a", **log.request(first, end, keep=keep, seq=seq)))  # type: ignore[arg-type]
-    except ServiceError as exc:
-        assert (exc.code, exc.applied, exc.at) == ("source_passed", "yes", log.at[log.applied - 1])
+    found = await send(engine, log, first, end, keep=keep, seq=seq)
+    if isinstance(found, ServiceError):
+        assert (found.code, found.applied, found.at) == ("source_passed", "yes", log.at[log.applied - 1])
         assert expected is None
         return
     assert expected == (found.skipped, answers_of(found)), (first, end, keep)
@@ -81,7 +86,7 @@ async def test_a_log_read_again_after_crashes_is_applied_once(folder: Path, redi
             first = rng.randrange(max(0, log.applied - 8), log.applied + 1)
             end = min(first + rng.randrange(1, 9), len(log.xs))
             keep: ReturnMode = rng.choice(["all", "all", "all", "last"])
-            await check(rng.choice([one, two]), log, first, end, keep, seq=rng.choice([None, first + 1]))
+            await check(rng.choice([one, two]), log, first, end, keep, rng.choice([None, first + 1]))
         final = await one.steps.advance(step("a", 7))
 
     assert ys(final) == [fold_reference([*log.xs, 7])[-1]]
@@ -98,12 +103,14 @@ async def test_answers_survive_any_number_of_crashes(folder: Path, redis_server:
             end = handed_over
             for _ in range(rng.randrange(1, 5)):  # each but the last one ends in a crash before anything is handed over
                 end = min(end + rng.randrange(1, 6), len(log.xs))
-                found = await engine.steps.advance(chunk("a", **log.request(handed_over, end)))  # type: ignore[arg-type]
+                found = await send(engine, log, handed_over, end)
+                assert isinstance(found, Prediction)
                 assert answers_of(found) == log.answers[handed_over:end]
             cut = rng.randrange(handed_over + 1, end + 1)  # the same poll comes again in two parts
             for first, last in ((handed_over, cut), (cut, end)):
                 if first < last:
-                    found = await engine.steps.advance(chunk("a", **log.request(first, last)))  # type: ignore[arg-type]
+                    found = await send(engine, log, first, last)
+                    assert isinstance(found, Prediction)
                     assert answers_of(found) == log.answers[first:last]
             handed_over = end
 
@@ -119,13 +126,11 @@ async def test_two_readers_of_one_log_apply_each_timestep_once(folder: Path, red
             at = 0
             while at < len(log.xs):
                 end = min(at + lengths.randrange(1, 5), len(log.xs))
-                try:
-                    found = await engine.steps.advance(chunk("a", **log.request(at, end)))  # type: ignore[arg-type]
-                except ServiceError as exc:
-                    assert exc.code == "source_passed"
+                found = await send(engine, log, at, end)
+                if isinstance(found, ServiceError):
+                    assert found.code == "source_passed"
                 else:
-                    expected = log.answers[at:end]
-                    assert answers_of(found)[found.unknown :] == expected[found.unknown :]
+                    assert answers_of(found)[found.unknown :] == log.answers[at:end][found.unknown :]
                     assert found.step == end
                 at = end
 
