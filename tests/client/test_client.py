@@ -121,6 +121,42 @@ def test_a_deleted_stream_starts_again(client: Client, stream: str) -> None:
     assert handle.step([7]).created
 
 
+def test_timesteps_of_a_source_are_applied_once_by_whoever_sends_them(
+    one: ServiceProcess, client: Client, stream: str
+) -> None:
+    """A second client reads the log again after a crash, in another chunk, with new timesteps behind it."""
+    client.model("fold").stream(stream).steps([[x] for x in XS[:3]], source=("log", np.arange(3)))
+    with Client(one.url) as other:
+        handle = other.model("fold").stream(stream)
+        chunk = handle.steps([[x] for x in XS[1:6]], source=("log", range(1, 6)))
+        last = handle.step([XS[5]], source=("log", 5))
+        following = handle.step([XS[6]])  # by the handle's position again
+        passed = error_of(lambda: handle.step([XS[0]], source=("log", 0)))
+
+    assert (chunk.output.ravel().tolist(), chunk.skipped, chunk.unknown) == (fold_reference(XS)[1:6], 2, 0)
+    assert (ys([last]), last.skipped, last.step) == (fold_reference(XS)[5:6], 1, 6)
+    assert (ys([following]), following.skipped) == (fold_reference(XS)[6:7], 0)
+    assert (passed.code, passed.applied, passed.at) == ("source_passed", "yes", 5)
+
+
+def test_outputs_of_a_source_that_are_not_known_any_more_are_counted(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+    for first, end in ((0, 3), (3, 5)):
+        handle.steps([[x] for x in XS[first:end]], source=("log", range(first, end)))
+    again = handle.steps([[x] for x in XS[1:5]], source=("log", range(1, 5)))
+    part = handle.steps([[x] for x in XS[1:4]], source=("log", range(1, 4)))
+
+    assert (again.unknown, again.output.ravel().tolist()) == (2, [0, 0, *fold_reference(XS)[3:5]])
+    assert (part.step, part.state_id) == (4, "")
+    assert ys([handle.step([XS[5]])]) == fold_reference(XS)[5:6]
+
+
+def test_the_first_steps_of_a_fifth_source_report_that_it_replaced_another(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+
+    assert [handle.step([1], source=(f"log-{n}", 0)).source_changed for n in range(5)] == [False] * 4 + [True]
+
+
 def test_a_status_has_the_position_of_the_stream(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
     answer = handle.steps([[x] for x in XS])
@@ -388,6 +424,14 @@ async def test_a_rejected_step_leaves_the_feed_open(one: ServiceProcess, stream:
     assert (refused.code, refused.applied) == ("bad_input", "no")
     assert isinstance(fine, StepResult)
     assert ys([fine, after]) == fold_reference([7]) * 2
+
+
+async def test_a_step_on_a_feed_may_have_a_source(one: ServiceProcess, stream: str) -> None:
+    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+        answers = [await feed.step(stream, [XS[at]], source=("log", at)) for at in (0, 1, 1, 2)]
+
+    assert ys(answers) == [fold_reference(XS)[at] for at in (0, 1, 1, 2)]
+    assert [answer.skipped for answer in answers] == [0, 0, 1, 0]
 
 
 async def test_an_oversized_step_is_rejected_and_leaves_the_feed_open(one: ServiceProcess, stream: str) -> None:
