@@ -99,15 +99,13 @@ class InferHandler:
         request = self._request
         if isinstance(result, Prediction):
             outputs, version = result.outputs, result.version
+            flags = {"skipped": result.skipped, "source_changed": result.source_changed}
             parameters: dict[str, Any] | None = {
                 "sequence_id": request.sequence,
                 "step": result.step,
                 "replayed": result.replayed,
+                **{name: value for name, value in flags.items() if value},
             }
-            if result.skipped:
-                parameters |= {"skipped": result.skipped}
-            if result.source_changed:
-                parameters |= {"source_changed": True}
         else:
             version, parameters = self.served.version, None
             outputs = {

@@ -9,7 +9,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from model_export.manifest import Array
-from service.store.record import HEADER_BYTES, MAGIC, Record, SourcePosition
+from service.store.record import HEADER_BYTES, MAGIC, MAGIC_2, MAX_SOURCES, Record, SourcePosition
 
 HEADER_DTYPE: Final = np.dtype(
     [
@@ -32,6 +32,10 @@ HEADER_DTYPE: Final = np.dtype(
 )
 """dtype of a record's header."""
 
+SOURCE_DTYPE: Final = np.dtype([("digest", "V8"), ("at", "<u8")])
+"""dtype of one source's position. A record has `MAX_SOURCES` of them, those that it does not use at `NO_POSITION`."""
+NO_POSITION: Final = 2**64 - 1
+
 _CRC_AT: Final = slice(84, 88)
 _GUARD_AT: Final = slice(8, 64)
 
@@ -51,18 +55,74 @@ def read_headers(records: Sequence[bytes]) -> Array:
     return headers
 
 
+def empty_sources(rows: int) -> Array:
+    """Return the sources of records without any, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`."""
+    sources = np.zeros((rows, MAX_SOURCES), SOURCE_DTYPE)
+    sources["at"] = NO_POSITION
+    return sources
+
+
+def sources_table(rows: Sequence[Sequence[SourcePosition]]) -> Array:
+    """Return the sources of records, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`."""
+    table = empty_sources(len(rows))
+    for i, sources in enumerate(rows):
+        for j, (digest, at) in enumerate(sources):
+            table[i, j] = np.void(digest), at
+    return table
+
+
+def sources_in(row: Array) -> tuple[SourcePosition, ...]:
+    """Return the sources of one record, from its row of such a table."""
+    positions = zip(row["digest"].tolist(), row["at"].tolist(), strict=True)
+    return tuple([SourcePosition(digest, at) for digest, at in positions if at != NO_POSITION])
+
+
+def advance_sources(table: Array, digests: Array, at: Array) -> Array | None:
+    """Return the sources of records after a chunk of each was applied; None: they have to be advanced one by one.
+
+    They are advanced together if each chunk is behind the position of its record's newest source, or its record has no
+    source, and all records then have the same number of sources.
+
+    Args:
+        table: The sources before, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`.
+        digests: The chunks' sources, `(rows,)` V8.
+        at: Their positions, `(rows, T)` uint64.
+    """
+    newest = table[:, 0]
+    is_new = newest["at"] == NO_POSITION
+    is_behind = (newest["digest"] == digests) & (newest["at"] < at[:, 0])
+    counts = np.maximum((table["at"] != NO_POSITION).sum(axis=1), 1)
+    if not (is_new | is_behind).all() or (counts != counts[0]).any():
+        return None
+    advanced = table.copy()
+    advanced["digest"][:, 0], advanced["at"][:, 0] = digests, at[:, -1]
+    return advanced
+
+
+def encode_sources(table: Array, answered_at: Array) -> Array:
+    """Return what records of format 2 have behind their headers, `(rows, bytes)` uint8.
+
+    Args:
+        table: Their sources, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`, the same number in each row and at least one.
+        answered_at: The positions of their answers, `(rows, answers)` uint64.
+    """
+    rows, count = len(table), int((table[0]["at"] != NO_POSITION).sum())
+    counts = np.broadcast_to(np.array([count, answered_at.shape[1]], "<u4").view(np.uint8), (rows, 8))
+    used = np.ascontiguousarray(table[:, :count]).view(np.uint8).reshape(rows, count * SOURCE_DTYPE.itemsize)
+    answers = np.ascontiguousarray(answered_at, "<u8").view(np.uint8).reshape(rows, -1)
+    return np.concatenate([counts, used, answers], axis=1)
+
+
 def record_with_sources(
     header: Array, outputs: bytes, state: bytes, sources: tuple[SourcePosition, ...], answered_at: tuple[int, ...]
 ) -> Record:
     """Return the record with a header, a scalar of `HEADER_DTYPE`, and the positions of its sources."""
-    numbers = [int(header[name]) for name in ("epoch", "step", "length", "flags")]
-    digests = [header[name].tobytes() for name in ("op_id", "history_hash", "fingerprint")]
-    times = [int(header[name]) for name in ("updated_ms", "created_ms")]
-    epoch, step, length, flags = numbers
-    op_id, history_hash, fingerprint = digests
-    return Record(
-        epoch, step, length, flags, op_id, history_hash, fingerprint, *times, outputs, state, sources, answered_at
+    epoch, step, length, flags, updated_ms, created_ms = (
+        int(header[name]) for name in ("epoch", "step", "length", "flags", "updated_ms", "created_ms")
     )
+    op_id, history_hash, fingerprint = (header[name].tobytes() for name in ("op_id", "history_hash", "fingerprint"))
+    position = epoch, step, length, flags, op_id, history_hash, fingerprint
+    return Record(*position, updated_ms, created_ms, outputs, state, sources, answered_at)
 
 
 def guards(headers: Array) -> Array:
@@ -70,7 +130,7 @@ def guards(headers: Array) -> Array:
     return headers.view(np.uint8).reshape(len(headers), HEADER_BYTES)[:, _GUARD_AT]
 
 
-def encode_records(table: Array, headers: Array, outputs: Array, states: Array) -> None:
+def encode_records(table: Array, headers: Array, outputs: Array, states: Array, sources: Array | None = None) -> None:
     """Encode every record as `Record.encode` does.
 
     Args:
@@ -78,11 +138,16 @@ def encode_records(table: Array, headers: Array, outputs: Array, states: Array) 
         headers: `(rows,)` of `HEADER_DTYPE`; their lengths and checksums are overwritten.
         outputs: Packed predictions, `(rows, bytes)` uint8.
         states: Packed states, `(rows, bytes)` uint8.
+        sources: What `encode_sources` returns; None: records of format 1.
     """
-    rows, end = len(headers), HEADER_BYTES + outputs.shape[1]
+    header_bytes = HEADER_BYTES if sources is None else HEADER_BYTES + sources.shape[1]
+    rows, end = len(headers), header_bytes + outputs.shape[1]
     headers["output_bytes"], headers["state_bytes"], headers["crc"] = outputs.shape[1], states.shape[1], 0
     table[:, :HEADER_BYTES] = headers.view(np.uint8).reshape(rows, HEADER_BYTES)
-    table[:, HEADER_BYTES:end] = outputs
+    if sources is not None:  # `headers` stay those of format 1
+        table[:, :8] = np.frombuffer(MAGIC_2 + header_bytes.to_bytes(4, "little"), np.uint8)
+        table[:, HEADER_BYTES:header_bytes] = sources
+    table[:, header_bytes:end] = outputs
     table[:, end:] = states
     table[:, _CRC_AT] = _checksums(table).view(np.uint8).reshape(rows, 4)
 

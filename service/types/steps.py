@@ -166,7 +166,7 @@ class BulkTimesteps(RequestFields, frozen=True, gc=False):
     def rows(self) -> list[Timestep]:
         """Return one `Timestep` per row."""
         shared = {name: getattr(self, name) for name in RequestFields.__struct_fields__}
-        sources = self.sources or [None] * len(self.names)
+        sources: Sequence[Source | None] = self.sources or [None] * len(self.names)
         rows = zip(self.keys, self.packed, self.seqs, self.afters, self.names, sources, strict=True)
         return [
             Timestep(stream, inputs, self.length, seq, after, name=name, source=source, **shared)

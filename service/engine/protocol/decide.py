@@ -62,7 +62,7 @@ def decide(record: Record | None, intent: StepIntent) -> Decision:
     if record is None:
         _check_may_create(intent)
         return Decision.APPLY
-    skipped = 0 if intent.source is None else passed_timesteps(record, intent.source)
+    skipped = 0 if intent.source is None else passed_timesteps(record.sources, intent.source)
     if skipped and skipped == intent.length:
         return Decision.SKIP
     if record.op_id == intent.op_id:
@@ -96,6 +96,7 @@ def expected_previous_step(timestep: Timestep) -> int:
         or timestep.after is not None
         or timestep.create == "must"
         or timestep.idempotency_key is not None
+        or timestep.source is not None
     ):
         return NO_STEP
     return timestep.seq - 1
@@ -106,7 +107,7 @@ def applies_without_store(step: int, history_hash: bytes, timestep: Timestep) ->
 
     This is never certain for a request with an idempotency key. Without one, an op id that covers a position or a
     history cannot be that of the record's newest operation if this position or history is the next one, and an op id
-    that covers neither is unique.
+    that covers neither is unique. The positions of sources are compared elsewhere.
 
     Args:
         step: The record's step.

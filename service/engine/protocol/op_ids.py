@@ -77,7 +77,7 @@ class OpIdHasher:
 
     def for_bulk(self, bulk: BulkTimesteps) -> list[bytes]:
         """Return the op id of each request of a bulk request."""
-        if bulk.idempotency_key is not None:
+        if bulk.idempotency_key is not None or bulk.sources:
             return [self.for_timestep(timestep) for timestep in bulk.rows()]
         return self.for_rows(bulk.length, bulk.seqs, bulk.afters, bulk.packed)
 

@@ -8,6 +8,7 @@ from its log again, after any time and in any chunk, is not applied again.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from service.store.record import MAX_SOURCES, Record, SourcePosition
@@ -31,7 +32,7 @@ def overlap_of(record: Record, source: Source) -> Overlap:
 
     Answers are known from some timestep on; those before it are not, even if one of them is stored.
     """
-    skipped = passed_timesteps(record, source)
+    skipped = passed_timesteps(record.sources, source)
     if not skipped or record.sources[0].digest != source.digest:
         return Overlap(skipped, ())
     index_of = {at: i for i, at in enumerate(record.answered_at)}
@@ -43,15 +44,15 @@ def overlap_of(record: Record, source: Source) -> Overlap:
     return Overlap(skipped, tuple(reversed(known)))
 
 
-def passed_timesteps(record: Record, source: Source) -> int:
+def passed_timesteps(sources: Sequence[SourcePosition], source: Source) -> int:
     """Return how many of a request's first timesteps are at or before the stream's position of its source."""
-    position = position_of(record, source)
+    position = position_of(sources, source)
     return 0 if position is None else bisect_right(source.at, position)
 
 
-def position_of(record: Record, source: Source) -> int | None:
-    """Return the stream's position of a request's source; None: the record keeps none."""
-    return next((kept.at for kept in record.sources if kept.digest == source.digest), None)
+def position_of(sources: Sequence[SourcePosition], source: Source) -> int | None:
+    """Return the stream's position of a request's source; None: its record keeps none."""
+    return next((kept.at for kept in sources if kept.digest == source.digest), None)
 
 
 def advanced(sources: tuple[SourcePosition, ...], source: Source) -> tuple[tuple[SourcePosition, ...], bool]:

@@ -71,7 +71,7 @@ def skipped_prediction(manifest: Manifest, timestep: Timestep, record: Record, p
     if timestep.keep != "none" and len(packed) != prediction_bytes(manifest.answered) * n_stored:
         known = ()
     if not known:
-        at = position_of(record, timestep.source)
+        at = position_of(record.sources, timestep.source)
         raise ServiceError(
             "source_passed",
             f"These timesteps were applied before: the stream is at position {at} of this source. Their predictions "

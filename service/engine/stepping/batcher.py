@@ -138,7 +138,7 @@ class Batcher:
         """Whether a bulk request can be a columnar batch of its own.
 
         It cannot if it exceeds one batch, if one of its timesteps has to wait for another timestep of its stream, or if
-        it has an idempotency key, positions of sources, or `create: must`. A small bulk request shares a batch with
+        it has an idempotency key or `create: must`. A small bulk request shares a batch with
         other timesteps, if there are any.
         """
         return (
@@ -146,7 +146,6 @@ class Batcher:
             and len(bulk.names) <= self._max_batch
             and bulk.idempotency_key is None
             and bulk.create != "must"
-            and not bulk.sources
             and self._queue.can_reserve(bulk.names)
         )
 

@@ -25,6 +25,7 @@ from service.types import (
     Prediction,
     ReplyCallback,
     ReturnMode,
+    Source,
     StreamHandle,
     Timestep,
     Transport,
@@ -76,6 +77,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
         oldest_received: When the first of them was received, on the monotonic clock.
         rows_by_transport: Number of rows by transport.
         answered: Whether all rows have their response.
+        sources: Where the rows' timesteps stand in their logs; empty: they are from none.
     """
 
     names: Sequence[str]
@@ -85,6 +87,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
     oldest_received: float
     rows_by_transport: Mapping[Transport, int]
     answered: bool = False
+    sources: Sequence[Source] = ()
     _seqs: Sequence[int | None]
     _afters: Sequence[bytes | None]
 
@@ -138,7 +141,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
 
     def certainly_continues(self, step: int, history_hash: bytes) -> bool:
         """Whether it is a single timestep that certainly applies to a record: see `matches_expected_position`."""
-        if len(self._seqs) != 1 or self.length != 1 or self.keep != "all":
+        if len(self._seqs) != 1 or self.length != 1 or self.keep != "all" or self.sources:
             return False
         seq, after = self._seqs[0], self._afters[0]
         return (seq is None or seq == step + 1) and (after is None or after == history_hash)
@@ -184,6 +187,7 @@ class BulkBatch(ColumnarBatch):
         self.length, self.keep = bulk.length, bulk.keep
         self.oldest_received, self.rows_by_transport = received, {bulk.transport: len(op_ids)}
         self._seqs, self._afters = bulk.seqs, bulk.afters
+        self.sources = bulk.sources
         self._bulk = bulk
         self._done = done
 

@@ -17,7 +17,16 @@ from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT
 from service.store.commits import ColumnarCommits, Commit
 from service.store.record import GUARD_AT, HEADER_BYTES, encode_next, history_hash_of, step_of
-from service.store.record_arrays import decode_records, encode_records, guards, read_headers
+from service.store.record_arrays import (
+    advance_sources,
+    decode_records,
+    empty_sources,
+    encode_records,
+    encode_sources,
+    guards,
+    read_headers,
+    sources_in,
+)
 from service.types import BatchOutput
 
 
@@ -83,32 +92,61 @@ class ColumnarPipeline(BatchPipeline):
         applies = batch.matches_expected_position(headers)
         if batch.may_match_missing:
             applies &= slots != EMPTY_SLOT  # the empty slot has the header of a stream without a step
+        sources = self._cache.sources(slots)
         missed: list[int] = [] if all_true(applies) else np.flatnonzero(~applies).tolist()
         if missed:
             loaded = None if batch.has_first_step else await self._load_columnar(batch, missed, deadline)
             if loaded is None:
                 return list(batch)
             headers[missed], states[missed], expiry_set_at[missed] = *loaded, -np.inf
+            if sources is not None:
+                sources[missed] = empty_sources(1)  # a record with sources is not loaded in columns
             if not batch.matches_expected_position(headers).all():
                 return list(batch)  # decided row by row, with the records that the store has then
+        before, section = sources, None
+        if sources is not None or batch.sources:
+            advanced = self._advance_sources(batch, sources)
+            if advanced is None:
+                return list(batch)
+            sources, section = advanced
         self._observer.cache_lookup(len(names) - len(missed), len(missed))
         run = await self._runner.run(batch.inputs(self._runner.inputs), states)
         # Interest is checked after the run, as late as possible, so that no event is missed.
         if run.rows is not None or self._interests.has_interest(served.name):
-            return await self._commit_finite_rows(list(batch), headers, expiry_set_at, run, deadline)
+            return await self._commit_finite_rows(_rows(batch, before), headers, expiry_set_at, run, deadline)
         outputs, states = select_returned(batch.keep, run.outputs), run.states
         packed = pack_outputs(served.manifest.answered, outputs, len(names))
-        commits = ColumnarCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
+        header_bytes = HEADER_BYTES if section is None else HEADER_BYTES + section.shape[1]
+        commits = ColumnarCommits(names, header_bytes + packed.shape[1] + states.shape[1])
         commits.guards[:] = guards(headers)  # of the old headers, which the next line overwrites
         history_hashes = self._committer.advance_headers(batch.op_ids, batch.length, headers)
-        encode_records(commits.records, headers, packed, states)
+        encode_records(commits.records, headers, packed, states, section)
         results = await self._committer.send(commits, float(expiry_set_at.min()), deadline)
-        committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes)
+        committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes, sources)
         if results.not_applied:
             return self._committer.handle_results(list(batch), committed, [], results)
         self._committer.cache_committed(committed, results)
         self._reply_applied(batch, BatchOutput(outputs, headers["step"].tolist(), history_hashes))
         return []
+
+    @staticmethod
+    def _advance_sources(batch: ColumnarBatch, sources: Array | None) -> tuple[Array, Array] | None:
+        """Return the positions of sources after a batch, and the same as bytes of the records.
+
+        Args:
+            batch: The batch.
+            sources: The positions before it, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`; None: no record has any.
+
+        Returns:
+            None: The rows have to be processed one by one.
+        """
+        if not batch.sources:
+            return None
+        before = empty_sources(len(batch)) if sources is None else sources
+        at = np.array([source.at for source in batch.sources], np.uint64)
+        digests = np.frombuffer(b"".join([source.digest for source in batch.sources]), "V8")
+        after = advance_sources(before, digests, at)
+        return None if after is None else (after, encode_sources(after, at if batch.keep == "all" else at[:, -1:]))
 
     def _reply_applied(self, batch: ColumnarBatch, output: BatchOutput) -> None:
         """Reply to a batch of which every row was applied, and count it."""
@@ -127,3 +165,12 @@ class ColumnarPipeline(BatchPipeline):
         stored = await self._store.load_with_errors([batch.names[i] for i in indices], deadline=deadline)
         self._observer.store_latency("load", time.perf_counter() - started)
         return decode_records(stored, self._served.fingerprint, self._model.state_bytes)
+
+
+def _rows(batch: ColumnarBatch, sources: Array | None) -> list[QueuedStep]:
+    """Return the rows of a batch, with the positions of sources that their cached records have."""
+    rows = list(batch)
+    if sources is not None:
+        for row, cached in zip(rows, sources, strict=True):
+            row.cached_sources = sources_in(cached)
+    return rows

@@ -16,7 +16,7 @@ from service.engine.stepping.replies import Replies
 from service.errors import ServiceError, not_a_record
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
 from service.store.record import HAD_KEY, HEADER_BYTES, IdempotencyEntry, Kind, decode, extend_history
-from service.store.record_arrays import encode_records, guards, record_with_sources
+from service.store.record_arrays import encode_records, guards, record_with_sources, sources_table
 from service.types import ENDS, STARTS, BatchOutput
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class CommittedRows(NamedTuple):
         expiry_set_at: When each record's expiry was set before the commit, on the store's clock, `(rows,)` float64.
         outputs: The returned predictions, `(rows, T', *row)` by name.
         history_hashes: History hashes, 16 bytes each.
+        sources: Positions of sources, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`; None: the records have none.
     """
 
     names: Sequence[str]
@@ -42,6 +43,7 @@ class CommittedRows(NamedTuple):
     expiry_set_at: Array
     outputs: Mapping[str, Array]
     history_hashes: Sequence[bytes]
+    sources: Array | None = None
 
     def select(self, indices: Sequence[int]) -> CommittedRows:
         """Return some of the rows."""
@@ -52,6 +54,7 @@ class CommittedRows(NamedTuple):
             self.expiry_set_at[indices],
             {name: array[indices] for name, array in self.outputs.items()},
             [self.history_hashes[i] for i in indices],
+            None if self.sources is None else self.sources[indices],
         )
 
 
@@ -121,9 +124,9 @@ class BatchCommitter:
                 timesteps, self._served.inputs, outputs, headers["step"].tolist(), history_hashes
             )
         results = await self.send(commits, float(expiry_set_at.min()), deadline, notifications)
-        return self.handle_results(
-            rows, CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes), created, results
-        )
+        sources = sources_table([row.sources for row in rows]) if with_sources else None
+        committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes, sources)
+        return self.handle_results(rows, committed, created, results)
 
     async def send(
         self,
@@ -161,7 +164,7 @@ class BatchCommitter:
                 for name in committed.names:
                     self._cache.drop(name)
             else:
-                self._cache_without_sources(rows, committed, results)
+                self.cache_committed(committed, results)
             self._replies.reply_committed(
                 rows,
                 BatchOutput(committed.outputs, committed.headers["step"].tolist(), committed.history_hashes),
@@ -169,23 +172,10 @@ class BatchCommitter:
             )
         return remaining
 
-    def _cache_without_sources(
-        self, rows: Sequence[QueuedStep], committed: CommittedRows, results: CommitResults
-    ) -> None:
-        """Cache the committed records but those with positions of sources, for which the cache has no column."""
-        cacheable = [i for i, row in enumerate(rows) if not row.sources]
-        for row in rows:
-            if row.sources:
-                self._cache.drop(row.name)
-        if len(cacheable) == len(rows):
-            self.cache_committed(committed, results)
-        elif cacheable:
-            self.cache_committed(committed.select(cacheable), results)
-
     def cache_committed(self, committed: CommittedRows, results: CommitResults) -> None:
         """Cache the committed records."""
         expiry_set_at = committed.expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
-        self._cache.put(committed.names, committed.headers, committed.states, expiry_set_at)
+        self._cache.put(committed.names, committed.headers, committed.states, expiry_set_at, committed.sources)
 
     @staticmethod
     def _advance_sources(rows: Sequence[QueuedStep]) -> list[int]:

@@ -40,6 +40,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         skipped: Number of its first timesteps that its stream's record shows to have been applied before.
         kept: The answers of the last of these that are known, packed; they become part of the new operation.
         kept_at: The position of each of those timesteps.
+        cached_sources: The positions of sources of the cached record, if none was loaded.
         sources: The positions of sources after it; set by `advance_sources`.
         source_changed: Whether its source replaces another one; set likewise.
     """
@@ -62,6 +63,7 @@ class QueuedStep(Struct, eq=False, gc=False):
     skipped: int = 0
     kept: bytes = b""
     kept_at: tuple[int, ...] = ()
+    cached_sources: tuple[SourcePosition, ...] = ()
     sources: tuple[SourcePosition, ...] = ()
     source_changed: bool = False
 
@@ -99,7 +101,7 @@ class QueuedStep(Struct, eq=False, gc=False):
 
     def advance_sources(self) -> None:
         """Set the positions of sources after this request; a stream without any has none."""
-        before = () if self.record is None else self.record.sources
+        before = self.cached_sources if self.record is None else self.record.sources
         source = self.timestep.source
         self.sources, self.source_changed = (before, False) if source is None else advanced(before, source)
 
@@ -128,7 +130,7 @@ class QueuedStep(Struct, eq=False, gc=False):
     def set_stored(self, stored: bytes | None, record: Record | None) -> None:
         """Set the stream's record as the store has it; None: the stream is missing."""
         self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
-        self.skipped, self.kept, self.kept_at = 0, b"", ()
+        self.skipped, self.kept, self.kept_at, self.cached_sources = 0, b"", (), ()
 
     def set_idempotency_entry(self, entry: IdempotencyEntry) -> None:
         """Set the loaded entry. An end entry counts only if the stream is missing and this request ended it."""

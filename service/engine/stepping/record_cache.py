@@ -9,7 +9,8 @@ from operator import itemgetter
 import numpy as np
 
 from model_export.manifest import Array
-from service.store.record_arrays import HEADER_DTYPE
+from service.store.record import MAX_SOURCES
+from service.store.record_arrays import HEADER_DTYPE, NO_POSITION, SOURCE_DTYPE, empty_sources
 
 EMPTY_SLOT = 0  # the slot of streams that are not cached; it holds the header and state of a new stream
 _OPAQUE = np.dtype(f"V{HEADER_DTYPE.itemsize}")  # copied as a whole: field by field, NumPy takes ten times as long
@@ -79,6 +80,7 @@ class RecordCache:
         self._headers = header.view(_OPAQUE)
         self._states = np.frombuffer(state, np.uint8)[None]
         self._expiry_set_at = np.full(1, -np.inf)
+        self._sources: Array | None = None  # allocated with the first record that has any
         self._slot_of: dict[str, int] = {}
         self._names: list[str] = [""]  # of the slots that were ever used
         self._free: list[int] = []
@@ -99,15 +101,20 @@ class RecordCache:
 
     def limit(self, limit_bytes: int) -> None:
         """Set another limit; if more is in use, records in slots beyond the limit are evicted."""
+        self._limit_bytes = limit_bytes
         self._slots = 1 + max(limit_bytes // self._row_bytes, 1)
         if len(self._names) > self._slots:
             self._evict_from(self._slots)
             for table in (self._headers, self._states, self._expiry_set_at):
                 table.resize((self._slots, *table.shape[1:]), refcheck=False)  # in place: there are no views of it
+            if self._sources is not None:
+                self._sources.resize((self._slots, MAX_SOURCES), refcheck=False)
         elif len(self._headers) < self._slots:
             self._headers, self._states, self._expiry_set_at = map(
                 self._enlarged, (self._headers, self._states, self._expiry_set_at)
             )
+            if self._sources is not None:
+                self._sources = self._enlarged(self._sources)
         self._may_grow = not self.is_full
 
     def _enlarged(self, table: Array) -> Array:
@@ -148,20 +155,27 @@ class RecordCache:
         """Return when each record's expiry was last set for certain, on the store's clock, `(slots,)` float64."""
         return self._expiry_set_at.take(slots)
 
+    def sources(self, slots: Array) -> Array | None:
+        """Return copies of the positions of sources, `(slots, MAX_SOURCES)` of `SOURCE_DTYPE`; None: all have none."""
+        if self._sources is None:
+            return None
+        found = self._sources.take(slots, axis=0)
+        return found if (found["at"][:, 0] != NO_POSITION).any() else None
+
     def get_one(self, name: str) -> tuple[bytes, Array, float] | None:
-        """Return copies of one stream's cached record, which may be stale; None: it is not cached.
+        """Return copies of one stream's cached record, which may be stale; None: it is not cached, or it has sources.
 
         Returns:
             The header, 104 bytes; the packed state, `(1, bytes)` uint8; and when its expiry was last set for certain.
         """
         slot = self._slot_of.get(name)
-        if slot is None:
+        if slot is None or (self._sources is not None and self._sources["at"][slot, 0] != NO_POSITION):
             return None
         self._referenced[slot] = 1
         return self._headers[slot].tobytes(), self._states[slot : slot + 1].copy(), float(self._expiry_set_at[slot])
 
     def put_one(self, name: str, header: bytes, state: Array, expiry_set_at: float) -> None:
-        """Add or replace one stream's record; shapes as in `get_one`."""
+        """Add or replace one stream's record, which has no sources; shapes as in `get_one`."""
         slot = self._slot_of.get(name)
         if slot is None:  # evicted since it was read
             self.put([name], np.frombuffer(header, HEADER_DTYPE), state, expiry_set_at)
@@ -169,14 +183,29 @@ class RecordCache:
         self._headers[slot] = np.frombuffer(header, _OPAQUE)[0]
         self._states[slot] = state[0]
         self._expiry_set_at[slot] = expiry_set_at
+        if self._sources is not None:
+            self._sources["at"][slot] = NO_POSITION
 
-    def put(self, names: Sequence[str], headers: Array, states: Array, expiry_set_at: Array | float) -> None:
-        """Add or replace records, as the store now has them; shapes as above."""
+    def put(
+        self,
+        names: Sequence[str],
+        headers: Array,
+        states: Array,
+        expiry_set_at: Array | float,
+        sources: Array | None = None,
+    ) -> None:
+        """Add or replace records, as the store now has them; shapes as above. Without `sources`, they have none."""
+        if sources is not None and self._sources is None:
+            self._row_bytes += SOURCE_DTYPE.itemsize * MAX_SOURCES
+            self.limit(self._limit_bytes)
+            self._sources = empty_sources(len(self._headers))
         slot_of = self._slot_of.get
         slots = np.array([slot_of(name) or self._allocate_slot(name) for name in names], np.intp)
         self._headers[slots] = headers.view(_OPAQUE)
         self._states[slots] = states
         self._expiry_set_at[slots] = expiry_set_at
+        if self._sources is not None:
+            self._sources[slots] = empty_sources(1) if sources is None else sources
         if self._may_grow and self.is_full and self._on_full is not None:
             self._may_grow = False
             self._on_full()

@@ -11,16 +11,19 @@ import numpy as np
 from model_export.manifest import Array
 from service.engine.packing import all_true
 from service.engine.protocol.decide import Decision, applies_without_store, decide
+from service.engine.protocol.positions import passed_timesteps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT
 from service.engine.stepping.replies import Replies
 from service.errors import ServiceError
 from service.store.commits import Outcome, replica_probe
 from service.store.record import IdempotencyEntry, decode
+from service.store.record_arrays import sources_in
 from service.store.state_store import checked
 
 if TYPE_CHECKING:
     from service.engine.stepping.pipeline import PipelineDeps
+    from service.types import Timestep
 
 
 class RecordLoader:
@@ -51,11 +54,13 @@ class RecordLoader:
             loaded = [i for i, row in enumerate(rows) if row.is_loaded]
             if loaded:
                 slots[loaded] = EMPTY_SLOT
-            headers = self._cache.headers(slots)
+            headers, sources = self._cache.headers(slots), self._cache.sources(slots)
             applies = headers["step"].view(np.int64) == expected_steps  # uint64 and int64 would be compared as floats
             applies &= slots != EMPTY_SLOT
-            to_load = [] if all_true(applies) else self._rows_to_load(rows, headers, slots, ~applies)
+            to_load = [] if all_true(applies) else self._rows_to_load(rows, headers, slots, ~applies, sources)
             if not to_load:
+                for i, row in enumerate(rows):
+                    row.cached_sources = () if sources is None or row.is_loaded else sources_in(sources[i])
                 self._observer.cache_lookup(len(rows) - misses, misses)
                 # Copied now: a later reply may load a new model, which takes part of the cache's memory.
                 return headers, self._cache.states(slots), self._cache.expiry_set_at(slots), bool(loaded)
@@ -63,7 +68,9 @@ class RecordLoader:
             await self.load_rows(to_load, deadline)  # other batches may change slots in the meantime: read them again
 
     @staticmethod
-    def _rows_to_load(rows: Sequence[QueuedStep], headers: Array, slots: Array, unmatched: Array) -> list[QueuedStep]:
+    def _rows_to_load(
+        rows: Sequence[QueuedStep], headers: Array, slots: Array, unmatched: Array, sources: Array | None
+    ) -> list[QueuedStep]:
         """Return the rows to load, of those for which the cached step alone does not show that they apply."""
         indices = np.flatnonzero(unmatched)
         parts = (slots[indices], headers["step"][indices], headers["history_hash"][indices])
@@ -71,7 +78,12 @@ class RecordLoader:
         return [
             rows[i]
             for i, slot, step, history_hash in cached
-            if not rows[i].is_loaded and not (slot and applies_without_store(step, history_hash, rows[i].timestep))
+            if not rows[i].is_loaded
+            and not (
+                slot
+                and applies_without_store(step, history_hash, rows[i].timestep)
+                and (sources is None or not _has_passed(sources[i], rows[i].timestep))
+            )
         ]
 
     async def load_rows(self, rows: Sequence[QueuedStep], deadline: float, *, exact: bool = False) -> None:
@@ -127,3 +139,8 @@ class RecordLoader:
             return row.entry is not None or decide(row.record, intent) is not Decision.APPLY
         except ServiceError as exc:
             return exc.applied == "yes"
+
+
+def _has_passed(sources: Array, timestep: Timestep) -> bool:
+    """Whether one of a request's timesteps was applied before, by the positions of a cached record."""
+    return timestep.source is not None and passed_timesteps(sources_in(sources), timestep.source) > 0

@@ -143,6 +143,6 @@ def test_the_same_operation_is_skipped_and_not_replayed() -> None:
 def test_a_position_is_that_of_its_source() -> None:
     record = consumed(20, others=(SourcePosition(OTHER, 3),))
 
-    assert position_of(record, Source(OTHER, (1,))) == 3
-    assert position_of(record, Source(b"unknown.", (1,))) is None
-    assert passed_timesteps(record, Source(OTHER, (1, 3, 4))) == 2
+    assert position_of(record.sources, Source(OTHER, (1,))) == 3
+    assert position_of(record.sources, Source(b"unknown.", (1,))) is None
+    assert passed_timesteps(record.sources, Source(OTHER, (1, 3, 4))) == 2

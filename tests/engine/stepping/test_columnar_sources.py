@@ -1,0 +1,133 @@
+"""Columns with positions of sources: the same answers and positions as row by row, and none is lost in between."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from service.engine.engine import Engine
+from service.engine.options import EngineOptions
+from service.errors import ServiceError
+from service.store.keys import record_key
+from service.store.record import SourcePosition, decode
+from service.types import Prediction, Source
+from tests.engine.harness import CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys
+from tests.graphs import fold, fold_reference, write_models
+from tests.servers import Server
+
+MANY = [f"s{n}" for n in range(24)]
+LOG, OTHER = b"log.....", b"other..."
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_models(tmp_path, fold=fold)
+
+
+def sources(at: Sequence[Sequence[int]], log: bytes = LOG) -> list[Source]:
+    return [Source(log, tuple(row)) for row in at]
+
+
+async def bulk(
+    engine: Engine, names: Sequence[str], xs: Sequence[list[int]], rows: Sequence[Source] = ()
+) -> dict[str, Prediction | ServiceError]:
+    found = await submit_bulk(
+        engine, {name: (row, 0) for name, row in zip(names, xs, strict=True)}, seqs=[None] * len(names), sources=rows
+    )
+    assert found is not None
+    return found
+
+
+def stored_sources(server: Server, name: str) -> tuple[SourcePosition, ...]:
+    with server.client() as client:
+        raw = client.get(record_key("default", "fold", name))
+    assert isinstance(raw, bytes)
+    return decode(raw).sources
+
+
+async def test_columns_that_continue_their_sources_need_one_run_and_no_load(folder: Path, redis_server: Server) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await bulk(engine, MANY, [[i] for i in range(24)], sources([[0]] * 24))
+        counts.batches.clear()
+        counts.store_ops.clear()
+        for at in range(1, 4):
+            await bulk(engine, MANY, [[at]] * 24, sources([[at]] * 24))
+        chunks = await bulk(engine, MANY, [[4, 5]] * 24, sources([[4, 7]] * 24))
+
+    assert counts.batches == [24] * 4
+    assert counts.store_ops == ["commit"] * 4
+    assert [ys(one) for one in chunks.values() if isinstance(one, Prediction)] == [
+        fold_reference([i, 1, 2, 3, 4, 5])[-2:] for i in range(24)
+    ]
+    assert stored_sources(redis_server, "s5") == (SourcePosition(LOG, 7),)
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["unwatched", "watched"])
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_mix_of_columns_and_rows_applies_each_timestep_once(
+    folder: Path, redis_server: Server, seed: int, watched: bool
+) -> None:
+    """With and without sources, read again or not, on two workers; watched batches are committed row by row."""
+    rng = random.Random(seed)
+    sent = {name: list[int]() for name in MANY}
+    position = {(name, log): -1 for name in MANY for log in (LOG, OTHER)}
+    options = EngineOptions(history={"fold": 2}) if watched else EngineOptions()
+    async with (
+        worker(redis_server.url, folder, options=options) as one,
+        worker(redis_server.url, folder, options=options) as two,
+    ):
+        for _ in range(40):
+            engine, length, names = rng.choice((one, two)), rng.choice((1, 1, 3)), rng.sample(MANY, rng.choice((1, 20)))
+            log = rng.choice((LOG, LOG, LOG, OTHER, None))
+            back = rng.choice((0, 0, 0, 1, 2)) if log else 0
+            first = {name: max(0, position[name, log] + 1 - back) if log else 0 for name in names}
+            xs = {name: [rng.randrange(1000) for _ in range(length)] for name in names}
+            rows = {name: Source(log, tuple(range(at, at + length))) for name, at in first.items()} if log else {}
+            if rng.random() < 0.7:
+                found = await bulk(engine, names, list(xs.values()), list(rows.values()))
+            else:
+                one_by_one = (engine.steps.advance(chunk(name, xs[name], source=rows.get(name))) for name in names)
+                found = dict(zip(names, await gather_results(*one_by_one), strict=True))
+            for name in names:
+                skipped = min(length, max(0, position[name, log] + 1 - first[name])) if log else 0
+                if skipped < length:
+                    sent[name] += xs[name][skipped:]
+                    if log:
+                        position[name, log] = first[name] + length - 1
+                    result = found[name]
+                    assert isinstance(result, Prediction)
+                    assert (result.skipped, result.step) == (skipped, len(sent[name]))
+                    assert ys(result)[skipped:] == fold_reference(sent[name])[-(length - skipped) :]
+                else:
+                    result = found[name]
+                    assert (
+                        result.skipped == length if isinstance(result, Prediction) else result.code == "source_passed"
+                    )
+        final = await asyncio.gather(*(one.steps.advance(step(name, 7)) for name in MANY))
+
+    assert {name: ys(result) for name, result in zip(MANY, final, strict=True)} == {
+        name: fold_reference([*xs, 7])[-1:] for name, xs in sent.items()
+    }
+    for name in MANY:
+        kept = dict(stored_sources(redis_server, name))
+        assert kept == {log: position[name, log] for log in (LOG, OTHER) if position[name, log] >= 0}
+
+
+async def test_a_full_cache_keeps_sources_with_their_records(folder: Path, redis_server: Server) -> None:
+    """The cache has room for a few records, and some of them have sources."""
+    sent = {name: list[int]() for name in MANY}
+    async with worker(redis_server.url, folder, options=EngineOptions(cache_bytes=4000)) as engine:
+        for at in range(30):
+            for name in MANY[at % 5 :: 3]:
+                source = Source(LOG, (at,)) if name in MANY[::2] else None
+                await engine.steps.advance(chunk(name, [at], source=source))
+                sent[name].append(at)
+        final = await asyncio.gather(*(engine.steps.advance(step(name, 7)) for name in MANY))
+
+    assert [ys(result) for result in final] == [fold_reference([*sent[name], 7])[-1:] for name in MANY]
+    assert [bool(stored_sources(redis_server, name)) for name in MANY] == [name in MANY[::2] for name in MANY]
