@@ -14,7 +14,7 @@ from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.store.keys import record_key
 from service.store.record import SourcePosition, decode
-from service.types import Prediction, Source
+from service.types import Prediction, Source, StreamKey
 from tests.engine.harness import CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
@@ -131,3 +131,32 @@ async def test_a_full_cache_keeps_sources_with_their_records(folder: Path, redis
 
     assert [ys(result) for result in final] == [fold_reference([*sent[name], 7])[-1:] for name in MANY]
     assert [bool(stored_sources(redis_server, name)) for name in MANY] == [name in MANY[::2] for name in MANY]
+
+
+async def test_the_first_source_of_a_cached_stream_alone_in_its_request_is_stored(
+    folder: Path, redis_server: Server
+) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.steps.advance(step("s0", 1))
+        await bulk(engine, ["s0"], [[2]], sources([[5]]))
+
+    assert stored_sources(redis_server, "s0") == (SourcePosition(LOG, 5),)
+
+
+async def test_a_stream_created_again_elsewhere_has_no_position_of_its_predecessor(
+    folder: Path, redis_server: Server
+) -> None:
+    """The worker's cache has the deleted stream, with two sources; the new one is loaded in columns."""
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        await bulk(one, MANY, [[1]] * 24, sources([[3]] * 24, OTHER))
+        await bulk(one, MANY, [[1]] * 24, sources([[9]] * 24))
+        for name in MANY:
+            await two.streams.delete(StreamKey("default", "fold", name))
+        await asyncio.gather(*(two.steps.advance(chunk(name, [1, 2, 3])) for name in MANY))
+        found = await submit_bulk(one, {name: ([4], 4) for name in MANY}, sources=sources([[10]] * 24))
+
+    assert found is not None
+    assert [ys(result) for result in found.values() if isinstance(result, Prediction)] == [
+        fold_reference([1, 2, 3, 4])[-1:]
+    ] * 24
+    assert stored_sources(redis_server, "s5") == (SourcePosition(LOG, 10),)
