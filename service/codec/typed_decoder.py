@@ -155,7 +155,7 @@ class TypedStepDecoder:
         # See `reject_duplicate_keys`.
         colons = given + self._colons if is_named else given
         n_usual = 1 + (step.seq is not UNSET) + (step.after is not UNSET)
-        for name in self._texts:
+        for name in self._texts if given != n_usual else ():
             value = getattr(step, name)
             if value is not UNSET:
                 colons += value.count(":") if type(value) is str else _encode(value).count(b":")

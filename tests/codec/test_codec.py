@@ -705,6 +705,10 @@ def test_no_usual_body_is_decoded_strictly(form: Format, is_named: bool) -> None
     many = {"streams": ["a", "b"], "seq": [1, None], "after": [None, encode_state_id(STATE_ID)], "create": "auto"}
     with strict_readings() as found:
         ONE.step(body([4], **one), form)
+        ONE.step(body([4], source={"id": "a:b", "at": 7}), form)
+        ONE.steps(body([2, 4], source={"id": "a:b", "at": [7, 9]}), form)
+        ONE.bulk(body([2, 4], streams=["a", "b"], source={"id": "a:b", "at": [7, 9]}), form, chunk=False)
+        ONE.feed(body([4], source={"id": "a:b", "at": 7}), form, {}, many=False)
         ONE.steps(body([2, 4], **one, **{"return": "last"}), form)
         ONE.peek(body([2, 4], chunk=True), form)
         ONE.bulk(body([2, 4], **many), form, chunk=False)
@@ -748,12 +752,17 @@ _VALUES = st.one_of(
         max_leaves=8,
     ),
 )
+_POSITIONS = st.one_of(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=3), _LEAVES)
+_SOURCES = st.one_of(
+    st.fixed_dictionaries({"id": st.sampled_from(["a", "a:b", "", "ü", 5])}, optional={"at": _POSITIONS}), _LEAVES
+)
 _DOCUMENTS = st.fixed_dictionaries(
     {"inputs": st.one_of(st.fixed_dictionaries({"x": _VALUES}), _VALUES)},
     optional={
         "seq": st.one_of(st.integers(1, 5), _LEAVES),
         "after": st.one_of(st.just(encode_state_id(STATE_ID)), _LEAVES),
         "create": st.sampled_from(["auto", "never", "must", "x", 1]),
+        "source": _SOURCES,
         "odd": st.just(1),
     },
 )
@@ -795,7 +804,12 @@ _MORE = st.fixed_dictionaries(
 
 
 @settings(max_examples=400, deadline=None)
-@given(_DOCUMENTS, _MORE, st.sampled_from(DTYPES), st.sampled_from(["", '"seq":1,', '"stream":"z",', '"id":":",']))
+@given(
+    _DOCUMENTS,
+    _MORE,
+    st.sampled_from(DTYPES),
+    st.sampled_from(["", '"seq":1,', '"stream":"z",', '"id":":",', '"source":{"id":"a:b","at":3},']),
+)
 def test_a_body_decoded_in_one_pass_gives_the_same_result(document: Any, more: Any, dtype: str, twice: str) -> None:
     body = ("{" + twice + json.dumps(document | more)[1:]).encode()
     model = _WIRES[dtype]
@@ -823,7 +837,12 @@ def test_a_usual_message_is_decoded_in_one_pass() -> None:
     assert ONE.read_stream_message is not None
 
     fields, _, is_plain = ONE.read_stream_message(message)
+    with_source, _, is_plain_with_source = ONE.read_stream_message(
+        b'{"source":{"id":"a:b","at":7},"stream":"a:b","inputs":[1,2,3,4]}'
+    )
 
+    assert with_source.options()["source"].at == (7,)
+    assert not is_plain_with_source
     assert encode(correlation_of(fields), JSON) == b'{"stream":"a:b","id":{"n":1}}'
     assert (fields.options(), is_plain) == ({"seq": 7}, True)
 
