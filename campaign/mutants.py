@@ -44,6 +44,8 @@ class Mutant:
 
 
 _DECIDE = ("tests/engine/protocol/test_decide.py",)
+_SOURCES = ("tests/engine/protocol/test_positions.py",)
+_AGAIN = "tests/exactly_once/test_sources.py::"
 _ENGINE = "tests/engine/test_engine.py::"
 _LAWS = "tests/store/test_laws.py::"
 _TOGETHER = "tests/engine/stepping/test_columnar_pipeline.py::"
@@ -74,6 +76,29 @@ MUTANTS = (
         "if record.op_id == intent.op_id:",
         "if False:",
         _DECIDE,
+    ),
+    Mutant(
+        "timesteps of a source that were applied before are applied again",
+        "service/engine/protocol/decide.py",
+        "if skipped and skipped == intent.length:",
+        "if False:",
+        _SOURCES,
+    ),
+    Mutant(
+        "the answers of skipped timesteps are dropped by the operation that applies the rest",
+        "service/engine/stepping/queued.py",
+        "return (*self.kept_at, *source.at[self.skipped :])",
+        "return source.at[self.skipped :]",
+        (f"{_AGAIN}test_answers_survive_any_number_of_crashes",),
+    ),
+    Mutant(
+        "a step without a source drops the positions of sources that the cache has",
+        "service/engine/stepping/columnar_pipeline.py",
+        "row.cached_sources = sources_in(cached)",
+        "pass",
+        (
+            "tests/engine/stepping/test_columnar_sources.py::test_any_mix_of_columns_and_rows_applies_each_timestep_once",
+        ),
     ),
     Mutant(
         "`after` is ignored",

@@ -304,6 +304,19 @@ def test_a_message_of_a_feed_may_have_a_source(service: Service, stream: str) ->
     assert replies[2]["outputs"]["y"] == [YS[2]]
 
 
+def test_a_message_with_columns_may_have_sources(service: Service, stream: str) -> None:
+    names = [f"{stream}-a", f"{stream}-b"]
+    message = {"streams": names, "inputs": [[7], [8]], "source": {"id": ["l", "m"], "at": [3, 4]}}
+    with service.feed("fold") as feed:
+        replies = []
+        for _ in range(2):
+            feed.send(json.dumps(message))
+            replies.append(json.loads(feed.recv()))
+
+    assert replies[0]["outputs"] == replies[1]["outputs"]
+    assert [reply.get("skipped") for reply in replies] == [None, [1, 1]]
+
+
 def test_an_infer_request_may_have_a_source(service: Service, stream: str) -> None:
     client = InferClient(service)
     first = client.send(7, stream, sequence_start=True, source_id="l", source_at=0).json()

@@ -135,6 +135,21 @@ def test_a_thousand_commits_of_one_replica_are_received_from_another(
     assert [one["id"] for one in also] == [str(number) for number in range(1, 1001)]
 
 
+def test_of_a_chunk_that_was_applied_in_part_the_rest_is_received(
+    replicas: tuple[Service, Service], stream: str
+) -> None:
+    here, there = replicas
+    with watch(here, {"model": "fold", "stream": stream}, inputs=True) as ws:
+        for end in (2, 5):
+            body = {"inputs": [[x] for x in range(end)], "source": {"id": "log", "at": list(range(end))}}
+            assert there.http.post(there.path("fold", stream, "steps"), json=body).status_code == 200
+        received = take(ws, 2)
+
+    assert [[x for [x] in one["inputs"]["x"]] for one in received] == [[0, 1], [2, 3, 4]]
+    assert [y for one in received for [y] in one["outputs"]["y"]] == fold_reference(range(5))
+    assert [one["step"] for one in received] == [2, 5]
+
+
 def test_a_chunk_is_one_message_with_a_time_axis(replicas: tuple[Service, Service], stream: str) -> None:
     here, there = replicas
     with watch(here, {"model": "fold", "stream": stream}, inputs=True) as ws:

@@ -17,7 +17,7 @@ from service.codec.responses import encode_tensors
 Inputs = ArrayLike | Mapping[str, ArrayLike]
 """One array for a model with one input, or an array per input name; anything that `numpy.asarray` accepts."""
 
-Source = tuple[str, int | Sequence[int]]
+Source = tuple[str, int | Iterable[int]]
 """The id of a log and the position of a timestep in it; for a chunk, a position for each timestep."""
 
 _CASTABLE = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # accepted dtype kinds; the service's rules for JSON values
