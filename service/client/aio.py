@@ -118,10 +118,12 @@ class AsyncModel:
         """
         return self._handles.get(name)
 
-    async def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, StepResult | ClientError]:
+    async def step_many(
+        self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
+    ) -> dict[str, StepResult | ClientError]:
         """Step many streams by one timestep each, in one request; as `Model.step_many`."""
         streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
-        exchange = self._operations.step_many([stream._cursor for stream in streams], inputs)
+        exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
         async with _locked(streams, self._operations.timeout):
             return await drive_async(exchange, self._send)
 

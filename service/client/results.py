@@ -169,6 +169,16 @@ class Snapshot(msgspec.Struct, frozen=True):
     taken_at: datetime
 
 
+class SourceStatus(msgspec.Struct, frozen=True):
+    """The source that a stream has used last.
+
+    Attributes:
+        at: Position of the newest timestep that was applied from it.
+    """
+
+    at: int
+
+
 class Status(msgspec.Struct, frozen=True):
     """A stream's position and times.
 
@@ -181,6 +191,7 @@ class Status(msgspec.Struct, frozen=True):
         created_at: When the stream was created, in UTC.
         updated_at: Its last commit, in UTC.
         expires_in_s: Seconds until the stream expires, if it stays idle.
+        source: The position of the source used last; None if the stream has none.
     """
 
     stream: str
@@ -191,3 +202,4 @@ class Status(msgspec.Struct, frozen=True):
     created_at: datetime
     updated_at: datetime
     expires_in_s: float
+    source: SourceStatus | None = None

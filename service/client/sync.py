@@ -125,11 +125,14 @@ class Model:
         """
         return self._handles.get(name)
 
-    def step_many(self, inputs: Mapping[str, Inputs]) -> dict[str, StepResult | ClientError]:
+    def step_many(
+        self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
+    ) -> dict[str, StepResult | ClientError]:
         """Step many streams by one timestep each, in one request.
 
         Args:
             inputs: The inputs of each stream by its id; shape `(*row)` per input.
+            sources: The source of each stream's timestep by the stream's id, as for `Stream.step`.
 
         Returns:
             A result per stream, or its error; a failed stream does not affect the others. `created` is always False.
@@ -138,7 +141,7 @@ class Model:
             ClientError: The whole request failed: no stream was stepped, or the outcome of all is unknown.
         """
         streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
-        exchange = self._operations.step_many([stream._cursor for stream in streams], inputs)
+        exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
         with _locked(streams, self._operations.timeout):
             return self._client.run(exchange)
 

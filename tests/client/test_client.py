@@ -151,6 +151,28 @@ def test_outputs_of_a_source_that_are_not_known_any_more_are_counted(client: Cli
     assert ys([handle.step([XS[5]])]) == fold_reference(XS)[5:6]
 
 
+def test_steps_of_many_streams_may_have_sources(client: Client, stream: str) -> None:
+    model, names = client.model("fold"), [f"{stream}{n}" for n in range(3)]
+    for at, x in enumerate(XS[:2]):
+        model.step_many({name: [x] for name in names}, sources=dict.fromkeys(names, ("log", at)))
+    again = model.step_many(
+        {name: [XS[1 + n]] for n, name in enumerate(names)},
+        sources={name: (f"log-{n}" if n == 2 else "log", 1 + n) for n, name in enumerate(names)},
+    )
+    results = [again[name] for name in names]
+
+    assert all(isinstance(result, StepResult) for result in results)
+    assert [(result.skipped, result.step) for result in results if isinstance(result, StepResult)] == [
+        (1, 2),
+        (0, 3),
+        (0, 3),
+    ]
+    assert ys([model.stream(names[0]).step([XS[2]])]) == fold_reference(XS)[2:3]
+    status = model.stream(names[1]).status()
+    assert status.source is not None
+    assert status.source.at == 2
+
+
 def test_the_first_steps_of_a_fifth_source_report_that_it_replaced_another(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
 

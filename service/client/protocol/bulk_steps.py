@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from model_export.manifest import Array
 from service.client.protocol import decoding
 from service.client.protocol.exchange import Exchange
-from service.client.protocol.inputs import Inputs, packed, stack
+from service.client.protocol.inputs import Inputs, Source, packed, source_document, stack
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.retry import RetryPolicy
 from service.client.protocol.steps import ModelProtocol, timed
@@ -19,7 +20,11 @@ class BulkSteps(ModelProtocol):
 
     @timed
     def step_many(
-        self, policy: RetryPolicy, cursors: Sequence[StreamCursor], xs: Mapping[str, Inputs]
+        self,
+        policy: RetryPolicy,
+        cursors: Sequence[StreamCursor],
+        xs: Mapping[str, Inputs],
+        sources: Mapping[str, Source] | None = None,
     ) -> Exchange[dict[str, StepResult | ClientError]]:
         """Step many streams by one timestep each; streams with a transient error are retried.
 
@@ -27,11 +32,15 @@ class BulkSteps(ModelProtocol):
             policy: The retries of this call.
             cursors: The streams, each once.
             xs: The inputs by stream id.
+            sources: Where each timestep stands in its log, by stream id; None: they are from none.
         """
         rows: dict[str, dict[str, Array]] = {}
         for cursor in cursors:
             rows[cursor.stream] = yield from self._prepare_inputs(xs[cursor.stream], policy)
-            yield from self._ensure_cursor(cursor, policy)
+            if sources is None:
+                yield from self._ensure_cursor(cursor, policy)
+        if sources is not None:
+            return (yield from self._apply_bulk(cursors, rows, policy, sources))
         were_in_doubt = [cursor.in_doubt for cursor in cursors]
         for cursor in cursors:
             cursor.in_doubt = True
@@ -49,7 +58,11 @@ class BulkSteps(ModelProtocol):
         return results
 
     def _apply_bulk(
-        self, cursors: Sequence[StreamCursor], rows: Mapping[str, Mapping[str, Array]], policy: RetryPolicy
+        self,
+        cursors: Sequence[StreamCursor],
+        rows: Mapping[str, Mapping[str, Array]],
+        policy: RetryPolicy,
+        sources: Mapping[str, Source] | None = None,
     ) -> Exchange[dict[str, StepResult | ClientError]]:
         """Send a timestep of each stream as a bulk request, and retry the streams with a transient error."""
         results: dict[str, StepResult | ClientError] = {}
@@ -59,9 +72,11 @@ class BulkSteps(ModelProtocol):
             document = {
                 "streams": [cursor.stream for cursor in waiting],
                 "inputs": packed(stack([rows[cursor.stream] for cursor in waiting])),
-                "seq": [cursor.step + 1 for cursor in waiting],
-                "after": [cursor.state_id for cursor in waiting],
+                **_identifiers(waiting, sources),
             }
+            if sources is not None:
+                for cursor in waiting:
+                    self._forget_position(cursor)
             try:
                 reply = yield from self._send_with_retry(
                     ClientRequest("POST", f"{self.path}/step", document, wait=wait), policy
@@ -74,6 +89,9 @@ class BulkSteps(ModelProtocol):
             again: list[tuple[StreamCursor, ClientError]] = []
             rolled_back = False
             for cursor, result in zip(waiting, bulk, strict=True):
+                if isinstance(result, StepResult) and sources is not None:
+                    results[cursor.stream] = self._on_source_result(cursor, result)
+                    continue
                 if isinstance(result, StepResult):
                     single = {"inputs": packed(rows[cursor.stream]), "seq": cursor.step + 1}
                     single |= {} if cursor.state_id is None else {"after": cursor.state_id}
@@ -97,3 +115,11 @@ class BulkSteps(ModelProtocol):
                 break
             waiting, wait = [cursor for cursor, _ in again], pause
         return results
+
+
+def _identifiers(cursors: Sequence[StreamCursor], sources: Mapping[str, Source] | None) -> dict[str, Any]:
+    """Return the columns by which the service recognises a retry."""
+    if sources is None:
+        return {"seq": [cursor.step + 1 for cursor in cursors], "after": [cursor.state_id for cursor in cursors]}
+    documents = [source_document(sources[cursor.stream]) for cursor in cursors]
+    return {"source": {name: [document[name] for document in documents] for name in ("id", "at")}}

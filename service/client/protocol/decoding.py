@@ -197,6 +197,8 @@ class BulkReply(Struct):
     state_id: list[str | None]
     errors: dict[str, ProblemReply] = {}
     replayed: list[int] = []
+    skipped: list[int] = []
+    source_changed: list[int] = []
 
 
 class InputInfo(Struct):
@@ -239,15 +241,19 @@ def bulk_results(reply: RawReply, count: int) -> list[StepResult | ClientError]:
     """
     bulk = read(reply, BulkReply)
     columns = _arrays(bulk.outputs)
-    if {len(bulk.step), len(bulk.state_id), *(len(column) for column in columns.values())} != {count}:
+    lengths = {len(bulk.step), len(bulk.state_id), len(bulk.skipped) or count, *map(len, columns.values())}
+    if lengths != {count}:
         raise _unreadable(reply, f"its columns do not have {count} rows", "unknown")
     results: list[StepResult | ClientError] = []
     for i, (step, state_id) in enumerate(zip(bulk.step, bulk.state_id, strict=True)):
-        if step is None or state_id is None:
+        if step is None:
             results.append(bulk.errors[str(i)].error() if str(i) in bulk.errors else _unreadable(reply, "", "unknown"))
         else:
             outputs = {name: column[i] for name, column in columns.items()}
-            results.append(StepResult(outputs, step, state_id, i in bulk.replayed))
+            skipped, is_new = bulk.skipped[i] if bulk.skipped else 0, i in bulk.source_changed
+            results.append(
+                StepResult(outputs, step, state_id or "", i in bulk.replayed, skipped=skipped, source_changed=is_new)
+            )
     return results
 
 

@@ -143,8 +143,7 @@ class ModelProtocol:
     @timed
     def resume(self, policy: RetryPolicy, cursor: StreamCursor) -> Exchange[int]:
         """Read a stream's position again and return its step; 0 if the stream does not exist."""
-        cursor.known = False
-        self._discard_history(cursor)
+        self._forget_position(cursor)
         yield from self._ensure_cursor(cursor, policy)
         return cursor.step
 
@@ -185,12 +184,18 @@ class ModelProtocol:
         self, cursor: StreamCursor, request: ClientRequest, policy: RetryPolicy
     ) -> Exchange[StepResult]:
         """Send timesteps of a source; they are kept by it, so the client does not buffer them for a resend."""
+        self._forget_position(cursor)
+        reply = yield from self._send_with_retry(request, policy)
+        return self._on_source_result(cursor, _read_step(reply))
+
+    def _forget_position(self, cursor: StreamCursor) -> None:
+        """Read the stream's position again before its next step without a source."""
         cursor.known = False
         self._discard_history(cursor)
-        result = _read_step((yield from self._send_with_retry(request, policy)))
-        if result.state_id:
-            cursor.advance_to(result)
-        return result
+
+    @staticmethod
+    def _on_source_result(cursor: StreamCursor, result: StepResult) -> StepResult:
+        return cursor.advance_to(result) if result.state_id else result
 
     def _resend_lost(self, cursor: StreamCursor, error: ClientError, policy: RetryPolicy) -> Exchange[bool]:
         """Resend the confirmed requests that the store has lost; returns False if it lost none.
