@@ -155,18 +155,19 @@ class TypedStepDecoder:
         # See `reject_duplicate_keys`.
         colons = given + self._colons if is_named else given
         n_usual = 1 + (step.seq is not UNSET) + (step.after is not UNSET)
-        for name in self._texts if given != n_usual else ():
-            value = getattr(step, name)
-            if value is not UNSET:
-                colons += value.count(":") if type(value) is str else _encode(value).count(b":")
-                n_usual += name in _MESSAGE_NAMES
+        if given != n_usual:
+            for name in self._texts:
+                value = getattr(step, name)
+                if value is not UNSET:
+                    colons += value.count(":") if type(value) is str else _encode(value).count(b":")
+                    n_usual += name in _MESSAGE_NAMES
+            if step.source is not UNSET and type(step.source.at) is not int:
+                raise NotTypedError  # a list of one, or an error
         if body.count(b":") != colons:
             raise NotTypedError
         is_plain = given == n_usual
         if not is_plain and self._has_chunk and not (step.chunk is UNSET and step.keep is UNSET):
             raise NotTypedError
-        if step.source is not UNSET and type(step.source.at) is not int:
-            raise NotTypedError  # a list of one, or an error
         inputs = step.inputs
         if self._single_input is not None:
             return step, (self._single_input(inputs.i0 if is_named else inputs),), is_plain
