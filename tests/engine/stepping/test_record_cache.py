@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from model_export.manifest import Array
 from service.engine.stepping.record_cache import EMPTY_SLOT, CacheMemory, RecordCache
-from service.store.record_arrays import HEADER_DTYPE, empty_header
+from service.store.record import SourcePosition
+from service.store.record_arrays import HEADER_DTYPE, empty_header, sources_in, sources_table
 
 STATE = b"begin..."
 RECORD_BYTES = 420  # bytes that one record with such a state takes, approximately
@@ -177,3 +178,59 @@ def test_a_model_that_goes_leaves_its_room_to_the_others() -> None:
     fill(first, "a", 300)
 
     assert len(first) > 150
+
+
+def put_with_source(cache: RecordCache, name: str, at: int) -> None:
+    source = sources_table([[SourcePosition(b"log.....", at)]])
+    header, state = np.zeros(1, HEADER_DTYPE), np.zeros((1, len(STATE)), np.uint8)
+    cache.put([name], header, state, 5.0, source)
+
+
+def positions(cache: RecordCache, *names: str) -> list[list[int]]:
+    """Return the positions of the sources of each record."""
+    found = cache.sources(slots(cache, *names))
+    return [[] for _ in names] if found is None else [[at for _, at in sources_in(row)] for row in found]
+
+
+def test_the_positions_of_sources_are_found_with_their_record() -> None:
+    cache = make_cache(10)
+    put(cache, "a")
+    put_with_source(cache, "b", 7)
+    put(cache, "c")
+
+    assert positions(cache, "c", "b", "a", "missing") == [[], [7], [], []]
+    assert cache.get_one("b") is None  # what is read one by one has no sources
+    assert cache.get_one("a") is not None
+
+
+def test_a_record_without_sources_replaces_one_that_had_some() -> None:
+    cache = make_cache(10)
+    for name in "ab":
+        put(cache, name)
+        header, state, expiry_set_at = cache.get_one(name) or (b"", np.empty(0), 0.0)
+        put_with_source(cache, name, 7)
+        if name == "a":
+            put(cache, "a")
+        else:
+            cache.put_one("b", header, state, expiry_set_at)
+
+    assert positions(cache, "a", "b") == [[], []]
+
+
+def test_positions_of_sources_follow_every_limit() -> None:
+    """They take memory, too: with the first of them, the same limit has room for fewer records."""
+    cache = make_cache(100)
+    put(cache, *[f"a{n}" for n in range(100)])
+    before = len(cache)
+    put_with_source(cache, "b", 7)
+    after = len(cache)
+    put_with_source(cache, "c", 8)
+    kept = {}
+    for records in (20, 200, 5, 50):
+        cache.limit(records * RECORD_BYTES)
+        put_with_source(cache, f"d{records}", records)
+        put(cache, "e")
+        kept[records] = positions(cache, f"d{records}", "e")
+
+    assert before > after
+    assert kept == {records: [[records], []] for records in (20, 200, 5, 50)}
