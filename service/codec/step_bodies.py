@@ -356,8 +356,10 @@ def _keep(body: StepOptions) -> ReturnMode:
 
 def correlation_of(message: StepOptions) -> dict[str, Any]:
     """Return the first fields of a feed's reply: the message's stream, and its id."""
-    given = {name: getattr(message, name, UNSET) for name in ("stream", "id")}
-    return {name: value for name, value in given.items() if value is not UNSET}
+    correlation: dict[str, Any] = {"stream": message.stream} if isinstance(message, StreamMessage) else {}
+    if isinstance(message, FeedMessage | BulkMessage) and message.id is not UNSET:
+        correlation["id"] = message.id
+    return correlation
 
 
 def correlation_in(document: Any, body_format: Format) -> dict[str, Any]:

@@ -12,6 +12,8 @@ export type BulkBody = {
   inputs: { [name: string]: Tensor } | Tensor;
   seq?: Array<number | null>;
   after?: Array<string | null>;
+  /** Timesteps that were applied from these positions before are not applied again. */
+  source?: SourceColumns;
 };
 
 /** The response to columns; a row that failed is null in each column. */
@@ -23,6 +25,12 @@ export type BulkResponse = {
   errors: { [name: string]: Problem };
   /** Indices of the rows that were applied before. */
   replayed?: Array<number>;
+  /** For each row, its first timesteps that were applied before. */
+  skipped?: Array<number>;
+  /** Indices of the rows whose source replaced another. */
+  source_changed?: Array<number>;
+  /** In msgpack: for each row, its first timesteps without known outputs. */
+  unknown?: Array<number>;
 };
 
 /** The body of a chunk of many streams. */
@@ -34,6 +42,8 @@ export type BulkStepsBody = {
   inputs: { [name: string]: Tensor } | Tensor;
   seq?: Array<number | null>;
   after?: Array<string | null>;
+  /** Timesteps that were applied from these positions before are not applied again. */
+  source?: SourceColumns;
   /** Which predictions are returned. */
   return?: "all" | "last" | "none";
 };
@@ -97,6 +107,13 @@ export type NewSnapshotResponse = {
   name: string;
 };
 
+/** Positions in msgpack, as an int64 array. */
+export type PackedPositions = {
+  d: "int64";
+  s: Array<number>;
+  b: string;
+};
+
 /** The body of a peek. */
 export type PeekBody = {
   /** auto: create a missing stream; never: an error if it is missing; must: an error if it exists. */
@@ -107,6 +124,8 @@ export type PeekBody = {
   seq?: number;
   /** Hash of the stream's history. */
   after?: string;
+  /** Timesteps that were applied from this position of this source before are not applied again. */
+  source?: SourceField;
   /** Which predictions are returned. */
   return?: "all" | "last" | "none";
   /** The inputs have a time axis. */
@@ -138,7 +157,7 @@ export type Problem = {
   status: number;
   /** What was found, what was expected, what to do. */
   detail: string;
-  code: "bad_json" | "bad_request" | "unauthenticated" | "forbidden" | "model_not_found" | "stream_not_found" | "snapshot_not_found" | "not_found" | "method_not_allowed" | "seq_gap" | "seq_passed" | "seq_conflict" | "state_changed" | "stream_exists" | "model_changed" | "too_large" | "unsupported_encoding" | "bad_input" | "non_finite" | "non_finite_state" | "idempotency_key_reused" | "precondition_required" | "stream_quota" | "rate_limited" | "state_corrupt" | "internal" | "overloaded" | "draining" | "store_unavailable" | "outcome_unknown" | "store_full" | "not_durable" | "model_timeout" | "record_version";
+  code: "bad_json" | "bad_request" | "unauthenticated" | "forbidden" | "model_not_found" | "stream_not_found" | "snapshot_not_found" | "not_found" | "method_not_allowed" | "seq_gap" | "seq_passed" | "seq_conflict" | "source_passed" | "state_changed" | "stream_exists" | "model_changed" | "too_large" | "unsupported_encoding" | "bad_input" | "non_finite" | "non_finite_state" | "idempotency_key_reused" | "precondition_required" | "stream_quota" | "rate_limited" | "state_corrupt" | "internal" | "overloaded" | "draining" | "store_unavailable" | "outcome_unknown" | "store_full" | "not_durable" | "model_timeout" | "record_version";
   /** Whether this request was applied to the stream. */
   applied: "no" | "unknown" | "yes";
   retry: "never" | "resend_from" | "same";
@@ -146,6 +165,8 @@ export type Problem = {
   step?: number;
   /** The `seq` that the stream expects next. */
   expected?: number;
+  /** The stream's position of the request's `source`. */
+  at?: number;
   /** Hash of the stream's history. */
   state_id?: string;
 };
@@ -285,6 +306,27 @@ export type SnapshotsResponse = {
   snapshots: Array<SnapshotEntry>;
 };
 
+/** The same for columns: one row for each stream. */
+export type SourceColumns = {
+  /** The log of all streams, or one for each stream. */
+  id: string | Array<string>;
+  /** A position for each stream; for chunks a list of them for each stream. */
+  at: Array<number | Array<number>> | PackedPositions;
+};
+
+/** Where the timesteps of a body stand in the log that they were read from. */
+export type SourceField = {
+  /** The log: for example a topic and its partition. */
+  id: string;
+  /** The position of the timestep in it; for a chunk one for each timestep, strictly growing. */
+  at: number | Array<number>;
+};
+
+/** The position of the source that a stream has used last. */
+export type SourceStatus = {
+  at: number;
+};
+
 /** The body of a request that imports a state; the tensors are not yet checked against a model. */
 export type StateBody = {
   /** Hash of the stream's history. */
@@ -316,6 +358,7 @@ export type StatusResponse = {
   updated_at: string;
   expires_in_s: number;
   outputs?: { [name: string]: Tensor };
+  source?: SourceStatus;
 };
 
 /** The body of a step. */
@@ -328,19 +371,27 @@ export type StepBody = {
   seq?: number;
   /** Hash of the stream's history. */
   after?: string;
+  /** Timesteps that were applied from this position of this source before are not applied again. */
+  source?: SourceField;
 };
 
 /** The response to a step or a chunk. */
 export type StepResponse = {
   outputs: { [name: string]: Tensor };
-  /** The last timestep that was applied. */
+  /** The number of the request's last timestep. */
   step: number;
-  /** Hash of the stream's history. */
-  state_id: string;
+  /** Null if the stream has been stepped further since. */
+  state_id: string | null;
   /** The request was applied before; this is its first response. */
   replayed?: true;
   /** This request created the stream. */
   created?: true;
+  /** Number of first timesteps that were applied before, by their positions in `source`. */
+  skipped?: number;
+  /** The record keeps this source in place of the one used longest ago. */
+  source_changed?: true;
+  /** In msgpack: number of first timesteps whose outputs are not known, and zeros. */
+  unknown?: number;
 };
 
 /** The body of a chunk. */
@@ -353,6 +404,8 @@ export type StepsBody = {
   seq?: number;
   /** Hash of the stream's history. */
   after?: string;
+  /** Timesteps that were applied from this position of this source before are not applied again. */
+  source?: SourceField;
   /** Which predictions are returned. */
   return?: "all" | "last" | "none";
 };
