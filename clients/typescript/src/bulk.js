@@ -70,7 +70,7 @@ async function stepAll(model, streams, inputs, deadline) {
  * @param {Model} model
  * @param {Stream[]} streams
  * @param {{ readonly [stream: string]: Inputs }} inputs
- * @param {Map<Stream, { step: number, state_id?: string }>} positions
+ * @param {Map<Stream, { step: number, state_id?: string | null }>} positions
  */
 function bulkRequest(model, streams, inputs, positions) {
   const seen = streams.map((stream) => positions.get(stream));

@@ -143,7 +143,7 @@ export class Model {
 export class Stream {
   /** @type {Promise<unknown>} */
   #last = Promise.resolve();
-  /** @type {{ step: number, state_id?: string } | undefined} */
+  /** @type {{ step: number, state_id?: string | null } | undefined} */
   #position;
 
   /**
@@ -228,7 +228,7 @@ export class Stream {
     const to = options?.to === undefined ? undefined : { snapshot: options.to };
     return this.exclusive(this.#deadline(options), async (deadline) => {
       const { state_id } = await this.position(deadline);
-      return this.moveTo(await this.#send(this.#post("reset", { to, after: state_id }, newKey()), deadline));
+      return this.moveTo(await this.#send(this.#post("reset", { to, after: state_id ?? undefined }, newKey()), deadline));
     });
   }
 
@@ -308,11 +308,11 @@ export class Stream {
    * Return the stream's position, which is read from the service unless it is known.
    * @internal
    * @param {number} deadline
-   * @returns {Promise<{ step: number, state_id?: string }>}
+   * @returns {Promise<{ step: number, state_id?: string | null }>}
    */
   async position(deadline) {
     if (this.#position) return this.#position;
-    /** @type {{ step: number, state_id?: string }} */
+    /** @type {{ step: number, state_id?: string | null }} */
     let found = { step: 0 };
     try {
       found = await this.#send({ method: "GET", path: this.path }, deadline);
@@ -325,7 +325,7 @@ export class Stream {
   /**
    * Continue from a response's position, and return the response.
    * @internal
-   * @template {{ step: number, state_id?: string }} T
+   * @template {{ step: number, state_id?: string | null }} T
    * @param {T} response
    */
   moveTo(response) {
@@ -346,7 +346,7 @@ export class Stream {
     const fixed = plain(body);
     return this.exclusive(deadline, async () => {
       const { step, state_id } = await this.position(deadline);
-      const request = this.#post(resource, { ...fixed, seq: step + 1, after: state_id });
+      const request = this.#post(resource, { ...fixed, seq: step + 1, after: state_id ?? undefined });
       if (resource === "step") request.stream = this.id;
       try {
         return this.moveTo(await this.model.client.transport.send(request, deadline, attempt));
