@@ -54,7 +54,7 @@ class SettingsError(StepwellError):
 
 
 class Settings(BaseModel):
-    """The settings of the service. Durations are seconds, sizes bytes, unless the name says otherwise."""
+    """The settings of the service. Durations are in seconds and sizes in bytes, unless the name has another unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 

@@ -1,4 +1,4 @@
-"""`Overrides`: what a graph does not say by itself, said by a person."""
+"""`Overrides`: a person's declarations of what cannot be read from a graph."""
 
 from __future__ import annotations
 

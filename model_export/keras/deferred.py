@@ -29,7 +29,7 @@ _SMALLEST = -3e38
 
 
 def handles_deferred(rule: Rule) -> Rule:
-    """Mark a rule that knows what to do with deferred values."""
+    """Mark a rule that accepts deferred values."""
     _HANDLES_DEFERRED.add(rule)
     return rule
 

@@ -19,7 +19,7 @@ _CAUSAL = (
 
 
 def handles_padding(rule: Rule) -> Rule:
-    """Mark a rule that knows what padding over time means for its layer; for others the walk takes care of it."""
+    """Mark a rule that handles padding over time itself; for other rules the walk handles it."""
     _HANDLES_PADDING.add(rule)
     return rule
 

@@ -20,7 +20,7 @@ from model_export.stages.row_model import RowModel, row_model
 from model_export.stages.stage import Row, Stage
 
 Convert = Callable[[Any, bool], ConvertedModel]
-"""Makes the step graph of a model; says whether it is the one that the other parts are fitted to."""
+"""Makes the step graph of a model; the flag is whether the other parts are fitted to this one."""
 
 
 def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> ConvertedModel:

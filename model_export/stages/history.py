@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -142,13 +143,13 @@ class _History(Stage):
         found = self.emit_history(graph, x, row)
         return graph.op("Concat", x, found, axis=len(row), at=self.title) if self.append else found
 
+    @abstractmethod
     def history(self, values: Array) -> Array:
         """Return the result alone, as `reference` does."""
-        raise NotImplementedError
 
+    @abstractmethod
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         """Emit the result alone, as `emit` does."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -27,9 +28,9 @@ class _Scale(Stage):
 
     keeps_missing: ClassVar[bool] = True
 
+    @abstractmethod
     def offset_and_scale(self) -> tuple[Array, Array]:
         """Return both, float64: one number, or one for each element of a row."""
-        raise NotImplementedError
 
     def check(self, row: Row) -> None:
         offset, scale = self.offset_and_scale()

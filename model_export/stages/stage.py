@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +23,7 @@ Numbers = float | Sequence[float] | Array
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stage:
+class Stage(ABC):
     """One transformation of rows.
 
     A stage is computed in float64; between stages, values are float32.
@@ -64,7 +65,7 @@ class Stage:
         """
         return row
 
-    def check(self, row: Row) -> None:
+    def check(self, row: Row) -> None:  # noqa: B027 - most stages accept every row
         """Check that the stage can be exported for rows of this shape.
 
         Raises:
@@ -75,6 +76,7 @@ class Stage:
         """Return the names of the numbers that the stage returns, given those that it takes."""
         return list(labels)
 
+    @abstractmethod
     def reference(self, values: Array) -> Array:
         """Return the result for whole sequences, by NumPy.
 
@@ -84,8 +86,8 @@ class Stage:
         Returns:
             Shape `(N, T, *row_after)`, float64.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         """Emit one timestep.
 
@@ -97,7 +99,6 @@ class Stage:
         Returns:
             Tensor `(batch, *row_after)`, float64.
         """
-        raise NotImplementedError
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         """Return random sequences for verification that the stage maps to about the given ones.
