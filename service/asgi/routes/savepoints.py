@@ -63,7 +63,7 @@ class SavepointRoutes:
         return StreamingResponse(_frames(header, first, pages, model), media_type=MEDIA_TYPE)
 
     async def import_streams(self, request: Request) -> Response:
-        """Create streams from a savepoint; the rest of the response names those that were refused."""
+        """Create streams from a savepoint; the response counts them, and names those that were refused."""
         context = self._context
         caller = authorize(request, context, "admin")
         model, overwrite = model_of(request, context).name, flag_of(request.query_params, "overwrite")
