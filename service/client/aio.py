@@ -9,9 +9,10 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client import http_transport
+from service.client import http_transport, memory
 from service.client.feed import Feed
 from service.client.handles import KEEP_STREAMS, Handles
+from service.client.memory import StrPath
 from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Exchange, Send, drive_async
 from service.client.protocol.inputs import Inputs, Source
@@ -28,7 +29,11 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """A connection to a service, for use on one event loop; the asynchronous counterpart of `Client`."""
+    """A connection to a service, for use on one event loop; the asynchronous counterpart of `Client`.
+
+    Attributes:
+        url: The address; as for `Client`.
+    """
 
     def __init__(
         self,
@@ -36,6 +41,8 @@ class AsyncClient:
         key: str | None = None,
         timeout: float = 60.0,
         *,
+        models: StrPath | Sequence[StrPath] | None = None,
+        settings: Mapping[str, Any] | None = None,
         keep_bytes: int = KEEP_BYTES,
         keep_streams: int = KEEP_STREAMS,
         on_resend: OnResend | None = None,
@@ -43,9 +50,12 @@ class AsyncClient:
         """Create the client; nothing is sent yet.
 
         Args:
-            url: The service's address, `http://HOST:PORT`.
+            url: The service's address, `http://HOST:PORT`; or `:memory:`, an engine in this process with a private
+                store, which starts here (in about a second) and ends when the client is closed.
             key: API key, if the service requires one.
             timeout: Seconds that one call may take, including its retries and its wait for other calls of the stream.
+            models: For `:memory:`, one or more folders with models; None: `models`.
+            settings: For `:memory:`, settings of the service by name, for example `{"history": "256"}`.
             keep_bytes: Memory for sent requests, which are resent if the store loses them; 0 keeps none.
             keep_streams: Unreferenced stream handles that a model keeps; as for `Client`.
             on_resend: Called while requests are resent, with the stream's id, the number of requests already
@@ -53,8 +63,11 @@ class AsyncClient:
 
         Raises:
             ClientError: `bad_url`.
+            StepwellError: The engine in this process does not start.
         """
-        self._http = httpx.AsyncClient(**http_transport.options(url, key))
+        self._engine = memory.start(url, models, settings)
+        self.url = url if self._engine is None else self._engine.url
+        self._http = httpx.AsyncClient(**http_transport.options(self.url, key, httpx.AsyncHTTPTransport))
         # httpx is slow when many requests wait for its connection pool
         self._request_slots = asyncio.Semaphore(http_transport.MAX_CONNECTIONS)
         self._timeout = timeout
@@ -75,9 +88,11 @@ class AsyncClient:
         return AsyncModel(self, name, operations, self._keep_streams)
 
     async def aclose(self) -> None:
-        """Close all connections, including those of active watches."""
+        """Close all connections, including those of active watches, and end the engine in this process."""
         await self._watches.close()
         await self._http.aclose()
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -137,14 +152,16 @@ class AsyncModel:
                 return await drive_async(exchange, send)
 
         return Feed(
-            http_transport.feed_address(self._client._http, f"{self._operations.path}/feed"), step_stream, self._send
+            http_transport.feed_address(self._client._http, self._client.url, f"{self._operations.path}/feed"),
+            step_stream,
+            self._send,
         )
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
     ) -> AsyncIterator[Event | Gap]:
         """Yield predictions as they are committed; as `Model.watch`, for `async for`."""
-        address = http_transport.feed_address(self._client._http, "/v1/watch")
+        address = http_transport.feed_address(self._client._http, self._client.url, "/v1/watch")
         return follow_async(
             WatchCursor(address, self.name, stream, prefix, since, inputs=inputs), self._client._watches
         )

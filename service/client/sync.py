@@ -10,9 +10,10 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client import http_transport
+from service.client import http_transport, memory
 from service.client.deadline import Deadline, limit
 from service.client.handles import KEEP_STREAMS, Handles
+from service.client.memory import StrPath
 from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Exchange, drive
 from service.client.protocol.inputs import Inputs, Source
@@ -29,7 +30,11 @@ T = TypeVar("T")
 
 
 class Client:
-    """A connection to a service. Threads may share it."""
+    """A connection to a service. Threads may share it.
+
+    Attributes:
+        url: The address. For an engine in this process, other clients of it are `Client(client.url)`.
+    """
 
     def __init__(
         self,
@@ -37,6 +42,8 @@ class Client:
         key: str | None = None,
         timeout: float = 60.0,
         *,
+        models: StrPath | Sequence[StrPath] | None = None,
+        settings: Mapping[str, Any] | None = None,
         keep_bytes: int = KEEP_BYTES,
         keep_streams: int = KEEP_STREAMS,
         on_resend: OnResend | None = None,
@@ -44,9 +51,12 @@ class Client:
         """Create the client; nothing is sent yet.
 
         Args:
-            url: The service's address, `http://HOST:PORT`.
+            url: The service's address, `http://HOST:PORT`; or `:memory:`, an engine in this process with a private
+                store, which starts here (in about a second) and ends when the client is closed.
             key: API key, if the service requires one.
             timeout: Seconds that one call may take, including its retries and its wait for other calls of the stream.
+            models: For `:memory:`, one or more folders with models; None: `models`.
+            settings: For `:memory:`, settings of the service by name, for example `{"history": "256"}`.
             keep_bytes: Memory for sent requests, which are resent if the store loses them; 0 keeps none.
             keep_streams: Unreferenced stream handles that a model keeps, the most recently used ones. A handle that
                 was evicted is created again by reading the stream's position from the service.
@@ -55,8 +65,11 @@ class Client:
 
         Raises:
             ClientError: `bad_url`.
+            StepwellError: The engine in this process does not start.
         """
-        self._http = httpx.Client(**http_transport.options(url, key))
+        self._engine = memory.start(url, models, settings)
+        self.url = url if self._engine is None else self._engine.url
+        self._http = httpx.Client(**http_transport.options(self.url, key, httpx.HTTPTransport))
         self._deadline = Deadline()
         limit(self._http, self._deadline)
         self._timeout = timeout
@@ -77,9 +90,11 @@ class Client:
         return Model(self, name, operations, self._keep_streams)
 
     def close(self) -> None:
-        """Close all connections, including those of active watches."""
+        """Close all connections, including those of active watches, and end the engine in this process."""
         self._watches.close()
         self._http.close()
+        if self._engine is not None:
+            self._engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +108,7 @@ class Client:
 
     def watch(self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool) -> Any:
         """Yield commits; use `Model.watch`."""
-        address = http_transport.feed_address(self._http, "/v1/watch")
+        address = http_transport.feed_address(self._http, self.url, "/v1/watch")
         return follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
 
     def _send(self, request: ClientRequest) -> RawReply | NoReply:
