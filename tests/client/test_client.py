@@ -943,13 +943,15 @@ def test_the_client_imports_no_server_modules() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_the_examples_in_the_docs_print_what_they_show(one: ServiceProcess) -> None:
+def test_the_examples_in_the_docs_print_what_they_show(one: ServiceProcess, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(models)
     shown = "".join(re.findall(r"```text\n(.*?)```", DOCS, re.S))
     docs = DOCS if find_spec("pandas") else re.sub(r"<!-- pandas -->.*?<!-- /pandas -->", "", DOCS, flags=re.S)
     code = "".join(re.findall(r"```python\n(.*?)```", docs, re.S))
     assert ":8000" in code
 
-    done = subprocess.run([sys.executable, "-c", code.replace(":8000", f":{one.port}")], capture_output=True, text=True)
+    code = code.replace(":8000", f":{one.port}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == shown

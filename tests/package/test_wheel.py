@@ -164,6 +164,13 @@ def test_the_client_steps_a_stream(installed: Environment, serving: ServiceProce
     assert installed.run("python", "-c", code).stdout == "1\n"
 
 
+def test_an_engine_runs_in_the_process(installed: Environment, serving: ServiceProcess) -> None:
+    code = "import stepwell; print(stepwell.Client(':memory:').model('fold').stream('c').step([7]).step)"
+    done = installed.run("python", "-c", code)
+
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 def test_the_demo_passes(installed: Environment) -> None:
     done = installed.run("stepwell", "demo", "--once", "--seconds", "3", "--json")
 
