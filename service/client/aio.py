@@ -67,7 +67,8 @@ class AsyncClient:
         """
         self._engine = memory.start(url, models, settings)
         self.url = url if self._engine is None else self._engine.url
-        self._http = httpx.AsyncClient(**http_transport.options(self.url, key, httpx.AsyncHTTPTransport))
+        transport = http_transport.transport_of(self.url, httpx.AsyncHTTPTransport)
+        self._http = httpx.AsyncClient(**http_transport.options(self.url, key), transport=transport)
         # httpx is slow when many requests wait for its connection pool
         self._request_slots = asyncio.Semaphore(http_transport.MAX_CONNECTIONS)
         self._timeout = timeout
@@ -99,6 +100,10 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def feed_address(self, path: str) -> http_transport.FeedAddress:
+        """Return the WebSocket address of a path of the service."""
+        return http_transport.feed_address(self._http, path, http_transport.socket_of(self.url))
 
     async def _send(self, request: ClientRequest) -> RawReply | NoReply:
         if request.wait:
@@ -151,17 +156,13 @@ class AsyncModel:
             async with _locked([stream], self._operations.timeout):
                 return await drive_async(exchange, send)
 
-        return Feed(
-            http_transport.feed_address(self._client._http, self._client.url, f"{self._operations.path}/feed"),
-            step_stream,
-            self._send,
-        )
+        return Feed(self._client.feed_address(f"{self._operations.path}/feed"), step_stream, self._send)
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
     ) -> AsyncIterator[Event | Gap]:
         """Yield predictions as they are committed; as `Model.watch`, for `async for`."""
-        address = http_transport.feed_address(self._client._http, self._client.url, "/v1/watch")
+        address = self._client.feed_address("/v1/watch")
         return follow_async(
             WatchCursor(address, self.name, stream, prefix, since, inputs=inputs), self._client._watches
         )

@@ -26,24 +26,19 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 T = TypeVar("T", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 
 
-def options(url: str, key: str | None, transport: type[T]) -> dict[str, Any]:
-    """Return the constructor arguments of an httpx client.
+def options(url: str, key: str | None) -> dict[str, Any]:
+    """Return the constructor arguments of an httpx client, except its transport to a unix socket.
 
     Args:
         url: `http://HOST:PORT`, `https://HOST`, or `unix://PATH`, the socket of an engine in this process.
         key: The API key, if there is one.
-        transport: The class of the client's transport.
 
     Raises:
         ClientError: `bad_url`: it is none of these.
     """
     headers = {"Accept": MSGPACK.value} | ({} if key is None else {"Authorization": f"Bearer {key}"})
-    if path := socket_of(url):
-        return {
-            "base_url": _LOCAL,
-            "headers": headers,
-            "transport": transport(uds=path, limits=_LIMITS),
-        }
+    if socket_of(url):
+        return {"base_url": _LOCAL, "headers": headers}
     try:
         address = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as exc:
@@ -56,6 +51,12 @@ def options(url: str, key: str | None, transport: type[T]) -> dict[str, Any]:
 def socket_of(url: str) -> str | None:
     """Return the path of a `unix://PATH` URL; None for any other."""
     return url.removeprefix(_UNIX) if isinstance(url, str) and url.startswith(f"{_UNIX}/") else None
+
+
+def transport_of(url: str, kind: type[T]) -> T | None:
+    """Return the transport of an httpx client to a `unix://PATH` URL; None for any other, to which httpx has its own."""
+    path = socket_of(url)
+    return None if path is None else kind(uds=path, limits=_LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,12 @@ class FeedAddress:
     socket: str | None = None
 
 
-def feed_address(client: httpx.AsyncClient | httpx.Client, url: str, path: str) -> FeedAddress:
-    """Return the WebSocket address of a path of the client's service, which is at the URL."""
+def feed_address(client: httpx.AsyncClient | httpx.Client, path: str, socket: str | None = None) -> FeedAddress:
+    """Return the WebSocket address of a path of the client's service, which may be at a unix socket."""
     base = client.base_url
-    address = str(base.copy_with(scheme=_SCHEMES[base.scheme])).rstrip("/") + path
+    url = str(base.copy_with(scheme=_SCHEMES[base.scheme])).rstrip("/") + path
     headers = {name: client.headers[name] for name in ("Authorization",) if name in client.headers}
-    return FeedAddress(address, headers, socket_of(url))
+    return FeedAddress(url, headers, socket)
 
 
 def request_options(request: ClientRequest) -> dict[str, Any]:

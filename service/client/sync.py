@@ -69,7 +69,8 @@ class Client:
         """
         self._engine = memory.start(url, models, settings)
         self.url = url if self._engine is None else self._engine.url
-        self._http = httpx.Client(**http_transport.options(self.url, key, httpx.HTTPTransport))
+        transport = http_transport.transport_of(self.url, httpx.HTTPTransport)
+        self._http = httpx.Client(**http_transport.options(self.url, key), transport=transport)
         self._deadline = Deadline()
         limit(self._http, self._deadline)
         self._timeout = timeout
@@ -108,7 +109,7 @@ class Client:
 
     def watch(self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool) -> Any:
         """Yield commits; use `Model.watch`."""
-        address = http_transport.feed_address(self._http, self.url, "/v1/watch")
+        address = http_transport.feed_address(self._http, "/v1/watch", http_transport.socket_of(self.url))
         return follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
 
     def _send(self, request: ClientRequest) -> RawReply | NoReply:
