@@ -54,7 +54,7 @@ def socket_of(url: str) -> str | None:
 
 
 def transport_of(url: str, kind: type[T]) -> T | None:
-    """Return the transport of an httpx client to a `unix://PATH` URL; None for any other, to which httpx has its own."""
+    """Return the transport of an httpx client to a `unix://PATH` URL; None for other URLs, which need none."""
     path = socket_of(url)
     return None if path is None else kind(uds=path, limits=_LIMITS)
 
