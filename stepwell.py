@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Status,
         StepResult,
     )
+    from service.notebook import LiveModel, run
 
     __version__: str
 
@@ -50,6 +51,7 @@ __all__ = [
     "Event",
     "Exported",
     "Gap",
+    "LiveModel",
     "Manifest",
     "Pipeline",
     "Rollout",
@@ -66,6 +68,7 @@ __all__ = [
     "convert_onnx",
     "export",
     "register_step_rule",
+    "run",
     "stages",
     "to_step_model",
     "torch",
@@ -86,6 +89,8 @@ _HOMES = {
     "adopt": "model_export.adopt.adopt_file",
     "convert_onnx": "model_export.streaming",
     "export": "model_export.export",
+    "LiveModel": "service.notebook",
+    "run": "service.notebook",
     "verify_model": "model_export.converted",
 }
 """The module of each name."""

@@ -20,8 +20,8 @@ from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
 from service.client.protocol.stream_ops import StreamOps
-from service.client.replay import timesteps_of, with_bar
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from service.client.tables import Columns, columns_by_input, is_table, rows_of_table, with_bar
 from service.client.watch import OpenAsyncWatches, WatchCursor, follow_async
 from service.types import ReturnMode
 
@@ -203,12 +203,20 @@ class AsyncStream:
         return await self._run(self._operations.reset(self._cursor))
 
     async def replay(
-        self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False
+        self, rows: Any, *, columns: Columns | None = None, progress: bool = False
     ) -> AsyncIterator[StepResult]:
         """Step through recorded timesteps; as `Stream.replay`, for `async for`."""
-        timesteps = timesteps_of(rows, columns)
-        for x in with_bar(timesteps, self.name) if progress else timesteps:
-            yield await self.step(x)
+        timesteps = rows
+        if is_table(rows):
+            inputs = await drive_async(self._operations.inputs(), self._send)
+            timesteps = rows_of_table(rows, columns_by_input(inputs, list(rows.columns), columns), inputs)
+        for n, x in enumerate(with_bar(timesteps, self.name) if progress else timesteps):
+            try:
+                result = await self.step(x)
+            except ClientError as exc:
+                exc.add_note(f"This is row {n} of the recording, counted from 0.")
+                raise
+            yield result
 
     async def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
         """Return the result that a step would have, without committing it; as `Stream.peek`."""

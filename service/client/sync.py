@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TypeVar
 
@@ -21,8 +21,8 @@ from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
 from service.client.protocol.stream_ops import StreamOps
-from service.client.replay import timesteps_of, with_bar
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from service.client.tables import Columns, columns_by_input, is_table, rows_of_table, with_bar
 from service.client.watch import OpenWatches, WatchCursor, follow
 from service.types import ReturnMode
 
@@ -234,22 +234,33 @@ class Stream:
         """Feed the stream past timesteps without returning predictions: `steps` with `none`."""
         return self.steps(xs, "none")
 
-    def replay(
-        self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False
-    ) -> Iterator[StepResult]:
+    def replay(self, rows: Any, *, columns: Columns | None = None, progress: bool = False) -> Iterator[StepResult]:
         """Step through recorded timesteps and yield each prediction.
 
         Args:
             rows: A pandas DataFrame with one timestep per row, or an iterable of inputs as `step` accepts them.
-            columns: The DataFrame's columns in the order of the model's features; None uses all in their order.
+            columns: The DataFrame's columns in the order of the input's numbers, or a dict of them by input; None:
+                by their names, which are the input's labels (or `NAME` of one number, `NAME[0]`, `NAME[1]`, ..).
             progress: Draw a progress bar on standard error.
 
         Raises:
-            ClientError: As for `step`.
+            ClientError: As for `step`; `bad_input`: the columns of an input are not known.
         """
-        timesteps = timesteps_of(rows, columns)
-        for x in with_bar(timesteps, self.name) if progress else timesteps:
-            yield self.step(x)
+        timesteps = self.timesteps_of(rows, columns=columns)
+        for n, x in enumerate(with_bar(timesteps, self.name) if progress else timesteps):
+            try:
+                result = self.step(x)
+            except ClientError as exc:
+                exc.add_note(f"This is row {n} of the recording, counted from 0.")
+                raise
+            yield result
+
+    def timesteps_of(self, rows: Any, *, columns: Columns | None = None) -> Iterable[Any]:
+        """Return what `replay` steps: an array per input for each row of a DataFrame, any other iterable as it is."""
+        if not is_table(rows):
+            return rows  # type: ignore[no-any-return]  # each element is checked when it is sent
+        inputs = self._client.run(self._operations.inputs())
+        return rows_of_table(rows, columns_by_input(inputs, list(rows.columns), columns), inputs)
 
     def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
         """Return the result that a step (or a chunk) would have from the current state; nothing is committed.

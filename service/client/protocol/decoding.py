@@ -206,6 +206,8 @@ class InputInfo(Struct):
 
     name: str
     dtype: str
+    shape: list[int] = []
+    labels: list[str] | None = None
 
 
 class ModelInfo(Struct):
