@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
+from model_export.manifest import Array
+
 _COLORS: Final = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 _WIDTH, _HEIGHT = 720, 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 26, 22
@@ -31,8 +33,8 @@ def line_chart(title: str, lines: Mapping[str, Sequence[float]], first_step: int
     if low == high:
         low, high = low - 0.5, high + 0.5
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="11" style="max-width:100%;background:#fff">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
+        'role="img" font-family="system-ui, sans-serif" font-size="11" style="max-width:100%;background:#fff">'
     )
     parts = [
         head,
@@ -51,6 +53,27 @@ def line_chart(title: str, lines: Mapping[str, Sequence[float]], first_step: int
     for n, (name, color) in enumerate(reversed(legend)):
         parts.append(_text(_WIDTH - _RIGHT - 80 * n, 15, name[:14], "end", color=color))
     return "".join([*parts, "</svg>"])
+
+
+def lines_of(values: Array, labels: Sequence[str] | None) -> dict[str, list[float]]:
+    """Return the lines of a chart: the numbers of successive rows, by their labels or their positions.
+
+    Args:
+        values: Shape `(timesteps, numbers)`.
+        labels: The name of each number; None: its position.
+    """
+    names = labels or [str(n) for n in range(values.shape[-1])]
+    return {name: values[:, n].tolist() for n, name in enumerate(names)}
+
+
+def stacked(charts: Sequence[str]) -> str:
+    """Return one SVG picture with charts below each other."""
+    parts = [f'<g transform="translate(0 {_HEIGHT * n})">{chart}</g>' for n, chart in enumerate(charts)]
+    height = _HEIGHT * len(charts)
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}">'
+    )
+    return "".join([head, *parts, "</svg>\n"])
 
 
 def _thinned(values: Sequence[float]) -> list[float]:

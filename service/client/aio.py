@@ -13,7 +13,7 @@ from service.client import http_transport, memory
 from service.client.feed import Feed
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.memory import StrPath
-from service.client.protocol.decoding import NoReply, RawReply
+from service.client.protocol.decoding import ModelInfo, NoReply, RawReply
 from service.client.protocol.exchange import Exchange, Send, drive_async
 from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest, StreamCursor
@@ -138,6 +138,10 @@ class AsyncModel:
         """
         return self._handles.get(name)
 
+    async def describe(self) -> ModelInfo:
+        """Return the model's inputs and outputs; as `Model.describe`."""
+        return await drive_async(self._operations.describe(), self._send)
+
     async def step_many(
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
     ) -> dict[str, StepResult | ClientError]:
@@ -208,7 +212,7 @@ class AsyncStream:
         """Step through recorded timesteps; as `Stream.replay`, for `async for`."""
         timesteps = rows
         if is_table(rows):
-            inputs = await drive_async(self._operations.inputs(), self._send)
+            inputs = (await self._model.describe()).inputs
             timesteps = rows_of_table(rows, columns_by_input(inputs, list(rows.columns), columns), inputs)
         for n, x in enumerate(with_bar(timesteps, self.name) if progress else timesteps):
             try:

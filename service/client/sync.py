@@ -14,7 +14,7 @@ from service.client import http_transport, memory
 from service.client.deadline import Deadline, limit
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.memory import StrPath
-from service.client.protocol.decoding import NoReply, RawReply
+from service.client.protocol.decoding import ModelInfo, NoReply, RawReply
 from service.client.protocol.exchange import Exchange, drive
 from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest, StreamCursor
@@ -141,6 +141,14 @@ class Model:
         """
         return self._handles.get(name)
 
+    def describe(self) -> ModelInfo:
+        """Return the model's inputs and outputs.
+
+        Raises:
+            ClientError: `model_not_found`, or no response arrived in time.
+        """
+        return self._client.run(self._operations.describe())
+
     def step_many(
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
     ) -> dict[str, StepResult | ClientError]:
@@ -259,7 +267,7 @@ class Stream:
         """Return what `replay` steps: an array per input for each row of a DataFrame, any other iterable as it is."""
         if not is_table(rows):
             return rows  # type: ignore[no-any-return]  # each element is checked when it is sent
-        inputs = self._client.run(self._operations.inputs())
+        inputs = self._model.describe().inputs
         return rows_of_table(rows, columns_by_input(inputs, list(rows.columns), columns), inputs)
 
     def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from service.client.protocol.decoding import InputInfo
+from service.client.protocol.decoding import TensorInfo
 from service.client.results import ClientError
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def is_table(rows: Any) -> bool:
 
 
 def rows_of_table(
-    table: Any, columns: Mapping[str, Sequence[Any]], inputs: Sequence[InputInfo]
+    table: Any, columns: Mapping[str, Sequence[Any]], inputs: Sequence[TensorInfo]
 ) -> list[dict[str, Any]]:
     """Return the rows of a DataFrame, each as an array per input.
 
@@ -38,7 +38,7 @@ def rows_of_table(
 
 
 def columns_by_input(
-    inputs: Sequence[InputInfo], available: Sequence[Any], chosen: Columns | None = None
+    inputs: Sequence[TensorInfo], available: Sequence[Any], chosen: Columns | None = None
 ) -> dict[str, list[Any]]:
     """Return the columns that make each input of a model: those that were chosen, else those of the input's names.
 
@@ -81,7 +81,7 @@ def with_bar(rows: Iterable[T], label: str) -> Iterator[T]:
     yield from track(rows, label, total=total, console=Console(stderr=True), transient=False)
 
 
-def _checked(each: InputInfo, available: Sequence[Any], names: Sequence[str]) -> list[Any]:
+def _checked(each: TensorInfo, available: Sequence[Any], names: Sequence[str]) -> list[Any]:
     if missing := [name for name in names if name not in available]:
         raise _unclear(f"The table has no column {_some(missing)}; it has {_some(available)}", "Check the names.")
     if len(names) != math.prod(each.shape):
@@ -92,7 +92,7 @@ def _checked(each: InputInfo, available: Sequence[Any], names: Sequence[str]) ->
     return list(names)
 
 
-def _by_name(each: InputInfo, available: Sequence[Any], n_inputs: int) -> list[Any]:
+def _by_name(each: TensorInfo, available: Sequence[Any], n_inputs: int) -> list[Any]:
     size = math.prod(each.shape)
     indexed = [f"{each.name}[{n}]" for n in range(size)]
     candidates = [each.labels or [], [each.name] if size == 1 else [], indexed]

@@ -8,7 +8,7 @@ import tempfile
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, Self
@@ -17,9 +17,8 @@ import numpy as np
 
 from model_export.errors import MissingExtraError
 from model_export.export import Exported, export_source
-from model_export.manifest import NAME, Manifest
-from model_export.step_model import StepModel
-from service.charts import line_chart
+from model_export.manifest import NAME
+from service.charts import line_chart, lines_of
 from service.client import Client, Model, StepResult
 from service.client.protocol.inputs import Inputs
 from service.client.tables import Columns
@@ -64,7 +63,7 @@ class LiveModel:
         # the file was made here, so trying it in another process first would only take time
         self.client = Client(":memory:", models=folder.name, settings={"model_probe_s": 0})
         self.model: Model = self.client.model(name)
-        self._manifest = StepModel(target).manifest
+        self._outputs = self.model.describe().outputs
         self._recent: dict[str, deque[StepResult]] = {}
         self._display: Any = None
         self._updated_at = 0.0
@@ -114,8 +113,9 @@ class LiveModel:
         parts = [f"<p><b>{escape(self.model.name)}</b>: {escape(difference)}; served in this process.</p>"]
         for stream in list(self._recent)[: -_SHOWN_STREAMS - 1 : -1]:
             results = self._recent[stream]
-            for output, lines in lines_of(self._manifest, results).items():
-                parts.append(line_chart(f"{output} of {stream}", lines, results[0].step))
+            for output in self._outputs:
+                values = np.array([np.ravel(result.outputs[output.name]) for result in results], np.float64)
+                parts.append(line_chart(f"{output.name} of {stream}", lines_of(values, output.labels), results[0].step))
         if not self._recent:
             parts.append("<p>No timestep yet: <code>step(x)</code>.</p>")
         return "<div>" + "".join(parts) + "</div>"
@@ -142,17 +142,6 @@ class LiveModel:
         if self._display is not None and time.monotonic() - self._updated_at >= _UPDATE_S:
             self._display.update(self)
             self._updated_at = time.monotonic()
-
-
-def lines_of(manifest: Manifest, results: Sequence[StepResult]) -> dict[str, dict[str, list[float]]]:
-    """Return the lines of a chart per output: the values of each number of it, by its label."""
-    labels = {output.name: getattr(output, "labels", None) for output in manifest.answered}
-    charts = {}
-    for output in results[0].outputs:
-        values = np.array([np.ravel(result.outputs[output]) for result in results], np.float64)
-        names = labels.get(output) or [str(n) for n in range(values.shape[1])]
-        charts[output] = {name: values[:, n].tolist() for n, name in enumerate(names)}
-    return charts
 
 
 def _close(client: Client, folder: tempfile.TemporaryDirectory[str]) -> None:

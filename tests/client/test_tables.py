@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from service.client import AsyncClient, Client, ClientError
-from service.client.protocol.decoding import InputInfo
+from service.client.protocol.decoding import TensorInfo
 from service.client.tables import columns_by_input
 from tests.client.transports import engine_in_process
 from tests.graphs import lstm, two_inputs, write_models
 
-LABELLED = InputInfo("motion", "float32", [3], ["x", "y", "z"])
-PLAIN = InputInfo("level", "float32", [3])
-SINGLE = InputInfo("flow", "float32", [])
+LABELLED = TensorInfo("motion", "float32", [3], ["x", "y", "z"])
+PLAIN = TensorInfo("level", "float32", [3])
+SINGLE = TensorInfo("flow", "float32", [])
 INDEXED = ["motion[0]", "motion[1]", "motion[2]"]
 CHOSEN = {"level": ["c", "b", "a"]}
 
@@ -33,7 +33,7 @@ CHOSEN = {"level": ["c", "b", "a"]}
         ([PLAIN, SINGLE], ["a", "b", "c", "flow"], CHOSEN, CHOSEN | {"flow": ["flow"]}),
     ],
 )
-def test_columns_are_taken_by_name(inputs: list[InputInfo], available: Any, chosen: Any, expected: Any) -> None:
+def test_columns_are_taken_by_name(inputs: list[TensorInfo], available: Any, chosen: Any, expected: Any) -> None:
     assert columns_by_input(inputs, available, chosen) == expected
 
 
@@ -54,7 +54,7 @@ def test_columns_are_taken_by_name(inputs: list[InputInfo], available: Any, chos
         ([LABELLED], ["a"], {"other": ["a"]}, "Columns are given for other"),
     ],
 )
-def test_what_is_not_clear_is_refused(inputs: list[InputInfo], available: Any, chosen: Any, words: str) -> None:
+def test_what_is_not_clear_is_refused(inputs: list[TensorInfo], available: Any, chosen: Any, words: str) -> None:
     with pytest.raises(ClientError, match=words) as caught:
         columns_by_input(inputs, available, chosen)
 
