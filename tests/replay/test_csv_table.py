@@ -59,8 +59,8 @@ def test_an_empty_cell_is_a_missing_value(tmp_path: Path) -> None:
 def test_types_are_those_of_the_inputs(tmp_path: Path) -> None:
     [row] = table(tmp_path, "flag,count\nTrue,-7\n").rows([FLAG, COUNT])
 
-    assert (row.inputs["flag"].dtype, bool(row.inputs["flag"])) == (bool, True)
-    assert (row.inputs["count"].dtype, int(row.inputs["count"])) == (np.int8, -7)
+    assert (row.inputs["flag"].dtype.name, bool(row.inputs["flag"])) == ("bool", True)
+    assert (row.inputs["count"].dtype.name, int(row.inputs["count"])) == ("int8", -7)
 
 
 def test_times_may_be_dates(tmp_path: Path) -> None:
