@@ -84,7 +84,8 @@ def _serve(settings: Settings, folder: Path, stack: ExitStack) -> str:
     server.import_app()
     from service.app import create_app
 
-    config = server.config(settings, create_app(settings, SharedFolders(folder / "admitted")))
+    folders = SharedFolders(folder / "admitted", artifacts=folder / "artifacts")
+    config = server.config(settings, create_app(settings, folders))
     path = folder / "http.sock"
     assert len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES, path
     sock = stack.enter_context(socket.socket(socket.AF_UNIX))
