@@ -22,6 +22,8 @@ def models() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def service(models: Path) -> Iterator[ServiceProcess]:
-    with tempfile.TemporaryDirectory(prefix="sw") as name:
-        with service_process(models, Path(name) / "one", "--drain-s", "0") as one:
-            yield one
+    with (
+        tempfile.TemporaryDirectory(prefix="sw") as name,
+        service_process(models, Path(name) / "one", "--drain-s", "0") as one,
+    ):
+        yield one

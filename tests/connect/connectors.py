@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +123,6 @@ def streams_equal_the_fold(url: str, readings: Readings) -> bool:
     body = {"streams": names, "inputs": {"x": [[7]] * len(names)}}
     answer = httpx.post(f"{url}/v1/models/fold/step", json=body, timeout=30).json()
     return bool(answer["outputs"]["y"] == [[fold_reference([*readings.xs[name], 7])[-1]] for name in names])
-
-
-async def wait_until(condition: Callable[[], Awaitable[bool]], *, every: float = 0.05) -> None:
-    """Wait for a fact of another process."""
-    async with asyncio.timeout(WAIT_S):
-        while not await condition():
-            await asyncio.sleep(every)
 
 
 def wait_for(condition: Callable[[], bool], *, what: Callable[[], object] = lambda: "") -> None:

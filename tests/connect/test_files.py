@@ -22,6 +22,8 @@ from tests.connect.connectors import (
 )
 from tests.processes import ServiceProcess, service_process
 
+PADDING = "p" * 10_000_000
+
 
 PADDING = "p" * 10_000_000
 
@@ -77,8 +79,8 @@ def test_bad_messages_are_dead_letters_and_the_others_are_applied(service: Servi
         '{"stream": "bad"}': "bad_input",
         '{"stream": "a/b", "x": [1]}': "bad_request",
         '{"x": [1]}': "bad_request",
-        '{"stream": "bad", "x": [%d]}' % 2**63: "bad_input",
-        '{"stream": "bad", "x": [1], "padding": "%s"}' % ("p" * 10_000_000): "too_large",
+        f'{{"stream": "bad", "x": [{2**63}]}}': "bad_input",
+        f'{{"stream": "bad", "x": [1], "padding": "{PADDING}"}}': "too_large",
     }
     documents = [line for one in bad for line in (one, '{"stream": "good", "x": [1]}')]
     source = write_lines(tmp_path / "in.jsonl", documents)
