@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -26,15 +28,18 @@ def needs(module: str, package: str) -> None:
 class BrokerProcess:
     """A broker as a process; a test may kill it and start it again on the same port."""
 
-    def __init__(self, folder: Path, *command: object, port: int) -> None:
+    def __init__(self, folder: Path, *command: object, port: int, env: dict[str, str] | None = None) -> None:
         self.port = port
         self.log = folder / f"broker-{port}.log"
         self._command = [str(word) for word in command]
+        self._env = env
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> BrokerProcess:
         with self.log.open("ab") as out:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._env, start_new_session=True
+            )
         deadline = time.monotonic() + 60
         while True:
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -45,7 +50,7 @@ class BrokerProcess:
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # a script may have started the broker
             self._process.wait()
 
 
@@ -109,3 +114,36 @@ def _program_of(package: str, name: str) -> Path | None:
             if file.name == name:
                 return Path(str(file.locate()))
     return None
+
+
+@contextlib.contextmanager
+def rabbitmq(folder: Path) -> Iterator[BrokerProcess]:
+    """Run RabbitMQ with an epmd of its own."""
+    needs("aio_pika", "aio-pika")
+    program, epmd = Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), shutil.which("epmd")
+    if not program.exists() or epmd is None:
+        pytest.skip("rabbitmq-server is not installed: apt-get install rabbitmq-server")
+    port, names = free_port(), free_port()
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "ERL_EPMD_PORT": str(names),
+        "RABBITMQ_NODENAME": f"stepwell{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_MNESIA_BASE": str(folder / "db"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
+    }
+    with subprocess.Popen([epmd, "-port", str(names)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as mapper:
+        one = BrokerProcess(folder, program, port=port, env=env)
+        try:
+            yield one.start()
+        finally:
+            one.stop()
+            mapper.kill()
