@@ -77,7 +77,13 @@ def connect(
 
     Every timestep is applied once, as far as the broker has positions; docs/connecting.md has the table.
     """
-    flags = {"--model": model, "--stream": stream, "--position": position, "--seq": seq, "--format": body_format}
+    flags: dict[str, Any] = {
+        "--model": model,
+        "--stream": stream,
+        "--position": position,
+        "--seq": seq,
+        "--format": body_format,
+    }
     flags |= {"--to": to, "--dead-letter": dead_letter, "--input": inputs}
     if "://" in source:
         config = _config_of_flags(source, flags)

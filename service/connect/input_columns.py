@@ -86,9 +86,9 @@ class InputColumn:
                     errors[i] = BadMessageError("bad_input", f"input {self.spec.name!r} is not {self._dtype}: {exc}")
         if self._dtype.kind == "f":
             good = np.isfinite(stacked) | np.isnan(stacked) if self._may_be_missing else np.isfinite(stacked)
-            for i in np.flatnonzero(~good.reshape(len(rows), -1).all(axis=1)):
+            for i in map(int, np.flatnonzero(~good.reshape(len(rows), -1).all(axis=1))):
                 reason = f"input {self.spec.name!r} has a value that is not a finite {self._dtype}"
-                errors.setdefault(int(i), BadMessageError("non_finite", reason))
+                errors.setdefault(i, BadMessageError("non_finite", reason))
         return stacked, errors
 
     def _read(self, part: FieldPath | float, document: Any) -> Any:
@@ -99,9 +99,8 @@ class InputColumn:
             return value
         if self._may_be_missing:
             return None
-        there = (
-            f"; the message has {', '.join(map(str, document))[:_PREVIEW] or 'none'}" if type(document) is dict else ""
-        )
+        names = ", ".join(map(str, document))[:_PREVIEW] if type(document) is dict else ""
+        there = f"; the message has {names}" if names else ""
         raise BadMessageError("bad_input", f"the field {part.text!r} is missing{there}")
 
     def _check(self, value: Any, shape: Sequence[int]) -> None:

@@ -149,7 +149,7 @@ class AmqpReader:
         """Return messages that the broker puts back when the connection is closed."""
         assert self._channel is not None
         queue = await self._channel.get_queue(self._queue, ensure=False)
-        found = []
+        found: list[BrokerMessage] = []
         while len(found) < limit and (message := await queue.get(fail=False)) is not None:
             found.append(self._message(message))
         self._done = True

@@ -185,7 +185,7 @@ class MqttReader:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), _WAIT_S)
         source = f"mqtt:{self._filter}"
-        messages = []
+        messages: list[BrokerMessage] = []
         while self._waiting and len(messages) < limit:
             one = self._waiting.popleft()
             messages.append(BrokerMessage(one.payload, source, None, source, topic=one.topic, handle=one))

@@ -93,7 +93,7 @@ class RedisStreamReader:
         self._lease = f"{_tagged(self._name)}:stepwell:{self._group}:lease"
         self._token = secrets.token_hex(16)
         self._clock = clock
-        self._client: redis.Redis | None = None
+        self._client: Any = None  # redis-py's types allow texts where these are bytes
         self._renewing: asyncio.Task[None] | None = None
         self._has_lease = False
         self._cursor: bytes | str = "0"  # of the entries that were not acknowledged; `>` is behind them
@@ -235,7 +235,7 @@ class RedisStreamReader:
         return [self._message(entry_id, fields) for entry_id, fields in entries]
 
     def _start(self) -> bytes | str:
-        return "-" if self._cursor == "0" else b"(%b" % self._cursor  # type: ignore[str-bytes-safe]  # it is bytes here
+        return "-" if isinstance(self._cursor, str) else b"(%b" % self._cursor
 
     def _message(self, entry_id: bytes, fields: dict[bytes, bytes]) -> BrokerMessage:
         milliseconds, number = _split(entry_id)
@@ -254,7 +254,7 @@ class RedisStreamWriter:
         """Use `open_writer`."""
         self._url = url
         self._keys = [url.stream, f"{_tagged(url.stream)}:stepwell:written"]
-        self._client: redis.Redis | None = None
+        self._client: Any = None  # redis-py's types allow texts where these are bytes
 
     async def open(self) -> None:
         """Connect."""
