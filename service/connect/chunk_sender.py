@@ -100,7 +100,7 @@ class _Round:
 
     async def _settle(self, chunk: StreamChunk, found: StepResult | ClientError) -> None:
         if isinstance(found, StepResult):
-            self.applied.append((chunk, found))
+            await self._on_applied(chunk, found)
         elif found.code in _PASSED:
             self.applied.append((chunk, None))
         elif found.code in _OF_A_TIMESTEP and len(chunk.timesteps) > 1:
@@ -109,6 +109,19 @@ class _Round:
             await self._on_rejected(chunk.timesteps, found)
         else:
             raise ConnectError(f"Stream {chunk.stream!r}: {found.problem}", fix=found.fix) from found
+
+    async def _on_applied(self, chunk: StreamChunk, found: StepResult) -> None:
+        """Keep a result, and the predictions that the service has of timesteps before an unknown one.
+
+        A timestep that was rejected before a crash is read again, is before the position now, and has no prediction.
+        Those before it count as unknown, unless they are requested without it.
+        """
+        if found.unknown > 1:
+            before = StreamChunk(chunk.stream, chunk.timesteps[: found.unknown - 1])
+            earlier = await self._try_until_final(before)
+            if isinstance(earlier, StepResult):
+                await self._on_applied(before, earlier)
+        self.applied.append((chunk, found))
 
     async def _isolate(self, chunk: StreamChunk) -> None:
         """Apply all timesteps of a chunk but those that the service rejects.

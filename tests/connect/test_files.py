@@ -117,6 +117,12 @@ def test_a_timestep_that_only_the_service_can_reject_is_a_dead_letter_alone(
     assert [one["step"] for one in out] == [1, 2, 3, 4]
     assert [one["source"]["at"] for one in out] == [0, 1, 3, 5]
 
+    # As after a crash before anything was handed over: the rejected ones are before the position now
+    run_once(tmp_path, source, *flags(service, tmp_path / "again.jsonl", model="total"))
+    assert [one | {"state_id": None} for one in lines_of(tmp_path / "again.jsonl")] == [
+        one | {"state_id": None} for one in out
+    ]
+
 
 @pytest.mark.slow
 def test_a_killed_connector_and_a_killed_service_lose_and_double_nothing(models: Path, short_path: Path) -> None:

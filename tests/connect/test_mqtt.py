@@ -22,6 +22,8 @@ from tests.connect.connectors import (
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
+REPOSITORY = Path(__file__).parents[2]
+
 
 class Topics:
     """Publishes to a broker, and collects the messages of `out/#` and `dead`."""
@@ -146,3 +148,21 @@ def test_a_second_connector_of_the_same_name_ends_the_first_one(
             assert "same client name" in one.text()
             topics.publish("in/taken", {"x": 1, "n": 1})
             wait_for(lambda: len(topics.out) == 1, what=two.text)
+
+
+def test_the_example_of_compose_gives_predictions_of_the_demos_model(topics: Topics, short_path: Path) -> None:
+    text = (REPOSITORY / "docker/connect.toml").read_text()
+    (short_path / "c.toml").write_text(
+        text.replace("mqtt://mqtt/", topics.url("")).replace("predictions/", "out/").replace("dead-letters", "dead")
+    )
+    models = REPOSITORY / "service/demo/models"
+    with (
+        service_process(models, short_path / "one") as service,
+        connector(short_path, short_path / "c.toml", "--url", service.url, "--json") as one,
+    ):
+        start(one)
+        topics.publish("sensors/pump-1", {"n": 1, "motion": [0, 0, 9.8, 0, 0, 0]})
+        wait_for(lambda: len(topics.out) == 1, what=one.text)
+
+    assert topics.topics == {"out/pump-1"}
+    assert len(topics.out[0]["outputs"]["activity"]) == 4
