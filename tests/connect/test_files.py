@@ -229,3 +229,30 @@ def test_sigterm_hands_over_what_is_open_and_ends_with_0(service: ServiceProcess
     assert n_lines(out) == applied
     for name, answers in written(lines_of(out)).items():
         assert answers == readings.expected()[name][: len(answers)]
+
+
+def test_sigterm_ends_a_connector_whose_service_is_away(models: Path, short_path: Path) -> None:
+    """What is open cannot be handed over: it says so, and the next start reads it again."""
+    readings, out = Readings(5, streams=3, steps=400), short_path / "out.jsonl"
+    source = write_lines(short_path / "in.jsonl", readings.documents())
+    service = ServiceProcess(models, short_path / "one", "--drain-s", "0").start()
+    one = ConnectorProcess(short_path, source, *flags(service, out)).start()
+    wait_for(lambda: n_lines(out) > 0, what=one.text)
+    service.kill()
+    with (short_path / "in.jsonl").open("a") as file:
+        file.write('{"stream": "r5.0", "x": 1}\n')
+    wait_for(lambda: "waiting for the service" in one.text(), what=one.text)
+
+    assert one.stop() == 1
+    assert "read again" in one.text()
+
+
+def test_the_metrics_are_served_for_prometheus(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "counted", "x": 1}, "{"])
+    with connector(tmp_path, source, *flags(service, tmp_path / "out.jsonl"), "--metrics-port", 0) as one:
+        wait_for(lambda: n_lines(tmp_path / "out.jsonl") == 1 and "/metrics" in one.text(), what=one.text)
+        address = one.text().split("metrics: ")[1].split()[0]
+        text = httpx.get(address).text
+
+    assert "stepwell_connect_messages_total 2.0" in text
+    assert 'stepwell_connect_dead_letters_total{code="bad_json"} 1.0' in text
