@@ -192,11 +192,13 @@ class Connector:
 
     def _predictions(self, applied: Applied) -> list[OutMessage]:
         out: list[OutMessage] = []
+        n_timesteps = n_skipped = 0
         for chunk, found in applied:
-            n_steps = len(chunk.timesteps)
-            self._counters.add(timesteps=n_steps, skipped=n_steps if found is None else found.skipped)
+            n_timesteps += len(chunk.timesteps)
+            n_skipped += len(chunk.timesteps) if found is None else found.skipped
             if found is not None:
                 out += self._predictions_of(chunk, found)
+        self._counters.add(timesteps=n_timesteps, skipped=n_skipped)
         return out
 
     def _predictions_of(self, chunk: StreamChunk, found: StepResult) -> list[OutMessage]:

@@ -125,6 +125,7 @@ def test_a_timestep_that_only_the_service_can_reject_is_a_dead_letter_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_killed_connector_and_a_killed_service_lose_and_double_nothing(models: Path, short_path: Path) -> None:
     readings = Readings(2, streams=100, steps=400)
     source, out = write_lines(short_path / "in.jsonl", readings.documents()), short_path / "out.jsonl"

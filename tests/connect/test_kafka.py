@@ -124,7 +124,7 @@ def test_two_connectors_of_a_group_that_are_killed_in_turn_lose_nothing(
     models: Path, topics: Topics, short_path: Path
 ) -> None:
     """Rebalances and kills: every stream is the fold, and a message is there twice only with equal content."""
-    readings = Readings(22, streams=100, steps=200)
+    readings = Readings(22, streams=100, steps=120)
     with (
         server(short_path / "store", *AOF) as store,
         service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,

@@ -114,7 +114,7 @@ def test_a_subject_gives_the_predictions_of_the_fold(
 def test_two_connectors_that_are_killed_in_turn_lose_nothing(
     models: Path, subjects: Subjects, short_path: Path
 ) -> None:
-    readings = Readings(41, streams=50, steps=200)
+    readings = Readings(41, streams=50, steps=120)
     with (
         server(short_path / "store", *AOF) as store,
         service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
@@ -145,6 +145,7 @@ def test_two_connectors_that_are_killed_in_turn_lose_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_server_that_is_killed_and_started_again_is_waited_for(
     service: ServiceProcess, subjects: Subjects, tmp_path: Path
 ) -> None:

@@ -78,11 +78,12 @@ def test_entries_with_fields_and_entries_with_json_are_timesteps(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_two_connectors_that_are_killed_in_turn_write_every_prediction_once(
     models: Path, broker: Broker, short_path: Path
 ) -> None:
     """One reads and the other stands by; a replica and the broker's connections are killed, too."""
-    readings = Readings(11, streams=100, steps=300)
+    readings = Readings(11, streams=100, steps=150)
     with (
         server(short_path / "store", *AOF) as store,
         service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
@@ -142,6 +143,7 @@ def test_a_reset_stream_is_written_again_from_step_1(service: ServiceProcess, br
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_service_that_is_away_stops_the_reading_and_nothing_is_lost(
     models: Path, broker: Broker, short_path: Path
 ) -> None:
@@ -165,10 +167,11 @@ def test_a_service_that_is_away_stops_the_reading_and_nothing_is_lost(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_broker_that_ends_and_starts_again_is_waited_for(
     service: ServiceProcess, broker: Broker, tmp_path: Path
 ) -> None:
-    readings = Readings(13, streams=20, steps=500)
+    readings = Readings(13, streams=20, steps=300)
     with connector(tmp_path, broker.url("in", "g"), *flags(service, broker)) as one:
         broker.add("in", readings)
         for part in (1, 2, 3):

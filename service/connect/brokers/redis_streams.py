@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,25 +38,23 @@ _TIMEOUT_S: Final = 5.0
 _SEQUENCE_BITS: Final = 20
 _ENTRIES_PER_CALL: Final = 500
 _POSITION_DIGITS: Final = 19
+_encode_json = msgspec.json.Encoder().encode
 
 _RENEW = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0
 """
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-# Positions have equally many digits, so they compare as texts: numbers of Lua are exact to 2^53 only
+# Positions have equally many digits, so they compare as texts: numbers of Lua are exact to 2^53 only. All entries are
+# one argument: redis-py needs longer for a command of many arguments than for everything else.
 _WRITE = """
-local i, written = 1, 0
-while i <= #ARGV do
-  local name, at, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+for _, entry in ipairs(cmsgpack.unpack(ARGV[1])) do
+  local name, at = entry[1], entry[2]
   if at == '' or (redis.call('HGET', KEYS[2], name) or '') < at then
-    redis.call('XADD', KEYS[1], '*', unpack(ARGV, i + 3, i + 2 + n))
+    redis.call('XADD', KEYS[1], '*', unpack(entry[3]))
     if at ~= '' then redis.call('HSET', KEYS[2], name, at) end
-    written = written + 1
   end
-  i = i + 3 + n
 end
-return written
 """
 
 
@@ -269,7 +266,7 @@ class RedisStreamWriter:
         with _redis_errors(self._url):
             for start in range(0, len(messages), _ENTRIES_PER_CALL):
                 part = messages[start : start + _ENTRIES_PER_CALL]
-                await script(self._keys, list(itertools.chain.from_iterable(map(_arguments, part))))
+                await script(self._keys, [msgspec.msgpack.encode([_entry(one) for one in part])])
 
     async def close(self) -> None:
         """Disconnect."""
@@ -279,13 +276,13 @@ class RedisStreamWriter:
             self._client = None
 
 
-def _arguments(message: OutMessage) -> list[Any]:
-    fields: list[Any] = []
+def _entry(message: OutMessage) -> tuple[str, str, list[str]]:
+    fields: list[str] = []
     for name, value in message.document.items():
         if value is not None:
-            fields += [name, value if isinstance(value, str | int) else msgspec.json.encode(value)]
+            fields += (name, value if isinstance(value, str) else _encode_json(value).decode())
     at = "" if message.at is None else f"{message.at:0{_POSITION_DIGITS}d}"
-    return [f"{message.key}|{message.source}", at, len(fields), *fields]
+    return f"{message.key}|{message.source}", at, fields
 
 
 def _client(url: BrokerUrl) -> redis.Redis:
