@@ -50,7 +50,7 @@ class Feed:
         self._send_over_http = send_over_http
         self._opening = asyncio.Lock()
         self._numbers = itertools.count(1)
-        self._connection: FeedConnection | None = None
+        self._connection: ClientFeedConnection | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -94,7 +94,7 @@ class Feed:
         except (OSError, TimeoutError, WebSocketException) as exc:
             return no_reply(exc, self._address.url, sent=sent)
 
-    async def _open(self) -> FeedConnection:
+    async def _open(self) -> ClientFeedConnection:
         """Return the open connection, reconnecting if it was lost."""
         async with self._opening:
             if self._closed:
@@ -106,7 +106,7 @@ class Feed:
                     retry="same",
                 )
             if self._connection is None or self._connection.ended:
-                self._connection = await FeedConnection.open(self._address)
+                self._connection = await ClientFeedConnection.open(self._address)
             return self._connection
 
 
@@ -125,7 +125,7 @@ class _ReplyEnvelope(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
-class FeedConnection:
+class ClientFeedConnection:
     """One open WebSocket with its pending messages."""
 
     def __init__(self, socket: ClientConnection) -> None:
@@ -135,7 +135,7 @@ class FeedConnection:
         self._reader = asyncio.create_task(self._read(), name="client-feed-reader")
 
     @classmethod
-    async def open(cls, address: FeedAddress) -> FeedConnection:
+    async def open(cls, address: FeedAddress) -> ClientFeedConnection:
         """Connect; the caller limits the time.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from model_export.manifest import Array
 from service.client.results import ClientError, StepResult
-from service.connect.brokers.protocol import Reader, Writer
+from service.connect.brokers.protocol import MessageReader, MessageWriter
 from service.connect.chunk_sender import Applied, ChunkSender
 from service.connect.counters import ConnectCounters
 from service.connect.dead_letters import dead_letter
@@ -39,9 +39,9 @@ class Connector:
     def __init__(
         self,
         *,
-        reader: Reader,
-        writer: Writer | None,
-        dead_letters: Writer | None,
+        reader: MessageReader,
+        writer: MessageWriter | None,
+        dead_letters: MessageWriter | None,
         mapper: MessageMapper,
         columns: dict[str, InputColumn],
         sender: ChunkSender,

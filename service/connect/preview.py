@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from service.connect.brokers.protocol import Reader
+from service.connect.brokers.protocol import MessageReader
 from service.connect.input_columns import InputColumn
 from service.connect.mapping import MessageMapper
 from service.connect.messages import BadMessageError, BrokerMessage
@@ -17,7 +17,7 @@ _WAIT_S: Final = 10.0
 
 
 async def preview(
-    reader: Reader,
+    reader: MessageReader,
     mapper: MessageMapper,
     columns: dict[str, InputColumn],
     *,

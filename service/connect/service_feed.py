@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 
 from model_export.manifest import InputSpec
 from service.client import http_transport
-from service.client.feed import FeedConnection, rejected_handshake
+from service.client.feed import ClientFeedConnection, rejected_handshake
 from service.client.protocol import decoding
 from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.requests import ATTEMPT_S
@@ -90,7 +90,7 @@ class ServiceFeed:
         self._address = address
         self._numbers = itertools.count(1)
         self._opening = asyncio.Lock()
-        self._connection: FeedConnection | None = None
+        self._connection: ClientFeedConnection | None = None
         self._report = report
         self._clock = clock
         self._reported_at = -math.inf
@@ -171,10 +171,10 @@ class ServiceFeed:
                 await connection.close()  # it may be half open
             return http_transport.no_reply(exc, self._address.url, sent=sent)
 
-    async def _open(self) -> FeedConnection:
+    async def _open(self) -> ClientFeedConnection:
         async with self._opening:
             if self._connection is None or self._connection.ended:
-                self._connection = await FeedConnection.open(self._address)
+                self._connection = await ClientFeedConnection.open(self._address)
             return self._connection
 
     async def _get(self, path: str) -> Any:

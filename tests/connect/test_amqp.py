@@ -27,7 +27,7 @@ from tests.servers import AOF, server
 T = TypeVar("T")
 
 
-class Queues:
+class RabbitQueues:
     """A broker with the queues `in`, `out` and `dead`."""
 
     def __init__(self, broker: BrokerProcess) -> None:
@@ -86,22 +86,24 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
 
 
 @pytest.fixture
-def queues(broker: BrokerProcess) -> Queues:
-    one = Queues(broker)
+def queues(broker: BrokerProcess) -> RabbitQueues:
+    one = RabbitQueues(broker)
     one.run(one.create)
     for name in ("in", "out", "dead"):
         one.read(name)
     return one
 
 
-def flags(service: ServiceProcess, queues: Queues) -> list[str]:
+def flags(service: ServiceProcess, queues: RabbitQueues) -> list[str]:
     return [
         *("--model", "fold", "--stream", "stream", "--position", "n"),
         *("--url", service.url, "--to", queues.url("out")),
     ]
 
 
-def test_a_queue_gives_the_predictions_of_the_fold(service: ServiceProcess, queues: Queues, tmp_path: Path) -> None:
+def test_a_queue_gives_the_predictions_of_the_fold(
+    service: ServiceProcess, queues: RabbitQueues, tmp_path: Path
+) -> None:
     readings = Readings(51, streams=20, steps=20)
     queues.add([*readings.documents(), b"{"])
 
@@ -115,7 +117,9 @@ def test_a_queue_gives_the_predictions_of_the_fold(service: ServiceProcess, queu
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_two_connectors_that_are_killed_in_turn_lose_nothing(models: Path, queues: Queues, short_path: Path) -> None:
+def test_two_connectors_that_are_killed_in_turn_lose_nothing(
+    models: Path, queues: RabbitQueues, short_path: Path
+) -> None:
     """The broker lets one consume the queue; the other one stands by."""
     readings, out = Readings(52, streams=50, steps=200), []
     with (
@@ -150,14 +154,14 @@ def test_two_connectors_that_are_killed_in_turn_lose_nothing(models: Path, queue
         assert streams_equal_the_fold(service.url, readings)
 
 
-def test_a_queue_that_is_not_there_is_named(service: ServiceProcess, queues: Queues, tmp_path: Path) -> None:
+def test_a_queue_that_is_not_there_is_named(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:
     one = ConnectorProcess(tmp_path, queues.url("nowhere"), *flags(service, queues)).start()
 
     assert one.process.wait(60) == 1
     assert "no such queue" in one.text()
 
 
-def test_check_puts_the_messages_back(service: ServiceProcess, queues: Queues, tmp_path: Path) -> None:
+def test_check_puts_the_messages_back(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:
     queues.add([{"stream": "shown", "x": 5, "n": 1}])
     one = ConnectorProcess(tmp_path, queues.url("in"), *flags(service, queues), "--check").start()
 

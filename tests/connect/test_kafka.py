@@ -24,7 +24,7 @@ from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
 
-class Topics:
+class KafkaTopics:
     """The topics `in` and `out` of a broker."""
 
     def __init__(self, broker: BrokerProcess) -> None:
@@ -83,16 +83,18 @@ class Topics:
 
 
 @pytest.fixture
-def topics(tmp_path: Path) -> Iterator[Topics]:
+def topics(tmp_path: Path) -> Iterator[KafkaTopics]:
     with kafka(tmp_path) as broker:
-        yield Topics(broker)
+        yield KafkaTopics(broker)
 
 
-def flags(service: ServiceProcess, topics: Topics) -> list[str]:
+def flags(service: ServiceProcess, topics: KafkaTopics) -> list[str]:
     return ["--model", "fold", "--stream", "key", "--url", service.url, "--to", topics.url("out")]
 
 
-def test_a_topic_gives_the_predictions_of_the_fold(service: ServiceProcess, topics: Topics, tmp_path: Path) -> None:
+def test_a_topic_gives_the_predictions_of_the_fold(
+    service: ServiceProcess, topics: KafkaTopics, tmp_path: Path
+) -> None:
     readings = Readings(21, streams=50, steps=20)
     topics.add([(one["stream"], {"x": one["x"]}) for one in readings.documents()])
 
@@ -106,7 +108,7 @@ def test_a_topic_gives_the_predictions_of_the_fold(service: ServiceProcess, topi
     assert (counts["messages"], again["messages"]) == (1000, 0)
 
 
-def test_bad_messages_are_dead_letters(service: ServiceProcess, topics: Topics, tmp_path: Path) -> None:
+def test_bad_messages_are_dead_letters(service: ServiceProcess, topics: KafkaTopics, tmp_path: Path) -> None:
     bad = [("k", b"{"), ("k", {"y": 1}), ("a b", {"x": 1}), ("k", {"x": [1, 2]})]
     topics.add([one for pair in zip(bad, [("fine", {"x": 1})] * 4, strict=True) for one in pair])
 
@@ -121,7 +123,7 @@ def test_bad_messages_are_dead_letters(service: ServiceProcess, topics: Topics, 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_connectors_of_a_group_that_are_killed_in_turn_lose_nothing(
-    models: Path, topics: Topics, short_path: Path
+    models: Path, topics: KafkaTopics, short_path: Path
 ) -> None:
     """Rebalances and kills: every stream is the fold, and a message is there twice only with equal content."""
     readings = Readings(22, streams=100, steps=120)
@@ -154,7 +156,7 @@ def test_two_connectors_of_a_group_that_are_killed_in_turn_lose_nothing(
 
 
 def test_check_joins_no_group_and_shows_the_oldest_messages(
-    service: ServiceProcess, topics: Topics, tmp_path: Path
+    service: ServiceProcess, topics: KafkaTopics, tmp_path: Path
 ) -> None:
     topics.add([("shown", {"x": 5})])
     one = ConnectorProcess(

@@ -25,7 +25,7 @@ from tests.servers import AOF, server
 REPOSITORY = Path(__file__).parents[2]
 
 
-class Topics:
+class MqttTopics:
     """Publishes to a broker, and collects the messages of `out/#` and `dead`."""
 
     def __init__(self, broker: BrokerProcess) -> None:
@@ -59,15 +59,15 @@ class Topics:
 
 
 @pytest.fixture
-def topics(tmp_path: Path) -> Iterator[Topics]:
+def topics(tmp_path: Path) -> Iterator[MqttTopics]:
     with mosquitto(tmp_path) as broker:
-        one = Topics(broker)
+        one = MqttTopics(broker)
         yield one
         one.client.disconnect()
         one.client.loop_stop()
 
 
-def flags(service: ServiceProcess, topics: Topics) -> list[str]:
+def flags(service: ServiceProcess, topics: MqttTopics) -> list[str]:
     return ["--model", "fold", "--stream", "topic", "--url", service.url, "--to", topics.url("out/{stream}")]
 
 
@@ -76,7 +76,9 @@ def start(one: ConnectorProcess) -> None:
     wait_for(lambda: '"messages"' in one.text(), what=one.text)
 
 
-def test_messages_of_topics_are_streams_by_a_segment(service: ServiceProcess, topics: Topics, tmp_path: Path) -> None:
+def test_messages_of_topics_are_streams_by_a_segment(
+    service: ServiceProcess, topics: MqttTopics, tmp_path: Path
+) -> None:
     source = topics.url("plant/+/pump/{stream}", "?client=c1")
     words = (source, *flags(service, topics), "--position", "n", "--json", "--dead-letter", topics.url("dead"))
     with connector(tmp_path, *words) as one:
@@ -95,7 +97,7 @@ def test_messages_of_topics_are_streams_by_a_segment(service: ServiceProcess, to
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_session_that_outlives_a_killed_connector_makes_every_stream_the_fold(
-    models: Path, topics: Topics, short_path: Path
+    models: Path, topics: MqttTopics, short_path: Path
 ) -> None:
     readings = Readings(31, streams=50, steps=200)
     with (
@@ -125,7 +127,7 @@ def test_a_session_that_outlives_a_killed_connector_makes_every_stream_the_fold(
 
 
 def test_without_a_position_the_command_says_what_is_doubled(
-    service: ServiceProcess, topics: Topics, tmp_path: Path
+    service: ServiceProcess, topics: MqttTopics, tmp_path: Path
 ) -> None:
     with connector(tmp_path, topics.url("in/{stream}"), *flags(service, topics), "--json") as one:
         start(one)
@@ -137,7 +139,7 @@ def test_without_a_position_the_command_says_what_is_doubled(
 
 
 def test_a_second_connector_of_the_same_name_ends_the_first_one(
-    service: ServiceProcess, topics: Topics, tmp_path: Path
+    service: ServiceProcess, topics: MqttTopics, tmp_path: Path
 ) -> None:
     words = (topics.url("in/{stream}", "?client=same"), *flags(service, topics), "--position", "n", "--json")
     with connector(tmp_path, *words) as one:
@@ -150,7 +152,7 @@ def test_a_second_connector_of_the_same_name_ends_the_first_one(
             wait_for(lambda: len(topics.out) == 1, what=two.text)
 
 
-def test_the_example_of_compose_gives_predictions_of_the_demos_model(topics: Topics, short_path: Path) -> None:
+def test_the_example_of_compose_gives_predictions_of_the_demos_model(topics: MqttTopics, short_path: Path) -> None:
     text = (REPOSITORY / "docker/connect.toml").read_text()
     (short_path / "c.toml").write_text(
         text.replace("mqtt://mqtt/", topics.url("")).replace("predictions/", "out/").replace("dead-letters", "dead")

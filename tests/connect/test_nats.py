@@ -27,7 +27,7 @@ from tests.servers import AOF, server
 T = TypeVar("T")
 
 
-class Subjects:
+class NatsSubjects:
     """A server with the streams `IN` (subjects `in.>`), `OUT` and `DEAD`."""
 
     def __init__(self, broker: BrokerProcess) -> None:
@@ -79,19 +79,19 @@ class Subjects:
 
 
 @pytest.fixture
-def subjects(tmp_path: Path) -> Iterator[Subjects]:
+def subjects(tmp_path: Path) -> Iterator[NatsSubjects]:
     with nats(tmp_path) as broker:
-        one = Subjects(broker)
+        one = NatsSubjects(broker)
         one.run(one.create)
         yield one
 
 
-def flags(service: ServiceProcess, subjects: Subjects) -> list[str]:
+def flags(service: ServiceProcess, subjects: NatsSubjects) -> list[str]:
     return ["--model", "fold", "--stream", "topic", "--url", service.url, "--to", subjects.url("out.{stream}")]
 
 
 def test_a_subject_gives_the_predictions_of_the_fold(
-    service: ServiceProcess, subjects: Subjects, tmp_path: Path
+    service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path
 ) -> None:
     documents = [(f"in.n{i % 3}", {"x": i}) for i in range(30)]
     subjects.add([*documents, ("in.n0", b"{")])
@@ -112,7 +112,7 @@ def test_a_subject_gives_the_predictions_of_the_fold(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_connectors_that_are_killed_in_turn_lose_nothing(
-    models: Path, subjects: Subjects, short_path: Path
+    models: Path, subjects: NatsSubjects, short_path: Path
 ) -> None:
     readings = Readings(41, streams=50, steps=120)
     with (
@@ -147,7 +147,7 @@ def test_two_connectors_that_are_killed_in_turn_lose_nothing(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_server_that_is_killed_and_started_again_is_waited_for(
-    service: ServiceProcess, subjects: Subjects, tmp_path: Path
+    service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path
 ) -> None:
     readings = Readings(42, streams=20, steps=100)
     words = [word if word != "topic" else "stream" for word in flags(service, subjects)]
@@ -162,7 +162,7 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(
     assert written((one for _, one in subjects.read("OUT")), doubles=True) == readings.expected()
 
 
-def test_a_subject_without_a_stream_is_refused(service: ServiceProcess, subjects: Subjects, tmp_path: Path) -> None:
+def test_a_subject_without_a_stream_is_refused(service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path) -> None:
     one = ConnectorProcess(
         tmp_path, subjects.url("nowhere"), "--model", "fold", "--stream", "stream", "--url", service.url
     ).start()
@@ -171,7 +171,7 @@ def test_a_subject_without_a_stream_is_refused(service: ServiceProcess, subjects
     assert "no JetStream stream" in one.text()
 
 
-def test_check_creates_no_consumer(service: ServiceProcess, subjects: Subjects, tmp_path: Path) -> None:
+def test_check_creates_no_consumer(service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path) -> None:
     subjects.add([("in.shown", {"x": 5})])
     one = ConnectorProcess(
         tmp_path, subjects.url("in.{stream}"), "--model", "fold", "--stream", "topic", "--url", service.url, "--check"

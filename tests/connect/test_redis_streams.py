@@ -24,7 +24,7 @@ from tests.processes import ServiceProcess, free_port, service_process
 from tests.servers import AOF, Server, server
 
 
-class Broker:
+class RedisBroker:
     """A server of the Redis protocol on a TCP port."""
 
     def __init__(self, one: Server, port: int) -> None:
@@ -51,18 +51,18 @@ class Broker:
 
 
 @pytest.fixture
-def broker(short_path: Path) -> Iterator[Broker]:
+def broker(short_path: Path) -> Iterator[RedisBroker]:
     port = free_port()
     with server(short_path / "broker", *AOF, "--port", str(port)) as one:
-        yield Broker(one, port)
+        yield RedisBroker(one, port)
 
 
-def flags(service: ServiceProcess, broker: Broker) -> list[str]:
+def flags(service: ServiceProcess, broker: RedisBroker) -> list[str]:
     return ["--model", "fold", "--stream", "stream", "--url", service.url, "--to", broker.url("out")]
 
 
 def test_entries_with_fields_and_entries_with_json_are_timesteps(
-    service: ServiceProcess, broker: Broker, tmp_path: Path
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
 ) -> None:
     broker.client.xadd("in", {"stream": "both", "x": "4"}, id="5-7")
     broker.client.xadd("in", {"data": '{"stream": "both", "x": [5]}'})
@@ -80,7 +80,7 @@ def test_entries_with_fields_and_entries_with_json_are_timesteps(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_connectors_that_are_killed_in_turn_write_every_prediction_once(
-    models: Path, broker: Broker, short_path: Path
+    models: Path, broker: RedisBroker, short_path: Path
 ) -> None:
     """One reads and the other stands by; a replica and the broker's connections are killed, too."""
     readings = Readings(11, streams=100, steps=150)
@@ -112,7 +112,9 @@ def test_two_connectors_that_are_killed_in_turn_write_every_prediction_once(
         assert streams_equal_the_fold(service.url, readings)
 
 
-def test_a_connector_stands_by_while_another_one_reads(service: ServiceProcess, broker: Broker, tmp_path: Path) -> None:
+def test_a_connector_stands_by_while_another_one_reads(
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
+) -> None:
     words = (broker.url("in", "g"), *flags(service, broker))
     broker.client.xadd("in", {"stream": "standby", "x": 1})
     with connector(tmp_path, *words) as one:
@@ -130,7 +132,9 @@ def test_a_connector_stands_by_while_another_one_reads(service: ServiceProcess, 
     assert [one["step"] for one in broker.entries("out")] == [1, 2, 3]
 
 
-def test_a_reset_stream_is_written_again_from_step_1(service: ServiceProcess, broker: Broker, tmp_path: Path) -> None:
+def test_a_reset_stream_is_written_again_from_step_1(
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
+) -> None:
     import httpx
 
     words = (broker.url("in", "g"), *flags(service, broker))
@@ -145,7 +149,7 @@ def test_a_reset_stream_is_written_again_from_step_1(service: ServiceProcess, br
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_service_that_is_away_stops_the_reading_and_nothing_is_lost(
-    models: Path, broker: Broker, short_path: Path
+    models: Path, broker: RedisBroker, short_path: Path
 ) -> None:
     readings = Readings(12, streams=20, steps=500)
     service = ServiceProcess(models, short_path / "one", "--drain-s", "0").start()
@@ -169,7 +173,7 @@ def test_a_service_that_is_away_stops_the_reading_and_nothing_is_lost(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_broker_that_ends_and_starts_again_is_waited_for(
-    service: ServiceProcess, broker: Broker, tmp_path: Path
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
 ) -> None:
     readings = Readings(13, streams=20, steps=300)
     with connector(tmp_path, broker.url("in", "g"), *flags(service, broker)) as one:
@@ -184,7 +188,7 @@ def test_a_broker_that_ends_and_starts_again_is_waited_for(
     assert written(broker.entries("out")) == readings.expected()
 
 
-def test_bad_entries_are_dead_letters(service: ServiceProcess, broker: Broker, tmp_path: Path) -> None:
+def test_bad_entries_are_dead_letters(service: ServiceProcess, broker: RedisBroker, tmp_path: Path) -> None:
     rng = random.Random(3)
     n_bad = 0
     for i in range(200):
@@ -203,7 +207,7 @@ def test_bad_entries_are_dead_letters(service: ServiceProcess, broker: Broker, t
         assert all(entry[name] for name in ("reason", "code", "source"))
 
 
-def test_check_joins_no_group(service: ServiceProcess, broker: Broker, tmp_path: Path) -> None:
+def test_check_joins_no_group(service: ServiceProcess, broker: RedisBroker, tmp_path: Path) -> None:
     broker.client.xadd("in", {"stream": "c", "x": 1})
     one = ConnectorProcess(
         tmp_path, broker.url("in", "g"), "--model", "fold", "--stream", "stream", "--url", service.url, "--check"

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from model_export.errors import MissingExtraError
-from service.connect.brokers.protocol import Reader, ReaderOptions, Writer
+from service.connect.brokers.protocol import MessageReader, ReaderOptions, MessageWriter
 from service.connect.urls import BrokerUrl
 
 _MODULES = {
@@ -23,20 +23,20 @@ _MODULES = {
 }
 
 
-def make_reader(url: BrokerUrl, options: ReaderOptions) -> Reader:
+def make_reader(url: BrokerUrl, options: ReaderOptions) -> MessageReader:
     """Return the reader of a URL, which is not opened yet.
 
     Raises:
         MissingExtraError: The broker's client library is not installed.
         ConnectUsageError: The URL lacks something that reading needs.
     """
-    reader: Reader = _module(url).open_reader(url, options)
+    reader: MessageReader = _module(url).open_reader(url, options)
     return reader
 
 
-def make_writer(url: BrokerUrl, body_format: str) -> Writer:
+def make_writer(url: BrokerUrl, body_format: str) -> MessageWriter:
     """Return the writer of a URL, which is not opened yet; raises as `make_reader` does."""
-    writer: Writer = _module(url).open_writer(url, body_format)
+    writer: MessageWriter = _module(url).open_writer(url, body_format)
     return writer
 
 

@@ -121,7 +121,7 @@ class FileReader:
         return self._path.stat().st_size
 
 
-class _Written(msgspec.Struct):
+class _WrittenLine(msgspec.Struct):
     """The fields of a written line that say which timestep it is from."""
 
     stream: str | None = None
@@ -186,7 +186,7 @@ class FileWriter:
                 break
             end += len(line)
             try:
-                found = msgspec.json.decode(line, type=_Written)
+                found = msgspec.json.decode(line, type=_WrittenLine)
             except msgspec.MsgspecError:
                 continue  # not one of ours
             if found.stream and found.source is not None and found.source.at is not None:

@@ -1,4 +1,4 @@
-"""`Reader` and `Writer`: what a broker's module provides."""
+"""`MessageReader` and `MessageWriter`: what a broker's module provides."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReaderOptions:
     preview: bool = False
 
 
-class Reader(Protocol):
+class MessageReader(Protocol):
     """Reads the messages of one topic, stream, queue or file, in order.
 
     Laws, which the tests of each broker check:
@@ -69,11 +69,11 @@ class Reader(Protocol):
         """Disconnect; never fails."""
 
 
-class Writer(Protocol):
+class MessageWriter(Protocol):
     """Writes messages to one topic, stream, queue or file, in the order in which they are given."""
 
     async def open(self) -> None:
-        """Connect; raises as `Reader.open` does."""
+        """Connect; raises as `MessageReader.open` does."""
 
     async def write(self, messages: Sequence[OutMessage]) -> None:
         """Write the messages, and return once the broker has confirmed all of them.
