@@ -196,7 +196,7 @@ class Connector:
         for chunk, found in applied:
             n_timesteps += len(chunk.timesteps)
             n_skipped += len(chunk.timesteps) if found is None else found.skipped
-            if found is not None:
+            if found is not None and self._writer is not None:
                 out += self._predictions_of(chunk, found)
         self._counters.add(timesteps=n_timesteps, skipped=n_skipped)
         return out

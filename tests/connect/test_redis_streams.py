@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,25 @@ def test_a_connector_stands_by_while_another_one_reads(
             wait_for(lambda: broker.client.xlen("out") == 3, what=two.text)
 
     assert [one["step"] for one in broker.entries("out")] == [1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_connector_that_was_paused_beyond_its_lease_writes_nothing_twice(
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
+) -> None:
+    readings = Readings(14, streams=20, steps=400)
+    words = (broker.url("in", "g"), *flags(service, broker))
+    with connector(tmp_path, *words) as one, connector(tmp_path, *words) as two:
+        broker.add("in", readings)
+        for paused, other in ((one, two), (two, one)):
+            enough = min(int(broker.client.xlen("out")) + 256, len(readings))
+            paused.process.send_signal(signal.SIGSTOP)
+            wait_for(lambda n=enough: int(broker.client.xlen("out")) >= n, what=other.text)  # type: ignore[misc]
+            paused.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: broker.client.xlen("out") == len(readings), what=one.text)
+
+    assert written(broker.entries("out")) == readings.expected()
 
 
 def test_a_reset_stream_is_written_again_from_step_1(

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from model_export.errors import MissingExtraError
-from service.connect.brokers.protocol import MessageReader, ReaderOptions, MessageWriter
+from service.connect.brokers.protocol import MessageReader, MessageWriter, ReaderOptions
 from service.connect.urls import BrokerUrl
 
 _MODULES = {
