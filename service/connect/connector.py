@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
 
 from model_export.manifest import Array
 from service.client.results import ClientError, StepResult
@@ -110,7 +111,7 @@ class Connector:
 
     async def _run(self) -> None:
         failures = 0
-        while True:
+        while not self._stopping.is_set():
             try:
                 for output in self._outputs:
                     await output.open()
@@ -126,11 +127,11 @@ class Connector:
                 await self._reader.close()
                 for output in self._outputs:
                     await output.close()
-            if self._stopping.is_set():
-                return
-            await asyncio.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 10)))
+            with contextlib.suppress(TimeoutError):
+                pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 10))
+                await asyncio.wait_for(self._stopping.wait(), pause)
 
-    async def _polls(self) -> Any:
+    async def _polls(self) -> AsyncIterator[None]:
         """Carry one poll after the other; yield after each."""
         limit = _FIRST_POLL
         while not self._stopping.is_set():
@@ -143,7 +144,7 @@ class Connector:
                 limit = max(1, min(_LARGEST_POLL, int(_POLL_BYTES / (mean + 1)), 2 * limit))
             elif self._reader.is_done:
                 return
-            yield None
+            yield
 
     async def _carry(self, messages: Sequence[BrokerMessage]) -> bool:
         """Step the streams by a poll, and write what comes out of it; return False if the poll belongs to another."""

@@ -14,7 +14,10 @@ from service.client.protocol.inputs import packed
 from service.connect.mapping import MappedTimestep
 
 _FRAME_BYTES: Final = 1 << 20
-"""Bytes of the inputs in one message to the service, unless one chunk alone is larger."""
+"""Bytes of one message to the service, unless one chunk alone is larger."""
+
+_POSITION_BYTES: Final = 16
+_NAMES_BYTES: Final = 400  # of a stream's id, its source's id and its `seq`, at most
 
 
 @dataclass(slots=True)
@@ -41,9 +44,9 @@ class PollLimits:
             max_bytes: `max_body_bytes` of the service.
             row_bytes: Bytes of the inputs of one timestep.
         """
-        # A quarter is more than enough for positions, names and the rest of a message
-        self.steps = max(1, min(max_steps, (max_bytes * 3 // 4) // (row_bytes + 16)))
-        self.row_bytes = row_bytes
+        self.row_bytes = row_bytes + _POSITION_BYTES
+        self.steps = max(1, min(max_steps, max_bytes * 3 // 4 // self.row_bytes))
+        self.frame_bytes = min(_FRAME_BYTES, max_bytes // 2)
 
 
 def rounds_of(timesteps: Iterable[MappedTimestep], limits: PollLimits) -> tuple[list[list[StreamChunk]], int]:
@@ -83,7 +86,7 @@ def frames_of(chunks: Sequence[StreamChunk], limits: PollLimits) -> list[list[St
         by_length[len(chunk.timesteps), chunk.timesteps[0].seq is None].append(chunk)
     frames = []
     for (length, _), group in by_length.items():
-        n_streams = max(1, _FRAME_BYTES // (length * (limits.row_bytes + 16)))
+        n_streams = max(1, limits.frame_bytes // (length * limits.row_bytes + _NAMES_BYTES))
         frames += [group[i : i + n_streams] for i in range(0, len(group), n_streams)]
     return frames
 
@@ -95,13 +98,14 @@ def columns_of(chunks: Sequence[StreamChunk], arrays: Mapping[str, Array]) -> di
         chunks: One for each stream, all of the same length T.
         arrays: By input, the values of all timesteps of the poll, `(rows, *row)`.
     """
+    ids = [chunk.timesteps[0].source for chunk in chunks]
     rows = np.array([[timestep.row for timestep in chunk.timesteps] for chunk in chunks])
     at = [[timestep.at for timestep in chunk.timesteps] for chunk in chunks]
     document = {
         "streams": [chunk.stream for chunk in chunks],
         "inputs": packed({name: array[rows] for name, array in arrays.items()}),
         "chunk": True,
-        "source": {"id": [chunk.timesteps[0].source for chunk in chunks], "at": _packed_positions(at)},
+        "source": {"id": ids[0] if len(set(ids)) == 1 else ids, "at": _packed_positions(at)},
     }
     if chunks[0].timesteps[0].seq is not None:
         document["seq"] = [chunk.timesteps[0].seq for chunk in chunks]

@@ -257,3 +257,14 @@ def test_the_metrics_are_served_for_prometheus(service: ServiceProcess, tmp_path
 
     assert "stepwell_connect_messages_total 2.0" in text
     assert 'stepwell_connect_dead_letters_total{code="bad_json"} 1.0' in text
+
+
+def test_a_service_with_small_limits_gets_small_messages(models: Path, short_path: Path) -> None:
+    readings, out = Readings(6, streams=300, steps=10), short_path / "out.jsonl"
+    source = write_lines(short_path / "in.jsonl", readings.documents())
+    limits = ("--max-body-bytes", "4096", "--max-chunk-steps", "5")
+    with service_process(models, short_path / "one", *limits) as service:
+        counts = run_once(short_path, source, *flags(service, out))
+
+    assert written(lines_of(out)) == readings.expected()
+    assert (counts["dead_letters"], counts["retries"]) == (0, 0)
