@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,14 @@ def test_the_stream_is_a_segment_of_the_topic(url: str, topic: str, stream: str)
     found = segment.fullmatch(topic)
     assert found is not None
     assert found[1] == stream
+
+
+def test_a_missing_library_is_named_with_the_extra(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['aiokafka'] = None; from service.cli import main; main()"
+    words = ["connect", "kafka://127.0.0.1/t", "--model", "m", "--stream", "key"]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=tmp_path)
+
+    assert (done.returncode, "stepwell[connect]" in done.stderr) == (3, True), done.stderr
 
 
 def test_a_port_that_is_taken_is_said(service: ServiceProcess, tmp_path: Path) -> None:
