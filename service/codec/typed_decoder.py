@@ -25,6 +25,8 @@ DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.er
 """What the fast path raises for an invalid body. msgspec's errors, UnicodeDecodeError, and NumPy's for ragged lists are
 ValueErrors; integers out of range are OverflowErrors, and numbers that do not fit are errors of struct."""
 
+_INPUTS = b'"inputs"'
+_INPUTS_KEYS = (_INPUTS + b":", _INPUTS + b": ")
 _encode = msgspec.json.Encoder().encode
 _LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
 _PACK_CODES = {
@@ -141,14 +143,9 @@ class TypedStepDecoder:
         """
         if self._may_hide_colons and b"\\" in body:  # by an escape
             raise NotTypedError
-        alone = self._alone
-        is_named = alone is None or body.find(b"{", 1) >= 0  # a second object is `inputs`, or another field
-        try:
-            step = self._named(body) if alone is None or is_named else alone(body)
-        except msgspec.ValidationError:
-            if alone is None or not is_named:
-                raise
-            step, is_named = alone(body), False
+        brace = body.find(b"{", 1)  # a second object is `inputs` by name, or another field
+        is_named = self._alone is None or (brace >= 0 and _are_inputs_named(body, brace))
+        step = self._named(body) if self._alone is None or is_named else self._alone(body)
         # One colon for each field that most bodies have: if the body has no more, it has no other field, and no key
         # twice. See `reject_duplicate_keys`.
         input_colons = self._colons if is_named else 0
@@ -169,6 +166,19 @@ class TypedStepDecoder:
             return step, (self._single_input(inputs.i0 if is_named else inputs),), is_plain
         values = zip(self._packers, _astuple(inputs), strict=True)
         return step, tuple([pack(value) for pack, value in values]), is_plain
+
+
+def _are_inputs_named(body: bytes, brace: int) -> bool:
+    """Return whether the inputs of a JSON body are an object, as far as this can be told without parsing it.
+
+    Args:
+        body: The body.
+        brace: Offset of its second opening brace.
+    """
+    if body.endswith(_INPUTS_KEYS, 0, brace):
+        return True
+    at = body.find(_INPUTS) + len(_INPUTS)
+    return b"{" in body[at : at + 4]  # a colon and white space, then the brace
 
 
 @cache

@@ -128,17 +128,17 @@ class FeedSession:
         """
         decoder, many = self._decoder, self._stream is None
         read = decoder.read_stream_message if many else decoder.read_message
-        decode = decoder.feed
-        if read is not None and self.message_format is JSON:  # most messages have a single timestep
+        is_other = b'"chunk"' in message or (many and b'"streams"' in message)
+        if read is None or is_other or self.message_format is not JSON:
+            decoded = decoder.feed(message, self.message_format, correlation, many=many)
+        else:  # most messages have a single timestep
             try:
                 typed = read(message)
             except DECODE_ERRORS:
-                if b'"chunk"' not in message and b'"streams"' not in message:
-                    decode = decoder.feed_strictly  # only it can tell what is wrong
+                decoded = decoder.feed_strictly(message, JSON, correlation, many=many)
             else:
                 self._submit_typed(typed, tenant, correlation)
                 return
-        decoded = decode(message, self.message_format, correlation, many=many)
         served, engine = self._served, self._context.engine
         if isinstance(decoded, DecodedBulk):
             bulk = self._append(_PendingBulk(self, correlation, decoded, served))
