@@ -15,6 +15,7 @@ from service.engine.watch.hub import WatchHub
 from service.engine.watch.interests import InterestTable
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry
+from service.releases.lookup import Releases
 from service.store.pubsub import StorePubSub
 from service.store.snapshots import SnapshotStore
 from service.store.state_store import StateStore
@@ -33,6 +34,7 @@ class Engine:
         watch: The watchers of this worker.
         admission: Accepts or rejects requests; rejects all while a drain is in progress.
         store: Loads and commits records.
+        releases: The release documents of the models.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Engine:
         models: ModelRegistry,
         options: EngineOptions | None = None,
         observer: EngineObserver | None = None,
+        releases: Releases | None = None,
     ) -> None:
         """Build the engine; `watch.start` starts watching. The watchdog thread starts at once.
 
@@ -49,12 +52,14 @@ class Engine:
             models: The loaded models.
             options: The options; None: the defaults.
             observer: Counts the work.
+            releases: The release documents; None: no model has one.
         """
         options, observer = options or EngineOptions(), observer or EngineObserver()
         quota = None if options.tenant_max_streams is None else StreamQuota(options.tenant_max_streams)
         interests = InterestTable(options.history)
         self.models = models
         self.store = store
+        self.releases = Releases() if releases is None else releases
         self.watch = WatchHub(interests, store, StorePubSub(store.transport))
         self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
         self.steps = StepService(store, models, self.admission, observer, interests, quota=quota, options=options)

@@ -1,0 +1,122 @@
+"""The release document: membership, schedules and what a trial's end means."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.releases.document import (
+    ROLLBACK_S,
+    EndedTrial,
+    ReleaseDocument,
+    ReleaseVersion,
+    Trial,
+    takes_part,
+)
+from service.releases.document import Ended as EndedStruct
+from service.releases.lookup import Releases
+
+OLD, NEW = ReleaseVersion(1, b"version1"), ReleaseVersion(2, b"version2")
+percents = st.floats(0, 100)
+
+
+def trial(**fields: object) -> Trial:
+    """Return a trial of version 2 that started at second 1000."""
+    defaults: dict[str, object] = {
+        "old": OLD, "new": NEW, "revision": 1, "started_at": 1000.0, "mode": "ramp",
+        "schedule": ((0.0, 5.0),), "scheduled_at": 1000.0, "salt": "s",
+    }  # fmt: skip
+    return Trial(**(defaults | fields))  # type: ignore[arg-type]
+
+
+def document(**fields: object) -> ReleaseDocument:
+    """Return a document whose current version is 1."""
+    defaults: dict[str, object] = {"model": "m", "revision": 1, "current": OLD, "started_at": 1000.0}
+    return ReleaseDocument(**(defaults | fields))  # type: ignore[arg-type]
+
+
+@given(record=st.text(), salt=st.text(), lower=percents, higher=percents)
+def test_a_stream_in_a_share_is_in_every_larger_share(record: str, salt: str, lower: float, higher: float) -> None:
+    lower, higher = sorted((lower, higher))
+
+    assert takes_part(record, salt, lower) <= takes_part(record, salt, higher)
+
+
+@given(record=st.text(), salt=st.text())
+def test_all_streams_are_in_a_hundred_percent_and_none_in_zero(record: str, salt: str) -> None:
+    assert takes_part(record, salt, 100.0)
+    assert not takes_part(record, salt, 0.0)
+
+
+@pytest.mark.parametrize("percent", [1.0, 5.0, 50.0])
+def test_a_share_has_its_percentage_of_the_streams_within_four_sigma(percent: float) -> None:
+    n, p = 20_000, percent / 100
+    members = sum(takes_part(f"swl:1:{{t/m/{i}}}", "salt", percent) for i in range(n))
+
+    assert abs(members - n * p) < 4 * (n * p * (1 - p)) ** 0.5
+
+
+def test_another_salt_selects_other_streams() -> None:
+    first = {i for i in range(1000) if takes_part(str(i), "a", 10.0)}
+    second = {i for i in range(1000) if takes_part(str(i), "b", 10.0)}
+
+    assert len(first & second) < 50
+
+
+def test_a_schedule_is_the_last_point_whose_second_has_passed() -> None:
+    ramp = trial(schedule=((10.0, 1.0), (600.0, 10.0), (3600.0, 100.0)), scheduled_at=2000.0)
+
+    found = [ramp.percent_at(now) for now in (1999.0, 2009.9, 2010.0, 2599.0, 2600.0, 5600.0, 1e9)]
+
+    assert found == [0.0, 0.0, 1.0, 1.0, 10.0, 100.0, 100.0]
+
+
+def test_a_pair_of_a_running_trial_is_not_settled() -> None:
+    assert document(trial=trial()).settled(OLD.fingerprint, NEW.fingerprint) is None
+
+
+@pytest.mark.parametrize(("how", "half"), [("promoted", NEW), ("aborted", OLD)])
+def test_a_pair_goes_on_with_the_half_that_its_trials_end_selects(how: str, half: ReleaseVersion) -> None:
+    ended = EndedStruct(how, None, 2000.0)  # type: ignore[arg-type]
+    earlier = EndedTrial(OLD.fingerprint, NEW.fingerprint, how)  # type: ignore[arg-type]
+
+    assert document(trial=trial(ended=ended)).settled(OLD.fingerprint, NEW.fingerprint) == half.fingerprint
+    assert document(earlier=(earlier,)).settled(OLD.fingerprint, NEW.fingerprint) == half.fingerprint
+
+
+def test_all_streams_move_after_a_promotion_until_another_version_is_pinned() -> None:
+    promoted = trial(ended=EndedStruct("promoted", None, 2000.0))
+
+    assert document(current=NEW, trial=promoted).moves_all
+    assert not document(current=OLD, trial=promoted).moves_all
+    assert not document(current=NEW, trial=msgspec.structs.replace(promoted, existing=False)).moves_all
+    assert not document(trial=trial()).moves_all
+
+
+def test_pairs_are_kept_for_an_hour_after_a_promotion_with_rollback() -> None:
+    promoted = trial(rollback=True, ended=EndedStruct("promoted", None, 2000.0))
+
+    assert promoted.keeps_pairs(2000.0 + ROLLBACK_S - 1)
+    assert not promoted.keeps_pairs(2000.0 + ROLLBACK_S)
+    assert not trial(ended=EndedStruct("promoted", None, 2000.0)).keeps_pairs(2001.0)
+    assert not trial(rollback=True, ended=EndedStruct("aborted", None, 2000.0)).keeps_pairs(2001.0)
+
+
+def test_a_document_is_decoded_as_it_was_encoded() -> None:
+    stored = document(trial=trial(ended=EndedStruct("aborted", "why", 2000.0)), formerly=(b"version0",))
+
+    assert msgspec.json.decode(msgspec.json.encode(stored), type=ReleaseDocument) == stored
+
+
+def test_the_lookup_counts_changes_and_corrects_its_clock() -> None:
+    releases = Releases(clock=lambda: 100.0)
+    releases.set_store_time(105.0)
+
+    assert releases.current("m") is None
+    assert releases.put("m", document())
+    assert not releases.put("m", document())
+    assert (releases.revision, releases.now(), releases.current("m")) == (1, 105.0, document())
+    assert releases.put("m", None)
+    assert releases.current("m") is None
