@@ -35,6 +35,21 @@ def end_entry_key(record: str) -> str:
     return f"{record}:end"
 
 
+def release_key(model: str) -> str:
+    """Return the key of a model's release document; the model's keys below share its slot in a Cluster."""
+    return f"{PREFIX}release:{{{model}}}:document"
+
+
+def trial_key(model: str, revision: int) -> str:
+    """Return the key of the counts of a trial, a hash; see `service/releases/counters.py`."""
+    return f"{PREFIX}release:{{{model}}}:trial:{revision}"
+
+
+def sweep_key(model: str) -> str:
+    """Return the key of the newest sweep of a model's streams, a hash; see `service/releases/counters.py`."""
+    return f"{PREFIX}release:{{{model}}}:sweep"
+
+
 def is_record(name: str) -> bool:
     """Whether a key is that of a stream's record, not one of the stream's other keys."""
     return name.endswith("}")

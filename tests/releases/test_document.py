@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from service.releases.document import (
     ROLLBACK_S,
+    Ended,
     EndedTrial,
     ReleaseDocument,
     ReleaseVersion,
     Trial,
     takes_part,
 )
-from service.releases.document import Ended as EndedStruct
 from service.releases.lookup import Releases
 
 OLD, NEW = ReleaseVersion(1, b"version1"), ReleaseVersion(2, b"version2")
@@ -79,7 +79,7 @@ def test_a_pair_of_a_running_trial_is_not_settled() -> None:
 
 @pytest.mark.parametrize(("how", "half"), [("promoted", NEW), ("aborted", OLD)])
 def test_a_pair_goes_on_with_the_half_that_its_trials_end_selects(how: str, half: ReleaseVersion) -> None:
-    ended = EndedStruct(how, None, 2000.0)  # type: ignore[arg-type]
+    ended = Ended(how, None, 2000.0)  # type: ignore[arg-type]
     earlier = EndedTrial(OLD.fingerprint, NEW.fingerprint, how)  # type: ignore[arg-type]
 
     assert document(trial=trial(ended=ended)).settled(OLD.fingerprint, NEW.fingerprint) == half.fingerprint
@@ -87,7 +87,7 @@ def test_a_pair_goes_on_with_the_half_that_its_trials_end_selects(how: str, half
 
 
 def test_all_streams_move_after_a_promotion_until_another_version_is_pinned() -> None:
-    promoted = trial(ended=EndedStruct("promoted", None, 2000.0))
+    promoted = trial(ended=Ended("promoted", None, 2000.0))
 
     assert document(current=NEW, trial=promoted).moves_all
     assert not document(current=OLD, trial=promoted).moves_all
@@ -96,16 +96,16 @@ def test_all_streams_move_after_a_promotion_until_another_version_is_pinned() ->
 
 
 def test_pairs_are_kept_for_an_hour_after_a_promotion_with_rollback() -> None:
-    promoted = trial(rollback=True, ended=EndedStruct("promoted", None, 2000.0))
+    promoted = trial(rollback=True, ended=Ended("promoted", None, 2000.0))
 
     assert promoted.keeps_pairs(2000.0 + ROLLBACK_S - 1)
     assert not promoted.keeps_pairs(2000.0 + ROLLBACK_S)
-    assert not trial(ended=EndedStruct("promoted", None, 2000.0)).keeps_pairs(2001.0)
-    assert not trial(rollback=True, ended=EndedStruct("aborted", None, 2000.0)).keeps_pairs(2001.0)
+    assert not trial(ended=Ended("promoted", None, 2000.0)).keeps_pairs(2001.0)
+    assert not trial(rollback=True, ended=Ended("aborted", None, 2000.0)).keeps_pairs(2001.0)
 
 
 def test_a_document_is_decoded_as_it_was_encoded() -> None:
-    stored = document(trial=trial(ended=EndedStruct("aborted", "why", 2000.0)), formerly=(b"version0",))
+    stored = document(trial=trial(ended=Ended("aborted", "why", 2000.0)), formerly=(b"version0",))
 
     assert msgspec.json.decode(msgspec.json.encode(stored), type=ReleaseDocument) == stored
 
