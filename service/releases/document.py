@@ -1,19 +1,19 @@
 """`ReleaseDocument`: which versions of a model serve its streams; one JSON value per model, for all tenants.
 
 A document without a trial names the version of new streams (`current`). A *trial* is a candidate beside the current
-version, from the PUT that starts it until it is promoted or aborted. The last trial stays in the document after its
-end, because its streams move at their next step, which may be much later; older ones are kept as `EndedTrial`.
+version, from the PUT that starts it until it is promoted or aborted. Trials stay in the document after their end,
+because their streams move at their next step, which may be much later.
 
     document.trial      the running trial, or the last one; None: there was none
     document.running    the trial, if it has not ended
-    document.settled    which of its two halves a pair of an ended trial goes on with
 
-What a stored record becomes at its next step, from its fingerprint `f`:
+What a stored record becomes at its next step, from its fingerprint `f` and the revision that moved it last:
 
-    f is `running.old`, and `running.takes_part(record key, percent)`   a pair (`switch`: the candidate), if `existing`
-    f is `trial.old`, `trial.moves_all`                                 the new version, by `take`
-    f is the pair of a trial that has ended                             `settled(old, new)`, unless `keeps_pairs(now)`
-    anything else                                                       it stays
+    f is the pair of a trial            the half `settled(old, new, moved_by)`; None: it stays a pair
+    f is a version                      `promoted_from(f)`: the trial whose promotion moves it to `new`, by `take`
+    f is `running.old`, with `existing` and `running.takes_part(record key, percent)`
+                                        a pair (`switch`: the candidate)
+    anything else                       it stays
 
 A new stream starts on `current`; inside the share of a running trial, as a pair (`switch`: on the candidate).
 """
@@ -32,6 +32,9 @@ How = Literal["promoted", "aborted"]
 
 ROLLBACK_S = 3600.0
 """Seconds after a promotion in which `abort` still restores the old version, if the release has `rollback`."""
+
+MAX_EARLIER = 16
+"""Ended trials that a document keeps; streams that sleep for longer keep their version until they are moved by hand."""
 
 _HASHES = 2.0**64
 
@@ -141,20 +144,6 @@ class Trial(Struct, frozen=True):
         return self.rollback and self.ended.how == "promoted" and now < self.ended.at + ROLLBACK_S
 
 
-class EndedTrial(Struct, frozen=True):
-    """What remains of an earlier trial: where its pairs go.
-
-    Attributes:
-        old: Fingerprint of the old version, 8 bytes.
-        new: Fingerprint of the candidate, 8 bytes.
-        how: How it ended.
-    """
-
-    old: bytes
-    new: bytes
-    how: How
-
-
 class ReleaseDocument(Struct, frozen=True):
     """Which versions of a model serve; the newest revision holds.
 
@@ -164,7 +153,7 @@ class ReleaseDocument(Struct, frozen=True):
         current: The version of new streams.
         started_at: When this document was first written; seconds since 1970, by the store's clock.
         trial: The running trial, or the last one; None: there was none.
-        earlier: Trials before `trial`, the newest first.
+        earlier: The trials before `trial`, at most `MAX_EARLIER`, the newest first.
         formerly: Fingerprints of versions that were current before, the newest first.
     """
 
@@ -173,7 +162,7 @@ class ReleaseDocument(Struct, frozen=True):
     current: ReleaseVersion
     started_at: float
     trial: Trial | None = None
-    earlier: tuple[EndedTrial, ...] = ()
+    earlier: tuple[Trial, ...] = ()
     formerly: tuple[bytes, ...] = ()
 
     @property
@@ -181,33 +170,46 @@ class ReleaseDocument(Struct, frozen=True):
         """The trial, if it has not ended."""
         return self.trial if self.trial is not None and self.trial.ended is None else None
 
-    @property
-    def moves_all(self) -> bool:
-        """Whether every stream of `trial.old` moves to `trial.new`: it was promoted, and is the current version."""
-        trial = self.trial
-        if trial is None or trial.ended is None or not trial.existing:
-            return False
-        return trial.ended.how == "promoted" and self.current.fingerprint == trial.new.fingerprint
-
-    def settled(self, old: bytes, new: bytes) -> bytes | None:
-        """Return the fingerprint of the half with which a pair of these two versions goes on once its trial has ended.
+    def settled(self, old: bytes, new: bytes, moved_by: int, now: float) -> bytes | None:
+        """Return the fingerprint of the half with which a pair goes on, once its trial has ended.
 
         Args:
             old: Fingerprint of the pair's old version, 8 bytes.
             new: Fingerprint of its candidate, 8 bytes.
+            moved_by: Revision of the document by which the stream became this pair; it identifies the trial.
+            now: Seconds since 1970, by the store's clock: `Releases.now`.
 
         Returns:
-            `old` or `new`; None: its trial runs, or is not in this document.
+            `old` or `new`; None: the stream stays a pair, because the trial runs, was promoted with `rollback` less
+            than an hour ago, or is not in this document.
         """
-        trial = self.trial
-        if trial is not None and (trial.old.fingerprint, trial.new.fingerprint) == (old, new):
-            if trial.ended is None:
-                return None
-            return new if trial.ended.how == "promoted" else old
-        for ended in self.earlier:
-            if (ended.old, ended.new) == (old, new):
-                return new if ended.how == "promoted" else old
-        return None
+        of_pair = [one for one in self._trials if (one.old.fingerprint, one.new.fingerprint) == (old, new)]
+        trial = next((one for one in of_pair if one.revision <= moved_by), None)
+        if trial is None or trial.ended is None or trial.keeps_pairs(now):
+            return None
+        return new if trial.ended.how == "promoted" else old
+
+    def promoted_from(self, fingerprint: bytes) -> Trial | None:
+        """Return the promoted trial that moves the streams of a version to `Trial.new`; None: they stay.
+
+        Streams move only towards the current version: after another version was pinned, they stay.
+        """
+        moves: dict[bytes, Trial] = {}
+        for trial in self._trials:
+            if trial.ended is not None and trial.ended.how == "promoted":
+                moves.setdefault(trial.old.fingerprint, trial)
+        reached = fingerprint
+        for _ in moves:
+            if reached == self.current.fingerprint or reached not in moves or not moves[reached].existing:
+                break
+            reached = moves[reached].new.fingerprint
+        is_towards_current = reached == self.current.fingerprint != fingerprint
+        return moves[fingerprint] if is_towards_current else None
+
+    @property
+    def _trials(self) -> tuple[Trial, ...]:
+        """All trials, the newest first."""
+        return self.earlier if self.trial is None else (self.trial, *self.earlier)
 
 
 def takes_part(record: str, salt: str, percent: float) -> bool:

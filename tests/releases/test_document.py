@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.releases.document import (
     ROLLBACK_S,
     Ended,
-    EndedTrial,
+    How,
     ReleaseDocument,
     ReleaseVersion,
     Trial,
@@ -18,7 +18,7 @@ from service.releases.document import (
 )
 from service.releases.lookup import Releases
 
-OLD, NEW = ReleaseVersion(1, b"version1"), ReleaseVersion(2, b"version2")
+OLD, NEW, THIRD = (ReleaseVersion(n, f"version{n}".encode()) for n in (1, 2, 3))
 percents = st.floats(0, 100)
 
 
@@ -73,35 +73,69 @@ def test_a_schedule_is_the_last_point_whose_second_has_passed() -> None:
     assert found == [0.0, 0.0, 1.0, 1.0, 10.0, 100.0, 100.0]
 
 
-def test_a_pair_of_a_running_trial_is_not_settled() -> None:
-    assert document(trial=trial()).settled(OLD.fingerprint, NEW.fingerprint) is None
+def ended(how: How, at: float = 2000.0, **fields: object) -> Trial:
+    """Return a trial that has ended."""
+    return trial(ended=Ended(how, None, at), **fields)
+
+
+def half_of(found: ReleaseDocument, *, moved_by: int = 1, now: float = 3000.0) -> bytes | None:
+    """Return with which half a pair of versions 1 and 2 goes on."""
+    return found.settled(OLD.fingerprint, NEW.fingerprint, moved_by, now)
+
+
+def test_a_pair_of_a_running_trial_stays_a_pair() -> None:
+    assert half_of(document(trial=trial())) is None
 
 
 @pytest.mark.parametrize(("how", "half"), [("promoted", NEW), ("aborted", OLD)])
-def test_a_pair_goes_on_with_the_half_that_its_trials_end_selects(how: str, half: ReleaseVersion) -> None:
-    ended = Ended(how, None, 2000.0)  # type: ignore[arg-type]
-    earlier = EndedTrial(OLD.fingerprint, NEW.fingerprint, how)  # type: ignore[arg-type]
-
-    assert document(trial=trial(ended=ended)).settled(OLD.fingerprint, NEW.fingerprint) == half.fingerprint
-    assert document(earlier=(earlier,)).settled(OLD.fingerprint, NEW.fingerprint) == half.fingerprint
+def test_a_pair_goes_on_with_the_half_that_its_trials_end_selects(how: How, half: ReleaseVersion) -> None:
+    assert half_of(document(trial=ended(how))) == half.fingerprint
+    assert half_of(document(earlier=(ended(how),))) == half.fingerprint
 
 
-def test_all_streams_move_after_a_promotion_until_another_version_is_pinned() -> None:
-    promoted = trial(ended=Ended("promoted", None, 2000.0))
+def test_a_pair_of_an_aborted_trial_does_not_join_a_later_one_of_the_same_versions() -> None:
+    again = document(trial=trial(revision=5), earlier=(ended("aborted", revision=1),))
 
-    assert document(current=NEW, trial=promoted).moves_all
-    assert not document(current=OLD, trial=promoted).moves_all
-    assert not document(current=NEW, trial=msgspec.structs.replace(promoted, existing=False)).moves_all
-    assert not document(trial=trial()).moves_all
+    assert half_of(again, moved_by=2) == OLD.fingerprint
+    assert half_of(again, moved_by=5) is None
 
 
-def test_pairs_are_kept_for_an_hour_after_a_promotion_with_rollback() -> None:
-    promoted = trial(rollback=True, ended=Ended("promoted", None, 2000.0))
+def test_pairs_stay_for_an_hour_after_a_promotion_with_rollback() -> None:
+    promoted = document(current=NEW, trial=ended("promoted", rollback=True))
 
-    assert promoted.keeps_pairs(2000.0 + ROLLBACK_S - 1)
-    assert not promoted.keeps_pairs(2000.0 + ROLLBACK_S)
-    assert not trial(ended=Ended("promoted", None, 2000.0)).keeps_pairs(2001.0)
-    assert not trial(rollback=True, ended=Ended("aborted", None, 2000.0)).keeps_pairs(2001.0)
+    assert half_of(promoted, now=2000.0 + ROLLBACK_S - 1) is None
+    assert half_of(promoted, now=2000.0 + ROLLBACK_S) == NEW.fingerprint
+
+
+def test_streams_of_the_old_version_move_after_a_promotion() -> None:
+    promoted = ended("promoted")
+
+    assert document(current=NEW, trial=promoted).promoted_from(OLD.fingerprint) == promoted
+    assert document(current=NEW, trial=promoted).promoted_from(NEW.fingerprint) is None
+    assert document(trial=trial()).promoted_from(OLD.fingerprint) is None
+    assert document(trial=ended("aborted")).promoted_from(OLD.fingerprint) is None
+    assert document(current=NEW, trial=ended("promoted", existing=False)).promoted_from(OLD.fingerprint) is None
+
+
+def test_streams_stay_after_another_version_was_pinned() -> None:
+    assert document(current=OLD, trial=ended("promoted")).promoted_from(OLD.fingerprint) is None
+    assert document(current=THIRD, trial=ended("promoted")).promoted_from(OLD.fingerprint) is None
+
+
+def test_streams_that_slept_through_two_promotions_make_both_moves() -> None:
+    first, second = ended("promoted"), ended("promoted", revision=3, old=NEW, new=THIRD)
+    both = document(current=THIRD, trial=second, earlier=(first,))
+
+    assert both.promoted_from(OLD.fingerprint) == first
+    assert both.promoted_from(NEW.fingerprint) == second
+
+
+def test_a_promotion_back_does_not_move_streams_in_a_circle() -> None:
+    back = ended("promoted", revision=3, old=NEW, new=OLD)
+    both = document(current=OLD, trial=back, earlier=(ended("promoted"),))
+
+    assert both.promoted_from(OLD.fingerprint) is None
+    assert both.promoted_from(NEW.fingerprint) == back
 
 
 def test_a_document_is_decoded_as_it_was_encoded() -> None:
