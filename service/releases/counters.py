@@ -37,7 +37,7 @@ SCRIPT: Final = Script.of("trial_counts.lua")
 """Adds counts to those of a trial."""
 
 _BASE: Final[float] = 1.2
-_TTL_S: Final = 90 * 86400
+_TTL_MS: Final = 90 * 86400 * 1000
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ async def add_counts(
         ServiceError: As for `StateStore.run`; then send the same addition again.
     """
     additions = [part for addition in _additions(counts) for part in addition]
-    arguments: list[Argument] = [1, keys.trial_key(model, trial), worker, number, _TTL_S, *additions]
+    arguments: list[Argument] = [1, keys.trial_key(model, trial), worker, number, _TTL_MS, *additions]
     await store.run(SCRIPT, arguments, deadline=deadline)
 
 
