@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from model_export.manifest import TensorSpec
 from service.codec.releases import bad_release
 from service.errors import ServiceError
+from service.models.paired import same_states, tensors_differ
 from service.models.registry import ServedModel
 from service.releases.document import Gate, Take
 
@@ -33,16 +33,17 @@ def check_candidate(old: ServedModel, new: ServedModel, take: Take, *, has_trans
         ServiceError: `release_refused`: inputs or outputs differ; with `keep`, the state schemas differ; with
             `translate`, there is no translation.
     """
-    _check_equal("inputs", _specs(old.manifest.inputs), _specs(new.manifest.inputs), "Keep inputs as they are.")
-    _check_equal("outputs", _specs(old.manifest.answered), _specs(new.manifest.answered), "Keep outputs as they are.")
-    if take == "keep":
-        fix = "Send `take`: `translate` with a translation beside the new version, or `reset`."
-        _check_equal("states", _states(old), _states(new), fix)
+    if (difference := tensors_differ(old.manifest, new.manifest)) is not None:
+        raise _refused(f"The versions differ: {difference}.", "Keep inputs and outputs as they are.")
+    if take == "keep" and (difference := same_states(old.step_model.fields, new.step_model.fields)) is not None:
+        raise _refused(
+            f"`keep` needs equal states: {difference}.",
+            "Send `take`: `translate` with a translation beside the new version, or `reset`.",
+        )
     if take == "translate" and not has_translation:
-        raise ServiceError(
-            "release_refused",
+        raise _refused(
             f"Version {new.version} has no {translation_path(old.version, new).name} beside it.",
-            fix="Export the translation graph to this name, or send `take`: `reset`.",
+            "Export the translation graph to this name, or send `take`: `reset`.",
         )
 
 
@@ -60,27 +61,8 @@ def check_gate(gate: Gate | None, new: ServedModel) -> None:
         )
 
 
-def _specs(specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    return {spec.name: (spec.dtype, list(spec.row_shape)) for spec in specs}
-
-
-def _states(served: ServedModel) -> dict[str, Any]:
-    return {field.name: (field.dtype.name, list(field.shape)) for field in served.step_model.fields}
-
-
-def _check_equal(what: str, old: Mapping[str, Any], new: Mapping[str, Any], fix: str) -> None:
-    if old == new:
-        return
-    differences = [
-        f"{name!r} is {_described(old.get(name))} and would be {_described(new.get(name))}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    raise ServiceError("release_refused", f"The {what} differ: {_listed(differences)}.", fix=fix)
-
-
-def _described(spec: Any) -> str:
-    return "missing" if spec is None else f"{spec[0]} {spec[1]}"
+def _refused(problem: str, fix: str) -> ServiceError:
+    return ServiceError("release_refused", problem, fix=fix)
 
 
 def _listed(texts: Sequence[str]) -> str:

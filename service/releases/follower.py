@@ -50,16 +50,16 @@ class ReleaseFollower:
             if isinstance(stored, ServiceError):
                 self._log_once(model, f"The release of model {model} cannot be read, the one before stays: {stored}")
             else:
-                self.apply(model, stored.document)
+                await self.apply(model, stored.document)
 
-    def apply(self, model: str, document: ReleaseDocument | None) -> None:
+    async def apply(self, model: str, document: ReleaseDocument | None) -> None:
         """Make a document the one of this worker; None: the store has none."""
         if self._releases.put(model, document):
             if document is None:
                 _log.warning("The store has no release of model %s any more: its highest version is current", model)
             else:
                 _log.info("Model %s has release revision %d: %s", model, document.revision, _summary(document))
-        self._set_current(model, document)
+        await self._set_current(model, document)
 
     async def follow(self) -> None:
         """Follow the documents until cancelled."""
@@ -77,19 +77,20 @@ class ReleaseFollower:
         self._announced.clear()
         await self.refresh()
 
-    def _set_current(self, model: str, document: ReleaseDocument | None) -> None:
+    async def _set_current(self, model: str, document: ReleaseDocument | None) -> None:
         if document is None:
             self._models.set_current(model, None)
             return
-        served = self._models.by_fingerprint(model, document.current.fingerprint)
+        served = await self._models.find(model, document.current.fingerprint)
         if served is not None:
             self._models.set_current(model, served)
             self._logged.pop(model, None)
             return
         self._log_once(
             model,
-            f"Version {document.current.number} of model {model}, current by its release, is not in this replica's "
-            "models folder: new streams start on the highest version here. Put the same file into the folder.",
+            f"Version {document.current.number} of model {model}, current by its release, cannot be loaded here: "
+            f"{self._models.why_missing(model, document.current.fingerprint)}. New streams start on the highest "
+            "version here. Put the same file into this replica's models folder.",
         )
 
     def _log_once(self, model: str, problem: str) -> None:

@@ -16,7 +16,7 @@ from service.releases import changes
 from service.releases.compatibility import check_candidate, check_gate, translation_path
 from service.releases.document import Gate, How, ReleaseDocument, ReleaseVersion
 from service.releases.follower import ReleaseFollower
-from service.releases.store import ReleaseStore
+from service.releases.store import ReleaseStore, deadline
 
 _ATTEMPTS: Final = 20  # of a request without `revision`, while others change the document
 
@@ -119,12 +119,12 @@ class ReleaseService:
         for _ in range(_ATTEMPTS):
             stored, now = await self._store.read(model), await self._store.time()
             before = stored.document or _without_release(self._models.get(model))
-            changes.check_revision(before, revision)
             after = await change(before, now)
-            if after is before:
+            if after is before:  # a promotion or an abort that was sent again
                 return before
+            changes.check_revision(before, revision)
             if await self._store.write(stored, after):
-                self._follower.apply(model, after)
+                await self._follower.apply(model, after)
                 return after
         raise ServiceError(
             "overloaded", f"{_ATTEMPTS} other requests changed the release meanwhile.", fix="Send the same again later."
@@ -147,16 +147,19 @@ class ReleaseService:
         after = changes.set_candidate(document, _named(candidate), options, now)
         trial = after.trial
         assert trial is not None
-        old = self._models.by_fingerprint(document.model, trial.old.fingerprint)
+        old = await self._models.find(document.model, trial.old.fingerprint)
         if old is None:
             raise ServiceError(
                 "release_refused",
-                f"Version {trial.old.number}, which is current, is not loaded in this replica.",
+                f"Version {trial.old.number}, which is current, cannot be loaded in this replica: "
+                f"{self._models.why_missing(document.model, trial.old.fingerprint)}.",
                 fix="Put its file into the models folder, or name the `current` version.",
             )
         has_translation = await asyncio.to_thread(translation_path(trial.old.number, candidate).is_file)
         check_candidate(old, candidate, trial.take, has_translation=has_translation)
         check_gate(trial.gate, candidate)
+        for served in (old, candidate):  # other replicas may have other files
+            await self._models.keep(document.model, served.fingerprint, deadline())
         return after
 
     def _version(self, model: str, version: int | UnsetType) -> ServedModel | None:
