@@ -166,7 +166,10 @@ class PairedModel:
         self.weight_files: list[str] = []
         self.fields = [
             *(replace(field, name=OLD + field.name) for field in old.fields),
-            *(replace(field, name=NEW + field.name, offset=field.offset + old.state_bytes) for field in new.fields),
+            *(
+                replace(field, name=NEW + field.name, offset=field.offset + old.state_bytes)
+                for field in new.fields
+            ),
             self._pair_field(old.state_bytes + new.state_bytes),
         ]
         self.state_bytes = old.state_bytes + new.state_bytes + PAIR_BYTES

@@ -162,7 +162,8 @@ def _next(
     earlier, formerly = document.earlier, document.formerly
     if trial is not None and before is not None and before.revision != trial.revision:
         earlier = (before, *earlier)[:MAX_EARLIER]
-    if current is not None and current.fingerprint != document.current.fingerprint:
+    # Without a release, the highest version was current only because its file was there.
+    if current is not None and current.fingerprint != document.current.fingerprint and document.revision:
         formerly = (document.current, *(one for one in formerly if one != document.current))[:MAX_EARLIER]
     return replace(
         document,

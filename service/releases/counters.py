@@ -12,9 +12,6 @@ The counts of one trial are one hash, `keys.trial_key(model, trial.revision)`:
 
 Bucket I holds differences d with 1.2**I <= d < 1.2**(I + 1), so a quantile read from it is exact to 10 %; differences
 of 0 are in no bucket. Each worker collects its counts in a `TrialCounts` and adds them with `add_counts` once a second.
-
-A sweep is one hash, `keys.sweep_key(model)`: `revision` (of the document when it was requested), `requested_at`
-(seconds since 1970), `limit_per_s` (0: none), `moved`, `left` (streams that are still to be moved).
 """
 
 from __future__ import annotations
