@@ -35,6 +35,7 @@ from service.releases.follower import ReleaseFollower
 from service.releases.service import ReleaseService
 from service.releases.store import ReleaseStore
 from service.releases.stream_counts import StreamCounter
+from service.releases.view import streams_by_version
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
 from service.requests.jwt import load_api_keys
@@ -189,6 +190,7 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
             cached_streams=engine.steps.cached_by_model,
+            streams=lambda: streams_by_version(engine.releases, engine.models, counter.counts),
             connections=lambda: len(context.connections),
             store_safe=lambda: not context.safety.reasons,
             store_used_bytes=lambda: 0 if context.safety.info is None else context.safety.info.used_memory,
