@@ -7,7 +7,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,16 @@ from service.asgi.openapi import streams as openapi
 from service.asgi.routes import admin, feed, oip, releases, savepoints, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
 from service.engine.engine import Engine
+from service.engine.model_reloads import ModelReloads
 from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models.artifacts.folder import ArtifactFolder
 from service.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
-from service.models.registry import ModelRegistry, ReloadReport
+from service.models.registry import ModelRegistry
 from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
-from service.releases.follower import ReleaseFollower
-from service.releases.service import ReleaseService
-from service.releases.store import ReleaseStore
-from service.releases.stream_counts import StreamCounter
-from service.releases.view import streams_by_version
+from service.releases.worker import WorkerReleases
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
 from service.requests.jwt import load_api_keys
@@ -43,13 +40,12 @@ from service.requests.problems import internal_error
 from service.settings import Settings, SharedFolders
 from service.store.artifacts import StoredArtifacts
 from service.store.checks.safety import SafetyMonitor
-from service.store.pubsub import StorePubSub
 from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
 _HOUSEKEEPING_S = 1.0  # between two updates of readiness and gauges, and two checks of the models folders
-_FIRST_RELEASES_S = 2.0  # for the documents of releases, before the first request
+_DROP_S = 60.0
 _SAFETY_S = 5.0  # between two checks of the store's settings
 
 
@@ -163,22 +159,18 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
     async with contextlib.AsyncExitStack() as stack:
         engine = _build_engine(context.settings, context.metrics, folders)
         stack.push_async_callback(engine.close)
+        stack.callback(engine.models.close)
         coordinator = ReloadCoordinator(engine.models.reload, folders.reload)
-        report = await engine.models.reload()
-        _log_failed(report)
-        _log.info("Models: %s", ", ".join(report.loaded) or "none")
+        reloads = ModelReloads(engine.store, engine.models, coordinator.reload_everywhere)
+        stack.push_async_callback(reloads.fleet.close)
+        await reloads.load()
 
         await engine.watch.start()
-        store = ReleaseStore(engine.store)
-        follower = ReleaseFollower(store, engine.releases, engine.models, StorePubSub(engine.store.transport))
-        counter = StreamCounter(store)
-        # If the store is unavailable, nothing can be stepped, and the follower retries.
-        with contextlib.suppress(ServiceError, TimeoutError):
-            async with asyncio.timeout(_FIRST_RELEASES_S):
-                await follower.refresh()
+        worker_releases = WorkerReleases(engine.store, engine.models, engine.releases)
+        await worker_releases.load()
 
-        context.engine, context.reload = engine, coordinator.reload_everywhere
-        context.releases = ReleaseService(store, engine.models, follower, counter)
+        context.engine, context.reloads = engine, reloads
+        context.releases = worker_releases.service
         settings = context.settings
         context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
         await context.safety.check()
@@ -190,15 +182,14 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
             cached_streams=engine.steps.cached_by_model,
-            streams=lambda: streams_by_version(engine.releases, engine.models, counter.counts),
+            streams=worker_releases.streams,
             connections=lambda: len(context.connections),
             store_safe=lambda: not context.safety.reasons,
             store_used_bytes=lambda: 0 if context.safety.info is None else context.safety.info.used_memory,
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        counting = run_forever(counter.refresh, every_s=_HOUSEKEEPING_S, name="Counting streams by version")
-        works = (coordinator.watch(), follower.follow(), counting, *_background(context))
+        works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *_background(context))
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
         yield
@@ -221,33 +212,21 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
         # Counting may use at most a twentieth of the store's time.
         await asyncio.sleep(max(0.0, 20 * (loop.time() - started_at) - _COUNT_S))
 
-    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
-    yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
-    if context.settings.watch_models:
-        yield run_forever(_reload_of(context), every_s=_HOUSEKEEPING_S, name="Reloading changed models")
-    if context.settings.tenant_max_streams is not None:
-        yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
+    async def drop_unused() -> None:
+        engine.models.drop_unused()
 
-
-def _reload_of(context: AppContext) -> Callable[[], Awaitable[None]]:
-    """Return a function that reloads the models, and logs what it loaded, and failures when they change."""
-    logged: list[str] = []
-
-    async def reload() -> None:
-        nonlocal logged
-        report = await context.engine.models.reload()
+    async def reload_changed() -> None:
+        report = await context.reloads.reload_changed()
         if report.loaded:
             context.audit.write("reload", by="watch_models", loaded=", ".join(report.loaded), outcome="yes")
-        if report.failed != logged:
-            logged = report.failed
-            _log_failed(report)
 
-    return reload
-
-
-def _log_failed(report: ReloadReport) -> None:
-    for failed in report.failed:
-        _log.error("A model file cannot be loaded: %s", failed)
+    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
+    yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
+    yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
+    if context.settings.watch_models:
+        yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")
+    if context.settings.tenant_max_streams is not None:
+        yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
 
 
 # ------------------------------------------------------------------- requests without a route
