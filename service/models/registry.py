@@ -17,6 +17,8 @@ from model_export.feedback import fault_of
 from model_export.manifest import NAME, InputSpec, Manifest, sidecar_of
 from model_export.step_model import StepModel
 from service.errors import ServiceError
+from service.models.paired import PairedModel
+from service.models.pairs import LoadedPairs
 
 _log = logging.getLogger(__name__)
 _MAX_RETIRED = 4  # replaced models, per name, that still serve the streams with their states
@@ -33,13 +35,16 @@ class ServedModel:
         path: The model file.
         file_signature: Modification times, sizes and inodes of the model's files when it was loaded; the model is
             reloaded if they change.
+        halves: Of a pair, its old version and its candidate; None: it is one version. The version of a pair is that of
+            the half that responds.
     """
 
     name: str
     version: int
-    step_model: StepModel
+    step_model: StepModel | PairedModel
     path: Path
     file_signature: tuple[int, ...]
+    halves: tuple[ServedModel, ServedModel] | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -84,7 +89,12 @@ Loader = Callable[[Path], StepModel]
 
 
 class ModelRegistry:
-    """The models that can be served; a reload replaces all of them at once."""
+    """The models that can be served; a reload replaces all of them at once.
+
+    Attributes:
+        pairs: The pairs of versions that records name.
+        generation: Grows when the served models change.
+    """
 
     def __init__(self, folders: Sequence[Path], load: Loader = StepModel) -> None:
         """Create an empty registry; `reload` loads the models.
@@ -98,7 +108,8 @@ class ModelRegistry:
         self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the default version first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
         self._retired: dict[str, list[ServedModel]] = {}
-        self.generation = 0  # grows when the served models change
+        self.pairs = LoadedPairs(_served_pair)
+        self.generation = 0
         self._reload_lock = asyncio.Lock()
 
     def names(self) -> list[str]:
@@ -134,7 +145,8 @@ class ModelRegistry:
     def by_fingerprint(self, name: str, fingerprint: bytes) -> ServedModel | None:
         """Return the model that wrote a record, or None; it may have been replaced since."""
         candidates = [*self._models.get(name, {}).values(), *self._retired.get(name, [])]
-        return next((model for model in candidates if model.fingerprint == fingerprint), None)
+        found = next((model for model in candidates if model.fingerprint == fingerprint), None)
+        return found or self.pairs.get(name, fingerprint, self.by_fingerprint)
 
     def is_current(self, model: ServedModel) -> bool:
         """Whether this model is the one that is served under its name and version."""
@@ -219,6 +231,11 @@ class ModelRegistry:
             for model in versions.values():
                 if model.path.is_relative_to(unreadable):
                     yield model.name, model.version, model.path
+
+
+def _served_pair(old: ServedModel, new: ServedModel, paired: PairedModel) -> ServedModel:
+    version = old.version if paired.mode == "shadow" else new.version
+    return ServedModel(new.name, version, paired, new.path, (), (old, new))
 
 
 def _models_in(entry: Path, folder: Path, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:

@@ -13,14 +13,18 @@ from model_export.manifest import Array
 from service.engine.packing import pack_outputs, select_returned
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import Replies
+from service.models.paired import pair_rows
 from service.errors import ServiceError, not_a_record
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
-from service.store.record import HAD_KEY, HEADER_BYTES, IdempotencyEntry, Kind, decode, extend_history
+from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, IdempotencyEntry, Kind, decode, extend_history
 from service.store.record_arrays import encode_records, guards, record_with_sources, sources_table
 from service.types import ENDS, STARTS, BatchOutput
 
 if TYPE_CHECKING:
+    from service.engine.stepping.model_runner import RunResult
     from service.engine.stepping.pipeline import PipelineDeps
+    from service.engine.stepping.responding import Responding
+    from service.engine.trials.comparison import Beside
     from service.store.commits import CommitResult, Notification
 
 
@@ -35,6 +39,8 @@ class CommittedRows(NamedTuple):
         outputs: The returned predictions, `(rows, T', *row)` by name.
         history_hashes: History hashes, 16 bytes each.
         sources: Positions of sources, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`; None: the records have none.
+        beside: Of a pair, what its run returned beside the predictions.
+        responding: The versions that responded; None: that of the model, as before.
     """
 
     names: Sequence[str]
@@ -44,6 +50,8 @@ class CommittedRows(NamedTuple):
     outputs: Mapping[str, Array]
     history_hashes: Sequence[bytes]
     sources: Array | None = None
+    beside: Beside | None = None
+    responding: Responding | None = None
 
     def select(self, indices: Sequence[int]) -> CommittedRows:
         """Return some of the rows."""
@@ -55,6 +63,8 @@ class CommittedRows(NamedTuple):
             {name: array[indices] for name, array in self.outputs.items()},
             [self.history_hashes[i] for i in indices],
             None if self.sources is None else self.sources[indices],
+            None if self.beside is None else self.beside.select(indices),
+            None if self.responding is None else self.responding.select(indices),
         )
 
 
@@ -69,14 +79,15 @@ class BatchCommitter:
         self._observer = deps.observer
         self._interests = deps.interests
         self._replies = replies
+        self._comparison = deps.comparison
 
     async def commit(
         self,
         rows: Sequence[QueuedStep],
         headers: Array,
-        outputs: Mapping[str, Array],
-        states: Array,
+        run: RunResult,
         *,
+        responding: Responding | None,
         expiry_set_at: Array,
         deadline: float,
     ) -> list[QueuedStep]:
@@ -85,13 +96,13 @@ class BatchCommitter:
         Args:
             rows: The rows that were run.
             headers: The headers of the records that they continue, `(rows,)` of `HEADER_DTYPE`; they are overwritten.
-            outputs: The model's outputs, `(rows, T, *row)` by name.
-            states: The packed states after the run, `(rows, bytes)` uint8.
+            run: The result of the run, of these rows.
+            responding: The versions that responded; None: that of the model, as before.
             expiry_set_at: When each record's expiry was set, on the store's clock, `(rows,)` float64.
             deadline: On the loop's clock.
         """
         names = [row.name for row in rows]
-        outputs = select_returned(rows[0].timestep.keep, outputs)
+        outputs, states = select_returned(rows[0].timestep.keep, run.outputs), run.states
         packed = pack_outputs(self._specs, outputs, len(rows))
         columnar = ColumnarCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
         columnar.guards[:] = guards(headers)
@@ -99,6 +110,8 @@ class BatchCommitter:
             self._reset_headers(rows, headers)
         keyed = [i for i, row in enumerate(rows) if row.timestep.idempotency_key is not None]
         history_hashes = self.advance_headers([row.op_id for row in rows], rows[0].applied.length, headers, keyed)
+        if responding is not None and any(responding.changed):
+            headers["flags"][np.flatnonzero(responding.changed)] |= CHANGED_VERSION
         encode_records(columnar.records, headers, packed, states)
         created = [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]
         commits: Sequence[Commit] = columnar
@@ -116,7 +129,10 @@ class BatchCommitter:
             if lifecycle in ENDS:
                 changed[:] = [commit._replace(record=DELETE) for commit in changed]
             for i in range(len(rows)) if lifecycle == "last" else keyed:
-                changed[i] = _with_entry(changed[i], rows[i], headers[i], rows[i].kept + packed[i].tobytes())
+                changed[i] = _with_entry(
+                    changed[i], rows[i], headers[i], rows[i].kept + packed[i].tobytes(),
+                    self._served.fingerprint if responding is None else responding.fingerprints[i],
+                )  # fmt: skip
         notifications: Sequence[Notification] = ()
         if self._interests.has_interest(self._served.name):
             timesteps = [row.applied for row in rows]
@@ -125,7 +141,9 @@ class BatchCommitter:
             )
         results = await self.send(commits, float(expiry_set_at.min()), deadline, notifications)
         sources = sources_table([row.sources for row in rows]) if with_sources else None
-        committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes, sources)
+        committed = CommittedRows(
+            names, headers, states, expiry_set_at, outputs, history_hashes, sources, run.beside, responding
+        )
         return self.handle_results(rows, committed, created, results)
 
     async def send(
@@ -163,12 +181,14 @@ class BatchCommitter:
             if rows[0].timestep.lifecycle in ENDS:
                 for name in committed.names:
                     self._cache.drop(name)
+                self.count_comparison(committed.beside, committed.states)
             else:
                 self.cache_committed(committed, results)
             self._replies.reply_committed(
                 rows,
                 BatchOutput(committed.outputs, committed.headers["step"].tolist(), committed.history_hashes),
                 created,
+                committed.responding,
             )
         return remaining
 
@@ -176,6 +196,18 @@ class BatchCommitter:
         """Cache the committed records."""
         expiry_set_at = committed.expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
         self._cache.put(committed.names, committed.headers, committed.states, expiry_set_at, committed.sources)
+        if committed.beside is not None:
+            self.count_comparison(committed.beside, committed.states)
+            rows = pair_rows(committed.states)
+            # A stream that leaves the trial, or whose candidate is warm now, moves at its next step.
+            is_final = (rows["failed"] > 0) | committed.beside.is_warm_now
+            for i in np.flatnonzero(is_final):
+                self._cache.drop(committed.names[i])
+
+    def count_comparison(self, beside: Beside | None, states: Array) -> None:
+        """Count the committed rows of a pair; None: they are of one version."""
+        if beside is not None:
+            self._comparison.add(self._served, beside, states)
 
     @staticmethod
     def _advance_sources(rows: Sequence[QueuedStep]) -> list[int]:
@@ -247,8 +279,9 @@ class BatchCommitter:
         return True
 
 
-def _with_entry(commit: Commit, row: QueuedStep, header: Array, outputs: bytes) -> Commit:
+def _with_entry(commit: Commit, row: QueuedStep, header: Array, outputs: bytes, fingerprint: bytes) -> Commit:
+    """Return a commit with the entry of its idempotency key; `fingerprint` is that of the version that responded."""
     step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["history_hash"].tobytes()
-    fingerprint = header["fingerprint"].tobytes()
-    entry = IdempotencyEntry(row.op_id, epoch, step, history_hash, row.applied.length, outputs, fingerprint)
+    has_changed, length = bool(header["flags"] & CHANGED_VERSION), row.applied.length
+    entry = IdempotencyEntry(row.op_id, epoch, step, history_hash, length, outputs, fingerprint, has_changed)
     return commit._replace(entry_key=row.entry_key, entry=entry.encode())
