@@ -7,7 +7,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ from service.asgi.openapi import streams as openapi
 from service.asgi.routes import admin, feed, oip, savepoints, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
 from service.engine.engine import Engine
+from service.engine.model_reloads import ModelReloads
 from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.models.registry import ModelRegistry, ReloadReport
+from service.models.artifacts.folder import ArtifactFolder
+from service.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
+from service.models.registry import ModelRegistry
 from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
 from service.requests.context import AppContext
@@ -34,12 +37,14 @@ from service.requests.error_formats import error_format_of
 from service.requests.jwt import load_api_keys
 from service.requests.problems import internal_error
 from service.settings import Settings, SharedFolders
+from service.store.artifacts import StoredArtifacts
 from service.store.checks.safety import SafetyMonitor
 from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
 _HOUSEKEEPING_S = 1.0  # between two updates of readiness and gauges, and two checks of the models folders
+_DROP_S = 60.0
 _SAFETY_S = 5.0  # between two checks of the store's settings
 
 
@@ -89,7 +94,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     return app
 
 
-def _build_engine(settings: Settings, metrics: Metrics, verdicts: Path | None) -> Engine:
+def _build_engine(settings: Settings, metrics: Metrics, folders: SharedFolders) -> Engine:
     """Return an engine on the configured store; its models are not loaded yet.
 
     Raises:
@@ -120,24 +125,47 @@ def _build_engine(settings: Settings, metrics: Metrics, verdicts: Path | None) -
         max_snapshots=settings.max_snapshots,
         history=settings.kept_history,
     )
-    models = ModelRegistry(settings.models, ModelVetting(settings, verdicts).load)
+    vetting = ModelVetting(settings, folders.verdicts)
+    artifacts = ArtifactKeeper(
+        _artifact_backend(settings, store),
+        vetting.load,
+        max_bytes=settings.artifact_max_bytes,
+        folder=folders.artifacts,
+    )
+    models = ModelRegistry(
+        settings.models,
+        vetting.load,
+        artifacts,
+        retired_ttl_s=1.5 * settings.longest_ttl_s,
+        on_change=metrics.model_changed,
+    )
     return Engine(store, models, options, metrics)
+
+
+def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend | None:
+    """Return where artifacts are kept; None: nowhere."""
+    if settings.artifacts == "off":
+        return None
+    if settings.artifacts == "store":
+        return StoredArtifacts(store, longest_ttl_s=settings.longest_ttl_s)
+    return ArtifactFolder(Path(settings.artifacts), longest_ttl_s=settings.longest_ttl_s)
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -> AsyncIterator[None]:
     """Open the engine and start background tasks, serve, then close all in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
-        engine = _build_engine(context.settings, context.metrics, folders.verdicts)
+        engine = _build_engine(context.settings, context.metrics, folders)
         stack.push_async_callback(engine.close)
+        stack.callback(engine.models.close)
         coordinator = ReloadCoordinator(engine.models.reload, folders.reload)
-        report = await engine.models.reload()
-        _log_failed(report)
-        _log.info("Models: %s", ", ".join(report.loaded) or "none")
+        reloads = ModelReloads(engine.store, engine.models, coordinator.reload_everywhere)
+        stack.push_async_callback(reloads.fleet.close)
+        await reloads.load()
 
         await engine.watch.start()
 
-        context.engine, context.reload = engine, coordinator.reload_everywhere
+        context.engine, context.reloads = engine, reloads
         settings = context.settings
         context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
         await context.safety.check()
@@ -155,7 +183,9 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        tasks = [asyncio.create_task(work) for work in (coordinator.watch(), *_background(context))]
+        tasks = [
+            asyncio.create_task(work) for work in (coordinator.watch(), reloads.fleet.run(), *_background(context))
+        ]
         stack.push_async_callback(cancel, tasks)
         yield
         await engine.drain(context.settings.drain_s)
@@ -177,33 +207,21 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
         # Counting may use at most a twentieth of the store's time.
         await asyncio.sleep(max(0.0, 20 * (loop.time() - started_at) - _COUNT_S))
 
-    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
-    yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
-    if context.settings.watch_models:
-        yield run_forever(_reload_of(context), every_s=_HOUSEKEEPING_S, name="Reloading changed models")
-    if context.settings.tenant_max_streams is not None:
-        yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
+    async def drop_unused() -> None:
+        engine.models.drop_unused()
 
-
-def _reload_of(context: AppContext) -> Callable[[], Awaitable[None]]:
-    """Return a function that reloads the models, and logs what it loaded, and failures when they change."""
-    logged: list[str] = []
-
-    async def reload() -> None:
-        nonlocal logged
-        report = await context.engine.models.reload()
+    async def reload_changed() -> None:
+        report = await context.reloads.reload_changed()
         if report.loaded:
             context.audit.write("reload", by="watch_models", loaded=", ".join(report.loaded), outcome="yes")
-        if report.failed != logged:
-            logged = report.failed
-            _log_failed(report)
 
-    return reload
-
-
-def _log_failed(report: ReloadReport) -> None:
-    for failed in report.failed:
-        _log.error("A model file cannot be loaded: %s", failed)
+    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
+    yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
+    yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
+    if context.settings.watch_models:
+        yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")
+    if context.settings.tenant_max_streams is not None:
+        yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
 
 
 # ------------------------------------------------------------------- requests without a route

@@ -71,20 +71,15 @@ def decide(record: Record | None, intent: StepIntent) -> Decision:
         return Decision.APPLY
     _check_position(record, intent, skipped)
     if intent.fingerprint is not None and record.fingerprint != intent.fingerprint:
-        raise model_changed(record, intent.fingerprint)
+        raise ServiceError(
+            "model_changed",
+            f"The stream's state was written by model {record.fingerprint.hex()}; this request would run "
+            f"{intent.fingerprint.hex()}.",
+            fix="Leave `version` out to continue with the stream's own version, or reset the stream.",
+            step=record.step,
+            state_id=record.history_hash,
+        )
     return Decision.APPLY
-
-
-def model_changed(record: Record, fingerprint: bytes) -> ServiceError:
-    """Return the error for a stream whose state is not that of the model that would run, by its fingerprint."""
-    return ServiceError(
-        "model_changed",
-        f"The stream's state was written by model {record.fingerprint.hex()}; this request would run "
-        f"{fingerprint.hex()}.",
-        fix="Leave `version` out to continue with the stream's own version, or reset the stream.",
-        step=record.step,
-        state_id=record.history_hash,
-    )
 
 
 NO_STEP: Final = -1

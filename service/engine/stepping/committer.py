@@ -73,6 +73,7 @@ class BatchCommitter:
 
     def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
         self._served = deps.served
+        self._artifacts = deps.served.artifacts
         self._specs = deps.served.manifest.answered
         self._store = deps.store
         self._cache = deps.cache
@@ -139,6 +140,9 @@ class BatchCommitter:
             notifications = self._interests.notifications_for(
                 timesteps, self._served.inputs, outputs, headers["step"].tolist(), history_hashes
             )
+        if created or lifecycle in STARTS or any([row.standing is not None for row in rows]):  # noqa: C419 - see all_finite
+            for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
+                await artifact.ensure(deadline)
         results = await self.send(commits, float(expiry_set_at.min()), deadline, notifications)
         sources = sources_table([row.sources for row in rows]) if with_sources else None
         committed = CommittedRows(
@@ -155,6 +159,9 @@ class BatchCommitter:
     ) -> CommitResults:
         """Commit, and measure the latency; the arguments are those of `StateStore.commit`."""
         started = time.perf_counter()
+        for artifact in self._artifacts:
+            if artifact.check_at < time.monotonic():
+                artifact.check_soon()
         results = await self._store.commit(
             commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from model_export.manifest import Array
 from service.engine.packing import prediction_bytes
-from service.engine.protocol.decide import Decision, decide, model_changed
+from service.engine.protocol.decide import Decision, decide
 from service.engine.stepping.committer import BatchCommitter
 from service.engine.stepping.model_runner import ModelRunner, RunResult
 from service.engine.stepping.queued import QueuedStep
@@ -61,6 +61,7 @@ class PipelineDeps:
         runner: Runs the model.
         timeout: Seconds from receipt to response.
         reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
+        changed_error: Returns the error for a row whose record was written by another version that does not run it.
         on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         quota: Limit on the streams of a tenant; None: no limit.
         plans: Where streams move by a release.
@@ -75,6 +76,7 @@ class PipelineDeps:
     runner: ModelRunner
     timeout: float
     reroute: Callable[[QueuedStep, bytes], bool]
+    changed_error: Callable[[QueuedStep, Record], ServiceError]
     on_answered: Callable[[int, int], None]
     quota: StreamQuota | None
     plans: ReleasePlans
@@ -98,6 +100,7 @@ class BatchPipeline:
         self._timeout = deps.timeout
         self._quota = deps.quota
         self._plans = deps.plans
+        self._changed_error = deps.changed_error
         self._time = time.monotonic
         self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
         self._replies = Replies(deps)
@@ -271,7 +274,7 @@ class BatchPipeline:
         may_reroute = not is_named or (standing.pair is not None and standing.responding == served.fingerprint)
         if may_reroute and self._reroute(row, fingerprint):
             return False
-        raise model_changed(record, served.fingerprint)
+        raise self._changed_error(row, record)
 
     def _move(self, row: QueuedStep, standing: Standing, record: Record, moves: Sequence[Move]) -> bool:
         """Give a row the record of its stream after its moves to this model; False: they cannot be made."""
