@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 from model_export.errors import StepwellError
 from service.asgi.http import RawRoute, problem_response, reject_escaped_slash, with_request_id
 from service.asgi.openapi import streams as openapi
-from service.asgi.routes import admin, feed, oip, savepoints, sse, stream_ops, streams, watch
+from service.asgi.routes import admin, feed, oip, releases, savepoints, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
 from service.engine.engine import Engine
 from service.engine.model_reloads import ModelReloads
@@ -32,6 +32,10 @@ from service.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from service.models.registry import ModelRegistry
 from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
+from service.releases.follower import ReleaseFollower
+from service.releases.service import ReleaseService
+from service.releases.store import ReleaseStore
+from service.releases.stream_counts import StreamCounter
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
 from service.requests.jwt import load_api_keys
@@ -39,12 +43,14 @@ from service.requests.problems import internal_error
 from service.settings import Settings, SharedFolders
 from service.store.artifacts import StoredArtifacts
 from service.store.checks.safety import SafetyMonitor
+from service.store.pubsub import StorePubSub
 from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
 _HOUSEKEEPING_S = 1.0  # between two updates of readiness and gauges, and two checks of the models folders
 _DROP_S = 60.0
+_FIRST_RELEASES_S = 2.0  # for the documents of releases, before the first request
 _SAFETY_S = 5.0  # between two checks of the store's settings
 
 
@@ -90,6 +96,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     stream_ops.add_routes(app, context)
     watch.add_routes(app, context)
     sse.add_routes(app, context)
+    releases.add_routes(app, context)
     admin.add_routes(app, context)
     return app
 
@@ -164,8 +171,16 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
         await reloads.load()
 
         await engine.watch.start()
+        store = ReleaseStore(engine.store)
+        follower = ReleaseFollower(store, engine.releases, engine.models, StorePubSub(engine.store.transport))
+        counter = StreamCounter(store)
+        # If the store is unavailable, nothing can be stepped, and the follower retries.
+        with contextlib.suppress(ServiceError, TimeoutError):
+            async with asyncio.timeout(_FIRST_RELEASES_S):
+                await follower.refresh()
 
         context.engine, context.reloads = engine, reloads
+        context.releases = ReleaseService(store, engine.models, follower, counter)
         settings = context.settings
         context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
         await context.safety.check()
@@ -183,9 +198,9 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        tasks = [
-            asyncio.create_task(work) for work in (coordinator.watch(), reloads.fleet.run(), *_background(context))
-        ]
+        counting = run_forever(counter.refresh, every_s=_HOUSEKEEPING_S, name="Counting streams by version")
+        works = (coordinator.watch(), reloads.fleet.run(), follower.follow(), counting, *_background(context))
+        tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
         yield
         await engine.drain(context.settings.drain_s)

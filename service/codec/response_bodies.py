@@ -50,6 +50,7 @@ class Problem(Struct):
     step: Annotated[int, Meta(description="The stream's step.")] | UnsetType = UNSET
     expected: Annotated[int, Meta(description="The `seq` that the stream expects next.")] | UnsetType = UNSET
     at: Annotated[int, Meta(description="The stream's position of the request's `source`.")] | UnsetType = UNSET
+    revision: Annotated[int, Meta(description="The revision of the release.")] | UnsetType = UNSET
     state_id: StateId | UnsetType = UNSET
 
 

@@ -115,11 +115,12 @@ class ModelRegistry:
         self._load = load
         self._artifacts = artifacts
         self._on_change = on_change
-        self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the default version first
+        self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the highest first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
         load_artifact = None if artifacts is None or artifacts.is_off else self._load_artifact
         self._retired = RetiredModels(load_artifact, ttl_s=retired_ttl_s)
         self._history = ModelHistory()
+        self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
         self.pairs = LoadedPairs(_served_pair)
         self.generation = 0
         self._reload_lock = asyncio.Lock()
@@ -129,11 +130,11 @@ class ModelRegistry:
         return sorted(self._models)
 
     def versions(self, name: str) -> list[int]:
-        """Return a model's versions, ascending; the last is the default."""
+        """Return a model's versions, ascending."""
         return sorted(self._models.get(name, ()))
 
     def get(self, name: str, version: int | None = None) -> ServedModel:
-        """Return a version of a model, by default the highest.
+        """Return a version of a model, by default the one that `set_current` set, else the highest.
 
         Raises:
             ServiceError: `model_not_found`.
@@ -151,7 +152,7 @@ class ModelRegistry:
         raise ServiceError(
             "model_not_found",
             f"Model {name!r} has no version {version}; versions are {sorted(self._models[name])}.",
-            fix="Leave `version` out for the highest one.",
+            fix="Leave `version` out for the current one.",
         )
 
     def by_fingerprint(self, name: str, fingerprint: bytes) -> ServedModel | None:
@@ -265,6 +266,26 @@ class ModelRegistry:
         """Whether this model is the one that is served under its name and version."""
         return self._models.get(model.name, {}).get(model.version) is model
 
+    def set_current(self, name: str, model: ServedModel | None) -> None:
+        """Set the default version of a model, which may be one that is no longer in a folder; None: the highest."""
+        if model is None:
+            self._current.pop(name, None)
+        else:
+            self._current[name] = model
+        if name not in self._models:
+            return
+        default = self._default_of(name, self._models[name])
+        if self._served.get((name, None)) is not default:
+            self._served = {**self._served, (name, None): default}
+            self.generation += 1
+
+    def _default_of(self, name: str, versions: dict[int, ServedModel]) -> ServedModel:
+        """Return the default of some versions, the highest first: from a folder, if the set one is in it."""
+        current = self._current.get(name)
+        if current is None:
+            return next(iter(versions.values()))
+        return next((model for model in versions.values() if model.fingerprint == current.fingerprint), current)
+
     async def reload(self) -> ReloadReport:
         """Load new and changed model files, and retire the models whose files were removed.
 
@@ -296,7 +317,7 @@ class ModelRegistry:
         models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in by_name.items()}
         served: dict[tuple[str, int | None], ServedModel] = {}
         for name, versions in models.items():
-            served[name, None] = next(iter(versions.values()))
+            served[name, None] = self._default_of(name, versions)
             served.update({(name, version): model for version, model in versions.items()})
         is_changed = served != self._served
         self._models, self._served = models, served

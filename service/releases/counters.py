@@ -12,9 +12,6 @@ The counts of one trial are one hash, `keys.trial_key(model, trial.revision)`:
 
 Bucket I holds differences d with 1.2**I <= d < 1.2**(I + 1), so a quantile read from it is exact to 10 %; differences
 of 0 are in no bucket. Each worker collects its counts in a `TrialCounts` and adds them with `add_counts` once a second.
-
-A sweep is one hash, `keys.sweep_key(model)`: `revision` (of the document when it was requested), `requested_at`
-(seconds since 1970), `limit_per_s` (0: none), `moved`, `left` (streams that are still to be moved).
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ SCRIPT: Final = Script.of("trial_counts.lua")
 """Adds counts to those of a trial."""
 
 _BASE: Final[float] = 1.2
-_TTL_S: Final = 90 * 86400
+_TTL_MS: Final = 90 * 86400 * 1000
 
 
 @dataclass(slots=True)
@@ -135,7 +132,7 @@ async def add_counts(
         ServiceError: As for `StateStore.run`; then send the same addition again.
     """
     additions = [part for addition in _additions(counts) for part in addition]
-    arguments: list[Argument] = [1, keys.trial_key(model, trial), worker, number, _TTL_S, *additions]
+    arguments: list[Argument] = [1, keys.trial_key(model, trial), worker, number, _TTL_MS, *additions]
     await store.run(SCRIPT, arguments, deadline=deadline)
 
 

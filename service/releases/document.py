@@ -34,7 +34,7 @@ ROLLBACK_S = 3600.0
 """Seconds after a promotion in which `abort` still restores the old version, if the release has `rollback`."""
 
 MAX_EARLIER = 16
-"""Ended trials that a document keeps; streams that sleep for longer keep their version until they are moved by hand."""
+"""Ended trials that a document has; streams that sleep for longer keep their version until they are moved by hand."""
 
 _HASHES = 2.0**64
 
@@ -154,7 +154,7 @@ class ReleaseDocument(Struct, frozen=True):
         started_at: When this document was first written; seconds since 1970, by the store's clock.
         trial: The running trial, or the last one; None: there was none.
         earlier: The trials before `trial`, at most `MAX_EARLIER`, the newest first.
-        formerly: Fingerprints of versions that were current before, the newest first.
+        formerly: The versions that were current before, at most `MAX_EARLIER`, the newest first.
     """
 
     model: str
@@ -163,7 +163,7 @@ class ReleaseDocument(Struct, frozen=True):
     started_at: float
     trial: Trial | None = None
     earlier: tuple[Trial, ...] = ()
-    formerly: tuple[bytes, ...] = ()
+    formerly: tuple[ReleaseVersion, ...] = ()
 
     @property
     def running(self) -> Trial | None:

@@ -61,8 +61,15 @@ def trial_key(model: str, revision: int) -> str:
 
 
 def sweep_key(model: str) -> str:
-    """Return the key of the newest sweep of a model's streams, a hash; see `service/releases/counters.py`."""
+    """Return the key of the newest sweep of a model's streams, a hash; see `service/releases/sweeps.py`."""
     return f"{PREFIX}release:{{{model}}}:sweep"
+
+
+STREAM_COUNTS = f"{PREFIX}release:streams"
+"""The key of the numbers of streams by model and version; see `service/releases/stream_counts.py`."""
+
+COUNT_LEASE = f"{PREFIX}release:lease"
+"""The key of the worker that counts streams for all others."""
 
 
 def is_record(name: str) -> bool:

@@ -139,7 +139,7 @@ def test_a_promotion_back_does_not_move_streams_in_a_circle() -> None:
 
 
 def test_a_document_is_decoded_as_it_was_encoded() -> None:
-    stored = document(trial=trial(ended=Ended("aborted", "why", 2000.0)), formerly=(b"version0",))
+    stored = document(trial=trial(ended=Ended("aborted", "why", 2000.0)), formerly=(THIRD,))
 
     assert msgspec.json.decode(msgspec.json.encode(stored), type=ReleaseDocument) == stored
 

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]     the trial's counts, a hash
 -- ARGV[1..2]  the worker's name, the number of this addition, ascending
--- ARGV[3]     time to live, seconds
+-- ARGV[3]     time to live, milliseconds
 -- ARGV[4..]   threes of: how ('n' integer to add, 'x' number to add, 'max' greatest number), field, value
 --
 -- Returns 1: added; 0: this addition was made before.
@@ -24,5 +24,5 @@ for i = 4, #ARGV, 3 do
     end
   end
 end
-call('EXPIRE', counts, ARGV[3])
+call('PEXPIRE', counts, ARGV[3])
 return 1

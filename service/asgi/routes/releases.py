@@ -1,0 +1,88 @@
+"""Routes of releases: show, start and change one, promote, abort, and move streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from msgspec import UNSET
+from msgspec.structs import asdict
+from starlette.responses import Response
+
+from service.asgi.http import audited, authorize, body_of, format_of, model_of, respond
+from service.asgi.openapi import releases as openapi
+from service.codec.releases import read_end, read_release, read_sweep
+from service.releases.document import How
+from service.requests.audit import Action
+from service.requests.context import AppContext
+
+_RELEASE = "/v1/models/{model}/release"
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the routes."""
+    routes = ReleaseRoutes(context)
+    add = app.add_api_route
+    add(_RELEASE, routes.show, methods=["GET"], **openapi.RELEASE)
+    add(_RELEASE, routes.put, methods=["PUT"], **openapi.PUT_RELEASE)
+    add(f"{_RELEASE}/promote", routes.promote, methods=["POST"], **openapi.PROMOTE)
+    add(f"{_RELEASE}/abort", routes.abort, methods=["POST"], **openapi.ABORT)
+    add(f"{_RELEASE}/move", routes.move, methods=["POST"], **openapi.MOVE_ALL)
+
+
+class ReleaseRoutes:
+    """The endpoints of the routes."""
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+
+    async def show(self, request: Request) -> Response:
+        """Return the release of a model: its versions, their streams, and the comparison."""
+        authorize(request, self._context, "read")
+        return await self._respond(request)
+
+    async def put(self, request: Request) -> Response:
+        """Start a release, change the running one, or set the version of new streams."""
+        authorize(request, self._context, "models")
+        name = model_of(request, self._context).name
+        body, gate = read_release(await body_of(request, self._context), format_of(request))
+        about = {key: _text(value) for key, value in asdict(body).items() if value is not UNSET and key != "revision"}
+        with audited(request, self._context, "release", model=name, **about) as audit:
+            audit["revision"] = (await self._context.releases.put(name, body, gate)).revision
+        return await self._respond(request)
+
+    async def promote(self, request: Request) -> Response:
+        """Make the candidate the current version."""
+        return await self._end(request, "promote", "promoted")
+
+    async def abort(self, request: Request) -> Response:
+        """Give all streams of the candidate back to the version before."""
+        return await self._end(request, "abort", "aborted")
+
+    async def move(self, request: Request) -> Response:
+        """Move the streams that sleep to where the release wants them, in the background."""
+        authorize(request, self._context, "models")
+        name = model_of(request, self._context).name
+        body = read_sweep(await body_of(request, self._context), format_of(request))
+        limit_per_s = 0 if body.limit_per_s is UNSET else body.limit_per_s
+        with audited(request, self._context, "move_all", model=name, limit_per_s=limit_per_s or None):
+            await self._context.releases.sweep(name, limit_per_s)
+        return await self._respond(request, status=202)
+
+    async def _end(self, request: Request, action: Action, how: How) -> Response:
+        authorize(request, self._context, "models")
+        name = model_of(request, self._context).name
+        body = read_end(await body_of(request, self._context), format_of(request))
+        why = None if body.why is UNSET else body.why
+        with audited(request, self._context, action, model=name, why=why) as audit:
+            document = await self._context.releases.end(name, how, why, revision=body.revision)
+            audit["revision"] = document.revision
+        return await self._respond(request)
+
+    async def _respond(self, request: Request, *, status: int = 200) -> Response:
+        name = model_of(request, self._context).name
+        return respond(await self._context.releases.view(name), request, format_of(request), status=status)
+
+
+def _text(value: Any) -> Any:
+    return value if isinstance(value, (int, str)) else str(value)
