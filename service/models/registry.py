@@ -77,6 +77,13 @@ class ServedModel:
         return self.step_model.fingerprint
 
     @property
+    def responding_fingerprint(self) -> bytes:
+        """Fingerprint of a version by whose manifest its predictions can be read: its own, or that of the half."""
+        if self.halves is None:
+            return self.fingerprint
+        return next(half.fingerprint for half in self.halves if half.version == self.version)
+
+    @property
     def stateful(self) -> bool:
         """Whether a stream has a state."""
         return self.step_model.state_bytes > 0

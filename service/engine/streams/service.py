@@ -11,7 +11,7 @@ from service.engine.packing import finite_rows, last_prediction
 from service.engine.streams.copies import StreamCopies
 from service.engine.streams.resets import ReplacedPosition, replace_state
 from service.engine.streams.savepoints import Savepoints
-from service.engine.streams.sources import NewState, StateSources, no_stream
+from service.engine.streams.sources import NewState, StateSources, no_stream, responding_half
 from service.errors import ServiceError
 from service.store import keys
 from service.store.listing import count_by_tenant, page
@@ -58,7 +58,7 @@ class StreamService:
         if raw is None:
             raise no_stream(key)
         record = decode(raw)
-        served = await models.find(key.model, record.fingerprint)
+        served, _ = await responding_half(models, key.model, record)
         return StreamStatus(
             key,
             None if served is None else served.version,
