@@ -38,19 +38,11 @@ class EngineObserver:
     def regressions(self, n: int) -> None:
         """The store has lost commits that it had confirmed to this worker."""
 
-    def paired_steps(self, model: str, responding: int, other: int, timesteps: int, role: str) -> None:
-        """Timesteps of pairs were committed.
-
-        Args:
-            model: The model's name.
-            responding: The version that responded.
-            other: The version beside it.
-            timesteps: Their number.
-            role: That of the other version: `shadow`.
-        """
+    def paired_steps(self, model: str, responding: int, other: int, timesteps: int) -> None:
+        """Timesteps of pairs were committed: the version `responding` responded, `other` ran beside it."""
 
     def candidate_failed(self, model: str, n: int, *, responds: bool) -> None:
         """Streams have left a trial, because the candidate failed; `responds`: they fell back to the old version."""
 
-    def compared(self, model: str, output: str, buckets: Mapping[int, int], numbers: int) -> None:
-        """Numbers of an output of two versions were compared; bucket I counts differences from 1.2**I on."""
+    def compared(self, model: str, output: str, numbers: Mapping[float, int]) -> None:
+        """Numbers of an output of two versions were compared: how many have which absolute difference."""

@@ -131,7 +131,8 @@ class TrialComparison:
             counts.non_finite += int(np.count_nonzero(failed == 2))
             self._observer.candidate_failed(served.name, n_failed, responds=model.mode == "ramp")
         n_compared = int(np.count_nonzero(compared))
-        counts.steps += n_compared
+        counts.steps += n_compared + n_failed * compared.shape[1]
+        self._count_roles(served, model, beside.compared)
         for name, array in beside.answers.items():
             collected.answers.setdefault(name, []).append(array[compared])
             collected.others.setdefault(name, []).append(beside.others[name][compared])
@@ -139,6 +140,16 @@ class TrialComparison:
         self._count_run_s(model, counts)
         if collected.buffered >= _MAX_BUFFERED:
             collected.compare()
+
+    def _count_roles(self, served: ServedModel, model: PairedModel, compared: Array) -> None:
+        """Count which version responded: in `ramp` the candidate, to every timestep that can be compared."""
+        assert served.halves is not None
+        old, new = (half.version for half in served.halves)
+        by_new = int(np.count_nonzero(compared)) if model.mode == "ramp" else 0
+        if by_new:
+            self._observer.paired_steps(served.name, new, old, by_new)
+        if by_old := compared.size - by_new:
+            self._observer.paired_steps(served.name, old, new, by_old)
 
     def _count_run_s(self, model: PairedModel, counts: TrialCounts) -> None:
         old, new = model.run_s
@@ -153,7 +164,7 @@ class TrialComparison:
                 continue
             collected.compare()
             for name, output in collected.counts.outputs.items():
-                self._observer.compared(key[0], name, output.buckets, output.numbers)
+                self._observer.compared(key[0], name, output.differences())
             self._numbers[key] = self._numbers.get(key, 0) + 1
             self._sending[key] = collected.counts, self._numbers[key]
             del self._collected[key]
