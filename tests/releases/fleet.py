@@ -63,6 +63,13 @@ class Fleet:
         assert response.is_success, response.text
         return response.json()
 
+    def chunk(self, stream: str, inputs: Any, **more: Any) -> Any:
+        """Step a stream by a chunk on the next replica, and return the response."""
+        service = self.replica
+        response = service.http.post(service.path(self.model, stream, "steps"), json={"inputs": inputs, **more})
+        assert response.is_success, response.text
+        return response.json()
+
     def bulk(self, streams: Sequence[str], inputs: Sequence[Any], **more: Any) -> Any:
         """Step streams by columns on the next replica."""
         body = {"streams": list(streams), "inputs": list(inputs), **more}

@@ -133,7 +133,7 @@ class TrialComparison:
         n_compared = int(np.count_nonzero(compared))
         counts.steps += n_compared + n_failed * compared.shape[1]
         self._count_roles(served, model, beside.compared)
-        for name, array in beside.answers.items():
+        for name, array in beside.answers.items() if n_compared else ():
             collected.answers.setdefault(name, []).append(array[compared])
             collected.others.setdefault(name, []).append(beside.others[name][compared])
         collected.buffered += n_compared
