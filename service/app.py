@@ -32,11 +32,8 @@ from service.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from service.models.registry import ModelRegistry
 from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
-from service.releases.follower import ReleaseFollower
 from service.releases.gate import Gates
-from service.releases.service import ReleaseService
-from service.releases.store import ReleaseStore
-from service.releases.stream_counts import StreamCounter
+from service.releases.worker import WorkerReleases
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
 from service.requests.jwt import load_api_keys
@@ -44,14 +41,12 @@ from service.requests.problems import internal_error
 from service.settings import Settings, SharedFolders
 from service.store.artifacts import StoredArtifacts
 from service.store.checks.safety import SafetyMonitor
-from service.store.pubsub import StorePubSub
 from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
 _HOUSEKEEPING_S = 1.0  # between two updates of readiness and gauges, and two checks of the models folders
 _DROP_S = 60.0
-_FIRST_RELEASES_S = 2.0  # for the documents of releases, before the first request
 _SAFETY_S = 5.0  # between two checks of the store's settings
 
 
@@ -172,16 +167,11 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
         await reloads.load()
 
         await engine.watch.start()
-        store = ReleaseStore(engine.store)
-        follower = ReleaseFollower(store, engine.releases, engine.models, StorePubSub(engine.store.transport))
-        counter = StreamCounter(store)
-        # If the store is unavailable, nothing can be stepped, and the follower retries.
-        with contextlib.suppress(ServiceError, TimeoutError):
-            async with asyncio.timeout(_FIRST_RELEASES_S):
-                await follower.refresh()
+        worker_releases = WorkerReleases(engine.store, engine.models, engine.releases)
+        await worker_releases.load()
 
         context.engine, context.reloads = engine, reloads
-        context.releases = ReleaseService(store, engine.models, follower, counter)
+        context.releases = worker_releases.service
         settings = context.settings
         context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
         await context.safety.check()
@@ -193,14 +183,14 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
             cached_streams=engine.steps.cached_by_model,
+            streams=worker_releases.streams,
             connections=lambda: len(context.connections),
             store_safe=lambda: not context.safety.reasons,
             store_used_bytes=lambda: 0 if context.safety.info is None else context.safety.info.used_memory,
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        counting = run_forever(counter.refresh, every_s=_HOUSEKEEPING_S, name="Counting streams by version")
-        works = (coordinator.watch(), reloads.fleet.run(), follower.follow(), counting, *_background(context))
+        works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *_background(context))
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from service.codec.release_responses import (
 from service.models.registry import ModelRegistry
 from service.releases.counters import TrialCounts
 from service.releases.document import ReleaseDocument, Trial
+from service.releases.lookup import Releases
 from service.releases.stream_counts import StreamCounts
 from service.releases.sweeps import SweepProgress
 
@@ -73,6 +75,20 @@ def version_names(document: ReleaseDocument | None, models: ModelRegistry, model
         parts = [document.current, *document.formerly, *(half for one in trials for half in (one.old, one.new))]
         named = {part.fingerprint.hex(): part.number for part in parts}
     return named | {models.get(model, number).fingerprint.hex(): number for number in models.versions(model)}
+
+
+def streams_by_version(
+    releases: Releases, models: ModelRegistry, streams: StreamCounts | None
+) -> dict[tuple[str, ...], int]:
+    """Return the number of streams by model and version, for the models that are served; for metrics."""
+    found: Counter[tuple[str, ...]] = Counter()
+    if streams is None:
+        return found
+    for model in models.names():
+        names = version_names(releases.current(model), models, model)
+        for fingerprint, n in streams.of(model).items():
+            found[model, str(names.get(fingerprint, "unknown"))] += n
+    return found
 
 
 def _versions(document: ReleaseDocument, models: ModelRegistry, streams: Mapping[str, int]) -> list[VersionStatus]:
