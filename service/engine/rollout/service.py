@@ -146,7 +146,12 @@ class RolloutService:
                 key, tuple(array.tobytes() for _, array in sorted(rollout.fed_inputs.items())), length=new_record.length
             )
             notifications = self._interests.notifications_for(
-                [timestep], served.inputs, result.outputs, [new_record.step], [new_record.history_hash]
+                [timestep],
+                served.inputs,
+                result.outputs,
+                [new_record.step],
+                [new_record.history_hash],
+                [served.version],
             )
         return Write(
             new_record,

@@ -13,7 +13,8 @@ from model_export.manifest import Array
 from service.engine.packing import pack_outputs, select_returned
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import Replies
-from service.models.paired import pair_rows
+from service.engine.watch.commit_events import Candidate
+from service.models.paired import PairedModel, pair_rows
 from service.errors import ServiceError, not_a_record
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
 from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, IdempotencyEntry, Kind, decode, extend_history
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from service.engine.stepping.responding import Responding
     from service.engine.trials.comparison import Beside
     from service.store.commits import CommitResult, Notification
+    from service.types import ReturnMode
 
 
 class CommittedRows(NamedTuple):
@@ -138,7 +140,13 @@ class BatchCommitter:
         if self._interests.has_interest(self._served.name):
             timesteps = [row.applied for row in rows]
             notifications = self._interests.notifications_for(
-                timesteps, self._served.inputs, outputs, headers["step"].tolist(), history_hashes
+                timesteps,
+                self._served.inputs,
+                outputs,
+                headers["step"].tolist(),
+                history_hashes,
+                [self._served.version] * len(rows) if responding is None else responding.versions,
+                () if run.beside is None else self._candidates(run.beside, rows[0].timestep.keep),
             )
         if created or lifecycle in STARTS or any([row.standing is not None for row in rows]):  # noqa: C419 - see all_finite
             for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
@@ -149,6 +157,18 @@ class BatchCommitter:
             names, headers, states, expiry_set_at, outputs, history_hashes, sources, run.beside, responding
         )
         return self.handle_results(rows, committed, created, results)
+
+    def _candidates(self, beside: Beside, keep: ReturnMode) -> list[Candidate | None]:
+        """Return what the candidate of a pair computed for each row; None: it failed."""
+        model, halves = self._served.step_model, self._served.halves
+        assert isinstance(model, PairedModel)
+        assert halves is not None
+        outputs = select_returned(keep, beside.candidate(responds=model.mode == "ramp"))
+        has_failed = beside.failed[:, 0].tolist()
+        return [
+            None if failed else Candidate(halves[1].version, {name: array[i] for name, array in outputs.items()})
+            for i, failed in enumerate(has_failed)
+        ]
 
     async def send(
         self,

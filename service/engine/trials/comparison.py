@@ -59,6 +59,16 @@ class Beside(NamedTuple):
         answers = {name: outputs[name] for name in others}
         return answers, cls(answers, others, outputs[COMPARED], outputs[FAILED], outputs[WARM_NOW])
 
+    def candidate(self, *, responds: bool) -> dict[str, Array]:
+        """Return the candidate's predictions, `(rows, T, *row)`; `responds`: it responds where it can be compared."""
+        if not responds:
+            return dict(self.others)
+        where = self.compared
+        return {
+            name: np.where(where.reshape(*where.shape, *(1,) * (answers.ndim - 2)), answers, self.others[name])
+            for name, answers in self.answers.items()
+        }
+
     def select(self, indices: Sequence[int]) -> Beside:
         """Return some of the rows."""
         rows = list(indices)
