@@ -32,6 +32,7 @@ from service.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from service.models.registry import ModelRegistry
 from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
+from service.releases.gate import Gates
 from service.releases.worker import WorkerReleases
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
@@ -200,6 +201,7 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
 def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
     """Yield the background work of the application, each to run in its own task."""
     engine, loop = context.engine, asyncio.get_running_loop()
+    gates = Gates(engine.store, engine.releases, context.releases)
 
     async def refresh() -> None:
         await context.check_readiness()
@@ -212,6 +214,10 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
         # Counting may use at most a twentieth of the store's time.
         await asyncio.sleep(max(0.0, 20 * (loop.time() - started_at) - _COUNT_S))
 
+    async def compare() -> None:
+        await engine.comparison.flush()
+        await gates.judge()
+
     async def drop_unused() -> None:
         engine.models.drop_unused()
 
@@ -222,6 +228,8 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
 
     yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
     yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
+    yield run_forever(compare, every_s=_HOUSEKEEPING_S, name="Comparing the versions of releases")
+    yield run_forever(engine.sweeper.run, every_s=_HOUSEKEEPING_S, name="Moving streams that sleep")
     yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
     if context.settings.watch_models:
         yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from service.engine.observer import EngineObserver
 from service.models.changes import ModelChange
 from service.process_metrics import ProcessMetrics
+from service.release_metrics import ReleaseMetrics
 from service.settings import METRICS_FOLDER_ENV
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -111,6 +112,7 @@ class Metrics(EngineObserver):
         self._model_changes = counter(
             "model_changes_total", "Models loaded, replaced and retired by reloads.", "model", "change"
         )
+        self._releases = ReleaseMetrics(registry)
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
         self._queue_rows = _Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
         self._cached_streams = _Labelled(
@@ -228,6 +230,18 @@ class Metrics(EngineObserver):
     def regressions(self, n: int) -> None:
         """Count streams whose confirmed commits the store had lost."""
         self._regressions.inc(n)
+
+    def paired_steps(self, model: str, responding: int, other: int, timesteps: int) -> None:
+        """Count timesteps of a release."""
+        self._releases.paired_steps(model, responding, other, timesteps)
+
+    def candidate_failed(self, model: str, n: int, *, responds: bool) -> None:
+        """Count streams that left a release."""
+        self._releases.candidate_failed(model, n, responds=responds)
+
+    def compared(self, model: str, output: str, numbers: Mapping[float, int]) -> None:
+        """Count compared numbers by their difference."""
+        self._releases.compared(model, output, numbers)
 
     def model_changed(self, change: ModelChange) -> None:
         """Count a model that was loaded, replaced or retired; may be called in any thread."""

@@ -42,6 +42,10 @@ PROMISED = {
     "stepwell_conflicts_total": ("counter", set()),
     "stepwell_model_changes_total": ("counter", {"model", "change"}),
     "stepwell_replays_total": ("counter", set()),
+    "stepwell_release_steps_total": ("counter", {"model", "version", "role"}),
+    "stepwell_release_difference": ("histogram", {"model", "output"}),
+    "stepwell_release_lost_total": ("counter", {"model"}),
+    "stepwell_release_fell_back_total": ("counter", {"model"}),
     "stepwell_refusals_total": ("counter", {"code"}),
     "stepwell_store_regressions_total": ("counter", set()),
     "stepwell_cached_streams": ("gauge", {"model"}),
@@ -84,6 +88,10 @@ def filled_metrics() -> Metrics:
     metrics.conflicts(1)
     metrics.replays(2)
     metrics.regressions(1)
+    metrics.paired_steps("pump", 1, 2, 6)
+    metrics.candidate_failed("pump", 2, responds=False)
+    metrics.candidate_failed("pump", 3, responds=True)
+    metrics.compared("pump", "y", {0.0: 4, 0.5: 2})
     metrics.request("http", 200, "GET /v1/info")
     metrics.refusal("seq_gap")
     metrics.model_changed(ModelChange("loaded", "pump", 1, bytes(8)))
@@ -179,6 +187,12 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
         ("conflicts_total", {}, 1),
         ("replays_total", {}, 2),
         ("store_regressions_total", {}, 1),
+        ("release_steps_total", {"model": "pump", "version": "1", "role": "answers"}, 6),
+        ("release_steps_total", {"model": "pump", "version": "2", "role": "shadow"}, 6),
+        ("release_lost_total", {"model": "pump"}, 2),
+        ("release_fell_back_total", {"model": "pump"}, 3),
+        ("release_difference_sum", {"model": "pump", "output": "y"}, 1.0),
+        ("release_difference_count", {"model": "pump", "output": "y"}, 6),
         ("queue_rows", {"model": "pump"}, 7),
         ("watchers", {}, 2),
         ("websockets", {}, 3),

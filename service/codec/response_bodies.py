@@ -22,6 +22,9 @@ Replayed = Annotated[
 ]
 ReplayedRows = Annotated[list[int], Meta(description="Indices of the rows that were applied before.")]
 Created = Annotated[bool, Meta(description="This request created the stream.", extra_json_schema=_FLAG)]
+Version = Annotated[
+    int, Meta(ge=1, description="The model version that responded; present if it is another one than before.")
+]
 Skipped = Annotated[
     int, Meta(ge=1, description="Number of first timesteps that were applied before, by their positions in `source`.")
 ]
@@ -66,6 +69,7 @@ class StepResponse(Document, kw_only=True):
     state_id: Annotated[StateId | None, Meta(description="Null if the stream has been stepped further since.")]
     replayed: Replayed | UnsetType = UNSET
     created: Created | UnsetType = UNSET
+    version: Version | UnsetType = UNSET
     skipped: Skipped | UnsetType = UNSET
     source_changed: SourceChanged | UnsetType = UNSET
     unknown: Unknown | UnsetType = UNSET
@@ -87,6 +91,13 @@ class BulkResponse(Document, kw_only=True):
     ) = UNSET
     source_changed: (
         Annotated[list[int], Meta(description="Indices of the rows whose source replaced another.")] | UnsetType
+    ) = UNSET
+    version: (
+        Annotated[
+            list[int | None],
+            Meta(description="For each row, the model version that responded, if it is another one than before."),
+        ]
+        | UnsetType
     ) = UNSET
     unknown: (
         Annotated[list[int], Meta(description="In msgpack: for each row, its first timesteps without known outputs.")]

@@ -46,10 +46,10 @@ PAIR_BYTES: Final = PAIR_DTYPE.itemsize
 OLD, NEW, PAIR = "old.", "new.", "pair"
 """Prefixes of the halves' state names, and the name of the state that describes the pair."""
 
-OTHER, COMPARED, FAILED = "other/", "pair/compared", "pair/failed"
+OTHER, COMPARED, FAILED, WARM_NOW = "other/", "pair/compared", "pair/failed", "pair/warm_now"
 """What `step` and `chunk` return beside the outputs: the outputs of the half that does not respond, prefixed; which
-timesteps can be compared, bool; and per row whether the candidate failed now: 1 by an error, 2 by a value that is not
-finite."""
+timesteps can be compared, bool; per row whether the candidate failed now: 1 by an error, 2 by a value that is not
+finite; and whether it has consumed the last of its `warm_steps` now."""
 
 _MAGIC: Final = b"SWP1"
 _MODES: Final[tuple[PairMode, ...]] = ("shadow", "ramp")
@@ -258,7 +258,8 @@ class PairedModel:
         after["warm_steps"] = np.maximum(warm - length, 0)
         newly = np.where(before["failed"] > 0, 0, failure).astype(np.uint8)
         beside = {OTHER + name: array for name, array in others.items()}
-        beside |= {COMPARED: compared, FAILED: newly[:, None]}
+        warm_now = (warm > 0) & (warm <= length)
+        beside |= {COMPARED: compared, FAILED: newly[:, None], WARM_NOW: warm_now[:, None]}
         next_states = {OLD + name: array for name, array in old_next.items()}
         next_states |= {NEW + name: array for name, array in new_next.items()}
         next_states[PAIR] = after.view(np.uint8).reshape(rows, PAIR_BYTES)

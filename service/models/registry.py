@@ -20,6 +20,8 @@ from service.errors import ServiceError
 from service.models import files
 from service.models.artifacts.keeper import ArtifactKeeper, KeptArtifact
 from service.models.changes import ModelChange, ModelHistory, ReloadReport
+from service.models.paired import PairedModel
+from service.models.pairs import LoadedPairs
 from service.models.retired import RetiredModels
 
 _log = logging.getLogger(__name__)
@@ -37,14 +39,22 @@ class ServedModel:
         file_signature: Modification times, sizes and inodes of the model's files when it was loaded; the model is
             reloaded if they change.
         artifact: Its copy for other replicas, and for later.
+        halves: Of a pair, its old version and its candidate; None: it is one version. The version of a pair is that of
+            the half that responds.
     """
 
     name: str
     version: int
-    step_model: StepModel
+    step_model: StepModel | PairedModel
     path: Path
     file_signature: tuple[int, ...]
     artifact: KeptArtifact = field(default_factory=lambda: KeptArtifact("", 0, b""))
+    halves: tuple[ServedModel, ServedModel] | None = None
+
+    @property
+    def artifacts(self) -> list[KeptArtifact]:
+        """The artifacts without which its records cannot be used."""
+        return [self.artifact] if self.halves is None else [half.artifact for half in self.halves]
 
     @property
     def manifest(self) -> Manifest:
@@ -67,6 +77,13 @@ class ServedModel:
         return self.step_model.fingerprint
 
     @property
+    def responding_fingerprint(self) -> bytes:
+        """Fingerprint of a version by whose manifest its predictions can be read: its own, or that of the half."""
+        if self.halves is None:
+            return self.fingerprint
+        return next(half.fingerprint for half in self.halves if half.version == self.version)
+
+    @property
     def stateful(self) -> bool:
         """Whether a stream has a state."""
         return self.step_model.state_bytes > 0
@@ -76,7 +93,12 @@ Loader = Callable[[Path], StepModel]
 
 
 class ModelRegistry:
-    """The models that can be served; a reload replaces all of them at once."""
+    """The models that can be served; a reload replaces all of them at once.
+
+    Attributes:
+        pairs: The pairs of versions that records name.
+        generation: Grows when the served models change.
+    """
 
     def __init__(
         self,
@@ -104,9 +126,10 @@ class ModelRegistry:
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
         load_artifact = None if artifacts is None or artifacts.is_off else self._load_artifact
         self._retired = RetiredModels(load_artifact, ttl_s=retired_ttl_s)
-        self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
         self._history = ModelHistory()
-        self.generation = 0  # grows when the served models change
+        self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
+        self.pairs = LoadedPairs(_served_pair)
+        self.generation = 0
         self._reload_lock = asyncio.Lock()
 
     def names(self) -> list[str]:
@@ -144,13 +167,19 @@ class ModelRegistry:
         for model in self._models.get(name, {}).values():
             if model.fingerprint == fingerprint:
                 return model
-        return self._retired.get(name, fingerprint)
+        return self._retired.get(name, fingerprint) or self.pairs.get(name, fingerprint, self.by_fingerprint)
 
-    async def find(self, name: str, fingerprint: bytes) -> ServedModel | None:
+    async def find(self, name: str, fingerprint: bytes, state: bytes = b"") -> ServedModel | None:
         """Return the model that wrote a record, also if it is in no folder here any more.
 
         A model that is not in memory is loaded from its artifact, once for all callers, after the same vetting as a
-        file of a models folder. An artifact that could not be loaded is not tried again for two seconds.
+        file of a models folder. An artifact that could not be loaded is not tried again for two seconds. The versions
+        of a pair are found likewise.
+
+        Args:
+            name: The model's name.
+            fingerprint: The record's fingerprint.
+            state: The record's packed state, which shows of what a pair is made.
 
         Returns:
             None: There is no such model here, and no artifact of it that could be loaded; `why_missing` has the reason.
@@ -158,16 +187,29 @@ class ModelRegistry:
         Raises:
             ServiceError: The store did not reply.
         """
+        self.pairs.announce_record(name, fingerprint, state)
         if (loaded := self.by_fingerprint(name, fingerprint)) is not None:
             return loaded
-        return await self._retired.find(name, fingerprint)
+        if (halves := self.pairs.halves(name, fingerprint)) is None:
+            return await self._retired.find(name, fingerprint)
+        if await self.find(name, halves.old) is None or await self.find(name, halves.new) is None:
+            return None
+        return self.by_fingerprint(name, fingerprint)
 
     def may_find(self, name: str, fingerprint: bytes) -> bool:
         """Whether `find` may return a model that `by_fingerprint` does not return."""
-        return self._retired.may_find(name, fingerprint)
+        if (halves := self.pairs.halves(name, fingerprint)) is None:
+            return self._retired.may_find(name, fingerprint)
+        return all(
+            self.by_fingerprint(name, half) is not None or self._retired.may_find(name, half)
+            for half in (halves.old, halves.new)
+        )
 
     def why_missing(self, name: str, fingerprint: bytes) -> str:
         """Return why `find` returned no model, as the end of a sentence."""
+        if (halves := self.pairs.halves(name, fingerprint)) is not None:
+            missing = [half for half in (halves.old, halves.new) if self.by_fingerprint(name, half) is None]
+            fingerprint = missing[0] if missing else fingerprint
         return self._retired.why_missing(name, fingerprint)
 
     async def keep(self, name: str, fingerprint: bytes, deadline: float) -> None:
@@ -182,7 +224,8 @@ class ModelRegistry:
             ServiceError: The store did not reply.
         """
         if (model := await self.find(name, fingerprint)) is not None:
-            await model.artifact.ensure(deadline)
+            for artifact in model.artifacts:
+                await artifact.ensure(deadline)
 
     def changed_error(
         self,
@@ -357,6 +400,11 @@ class ModelRegistry:
             for model in versions.values():
                 if model.path.is_relative_to(unreadable):
                     yield model.name, model.version, model.path
+
+
+def _served_pair(old: ServedModel, new: ServedModel, paired: PairedModel) -> ServedModel:
+    version = old.version if paired.mode == "shadow" else new.version
+    return ServedModel(new.name, version, paired, new.path, (), halves=(old, new))
 
 
 def _warn_about_feedback(model: ServedModel) -> None:

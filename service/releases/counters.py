@@ -76,6 +76,11 @@ class OutputCounts:
         for bucket, n in zip(found.tolist(), counts.tolist(), strict=True):
             self.buckets[bucket] += n
 
+    def differences(self) -> dict[float, int]:
+        """Return how many numbers have which absolute difference, to 10 %."""
+        numbers = {math.pow(_BASE, bucket + 0.5): n for bucket, n in self.buckets.items()}
+        return numbers | {0.0: self.numbers - self.buckets.total()}
+
     def quantile(self, q: float) -> float:
         """Return the absolute difference that a share `q` of all numbers does not exceed, to 10 %."""
         rank = q * self.numbers

@@ -65,6 +65,11 @@ def sweep_key(model: str) -> str:
     return f"{PREFIX}release:{{{model}}}:sweep"
 
 
+def sweep_lease_key(model: str) -> str:
+    """Return the key of the worker that sweeps a model's streams."""
+    return f"{PREFIX}release:{{{model}}}:sweeper"
+
+
 STREAM_COUNTS = f"{PREFIX}release:streams"
 """The key of the numbers of streams by model and version; see `service/releases/stream_counts.py`."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
-from service.asgi.openapi.schemas import COMMON_PROBLEMS, ref, route
-from service.codec.release_responses import ReleaseResponse
-from service.codec.releases import EndBody, GateBody, ReleaseBody, SweepBody
+from service.asgi.openapi.schemas import COMMON_PROBLEMS, IDEMPOTENCY_KEY, STREAM_PATH, STREAM_WRITE, ref, route
+from service.codec.release_responses import ReleaseResponse, StreamMoveResponse
+from service.codec.releases import EndBody, GateBody, ReleaseBody, StreamMoveBody, SweepBody
 
 _READ = (*COMMON_PROBLEMS, "store_unavailable", "bad_request", "model_not_found", "state_corrupt")
 _WRITE = (
@@ -22,4 +22,16 @@ RELEASE = _release(problems=_READ)
 PUT_RELEASE = _release(body=ReleaseBody, problems=(*_WRITE, "version_not_found"))
 PROMOTE = _release(body=EndBody, problems=_WRITE)
 ABORT = _release(body=EndBody, problems=_WRITE)
+MOVE = route(
+    "releases",
+    path=STREAM_PATH,
+    parameters=[IDEMPOTENCY_KEY],
+    body=StreamMoveBody,
+    answer=StreamMoveResponse,
+    problems=(
+        *STREAM_WRITE,
+        *("stream_not_found", "version_not_found", "state_changed", "release_refused", "model_changed", "bad_release"),
+        *("idempotency_key_reused", "precondition_required", "state_corrupt", "record_version"),
+    ),
+)
 MOVE_ALL = _release(body=SweepBody, problems=_WRITE, status=202)

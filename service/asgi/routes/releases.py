@@ -9,9 +9,19 @@ from msgspec import UNSET
 from msgspec.structs import asdict
 from starlette.responses import Response
 
-from service.asgi.http import audited, authorize, body_of, format_of, model_of, respond
+from service.asgi.http import (
+    audited,
+    authorize,
+    authorized_stream,
+    body_of,
+    format_of,
+    idempotency_key_of,
+    model_of,
+    respond,
+)
 from service.asgi.openapi import releases as openapi
-from service.codec.releases import read_end, read_release, read_sweep
+from service.codec.releases import read_end, read_release, read_stream_move, read_sweep
+from service.codec.responses import position_response
 from service.releases.document import How
 from service.requests.audit import Action
 from service.requests.context import AppContext
@@ -28,6 +38,7 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     add(f"{_RELEASE}/promote", routes.promote, methods=["POST"], **openapi.PROMOTE)
     add(f"{_RELEASE}/abort", routes.abort, methods=["POST"], **openapi.ABORT)
     add(f"{_RELEASE}/move", routes.move, methods=["POST"], **openapi.MOVE_ALL)
+    add("/v1/models/{model}/streams/{stream}/move", routes.move_stream, methods=["POST"], **openapi.MOVE)
 
 
 class ReleaseRoutes:
@@ -68,6 +79,20 @@ class ReleaseRoutes:
         with audited(request, self._context, "move_all", model=name, limit_per_s=limit_per_s or None):
             await self._context.releases.sweep(name, limit_per_s)
         return await self._respond(request, status=202)
+
+    async def move_stream(self, request: Request) -> Response:
+        """Move one stream to a version; its step stays, its state id is a new one."""
+        key, request_format = authorized_stream(request, self._context, "admin"), format_of(request)
+        body = read_stream_move(await body_of(request, self._context), request_format)
+        idempotency_key, after = idempotency_key_of(request), body.after_bytes
+        self._context.require_precondition("move", after, idempotency_key)
+        about = {"model": key.model, "stream": key.stream, "version": body.version, "take": body.take}
+        with audited(request, self._context, "move", **about) as audit:
+            position = await self._context.engine.streams.moves.move(
+                key, version=body.version, take=body.take, after=after, idempotency_key=idempotency_key
+            )
+            audit.update(state_id_after=position.state_id, replayed=position.replayed or None)
+        return respond({**position_response(position), "version": position.version}, request, request_format)
 
     async def _end(self, request: Request, action: Action, how: How) -> Response:
         authorize(request, self._context, "models")

@@ -81,6 +81,10 @@ class BatchQueue(Generic[ItemT]):
         self.rows += 1
         return True
 
+    def holds(self, name: str) -> bool:
+        """Whether a stream has an item that waits, or is in a running batch."""
+        return name in self._waiting_after
+
     def can_reserve(self, names: Iterable[str]) -> bool:
         """Whether `reserve` would return True for each of these streams."""
         return self._waiting_after.keys().isdisjoint(names)

@@ -216,6 +216,14 @@ class RecordCache:
         if slot:
             self._free.append(slot)
 
+    def clear(self) -> None:
+        """Drop all records."""
+        self._evict_from(1)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a stream's record is cached."""
+        return name in self._slot_of
+
     def __len__(self) -> int:
         """The number of cached records."""
         return len(self._slot_of)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
     from service.engine.options import EngineOptions
     from service.engine.tenant_limits import StreamQuota
+    from service.engine.trials.comparison import TrialComparison
+    from service.engine.trials.plans import ReleasePlans
     from service.engine.watch.interests import InterestTable
     from service.models.registry import ModelRegistry
     from service.store.record import Record
@@ -43,6 +45,8 @@ class StepService:
         interests: Decides which commits are published.
         quota: Limit on the streams of a tenant; None: no limit.
         options: The options of the engine.
+        plans: Where streams move by a release.
+        comparison: Counts the committed timesteps of trials.
     """
 
     def __init__(
@@ -55,7 +59,10 @@ class StepService:
         *,
         quota: StreamQuota | None,
         options: EngineOptions,
+        plans: ReleasePlans,
+        comparison: TrialComparison,
     ) -> None:
+        self._plans = plans
         self._models = models
         self._admission = admission
         self._rates = admission.rates
@@ -75,6 +82,8 @@ class StepService:
             timeout=options.request_timeout_s,
             on_answered=admission.count_answered,
             quota=quota,
+            plans=plans,
+            comparison=comparison,
         )
 
     def submit(self, timestep: Timestep, done: ReplyCallback, served: ServedModel | None = None) -> None:
@@ -141,6 +150,8 @@ class StepService:
             False: It was not accepted; its timesteps have to be submitted one by one, which may reject some of them.
         """
         batcher, rows, admission = self._batcher(served), len(bulk.names), self._admission
+        if batcher.others and bulk.version is None:
+            batcher = batcher.for_columns(bulk.names)
         nbytes = rows * bulk.length * batcher.timestep_bytes
         if (
             admission.draining
@@ -246,9 +257,22 @@ class StepService:
                 reroute=partial(self._rerouter.reroute, served),
                 changed_error=partial(self._changed_error, served),
             )
-            batcher = Batcher(deps, max_batch=self._options.max_batch_size, max_wait=self._options.max_wait_s)
+            batcher = Batcher(
+                deps,
+                max_batch=self._options.max_batch_size,
+                max_wait=self._options.max_wait_s,
+                on_plan=partial(self._link, served.name),
+            )
             self._batchers[served] = batcher
+            self._link(served.name)
         return batcher
+
+    def _link(self, model: str) -> None:
+        """Let the batchers of a model find each other's streams, while streams move between its versions."""
+        batchers = [batcher for served, batcher in self._batchers.items() if served.name == model]
+        moves = self._plans.plan(model) is not None or any(batcher.served.halves is not None for batcher in batchers)
+        for batcher in batchers:
+            batcher.others = [other for other in batchers if other is not batcher] if moves else ()
 
     def _close_idle_batchers(self) -> None:
         """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one."""
@@ -257,6 +281,7 @@ class StepService:
                 batcher.close()
                 self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
+                self._link(served.name)
 
     def _requeue(self, served: ServedModel, queued: QueuedStep) -> None:
         self._batcher(served).requeue(queued.for_other_version())

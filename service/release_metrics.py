@@ -1,0 +1,66 @@
+"""`ReleaseMetrics`: the metrics of releases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+_BOUNDS: Final = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e6)
+
+
+class ReleaseMetrics:
+    """What trials show: which version responded, and how far the candidate differs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Create the metrics, all at zero."""
+        labels = ["model", "version", "role"]
+        self._steps = Counter(
+            "stepwell_release_steps_total", "Timesteps of trials, by what a version did.", labels, registry=registry
+        )
+        self._difference = _CountedHistogram(
+            "stepwell_release_difference",
+            "Absolute differences between the predictions of two versions.",
+            ["model", "output"],
+            buckets=_BOUNDS,
+            registry=registry,
+        )
+        self._lost = Counter(
+            "stepwell_release_lost_total",
+            "Streams that left a trial in shadow, because the candidate failed.",
+            ["model"],
+            registry=registry,
+        )
+        self._fell_back = Counter(
+            "stepwell_release_fell_back_total",
+            "Streams that fell back to the old version, because the candidate failed.",
+            ["model"],
+            registry=registry,
+        )
+
+    def paired_steps(self, model: str, responding: int, other: int, timesteps: int) -> None:
+        """Count timesteps of pairs: one version responded, the other ran beside it."""
+        self._steps.labels(model, str(responding), "answers").inc(timesteps)
+        self._steps.labels(model, str(other), "shadow").inc(timesteps)
+
+    def candidate_failed(self, model: str, n: int, *, responds: bool) -> None:
+        """Count streams that left a trial; `responds`: the candidate was to respond."""
+        (self._fell_back if responds else self._lost).labels(model).inc(n)
+
+    def compared(self, model: str, output: str, numbers: Mapping[float, int]) -> None:
+        """Count numbers by their absolute difference."""
+        self._difference.labels(model, output).count(numbers)
+
+
+class _CountedHistogram(Histogram):
+    """A histogram that counts equal values together."""
+
+    def count(self, numbers: Mapping[float, int]) -> None:
+        """Count values, each so many times."""
+        for value, n in numbers.items():
+            self._sum.inc(value * n)
+            for bound, bucket in zip(self._upper_bounds, self._buckets, strict=True):
+                if value <= bound:
+                    bucket.inc(n)
+                    break
