@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from msgspec import UNSET
 from msgspec.structs import asdict
@@ -20,6 +18,7 @@ from service.asgi.http import (
     respond,
 )
 from service.asgi.openapi import releases as openapi
+from service.codec.formats import JSON, encode
 from service.codec.releases import read_end, read_release, read_stream_move, read_sweep
 from service.codec.responses import position_response
 from service.releases.document import How
@@ -57,7 +56,11 @@ class ReleaseRoutes:
         authorize(request, self._context, "models")
         name = model_of(request, self._context).name
         body, gate = read_release(await body_of(request, self._context), format_of(request))
-        about = {key: _text(value) for key, value in asdict(body).items() if value is not UNSET and key != "revision"}
+        about = {key: value for key, value in asdict(body).items() if value is not UNSET and key != "revision"}
+        if body.schedule is not UNSET:
+            about["percent"] = ",".join(f"{seconds:g}:{share:g}" for seconds, share in body.schedule)
+        if body.gate is not UNSET:
+            about["gate"] = encode(body.gate, JSON).decode()
         with audited(request, self._context, "release", model=name, **about) as audit:
             audit["revision"] = (await self._context.releases.put(name, body, gate)).revision
         return await self._respond(request)
@@ -107,7 +110,3 @@ class ReleaseRoutes:
     async def _respond(self, request: Request, *, status: int = 200) -> Response:
         name = model_of(request, self._context).name
         return respond(await self._context.releases.view(name), request, format_of(request), status=status)
-
-
-def _text(value: Any) -> Any:
-    return value if isinstance(value, (int, str)) else str(value)
