@@ -285,6 +285,7 @@ class Metrics(EngineObserver):
             served = self._read_models()
             for by_model in self._by_model:
                 by_model.remove([labels for labels in by_model if labels[0] not in served])
+            self._releases.keep_models(served)
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics of all workers as of their last `refresh`, in Prometheus' text format, and its media type.

@@ -175,7 +175,8 @@ class ReleasePlan:
 
     def _of_version(self, standing: Standing, record: str) -> Move | None:
         version, document = standing.place.old, self.document
-        if (promoted := document.promoted_from(version)) is not None:
+        promoted = document.promoted_from(version)
+        if promoted is not None and promoted.ended is not None and standing.moved_by < promoted.ended.revision:
             return self._taken_over(promoted, "switch")
         running = document.running
         if running is None or version != running.old.fingerprint or not running.existing:
