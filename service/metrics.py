@@ -110,7 +110,7 @@ class Metrics(EngineObserver):
         self._replays = counter("replays_total", "Requests that got their first response again.")
         self._refusals = _Labelled(counter("refusals_total", "Requests rejected, by problem code.", "code"))
         self._model_changes = counter(
-            "model_changes_total", "Models loaded, replaced and retired by reloads.", "model", "change"
+            "model_changes_total", "Models loaded, replaced and retired by reloads.", "change"
         )
         self._releases = ReleaseMetrics(registry)
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
@@ -245,7 +245,7 @@ class Metrics(EngineObserver):
 
     def model_changed(self, change: ModelChange) -> None:
         """Count a model that was loaded, replaced or retired; may be called in any thread."""
-        self._model_changes.labels(change.name, change.kind).inc()
+        self._model_changes.labels(change.kind).inc()
 
     # ---------------------------------------------------------------- called by the transports
 
