@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
+from model_export.errors import StepwellError
+from model_export.step_model import StepModel
 from service.codec.releases import bad_release
 from service.errors import ServiceError
 from service.models.paired import same_states, tensors_differ
 from service.models.registry import ServedModel
 from service.releases.document import Gate, Take
+from service.releases.takeover import Translation, translation_file
 
 _MOST_NAMED: Final = 5
 
 
-def translation_path(old_version: int, new: ServedModel) -> Path:
-    """Return the file beside a version that translates the states of an older one."""
-    return new.path.parent / f"translate-from-{old_version}.onnx"
-
-
-def check_candidate(old: ServedModel, new: ServedModel, take: Take, *, has_translation: bool) -> None:
-    """Check that a version accepts the streams of another one.
+def check_candidate(old: ServedModel, new: ServedModel, take: Take) -> None:
+    """Check that a version accepts the streams of another one; a translation is loaded, so this may take a while.
 
     Args:
         old: The current version.
         new: The candidate.
         take: How its states are made.
-        has_translation: Whether the file `translation_path` exists.
 
     Raises:
         ServiceError: `release_refused`: inputs or outputs differ; with `keep`, the state schemas differ; with
-            `translate`, there is no translation.
+            `translate`, there is no translation, or one that does not fit.
     """
     if (difference := tensors_differ(old.manifest, new.manifest)) is not None:
         raise _refused(f"The versions differ: {difference}.", "Keep inputs and outputs as they are.")
@@ -40,11 +36,23 @@ def check_candidate(old: ServedModel, new: ServedModel, take: Take, *, has_trans
             f"`keep` needs equal states: {difference}.",
             "Send `take`: `translate` with a translation beside the new version, or `reset`.",
         )
-    if take == "translate" and not has_translation:
+    if take == "translate":
+        _check_translation(old, new)
+
+
+def _check_translation(old: ServedModel, new: ServedModel) -> None:
+    file = translation_file(new, old.version)
+    if not file.is_file():
         raise _refused(
-            f"Version {new.version} has no {translation_path(old.version, new).name} beside it.",
+            f"Version {new.version} has no {file.name} beside it.",
             "Export the translation graph to this name, or send `take`: `reset`.",
         )
+    assert isinstance(old.step_model, StepModel)
+    assert isinstance(new.step_model, StepModel)
+    try:
+        Translation(file, old.step_model, new.step_model)
+    except StepwellError as exc:
+        raise _refused(f"{file.name} cannot be used: {exc.problem}", exc.fix or "Export it again.") from exc
 
 
 def check_gate(gate: Gate | None, new: ServedModel) -> None:

@@ -14,7 +14,7 @@ from service.codec.releases import GateBody, ReleaseBody, bad_release
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry, ServedModel
 from service.releases import changes
-from service.releases.compatibility import check_candidate, check_gate, translation_path
+from service.releases.compatibility import check_candidate, check_gate
 from service.releases.counters import TrialCounts, read_counts
 from service.releases.document import Gate, How, ReleaseDocument, ReleaseVersion
 from service.releases.follower import ReleaseFollower
@@ -199,9 +199,8 @@ class ReleaseService:
                 f"{self._models.why_missing(document.model, trial.old.fingerprint)}.",
                 fix="Put its file into the models folder, or name the `current` version.",
             )
-        has_translation = await asyncio.to_thread(translation_path(trial.old.number, candidate).is_file)
         check_gate(trial.gate, candidate)
-        check_candidate(old, candidate, trial.take, has_translation=has_translation)
+        await asyncio.to_thread(check_candidate, old, candidate, trial.take)
         for served in (old, candidate):  # other replicas may have other files
             await self._models.keep(document.model, served.fingerprint, deadline())
         return after

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from service.errors import ServiceError, StoreUnavailableError
+from service.releases.lookup import Releases
 from service.releases.store import ReleaseStore, deadline
 from service.store import keys
 from service.store.scripts import Script
@@ -23,7 +24,7 @@ SCRIPT: Final = Script.of("count_streams.lua")
 
 _PAGE_KEYS: Final = 1000
 _SHARE: Final = 0.01  # of the store's time that counting may use
-_MAX_PASS_S: Final = 30.0  # a pass is not slower than this, so that counts are right within a minute
+_URGENT_PASS_S: Final = 25.0  # longest pauses of a pass while a model has a release: counts are right within a minute
 _MAX_PAUSE_S: Final = 5.0
 _LEASE_MS: Final = 15_000
 _BETWEEN_PASSES_MS: Final = 1000
@@ -50,19 +51,22 @@ class StreamCounts(Struct, frozen=True):
 class StreamCounter:
     """Counts streams in turn with the other workers, and reads what they have counted.
 
-    The count is a slow SCAN: it uses at most a hundredth of the store's time, unless it would take longer than half a
-    minute. A key in the store is the lease of the worker that counts; the next pass begins when it expires.
+    The count is a slow SCAN: it uses at most a hundredth of the store's time, or more if a model has a release and the
+    numbers would be older than a minute. A key in the store is the lease of the worker that counts; the next pass
+    begins when it expires.
 
     Attributes:
         counts: The newest count that this worker has read; None: there is none.
     """
 
-    def __init__(self, store: ReleaseStore) -> None:
+    def __init__(self, store: ReleaseStore, releases: Releases) -> None:
         """Create it.
 
         Args:
             store: The store.
+            releases: The documents of this worker.
         """
+        self._releases = releases
         self._store = store
         self._transport = store.state_store.transport
         self._worker = secrets.token_hex(8)
@@ -96,7 +100,7 @@ class StreamCounter:
 
     async def _count(self) -> StreamCounts:
         before = self.counts
-        page_limit_s = _MAX_PASS_S / (before.pages if before is not None else 1)
+        pages_before = before.pages if before is not None else 1
         by_model: defaultdict[str, dict[str, int]] = defaultdict(dict)
         pages, loop = 0, asyncio.get_running_loop()
         try:
@@ -114,8 +118,9 @@ class StreamCounter:
                     of_model[fingerprint] = of_model.get(fingerprint, 0) + n
                 if cursor == b"0":
                     break
-                pause = (loop.time() - started_at) * (1 / _SHARE - 1)
-                await asyncio.sleep(min(pause, page_limit_s, _MAX_PAUSE_S))
+                pause = min(_MAX_PAUSE_S, (loop.time() - started_at) * (1 / _SHARE - 1))
+                is_urgent = bool(self._releases.models())
+                await asyncio.sleep(min(pause, _URGENT_PASS_S / pages_before) if is_urgent else pause)
                 await self._store.state_store.execute(deadline(), "PEXPIRE", keys.COUNT_LEASE, _LEASE_MS)
         return StreamCounts(await self._store.time(), dict(by_model), pages)
 
@@ -126,6 +131,6 @@ async def _page(primary: ServerTransport, cursor: bytes) -> tuple[bytes, list[tu
     [reply] = await execute_with_retry(primary, [call], deadline=deadline(), script=SCRIPT.text)
     if isinstance(reply, ServiceError):
         raise reply
-    next_cursor, _, *flat = reply
+    next_cursor, *flat = reply
     found = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
     return next_cursor, [(model.decode(), fingerprint.hex(), n) for model, fingerprint, n in found]

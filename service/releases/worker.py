@@ -41,7 +41,7 @@ class WorkerReleases:
         documents = ReleaseStore(store)
         self._models = models
         self._releases = releases
-        self._counter = StreamCounter(documents)
+        self._counter = StreamCounter(documents, releases)
         self._follower = ReleaseFollower(documents, releases, models, StorePubSub(store.transport))
         self.service = ReleaseService(documents, models, self._follower, self._counter)
 
