@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from service.codec import JSON, DecodedBulk, Format, RequestDecoder, StepBody
+from msgspec import UNSET
+
+from service.codec import JSON, DecodedBulk, Format, RequestDecoder
 from service.codec.formats import encode
 from service.codec.responses import encode_json_step, step_response
-from service.codec.step_bodies import StreamMessage, correlation_of, guess_correlation
+from service.codec.step_bodies import StreamMessage, guess_correlation
 from service.codec.typed_decoder import DECODE_ERRORS, TypedStep
 from service.engine.stepping.columnar_batch import BulkOutcomes
 from service.errors import ServiceError
@@ -70,6 +72,9 @@ class FeedSession:
         self._pending: deque[_PendingReply] = deque()
         self._bytes = 0  # of the pending messages
         self._handles: dict[tuple[str, str | None], StreamHandle] = {}  # of streams that earlier messages named
+        self._generation = -1  # of the served models when the following were looked up
+        self._served: ServedModel
+        self._decoder: RequestDecoder
 
     @property
     def name(self) -> str:
@@ -99,25 +104,32 @@ class FeedSession:
 
     def _submit(self, message: bytes, tenant: str) -> None:
         try:
-            served = self._context.engine.models.get(self._model, self._version)
+            if self._generation != self._context.engine.models.generation:
+                self._look_up_model()
         except ServiceError as exc:
             self.reject(exc, guess_correlation(message, self.message_format))
             return
         correlation: dict[str, Any] = {}
         try:
-            self._decode_and_submit(message, tenant, served, correlation)
+            self._decode_and_submit(message, tenant, correlation)
         except ServiceError as exc:
             self.reject(exc, correlation)
             if exc.code == "bad_json":
                 self.close_after_replies(UNREADABLE)
 
-    def _decode_and_submit(self, message: bytes, tenant: str, served: ServedModel, correlation: dict[str, Any]) -> None:
+    def _look_up_model(self) -> None:
+        models = self._context.engine.models
+        generation = models.generation  # before the model: what is cached for a generation must come from its models
+        self._served = models.get(self._model, self._version)
+        self._decoder, self._generation = self._context.decoder(self._served), generation
+
+    def _decode_and_submit(self, message: bytes, tenant: str, correlation: dict[str, Any]) -> None:
         """Submit a message's timesteps.
 
         Raises:
             ServiceError: The message is rejected; `correlation` has the first fields of the reply.
         """
-        decoder, engine = self._context.decoder(served), self._context.engine
+        decoder, served, engine = self._decoder, self._served, self._context.engine
         read = self._reader(decoder, message)
         if read is None:
             decoded = decoder.feed(message, self.message_format, correlation, many=self._stream is None)
@@ -127,9 +139,15 @@ class FeedSession:
             except DECODE_ERRORS:
                 decoded = decoder.feed_strictly(message, JSON, correlation, many=self._stream is None)
             else:
-                correlation |= correlation_of(typed[0])
-                handle = self._handle(tenant, typed[0])
-                step = self._append(_PendingStep(self, correlation))
+                body: Any = typed[0]  # a `FeedMessage`, or a `StreamMessage` if the feed is for many streams
+                stream = None
+                if self._stream is None:
+                    stream = correlation["stream"] = body.stream
+                if body.id is not UNSET:
+                    correlation["id"] = body.id
+                handle = self._handles.get((tenant, stream)) or self._handle(tenant, stream)
+                step = _PendingStep(self, correlation)
+                self._pending.append(step)
                 submit_typed(engine, typed, handle, step.on_result, served=served)
                 return
         if isinstance(decoded, DecodedBulk):
@@ -145,7 +163,8 @@ class FeedSession:
                 transport="websocket",
             )
         else:
-            key = self._handle(tenant, decoded.body).key
+            body = decoded.body
+            key = self._handle(tenant, body.stream if isinstance(body, StreamMessage) else None).key
             step = self._append(_PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep))
             engine.steps.submit(to_timestep(decoded, key, self._version, transport="websocket"), step.on_result, served)
 
@@ -161,13 +180,12 @@ class FeedSession:
         self._pending.append(pending)
         return pending
 
-    def _handle(self, tenant: str, message: StepBody) -> StreamHandle:
-        """Return the handle of a message's stream, or of that of the feed.
+    def _handle(self, tenant: str, stream: str | None) -> StreamHandle:
+        """Return the handle of the stream that a message names, or of that of the feed.
 
         Raises:
             ServiceError: `bad_request`: the stream id is not valid.
         """
-        stream = message.stream if isinstance(message, StreamMessage) else None
         handle = self._handles.get((tenant, stream))
         if handle is None:
             if stream is not None:
