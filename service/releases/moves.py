@@ -1,12 +1,13 @@
 """`ReleasePlan`: what steps a stream next, by its record and the release document. Pure.
 
-    from                                              to                                the state of the new place
-    a version, in the share of the running trial      the pair, in the trial's mode     old half: as it is; new: by `take`
-    a version, in the share, mode `switch`            the candidate                     by `take`
-    the pair                                          the pair in another mode          both halves as they are
-    the pair of a promoted trial                      the candidate                     the new half
-    the pair of an aborted trial, or that has failed  the old version                   the old half
-    a version from which a trial was promoted         that trial's candidate            by `take`
+    from                                              to                              the state of the new place
+    a version, in the share of the running trial      the pair, in the trial's mode   the old half as it is; the new
+                                                                                      one by `take`
+    a version, in the share, mode `switch`            the candidate                   by `take`
+    the pair                                          the pair in another mode        both halves as they are
+    the pair of a promoted trial                      the candidate                   the new half
+    the pair of an aborted trial, or that has failed  the old version                 the old half
+    a version from which a trial was promoted         that trial's candidate          by `take`
 
 Anything else stays as it is. While a candidate still has to consume `warm_steps`, it is half of a pair in any mode.
 """

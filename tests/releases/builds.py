@@ -82,7 +82,7 @@ def _sum(body: str, weights: dict[str, np.ndarray] | None = None) -> Built:
     return graph, _manifest("s", 1)
 
 
-def _manifest(state: str, size: int):  # noqa: ANN202
+def _manifest(state: str, size: int):
     return manifest_of(
         name="fold",
         inputs=[_t("x", "int64", [1])],

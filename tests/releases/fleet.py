@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -80,10 +81,10 @@ class Fleet:
 
 def wait_until(is_true: Callable[[], bool], within_s: float = 20.0) -> None:
     """Wait for a fact."""
-    deadline = time.monotonic() + within_s
+    deadline, pause = time.monotonic() + within_s, threading.Event()
     while not is_true():
         assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
+        pause.wait(0.02)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from tests.releases.fleet import NEW_FACTOR, OLD_FACTOR, fleet, folded, wait_unt
 from tests.servers import Server
 
 
-def old_fold():  # noqa: ANN201
+def old_fold():
     return fold(OLD_FACTOR)
 
 

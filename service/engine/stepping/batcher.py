@@ -49,9 +49,7 @@ class Batcher:
         others: The batchers of the model's other versions and pairs while it has a release; else empty.
     """
 
-    def __init__(
-        self, deps: PipelineDeps, *, max_batch: int, max_wait: float, on_plan: Callable[[], None]
-    ) -> None:
+    def __init__(self, deps: PipelineDeps, *, max_batch: int, max_wait: float, on_plan: Callable[[], None]) -> None:
         """Create an empty queue; needs a running event loop.
 
         Args:
@@ -127,7 +125,7 @@ class Batcher:
         done: ReplyCallback,
         received: float,
     ) -> None:
-        """Submit a single timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
+        """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
         if self.others and stream.version is None:
             self._batcher_of(stream.name).coalesce(stream, inputs, seq, after, done, received)
         else:

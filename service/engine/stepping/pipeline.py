@@ -25,8 +25,8 @@ from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import RecordCache
 from service.engine.stepping.record_loader import RecordLoader
 from service.engine.stepping.replies import Replies, failed
-from service.engine.tenant_limits import Reservation
 from service.engine.stepping.responding import responding_versions
+from service.engine.tenant_limits import Reservation
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
 from service.models.paired import PAIR_BYTES
 from service.releases.moves import Standing
