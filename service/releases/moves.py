@@ -70,6 +70,10 @@ class Standing(NamedTuple):
         """Fingerprint of the version that responded to the newest timestep."""
         return self.place.old if self.pair is None else self.pair.responding
 
+    def left(self, revision: int) -> Standing:
+        """Return that of a stream which leaves the trial of a release, and stays where it is."""
+        return self._replace(moved_by=revision, has_left=True)
+
     @property
     def moved(self) -> int:
         """The field `moved` of the record."""

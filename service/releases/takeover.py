@@ -32,6 +32,18 @@ class TakeOverError(StepwellError):
     code = "take_over_failed"
 
 
+class VersionNotLoadedError(TakeOverError):
+    """The version from which or to which a stream moves is not loaded here.
+
+    Attributes:
+        fingerprint: Of the version, 8 bytes.
+    """
+
+    def __init__(self, fingerprint: bytes) -> None:
+        super().__init__(f"Model {fingerprint.hex()} is not loaded here.")
+        self.fingerprint = fingerprint
+
+
 class Translation:
     """The graph that computes a version's states from those of an older version.
 
@@ -168,7 +180,7 @@ class TakeOver:
     def _version(self, model: str, fingerprint: bytes) -> ServedModel:
         served = self._models.by_fingerprint(model, fingerprint)
         if served is None:
-            raise TakeOverError(f"Model {fingerprint.hex()} is not loaded here.")
+            raise VersionNotLoadedError(fingerprint)
         return served
 
     def _translation(self, old: ServedModel, new: ServedModel) -> Translation:
