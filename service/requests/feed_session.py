@@ -63,6 +63,7 @@ class FeedSession:
         """
         self.close_code: int | None = None
         self._context = context
+        self._models = context.engine.models
         self.message_format = message_format
         self._model = model
         self._version = version
@@ -98,29 +99,25 @@ class FeedSession:
             message: The received bytes.
             tenant: The owner of the streams.
         """
-        self._submit(message, tenant)
-        self._pending[-1].message_bytes = len(message)
-        self._bytes += len(message)
-
-    def _submit(self, message: bytes, tenant: str) -> None:
         try:
-            if self._generation != self._context.engine.models.generation:
+            if self._generation != self._models.generation:
                 self._look_up_model()
         except ServiceError as exc:
             self.reject(exc, guess_correlation(message, self.message_format))
-            return
-        correlation: dict[str, Any] = {}
-        try:
-            self._decode_and_submit(message, tenant, correlation)
-        except ServiceError as exc:
-            self.reject(exc, correlation)
-            if exc.code == "bad_json":
-                self.close_after_replies(UNREADABLE)
+        else:
+            correlation: dict[str, Any] = {}
+            try:
+                self._decode_and_submit(message, tenant, correlation)
+            except ServiceError as exc:
+                self.reject(exc, correlation)
+                if exc.code == "bad_json":
+                    self.close_after_replies(UNREADABLE)
+        self._pending[-1].message_bytes = len(message)
+        self._bytes += len(message)
 
     def _look_up_model(self) -> None:
-        models = self._context.engine.models
-        generation = models.generation  # before the model: what is cached for a generation must come from its models
-        self._served = models.get(self._model, self._version)
+        generation = self._models.generation  # read first: what is cached for a generation must come from its models
+        self._served = self._models.get(self._model, self._version)
         self._decoder, self._generation = self._context.decoder(self._served), generation
 
     def _decode_and_submit(self, message: bytes, tenant: str, correlation: dict[str, Any]) -> None:
@@ -129,27 +126,20 @@ class FeedSession:
         Raises:
             ServiceError: The message is rejected; `correlation` has the first fields of the reply.
         """
-        decoder, served, engine = self._decoder, self._served, self._context.engine
-        read = self._reader(decoder, message)
-        if read is None:
-            decoded = decoder.feed(message, self.message_format, correlation, many=self._stream is None)
-        else:
+        decoder, many = self._decoder, self._stream is None
+        read = decoder.read_stream_message if many else decoder.read_message
+        decode = decoder.feed
+        if read is not None and self.message_format is JSON:  # most messages have a single timestep
             try:
                 typed = read(message)
             except DECODE_ERRORS:
-                decoded = decoder.feed_strictly(message, JSON, correlation, many=self._stream is None)
+                if b'"chunk"' not in message and b'"streams"' not in message:
+                    decode = decoder.feed_strictly  # only it can tell what is wrong
             else:
-                body: Any = typed[0]  # a `FeedMessage`, or a `StreamMessage` if the feed is for many streams
-                stream = None
-                if self._stream is None:
-                    stream = correlation["stream"] = body.stream
-                if body.id is not UNSET:
-                    correlation["id"] = body.id
-                handle = self._handles.get((tenant, stream)) or self._handle(tenant, stream)
-                step = _PendingStep(self, correlation)
-                self._pending.append(step)
-                submit_typed(engine, typed, handle, step.on_result, served=served)
+                self._submit_typed(typed, tenant, correlation)
                 return
+        decoded = decode(message, self.message_format, correlation, many=many)
+        served, engine = self._served, self._context.engine
         if isinstance(decoded, DecodedBulk):
             bulk = self._append(_PendingBulk(self, correlation, decoded, served))
             submit_columns(
@@ -165,16 +155,24 @@ class FeedSession:
         else:
             body = decoded.body
             key = self._handle(tenant, body.stream if isinstance(body, StreamMessage) else None).key
-            step = self._append(_PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep))
+            step = self._append(
+                _PendingTimestep(self, correlation)
+                if self.message_format is JSON and not decoded.chunk
+                else _PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep)
+            )
             engine.steps.submit(to_timestep(decoded, key, self._version, transport="websocket"), step.on_result, served)
 
-    def _reader(self, decoder: RequestDecoder, message: bytes) -> Callable[[bytes], TypedStep] | None:
-        """Return the decoder of a message with a single timestep, as most are; None: it seems to be another one."""
-        if self.message_format is not JSON or b'"chunk"' in message:
-            return None
-        if self._stream is not None:
-            return decoder.read_message
-        return None if b'"streams"' in message else decoder.read_stream_message
+    def _submit_typed(self, typed: TypedStep, tenant: str, correlation: dict[str, Any]) -> None:
+        body: Any = typed[0]  # a `FeedMessage`, or a `StreamMessage` if the feed is for many streams
+        stream = None
+        if self._stream is None:
+            stream = correlation["stream"] = body.stream
+        if body.id is not UNSET:
+            correlation["id"] = body.id
+        handle = self._handles.get((tenant, stream)) or self._handle(tenant, stream)
+        step = _PendingTimestep(self, correlation)
+        self._pending.append(step)
+        submit_typed(self._context.engine, typed, handle, step.on_result, served=self._served)
 
     def _append(self, pending: P) -> P:
         self._pending.append(pending)
@@ -273,14 +271,24 @@ class _PendingReply:
         return encode({**self._correlation, "error": problem_document(self.result)}, self._session.message_format)
 
 
+class _PendingTimestep(_PendingReply):
+    """The pending reply, in JSON, to a single timestep."""
+
+    __slots__ = ()
+
+    def encode(self) -> bytes:
+        if isinstance(self.result, ServiceError):
+            return super().encode()
+        body = encode_json_step(self.result)
+        return b"%b,%b" % (encode(self._correlation, JSON)[:-1], body[1:]) if self._correlation else body
+
+
 class _PendingStep(_PendingReply):
-    """The pending reply to a step or a chunk."""
+    """The pending reply to a chunk, or in msgpack to a step."""
 
     __slots__ = ("_chunk", "_keep")
 
-    def __init__(
-        self, session: FeedSession, correlation: Mapping[str, Any], *, chunk: bool = False, keep: ReturnMode = "all"
-    ) -> None:
+    def __init__(self, session: FeedSession, correlation: Mapping[str, Any], *, chunk: bool, keep: ReturnMode) -> None:
         super().__init__(session, correlation)
         self._chunk = chunk
         self._keep = keep
@@ -289,11 +297,8 @@ class _PendingStep(_PendingReply):
         if isinstance(self.result, ServiceError):
             return super().encode()
         message_format = self._session.message_format
-        if message_format is JSON and not self._chunk:
-            body = encode_json_step(self.result)
-            return b"%b,%b" % (encode(self._correlation, JSON)[:-1], body[1:]) if self._correlation else body
         document = step_response(self.result, message_format, chunk=self._chunk, keep=self._keep)
-        return encode({**self._correlation, **document} if self._correlation else document, message_format)
+        return encode({**self._correlation, **document}, message_format)
 
 
 class _PendingBulk(_PendingReply):
