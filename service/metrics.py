@@ -110,7 +110,7 @@ class Metrics(EngineObserver):
         self._replays = counter("replays_total", "Requests that got their first response again.")
         self._refusals = _Labelled(counter("refusals_total", "Requests rejected, by problem code.", "code"))
         self._model_changes = counter(
-            "model_changes_total", "Models loaded, replaced and retired by reloads.", "model", "change"
+            "model_changes_total", "Models loaded, replaced and retired by reloads.", "change"
         )
         self._releases = ReleaseMetrics(registry)
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
@@ -245,7 +245,7 @@ class Metrics(EngineObserver):
 
     def model_changed(self, change: ModelChange) -> None:
         """Count a model that was loaded, replaced or retired; may be called in any thread."""
-        self._model_changes.labels(change.name, change.kind).inc()
+        self._model_changes.labels(change.kind).inc()
 
     # ---------------------------------------------------------------- called by the transports
 
@@ -285,6 +285,7 @@ class Metrics(EngineObserver):
             served = self._read_models()
             for by_model in self._by_model:
                 by_model.remove([labels for labels in by_model if labels[0] not in served])
+            self._releases.keep_models(served)
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics of all workers as of their last `refresh`, in Prometheus' text format, and its media type.

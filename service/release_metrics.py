@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -16,41 +16,58 @@ class ReleaseMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         """Create the metrics, all at zero."""
         labels = ["model", "version", "role"]
-        self._steps = Counter(
+        steps = Counter(
             "stepwell_release_steps_total", "Timesteps of trials, by what a version did.", labels, registry=registry
         )
-        self._difference = _CountedHistogram(
+        difference = _CountedHistogram(
             "stepwell_release_difference",
             "Absolute differences between the predictions of two versions.",
             ["model", "output"],
             buckets=_BOUNDS,
             registry=registry,
         )
-        self._lost = Counter(
+        lost = Counter(
             "stepwell_release_lost_total",
             "Streams that left a trial in shadow, because the candidate failed.",
             ["model"],
             registry=registry,
         )
-        self._fell_back = Counter(
+        fell_back = Counter(
             "stepwell_release_fell_back_total",
             "Streams that fell back to the old version, because the candidate failed.",
             ["model"],
             registry=registry,
         )
+        self._by_name: dict[str, Counter | Histogram] = {
+            "steps": steps,
+            "difference": difference,
+            "lost": lost,
+            "fell_back": fell_back,
+        }
+        self._used: set[tuple[str, ...]] = set()  # name and labels; the model is the first label of each
+
+    def keep_models(self, served: Collection[str]) -> None:
+        """Remove the series of all other models."""
+        for labels in [labels for labels in self._used if labels[1] not in served]:
+            self._used.remove(labels)
+            self._by_name[labels[0]].remove(*labels[1:])
+
+    def _child(self, metric: str, *labels: str) -> Any:
+        self._used.add((metric, *labels))
+        return self._by_name[metric].labels(*labels)
 
     def paired_steps(self, model: str, responding: int, other: int, timesteps: int) -> None:
         """Count timesteps of pairs: one version responded, the other ran beside it."""
-        self._steps.labels(model, str(responding), "answers").inc(timesteps)
-        self._steps.labels(model, str(other), "shadow").inc(timesteps)
+        self._child("steps", model, str(responding), "answers").inc(timesteps)
+        self._child("steps", model, str(other), "shadow").inc(timesteps)
 
     def candidate_failed(self, model: str, n: int, *, responds: bool) -> None:
         """Count streams that left a trial; `responds`: the candidate was to respond."""
-        (self._fell_back if responds else self._lost).labels(model).inc(n)
+        self._child("fell_back" if responds else "lost", model).inc(n)
 
     def compared(self, model: str, output: str, numbers: Mapping[float, int]) -> None:
         """Count numbers by their absolute difference."""
-        self._difference.labels(model, output).count(numbers)
+        self._child("difference", model, output).count(numbers)
 
 
 class _CountedHistogram(Histogram):

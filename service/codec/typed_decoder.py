@@ -18,7 +18,7 @@ from msgspec.structs import astuple as _astuple
 
 from model_export.manifest import Array, InputSpec
 from service.codec.formats import JSON, Format
-from service.codec.step_bodies import PeekBody, StepBody, StepOptions
+from service.codec.step_bodies import FeedMessage, PeekBody, StepBody, StepOptions, StreamMessage
 from service.codec.strict_tensors import is_finite
 
 DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
@@ -27,7 +27,6 @@ ValueErrors; integers out of range are OverflowErrors, and numbers that do not f
 
 _INPUTS = b'"inputs"'
 _INPUTS_KEYS = (_INPUTS + b":", _INPUTS + b": ")
-_MESSAGE_NAMES = ("stream", "id")
 _encode = msgspec.json.Encoder().encode
 _LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
 _PACK_CODES = {
@@ -131,9 +130,9 @@ class TypedStepDecoder:
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._single_input = self._packers[0] if len(specs) == 1 else None
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
-        self._texts = texts_with_colons(body_type)
         self._has_chunk = issubclass(body_type, PeekBody)
-        self._may_hide_colons = bool(self._texts) or any(":" in spec.name for spec in specs)
+        self._is_message = issubclass(body_type, FeedMessage)
+        self._names_stream = issubclass(body_type, StreamMessage)
 
     def read(self, body: bytes) -> TypedStep:
         """Decode a body, once.
@@ -141,33 +140,29 @@ class TypedStepDecoder:
         Raises:
             ValueError: The body is not valid; likewise the others of `DECODE_ERRORS`.
         """
-        # An escape could hide a colon of a text or a name; without those a backslash can hide none.
-        if self._may_hide_colons and b"\\" in body:
+        if b"\\" in body:  # an escape could hide a colon
             raise NotTypedError
-        brace = body.find(b"{", 1)  # a second object is `inputs` by name, or an `id`
+        brace = body.find(b"{", 1)  # a second object is `inputs` by name, or another field's
         is_named = brace >= 0
-        if is_named and self._texts and self._alone is not None and not body.endswith(_INPUTS_KEYS, 0, brace):
+        if is_named and self._alone is not None and not body.endswith(_INPUTS_KEYS, 0, brace):
             at = body.find(_INPUTS) + len(_INPUTS)
             is_named = b"{" in body[at : at + 4]  # a colon and white space, then the brace
-        step = self._named(body) if is_named or self._alone is None else self._alone(body)
-        fields = _astuple(step)
-        given = len(fields) - fields.count(UNSET)
-        # See `reject_duplicate_keys`.
-        colons = given + self._colons if is_named else given
-        n_usual = 1 + (step.seq is not UNSET) + (step.after is not UNSET)
-        if given != n_usual:
-            for name in self._texts:
-                value = getattr(step, name)
-                if value is not UNSET:
-                    colons += value.count(":") if type(value) is str else _encode(value).count(b":")
-                    n_usual += name in _MESSAGE_NAMES
+        step: Any = self._named(body) if is_named or self._alone is None else self._alone(body)
+        # One colon for each field that most bodies have: if the body has no more, it has no other field, and no key
+        # twice. See `reject_duplicate_keys`.
+        input_colons = self._colons if is_named else 0
+        colons = 1 + input_colons + (step.seq is not UNSET) + (step.after is not UNSET)
+        if self._names_stream:
+            colons += 1 + step.stream.count(":")
+        if self._is_message and step.id is not UNSET:
+            colons += 1 + bytes(step.id).count(b":")
+        is_plain = body.count(b":") == colons
+        if not is_plain:
+            reject_duplicate_keys(body, step, input_colons)
             if step.source is not UNSET and type(step.source.at) is not int:
                 raise NotTypedError  # a list of one, or an error
-        if body.count(b":") != colons:
-            raise NotTypedError
-        is_plain = given == n_usual
-        if not is_plain and self._has_chunk and not (step.chunk is UNSET and step.keep is UNSET):
-            raise NotTypedError
+            if self._has_chunk and not (step.chunk is UNSET and step.keep is UNSET):
+                raise NotTypedError
         inputs = step.inputs
         if self._single_input is not None:
             return step, (self._single_input(inputs.i0 if is_named else inputs),), is_plain

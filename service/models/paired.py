@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -163,13 +164,10 @@ class PairedModel:
         self.old, self.new, self.mode = old, new, mode
         self.manifest = (old if mode == "shadow" else new).manifest
         self.fingerprint = pair_fingerprint(old.fingerprint, new.fingerprint, mode)
-        self.weight_files: list[str] = []
+        self.weight_files: list[Path] = []
         self.fields = [
             *(replace(field, name=OLD + field.name) for field in old.fields),
-            *(
-                replace(field, name=NEW + field.name, offset=field.offset + old.state_bytes)
-                for field in new.fields
-            ),
+            *(replace(field, name=NEW + field.name, offset=field.offset + old.state_bytes) for field in new.fields),
             self._pair_field(old.state_bytes + new.state_bytes),
         ]
         self.state_bytes = old.state_bytes + new.state_bytes + PAIR_BYTES

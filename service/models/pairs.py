@@ -82,7 +82,8 @@ class LoadedPairs:
         served = self._served.get(key)
         if served is not None and served.halves == (old, new):
             return served
-        assert isinstance(old.step_model, StepModel) and isinstance(new.step_model, StepModel)
+        assert isinstance(old.step_model, StepModel)
+        assert isinstance(new.step_model, StepModel)
         try:
             paired = PairedModel(old.step_model, new.step_model, halves.mode)
         except ValueError:

@@ -106,6 +106,7 @@ class ModelRegistry:
         load: Loader = StepModel,
         artifacts: ArtifactKeeper | None = None,
         *,
+        find_timeout_s: float = 10.0,
         retired_ttl_s: float = math.inf,
         on_change: Callable[[ModelChange], None] | None = None,
     ) -> None:
@@ -115,6 +116,7 @@ class ModelRegistry:
             folders: Models folders; if several have a model, that of the first folder is used.
             load: Loads a model file.
             artifacts: Keeps the models that records name, and loads those that are not in the folders; None: neither.
+            find_timeout_s: Longest wait in seconds for a model that is loaded from its artifact.
             retired_ttl_s: Seconds after which a model that is not in the folders is dropped unless it is used.
             on_change: Called for each model that was loaded, replaced or retired, in any thread.
         """
@@ -125,7 +127,7 @@ class ModelRegistry:
         self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the highest first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
         load_artifact = None if artifacts is None or artifacts.is_off else self._load_artifact
-        self._retired = RetiredModels(load_artifact, ttl_s=retired_ttl_s)
+        self._retired = RetiredModels(load_artifact, timeout=find_timeout_s, ttl_s=retired_ttl_s)
         self._history = ModelHistory()
         self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
         self.pairs = LoadedPairs(_served_pair)
@@ -185,7 +187,7 @@ class ModelRegistry:
             None: There is no such model here, and no artifact of it that could be loaded; `why_missing` has the reason.
 
         Raises:
-            ServiceError: The store did not reply.
+            ServiceError: The store did not reply; or `overloaded`: the model was not loaded in time, but soon may be.
         """
         self.pairs.announce_record(name, fingerprint, state)
         if (loaded := self.by_fingerprint(name, fingerprint)) is not None:
@@ -349,10 +351,8 @@ class ModelRegistry:
             signature = files.file_signature(path, step_model.weight_files)
         model = ServedModel(name, version, step_model, path, signature)
         if self._artifacts is not None:
-            model = replace(model, artifact=self._artifacts.copy(name, version, path, step_model))
-            if files.file_signature(path, step_model.weight_files) != signature:
-                reason = "its file was overwritten while it was loaded; reload it again"
-                model = replace(model, artifact=KeptArtifact(name, version, model.fingerprint, reason=reason))
+            artifact = self._artifacts.copy(name, version, path, step_model, signature)
+            model = replace(model, artifact=artifact)
         _warn_about_feedback(model)
         return model
 

@@ -151,7 +151,8 @@ def end(document: ReleaseDocument, how: How, why: str | None, now: float) -> Rel
             "Start another release with PUT.",
         )
     current = trial.new if how == "promoted" else trial.old
-    return _next(document, now, current=current, trial=replace(trial, ended=Ended(how, why, now)))
+    ended = Ended(how, why, now, document.revision + 1)
+    return _next(document, now, current=current, trial=replace(trial, ended=ended))
 
 
 def _next(

@@ -78,11 +78,13 @@ class Ended(Struct, frozen=True):
         how: Promoted or aborted.
         why: The reason, from the request or from the gate; None: no reason was given.
         at: Seconds since 1970, by the store's clock.
+        revision: Revision of the document that it made; it moves no stream that was moved by that revision or later.
     """
 
     how: How
     why: str | None
     at: float
+    revision: int = 0
 
 
 class Trial(Struct, frozen=True):

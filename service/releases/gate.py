@@ -60,8 +60,8 @@ def broken_limit(gate: Gate, counts: TrialCounts) -> str | None:
     if gate.max_disagree is not None:
         for output, found in counts.outputs.items():
             share = (found.disagree or 0) / max(counts.steps, 1)
-            if share > gate.max_disagree:
-                return f"The arg max of {output!r} differs in {share:.6g} of timesteps; the limit is {gate.max_disagree:.6g}."
+            if (limit := gate.max_disagree) < share:
+                return f"The arg max of {output!r} differs in {share:.6g} of the timesteps; the limit is {limit:.6g}."
     if gate.max_non_finite is not None and counts.non_finite > gate.max_non_finite:
         return f"{counts.non_finite} timesteps of the candidate are not finite; the limit is {gate.max_non_finite}."
     n_left = counts.lost + counts.fell_back

@@ -1,12 +1,13 @@
 """`ReleasePlan`: what steps a stream next, by its record and the release document. Pure.
 
-    from                                              to                                the state of the new place
-    a version, in the share of the running trial      the pair, in the trial's mode     old half: as it is; new: by `take`
-    a version, in the share, mode `switch`            the candidate                     by `take`
-    the pair                                          the pair in another mode          both halves as they are
-    the pair of a promoted trial                      the candidate                     the new half
-    the pair of an aborted trial, or that has failed  the old version                   the old half
-    a version from which a trial was promoted         that trial's candidate            by `take`
+    from                                              to                              the state of the new place
+    a version, in the share of the running trial      the pair, in the trial's mode   the old half as it is; the new
+                                                                                      one by `take`
+    a version, in the share, mode `switch`            the candidate                   by `take`
+    the pair                                          the pair in another mode        both halves as they are
+    the pair of a promoted trial                      the candidate                   the new half
+    the pair of an aborted trial, or that has failed  the old version                 the old half
+    a version from which a trial was promoted         that trial's candidate          by `take`
 
 Anything else stays as it is. While a candidate still has to consume `warm_steps`, it is half of a pair in any mode.
 """
@@ -68,6 +69,10 @@ class Standing(NamedTuple):
     def responding(self) -> bytes:
         """Fingerprint of the version that responded to the newest timestep."""
         return self.place.old if self.pair is None else self.pair.responding
+
+    def left(self, revision: int) -> Standing:
+        """Return that of a stream which leaves the trial of a release, and stays where it is."""
+        return self._replace(moved_by=revision, has_left=True)
 
     @property
     def moved(self) -> int:
@@ -175,7 +180,8 @@ class ReleasePlan:
 
     def _of_version(self, standing: Standing, record: str) -> Move | None:
         version, document = standing.place.old, self.document
-        if (promoted := document.promoted_from(version)) is not None:
+        promoted = document.promoted_from(version)
+        if promoted is not None and promoted.ended is not None and standing.moved_by < promoted.ended.revision:
             return self._taken_over(promoted, "switch")
         running = document.running
         if running is None or version != running.old.fingerprint or not running.existing:

@@ -32,6 +32,18 @@ class TakeOverError(StepwellError):
     code = "take_over_failed"
 
 
+class VersionNotLoadedError(TakeOverError):
+    """The version from which or to which a stream moves is not loaded here.
+
+    Attributes:
+        fingerprint: Of the version, 8 bytes.
+    """
+
+    def __init__(self, fingerprint: bytes) -> None:
+        super().__init__(f"Model {fingerprint.hex()} is not loaded here.")
+        self.fingerprint = fingerprint
+
+
 class Translation:
     """The graph that computes a version's states from those of an older version.
 
@@ -56,8 +68,8 @@ class Translation:
         ours, theirs = {field.name for field in old.fields}, {field.name for field in new.fields}
         if not inputs <= ours or not theirs <= outputs:
             raise ModelLoadError(
-                f"The translation has the inputs {sorted(inputs)} and the outputs {sorted(outputs)}; expected inputs of "
-                f"{sorted(ours)}, and the outputs {sorted(theirs)}.",
+                f"The translation has the inputs {sorted(inputs)} and the outputs {sorted(outputs)}; expected inputs "
+                f"of {sorted(ours)}, and the outputs {sorted(theirs)}.",
                 fix="Name its inputs as the states of the old version, and its outputs as those of the new one.",
             )
         self._inputs = [layout for layout in _layouts(old) if layout.name in inputs]
@@ -133,7 +145,8 @@ class TakeOver:
             TakeOverError: It cannot be made.
         """
         before, after = old.step_model, new.step_model
-        assert isinstance(before, StepModel) and isinstance(after, StepModel)
+        assert isinstance(before, StepModel)
+        assert isinstance(after, StepModel)
         if take == "reset":
             return after.initial_state
         if len(state) != before.state_bytes:
@@ -147,7 +160,7 @@ class TakeOver:
         packed = after.pack(states, rows=1)
         if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in after.unpack(packed).values()):
             raise TakeOverError("The state becomes infinite in the type in which the new version stores it.")
-        return packed[0].tobytes()
+        return bytes(packed[0])
 
     # ---------------------------------------------------------------- helpers
 
@@ -167,14 +180,15 @@ class TakeOver:
     def _version(self, model: str, fingerprint: bytes) -> ServedModel:
         served = self._models.by_fingerprint(model, fingerprint)
         if served is None:
-            raise TakeOverError(f"Model {fingerprint.hex()} is not loaded here.")
+            raise VersionNotLoadedError(fingerprint)
         return served
 
     def _translation(self, old: ServedModel, new: ServedModel) -> Translation:
         key = old.fingerprint, new.fingerprint
         found = self._translations.get(key)
         if found is None:
-            assert isinstance(old.step_model, StepModel) and isinstance(new.step_model, StepModel)
+            assert isinstance(old.step_model, StepModel)
+            assert isinstance(new.step_model, StepModel)
             path = translation_file(new, old.version)
             if not path.is_file():
                 raise TakeOverError(f"There is no {path.name} beside version {new.version}.")

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from service.codec import JSON, DecodedBulk, Format, RequestDecoder, StepBody
+from msgspec import UNSET
+
+from service.codec import JSON, DecodedBulk, Format, RequestDecoder
 from service.codec.formats import encode
 from service.codec.responses import encode_json_step, step_response
-from service.codec.step_bodies import StreamMessage, correlation_of, guess_correlation
+from service.codec.step_bodies import StreamMessage, guess_correlation
 from service.codec.typed_decoder import DECODE_ERRORS, TypedStep
 from service.engine.stepping.columnar_batch import BulkOutcomes
 from service.errors import ServiceError
@@ -61,6 +63,7 @@ class FeedSession:
         """
         self.close_code: int | None = None
         self._context = context
+        self._models = context.engine.models
         self.message_format = message_format
         self._model = model
         self._version = version
@@ -70,6 +73,9 @@ class FeedSession:
         self._pending: deque[_PendingReply] = deque()
         self._bytes = 0  # of the pending messages
         self._handles: dict[tuple[str, str | None], StreamHandle] = {}  # of streams that earlier messages named
+        self._generation = -1  # of the served models when the following were looked up
+        self._served: ServedModel
+        self._decoder: RequestDecoder
 
     @property
     def name(self) -> str:
@@ -93,45 +99,47 @@ class FeedSession:
             message: The received bytes.
             tenant: The owner of the streams.
         """
-        self._submit(message, tenant)
+        try:
+            if self._generation != self._models.generation:
+                self._look_up_model()
+        except ServiceError as exc:
+            self.reject(exc, guess_correlation(message, self.message_format))
+        else:
+            correlation: dict[str, Any] = {}
+            try:
+                self._decode_and_submit(message, tenant, correlation)
+            except ServiceError as exc:
+                self.reject(exc, correlation)
+                if exc.code == "bad_json":
+                    self.close_after_replies(UNREADABLE)
         self._pending[-1].message_bytes = len(message)
         self._bytes += len(message)
 
-    def _submit(self, message: bytes, tenant: str) -> None:
-        try:
-            served = self._context.engine.models.get(self._model, self._version)
-        except ServiceError as exc:
-            self.reject(exc, guess_correlation(message, self.message_format))
-            return
-        correlation: dict[str, Any] = {}
-        try:
-            self._decode_and_submit(message, tenant, served, correlation)
-        except ServiceError as exc:
-            self.reject(exc, correlation)
-            if exc.code == "bad_json":
-                self.close_after_replies(UNREADABLE)
+    def _look_up_model(self) -> None:
+        generation = self._models.generation  # read first: what is cached for a generation must come from its models
+        self._served = self._models.get(self._model, self._version)
+        self._decoder, self._generation = self._context.decoder(self._served), generation
 
-    def _decode_and_submit(self, message: bytes, tenant: str, served: ServedModel, correlation: dict[str, Any]) -> None:
+    def _decode_and_submit(self, message: bytes, tenant: str, correlation: dict[str, Any]) -> None:
         """Submit a message's timesteps.
 
         Raises:
             ServiceError: The message is rejected; `correlation` has the first fields of the reply.
         """
-        decoder, engine = self._context.decoder(served), self._context.engine
-        read = self._reader(decoder, message)
-        if read is None:
-            decoded = decoder.feed(message, self.message_format, correlation, many=self._stream is None)
-        else:
+        decoder, many = self._decoder, self._stream is None
+        read = decoder.read_stream_message if many else decoder.read_message
+        decode = decoder.feed
+        if read is not None and self.message_format is JSON:  # most messages have a single timestep
             try:
                 typed = read(message)
             except DECODE_ERRORS:
-                decoded = decoder.feed_strictly(message, JSON, correlation, many=self._stream is None)
+                if b'"chunk"' not in message and b'"streams"' not in message:
+                    decode = decoder.feed_strictly  # only it can tell what is wrong
             else:
-                correlation |= correlation_of(typed[0])
-                handle = self._handle(tenant, typed[0])
-                step = self._append(_PendingStep(self, correlation))
-                submit_typed(engine, typed, handle, step.on_result, served=served)
+                self._submit_typed(typed, tenant, correlation)
                 return
+        decoded = decode(message, self.message_format, correlation, many=many)
+        served, engine = self._served, self._context.engine
         if isinstance(decoded, DecodedBulk):
             bulk = self._append(_PendingBulk(self, correlation, decoded, served))
             submit_columns(
@@ -145,29 +153,37 @@ class FeedSession:
                 transport="websocket",
             )
         else:
-            key = self._handle(tenant, decoded.body).key
-            step = self._append(_PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep))
+            body = decoded.body
+            key = self._handle(tenant, body.stream if isinstance(body, StreamMessage) else None).key
+            step = self._append(
+                _PendingTimestep(self, correlation)
+                if self.message_format is JSON and not decoded.chunk
+                else _PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep)
+            )
             engine.steps.submit(to_timestep(decoded, key, self._version, transport="websocket"), step.on_result, served)
 
-    def _reader(self, decoder: RequestDecoder, message: bytes) -> Callable[[bytes], TypedStep] | None:
-        """Return the decoder of a message with a single timestep, as most are; None: it seems to be another one."""
-        if self.message_format is not JSON or b'"chunk"' in message:
-            return None
-        if self._stream is not None:
-            return decoder.read_message
-        return None if b'"streams"' in message else decoder.read_stream_message
+    def _submit_typed(self, typed: TypedStep, tenant: str, correlation: dict[str, Any]) -> None:
+        body: Any = typed[0]  # a `FeedMessage`, or a `StreamMessage` if the feed is for many streams
+        stream = None
+        if self._stream is None:
+            stream = correlation["stream"] = body.stream
+        if body.id is not UNSET:
+            correlation["id"] = body.id
+        handle = self._handles.get((tenant, stream)) or self._handle(tenant, stream)
+        step = _PendingTimestep(self, correlation)
+        self._pending.append(step)
+        submit_typed(self._context.engine, typed, handle, step.on_result, served=self._served)
 
     def _append(self, pending: P) -> P:
         self._pending.append(pending)
         return pending
 
-    def _handle(self, tenant: str, message: StepBody) -> StreamHandle:
-        """Return the handle of a message's stream, or of that of the feed.
+    def _handle(self, tenant: str, stream: str | None) -> StreamHandle:
+        """Return the handle of the stream that a message names, or of that of the feed.
 
         Raises:
             ServiceError: `bad_request`: the stream id is not valid.
         """
-        stream = message.stream if isinstance(message, StreamMessage) else None
         handle = self._handles.get((tenant, stream))
         if handle is None:
             if stream is not None:
@@ -255,14 +271,24 @@ class _PendingReply:
         return encode({**self._correlation, "error": problem_document(self.result)}, self._session.message_format)
 
 
+class _PendingTimestep(_PendingReply):
+    """The pending reply, in JSON, to a single timestep."""
+
+    __slots__ = ()
+
+    def encode(self) -> bytes:
+        if isinstance(self.result, ServiceError):
+            return super().encode()
+        body = encode_json_step(self.result)
+        return b"%b,%b" % (encode(self._correlation, JSON)[:-1], body[1:]) if self._correlation else body
+
+
 class _PendingStep(_PendingReply):
-    """The pending reply to a step or a chunk."""
+    """The pending reply to a chunk, or in msgpack to a step."""
 
     __slots__ = ("_chunk", "_keep")
 
-    def __init__(
-        self, session: FeedSession, correlation: Mapping[str, Any], *, chunk: bool = False, keep: ReturnMode = "all"
-    ) -> None:
+    def __init__(self, session: FeedSession, correlation: Mapping[str, Any], *, chunk: bool, keep: ReturnMode) -> None:
         super().__init__(session, correlation)
         self._chunk = chunk
         self._keep = keep
@@ -271,11 +297,8 @@ class _PendingStep(_PendingReply):
         if isinstance(self.result, ServiceError):
             return super().encode()
         message_format = self._session.message_format
-        if message_format is JSON and not self._chunk:
-            body = encode_json_step(self.result)
-            return b"%b,%b" % (encode(self._correlation, JSON)[:-1], body[1:]) if self._correlation else body
         document = step_response(self.result, message_format, chunk=self._chunk, keep=self._keep)
-        return encode({**self._correlation, **document} if self._correlation else document, message_format)
+        return encode({**self._correlation, **document}, message_format)
 
 
 class _PendingBulk(_PendingReply):

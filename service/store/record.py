@@ -188,7 +188,7 @@ def encode_next(header: bytes, op_id: bytes, updated_ms: int, outputs: bytes, st
     return _encode(position, (updated_ms, created_ms), outputs, state, moved=moved), step + 1, history_hash
 
 
-def _encode(
+def _encode(  # noqa: PLR0917 - the parts of a record
     position: tuple[int, int, int, int, bytes, bytes, bytes],
     times: tuple[int, int],
     outputs: bytes,
@@ -268,8 +268,8 @@ def decode(raw: bytes) -> Record:
 class IdempotencyEntry:
     """The stored response to a request with an idempotency key: a value of its own, with its own time to live.
 
-    Its bytes start with `SK1` and a zero, where 1 is the format version, and a CRC-32 of the bytes that follow. An entry
-    with `changed_version` has format version 2.
+    Its bytes start with `SK1` and a zero, where 1 is the format version, and a CRC-32 of the bytes that follow. An
+    entry with `changed_version` has format version 2.
 
     Attributes:
         op_id: Op id of the request that used the key, 16 bytes.

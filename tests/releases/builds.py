@@ -69,6 +69,20 @@ def widening() -> bytes:
         }""")
 
 
+def widening_below(limit: int) -> bytes:
+    """`widening`, which onnxruntime cannot compute for a state of `limit` or more: an index that is out of range."""
+    numbers = {"numbers": np.arange(limit, dtype=np.int64)}
+    return graph_from_text(
+        """
+        widening (int64[B,1] h) => (int64[B,2] g) {
+            none = Sub (h, h)
+            same = Gather (numbers, h)
+            g = Concat <axis = 1> (same, none)
+        }""",
+        numbers,
+    )
+
+
 def _sum(body: str, weights: dict[str, np.ndarray] | None = None) -> Built:
     graph = graph_from_text(
         f"""
@@ -82,7 +96,7 @@ def _sum(body: str, weights: dict[str, np.ndarray] | None = None) -> Built:
     return graph, _manifest("s", 1)
 
 
-def _manifest(state: str, size: int):  # noqa: ANN202
+def _manifest(state: str, size: int):
     return manifest_of(
         name="fold",
         inputs=[_t("x", "int64", [1])],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,12 +51,17 @@ class Fleet:
         return self._known(self.release("POST", f"/{how}", **body))
 
     def _known(self, document: Any) -> Any:
+        self.wait_for(document["revision"])
+        return document
+
+    def wait_for(self, revision: int) -> None:
+        """Wait until all replicas have a revision of the release."""
+
         def have_it() -> bool:
             known = [replica.app.state.context.engine.releases.current(self.model) for replica in self.replicas]
-            return all(one is not None and one.revision >= document["revision"] for one in known)
+            return all(one is not None and one.revision >= revision for one in known)
 
         wait_until(have_it)
-        return document
 
     def step(self, stream: str, inputs: Any, **more: Any) -> Any:
         """Step a stream on the next replica, and return the response."""
@@ -80,10 +86,10 @@ class Fleet:
 
 def wait_until(is_true: Callable[[], bool], within_s: float = 20.0) -> None:
     """Wait for a fact."""
-    deadline = time.monotonic() + within_s
+    deadline, pause = time.monotonic() + within_s, threading.Event()
     while not is_true():
         assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
+        pause.wait(0.02)
 
 
 @contextlib.contextmanager

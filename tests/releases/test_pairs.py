@@ -76,7 +76,8 @@ def test_a_broken_limit_of_the_gate_aborts_the_release_once_with_its_reason(fold
     answers = [folds.step("s", [x], seq=i + 1) for i, x in enumerate(xs)]
     wait_until(lambda: folds.release()["ended"] is not None)
     ended = folds.release()
-    wait_until(lambda: all(one.app.state.context.engine.releases.current("fold").running is None for one in folds.replicas))
+    engines = [one.app.state.context.engine for one in folds.replicas]
+    wait_until(lambda: all(engine.releases.current("fold").running is None for engine in engines))
     last = folds.step("s", [5], seq=6)
 
     assert (ended["ended"]["how"], "'y'" in ended["ended"]["why"]) == ("aborted", True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.graphs import fold
-from tests.releases.builds import seen, wide_fold, widening
+from tests.releases.builds import seen, wide_fold, widening, widening_below
 from tests.releases.fleet import NEW_FACTOR, OLD_FACTOR, fleet, folded, wait_until
 from tests.servers import Server
 
 
-def old_fold():  # noqa: ANN201
+def old_fold():
     return fold(OLD_FACTOR)
 
 
@@ -81,3 +81,20 @@ def test_switch_moves_streams_without_a_pair(redis_server: Server, tmp_path: Pat
     assert [answer.get("version") for answer in [*moved, stays]] == [2, None, None]
     assert new["outputs"]["y"] == folded([7], factor=NEW_FACTOR)
     assert newer["outputs"]["y"] == folded([7])
+
+
+def test_a_stream_whose_state_cannot_be_translated_stays_with_its_version(redis_server: Server, tmp_path: Path) -> None:
+    (tmp_path / "fold" / "2").mkdir(parents=True)
+    (tmp_path / "fold" / "2" / "translate-from-1.onnx").write_bytes(widening_below(5))
+    with fleet(redis_server.url, tmp_path, old_fold, lambda: wide_fold(NEW_FACTOR)) as releases:
+        before = [releases.bulk(["small", "large"], [[0], [9]], seq=[1, 1])]
+        releases.put(candidate=2, mode="ramp", percent=100, take="translate")
+        answers = [releases.bulk(["small", "large"], [[1], [1]], seq=[t, t]) for t in (2, 3)]
+        wait_until(lambda: releases.release()["compared"]["fell_back"] == 1)
+
+    assert before[0]["outputs"]["y"] == [folded([0]), folded([9])]
+    small = folded([1, 1], start=folded([0])[0], factor=NEW_FACTOR)
+    assert [answer["outputs"]["y"] for answer in answers] == [
+        [[new], [old]] for new, old in zip(small, folded([9, 1, 1])[1:], strict=True)
+    ]
+    assert [answer.get("version") for answer in answers] == [[2, None], None]

@@ -49,9 +49,7 @@ class Batcher:
         others: The batchers of the model's other versions and pairs while it has a release; else empty.
     """
 
-    def __init__(
-        self, deps: PipelineDeps, *, max_batch: int, max_wait: float, on_plan: Callable[[], None]
-    ) -> None:
+    def __init__(self, deps: PipelineDeps, *, max_batch: int, max_wait: float, on_plan: Callable[[], None]) -> None:
         """Create an empty queue; needs a running event loop.
 
         Args:
@@ -127,7 +125,7 @@ class Batcher:
         done: ReplyCallback,
         received: float,
     ) -> None:
-        """Submit a single timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
+        """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
         if self.others and stream.version is None:
             self._batcher_of(stream.name).coalesce(stream, inputs, seq, after, done, received)
         else:
@@ -177,7 +175,6 @@ class Batcher:
             and bulk.idempotency_key is None
             and bulk.create != "must"
             and self._queue.can_reserve(bulk.names)
-            and not (self.others and bulk.version is None and self._is_elsewhere(bulk.names))
         )
 
     def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], received: float) -> None:
@@ -211,16 +208,26 @@ class Batcher:
             return self
         return next((other for other in self.others if name in other.cache), self)
 
-    def _is_elsewhere(self, names: Sequence[str]) -> bool:
-        """Whether another batcher of the model has a timestep or the record of one of these streams."""
-        return any(other.holds(name) or name in other.cache for other in self.others for name in names)
+    def fits(self, rows: int) -> bool:
+        """Whether so many rows can be one batch."""
+        return rows <= self._max_batch
 
-    def for_columns(self, names: Sequence[str]) -> Batcher:
-        """Return the batcher that has the records of all these streams, if it is another one; else this one."""
+    def split(self, names: Sequence[str]) -> list[tuple[Batcher, Sequence[int]]] | None:
+        """Return which batchers have the records of streams, each with the indices of its streams in `names`.
+
+        Returns:
+            The streams that no other batcher has are of this one. None: one of them has a timestep that waits or runs.
+        """
+        if not all(batcher._queue.can_reserve(names) for batcher in (self, *self.others)):
+            return None
+        parts: list[tuple[Batcher, Sequence[int]]] = []
+        left: Sequence[int] = range(len(names))
         for other in self.others:
-            if all(name in other.cache for name in names) and not any(map(self.holds, names)):
-                return other
-        return self
+            if own := other.cache.indices_of(names, left):
+                parts.append((other, own))
+                taken = set(own)
+                left = [i for i in left if i not in taken]
+        return [*parts, (self, left)] if left else parts
 
     def close(self) -> None:
         """End the model's thread; no timestep may wait or run."""

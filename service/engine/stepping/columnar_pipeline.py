@@ -99,9 +99,7 @@ class ColumnarPipeline(BatchPipeline):
         missed: list[int] = [] if all_true(applies) else np.flatnonzero(~applies).tolist()
         if missed:
             may_move = self._may_move([names[i] for i in missed])
-            loaded = (
-                None if may_move or batch.has_first_step else await self._load_columnar(batch, missed, deadline)
-            )
+            loaded = None if may_move or batch.has_first_step else await self._load_columnar(batch, missed, deadline)
             if loaded is None:
                 return list(batch)
             headers[missed], states[missed], expiry_set_at[missed] = *loaded, -np.inf

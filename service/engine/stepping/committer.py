@@ -14,8 +14,8 @@ from service.engine.packing import pack_outputs, select_returned
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import Replies
 from service.engine.watch.commit_events import Candidate
-from service.models.paired import PairedModel, pair_rows
 from service.errors import ServiceError, not_a_record
+from service.models.paired import PairedModel, pair_rows
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
 from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, IdempotencyEntry, Kind, decode, extend_history
 from service.store.record_arrays import encode_records, guards, record_with_sources, sources_table
@@ -228,7 +228,7 @@ class BatchCommitter:
             rows = pair_rows(committed.states)
             # A stream that leaves the trial, or whose candidate is warm now, moves at its next step.
             is_final = (rows["failed"] > 0) | committed.beside.is_warm_now
-            for i in np.flatnonzero(is_final):
+            for i in np.flatnonzero(is_final).tolist():
                 self._cache.drop(committed.names[i])
 
     def count_comparison(self, beside: Beside | None, states: Array) -> None:

@@ -25,12 +25,12 @@ from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import RecordCache
 from service.engine.stepping.record_loader import RecordLoader
 from service.engine.stepping.replies import Replies, failed
-from service.engine.tenant_limits import Reservation
 from service.engine.stepping.responding import responding_versions
+from service.engine.tenant_limits import Reservation
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
 from service.models.paired import PAIR_BYTES
 from service.releases.moves import Standing
-from service.releases.takeover import TakeOverError
+from service.releases.takeover import TakeOverError, VersionNotLoadedError
 from service.store.record_arrays import read_headers
 from service.types import ENDS, STARTS
 
@@ -100,6 +100,7 @@ class BatchPipeline:
         self._timeout = deps.timeout
         self._quota = deps.quota
         self._plans = deps.plans
+        self._comparison = deps.comparison
         self._changed_error = deps.changed_error
         self._time = time.monotonic
         self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
@@ -269,6 +270,10 @@ class BatchPipeline:
                     return False
             elif self._move(row, standing, record, moves):
                 return True
+            elif row.answered:  # it waits until the other version is loaded
+                return False
+        if row.cannot_move and (plan := self._plans.plan(served.name)) is not None:
+            row.standing = standing.left(plan.document.revision)
         if (fingerprint := self._plans.fingerprint(served.name, standing.place)) == served.fingerprint:
             return True
         may_reroute = not is_named or (standing.pair is not None and standing.responding == served.fingerprint)
@@ -280,8 +285,12 @@ class BatchPipeline:
         """Give a row the record of its stream after its moves to this model; False: they cannot be made."""
         try:
             row.record = self._plans.moved(self._served.name, record, standing, moves)
+        except VersionNotLoadedError as exc:
+            row.cannot_move = not self._reroute(row, exc.fingerprint)
+            return False
         except TakeOverError:
             row.cannot_move = True
+            self._comparison.takeover_failed(self._served.name, moves[-1])
             return False
         row.standing, row.responded_before = moves[-1].standing, standing.responding
         return True

@@ -1,4 +1,4 @@
-"""`responding_versions`: which version has responded to each row of a batch, and whether it is another one than before."""
+"""`responding_versions`: which version has responded to each row of a batch, and whether it has changed."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from service.engine.stepping.pipeline import PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import CacheMemory
 from service.engine.stepping.rerouter import Rerouter
+from service.engine.stepping.split_columns import JoinedOutcomes, rows_of
 from service.errors import ServiceError
 from service.models.registry import ServedModel
 from service.store import keys
@@ -150,8 +151,6 @@ class StepService:
             False: It was not accepted; its timesteps have to be submitted one by one, which may reject some of them.
         """
         batcher, rows, admission = self._batcher(served), len(bulk.names), self._admission
-        if batcher.others and bulk.version is None:
-            batcher = batcher.for_columns(bulk.names)
         nbytes = rows * bulk.length * batcher.timestep_bytes
         if (
             admission.draining
@@ -160,10 +159,23 @@ class StepService:
             or not batcher.accepts_columnar(bulk)
         ):
             return False
+        parts = [(batcher, bulk)]
+        if batcher.others and bulk.version is None:
+            split = batcher.split(bulk.names)
+            if split is None:
+                return False
+            parts = [(one, bulk if len(split) == 1 else rows_of(bulk, indices)) for one, indices in split]
+            if not all(one.fits(len(part.names)) for one, part in parts):
+                return False
         now = time.monotonic()
         if self._rates is not None and not self._rates.try_acquire(bulk.keys[0].tenant, bulk.length * rows, now):
             return False
-        batcher.submit_columnar(bulk, done, now)
+        if len(parts) == 1:
+            parts[0][0].submit_columnar(bulk, done, now)
+        else:
+            joined = JoinedOutcomes([indices for _, indices in split or ()], done)
+            for i, (one, part) in enumerate(parts):
+                one.submit_columnar(part, joined.receiver(i), now)
         admission.rows += rows
         admission.nbytes += nbytes
         return True

@@ -173,9 +173,7 @@ class StateSources:
             if target.fingerprint != fingerprint:
                 _check_same_states(writer, target, half)
                 fingerprint, outputs = target.fingerprint, b""  # another version may have other outputs
-        return NewState(
-            kind, record.step, fingerprint, state, outputs, source_digest=record.history_hash, moved=moved
-        )
+        return NewState(kind, record.step, fingerprint, state, outputs, source_digest=record.history_hash, moved=moved)
 
     async def last_prediction(self, model: str, record: Record) -> bytes:
         """Return the bytes of the last prediction in a record; empty if it has none."""

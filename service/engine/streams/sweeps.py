@@ -70,9 +70,7 @@ class Sweeper:
         moved, position, left = sweep.moved, "start", 0
         while position != "end":
             started_at = loop.time()
-            position, names = await records_of_model(
-                store.transport, model, position, count=_PAGE, deadline=deadline()
-            )
+            position, names = await records_of_model(store.transport, model, position, count=_PAGE, deadline=deadline())
             n_moved, n_left = await self._move(model, names)
             moved, left = moved + n_moved, left + n_left
             is_current = (await read_sweep(store, model)).requested_at == sweep.requested_at

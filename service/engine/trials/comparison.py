@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
     from service.engine.trials.plans import ReleasePlans
     from service.models.registry import ServedModel
+    from service.releases.moves import Move
     from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
@@ -150,6 +151,18 @@ class TrialComparison:
         self._count_run_s(model, counts)
         if collected.buffered >= _MAX_BUFFERED:
             collected.compare()
+
+    def takeover_failed(self, model: str, move: Move) -> None:
+        """Count a stream that was to take part, but whose state cannot be made; it stays out of the trial."""
+        trial = move.taken_by
+        if trial is None or trial.ended is not None:
+            return
+        counts = self._collected.setdefault((model, trial.revision), _Collected()).counts
+        if trial.mode == "shadow":
+            counts.lost += 1
+        else:
+            counts.fell_back += 1
+        self._observer.candidate_failed(model, 1, responds=trial.mode != "shadow")
 
     def _count_roles(self, served: ServedModel, model: PairedModel, compared: Array) -> None:
         """Count which version responded: in `ramp` the candidate, to every timestep that can be compared."""

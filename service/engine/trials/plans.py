@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from service.releases.moves import Move, Place, ReleasePlan, Standing
-from service.releases.takeover import TakeOver, TakeOverError
+from service.releases.takeover import TakeOver, TakeOverError, VersionNotLoadedError
 
 if TYPE_CHECKING:
     from service.models.registry import ModelRegistry, ServedModel
@@ -70,11 +70,14 @@ class ReleasePlans:
             moves: At least one.
 
         Raises:
-            TakeOverError: They cannot be made here.
+            VersionNotLoadedError: A version has to be loaded first.
+            TakeOverError: They cannot be made.
         """
         after = moves[-1].standing
         try:
             state = self.takeover.state_after(model, standing, record.state, moves)
+        except VersionNotLoadedError:
+            raise
         except TakeOverError as exc:
             if (model, exc.problem) not in self._logged:
                 self._logged.add((model, exc.problem))

@@ -72,7 +72,7 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
     candidate: tuple[int, dict[str, PackedTensor]] | None = None
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0917 - the parts of an event
         cls,
         timestep: Timestep,
         inputs: Sequence[TensorSpec],

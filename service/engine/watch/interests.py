@@ -92,7 +92,7 @@ class InterestTable:
             self.publish_all or model in self._interests or self._log_lengths.get(model, self._default_log_length) > 0
         )
 
-    def notifications_for(
+    def notifications_for(  # noqa: PLR0917 - the columns of a batch
         self,
         timesteps: Sequence[Timestep],
         inputs: Sequence[TensorSpec],
