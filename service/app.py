@@ -26,6 +26,8 @@ from service.engine.engine import Engine
 from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.models.artifacts.folder import ArtifactFolder
+from service.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from service.models.registry import ModelRegistry, ReloadReport
 from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
@@ -34,6 +36,7 @@ from service.requests.error_formats import error_format_of
 from service.requests.jwt import load_api_keys
 from service.requests.problems import internal_error
 from service.settings import Settings, SharedFolders
+from service.store.artifacts import StoredArtifacts
 from service.store.checks.safety import SafetyMonitor
 from service.store.state_store import StateStore
 
@@ -89,7 +92,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     return app
 
 
-def _build_engine(settings: Settings, metrics: Metrics, verdicts: Path | None) -> Engine:
+def _build_engine(settings: Settings, metrics: Metrics, folders: SharedFolders) -> Engine:
     """Return an engine on the configured store; its models are not loaded yet.
 
     Raises:
@@ -120,15 +123,37 @@ def _build_engine(settings: Settings, metrics: Metrics, verdicts: Path | None) -
         max_snapshots=settings.max_snapshots,
         history=settings.kept_history,
     )
-    models = ModelRegistry(settings.models, ModelVetting(settings, verdicts).load)
+    vetting = ModelVetting(settings, folders.verdicts)
+    artifacts = ArtifactKeeper(
+        _artifact_backend(settings, store),
+        vetting.load,
+        max_bytes=settings.artifact_max_bytes,
+        folder=folders.artifacts,
+    )
+    models = ModelRegistry(
+        settings.models,
+        vetting.load,
+        artifacts,
+        retired_ttl_s=1.5 * settings.longest_ttl_s,
+        on_change=metrics.model_changed,
+    )
     return Engine(store, models, options, metrics)
+
+
+def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend | None:
+    """Return where artifacts are kept; None: nowhere."""
+    if settings.artifacts == "off":
+        return None
+    if settings.artifacts == "store":
+        return StoredArtifacts(store, longest_ttl_s=settings.longest_ttl_s)
+    return ArtifactFolder(Path(settings.artifacts), longest_ttl_s=settings.longest_ttl_s)
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -> AsyncIterator[None]:
     """Open the engine and start background tasks, serve, then close all in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
-        engine = _build_engine(context.settings, context.metrics, folders.verdicts)
+        engine = _build_engine(context.settings, context.metrics, folders)
         stack.push_async_callback(engine.close)
         coordinator = ReloadCoordinator(engine.models.reload, folders.reload)
         report = await engine.models.reload()

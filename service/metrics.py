@@ -18,6 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from service.engine.observer import EngineObserver
+from service.models.registry import ModelChange
 from service.process_metrics import ProcessMetrics
 from service.settings import METRICS_FOLDER_ENV
 
@@ -107,6 +108,9 @@ class Metrics(EngineObserver):
         self._conflicts = counter("conflicts_total", "Commits whose guard did not match.")
         self._replays = counter("replays_total", "Requests that got their first response again.")
         self._refusals = _Labelled(counter("refusals_total", "Requests rejected, by problem code.", "code"))
+        self._model_changes = counter(
+            "model_changes_total", "Models loaded, replaced and retired by reloads.", "model", "change"
+        )
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
         self._queue_rows = _Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
         self._cached_streams = _Labelled(
@@ -215,6 +219,10 @@ class Metrics(EngineObserver):
     def regressions(self, n: int) -> None:
         """Count streams whose confirmed commits the store had lost."""
         self._regressions.inc(n)
+
+    def model_changed(self, change: ModelChange) -> None:
+        """Count a model that was loaded, replaced or retired; may be called in any thread."""
+        self._model_changes.labels(change.name, change.kind).inc()
 
     # ---------------------------------------------------------------- called by the transports
 

@@ -151,6 +151,11 @@ class Settings(BaseModel):
     """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
     model_memory_bytes: Bytes = 4 * 2**30
     """Maximum memory of that process; a larger file, or one that needs more, is refused."""
+    artifacts: Annotated[str, Field(min_length=1)] = "store"
+    """Where model files are kept by fingerprint for streams that need them: store, a folder that all replicas share, or
+    off."""
+    artifact_max_bytes: Bytes = 256 * 2**20
+    """Maximum size of a model file with its weights that is kept; streams of a larger one need its file."""
     watch_models: bool = False
     """Check for changed model files every second, and reload them."""
     fast_lane: bool = True
@@ -187,6 +192,11 @@ class Settings(BaseModel):
         """Number of predictions that are kept of each stream, by model; `*`: for all other models."""
         parts = [part.rpartition("=") for part in self.history]
         return {model or "*": int(number) for model, _, number in parts}
+
+    @property
+    def longest_ttl_s(self) -> float:
+        """The longest time, in seconds, that a record, a snapshot or an idempotency entry lives after it was written."""
+        return max(1.25 * self.stream_ttl_s, self.snapshot_ttl_s or self.stream_ttl_s, self.idempotency_ttl_s)
 
     @property
     def has_keys(self) -> bool:
@@ -264,11 +274,13 @@ class SharedFolders:
         verdicts: For the verdicts on model files that were vetted; None: they are not stored.
         reload: For the files by which all workers reload their models; None: there is one worker.
         metrics: For the counts of all workers; None: there is one worker.
+        artifacts: For copies of the models' files; None: each worker has its own.
     """
 
     verdicts: Path | None = None
     reload: Path | None = None
     metrics: Path | None = None
+    artifacts: Path | None = None
 
     def export_metrics_folder(self) -> None:
         """Set the environment variable of the metrics folder, which prometheus_client reads when it is imported."""

@@ -85,7 +85,9 @@ def _shared_folders(settings: Settings) -> Iterator[SharedFolders]:
     with tempfile.TemporaryDirectory(prefix="stepwell-") as name:
         folder = Path(name)
         (folder / "metrics").mkdir()
-        yield SharedFolders(verdicts or folder / "admitted", reload=folder, metrics=folder / "metrics")
+        yield SharedFolders(
+            verdicts or folder / "admitted", reload=folder, metrics=folder / "metrics", artifacts=folder / "artifacts"
+        )
 
 
 def check_bind_address(settings: Settings) -> None:

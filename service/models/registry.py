@@ -9,17 +9,20 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from model_export.errors import StepwellError
 from model_export.feedback import fault_of
-from model_export.manifest import NAME, InputSpec, Manifest, sidecar_of
+from model_export.manifest import InputSpec, Manifest
 from model_export.step_model import StepModel
 from service.errors import ServiceError
+from service.models import files
+from service.models.artifacts.keeper import ArtifactKeeper, KeptArtifact
+from service.models.retired import RetiredModels
 
 _log = logging.getLogger(__name__)
-_MAX_RETIRED = 4  # replaced models, per name, that still serve the streams with their states
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +36,7 @@ class ServedModel:
         path: The model file.
         file_signature: Modification times, sizes and inodes of the model's files when it was loaded; the model is
             reloaded if they change.
+        artifact: Its copy for other replicas, and for later.
     """
 
     name: str
@@ -40,6 +44,7 @@ class ServedModel:
     step_model: StepModel
     path: Path
     file_signature: tuple[int, ...]
+    artifact: KeptArtifact = field(default_factory=lambda: KeptArtifact("", b""))
 
     @property
     def manifest(self) -> Manifest:
@@ -68,16 +73,48 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelChange:
+    """What a reload has changed.
+
+    Attributes:
+        kind: What happened to the served model.
+        name: Its name.
+        version: Its version.
+        fingerprint: Of the model that is served now; of a retired one, its own.
+        replaced: Fingerprint of the model that was served before; empty: none was.
+    """
+
+    kind: Literal["loaded", "replaced", "retired"]
+    name: str
+    version: int
+    fingerprint: bytes
+    replaced: bytes = b""
+
+    def __str__(self) -> str:
+        model = f"Model {self.name}/{self.version}"
+        if self.kind == "loaded":
+            return f"{model} was loaded, fingerprint {self.fingerprint.hex()}"
+        if self.kind == "retired":
+            return f"{model} was retired, fingerprint {self.fingerprint.hex()}; its streams continue with it"
+        return (
+            f"{model} was replaced, fingerprint {self.replaced.hex()} by {self.fingerprint.hex()}; streams of the "
+            "replaced one continue with it"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadReport:
     """The result of a reload.
 
     Attributes:
         loaded: `name/version` of each model that is new or was reloaded.
         failed: Path and reason of each file or folder that could not be loaded.
+        not_kept: `name/version` and reason of each loaded model whose artifact is not kept.
     """
 
     loaded: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    not_kept: list[str] = field(default_factory=list)
 
 
 Loader = Callable[[Path], StepModel]
@@ -86,18 +123,32 @@ Loader = Callable[[Path], StepModel]
 class ModelRegistry:
     """The models that can be served; a reload replaces all of them at once."""
 
-    def __init__(self, folders: Sequence[Path], load: Loader = StepModel) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        load: Loader = StepModel,
+        artifacts: ArtifactKeeper | None = None,
+        *,
+        retired_ttl_s: float = math.inf,
+        on_change: Callable[[ModelChange], None] | None = None,
+    ) -> None:
         """Create an empty registry; `reload` loads the models.
 
         Args:
             folders: Models folders; if several have a model, that of the first folder is used.
             load: Loads a model file.
+            artifacts: Keeps the models that records name, and loads those that are not in the folders; None: neither.
+            retired_ttl_s: Seconds after which a model that is not in the folders is dropped unless it is used.
+            on_change: Called for each model that was loaded, replaced or retired, in any thread.
         """
         self._folders = list(folders)
         self._load = load
+        self._artifacts = artifacts
+        self._on_change = on_change
         self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the default version first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
-        self._retired: dict[str, list[ServedModel]] = {}
+        load_artifact = None if artifacts is None or artifacts.is_off else self._load_artifact
+        self._retired = RetiredModels(load_artifact, ttl_s=retired_ttl_s)
         self.generation = 0  # grows when the served models change
         self._reload_lock = asyncio.Lock()
 
@@ -132,9 +183,59 @@ class ModelRegistry:
         )
 
     def by_fingerprint(self, name: str, fingerprint: bytes) -> ServedModel | None:
-        """Return the model that wrote a record, or None; it may have been replaced since."""
-        candidates = [*self._models.get(name, {}).values(), *self._retired.get(name, [])]
-        return next((model for model in candidates if model.fingerprint == fingerprint), None)
+        """Return the model that wrote a record if it is loaded, or None; it may have been replaced since."""
+        for model in self._models.get(name, {}).values():
+            if model.fingerprint == fingerprint:
+                return model
+        return self._retired.get(name, fingerprint)
+
+    async def find(self, name: str, fingerprint: bytes) -> ServedModel | None:
+        """Return the model that wrote a record, also if it is in no folder here any more.
+
+        A model that is not in memory is loaded from its artifact, once for all callers, after the same vetting as a
+        file of a models folder. An artifact that could not be loaded is not tried again for two seconds.
+
+        Returns:
+            None: There is no such model here, and no artifact of it that could be loaded; `why_missing` has the reason.
+
+        Raises:
+            ServiceError: The store did not reply.
+        """
+        if (loaded := self.by_fingerprint(name, fingerprint)) is not None:
+            return loaded
+        return await self._retired.find(name, fingerprint)
+
+    def may_find(self, name: str, fingerprint: bytes) -> bool:
+        """Whether `find` may return a model that `by_fingerprint` does not return."""
+        return self._retired.may_find(name, fingerprint)
+
+    def why_missing(self, name: str, fingerprint: bytes) -> str:
+        """Return why `find` returned no model, as the end of a sentence."""
+        return self._retired.why_missing(name, fingerprint)
+
+    async def keep(self, name: str, fingerprint: bytes, deadline: float) -> None:
+        """Store the artifact of a model unless it is stored; call it before a record that may be the first to name it.
+
+        Args:
+            name: The model's name.
+            fingerprint: Of the model.
+            deadline: On the running loop's clock.
+
+        Raises:
+            ServiceError: The store did not reply.
+        """
+        if (model := await self.find(name, fingerprint)) is not None:
+            await model.artifact.ensure(deadline)
+
+    def drop_unused(self) -> None:
+        """Drop the models that are not in the folders and that no stream can name any more."""
+        self._retired.drop_unused()
+
+    async def _load_artifact(self, name: str, fingerprint: bytes) -> ServedModel | None:
+        if self._artifacts is None or (found := await self._artifacts.load(name, fingerprint)) is None:
+            return None
+        version, path, step_model, artifact = found
+        return ServedModel(name, version, step_model, path, (), artifact)
 
     def is_current(self, model: ServedModel) -> bool:
         """Whether this model is the one that is served under its name and version."""
@@ -162,10 +263,12 @@ class ModelRegistry:
             except StepwellError as exc:
                 report.failed.append(f"{path.name}: {str(exc).replace(f'{path.parent}{os.sep}', '')}")
             except OSError as exc:
-                report.failed.append(_unreadable(path, exc))
+                report.failed.append(files.unreadable(path, exc))
             if model is not None:
                 by_name.setdefault(name, {})[version] = model
-        self._retire(by_name)
+                if model.artifact.reason:
+                    report.not_kept.append(f"{name}/{version}: {model.artifact.reason}")
+        changes = self._changes(by_name)
         models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in by_name.items()}
         served: dict[tuple[str, int | None], ServedModel] = {}
         for name, versions in models.items():
@@ -175,25 +278,49 @@ class ModelRegistry:
         self._models, self._served = models, served
         if is_changed:
             self.generation += 1  # last: what is cached for a generation must come from its models
+        for change in changes:
+            _log.info("%s", change)
+            if self._on_change is not None:
+                self._on_change(change)
         return report
 
     def _load_if_changed(self, name: str, version: int, path: Path, loaded: ServedModel | None) -> ServedModel:
         """Return the model of a file: the one loaded before, if the file has not changed."""
-        signature = _file_signature(path, loaded)
+        weights = loaded.step_model.weight_files if loaded is not None and loaded.path == path else []
+        signature = files.file_signature(path, weights)
         if loaded is not None and loaded.file_signature == signature and loaded.path == path:
             return loaded
-        model = ServedModel(name, version, self._load(path), path, signature)
-        if model.step_model.weight_files:
-            model = replace(model, file_signature=_file_signature(path, model))
+        step_model = self._load(path)
+        if step_model.weight_files:
+            signature = files.file_signature(path, step_model.weight_files)
+        model = ServedModel(name, version, step_model, path, signature)
+        if self._artifacts is not None:
+            model = replace(model, artifact=self._artifacts.copy(name, version, path, step_model))
+            if files.file_signature(path, step_model.weight_files) != signature:
+                reason = "its file was overwritten while it was loaded; reload it again"
+                model = replace(model, artifact=KeptArtifact(f"{name}/{version}", model.fingerprint, reason=reason))
         _warn_about_feedback(model)
         return model
 
-    def _retire(self, by_name: dict[str, dict[int, ServedModel]]) -> None:
-        for name, versions in self._models.items():
-            for version, model in versions.items():
-                if by_name.get(name, {}).get(version) is not model:
-                    self._retired.setdefault(name, []).insert(0, model)
-                    del self._retired[name][_MAX_RETIRED:]
+    def _changes(self, by_name: dict[str, dict[int, ServedModel]]) -> list[ModelChange]:
+        """Return what changes with new models, and retire the models that are not among them."""
+        changes = []
+        for name in {*self._models, *by_name}:
+            before, after = self._models.get(name, {}), by_name.get(name, {})
+            for version in sorted({*before, *after}):
+                old, new = before.get(version), after.get(version)
+                if old is new:
+                    continue
+                if old is not None:
+                    self._retired.add(old)
+                if new is None:
+                    assert old is not None
+                    changes.append(ModelChange("retired", name, version, old.fingerprint))
+                elif old is None:
+                    changes.append(ModelChange("loaded", name, version, new.fingerprint))
+                else:
+                    changes.append(ModelChange("replaced", name, version, new.fingerprint, old.fingerprint))
+        return changes
 
     def _files(self, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:
         """Yield `NAME.onnx` and `NAME/VERSION/model.onnx`; for unreadable files and folders, their loaded models."""
@@ -208,44 +335,17 @@ class ModelRegistry:
                 continue
             for entry in entries:
                 try:
-                    yield from list(_models_in(entry, folder, report))
+                    yield from list(files.models_in(entry, folder, report.failed))
                 except OSError as exc:
                     yield from self._loaded_from(entry, exc, report)
 
     def _loaded_from(self, unreadable: Path, exc: OSError, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:
         """Report a file or folder that cannot be read, and yield the models that were loaded from it."""
-        report.failed.append(_unreadable(unreadable, exc))
+        report.failed.append(files.unreadable(unreadable, exc))
         for versions in self._models.values():
             for model in versions.values():
                 if model.path.is_relative_to(unreadable):
                     yield model.name, model.version, model.path
-
-
-def _models_in(entry: Path, folder: Path, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:
-    """Yield name, version and file of each model in an entry of a models folder."""
-    if entry.name.startswith("."):
-        return
-    if entry.is_file() and entry.suffix == ".onnx":
-        candidates = [(entry.stem, "1", entry)]
-    elif entry.is_dir():
-        candidates = [(entry.name, sub.name, sub / "model.onnx") for sub in sorted(entry.iterdir())]
-    else:
-        return
-    for name, version, path in candidates:
-        if not path.is_file():
-            continue
-        if not NAME.fullmatch(name) or not version.isdecimal() or not 0 < int(version) < 2**31:
-            report.failed.append(f"{name}/{version}: expected a name like {NAME.pattern}, and a version from 1")
-        elif not path.resolve().is_relative_to(folder.resolve()):
-            report.failed.append(
-                f"{name}/{version}: the file is outside its models folder; expected no link to another folder"
-            )
-        else:
-            yield name, int(version), path
-
-
-def _unreadable(path: Path, exc: OSError) -> str:
-    return f"{path.name}: cannot be read: {exc.strerror or exc}"
 
 
 def _warn_about_feedback(model: ServedModel) -> None:
@@ -257,18 +357,3 @@ def _warn_about_feedback(model: ServedModel) -> None:
             model.version,
             problem,
         )
-
-
-def _file_signature(path: Path, known: ServedModel | None) -> tuple[int, ...]:
-    """Return modification times, sizes and inodes of a model file, its sidecar and the weight files of `known`."""
-    parts: list[int] = []
-    files = {path, sidecar_of(path)}
-    if known is not None and known.path == path:
-        files.update(known.step_model.weight_files)
-    for file in sorted(files):
-        try:
-            stat = file.stat()
-        except FileNotFoundError:
-            continue
-        parts += (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    return tuple(parts)

@@ -10,6 +10,11 @@ ALL_RECORDS = f"{PREFIX}{{*}}"
 """The SCAN pattern of every record."""
 
 
+def artifact_key(fingerprint: bytes) -> str:
+    """Return the key of the artifact of a model."""
+    return f"swl:artifact:{{{fingerprint.hex()}}}"
+
+
 def record_key(tenant: str, model: str, stream: str) -> str:
     """Return the key of a stream's record."""
     return f"{PREFIX}{{{tenant}/{model}/{stream}}}"

@@ -1,0 +1,102 @@
+"""`pack` and `unpack`: the files of one model as bytes with a checksum, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from model_export.errors import StepwellError
+from model_export.manifest import sidecar_of
+
+MODEL_FILE: Final = "model.onnx"
+_ABOUT: Final = "artifact.json"
+_MAGIC: Final = b"SWA1"
+_DIGEST_BYTES: Final = 32
+
+
+class ArtifactError(StepwellError):
+    """An artifact is not what was stored: it is cut, changed, or of another model."""
+
+    code = "bad_artifact"
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedArtifact:
+    """The files of an artifact.
+
+    Attributes:
+        path: The model file; sidecar and weights are beside it.
+        version: The version under which the model was served when it was stored.
+    """
+
+    path: Path
+    version: int
+
+
+def pack(folder: Path, name: str, version: int) -> bytes:
+    """Return the files below a folder, which has `model.onnx`, as an artifact."""
+    content = io.BytesIO()
+    about = json.dumps({"name": name, "version": version}).encode()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        _add(tar, _ABOUT, about)
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                _add(tar, file.relative_to(folder).as_posix(), file.read_bytes())
+    packed = content.getvalue()
+    return _MAGIC + _digest(packed) + packed
+
+
+def unpack(artifact: bytes, folder: Path) -> UnpackedArtifact:
+    """Write the files of an artifact into an empty folder.
+
+    Raises:
+        ArtifactError: Its checksum differs, or it is not an artifact. Nothing is written then.
+        OSError: The files cannot be written.
+    """
+    start = len(_MAGIC) + _DIGEST_BYTES
+    packed = memoryview(artifact)[start:]
+    if artifact[: len(_MAGIC)] != _MAGIC:
+        raise ArtifactError(
+            f"It begins with {artifact[:4]!r}; expected {_MAGIC!r}.",
+            fix="Delete it, and let a replica that has the model's file store it again.",
+        )
+    if _digest(packed) != artifact[len(_MAGIC) : start]:
+        raise ArtifactError(
+            f"The checksum of its {len(packed)} bytes is not the stored one: it was cut or changed.",
+            fix="Delete it, and let a replica that has the model's file store it again.",
+        )
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        member = tar.extractfile(_ABOUT)
+        about = json.loads(member.read()) if member is not None else {}
+        tar.extractall(folder, filter="data")
+    (folder / _ABOUT).unlink()
+    return UnpackedArtifact(folder / MODEL_FILE, int(about["version"]))
+
+
+def copy_files(path: Path, weights: list[Path], folder: Path) -> None:
+    """Copy a model file, its sidecar and its weights into an empty folder, the model as `model.onnx`.
+
+    Raises:
+        OSError: A file cannot be read or written.
+    """
+    copies = {path: folder / MODEL_FILE, sidecar_of(path): sidecar_of(folder / MODEL_FILE)}
+    copies.update({file: folder / file.relative_to(path.parent) for file in weights})
+    for source, target in copies.items():
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())  # not a hard link: the file may be overwritten in place
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _digest(packed: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(packed, digest_size=_DIGEST_BYTES).digest()

@@ -1,0 +1,48 @@
+"""Model files: which ones a models folder has, and whether they have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from model_export.manifest import NAME, sidecar_of
+
+
+def models_in(entry: Path, folder: Path, failed: list[str]) -> Iterable[tuple[str, int, Path]]:
+    """Yield name, version and file of each model in an entry of a models folder; add unusable ones to `failed`."""
+    if entry.name.startswith("."):
+        return
+    if entry.is_file() and entry.suffix == ".onnx":
+        candidates = [(entry.stem, "1", entry)]
+    elif entry.is_dir():
+        candidates = [(entry.name, sub.name, sub / "model.onnx") for sub in sorted(entry.iterdir())]
+    else:
+        return
+    for name, version, path in candidates:
+        if not path.is_file():
+            continue
+        if not NAME.fullmatch(name) or not version.isdecimal() or not 0 < int(version) < 2**31:
+            failed.append(f"{name}/{version}: expected a name like {NAME.pattern}, and a version from 1")
+        elif not path.resolve().is_relative_to(folder.resolve()):
+            failed.append(
+                f"{name}/{version}: the file is outside its models folder; expected no link to another folder"
+            )
+        else:
+            yield name, int(version), path
+
+
+def unreadable(path: Path, exc: OSError) -> str:
+    """Return the message for a file or folder that cannot be read."""
+    return f"{path.name}: cannot be read: {exc.strerror or exc}"
+
+
+def file_signature(path: Path, weights: Sequence[Path]) -> tuple[int, ...]:
+    """Return modification times, sizes and inodes of a model file, its sidecar and its weight files."""
+    parts: list[int] = []
+    for file in sorted({path, sidecar_of(path), *weights}):
+        try:
+            stat = file.stat()
+        except FileNotFoundError:
+            continue
+        parts += (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    return tuple(parts)

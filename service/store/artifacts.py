@@ -1,0 +1,99 @@
+"""`StoredArtifacts`: artifacts in the store, one hash of chunks per fingerprint."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from service.errors import ServiceError, StoreUnavailableError
+from service.store import keys
+from service.store.transport.retry import execute_with_retry
+
+if TYPE_CHECKING:
+    from service.store.state_store import StateStore
+
+_CHUNK_BYTES: Final = 2**20  # so that one of them passes within the timeout of an exchange on a slow network
+_COUNT_FIELD: Final = "chunks"  # written last: an artifact without it is not complete
+_TIMEOUT_S: Final = 60.0
+_CHECK_S: Final = 60.0
+
+
+class StoredArtifacts:
+    """Keeps artifacts in the store; one that is not renewed expires.
+
+    A renewal leaves at least 1.25 times the longest time that a record may live, so an artifact that is renewed every
+    `check_s` seconds expires after the last record that names it.
+
+    Attributes:
+        check_s: Seconds within which an artifact has to be renewed while records are written that name it.
+    """
+
+    def __init__(self, store: StateStore, *, longest_ttl_s: float) -> None:
+        """Create it on top of a state store.
+
+        Args:
+            store: The store of the records.
+            longest_ttl_s: The longest time that a record or a snapshot may live after it was last written.
+        """
+        self._store = store
+        self.check_s = min(_CHECK_S, 0.2 * longest_ttl_s)
+        self._ttl_ms = int(1.5 * 1000 * longest_ttl_s)
+        self._renew_below_ms = int(1.25 * 1000 * longest_ttl_s)
+
+    async def renew(self, fingerprint: bytes, *, deadline: float) -> bool:
+        """Return whether an artifact is stored, and extend its life if a sixth of it has passed.
+
+        Raises:
+            StoreUnavailableError: The store did not reply.
+        """
+        key = keys.artifact_key(fingerprint)
+        commands = [("HGET", key, _COUNT_FIELD), ("PTTL", key)]
+        count, ttl = [
+            _checked(reply) for reply in await execute_with_retry(self._store.transport, commands, deadline=deadline)
+        ]
+        if count is None:
+            return False
+        if ttl < self._renew_below_ms:
+            await self._execute(deadline, "PEXPIRE", key, self._ttl_ms)
+        return True
+
+    async def put(self, fingerprint: bytes, artifact: bytes) -> None:
+        """Store an artifact; complete, or as if it was not stored.
+
+        Raises:
+            StoreUnavailableError: The store did not reply, or is full.
+        """
+        key, deadline = keys.artifact_key(fingerprint), self._deadline()
+        starts = range(0, len(artifact), _CHUNK_BYTES)
+        for i, start in enumerate(starts):
+            await self._execute(deadline, "HSET", key, str(i), artifact[start : start + _CHUNK_BYTES])
+            await self._execute(deadline, "PEXPIRE", key, self._ttl_ms)
+        await self._execute(deadline, "HSET", key, _COUNT_FIELD, len(starts))
+
+    async def get(self, fingerprint: bytes) -> bytes | None:
+        """Return an artifact, None if it is not stored.
+
+        Raises:
+            StoreUnavailableError: The store did not reply.
+        """
+        key, deadline = keys.artifact_key(fingerprint), self._deadline()
+        count = await self._execute(deadline, "HGET", key, _COUNT_FIELD)
+        if count is None or not count.isdigit():
+            return None
+        return b"".join([await self._execute(deadline, "HGET", key, str(i)) or b"" for i in range(int(count))])
+
+    async def _execute(self, deadline: float, *command: Any) -> Any:
+        return _checked(await self._store.execute(deadline, *command))
+
+    @staticmethod
+    def _deadline() -> float:
+        return asyncio.get_running_loop().time() + _TIMEOUT_S
+
+
+def _checked(reply: Any) -> Any:
+    """Return a reply unless it is an error, which it also is if the key holds a value of another type."""
+    if isinstance(reply, ServiceError):
+        raise reply
+    if isinstance(reply, Exception):
+        raise StoreUnavailableError(f"The artifact cannot be read or written: {reply}.")
+    return reply
