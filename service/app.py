@@ -28,7 +28,8 @@ from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models.artifacts.folder import ArtifactFolder
 from service.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
-from service.models.registry import ModelRegistry, ReloadReport
+from service.models.changes import ReloadReport
+from service.models.registry import ModelRegistry
 from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
 from service.requests.context import AppContext

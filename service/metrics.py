@@ -18,7 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from service.engine.observer import EngineObserver
-from service.models.registry import ModelChange
+from service.models.changes import ModelChange
 from service.process_metrics import ProcessMetrics
 from service.settings import METRICS_FOLDER_ENV
 

@@ -195,7 +195,7 @@ class Settings(BaseModel):
 
     @property
     def longest_ttl_s(self) -> float:
-        """The longest time, in seconds, that a record, a snapshot or an idempotency entry lives after it was written."""
+        """Seconds for which a record, a snapshot or an idempotency entry lives at most after it was written."""
         return max(1.25 * self.stream_ttl_s, self.snapshot_ttl_s or self.stream_ttl_s, self.idempotency_ttl_s)
 
     @property

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from model_export.step_model import StepModel
 from service.errors import ServiceError
 from service.models import files
 from service.models.artifacts.keeper import ArtifactKeeper, KeptArtifact
+from service.models.changes import ModelChange, ModelHistory, ReloadReport
 from service.models.retired import RetiredModels
 
 _log = logging.getLogger(__name__)
@@ -72,51 +72,6 @@ class ServedModel:
         return self.step_model.state_bytes > 0
 
 
-@dataclass(frozen=True, slots=True)
-class ModelChange:
-    """What a reload has changed.
-
-    Attributes:
-        kind: What happened to the served model.
-        name: Its name.
-        version: Its version.
-        fingerprint: Of the model that is served now; of a retired one, its own.
-        replaced: Fingerprint of the model that was served before; empty: none was.
-    """
-
-    kind: Literal["loaded", "replaced", "retired"]
-    name: str
-    version: int
-    fingerprint: bytes
-    replaced: bytes = b""
-
-    def __str__(self) -> str:
-        model = f"Model {self.name}/{self.version}"
-        if self.kind == "loaded":
-            return f"{model} was loaded, fingerprint {self.fingerprint.hex()}"
-        if self.kind == "retired":
-            return f"{model} was retired, fingerprint {self.fingerprint.hex()}; its streams continue with it"
-        return (
-            f"{model} was replaced, fingerprint {self.replaced.hex()} by {self.fingerprint.hex()}; streams of the "
-            "replaced one continue with it"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadReport:
-    """The result of a reload.
-
-    Attributes:
-        loaded: `name/version` of each model that is new or was reloaded.
-        failed: Path and reason of each file or folder that could not be loaded.
-        not_kept: `name/version` and reason of each loaded model whose artifact is not kept.
-    """
-
-    loaded: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    not_kept: list[str] = field(default_factory=list)
-
-
 Loader = Callable[[Path], StepModel]
 
 
@@ -149,6 +104,7 @@ class ModelRegistry:
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
         load_artifact = None if artifacts is None or artifacts.is_off else self._load_artifact
         self._retired = RetiredModels(load_artifact, ttl_s=retired_ttl_s)
+        self._history = ModelHistory()
         self.generation = 0  # grows when the served models change
         self._reload_lock = asyncio.Lock()
 
@@ -227,6 +183,33 @@ class ModelRegistry:
         if (model := await self.find(name, fingerprint)) is not None:
             await model.artifact.ensure(deadline)
 
+    def changed_error(
+        self,
+        name: str,
+        fingerprint: bytes,
+        requested: ServedModel | None = None,
+        *,
+        fix: str = "",
+        step: int | None = None,
+        state_id: bytes | None = None,
+    ) -> ServiceError:
+        """Return the `model_changed` error for a state whose model cannot be run, or is not the requested one.
+
+        Args:
+            name: The model's name.
+            fingerprint: Of the model that wrote the state.
+            requested: The version that the request names.
+            fix: What to do; empty: to be derived.
+            step: The stream's step, if there is a stream.
+            state_id: The stream's state id, if there is a stream.
+        """
+        found = self.by_fingerprint(name, fingerprint)
+        if found is None:
+            problem, advice = self._history.missing(name, fingerprint, self.why_missing(name, fingerprint))
+        else:
+            problem, advice = self._history.other(found, self.get(name) if requested is None else requested)
+        return ServiceError("model_changed", problem, fix=fix or advice, step=step, state_id=state_id)
+
     def drop_unused(self) -> None:
         """Drop the models that are not in the folders and that no stream can name any more."""
         self._retired.drop_unused()
@@ -279,6 +262,7 @@ class ModelRegistry:
         if is_changed:
             self.generation += 1  # last: what is cached for a generation must come from its models
         for change in changes:
+            self._history.add(change)
             _log.info("%s", change)
             if self._on_change is not None:
                 self._on_change(change)

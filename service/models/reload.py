@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from service.background import run_forever
 
 if TYPE_CHECKING:
-    from service.models.registry import ReloadReport
+    from service.models.changes import ReloadReport
 
 _POLL_S = 0.1
 _RELOAD_TIMEOUT_S = 60.0

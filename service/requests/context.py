@@ -11,7 +11,8 @@ from service.codec.oip import InferCodec
 from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.models.registry import ReloadReport, ServedModel
+from service.models.changes import ReloadReport
+from service.models.registry import ServedModel
 from service.requests.api_keys import ApiKeys, Caller, Scope
 from service.requests.audit import AuditLog
 from service.settings import is_loopback

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from service.models import reload as workers
-from service.models.registry import ReloadReport
+from service.models.changes import ReloadReport
 from service.models.reload import ReloadCoordinator
 
 OTHER = """
 import asyncio, sys
 from pathlib import Path
-from service.models.registry import ReloadReport
+from service.models.changes import ReloadReport
 from service.models.reload import ReloadCoordinator
 
 async def reload():

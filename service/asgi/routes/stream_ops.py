@@ -125,7 +125,7 @@ class StreamOpRoutes:
         engine, idempotency_key = self._context.engine, idempotency_key_of(request)
         body = read_state(await body_of(request, self._context), request_format)
         self._context.require_precondition("new state", body.after_bytes, idempotency_key)
-        served = engine.streams.copies.model_for_import(key.model, body.fingerprint_bytes, version)
+        served = await engine.streams.copies.model_for_import(key.model, body.fingerprint_bytes, version)
         imported = ImportedState(states_of(body.states, served.step_model.fields), body.step)
         with audited(request, self._context, "put_state", model=key.model, stream=key.stream) as audit:
             position = await engine.streams.put_state(

@@ -80,7 +80,9 @@ class RolloutService:
 
         async def roll_out(loaded: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:
             record = decoded(loaded.raw)
-            plan = RolloutPlan.of(request, op_id, self._model_for(request, record))
+            plan = RolloutPlan.of(request, op_id, await self._model_for(request, record))
+            if loaded.entry is not None:
+                await self._deps.models.find(request.key.model, loaded.entry.fingerprint)  # for `_replay`
             if loaded.entry is not None:
                 return Reply(self._replay(plan, check_idempotency_entry(loaded.entry, plan.intent)))
             if decide(record, plan.intent) is Decision.REPLAY and record is not None:
@@ -98,12 +100,13 @@ class RolloutService:
             self._observer.steps_applied(request.key.model, "http", request.horizon)
         return result
 
-    def _model_for(self, request: RolloutRequest, record: Record | None) -> ServedModel:
+    async def _model_for(self, request: RolloutRequest, record: Record | None) -> ServedModel:
         """Return the requested model version; if none is requested, that of the stream's record."""
         served = self._deps.models.get(request.key.model, request.version)
-        if request.version is not None or record is None:
+        if record is None:
             return served
-        return self._deps.models.by_fingerprint(request.key.model, record.fingerprint) or served
+        found = await self._deps.models.find(request.key.model, record.fingerprint)
+        return served if found is None or request.version is not None else found
 
     def _worker_for(self, served: ServedModel) -> RolloutWorker:
         worker = self._workers.get(served)

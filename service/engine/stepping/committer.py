@@ -63,6 +63,7 @@ class BatchCommitter:
 
     def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
         self._served = deps.served
+        self._artifact = deps.served.artifact
         self._specs = deps.served.manifest.answered
         self._store = deps.store
         self._cache = deps.cache
@@ -123,6 +124,8 @@ class BatchCommitter:
             notifications = self._interests.notifications_for(
                 timesteps, self._served.inputs, outputs, headers["step"].tolist(), history_hashes
             )
+        if created or lifecycle in STARTS:
+            await self._artifact.ensure(deadline)  # these records may be the first ones with this fingerprint
         results = await self.send(commits, float(expiry_set_at.min()), deadline, notifications)
         sources = sources_table([row.sources for row in rows]) if with_sources else None
         committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes, sources)
@@ -137,6 +140,8 @@ class BatchCommitter:
     ) -> CommitResults:
         """Commit, and measure the latency; the arguments are those of `StateStore.commit`."""
         started = time.perf_counter()
+        if self._artifact.check_at < time.monotonic():
+            self._artifact.check_soon()
         results = await self._store.commit(
             commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
         )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from service.engine.tenant_limits import StreamQuota
     from service.engine.watch.interests import InterestTable
     from service.models.registry import ServedModel
+    from service.store.record import Record
     from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class PipelineDeps:
         runner: Runs the model.
         timeout: Seconds from receipt to response.
         reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
+        changed_error: Returns the error for a row whose record was written by another version that does not run it.
         on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         quota: Limit on the streams of a tenant; None: no limit.
     """
@@ -65,6 +67,7 @@ class PipelineDeps:
     runner: ModelRunner
     timeout: float
     reroute: Callable[[QueuedStep, bytes], bool]
+    changed_error: Callable[[QueuedStep, Record], ServiceError]
     on_answered: Callable[[int, int], None]
     quota: StreamQuota | None
 
@@ -85,6 +88,7 @@ class BatchPipeline:
         self._runner = deps.runner
         self._timeout = deps.timeout
         self._quota = deps.quota
+        self._changed_error = deps.changed_error
         self._time = time.monotonic
         self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
         self._replies = Replies(deps)
@@ -202,8 +206,10 @@ class BatchPipeline:
                 row.skip_passed(self._answer_bytes)
                 return True
         except ServiceError as exc:
-            if exc.code != "model_changed" or not self._try_reroute(row):
+            if exc.code != "model_changed":
                 self._replies.reply(row, exc)
+            elif not self._try_reroute(row):
+                self._replies.reply(row, exc if record is None else self._changed_error(row, record))
         return False
 
     def _reserve_stream(self, row: QueuedStep) -> None:

@@ -14,6 +14,7 @@ from service.engine.stepping.model_runner import ModelRunner
 from service.engine.stepping.pipeline import PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import CacheMemory
+from service.engine.stepping.rerouter import Rerouter
 from service.errors import ServiceError
 from service.models.registry import ServedModel
 from service.store import keys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from service.engine.tenant_limits import StreamQuota
     from service.engine.watch.interests import InterestTable
     from service.models.registry import ModelRegistry
+    from service.store.record import Record
     from service.store.state_store import StateStore
 
 
@@ -64,6 +66,7 @@ class StepService:
         self._cache_memory = CacheMemory(options.cache_bytes)
         self._observer = observer
         self._options = options
+        self._rerouter = Rerouter(models, self._requeue, admission.count_answered, timeout=options.request_timeout_s)
         self._new_deps = partial(
             PipelineDeps,
             store=store,
@@ -228,6 +231,7 @@ class StepService:
 
     async def close(self) -> None:
         """Reply to open timesteps with errors, and end the models' threads."""
+        await self._rerouter.close()
         await asyncio.gather(*(batcher.stop() for batcher in self._batchers.values()))
 
     def _batcher(self, served: ServedModel) -> Batcher:
@@ -236,7 +240,11 @@ class StepService:
             self._close_idle_batchers()
             cache = self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state)
             deps = self._new_deps(
-                served, cache=cache, runner=ModelRunner(served, self._observer), reroute=partial(self._reroute, served)
+                served,
+                cache=cache,
+                runner=ModelRunner(served, self._observer),
+                reroute=partial(self._rerouter.reroute, served),
+                changed_error=partial(self._changed_error, served),
             )
             batcher = Batcher(deps, max_batch=self._options.max_batch_size, max_wait=self._options.max_wait_s)
             self._batchers[served] = batcher
@@ -250,13 +258,13 @@ class StepService:
                 self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
 
-    def _reroute(self, requested: ServedModel, queued: QueuedStep, fingerprint: bytes) -> bool:
-        """Submit a request to the version that wrote its stream's record; False: not loaded, or it has other inputs."""
-        served = self._models.by_fingerprint(queued.timestep.key.model, fingerprint)
-        if served is None or _tensor_signature(served) != _tensor_signature(requested):
-            return False
+    def _requeue(self, served: ServedModel, queued: QueuedStep) -> None:
         self._batcher(served).requeue(queued.for_other_version())
-        return True
+
+    def _changed_error(self, requested: ServedModel, queued: QueuedStep, record: Record) -> ServiceError:
+        return self._models.changed_error(
+            queued.timestep.key.model, record.fingerprint, requested, step=record.step, state_id=record.history_hash
+        )
 
     def _check_capacity(self, batcher: Batcher) -> None:
         self._admission.check()
@@ -283,8 +291,3 @@ def _future_and_callback() -> tuple[asyncio.Future[Prediction], ReplyCallback]:
             future.set_result(result)
 
     return future, done
-
-
-def _tensor_signature(served: ServedModel) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return the inputs of a model: versions with the same inputs accept the same timesteps."""
-    return [(spec.name, spec.dtype, spec.row_shape) for spec in served.inputs]

@@ -11,7 +11,7 @@ from service.engine.protocol.decide import StepIntent
 from service.engine.streams.resets import replay_position
 from service.engine.streams.sources import StateSources, no_stream
 from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
-from service.errors import ServiceError, state_changed, stream_exists, wrong_state_size
+from service.errors import state_changed, stream_exists, wrong_state_size
 from service.models.registry import ServedModel
 from service.store import keys
 from service.store.record import IdempotencyEntry, Kind, Record, blake2b_128
@@ -90,7 +90,7 @@ class StreamCopies:
                 why = f"`to` is {target.stream!r} and has to name a new one"
                 fix = "Name another stream, or delete that one first."
                 raise stream_exists(existing.step, existing.history_hash, why, fix=fix)
-            content = self._sources.new_state_from(Kind.FORK, key.model, record, version)
+            content = await self._sources.new_state_from(Kind.FORK, key.model, record, version)
             new_record = content.record(
                 op_id, record.history_hash, had_key=idempotency_key is not None, sources=record.sources
             )
@@ -134,7 +134,8 @@ class StreamCopies:
             entry = IdempotencyEntry(request, record.epoch, record.step, record.history_hash, 0, b"")
             entry_write = _entry_write(record_key, idempotency_key, entry)
             # Of a chunk's predictions only the last is copied.
-            last = self._sources.last_prediction(key.model, record)
+            last = await self._sources.last_prediction(key.model, record)
+            await self._deps.models.keep(key.model, record.fingerprint, loaded.deadline)
             snapshot = replace(record, outputs=last, answered_at=record.answered_at[-1:])
             stored_entry = await self._snapshots.put(
                 record_key, name, snapshot.encode(), deadline=loaded.deadline, idempotency=entry_write
@@ -157,7 +158,8 @@ class StreamCopies:
         deadline = self._deps.admission.start()
         await self._sources.from_stream(key, deadline=deadline)
         snapshot = await self._sources.from_snapshot(key, name, deadline=deadline, renew_ttl=False)
-        return self._status(key.model, name, snapshot), self._state(key.model, snapshot.record, None)
+        state = await self._state(key.model, snapshot.record, None)
+        return await self._status(key.model, name, snapshot), state
 
     async def list_snapshots(self, key: StreamKey) -> list[SnapshotStatus]:
         """Return the snapshots of a stream, by name.
@@ -170,7 +172,7 @@ class StreamCopies:
             self._sources.from_stream(key, deadline=deadline),
             self._snapshots.all(keys.record_key(*key), deadline=deadline),
         )
-        return [self._status(key.model, name, snapshot) for name, snapshot in snapshots.items()]
+        return [await self._status(key.model, name, snapshot) for name, snapshot in snapshots.items()]
 
     async def delete_snapshot(self, key: StreamKey, name: str, *, idempotency_key: str | None) -> None:
         """Delete a snapshot, if there is one.
@@ -195,9 +197,9 @@ class StreamCopies:
                 one that is not loaded here; or an error of the store.
         """
         record = await self._sources.from_stream(key, deadline=self._deps.admission.start())
-        return self._state(key.model, record, version)
+        return await self._state(key.model, record, version)
 
-    def model_for_import(self, model: str, fingerprint: bytes | None, version: int | None) -> ServedModel:
+    async def model_for_import(self, model: str, fingerprint: bytes | None, version: int | None) -> ServedModel:
         """Return the model version that continues from an imported state.
 
         Args:
@@ -213,38 +215,30 @@ class StreamCopies:
         default = self._deps.models.get(model, version)
         if version is not None or fingerprint is None:
             return default
-        served = self._deps.models.by_fingerprint(model, fingerprint)
+        served = await self._deps.models.find(model, fingerprint)
         if served is None:
-            raise ServiceError(
-                "model_changed",
-                f"The state was written by model {fingerprint.hex()}; {model} is {default.fingerprint.hex()} here.",
-                fix=f"If both have the same states, send ?version={default.version} to import it all the same.",
-            )
+            fix = f"If both have the same states, send ?version={default.version} to import it all the same."
+            raise self._deps.models.changed_error(model, fingerprint, fix=fix)
         return served
 
     # ---------------------------------------------------------------- helpers
 
-    def _state(self, model: str, record: Record, version: int | None) -> StreamState:
-        served = self._deps.models.by_fingerprint(model, record.fingerprint)
-        requested = None if version is None else self._deps.models.get(model, version)
+    async def _state(self, model: str, record: Record, version: int | None) -> StreamState:
+        models = self._deps.models
+        served = await models.find(model, record.fingerprint)
+        requested = None if version is None else models.get(model, version)
         if served is None or (requested is not None and requested.fingerprint != record.fingerprint):
-            expected = self._deps.models.get(model, version)
-            raise ServiceError(
-                "model_changed",
-                f"The state was written by model {record.fingerprint.hex()}; {model} {expected.version} is "
-                f"{expected.fingerprint.hex()}.",
-                fix="Leave `version` out, or send the request to a service that has loaded the model which wrote it.",
-                step=record.step,
-                state_id=record.history_hash,
+            raise models.changed_error(
+                model, record.fingerprint, requested, step=record.step, state_id=record.history_hash
             )
         if len(record.state) != served.step_model.state_bytes:
             raise wrong_state_size(len(record.state), served.step_model.state_bytes)
         rows = served.step_model.unpack(np.frombuffer(record.state, np.uint8)[None])
         return StreamState({name: array[0] for name, array in rows.items()}, record.step, record.fingerprint)
 
-    def _status(self, model: str, name: str, snapshot: StoredSnapshot) -> SnapshotStatus:
+    async def _status(self, model: str, name: str, snapshot: StoredSnapshot) -> SnapshotStatus:
         record = snapshot.record
-        served = self._deps.models.by_fingerprint(model, record.fingerprint)
+        served = await self._deps.models.find(model, record.fingerprint)
         version = None if served is None else served.version
         return SnapshotStatus(name, version, record.step, record.history_hash, snapshot.taken_ms)
 

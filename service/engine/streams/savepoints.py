@@ -129,23 +129,21 @@ class Savepoints:
         rows: list[tuple[StreamKey, Record]] = []
         for name, raw in dict(streams).items():
             try:
-                rows.append((StreamKey(tenant, model, name), self._checked(model, raw)))
+                rows.append((StreamKey(tenant, model, name), await self._checked(model, raw)))
             except ServiceError as exc:
                 refused.append((name, exc))
+        for fingerprint in {record.fingerprint for _, record in rows}:
+            await self._deps.models.keep(model, fingerprint, deadline)
         if rows:
             refused += await self._commit_rows(rows, deadline, overwrite=overwrite)
         return refused
 
-    def _checked(self, model: str, raw: bytes) -> Record:
-        """Decode a record, and check that a loaded version of the model has written it."""
+    async def _checked(self, model: str, raw: bytes) -> Record:
+        """Decode a record, and check that a version of the model which can be loaded here has written it."""
         record = decode(raw)
-        served = self._deps.models.by_fingerprint(model, record.fingerprint)
+        served = await self._deps.models.find(model, record.fingerprint)
         if served is None:
-            raise ServiceError(
-                "model_changed",
-                f"The state was written by model {record.fingerprint.hex()}, which is not loaded here as {model}.",
-                fix="Put that version into the model folder, and load again.",
-            )
+            raise self._deps.models.changed_error(model, record.fingerprint)
         if len(record.state) != served.step_model.state_bytes:
             raise wrong_state_size(len(record.state), served.step_model.state_bytes)
         # A new epoch: idempotency entries of what was applied after the record was saved must not replay.

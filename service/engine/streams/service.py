@@ -58,7 +58,7 @@ class StreamService:
         if raw is None:
             raise no_stream(key)
         record = decode(raw)
-        served = models.by_fingerprint(key.model, record.fingerprint)
+        served = await models.find(key.model, record.fingerprint)
         return StreamStatus(
             key,
             None if served is None else served.version,
@@ -134,7 +134,7 @@ class StreamService:
 
         async def of_snapshot(deadline: float) -> NewState:
             stored = await self._sources.from_snapshot(key, snapshot, deadline=deadline)
-            return self._sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
+            return await self._sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
 
         return await replace_state(self._deps, key, of_snapshot, op_id, after=after, idempotency_key=idempotency_key)
 

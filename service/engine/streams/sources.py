@@ -122,9 +122,11 @@ class StateSources:
                 f"Stream {key.stream!r} has no snapshot {snapshot_name[:100]!a}.",
                 fix="GET its `snapshots` lists them.",
             )
+        if renew_ttl:
+            await self._models.keep(key.model, snapshot.record.fingerprint, deadline)
         return snapshot
 
-    def new_state_from(self, kind: Kind, model: str, record: Record, version: int | None) -> NewState:
+    async def new_state_from(self, kind: Kind, model: str, record: Record, version: int | None) -> NewState:
         """Return the state of a stream that continues from a record.
 
         Args:
@@ -136,7 +138,7 @@ class StateSources:
         Raises:
             ServiceError: `model_not_found`, or `model_changed`: that version has other states.
         """
-        fingerprint, outputs = record.fingerprint, self.last_prediction(model, record)
+        fingerprint, outputs = record.fingerprint, await self.last_prediction(model, record)
         if version is not None:
             target = self._models.get(model, version)
             if target.fingerprint != fingerprint:
@@ -144,9 +146,9 @@ class StateSources:
                 fingerprint, outputs = target.fingerprint, b""  # another version may have other outputs
         return NewState(kind, record.step, fingerprint, record.state, outputs, source_digest=record.history_hash)
 
-    def last_prediction(self, model: str, record: Record) -> bytes:
+    async def last_prediction(self, model: str, record: Record) -> bytes:
         """Return the bytes of the last prediction in a record; empty if it has none."""
-        served = self._models.by_fingerprint(model, record.fingerprint)
+        served = await self._models.find(model, record.fingerprint)
         size = 0 if served is None else prediction_bytes(served.manifest.answered)
         return record.outputs[-size:] if 0 < size <= len(record.outputs) else b""
 

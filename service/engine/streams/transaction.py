@@ -139,6 +139,7 @@ async def commit_when_decided(
                 reservation.take()
             else:
                 reservation.end(begun=False)  # another worker has created the stream in the meantime
+            await deps.models.keep(key.model, decision.record.fingerprint, deadline)
             commit = Commit(record_key, decision.expect, decision.record.encode(), entry_key, decision.entry.encode())
             result = (await store.commit([commit], deadline=deadline, notifications=decision.notifications))[0]
             deps.invalidate(key)
