@@ -7,7 +7,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from service.asgi.openapi import streams as openapi
 from service.asgi.routes import admin, feed, oip, savepoints, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
 from service.engine.engine import Engine
+from service.engine.model_reloads import ModelReloads
 from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models.artifacts.folder import ArtifactFolder
 from service.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
-from service.models.changes import ReloadReport
 from service.models.registry import ModelRegistry
 from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
@@ -44,6 +44,7 @@ from service.store.state_store import StateStore
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
 _HOUSEKEEPING_S = 1.0  # between two updates of readiness and gauges, and two checks of the models folders
+_DROP_S = 60.0
 _SAFETY_S = 5.0  # between two checks of the store's settings
 
 
@@ -156,14 +157,15 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
     async with contextlib.AsyncExitStack() as stack:
         engine = _build_engine(context.settings, context.metrics, folders)
         stack.push_async_callback(engine.close)
+        stack.callback(engine.models.close)
         coordinator = ReloadCoordinator(engine.models.reload, folders.reload)
-        report = await engine.models.reload()
-        _log_failed(report)
-        _log.info("Models: %s", ", ".join(report.loaded) or "none")
+        reloads = ModelReloads(engine.store, engine.models, coordinator.reload_everywhere)
+        stack.push_async_callback(reloads.fleet.close)
+        await reloads.load()
 
         await engine.watch.start()
 
-        context.engine, context.reload = engine, coordinator.reload_everywhere
+        context.engine, context.reloads = engine, reloads
         settings = context.settings
         context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
         await context.safety.check()
@@ -181,7 +183,9 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        tasks = [asyncio.create_task(work) for work in (coordinator.watch(), *_background(context))]
+        tasks = [
+            asyncio.create_task(work) for work in (coordinator.watch(), reloads.fleet.run(), *_background(context))
+        ]
         stack.push_async_callback(cancel, tasks)
         yield
         await engine.drain(context.settings.drain_s)
@@ -203,33 +207,21 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
         # Counting may use at most a twentieth of the store's time.
         await asyncio.sleep(max(0.0, 20 * (loop.time() - started_at) - _COUNT_S))
 
-    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
-    yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
-    if context.settings.watch_models:
-        yield run_forever(_reload_of(context), every_s=_HOUSEKEEPING_S, name="Reloading changed models")
-    if context.settings.tenant_max_streams is not None:
-        yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
+    async def drop_unused() -> None:
+        engine.models.drop_unused()
 
-
-def _reload_of(context: AppContext) -> Callable[[], Awaitable[None]]:
-    """Return a function that reloads the models, and logs what it loaded, and failures when they change."""
-    logged: list[str] = []
-
-    async def reload() -> None:
-        nonlocal logged
-        report = await context.engine.models.reload()
+    async def reload_changed() -> None:
+        report = await context.reloads.reload_changed()
         if report.loaded:
             context.audit.write("reload", by="watch_models", loaded=", ".join(report.loaded), outcome="yes")
-        if report.failed != logged:
-            logged = report.failed
-            _log_failed(report)
 
-    return reload
-
-
-def _log_failed(report: ReloadReport) -> None:
-    for failed in report.failed:
-        _log.error("A model file cannot be loaded: %s", failed)
+    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
+    yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
+    yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
+    if context.settings.watch_models:
+        yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")
+    if context.settings.tenant_max_streams is not None:
+        yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
 
 
 # ------------------------------------------------------------------- requests without a route

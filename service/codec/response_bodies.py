@@ -238,6 +238,10 @@ class ReloadResponse(Document, kw_only=True):
 
     loaded: list[str]
     failed: list[str]
+    not_kept: (
+        Annotated[list[str], Meta(description="Models whose files are not kept for streams that need them, and why.")]
+        | UnsetType
+    ) = UNSET
 
 
 class AliveResponse(Document, kw_only=True):
@@ -251,6 +255,10 @@ class ReadyResponse(Document, kw_only=True):
 
     ready: bool
     reasons: list[str]
+    notes: (
+        Annotated[list[str], Meta(description="What an operator should read although requests can be served.")]
+        | UnsetType
+    ) = UNSET
 
 
 class ServiceResponse(Document, kw_only=True):

@@ -44,7 +44,7 @@ class ServedModel:
     step_model: StepModel
     path: Path
     file_signature: tuple[int, ...]
-    artifact: KeptArtifact = field(default_factory=lambda: KeptArtifact("", b""))
+    artifact: KeptArtifact = field(default_factory=lambda: KeptArtifact("", 0, b""))
 
     @property
     def manifest(self) -> Manifest:
@@ -210,6 +210,11 @@ class ModelRegistry:
             problem, advice = self._history.other(found, self.get(name) if requested is None else requested)
         return ServiceError("model_changed", problem, fix=fix or advice, step=step, state_id=state_id)
 
+    def close(self) -> None:
+        """Delete the copies of the models' files."""
+        if self._artifacts is not None:
+            self._artifacts.close()
+
     def drop_unused(self) -> None:
         """Drop the models that are not in the folders and that no stream can name any more."""
         self._retired.drop_unused()
@@ -282,7 +287,7 @@ class ModelRegistry:
             model = replace(model, artifact=self._artifacts.copy(name, version, path, step_model))
             if files.file_signature(path, step_model.weight_files) != signature:
                 reason = "its file was overwritten while it was loaded; reload it again"
-                model = replace(model, artifact=KeptArtifact(f"{name}/{version}", model.fingerprint, reason=reason))
+                model = replace(model, artifact=KeptArtifact(name, version, model.fingerprint, reason=reason))
         _warn_about_feedback(model)
         return model
 

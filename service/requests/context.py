@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from service.codec import RequestDecoder
 from service.codec.oip import InferCodec
 from service.engine.engine import Engine
+from service.engine.model_reloads import ModelReloads
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.models.changes import ReloadReport
 from service.models.registry import ServedModel
 from service.requests.api_keys import ApiKeys, Caller, Scope
 from service.requests.audit import AuditLog
@@ -35,7 +35,7 @@ class AppContext:
         metrics: Counts requests and errors.
         audit: Logs operations that change streams, models or keys.
         engine: Applies timesteps; set while the application runs.
-        reload: Reloads the models in every worker; set while the application runs.
+        reloads: Reloads the models in every worker of every replica; set while the application runs.
         safety: Checks that the store's settings are safe; set while the application runs.
         connections: The open connections of this process, those of WebSockets included.
         websockets: Number of open WebSockets of this process.
@@ -51,7 +51,7 @@ class AppContext:
         self.audit = AuditLog(enabled=settings.audit_log)
         keys.call_on_change(self.audit.keys_changed)
         self.engine: Engine
-        self.reload: Callable[[], Awaitable[ReloadReport]]
+        self.reloads: ModelReloads
         self.safety: SafetyMonitor
         self.connections: Collection[object] = ()
         self.websockets = 0

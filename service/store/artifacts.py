@@ -40,13 +40,13 @@ class StoredArtifacts:
         self._ttl_ms = int(1.5 * 1000 * longest_ttl_s)
         self._renew_below_ms = int(1.25 * 1000 * longest_ttl_s)
 
-    async def renew(self, fingerprint: bytes, *, deadline: float) -> bool:
+    async def renew(self, name: str, fingerprint: bytes, *, deadline: float) -> bool:
         """Return whether an artifact is stored, and extend its life if a sixth of it has passed.
 
         Raises:
             StoreUnavailableError: The store did not reply.
         """
-        key = keys.artifact_key(fingerprint)
+        key = keys.artifact_key(name, fingerprint)
         commands = [("HGET", key, _COUNT_FIELD), ("PTTL", key)]
         count, ttl = [
             _checked(reply) for reply in await execute_with_retry(self._store.transport, commands, deadline=deadline)
@@ -57,26 +57,26 @@ class StoredArtifacts:
             await self._execute(deadline, "PEXPIRE", key, self._ttl_ms)
         return True
 
-    async def put(self, fingerprint: bytes, artifact: bytes) -> None:
+    async def put(self, name: str, fingerprint: bytes, artifact: bytes) -> None:
         """Store an artifact; complete, or as if it was not stored.
 
         Raises:
             StoreUnavailableError: The store did not reply, or is full.
         """
-        key, deadline = keys.artifact_key(fingerprint), self._deadline()
+        key, deadline = keys.artifact_key(name, fingerprint), self._deadline()
         starts = range(0, len(artifact), _CHUNK_BYTES)
         for i, start in enumerate(starts):
             await self._execute(deadline, "HSET", key, str(i), artifact[start : start + _CHUNK_BYTES])
             await self._execute(deadline, "PEXPIRE", key, self._ttl_ms)
         await self._execute(deadline, "HSET", key, _COUNT_FIELD, len(starts))
 
-    async def get(self, fingerprint: bytes) -> bytes | None:
+    async def get(self, name: str, fingerprint: bytes) -> bytes | None:
         """Return an artifact, None if it is not stored.
 
         Raises:
             StoreUnavailableError: The store did not reply.
         """
-        key, deadline = keys.artifact_key(fingerprint), self._deadline()
+        key, deadline = keys.artifact_key(name, fingerprint), self._deadline()
         count = await self._execute(deadline, "HGET", key, _COUNT_FIELD)
         if count is None or not count.isdigit():
             return None

@@ -10,9 +10,19 @@ ALL_RECORDS = f"{PREFIX}{{*}}"
 """The SCAN pattern of every record."""
 
 
-def artifact_key(fingerprint: bytes) -> str:
+FLEET_RELOAD = "swl:{fleet}:reload"
+"""The key of the newest announcement of a reload."""
+
+FLEET_WORKERS = "swl:{fleet}:workers"
+"""The key of the hash of all workers: when each was last alive, and the newest announcement that it has followed."""
+
+FLEET_TOPIC = "swl:fleet"
+"""The topic on which reloads are announced."""
+
+
+def artifact_key(name: str, fingerprint: bytes) -> str:
     """Return the key of the artifact of a model."""
-    return f"swl:artifact:{{{fingerprint.hex()}}}"
+    return f"swl:artifact:{{{fingerprint.hex()}}}:{name}"
 
 
 def record_key(tenant: str, model: str, stream: str) -> str:

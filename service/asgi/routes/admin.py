@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from msgspec import UNSET
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -89,12 +90,13 @@ class AdminRoutes:
         return respond(describe(model_of(request, self._context), self._context.engine.models), request)
 
     async def reload(self, request: Request) -> Response:
-        """Reload new and changed models from the model folders, in every worker."""
+        """Reload new and changed models from the model folders, in every worker of every replica."""
         authorize(request, self._context, "models")
         with audited(request, self._context, "reload") as audit:
-            report = await self._context.reload()
+            report = await self._context.reloads.reload_fleet()
             audit.update(loaded=", ".join(report.loaded) or None, failed=len(report.failed) or None)
-        return respond(ReloadResponse(loaded=report.loaded, failed=report.failed), request)
+        document = ReloadResponse(loaded=report.loaded, failed=report.failed, not_kept=report.not_kept or UNSET)
+        return respond(document, request)
 
     async def info(self, request: Request) -> Response:
         """Return version, durability, information about the store, and limits."""
@@ -124,7 +126,7 @@ class AdminRoutes:
     async def readyz(self, _request: Request) -> Response:
         """Return 200 if requests can be served now, else 503 with the reasons."""
         reasons = await self._context.check_readiness()
-        document = ReadyResponse(ready=not reasons, reasons=reasons)
+        document = ReadyResponse(ready=not reasons, reasons=reasons, notes=self._context.reloads.notes() or UNSET)
         headers = {"retry-after": str(RETRY_AFTER_S)} if reasons else None
         return RawResponse(encode(document, JSON), JSON.value, status=503 if reasons else 200, headers=headers)
 

@@ -171,7 +171,7 @@ class OipRoutes:
                 f"load of {quote(name)} with parameters is not supported: put files into the folder",
                 status=501,
             )
-        report = await self._context.reload()
+        report = await self._context.reloads.reload_fleet()
         failed = next((reason for reason in report.failed if reason.startswith((f"{name}.onnx:", f"{name}/"))), None)
         if failed is not None or name not in self._context.engine.models.names():
             reason = failed or "there is no such file in the models folders"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class ArtifactFolder:
-    """Keeps artifacts as `FINGERPRINT.artifact`; the time of a file is that of its last renewal.
+    """Keeps artifacts as `FINGERPRINT.MODEL.artifact`; the time of a file is that of its last renewal.
 
     Attributes:
         check_s: Seconds within which an artifact has to be renewed while records are written that name it.
@@ -26,32 +26,32 @@ class ArtifactFolder:
         self.check_s = min(60.0, 0.2 * longest_ttl_s)
         self._ttl_s = 1.5 * longest_ttl_s
 
-    async def renew(self, fingerprint: bytes, *, deadline: float) -> bool:
+    async def renew(self, name: str, fingerprint: bytes, *, deadline: float) -> bool:
         """Return whether an artifact is stored, and renew the time of its file.
 
         Raises:
             OSError: The folder cannot be used.
         """
-        return await asyncio.to_thread(self._renew, self._file(fingerprint))
+        return await asyncio.to_thread(self._renew, self._file(name, fingerprint))
 
-    async def put(self, fingerprint: bytes, artifact: bytes) -> None:
+    async def put(self, name: str, fingerprint: bytes, artifact: bytes) -> None:
         """Store an artifact, and delete those that have expired.
 
         Raises:
             OSError: The folder cannot be written.
         """
-        await asyncio.to_thread(self._put, self._file(fingerprint), artifact)
+        await asyncio.to_thread(self._put, self._file(name, fingerprint), artifact)
 
-    async def get(self, fingerprint: bytes) -> bytes | None:
+    async def get(self, name: str, fingerprint: bytes) -> bytes | None:
         """Return an artifact, None if it is not stored.
 
         Raises:
             OSError: The file cannot be read.
         """
-        return await asyncio.to_thread(self._get, self._file(fingerprint))
+        return await asyncio.to_thread(self._get, self._file(name, fingerprint))
 
-    def _file(self, fingerprint: bytes) -> Path:
-        return self._folder / f"{fingerprint.hex()}.artifact"
+    def _file(self, name: str, fingerprint: bytes) -> Path:
+        return self._folder / f"{fingerprint.hex()}.{name}.artifact"
 
     @staticmethod
     def _renew(file: Path) -> bool:
@@ -63,7 +63,7 @@ class ArtifactFolder:
 
     def _put(self, file: Path, artifact: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         try:
             partial.write_bytes(artifact)
             partial.replace(file)

@@ -31,13 +31,13 @@ class ArtifactBackend(Protocol):
 
     check_s: float
 
-    async def renew(self, fingerprint: bytes, *, deadline: float) -> bool:
+    async def renew(self, name: str, fingerprint: bytes, *, deadline: float) -> bool:
         """Return whether an artifact is stored, and extend its life if it is."""
 
-    async def put(self, fingerprint: bytes, artifact: bytes) -> None:
+    async def put(self, name: str, fingerprint: bytes, artifact: bytes) -> None:
         """Store an artifact; what is stored under the fingerprint is replaced."""
 
-    async def get(self, fingerprint: bytes) -> bytes | None:
+    async def get(self, name: str, fingerprint: bytes) -> bytes | None:
         """Return an artifact, None if there is none."""
 
 
@@ -51,7 +51,8 @@ class KeptArtifact:
 
     def __init__(
         self,
-        label: str,
+        name: str,
+        version: int,
         fingerprint: bytes,
         *,
         backend: ArtifactBackend | None = None,
@@ -61,7 +62,8 @@ class KeptArtifact:
         """Create it; nothing is stored yet.
 
         Args:
-            label: Name and version of the model, for log lines.
+            name: Name of the model.
+            version: Version of the model.
             fingerprint: Of the model.
             backend: Where it is kept; None: nowhere.
             read: Returns the artifact.
@@ -69,8 +71,8 @@ class KeptArtifact:
         """
         self.reason = reason
         self.check_at = -math.inf if backend is not None else math.inf
-        self.was_lost = False
-        self._label = label
+        self._name = name
+        self._version = version
         self._fingerprint = fingerprint
         self._backend = backend
         self._read = read
@@ -98,7 +100,7 @@ class KeptArtifact:
                 await asyncio.shield(self._running)
         except TimeoutError:
             raise StoreUnavailableError(
-                f"The artifact of model {self._label} was not stored before the deadline; nothing was applied."
+                f"The artifact of model {self._name}/{self._version} was not stored before the deadline; nothing was applied."
             ) from None
 
     def check_soon(self) -> None:
@@ -120,34 +122,33 @@ class KeptArtifact:
 
     async def _check(self, deadline: float) -> None:
         assert self._backend is not None
-        name = f"model {self._label} ({self._fingerprint.hex()})"
+        label = f"model {self._name}/{self._version} ({self._fingerprint.hex()})"
         try:
-            is_stored = await self._backend.renew(self._fingerprint, deadline=deadline)
+            is_stored = await self._backend.renew(self._name, self._fingerprint, deadline=deadline)
         except ServiceError:
             self.check_at = -math.inf
             raise  # the store does not reply: readiness reports it, and nothing can be committed
         except OSError as exc:
-            self._failed(name, exc)
+            self._failed(label, exc)
             return
         if not is_stored:
-            self.was_lost = self._is_stored
             if self._is_stored:
-                _log.error("The artifact of %s is no longer stored; it is stored again", name)
+                _log.error("The artifact of %s is no longer stored; it is stored again", label)
             try:
                 artifact = await asyncio.to_thread(self._read)
-                await self._backend.put(self._fingerprint, artifact)
+                await self._backend.put(self._name, self._fingerprint, artifact)
             except (StepwellError, OSError) as exc:
-                self._failed(name, exc)
+                self._failed(label, exc)
                 return
-            _log.info("Stored the artifact of %s, %d bytes", name, len(artifact))
+            _log.info("Stored the artifact of %s, %d bytes", label, len(artifact))
         self._is_stored, self._problem = True, ""
         self.check_at = time.monotonic() + self._backend.check_s
 
-    def _failed(self, name: str, error: Exception) -> None:
+    def _failed(self, label: str, error: Exception) -> None:
         self._retry_at = self.check_at = time.monotonic() + _RETRY_S
         if str(error) != self._problem:
             self._problem = str(error)
-            _log.error("The artifact of %s cannot be stored; it is served without: %s", name, error)
+            _log.error("The artifact of %s cannot be stored; it is served without: %s", label, error)
 
 
 class ArtifactKeeper:
@@ -185,18 +186,18 @@ class ArtifactKeeper:
 
     def copy(self, name: str, version: int, path: Path, model: StepModel) -> KeptArtifact:
         """Copy the files of a model that was loaded from them just now, unless it is not to be kept."""
-        label, fingerprint = f"{name}/{version}", model.fingerprint
+        fingerprint = model.fingerprint
         reason = not_kept_reason(path, model, max_bytes=self._max_bytes, is_off=self._backend is None)
         if reason or self._folder is None:
-            return KeptArtifact(label, fingerprint, reason=reason)
+            return KeptArtifact(name, version, fingerprint, reason=reason)
         copies = self._folder / fingerprint.hex()
         try:
             if not copies.is_dir():
                 self._copy(path, model, copies)
         except OSError as exc:
             reason = f"its files cannot be copied to {self._folder}: {exc.strerror or exc}"
-            return KeptArtifact(label, fingerprint, reason=reason)
-        return self._kept(label, fingerprint, copies, name, version)
+            return KeptArtifact(name, version, fingerprint, reason=reason)
+        return self._kept(name, version, fingerprint, copies)
 
     async def load(self, name: str, fingerprint: bytes) -> tuple[int, Path, StepModel, KeptArtifact] | None:
         """Return version, file and model of a fingerprint from its artifact; None if there is none.
@@ -209,7 +210,7 @@ class ArtifactKeeper:
         """
         if self._backend is None or self._folder is None:
             return None
-        artifact = await self._backend.get(fingerprint)
+        artifact = await self._backend.get(name, fingerprint)
         return None if artifact is None else await asyncio.to_thread(self._unpack, name, fingerprint, artifact)
 
     def close(self) -> None:
@@ -229,7 +230,7 @@ class ArtifactKeeper:
                     fix="Delete it, and let a replica that has the model's file store it again.",
                 )
             _move(partial, copies)
-        kept = self._kept(f"{name}/{unpacked.version}", fingerprint, copies, name, unpacked.version)
+        kept = self._kept(name, unpacked.version, fingerprint, copies)
         return unpacked.version, copies / unpacked.path.name, model, kept
 
     def _copy(self, path: Path, model: StepModel, copies: Path) -> None:
@@ -238,8 +239,8 @@ class ArtifactKeeper:
             copy_files(path, model.weight_files, partial)
             _move(partial, copies)
 
-    def _kept(self, label: str, fingerprint: bytes, copies: Path, name: str, version: int) -> KeptArtifact:
-        return KeptArtifact(label, fingerprint, backend=self._backend, read=lambda: pack(copies, name, version))
+    def _kept(self, name: str, version: int, fingerprint: bytes, copies: Path) -> KeptArtifact:
+        return KeptArtifact(name, version, fingerprint, backend=self._backend, read=lambda: pack(copies, name, version))
 
 
 def not_kept_reason(path: Path, model: StepModel, *, max_bytes: int, is_off: bool) -> str:

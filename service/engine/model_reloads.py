@@ -1,0 +1,100 @@
+"""`ModelReloads`: reloads the models of this replica, and has all other replicas on the same store do the same."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from service.errors import ServiceError
+from service.store.fleet import Announcement, FleetReloads
+
+if TYPE_CHECKING:
+    from service.models.changes import ReloadReport
+    from service.models.registry import ModelRegistry
+    from service.store.state_store import StateStore
+
+_log = logging.getLogger(__name__)
+_WAIT_S: Final = 5.0
+_NOTE_S: Final = 600.0  # for which a loss of the store is in the readiness document
+
+
+class ModelReloads:
+    """Reloads on request, when files change, and when another replica has reloaded.
+
+    Args:
+        store: The store that all replicas share.
+        models: The models of this worker.
+        reload_workers: Reloads the models of all workers of this replica.
+    """
+
+    def __init__(
+        self, store: StateStore, models: ModelRegistry, reload_workers: Callable[[], Awaitable[ReloadReport]]
+    ) -> None:
+        self.fleet = FleetReloads(store, self._follow)
+        self._models = models
+        self._reload_workers = reload_workers
+        self._logged: tuple[list[str], list[str]] = [], []  # what failed and what was not kept, as logged last
+
+    async def load(self) -> ReloadReport:
+        """Load the models of this worker for the first time."""
+        await self.fleet.start()
+        report = await self._models.reload()
+        self._log_problems(report)
+        _log.info("Models: %s", ", ".join(report.loaded) or "none")
+        return report
+
+    async def reload_fleet(self) -> ReloadReport:
+        """Reload in all workers of all replicas, and return the report of this worker.
+
+        Replicas that have not reloaded within 5 s are reported as failures.
+        """
+        report = await self._reload_workers()
+        self._log_problems(report)
+        try:
+            late = await self.fleet.announce(report.loaded, wait_s=_WAIT_S)
+        except ServiceError as exc:
+            report.failed.append(f"other replicas: the reload could not be announced to them. {exc.problem}")
+            return report
+        if late:
+            report.failed.append(f"other replicas: {late} of their workers have not reloaded within {_WAIT_S:g} s")
+        return report
+
+    async def reload_changed(self) -> ReloadReport:
+        """Reload in this worker; if that has changed anything, other replicas do the same."""
+        generation = self._models.generation
+        report = await self._models.reload()
+        self._log_problems(report)
+        if self._models.generation != generation:
+            await self.fleet.announce(report.loaded)
+        return report
+
+    def notes(self) -> list[str]:
+        """Return what an operator should read although requests can be served."""
+        lost_at = self.fleet.lost_at
+        if lost_at is None or time.time() > lost_at + _NOTE_S:
+            return []
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(lost_at))
+        return [
+            f"the store was emptied, noticed at {at}: all streams, snapshots and artifacts are gone; the models of the "
+            "models folders are served"
+        ]
+
+    async def _follow(self, announcement: Announcement) -> None:
+        report = await self._models.reload()
+        self._log_problems(report)
+        served = {f"{name}/{version}" for name in self._models.names() for version in self._models.versions(name)}
+        if missing := [model for model in announcement.loaded if model not in served]:
+            _log.warning(
+                "Another replica has loaded %s, which is not in the models folders of this one", ", ".join(missing)
+            )
+
+    def _log_problems(self, report: ReloadReport) -> None:
+        """Log failures and models without an artifact, unless the previous reload had the same."""
+        failed, not_kept = self._logged
+        for problem in report.failed if report.failed != failed else ():
+            _log.error("A model file cannot be loaded: %s", problem)
+        for reason in report.not_kept if report.not_kept != not_kept else ():
+            _log.warning("A model's artifact is not kept, so its streams need its file: %s", reason)
+        self._logged = list(report.failed), list(report.not_kept)

@@ -1,0 +1,198 @@
+"""`FleetReloads`: announces reloads to all workers on the same store, and waits until they have followed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from service.errors import ServiceError
+from service.store import keys
+from service.store.pubsub import StorePubSub
+from service.store.transport.retry import execute_with_retry
+
+if TYPE_CHECKING:
+    from service.store.state_store import StateStore
+
+_log = logging.getLogger(__name__)
+_LOOK_S: Final = 1.0
+_TIMEOUT_S: Final = 2.0
+_ALIVE_S: Final = 3.0  # a worker that has not written its time for so long is not waited for
+_POLL_S: Final = 0.05
+
+
+class Announcement(NamedTuple):
+    """The newest reload of any worker.
+
+    Attributes:
+        id: Random.
+        loaded: `name/version` of the models that it has loaded.
+    """
+
+    id: str
+    loaded: tuple[str, ...] = ()
+
+    def encode(self) -> bytes:
+        """Return the bytes that the store keeps."""
+        return json.dumps({"id": self.id, "loaded": self.loaded}).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Announcement:
+        """Return the announcement; one that cannot be decoded has its bytes as the id."""
+        try:
+            document = json.loads(value)
+            return cls(str(document["id"]), tuple(map(str, document["loaded"])))
+        except (ValueError, KeyError, TypeError):
+            return cls(value[:64].hex())
+
+
+class FleetReloads:
+    """The newest reload is a value in the store; every worker reads it each second, and when a message arrives.
+
+    Attributes:
+        lost_at: When the store was last found to have lost the value, and so everything, Unix time; None: never.
+    """
+
+    def __init__(self, store: StateStore, follow: Callable[[Announcement], Awaitable[None]]) -> None:
+        """Create it; `start` reads the store for the first time.
+
+        Args:
+            store: The store that all workers share.
+            follow: Reloads the models of this worker.
+        """
+        self.lost_at: float | None = None
+        self._store = store
+        self._follow = follow
+        self._pubsub = StorePubSub(store.transport)
+        self._worker = secrets.token_hex(8)
+        self._seen: str | None = None
+        self._wake = asyncio.Event()
+
+    async def start(self) -> None:
+        """Subscribe, and read the newest announcement; call it before the models are loaded for the first time."""
+        await self._pubsub.start(self)
+        await self._pubsub.subscribe([keys.FLEET_TOPIC])
+        try:
+            self._seen = (await self._read()).id
+        except ServiceError as exc:  # the first look reads it, and reloads once more
+            _log.warning("Reloads of other replicas are not followed yet: %s", exc)
+
+    async def run(self) -> None:
+        """Look once a second, or when a message arrives, until it is cancelled."""
+        while True:
+            try:
+                await self._look()
+            except ServiceError:
+                pass  # the store does not reply: readiness reports it
+            except Exception:
+                _log.exception("Following a reload of another replica failed; it is repeated")
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+            self._wake.clear()
+
+    async def announce(self, loaded: Sequence[str], *, wait_s: float = 0.0) -> int:
+        """Announce a reload of this worker, and wait until all workers have followed.
+
+        Args:
+            loaded: `name/version` of the models that it has loaded.
+            wait_s: Longest wait in seconds.
+
+        Returns:
+            The number of workers that have not followed in time.
+
+        Raises:
+            StoreUnavailableError: The store did not reply; nothing was announced.
+        """
+        announcement = Announcement(secrets.token_hex(8), tuple(loaded))
+        await self._execute(("SET", keys.FLEET_RELOAD, announcement.encode()))
+        await self._pubsub.publish(keys.FLEET_TOPIC, announcement.id.encode())
+        self._wake.set()
+        deadline = asyncio.get_running_loop().time() + wait_s
+        while late := await self._late_workers(announcement.id) if wait_s else 0:
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(_POLL_S)
+        return late
+
+    async def close(self) -> None:
+        """Sign off, and close the connection."""
+        await self._pubsub.close()
+        try:
+            await self._execute(("HDEL", keys.FLEET_WORKERS, self._worker))
+        except ServiceError:
+            return
+
+    # ---------------------------------------------------------------- called by `StorePubSub`
+
+    def on_message(self, _topic: str, _message: bytes) -> None:
+        """Read the store now."""
+        self._wake.set()
+
+    def on_disconnect(self) -> None:
+        """Nothing is lost: the store is read each second."""
+
+    def on_reconnect(self) -> None:
+        """Read the store now: a message may have been missed."""
+        self._wake.set()
+
+    # ---------------------------------------------------------------- helpers
+
+    async def _look(self) -> None:
+        announcement = await self._read()
+        if announcement.id == self._seen:
+            return
+        await self._follow(announcement)
+        self._seen = announcement.id
+        await self._execute(self._sign_in())
+
+    async def _read(self) -> Announcement:
+        """Return the newest announcement; if the store has none, make one that changes nothing."""
+        [value, _] = await self._execute_all(("GET", keys.FLEET_RELOAD), self._sign_in())
+        if value is None:
+            if self._seen is not None:
+                self.lost_at = time.time()
+                _log.error(
+                    "The store was emptied: all streams, snapshots and artifacts are gone. The models of the models "
+                    "folders are served, and their artifacts are stored again with their first streams"
+                )
+            own = Announcement(self._seen or secrets.token_hex(8))
+            [_, value] = await self._execute_all(
+                ("SET", keys.FLEET_RELOAD, own.encode(), "NX"), ("GET", keys.FLEET_RELOAD)
+            )
+        return Announcement.decode(value or b"")
+
+    def _sign_in(self) -> tuple[Any, ...]:
+        return ("HSET", keys.FLEET_WORKERS, self._worker, f"{time.time():.3f} {self._seen or ''}")
+
+    async def _late_workers(self, announced: str) -> int:
+        flat: list[bytes] = await self._execute(("HGETALL", keys.FLEET_WORKERS))
+        late, dead = 0, []
+        for worker, value in zip(flat[::2], flat[1::2], strict=True):
+            at, _, seen = value.decode().partition(" ")
+            silent_s = time.time() - float(at)
+            if silent_s > 100 * _ALIVE_S:
+                dead.append(worker)
+            elif silent_s <= _ALIVE_S and seen != announced:
+                late += 1
+        if dead:
+            await self._execute(("HDEL", keys.FLEET_WORKERS, *dead))
+        return late
+
+    async def _execute(self, command: tuple[Any, ...]) -> Any:
+        [reply] = await self._execute_all(command)
+        return reply
+
+    async def _execute_all(self, *commands: tuple[Any, ...]) -> list[Any]:
+        deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
+        replies = await execute_with_retry(self._store.transport, commands, deadline=deadline)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
