@@ -76,10 +76,11 @@ class ModelReloads:
         if lost_at is None or time.time() > lost_at + _NOTE_S:
             return []
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(lost_at))
-        return [
+        note = (
             f"the store was emptied, noticed at {at}: all streams, snapshots and artifacts are gone; the models of the "
             "models folders are served"
-        ]
+        )
+        return [note]
 
     async def _follow(self, announcement: Announcement) -> None:
         report = await self._models.reload()

@@ -88,7 +88,7 @@ class FleetReloads:
                 await self._look()
             except ServiceError:
                 pass  # the store does not reply: readiness reports it
-            except Exception:
+            except Exception:  # noqa: BLE001 - reloads must go on being followed; it is logged
                 _log.exception("Following a reload of another replica failed; it is repeated")
             try:
                 async with asyncio.timeout(_LOOK_S):

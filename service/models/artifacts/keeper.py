@@ -100,7 +100,8 @@ class KeptArtifact:
                 await asyncio.shield(self._running)
         except TimeoutError:
             raise StoreUnavailableError(
-                f"The artifact of model {self._name}/{self._version} was not stored before the deadline; nothing was applied."
+                f"The artifact of model {self._name}/{self._version} was not stored before the deadline; nothing was "
+                "applied."
             ) from None
 
     def check_soon(self) -> None:
