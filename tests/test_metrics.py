@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.engine import Engine
 from service.metrics import Metrics
+from service.models.changes import ModelChange
 from service.models.registry import ModelRegistry
 from service.settings import METRICS_FOLDER_ENV
 from service.store.state_store import StateStore
@@ -39,6 +40,7 @@ PROMISED = {
     "stepwell_cache_hits_total": ("counter", set()),
     "stepwell_cache_misses_total": ("counter", set()),
     "stepwell_conflicts_total": ("counter", set()),
+    "stepwell_model_changes_total": ("counter", {"model", "change"}),
     "stepwell_replays_total": ("counter", set()),
     "stepwell_refusals_total": ("counter", {"code"}),
     "stepwell_store_regressions_total": ("counter", set()),
@@ -82,6 +84,7 @@ def filled_metrics() -> Metrics:
     metrics.regressions(1)
     metrics.request("http", 200, "GET /v1/info")
     metrics.refusal("seq_gap")
+    metrics.model_changed(ModelChange("loaded", "pump", 1, bytes(8)))
     return metrics
 
 

@@ -15,8 +15,9 @@ import typer
 from model_export.errors import ManifestError, StepwellError
 from model_export.feedback import fault_of
 from service.commands.flags import with_setting_flags
-from service.commands.serve import check_bind_address, check_providers, open_store
+from service.commands.serve import check_artifacts, check_bind_address, check_providers, open_store
 from service.commands.tables import format_bytes, key_value_table, parity_lines, show, table
+from service.models.artifacts.keeper import not_kept_reason
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.vetting import ModelVetting
 from service.process import server
@@ -34,12 +35,14 @@ class Checked:
         models: One entry per model that was loaded and has run one step.
         failed: Models that cannot be served, with the reason.
         store: The store's version and settings; empty if it was not reached.
+        not_kept: Models whose artifacts are not kept, with the reason.
         refusals: Why `serve` would refuse to start.
     """
 
     models: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=dict)
+    not_kept: list[str] = field(default_factory=list)
     refusals: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -70,6 +73,8 @@ def examine(settings: Settings) -> Checked:
     with _refusals_in(checked):
         check_providers(settings)
     with _refusals_in(checked):
+        check_artifacts(settings)
+    with _refusals_in(checked):
         load_api_keys(settings)
     with _refusals_in(checked):
         server.listen(settings).close()
@@ -79,8 +84,12 @@ def examine(settings: Settings) -> Checked:
     checked.failed.extend(asyncio.run(registry.reload()).failed)
     for name in registry.names():
         for version in registry.versions(name):
+            served, is_off = registry.get(name, version), settings.artifacts == "off"
+            max_bytes = settings.artifact_max_bytes
+            if reason := not_kept_reason(served.path, served.step_model, max_bytes=max_bytes, is_off=is_off):
+                checked.not_kept.append(f"{name}/{version}: {reason}")
             try:
-                checked.models.append(_run_one_step(registry.get(name, version)))
+                checked.models.append(_run_one_step(served))
             except StepwellError as exc:
                 checked.failed.append(f"{name}/{version}: {exc}")
     return checked
@@ -133,6 +142,7 @@ def _show(checked: Checked) -> None:
     if checked.store:
         show(key_value_table("Store", {name: str(value) for name, value in checked.store.items()}))
     show(*(f"model fails: {reason}" for reason in checked.failed))
+    show(*(f"artifact is not kept, streams need the model's file: {reason}" for reason in checked.not_kept))
     for refusal in checked.refusals:
         show(f"serve would refuse to start: {refusal['problem']}", f"  {refusal['fix']}")
     if not checked.exit_code:

@@ -57,6 +57,7 @@ def run(settings: Settings) -> int:
             address,
         )
     check_providers(settings)
+    check_artifacts(settings)
     load_api_keys(settings)
     for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
         signal.signal(number, _exit)
@@ -123,6 +124,26 @@ def check_providers(settings: Settings) -> None:
             f"`execution_providers` has {', '.join(missing)}; this onnxruntime has {', '.join(available)}.",
             fix="Install the onnxruntime package that has it, or leave it out.",
         )
+
+
+def check_artifacts(settings: Settings) -> None:
+    """Check that the folder of artifacts can be written, if they are kept in one; create it if its path has a slash.
+
+    Raises:
+        StartError: It cannot.
+    """
+    if settings.artifacts in ("store", "off"):
+        return
+    folder = Path(settings.artifacts)
+    try:
+        if "/" in settings.artifacts:
+            folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as exc:
+        raise StartError(
+            f"`artifacts` is {settings.artifacts!r}, and no file can be created in that folder: {exc.strerror or exc}.",
+            fix="Set it to store, off, or a folder that can be written, which all replicas share.",
+        ) from exc
 
 
 @contextlib.contextmanager

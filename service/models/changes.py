@@ -80,35 +80,47 @@ class ModelHistory:
             fingerprint: Of the model that wrote the state.
             why: Why it cannot be loaded, as the end of a sentence.
         """
-        change, at = self._changes.get((name, fingerprint), (None, ""))
-        happened, version = "", 1
-        if change is not None:
-            version = change.version
-            happened = f" It was version {version} until {at}, when its file was " + (
-                f"replaced by {change.fingerprint.hex()}." if change.kind == "replaced" else "removed."
-            )
+        version, happened = self._happened(name, fingerprint)
         problem = (
             f"The state was written by model {fingerprint.hex()}, which is not loaded here as {name}: {why}.{happened}"
         )
-        fix = (
-            f"Put the file that wrote it back, as models/{name}/{version}/model.onnx, and a new one under a higher "
-            "version; then POST /v1/models/reload. Or reset the stream."
-        )
-        return problem, fix
+        return problem, f"{_put_back(name, version)} Or reset the stream."
 
-    @staticmethod
-    def other(writer: ServedModel, requested: ServedModel) -> tuple[str, str]:
-        """Return problem and fix for a request that would run another version than the one that wrote the state."""
+    def other(self, writer: ServedModel, requested: ServedModel, *, is_served: bool) -> tuple[str, str]:
+        """Return problem and fix for a request that would run another version than the one that wrote the state.
+
+        Args:
+            writer: The version that wrote the state.
+            requested: The version that would run.
+            is_served: Whether `writer` can be requested by its version.
+        """
+        name, version = writer.name, writer.version
         problem = (
-            f"The state was written by version {writer.version} of {writer.name} ({writer.fingerprint.hex()}); this "
-            f"request would run version {requested.version} ({requested.fingerprint.hex()})"
+            f"The state was written by version {version} of {name} ({writer.fingerprint.hex()}); this request would "
+            f"run version {requested.version} ({requested.fingerprint.hex()})"
         )
         if _inputs(writer) == _inputs(requested):
             return f"{problem}.", "Leave `version` out to continue with the stream's own version, or reset the stream."
-        return (
-            f"{problem}, which has other inputs: {_inputs(requested)} instead of {_inputs(writer)}.",
-            f"Send the inputs of version {writer.version} with ?version={writer.version}, or reset the stream.",
-        )
+        problem += f", which has other inputs: {_inputs(requested)} instead of {_inputs(writer)}."
+        if is_served:
+            return problem, f"Send the inputs of version {version} with ?version={version}, or reset the stream."
+        fix = f"{_put_back(name, version)} Then send ?version={version}. Or reset the stream."
+        return problem + self._happened(name, writer.fingerprint)[1], fix
+
+    def _happened(self, name: str, fingerprint: bytes) -> tuple[int, str]:
+        """Return the version that a replaced or retired model had, and a sentence about it; if unknown, 1 and none."""
+        change, at = self._changes.get((name, fingerprint), (None, ""))
+        if change is None:
+            return 1, ""
+        how = f"replaced by {change.fingerprint.hex()}" if change.kind == "replaced" else "removed"
+        return change.version, f" It was version {change.version} until {at}, when its file was {how}."
+
+
+def _put_back(name: str, version: int) -> str:
+    return (
+        f"Put the file that wrote it back, as models/{name}/{version}/model.onnx, and a new one under a higher "
+        "version, and POST /v1/models/reload."
+    )
 
 
 def _inputs(served: ServedModel) -> str:

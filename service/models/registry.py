@@ -207,7 +207,8 @@ class ModelRegistry:
         if found is None:
             problem, advice = self._history.missing(name, fingerprint, self.why_missing(name, fingerprint))
         else:
-            problem, advice = self._history.other(found, self.get(name) if requested is None else requested)
+            wanted = self.get(name) if requested is None else requested
+            problem, advice = self._history.other(found, wanted, is_served=self.is_current(found))
         return ServiceError("model_changed", problem, fix=fix or advice, step=step, state_id=state_id)
 
     def close(self) -> None:

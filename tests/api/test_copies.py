@@ -350,10 +350,11 @@ def test_a_state_of_another_model_version_is_rejected_unless_the_version_is_name
     redis_server: Server, tmp_path: Path, stream: str
 ) -> None:
     """Names, dtypes and shapes of the states match; only the caller can know whether they mean the same."""
-    with running_service(redis_server.url, write_models(tmp_path / "old", fold=lambda: fold(factor=3))) as old:
+    old_folder, new_folder = write_models(tmp_path / "old", fold=lambda: fold(factor=3)), tmp_path / "new"
+    with running_service(redis_server.url, old_folder, artifacts="off") as old:
         step_through(old, stream, [1, 2])
         state = old.http.get(old.path("fold", stream, "state")).json()
-    with running_service(redis_server.url, write_models(tmp_path / "new", fold=fold)) as new:
+    with running_service(redis_server.url, write_models(new_folder, fold=fold), artifacts="off") as new:
         path = new.path("fold", f"{stream}-b", "state")
         refused = new.http.put(path, json=state)
         unread = new.http.get(new.path("fold", stream, "state"))

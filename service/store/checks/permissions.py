@@ -8,7 +8,7 @@ from typing import Final
 
 from service.store.checks.safety import UnsafeStoreError
 from service.store.commits import Commit, script_call
-from service.store.keys import PREFIX, event_log_key, snapshots_key
+from service.store.keys import FLEET_RELOAD, FLEET_WORKERS, PREFIX, artifact_key, event_log_key, snapshots_key
 from service.store.record import HEADER_BYTES
 from service.store.snapshots import SCRIPT
 from service.store.state_store import StateStore
@@ -26,7 +26,7 @@ async def check_permissions(store: StateStore) -> None:
     """
     key = f"{PREFIX}{{/check/{secrets.token_hex(8)}}}"
     other, snapshots, log = f"{key}:o", snapshots_key(key), event_log_key(key)
-    record = bytes(HEADER_BYTES)
+    artifact, record = artifact_key("check", secrets.token_bytes(8)), bytes(HEADER_BYTES)
 
     def script(expect: bytes, *, keep_ttl: bool = False, send_source: bool = True) -> Sequence[Argument]:
         return script_call(
@@ -56,6 +56,14 @@ async def check_permissions(store: StateStore) -> None:
         ("LTRIM", log, -1, -1),
         ("LRANGE", log, 0, -1),
         ("DEL", key, other, snapshots, log),
+        ("HSET", artifact, "chunks", 0),
+        ("PEXPIRE", artifact, _TTL_MS),
+        ("HGET", artifact, "chunks"),
+        ("PTTL", artifact),
+        ("DEL", artifact),
+        ("GET", FLEET_RELOAD),
+        ("HDEL", FLEET_WORKERS, "check"),
+        ("HGETALL", FLEET_WORKERS),
         ("PUBLISH", _TOPIC, b""),
     ]
     try:
