@@ -109,7 +109,7 @@ class Metrics(EngineObserver):
         self._replays = counter("replays_total", "Requests that got their first response again.")
         self._refusals = _Labelled(counter("refusals_total", "Requests rejected, by problem code.", "code"))
         self._model_changes = counter(
-            "model_changes_total", "Models loaded, replaced and retired by reloads.", "model", "change"
+            "model_changes_total", "Models loaded, replaced and retired by reloads.", "change"
         )
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
         self._queue_rows = _Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
@@ -222,7 +222,7 @@ class Metrics(EngineObserver):
 
     def model_changed(self, change: ModelChange) -> None:
         """Count a model that was loaded, replaced or retired; may be called in any thread."""
-        self._model_changes.labels(change.name, change.kind).inc()
+        self._model_changes.labels(change.kind).inc()
 
     # ---------------------------------------------------------------- called by the transports
 

@@ -40,7 +40,7 @@ PROMISED = {
     "stepwell_cache_hits_total": ("counter", set()),
     "stepwell_cache_misses_total": ("counter", set()),
     "stepwell_conflicts_total": ("counter", set()),
-    "stepwell_model_changes_total": ("counter", {"model", "change"}),
+    "stepwell_model_changes_total": ("counter", {"change"}),
     "stepwell_replays_total": ("counter", set()),
     "stepwell_refusals_total": ("counter", {"code"}),
     "stepwell_store_regressions_total": ("counter", set()),

@@ -285,10 +285,8 @@ class ModelRegistry:
             signature = files.file_signature(path, step_model.weight_files)
         model = ServedModel(name, version, step_model, path, signature)
         if self._artifacts is not None:
-            model = replace(model, artifact=self._artifacts.copy(name, version, path, step_model))
-            if files.file_signature(path, step_model.weight_files) != signature:
-                reason = "its file was overwritten while it was loaded; reload it again"
-                model = replace(model, artifact=KeptArtifact(name, version, model.fingerprint, reason=reason))
+            artifact = self._artifacts.copy(name, version, path, step_model, signature)
+            model = replace(model, artifact=artifact)
         _warn_about_feedback(model)
         return model
 

@@ -10,13 +10,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
 from model_export.errors import StepwellError
 from model_export.step_model import StepModel
 from service.errors import ServiceError, StoreUnavailableError
-from service.models.artifacts.packing import ArtifactError, copy_files, pack, unpack
+from service.models.artifacts.packing import ArtifactError, copy_files, files_of, pack, unpack
+from service.models.files import file_signature
 
 _log = logging.getLogger(__name__)
 _RETRY_S: Final = 5.0  # after an artifact could not be stored
@@ -185,19 +187,36 @@ class ArtifactKeeper:
         """Whether no artifacts are kept."""
         return self._backend is None
 
-    def copy(self, name: str, version: int, path: Path, model: StepModel) -> KeptArtifact:
-        """Copy the files of a model that was loaded from them just now, unless it is not to be kept."""
+    def copy(self, name: str, version: int, path: Path, model: StepModel, signature: tuple[int, ...]) -> KeptArtifact:
+        """Copy the files of a model, unless it is not to be kept.
+
+        Args:
+            name: The model's name.
+            version: Its version.
+            path: Its file.
+            model: The model, as loaded from its file.
+            signature: `file_signature` of its files before it was loaded.
+        """
         fingerprint = model.fingerprint
         reason = not_kept_reason(path, model, max_bytes=self._max_bytes, is_off=self._backend is None)
         if reason or self._folder is None:
             return KeptArtifact(name, version, fingerprint, reason=reason)
         copies = self._folder / fingerprint.hex()
         try:
-            if not copies.is_dir():
-                self._copy(path, model, copies)
+            if not copies.is_dir() and not self._copy(path, model, copies, signature):
+                reason = "its files were overwritten while they were loaded; reload it again"
+                return KeptArtifact(name, version, fingerprint, reason=reason)
         except OSError as exc:
-            reason = f"its files cannot be copied to {self._folder}: {exc.strerror or exc}"
-            return KeptArtifact(name, version, fingerprint, reason=reason)
+            _log.warning(
+                "The files of model %s/%d cannot be copied to %s, so their artifact can be stored only while they are "
+                "not overwritten: %s",
+                name,
+                version,
+                self._folder,
+                exc,
+            )
+            read = partial(_pack_unchanged, path, model.weight_files, version, signature)
+            return KeptArtifact(name, version, fingerprint, backend=self._backend, read=read)
         return self._kept(name, version, fingerprint, copies)
 
     async def load(self, name: str, fingerprint: bytes) -> tuple[int, Path, StepModel, KeptArtifact] | None:
@@ -222,26 +241,31 @@ class ArtifactKeeper:
     def _unpack(self, name: str, fingerprint: bytes, artifact: bytes) -> tuple[int, Path, StepModel, KeptArtifact]:
         assert self._folder is not None
         copies = self._folder / fingerprint.hex()
-        with _new_folder(self._folder) as partial:
-            unpacked = unpack(artifact, partial)
+        with _new_folder(self._folder) as new:
+            unpacked = unpack(artifact, new)
             model = self._load(unpacked.path)
             if model.fingerprint != fingerprint:
                 raise ArtifactError(
                     f"Its model has the fingerprint {model.fingerprint.hex()}; expected {fingerprint.hex()}.",
                     fix="Delete it, and let a replica that has the model's file store it again.",
                 )
-            _move(partial, copies)
+            _move(new, copies)
         kept = self._kept(name, unpacked.version, fingerprint, copies)
         return unpacked.version, copies / unpacked.path.name, model, kept
 
-    def _copy(self, path: Path, model: StepModel, copies: Path) -> None:
+    def _copy(self, path: Path, model: StepModel, copies: Path, signature: tuple[int, ...]) -> bool:
+        """Copy a model's files; False: they are not those that were loaded any more."""
         assert self._folder is not None
-        with _new_folder(self._folder) as partial:
-            copy_files(path, model.weight_files, partial)
-            _move(partial, copies)
+        with _new_folder(self._folder) as new:
+            copy_files(files_of(path, model.weight_files), new)
+            if file_signature(path, model.weight_files) != signature:
+                return False
+            _move(new, copies)
+            return True
 
     def _kept(self, name: str, version: int, fingerprint: bytes, copies: Path) -> KeptArtifact:
-        return KeptArtifact(name, version, fingerprint, backend=self._backend, read=lambda: pack(copies, name, version))
+        read = partial(_pack_copies, copies, version)
+        return KeptArtifact(name, version, fingerprint, backend=self._backend, read=read)
 
 
 def not_kept_reason(path: Path, model: StepModel, *, max_bytes: int, is_off: bool) -> str:
@@ -250,6 +274,22 @@ def not_kept_reason(path: Path, model: StepModel, *, max_bytes: int, is_off: boo
         return "`artifacts` is off"
     size = sum(file.stat().st_size for file in [path, *model.weight_files])
     return f"its files have {size} bytes, and `artifact_max_bytes` is {max_bytes}" if size > max_bytes else ""
+
+
+def _pack_unchanged(path: Path, weights: list[Path], version: int, signature: tuple[int, ...]) -> bytes:
+    """Return the artifact of a model from its own files.
+
+    Raises:
+        OSError: They are not those that were loaded any more.
+    """
+    artifact = pack(files_of(path, weights), version)
+    if file_signature(path, weights) != signature:
+        raise OSError("its files were overwritten since they were loaded")
+    return artifact
+
+
+def _pack_copies(folder: Path, version: int) -> bytes:
+    return pack({file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}, version)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,15 +39,28 @@ class UnpackedArtifact:
     version: int
 
 
-def pack(folder: Path, name: str, version: int) -> bytes:
-    """Return the files below a folder, which has `model.onnx`, as an artifact."""
+def files_of(path: Path, weights: Iterable[Path]) -> dict[str, Path]:
+    """Return the files of a model, its sidecar and its weights, by their names in an artifact."""
+    files = {MODEL_FILE: path, sidecar_of(Path(MODEL_FILE)).name: sidecar_of(path)}
+    files.update({file.relative_to(path.parent).as_posix(): file for file in weights})
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def pack(files: Mapping[str, Path], version: int) -> bytes:
+    """Return files as an artifact.
+
+    Args:
+        files: By their names in the artifact.
+        version: The version under which the model is served.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     content = io.BytesIO()
-    about = json.dumps({"name": name, "version": version}).encode()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        _add(tar, _ABOUT, about)
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                _add(tar, file.relative_to(folder).as_posix(), file.read_bytes())
+        _add(tar, _ABOUT, json.dumps({"version": version}).encode())
+        for name, file in sorted(files.items()):
+            _add(tar, name, file.read_bytes())
     packed = content.getvalue()
     return _MAGIC + _digest(packed) + packed
 
@@ -78,18 +92,16 @@ def unpack(artifact: bytes, folder: Path) -> UnpackedArtifact:
     return UnpackedArtifact(folder / MODEL_FILE, int(about["version"]))
 
 
-def copy_files(path: Path, weights: list[Path], folder: Path) -> None:
-    """Copy a model file, its sidecar and its weights into an empty folder, the model as `model.onnx`.
+def copy_files(files: Mapping[str, Path], folder: Path) -> None:
+    """Copy files into an empty folder, under their names in an artifact.
 
     Raises:
         OSError: A file cannot be read or written.
     """
-    copies = {path: folder / MODEL_FILE, sidecar_of(path): sidecar_of(folder / MODEL_FILE)}
-    copies.update({file: folder / file.relative_to(path.parent) for file in weights})
-    for source, target in copies.items():
-        if source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())  # not a hard link: the file may be overwritten in place
+    for name, source in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())  # not a hard link: the file may be overwritten in place
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
