@@ -132,7 +132,7 @@ def test_a_corrupted_artifact_is_refused_and_never_loaded(
         y_of(old.step("m", "s", [1]))
     [key] = artifacts(redis_server)
     store = redis_server.client()
-    chunk = bytearray(store.hget(key, "0"))
+    chunk = bytearray(store.hget(key, "0") or b"")
     chunk[-2000] ^= 1
     store.hset(key, "0", bytes(chunk))
     with running_service(redis_server.url, old_and_new[1]) as new:
