@@ -136,6 +136,7 @@ def _build_engine(settings: Settings, metrics: Metrics, folders: SharedFolders) 
         settings.models,
         vetting.load,
         artifacts,
+        find_timeout_s=settings.request_timeout_s,
         retired_ttl_s=1.5 * settings.longest_ttl_s,
         on_change=metrics.model_changed,
     )
@@ -156,8 +157,8 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
     """Open the engine and start background tasks, serve, then close all in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
         engine = _build_engine(context.settings, context.metrics, folders)
-        stack.push_async_callback(engine.close)
         stack.callback(engine.models.close)
+        stack.push_async_callback(engine.close)
         coordinator = ReloadCoordinator(engine.models.reload, folders.reload)
         reloads = ModelReloads(engine.store, engine.models, coordinator.reload_everywhere)
         stack.push_async_callback(reloads.fleet.close)

@@ -77,8 +77,8 @@ class ModelReloads:
             return []
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(lost_at))
         note = (
-            f"the store was emptied, noticed at {at}: all streams, snapshots and artifacts are gone; the models of the "
-            "models folders are served"
+            f"the store has lost data, noticed at {at}: it was emptied, or restarted with an older file; the models of "
+            "the models folders are served"
         )
         return [note]
 

@@ -84,6 +84,7 @@ class ModelRegistry:
         load: Loader = StepModel,
         artifacts: ArtifactKeeper | None = None,
         *,
+        find_timeout_s: float = 10.0,
         retired_ttl_s: float = math.inf,
         on_change: Callable[[ModelChange], None] | None = None,
     ) -> None:
@@ -93,6 +94,7 @@ class ModelRegistry:
             folders: Models folders; if several have a model, that of the first folder is used.
             load: Loads a model file.
             artifacts: Keeps the models that records name, and loads those that are not in the folders; None: neither.
+            find_timeout_s: Longest wait in seconds for a model that is loaded from its artifact.
             retired_ttl_s: Seconds after which a model that is not in the folders is dropped unless it is used.
             on_change: Called for each model that was loaded, replaced or retired, in any thread.
         """
@@ -103,7 +105,7 @@ class ModelRegistry:
         self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the default version first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
         load_artifact = None if artifacts is None or artifacts.is_off else self._load_artifact
-        self._retired = RetiredModels(load_artifact, ttl_s=retired_ttl_s)
+        self._retired = RetiredModels(load_artifact, timeout=find_timeout_s, ttl_s=retired_ttl_s)
         self._history = ModelHistory()
         self.generation = 0  # grows when the served models change
         self._reload_lock = asyncio.Lock()
@@ -155,7 +157,7 @@ class ModelRegistry:
             None: There is no such model here, and no artifact of it that could be loaded; `why_missing` has the reason.
 
         Raises:
-            ServiceError: The store did not reply.
+            ServiceError: The store did not reply; or `overloaded`: the model was not loaded in time, but soon may be.
         """
         if (loaded := self.by_fingerprint(name, fingerprint)) is not None:
             return loaded

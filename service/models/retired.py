@@ -25,14 +25,16 @@ LoadArtifact = Callable[[str, bytes], "Awaitable[ServedModel | None]"]
 class RetiredModels:
     """A cache of models by name and fingerprint; a model that is not in it is loaded from its artifact."""
 
-    def __init__(self, load: LoadArtifact | None, *, ttl_s: float) -> None:
+    def __init__(self, load: LoadArtifact | None, *, timeout: float, ttl_s: float) -> None:
         """Create an empty cache.
 
         Args:
             load: Loads a model from its artifact, None if there is none; None: no artifacts are kept.
+            timeout: Longest wait in seconds for a model that is loaded.
             ttl_s: Seconds after which a model is dropped unless it is used.
         """
         self._load = load
+        self._timeout = timeout
         self._ttl_s = ttl_s
         self._models: dict[str, dict[bytes, ServedModel]] = {}  # the last used one last
         self._used_at: dict[ServedModel, float] = {}  # on the monotonic clock
@@ -60,7 +62,7 @@ class RetiredModels:
         """Return a model from its artifact; see `ModelRegistry.find`.
 
         Raises:
-            ServiceError: The store did not reply.
+            ServiceError: The store did not reply; or `overloaded`: the model was not loaded in time.
         """
         if not self.may_find(name, fingerprint):
             return None
@@ -68,7 +70,16 @@ class RetiredModels:
         if (loading := self._loading.get(key)) is None:
             loading = self._loading[key] = asyncio.create_task(self._find(name, fingerprint))
             loading.add_done_callback(lambda task: self._ended(key, task))
-        return await asyncio.shield(loading)
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.shield(loading)
+        except TimeoutError:
+            raise ServiceError(
+                "overloaded",
+                f"Model {name} ({fingerprint.hex()}), which wrote the state, was not loaded within "
+                f"{self._timeout:g} s; nothing was applied.",
+                fix="Send the same request again after a pause.",
+            ) from None
 
     def may_find(self, name: str, fingerprint: bytes) -> bool:
         """Whether `find` may return a model."""

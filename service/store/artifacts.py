@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from service.errors import ServiceError, StoreUnavailableError
+from service.errors import ServiceError
 from service.store import keys
+from service.store.record import blake2b_128
 from service.store.transport.retry import execute_with_retry
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
 
 _CHUNK_BYTES: Final = 2**20  # so that one of them passes within the timeout of an exchange on a slow network
-_COUNT_FIELD: Final = "chunks"  # written last: an artifact without it is not complete
+_COUNT_FIELD: Final = "chunks"  # digest and number of the chunks; written last: without it, it is not complete
 _TIMEOUT_S: Final = 60.0
 _CHECK_S: Final = 60.0
 
@@ -45,6 +46,7 @@ class StoredArtifacts:
 
         Raises:
             StoreUnavailableError: The store did not reply.
+            OSError: The key holds a value of another type.
         """
         key = keys.artifact_key(name, fingerprint)
         commands = [("HGET", key, _COUNT_FIELD), ("PTTL", key)]
@@ -62,25 +64,34 @@ class StoredArtifacts:
 
         Raises:
             StoreUnavailableError: The store did not reply, or is full.
+            OSError: The key holds a value of another type.
         """
         key, deadline = keys.artifact_key(name, fingerprint), self._deadline()
-        starts = range(0, len(artifact), _CHUNK_BYTES)
-        for i, start in enumerate(starts):
-            await self._execute(deadline, "HSET", key, str(i), artifact[start : start + _CHUNK_BYTES])
-            await self._execute(deadline, "PEXPIRE", key, self._ttl_ms)
-        await self._execute(deadline, "HSET", key, _COUNT_FIELD, len(starts))
+        digest, starts = blake2b_128(artifact).hex(), range(0, len(artifact), _CHUNK_BYTES)
+        try:
+            for i, start in enumerate(starts):
+                await self._execute(deadline, "HSET", key, f"{digest}:{i}", artifact[start : start + _CHUNK_BYTES])
+                await self._execute(deadline, "PEXPIRE", key, self._ttl_ms)
+            await self._execute(deadline, "HSET", key, _COUNT_FIELD, f"{digest}:{len(starts)}")
+        except ServiceError:
+            if await self._execute(self._deadline(), "HGET", key, _COUNT_FIELD) is None:
+                await self._execute(self._deadline(), "DEL", key)  # a store that is full needs the room
+            raise
 
     async def get(self, name: str, fingerprint: bytes) -> bytes | None:
         """Return an artifact, None if it is not stored.
 
         Raises:
             StoreUnavailableError: The store did not reply.
+            OSError: The key holds a value of another type.
         """
         key, deadline = keys.artifact_key(name, fingerprint), self._deadline()
         count = await self._execute(deadline, "HGET", key, _COUNT_FIELD)
-        if count is None or not count.isdigit():
+        if count is None:
             return None
-        return b"".join([await self._execute(deadline, "HGET", key, str(i)) or b"" for i in range(int(count))])
+        digest, _, n = count.decode(errors="replace").partition(":")
+        fields = [f"{digest}:{i}" for i in range(int(n) if n.isdecimal() else 0)]
+        return b"".join([await self._execute(deadline, "HGET", key, field) or b"" for field in fields])
 
     async def _execute(self, deadline: float, *command: Any) -> Any:
         return _checked(await self._store.execute(deadline, *command))
@@ -95,5 +106,5 @@ def _checked(reply: Any) -> Any:
     if isinstance(reply, ServiceError):
         raise reply
     if isinstance(reply, Exception):
-        raise StoreUnavailableError(f"The artifact cannot be read or written: {reply}.")
+        raise OSError(f"its key cannot be read or written: {reply}")
     return reply

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 _LOOK_S: Final = 1.0
 _TIMEOUT_S: Final = 2.0
 _ALIVE_S: Final = 3.0  # a worker that has not written its time for so long is not waited for
+_FORGOTTEN_S: Final = 300.0  # after twice as long, a silent worker's entry is deleted by others
 _POLL_S: Final = 0.05
 
 
@@ -54,7 +56,7 @@ class FleetReloads:
     """The newest reload is a value in the store; every worker reads it each second, and when a message arrives.
 
     Attributes:
-        lost_at: When the store was last found to have lost the value, and so everything, Unix time; None: never.
+        lost_at: When the store was last found to have lost what this worker wrote before, Unix time; None: never.
     """
 
     def __init__(self, store: StateStore, follow: Callable[[Announcement], Awaitable[None]]) -> None:
@@ -70,6 +72,7 @@ class FleetReloads:
         self._pubsub = StorePubSub(store.transport)
         self._worker = secrets.token_hex(8)
         self._seen: str | None = None
+        self._signed_in_at = -math.inf  # on the monotonic clock
         self._wake = asyncio.Event()
 
     async def start(self) -> None:
@@ -154,14 +157,15 @@ class FleetReloads:
 
     async def _read(self) -> Announcement:
         """Return the newest announcement; if the store has none, make one that changes nothing."""
-        [value, _] = await self._execute_all(("GET", keys.FLEET_RELOAD), self._sign_in())
+        [value, is_new] = await self._execute_all(("GET", keys.FLEET_RELOAD), self._sign_in())
+        silent_s, self._signed_in_at = time.monotonic() - self._signed_in_at, time.monotonic()
+        if is_new and silent_s < _FORGOTTEN_S:
+            self.lost_at = time.time()
+            _log.error(
+                "The store has lost data: it was emptied, or restarted with an older file. The models of the models "
+                "folders are served, and artifacts that are gone are stored again before the first stream needs them"
+            )
         if value is None:
-            if self._seen is not None:
-                self.lost_at = time.time()
-                _log.error(
-                    "The store was emptied: all streams, snapshots and artifacts are gone. The models of the models "
-                    "folders are served, and their artifacts are stored again with their first streams"
-                )
             own = Announcement(self._seen or secrets.token_hex(8))
             [_, value] = await self._execute_all(
                 ("SET", keys.FLEET_RELOAD, own.encode(), "NX"), ("GET", keys.FLEET_RELOAD)
@@ -177,7 +181,7 @@ class FleetReloads:
         for worker, value in zip(flat[::2], flat[1::2], strict=True):
             at, _, seen = value.decode().partition(" ")
             silent_s = time.time() - float(at)
-            if silent_s > 100 * _ALIVE_S:
+            if silent_s > 2 * _FORGOTTEN_S:
                 dead.append(worker)
             elif silent_s <= _ALIVE_S and seen != announced:
                 late += 1

@@ -88,5 +88,5 @@ async def test_a_renewed_artifact_outlives_every_record_until_the_next_renewal(
 async def test_a_key_of_another_type_is_an_error(store: StateStore, fingerprint: bytes) -> None:
     await store.execute(soon(), "SET", artifact_key("m", fingerprint), b"text")
 
-    with pytest.raises(Exception, match="cannot be read or written: WRONGTYPE"):
+    with pytest.raises(OSError, match="cannot be read or written: WRONGTYPE"):
         await StoredArtifacts(store, longest_ttl_s=TTL_S).get("m", fingerprint)

@@ -113,15 +113,15 @@ class KeptArtifact:
         self.check_at = time.monotonic() + self._backend.check_s
         if self._running is None:
             self._start(asyncio.get_running_loop().time() + _RETRY_S)
-            assert self._running is not None
-            self._running.add_done_callback(lambda task: task.cancelled() or task.exception())  # logged already
 
     def _start(self, deadline: float) -> None:
         self._running = asyncio.create_task(self._check(deadline))
         self._running.add_done_callback(self._ended)
 
-    def _ended(self, _task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._running = None
+        if not task.cancelled():
+            task.exception()  # every request that waited may have been cancelled
 
     async def _check(self, deadline: float) -> None:
         assert self._backend is not None
