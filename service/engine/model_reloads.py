@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,8 @@ class ModelReloads:
         self.fleet = FleetReloads(store, self._follow)
         self._models = models
         self._reload_workers = reload_workers
+        self._unannounced: list[str] = []
+        self._is_announced = True
         self._logged: tuple[list[str], list[str]] = [], []  # what failed and what was not kept, as logged last
 
     async def load(self) -> ReloadReport:
@@ -67,7 +70,12 @@ class ModelReloads:
         report = await self._models.reload()
         self._log_problems(report)
         if self._models.generation != generation:
-            await self.fleet.announce(report.loaded)
+            self._unannounced += report.loaded
+            self._is_announced = False
+        if not self._is_announced:
+            with contextlib.suppress(ServiceError):  # the store does not reply: the next call announces it
+                await self.fleet.announce(self._unannounced)
+                self._unannounced, self._is_announced = [], True
         return report
 
     def notes(self) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,23 @@ def old_and_new(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_replicas_with_different_files_step_each_others_streams(
-    redis_server: Server, old_and_new: tuple[Path, Path]
+    redis_server: Server, old_and_new: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Failure table, R8."""
-    with two_replicas(redis_server, *old_and_new) as (old, new):
+    """Failure table, R8. A model is loaded once, whatever the number of streams that wait for it."""
+    caplog.set_level(logging.INFO)
+    with (
+        two_replicas(redis_server, *old_and_new, model_probe_s=30) as (old, new),
+        ThreadPoolExecutor(10) as pool,
+    ):
         for n in range(10):
             y_of(old.step("m", f"a{n}", [1], seq=1))
             y_of(new.step("m", f"b{n}", [1], seq=1))
-        of_old = [y_of(new.step("m", f"a{n}", [2], seq=2)) for n in range(10)]
-        of_new = [y_of(old.step("m", f"b{n}", [2], seq=2)) for n in range(10)]
+        of_old = list(pool.map(lambda n: y_of(new.step("m", f"a{n}", [2], seq=2)), range(10)))
+        of_new = list(pool.map(lambda n: y_of(old.step("m", f"b{n}", [2], seq=2)), range(10)))
 
     assert of_old == [fold_reference([1, 2], factor=OLD)[-1]] * 10
     assert of_new == [fold_reference([1, 2], factor=NEW)[-1]] * 10
-    assert len(artifacts(redis_server)) == 2
+    assert caplog.text.count("was loaded from its artifact") == len(artifacts(redis_server)) == 2
 
 
 def test_a_stream_of_a_replaced_file_has_every_operation_on_a_replica_that_never_had_it(
@@ -95,22 +100,23 @@ def test_a_stream_of_a_replaced_file_has_every_operation_on_a_replica_that_never
 def test_an_artifact_is_stored_again_before_the_first_stream_of_an_emptied_store(
     redis_server: Server, old_and_new: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Failure table, R7: the models of the folder are served, and log and readiness report the loss."""
-    with running_service(redis_server.url, old_and_new[0]) as old:
-        y_of(old.step("m", "s", [1]))
+    """Failure table, R7: the models of the folder are served, and log and readiness of all replicas report the loss."""
+    with two_replicas(redis_server, old_and_new[0], old_and_new[0]) as replicas:
+        y_of(replicas[0].step("m", "s", [1]))
         redis_server.client().flushall()
-        assert y_of(old.step("m", "s", [1])) == fold_reference([1], factor=OLD)[0]
+        assert y_of(replicas[0].step("m", "s", [1])) == fold_reference([1], factor=OLD)[0]
         stored = artifacts(redis_server)
-        ready = old.http.get("/readyz")
-        while "notes" not in ready.json():  # the store is read once a second
-            ready = old.http.get("/readyz")
+        for replica in replicas:
+            ready = replica.http.get("/readyz")
+            while "notes" not in ready.json():  # the store is read once a second
+                ready = replica.http.get("/readyz")
     with running_service(redis_server.url, old_and_new[1]) as new:
         goes_on = y_of(new.step("m", "s", [2], seq=2))
 
     assert len(stored) == 1
     assert (ready.status_code, ready.json()["reasons"]) == (200, [])
     assert "the store has lost data" in ready.json()["notes"][0]
-    assert "The store has lost data" in caplog.text
+    assert caplog.text.count("The store has lost data") == 2
     assert goes_on == fold_reference([1, 2], factor=OLD)[-1]
 
 
@@ -150,6 +156,21 @@ def test_a_corrupted_artifact_is_refused_and_never_loaded(
     assert "its artifact was refused: The checksum" in problem["detail"]
     assert "whose artifact was refused" in caplog.text
     assert others == fold_reference([1], factor=NEW)[0]
+
+
+def test_an_artifact_of_another_model_is_refused(redis_server: Server, old_and_new: tuple[Path, Path]) -> None:
+    with two_replicas(redis_server, *old_and_new) as (old, new):
+        y_of(old.step("m", "s", [1]))
+        y_of(new.step("m", "t", [1]))
+    store, (one, other) = redis_server.client(), artifacts(redis_server)
+    contents = [store.dump(key) for key in (one, other)]
+    for key, content in zip((other, one), contents, strict=True):
+        store.restore(key, 0, content, replace=True)
+    with two_replicas(redis_server, *old_and_new) as (old, new):
+        refused = [new.step("m", "s", [2]).json(), old.step("m", "t", [2]).json()]
+
+    assert [problem["code"] for problem in refused] == ["model_changed"] * 2
+    assert all("Its model has the fingerprint" in problem["detail"] for problem in refused)
 
 
 @pytest.mark.parametrize(

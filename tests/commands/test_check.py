@@ -65,8 +65,22 @@ def test_the_embedded_store_is_started_and_stopped(models: Path, short_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("given", "reason"),
+    [({"artifacts": "off"}, "pump/1: `artifacts` is off"), ({"artifact_max_bytes": 10}, "pump/1: its files have ")],
+)
+def test_a_model_whose_artifact_is_not_kept_is_reported(
+    models: Path, shared_redis: Server, given: dict[str, Any], reason: str
+) -> None:
+    found = run_check(models, shared_redis, **given)
+
+    assert (found.exit_code, len(found.not_kept)) == (0, 1)
+    assert found.not_kept[0].startswith(reason)
+
+
+@pytest.mark.parametrize(
     ("given", "expected"),
     [
+        ({"artifacts": "of"}, "`artifacts` is 'of', and no file can be created in that folder"),
         ({"host": "0.0.0.0"}, "no api_keys_file"),
         ({"api_keys_file": Path("nowhere.json")}, "nowhere.json"),
         ({"execution_providers": ["NoSuchProvider", "CPUExecutionProvider"]}, "NoSuchProvider"),

@@ -32,10 +32,13 @@ def folder(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def two_replicas(server: Server, folder: Path) -> Iterator[list[ServiceProcess]]:
+    """Two replicas with one store, one of them with two workers."""
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(service_process(folder, folder.parent / name, "--redis", server.url))
-            for name in ("first", "second")
+            stack.enter_context(
+                service_process(folder, folder.parent / name, "--redis", server.url, "--workers", workers)
+            )
+            for name, workers in (("first", "1"), ("second", "2"))
         ]
 
 

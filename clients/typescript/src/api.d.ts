@@ -181,6 +181,8 @@ export type RefusedStream = {
 export type ReloadResponse = {
   loaded: Array<string>;
   failed: Array<string>;
+  /** Models whose files are not kept for streams that need them, and why. */
+  not_kept?: Array<string>;
 };
 
 /** The number of streams that were reset. */
