@@ -67,7 +67,8 @@ class StoredArtifacts:
             OSError: The key holds a value of another type.
         """
         key, deadline = keys.artifact_key(name, fingerprint), self._deadline()
-        digest, starts = blake2b_128(artifact).hex(), range(0, len(artifact), _CHUNK_BYTES)
+        digest = (await asyncio.to_thread(blake2b_128, artifact)).hex()  # of hundreds of megabytes it takes a while
+        starts = range(0, len(artifact), _CHUNK_BYTES)
         try:
             for i, start in enumerate(starts):
                 await self._execute(deadline, "HSET", key, f"{digest}:{i}", artifact[start : start + _CHUNK_BYTES])
