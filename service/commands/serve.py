@@ -26,6 +26,7 @@ from service.store.checks.permissions import check_permissions
 from service.store.checks.safety import ServerInfo, check_safe, read_server_info
 from service.store.embedded_server import EmbeddedStore
 from service.store.state_store import StateStore
+from service.temporary import temporary_folder
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OTHER_FILES = 512  # connections to the store, model files, log, libraries
@@ -80,11 +81,10 @@ def run(settings: Settings) -> int:
 def _shared_folders(settings: Settings) -> Iterator[SharedFolders]:
     """Yield the folders that the workers share; all but the verdicts beside the embedded store are temporary."""
     verdicts = settings.data_dir.absolute() / "admitted" if settings.redis is None else None
-    if settings.workers == 1:
-        yield SharedFolders(verdicts)
-        return
-    with tempfile.TemporaryDirectory(prefix="stepwell-") as name:
-        folder = Path(name)
+    with temporary_folder("stepwell-") as folder:
+        if settings.workers == 1:
+            yield SharedFolders(verdicts, artifacts=folder / "artifacts")
+            return
         (folder / "metrics").mkdir()
         yield SharedFolders(
             verdicts or folder / "admitted", reload=folder, metrics=folder / "metrics", artifacts=folder / "artifacts"

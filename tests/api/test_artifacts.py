@@ -137,9 +137,9 @@ def test_a_corrupted_artifact_is_refused_and_never_loaded(
     with running_service(redis_server.url, old_and_new[0]) as old:
         y_of(old.step("m", "s", [1]))
     [key] = artifacts(redis_server)
-    store = redis_server.client()
+    store: Any = redis_server.client()
     [field] = [name.decode() for name in store.hkeys(key) if name != b"chunks"]
-    chunk = bytearray(store.hget(key, field) or b"")
+    chunk = bytearray(store.hget(key, field))
     chunk[-2000] ^= 1
     store.hset(key, field, bytes(chunk))
     with running_service(redis_server.url, old_and_new[1]) as new:
@@ -162,7 +162,8 @@ def test_an_artifact_of_another_model_is_refused(redis_server: Server, old_and_n
     with two_replicas(redis_server, *old_and_new) as (old, new):
         y_of(old.step("m", "s", [1]))
         y_of(new.step("m", "t", [1]))
-    store, (one, other) = redis_server.client(), artifacts(redis_server)
+    store: Any = redis_server.client()
+    one, other = artifacts(redis_server)
     contents = [store.dump(key) for key in (one, other)]
     for key, content in zip((other, one), contents, strict=True):
         store.restore(key, 0, content, replace=True)
