@@ -25,8 +25,6 @@ DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.er
 """What the fast path raises for an invalid body. msgspec's errors, UnicodeDecodeError, and NumPy's for ragged lists are
 ValueErrors; integers out of range are OverflowErrors, and numbers that do not fit are errors of struct."""
 
-_INPUTS = b'"inputs"'
-_INPUTS_KEYS = (_INPUTS + b":", _INPUTS + b": ")
 _encode = msgspec.json.Encoder().encode
 _LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
 _PACK_CODES = {
@@ -130,6 +128,7 @@ class TypedStepDecoder:
         self._packers = [row_packer(np.dtype(spec.dtype), spec.row_shape) for spec in specs]
         self._single_input = self._packers[0] if len(specs) == 1 else None
         self._colons = sum(1 + spec.name.count(":") for spec in specs)
+        self._may_hide_colons = issubclass(body_type, StreamMessage) or any(":" in spec.name for spec in specs)
         self._has_chunk = issubclass(body_type, PeekBody)
         self._is_message = issubclass(body_type, FeedMessage)
         self._names_stream = issubclass(body_type, StreamMessage)
@@ -140,14 +139,16 @@ class TypedStepDecoder:
         Raises:
             ValueError: The body is not valid; likewise the others of `DECODE_ERRORS`.
         """
-        if b"\\" in body:  # an escape could hide a colon
+        if self._may_hide_colons and b"\\" in body:  # by an escape
             raise NotTypedError
-        brace = body.find(b"{", 1)  # a second object is `inputs` by name, or another field's
-        is_named = brace >= 0
-        if is_named and self._alone is not None and not body.endswith(_INPUTS_KEYS, 0, brace):
-            at = body.find(_INPUTS) + len(_INPUTS)
-            is_named = b"{" in body[at : at + 4]  # a colon and white space, then the brace
-        step: Any = self._named(body) if is_named or self._alone is None else self._alone(body)
+        alone = self._alone
+        is_named = alone is None or body.find(b"{", 1) >= 0  # a second object is `inputs`, or another field
+        try:
+            step = self._named(body) if alone is None or is_named else alone(body)
+        except msgspec.ValidationError:
+            if alone is None or not is_named:
+                raise
+            step, is_named = alone(body), False
         # One colon for each field that most bodies have: if the body has no more, it has no other field, and no key
         # twice. See `reject_duplicate_keys`.
         input_colons = self._colons if is_named else 0

@@ -107,10 +107,10 @@ def set_candidate(
             "Name another version.",
         )
     if running is not None and running.new.fingerprint != candidate.fingerprint:
-        raise _refused(
-            f"Version {running.new.number} is the candidate; version {candidate.number} cannot be tried beside it.",
-            "Promote or abort the release first.",
-        )
+        problem = f"Version {running.new.number} is the candidate; {candidate.number} cannot be tried beside it."
+        if running.new.number == candidate.number:
+            problem = f"The file of version {candidate.number} was replaced since the release started."
+        raise _refused(problem, "Promote or abort the release first.")
     revision = document.revision + 1
     before = running or Trial(
         old=current,
@@ -150,7 +150,9 @@ def end(document: ReleaseDocument, how: How, why: str | None, now: float) -> Rel
             f"Version {trial.new.number} was {trial.ended.how}; it cannot be {how} any more.",
             "Start another release with PUT.",
         )
-    current = trial.new if how == "promoted" else trial.old
+    current = trial.new
+    if how == "aborted":  # after a promotion, another version may have been pinned
+        current = trial.old if document.current.fingerprint == trial.new.fingerprint else document.current
     ended = Ended(how, why, now, document.revision + 1)
     return _next(document, now, current=current, trial=replace(trial, ended=ended))
 

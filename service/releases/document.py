@@ -187,7 +187,9 @@ class ReleaseDocument(Struct, frozen=True):
         """
         of_pair = [one for one in self._trials if (one.old.fingerprint, one.new.fingerprint) == (old, new)]
         trial = next((one for one in of_pair if one.revision <= moved_by), None)
-        if trial is None or trial.ended is None or trial.keeps_pairs(now):
+        if trial is None or trial.ended is None:
+            return None
+        if trial == self.trial and trial.keeps_pairs(now):  # once another trial starts, no abort can follow
             return None
         return new if trial.ended.how == "promoted" else old
 

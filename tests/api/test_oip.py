@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from model_export.manifest import Array
-from service.store.keys import record_key
 from tests.api.oip import LENGTH, InferClient, binary_body, document, error_message, output_array, tensor
 from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, write_model, write_models
@@ -134,7 +133,7 @@ def test_an_idle_sequence_expires(redis_server: Server, tmp_path: Path) -> None:
     with running_service(redis_server.url, write_models(tmp_path, fold), stream_ttl_s=0.1) as own:
         client = InferClient(own)
         client.predict(1, "idle", sequence_start=True)
-        while redis_server.client().exists(record_key("default", "fold", "idle")):
+        while redis_server.client().keys("swl:1:*"):
             pass
 
         assert error_message(client.send(2, "idle")) == MUST_START.format("idle")

@@ -90,7 +90,7 @@ def test_the_comparison_is_shown(page: Page, live: ServiceProcess, model: str) -
     facts(page, "version 2 is tried: shadow")
     for _ in range(3):
         step(live, model, "s")
-    page.wait_for("document.getElementById('release-steps').textContent.startsWith('3 timesteps compared')")
+    page.wait_for("document.getElementById('release-steps').textContent.startsWith('3 timesteps')")
     cells = page.evaluate("[...document.querySelectorAll('#release-outputs tr > *')].map(cell => cell.textContent)")
 
     compared = release(live, model)["compared"]["outputs"]["y"]

@@ -107,6 +107,12 @@ def test_pairs_stay_for_an_hour_after_a_promotion_with_rollback() -> None:
     assert half_of(promoted, now=2000.0 + ROLLBACK_S) == NEW.fingerprint
 
 
+def test_pairs_of_a_promotion_with_rollback_are_settled_once_another_trial_starts() -> None:
+    later = trial(revision=5, old=NEW, new=THIRD)
+
+    assert half_of(document(current=NEW, trial=later, earlier=(ended("promoted", rollback=True),))) == NEW.fingerprint
+
+
 def test_streams_of_the_old_version_move_after_a_promotion() -> None:
     promoted = ended("promoted")
 

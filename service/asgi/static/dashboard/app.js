@@ -296,8 +296,13 @@ function drawPlot(which, specs, rows, shares) {
   const interval = forecast.after(rows, which, series);
   const columns = [rows.map(({ at }) => at), ...linesOf(which)];
   plots[which].draw(rows.map(({ step }) => step), columns, interval, hasSecond ? linesOf("candidate") : []);
-  if (which === "outputs") text("candidate-note", hasSecond ? `dotted: the candidate, version ${release.release.candidate}` : "");
+  if (which === "outputs") text("candidate-note", hasSecond ? candidateNote(rows) : "");
   text(`${which}-note`, total > series.length ? `the first ${series.length} of ${number(total)}` : "");
+}
+
+function candidateNote(rows) {
+  const isTried = rows.some(({ candidate }) => Object.keys(candidate).length);
+  return isTried ? `dotted: the candidate, version ${release.release.candidate}` : "";
 }
 
 function renderList() {

@@ -134,7 +134,7 @@ export class ReleaseCard {
     const { steps, lost, fell_back: fellBack, non_finite: nonFinite, outputs } = compared;
     $("release-compared").hidden = !steps;
     const left = [[lost, "lost"], [fellBack, "fell back"], [nonFinite, "not finite"]].filter(([n]) => n);
-    text($("release-steps"), [`${number(steps)} timesteps compared`, ...left.map(([n, what]) => `${number(n)} ${what}`)].join(", "));
+    text($("release-steps"), [`${number(steps)} timesteps`, ...left.map(([n, what]) => `${number(n)} ${what}`)].join(", "));
     $("release-outputs").replaceChildren(
       ...Object.entries(outputs).map(([name, { max_abs: max, mean_abs: mean, p99_abs: p99, disagree }]) => {
         const row = make("tr", "");
@@ -146,7 +146,8 @@ export class ReleaseCard {
       }),
     );
     const max = Math.max(...this.#history, Number.MIN_VALUE);
-    const points = this.#history.map((mean, i) => `${(120 * i) / (HISTORY - 1)},${30 - (27 * mean) / max}`);
+    const from = HISTORY - this.#history.length;
+    const points = this.#history.map((mean, i) => `${(120 * (from + i)) / (HISTORY - 1)},${30 - (27 * mean) / max}`);
     $("release-line").setAttribute("points", points.join(" "));
     text($("release-now"), this.#history.length ? `mean difference now ${small(this.#history.at(-1))}` : "");
   }
