@@ -150,6 +150,9 @@ class BatchPipeline:
 
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
         """Load, decide, run and commit rows; return those to be attempted again."""
+        if rows[0].timestep.lifecycle in STARTS and self._may_begin_elsewhere():
+            for row in rows:
+                self._cache.drop(row.name)
         headers, states, expiry_set_at, any_loaded = await self._loader.load_records(rows, deadline)
         if any_loaded:
             if self._store.waits_for_replica:
@@ -169,6 +172,10 @@ class BatchPipeline:
                 one = ([rows[i] for i in part], headers[part], states[part], expiry_set_at[part])
             remaining += await self._run_and_commit(*one, deadline)
         return remaining
+
+    def _may_begin_elsewhere(self) -> bool:
+        """Whether a stream that begins again may do so on another model; that is decided when its record is loaded."""
+        return self._served.halves is not None or self._plans.plan(self._served.name) is not None
 
     async def _run_and_commit(
         self, rows: Sequence[QueuedStep], headers: Array, states: Array, expiry_set_at: Array, deadline: float
