@@ -12,7 +12,7 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ async def measure(url: str, folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def report(found: dict[str, Sequence[float]]) -> None:
+def report(found: Mapping[str, Sequence[float]]) -> None:
     """Print microseconds per timestep, and the ratio to the first case."""
     base = statistics.median(next(iter(found.values())))
     for name, seconds in found.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version(folds:
 def test_a_feed_steps_a_pair_in_order(folds: Fleet) -> None:
     xs = list(range(30))
     with folds.replica.feed("fold", "s") as feed:
-        answers = []
+        answers: list[dict[str, Any]] = []
         for i, x in enumerate(xs):
             if i == 10:
                 folds.put(candidate=2, mode="ramp", percent=100)

@@ -30,7 +30,7 @@ from service.engine.tenant_limits import Reservation
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
 from service.models.paired import PAIR_BYTES
 from service.releases.moves import Standing
-from service.releases.takeover import TakeOverError, VersionNotLoadedError
+from service.releases.takeover import NoTranslationError, TakeOverError, VersionNotLoadedError
 from service.store.record_arrays import read_headers
 from service.types import ENDS, STARTS
 
@@ -279,7 +279,7 @@ class BatchPipeline:
                 return True
             elif row.answered:  # it waits until the other version is loaded
                 return False
-        if row.cannot_move and (plan := self._plans.plan(served.name)) is not None:
+        if row.leaves_trial and (plan := self._plans.plan(served.name)) is not None:
             row.standing = standing.left(plan.document.revision)
         if (fingerprint := self._plans.fingerprint(served.name, standing.place)) == served.fingerprint:
             return True
@@ -295,8 +295,11 @@ class BatchPipeline:
         except VersionNotLoadedError as exc:
             row.cannot_move = not self._reroute(row, exc.fingerprint)
             return False
-        except TakeOverError:
+        except NoTranslationError:
             row.cannot_move = True
+            return False
+        except TakeOverError:
+            row.cannot_move = row.leaves_trial = True
             self._comparison.takeover_failed(self._served.name, moves[-1])
             return False
         row.standing, row.responded_before = moves[-1].standing, standing.responding
