@@ -55,7 +55,8 @@ async def step(engine: Engine, tenant: str, xs: Array, seq: int) -> None:
 
 async def measure(url: str, folder: Path) -> dict[str, list[float]]:
     """Return the CPU seconds of each round, by case."""
-    cases = {"no release": None, "release, 0 %": (0.0, "shadow"), "shadow, 10 %": (10.0, "shadow")}
+    cases: dict[str, tuple[float, str] | None] = {"no release": None, "the same again": None}
+    cases |= {"release, 0 %": (0.0, "shadow"), "shadow, 10 %": (10.0, "shadow")}
     cases |= {"shadow, 100 %": (100.0, "shadow"), "ramp, 100 %": (100.0, "ramp")}
     engines: dict[str, Engine] = {}
     for name, release in cases.items():
