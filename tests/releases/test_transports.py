@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.client import Client
 from tests.releases.fleet import NEW_FACTOR, Fleet, folded, two_folds
 from tests.servers import Server
 
@@ -136,3 +137,18 @@ def test_a_sequence_that_starts_again_begins_where_the_release_wants_new_streams
     assert kept == ("1", folded([1, 2])[-1])
     assert started == again == [("2", new[0]), ("2", new[1])]
     assert after == ("1", folded([3, 4, 5])[-1])
+
+
+def test_the_python_client_steps_through_a_release(folds: Fleet) -> None:
+    service = folds.replicas[0]
+    with Client(f"http://127.0.0.1:{service.port}") as client:
+        stream = client.model("fold").stream("s")
+        answers = [stream.step([1])]
+        folds.put(candidate=2, mode="ramp", percent=100)
+        answers += [stream.step([2]), stream.step([3])]
+        folds.end("abort")
+        answers.append(stream.step([4]))
+
+    old = folded([1, 2, 3, 4])
+    new = folded([2, 3], start=old[0], factor=NEW_FACTOR)
+    assert [int(answer.outputs["y"][0]) for answer in answers] == [old[0], *new, old[3]]
