@@ -44,6 +44,10 @@ class VersionNotLoadedError(TakeOverError):
         self.fingerprint = fingerprint
 
 
+class NoTranslationError(TakeOverError):
+    """This replica does not have the graph that translates the states; another one may."""
+
+
 class Translation:
     """The graph that computes a version's states from those of an older version.
 
@@ -191,7 +195,7 @@ class TakeOver:
             assert isinstance(new.step_model, StepModel)
             path = translation_file(new, old.version)
             if not path.is_file():
-                raise TakeOverError(f"There is no {path.name} beside version {new.version}.")
+                raise NoTranslationError(f"There is no {path.name} beside version {new.version} here.")
             try:
                 found = self._translations[key] = Translation(path, old.step_model, new.step_model)
             except ModelLoadError as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from model_export.manifest import Manifest
 from tests.graphs import Built, _s, _t, graph_from_text, manifest_of
 
 
@@ -96,7 +97,7 @@ def _sum(body: str, weights: dict[str, np.ndarray] | None = None) -> Built:
     return graph, _manifest("s", 1)
 
 
-def _manifest(state: str, size: int):
+def _manifest(state: str, size: int) -> Manifest:
     return manifest_of(
         name="fold",
         inputs=[_t("x", "int64", [1])],

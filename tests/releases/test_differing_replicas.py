@@ -37,8 +37,8 @@ def test_a_replica_that_knows_no_release_steps_a_pair_as_a_pair(redis_server: Se
 
 def test_a_replica_without_the_candidates_file_loads_its_artifact(redis_server: Server, tmp_path: Path) -> None:
     """R8: versions are compared by fingerprint."""
-    for number, factor in enumerate((OLD_FACTOR, NEW_FACTOR), 1):
-        write_model(tmp_path / "both", MODEL, lambda factor=factor: fold(factor), version=number)
+    write_model(tmp_path / "both", MODEL, lambda: fold(OLD_FACTOR), version=1)
+    write_model(tmp_path / "both", MODEL, lambda: fold(NEW_FACTOR), version=2)
     write_model(tmp_path / "old", MODEL, lambda: fold(OLD_FACTOR), version=1)
     with contextlib.ExitStack() as stack:
         both, old = (stack.enter_context(running_service(redis_server.url, tmp_path / one)) for one in ("both", "old"))

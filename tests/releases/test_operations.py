@@ -89,7 +89,7 @@ def test_a_committed_rollout_feeds_both_halves(folds: Fleet) -> None:
     after = folds.step("s", [9])
 
     fed = [new]
-    answers = []
+    answers: list[int] = []
     for _ in range(3):
         [y] = folded(fed[-1:], start=answers[-1] if answers else new, factor=NEW_FACTOR)
         answers.append(y)

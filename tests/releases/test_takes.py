@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.graphs import fold
+from tests.graphs import Built, fold
 from tests.releases.builds import seen, wide_fold, widening, widening_below
 from tests.releases.fleet import NEW_FACTOR, OLD_FACTOR, fleet, folded, wait_until
 from tests.servers import Server
 
 
-def old_fold():
+def old_fold() -> Built:
     return fold(OLD_FACTOR)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version(folds:
 def test_a_feed_steps_a_pair_in_order(folds: Fleet) -> None:
     xs = list(range(30))
     with folds.replica.feed("fold", "s") as feed:
-        answers = []
+        answers: list[dict[str, Any]] = []
         for i, x in enumerate(xs):
             if i == 10:
                 folds.put(candidate=2, mode="ramp", percent=100)
@@ -112,3 +113,26 @@ def test_watchers_receive_the_version_and_on_request_what_the_candidate_computed
     new = folded([2, 3], start=old[0], factor=NEW_FACTOR)
     assert [(event["version"], event["outputs"]["y"]) for event in events] == [(1, [old[1]]), (1, [old[2]])]
     assert [event["candidate"] for event in events] == [{"version": 2, "outputs": {"y": [y]}} for y in new]
+
+
+def test_a_sequence_that_starts_again_begins_where_the_release_wants_new_streams(folds: Fleet) -> None:
+    def infer(x: int, **parameters: object) -> tuple[str, int]:
+        body = {
+            "inputs": [{"name": "x", "shape": [1, 1], "datatype": "INT64", "data": [x]}],
+            "parameters": {"sequence_id": "s", **parameters},
+        }
+        answer = folds.replicas[0].http.post("/v2/models/fold/infer", json=body).json()
+        return answer["model_version"], answer["outputs"][0]["data"][0]
+
+    infer(1, sequence_start=True)
+    folds.put(candidate=2, mode="ramp", percent=100, existing=False)
+    kept = infer(2)
+    started = [infer(3, sequence_start=True), infer(4)]
+    again = [infer(3, sequence_start=True), infer(4)]
+    folds.end("abort")
+    after = infer(5)
+
+    new = folded([3, 4], factor=NEW_FACTOR)
+    assert kept == ("1", folded([1, 2])[-1])
+    assert started == again == [("2", new[0]), ("2", new[1])]
+    assert after == ("1", folded([3, 4, 5])[-1])

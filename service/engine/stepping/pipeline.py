@@ -30,7 +30,7 @@ from service.engine.tenant_limits import Reservation
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
 from service.models.paired import PAIR_BYTES
 from service.releases.moves import Standing
-from service.releases.takeover import TakeOverError, VersionNotLoadedError
+from service.releases.takeover import NoTranslationError, TakeOverError, VersionNotLoadedError
 from service.store.record_arrays import read_headers
 from service.types import ENDS, STARTS
 
@@ -150,6 +150,9 @@ class BatchPipeline:
 
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
         """Load, decide, run and commit rows; return those to be attempted again."""
+        if rows[0].timestep.lifecycle in STARTS and self._may_begin_elsewhere():
+            for row in rows:
+                self._cache.drop(row.name)
         headers, states, expiry_set_at, any_loaded = await self._loader.load_records(rows, deadline)
         if any_loaded:
             if self._store.waits_for_replica:
@@ -169,6 +172,10 @@ class BatchPipeline:
                 one = ([rows[i] for i in part], headers[part], states[part], expiry_set_at[part])
             remaining += await self._run_and_commit(*one, deadline)
         return remaining
+
+    def _may_begin_elsewhere(self) -> bool:
+        """Whether a stream that begins again may do so on another model; that is decided when its record is loaded."""
+        return self._served.halves is not None or self._plans.plan(self._served.name) is not None
 
     async def _run_and_commit(
         self, rows: Sequence[QueuedStep], headers: Array, states: Array, expiry_set_at: Array, deadline: float
@@ -272,7 +279,7 @@ class BatchPipeline:
                 return True
             elif row.answered:  # it waits until the other version is loaded
                 return False
-        if row.cannot_move and (plan := self._plans.plan(served.name)) is not None:
+        if row.leaves_trial and (plan := self._plans.plan(served.name)) is not None:
             row.standing = standing.left(plan.document.revision)
         if (fingerprint := self._plans.fingerprint(served.name, standing.place)) == served.fingerprint:
             return True
@@ -288,8 +295,11 @@ class BatchPipeline:
         except VersionNotLoadedError as exc:
             row.cannot_move = not self._reroute(row, exc.fingerprint)
             return False
-        except TakeOverError:
+        except NoTranslationError:
             row.cannot_move = True
+            return False
+        except TakeOverError:
+            row.cannot_move = row.leaves_trial = True
             self._comparison.takeover_failed(self._served.name, moves[-1])
             return False
         row.standing, row.responded_before = moves[-1].standing, standing.responding

@@ -46,7 +46,8 @@ class QueuedStep(Struct, eq=False, gc=False):
         source_changed: Whether its source replaces another one; set likewise.
         standing: What the new record shows of releases, if the stream is moved or begins by one.
         responded_before: If the stream is moved: fingerprint of the version that responded before.
-        cannot_move: The stream was to be moved, but its state cannot be made; it stays where it is.
+        cannot_move: The stream was to be moved, but its state cannot be made here; it stays where it is.
+        leaves_trial: Its state cannot be made anywhere, so it takes no part in the trial any more.
     """
 
     timestep: Timestep
@@ -73,6 +74,7 @@ class QueuedStep(Struct, eq=False, gc=False):
     standing: Standing | None = None
     responded_before: bytes = b""
     cannot_move: bool = False
+    leaves_trial: bool = False
 
     @property
     def applied(self) -> Timestep:
