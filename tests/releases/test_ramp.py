@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from model_export.manifest import Array
 from model_export.step_model import StepModel
@@ -138,3 +140,38 @@ def alone(model: StepModel, xs: Array) -> Array:
         outputs, states = model.step({"x": x}, states)
         rows.append(outputs["y"])
     return np.stack(rows)
+
+
+@pytest.mark.parametrize("change", ["start", "abort", "promote"])
+def test_messages_of_a_feed_keep_their_order_across_a_change(redis_server: Server, tmp_path: Path, change: str) -> None:
+    """None of them has a `seq`: one that is applied out of order changes every prediction after it."""
+    n_sent, ramp = 400, {"candidate": 2, "mode": "ramp", "percent": 100}
+    with two_folds(redis_server.url, tmp_path) as releases, releases.replica.feed(MODEL, "s") as feed:
+        if change != "start":
+            releases.put(**ramp)
+
+        def send() -> None:
+            for x in range(n_sent):
+                feed.send(json.dumps({"inputs": [x]}))
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        answers = [json.loads(feed.recv(20)) for _ in range(30)]
+        if change == "start":
+            releases.put(**ramp)
+        else:
+            releases.end(change)
+        answers += [json.loads(feed.recv(20)) for _ in range(n_sent - len(answers))]
+        sender.join()
+
+    xs = range(n_sent)
+    old, new = folded(xs), folded(xs, factor=NEW_FACTOR)
+    expected = new
+    changed = [i for i, answer in enumerate(answers) if "version" in answer]
+    if change == "start":
+        expected = [*old[: changed[0]], *folded(xs[changed[0] :], start=old[changed[0] - 1], factor=NEW_FACTOR)]
+    elif change == "abort":
+        expected = [*new[: changed[0]], *old[changed[0] :]]
+    assert [answer["step"] for answer in answers] == list(range(1, n_sent + 1))
+    assert [answer["outputs"]["y"][0] for answer in answers] == expected
+    assert len(changed) == (change != "promote")

@@ -88,6 +88,8 @@ class Batcher:
         self._stale_until = 0  # batches up to this number began by an earlier plan
         self._on_plan = on_plan
         self.others: Sequence[Batcher] = ()
+        # While there are others: streams with timesteps here that were not moved from another batcher.
+        self._submitted: set[str] = set()
         self.admission = QueueAdmission(deps.timeout / 5)
         self._loop = asyncio.get_running_loop()  # stored: before Python 3.12, each call costs a system call
 
@@ -180,6 +182,8 @@ class Batcher:
     def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], received: float) -> None:
         """Queue a bulk request as a batch; `accepts_columnar` must be true for it."""
         self._queue.reserve_all(bulk.names)
+        if self.others:
+            self._submitted.update(bulk.names)
         self._queue.enqueue_batch(BulkBatch(bulk, self._op_ids.for_bulk(bulk), received, done))
         if self._wake_threshold < math.inf:
             self._schedule()
@@ -195,18 +199,20 @@ class Batcher:
         return self._queue.holds(name)
 
     def _batcher_of(self, name: str) -> Batcher:
-        """Return the batcher of the model that has a stream's timesteps or its record, so that it runs them in order.
+        """Return the batcher to which a timestep of a stream is submitted, so that the stream's timesteps keep order.
 
-        A stream that none has is submitted here; what steps it is decided when its record is loaded.
+        If several have timesteps of it, those in one of them are moved on to another, one by one: later timesteps
+        follow those that have not been moved yet. A stream that none has is submitted to the one that has its record;
+        if there is none, what steps it is decided when the record is loaded.
         """
-        if self._queue.holds(name):
-            return self
-        for other in self.others:
-            if other.holds(name):
-                return other
-        if name in self.cache:
-            return self
-        return next((other for other in self.others if name in other.cache), self)
+        batchers = (self, *self.others)
+        holders = [batcher for batcher in batchers if batcher.holds(name)]
+        if holders:
+            chosen = next((batcher for batcher in holders if name in batcher._submitted), holders[0])
+        else:
+            chosen = next((batcher for batcher in batchers if name in batcher.cache), self)
+        chosen._submitted.add(name)
+        return chosen
 
     def fits(self, rows: int) -> bool:
         """Whether so many rows can be one batch."""
@@ -372,6 +378,8 @@ class Batcher:
                 self._drop_stale(batch, columnar, number)
             self._processed += len(batch)
             self._queue.release(map(_NAME, batch) if columnar is None else columnar.names)
+            if self._submitted:
+                self._submitted = {name for name in self._submitted if self._queue.holds(name)}
             del self._tasks[number]
             if not self._is_due_now:
                 self._reschedule()
