@@ -189,14 +189,33 @@ class Batcher:
             self._schedule()
 
     def requeue(self, queued: QueuedStep) -> None:
-        """Queue a timestep that has its op id already."""
-        self._queue.enqueue(queued)
+        """Queue a timestep that has its op id already; one that was moved here comes before younger ones."""
+        if self.others:
+            self._queue.enqueue_before(queued, _is_older)
+        else:
+            self._queue.enqueue(queued)
         if self._wake_threshold < math.inf:
             self._schedule()
 
     def holds(self, name: str) -> bool:
         """Whether a stream has a timestep that waits or runs here."""
         return self._queue.holds(name)
+
+    def _follows_older(self, row: QueuedStep) -> bool:
+        """Queue a timestep after an older one of its stream, if there is one; whether there was.
+
+        Timesteps can be in another order when they were moved between batchers by more than one change of a release.
+        """
+        waiting = self._queue.next_waiting(row.name)
+        if waiting is not None and _is_older(waiting, row):
+            self.requeue(row)
+            return True
+        for other in self.others:
+            first = other._queue.first(row.name)
+            if first is not None and _is_older(first, row):
+                other.requeue(row)
+                return True
+        return False
 
     def _batcher_of(self, name: str) -> Batcher:
         """Return the batcher to which a timestep of a stream is submitted, so that the stream's timesteps keep order.
@@ -371,15 +390,23 @@ class Batcher:
         plan = self._plans.plan(self.served.name)
         if plan is not self._plan:
             self._change_plan(plan, number)
+        names = columnar.names if columnar is not None else list(map(_NAME, batch))
+        if self.others and columnar is None:
+            batch = [row for row in batch if not self._follows_older(row)]
         try:
-            await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
+            if batch:
+                await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
         finally:
             if plan is not None or number <= self._stale_until:
                 self._drop_stale(batch, columnar, number)
             self._processed += len(batch)
-            self._queue.release(map(_NAME, batch) if columnar is None else columnar.names)
+            self._queue.release(names)
             if self._submitted:
                 self._submitted = {name for name in self._submitted if self._queue.holds(name)}
             del self._tasks[number]
             if not self._is_due_now:
                 self._reschedule()
+
+
+def _is_older(one: QueuedStep, other: QueuedStep) -> bool:
+    return one.received < other.received
