@@ -198,6 +198,7 @@ class BulkReply(Struct):
     errors: dict[str, ProblemReply] = {}
     replayed: list[int] = []
     skipped: list[int] = []
+    unknown: list[int] = []
     source_changed: list[int] = []
 
 
@@ -241,7 +242,8 @@ def bulk_results(reply: RawReply, count: int) -> list[StepResult | ClientError]:
     """
     bulk = read(reply, BulkReply)
     columns = _arrays(bulk.outputs)
-    lengths = {len(bulk.step), len(bulk.state_id), len(bulk.skipped) or count, *map(len, columns.values())}
+    lengths = {len(bulk.step), len(bulk.state_id), *map(len, columns.values())}
+    lengths |= {len(column) or count for column in (bulk.skipped, bulk.unknown)}
     if lengths != {count}:
         raise _unreadable(reply, f"its columns do not have {count} rows", "unknown")
     results: list[StepResult | ClientError] = []
@@ -250,9 +252,16 @@ def bulk_results(reply: RawReply, count: int) -> list[StepResult | ClientError]:
             results.append(bulk.errors[str(i)].error() if str(i) in bulk.errors else _unreadable(reply, "", "unknown"))
         else:
             outputs = {name: column[i] for name, column in columns.items()}
-            skipped, is_new = bulk.skipped[i] if bulk.skipped else 0, i in bulk.source_changed
             results.append(
-                StepResult(outputs, step, state_id or "", i in bulk.replayed, skipped=skipped, source_changed=is_new)
+                StepResult(
+                    outputs,
+                    step,
+                    state_id or "",
+                    i in bulk.replayed,
+                    skipped=bulk.skipped[i] if bulk.skipped else 0,
+                    unknown=bulk.unknown[i] if bulk.unknown else 0,
+                    source_changed=i in bulk.source_changed,
+                )
             )
     return results
 
