@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Self
 
 import msgspec
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
@@ -18,6 +18,7 @@ from service.client.protocol.exchange import Send
 from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest
 from service.client.results import ClientError, StepResult
+from service.client.websockets import open_async_socket
 from service.codec.formats import MSGPACK, encode, format_of_body
 
 _PROTOCOL = Subprotocol("stepwell.msgpack")
@@ -142,8 +143,8 @@ class ClientFeedConnection:
             OSError: Nothing responds.
             WebSocketException: The handshake failed; `InvalidStatus` has the response.
         """
-        socket = await connect(
-            address.url,
+        socket = await open_async_socket(
+            address,
             subprotocols=[_PROTOCOL],
             additional_headers=dict(address.headers),
             compression=None,

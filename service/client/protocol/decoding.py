@@ -202,17 +202,34 @@ class BulkReply(Struct):
     source_changed: list[int] = []
 
 
-class InputInfo(Struct):
-    """An input in a model's description."""
+class TensorInfo(Struct):
+    """An input or an output in a model's description.
+
+    Attributes:
+        name: Its name.
+        dtype: Its dtype, as NumPy names it.
+        shape: The shape of one row.
+        labels: The names of the numbers of a row, if it has any.
+        unit: Its unit, if it has one.
+    """
 
     name: str
     dtype: str
+    shape: list[int] = []
+    labels: list[str] | None = None
+    unit: str | None = None
 
 
 class ModelInfo(Struct):
-    """A model's description, as far as the client uses it."""
+    """A model's description, as far as the client uses it.
 
-    inputs: list[InputInfo]
+    Attributes:
+        inputs: Its inputs.
+        outputs: Its outputs.
+    """
+
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo] = []
 
 
 class ServiceInfo(Struct):
